@@ -1,0 +1,1 @@
+"""AEIC, the edge: a photograph in, one or two kilobytes safely kept, then sent. Never imports torch."""

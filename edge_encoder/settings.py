@@ -1,0 +1,115 @@
+"""Every dial of the edge box: its name, unit, default and bounds.
+
+Values come from the environment (`AEIC_EDGE_PORT=8080`), then from the TOML file that AEIC_EDGE_CONFIG names
+(`port = 8080`), then from the defaults here. An unknown or impossible value stops the start with a message.
+docs/edge.md holds the same table; a test compares the two.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, SecretStr, model_validator
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
+
+FullPolicy = Literal["refuse", "drop-oldest", "drop-lowest-priority"]
+ProviderChoice = Literal["auto", "cpu", "cuda", "tensorrt"]
+
+
+class EdgeSettings(BaseSettings):
+    """Settings of one edge box; construct with no arguments to read environment and file."""
+
+    model_config = SettingsConfigDict(env_prefix="AEIC_EDGE_", extra="forbid", env_ignore_empty=True)
+
+    host: str = Field("127.0.0.1", description="Address the HTTP API listens on.")
+    port: int = Field(8080, ge=0, le=65535, description="Port of the HTTP API; 0 takes a free one.")
+    source_id: str = Field(
+        default_factory=socket.gethostname,
+        min_length=1,
+        max_length=128,
+        description="Name of this box, told to the cloud; the host name by default.",
+    )
+    data_dir: Path = Field(Path("var/edge"), description="Folder of the spool; made when missing.")
+    bundle: Path | None = Field(None, description="Model bundle; by default AEIC_BUNDLE, else the one that ships.")
+
+    provider: ProviderChoice = Field(
+        "auto", description="Execution provider of the analysis; auto takes CUDA when it works, then the CPU."
+    )
+    threads: int = Field(0, ge=0, le=256, description="Threads of one encode; 0 takes every core.")
+    encode_workers: int = Field(1, ge=1, le=64, description="Pictures encoded at the same time.")
+    encode_queue_frames: int = Field(8, ge=1, le=10_000, description="Pictures that may wait; one more gets 429.")
+    max_body_bytes: int = Field(32 << 20, ge=1024, le=1 << 30, description="Largest picture file taken; larger is 413.")
+    max_pixels: int = Field(
+        8192 * 8192, ge=256, le=8192 * 8192, description="Largest picture taken, in pixels; larger is 413."
+    )
+    uploads_max_bytes: int = Field(
+        128 << 20, ge=1024, le=1 << 34, description="Bodies held in memory at once, all together; beyond is 429."
+    )
+    read_timeout_seconds: float = Field(20.0, gt=0, le=600, description="Time a client has to send headers and body.")
+    wait_max_seconds: float = Field(60.0, ge=0, le=3600, description="Longest wait that ?wait=delivered may ask for.")
+
+    spool_max_bytes: int = Field(256 << 20, ge=1 << 16, description="Cap on frames not yet acknowledged, in bytes.")
+    spool_max_age_seconds: float = Field(
+        0.0, ge=0, description="Frames older than this are dropped unsent and counted; 0 keeps them for ever."
+    )
+    spool_full_policy: FullPolicy = Field(
+        "refuse", description="At the cap: refuse the new frame (507), drop-oldest, or drop-lowest-priority."
+    )
+    history_frames: int = Field(20_000, ge=0, description="Finished frames whose state is remembered, without bytes.")
+
+    cloud_address: str = Field("127.0.0.1:9090", description="host:port of the cloud's gRPC; empty never sends.")
+    token: SecretStr | None = Field(None, description="Secret of this box, sent once per stream.")
+    tls: bool = Field(False, description="TLS to the cloud, its certificate checked.")
+    tls_ca: Path | None = Field(None, description="PEM of the authorities to trust; the system's by default.")
+    tls_cert: Path | None = Field(None, description="PEM certificate of this box, for mutual TLS.")
+    tls_key: Path | None = Field(None, description="PEM key that belongs to tls_cert.")
+    tls_server_name: str = Field("", description="Name expected in the cloud's certificate, if not the address.")
+    window_frames: int = Field(64, ge=1, le=10_000, description="Frames under way without an acknowledgement.")
+    ack_timeout_seconds: float = Field(
+        30.0, gt=0, description="No acknowledgement for this long while frames are under way: reconnect."
+    )
+    backoff_min_seconds: float = Field(0.5, gt=0, description="First pause after a broken stream.")
+    backoff_max_seconds: float = Field(60.0, gt=0, description="Longest pause; the uplink never gives up.")
+    keepalive_seconds: float = Field(60.0, ge=10, description="HTTP/2 ping on a silent stream, against half-open NAT.")
+    keepalive_timeout_seconds: float = Field(20.0, ge=1, description="A ping unanswered for this long: reconnect.")
+
+    drain_timeout_seconds: float = Field(
+        5.0, ge=0, description="After SIGTERM, time to send what is spooled; the rest is sent after the next start."
+    )
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least severe line logged.")
+    log_format: Literal["json", "text"] = Field("json", description="Log lines on stderr as JSON or for people.")
+
+    @model_validator(mode="after")
+    def _belong_together(self) -> EdgeSettings:
+        if (self.tls_cert is None) != (self.tls_key is None):
+            raise ValueError("tls_cert and tls_key belong together; set both or none")
+        if self.tls_cert is not None and not self.tls:
+            raise ValueError("tls_cert is set but tls is not; set AEIC_EDGE_TLS=1")
+        for name in ("tls_ca", "tls_cert", "tls_key"):
+            path = getattr(self, name)
+            if path is not None and not path.is_file():
+                raise ValueError(f"{name}: there is no file {path}")
+        if self.backoff_min_seconds > self.backoff_max_seconds:
+            raise ValueError("backoff_min_seconds is larger than backoff_max_seconds")
+        if self.cloud_address and ":" not in self.cloud_address:
+            raise ValueError(f"cloud_address {self.cloud_address!r} has no port; write host:port")
+        return self
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        config = os.environ.get("AEIC_EDGE_CONFIG")
+        if not config:
+            return init_settings, env_settings
+        if not Path(config).is_file():
+            raise FileNotFoundError(f"AEIC_EDGE_CONFIG names {config}, which does not exist")
+        return init_settings, env_settings, TomlConfigSettingsSource(settings_cls, config)
