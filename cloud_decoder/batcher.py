@@ -1,0 +1,102 @@
+"""Which waiting pieces go to the device together. Pure: no clock, no thread, no tensor.
+
+The device asks when it is free (:meth:`Batcher.take`); nothing is sealed before, so a lone piece never waits for
+company and a backlog always leaves in full batches. The most urgent piece picks the shape; pieces of that shape join
+it in order of urgency until the batch is full.
+
+Urgency: priority, raised by one for every ``aging_seconds`` waited (so nothing starves), then the earlier deadline,
+then the earlier arrival.
+
+A piece whose cost alone exceeds the cap goes alone: it must go some time, and waiting makes it no smaller.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Hashable, Iterable
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+K = TypeVar("K", bound=Hashable)
+
+
+@dataclass(frozen=True)
+class Piece(Generic[K]):
+    """Something the device can do in one go. Times are seconds of one monotonic clock."""
+
+    key: K
+    bucket: Hashable
+    """Only pieces of one bucket share a batch: same bundle, same latent height and width."""
+    cost: int
+    """Pixels synthesised."""
+    priority: int
+    deadline: float
+    """``math.inf`` for none."""
+    arrived: float
+
+
+class Batcher(Generic[K]):
+    """The pieces that wait, and the choice among them. ``max_cost`` in pixels, ``max_pieces`` in pieces."""
+
+    def __init__(self, *, max_cost: int, max_pieces: int, aging_seconds: float = 2.0) -> None:
+        if max_cost < 1 or max_pieces < 1 or aging_seconds <= 0:
+            raise ValueError("max_cost, max_pieces and aging_seconds must be positive")
+        self.max_cost = max_cost
+        self.max_pieces = max_pieces
+        self.aging_seconds = aging_seconds
+        self._buckets: dict[Hashable, dict[K, Piece[K]]] = {}
+        self._bucket_of: dict[K, Hashable] = {}
+
+    def __len__(self) -> int:
+        return len(self._bucket_of)
+
+    def __contains__(self, key: K) -> bool:
+        return key in self._bucket_of
+
+    @property
+    def cost(self) -> int:
+        """Pixels waiting."""
+        return sum(piece.cost for bucket in self._buckets.values() for piece in bucket.values())
+
+    def add(self, piece: Piece[K]) -> None:
+        """Let ``piece`` wait. ``ValueError`` where its key waits already."""
+        if piece.key in self._bucket_of:
+            raise ValueError(f"{piece.key!r} waits already")
+        self._bucket_of[piece.key] = piece.bucket
+        self._buckets.setdefault(piece.bucket, {})[piece.key] = piece
+
+    def discard(self, keys: Iterable[K]) -> None:
+        """Forget pieces that nobody wants any more; unknown keys are ignored."""
+        for key in keys:
+            bucket = self._bucket_of.pop(key, None)
+            if bucket is not None:
+                waiting = self._buckets[bucket]
+                del waiting[key]
+                if not waiting:
+                    del self._buckets[bucket]
+
+    def take_expired(self, now: float) -> list[Piece[K]]:
+        """Remove and return the pieces whose deadline has passed: they must not reach the device."""
+        expired = [p for bucket in self._buckets.values() for p in bucket.values() if p.deadline <= now]
+        self.discard(piece.key for piece in expired)
+        return expired
+
+    def take(self, now: float) -> list[Piece[K]]:
+        """Remove and return the best batch there is; empty only where nothing waits."""
+        if not self._bucket_of:
+            return []
+        ordered = {b: sorted(w.values(), key=lambda p: self._urgency(p, now)) for b, w in self._buckets.items()}
+        best = min(ordered.values(), key=lambda pieces: self._urgency(pieces[0], now))
+        batch = [best[0]]
+        cost = best[0].cost
+        for piece in best[1 : self.max_pieces]:
+            if cost + piece.cost > self.max_cost:
+                break
+            batch.append(piece)
+            cost += piece.cost
+        self.discard(piece.key for piece in batch)
+        return batch
+
+    def _urgency(self, piece: Piece[K], now: float) -> tuple[float, float, float]:
+        waited = max(0.0, now - piece.arrived)
+        return -(piece.priority + math.floor(waited / self.aging_seconds)), piece.deadline, piece.arrived

@@ -1,0 +1,65 @@
+"""The service's settings.
+
+Environment ``AEIC_CLOUD_*``, units in the names. docs/cloud.md has the same table; a test compares.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from pydantic import Field, SecretStr
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+
+def _default_data_dir() -> Path:
+    base = os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share"
+    return Path(base) / "aeic" / "cloud"
+
+
+class Settings(BaseSettings):
+    """Every knob, with its default. ``model_fields`` is what the docs table is tested against."""
+
+    model_config = SettingsConfigDict(env_prefix="AEIC_CLOUD_", extra="ignore")
+
+    host: str = Field("127.0.0.1", description="Address that HTTP and gRPC listen on.")
+    port: int = Field(8090, ge=0, le=65535, description="HTTP port; 0 takes a free one.")
+    grpc_port: int = Field(50051, ge=0, le=65535, description="gRPC port; 0 takes a free one.")
+    grpc_tls_cert: Path | None = Field(None, description="PEM certificate chain; with the key, gRPC speaks TLS.")
+    grpc_tls_key: Path | None = Field(None, description="PEM private key of the certificate.")
+    tokens: SecretStr = Field(
+        SecretStr(""),
+        description="Bearer tokens as `tenant:token,tenant:token`; empty lets everybody in as one tenant.",
+    )
+
+    bundle: Path | None = Field(
+        None, description="Folder of the model; empty takes `AEIC_BUNDLE`, then the one shipped."
+    )
+    device: str = Field("auto", description="`auto`, `onnx` (CPU, no torch), `cpu` or `cuda` (torch).")
+    threads: int = Field(0, ge=0, description="CPU threads of one inference; 0 takes all cores.")
+    entropy_workers: int = Field(0, ge=0, description="Frames entropy-decoded at once; 0 takes half the cores.")
+
+    data_dir: Path = Field(default_factory=_default_data_dir, description="Folder of the store and the cache.")
+    database_url: SecretStr | None = Field(None, description="SQLAlchemy URL; empty takes SQLite in the data folder.")
+    instance: str = Field("cloud", description="Name of this worker; at start its own old leases are freed.")
+    eager: str = Field("all", description="What is decoded unasked: `all`, `none`, or sources separated by commas.")
+    lease_seconds: float = Field(60.0, gt=0, description="How long a frame belongs to a worker that stopped talking.")
+    max_attempts: int = Field(3, ge=1, description="Deaths of the decoder on one frame before it goes to quarantine.")
+    retention_days: float = Field(0.0, ge=0, description="Age at which decoded frames are pruned; 0 keeps them.")
+    retention_bytes: int = Field(0, ge=0, description="Bytes of bitstreams kept, oldest decoded go first; 0 keeps all.")
+
+    cache_bytes: int = Field(2 * 2**30, ge=0, description="Bytes of reconstructions kept on disk.")
+    max_batch: int = Field(8, ge=1, description="Pictures or tiles in one batch.")
+    max_batch_pixels: int = Field(4 * 2**20, ge=1, description="Pixels in one batch.")
+    aging_seconds: float = Field(2.0, gt=0, description="Waiting this long raises a frame's priority by one.")
+    max_queue: int = Field(256, ge=1, description="Requested decodes that may wait; one more is answered 429.")
+    max_waiters: int = Field(512, ge=1, description="Long polls and event streams held open; one more is answered 429.")
+    max_wait_seconds: float = Field(60.0, ge=0, description="Upper end of `wait=` and `timeout=`.")
+
+    max_bitstream_bytes: int = Field(2**20, ge=16, description="Largest frame taken.")
+    max_pixels: int = Field(8192 * 8192, ge=256, description="Largest picture decoded.")
+    body_timeout_seconds: float = Field(10.0, gt=0, description="Time for a request body to arrive.")
+    ingest_window: int = Field(64, ge=1, le=4096, description="Unacknowledged frames allowed on one stream.")
+    max_streams: int = Field(1024, ge=1, description="gRPC calls at once.")
+    commit_frames: int = Field(256, ge=1, description="Most frames in one commit of the store.")
+    drain_seconds: float = Field(20.0, gt=0, description="Time for work in hand after SIGTERM.")
