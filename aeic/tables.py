@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -26,10 +27,80 @@ MAX_LENGTH = 1 << 14
 TAIL_WIDTH = 6.1094
 """A Gaussian row reaches this many standard deviations to each side (the normal quantile at 1 - 5e-10)."""
 
-Rows = tuple[NDArray[np.int32], NDArray[np.int32], NDArray[np.int32]]
+PackedRows = tuple[NDArray[np.int32], NDArray[np.int32], NDArray[np.int32]]
+Ints = NDArray[np.integer[Any]]
 
 
-def rows_from_pmf(pmfs: Sequence[ArrayLike], offsets: Sequence[int] | None = None) -> Rows:
+class Rows:
+    """A numbered set of rows, checked once and laid out for coding.
+
+    ``lengths``, ``offsets``, ``starts``: (n,) int64. ``freqs``, ``cums``: (sum of lengths,) int64, where entry
+    ``starts[i] + k`` is the weight of symbol k of row i, and the weight of all symbols before it.
+    """
+
+    def __init__(self, lengths: Ints, offsets: Ints, freqs: Ints) -> None:
+        """Take packed rows as the bundle stores them; ``BundleError`` if they are not rows."""
+        for part in (lengths, offsets, freqs):
+            if part.ndim != 1 or not np.issubdtype(part.dtype, np.integer):
+                raise BundleError("a frequency table is not a list of integers: export the bundle again")
+        self.lengths, self.offsets = lengths.astype(np.int64), offsets.astype(np.int64)
+        self.freqs = freqs.astype(np.int64)
+        if (
+            len(lengths) == 0
+            or len(lengths) != len(offsets)
+            or self.lengths.min() < 1
+            or self.lengths.max() > MAX_LENGTH
+        ):
+            raise BundleError(f"a frequency table needs 1..{MAX_LENGTH} entries and an offset: export the bundle again")
+        if np.abs(self.offsets).max() > MAX_LENGTH or self.lengths.sum() != len(freqs):
+            raise BundleError("the frequency tables do not fit their lengths or offsets: export the bundle again")
+        self.starts = np.cumsum(self.lengths) - self.lengths
+        if self.freqs.min() < 1 or (np.add.reduceat(self.freqs, self.starts) != TOTAL).any():
+            raise BundleError(
+                f"a frequency table does not sum to {TOTAL} with every entry 1 or more: export the bundle again"
+            )
+        self.cums = (np.cumsum(self.freqs) - self.freqs) % TOTAL  # every row ends at a multiple of TOTAL
+        self._lists: dict[int, tuple[list[int], list[int]]] = {}
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def row(self, index: int) -> slice:
+        """Where row ``index`` lies in ``freqs`` and ``cums``."""
+        return slice(int(self.starts[index]), int(self.starts[index] + self.lengths[index]))
+
+    def lists(self, index: int) -> tuple[list[int], list[int]]:
+        """``(freqs, cums)`` of one row as Python lists, kept: Python indexes a list several times faster."""
+        if index not in self._lists:
+            row = self.row(index)
+            self._lists[index] = (self.freqs[row].tolist(), self.cums[row].tolist())
+        return self._lists[index]
+
+    @cached_property
+    def lowest(self) -> NDArray[np.float32]:
+        """The least value of each row, (n,) float32 (exact)."""
+        return self.offsets.astype(np.float32)
+
+    @cached_property
+    def highest(self) -> NDArray[np.float32]:
+        """The greatest value of each row, (n,) float32 (exact)."""
+        return (self.offsets + self.lengths - 1).astype(np.float32)
+
+    def places(self, values: Ints, ids: Ints) -> NDArray[np.int64]:
+        """Where ``values[i]`` of row ``ids[i]`` stands in ``freqs``. ``ValueError`` if a value is outside its row."""
+        symbols = values - self.offsets[ids]
+        if len(symbols) and (symbols.min() < 0 or (symbols >= self.lengths[ids]).any()):
+            raise ValueError("a value lies outside its table: clip to the table's range first")
+        places: NDArray[np.int64] = self.starts[ids] + symbols
+        return places
+
+    def bits(self, values: Ints, ids: Ints) -> float:
+        """The ideal code length in bits of ``values`` (any shape) under rows ``ids``."""
+        weights = self.freqs[self.places(values.ravel(), ids.ravel())]
+        return float(PRECISION * len(weights) - np.log2(weights).sum())
+
+
+def rows_from_pmf(pmfs: Sequence[ArrayLike], offsets: Sequence[int] | None = None) -> PackedRows:
     """Quantise probabilities to rows: ``(lengths (n,), offsets (n,), freqs (sum of lengths,))``, all int32.
 
     ``pmfs[i]`` is a list of non-negative numbers, in any unit; ``offsets[i]`` the value of its first entry, by default
@@ -57,15 +128,17 @@ def _quantise(pmf: NDArray[np.float64]) -> NDArray[np.int32]:
         freqs[largest[:missing]] += 1
     else:  # the float sum overshot by a unit or two: take them from the largest entry
         freqs[np.argmax(freqs)] += missing
-    return (freqs + 1).astype(np.int32)
+    row: NDArray[np.int32] = (freqs + 1).astype(np.int32)
+    return row
 
 
 def gaussian_scales() -> NDArray[np.float64]:
     """The 64 standard deviations of the coding tables: log-spaced from 0.11 to 256. Returns (64,) float64."""
-    return np.exp(np.linspace(math.log(SCALE_MIN), math.log(SCALE_MAX), SCALE_COUNT))
+    scales: NDArray[np.float64] = np.exp(np.linspace(math.log(SCALE_MIN), math.log(SCALE_MAX), SCALE_COUNT))
+    return scales
 
 
-def gaussian_rows(min_reach: int = 4) -> Rows:
+def gaussian_rows(min_reach: int = 4) -> PackedRows:
     """The 64 rows for y: zero-mean Gaussians integrated over unit cells, symmetric about 0.
 
     A row reaches ``ceil(scale * TAIL_WIDTH)`` to each side, at least ``min_reach``: the narrowest rows would otherwise

@@ -1,0 +1,122 @@
+"""The frame: nine bytes of header, then the entropy coder's bytes. Knows nothing of what the payload means.
+
+::
+
+    byte 0       1                2 .. 5 (little-endian u32)                     6 .. 8        9 ..
+    +------+---------------+-------------------------------------------------+-------------+---------+
+    | 0xAE | version  rate | width - 1    height - 1    flags                | fingerprint | payload |
+    |      | 3 bits   5    | bits 0..12   bits 13..25   bits 26..31 (zero)   | of bundle   |         |
+    +------+---------------+-------------------------------------------------+-------------+---------+
+
+The check value costs no byte: the entropy coder carries it (docs/bitstream.md). Every limit is checked before anything
+is allocated for the frame.
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from aeic.errors import Damaged, NotABitstream, TooLarge, Truncated, UnsupportedVersion
+from aeic.profiles import LATENT_STRIDE, PICTURE_MULTIPLE
+
+MAGIC = 0xAE
+VERSION = 1
+HEADER_BYTES = 9
+MIN_SIDE, MAX_SIDE = 16, 8192
+MAX_PAYLOAD_BYTES = 1 << 20
+MAX_RATES = 32
+_HEADER = struct.Struct("<BBI3s")
+
+
+@dataclass(frozen=True)
+class FrameInfo:
+    """What the header says, for people: sizes in bytes, ``bpp`` of the whole frame."""
+
+    version: int
+    width: int
+    height: int
+    rate: int
+    fingerprint: str
+    bytes: int
+    payload_bytes: int
+    bpp: float
+
+    def as_dict(self) -> dict[str, Any]:
+        """The same as a plain dictionary, for JSON."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Frame:
+    """One coded picture. ``width`` and ``height`` in pixels, ``rate`` a rate number, ``fingerprint`` six hex digits."""
+
+    width: int
+    height: int
+    rate: int
+    fingerprint: str
+    payload: bytes
+
+    def __post_init__(self) -> None:
+        """``TooLarge`` or ``ValueError`` for numbers that the header cannot hold."""
+        for name, side in (("width", self.width), ("height", self.height)):
+            if side > MAX_SIDE:
+                raise TooLarge(f"{name} {side} is over {MAX_SIDE}: scale the picture down or cut it")
+            if side < MIN_SIDE:
+                raise ValueError(f"{name} {side} is under {MIN_SIDE}")
+        if not 0 <= self.rate < MAX_RATES or len(bytes.fromhex(self.fingerprint)) != 3:
+            raise ValueError(f"rate {self.rate} or fingerprint {self.fingerprint!r} does not fit the header")
+
+    @classmethod
+    def parse(cls, data: bytes, max_payload_bytes: int = MAX_PAYLOAD_BYTES) -> Frame:
+        """Read a frame's header; the payload is not looked into.
+
+        ``NotABitstream``, ``Truncated``, ``UnsupportedVersion``, or ``Damaged`` for a header that no encoder writes.
+        """
+        data = bytes(data)
+        if data and data[0] != MAGIC:
+            raise NotABitstream(
+                f"this starts with byte 0x{data[0]:02x}, an AEIC frame with 0x{MAGIC:02x}: give a .aeic file"
+            )
+        if len(data) <= HEADER_BYTES:
+            raise Truncated(f"{len(data)} bytes are too few for a frame: fetch it again in full")
+        _, kind, packed, fingerprint = _HEADER.unpack_from(data)
+        version, flags = kind >> 5, packed >> 26
+        if version != VERSION or flags:
+            raise UnsupportedVersion(
+                f"frame version {version}, flags {flags}: this program reads version {VERSION} without flags, update it"
+            )
+        width, height = (packed & 0x1FFF) + 1, (packed >> 13 & 0x1FFF) + 1
+        if min(width, height) < MIN_SIDE:
+            raise Damaged(f"the header says {width}x{height}, under {MIN_SIDE} a side: fetch the frame again")
+        size = len(data) - HEADER_BYTES
+        if size > max_payload_bytes:
+            raise Damaged(
+                f"{size} bytes of payload are over the limit of {max_payload_bytes}: this is no frame of ours"
+            )
+        return cls(width, height, kind & 0x1F, fingerprint.hex(), data[HEADER_BYTES:])
+
+    def to_bytes(self) -> bytes:
+        """The whole frame."""
+        packed = self.width - 1 | self.height - 1 << 13
+        return _HEADER.pack(MAGIC, VERSION << 5 | self.rate, packed, bytes.fromhex(self.fingerprint)) + self.payload
+
+    @property
+    def padded_size(self) -> tuple[int, int]:
+        """(height, width) in pixels of the padded picture: the next multiples of 64."""
+        height, width = (-(-side // PICTURE_MULTIPLE) * PICTURE_MULTIPLE for side in (self.height, self.width))
+        return height, width
+
+    @property
+    def latent_size(self) -> tuple[int, int]:
+        """(h, w) of y."""
+        height, width = self.padded_size
+        return height // LATENT_STRIDE, width // LATENT_STRIDE
+
+    @property
+    def info(self) -> FrameInfo:
+        """The header and the sizes, for people."""
+        size = HEADER_BYTES + len(self.payload)
+        bpp = 8 * size / (self.width * self.height)
+        return FrameInfo(VERSION, self.width, self.height, self.rate, self.fingerprint, size, len(self.payload), bpp)

@@ -1,0 +1,213 @@
+"""A model on disk: manifest, ONNX graphs, integer tables. Both sides load the same one.
+
+``bundle.json`` names every file with its SHA-256. The *fingerprint*, three bytes that every frame carries, is made of
+the digests of the files that define the bitstream; the *digest* of all of them, and it is what an edge tells its cloud.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from threading import Lock
+from typing import Any
+
+import numpy as np
+import onnxruntime
+from numpy.typing import NDArray
+
+from aeic.bitstream import MAX_RATES
+from aeic.errors import BundleError, RateError
+from aeic.profiles import SCALE_COUNT
+from aeic.tables import Rows
+
+FORMAT = 1
+DEFAULT_NAME = "aeic-se-nano"
+REQUIRED = (
+    "tables.npz",
+    "analysis.onnx",
+    "hyper_analysis.onnx",
+    "hyper_synthesis.onnx",
+    *(f"context_{index}.onnx" for index in range(4)),
+    "synthesis.onnx",
+)
+
+
+@dataclass(frozen=True)
+class Rate:
+    """One rate point: its number in a frame, its name, and the bits per pixel to expect of it."""
+
+    number: int
+    name: str
+    bpp: float
+
+
+@dataclass(frozen=True)
+class Tables:
+    """The contents of tables.npz. ``gains`` and ``inverse_gains`` (R, M), ``medians`` (Cz,), float32."""
+
+    y: Rows
+    z: tuple[Rows, ...]  # one set of Cz rows for each rate
+    medians: NDArray[np.float32]
+    gains: NDArray[np.float32]
+    inverse_gains: NDArray[np.float32]
+
+
+def default_bundle_path() -> Path:
+    """``AEIC_BUNDLE`` from the environment, else models/aeic-se-nano beside the sources or inside the package."""
+    named = os.environ.get("AEIC_BUNDLE")
+    if named:
+        return Path(named)
+    package = Path(__file__).resolve().parent
+    places = [parent / "models" / DEFAULT_NAME for parent in (package.parent, package)]
+    return next((place for place in places if (place / "bundle.json").is_file()), places[0])
+
+
+class Bundle:
+    """A loaded bundle. Sessions are made when first asked for, and kept; safe to share between threads."""
+
+    def __init__(self, path: Path, manifest: Mapping[str, Any], tables: Tables) -> None:
+        """Use :meth:`load`."""
+        self.path = path
+        self.manifest = manifest
+        self.tables = tables
+        self.name: str = manifest["name"]
+        self.fingerprint: str = manifest["fingerprint"]
+        self.channels: int = manifest["latent_channels"]
+        self.hyper_channels: int = manifest["hyper_channels"]
+        self.default_rate: int = manifest["default_rate"]
+        self.rates = tuple(Rate(number, str(r["name"]), float(r["bpp"])) for number, r in enumerate(manifest["rates"]))
+        self._sessions: dict[tuple[str, int], onnxruntime.InferenceSession] = {}
+        self._lock = Lock()
+
+    @classmethod
+    def load(cls, path: str | Path | None = None, verify: bool = True) -> Bundle:
+        """Read the bundle in folder ``path`` (default: :func:`default_bundle_path`).
+
+        ``verify`` compares every file with its digest. ``BundleError`` if anything is missing, altered or malformed.
+        """
+        folder = Path(path) if path is not None else default_bundle_path()
+        manifest = _read_manifest(folder)
+        if verify:
+            _verify(folder, manifest["files"])
+        return cls(folder, manifest, _read_tables(folder, manifest))
+
+    @cached_property
+    def digest(self) -> bytes:
+        """SHA-256 over the names and digests of all files: 32 bytes."""
+        return hashlib.sha256(_lines(self.manifest["files"], self.manifest["files"])).digest()
+
+    def has(self, name: str) -> bool:
+        """Whether the bundle holds the file ``name``."""
+        return name in self.manifest["files"]
+
+    def rate(self, wanted: int | str | None) -> Rate:
+        """The rate point of a number or a name; the default one for ``None``. ``RateError`` lists the known ones."""
+        if wanted is None:
+            return self.rates[self.default_rate]
+        for rate in self.rates:
+            if wanted in (rate.number, rate.name) or str(wanted) == str(rate.number):
+                return rate
+        known = ", ".join(f"{rate.number} ({rate.name}, {rate.bpp:g} bpp)" for rate in self.rates)
+        raise RateError(f"no rate point {wanted!r} in {self.name}: choose one of {known}")
+
+    def session(self, name: str, threads: int = 0) -> onnxruntime.InferenceSession:
+        """The ONNX Runtime session of a graph (``analysis`` or ``analysis.onnx``) on the CPU; 0 threads means all."""
+        file = name if name.endswith(".onnx") else f"{name}.onnx"
+        with self._lock:
+            if (file, threads) not in self._sessions:
+                if not self.has(file):
+                    raise BundleError(f"bundle {self.path} has no {file}: export it again")
+                options = onnxruntime.SessionOptions()
+                options.intra_op_num_threads = threads
+                options.log_severity_level = 3
+                try:
+                    session = onnxruntime.InferenceSession(
+                        str(self.path / file), options, providers=["CPUExecutionProvider"]
+                    )
+                except Exception as error:  # ONNX Runtime's own errors share no narrower base
+                    raise BundleError(
+                        f"{self.path / file} cannot be loaded ({error}): fetch the bundle again"
+                    ) from error
+                self._sessions[file, threads] = session
+            return self._sessions[file, threads]
+
+
+def _read_manifest(folder: Path) -> dict[str, Any]:
+    path = folder / "bundle.json"
+    try:
+        manifest = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise BundleError(f"no bundle at {folder}: give its folder, or set AEIC_BUNDLE") from None
+    except (OSError, ValueError) as error:
+        raise BundleError(f"{path} cannot be read ({error}): fetch the bundle again") from error
+    try:
+        _check_manifest(manifest)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise BundleError(f"{path} is malformed ({error!r}): export the bundle again") from error
+    return dict(manifest)
+
+
+def _check_manifest(manifest: dict[str, Any]) -> None:
+    if manifest["format"] != FORMAT:
+        raise BundleError(f"bundle format {manifest['format']}: this program reads format {FORMAT}, update it")
+    files, rates = manifest["files"], manifest["rates"]
+    missing = [name for name in REQUIRED if name not in files]
+    _require(not missing, f"files lacks {', '.join(missing)}")
+    _require(all(Path(name).name == name for name in files), "a file name holds a folder")
+    _require(1 <= len(rates) <= MAX_RATES and 0 <= manifest["default_rate"] < len(rates), "rates or default_rate")
+    _require(4 <= manifest["latent_channels"] <= 4096 and manifest["latent_channels"] % 4 == 0, "latent_channels")
+    _require(1 <= manifest["hyper_channels"] <= 4096, "hyper_channels")
+    _require(all(isinstance(rate["name"], str) and float(rate["bpp"]) > 0 for rate in rates), "rates")
+    made = hashlib.sha256(_lines(manifest["defines_bitstream"], files)).hexdigest()[:6]
+    _require(manifest["fingerprint"] == made, f"the fingerprint should be {made}")
+    _require(isinstance(manifest["name"], str), "name")
+
+
+def _require(holds: bool, what: str) -> None:
+    if not holds:
+        raise ValueError(what)
+
+
+def _lines(names: Any, files: Mapping[str, str]) -> bytes:
+    return "".join(f"{name} {files[name]}\n" for name in sorted(names)).encode()
+
+
+def _verify(folder: Path, files: Mapping[str, str]) -> None:
+    for name, wanted in files.items():
+        try:
+            with (folder / name).open("rb") as file:
+                found = hashlib.file_digest(file, "sha256").hexdigest()
+        except OSError as error:
+            raise BundleError(f"{folder / name} cannot be read ({error.strerror}): fetch the bundle again") from error
+        if found != wanted:
+            raise BundleError(f"{folder / name} was altered (its SHA-256 differs): fetch the bundle again")
+
+
+def _read_tables(folder: Path, manifest: Mapping[str, Any]) -> Tables:
+    path, rates = folder / "tables.npz", len(manifest["rates"])
+    channels, hyper_channels = manifest["latent_channels"], manifest["hyper_channels"]
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            a = {name: arrays[name] for name in arrays.files}
+        _require(a["y_lengths"].shape == (SCALE_COUNT,), f"y_lengths needs {SCALE_COUNT} rows")
+        _require(a["z_lengths"].shape == a["z_offsets"].shape == (rates, hyper_channels), "z_lengths or z_offsets")
+        y = Rows(a["y_lengths"], a["y_offsets"], a["y_freqs"])
+        ends = np.cumsum(a["z_lengths"].sum(axis=1, dtype=np.int64))
+        _require(ends[-1] == len(a["z_freqs"]), "z_freqs does not fit z_lengths")
+        z_freqs = np.split(a["z_freqs"], ends[:-1])
+        z = tuple(Rows(*parts) for parts in zip(a["z_lengths"], a["z_offsets"], z_freqs, strict=True))
+        floats = [a[name].astype(np.float32) for name in ("z_medians", "gains", "inverse_gains")]
+        _require(floats[0].shape == (hyper_channels,), "z_medians")
+        _require(floats[1].shape == floats[2].shape == (rates, channels), "gains or inverse_gains")
+        _require(all(bool(np.isfinite(part).all()) for part in floats), "numbers that are not finite")
+        _require(floats[1].min() > 0 and floats[2].min() > 0, "gains must be positive")
+    except BundleError:
+        raise
+    except Exception as error:  # numpy raises zipfile, OS, key and value errors here
+        raise BundleError(f"{path} cannot be read ({error!r}): fetch the bundle again") from error
+    return Tables(y, z, *floats)
