@@ -1,0 +1,150 @@
+"""Picture files to pixels and tensors, and back. The one file that knows Pillow.
+
+Every picture is a stranger's: only JPEG, PNG and WebP are opened, and the size is checked from the header before a
+pixel is decoded. Whatever it holds becomes 8-bit RGB, upright, over white. Colour profiles are not applied.
+
+rgb: (H, W, 3) uint8. image: (3, H, W) float32 in [-1, 1].
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import warnings
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+
+from aeic.bitstream import MAX_SIDE, MIN_SIDE
+from aeic.errors import InputError, TooLarge, Unreadable, UnsupportedFormat
+from aeic.profiles import PICTURE_MULTIPLE
+
+Pixels = NDArray[np.uint8]
+Floats = NDArray[np.float32]
+FORMATS = ("JPEG", "PNG", "WEBP")
+MAX_FILE_BYTES = 256 << 20
+_OURS = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"RIFF")
+_OTHERS = {
+    b"GIF8": "GIF",
+    b"BM": "BMP",
+    b"II*\0": "TIFF",
+    b"MM\0*": "TIFF",
+    b"\0\0\0\x0cJXL ": "JPEG XL",
+    b"\xff\x0a": "JPEG XL",
+    b"\0\0\0\x0cjP  ": "JPEG 2000",
+    b"%PDF": "PDF",
+    b"8BPS": "Photoshop",
+    b"\0\0\1\0": "ICO",
+}
+
+
+def load_picture(data: bytes | str | Path, *, max_pixels: int = MAX_SIDE * MAX_SIDE) -> Pixels:
+    """Read a picture file, from its bytes or its path, as (H, W, 3) uint8.
+
+    Turned as EXIF says; transparency is laid over white; grey, palette, CMYK and 16-bit pictures are converted.
+    ``UnsupportedFormat``, ``TooLarge`` (over ``max_pixels`` or 8192 a side), ``Unreadable``, or ``InputError`` for
+    animations and pictures under 16 a side.
+    """
+    if not isinstance(data, bytes | bytearray | memoryview):
+        data = _read_file(Path(data))
+    if not data:
+        raise Unreadable("the picture is empty (0 bytes): send the file itself")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Pillow warns of large or odd files; the limits here are our own
+        picture = _open(bytes(data), max_pixels)
+        try:
+            picture.load()
+            return _to_rgb(picture)
+        except Exception as error:  # what Pillow's readers let out of damaged data has no common base
+            raise Unreadable(f"the picture is cut short or damaged ({error}): send it again in full") from error
+
+
+def to_tensor(rgb: Pixels) -> Floats:
+    """(H, W, 3) uint8 to (1, 3, H, W) float32 in [-1, 1]: what the analysis graph takes."""
+    image = np.empty((1, 3, *rgb.shape[:2]), np.float32)
+    for channel in range(3):  # one channel at a time is a third faster than the transposed whole
+        np.multiply(rgb[:, :, channel], np.float32(1 / 127.5), out=image[0, channel])
+    image -= np.float32(1)
+    return image
+
+
+def from_tensor(image: Floats) -> Pixels:
+    """(3, H, W) float in [-1, 1] to (H, W, 3) uint8, rounded and clipped."""
+    levels = image * np.float32(127.5)
+    levels += np.float32(127.5)
+    np.clip(np.rint(levels, out=levels), 0, 255, out=levels)
+    return np.ascontiguousarray(levels.astype(np.uint8).transpose(1, 2, 0))
+
+
+def pad_picture(rgb: Pixels) -> Pixels:
+    """Reflect (H, W, 3) to the right and bottom until both sides are multiples of 64."""
+    height, width, _ = rgb.shape
+    below, right = -height % PICTURE_MULTIPLE, -width % PICTURE_MULTIPLE
+    if not below and not right:
+        return rgb
+    return np.pad(rgb, ((0, below), (0, right), (0, 0)), mode="reflect")
+
+
+def save_picture(rgb: Pixels, format: str = "png", quality: int = 90) -> bytes:
+    """The bytes of a ``png``, ``webp`` or ``jpeg`` file; ``quality`` 1..100 for the last two.
+
+    ``UnsupportedFormat`` for any other.
+    """
+    name = {"JPG": "JPEG"}.get(format.upper(), format.upper())
+    if name not in FORMATS:
+        raise UnsupportedFormat(f"pictures are not written as {format!r}: choose png, webp or jpeg")
+    options = {"compress_level": 4} if name == "PNG" else {"quality": quality}
+    file = io.BytesIO()
+    Image.fromarray(np.ascontiguousarray(rgb)).save(file, name, **options)
+    return file.getvalue()
+
+
+def _read_file(path: Path) -> bytes:
+    try:
+        size = path.stat().st_size
+        if size > MAX_FILE_BYTES:
+            raise TooLarge(f"{path} has {size} bytes, over the limit of {MAX_FILE_BYTES}: scale the picture down")
+        return path.read_bytes()
+    except OSError as error:
+        raise Unreadable(f"{path} cannot be read ({error.strerror}): check the name and its permissions") from error
+
+
+def _open(data: bytes, max_pixels: int) -> Image.Image:
+    try:
+        picture: Image.Image = Image.open(io.BytesIO(data), formats=FORMATS)
+    except Image.DecompressionBombError as error:
+        raise TooLarge(f"the picture claims far too many pixels: at most {max_pixels} are taken") from error
+    except Exception as error:
+        other = next((name for start, name in _OTHERS.items() if data.startswith(start)), None)
+        other = other or ("HEIF or AVIF" if data[4:8] == b"ftyp" else None)
+        if other:
+            raise UnsupportedFormat(f"this is {other}: send JPEG, PNG or WebP") from None
+        what = "is cut short or damaged" if data.startswith(_OURS) else "is none: no JPEG, PNG or WebP starts like it"
+        raise Unreadable(f"the picture {what}: send the file itself, in full") from error
+    width, height = picture.size
+    if width * height > max_pixels or max(width, height) > MAX_SIDE:
+        raise TooLarge(
+            f"the picture is {width}x{height}: at most {max_pixels} pixels and {MAX_SIDE} a side are taken,"
+            " scale it down"
+        )
+    if min(width, height) < MIN_SIDE:
+        raise InputError(f"the picture is {width}x{height}: both sides must have {MIN_SIDE} pixels or more")
+    if picture.format in ("PNG", "WEBP") and getattr(picture, "is_animated", False):
+        raise InputError("the picture is animated: send one frame of it")
+    return picture
+
+
+def _to_rgb(picture: Image.Image) -> Pixels:
+    with contextlib.suppress(Exception):  # a malformed EXIF block says nothing about the pixels: take them as they lie
+        picture = ImageOps.exif_transpose(picture)
+    if picture.mode.startswith("I"):  # 16-bit grey
+        levels = np.asarray(picture).astype(np.uint32)
+        grey = ((np.minimum(levels, 65535) * 255 + 32767) // 65535).astype(np.uint8)
+        return np.ascontiguousarray(np.repeat(grey[:, :, None], 3, axis=2))
+    if picture.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in picture.info:
+        picture = picture.convert("RGBA")
+        white = Image.new("RGBA", picture.size, (255, 255, 255, 255))
+        picture = Image.alpha_composite(white, picture)
+    return np.array(picture.convert("RGB"))
