@@ -1,0 +1,133 @@
+"""A spooled frame as one self-describing, checked run of bytes.
+
+    magic "AEICREC1" | length u32 | header (fixed) | source id (utf-8) | bitstream | crc32 u32 of all before
+
+The magic and the length let salvage.py find records in a file whose tables are gone; the CRC tells a flipped bit
+from a frame. Nothing here knows SQLite. The errors of the spool stand here too.
+"""
+
+from __future__ import annotations
+
+import enum
+import struct
+import uuid
+import zlib
+from dataclasses import dataclass
+
+from aeic.errors import AeicError
+
+MAGIC = b"AEICREC1"
+_LENGTH = struct.Struct("<I")
+# id, picture crc, width, height, rate, priority, created ms, captured ms, bytes of source id
+_HEADER = struct.Struct("<16sIHHBIQQB")
+_FIXED = len(MAGIC) + _LENGTH.size + _HEADER.size + 4
+MAX_RECORD_BYTES = 8 << 20
+
+
+class State(enum.IntEnum):
+    """Where a frame is. The numbers stand in the spool file, so they never change. SENDING is never on disk."""
+
+    SPOOLED = 0
+    DELIVERED = 1
+    REJECTED = 2
+    DROPPED = 3
+    SENDING = 4
+
+
+class DamagedRecord(ValueError):
+    """The bytes are not a whole record, or its CRC does not fit."""
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One frame on its way. `data` is the whole .aeic file; times are milliseconds since 1970 UTC."""
+
+    id: uuid.UUID
+    data: bytes
+    width: int
+    height: int
+    rate: int
+    priority: int = 0
+    created_ms: int = 0
+    captured_ms: int = 0
+    picture_crc: int = 0  # crc32 of the picture file it was made from, so that a reused id can be told
+    source_id: str = ""
+
+    def to_bytes(self) -> bytes:
+        """The record as it lies in the spool."""
+        source = self.source_id.encode()[:255]
+        header = _HEADER.pack(
+            self.id.bytes,
+            self.picture_crc,
+            self.width,
+            self.height,
+            self.rate,
+            self.priority,
+            self.created_ms,
+            self.captured_ms,
+            len(source),
+        )
+        length = _FIXED + len(source) + len(self.data)
+        start = MAGIC + _LENGTH.pack(length) + header + source + self.data
+        return start + _LENGTH.pack(zlib.crc32(start))
+
+    @classmethod
+    def parse(cls, raw: bytes | memoryview) -> Record:
+        """Reads the record at the start of `raw`; bytes behind it are ignored. Raises DamagedRecord."""
+        if len(raw) < _FIXED or bytes(raw[:8]) != MAGIC:
+            raise DamagedRecord("no record here")
+        (length,) = _LENGTH.unpack_from(raw, 8)
+        if not _FIXED <= length <= min(MAX_RECORD_BYTES, len(raw)):
+            raise DamagedRecord(f"record claims {length} bytes of {len(raw)}")
+        (crc,) = _LENGTH.unpack_from(raw, length - 4)
+        if zlib.crc32(raw[: length - 4]) != crc:
+            raise DamagedRecord("the check value does not fit")
+        ident, picture_crc, width, height, rate, priority, created, captured, named = _HEADER.unpack_from(raw, 12)
+        start = 12 + _HEADER.size
+        return cls(
+            id=uuid.UUID(bytes=ident),
+            data=bytes(raw[start + named : length - 4]),
+            width=width,
+            height=height,
+            rate=rate,
+            priority=priority,
+            created_ms=created,
+            captured_ms=captured,
+            picture_crc=picture_crc,
+            source_id=bytes(raw[start : start + named]).decode(errors="replace"),
+        )
+
+
+class SpoolError(AeicError):
+    """The spool cannot do this now."""
+
+    http_status = 503
+
+
+class SpoolFull(SpoolError):
+    """The cap is reached, or the disk is."""
+
+    http_status = 507
+
+
+class IdTaken(SpoolError):
+    """The id belongs to a frame made from another picture."""
+
+    http_status = 409
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """What is remembered of a frame. `size` is the bytes of the .aeic file; times are milliseconds since 1970."""
+
+    id: uuid.UUID
+    state: State
+    width: int
+    height: int
+    size: int
+    rate: int
+    priority: int
+    picture_crc: int
+    created_ms: int
+    finished_ms: int | None
+    reason: str
