@@ -1,0 +1,192 @@
+"""``aeic``: what a person types. The options stand here; the work is done in the module each command names.
+
+Exit codes: 0 ok, 1 anything else, 2 usage, 3 a picture that cannot be taken, 4 a damaged frame, 5 a model that is
+missing, altered or another one. Heavy imports happen inside the commands: ``aeic --help`` needs none of them.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from aeic import __version__
+from aeic.errors import AeicError
+from aeic_tools import report
+from aeic_tools.extras import needs
+from aeic_tools.files import UsageError
+
+PASS_ON = {"allow_extra_args": True, "ignore_unknown_options": True}
+
+app = typer.Typer(
+    name="aeic",
+    help="Photographs in one or two kilobytes: encode at the edge, decode in the cloud.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+In = Annotated[str, typer.Argument(metavar="IN", help="A file, a folder, or - for stdin.")]
+Out = Annotated[str, typer.Argument(metavar="OUT", help="A file, a folder, or - for stdout.")]
+Model = Annotated[Path | None, typer.Option("-m", "--model", help="Folder of the bundle [env: AEIC_BUNDLE].")]
+Threads = Annotated[int, typer.Option("-j", "--threads", min=0, help="CPU threads; 0 takes all.")]
+Force = Annotated[bool, typer.Option("-f", "--force", help="Overwrite what is there.")]
+Json = Annotated[bool, typer.Option("--json", help="One line of JSON for each file.")]
+Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="Say nothing but errors.")]
+
+
+@app.command()
+def encode(
+    source: In,
+    target: Out,
+    rate: Annotated[str | None, typer.Option("-r", "--rate", help="Rate point, by number or name.")] = None,
+    max_bytes: Annotated[int | None, typer.Option(min=10, help="The best rate point that fits N bytes.")] = None,
+    model: Model = None,
+    threads: Threads = 0,
+    force: Force = False,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """A picture (JPEG, PNG, WebP) into a frame of one or two kilobytes."""
+    from aeic_tools import coding
+
+    options = {"bundle": model, "threads": threads, "force": force, "as_json": json, "quiet": quiet}
+    _finish(coding.encode(source, target, rate=rate, max_bytes=max_bytes, **options))
+
+
+@app.command()
+def decode(
+    source: In,
+    target: Out,
+    picture_format: Annotated[
+        str | None, typer.Option("--format", help="png, webp or jpeg; by default the suffix of OUT, png for a pipe.")
+    ] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, or onnx (no torch).")] = "auto",
+    model: Model = None,
+    threads: Threads = 0,
+    force: Force = False,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """A frame back into a picture."""
+    from aeic_tools import coding
+
+    options = {"bundle": model, "threads": threads, "force": force, "as_json": json, "quiet": quiet}
+    _finish(coding.decode(source, target, picture_format=picture_format, device=device, **options))
+
+
+@app.command()
+def info(source: Annotated[str, typer.Argument(metavar="FILE")], model: Model = None, json: Json = False) -> None:
+    """What a frame's header says. Needs no model."""
+    from aeic_tools import coding
+
+    _finish(coding.info(source, bundle=model, as_json=json))
+
+
+@app.command()
+def latents(
+    source: Annotated[str, typer.Argument(metavar="FILE")],
+    target: Annotated[str, typer.Argument(metavar="OUT.npz")],
+    model: Model = None,
+    threads: Threads = 0,
+    force: Force = False,
+) -> None:
+    """The decoded latents as an npz, and their digest on stdout: two machines that print the same agree bit for bit."""
+    from aeic_tools import coding
+
+    _finish(coding.latents(source, target, bundle=model, threads=threads, force=force))
+
+
+@app.command(context_settings=PASS_ON, add_help_option=False)
+def edge(context: typer.Context) -> None:
+    """Run the edge service (edge-cpu). Settings: AEIC_EDGE_*, docs/edge.md."""
+    with needs("edge-cpu"):
+        from edge_encoder.__main__ import main as run
+    _finish(run(context.args))
+
+
+@app.command(context_settings=PASS_ON, add_help_option=False)
+def cloud(context: typer.Context) -> None:
+    """Run the cloud service (cloud-cpu or cloud). Settings: AEIC_CLOUD_*, docs/cloud.md."""
+    with needs("cloud-cpu"):
+        from cloud_decoder.__main__ import main as run
+    _finish(run(context.args))
+
+
+@app.command(context_settings=PASS_ON, add_help_option=False)
+def train(context: typer.Context) -> None:
+    """Train a model (train). docs/training.md."""
+    with needs("train"):
+        from aeic_train.loop import main as run
+    _finish(run(context.args))
+
+
+@app.command(context_settings=PASS_ON, add_help_option=False)
+def export(context: typer.Context) -> None:
+    """Pack a checkpoint into a bundle (train)."""
+    with needs("train"):
+        from aeic_train.export import main as run
+    _finish(run(context.args))
+
+
+bench_app = typer.Typer(help="Measure: speed of both sides, rate and distortion.", no_args_is_help=True)
+app.add_typer(bench_app, name="bench")
+
+
+@bench_app.command()
+def speed(
+    pictures: Annotated[Path, typer.Argument(help="A picture or a folder of them.")] = Path("examples"),
+    reps: Annotated[int, typer.Option("-n", "--reps", min=1, help="Timed repetitions, after one warm-up.")] = 3,
+    model: Model = None,
+    threads: Threads = 0,
+) -> None:
+    """Encode and decode times: a table, and one line of JSON last."""
+    from aeic_tools import speed as bench
+
+    _finish(bench.run(pictures, reps=reps, bundle=model, threads=threads))
+
+
+@bench_app.command(context_settings=PASS_ON, add_help_option=False)
+def rd(context: typer.Context) -> None:
+    """Rate and distortion over a folder, in CompressAI's JSON (train)."""
+    with needs("train"):
+        from aeic_train.evaluate import main as run
+    _finish(run(context.args))
+
+
+def _version(value: bool) -> None:
+    if value:
+        print(f"aeic {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    version: Annotated[bool, typer.Option("-V", "--version", callback=_version, is_eager=True)] = False,
+) -> None:
+    """Photographs in one or two kilobytes: encode at the edge, decode in the cloud."""
+
+
+def _finish(code: int | None) -> None:
+    if code:
+        raise typer.Exit(code)
+
+
+def main(run: Callable[[], Any] = app) -> None:
+    """The entry point: every error of ours becomes one line on stderr and its exit code."""
+    try:
+        run()
+    except (AeicError, UsageError) as error:
+        print(f"aeic: {error}", file=sys.stderr)
+        sys.exit(report.exit_code(error))
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,89 @@
+"""Where a command reads and writes: files, folders and pipes. Knows nothing of what the bytes mean."""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from aeic.errors import InputError
+
+PIPE = "-"
+
+
+class UsageError(Exception):
+    """The command was called in a way that cannot work. Exit code 2."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """One thing to read and one to write; each a path, or ``-`` for the pipe."""
+
+    source: str
+    target: str
+
+
+def plan(source: str, target: str, suffixes: Sequence[str], new_suffix: str) -> list[Job]:
+    """The jobs of one call: one for a file or a pipe; for a folder, one for each file in it with one of ``suffixes``.
+
+    A target that is an existing folder, or that belongs to a source folder, gets the source's name with ``new_suffix``.
+    Two sources of one stem (a.jpg, a.png) keep their old suffix as well, so that neither is lost.
+    """
+    if source == PIPE or not Path(source).is_dir():
+        if source != PIPE and target != PIPE and Path(target).is_dir():
+            target = str(Path(target) / (Path(source).stem + new_suffix))
+        return [Job(source, target)]
+    if target == PIPE:
+        raise UsageError(f"{source} is a folder and cannot go into one pipe: give a folder to write to")
+    if Path(target).exists() and not Path(target).is_dir():
+        raise UsageError(f"{source} is a folder and {target} is not: give a folder to write to")
+    found = sorted(path for path in Path(source).iterdir() if path.suffix.lower() in suffixes and path.is_file())
+    if not found:
+        raise InputError(f"no file in {source} ends in {', '.join(suffixes)}")
+    stems = [path.stem for path in found]
+    names = [path.stem if stems.count(path.stem) == 1 else path.name for path in found]
+    return [Job(str(path), str(Path(target) / (name + new_suffix))) for path, name in zip(found, names, strict=True)]
+
+
+def read(source: str) -> bytes:
+    """All bytes of a file or of stdin. ``InputError`` if there is no such file."""
+    if source == PIPE:
+        return sys.stdin.buffer.read()
+    try:
+        return Path(source).read_bytes()
+    except OSError as error:
+        raise InputError(f"cannot be read ({error.strerror or error}): check the path") from error
+
+
+def refuse_overwrite(target: str, force: bool) -> None:
+    """``UsageError`` if ``target`` exists and ``force`` was not given. To be asked before the work is done."""
+    if target != PIPE and not force and Path(target).exists():
+        raise UsageError(f"{target} exists: give -f to overwrite it")
+
+
+def write(target: str, data: bytes, force: bool) -> None:
+    """Write a file whole or not at all (a temporary file beside it, then renamed), or stdout. Makes missing folders."""
+    if target == PIPE:
+        sys.stdout.buffer.write(data)
+        sys.stdout.buffer.flush()
+        return
+    refuse_overwrite(target, force)
+    path = Path(target)
+    if path.exists() and not path.is_file():  # /dev/null and its like are written to, never replaced
+        path.write_bytes(data)
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+        umask = os.umask(0)
+        os.umask(umask)
+        os.chmod(temporary, 0o666 & ~umask)  # mkstemp makes private files; what a person asked for is not
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
