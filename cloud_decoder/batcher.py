@@ -58,6 +58,14 @@ class Batcher(Generic[K]):
         """Pixels waiting."""
         return sum(piece.cost for bucket in self._buckets.values() for piece in bucket.values())
 
+    @property
+    def full(self) -> bool:
+        """Whether some bucket could fill a batch."""
+        return any(
+            len(bucket) >= self.max_pieces or sum(piece.cost for piece in bucket.values()) >= self.max_cost
+            for bucket in self._buckets.values()
+        )
+
     def add(self, piece: Piece[K]) -> None:
         """Let ``piece`` wait. ``ValueError`` where its key waits already."""
         if piece.key in self._bucket_of:
@@ -85,8 +93,9 @@ class Batcher(Generic[K]):
         """Remove and return the best batch there is; empty only where nothing waits."""
         if not self._bucket_of:
             return []
-        ordered = {b: sorted(w.values(), key=lambda p: self._urgency(p, now)) for b, w in self._buckets.items()}
-        best = min(ordered.values(), key=lambda pieces: self._urgency(pieces[0], now))
+        waiting = (piece for bucket in self._buckets.values() for piece in bucket.values())
+        urgent = min(waiting, key=lambda piece: self._urgency(piece, now))
+        best = sorted(self._buckets[urgent.bucket].values(), key=lambda piece: self._urgency(piece, now))
         batch = [best[0]]
         cost = best[0].cost
         for piece in best[1 : self.max_pieces]:

@@ -5,26 +5,20 @@ Environment ``AEIC_CLOUD_*``, units in the names. docs/cloud.md has the same tab
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 from pydantic import Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 
-def _default_data_dir() -> Path:
-    base = os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share"
-    return Path(base) / "aeic" / "cloud"
-
-
 class Settings(BaseSettings):
     """Every knob, with its default. ``model_fields`` is what the docs table is tested against."""
 
-    model_config = SettingsConfigDict(env_prefix="AEIC_CLOUD_", extra="ignore")
+    model_config = SettingsConfigDict(env_prefix="AEIC_CLOUD_", extra="forbid", env_ignore_empty=True)
 
     host: str = Field("127.0.0.1", description="Address that HTTP and gRPC listen on.")
-    port: int = Field(8090, ge=0, le=65535, description="HTTP port; 0 takes a free one.")
-    grpc_port: int = Field(50051, ge=0, le=65535, description="gRPC port; 0 takes a free one.")
+    port: int = Field(8081, ge=0, le=65535, description="HTTP port; 0 takes a free one.")
+    grpc_port: int = Field(9090, ge=0, le=65535, description="gRPC port; 0 takes a free one.")
     grpc_tls_cert: Path | None = Field(None, description="PEM certificate chain; with the key, gRPC speaks TLS.")
     grpc_tls_key: Path | None = Field(None, description="PEM private key of the certificate.")
     tokens: SecretStr = Field(
@@ -39,7 +33,7 @@ class Settings(BaseSettings):
     threads: int = Field(0, ge=0, description="CPU threads of one inference; 0 takes all cores.")
     entropy_workers: int = Field(0, ge=0, description="Frames entropy-decoded at once; 0 takes half the cores.")
 
-    data_dir: Path = Field(default_factory=_default_data_dir, description="Folder of the store and the cache.")
+    data_dir: Path = Field(Path("var/cloud"), description="Folder of the store and the cache; made when missing.")
     database_url: SecretStr | None = Field(None, description="SQLAlchemy URL; empty takes SQLite in the data folder.")
     instance: str = Field("cloud", description="Name of this worker; at start its own old leases are freed.")
     eager: str = Field("all", description="What is decoded unasked: `all`, `none`, or sources separated by commas.")

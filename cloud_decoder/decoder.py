@@ -1,0 +1,129 @@
+"""Frames to pictures, as a library: entropy decoding on CPU threads, then the generator. Knows no store and no queue.
+
+>>> decoder = Decoder.from_bundle(path)                    # doctest: +SKIP
+>>> (picture,) = decoder.decode([frame_bytes])             # doctest: +SKIP
+"""
+
+from __future__ import annotations
+
+import os
+from collections import defaultdict
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+
+from aeic.bundle import Bundle
+from aeic.latent_codec import LatentCodec, Latents
+from aeic.profiles import LATENT_STRIDE
+from cloud_decoder.errors import DeviceOutOfMemory
+from cloud_decoder.generator import Generator, build_generator, choose_device, is_out_of_memory, release_memory
+from cloud_decoder.tiles import Floats, Mosaic, Picture, Tile
+
+MAX_BATCH = 8
+MAX_BATCH_PIXELS = 4 * 2**20
+
+
+class Decoder:
+    """The decoder of one bundle on one device. Entropy decoding may run on many threads, synthesis on one at a time."""
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        generator: Generator,
+        *,
+        device: str = "onnx",
+        threads: int = 0,
+        entropy_workers: int = 0,
+        max_batch: int = MAX_BATCH,
+        max_batch_pixels: int = MAX_BATCH_PIXELS,
+    ) -> None:
+        cores = threads or os.cpu_count() or 1
+        self.bundle = bundle
+        self.device = device
+        self.entropy_workers = entropy_workers or max(1, cores // 2)
+        self.max_batch = max_batch
+        self.max_batch_pixels = max_batch_pixels
+        self._generator = generator
+        self._codec = LatentCodec(bundle, max(1, cores // self.entropy_workers))
+
+    @classmethod
+    def from_bundle(
+        cls,
+        path: str | Path | None = None,
+        device: str = "auto",
+        threads: int = 0,
+        *,
+        entropy_workers: int = 0,
+        max_batch: int = MAX_BATCH,
+        max_batch_pixels: int = MAX_BATCH_PIXELS,
+    ) -> Decoder:
+        """The decoder of the bundle in ``path``, or of the default one. ``threads`` 0 takes all cores.
+
+        ``BundleError`` for a bundle that is missing or altered, ``ValueError`` for an unknown device.
+        """
+        bundle = Bundle.load(path)
+        chosen = choose_device(device)
+        return cls(
+            bundle,
+            build_generator(bundle, chosen, threads),
+            device=chosen,
+            threads=threads,
+            entropy_workers=entropy_workers,
+            max_batch=max_batch,
+            max_batch_pixels=max_batch_pixels,
+        )
+
+    @property
+    def shares_cpu(self) -> bool:
+        """Whether synthesis runs on the same cores as entropy decoding, so that doing both at once gains nothing."""
+        return not self.device.startswith("cuda")
+
+    def decode(self, frames: Sequence[bytes]) -> list[Picture]:
+        """Whole frames to pictures (H, W, 3) uint8, in order. ``BitstreamError`` for a frame that cannot be decoded."""
+        if len(frames) == 1 or self.entropy_workers == 1:
+            latents = [self.entropy_decode(data) for data in frames]
+        else:
+            with ThreadPoolExecutor(self.entropy_workers, "entropy") as threads:
+                latents = list(threads.map(self.entropy_decode, frames))
+        return self.synthesise(latents)
+
+    def entropy_decode(self, data: bytes) -> Latents:
+        """One whole frame to its latents; checks everything a hostile frame can claim."""
+        return self._codec.decode(data)
+
+    def synthesise(self, latents: Sequence[Latents]) -> list[Picture]:
+        """Latents to pictures (H, W, 3) uint8, in order; batched by shape, large ones in tiles."""
+        mosaics = [Mosaic(one.y_hat, one.frame) for one in latents]
+        while any(not mosaic.done for mosaic in mosaics):
+            waiting: dict[tuple[int, int], list[tuple[Mosaic, Tile]]] = defaultdict(list)
+            for mosaic in mosaics:
+                waiting[mosaic.shape] += [(mosaic, tile) for tile in mosaic.tiles()]
+            for (height, width), tiles in waiting.items():
+                size = min(self.max_batch, max(1, self.max_batch_pixels // (height * width * LATENT_STRIDE**2)))
+                for start in range(0, len(tiles), size):
+                    batch = tiles[start : start + size]
+                    for (mosaic, tile), image in zip(batch, self.run([m.cut(t) for m, t in batch]), strict=True):
+                        mosaic.put(tile, image)
+        return [mosaic.picture for mosaic in mosaics]
+
+    def run(self, latents: Sequence[Floats]) -> Floats:
+        """One batch of latents (M, h, w), all of one shape, to (N, 3, 32 h, 32 w).
+
+        ``DeviceOutOfMemory`` if too many.
+        """
+        try:
+            return self._generator(np.stack(latents))
+        except Exception as error:  # every runtime has its own class for it
+            if not is_out_of_memory(error):
+                raise
+            shape = f"{len(latents)} x {latents[0].shape}"
+            message = f"latents {shape} do not fit the memory of {self.device} ({type(error).__name__})"
+        # Outside the handler: the exception's traceback would keep the tensors alive.
+        release_memory(self.device)
+        raise DeviceOutOfMemory(message)
+
+    def warm_up(self) -> None:
+        """Run everything once on a small zero picture, so that the first frame pays for no set-up."""
+        self.run([np.zeros((self.bundle.channels, 4, 4), np.float32)])

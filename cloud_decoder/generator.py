@@ -1,0 +1,70 @@
+"""Latents to pictures: one small interface, two makers. ONNX Runtime on CPUs needs no torch; torch runs on GPUs."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from aeic.bundle import Bundle
+from cloud_decoder.errors import ServiceError
+
+DEVICES = ("auto", "onnx", "cpu", "cuda")
+
+
+class Generator(Protocol):
+    """The synthesis of one bundle, everything after entropy decoding."""
+
+    def __call__(self, y_hat: NDArray[np.float32]) -> NDArray[np.float32]:
+        """y_hat (N, M, h, w) float32, gain undone -> pictures (N, 3, 32 h, 32 w) float32, about [-1, 1]."""
+        ...
+
+
+def choose_device(wanted: str) -> str:
+    """``onnx``, ``cpu`` or ``cuda`` for what the settings ask. ``ValueError`` lists the known ones.
+
+    ``auto`` is ``cuda`` where there is a working one, else ``onnx``; torch is imported only where a driver is present.
+    """
+    if wanted not in DEVICES and not wanted.startswith("cuda:"):
+        raise ValueError(f"unknown device {wanted!r}: choose one of {', '.join(DEVICES)}")
+    if wanted != "auto":
+        return wanted
+    if not Path("/proc/driver/nvidia/version").exists() or importlib.util.find_spec("torch") is None:
+        return "onnx"
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "onnx"
+
+
+def build_generator(bundle: Bundle, device: str, threads: int) -> Generator:
+    """The generator of ``bundle`` on a device that :func:`choose_device` returned."""
+    if device == "onnx":
+        from cloud_decoder.onnx_generator import OnnxGenerator
+
+        return OnnxGenerator(bundle, threads)
+    try:
+        from aeic_nets.generator import TorchGenerator
+    except ImportError as error:
+        raise ServiceError(
+            f"device {device} needs torch ({error}): pip install 'aeic[cloud]', or take device onnx"
+        ) from error
+    made: Generator = TorchGenerator(bundle.path, device)
+    return made
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether ``error`` says that the device's memory did not suffice, in numpy's, torch's or ONNX Runtime's words."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    text = str(error).lower()
+    return any(words in text for words in ("failed to allocate memory", "out of memory", "bad_alloc"))
+
+
+def release_memory(device: str) -> None:
+    """Give cached blocks back to the device after it ran out; call with no exception in flight."""
+    if device.startswith("cuda"):
+        torch: Any = importlib.import_module("torch")
+        torch.cuda.empty_cache()
