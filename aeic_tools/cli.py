@@ -55,8 +55,8 @@ def encode(
     """A picture (JPEG, PNG, WebP) into a frame of one or two kilobytes."""
     from aeic_tools import coding
 
-    options = {"bundle": model, "threads": threads, "force": force, "as_json": json, "quiet": quiet}
-    _finish(coding.encode(source, target, rate=rate, max_bytes=max_bytes, **options))
+    options = coding.Options(model, threads, force, json, quiet)
+    _finish(coding.encode(source, target, rate, max_bytes, options))
 
 
 @app.command()
@@ -76,8 +76,8 @@ def decode(
     """A frame back into a picture."""
     from aeic_tools import coding
 
-    options = {"bundle": model, "threads": threads, "force": force, "as_json": json, "quiet": quiet}
-    _finish(coding.decode(source, target, picture_format=picture_format, device=device, **options))
+    options = coding.Options(model, threads, force, json, quiet)
+    _finish(coding.decode(source, target, picture_format, device, options))
 
 
 @app.command()
@@ -107,7 +107,7 @@ def edge(context: typer.Context) -> None:
     """Run the edge service (edge-cpu). Settings: AEIC_EDGE_*, docs/edge.md."""
     with needs("edge-cpu"):
         from edge_encoder.__main__ import main as run
-    _finish(run(context.args))
+    _pass_on(run, context.args)
 
 
 @app.command(context_settings=PASS_ON, add_help_option=False)
@@ -115,7 +115,7 @@ def cloud(context: typer.Context) -> None:
     """Run the cloud service (cloud-cpu or cloud). Settings: AEIC_CLOUD_*, docs/cloud.md."""
     with needs("cloud-cpu"):
         from cloud_decoder.__main__ import main as run
-    _finish(run(context.args))
+    _pass_on(run, context.args)
 
 
 @app.command(context_settings=PASS_ON, add_help_option=False)
@@ -123,7 +123,7 @@ def train(context: typer.Context) -> None:
     """Train a model (train). docs/training.md."""
     with needs("train"):
         from aeic_train.loop import main as run
-    _finish(run(context.args))
+    _pass_on(run, context.args)
 
 
 @app.command(context_settings=PASS_ON, add_help_option=False)
@@ -131,7 +131,7 @@ def export(context: typer.Context) -> None:
     """Pack a checkpoint into a bundle (train)."""
     with needs("train"):
         from aeic_train.export import main as run
-    _finish(run(context.args))
+    _pass_on(run, context.args)
 
 
 bench_app = typer.Typer(help="Measure: speed of both sides, rate and distortion.", no_args_is_help=True)
@@ -156,7 +156,7 @@ def rd(context: typer.Context) -> None:
     """Rate and distortion over a folder, in CompressAI's JSON (train)."""
     with needs("train"):
         from aeic_train.evaluate import main as run
-    _finish(run(context.args))
+    _pass_on(run, context.args)
 
 
 def _version(value: bool) -> None:
@@ -170,6 +170,10 @@ def root(
     version: Annotated[bool, typer.Option("-V", "--version", callback=_version, is_eager=True)] = False,
 ) -> None:
     """Photographs in one or two kilobytes: encode at the edge, decode in the cloud."""
+
+
+def _pass_on(run: Callable[[list[str]], Any], arguments: list[str]) -> None:
+    _finish(run(arguments))
 
 
 def _finish(code: int | None) -> None:

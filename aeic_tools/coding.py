@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,27 +18,27 @@ PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 FORMATS = {".png": "png", ".webp": "webp", ".jpg": "jpeg", ".jpeg": "jpeg"}
 
 
-def encode(
-    source: str,
-    target: str,
-    *,
-    rate: str | None,
-    max_bytes: int | None,
-    bundle: Path | None,
-    threads: int,
-    force: bool,
-    as_json: bool,
-    quiet: bool,
-) -> int:
+@dataclass(frozen=True)
+class Options:
+    """What encode and decode have in common: the bundle's folder, threads (0 is all), how to write, how to report."""
+
+    bundle: Path | None = None
+    threads: int = 0
+    force: bool = False
+    as_json: bool = False
+    quiet: bool = False
+
+
+def encode(source: str, target: str, rate: str | None, max_bytes: int | None, options: Options) -> int:
     """Pictures to frames. Returns the exit code."""
     jobs = files.plan(source, target, PICTURE_SUFFIXES, ".aeic")
     with needs("edge-cpu"):
         from edge_encoder.encoder import Encoder
-    encoder = Encoder.from_bundle(bundle, threads=threads)
+    encoder = Encoder.from_bundle(options.bundle, threads=options.threads)
     wanted = None if rate is None else encoder.bundle.rate(rate).number
 
     def work(job: Job) -> None:
-        files.refuse_overwrite(job.target, force)
+        files.refuse_overwrite(job.target, options.force)
         data = files.read(job.source)
         start = time.perf_counter()
         encoded = encoder.encode(data, rate=wanted, max_bytes=max_bytes)
@@ -52,24 +53,13 @@ def encode(
             "seconds": time.perf_counter() - start,
             "timings": encoded.timings,
         }
-        files.write(job.target, encoded.data, force)
-        report.say(job.target, report.size_line(job, facts), facts, as_json, quiet)
+        files.write(job.target, encoded.data, options.force)
+        report.say(job.target, report.size_line(job, facts), facts, options.as_json, options.quiet)
 
     return report.each(jobs, work)
 
 
-def decode(
-    source: str,
-    target: str,
-    *,
-    picture_format: str | None,
-    device: str,
-    bundle: Path | None,
-    threads: int,
-    force: bool,
-    as_json: bool,
-    quiet: bool,
-) -> int:
+def decode(source: str, target: str, picture_format: str | None, device: str, options: Options) -> int:
     """Frames to pictures. The format is the target's suffix, or ``picture_format``; png for a pipe or a folder."""
     suffix = f".{(picture_format or 'png').lower()}"
     jobs = files.plan(source, target, (".aeic",), suffix)
@@ -78,12 +68,12 @@ def decode(
     with needs("cloud-cpu"):
         from aeic.pixels import save_picture
         from cloud_decoder.decoder import Decoder
-    decoder = Decoder.from_bundle(bundle, device=device, threads=threads)
+    decoder = Decoder.from_bundle(options.bundle, device=device, threads=options.threads)
 
     def work(job: Job) -> None:
         from aeic.bitstream import Frame
 
-        files.refuse_overwrite(job.target, force)
+        files.refuse_overwrite(job.target, options.force)
         data = files.read(job.source)
         start = time.perf_counter()
         info = Frame.parse(data).info
@@ -99,8 +89,8 @@ def decode(
             "rate": info.rate,
             "seconds": time.perf_counter() - start,
         }
-        files.write(job.target, encoded, force)
-        report.say(job.target, report.size_line(job, facts), facts, as_json, quiet)
+        files.write(job.target, encoded, options.force)
+        report.say(job.target, report.size_line(job, facts), facts, options.as_json, options.quiet)
 
     return report.each(jobs, work)
 
