@@ -1,0 +1,39 @@
+"""The gRPC channel to the cloud: TLS, keepalive and no hidden connection shared with an earlier one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import grpc
+
+from edge_encoder.settings import EdgeSettings
+
+
+def _read(path: Path | None) -> bytes | None:
+    return None if path is None else path.read_bytes()
+
+
+def open_channel(settings: EdgeSettings) -> grpc.aio.Channel:
+    """A new channel; nothing is connected before the first call. OSError when a certificate cannot be read."""
+    options: list[tuple[str, int | str]] = [
+        ("grpc.keepalive_time_ms", int(settings.keepalive_seconds * 1000)),
+        ("grpc.keepalive_timeout_ms", int(settings.keepalive_timeout_seconds * 1000)),
+        ("grpc.keepalive_permit_without_calls", 1),
+        # By default C-core stops after two pings without data, which is just when a half-open NAT needs the third.
+        ("grpc.http2.max_pings_without_data", 0),
+        # Each try is a fresh connection whose pauses are ours (backoff.py), not the library's.
+        ("grpc.use_local_subchannel_pool", 1),
+        ("grpc.enable_retries", 0),
+        ("grpc.max_receive_message_length", 64 << 10),
+        ("grpc.primary_user_agent", "aeic-edge"),
+    ]
+    if not settings.tls:
+        return grpc.aio.insecure_channel(settings.cloud_address, options=options)
+    if settings.tls_server_name:
+        options.append(("grpc.ssl_target_name_override", settings.tls_server_name))
+    credentials = grpc.ssl_channel_credentials(
+        root_certificates=_read(settings.tls_ca),
+        private_key=_read(settings.tls_key),
+        certificate_chain=_read(settings.tls_cert),
+    )
+    return grpc.aio.secure_channel(settings.cloud_address, credentials, options=options)

@@ -1,0 +1,81 @@
+"""Every metric of the edge: name, unit and help, in one place. Base units; no frame or source ids as labels."""
+
+from __future__ import annotations
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+STAGES = ("read", "analyse", "entropy", "spool", "ship")
+# A bucket edge stands on each promise: 50 ms to answer, 250 ms to encode 768x512, 3 s to be ready.
+_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 3600.0)
+_BYTES = (256, 512, 1024, 1536, 2048, 3072, 4096, 8192, 16384, 65536, 262144)
+
+
+class Metrics:
+    """The registry and what is in it; one per service, so that tests do not meet each other's numbers."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        registry = self.registry
+        self.info = Gauge(
+            "aeic_edge_info",
+            "Always 1; the labels say what is running.",
+            ["version", "bundle", "fingerprint", "provider"],
+            registry=registry,
+        )
+        self.stage_seconds = Histogram(
+            "aeic_edge_stage_seconds",
+            "Time of one frame in one stage: read, analyse, entropy, spool (to the commit), ship (sent to acknowledged).",
+            ["stage"],
+            buckets=_SECONDS,
+            registry=registry,
+        )
+        self.request_seconds = Histogram(
+            "aeic_edge_request_seconds",
+            "Time from a POST's headers to its answer, by status.",
+            ["status"],
+            buckets=_SECONDS,
+            registry=registry,
+        )
+        self.frame_bytes = Histogram(
+            "aeic_edge_frame_bytes",
+            "Whole .aeic files made, by rate point.",
+            ["rate"],
+            buckets=_BYTES,
+            registry=registry,
+        )
+        self.picture_bytes = Counter("aeic_edge_picture_bytes_total", "Picture files taken in.", registry=registry)
+        self.queue_frames = Gauge("aeic_edge_queue_frames", "Pictures being encoded or waiting.", registry=registry)
+        self.spool_frames = Gauge("aeic_edge_spool_frames", "Frames not yet acknowledged.", registry=registry)
+        self.spool_bytes = Gauge("aeic_edge_spool_bytes", "Their bytes, as counted against the cap.", registry=registry)
+        self.spool_max_bytes = Gauge("aeic_edge_spool_max_bytes", "The cap.", registry=registry)
+        self.oldest_seconds = Gauge(
+            "aeic_edge_oldest_unacknowledged_seconds",
+            "Age of the oldest frame not acknowledged.",
+            registry=registry,
+        )
+        self.dropped = Counter(
+            "aeic_edge_dropped_total", "Frames given up, by reason: full, age, damaged.", ["reason"], registry=registry
+        )
+        self.unreadable = Gauge(
+            "aeic_edge_spool_unreadable_frames",
+            "Frames lost to damage of the spool since start.",
+            registry=registry,
+        )
+        self.acks = Counter(
+            "aeic_edge_acks_total", "Answers of the cloud: stored, duplicate, rejected.", ["status"], registry=registry
+        )
+        self.stream_bytes = Counter(
+            "aeic_edge_stream_bytes_total",
+            "gRPC messages with their 5-byte prefix, without HTTP/2, TLS and TCP; direction up or down.",
+            ["direction"],
+            registry=registry,
+        )
+        self.in_flight = Gauge("aeic_edge_in_flight_frames", "Sent and not yet acknowledged.", registry=registry)
+        self.connected = Gauge("aeic_edge_uplink_connected", "1 while the stream to the cloud is up", registry=registry)
+        self.reconnects = Counter(
+            "aeic_edge_uplink_failures_total", "Streams that ended, by cause.", ["cause"], registry=registry
+        )
+
+    def render(self) -> bytes:
+        """The text that Prometheus reads."""
+        return generate_latest(self.registry)
