@@ -1,8 +1,8 @@
-"""A complete bundle of some 70 kB with random weights, in the form of the real one: what tests use instead of a model.
+"""A complete bundle of some 100 kB with random weights, in the form of the real one: what tests use instead of a model.
 
-It averages blocks of 32 x 32 pixels, mixes the three colours into eight latents and, on the way back, un-mixes them: so a
-decoded picture is a blurred version of the original, and every file, shape and dtype is that of a trained bundle.
-Needs numpy and onnx only.
+It averages blocks of 32 x 32 pixels, mixes the three colours into eight latents and, on the way back, un-mixes them:
+so a decoded picture is a blurred version of the original, and every file, shape and dtype is that of a trained bundle.
+Its entropy graphs compute with few-bit dyadic numbers and are exact anywhere. Needs numpy and onnx only.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def write_tiny_bundle(folder: str | Path, seed: int = 0) -> Path:
     path.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(seed)
     mix = rng.normal(size=(CHANNELS, 3)).astype(np.float32) * 30
-    medians = _dyadic(rng.uniform(-0.5, 0.5, HYPER_CHANNELS))
+    medians = _dyadic(rng.uniform(-0.5, 0.5, HYPER_CHANNELS), 4)
     _write_analysis(path, mix)
     _write_hyper(path, rng, medians)
     for index in range(4):
@@ -44,9 +44,9 @@ def write_tiny_bundle(folder: str | Path, seed: int = 0) -> Path:
     return path
 
 
-def _dyadic(values: NDArray[np.float64]) -> NDArray[np.float32]:
-    """Multiples of 1/64: sums of a few products are exact in float32, so that any processor gives the same."""
-    return (np.rint(values * 64) / 64).astype(np.float32)
+def _dyadic(values: NDArray[np.float64], steps: int = 64) -> NDArray[np.float32]:
+    """Multiples of 1/steps: the entropy graphs' sums are exact in float32, so that any processor gives the same."""
+    return (np.rint(values * steps) / steps).astype(np.float32)
 
 
 def _save(path: Path, nodes: list[Any], inputs: list[Any], outputs: list[Any], **constants: NDArray[Any]) -> None:
@@ -85,7 +85,7 @@ def _write_hyper(path: Path, rng: np.random.Generator, medians: NDArray[np.float
         h.make_node("Resize", ["coarse", "", "scales"], ["base"], mode="nearest"),
     ]
     symbols, base = _tensor("z_symbols", T.INT32, HYPER_CHANNELS, "hz", "wz"), _tensor("base", T.FLOAT, CHANNELS)
-    up = _dyadic(np.linalg.pinv(down[:, :, 0, 0].astype(np.float64)))
+    up = _dyadic(np.linalg.pinv(down[:, :, 0, 0].astype(np.float64)), 16)
     scales = np.array([1, 1, 4, 4], np.float32)
     constants = {"up": up[:, :, None, None], "medians": medians[None, :, None, None], "scales": scales}
     _save(path / "hyper_synthesis.onnx", nodes, [symbols], [base], **constants)
@@ -113,7 +113,7 @@ def _write_context(path: Path, index: int, rng: np.random.Generator) -> None:
     constants = {
         "average": _dyadic(average),
         "spread": _dyadic(spread),
-        "bias": np.linspace(-5, 38, CHANNELS).astype(np.float32),
+        "bias": _dyadic(np.linspace(-5, 38, CHANNELS)),
         "sixteen": np.array(16, np.float32),
         "low": np.array(-1, np.float32),
         "high": np.array(63, np.float32),
@@ -143,7 +143,7 @@ def _write_tables(path: Path, rng: np.random.Generator, medians: NDArray[np.floa
     pmfs = [np.exp(-np.abs(np.arange(-reach, reach + 1)) / 3.0) for reach in reaches]
     z_lengths, z_offsets, z_freqs = rows_from_pmf(pmfs, [-int(reach) for reach in reaches])
     gains = np.array([[0.5], [2.0]], np.float32) * np.ones((RATES, CHANNELS), np.float32)
-    np.savez(
+    np.savez_compressed(
         path / "tables.npz",
         y_lengths=y_lengths,
         y_offsets=y_offsets,

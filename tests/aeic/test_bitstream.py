@@ -1,0 +1,63 @@
+from __future__ import annotations
+
+import contextlib
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from aeic.bitstream import HEADER_BYTES, Frame
+from aeic.errors import BitstreamError, Damaged, NotABitstream, TooLarge, Truncated, UnsupportedVersion
+
+sides = st.integers(16, 8192)
+FRAME = Frame(768, 512, 3, "a1b2c3", b"payload")
+
+
+@given(sides, sides, st.integers(0, 31), st.binary(min_size=3, max_size=3), st.binary(min_size=1, max_size=50))
+def test_round_trip(width: int, height: int, rate: int, fingerprint: bytes, payload: bytes) -> None:
+    frame = Frame(width, height, rate, fingerprint.hex(), payload)
+    data = frame.to_bytes()
+    assert len(data) == HEADER_BYTES + len(payload)
+    assert Frame.parse(data) == frame
+
+
+def test_byte_map() -> None:
+    assert FRAME.to_bytes().hex() == "ae23ffe23f00a1b2c3" + b"payload".hex()
+
+
+def test_sizes() -> None:
+    frame = Frame(769, 64, 0, "000000", b"x")
+    assert frame.padded_size == (64, 832) and frame.latent_size == (2, 26)
+    assert frame.info.bytes == 10 and frame.info.bpp == pytest.approx(80 / (769 * 64))
+    assert frame.info.as_dict()["payload_bytes"] == 1
+
+
+@given(st.binary(max_size=64))
+def test_any_bytes_give_a_frame_or_a_typed_error(data: bytes) -> None:
+    with contextlib.suppress(BitstreamError):
+        assert Frame.parse(data).to_bytes() == data
+
+
+def test_errors() -> None:
+    data = FRAME.to_bytes()
+    with pytest.raises(NotABitstream, match="0x50"):
+        Frame.parse(b"PNG is not this")
+    for size in range(HEADER_BYTES + 1):
+        with pytest.raises(Truncated):
+            Frame.parse(data[:size])
+    with pytest.raises(UnsupportedVersion, match="version 2"):
+        Frame.parse(bytes([0xAE, 2 << 5]) + data[2:])
+    with pytest.raises(UnsupportedVersion, match="flags 32"):
+        Frame.parse(data[:5] + bytes([data[5] | 0x80]) + data[6:])
+    with pytest.raises(Damaged, match="1x1"):
+        Frame.parse(data[:2] + bytes(4) + data[6:])
+    with pytest.raises(Damaged, match="limit of 3"):
+        Frame.parse(data, max_payload_bytes=3)
+
+
+def test_numbers_that_do_not_fit() -> None:
+    with pytest.raises(TooLarge):
+        Frame(8193, 16, 0, "000000", b"")
+    for width, height, rate, fingerprint in [(15, 16, 0, "000000"), (16, 16, 32, "000000"), (16, 16, 0, "0000")]:
+        with pytest.raises(ValueError, match=r"under|does not fit"):
+            Frame(width, height, rate, fingerprint, b"")
