@@ -30,11 +30,11 @@ def test_gaussian_rows() -> None:
     scales = gaussian_scales()
     assert len(rows) == 64 and scales[0] == pytest.approx(0.11) and scales[-1] == pytest.approx(256)
     assert rows.lengths[0] == 9 and rows.lengths[-1] == 3131
-    for index in (0, 13, 40, 63):
+    for index in (20, 40, 63):
         row = rows.freqs[rows.row(index)]
         assert (row == row[::-1]).sum() >= len(row) - 60  # the last units break the symmetry by 1
         values = np.arange(rows.offsets[index], rows.offsets[index] + rows.lengths[index])
-        assert (row * values**2).sum() / TOTAL == pytest.approx(scales[index] ** 2 + 1 / 12, rel=0.02, abs=0.09)
+        assert (row * values**2).sum() / TOTAL == pytest.approx(scales[index] ** 2 + 1 / 12, rel=0.01)
         assert rows.lowest[index] == -rows.highest[index]
 
 
