@@ -1,4 +1,4 @@
-"""``aeic bench speed``: how long one picture takes, image bytes to frame bytes and frame bytes to pixels, in process."""
+"""``aeic bench speed``: how long a picture takes, image bytes to frame bytes and frame bytes to pixels, in process."""
 
 from __future__ import annotations
 

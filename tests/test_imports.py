@@ -1,0 +1,40 @@
+"""Who may import whom, and what the edge never loads."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+HEAVY = ("torch", "torchvision", "diffusers", "compressai", "sqlalchemy", "aeic_nets")
+
+
+def test_import_contracts() -> None:
+    """The layers and the forbidden imports of pyproject.toml, by import-linter."""
+    command = [str(Path(sys.executable).with_name("lint-imports")), "--no-cache"]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "4 kept, 0 broken" in result.stdout, result.stdout
+
+
+@pytest.mark.parametrize(
+    "module", ["edge_encoder.service", "edge_encoder.encoder", "aeic.latent_codec", "aeic_tools.cli"]
+)
+def test_a_fresh_interpreter_stays_light(module: str) -> None:
+    """Importing the edge loads nothing heavy, even where it is installed."""
+    code = f"import sys, {module}\nprint([name for name in {HEAVY!r} if name in sys.modules])"
+    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("module", ["cloud_decoder.service", "cloud_decoder.decoder"])
+def test_the_cloud_loads_torch_only_when_asked(module: str) -> None:
+    """The CPU cloud has no torch: importing must not need it."""
+    code = f"import sys, {module}\nprint('torch' in sys.modules)"
+    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.strip() == "False"

@@ -1,0 +1,156 @@
+"""``aeic`` as a process: files, pipes, folders, the line on stderr, exit codes."""
+
+from __future__ import annotations
+
+import io
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+ROOT = Path(__file__).parent.parent.parent
+Aeic = Callable[..., subprocess.CompletedProcess[bytes]]
+
+
+@pytest.fixture(scope="module")
+def aeic(tiny_bundle: Path) -> Aeic:
+    """Runs ``aeic`` with the tiny bundle."""
+    import os
+
+    environment = {**os.environ, "AEIC_BUNDLE": str(tiny_bundle)}
+
+    def run(*arguments: object, stdin: bytes = b"", **more: str) -> subprocess.CompletedProcess[bytes]:
+        command = [sys.executable, "-m", "aeic_tools.cli", *map(str, arguments)]
+        return subprocess.run(command, cwd=ROOT, input=stdin, capture_output=True, env={**environment, **more})
+
+    return run
+
+
+@pytest.fixture
+def photo(tmp_path: Path) -> Path:
+    """A 100 x 70 JPEG with some structure."""
+    rows, columns = np.mgrid[0:70, 0:100]
+    pixels = np.stack([rows * 3, columns * 2, (rows + columns) % 256], -1).astype(np.uint8)
+    path = tmp_path / "photo.jpg"
+    Image.fromarray(pixels).save(path, quality=95)
+    return path
+
+
+def test_encode_info_decode_latents(aeic: Aeic, photo: Path, tmp_path: Path) -> None:
+    frame, picture, npz = tmp_path / "photo.aeic", tmp_path / "back.png", tmp_path / "y.npz"
+    done = aeic("encode", photo, frame)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == b""
+    line = done.stderr.decode()
+    size = frame.stat().st_size
+    assert f"100x70, {size} bytes, {8 * size / 7000:.4f} bpp" in line and line.count("\n") == 1
+
+    facts = json.loads(aeic("info", frame, "--json").stdout)
+    assert (facts["width"], facts["height"], facts["bytes"], facts["model"]) == (100, 70, size, "tiny")
+    assert "100x70" in aeic("info", frame).stdout.decode()
+
+    done = aeic("decode", frame, picture)
+    assert done.returncode == 0, done.stderr
+    with Image.open(picture) as opened:
+        assert (opened.size, opened.mode, opened.format) == ((100, 70), "RGB", "PNG")
+
+    done = aeic("latents", frame, npz)
+    assert done.returncode == 0, done.stderr
+    assert len(done.stdout.split()[0]) == 64
+    with np.load(npz) as arrays:
+        assert arrays["y_hat"].dtype == np.float32 and arrays["y_hat"].shape[1:] == (4, 4)
+        assert arrays["size"].tolist() == [70, 100]
+    assert aeic("latents", frame, "/dev/null", "-f").stdout == done.stdout
+
+
+def test_pipes(aeic: Aeic, photo: Path) -> None:
+    frame = aeic("encode", "-", "-", "-q", stdin=photo.read_bytes())
+    assert frame.returncode == 0 and frame.stderr == b"" and frame.stdout[:1] == b"\xae"
+    picture = aeic("decode", "-", "-", "--format", "webp", "--json", stdin=frame.stdout)
+    assert picture.returncode == 0
+    assert json.loads(picture.stderr)["bytes"] == len(frame.stdout)
+    with Image.open(io.BytesIO(picture.stdout)) as opened:
+        assert (opened.size, opened.format) == ((100, 70), "WEBP")
+
+
+def test_folders_and_a_bad_file_among_good_ones(aeic: Aeic, photo: Path, tmp_path: Path) -> None:
+    source, frames, back = tmp_path / "in", tmp_path / "frames", tmp_path / "back"
+    source.mkdir()
+    (source / "a.jpg").write_bytes(photo.read_bytes())
+    (source / "b.png").write_bytes(b"no picture at all")
+    (source / "c.jpg").write_bytes(photo.read_bytes())
+    done = aeic("encode", source, frames, "--json")
+    assert done.returncode == 3 and b"b.png" in done.stderr
+    assert [json.loads(line)["output"][-6:] for line in done.stdout.splitlines()] == ["a.aeic", "c.aeic"]
+    done = aeic("decode", frames, back, "--format", "jpeg", "-j", "1")
+    assert done.returncode == 0, done.stderr
+    assert sorted(path.name for path in back.iterdir()) == ["a.jpeg", "c.jpeg"]
+
+
+def test_rates(aeic: Aeic, photo: Path, tmp_path: Path) -> None:
+    for rate, number in (("r2", 1), ("0", 0)):
+        done = aeic("encode", photo, tmp_path / f"{rate}.aeic", "--rate", rate, "--json")
+        assert json.loads(done.stdout)["rate"] == number
+    done = aeic("encode", photo, tmp_path / "x.aeic", "--rate", "r9")
+    assert done.returncode == 2 and b"r1" in done.stderr
+    assert not (tmp_path / "x.aeic").exists()
+
+
+def test_nothing_is_overwritten(aeic: Aeic, photo: Path, tmp_path: Path) -> None:
+    target = tmp_path / "there.aeic"
+    target.write_bytes(b"mine")
+    done = aeic("encode", photo, target)
+    assert done.returncode == 2 and b"-f" in done.stderr and target.read_bytes() == b"mine"
+    assert aeic("encode", photo, target, "-f").returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "stdin", "code", "says"),
+    [
+        (["encode"], b"", 2, b"Missing argument"),
+        (["encode", "nowhere.jpg", "-"], b"", 3, b"nowhere.jpg"),
+        (["encode", "-", "-"], b"", 3, b"aeic: -: "),
+        (["encode", "-", "-"], b"just text", 3, b"aeic: -: "),
+        (["decode", "-", "-"], b"", 4, b"aeic: -: "),
+        (["decode", "-", "-"], b"just text", 4, b"0x6a"),
+        (["info", "-"], b"\xae\x20", 4, b"too few"),
+        (["decode", "-", "picture.tiff"], b"", 2, b"--format"),
+        (["latents", "-", "-"], bytes.fromhex("ae20fff10000000000") + b"abc", 5, b"bundle"),
+        (["encode", "-", "-", "-m", "no/such/bundle"], b"", 5, b"no bundle at"),
+    ],
+)
+def test_exit_codes(aeic: Aeic, arguments: list[str], stdin: bytes, code: int, says: bytes) -> None:
+    done = aeic(*arguments, stdin=stdin)
+    assert done.returncode == code, done.stderr
+    assert says in done.stderr and b"Traceback" not in done.stderr and done.stdout == b""
+
+
+def test_a_flipped_bit_is_exit_code_4(aeic: Aeic, photo: Path) -> None:
+    frame = bytearray(aeic("encode", photo, "-", "-q").stdout)
+    frame[12] ^= 16
+    done = aeic("decode", "-", "-", stdin=bytes(frame))
+    assert done.returncode == 4 and done.stdout == b"" and b"Traceback" not in done.stderr
+
+
+def test_a_missing_extra_is_named() -> None:
+    code = (
+        "import sys; sys.modules['onnxruntime'] = None\n"
+        "from aeic_tools.cli import main; sys.argv = ['aeic', 'encode', 'a', 'b']; main()"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True)
+    assert done.returncode == 2 and b'pip install "aeic[edge-cpu]"' in done.stderr, done.stderr
+
+
+def test_help_loads_nothing_heavy() -> None:
+    code = (
+        "import sys; from aeic_tools.cli import main; sys.argv = ['aeic', '--version']\n"
+        "try: main()\nexcept SystemExit: pass\n"
+        "print([n for n in ('numpy', 'onnxruntime', 'PIL', 'torch') if n in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout.splitlines()[-1] == "[]" and done.stdout.startswith("aeic "), done
