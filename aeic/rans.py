@@ -31,7 +31,9 @@ try:
 except ImportError:  # there is no wheel for ARM Linux, and none is needed
     constriction = None
 
-ACCELERATED: bool = constriction is not None and os.environ.get("AEIC_RANS") != "python"
+AVAILABLE: bool = constriction is not None
+"""Whether constriction can be imported here."""
+ACCELERATED: bool = AVAILABLE and os.environ.get("AEIC_RANS") != "python"
 """Whether constriction is used by default; ``AEIC_RANS=python`` in the environment says no."""
 CHECK_BITS = 24
 Ints = NDArray[np.integer[Any]]

@@ -50,7 +50,7 @@ def test_what_is_coded_comes_back_to_half_a_step(codec: LatentCodec) -> None:
         assert np.quantile(error, 0.8) <= step / 2 + 1e-6
 
 
-@pytest.mark.skipif(rans.constriction is None, reason="constriction has no wheel here")
+@pytest.mark.skipif(not rans.AVAILABLE, reason="constriction has no wheel here")
 def test_accelerated_or_not_is_the_same(codec: LatentCodec, monkeypatch: pytest.MonkeyPatch) -> None:
     y = some_latents(300, 200)
     found = []
