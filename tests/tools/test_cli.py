@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -13,15 +14,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from aeic.bitstream import Frame
+
 ROOT = Path(__file__).parent.parent.parent
+FOREIGN = Frame(100, 70, 0, "000000", b"abc").to_bytes()  # of a bundle that is nowhere
 Aeic = Callable[..., subprocess.CompletedProcess[bytes]]
 
 
 @pytest.fixture(scope="module")
 def aeic(tiny_bundle: Path) -> Aeic:
     """Runs ``aeic`` with the tiny bundle."""
-    import os
-
     environment = {**os.environ, "AEIC_BUNDLE": str(tiny_bundle)}
 
     def run(*arguments: object, stdin: bytes = b"", **more: str) -> subprocess.CompletedProcess[bytes]:
@@ -120,7 +122,7 @@ def test_nothing_is_overwritten(aeic: Aeic, photo: Path, tmp_path: Path) -> None
         (["decode", "-", "-"], b"just text", 4, b"0x6a"),
         (["info", "-"], b"\xae\x20", 4, b"too few"),
         (["decode", "-", "picture.tiff"], b"", 2, b"--format"),
-        (["latents", "-", "-"], bytes.fromhex("ae20fff10000000000") + b"abc", 5, b"bundle"),
+        (["latents", "-", "-"], FOREIGN, 5, b"bundle that made it"),
         (["encode", "-", "-", "-m", "no/such/bundle"], b"", 5, b"no bundle at"),
     ],
 )
