@@ -18,7 +18,7 @@ import struct
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from aeic.errors import Damaged, NotABitstream, TooLarge, Truncated, UnsupportedVersion
+from aeic.errors import BitstreamError, Damaged, NotABitstream, TooLarge, Truncated, UnsupportedVersion
 from aeic.profiles import LATENT_STRIDE, PICTURE_MULTIPLE
 
 MAGIC = 0xAE
@@ -69,10 +69,13 @@ class Frame:
             raise ValueError(f"rate {self.rate} or fingerprint {self.fingerprint!r} does not fit the header")
 
     @classmethod
-    def parse(cls, data: bytes, max_payload_bytes: int = MAX_PAYLOAD_BYTES) -> Frame:
+    def parse(
+        cls, data: bytes, max_payload_bytes: int = MAX_PAYLOAD_BYTES, max_pixels: int = MAX_SIDE * MAX_SIDE
+    ) -> Frame:
         """Read a frame's header; the payload is not looked into.
 
-        ``NotABitstream``, ``Truncated``, ``UnsupportedVersion``, or ``Damaged`` for a header that no encoder writes.
+        ``NotABitstream``, ``Truncated``, ``UnsupportedVersion``, or ``Damaged`` for a header that no encoder writes;
+        ``BitstreamError`` itself for a picture of more than ``max_pixels``.
         """
         data = bytes(data)
         if data and data[0] != MAGIC:
@@ -90,6 +93,10 @@ class Frame:
         width, height = (packed & 0x1FFF) + 1, (packed >> 13 & 0x1FFF) + 1
         if min(width, height) < MIN_SIDE:
             raise Damaged(f"the header says {width}x{height}, under {MIN_SIDE} a side: fetch the frame again")
+        if width * height > max_pixels:
+            raise BitstreamError(
+                f"the frame is {width}x{height}: this decoder takes at most {max_pixels} pixels, raise it"
+            )
         size = len(data) - HEADER_BYTES
         if size > max_payload_bytes:
             raise Damaged(

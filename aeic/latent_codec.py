@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from aeic import rans
-from aeic.bitstream import Frame
+from aeic.bitstream import MAX_SIDE, Frame
 from aeic.bundle import Bundle
 from aeic.context import EntropyModel, Symbols
 from aeic.errors import BundleError, Damaged, WrongModel
@@ -30,10 +30,14 @@ class Latents:
 
 
 class LatentCodec:
-    """The codec of one bundle. ``threads`` for its graphs, 0 for all cores; safe to share between threads."""
+    """The codec of one bundle. ``threads`` for its graphs, 0 for all cores; safe to share between threads.
 
-    def __init__(self, bundle: Bundle, threads: int = 0) -> None:
+    ``max_pixels`` bounds what a frame may ask of :meth:`decode`.
+    """
+
+    def __init__(self, bundle: Bundle, threads: int = 0, max_pixels: int = MAX_SIDE * MAX_SIDE) -> None:
         self.bundle = bundle
+        self.max_pixels = max_pixels
         self._model = EntropyModel(bundle, threads)
 
     def encode(self, y: Floats, rate: int, width: int, height: int) -> bytes:
@@ -72,9 +76,9 @@ class LatentCodec:
     def decode(self, data: bytes) -> Latents:
         """Decode a whole frame of any origin. ``BitstreamError`` in one of its kinds if it is not one of this bundle's.
 
-        Costs what a frame of its stated size costs: a caller with less room refuses by ``Frame.parse`` beforehand.
+        Costs what a frame of the size in its header costs, whatever its payload: ``max_pixels`` is the bound.
         """
-        frame = Frame.parse(data)
+        frame = Frame.parse(data, max_pixels=self.max_pixels)
         tables = self.bundle.tables
         if frame.fingerprint != self.bundle.fingerprint:
             raise WrongModel(

@@ -53,6 +53,9 @@ def test_errors() -> None:
         Frame.parse(data[:2] + bytes(4) + data[6:])
     with pytest.raises(Damaged, match="limit of 3"):
         Frame.parse(data, max_payload_bytes=3)
+    with pytest.raises(BitstreamError, match="768x512"):
+        Frame.parse(data, max_pixels=768 * 512 - 1)
+    assert Frame.parse(data, max_pixels=768 * 512) == FRAME
 
 
 def test_numbers_that_do_not_fit() -> None:
