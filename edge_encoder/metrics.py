@@ -24,7 +24,7 @@ class Metrics:
         )
         self.stage_seconds = Histogram(
             "aeic_edge_stage_seconds",
-            "Time of one frame in one stage: read, analyse, entropy, spool (to the commit), ship (sent to acknowledged).",
+            "Time of one frame in one stage: read, analyse, entropy, spool (to commit), ship (sent to acknowledged).",
             ["stage"],
             buckets=_SECONDS,
             registry=registry,

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import socket
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
@@ -113,3 +114,9 @@ class EdgeSettings(BaseSettings):
         if not Path(config).is_file():
             raise FileNotFoundError(f"AEIC_EDGE_CONFIG names {config}, which does not exist")
         return init_settings, env_settings, TomlConfigSettingsSource(settings_cls, config)
+
+
+def unknown_variables(environment: Mapping[str, str]) -> list[str]:
+    """Variables that look like ours and are not, so that a misspelt one is told and not silently ignored."""
+    known = {"AEIC_EDGE_" + name.upper() for name in EdgeSettings.model_fields} | {"AEIC_EDGE_CONFIG"}
+    return sorted(name for name in environment if name.upper().startswith("AEIC_EDGE_") and name.upper() not in known)

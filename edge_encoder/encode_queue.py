@@ -1,0 +1,70 @@
+"""A short, bounded line in front of the encoder: a place in it, or an answer at once when to come again."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+from aeic.errors import AeicError
+
+T = TypeVar("T")
+
+
+class Busy(AeicError):
+    """No place is free; `retry_after_seconds` is when one should be."""
+
+    http_status = 429
+
+    def __init__(self, message: str, retry_after_seconds: int) -> None:
+        super().__init__(message)
+        self.retry_after_seconds = retry_after_seconds
+
+
+class EncodeQueue:
+    """At most `workers` jobs at a time in threads of their own, at most `waiting` more in line."""
+
+    def __init__(self, workers: int, waiting: int) -> None:
+        self.pending = 0
+        self._workers = workers
+        self._limit = workers + waiting
+        self._seconds = 0.2  # smoothed time of one job
+        self._pool = ThreadPoolExecutor(workers, thread_name_prefix="encode")
+
+    def check(self) -> None:
+        """Raises Busy if run() would."""
+        if self.pending >= self._limit:
+            seconds = max(1, math.ceil(self.pending * self._seconds / self._workers))
+            raise Busy(
+                f"{self.pending} pictures are being encoded or wait; come again in {seconds} s,"
+                " or raise AEIC_EDGE_ENCODE_QUEUE_FRAMES",
+                seconds,
+            )
+
+    async def run(self, job: Callable[[], T]) -> T:
+        """The job's result, from a worker's thread. Raises Busy without waiting when the line is full."""
+        self.check()
+        self.pending += 1
+        future = asyncio.get_running_loop().run_in_executor(self._pool, self._timed, job)
+        # Counted until it is really done: a client that hung up does not make its picture cheaper.
+        future.add_done_callback(self._done)
+        return await asyncio.shield(future)
+
+    def _timed(self, job: Callable[[], T]) -> T:
+        begin = time.monotonic()
+        try:
+            return job()
+        finally:
+            self._seconds += 0.1 * (time.monotonic() - begin - self._seconds)
+
+    def _done(self, future: asyncio.Future[T]) -> None:
+        self.pending -= 1
+        if not future.cancelled():
+            future.exception()  # fetched, so that an abandoned failure is not reported as forgotten
+
+    async def close(self) -> None:
+        """Waits for the jobs in line."""
+        await asyncio.to_thread(self._pool.shutdown)

@@ -1,0 +1,113 @@
+"""Which ONNX Runtime execution provider runs the analysis, and whether it really does.
+
+A list of "available" providers proves nothing: a missing CUDA library only logs a line and leaves a CPU session. So
+the session is made, asked what it got, and its answer to a known picture is compared with the CPU's. Only the
+analysis may run on a GPU; what steers the entropy coder runs on the CPU on both sides (docs/determinism.md).
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import logging
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+from numpy.typing import NDArray
+
+from aeic.errors import BundleError
+from edge_encoder.settings import ProviderChoice
+
+log = logging.getLogger("aeic.edge.provider")
+
+_CPU = "CPUExecutionProvider"
+_CUDA = "CUDAExecutionProvider"
+_TENSORRT = "TensorrtExecutionProvider"
+_CUDA_OPTIONS = {
+    # EXHAUSTIVE costs over half a second for every new size, DEFAULT may pick a path fifty times slower.
+    "cudnn_conv_algo_search": "HEURISTIC",
+    "arena_extend_strategy": "kSameAsRequested",
+    "gpu_mem_limit": str(1 << 30),
+    "use_tf32": "0",
+}
+_WANTED: dict[str, list[Any]] = {
+    "tensorrt": [_TENSORRT, (_CUDA, _CUDA_OPTIONS), _CPU],
+    "cuda": [(_CUDA, _CUDA_OPTIONS), _CPU],
+}
+# y is rounded to integers after a gain; an error this small moves few of them, and only the encoder's own choice.
+_TOLERANCE = 0.02
+
+
+def open_session(path: Path, choice: ProviderChoice, threads: int) -> tuple[onnxruntime.InferenceSession, str]:
+    """The session of the graph at `path`, and the name of the provider that it really uses.
+
+    `auto` takes CUDA when it is there and passes the known-answer test, else the CPU. A provider asked for by name
+    and not got is a BundleError that says what is missing.
+    """
+    _refuse_two_runtimes()
+    cpu = _session(path, [_CPU], threads)
+    if choice == "cpu" or (choice == "auto" and _CUDA not in onnxruntime.get_available_providers()):
+        return cpu, _CPU
+    wanted = "cuda" if choice == "auto" else choice
+    first = _TENSORRT if wanted == "tensorrt" else _CUDA
+    try:
+        if hasattr(onnxruntime, "preload_dlls"):
+            onnxruntime.preload_dlls()
+        session = _session(path, _WANTED[wanted], threads)
+        if session.get_providers()[0] != first:
+            raise BundleError(f"ONNX Runtime gave {session.get_providers()[0]} instead of {first}")
+        _known_answer(session, cpu)
+    except Exception as error:
+        if choice == "auto":
+            log.warning("analysis runs on the CPU: %s", error)
+            return cpu, _CPU
+        raise BundleError(
+            f"provider {choice} does not work here ({error}); install the edge-gpu extra with its CUDA libraries,"
+            " or set AEIC_EDGE_PROVIDER=cpu"
+        ) from error
+    return session, first
+
+
+def _session(path: Path, providers: list[Any], threads: int) -> onnxruntime.InferenceSession:
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 3
+    # The arena keeps the largest picture's memory for ever; a box that sees one large frame a day wants it back.
+    options.enable_cpu_mem_arena = False
+    try:
+        session = onnxruntime.InferenceSession(str(path), options, providers=providers)
+    except Exception as error:  # ONNX Runtime's own errors share no narrower base
+        raise BundleError(f"{path.name} cannot be loaded ({error}): fetch the bundle again") from error
+    session.disable_fallback()
+    return session
+
+
+def _known_answer(session: onnxruntime.InferenceSession, cpu: onnxruntime.InferenceSession) -> None:
+    rng = np.random.default_rng(7)
+    image = rng.uniform(-1, 1, (1, 3, 128, 192)).astype(np.float32)
+    got, want = (_run(each, image) for each in (session, cpu))
+    scale = float(np.abs(want).max()) or 1.0
+    worst = float(np.abs(got - want).max()) / scale
+    if not worst <= _TOLERANCE:
+        raise BundleError(f"its answer to a known picture is off by {worst:.3g} of the largest value")
+
+
+def _run(session: onnxruntime.InferenceSession, image: NDArray[np.float32]) -> NDArray[np.float32]:
+    result: NDArray[np.float32] = session.run(None, {session.get_inputs()[0].name: image})[0]
+    return result
+
+
+def _refuse_two_runtimes() -> None:
+    installed = []
+    for name in ("onnxruntime", "onnxruntime-gpu"):
+        try:
+            importlib.metadata.version(name)
+            installed.append(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    if len(installed) > 1:
+        raise BundleError(
+            "onnxruntime and onnxruntime-gpu are both installed and overwrite each other's files;"
+            " uninstall both, then install the edge-cpu or the edge-gpu extra"
+        )
