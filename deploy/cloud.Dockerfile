@@ -1,0 +1,36 @@
+# The cloud: ONNX Runtime on the CPU, about 400 MB; with EXTRA=cloud torch and its CUDA wheels, several GB.
+#   docker build -f deploy/cloud.Dockerfile -t aeic-cloud .
+#   docker build -f deploy/cloud.Dockerfile --build-arg EXTRA=cloud -t aeic-cloud-gpu .
+# A slim base in both cases: torch's wheels bring their own CUDA libraries. Triton needs gcc at run time, hence the
+# optional packages.
+FROM python:3.12-slim AS build
+ARG EXTRA=cloud-cpu
+WORKDIR /src
+COPY pyproject.toml constraints.txt hatch_build.py README.md LICENSE ./
+RUN python -m venv /opt/aeic
+COPY aeic aeic
+COPY edge_encoder edge_encoder
+COPY cloud_decoder cloud_decoder
+COPY aeic_nets aeic_nets
+COPY aeic_train aeic_train
+COPY aeic_tools aeic_tools
+COPY models models
+RUN /opt/aeic/bin/pip install --no-cache-dir -c constraints.txt ".[${EXTRA}]"
+
+FROM python:3.12-slim
+ARG EXTRA=cloud-cpu
+RUN if [ "$EXTRA" = cloud ]; then \
+      apt-get update && apt-get install -y --no-install-recommends gcc libc6-dev && rm -rf /var/lib/apt/lists/*; \
+    fi
+RUN useradd --uid 10001 --create-home aeic && install -d -o aeic /var/lib/aeic
+COPY --from=build /opt/aeic /opt/aeic
+USER 10001
+ENV PATH=/opt/aeic/bin:$PATH PYTHONUNBUFFERED=1 \
+    AEIC_CLOUD_HOST=0.0.0.0 AEIC_CLOUD_PORT=8090 AEIC_CLOUD_GRPC_PORT=50051 AEIC_CLOUD_DATA_DIR=/var/lib/aeic \
+    HF_HUB_OFFLINE=1
+VOLUME /var/lib/aeic
+EXPOSE 8090 50051
+HEALTHCHECK --interval=10s --timeout=3s --start-period=60s \
+    CMD ["python", "-c", "import urllib.request as r; r.urlopen('http://127.0.0.1:8090/healthz', timeout=2)"]
+STOPSIGNAL SIGTERM
+CMD ["python", "-m", "cloud_decoder"]

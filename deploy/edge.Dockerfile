@@ -1,0 +1,29 @@
+# The edge: ONNX Runtime on the CPU, no torch; about 350 MB.
+#   docker build -f deploy/edge.Dockerfile -t aeic-edge .
+# RUNTIME=edge-gpu takes onnxruntime-gpu instead (x86-64, CUDA 13 driver on the host).
+FROM python:3.12-slim AS build
+ARG RUNTIME=edge-cpu
+WORKDIR /src
+COPY pyproject.toml constraints.txt hatch_build.py README.md LICENSE ./
+RUN python -m venv /opt/aeic
+COPY aeic aeic
+COPY edge_encoder edge_encoder
+COPY cloud_decoder cloud_decoder
+COPY aeic_nets aeic_nets
+COPY aeic_train aeic_train
+COPY aeic_tools aeic_tools
+COPY models models
+RUN /opt/aeic/bin/pip install --no-cache-dir -c constraints.txt ".[${RUNTIME}]"
+
+FROM python:3.12-slim
+RUN useradd --uid 10001 --create-home aeic && install -d -o aeic /var/lib/aeic
+COPY --from=build /opt/aeic /opt/aeic
+USER 10001
+ENV PATH=/opt/aeic/bin:$PATH PYTHONUNBUFFERED=1 \
+    AEIC_EDGE_HOST=0.0.0.0 AEIC_EDGE_PORT=8080 AEIC_EDGE_DATA_DIR=/var/lib/aeic
+VOLUME /var/lib/aeic
+EXPOSE 8080
+HEALTHCHECK --interval=10s --timeout=3s --start-period=30s \
+    CMD ["python", "-c", "import urllib.request as r; r.urlopen('http://127.0.0.1:8080/healthz', timeout=2)"]
+STOPSIGNAL SIGTERM
+CMD ["python", "-m", "edge_encoder"]

@@ -1,0 +1,60 @@
+"""The README's commands for the two services, run as they stand; and its Python."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from aeic_tools.processes import Pair
+
+ROOT = Path(__file__).parent.parent.parent
+README = (ROOT / "README.md").read_text()
+
+
+@pytest.mark.skipif(not (shutil.which("curl") and shutil.which("bash")), reason="needs curl and bash")
+def test_the_curl_examples(pair: Pair, tmp_path: Path) -> None:
+    block = README.partition("<!-- tested")[2].partition("```sh\n")[2].partition("```")[0]
+    assert block.count("curl") >= 8
+    (tmp_path / "examples").symlink_to(ROOT / "examples")
+    environment = {**os.environ, "EDGE": pair.edge.http, "CLOUD": pair.cloud.http}
+    script = "set -euo pipefail\n" + block
+    done = subprocess.run(
+        ["bash", "-c", script], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    for name, picture_format in (("owl.png", "PNG"), ("again.webp", "WEBP")):
+        with Image.open(tmp_path / name) as image:
+            assert (image.size, image.format) == ((768, 512), picture_format)
+    assert (tmp_path / "owl.aeic").read_bytes()[0] == 0xAE
+
+
+def test_the_command_line_examples(tiny_bundle: Path, tmp_path: Path) -> None:
+    """Every `aeic` line of the README that needs no service; photo.jpg is one of the examples."""
+    section = README.partition("## The command line")[2].partition("```sh\n")[2].partition("```")[0]
+    (tmp_path / "examples").symlink_to(ROOT / "examples")
+    shutil.copy(ROOT / "examples" / "owl.jpg", tmp_path / "photo.jpg")
+    lines = [line for line in section.splitlines() if "bench" not in line]
+    script = f'set -euo pipefail\naeic() {{ "{sys.executable}" -m aeic_tools.cli "$@"; }}\n' + "\n".join(lines)
+    environment = {**os.environ, "AEIC_BUNDLE": str(tiny_bundle), "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        ["bash", "-c", script], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=240
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert (tmp_path / "owl.png").exists() and (tmp_path / "photo.png").exists()
+    assert len(list((tmp_path / "frames").glob("*.aeic"))) == 13
+
+
+def test_the_python_example(tiny_bundle: Path) -> None:
+    blocks = re.findall(r"```python\n(.*?)```", README, re.S)
+    assert blocks
+    for block in blocks:
+        environment = {**os.environ, "AEIC_BUNDLE": str(tiny_bundle)}
+        done = subprocess.run([sys.executable, "-c", block], cwd=ROOT, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr

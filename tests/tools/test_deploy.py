@@ -1,0 +1,80 @@
+"""What can be checked of the containers without a Docker engine: names, settings, metrics."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from cloud_decoder.metrics import Metrics as CloudMetrics
+from cloud_decoder.settings import Settings as CloudSettings
+from edge_encoder.metrics import Metrics as EdgeMetrics
+from edge_encoder.settings import EdgeSettings
+
+ROOT = Path(__file__).parent.parent.parent
+DEPLOY = ROOT / "deploy"
+COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
+IMAGES = sorted(DEPLOY.glob("*.Dockerfile"))
+
+
+def known_series() -> set[str]:
+    series: set[str] = set()
+    for metrics in (EdgeMetrics(), CloudMetrics()):
+        for family in metrics.registry.collect():
+            base = family.name
+            series |= {base, f"{base}_total", f"{base}_bucket", f"{base}_count", f"{base}_sum"}
+    return series
+
+
+def test_the_dashboard_asks_for_metrics_that_exist() -> None:
+    dashboard = json.loads((DEPLOY / "grafana" / "dashboards" / "aeic.json").read_text())
+    asked = set(
+        re.findall(r"aeic_(?:edge|cloud)_\w+", " ".join(t["expr"] for p in dashboard["panels"] for t in p["targets"]))
+    )
+    assert len(asked) > 10 and asked <= known_series(), asked - known_series()
+
+
+@pytest.mark.parametrize("path", [*IMAGES, ROOT / "docker-compose.yml"], ids=lambda path: path.name)
+def test_settings_named_in_containers_exist(path: Path) -> None:
+    for side, settings in (("EDGE", EdgeSettings), ("CLOUD", CloudSettings)):
+        named = {name.lower() for name in re.findall(rf"AEIC_{side}_([A-Z_]+)", path.read_text())}
+        assert named <= set(settings.model_fields), named - set(settings.model_fields)
+
+
+@pytest.mark.parametrize("path", IMAGES, ids=lambda path: path.name)
+def test_files_copied_into_images_exist(path: Path) -> None:
+    for line in re.findall(r"^COPY (?!--)(.+)$", path.read_text(), re.M):
+        for name in line.split()[:-1]:
+            assert (ROOT / name).exists(), f"{path.name} copies {name}"
+
+
+def test_extras_named_in_images_exist() -> None:
+    pyproject = (ROOT / "pyproject.toml").read_text()
+    for path in IMAGES:
+        for extra in re.findall(r"^ARG (?:EXTRA|RUNTIME)=(.+)$", path.read_text(), re.M):
+            assert re.search(rf"^{extra} = ", pyproject, re.M), extra
+
+
+def test_compose_holds_together() -> None:
+    services = COMPOSE["services"]
+    assert set(services) == {"edge", "cloud", "cloud-gpu", "prometheus", "grafana"}
+    for service in services.values():
+        if "build" in service:
+            assert (ROOT / service["build"]["dockerfile"]).is_file()
+        assert all(port.startswith("127.0.0.1:") for port in service.get("ports", []))
+    assert "profiles" not in services["edge"] and "profiles" not in services["cloud"]
+    assert services["cloud-gpu"]["profiles"] == ["gpu"]
+    port = re.search(r"AEIC_CLOUD_GRPC_PORT=(\d+)", (DEPLOY / "cloud.Dockerfile").read_text())
+    assert port and services["edge"]["environment"]["AEIC_EDGE_CLOUD_ADDRESS"] == f"cloud:{port.group(1)}"
+
+
+def test_prometheus_scrapes_both() -> None:
+    config = yaml.safe_load((DEPLOY / "prometheus.yml").read_text())
+    targets = {
+        target for job in config["scrape_configs"] for entry in job["static_configs"] for target in entry["targets"]
+    }
+    assert targets == {"edge:8080", "cloud:8090"}
