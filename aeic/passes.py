@@ -31,12 +31,15 @@ def position_class(row: int, column: int) -> str:
     return "abcd"[2 * (row % 2) + column % 2]
 
 
+def group_tile(index: int) -> list[list[int]]:
+    """The channel group that pass ``index`` codes at the four parities: [row % 2][column % 2]."""
+    return [[_CLASS_OF_GROUP[index].index(position_class(row, column)) for column in (0, 1)] for row in (0, 1)]
+
+
 @lru_cache(maxsize=64)
 def group_map(index: int, height: int, width: int) -> NDArray[np.int64]:
     """The channel group that pass ``index`` codes at each position. Returns (height, width) int64, read-only."""
-    tile = np.array(
-        [[_CLASS_OF_GROUP[index].index(position_class(row, column)) for column in (0, 1)] for row in (0, 1)], np.int64
-    )
+    tile = np.array(group_tile(index), np.int64)
     groups = np.tile(tile, ((height + 1) // 2, (width + 1) // 2))[:height, :width].copy()
     groups.setflags(write=False)
     return groups

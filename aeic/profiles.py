@@ -42,7 +42,6 @@ class VAESizes:
     widths: tuple[int, ...]
     layers: int
     mid_attention: bool
-    mid_layers: int
     norm_groups: int
     patch: int
 
@@ -71,7 +70,7 @@ class Profile:
 
 
 _SD_UNET = UNetSizes((320, 640, 1280, 1280), (True, True, True, False), layers=2, head_width=64, norm_groups=32)
-_HALF_VAE = VAESizes((256, 256, 128, 64), layers=3, mid_attention=True, mid_layers=1, norm_groups=32, patch=1)
+_HALF_VAE = VAESizes((256, 256, 128, 64), layers=3, mid_attention=True, norm_groups=32, patch=1)
 
 SE = Profile(
     name="se",
@@ -106,7 +105,7 @@ NANO = Profile(
     unet_channels=64,
     residual_channels=64,
     unet=UNetSizes((64, 96, 128), (False, False, False), layers=1, head_width=32, norm_groups=8),
-    vae=VAESizes((64, 32, 32), layers=1, mid_attention=False, mid_layers=0, norm_groups=8, patch=2),
+    vae=VAESizes((64, 32, 32), layers=1, mid_attention=False, norm_groups=8, patch=2),
     rates=6,
 )
 PROFILES = {profile.name: profile for profile in (SE, ME, NANO)}

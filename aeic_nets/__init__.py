@@ -1,0 +1,1 @@
+"""AEIC's networks in torch: shared by training and by the cloud's GPU decoder. Names inside are the field's own: g_a, h_s, y_hat."""

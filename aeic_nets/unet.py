@@ -1,0 +1,103 @@
+"""The one-step UNet at 1/8 scale, composed of diffusers blocks: no time embedding, no text, no cross-attention.
+
+Parameter names are those of a diffusers ``UNet2DConditionModel`` of the SD 2.x layout, so SD-Turbo's tensors load by name.
+Source: ARCHITECTURE section 3.1.
+"""
+
+from __future__ import annotations
+
+import torch
+from diffusers.models.unets.unet_2d_blocks import (
+    CrossAttnDownBlock2D,
+    CrossAttnUpBlock2D,
+    DownBlock2D,
+    UNetMidBlock2DCrossAttn,
+    UpBlock2D,
+)
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from aeic.profiles import UNetSizes
+
+# The blocks' own default (1e-6) differs from SD 2.x and costs 8e-5 of error.
+RESNET_EPS = 1e-5
+
+
+class UNet(nn.Module):
+    """l (N, in_channels, H, W) to (N, out_channels, H, W); H and W are multiples of 2 ** (stages - 1)."""
+
+    def __init__(self, sizes: UNetSizes, in_channels: int, out_channels: int) -> None:
+        super().__init__()
+        widths = sizes.widths
+        last = len(widths) - 1
+        common = {"temb_channels": None, "resnet_eps": RESNET_EPS, "resnet_groups": sizes.norm_groups}
+
+        def transformer(width: int) -> dict[str, object]:
+            return {
+                "num_attention_heads": width // sizes.head_width,
+                "cross_attention_dim": None,
+                "use_linear_projection": True,
+            }
+
+        self.conv_in = nn.Conv2d(in_channels, widths[0], 3, padding=1)
+        self.down_blocks = nn.ModuleList()
+        for i, width in enumerate(widths):
+            arguments = dict(
+                common,
+                in_channels=widths[max(i - 1, 0)],
+                out_channels=width,
+                num_layers=sizes.layers,
+                add_downsample=i != last,
+                downsample_padding=1,
+            )
+            self.down_blocks.append(
+                CrossAttnDownBlock2D(**arguments, **transformer(width))
+                if sizes.attention[i]
+                else DownBlock2D(**arguments)
+            )
+        self.mid_block = UNetMidBlock2DCrossAttn(in_channels=widths[-1], **common, **transformer(widths[-1]))
+        self.up_blocks = nn.ModuleList()
+        for i in range(last, -1, -1):
+            arguments = dict(
+                common,
+                in_channels=widths[max(i - 1, 0)],
+                out_channels=widths[i],
+                prev_output_channel=widths[min(i + 1, last)],
+                num_layers=sizes.layers + 1,
+                add_upsample=i != 0,
+            )
+            self.up_blocks.append(
+                CrossAttnUpBlock2D(**arguments, **transformer(widths[i]))
+                if sizes.attention[i]
+                else UpBlock2D(**arguments)
+            )
+        self.conv_norm_out = nn.GroupNorm(sizes.norm_groups, widths[0], eps=1e-5)
+        self.conv_out = nn.Conv2d(widths[0], out_channels, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.features(x)[-1]
+
+    def features(self, x: Tensor) -> list[Tensor]:
+        """The taps that distillation compares: input, every down stage, middle, every up stage, output."""
+        taps = [x]
+        x = self.conv_in(x)
+        skips = [x]
+        for block in self.down_blocks:
+            x, states = block(x, None)
+            skips.extend(states)
+            taps.append(x)
+        x = self.mid_block(x, None)
+        taps.append(x)
+        for block in self.up_blocks:
+            count = len(block.resnets)
+            x = block(x, tuple(skips[-count:]), None)
+            del skips[-count:]
+            taps.append(x)
+        taps.append(self.conv_out(F.silu(self.conv_norm_out(x))))
+        return taps
+
+
+def widen_conv_in(weight: Tensor, channels: int, divisor: float) -> Tensor:
+    """Repeats a kernel's input channels to ``channels``, W'[:, c] = W[:, c mod n] / divisor. Source: ARCHITECTURE 3.3."""
+    repeats = torch.arange(channels) % weight.shape[1]
+    return weight[:, repeats] / divisor

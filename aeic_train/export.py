@@ -1,0 +1,226 @@
+"""A training state (or a bundle's weights) to a bundle: ONNX graphs, integer tables, float16 weights, card, digests.
+
+    aeic export --run runs/nano --out models/aeic-se-nano
+
+What the bundle holds and what each graph takes and gives: docs/bitstream.md and aeic.bundle.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import shutil
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from aeic import profiles
+from aeic.bundle import FORMAT
+from aeic.profiles import LATENT_STRIDE, SCALE_COUNT, SCALE_MAX, SCALE_MIN, SKIP_SCALE
+from aeic.tables import gaussian_rows, rows_from_pmf
+from aeic_nets.codec import Codec
+from aeic_nets.generator import AEIC
+from aeic_train.graphs import write_graph
+from aeic_train.loop import load_weights
+
+DEFINES_BITSTREAM = ("tables.npz", "hyper_synthesis.onnx", *(f"context_{i}.onnx" for i in range(4)), "synthesis.onnx")
+HYPER_REACH = 60
+HYPER_TAIL = 1e-7
+
+
+class HyperSynthesisGraph(nn.Module):
+    """z symbols (N, Cz, hz, wz) int32 to the first base; adds the medians."""
+
+    def __init__(self, codec: Codec) -> None:
+        super().__init__()
+        self.h_s = codec.h_s
+        self.register_buffer("medians", torch.from_numpy(hyper_medians(codec))[None, :, None, None])
+
+    def forward(self, z_symbols: Tensor) -> Tensor:
+        base: Tensor = self.h_s(z_symbols.float() + self.medians)
+        return base
+
+
+class ContextGraph(nn.Module):
+    """One pass: base (N, M, h, w) to means float32 and table indexes int8 (-1: skipped)."""
+
+    def __init__(self, codec: Codec, index: int) -> None:
+        super().__init__()
+        self.adapter_in, self.g_c, self.adapter_out = codec.adapter_in[index], codec.g_c, codec.adapter_out[index]
+
+    def forward(self, base: Tensor) -> tuple[Tensor, Tensor]:
+        means, scales = self.adapter_out(self.g_c(self.adapter_in(base))).chunk(2, dim=1)
+        step = float(np.log(SCALE_MAX / SCALE_MIN)) / (SCALE_COUNT - 1)
+        indexes = ((scales.clamp_min(1e-5).log() - float(np.log(SCALE_MIN))) / step).floor().clamp(0, SCALE_COUNT - 1)
+        return means, torch.where(scales < SKIP_SCALE, -1.0, indexes).to(torch.int8)
+
+
+class SynthesisGraph(nn.Module):
+    """y_hat (N, M, h, w), gain undone, to a picture (N, 3, 32h, 32w) in [-1, 1]."""
+
+    def __init__(self, model: AEIC) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, y_hat: Tensor) -> Tensor:
+        return self.model.generate(y_hat).clamp(-1, 1)
+
+
+def hyper_medians(codec: Codec) -> NDArray[np.float32]:
+    """The factorised prior's medians of the first rate point, (Cz,) float32. Only one set exists: z_hat needs one grid."""
+    quantiles = codec.entropy_bottleneck.quantiles.detach()[: codec.profile.hyper_channels, 0, 1]
+    return quantiles.numpy().astype(np.float32)
+
+
+def hyper_pmfs(codec: Codec) -> tuple[list[NDArray[np.float64]], list[int]]:
+    """The factorised prior at every integer of each channel's range, for every rate: R * Cz lists and their offsets."""
+    model, channels = codec.entropy_bottleneck, codec.profile.hyper_channels * codec.profile.rates
+    values = torch.arange(-HYPER_REACH, HYPER_REACH + 1, dtype=torch.float32)
+    medians = torch.from_numpy(np.tile(hyper_medians(codec), codec.profile.rates))
+    with torch.no_grad():
+        likelihood, _, _ = model._likelihood(values[None, None] + medians[:, None, None])
+    pmfs, offsets = [], []
+    for row in likelihood.reshape(channels, -1).double().numpy():
+        inside = np.flatnonzero((np.cumsum(row) > HYPER_TAIL) & (np.cumsum(row[::-1])[::-1] > HYPER_TAIL))
+        low = min(int(inside[0]), HYPER_REACH - 2)
+        high = max(int(inside[-1]), HYPER_REACH + 2)
+        pmfs.append(row[low : high + 1])
+        offsets.append(low - HYPER_REACH)
+    return pmfs, offsets
+
+
+def write_tables(codec: Codec, path: Path) -> None:
+    """tables.npz: integer frequencies for y and z, medians, gains."""
+    profile = codec.profile
+    y_lengths, y_offsets, y_freqs = gaussian_rows()
+    z_lengths, z_offsets, z_freqs = rows_from_pmf(*hyper_pmfs(codec))
+    shape = (profile.rates, profile.hyper_channels)
+    gains = np.ones((profile.rates, profile.latent_channels), np.float32)
+    inverse = gains
+    if profile.rates > 1:
+        gains = codec.log_gain.detach().exp().numpy()
+        inverse = codec.log_inverse_gain.detach().exp().numpy()
+    np.savez_compressed(
+        path,
+        y_lengths=y_lengths,
+        y_offsets=y_offsets,
+        y_freqs=y_freqs,
+        z_lengths=z_lengths.reshape(shape),
+        z_offsets=z_offsets.reshape(shape),
+        z_freqs=z_freqs,
+        z_medians=hyper_medians(codec),
+        gains=gains,
+        inverse_gains=inverse,
+    )
+
+
+def write_graphs(model: AEIC, folder: Path) -> None:
+    """All ONNX graphs of the bundle, with dynamic batch and sides."""
+    codec, profile = model.codec, model.profile
+    m, n = profile.latent_channels, profile.hyper_channels
+    picture = torch.zeros(2, 3, 128, 192)
+    latent = torch.zeros(2, m, 128 // LATENT_STRIDE, 192 // LATENT_STRIDE)
+    write_graph(codec.g_a, picture, folder / "analysis.onnx", "image", ["y"])
+    write_graph(codec.h_a, torch.zeros(2, m, 8, 12), folder / "hyper_analysis.onnx", "y", ["z"])
+    symbols = torch.zeros(2, n, 2, 3, dtype=torch.int32)
+    write_graph(HyperSynthesisGraph(codec), symbols, folder / "hyper_synthesis.onnx", "z_symbols", ["base"])
+    for i in range(4):
+        write_graph(ContextGraph(codec, i), latent, folder / f"context_{i}.onnx", "base", ["means", "indexes"])
+    write_graph(SynthesisGraph(model), latent, folder / "synthesis.onnx", "y_hat", ["image"], half=True)
+
+
+def write_weights(model: AEIC, path: Path) -> None:
+    """weights.safetensors: every parameter as float16."""
+    save_file({name: p.detach().half().contiguous() for name, p in model.named_parameters()}, path)
+    path.chmod(0o644)
+
+
+def write_manifest(folder: Path, profile: profiles.Profile, name: str, rates: list[dict[str, object]], default: int, card: dict[str, object]) -> None:
+    """bundle.json with the digest of every file beside it."""
+    files = {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted(folder.iterdir()) if p.name != "bundle.json"}
+    lines = "".join(f"{file} {files[file]}\n" for file in sorted(DEFINES_BITSTREAM))
+    manifest = {
+        "format": FORMAT,
+        "name": name,
+        "profile": profile.name,
+        "latent_channels": profile.latent_channels,
+        "hyper_channels": profile.hyper_channels,
+        "rates": rates,
+        "default_rate": default,
+        "defines_bitstream": sorted(DEFINES_BITSTREAM),
+        "fingerprint": hashlib.sha256(lines.encode()).hexdigest()[:6],
+        "files": files,
+        "card": card,
+    }
+    (folder / "bundle.json").write_text(json.dumps(manifest, indent=2) + "\n")
+
+
+def load_average(profile: profiles.Profile, run: Path | None, weights: Path | None) -> tuple[AEIC, dict[str, object]]:
+    """The averaged weights of a run's state, or a bundle's weights, rounded to float16 as the bundle stores them."""
+    model = AEIC(profile)
+    facts: dict[str, object] = {}
+    if run is not None:
+        state = torch.load(run / "state.pt", weights_only=True)
+        model.load_state_dict(state["average"])
+        facts = {"steps": state["position"][2], "hours": round(state["seconds"] / 3600, 2)}
+    elif weights is not None:
+        load_weights(model, weights)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(parameter.half().float())
+    return model.eval().requires_grad_(False), facts
+
+
+def export(model: AEIC, out: Path, name: str, rates: list[dict[str, object]], default: int, card: dict[str, object], extras: list[Path]) -> None:
+    """Writes the bundle into ``out``, at once: a folder made beside it takes its place when it is whole."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    folder = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
+    folder.chmod(0o755)
+    try:
+        write_tables(model.codec, folder / "tables.npz")
+        write_graphs(model, folder)
+        write_weights(model, folder / "weights.safetensors")
+        for extra in extras:
+            shutil.copy(extra, folder / extra.name)
+        write_manifest(folder, model.profile, name, rates, default, card)
+        if out.exists():
+            shutil.rmtree(out)
+        folder.rename(out)
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="aeic export", description=__doc__)
+    parser.add_argument("--run", type=Path, help="folder of a training run")
+    parser.add_argument("--weights", type=Path, help="or weights.safetensors of a bundle")
+    parser.add_argument("--profile", default="nano", choices=sorted(profiles.PROFILES))
+    parser.add_argument("--rates", default="0.045", help="expected bpp of each rate point, ascending, with commas")
+    parser.add_argument("--default-rate", type=int, default=0)
+    parser.add_argument("--name", default="aeic-se-nano")
+    parser.add_argument("--card", type=Path, help="JSON with facts for the manifest")
+    parser.add_argument("--include", type=Path, action="append", default=[], help="further files: card, log, samples")
+    parser.add_argument("--out", type=Path, required=True)
+    options = parser.parse_args(argv)
+    if (options.run is None) == (options.weights is None):
+        parser.error("give --run or --weights")
+    profile = profiles.profile(options.profile)
+    model, facts = load_average(profile, options.run, options.weights)
+    card = facts | (json.loads(options.card.read_text()) if options.card else {})
+    rates = [{"name": f"r{i}", "bpp": float(bpp)} for i, bpp in enumerate(options.rates.split(","))]
+    if len(rates) != profile.rates:
+        parser.error(f"profile {profile.name} has {profile.rates} rate points: give as many --rates")
+    export(model, options.out, options.name, rates, options.default_rate, card, options.include)
+    size = sum(p.stat().st_size for p in options.out.iterdir())
+    print(f"{options.out}: {size / 1e6:.1f} MB, fingerprint {json.loads((options.out / 'bundle.json').read_text())['fingerprint']}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,214 @@
+"""The training loop: resumable, one JSON line in the log every 50 steps, sample grids, a moving average of the weights.
+
+    aeic train --recipe nano.toml --photographs DIR --validation DIR --run runs/nano
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import math
+import random
+import time
+from collections import defaultdict
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from aeic import profiles
+from aeic_nets.generator import AEIC
+from aeic_train.data import Crops, Photographs
+from aeic_train.losses import PictureLoss
+from aeic_train.prior import Prior
+from aeic_train.recipe import Recipe, Stage
+from aeic_train.samples import save_samples
+
+LOG_STEPS = 50
+SAVE_SECONDS = 180
+SAMPLE_STEPS = 500
+
+
+class Trainer:
+    """Runs a recipe's stages in order from wherever ``run``/state.pt stands."""
+
+    def __init__(self, recipe: Recipe, photographs: Path, validation: Path, run: Path, init: Path | None, compiled: bool) -> None:
+        torch.manual_seed(recipe.seed)
+        self.recipe, self.run, self.compiled = recipe, run, compiled
+        run.mkdir(parents=True, exist_ok=True)
+        self.photographs = Photographs(photographs, run.parent / "cache")
+        self.validation = Photographs(validation, run.parent / "cache")
+        self.model = AEIC(profiles.profile(recipe.profile)).to(memory_format=torch.channels_last)
+        if init:
+            load_weights(self.model, init)
+        self.average = copy.deepcopy(self.model).requires_grad_(False)
+        self.prior = Prior(self.model).to(memory_format=torch.channels_last)
+        self.loss = PictureLoss()
+        self.lambdas: dict[str, float] = {}
+        self.stage_index = self.step = self.total_steps = 0
+        self.seconds = 0.0  # of training, over all restarts
+        self.optimizer: torch.optim.Optimizer | None = None
+        self.optimizer_state: dict[str, object] | None = None
+        if (run / "state.pt").exists():
+            self._resume()
+
+    # -- state ---------------------------------------------------------------------------------------------------
+
+    def save(self) -> None:
+        """Writes the whole state beside the old one, then renames: a kill at any moment leaves one good file."""
+        state = {
+            "prior": self.prior.state_dict(),
+            "average": self.average.state_dict(),
+            "optimizer": self.optimizer.state_dict() if self.optimizer else None,
+            "lambdas": self.lambdas,
+            "position": [self.stage_index, self.step, self.total_steps],
+            "seconds": self.seconds,
+        }
+        torch.save(state, self.run / "state.partial")
+        (self.run / "state.partial").rename(self.run / "state.pt")
+
+    def _resume(self) -> None:
+        state = torch.load(self.run / "state.pt", weights_only=True)
+        self.prior.load_state_dict(state["prior"])
+        self.average.load_state_dict(state["average"])
+        self.lambdas, self.seconds = state["lambdas"], state["seconds"]
+        self.stage_index, self.step, self.total_steps = state["position"]
+        self.optimizer_state = state["optimizer"]
+
+    # -- one stage -----------------------------------------------------------------------------------------------
+
+    def train(self) -> None:
+        while self.stage_index < len(self.recipe.stages):
+            self._train_stage(self.recipe.stages[self.stage_index])
+            self.stage_index, self.step, self.optimizer = self.stage_index + 1, 0, None
+            self.save()
+
+    def _train_stage(self, stage: Stage) -> None:
+        if self.step == 0 and stage.spread_from is not None:
+            spread_rate_prior(self.model, stage.spread_from)
+            spread_rate_prior(self.average, stage.spread_from)
+        self.model.codec.zero_skipped = stage.skip
+        module: nn.Module = self.prior if stage.kind == "prior" else self.model
+        for name, parameter in self.model.named_parameters():
+            parameter.requires_grad_(not name.startswith(stage.freeze) if stage.freeze else True)
+        parameters = [p for p in module.parameters() if p.requires_grad]
+        self.optimizer = torch.optim.AdamW(parameters, lr=stage.learning_rate, weight_decay=0.0, betas=(0.9, 0.98), fused=True)
+        if self.optimizer_state:
+            self.optimizer.load_state_dict(self.optimizer_state)
+            self.optimizer_state = None
+        forward = torch.compile(module) if self.compiled else module
+        crops = iter(Crops(self.photographs, stage.crop, stage.batch, self.recipe.seed + self.total_steps))
+        sums: dict[str, list[float]] = defaultdict(list)
+        started = saved = time.monotonic()
+        while self.step < stage.steps:
+            for group in self.optimizer.param_groups:
+                group["lr"] = learning_rate(stage, self.step)
+            parts = self._step(stage, forward, next(crops), parameters)
+            for name, value in parts.items():
+                sums[name].append(value)
+            self.step += 1
+            self.total_steps += 1
+            if self.step % LOG_STEPS == 0:
+                now = time.monotonic()
+                self.seconds += now - started
+                self._log(stage, sums, (now - started) / LOG_STEPS)
+                sums, started = defaultdict(list), now
+            if self.step % SAMPLE_STEPS == 0:
+                save_samples(self.average, self.validation, self.run / "samples", f"{self.total_steps:06d}", stage)
+            if time.monotonic() - saved > SAVE_SECONDS:
+                self.save()
+                saved = time.monotonic()
+
+    def _step(self, stage: Stage, forward: nn.Module, x: Tensor, parameters: list[Tensor]) -> dict[str, float]:
+        shift = (random.randrange(8), random.randrange(8))
+        pixels = x.shape[0] * x.shape[2] * x.shape[3]
+        rate = random.choice(list(stage.rates)) if stage.rates else ""
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            out = forward(x) if stage.kind == "prior" else forward(x, int(rate))
+        picture = out if stage.kind == "prior" else out["x_hat"]
+        loss, tensors = self.loss(picture.float(), x, stage.weights, shift)
+        parts = {name: float(value) for name, value in tensors.items()}
+        if stage.kind == "codec":
+            bpp = (out["y_bits"] + out["z_bits"]) / pixels
+            hard = float(out["y_bits_hard"] + out["z_bits_hard"]) / pixels
+            first, final = stage.rates[rate]
+            target = first * (final / first) ** min(1.0, self.step / (0.6 * stage.steps))
+            weight = self.lambdas.get(rate, 1.0)
+            # Relative to the middle rate, so that no rate point's gradient drowns the others'.
+            loss = (loss + weight * bpp) / math.sqrt(max(weight, 0.1))
+            self.lambdas[rate] = weight * math.exp(0.004 * max(-1.0, min(1.0, hard / target - 1)))
+            parts |= {"bpp": float(bpp), f"bpp_{rate}": hard, f"mse_{rate}": parts["mse"], f"lambda_{rate}": weight}
+            parts |= {"z_bpp": float(out["z_bits_hard"]) / pixels, f"features_{rate}": parts["features"]}
+        assert self.optimizer is not None
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(parameters, stage.clip)
+        if torch.isfinite(norm):
+            self.optimizer.step()
+            self._move_average()
+        parts["gradient"] = float(norm)
+        return parts
+
+    def _move_average(self) -> None:
+        keep = min(self.recipe.average, (1 + self.total_steps) / (10 + self.total_steps))
+        with torch.no_grad():
+            averages = list(self.average.parameters())
+            torch._foreach_lerp_(averages, [p.detach() for p in self.model.parameters()], 1 - keep)
+
+    def _log(self, stage: Stage, sums: dict[str, list[float]], seconds: float) -> None:
+        means = {name: round(sum(v) / len(v), 6) for name, v in sorted(sums.items())}
+        psnr = round(10 * math.log10(4 / means["mse"]), 3)
+        line = {"stage": stage.name, "step": self.step, "total": self.total_steps, "hours": round(self.seconds / 3600, 4)}
+        line |= {"seconds_per_step": round(seconds, 3), "psnr": psnr, **means}
+        with (self.run / "log.jsonl").open("a") as file:
+            file.write(json.dumps(line) + "\n")
+        shown = " ".join(f"{k} {v:.4g}" for k, v in means.items())
+        print(f"{stage.name} {self.step}/{stage.steps} {seconds:.2f} s/step psnr {psnr:.2f} {shown}", flush=True)
+
+
+def learning_rate(stage: Stage, step: int) -> float:
+    """Linear warm-up, constant, then linear fall to a fiftieth over the last ``decay`` share."""
+    scale = min(1.0, (step + 1) / stage.warmup) if stage.warmup else 1.0
+    if stage.decay:
+        left = (stage.steps - step) / (stage.decay * stage.steps)
+        scale *= 0.02 + 0.98 * min(1.0, left)
+    return stage.learning_rate * scale
+
+
+def spread_rate_prior(model: AEIC, source: int) -> None:
+    """Copies the factorised prior of one rate point to every other: a start for points that were never trained."""
+    n = model.profile.hyper_channels
+    with torch.no_grad():
+        for name, tensor in model.codec.entropy_bottleneck.named_parameters():
+            tensor.copy_(tensor[source * n : (source + 1) * n].repeat(model.profile.rates, 1, 1))
+
+
+def load_weights(model: AEIC, path: Path) -> None:
+    """Loads a bundle's ``weights.safetensors`` (float16) into ``model``; buffers that are built at export may be absent."""
+    tensors = {name: tensor.float() for name, tensor in load_file(path).items()}
+    missing, unexpected = model.load_state_dict(tensors, strict=False)
+    names = {name for name, _ in model.named_parameters()}
+    wrong = [*unexpected, *(name for name in missing if name in names)]
+    if wrong:
+        raise ValueError(f"{path} does not fit profile {model.profile.name!r}: {', '.join(wrong[:5])}")
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="aeic train", description=__doc__)
+    parser.add_argument("--recipe", type=Path, default=Path(__file__).parent / "recipes" / "nano.toml")
+    parser.add_argument("--photographs", type=Path, required=True, help="folder to train on")
+    parser.add_argument("--validation", type=Path, required=True, help="folder whose first pictures fill the sample grids")
+    parser.add_argument("--run", type=Path, default=Path("runs/nano"), help="folder for state, log and samples")
+    parser.add_argument("--init", type=Path, help="weights.safetensors of a bundle to start from")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--compile", action="store_true", help="torch.compile: minutes to start, faster steps")
+    options = parser.parse_args(argv)
+    torch.set_num_threads(options.threads)
+    recipe = Recipe.load(options.recipe)
+    Trainer(recipe, options.photographs, options.validation, options.run, options.init, options.compile).train()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,52 @@
+"""A recipe: the stages of one training run, read from TOML. Every field of a stage stands here with its meaning."""
+
+from __future__ import annotations
+
+import tomllib
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage: what is trained, for how long, on what, towards what."""
+
+    name: str
+    kind: str  # "prior" (stage 0) or "codec"
+    steps: int
+    crop: int  # pixels a side, a multiple of 64
+    batch: int
+    learning_rate: float
+    decay: float = 0.0  # last share of the steps over which the learning rate falls linearly to a fiftieth
+    warmup: int = 200
+    clip: float = 1.0  # gradient norm
+    weights: dict[str, float] = field(default_factory=dict)  # of losses.PictureLoss
+    rates: dict[str, tuple[float, float]] = field(default_factory=dict)  # rate point -> bpp at start, bpp at end
+    freeze: tuple[str, ...] = ()  # parameter name prefixes that stand still
+    skip: bool = False  # force residuals under the skip scale to zero, as the coder does
+    spread_from: int | None = None  # first copy this rate point's prior to all the others
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A profile, a seed, and the stages in order."""
+
+    profile: str
+    seed: int
+    average: float  # of the moving average of the weights, per step
+    stages: tuple[Stage, ...]
+
+    @classmethod
+    def load(cls, path: Path) -> Recipe:
+        """Reads TOML; ``ValueError`` names any unknown key."""
+        data = tomllib.loads(path.read_text())
+        known = {f.name for f in fields(Stage)}
+        stages = []
+        for table in data.pop("stage"):
+            unknown = set(table) - known
+            if unknown:
+                raise ValueError(f"{path}: unknown keys in stage {table.get('name')!r}: {', '.join(sorted(unknown))}")
+            table["rates"] = {rate: tuple(span) for rate, span in table.get("rates", {}).items()}
+            table["freeze"] = tuple(table.get("freeze", ()))
+            stages.append(Stage(**table))
+        return cls(stages=tuple(stages), **data)
