@@ -76,8 +76,8 @@ class Batcher(Generic[K]):
     def discard(self, keys: Iterable[K]) -> None:
         """Forget pieces that nobody wants any more; unknown keys are ignored."""
         for key in keys:
-            bucket = self._bucket_of.pop(key, None)
-            if bucket is not None:
+            if key in self._bucket_of:
+                bucket = self._bucket_of.pop(key)
                 waiting = self._buckets[bucket]
                 del waiting[key]
                 if not waiting:

@@ -90,6 +90,7 @@ class Row:
     bytes: int
     digest: str
     state: State
+    wanted: bool
     attempts: int
     reason: str | None
     latents_digest: str | None
@@ -113,9 +114,7 @@ class Finished:
     timings: dict[str, float]
 
 
-_ROW_COLUMNS = [
-    column for column in frames.c if column.name not in {"bitstream", "wanted", "lease_owner", "lease_until"}
-]
+_ROW_COLUMNS = [column for column in frames.c if column.name not in {"bitstream", "lease_owner", "lease_until"}]
 
 
 class Store:
@@ -195,13 +194,15 @@ class Store:
 
     # -- the queue --------------------------------------------------------------------------------------------------
 
-    def claim(self, owner: str, limit: int, now: float, lease: float, max_attempts: int) -> list[Claimed]:
-        """Up to ``limit`` waiting frames, most urgent first, leased to ``owner`` for ``lease`` seconds."""
+    def claim(
+        self, owner: str, fingerprint: str, limit: int, now: float, lease: float, max_attempts: int
+    ) -> list[Claimed]:
+        """Up to ``limit`` waiting frames of one bundle, the most urgent first, leased for ``lease`` seconds."""
         open_lease = sa.and_(frames.c.state == State.DECODING.value, frames.c.lease_until < now)
         waiting = sa.and_(frames.c.state == State.RECEIVED.value, frames.c.wanted)
         urgent = (
             sa.select(frames.c.seq)
-            .where(sa.or_(waiting, open_lease))
+            .where(sa.or_(waiting, open_lease), frames.c.fingerprint == fingerprint)
             .order_by(frames.c.priority.desc(), frames.c.seq)
             .limit(limit)
             .with_for_update(skip_locked=True)  # SQLite leaves this out, and needs it not
@@ -214,14 +215,14 @@ class Store:
             return self._lease(connection, seqs, owner, now, lease, max_attempts)
 
     def claim_one(
-        self, tenant: str, frame: UUID, owner: str, now: float, lease: float, max_attempts: int
+        self, tenant: str, id: UUID, owner: str, now: float, lease: float, max_attempts: int
     ) -> Claimed | None:
         """The named frame if it waits, wanted or not; None where it is in another state."""
         free = sa.or_(
             frames.c.state == State.RECEIVED.value,
             sa.and_(frames.c.state == State.DECODING.value, frames.c.lease_until < now),
         )
-        chosen = sa.select(frames.c.seq).where(frames.c.tenant == tenant, frames.c.id == frame, free)
+        chosen = sa.select(frames.c.seq).where(frames.c.tenant == tenant, frames.c.id == id, free)
         with self._write() as connection:
             seqs = connection.execute(chosen.with_for_update(skip_locked=True)).scalars().all()
             claimed = self._lease(connection, seqs, owner, now, lease, max_attempts)

@@ -22,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from aeic.bitstream import Frame
+from aeic.pixels import from_tensor
 from aeic.profiles import LATENT_STRIDE
 
 Floats = NDArray[np.float32]
@@ -131,9 +132,7 @@ class Mosaic:
         """Rows from ``top`` on are final: crop the padding, round to uint8."""
         rows = self.picture[top : top + image.shape[1]]
         visible = image[:, : rows.shape[0], : rows.shape[1]]
-        scaled = np.nan_to_num(visible * np.float32(127.5) + np.float32(127.5), nan=0.0)
-        np.clip(np.rint(scaled, out=scaled), 0, 255, out=scaled)
-        rows[...] = scaled.transpose(1, 2, 0)
+        rows[...] = from_tensor(np.nan_to_num(visible))
 
 
 def _starts(size: int, tile: int) -> list[int]:

@@ -41,7 +41,7 @@ def frame(content: bytes = b"frame", id: UUID | None = None, **changed: object) 
 
 
 def claim(store: Store, limit: int = 10, now: float = NOW, owner: str = "w") -> list[Claimed]:
-    return store.claim(owner, limit, now, 60, 3)
+    return store.claim(owner, "abcdef", limit, now, 60, 3)
 
 
 def test_same_id_twice_is_a_duplicate_and_other_bytes_a_conflict(store: Store) -> None:
@@ -66,6 +66,8 @@ def test_claims_go_by_priority_then_age_and_only_once(store: Store) -> None:
     assert [c.row.id for c in claim(store, 2)] == [high.id, low.id]
     assert [c.row.id for c in claim(store)] == [later.id]
     assert claim(store) == []
+    store.add([frame(fingerprint="123456")], NOW)
+    assert claim(store) == []  # another bundle's: left for a worker that has it
 
 
 def test_unwanted_frames_wait_until_asked_for(store: Store) -> None:

@@ -44,8 +44,8 @@ def test_tiles_cover_the_axis_and_weights_sum_to_one(size: int, tile: int) -> No
     assert np.allclose(total, 1, atol=1e-5)
 
 
-@settings(max_examples=8, deadline=None)
-@given(st.sampled_from([(1537, 1600), (3000, 900), (900, 3000), (8192, 300), (2048, 2048), (1100, 2500)]))
+@settings(max_examples=4, deadline=None)
+@given(st.sampled_from([(1537, 1600), (3000, 900), (900, 3000), (4096, 600), (1100, 2500)]))
 def test_a_tiled_picture_equals_the_whole_one(size: tuple[int, int]) -> None:
     width, height = size
     one = mosaic(width, height)
@@ -76,8 +76,8 @@ def test_rows_come_in_order() -> None:
         one.put(first, enlarge(one.cut(first)))
 
 
-def test_numbers_that_are_none_become_black() -> None:
+def test_numbers_that_are_none_become_grey() -> None:
     one = mosaic(64, 64)
     (tile,) = one.tiles()
     one.put(tile, np.full((3, 64, 64), np.nan, np.float32))
-    assert (one.picture == 0).all()
+    assert (one.picture == 128).all()

@@ -1,0 +1,100 @@
+"""Every metric of the cloud, once: name, unit, help. Rules and dashboards in deploy/ are tested against this list.
+
+One registry per service, so that tests can run several in one process. Buckets have an edge on each objective of
+deploy/prometheus: 0.25 s from capture to stored bytes decoded at low load, 1 s and 5 s from capture to available.
+"""
+
+from __future__ import annotations
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.registry import Collector
+
+STAGE_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
+END_TO_END_SECONDS = (0.1, 0.25, 0.5, 1, 2, 5, 10, 30, 60, 300, 3600)
+BATCH_PIECES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 64)
+FRAME_BYTES = (256, 512, 1024, 2048, 4096, 8192, 16384, 65536, 262144, 1048576)
+
+
+class Metrics:
+    """The instruments. Label values come from short fixed lists; no ids, no sources."""
+
+    def __init__(self) -> None:
+        self.registry = registry = CollectorRegistry()
+
+        def histogram(name: str, text: str, buckets: tuple[float, ...], labels: tuple[str, ...] = ()) -> Histogram:
+            return Histogram(f"aeic_cloud_{name}", text, labels, buckets=buckets, registry=registry)
+
+        def counter(name: str, text: str, labels: tuple[str, ...] = ()) -> Counter:
+            return Counter(f"aeic_cloud_{name}", text, labels, registry=registry)
+
+        def gauge(name: str, text: str, labels: tuple[str, ...] = ()) -> Gauge:
+            return Gauge(f"aeic_cloud_{name}", text, labels, registry=registry)
+
+        self.frames = counter("frames_total", "Frames offered by edges: stored, duplicate or rejected.", ("status",))
+        self.frame_bytes = histogram("frame_bytes", "Size of stored frames.", FRAME_BYTES)
+        self.commit_seconds = histogram("commit_seconds", "One commit of received frames.", STAGE_SECONDS)
+        self.commit_frames = histogram("commit_frames", "Frames in one commit.", BATCH_PIECES)
+        self.streams = gauge("streams", "Edges connected now.")
+
+        self.queue_seconds = histogram("queue_seconds", "Waiting before entropy decoding.", STAGE_SECONDS)
+        self.entropy_seconds = histogram("entropy_seconds", "Entropy decoding of one frame.", STAGE_SECONDS)
+        self.device_wait_seconds = histogram("device_wait_seconds", "Waiting, decoded, for the device.", STAGE_SECONDS)
+        self.synthesis_seconds = histogram("synthesis_seconds", "One batch on the device.", STAGE_SECONDS)
+        self.image_seconds = histogram("image_encode_seconds", "Writing one picture as a file.", STAGE_SECONDS)
+        self.end_to_end_seconds = histogram(
+            "end_to_end_seconds", "From capture at the edge to the picture being available.", END_TO_END_SECONDS
+        )
+        self.batch_pieces = histogram("batch_pieces", "Pictures or tiles in one batch.", BATCH_PIECES)
+        self.batch_fill = histogram(
+            "batch_fill_ratio", "Pixels of one batch over the cap.", (0.1, 0.25, 0.5, 0.75, 0.9, 1.0)
+        )
+        self.pixels = counter("pixels_total", "Pixels of finished pictures.")
+        self.decodes = counter("decodes_total", "Pictures asked for: done, failed, cancelled or expired.", ("result",))
+        self.sheds = counter("sheds_total", "Work refused, by reason.", ("reason",))
+        self.splits = counter("batch_splits_total", "Batches halved because memory ran out.")
+        self.waiting = gauge("waiting_frames", "Frames held by this worker, by stage.", ("stage",))
+
+        self.requests = counter(
+            "http_requests_total", "HTTP requests, by route and class of status.", ("route", "code")
+        )
+        self.request_seconds = histogram("http_request_seconds", "HTTP requests.", STAGE_SECONDS, ("route",))
+        self.cache = counter("cache_requests_total", "Look-ups of pictures: hit or miss.", ("result",))
+        self.cache_errors = counter("cache_errors_total", "Pictures that could not be written to the cache.")
+        self.cache_bytes = gauge("cache_bytes", "Bytes of pictures on disk.")
+        self.cache_limit_bytes = gauge("cache_limit_bytes", "Bytes of pictures allowed on disk.")
+        self.stored = gauge("stored_frames", "Frames in the store, by state.", ("state",))
+        self.ready = gauge("ready", "1 while requests are taken.")
+        self.info = gauge(
+            "info", "Always 1; version, bundle and device are the labels.", ("version", "bundle", "device")
+        )
+        for status in ("stored", "duplicate", "rejected"):
+            self.frames.labels(status)
+        for result in ("done", "failed", "cancelled", "expired"):
+            self.decodes.labels(result)
+        for reason in ("queue_full", "too_many_waiters", "draining", "store"):
+            self.sheds.labels(reason)
+        for stage in ("entropy", "device"):
+            self.waiting.labels(stage)
+        for result in ("hit", "miss"):
+            self.cache.labels(result)
+
+    def exposition(self) -> bytes:
+        """Everything in Prometheus' text format."""
+        return generate_latest(self.registry)
+
+    def watch_cuda(self) -> None:
+        """Report GPU memory at each scrape; call once, where torch runs on CUDA."""
+        self.registry.register(_CudaMemory())
+
+
+class _CudaMemory(Collector):
+    """Asks torch at scrape time, so that nothing runs between scrapes."""
+
+    def collect(self) -> list[GaugeMetricFamily]:
+        import torch
+
+        family = GaugeMetricFamily("aeic_cloud_gpu_memory_bytes", "GPU memory held by torch.", labels=["kind"])
+        family.add_metric(["allocated"], torch.cuda.memory_allocated())
+        family.add_metric(["reserved"], torch.cuda.memory_reserved())
+        return [family]
