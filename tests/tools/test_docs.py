@@ -26,7 +26,7 @@ def test_every_target_has_its_line_of_help() -> None:
     phony = re.search(r"^\.PHONY: (.+)$", MAKEFILE, re.M)
     assert phony
     for target in phony.group(1).split():
-        assert re.search(rf"^{target}:.*(## )?", MAKEFILE, re.M), f".PHONY names {target}, which is no target"
+        assert re.search(rf"^{target}:", MAKEFILE, re.M), f".PHONY names {target}, which is no target"
     shown = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     assert {"install", "demo", "run", "test", "check"} <= set(re.findall(r"make (\S+)", shown))
 
