@@ -6,6 +6,7 @@ missing, altered or another one. Heavy imports happen inside the commands: ``aei
 
 from __future__ import annotations
 
+import runpy
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -105,17 +106,13 @@ def latents(
 @app.command(context_settings=PASS_ON, add_help_option=False)
 def edge(context: typer.Context) -> None:
     """Run the edge service (edge-cpu). Settings: AEIC_EDGE_*, docs/edge.md."""
-    with needs("edge-cpu"):
-        from edge_encoder.__main__ import main as run
-    _pass_on(run, context.args)
+    _run_module("edge_encoder", "edge-cpu", context.args)
 
 
 @app.command(context_settings=PASS_ON, add_help_option=False)
 def cloud(context: typer.Context) -> None:
     """Run the cloud service (cloud-cpu or cloud). Settings: AEIC_CLOUD_*, docs/cloud.md."""
-    with needs("cloud-cpu"):
-        from cloud_decoder.__main__ import main as run
-    _pass_on(run, context.args)
+    _run_module("cloud_decoder", "cloud-cpu", context.args)
 
 
 @app.command(context_settings=PASS_ON, add_help_option=False)
@@ -170,6 +167,13 @@ def root(
     version: Annotated[bool, typer.Option("-V", "--version", callback=_version, is_eager=True)] = False,
 ) -> None:
     """Photographs in one or two kilobytes: encode at the edge, decode in the cloud."""
+
+
+def _run_module(module: str, extra: str, arguments: list[str]) -> None:
+    """``python -m module arguments`` in this process."""
+    sys.argv = [f"aeic {module}", *arguments]
+    with needs(extra):
+        runpy.run_module(module, run_name="__main__", alter_sys=True)
 
 
 def _pass_on(run: Callable[[list[str]], Any], arguments: list[str]) -> None:
