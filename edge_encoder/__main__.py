@@ -21,10 +21,12 @@ from pydantic import ValidationError
 from aeic.errors import AeicError
 from edge_encoder import logs
 from edge_encoder.api import create_app
+from edge_encoder.connection import connection_class
 from edge_encoder.service import EdgeService
 from edge_encoder.settings import EdgeSettings, unknown_variables
 
 _GRACE_SECONDS = 10
+_CONNECTIONS = 1024
 
 
 class _Server(uvicorn.Server):
@@ -42,7 +44,8 @@ async def serve(settings: EdgeSettings) -> None:
     server = _Server(
         uvicorn.Config(
             create_app(service),
-            http="h11",
+            http=connection_class(settings.read_timeout_seconds),
+            limit_concurrency=_CONNECTIONS,
             ws="none",
             lifespan="off",
             log_config=None,

@@ -52,6 +52,8 @@ def open_session(path: Path, choice: ProviderChoice, threads: int) -> tuple[onnx
     wanted = "cuda" if choice == "auto" else choice
     first = _TENSORRT if wanted == "tensorrt" else _CUDA
     try:
+        if first not in onnxruntime.get_available_providers():
+            raise BundleError(f"this build of ONNX Runtime has no {first}")
         if hasattr(onnxruntime, "preload_dlls"):
             onnxruntime.preload_dlls()
         session = _session(path, _WANTED[wanted], threads)

@@ -250,13 +250,13 @@ def test_power_cut_at_every_point_of_the_log(tmp_path):
     spool = Spool(live)
     wal = live / "spool.sqlite3-wal"
     records, safe_at = [], []
-    for number in range(8):
+    for number in range(6):
         record = frame(number, size=900)
         put(spool, record)
         records.append(record)
         safe_at.append(wal.stat().st_size)
     start = safe_at[0]
-    for cut in [*range(start, safe_at[-1], 1777), *safe_at, *(s - 1 for s in safe_at[1:]), *(s + 24 for s in safe_at)]:
+    for cut in [*range(start, safe_at[-1], 5779), *safe_at, *(s - 1 for s in safe_at[1:]), *(s + 24 for s in safe_at)]:
         copy = tmp_path / "copy"
         shutil.rmtree(copy, ignore_errors=True)
         copy.mkdir()

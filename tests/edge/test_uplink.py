@@ -114,7 +114,7 @@ def test_cut_connections_lose_nothing(tmp_path):
         async with (
             serving(cloud) as address,
             Proxy(address) as proxy,
-            shipping(tmp_path, proxy.address, backoff_max_seconds=0.05) as (spool, uplink),
+            shipping(tmp_path, proxy.address, backoff_max_seconds=0.05) as (spool, _),
         ):
             records = []
             for _ in range(8):
@@ -151,7 +151,7 @@ def test_half_open_connection_is_noticed_by_the_missing_ack(tmp_path):
 def test_silent_cloud_without_welcome_is_left(tmp_path):
     async def scenario() -> None:
         cloud = FakeCloud(welcomes=False)
-        async with serving(cloud) as address, shipping(tmp_path, address, ack_timeout_seconds=0.2) as (spool, uplink):
+        async with serving(cloud) as address, shipping(tmp_path, address, ack_timeout_seconds=0.2) as (spool, _):
             records = await put(spool, 2)
             await until(lambda: len(cloud.hellos) >= 2)
             cloud.welcomes = True
@@ -251,7 +251,7 @@ def test_wire_bytes_on_a_long_stream(tmp_path):
 
     async def scenario() -> None:
         cloud = FakeCloud()
-        size, count = 1500, 1000
+        size, count = 1500, 750
         async with (
             serving(cloud) as address,
             Proxy(address, delay_seconds=0.02) as proxy,

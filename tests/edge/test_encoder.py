@@ -1,0 +1,80 @@
+"""Encoder and analysis: the Python API, the strips of large pictures, the provider that is really used."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+
+from aeic.bundle import Bundle
+from aeic.errors import BundleError, InputError, RateError, TooLarge
+from aeic.latent_codec import LatentCodec
+from edge_encoder.analysis import Analysis, strips
+from edge_encoder.encoder import Encoder
+from tests.edge.conftest import picture
+
+
+@pytest.fixture(scope="module")
+def encoder(tiny_bundle) -> Encoder:
+    return Encoder.from_bundle(tiny_bundle, threads=1)
+
+
+def noise(height: int, width: int) -> np.ndarray:
+    return np.random.default_rng(1).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+def test_file_and_array_give_the_same_frame(encoder, tiny_bundle):
+    from aeic.pixels import load_picture
+
+    data = picture(130, 90, form="PNG")
+    one, two = encoder.encode(data), encoder.encode(load_picture(data))
+    assert one.data == two.data
+    assert (one.width, one.height, one.rate) == (130, 90, encoder.bundle.default_rate)
+    assert one.bpp == 8 * len(one.data) / (130 * 90)
+    latents = LatentCodec(Bundle.load(tiny_bundle), 1).decode(one.data)
+    assert latents.y_hat.shape[1:] == (4, 6)
+    assert set(one.timings) == {"read", "analyse", "entropy"}
+
+
+def test_what_cannot_be_encoded(encoder):
+    for bad in (noise(64, 64).astype(np.float32), noise(64, 64)[..., 0], noise(8, 64), noise(9000, 16)):
+        with pytest.raises(InputError):
+            encoder.encode(bad)
+    with pytest.raises(RateError, match="r1"):
+        encoder.encode(noise(64, 64), rate=7)
+    with pytest.raises(RateError, match="max_bytes=12"):
+        encoder.encode(noise(64, 64), max_bytes=12)
+    with pytest.raises(TooLarge):
+        Encoder(encoder.bundle, encoder.analysis, encoder._codec, 5000).encode(noise(100, 100))
+
+
+@pytest.mark.parametrize(("height", "width", "pixels"), [(640, 128, 50_000), (2176, 3840, 3 << 20), (64, 8192, 1)])
+def test_strips_cover_the_picture_once(height, width, pixels):
+    parts = list(strips(height, width, pixels, 128))
+    assert parts[0][0] == 0 and parts[-1][1] == height
+    assert all(a[1] == b[0] for a, b in itertools.pairwise(parts))
+    for top, bottom, first, last in parts:
+        assert max(0, top - 128) == first <= top < bottom <= last == min(height, bottom + 128)
+        assert not any(edge % 64 for edge in (top, bottom, first, last))
+        assert (last - first) * width <= max(pixels, 320 * width)
+
+
+def test_strips_change_nothing_where_the_margin_covers_the_reach(tiny_bundle):
+    bundle = Bundle.load(tiny_bundle)
+    rgb = noise(500, 300)
+    whole = Analysis(bundle, threads=1)(rgb)
+    cut = Analysis(bundle, threads=1, strip_pixels=320 * 320, margin_rows=64)(rgb)
+    assert whole.shape == cut.shape == (bundle.channels, 16, 10)
+    np.testing.assert_allclose(whole, cut, atol=1e-5)
+
+
+def test_the_provider_is_read_back(tiny_bundle):
+    import onnxruntime
+
+    bundle = Bundle.load(tiny_bundle)
+    assert Analysis(bundle, provider="cpu").provider == "CPUExecutionProvider"
+    if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
+        assert Analysis(bundle, provider="auto").provider == "CPUExecutionProvider"
+        with pytest.raises(BundleError, match="AEIC_EDGE_PROVIDER=cpu"):
+            Analysis(bundle, provider="cuda")

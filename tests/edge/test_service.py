@@ -1,0 +1,127 @@
+"""The edge as a process: start, addresses, slow clients, SIGTERM, kill -9, wrong settings, and no torch."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import uuid
+
+import httpx
+import pytest
+
+from tests.edge.conftest import ROOT, picture
+from tests.edge.fakes import FakeCloud, serving
+
+
+def test_it_says_where_it_is_and_drains_on_sigterm(start_edge):
+    begin = time.monotonic()
+    edge = start_edge()
+    assert time.monotonic() - begin < 6
+    assert edge.ready["service"] == "edge"
+    body = httpx.post(f"{edge.url}/v1/frames", content=picture()).json()
+    assert body["state"] == "spooled"
+    assert httpx.get(f"{edge.url}/readyz").status_code == 200
+    code, log = edge.stop(signal.SIGTERM)
+    assert code == 0
+    lines = [json.loads(line) for line in log.splitlines()]
+    assert any("1 frames stay in the spool" in line["event"] for line in lines)
+
+
+def test_sigterm_finishes_what_was_taken_and_sends_it(start_edge):
+    async def scenario() -> None:
+        cloud = FakeCloud()
+        async with serving(cloud) as address:
+            edge = await asyncio.to_thread(start_edge, AEIC_EDGE_CLOUD_ADDRESS=address)
+            async with httpx.AsyncClient() as client:
+                posts = [
+                    asyncio.create_task(client.post(f"{edge.url}/v1/frames", content=picture(700, 500 + n)))
+                    for n in range(6)
+                ]
+                await asyncio.sleep(0.05)
+                edge.process.send_signal(signal.SIGTERM)
+                answers = await asyncio.gather(*posts, return_exceptions=True)
+            taken = {
+                uuid.UUID(a.json()["id"]) for a in answers if isinstance(a, httpx.Response) and a.status_code == 202
+            }
+            assert await asyncio.to_thread(edge.process.wait, 15) == 0
+            assert taken <= set(cloud.frames)
+
+    asyncio.run(scenario())
+
+
+def test_kill_9_between_202_and_delivery_loses_nothing(start_edge):
+    async def scenario() -> None:
+        cloud, taken = FakeCloud(), set()
+        for _ in range(2):
+            edge = await asyncio.to_thread(start_edge)
+            async with httpx.AsyncClient() as client:
+                for n in range(5):
+                    response = await client.post(f"{edge.url}/v1/frames", content=picture(seed=n))
+                    taken.add(uuid.UUID(response.json()["id"]))
+            await asyncio.to_thread(edge.stop, signal.SIGKILL)
+        async with serving(cloud) as address:
+            edge = await asyncio.to_thread(start_edge, AEIC_EDGE_CLOUD_ADDRESS=address)
+            deadline = time.monotonic() + 10
+            while set(cloud.frames) != taken and time.monotonic() < deadline:
+                await asyncio.sleep(0.02)
+            assert set(cloud.frames) == taken and len(taken) == 10
+
+    asyncio.run(scenario())
+
+
+def test_slow_and_oversized_clients_over_a_real_socket(start_edge):
+    edge = start_edge(AEIC_EDGE_READ_TIMEOUT_SECONDS="0.5", AEIC_EDGE_MAX_BODY_BYTES="100000")
+    host, port = edge.url.removeprefix("http://").split(":")
+    request = b"POST /v1/frames HTTP/1.1\r\nHost: edge\r\nContent-Length: 5000\r\n\r\n" + b"x" * 10
+    with (
+        socket.create_connection((host, int(port)), timeout=5) as body,
+        socket.create_connection((host, int(port)), timeout=5) as headers,
+    ):
+        begin = time.monotonic()
+        body.sendall(request)
+        headers.sendall(request[:30])
+        assert b" 408 " in body.recv(65536).split(b"\r\n")[0]
+        assert headers.recv(65536) == b""  # closed
+        assert time.monotonic() - begin < 3
+    with httpx.Client(base_url=edge.url) as client:
+        for _ in range(3):  # keep-alive goes on working
+            assert client.post("/v1/frames", content=picture()).status_code == 202
+        response = client.post("/v1/frames", content=bytes(3_000_000))
+        assert response.status_code == 413 and response.json()["status"] == 413
+        assert client.get("/v1/status").json()["spool"]["frames"] == 3
+
+
+@pytest.mark.parametrize(
+    ("environment", "code", "words"),
+    [
+        ({"AEIC_EDGE_PORT": "many"}, 2, "port"),
+        ({"AEIC_EDGE_PROT": "8080"}, 2, "AEIC_EDGE_PROT"),
+        ({"AEIC_EDGE_TLS_CERT": "/nowhere.pem"}, 2, "tls_key"),
+        ({"AEIC_EDGE_CONFIG": "/nowhere.toml"}, 2, "nowhere"),
+        ({"AEIC_EDGE_BUNDLE": "/nowhere"}, 5, "nowhere"),
+    ],
+)
+def test_a_wrong_start_says_why(environment, code, words, tmp_path):
+    run = subprocess.run(
+        [sys.executable, "-m", "edge_encoder", "--data-dir", str(tmp_path)],
+        cwd=ROOT,
+        env={**os.environ, "AEIC_EDGE_PORT": "0", "AEIC_EDGE_TOKEN": "s3cret-token", **environment},
+        capture_output=True,
+        text=True,
+        timeout=20,
+    )
+    assert run.returncode == code
+    assert words in run.stderr and "Traceback" not in run.stderr and "s3cret" not in run.stderr
+
+
+def test_the_edge_never_loads_torch():
+    heavy = ("torch", "torchvision", "sqlalchemy", "diffusers", "compressai", "aeic_nets")
+    code = f"import sys, edge_encoder.__main__; print([name for name in {heavy} if name in sys.modules])"
+    run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=30)
+    assert run.stdout.strip() == "[]", run.stderr

@@ -1,0 +1,68 @@
+"""Settings: environment, file, bounds, secrets; and the table in docs/edge.md is the truth."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+from pydantic import ValidationError
+
+from edge_encoder.metrics import Metrics
+from edge_encoder.settings import EdgeSettings, unknown_variables
+from tests.edge.conftest import ROOT
+
+
+def test_environment_beats_the_file_beats_the_default(tmp_path, monkeypatch):
+    file = tmp_path / "edge.toml"
+    file.write_text('port = 1234\nwindow_frames = 9\nsource_id = "mast"\n')
+    monkeypatch.setenv("AEIC_EDGE_CONFIG", str(file))
+    monkeypatch.setenv("AEIC_EDGE_PORT", "4321")
+    settings = EdgeSettings()
+    assert (settings.port, settings.window_frames, settings.source_id) == (4321, 9, "mast")
+    assert settings.backoff_max_seconds == 60
+    file.write_text("prot = 1\n")
+    with pytest.raises(ValidationError, match="prot"):
+        EdgeSettings()
+
+
+def test_secrets_are_never_shown():
+    settings = EdgeSettings(token="s3cret")
+    assert "s3cret" not in repr(settings) + str(settings.model_dump())
+
+
+def test_impossible_settings_are_refused(tmp_path):
+    for bad in (
+        {"port": 70_000},
+        {"tls_key": tmp_path / "k"},
+        {"backoff_min_seconds": 5, "backoff_max_seconds": 1},
+        {"cloud_address": "cloud"},
+        {"spool_full_policy": "burn"},
+    ):
+        with pytest.raises(ValidationError):
+            EdgeSettings(**bad)
+
+
+def test_misspelt_variables_are_found():
+    assert unknown_variables({"AEIC_EDGE_PORT": "1", "AEIC_EDGE_PROT": "1", "HOME": "/"}) == ["AEIC_EDGE_PROT"]
+
+
+def test_the_table_in_the_docs_is_the_truth():
+    text = (ROOT / "docs" / "edge.md").read_text()
+    rows = dict(re.findall(r"^\| `AEIC_EDGE_(\w+)` \| (.*) \|$", text, re.M))
+    rows.pop("CONFIG", None)
+    fields = EdgeSettings.model_fields
+    assert {name.lower() for name in rows} == set(fields)
+    for name, field in fields.items():
+        default, _, description = rows[name.upper()].partition(" | ")
+        assert description == field.description, name
+        if field.default_factory is None:
+            shown = "" if field.default is None else str(field.default)
+            assert default.strip("`") == shown, name
+
+
+def test_every_metric_is_in_the_docs():
+    text = (ROOT / "docs" / "edge.md").read_text()
+    for family in Metrics().registry.collect():
+        name = family.name + ("_total" if family.type == "counter" else "")
+        assert f"| `{name}` |" in text and family.documentation in text
+        assert name.startswith("aeic_edge_")
