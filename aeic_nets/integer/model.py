@@ -1,0 +1,113 @@
+"""The numbers of a quantised entropy model: sites (where activations are rounded) and layers (integer weights).
+
+A code is an integer; it stands for ``code * 2**exponent``. Activation codes have 8 bits, or 16 as two 8-bit limbs;
+weights 7 bits, or 14 as two 7-bit limbs. 7 and not 8: on x86 without VNNI the u8 x s8 kernels add pairs of products in
+saturating 16 bits, and 255 * 64 * 2 is the most that fits.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Exponents = NDArray[np.int64]
+
+MEAN_EXPONENT = -8
+"""Means and bases are multiples of 2**MEAN_EXPONENT, so that symbol + mean is exact in float32."""
+
+
+class ExactnessError(ValueError):
+    """A layer whose sums could be rounded: it must not be exported. The message says what to change."""
+
+
+@dataclass(frozen=True)
+class Site:
+    """A place where activations are rounded to ``bits`` bits in steps of ``2**exponent``.
+
+    8 bits are one limb, up to 16 are two. A site of a stream (see :mod:`network`) may have any width up to 16.
+    ``shift`` is used by GELU only: what is added before rounding, in steps (see :func:`gelu_table`).
+    """
+
+    exponent: int
+    bits: int = 8
+    shift: float = 0.0
+
+    @property
+    def lowest(self) -> int:
+        return -128 if self.bits == 8 else -(2 ** (self.bits - 1)) + 129
+
+    @property
+    def highest(self) -> int:
+        return 127 if self.bits == 8 else 2 ** (self.bits - 1) - 129
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One convolution. ``limbs``: int8 (O, I/groups, kh, kw), the most significant first; each -64..63.
+
+    Sum of limb products and bias stand in steps of ``2**exponents[o]`` for the last limb, 2**7 times that for the one
+    before. The input's exponents are folded into the weights. ``bias`` int32 (O,).
+    """
+
+    limbs: tuple[NDArray[np.int8], ...]
+    exponents: Exponents
+    bias: NDArray[np.int32]
+    groups: int = 1
+
+    @property
+    def kernel(self) -> tuple[int, int]:
+        _, _, rows, columns = self.limbs[0].shape
+        return rows, columns
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """What the network's shape depends on."""
+
+    latent_channels: int
+    context_width: int
+    context_depth: int
+
+    @property
+    def hyper_channels(self) -> int:
+        return self.latent_channels // 2
+
+
+@dataclass(frozen=True)
+class IntegerModel:
+    """The whole: ``medians`` (Cz,) float32 multiples of 2**MEAN_EXPONENT, added to the symbols of z."""
+
+    sizes: Sizes
+    sites: dict[str, Site]
+    layers: dict[str, Layer] = field(repr=False)
+    medians: NDArray[np.float32] = field(repr=False)
+
+    def save(self, path: Path) -> None:
+        """Write an .npz that :meth:`load` reads; no pickles in it."""
+        arrays: dict[str, NDArray[Any]] = {"medians": self.medians}
+        for name, layer in self.layers.items():
+            arrays |= {f"{name}/limb{i}": limb for i, limb in enumerate(layer.limbs)}
+            arrays |= {f"{name}/exponents": layer.exponents, f"{name}/bias": layer.bias}
+        head = {
+            "sizes": asdict(self.sizes),
+            "sites": {name: asdict(site) for name, site in self.sites.items()},
+            "groups": {name: layer.groups for name, layer in self.layers.items()},
+        }
+        arrays["head"] = np.frombuffer(json.dumps(head, sort_keys=True).encode(), np.uint8)
+        np.savez_compressed(path, **arrays)  # type: ignore[arg-type]  # numpy types the names as bool
+
+    @classmethod
+    def load(cls, path: Path) -> IntegerModel:
+        with np.load(path, allow_pickle=False) as arrays:
+            head = json.loads(arrays["head"].tobytes())
+            layers = {}
+            for name, groups in head["groups"].items():
+                limbs = tuple(arrays[f"{name}/limb{i}"] for i in range(2) if f"{name}/limb{i}" in arrays)
+                layers[name] = Layer(limbs, arrays[f"{name}/exponents"], arrays[f"{name}/bias"], groups)
+            sites = {name: Site(**site) for name, site in head["sites"].items()}
+            return cls(Sizes(**head["sizes"]), sites, layers, arrays["medians"])
