@@ -120,7 +120,7 @@ _ROW_COLUMNS = [column for column in frames.c if column.name not in {"bitstream"
 class Store:
     """``url`` is SQLAlchemy's, ``sqlite:///path`` or ``postgresql+psycopg://...``; tables are made where missing."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str | sa.URL) -> None:
         self.url = sa.make_url(url)
         self._sqlite = self.url.get_backend_name() == "sqlite"
         options: dict[str, Any] = (
@@ -377,11 +377,13 @@ class Store:
             found = connection.execute(query.order_by(sources.c.last_seen_ms.desc()).limit(limit))
             return [dict(row._mapping) for row in found]
 
-    def counts(self) -> dict[str, int]:
-        """Frames by state, all tenants."""
+    def counts(self, tenant: str | None = None) -> dict[str, int]:
+        """Frames by state, of one tenant or of all."""
+        query = sa.select(frames.c.state, sa.func.count()).group_by(frames.c.state)
+        if tenant is not None:
+            query = query.where(frames.c.tenant == tenant)
         with self._read() as connection:
-            found = connection.execute(sa.select(frames.c.state, sa.func.count()).group_by(frames.c.state))
-            counted = {str(state): int(count) for state, count in found}
+            counted = {str(state): int(count) for state, count in connection.execute(query)}
         return {state.value: counted.get(state.value, 0) for state in State}
 
     # -- retention --------------------------------------------------------------------------------------------------

@@ -25,7 +25,7 @@ from concurrent.futures import Executor, ThreadPoolExecutor
 from typing import TypeVar
 
 from aeic.bitstream import Frame
-from aeic.errors import BitstreamError, TooLarge, WrongModel
+from aeic.errors import BitstreamError, Damaged, TooLarge, WrongModel
 from cloud_decoder.cache import Cache
 from cloud_decoder.decoder import Decoder
 from cloud_decoder.delivery import Delivery, reason_of, seqs
@@ -60,7 +60,7 @@ class Worker:
         max_pixels: int = 8192 * 8192,
         aging_seconds: float = 2.0,
     ) -> None:
-        self.decoder, self.store, self.metrics = decoder, store, metrics
+        self.decoder, self.store, self.cache, self.metrics = decoder, store, cache, metrics
         self.owner, self.lease_seconds, self.max_attempts = owner, lease_seconds, max_attempts
         self.max_pixels = max_pixels
         self.pool = JobPool(
@@ -148,6 +148,8 @@ class Worker:
                 f"the frame was made with bundle {frame.fingerprint}, this cloud decodes {bundle.fingerprint}"
                 f" ({bundle.name}): encode with that one"
             )
+        if frame.rate >= len(bundle.rates):
+            raise Damaged(f"the frame names rate point {frame.rate}, which its bundle has not: fetch it again")
         if frame.width * frame.height > self.max_pixels:
             raise TooLarge(
                 f"{frame.width}x{frame.height} is over this cloud's {self.max_pixels} pixels: send it smaller"
@@ -175,13 +177,17 @@ class Worker:
         self._keep(job, claimed)
         return job
 
-    async def wait(self, job: Job, timeout: float) -> Decoded:
-        """Wait for a job. Whoever stops waiting takes back his interest; a job that nobody wants is dropped."""
+    async def wait(self, job: Job, timeout: float, *, pin: bool = False) -> Decoded:
+        """Wait for a job. Whoever goes away takes back his interest; a job that nobody wants is dropped.
+
+        With ``pin`` running out of time is no loss of interest: the caller will come again.
+        """
         job.waiters += 1
         try:
             async with asyncio.timeout(timeout):
                 return await asyncio.shield(job.done)
         except TimeoutError:
+            job.pinned |= pin
             raise Expired(f"not decoded within {timeout:g} s: ask again, or allow more time", retry_after=1.0) from None
         finally:
             job.waiters -= 1

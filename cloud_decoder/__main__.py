@@ -1,0 +1,36 @@
+"""``python -m cloud_decoder [--host H] [--port P] [--grpc-port P]``: the service; everything else is AEIC_CLOUD_*."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from pydantic import ValidationError
+
+from cloud_decoder.service import main
+from cloud_decoder.settings import Settings
+
+
+def _settings(arguments: list[str]) -> Settings:
+    parser = argparse.ArgumentParser(
+        prog="python -m cloud_decoder",
+        description="Receives AEIC frames over gRPC, stores them, and serves the pictures over HTTP.",
+        epilog="All settings are environment variables AEIC_CLOUD_*; docs/cloud.md lists them.",
+    )
+    parser.add_argument("--host", help="address to listen on [env: AEIC_CLOUD_HOST]")
+    parser.add_argument(
+        "--port", type=int, help="HTTP port, 0 for a free one (then gRPC takes one too) [env: AEIC_CLOUD_PORT]"
+    )
+    parser.add_argument("--grpc-port", type=int, help="gRPC port, 0 for a free one [env: AEIC_CLOUD_GRPC_PORT]")
+    given = {name: value for name, value in vars(parser.parse_args(arguments)).items() if value is not None}
+    if given.get("port") == 0:
+        given.setdefault("grpc_port", 0)  # whoever wants one free port wants two
+    try:
+        return Settings(**given)
+    except ValidationError as error:
+        said = "; ".join(f"AEIC_CLOUD_{str(part['loc'][-1]).upper()}: {part['msg']}" for part in error.errors())
+        parser.error(said)
+
+
+if __name__ == "__main__":
+    sys.exit(main(_settings(sys.argv[1:])))

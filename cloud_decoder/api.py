@@ -1,0 +1,313 @@
+"""The HTTP routes. Thin: they read a request, ask store, gallery or worker, and write an answer."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated, Any
+
+from fastapi import Depends, FastAPI, Query, Request
+from fastapi.responses import FileResponse, JSONResponse, Response, StreamingResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+import aeic
+from aeic.bundle import Bundle
+from cloud_decoder import pictures, problems
+from cloud_decoder.auth import Tokens
+from cloud_decoder.errors import BadRequest, Gone, UnknownFrame
+from cloud_decoder.events import Hub
+from cloud_decoder.gallery import Gallery
+from cloud_decoder.ingest import Ingest
+from cloud_decoder.intake import frame_id, read_body, while_connected
+from cloud_decoder.metrics import Metrics
+from cloud_decoder.settings import Settings
+from cloud_decoder.store import Row, State, Store
+from cloud_decoder.worker import Worker
+
+VIEWER = Path(__file__).parent / "viewer"
+PAGE_HEADERS = {
+    "Content-Security-Policy": "default-src 'self'; img-src 'self' blob: data:; frame-ancestors 'none'",
+    "Referrer-Policy": "no-referrer",
+    "Cache-Control": "no-cache",
+}
+
+
+@dataclass
+class Parts:
+    """Everything the routes stand on."""
+
+    settings: Settings
+    bundle: Bundle
+    store: Store
+    worker: Worker
+    gallery: Gallery
+    hub: Hub
+    ingest: Ingest
+    tokens: Tokens
+    metrics: Metrics
+    ready: bool = False
+
+
+def frame_json(row: Row, bundle: Bundle) -> dict[str, Any]:
+    """A stored frame as the API tells it. Sizes in bytes, times in seconds or RFC 3339, bpp of the whole frame."""
+    known = row.fingerprint == bundle.fingerprint and row.rate < len(bundle.rates)
+    return {
+        "id": str(row.id),
+        "state": row.state.value,
+        "source": row.source,
+        "width": row.width,
+        "height": row.height,
+        "bytes": row.bytes,
+        "bpp": round(8 * row.bytes / (row.width * row.height), 5),
+        "rate": row.rate,
+        "rate_name": bundle.rates[row.rate].name if known else None,
+        "fingerprint": row.fingerprint,
+        "digest": row.digest,
+        "latents_digest": row.latents_digest,
+        "priority": row.priority,
+        "captured_at": _time(row.captured_ms),
+        "received_at": _time(row.received_ms),
+        "available_at": _time(row.available_ms),
+        "reason": row.reason,
+        "timings": row.timings,
+    }
+
+
+async def _tenant(request: Request) -> str:
+    tokens: Tokens = request.app.state.tokens
+    return tokens.tenant_of_header(request.headers.get("authorization"))
+
+
+Tenant = Annotated[str, Depends(_tenant)]
+Wait = Annotated[float, Query(ge=0, le=86400, allow_inf_nan=False, description="seconds; cut at the service's limit")]
+Width = Annotated[int | None, Query(ge=16, le=8192, description="pixels; only ever narrower")]
+
+
+def build_app(parts: Parts) -> FastAPI:
+    """The application. ``parts.ready`` is looked at by /readyz; all the rest is fixed."""
+    app = FastAPI(title="AEIC cloud", version=aeic.__version__, description="Frames in, pictures out.", redoc_url=None)
+    problems.install(app)
+    app.state.tokens = parts.tokens
+    app.add_middleware(Observe, metrics=parts.metrics)
+    longest = parts.settings.max_wait_seconds
+    settings, store, gallery, worker = parts.settings, parts.store, parts.gallery, parts.worker
+
+    @app.get("/v1/frames")
+    async def list_frames(
+        tenant: Tenant,
+        limit: Annotated[int, Query(ge=1, le=200)] = 50,
+        cursor: Annotated[str | None, Query(pattern=r"^[0-9]{1,18}$")] = None,
+        source: Annotated[str | None, Query(max_length=128)] = None,
+        state: State | None = None,
+        rate: Annotated[int | None, Query(ge=0, le=31)] = None,
+        since: datetime | None = None,
+        until: datetime | None = None,
+    ) -> dict[str, Any]:
+        """The newest arrivals first. ``next_cursor`` goes into ``cursor`` for the next page; null at the end."""
+        filters = {"source": source, "state": state, "rate": rate, "since_ms": _ms(since), "until_ms": _ms(until)}
+        before = None if cursor is None else int(cursor)
+        rows = await gallery.on_thread(lambda: store.page(tenant, limit + 1, before, **filters))  # type: ignore[arg-type]
+        page = rows[:limit]
+        more = str(page[-1].seq) if len(rows) > limit else None
+        return {"frames": [frame_json(row, parts.bundle) for row in page], "next_cursor": more}
+
+    @app.get("/v1/frames/{id}")
+    async def get_frame(request: Request, tenant: Tenant, id: str, wait: Wait = 0.0) -> dict[str, Any]:
+        """One frame; ``wait`` for one that has not arrived yet."""
+        with gallery.waiter():
+            row = await while_connected(request, gallery.row(tenant, frame_id(id), min(wait, longest)))
+        return frame_json(row, parts.bundle)
+
+    @app.get("/v1/frames/{id}/bitstream")
+    async def get_bitstream(tenant: Tenant, id: str) -> Response:
+        """The frame as it came: an .aeic file."""
+        row = await gallery.row(tenant, frame_id(id))
+        data = await gallery.on_thread(store.bitstream, tenant, row.id)
+        if data is None:
+            raise Gone(f"frame {row.id} was pruned by retention")
+        headers = _caching(f"{row.digest}", parts.tokens) | {
+            "Content-Disposition": f'attachment; filename="{row.id}.aeic"'
+        }
+        return Response(data, media_type="application/octet-stream", headers=headers)
+
+    @app.get("/v1/frames/{id}/image")
+    async def get_image(
+        request: Request, tenant: Tenant, id: str, format: str = "png", width: Width = None, wait: Wait = 0.0
+    ) -> Response:
+        """The reconstruction. 202 with the frame's state where it is not ready within ``wait`` seconds."""
+        wanted, kind = frame_id(id), pictures.media_type(format)
+        if given := request.headers.get("if-none-match"):
+            row = await gallery.row(tenant, wanted)
+            headers = _caching(f"{row.digest}-{pictures.variant(format, width)}", parts.tokens)
+            if headers["ETag"] in given and row.state is not State.FAILED:
+                return Response(status_code=304, headers=headers)
+        with gallery.waiter():
+            work = gallery.image(tenant, wanted, format, width, min(wait, longest))
+            row, image = await while_connected(request, work)
+        if image is None:
+            return JSONResponse(frame_json(row, parts.bundle), 202, {"Retry-After": "1", "Cache-Control": "no-store"})
+        headers = _caching(f"{row.digest}-{pictures.variant(format, width)}", parts.tokens)
+        return Response(image, media_type=kind, headers=headers)
+
+    @app.post("/v1/decode")
+    async def decode(
+        request: Request, tenant: Tenant, format: str = "png", width: Width = None, timeout: Wait | None = None
+    ) -> Response:
+        """A bitstream in the body, its picture in the answer; nothing is stored."""
+        kind = pictures.media_type(format)
+        data = await read_body(request, settings.max_bitstream_bytes, settings.body_timeout_seconds)
+        seconds = longest if timeout is None else min(timeout, longest)
+        decoded = await while_connected(request, worker.decode(data, timeout=seconds))
+        started = time.monotonic()
+        image = await gallery.on_thread(pictures.encode, decoded.picture, format, width)
+        stages = decoded.timings | {"image": time.monotonic() - started}
+        headers = {
+            "Server-Timing": ", ".join(f"{name};dur={1000 * seconds:.2f}" for name, seconds in stages.items()),
+            "X-Latents-Digest": decoded.latents_digest,
+            "Cache-Control": "no-store",
+        }
+        return Response(image, media_type=kind, headers=headers)
+
+    @app.get("/v1/events")
+    async def events(tenant: Tenant) -> Response:
+        """Server-sent events: ``received``, ``done`` and ``failed`` with the frame, ``lost`` after an overflow."""
+        return StreamingResponse(
+            _stream(parts, tenant), media_type="text/event-stream", headers={"X-Accel-Buffering": "no"}
+        )
+
+    @app.get("/v1/sources")
+    async def list_sources(tenant: Tenant) -> dict[str, Any]:
+        """Who has sent frames, the latest first, and whether its stream is open now."""
+        found = await gallery.on_thread(store.sources, tenant)
+        return {
+            "sources": [
+                {
+                    "source": one["source"],
+                    "frames": one["frames"],
+                    "bytes": one["bytes"],
+                    "first_seen_at": _time(one["first_seen_ms"]),
+                    "last_seen_at": _time(one["last_seen_ms"]),
+                    "connected": (tenant, one["source"]) in parts.ingest.connected,
+                }
+                for one in found
+            ]
+        }
+
+    @app.get("/v1/status")
+    async def status(tenant: Tenant) -> dict[str, Any]:
+        """The model, the device and how full everything is. Frames are counted by state, this tenant's only."""
+        counts = await gallery.on_thread(store.counts, tenant)
+        bundle, pool = parts.bundle, worker.pool
+        return {
+            "version": aeic.__version__,
+            "bundle": {"name": bundle.name, "fingerprint": bundle.fingerprint, "digest": bundle.digest.hex()},
+            "rates": [{"number": rate.number, "name": rate.name, "bpp": rate.bpp} for rate in bundle.rates],
+            "device": worker.decoder.device,
+            "frames": counts,
+            "waiting": {"entropy": len(pool.entropy), "device": len(pool.device)},
+            "ready": parts.ready,
+        }
+
+    @app.get("/healthz", include_in_schema=False)
+    async def healthz() -> dict[str, str]:
+        return {"status": "ok"}
+
+    @app.get("/readyz", include_in_schema=False)
+    async def readyz() -> Response:
+        if parts.ready and worker.alive:
+            return JSONResponse({"status": "ready"})
+        detail = "a part of the worker has died" if parts.ready else "starting, or stopping"
+        return problems.problem(503, detail, headers={"Retry-After": "1"})
+
+    @app.get("/metrics", include_in_schema=False)
+    async def metrics() -> Response:
+        cache = worker.cache
+        parts.metrics.cache_bytes.set(cache.total_bytes)
+        parts.metrics.ready.set(parts.ready and worker.alive)
+        for state, count in (await gallery.on_thread(store.counts)).items():
+            parts.metrics.stored.labels(state).set(count)
+        return Response(parts.metrics.exposition(), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+    @app.get("/", include_in_schema=False)
+    async def page() -> Response:
+        return FileResponse(VIEWER / "index.html", headers=PAGE_HEADERS)
+
+    @app.get("/viewer/{name}", include_in_schema=False)
+    async def viewer(name: str) -> Response:
+        if name not in {"style.css", "app.js", "icon.svg"}:
+            raise UnknownFrame("there is no such file")
+        return FileResponse(VIEWER / name, headers=PAGE_HEADERS)
+
+    return app
+
+
+async def _stream(parts: Parts, tenant: str) -> AsyncIterator[str]:
+    with parts.gallery.waiter(), parts.hub.subscribe(tenant) as events:
+        yield "retry: 2000\n\n"
+        while not parts.worker.pool.draining:
+            event = await events.next(15.0)
+            if event is None:
+                yield ": still here\n\n"
+                continue
+            if "id" in event:
+                row = await parts.gallery.row(tenant, frame_id(event["id"]))
+                event = event | {"frame": frame_json(row, parts.bundle)}
+            yield f"event: {event['event']}\ndata: {json.dumps(event)}\n\n"
+
+
+class Observe:
+    """Counts and times every request by its route, and adds the headers that every answer has."""
+
+    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
+        self._app, self._metrics = app, metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """ASGI."""
+        if scope["type"] != "http":
+            return await self._app(scope, receive, send)
+        started, status = time.monotonic(), 500
+
+        async def watch(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                message["headers"] = [*message["headers"], (b"x-content-type-options", b"nosniff")]
+            await send(message)
+
+        try:
+            await self._app(scope, receive, watch)
+        finally:
+            route = getattr(scope.get("route"), "path", "none")
+            self._metrics.requests.labels(route, f"{status // 100}xx").inc()
+            if route != "/v1/events":
+                self._metrics.request_seconds.labels(route).observe(time.monotonic() - started)
+
+
+def _caching(name: str, tokens: Tokens) -> dict[str, str]:
+    # Weak, since two devices may round a pixel differently; the bitstream itself never changes under its id.
+    scope = "private" if tokens.required else "public"
+    return {"ETag": f'W/"{name}"', "Cache-Control": f"{scope}, max-age=31536000, immutable"}
+
+
+def _time(ms: int | None) -> str | None:
+    if not ms:
+        return None
+    try:
+        return datetime.fromtimestamp(ms / 1000, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    except (OverflowError, ValueError, OSError):
+        return None  # an edge's clock may say anything
+
+
+def _ms(time: datetime | None) -> int | None:
+    if time is None:
+        return None
+    aware = time if time.tzinfo else time.replace(tzinfo=UTC)
+    try:
+        return math.floor(aware.timestamp() * 1000)
+    except (OverflowError, ValueError):
+        raise BadRequest("that time is out of range") from None

@@ -1,0 +1,87 @@
+"""Errors on the two wires.
+
+HTTP problem+json (RFC 9457) and gRPC status codes. The tree says the number, this the form.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from http import HTTPStatus
+from typing import Any
+
+import grpc
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse, Response
+from starlette.exceptions import HTTPException
+
+from aeic.errors import AeicError, BitstreamError, WrongModel
+from cloud_decoder.errors import ServiceError
+
+log = logging.getLogger(__name__)
+
+_GRPC = {
+    400: grpc.StatusCode.INVALID_ARGUMENT,
+    401: grpc.StatusCode.UNAUTHENTICATED,
+    404: grpc.StatusCode.NOT_FOUND,
+    409: grpc.StatusCode.FAILED_PRECONDITION,
+    410: grpc.StatusCode.NOT_FOUND,
+    413: grpc.StatusCode.INVALID_ARGUMENT,
+    422: grpc.StatusCode.FAILED_PRECONDITION,
+    429: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    503: grpc.StatusCode.UNAVAILABLE,
+    504: grpc.StatusCode.DEADLINE_EXCEEDED,
+}
+
+
+def grpc_status(error: AeicError) -> grpc.StatusCode:
+    """The gRPC code of an error of the tree."""
+    if isinstance(error, BitstreamError) and not isinstance(error, WrongModel):
+        return grpc.StatusCode.INVALID_ARGUMENT
+    return _GRPC.get(error.http_status, grpc.StatusCode.INTERNAL)
+
+
+def problem(status: int, detail: str, kind: str = "about:blank", headers: dict[str, str] | None = None) -> Response:
+    """A problem+json answer. ``kind`` is the error's class in words, as a relative reference."""
+    body: dict[str, Any] = {"type": kind, "title": HTTPStatus(status).phrase, "status": status, "detail": detail}
+    return JSONResponse(body, status, media_type="application/problem+json", headers=headers)
+
+
+def problem_of(error: AeicError) -> Response:
+    """The answer for an error of the tree."""
+    headers = {}
+    if isinstance(error, ServiceError) and error.retry_after is not None:
+        headers["Retry-After"] = str(math.ceil(error.retry_after))
+    if error.http_status == 401:
+        headers["WWW-Authenticate"] = "Bearer"
+    words = "".join(f"-{c.lower()}" if c.isupper() else c for c in type(error).__name__).strip("-")
+    return problem(error.http_status, str(error), f"/problems/{words}", headers)
+
+
+def install(app: FastAPI) -> None:
+    """Make every error of ``app`` a problem; what nobody foresaw is logged and told without its words."""
+
+    async def ours(_: Request, error: Exception) -> Response:
+        assert isinstance(error, AeicError)
+        if error.http_status >= 500 and not isinstance(error, ServiceError):
+            log.error("%s", error, exc_info=error)
+        return problem_of(error)
+
+    async def invalid(_: Request, error: Exception) -> Response:
+        assert isinstance(error, RequestValidationError)
+        said = "; ".join(f"{part['loc'][-1]}: {part['msg']}" for part in error.errors())
+        return problem(400, said[:500])
+
+    async def http(_: Request, error: Exception) -> Response:
+        assert isinstance(error, HTTPException)
+        return problem(error.status_code, str(error.detail), headers=dict(error.headers or {}))
+
+    async def unforeseen(_: Request, error: Exception) -> Response:
+        log.error("unforeseen error", exc_info=error)
+        return problem(500, "an internal error; the service's log has it")
+
+    app.add_exception_handler(AeicError, ours)
+    app.add_exception_handler(RequestValidationError, invalid)
+    app.add_exception_handler(HTTPException, http)
+    app.add_exception_handler(Exception, unforeseen)

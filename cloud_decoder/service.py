@@ -1,0 +1,250 @@
+"""The running cloud: one process, one event loop, gRPC and HTTP side by side; decoding on threads.
+
+Starting: store, bundle, warm-up, then ready. Stopping (SIGTERM): not ready; streams end after their last
+acknowledgement; the batch in hand is finished, the rest given back; everybody who waits is answered; exit 0.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable, Iterator
+
+import grpc
+import uvicorn
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+from sqlalchemy import URL
+
+import aeic
+from aeic.errors import AeicError
+from aeic.v1 import ingest_pb2 as pb
+from aeic.v1 import ingest_pb2_grpc as pb_grpc
+from cloud_decoder.api import Parts, build_app
+from cloud_decoder.auth import Tokens
+from cloud_decoder.cache import Cache
+from cloud_decoder.decoder import Decoder
+from cloud_decoder.errors import StoreUnavailable
+from cloud_decoder.events import Hub
+from cloud_decoder.gallery import Gallery
+from cloud_decoder.ingest import Ingest, Limits
+from cloud_decoder.machine import Decode
+from cloud_decoder.metrics import Metrics
+from cloud_decoder.settings import Settings
+from cloud_decoder.store import Store
+from cloud_decoder.worker import Worker
+
+log = logging.getLogger(__name__)
+
+SERVICES = ("aeic.v1.IngestService", "aeic.v1.DecodeService")
+PRUNE_SECONDS = 60.0
+
+
+class Cloud:
+    """``await start()``, then ``http`` and ``grpc`` hold the addresses; ``await stop()``."""
+
+    def __init__(self, settings: Settings, decoder: Decoder | None = None) -> None:
+        """``decoder`` stands in for the one that the settings describe."""
+        settings.data_dir.mkdir(parents=True, exist_ok=True)
+        self.settings = settings
+        self.decoder = decoder or Decoder.from_bundle(
+            settings.bundle,
+            settings.device,
+            settings.threads,
+            entropy_workers=settings.entropy_workers,
+            max_batch=settings.max_batch,
+            max_batch_pixels=settings.max_batch_pixels,
+        )
+        self.metrics = Metrics()
+        self.tokens = Tokens(settings.tokens.get_secret_value())
+        self.store = Store(_database_url(settings))
+        self.http = ""
+        self.grpc = ""
+        self._tasks: list[asyncio.Task[None]] = []
+
+    async def start(self) -> None:
+        """Everything up and ready, or an error that says what is missing."""
+        settings, bundle, hub = self.settings, self.decoder.bundle, Hub()
+        self.hub = hub
+        cache = Cache(settings.data_dir / "cache", settings.cache_bytes)
+        self.metrics.cache_limit_bytes.set(settings.cache_bytes)
+        self.metrics.info.labels(aeic.__version__, bundle.fingerprint, self.decoder.device).set(1)
+        if self.decoder.device.startswith("cuda"):
+            self.metrics.watch_cuda()
+        self.worker = Worker(
+            self.decoder,
+            self.store,
+            cache,
+            self.metrics,
+            hub,
+            owner=settings.instance,
+            lease_seconds=settings.lease_seconds,
+            max_attempts=settings.max_attempts,
+            max_queue=settings.max_queue,
+            max_pixels=settings.max_pixels,
+            aging_seconds=settings.aging_seconds,
+        )
+        self.gallery = Gallery(self.store, cache, self.worker, hub, self.metrics, settings.max_waiters)
+        self.ingest = Ingest(
+            self.store,
+            self.metrics,
+            hub,
+            self.tokens,
+            bundle_name=bundle.name,
+            bundle_digest=bundle.digest,
+            check=self.worker.check,
+            wanted=_eager(settings.eager),
+            wake=self.worker.wake,
+            limits=Limits(settings.ingest_window, settings.max_bitstream_bytes, settings.commit_frames),
+        )
+        self.parts = Parts(
+            settings, bundle, self.store, self.worker, self.gallery, hub, self.ingest, self.tokens, self.metrics
+        )
+        await self.worker.start()
+        await self._start_grpc()
+        await self._start_http()
+        self.parts.ready = True
+        self._tasks.append(asyncio.create_task(self._prune()))
+
+    async def stop(self) -> None:
+        """Drain: nothing accepted is lost, everybody is answered."""
+        self.parts.ready = False
+        await self._health.enter_graceful_shutdown()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self.settings.drain_seconds):
+                await self.ingest.drain()
+                await self.worker.stop()
+        self.hub.wake_all()
+        self._http_server.should_exit = True
+        await asyncio.gather(self._grpc_server.stop(2.0), *self._tasks[:1])
+        for task in self._tasks[1:]:
+            task.cancel()
+        self.gallery.close()
+        self.store.close()
+
+    async def _start_grpc(self) -> None:
+        settings = self.settings
+        options = [
+            ("grpc.max_receive_message_length", settings.max_bitstream_bytes + 65536),
+            ("grpc.so_reuseport", 0),
+            ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
+            ("grpc.keepalive_permit_without_calls", 1),
+            ("grpc.keepalive_time_ms", 60_000),
+            ("grpc.keepalive_timeout_ms", 20_000),
+        ]
+        server = grpc.aio.server(options=options, maximum_concurrent_rpcs=settings.max_streams)
+        pb_grpc.add_IngestServiceServicer_to_server(self.ingest, server)
+        decode = Decode(self.worker, self.gallery, self.tokens, settings.max_wait_seconds)
+        pb_grpc.add_DecodeServiceServicer_to_server(decode, server)
+        self._health = health.aio.HealthServicer()
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
+        for name in ("", *SERVICES):
+            await self._health.set(name, health_pb2.HealthCheckResponse.SERVING)
+        names = [service.full_name for service in pb.DESCRIPTOR.services_by_name.values()]
+        reflection.enable_server_reflection([*names, health.SERVICE_NAME, reflection.SERVICE_NAME], server)
+        address = f"{settings.host}:{settings.grpc_port}"
+        credentials = _tls(settings)
+        try:
+            port = server.add_secure_port(address, credentials) if credentials else server.add_insecure_port(address)
+        except RuntimeError as error:
+            raise OSError(f"gRPC cannot listen on {address} ({error}): choose another AEIC_CLOUD_GRPC_PORT") from error
+        await server.start()
+        self._grpc_server = server
+        self.grpc = f"{settings.host}:{port}"
+
+    async def _start_http(self) -> None:
+        settings = self.settings
+        listening = socket.create_server((settings.host, settings.port), backlog=1024)
+        config = uvicorn.Config(
+            build_app(self.parts),
+            log_level="warning",
+            access_log=False,
+            lifespan="off",
+            timeout_graceful_shutdown=5,
+            h11_max_incomplete_event_size=16384,
+            server_header=False,
+        )
+        self._http_server = _Uvicorn(config)
+        serving = asyncio.create_task(self._http_server.serve([listening]))
+        self._tasks.append(serving)
+        while not self._http_server.started:
+            if serving.done():
+                serving.result()
+                raise OSError("the HTTP server did not start")
+            await asyncio.sleep(0.01)
+        self.http = f"http://{settings.host}:{listening.getsockname()[1]}"
+
+    async def _prune(self) -> None:
+        """Retention: now and then, the oldest decoded bitstreams go."""
+        settings = self.settings
+        while settings.retention_days or settings.retention_bytes:
+            older = int((time.time() - 86400 * settings.retention_days) * 1000) if settings.retention_days else None
+            keep = settings.retention_bytes or None
+            with contextlib.suppress(StoreUnavailable):
+                await asyncio.to_thread(self.store.prune, older_than_ms=older, keep_bytes=keep)
+            await asyncio.sleep(PRUNE_SECONDS)
+
+
+class _Uvicorn(uvicorn.Server):
+    """Without its own signal handlers: the service has one for both servers."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+async def run(settings: Settings) -> None:
+    """Serve until SIGTERM or SIGINT. Prints one line of JSON with the addresses once everything is ready."""
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    cloud = Cloud(settings)
+    await cloud.start()
+    print(json.dumps({"service": "cloud", "http": cloud.http, "grpc": cloud.grpc}), flush=True)
+    await stop.wait()
+    log.info("draining")
+    await cloud.stop()
+
+
+def main(settings: Settings) -> int:
+    """:func:`run`, with errors as one line on stderr and an exit status."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    try:
+        asyncio.run(run(settings))
+    except AeicError as error:
+        print(f"cloud: {error}", file=sys.stderr)
+        return error.exit_code
+    except (OSError, ValueError) as error:
+        print(f"cloud: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _database_url(settings: Settings) -> str | URL:
+    if settings.database_url is not None:
+        return settings.database_url.get_secret_value()
+    return URL.create("sqlite", database=str(settings.data_dir / "store.db"))
+
+
+def _eager(policy: str) -> Callable[[str], bool]:
+    """Which sources' frames are decoded unasked."""
+    if policy in {"all", "none"}:
+        return lambda _: policy == "all"
+    chosen = {name.strip() for name in policy.split(",")}
+    return lambda source: source in chosen
+
+
+def _tls(settings: Settings) -> grpc.ServerCredentials | None:
+    if settings.grpc_tls_cert is None and settings.grpc_tls_key is None:
+        return None
+    if settings.grpc_tls_cert is None or settings.grpc_tls_key is None:
+        raise ValueError("AEIC_CLOUD_GRPC_TLS_CERT and AEIC_CLOUD_GRPC_TLS_KEY go together: set both or neither")
+    pair = (settings.grpc_tls_key.read_bytes(), settings.grpc_tls_cert.read_bytes())
+    return grpc.ssl_server_credentials([pair])
