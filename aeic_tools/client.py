@@ -25,11 +25,16 @@ class RequestFailed(Exception):
 
 
 def request(url: str, body: bytes | None = None, seconds: float = 60, **headers: str) -> bytes:
-    """GET, or POST with a body. ``RequestFailed`` for any status but 2xx."""
+    """GET, or POST with a body: what was answered. ``RequestFailed`` for any status but 2xx."""
+    return exchange(url, body, seconds, **headers)[1]
+
+
+def exchange(url: str, body: bytes | None = None, seconds: float = 60, **headers: str) -> tuple[int, bytes]:
+    """The same, with the status before the answer."""
     names = {name.replace("_", "-"): value for name, value in headers.items()}
     try:
         with urllib.request.urlopen(urllib.request.Request(url, body, names), timeout=seconds) as answer:
-            return bytes(answer.read())
+            return answer.status, bytes(answer.read())
     except urllib.error.HTTPError as error:
         text = error.read().decode(errors="replace")
         with contextlib.suppress(ValueError, KeyError, TypeError):
@@ -50,7 +55,7 @@ class Journey:
     def decode_ms(self) -> float:
         """Entropy decoding, synthesis and the making of the picture, without the time in a queue."""
         timings = self.frame.get("timings") or {}
-        return 1e3 * sum(float(seconds) for name, seconds in timings.items() if name != "queue")
+        return 1e3 * sum(float(timings.get(stage, 0)) for stage in ("entropy", "synthesis", "image"))
 
 
 def travel(pair: Pair, picture: bytes, rate: str | None = None, seconds: float = 60) -> Journey:
@@ -61,11 +66,11 @@ def travel(pair: Pair, picture: bytes, rate: str | None = None, seconds: float =
     where = f"{pair.cloud.http}/v1/frames/{accepted['id']}"
     while True:
         try:
-            image = request(f"{where}/image?format=png&wait=30", None, seconds)
-            break
+            status, image = exchange(f"{where}/image?format=png&wait=30", None, seconds)
+            if status == 200:  # 202: it is there, and still being decoded
+                break
         except RequestFailed as error:
-            # 404 until the uplink has brought it; 202/409/503-like answers while it is being decoded never get here.
-            if error.status != 404:
+            if error.status != 404:  # 404: the uplink has not brought it yet
                 raise
         if time.perf_counter() - start > seconds:
             state = json.loads(request(f"{pair.edge.http}/v1/frames/{accepted['id']}"))

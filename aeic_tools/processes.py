@@ -119,8 +119,8 @@ class Pair:
 
 def cloud(data: Path, logs: Path, bundle: Path | None = None, grpc_port: int = 0) -> Service:
     """A cloud that keeps its store in ``data``; not yet waited for."""
-    settings = {"AEIC_CLOUD_DATA_DIR": str(data / "cloud"), "AEIC_CLOUD_GRPC_PORT": str(grpc_port)}
-    return Service("cloud_decoder", logs / "cloud.log", settings | _bundle("CLOUD", bundle))
+    settings = {"AEIC_CLOUD_DATA_DIR": str(data / "cloud")} | _bundle("CLOUD", bundle)
+    return Service("cloud_decoder", logs / "cloud.log", settings, ["--grpc-port", str(grpc_port)])
 
 
 def edge(data: Path, logs: Path, cloud_address: str, bundle: Path | None = None) -> Service:
