@@ -91,3 +91,16 @@ def test_extras_and_their_conflicts() -> None:
 
 def test_python_version() -> None:
     assert (3, 11) <= sys.version_info[:2] <= (3, 12)
+
+
+def test_nothing_is_said_of_the_machine_it_was_made_on() -> None:
+    """No absolute path of a home or work folder in what is committed."""
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True)
+    if listed.returncode:
+        pytest.skip("no git checkout")
+    here = re.compile(rb"/(?:work|root|home/\w+)/(?:main|shared|\.)")
+    names = [
+        name for name in listed.stdout.split("\0") if name.endswith((".py", ".md", ".toml", ".yml", ".json", ".txt"))
+    ]
+    own = Path(__file__).relative_to(ROOT).as_posix()
+    assert [n for n in names if n != own and (ROOT / n).is_file() and here.search((ROOT / n).read_bytes())] == []
