@@ -75,8 +75,6 @@ def _session(path: Path, providers: list[Any], threads: int) -> onnxruntime.Infe
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 3
-    # The arena keeps the largest picture's memory for ever; a box that sees one large frame a day wants it back.
-    options.enable_cpu_mem_arena = False
     try:
         session = onnxruntime.InferenceSession(str(path), options, providers=providers)
     except Exception as error:  # ONNX Runtime's own errors share no narrower base

@@ -10,7 +10,7 @@ import pytest
 from aeic.bundle import Bundle
 from aeic.errors import BundleError, InputError, RateError, TooLarge
 from aeic.latent_codec import LatentCodec
-from edge_encoder.analysis import Analysis, strips
+from edge_encoder.analysis import Analysis, spans
 from edge_encoder.encoder import Encoder
 from tests.edge.conftest import picture
 
@@ -49,23 +49,23 @@ def test_what_cannot_be_encoded(encoder):
         Encoder(encoder.bundle, encoder.analysis, encoder._codec, 5000).encode(noise(100, 100))
 
 
-@pytest.mark.parametrize(("height", "width", "pixels"), [(640, 128, 50_000), (2176, 3840, 3 << 20), (64, 8192, 1)])
-def test_strips_cover_the_picture_once(height, width, pixels):
-    parts = list(strips(height, width, pixels, 128))
-    assert parts[0][0] == 0 and parts[-1][1] == height
+@pytest.mark.parametrize(("length", "side"), [(640, 128), (2176, 1192), (3840, 1192), (64, 64), (8192, 10)])
+def test_spans_cover_everything_once(length, side):
+    parts = list(spans(length, side, 128))
+    assert parts[0][0] == 0 and parts[-1][1] == length
     assert all(a[1] == b[0] for a, b in itertools.pairwise(parts))
-    for top, bottom, first, last in parts:
-        assert max(0, top - 128) == first <= top < bottom <= last == min(height, bottom + 128)
-        assert not any(edge % 64 for edge in (top, bottom, first, last))
-        assert (last - first) * width <= max(pixels, 320 * width)
+    for begin, end, first, last in parts:
+        assert max(0, begin - 128) == first <= begin < end <= last == min(length, end + 128)
+        assert end - begin <= max(64, side)
+        assert not any(edge % 64 for edge in (begin, end, first, last))
 
 
-def test_strips_change_nothing_where_the_margin_covers_the_reach(tiny_bundle):
+def test_tiles_change_nothing_where_the_margin_covers_the_reach(tiny_bundle):
     bundle = Bundle.load(tiny_bundle)
-    rgb = noise(500, 300)
+    rgb = noise(500, 700)
     whole = Analysis(bundle, threads=1)(rgb)
-    cut = Analysis(bundle, threads=1, strip_pixels=320 * 320, margin_rows=64)(rgb)
-    assert whole.shape == cut.shape == (bundle.channels, 16, 10)
+    cut = Analysis(bundle, threads=1, tile_pixels=320 * 320, margin=64)(rgb)
+    assert whole.shape == cut.shape == (bundle.channels, 16, 22)
     np.testing.assert_allclose(whole, cut, atol=1e-5)
 
 
