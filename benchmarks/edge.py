@@ -1,0 +1,128 @@
+"""The whole edge path, POST to acknowledged, as a box would run it: speed, memory, size on disk, time to ready.
+
+    python benchmarks/edge.py [--bundle DIR] [--frames 60] [--width 768 --height 512] [--picture FILE]
+
+The service runs as a process of its own and ships to a cloud of a few lines in this one (which costs next to nothing).
+Prints a table for people and, as the last line, one JSON object. Not counted: the pictures' way to the box.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import importlib.metadata
+import io
+import json
+import os
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import httpx
+import numpy as np
+import psutil
+from PIL import Image
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from tests.edge.fakes import FakeCloud, Proxy, serving  # noqa: E402
+
+
+def synthetic(width: int, height: int) -> bytes:
+    """A JPEG with edges, slopes and some texture; the same every time."""
+    y, x = np.mgrid[0:height, 0:width].astype(np.float32)
+    rng = np.random.default_rng(0)
+    waves = np.stack([np.sin(x / (7 + 9 * c) + y / (23 - 5 * c)) for c in range(3)], -1)
+    picture = 128 + 60 * waves + 40 * (((x // 61 + y // 47) % 2)[..., None] - 0.5) + rng.normal(0, 4, waves.shape)
+    out = io.BytesIO()
+    Image.fromarray(picture.clip(0, 255).astype(np.uint8)).save(out, "JPEG", quality=92)
+    return out.getvalue()
+
+
+async def measure(options: argparse.Namespace, folder: Path) -> dict[str, object]:
+    data = options.picture.read_bytes() if options.picture else synthetic(options.width, options.height)
+    cloud = FakeCloud()
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("AEIC_EDGE_")}
+    if options.bundle:
+        clean["AEIC_BUNDLE"] = str(options.bundle)
+    async with serving(cloud) as address, Proxy(address) as proxy:
+        begin = time.perf_counter()
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", "edge_encoder", "--port", "0", "--data-dir", str(folder / "spool"),
+            "--cloud-address", proxy.address,
+            cwd=ROOT, env=clean, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.DEVNULL,
+        )  # fmt: skip
+        url = json.loads(await process.stdout.readline())["http"]
+        ready = time.perf_counter() - begin
+        seen = psutil.Process(process.pid)
+        peak = 0.0
+        try:
+            async with httpx.AsyncClient(base_url=url, timeout=120) as client:
+                warm = (await client.post("/v1/frames?wait=delivered&timeout=60", content=data)).json()
+                up, down = proxy.up, proxy.down
+                answers: list[dict[str, object]] = []
+                seconds: list[float] = []
+                begin = time.perf_counter()
+                left = iter(range(options.frames))
+
+                async def post() -> None:
+                    nonlocal peak
+                    for _ in left:
+                        start = time.perf_counter()
+                        response = await client.post("/v1/frames?wait=delivered&timeout=60", content=data)
+                        seconds.append(time.perf_counter() - start)
+                        answers.append(response.json())
+                        peak = max(peak, seen.memory_info().rss / 2**20)
+
+                await asyncio.gather(*(post() for _ in range(options.clients)))
+                total = time.perf_counter() - begin
+        finally:
+            process.terminate()
+            await process.wait()
+    stages = {
+        stage: round(statistics.median(a["timings_ms"][stage] for a in answers), 1)  # type: ignore[index]
+        for stage in ("read", "analyse", "entropy")
+    }
+    size = warm["bytes"]
+    return {
+        "width": warm["width"],
+        "height": warm["height"],
+        "bytes": size,
+        "frames": len(answers),
+        "delivered": sum(a["state"] == "delivered" for a in answers),
+        "frames_per_second": round(len(answers) / total, 2),
+        "post_to_acknowledged_ms_median": round(1000 * statistics.median(seconds), 1),
+        "encode_ms_median": round(statistics.median(a["encode_ms"] for a in answers), 1),  # type: ignore[type-var]
+        "stages_ms_median": stages,
+        "wire_up_bytes_over_payload_per_frame": round((proxy.up - up) / len(answers) - size, 1),
+        "wire_down_bytes_per_frame": round((proxy.down - down) / len(answers), 1),
+        "resident_mb": round(peak),
+        "ready_seconds": round(ready, 2),
+        "cores": len(os.sched_getaffinity(0)),
+        "load_before": round(os.getloadavg()[0], 1),
+        "onnxruntime": importlib.metadata.version("onnxruntime"),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--bundle", type=Path, help="model bundle; by default the one that ships")
+    parser.add_argument("--frames", type=int, default=60)
+    parser.add_argument("--clients", type=int, default=2, help="posts under way at once")
+    parser.add_argument("--width", type=int, default=768)
+    parser.add_argument("--height", type=int, default=512)
+    parser.add_argument("--picture", type=Path, help="a photograph instead of the synthetic picture")
+    with contextlib.ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        result = asyncio.run(measure(parser.parse_args(), folder))
+    for name, value in result.items():
+        print(f"{name:40} {value}")
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()

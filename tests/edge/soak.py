@@ -1,0 +1,285 @@
+"""The soak: both services as processes, pictures without end, and everything that can break breaking at random.
+
+    python -m tests.edge.soak --frames 2000 --seed 1
+
+The edge and the cloud are killed with -9 and started again, connections are cut and stalled half-open in a proxy
+between them, and the edge's disk fills up (its file size limit is pulled down while it runs). Clients post each picture
+under an id of their own until it is acknowledged with 202. In the end every acknowledged frame must be in the cloud
+exactly once, bit for bit. The last line of output is one JSON object; the exit code is 0 only if nothing was lost or
+duplicated.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import json
+import os
+import random
+import resource
+import signal
+import sys
+import tempfile
+import time
+import uuid
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import httpx
+import psutil
+
+from edge_encoder.encoder import Encoder
+from edge_encoder.ids import new_id
+from tests.edge.conftest import ROOT, picture
+from tests.edge.fakes import Proxy
+from tests.tiny_bundle import write_tiny_bundle
+
+PICTURES = 48
+CLIENTS = 6
+
+
+@dataclass
+class Process:
+    """A service that is started again on the same ports after every death."""
+
+    module: str
+    environment: dict[str, str]
+    log: Path
+    ports: dict[str, str] = field(default_factory=dict)
+    ready: dict[str, str] = field(default_factory=dict)
+    starts: int = 0
+    peak_mb: float = 0.0
+
+    async def start(self) -> None:
+        clean = {name: value for name, value in os.environ.items() if not name.startswith("AEIC_")}
+        self.process = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", self.module,
+            cwd=ROOT,
+            env={**clean, **self.environment, **self.ports},
+            stdout=asyncio.subprocess.PIPE,
+            stderr=self.log.open("ab"),
+        )  # fmt: skip
+        line = await self.process.stdout.readline()
+        if not line:
+            raise RuntimeError(f"{self.module} did not start; see {self.log}")
+        self.ready = json.loads(line)
+        self.starts += 1
+
+    async def kill(self) -> None:
+        self.measure()
+        self.process.send_signal(signal.SIGKILL)
+        await self.process.wait()
+
+    def measure(self) -> None:
+        with contextlib.suppress(psutil.Error):
+            self.peak_mb = max(self.peak_mb, psutil.Process(self.process.pid).memory_info().rss / 2**20)
+
+    async def stop(self) -> int:
+        self.measure()
+        self.process.send_signal(signal.SIGTERM)
+        return await asyncio.wait_for(self.process.wait(), 60)
+
+
+class Soak:
+    """One run. `acknowledged` maps frame id to the number of the picture posted under it."""
+
+    def __init__(self, folder: Path, frames: int, seed: int, chaos: bool) -> None:
+        self.frames, self.chaos = frames, chaos
+        self.rng = random.Random(seed)
+        bundle = write_tiny_bundle(folder / "bundle")
+        self.pictures = [picture(64 + 16 * (n % 5), 64, seed=n) for n in range(PICTURES)]
+        encoder = Encoder.from_bundle(bundle, threads=1)
+        self.expected = [encoder.encode(data).data for data in self.pictures]
+        self.cloud = Process(
+            "cloud_decoder",
+            {
+                "AEIC_BUNDLE": str(bundle),
+                "AEIC_CLOUD_DATA_DIR": str(folder / "cloud"),
+                "AEIC_CLOUD_DEVICE": "onnx",
+                "AEIC_CLOUD_EAGER": "none",
+                "AEIC_CLOUD_PORT": "0",
+                "AEIC_CLOUD_GRPC_PORT": "0",
+            },
+            folder / "cloud.log",
+        )
+        self.edge = Process(
+            "edge_encoder",
+            {
+                "AEIC_BUNDLE": str(bundle),
+                "AEIC_EDGE_DATA_DIR": str(folder / "edge"),
+                "AEIC_EDGE_PORT": "0",
+                "AEIC_EDGE_THREADS": "1",
+                "AEIC_EDGE_HISTORY_FRAMES": str(10 * frames),
+                "AEIC_EDGE_ACK_TIMEOUT_SECONDS": "2",
+                "AEIC_EDGE_BACKOFF_MIN_SECONDS": "0.05",
+                "AEIC_EDGE_BACKOFF_MAX_SECONDS": "1",
+                "AEIC_EDGE_DRAIN_TIMEOUT_SECONDS": "30",
+            },
+            folder / "edge.log",
+        )
+        self.acknowledged: dict[uuid.UUID, int] = {}
+        self.answers: Counter[str] = Counter()
+        self.events: Counter[str] = Counter()
+        self._next = 0
+
+    async def run(self) -> dict[str, object]:
+        await self.cloud.start()
+        http, grpc = self.cloud.ready["http"], self.cloud.ready["grpc"]
+        self.cloud.ports = {
+            "AEIC_CLOUD_PORT": http.rpartition(":")[2],
+            "AEIC_CLOUD_GRPC_PORT": grpc.rpartition(":")[2],
+        }
+        async with Proxy(grpc) as self.proxy:
+            self.edge.environment["AEIC_EDGE_CLOUD_ADDRESS"] = self.proxy.address
+            await self.edge.start()
+            self.edge.ports = {"AEIC_EDGE_PORT": self.edge.ready["http"].rpartition(":")[2]}
+            begin = time.monotonic()
+            over = asyncio.Event()
+            trouble = asyncio.create_task(self._trouble(over) if self.chaos else asyncio.sleep(0))
+            await asyncio.gather(*(self._client() for _ in range(CLIENTS)))
+            over.set()
+            await trouble
+            await self._delivered()
+            seconds = time.monotonic() - begin
+            up, down = self.proxy.up, self.proxy.down
+            self.edge.measure()
+            lost, wrong, extra = await self._compare(http)
+            code = await self.edge.stop()
+        self.cloud.measure()
+        await self.cloud.stop()
+        count = len(self.acknowledged)
+        payload = sum(len(self.expected[n]) for n in self.acknowledged.values())
+        return {
+            "frames": count,
+            "lost": lost,
+            "wrong": wrong,
+            "duplicated": extra,
+            "edge_exit": code,
+            "edge_starts": self.edge.starts,
+            "cloud_starts": self.cloud.starts,
+            "troubles": dict(self.events),
+            "answers": dict(self.answers),
+            "frames_per_second": round(count / seconds, 1),
+            "wire_up_bytes_over_payload_per_frame": round((up - payload) / count, 1),
+            "wire_down_bytes_per_frame": round(down / count, 1),
+            "edge_resident_mb": round(self.edge.peak_mb),
+            "seconds": round(seconds, 1),
+        }
+
+    async def _client(self) -> None:
+        async with httpx.AsyncClient(timeout=15) as client:
+            while self._next < self.frames:
+                number, self._next = self._next % PICTURES, self._next + 1
+                ident = new_id()
+                while True:
+                    try:
+                        response = await client.post(
+                            self.edge.ready["http"] + "/v1/frames",
+                            content=self.pictures[number],
+                            headers={"Idempotency-Key": str(ident)},
+                        )
+                    except httpx.HTTPError:
+                        self.answers["no answer"] += 1
+                        await asyncio.sleep(0.2)
+                        continue
+                    self.answers[str(response.status_code)] += 1
+                    if response.status_code == 202:
+                        self.acknowledged[ident] = number
+                        break
+                    if response.status_code not in (429, 503, 507):
+                        raise RuntimeError(f"unexpected answer {response.status_code}: {response.text}")
+                    await asyncio.sleep(0.1)
+
+    async def _trouble(self, over: asyncio.Event) -> None:
+        kinds = [self._kill_edge, self._kill_cloud, self._cut, self._stall, self._fill_disk]
+        while not over.is_set():
+            await asyncio.sleep(self.rng.uniform(0.2, 2.0))
+            kind = self.rng.choice(kinds)
+            self.events[kind.__name__.strip("_")] += 1
+            await kind()  # leaves everything well again when it ends
+
+    async def _kill_edge(self) -> None:
+        await self.edge.kill()
+        await self.edge.start()
+
+    async def _kill_cloud(self) -> None:
+        await self.cloud.kill()
+        await asyncio.sleep(self.rng.uniform(0, 1))
+        await self.cloud.start()
+
+    async def _cut(self) -> None:
+        for _ in range(self.rng.randint(1, 5)):
+            self.proxy.cut()
+            await asyncio.sleep(self.rng.uniform(0, 0.3))
+
+    async def _stall(self) -> None:
+        self.proxy.stalled = True
+        await asyncio.sleep(self.rng.uniform(0.1, 4))
+        if self.rng.random() < 0.5:
+            self.proxy.cut()
+        self.proxy.stalled = False
+
+    async def _fill_disk(self) -> None:
+        wal = Path(self.edge.environment["AEIC_EDGE_DATA_DIR"]) / "spool.sqlite3-wal"
+        with contextlib.suppress(OSError):
+            size = max(wal.stat().st_size, wal.with_name("spool.sqlite3").stat().st_size)
+            limit = size + self.rng.randrange(20_000)
+            resource.prlimit(self.edge.process.pid, resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
+            await asyncio.sleep(self.rng.uniform(0.1, 2))
+            unlimited = (resource.RLIM_INFINITY, resource.RLIM_INFINITY)
+            resource.prlimit(self.edge.process.pid, resource.RLIMIT_FSIZE, unlimited)
+
+    async def _delivered(self) -> None:
+        async with httpx.AsyncClient(timeout=15) as client:
+            deadline = time.monotonic() + 120
+            while time.monotonic() < deadline:
+                status = (await client.get(self.edge.ready["http"] + "/v1/status")).json()
+                if status["spool"]["frames"] == 0:
+                    return
+                await asyncio.sleep(0.1)
+            raise RuntimeError(f"not delivered in two minutes: {status}")
+
+    async def _compare(self, cloud: str) -> tuple[int, int, int]:
+        """How many acknowledged frames are missing in the cloud, differ there, or stand there without being ours."""
+        listed: Counter[str] = Counter()
+        async with httpx.AsyncClient(timeout=30, base_url=cloud) as client:
+            cursor: str | None = ""
+            while cursor is not None:
+                query = {"limit": "200", **({"cursor": cursor} if cursor else {})}
+                page = (await client.get("/v1/frames", params=query)).json()
+                listed.update(frame["id"] for frame in page["frames"])
+                cursor = page["next_cursor"]
+            room = asyncio.Semaphore(8)
+
+            async def same(ident: uuid.UUID, number: int) -> bool:
+                async with room:
+                    response = await client.get(f"/v1/frames/{ident}/bitstream")
+                return response.content == self.expected[number]
+
+            here = {i: n for i, n in self.acknowledged.items() if str(i) in listed}
+            right = await asyncio.gather(*(same(ident, number) for ident, number in here.items()))
+        ours = {str(ident) for ident in self.acknowledged}
+        extra = sum(count - (ident in ours) for ident, count in listed.items())
+        return len(self.acknowledged) - len(here), right.count(False), extra
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--frames", type=int, default=2000)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--calm", action="store_true", help="break nothing; measures speed and wire bytes")
+    parser.add_argument("--keep", type=Path, help="folder for stores and logs, kept; by default a temporary one")
+    options = parser.parse_args()
+    with contextlib.ExitStack() as stack:
+        folder = options.keep or Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        folder.mkdir(parents=True, exist_ok=True)
+        soak = Soak(folder, options.frames, options.seed, not options.calm)
+        result = asyncio.run(soak.run())
+    print(json.dumps(result))
+    return 0 if not (result["lost"] or result["wrong"] or result["duplicated"] or result["edge_exit"]) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
