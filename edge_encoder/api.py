@@ -66,6 +66,7 @@ def create_app(service: EdgeService) -> FastAPI:
         request: Request,
         rate: Annotated[str | None, Query(max_length=32, description="Rate point, by number or name.")] = None,
         max_bytes: Annotated[int | None, Query(ge=1, le=1 << 30, description="Best rate point that fits.")] = None,
+        target_bytes: Annotated[int | None, Query(ge=1, le=1 << 30, description="The same, or the lowest.")] = None,
         priority: Annotated[int, Query(ge=0, le=255, description="Larger goes first.")] = 0,
         wait: Annotated[Literal["spooled", "delivered"], Query(description="What to wait for.")] = "spooled",
         timeout: Annotated[float, Query(ge=0, le=3600, description="Seconds, for wait=delivered.")] = 30.0,
@@ -79,6 +80,7 @@ def create_app(service: EdgeService) -> FastAPI:
             wish = Wish(
                 rate=rate,
                 max_bytes=max_bytes,
+                target_bytes=target_bytes,
                 priority=priority,
                 source_id=x_source_id or "",
                 captured_ms=_captured_ms(x_captured_at),

@@ -66,12 +66,14 @@ class Encoder:
         picture: bytes | NDArray[np.uint8],
         rate: int | str | None = None,
         max_bytes: int | None = None,
+        target_bytes: int | None = None,
     ) -> Encoded:
         """Encodes a JPEG, PNG or WebP file's bytes, or an (H, W, 3) uint8 array.
 
         `rate`: number or name of a rate point, by default the bundle's. With `max_bytes` the best rate point (at most
-        `rate`, if given) whose whole file fits is taken. InputError for a picture that cannot be taken, RateError for
-        an unknown rate or when not even the lowest fits.
+        `rate`, if given) whose whole file fits is taken; `target_bytes` does the same, but takes the lowest rate point
+        when none fits. InputError for a picture that cannot be taken, RateError for an unknown rate or when nothing
+        fits into `max_bytes`.
         """
         begin = time.perf_counter()
         rgb = load_picture(picture, max_pixels=self.max_pixels) if isinstance(picture, bytes) else _checked(picture)
@@ -85,32 +87,35 @@ class Encoder:
         y = self.analysis(rgb)
         del rgb
         analysed = time.perf_counter()
-        if max_bytes is None:
+        limits = [limit for limit in (max_bytes, target_bytes) if limit is not None]
+        if not limits:
             data = self._codec.encode(y, wanted, width, height)
         else:
             ceiling = wanted if rate is not None else len(self.bundle.rates) - 1
-            wanted, data = self._fit(y, ceiling, max_bytes, width, height)
+            wanted, data = self._fit(y, ceiling, min(limits), width, height)
+        if max_bytes is not None and len(data) > max_bytes:
+            raise RateError(
+                f"the lowest rate point needs {len(data)} bytes for this picture, more than max_bytes={max_bytes};"
+                " allow more bytes or send a smaller picture"
+            )
         done = time.perf_counter()
         timings = {"read": read - begin, "analyse": analysed - read, "entropy": done - analysed}
         return Encoded(data, width, height, 8 * len(data) / (width * height), wanted, timings)
 
-    def _fit(self, y: Latent, ceiling: int, max_bytes: int, width: int, height: int) -> tuple[int, bytes]:
-        """The highest rate point up to `ceiling` whose file has at most `max_bytes`; rates rise with their number, so
-        halving finds it in two or three tries."""
-        best: tuple[int, bytes] | None = None
-        low, high, smallest = 0, ceiling, 0
+    def _fit(self, y: Latent, ceiling: int, limit: int, width: int, height: int) -> tuple[int, bytes]:
+        """The highest rate point up to `ceiling` whose file has at most `limit` bytes, else the lowest; files grow with
+        the rate point, so halving finds it in two or three tries."""
+        best = (0, b"")
+        low, high = 0, ceiling
         while low <= high:
             middle = (low + high) // 2
             data = self._codec.encode(y, middle, width, height)
-            if len(data) <= max_bytes:
+            if len(data) <= limit:
                 best, low = (middle, data), middle + 1
             else:
-                smallest, high = len(data), middle - 1
-        if best is None:
-            raise RateError(
-                f"the lowest rate point needs {smallest} bytes for this picture, more than max_bytes={max_bytes};"
-                " allow more bytes or send a smaller picture"
-            )
+                high = middle - 1
+                if middle == 0:
+                    best = (0, data)
         return best
 
     def warm_up(self) -> float:

@@ -53,6 +53,9 @@ class Metrics:
             "Age of the oldest frame not acknowledged.",
             registry=registry,
         )
+        self.default_rate = Gauge(
+            "aeic_edge_default_rate", "Rate point of pictures that ask for none.", registry=registry
+        )
         self.dropped = Counter(
             "aeic_edge_dropped_total", "Frames given up, by reason: full, age, damaged.", ["reason"], registry=registry
         )

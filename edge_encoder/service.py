@@ -18,7 +18,8 @@ from edge_encoder.encode_queue import Busy, EncodeQueue
 from edge_encoder.encoder import Encoded, Encoder
 from edge_encoder.ids import new_id
 from edge_encoder.metrics import Metrics
-from edge_encoder.records import Entry, IdTaken, Record, State
+from edge_encoder.rate_control import RateControl
+from edge_encoder.records import Entry, IdTaken, Record, SpoolError, State
 from edge_encoder.settings import EdgeSettings
 from edge_encoder.spool import Spool
 from edge_encoder.uplink import Uplink
@@ -26,7 +27,7 @@ from edge_encoder.uplink import Uplink
 log = logging.getLogger("aeic.edge")
 
 _FINAL = (State.DELIVERED, State.REJECTED, State.DROPPED)
-_HOUSEKEEPING_SECONDS = 5.0
+_HOUSEKEEPING_SECONDS = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +36,7 @@ class Wish:
 
     rate: str | None = None
     max_bytes: int | None = None
+    target_bytes: int | None = None
     priority: int = 0
     source_id: str = ""
     captured_ms: int = 0
@@ -62,6 +64,7 @@ class EdgeService:
         self.encoder: Encoder
         self.spool: Spool
         self.uplink: Uplink
+        self.rate_control: RateControl | None = None
         self._tasks: list[asyncio.Task[None]] = []
         self._waiting: dict[uuid.UUID, list[asyncio.Future[None]]] = {}
 
@@ -97,6 +100,8 @@ class EdgeService:
             bundle_digest=bundle.digest,
             software=f"aeic-edge {aeic.__version__}",
         )
+        if settings.target_age_seconds:
+            self.rate_control = RateControl(bundle.default_rate, settings.target_age_seconds)
         self._tasks = [asyncio.create_task(self.uplink.run()), asyncio.create_task(self._keep_house())]
         self.ready = True
         log.info(
@@ -121,7 +126,13 @@ class EdgeService:
             if known is not None and known.state is not State.DROPPED:
                 return Taken(known, None)
         encoded = await self.queue.run(
-            functools.partial(self.encoder.encode, picture, rate=wish.rate, max_bytes=wish.max_bytes)
+            functools.partial(
+                self.encoder.encode,
+                picture,
+                rate=self._default_rate(wish),
+                max_bytes=wish.max_bytes,
+                target_bytes=wish.target_bytes,
+            )
         )
         begin = time.perf_counter()
         record = Record(
@@ -142,6 +153,11 @@ class EdgeService:
         self.metrics.frame_bytes.labels(str(encoded.rate)).observe(len(encoded.data))
         self.metrics.picture_bytes.inc(len(picture))
         return Taken(entry, encoded)
+
+    def _default_rate(self, wish: Wish) -> str | int | None:
+        """What the client asks for; where it asks for nothing, what the link allows."""
+        free = wish.rate is None and wish.max_bytes is None and wish.target_bytes is None
+        return self.rate_control.rate if free and self.rate_control else wish.rate
 
     async def entry(self, ident: uuid.UUID) -> Entry | None:
         """The frame's present state, or None if it is not known (any more)."""
@@ -185,7 +201,7 @@ class EdgeService:
             "source_id": self.settings.source_id,
             "bundle": {"name": bundle.name, "fingerprint": bundle.fingerprint, "digest": bundle.digest.hex()},
             "rates": [{"number": r.number, "name": r.name, "bpp": r.bpp} for r in bundle.rates],
-            "default_rate": bundle.default_rate,
+            "default_rate": self.rate_control.rate if self.rate_control else bundle.default_rate,
             "provider": self.encoder.analysis.provider,
             "encoding": {"pending": self.queue.pending, "workers": self.settings.encode_workers},
             "spool": {
@@ -214,6 +230,8 @@ class EdgeService:
         metrics.spool_frames.set(self.spool.pending_frames)
         metrics.spool_bytes.set(self.spool.pending_bytes)
         metrics.unreadable.set(self.spool.unreadable)
+        default = self.encoder.bundle.default_rate
+        metrics.default_rate.set(self.rate_control.rate if self.rate_control else default)
         metrics.oldest_seconds.set(self.spool.oldest_age_seconds())
         return metrics.render()
 
@@ -251,5 +269,14 @@ class EdgeService:
             await asyncio.sleep(_HOUSEKEEPING_SECONDS)
             if self.settings.spool_max_age_seconds:
                 limit = int((time.time() - self.settings.spool_max_age_seconds) * 1000)
-                with contextlib.suppress(Exception):
+                with contextlib.suppress(SpoolError):
                     await asyncio.wrap_future(self.spool.expire(limit))
+            if self.rate_control is not None:
+                with contextlib.suppress(SpoolError):
+                    oldest = await asyncio.to_thread(self.spool.oldest_age_seconds)
+                    before = self.rate_control.rate
+                    after = self.rate_control.observe(
+                        time.monotonic(), oldest, self.spool.pending_bytes, self.uplink.delivered_bytes
+                    )
+                    if after != before:
+                        log.info("default rate point %d -> %d: the oldest frame is %.0f s old", before, after, oldest)

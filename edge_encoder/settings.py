@@ -60,6 +60,9 @@ class EdgeSettings(BaseSettings):
         "refuse", description="At the cap: refuse the new frame (507), drop-oldest, or drop-lowest-priority."
     )
     history_frames: int = Field(20_000, ge=0, description="Finished frames whose state is remembered, without bytes.")
+    target_age_seconds: float = Field(
+        0.0, ge=0, description="Keep the oldest frame younger than this by lowering the default rate; 0 never does."
+    )
 
     cloud_address: str = Field("127.0.0.1:9090", description="host:port of the cloud's gRPC; empty never sends.")
     token: SecretStr | None = Field(None, description="Secret of this box, sent once per stream.")

@@ -85,7 +85,9 @@ class Uplink:
             source_id=settings.source_id, bundle_digest=bundle_digest, software=software, token=token
         )
         self._wake = asyncio.Event()
-        self._under_way: dict[uuid.UUID, float] = {}  # id -> when it was handed to gRPC, monotonic
+        self.delivered_bytes = 0  # of acknowledged frames; tells what the link carries
+        self._under_way: dict[uuid.UUID, float] = {}  # id -> when it was handed to gRPC, monotonic; 0 before
+        self._sizes: dict[uuid.UUID, int] = {}  # their bytes
         self._progress = 0.0  # when the last Ack came, or the first frame after a quiet time left; monotonic
         self._window = 1
         self._leasing: asyncio.Future[list[Record]] | None = None
@@ -195,6 +197,7 @@ class Uplink:
         self._leasing = None
         for record in records:
             self._under_way[record.id] = 0.0
+            self._sizes[record.id] = len(record.data)
         return records
 
     async def _receive(self, call: Call) -> None:
@@ -226,6 +229,7 @@ class Uplink:
         ident = uuid.UUID(bytes=ack.id)
         word, state = _ACKS[ack.status]
         sent = self._under_way.pop(ident, None)
+        self.delivered_bytes += self._sizes.pop(ident, 0)
         self._progress = time.monotonic()
         self.status.last_ack = time.time()
         self._metrics.acks.labels(word).inc()
@@ -250,6 +254,7 @@ class Uplink:
         for ident in self._under_way:
             self._spool.release([ident], self._settings.backoff_min_seconds if ident == first else 0.0)
         self._under_way.clear()
+        self._sizes.clear()
         self._metrics.in_flight.set(0)
 
     def _failed(self, failure: StreamFailed) -> None:

@@ -218,6 +218,22 @@ def test_rate_and_max_bytes(tmp_path, tiny_bundle):
     run(scenario)
 
 
+def test_the_default_rate_follows_the_link(tmp_path, tiny_bundle):
+    async def scenario() -> None:
+        async with edge(tmp_path, tiny_bundle, target_age_seconds=0.2, cloud_address="127.0.0.1:1") as (
+            client,
+            service,
+        ):
+            service.rate_control.rate = service.rate_control._ceiling = 1
+            assert (await client.post("/v1/frames", content=picture())).json()["rate"] == 1
+            await asyncio.sleep(1.6)  # the cloud is down and the frame grows old
+            assert (await client.post("/v1/frames", content=picture())).json()["rate"] == 0
+            assert (await client.post("/v1/frames?rate=1", content=picture())).json()["rate"] == 1
+            assert (await client.get("/v1/status")).json()["default_rate"] == 0
+
+    run(scenario)
+
+
 def test_posting_twice_under_one_key_makes_one_frame(tmp_path, tiny_bundle):
     key = str(uuid.uuid4())
 

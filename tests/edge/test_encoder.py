@@ -37,6 +37,17 @@ def test_file_and_array_give_the_same_frame(encoder, tiny_bundle):
     assert set(one.timings) == {"read", "analyse", "entropy"}
 
 
+def test_target_bytes_is_a_wish_and_max_bytes_a_limit(encoder):
+    rgb = noise(128, 192)
+    low, high = (encoder.encode(rgb, rate=rate).data for rate in (0, 1))
+    assert encoder.encode(rgb, target_bytes=len(high)).data == high
+    assert encoder.encode(rgb, target_bytes=len(high) - 1).data == low
+    assert encoder.encode(rgb, target_bytes=1).data == low
+    assert encoder.encode(rgb, target_bytes=1, max_bytes=len(low)).data == low
+    with pytest.raises(RateError):
+        encoder.encode(rgb, target_bytes=1, max_bytes=len(low) - 1)
+
+
 def test_what_cannot_be_encoded(encoder):
     for bad in (noise(64, 64).astype(np.float32), noise(64, 64)[..., 0], noise(8, 64), noise(9000, 16)):
         with pytest.raises(InputError):
