@@ -44,8 +44,15 @@ def grpc_status(error: AeicError) -> grpc.StatusCode:
 
 def problem(status: int, detail: str, kind: str = "about:blank", headers: dict[str, str] | None = None) -> Response:
     """A problem+json answer. ``kind`` is the error's class in words, as a relative reference."""
-    body: dict[str, Any] = {"type": kind, "title": HTTPStatus(status).phrase, "status": status, "detail": detail}
+    body: dict[str, Any] = {"type": kind, "title": _title(status), "status": status, "detail": detail}
     return JSONResponse(body, status, media_type="application/problem+json", headers=headers)
+
+
+def _title(status: int) -> str:
+    try:
+        return HTTPStatus(status).phrase
+    except ValueError:  # nginx's 499, for a client that has gone
+        return "Client Closed Request"
 
 
 def problem_of(error: AeicError) -> Response:
@@ -53,6 +60,8 @@ def problem_of(error: AeicError) -> Response:
     headers = {}
     if isinstance(error, ServiceError) and error.retry_after is not None:
         headers["Retry-After"] = str(math.ceil(error.retry_after))
+    if error.http_status in (408, 413):
+        headers["Connection"] = "close"  # the rest of the body is not worth reading
     if error.http_status == 401:
         headers["WWW-Authenticate"] = "Bearer"
     words = "".join(f"-{c.lower()}" if c.isupper() else c for c in type(error).__name__).strip("-")

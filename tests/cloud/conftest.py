@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import threading
 import time
-from collections.abc import Callable, Iterator
+import zlib
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from uuid import UUID, uuid4
 
+import grpc
 import numpy as np
 import pytest
 
 from aeic.bitstream import Frame
 from aeic.bundle import Bundle
 from aeic.latent_codec import LatentCodec
+from aeic.v1 import ingest_pb2 as pb
+from aeic.v1 import ingest_pb2_grpc as pb_grpc
 from cloud_decoder.decoder import Decoder
 from cloud_decoder.onnx_generator import OnnxGenerator
+from cloud_decoder.service import Cloud
+from cloud_decoder.settings import Settings
 from cloud_decoder.store import NewFrame, Store
 
 MakeFrame = Callable[..., bytes]
@@ -99,3 +107,61 @@ def new_frame(data: bytes, id: UUID | None = None, **changed: object) -> NewFram
         "bitstream": data,
     }
     return NewFrame(**(values | changed))  # type: ignore[arg-type]
+
+
+@asynccontextmanager
+async def running_cloud(decoder: Decoder, data_dir: Path, **changed: object) -> AsyncIterator[Cloud]:
+    """A whole cloud on free loopback ports."""
+    cloud = Cloud(Settings(host="127.0.0.1", port=0, grpc_port=0, data_dir=data_dir, **changed), decoder)  # type: ignore
+    await cloud.start()
+    try:
+        yield cloud
+    finally:
+        await cloud.stop()
+
+
+class Edge:
+    """The other end of a stream, as the contract has it."""
+
+    def __init__(self, address: str) -> None:
+        self._channel = grpc.aio.insecure_channel(address)
+        self._call = pb_grpc.IngestServiceStub(self._channel).Deliver()
+
+    async def __aenter__(self) -> Edge:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._call.cancel()
+        await self._channel.close()
+
+    async def hello(
+        self, bundle: Bundle, source: str = "box-1", token: str = "", digest: bytes | None = None
+    ) -> pb.Welcome:
+        given = bundle.digest if digest is None else digest
+        message = pb.Hello(source_id=source, bundle_digest=given, software="test", token=token)
+        await self._call.write(pb.DeliverRequest(hello=message))
+        return (await self._read()).welcome
+
+    async def send(self, data: bytes, id: UUID, crc: int | None = None, **more: int) -> None:
+        frame = pb.Frame(id=id.bytes, bitstream=data, crc32=zlib.crc32(data) if crc is None else crc, **more)
+        await self._call.write(pb.DeliverRequest(frame=frame))
+
+    async def ack(self) -> pb.Ack:
+        return (await self._read()).ack
+
+    async def raw(self, request: pb.DeliverRequest) -> None:
+        await self._call.write(request)
+
+    async def finish(self) -> None:
+        await self._call.done_writing()
+
+    async def ended(self) -> bool:
+        """Whether the cloud has closed the stream, cleanly."""
+        return await self._call.read() is grpc.aio.EOF
+
+    async def _read(self) -> pb.DeliverResponse:
+        async with asyncio.timeout(20):
+            response = await self._call.read()
+        if response is grpc.aio.EOF:
+            raise EOFError(f"the stream ended: {await self._call.details()}")
+        return response

@@ -1,0 +1,111 @@
+"""The process: one line when ready, SIGTERM drains, kill -9 loses nothing, the docs list every setting."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from uuid import uuid4
+
+import httpx
+
+from aeic.bundle import Bundle
+from aeic.v1 import ingest_pb2 as pb
+from cloud_decoder.metrics import Metrics
+from cloud_decoder.settings import Settings
+from tests.cloud.conftest import Edge, MakeFrame
+
+DOCS = Path(__file__).parents[2] / "docs" / "cloud.md"
+
+
+@contextmanager
+def process(bundle: Bundle, data_dir: Path, **settings: str) -> Iterator[tuple[subprocess.Popen[str], dict[str, str]]]:
+    environment = os.environ | {"AEIC_CLOUD_BUNDLE": str(bundle.path), "AEIC_CLOUD_DATA_DIR": str(data_dir)} | settings
+    command = [sys.executable, "-m", "cloud_decoder", "--port", "0"]
+    running = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        assert running.stdout is not None and running.stderr is not None
+        line = running.stdout.readline()
+        assert line, running.stderr.read()
+        yield running, json.loads(line)
+    finally:
+        running.kill()
+        running.communicate()
+
+
+def test_killed_in_the_middle_it_loses_nothing(bundle: Bundle, make_frame: MakeFrame, tmp_path: Path) -> None:
+    sent = {uuid4(): make_frame(seed, 256, 256) for seed in range(30)}
+
+    async def feed(address: str) -> None:
+        async with Edge(address) as edge:
+            await edge.hello(bundle)
+            for id, data in sent.items():
+                await edge.send(data, id)
+            for _ in sent:
+                assert (await edge.ack()).status == pb.ACK_STATUS_STORED
+
+    with process(bundle, tmp_path) as (running, told):
+        assert told["service"] == "cloud"
+        asyncio.run(feed(told["grpc"]))
+        running.send_signal(signal.SIGKILL)  # acknowledged a moment ago, hardly any decoded
+        running.wait(10)
+    with process(bundle, tmp_path) as (running, told), httpx.Client(base_url=told["http"]) as http:
+        end = time.monotonic() + 20
+        while http.get("/v1/status").json()["frames"]["done"] < len(sent):
+            assert time.monotonic() < end
+            time.sleep(0.1)
+        for id, data in sent.items():
+            assert http.get(f"/v1/frames/{id}/bitstream").content == data
+        assert http.get(f"/v1/frames/{id}/image").status_code == 200
+        running.send_signal(signal.SIGTERM)
+        assert running.wait(20) == 0
+
+
+def test_what_is_wrong_at_the_start_is_one_line(bundle: Bundle, tmp_path: Path) -> None:
+    wrong = [
+        ("AEIC_CLOUD_BUNDLE", "/nowhere", 5, "no bundle at"),
+        ("AEIC_CLOUD_DEVICE", "abacus", 1, "choose one of"),
+        ("AEIC_CLOUD_MAX_BATCH", "none", 2, "AEIC_CLOUD_MAX_BATCH"),
+        ("AEIC_CLOUD_TOKENS", "short", 1, "tenant:token"),
+    ]
+    environment = os.environ | {"AEIC_CLOUD_BUNDLE": str(bundle.path), "AEIC_CLOUD_DATA_DIR": str(tmp_path)}
+    command = [sys.executable, "-m", "cloud_decoder", "--port", "0"]
+    runs = [
+        subprocess.Popen(
+            command, env=environment | {name: value}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        for name, value, _, _ in wrong
+    ]
+    for run, (_, _, code, said) in zip(runs, wrong, strict=True):
+        _, errors = run.communicate(timeout=40)
+        assert run.returncode == code and said in errors and "Traceback" not in errors, errors
+
+
+def test_the_docs_list_every_setting_with_its_default() -> None:
+    rows = dict(re.findall(r"^\| `AEIC_CLOUD_(\w+)` \| (.*) \|$", DOCS.read_text(), re.M))
+    fields = Settings.model_fields
+    assert set(rows) == {name.upper() for name in fields}
+    for name, field in fields.items():
+        default, text = rows[name.upper()].split(" | ")
+        shown = field.default.get_secret_value() if hasattr(field.default, "get_secret_value") else field.default
+        assert default == ("" if shown in (None, "") else f"`{shown}`"), name
+        assert text == field.description, name
+
+
+def test_the_docs_list_every_metric() -> None:
+    listed = set(re.findall(r"^\| `(aeic_cloud_\w+)` ", DOCS.read_text(), re.M))
+    made = {metric.name + ("_total" if metric.type == "counter" else "") for metric in Metrics().registry.collect()}
+    assert listed == made | {"aeic_cloud_gpu_memory_bytes"}
+
+
+def test_torch_is_not_needed() -> None:
+    code = "import sys, cloud_decoder.service; assert not {'torch', 'aeic_nets', 'diffusers'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=30)
