@@ -75,6 +75,10 @@ def _session(path: Path, providers: list[Any], threads: int) -> onnxruntime.Infe
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 3
+    # Planned memory blocks, one for every size met, are never shared: without them a third less memory, no slower.
+    options.enable_mem_pattern = False
+    # Threads that spin while they wait win a few per cent on an idle machine and cost a multiple on a busy one.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     try:
         session = onnxruntime.InferenceSession(str(path), options, providers=providers)
     except Exception as error:  # ONNX Runtime's own errors share no narrower base
