@@ -26,11 +26,11 @@ RUN useradd --uid 10001 --create-home aeic && install -d -o aeic /var/lib/aeic
 COPY --from=build /opt/aeic /opt/aeic
 USER 10001
 ENV PATH=/opt/aeic/bin:$PATH PYTHONUNBUFFERED=1 \
-    AEIC_CLOUD_HOST=0.0.0.0 AEIC_CLOUD_PORT=8090 AEIC_CLOUD_GRPC_PORT=9090 AEIC_CLOUD_DATA_DIR=/var/lib/aeic \
+    AEIC_CLOUD_HOST=0.0.0.0 AEIC_CLOUD_PORT=8081 AEIC_CLOUD_GRPC_PORT=9090 AEIC_CLOUD_DATA_DIR=/var/lib/aeic \
     HF_HUB_OFFLINE=1
 VOLUME /var/lib/aeic
-EXPOSE 8090 9090
+EXPOSE 8081 9090
 HEALTHCHECK --interval=10s --timeout=3s --start-period=60s \
-    CMD ["python", "-c", "import urllib.request as r; r.urlopen('http://127.0.0.1:8090/healthz', timeout=2)"]
+    CMD ["python", "-c", "import urllib.request as r; r.urlopen('http://127.0.0.1:8081/healthz', timeout=2)"]
 STOPSIGNAL SIGTERM
 CMD ["python", "-m", "cloud_decoder"]

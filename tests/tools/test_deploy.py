@@ -77,4 +77,4 @@ def test_prometheus_scrapes_both() -> None:
     targets = {
         target for job in config["scrape_configs"] for entry in job["static_configs"] for target in entry["targets"]
     }
-    assert targets == {"edge:8080", "cloud:8090"}
+    assert targets == {"edge:8080", "cloud:8081"}
