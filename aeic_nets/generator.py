@@ -1,33 +1,53 @@
-"""y_hat to pictures: g_s, the one-step UNet, the residual, the picture decoder."""
+"""y_hat to pictures on torch: what the cloud runs on a GPU. Knows no bitstream and no queue."""
 
 from __future__ import annotations
 
-from torch import Tensor, nn
+import json
+from pathlib import Path
+from typing import Any
 
-from aeic.profiles import Profile
-from aeic_nets.codec import Codec
-from aeic_nets.unet import UNet
-from aeic_nets.vae import PictureDecoder
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors import safe_open
+
+from aeic import profiles
+from aeic.errors import BundleError
+from aeic_nets.network import AEIC
+
+_PARTS = ("codec.g_s.", "unet.", "vae.")
 
 
-class AEIC(nn.Module):
-    """A whole network: ``codec``, ``unet`` and ``vae`` of one profile."""
+class TorchGenerator:
+    """The synthesis of a bundle on one device; calls are not concurrent (one owner thread).
 
-    def __init__(self, profile: Profile) -> None:
-        super().__init__()
-        self.profile = profile
-        self.codec = Codec(profile)
-        self.unet = UNet(profile.unet, profile.unet_channels, profile.residual_channels)
-        self.vae = PictureDecoder(profile.vae, profile.residual_channels)
+    On CUDA it computes in bfloat16, channels last, with convolution and matrix products in full float32 where autocast
+    leaves them so; on the CPU in float32, the same numbers as the ONNX graph. CUDA has not been run on a card yet.
+    """
 
-    def generate(self, y_hat: Tensor) -> Tensor:
-        """y_hat (N, M, h, w), gain undone, to a picture (N, 3, 32h, 32w), about [-1, 1], not clamped."""
-        latent, residual = self.codec.g_s(y_hat)
-        picture: Tensor = self.vae(self.unet(latent) + residual)
-        return picture
+    def __init__(self, bundle_path: str | Path, device: str = "cpu") -> None:
+        """Loads g_s, UNet and picture decoder from ``bundle_path``; ``BundleError`` if the weights do not fit."""
+        folder = Path(bundle_path)
+        manifest = json.loads((folder / "bundle.json").read_text())
+        self.device = torch.device(device)
+        with torch.device("meta"):
+            self._model = AEIC(profiles.profile(manifest["profile"]))
+        wanted = {name for name, _ in self._model.named_parameters() if name.startswith(_PARTS)}
+        with safe_open(folder / "weights.safetensors", "pt") as file:
+            known = set(file.keys())
+            if missing := sorted(wanted - known):
+                raise BundleError(f"{folder}/weights.safetensors lacks {missing[0]} and {len(missing) - 1} more: export the bundle again")
+            tensors = {name: file.get_tensor(name).float() for name in wanted}
+        self._model.load_state_dict(tensors, strict=False, assign=True)
+        for part in (self._model.codec.g_s, self._model.unet, self._model.vae):
+            part.to(self.device, memory_format=torch.channels_last).eval().requires_grad_(False)
 
-    def forward(self, x: Tensor, rate: int = 0) -> dict[str, Tensor]:
-        """Picture (N, 3, H, W) in [-1, 1], sides multiples of 64, to ``x_hat`` and the codec's outputs."""
-        out = self.codec(self.codec.g_a(x), rate)
-        out["x_hat"] = self.generate(out["y_hat"])
-        return out
+    @torch.inference_mode()
+    def __call__(self, y_hat: NDArray[np.float32]) -> NDArray[np.float32]:
+        """y_hat (N, M, h, w) float32, gain undone, to pictures (N, 3, 32h, 32w) float32 in [-1, 1]."""
+        values = torch.from_numpy(y_hat).to(self.device, memory_format=torch.channels_last)
+        half = self.device.type == "cuda"
+        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=half):
+            pictures = self._model.generate(values)
+        result: NDArray[Any] = pictures.float().clamp(-1, 1).cpu().numpy()
+        return result

@@ -25,7 +25,7 @@ from aeic.bundle import FORMAT
 from aeic.profiles import LATENT_STRIDE, SCALE_COUNT, SCALE_MAX, SCALE_MIN, SKIP_SCALE
 from aeic.tables import gaussian_rows, rows_from_pmf
 from aeic_nets.codec import Codec
-from aeic_nets.generator import AEIC
+from aeic_nets.network import AEIC
 from aeic_train.graphs import write_graph
 from aeic_train.loop import load_weights
 

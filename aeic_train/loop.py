@@ -19,12 +19,13 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from aeic import profiles
-from aeic_nets.generator import AEIC
+from aeic_nets.network import AEIC
 from aeic_train.data import Crops, Photographs
-from aeic_train.losses import PictureLoss
+from aeic_train.losses import MAX_SHIFT, PictureLoss
 from aeic_train.prior import Prior
 from aeic_train.recipe import Recipe, Stage
 from aeic_train.samples import save_samples
+from aeic_train.soap import Soap
 
 LOG_STEPS = 50
 SAVE_SECONDS = 180
@@ -94,7 +95,7 @@ class Trainer:
         for name, parameter in self.model.named_parameters():
             parameter.requires_grad_(not name.startswith(stage.freeze) if stage.freeze else True)
         parameters = [p for p in module.parameters() if p.requires_grad]
-        self.optimizer = torch.optim.AdamW(parameters, lr=stage.learning_rate, weight_decay=0.0, betas=(0.9, 0.98), fused=True)
+        self.optimizer = Soap(parameters, lr=stage.learning_rate)
         if self.optimizer_state:
             self.optimizer.load_state_dict(self.optimizer_state)
             self.optimizer_state = None
@@ -113,7 +114,7 @@ class Trainer:
             if self.step % LOG_STEPS == 0:
                 now = time.monotonic()
                 self.seconds += now - started
-                self._log(stage, sums, (now - started) / LOG_STEPS)
+                self._log(stage, sums, (now - started) / len(sums["gradient"]))
                 sums, started = defaultdict(list), now
             if self.step % SAMPLE_STEPS == 0:
                 save_samples(self.average, self.validation, self.run / "samples", f"{self.total_steps:06d}", stage)
@@ -122,7 +123,7 @@ class Trainer:
                 saved = time.monotonic()
 
     def _step(self, stage: Stage, forward: nn.Module, x: Tensor, parameters: list[Tensor]) -> dict[str, float]:
-        shift = (random.randrange(8), random.randrange(8))
+        shift = (random.randrange(MAX_SHIFT), random.randrange(MAX_SHIFT))
         pixels = x.shape[0] * x.shape[2] * x.shape[3]
         rate = random.choice(list(stage.rates)) if stage.rates else ""
         with torch.autocast("cpu", dtype=torch.bfloat16):

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from aeic.profiles import Profile
 from aeic_nets.blocks import Downsample, StarBlock
-from aeic_nets.generator import AEIC
+from aeic_nets.network import AEIC
 
 
 class PriorEncoder(nn.Module):

