@@ -19,11 +19,12 @@ import uvicorn
 from pydantic import ValidationError
 
 from aeic.errors import AeicError
-from edge_encoder import logs
+from edge_encoder import logs, systemd
 from edge_encoder.api import create_app
 from edge_encoder.connection import connection_class
 from edge_encoder.service import EdgeService
 from edge_encoder.settings import EdgeSettings, unknown_variables
+from edge_encoder.watched_folder import WatchedFolder
 
 _GRACE_SECONDS = 10
 _CONNECTIONS = 1024
@@ -67,11 +68,17 @@ async def serve(settings: EdgeSettings) -> None:
     serving = asyncio.create_task(server.serve(sockets=[listener]))
     while not server.started and not serving.done():
         await asyncio.sleep(0.005)
+    if settings.watch_dir is not None:
+        folder = WatchedFolder(service, settings.watch_dir, settings.watch_seconds, settings.watch_keep)
+        watching = asyncio.create_task(folder.run())
+        serving.add_done_callback(lambda _: watching.cancel())
+    systemd.notify("READY=1")
     host, port = listener.getsockname()[:2]
     print(json.dumps({"service": "edge", "http": f"http://{host}:{port}"}), flush=True)
     try:
         await serving
     finally:
+        systemd.notify("STOPPING=1")
         await service.stop()
 
 

@@ -44,6 +44,12 @@ class Metrics:
             registry=registry,
         )
         self.picture_bytes = Counter("aeic_edge_picture_bytes_total", "Picture files taken in.", registry=registry)
+        self.folder_files = Counter(
+            "aeic_edge_folder_files_total",
+            "Files of the watched folder: taken, refused.",
+            ["outcome"],
+            registry=registry,
+        )
         self.queue_frames = Gauge("aeic_edge_queue_frames", "Pictures being encoded or waiting.", registry=registry)
         self.spool_frames = Gauge("aeic_edge_spool_frames", "Frames not yet acknowledged.", registry=registry)
         self.spool_bytes = Gauge("aeic_edge_spool_bytes", "Their bytes, as counted against the cap.", registry=registry)

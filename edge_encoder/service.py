@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import aeic
+from edge_encoder import systemd
 from edge_encoder.encode_queue import Busy, EncodeQueue
 from edge_encoder.encoder import Encoded, Encoder
 from edge_encoder.ids import new_id
@@ -267,6 +268,8 @@ class EdgeService:
     async def _keep_house(self) -> None:
         while True:
             await asyncio.sleep(_HOUSEKEEPING_SECONDS)
+            if self.spool.alive:
+                systemd.notify("WATCHDOG=1")
             if self.settings.spool_max_age_seconds:
                 limit = int((time.time() - self.settings.spool_max_age_seconds) * 1000)
                 with contextlib.suppress(SpoolError):

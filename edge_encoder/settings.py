@@ -52,6 +52,10 @@ class EdgeSettings(BaseSettings):
     read_timeout_seconds: float = Field(20.0, gt=0, le=600, description="Time a client has to send headers and body.")
     wait_max_seconds: float = Field(60.0, ge=0, le=3600, description="Longest wait that ?wait=delivered may ask for.")
 
+    watch_dir: Path | None = Field(None, description="A folder whose new pictures are taken too; none by default.")
+    watch_seconds: float = Field(1.0, gt=0, description="Time between two looks into watch_dir.")
+    watch_keep: bool = Field(True, description="Move taken files to watch_dir/done; otherwise delete them.")
+
     spool_max_bytes: int = Field(256 << 20, ge=1 << 16, description="Cap on frames not yet acknowledged, in bytes.")
     spool_max_age_seconds: float = Field(
         0.0, ge=0, description="Frames older than this are dropped unsent and counted; 0 keeps them for ever."
@@ -96,6 +100,8 @@ class EdgeSettings(BaseSettings):
             path = getattr(self, name)
             if path is not None and not path.is_file():
                 raise ValueError(f"{name}: there is no file {path}")
+        if self.watch_dir is not None and not self.watch_dir.is_dir():
+            raise ValueError(f"watch_dir: there is no folder {self.watch_dir}")
         if self.backoff_min_seconds > self.backoff_max_seconds:
             raise ValueError("backoff_min_seconds is larger than backoff_max_seconds")
         if self.cloud_address and ":" not in self.cloud_address:

@@ -125,3 +125,25 @@ def test_the_edge_never_loads_torch():
     code = f"import sys, edge_encoder.__main__; print([name for name in {heavy} if name in sys.modules])"
     run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=30)
     assert run.stdout.strip() == "[]", run.stderr
+
+
+def test_systemd_is_told_and_the_folder_watched(start_edge, tmp_path):
+    address = str(tmp_path / "notify")
+    inbox = tmp_path / "in"
+    inbox.mkdir()
+    (inbox / "a.jpg").write_bytes(picture())
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as channel:
+        channel.bind(address)
+        channel.settimeout(10)
+        edge = start_edge(NOTIFY_SOCKET=address, AEIC_EDGE_WATCH_DIR=str(inbox), AEIC_EDGE_WATCH_SECONDS="0.1")
+        assert channel.recv(100) == b"READY=1"
+        assert channel.recv(100) == b"WATCHDOG=1"
+        deadline = time.monotonic() + 10
+        while not (inbox / "done" / "a.jpg").exists():
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        code, _ = edge.stop(signal.SIGTERM)
+        assert code == 0
+        last = b""
+        while last != b"STOPPING=1":
+            last = channel.recv(100)
