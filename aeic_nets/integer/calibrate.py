@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from fnmatch import fnmatch
 
 import numpy as np
@@ -47,43 +47,22 @@ def calibrate(codec: Codec, latents: Sequence[Tensor]) -> dict[str, Site]:
     """The sites for ``codec``, from float runs over ``latents``: y with its gain applied, (N, M, h, w) float32 each."""
     watcher = Watcher()
     ops = TorchOps(codec.get_submodule, None, watcher=watcher)
-    gelu_inputs = _GeluInputs(ops)
     sizes = sizes_of(codec)
     for y in latents:
         z = codec.hyper(y).round()
-        base = network.hyper_synthesis(gelu_inputs, z, sizes)[..., : y.shape[-2], : y.shape[-1]]
+        base = network.hyper_synthesis(ops, z, sizes)[..., : y.shape[-2], : y.shape[-1]]
         for index in range(PASS_COUNT):
-            means, _ = network.context(gelu_inputs, index, base, sizes)
+            means, _ = network.context(ops, index, base, sizes)
             base = torch.where(coding_mask(index, y), (y - means).round() + means, base)
     sites = {}
     for name, parts in watcher.samples.items():
         bits = width(name, SITE_BITS, 8)
         sites[name] = Site(best_exponent(torch.cat(parts), bits), bits)
     sites |= {name: Site(MEAN_EXPONENT, LATENT_BITS) for name in ON_THE_LATENT_GRID}
-    for name, source in gelu_inputs.sources.items():
+    for name, source in watcher.gelu_inputs.items():
         exponent = sites[name].exponent
         sites[name] = Site(exponent, 8, gelu_shift(sites[source].exponent, exponent))
     return sites
-
-
-class _GeluInputs:
-    """Passes everything on, and notes which layer feeds which GELU."""
-
-    def __init__(self, ops: TorchOps) -> None:
-        self._ops, self._last = ops, ""
-        self.sources: dict[str, str] = {}
-
-    def __getattr__(self, name: str) -> Callable[..., Codes]:
-        found: Callable[..., Codes] = getattr(self._ops, name)
-        return found
-
-    def conv(self, x: Codes, layer: str) -> Codes:
-        self._last = layer
-        return self._ops.conv(x, layer)
-
-    def gelu(self, x: Codes, site: str) -> Codes:
-        self.sources[site] = self._last
-        return self._ops.gelu(x, site)
 
 
 def best_exponent(sample: Tensor, bits: int) -> int:
@@ -99,7 +78,10 @@ def best_exponent(sample: Tensor, bits: int) -> int:
 
 
 def quantise(
-    codec: Codec, sites: dict[str, Site], medians: NDArray[np.float32] | None = None, weight_bits: Sequence[tuple[str, int]] = WEIGHT_BITS
+    codec: Codec,
+    sites: dict[str, Site],
+    medians: NDArray[np.float32] | None = None,
+    weight_bits: Sequence[tuple[str, int]] = WEIGHT_BITS,
 ) -> IntegerModel:
     """``codec`` in integers. ``medians`` (Cz,) of the factorised prior (default 0) are rounded to the latents' grid."""
     sizes = sizes_of(codec)

@@ -97,7 +97,8 @@ def entropy_graph(model: IntegerModel, target: Target) -> bytes:
     for index in range(PASS_COUNT):
         tile = pass_mask(index, channels, 2, 2).transpose(1, 2, 0)[None]
         mask = g.op("Tile", g.constant(tile, np.bool_), repeats)
-        groups = [g.op("Tile", g.constant(tile[..., k : k + 1], np.bool_), repeats) for k in range(0, channels, quarter)]
+        firsts = [tile[..., k : k + 1] for k in range(0, channels, quarter)]
+        groups = [g.op("Tile", g.constant(first, np.bool_), repeats) for first in firsts]
         means, scales = network.context(lowering, index, base, model.sizes)
         # Of each position only the group that is coded here, so that what follows is a quarter of the work.
         y_here, means, scales = (_pick(g, part, groups) for part in (y, means, scales))
@@ -110,9 +111,10 @@ def entropy_graph(model: IntegerModel, target: Target) -> bytes:
         zero = g.constant(0, np.float32)
         symbols = g.op("Where", mask, _repeat(g, rounded), symbols or zero)
         indexes = g.op("Where", mask, _repeat(g, found), indexes or zero)
+    indexes = g.op("Sub", indexes, g.constant(1, np.float32))
     outputs = {
         "symbols": (_output(g, symbols, INT16), _info("symbols", INT16, channels)),
-        "indexes": (_output(g, g.op("Sub", indexes, g.constant(1, np.float32)), INT8), _info("indexes", INT8, channels)),
+        "indexes": (_output(g, indexes, INT8), _info("indexes", INT8, channels)),
         "y_hat": (g.op("Transpose", base, perm=TO_FIRST), _info("y_hat", FLOAT, channels)),
     }
     inputs = [_info("y", FLOAT, channels), _info("z_symbols", INT32, model.sizes.hyper_channels, "hz", "wz")]

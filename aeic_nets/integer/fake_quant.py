@@ -23,18 +23,23 @@ WEIGHT_LIMITS = {7: 63, 14: 63 * 128 + 63}
 
 @dataclass(frozen=True)
 class Codes:
-    """``value`` (N, C, H, W) float32, multiples of ``2**exponents[c]``; ``exponents`` (C,) int64; 8 or 16 bits."""
+    """``value`` (N, C, H, W) float32, multiples of ``2**exponents[c]``; ``exponents`` (C,) int64; 8 or 16 bits.
+
+    ``site``: where it was rounded, if in one place.
+    """
 
     value: Tensor
     exponents: Tensor
     bits: int
+    site: str = ""
 
 
 @dataclass
 class Watcher:
-    """Collects what passes each site: some thousand values a visit."""
+    """Collects what passes each site, some thousand values a visit; and which site feeds which GELU."""
 
     samples: dict[str, list[Tensor]] = field(default_factory=dict)
+    gelu_inputs: dict[str, str] = field(default_factory=dict)
 
     def see(self, site: str, x: Tensor) -> None:
         flat = x.detach().reshape(-1)
@@ -105,7 +110,7 @@ class TorchOps:
 
     def quantise(self, x: Tensor, site: str) -> Codes:
         value, where = self._round(x, site)
-        return Codes(value, torch.full((x.shape[1],), where.exponent), where.bits)
+        return Codes(value, torch.full((x.shape[1],), where.exponent), where.bits, site)
 
     def stream(self, x: Codes) -> Tensor:
         return x.value
@@ -142,6 +147,8 @@ class TorchOps:
 
     def gelu(self, x: Codes, site: str) -> Codes:
         smooth = F.gelu(x.value)
+        if self._watcher is not None:
+            self._watcher.gelu_inputs[site] = x.site
         if self._sites is None:
             return self.quantise(smooth, site)
         where = self._sites[site]

@@ -55,7 +55,8 @@ class CpuLowering(FloatLowering):
         return taps[0] if len(taps) == 1 else self.g.op("Concat", *taps, axis=-1)
 
     def _quantise(self, x: str, exponent: int) -> str:
-        return self.g.op("QuantizeLinear", x, self.g.constant(2.0**exponent, np.float32), self.g.constant(128, np.uint8))
+        scale, zero = self.g.constant(2.0**exponent, np.float32), self.g.constant(128, np.uint8)
+        return self.g.op("QuantizeLinear", x, scale, zero)
 
     def _dequantise(self, x: str, exponent: int) -> str:
         scale, zero = self.g.constant(2.0**exponent, np.float32), self.g.constant(128, np.uint8)

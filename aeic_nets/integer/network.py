@@ -5,8 +5,8 @@ convolutions take. A *stream* is float32 that only ever holds multiples of a pow
 to it is exact: the residual paths. What an operation does to either is the interpreter's business; every interpreter
 must give the same numbers, to the bit.
 
-Names are those of the codec's parameters; ``.u``/``.v`` are the two halves of a gated block's fc1 (with the norm's scale
-and shift folded in), ``.means``/``.scales`` those of an output adapter's last layers. Source: ARCHITECTURE 1 and 2.
+Names are those of the codec's parameters; ``.u``/``.v`` are the two halves of a gated block's fc1 (with the norm's
+scale and shift folded in), ``.means``/``.scales`` those of an output adapter's last layers. Source: ARCHITECTURE 1, 2.
 """
 
 from __future__ import annotations

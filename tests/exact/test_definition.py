@@ -1,0 +1,150 @@
+"""The integer definition itself: tables, limbs, proof, storage, and its torch twin."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from aeic.passes import PASS_COUNT
+from aeic.profiles import PROFILES
+from aeic.tables import gaussian_scales
+from aeic_nets.codec import Codec
+from aeic_nets.integer import network
+from aeic_nets.integer.calibrate import calibrate, quantise, sizes_of
+from aeic_nets.integer.fake_quant import Codes, TorchOps, code_limbs, weight_limbs
+from aeic_nets.integer.gelu import MARGIN, gelu_shift, gelu_table
+from aeic_nets.integer.indexes import CELLS, cells, index_table
+from aeic_nets.integer.model import ExactnessError, IntegerModel, Layer, Site
+from aeic_nets.integer.proof import EXACT, prove
+from aeic_nets.integer.reference import Reference
+from aeic_nets.integer.training import disable_quantisation, enable_quantisation, price, set_sites
+from tests.exact.models import SMALL, latents, small_codec, small_model
+
+
+def test_the_network_is_the_float_codec() -> None:
+    """Written once more over abstract operations, it must still be the same network."""
+    codec = small_codec()
+    ops, sizes = TorchOps(codec.get_submodule, None), sizes_of(codec)
+    base = latents()[0]
+    with torch.no_grad():
+        z = torch.randn(1, SMALL.hyper_channels, 2, 3)
+        torch.testing.assert_close(network.hyper_synthesis(ops, z, sizes), codec.h_s(z), atol=1e-4, rtol=1e-4)
+        for index in range(PASS_COUNT):
+            for got, want in zip(network.context(ops, index, base, sizes), codec.context(index, base)):
+                torch.testing.assert_close(got, want, atol=1e-3, rtol=1e-3)
+
+
+def test_training_sees_the_numbers_of_the_reference() -> None:
+    codec = copy.deepcopy(small_codec())
+    set_sites(codec, small_model().sites)
+    reference = Reference(quantise(codec, small_model().sites))
+    z = np.random.default_rng(0).integers(-9, 10, (1, SMALL.hyper_channels, 2, 3)).astype(np.int32)
+    base = reference.hyper_synthesis(z)
+    with torch.no_grad():
+        np.testing.assert_array_equal(codec.h_s(torch.from_numpy(z)).numpy(), base)
+        for index in range(PASS_COUNT):
+            means, scales = codec.context(index, torch.from_numpy(base))
+            want_means, want_indexes = reference.context(index, base)
+            np.testing.assert_array_equal(means.numpy(), want_means)
+            np.testing.assert_array_equal(index_table()[cells(scales.numpy())], want_indexes)
+
+
+def test_quantised_training_moves_every_weight_of_the_entropy_model() -> None:
+    codec = copy.deepcopy(small_codec()).train()
+    enable_quantisation(codec, latents())
+    twin = copy.deepcopy(codec)
+    out = codec(latents()[0])
+    (out["y_bits"] + out["z_bits"] + out["y_hat"].square().mean()).backward()
+    for name, parameter in codec.named_parameters():
+        if name.startswith(("h_s", "g_c", "adapter")):
+            assert parameter.grad is not None and parameter.grad.isfinite().all() and parameter.grad.any(), name
+    assert type(twin) is type(codec) and twin.g_c is not codec.g_c
+    disable_quantisation(codec)
+    assert type(codec) is Codec
+
+
+def test_the_price_is_printed_and_small_for_a_smooth_net() -> None:
+    codec = copy.deepcopy(small_codec())
+    pairs = [(y, rate) for rate, y in enumerate(latents())]
+    found = price(codec, pairs, calibrate(codec, [y * codec.gains(rate)[0] for y, rate in pairs]))
+    assert found["float_bits"] > 0 and abs(found["price_percent"]) < 5
+    assert type(codec) is Codec, "the codec is left as it was"
+
+
+def test_a_model_survives_storage(tmp_path: Path) -> None:
+    model = small_model(0, (("adapter_out.*", 14),))
+    model.save(tmp_path / "model.npz")
+    loaded = IntegerModel.load(tmp_path / "model.npz")
+    assert loaded.sites == model.sites and loaded.sizes == model.sizes
+    base = latents()[0].numpy()
+    for got, want in zip(Reference(loaded).context(1, base), Reference(model).context(1, base)):
+        np.testing.assert_array_equal(got, want)
+
+
+def test_limbs_add_up() -> None:
+    whole = torch.arange(-8127.0, 8128)
+    high, low = weight_limbs(whole, 14)
+    assert torch.equal(high + low, whole)
+    assert float(low.min()) >= -64 and float(low.max()) <= 63 and float((high / 128).abs().max()) <= 64
+    site = Site(0, 16)
+    codes = torch.arange(float(site.lowest), site.highest + 1)[None, None, None]
+    high, low = code_limbs(Codes(codes, torch.zeros(1, dtype=torch.int64), 16))
+    assert torch.equal(high + low, codes)
+    assert float((high / 256).min()) >= -128 and float((high / 256).max()) <= 127
+    assert float(low.min()) >= -128 and float(low.max()) <= 127
+
+
+@pytest.mark.parametrize("step", [-7, -5, -3, 0])
+@pytest.mark.parametrize("out", [-8, -6, -4, -1])
+def test_float_gelu_cannot_miss_the_table(step: int, out: int) -> None:
+    """Float32 GELU of torch, and any value within a hundredth of the margin, rounds to the table's entry."""
+    codes = torch.arange(-128.0, 128) * 2.0**step
+    shift = gelu_shift(step, out)
+    table = gelu_table(step, out, shift)
+    values = torch.nn.functional.gelu(codes).double().numpy() / 2.0**out + shift
+    for nudge in (-0.9 * MARGIN, 0.0, 0.9 * MARGIN):
+        np.testing.assert_array_equal(np.clip(np.rint(values + nudge), -128, 127), table)
+
+
+def test_indexes_follow_the_floor_rule() -> None:
+    table, scales = index_table(), gaussian_scales()
+    assert table.shape == (CELLS,) and (np.diff(table.astype(int)) >= 0).all()
+    assert table[cells(np.array([-1, 0, 0.078], np.float32))].tolist() == [-1, -1, -1]
+    assert table[cells(np.array([0.0821, 0.11, 300, 256], np.float32))].tolist() == [0, 0, 63, 63]
+    for number, scale in enumerate(scales[1:-1], start=1):
+        just = np.array([scale * 0.9999, scale * 1.02], np.float32)
+        assert table[cells(just)].tolist() == [number - 1, number]
+
+
+@pytest.mark.parametrize("name", PROFILES)
+def test_every_profile_can_be_proven(name: str) -> None:
+    """Whatever is trained: at these widths no 7-bit weights can break the bound."""
+    sizes = PROFILES[name]
+    widest = max(2 * sizes.context_width, 9 * sizes.hyper_channels, sizes.latent_channels + sizes.context_width)
+    assert 128 * 63 * widest < EXACT
+
+
+def test_what_could_be_rounded_is_refused() -> None:
+    model = small_model()
+    assert max(prove(model).values()) < EXACT
+    name = "g_c.block.0.blocks.1.fc2"
+    layer = model.layers[name]
+
+    def with_layer(changed: Layer) -> IntegerModel:
+        return replace(model, layers=model.layers | {name: changed})
+
+    with pytest.raises(ExactnessError, match=r"fc2.*2\*\*24"):
+        prove(with_layer(replace(layer, bias=np.full_like(layer.bias, 2**24))))
+    wide = np.full((len(layer.bias), 2100, 1, 1), 63, np.int8)
+    with pytest.raises(ExactnessError, match="fc2"):
+        prove(with_layer(replace(layer, limbs=(wide,))))
+    with pytest.raises(ExactnessError, match="saturates"):
+        prove(with_layer(replace(layer, limbs=(np.full_like(layer.limbs[0], 65),))))
+    with pytest.raises(ExactnessError, match="norm"):
+        sites = model.sites | {"adapter_in.0.out": replace(model.sites["adapter_in.0.out"], bits=20)}
+        prove(replace(model, sites=sites))
