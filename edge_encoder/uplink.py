@@ -81,6 +81,8 @@ class Uplink:
         self._settings = settings
         self._metrics = metrics
         token = settings.token.get_secret_value() if settings.token else ""
+        if token and not settings.tls:
+            log.warning("the token travels unencrypted; set AEIC_EDGE_TLS=1 outside a trusted network")
         self._hello = pb.Hello(
             source_id=settings.source_id, bundle_digest=bundle_digest, software=software, token=token
         )
