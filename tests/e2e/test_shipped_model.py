@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -53,7 +54,8 @@ def test_a_kilobyte_or_two(encoder: Encoder) -> None:
 def test_more_rate_is_more_bytes_and_no_worse_picture(encoder: Encoder, decoder: Decoder) -> None:
     data = (ROOT / "examples" / "coffee.jpg").read_bytes()
     frames = [encoder.encode(data, rate=rate.number).data for rate in encoder.bundle.rates]
-    assert sorted(frames, key=len) == frames
+    sizes = [len(frame) for frame in frames]
+    assert sizes == sorted(sizes)
     if len(frames) > 1:
         original = load_picture(data)
         first, last = (psnr(original, decoder.decode([frame])[0]) for frame in (frames[0], frames[-1]))
@@ -63,6 +65,8 @@ def test_more_rate_is_more_bytes_and_no_worse_picture(encoder: Encoder, decoder:
 @pytest.mark.slow
 def test_times(encoder: Encoder, decoder: Decoder) -> None:
     """768x512 on two cores: image bytes to frame under 250 ms, frame to pixels under 1.5 s. Best of five."""
+    if os.getloadavg()[0] > 1.5 * (os.cpu_count() or 1) + 1:
+        pytest.skip("the machine is busy with something else: a time would say nothing")
     data = (ROOT / "examples" / "owl.jpg").read_bytes()
     frame = encoder.encode(data).data
     assert _best(lambda: encoder.encode(data)) < 0.25
