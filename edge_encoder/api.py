@@ -120,10 +120,10 @@ def create_app(service: EdgeService) -> FastAPI:
             return problems.problem(503, "not ready: starting or stopping")
         return JSONResponse({"status": "ready", "provider": service.encoder.analysis.provider})
 
-    @app.get("/metrics")
+    @app.get("/metrics", response_class=PlainTextResponse)
     async def metrics() -> Response:
         text = await asyncio.to_thread(service.render_metrics)
-        return PlainTextResponse(text, headers={"Content-Type": CONTENT_TYPE_LATEST})
+        return Response(text, headers={"Content-Type": CONTENT_TYPE_LATEST})
 
     return app
 
