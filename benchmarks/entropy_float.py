@@ -95,6 +95,13 @@ class PlainOps:
     def shuffle(self, x: str) -> str:
         return self.g.op("DepthToSpace", x, blocksize=2, mode="CRD")
 
+    def coded(self, x: str, index: int) -> str:
+        return x
+
+    def halves(self, x: str) -> tuple[str, str]:
+        first, second = self.g.ops("Split", 2, x, axis=1, num_outputs=2)
+        return first, second
+
 
 @torch.no_grad()
 def write_float_graph(codec: Codec, height: int, width: int, path: Path) -> None:

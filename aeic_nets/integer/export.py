@@ -8,10 +8,10 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from onnx import helper
+from onnx import helper, numpy_helper
 from torch import Tensor
 
-from aeic.passes import PASS_COUNT, pass_mask
+from aeic.passes import PASS_COUNT
 from aeic.profiles import SCALE_MAX
 from aeic.tables import Rows, gaussian_rows
 from aeic_nets.codec import Codec
@@ -20,7 +20,7 @@ from aeic_nets.integer.calibrate import calibrate, quantise
 from aeic_nets.integer.graph import FLOAT, INT8, INT16, INT32, Graph
 from aeic_nets.integer.indexes import COARSE, FINE, SWITCH, index_table
 from aeic_nets.integer.lower_cpu import CpuLowering
-from aeic_nets.integer.lower_gpu import FloatLowering
+from aeic_nets.integer.lower_gpu import FloatLowering, classes, coded_groups
 from aeic_nets.integer.model import IntegerModel, Site
 from aeic_nets.integer.proof import prove
 
@@ -67,16 +67,23 @@ def hyper_synthesis_graph(model: IntegerModel, target: Target) -> bytes:
 
 
 def context_graph(model: IntegerModel, index: int, target: Target) -> bytes:
-    """base (N, M, h, w) float32 to means of the same shape and dtype, and indexes int8."""
+    """base (N, M, h, w) float32, even sides, to means of the same shape and dtype, and indexes int8.
+
+    Only what the pass codes is computed: elsewhere means are 0 and indexes -1.
+    """
     g = Graph()
     channels = model.sizes.latent_channels
     base = g.op("Transpose", "base", perm=TO_LAST)
+    tiling = Tiling(g, g.op("Shape", base))
     means, scales = network.context(_lowering(model, g, target), index, base, model.sizes)
     found = g.op("Gather", g.constant(index_table(), np.int8), _cells(g, scales), axis=0)
-    outputs = {
-        "means": (g.op("Transpose", means, perm=TO_FIRST), _info("means", FLOAT, channels)),
-        "indexes": (g.op("Transpose", found, perm=TO_FIRST), _info("indexes", INT8, channels)),
-    }
+    shape = g.op("Shape", g.op("Slice", means, *(g.constant([k], np.int64) for k in (0, 1, 1))))
+    outputs = {}
+    for name, tiles, dtype, rest in (("means", means, FLOAT, np.float32(0)), ("indexes", found, INT8, np.int8(-1))):
+        nothing = g.op("ConstantOfShape", shape, value=numpy_helper.from_array(np.array([rest])))
+        grid = [[nothing] * PASS_COUNT for _ in range(PASS_COUNT)]
+        tiling.place(grid, index, tiles)
+        outputs[name] = (g.op("Transpose", tiling.join(grid), perm=TO_FIRST), _info(name, dtype, channels))
     return g.model([_info("base", FLOAT, channels)], outputs, f"context_{index}")
 
 
@@ -84,41 +91,70 @@ def entropy_graph(model: IntegerModel, target: Target) -> bytes:
     """y (1, M, h, w) float32, even sides, and z_symbols (1, Cz, ceil(h/4), ceil(w/4)) int32 to symbols int16, indexes
     int8 and y_hat float32, each (1, M, h, w): hyper synthesis, four passes, rounding, clipping and skipping."""
     g = Graph()
-    channels, quarter = model.sizes.latent_channels, model.sizes.latent_channels // PASS_COUNT
+    channels = model.sizes.latent_channels
     lowering = _lowering(model, g, target)
     y = g.op("Transpose", "y", perm=TO_LAST)
-    sides = g.op("Slice", g.op("Shape", y), *(g.constant([k], np.int64) for k in (1, 3)))
+    shape = g.op("Shape", y)
+    tiling = Tiling(g, shape)
+    sides = g.op("Slice", shape, *(g.constant([k], np.int64) for k in (1, 3)))
     start = g.constant([0, 0], np.int64)
     base = g.op("Slice", _hyper(model, g, lowering), start, sides, g.constant([1, 2], np.int64))
-    halves = g.op("Div", sides, g.constant([2, 2], np.int64))
-    repeats = g.op("Concat", g.constant([1], np.int64), halves, g.constant([1], np.int64), axis=0)
     packed_table = g.constant(_packed_table(), np.float32)
-    symbols = indexes = ""
+    y_grid, base_grid = tiling.cut(y), tiling.cut(base)
+    symbols, indexes = ([[""] * PASS_COUNT for _ in range(PASS_COUNT)] for _ in range(2))
     for index in range(PASS_COUNT):
-        tile = pass_mask(index, channels, 2, 2).transpose(1, 2, 0)[None]
-        mask = g.op("Tile", g.constant(tile, np.bool_), repeats)
-        firsts = [tile[..., k : k + 1] for k in range(0, channels, quarter)]
-        groups = [g.op("Tile", g.constant(first, np.bool_), repeats) for first in firsts]
         means, scales = network.context(lowering, index, base, model.sizes)
-        # Of each position only the group that is coded here, so that what follows is a quarter of the work.
-        y_here, means, scales = (_pick(g, part, groups) for part in (y, means, scales))
         packed = g.op("Gather", packed_table, _cells(g, scales), axis=0)
         limit = g.op("Floor", g.times(packed, 2.0**-7))
-        found = g.op("Sub", packed, g.times(limit, 2.0**7))
+        y_here = g.op("Concat", *(y_grid[k][group] for k, group in enumerate(coded_groups(index))), axis=1)
         rounded = g.op("Round", g.op("Sub", y_here, means))
         rounded = g.op("Max", g.op("Min", rounded, limit), g.op("Neg", limit))
-        base = g.op("Where", mask, _repeat(g, g.op("Add", rounded, means)), base)
-        zero = g.constant(0, np.float32)
-        symbols = g.op("Where", mask, _repeat(g, rounded), symbols or zero)
-        indexes = g.op("Where", mask, _repeat(g, found), indexes or zero)
-    indexes = g.op("Sub", indexes, g.constant(1, np.float32))
+        tiling.place(symbols, index, rounded)
+        tiling.place(indexes, index, g.op("Sub", packed, g.times(limit, 2.0**7)))
+        tiling.place(base_grid, index, g.op("Add", rounded, means))
+        base = tiling.join(base_grid)
+    found = g.op("Sub", tiling.join(indexes), g.constant(1, np.float32))
     outputs = {
-        "symbols": (_output(g, symbols, INT16), _info("symbols", INT16, channels)),
-        "indexes": (_output(g, indexes, INT8), _info("indexes", INT8, channels)),
+        "symbols": (_output(g, tiling.join(symbols), INT16), _info("symbols", INT16, channels)),
+        "indexes": (_output(g, found, INT8), _info("indexes", INT8, channels)),
         "y_hat": (g.op("Transpose", base, perm=TO_FIRST), _info("y_hat", FLOAT, channels)),
     }
     inputs = [_info("y", FLOAT, channels), _info("z_symbols", INT32, model.sizes.hyper_channels, "hz", "wz")]
     return g.model(inputs, outputs, "entropy")
+
+
+class Tiling:
+    """Tensors (N, h, w, M) as a grid of 4 x 4 tiles (N, 1, h/2, w/2, M/4): [position class][channel group].
+
+    A pass codes one tile of each class, so nothing needs a mask.
+    """
+
+    def __init__(self, g: Graph, shape: str) -> None:
+        self._g, self._shape = g, shape
+        first, sides, last = g.ops("Split", 3, shape, g.constant([1, 2, 1], np.int64), axis=0)
+        rows, columns = g.ops("Split", 2, g.op("Div", sides, g.constant([2, 2], np.int64)), axis=0, num_outputs=2)
+        two = g.constant([2], np.int64)
+        self._folded = g.op("Concat", first, two, two, rows, columns, last, axis=0)
+
+    def cut(self, x: str) -> list[list[str]]:
+        grid = []
+        for (part,) in classes(self._g, [x]):
+            lifted = self._g.op("Unsqueeze", part, self._g.constant([1], np.int64))
+            grid.append(self._g.ops("Split", PASS_COUNT, lifted, axis=-1, num_outputs=PASS_COUNT))
+        return grid
+
+    def place(self, grid: list[list[str]], index: int, tiles: str) -> None:
+        """Put ``tiles`` (N, 4, h/2, w/2, M/4), what pass ``index`` codes, into the grid."""
+        parts = self._g.ops("Split", PASS_COUNT, tiles, axis=1, num_outputs=PASS_COUNT)
+        for k, group in enumerate(coded_groups(index)):
+            grid[k][group] = parts[k]
+
+    def join(self, grid: list[list[str]]) -> str:
+        """The grid as one tensor (N, h, w, M)."""
+        g = self._g
+        by_class = [g.op("Concat", *groups, axis=-1) for groups in grid]
+        folded = g.op("Reshape", g.op("Concat", *by_class, axis=1), self._folded)
+        return g.op("Reshape", g.op("Transpose", folded, perm=[0, 3, 1, 4, 2, 5]), self._shape)
 
 
 def symbol_limits() -> NDArray[np.float32]:
@@ -149,19 +185,6 @@ def _cells(g: Graph, scales: str) -> str:
     clipped = g.op("Clip", scales, low, high)
     fine = g.op("Floor", g.times(g.op("Min", clipped, g.constant(SWITCH, np.float32)), FINE))
     return g.op("Cast", g.op("Add", fine, g.op("Floor", g.times(clipped, COARSE))), to=INT32)
-
-
-def _pick(g: Graph, x: str, groups: list[str]) -> str:
-    """(1, h, w, M) to (1, h, w, M/4): of each position the group of channels whose mask is set there."""
-    parts = g.ops("Split", len(groups), x, axis=-1, num_outputs=len(groups))
-    picked = parts[-1]
-    for mask, part in zip(groups[:-1], parts):
-        picked = g.op("Where", mask, part, picked)
-    return picked
-
-
-def _repeat(g: Graph, x: str) -> str:
-    return g.op("Concat", *[x] * PASS_COUNT, axis=-1)
 
 
 def _output(g: Graph, x: str, dtype: int) -> str:

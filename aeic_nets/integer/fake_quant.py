@@ -77,16 +77,14 @@ def quantise_weight(weight: Tensor, exponents: Tensor, groups: int, bits: int) -
 def layer_weights(find: Callable[[str], nn.Module], name: str) -> tuple[Tensor, Tensor, int]:
     """Float weight (O, I/groups, kh, kw), bias (O,) and groups of the layer called ``name`` (see :mod:`network`)."""
     stem, _, part = name.rpartition(".")
-    if part in ("u", "v", "means", "scales"):
+    if part in ("u", "v"):
         module = find(stem)
         assert isinstance(module, nn.Conv2d) and module.bias is not None
-        weight, bias = (x.chunk(2)[part in ("v", "scales")] for x in (module.weight, module.bias))
-        if part in ("u", "v"):
-            norm = find(stem.rpartition(".")[0] + ".norm")
-            assert isinstance(norm, nn.LayerNorm)
-            bias = bias + (weight[:, :, 0, 0] * norm.bias).sum(1)
-            weight = weight * norm.weight[None, :, None, None]
-        return weight, bias, 1
+        weight, bias = (x.chunk(2)[part == "v"] for x in (module.weight, module.bias))
+        norm = find(stem.rpartition(".")[0] + ".norm")
+        assert isinstance(norm, nn.LayerNorm)
+        bias = bias + (weight[:, :, 0, 0] * norm.bias).sum(1)
+        return weight * norm.weight[None, :, None, None], bias, 1
     module = find(name)
     assert isinstance(module, nn.Conv2d) and module.bias is not None
     return module.weight, module.bias, module.groups
@@ -178,6 +176,13 @@ class TorchOps:
 
     def shuffle(self, x: Tensor) -> Tensor:
         return F.pixel_shuffle(x, 2)
+
+    def coded(self, x: Codes, index: int) -> Codes:
+        return x
+
+    def halves(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        first, second = x.chunk(2, 1)
+        return first, second
 
     def _round(self, x: Tensor, site: str) -> tuple[Tensor, Site]:
         x = x.float()

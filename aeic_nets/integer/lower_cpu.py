@@ -47,7 +47,9 @@ class CpuLowering(FloatLowering):
         if layer.groups > 1:
             return super()._product(self._dequantise(codes, 0), weight, layer)
         zero = self.g.constant(128, np.uint8)
-        sums = self.g.op("MatMulInteger", self._patches(codes, layer), self.g.constant(matrix(weight), np.int8), zero)
+        return self.g.op("MatMulInteger", self._patches(codes, layer), self.g.constant(matrix(weight), np.int8), zero)
+
+    def _whole(self, sums: str) -> str:
         return self.g.op("Cast", sums, to=FLOAT)
 
     def _patches(self, codes: str, layer: Layer) -> str:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from aeic.passes import group_tile
 from aeic_nets.integer.fake_quant import norm_floor
 from aeic_nets.integer.graph import DOUBLE, FLOAT, Graph
 from aeic_nets.integer.model import Exponents, IntegerModel, Layer, Site
@@ -27,6 +28,17 @@ class Codes:
 
     limbs: tuple[str, ...]
     exponents: Exponents
+
+
+@dataclass(frozen=True)
+class Parted(Codes):
+    """Codes by position class: ``limbs[k]`` at class k // L of limb k % L, (N, h/2, w/2, C), for pass ``index``.
+
+    The classes are (even, even), (even, odd), (odd, even), (odd, odd). What pass ``index`` codes is one group of
+    channels in each class, so that a last layer needs to compute a quarter only.
+    """
+
+    index: int
 
 
 class FloatLowering:
@@ -56,11 +68,13 @@ class FloatLowering:
         return self._spread(self.quantise(self.wide(x, layer), layer), layer)
 
     def wide(self, x: Codes, layer: str) -> str:
+        if isinstance(x, Parted):
+            return self._wide_parted(x, layer)
         kept = self._layers[layer]
         total = ""
         for weight_factor, weight in zip((128, 1)[-len(kept.limbs) :], kept.limbs):
             for code_factor, codes in zip((256, 1)[-len(x.limbs) :], x.limbs):
-                sums = self._product(codes, weight, kept)
+                sums = self._whole(self._product(codes, weight, kept))
                 term = self.g.times(sums, _power(kept.exponents) * (weight_factor * code_factor))
                 total = self.g.op("Add", term, total or self.g.constant(kept.bias * _power(kept.exponents), np.float32))
         return total
@@ -68,8 +82,9 @@ class FloatLowering:
     def gelu(self, x: Codes, site: str) -> Codes:
         where = self._sites[site]
         smooth = self.g.op("Gelu", self.stream(x))
-        shifted = self.g.op("Add", smooth, self.g.constant(where.shift * 2.0**where.exponent, np.float32))
-        return Codes(self._encode(shifted, where), np.full_like(x.exponents, where.exponent))
+        if where.shift:
+            smooth = self.g.op("Add", smooth, self.g.constant(where.shift * 2.0**where.exponent, np.float32))
+        return Codes(self._encode(smooth, where), np.full_like(x.exponents, where.exponent))
 
     def gate(self, a: Codes, b: Codes, site: str) -> Codes:
         where = self._sites[site]
@@ -106,6 +121,26 @@ class FloatLowering:
         planes = self.g.op("DepthToSpace", self.g.op("Transpose", x, perm=[0, 3, 1, 2]), blocksize=2, mode="CRD")
         return self.g.op("Transpose", planes, perm=[0, 2, 3, 1])
 
+    def coded(self, x: Codes, index: int) -> Codes:
+        return Parted(tuple(piece for at in classes(self.g, x.limbs) for piece in at), x.exponents, index)
+
+    def halves(self, x: str) -> tuple[str, str]:
+        first, second = self.g.ops("Split", 2, x, axis=-1, num_outputs=2)
+        return first, second
+
+    def _wide_parted(self, x: Parted, layer: str) -> str:
+        """(N, 4, h/2, w/2, O/4): of a last layer, the outputs that the pass codes, by class."""
+        g, kept = self.g, self._layers[layer]
+        rows = coded_rows(x.index, len(kept.bias))
+        powers = (2.0**kept.exponents)[rows][:, None, None]  # (4, 1, 1, O/4)
+        total, count = g.constant(kept.bias[rows][:, None, None] * powers, np.float32), len(x.limbs) // len(rows)
+        for weight_factor, weight in zip((128, 1)[-len(kept.limbs) :], kept.limbs):
+            for limb, code_factor in enumerate((256, 1)[-count:]):
+                sums = [self._product(x.limbs[k * count + limb], weight[row], kept) for k, row in enumerate(rows)]
+                term = g.times(self._whole(stack(g, sums)), powers * (weight_factor * code_factor))
+                total = g.op("Add", term, total)
+        return total
+
     def _channels_of(self, site: str) -> int:
         """Width of what a norm takes: that of the layer behind it."""
         return int(self._layers[site.removesuffix("norm") + "fc1.u"].limbs[0].shape[1])
@@ -127,8 +162,12 @@ class FloatLowering:
         high = g.op("Floor", g.times(g.op("Add", codes, g.constant(128, np.float32)), 2.0**-8))
         return high, g.op("Sub", codes, g.times(high, 256))
 
+    def _whole(self, sums: str) -> str:
+        """What ``_product`` gives, as float32."""
+        return sums
+
     def _product(self, codes: str, weight: NDArray[np.int8], layer: Layer) -> str:
-        """Whole-number convolution of one limb of each, (N, H, W, O) float32."""
+        """Whole-number convolution of one limb of each, (N, H, W, O)."""
         if layer.groups == 1:
             return self.g.op("MatMul", self._patches(codes, layer), self.g.constant(matrix(weight), np.float32))
         total = ""
@@ -154,6 +193,31 @@ class FloatLowering:
                 ends = [i + 1 - rows or FAR, j + 1 - columns or FAR]
                 taps.append(g.op("Slice", padded, g.constant([i, j], np.int64), g.constant(ends, np.int64), axes))
         return taps
+
+
+def classes(g: Graph, tensors: Sequence[str]) -> list[list[str]]:
+    """The four position classes, in the order of :class:`Parted`, of tensors (N, h, w, C): [class][tensor]."""
+    axes, steps, far = g.constant([1, 2], np.int64), g.constant([2, 2], np.int64), g.constant([FAR, FAR], np.int64)
+    starts = [g.constant([row, column], np.int64) for row in (0, 1) for column in (0, 1)]
+    return [[g.op("Slice", tensor, start, far, axes, steps) for tensor in tensors] for start in starts]
+
+
+def stack(g: Graph, parts: Sequence[str]) -> str:
+    """Tensors (N, h/2, w/2, C) along a new axis 1."""
+    axis = g.constant([1], np.int64)
+    return g.op("Concat", *(g.op("Unsqueeze", part, axis) for part in parts), axis=1)
+
+
+def coded_groups(index: int) -> list[int]:
+    """The channel group that pass ``index`` codes in each class."""
+    return [group for row in group_tile(index) for group in row]
+
+
+def coded_rows(index: int, outputs: int) -> NDArray[np.int64]:
+    """(4, outputs/4): which outputs (means, then scales) of a last layer pass ``index`` codes in each class."""
+    quarter = outputs // 8
+    half = np.array(coded_groups(index))[:, None] * quarter + np.arange(quarter)
+    return np.concatenate([half, half + outputs // 2], 1)
 
 
 def matrix(weight: NDArray[np.int8]) -> NDArray[np.int8]:

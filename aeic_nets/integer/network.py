@@ -5,8 +5,8 @@ convolutions take. A *stream* is float32 that only ever holds multiples of a pow
 to it is exact: the residual paths. What an operation does to either is the interpreter's business; every interpreter
 must give the same numbers, to the bit.
 
-Names are those of the codec's parameters; ``.u``/``.v`` are the two halves of a gated block's fc1 (with the norm's
-scale and shift folded in), ``.means``/``.scales`` those of an output adapter's last layers. Source: ARCHITECTURE 1, 2.
+Names are those of the codec's parameters; ``.u``/``.v`` are the two halves of a block's fc1, with the norm's scale and
+shift folded in. Source: ARCHITECTURE 1 and 2.
 """
 
 from __future__ import annotations
@@ -62,6 +62,12 @@ class Ops(Protocol[S, C]):
     def shuffle(self, x: S) -> S:
         """Pixel shuffle by 2: (4c, H, W) to (c, 2H, 2W)."""
 
+    def coded(self, x: C, index: int) -> C:
+        """Of what ``wide`` makes of this, only the elements that pass ``index`` codes are needed."""
+
+    def halves(self, x: S) -> tuple[S, S]:
+        """Two equal parts by channels."""
+
 
 def inception(ops: Ops[S, C], x: C, channels: int, name: str) -> C:
     q = channels // 8
@@ -111,7 +117,10 @@ def hyper_synthesis(ops: Ops[S, C], z: S, sizes: Sizes, name: str = "h_s") -> S:
 
 
 def context(ops: Ops[S, C], index: int, base: S, sizes: Sizes) -> tuple[S, S]:
-    """Pass ``index``: base (N, M, h, w) to means (rounded to their grid) and wide scales, each (N, M, h, w)."""
+    """Pass ``index``: base (N, M, h, w) to means (rounded to their grid) and wide scales, each (N, M, h, w).
+
+    Only what the pass codes counts: a lowering may leave the rest out.
+    """
     name = f"adapter_in.{index}"
     codes = ops.quantise(base, f"{name}.in")
     hidden = adapter_hidden(ops, codes, name)
@@ -123,8 +132,6 @@ def context(ops: Ops[S, C], index: int, base: S, sizes: Sizes) -> tuple[S, S]:
     name = f"adapter_out.{index}"
     codes = ops.quantise(x, f"{name}.in")
     hidden = adapter_hidden(ops, codes, name)
-    means, scales = (
-        ops.plus(ops.wide(hidden, f"{name}.branch1.4.{half}"), ops.wide(codes, f"{name}.branch2.{half}"))
-        for half in ("means", "scales")
-    )
+    hidden, codes = ops.coded(hidden, index), ops.coded(codes, index)
+    means, scales = ops.halves(ops.plus(ops.wide(hidden, f"{name}.branch1.4"), ops.wide(codes, f"{name}.branch2")))
     return ops.settle(means, "means"), scales

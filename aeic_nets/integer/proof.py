@@ -108,6 +108,13 @@ class BoundOps:
     def shuffle(self, x: Bounds) -> Bounds:
         return Bounds(x.limit, x.grid, x.channels // 4)
 
+    def coded(self, x: Codes, index: int) -> Codes:
+        return x
+
+    def halves(self, x: Bounds) -> tuple[Bounds, Bounds]:
+        half = Bounds(x.limit, x.grid, x.channels // 2)
+        return half, half
+
     def _check(self, what: str, steps: float) -> None:
         if not steps < EXACT:
             raise ExactnessError(

@@ -97,6 +97,13 @@ class NumpyOps:
         n, c, h, w = x.shape
         return x.reshape(n, c // 4, 2, 2, h, w).transpose(0, 1, 4, 2, 5, 3).reshape(n, c // 4, 2 * h, 2 * w)
 
+    def coded(self, x: Codes, index: int) -> Codes:
+        return x
+
+    def halves(self, x: Floats) -> tuple[Floats, Floats]:
+        first, second = np.split(x, 2, 1)
+        return first, second
+
 
 def _round(x: Floats, site: Site) -> NDArray[np.int64]:
     scaled = x * np.float32(2.0**-site.exponent)
@@ -130,8 +137,10 @@ class Reference:
         return network.hyper_synthesis(self._ops, z, self._model.sizes)
 
     def context(self, index: int, base: Floats) -> tuple[Floats, NDArray[np.int8]]:
+        """Means and indexes of what pass ``index`` codes; 0 and -1 elsewhere."""
         means, scales = network.context(self._ops, index, base, self._model.sizes)
-        return means, self._table[cells(scales)]
+        mask = pass_mask(index, *means.shape[1:])
+        return np.where(mask, means, np.float32(0)), np.where(mask, self._table[cells(scales)], np.int8(-1))
 
     def entropy(self, y: Floats, z_symbols: NDArray[np.int32], limits: NDArray[Any]) -> tuple[Any, Any, Floats]:
         """All four passes. ``limits`` (64,): the largest symbol of each table, tables being symmetric."""

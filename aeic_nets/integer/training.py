@@ -28,7 +28,8 @@ class QuantisedHyperSynthesis(HyperSynthesis):
     integer_ops: _OpsOf
 
     def forward(self, z_hat: Tensor) -> Tensor:
-        return network.hyper_synthesis(self.integer_ops.bind(self, "h_s."), z_hat.float(), self.integer_ops.sizes)
+        with torch.autocast(z_hat.device.type, enabled=False):
+            return network.hyper_synthesis(self.integer_ops.bind(self, "h_s."), z_hat.float(), self.integer_ops.sizes)
 
 
 class QuantisedCodec(Codec):
@@ -37,7 +38,8 @@ class QuantisedCodec(Codec):
     integer_ops: _OpsOf
 
     def context(self, index: int, base: Tensor) -> tuple[Tensor, Tensor]:
-        return network.context(self.integer_ops.bind(self, ""), index, base.float(), self.integer_ops.sizes)
+        with torch.autocast(base.device.type, enabled=False):
+            return network.context(self.integer_ops.bind(self, ""), index, base.float(), self.integer_ops.sizes)
 
 
 class _OpsOf:

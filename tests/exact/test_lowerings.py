@@ -52,6 +52,7 @@ def bases() -> dict[str, NDArray[np.float32]]:
         "alternating": np.where(rng.integers(0, 2, shape) > 0, 3500, -3500).astype(np.float32),
         "half steps": (rng.integers(-9, 9, shape) + 0.5).astype(np.float32) / 256,
         "one pixel": np.pad(np.full((1, M, 1, 1), 40, np.float32), ((0, 0), (0, 0), (0, 1), (0, 1))),
+        "two frames": (np.rint(rng.normal(size=(2, M, 4, 6)) * 512) / 256).astype(np.float32),
     }
 
 
