@@ -56,13 +56,22 @@ def gather(array: NDArray[T], index: int) -> NDArray[T]:
     """The elements of ``array`` (M, h, w) that pass ``index`` codes, as (M/4, h, w)."""
     channels, height, width = array.shape
     grouped = array.reshape(PASS_COUNT, channels // PASS_COUNT, height, width)
-    picked = np.take_along_axis(grouped, group_map(index, height, width)[None, None], axis=0)
-    return picked[0]
+    picked = np.empty(grouped.shape[1:], array.dtype)
+    for row, column, group in _parities(index):  # four strided copies: quicker than fancy indexing
+        picked[:, row::2, column::2] = grouped[group, :, row::2, column::2]
+    return picked
 
 
 def scatter(values: NDArray[T], index: int) -> NDArray[T]:
     """The inverse of :func:`gather`: (M/4, h, w) to (M, h, w), zero elsewhere."""
     quarter, height, width = values.shape
     grouped = np.zeros((PASS_COUNT, quarter, height, width), values.dtype)
-    np.put_along_axis(grouped, group_map(index, height, width)[None, None], values[None], axis=0)
+    for row, column, group in _parities(index):
+        grouped[group, :, row::2, column::2] = values[:, row::2, column::2]
     return grouped.reshape(PASS_COUNT * quarter, height, width)
+
+
+def _parities(index: int) -> list[tuple[int, int, int]]:
+    """(row % 2, column % 2, group) of the four parities in pass ``index``."""
+    tile = group_tile(index)
+    return [(row, column, tile[row][column]) for row in (0, 1) for column in (0, 1)]

@@ -23,7 +23,7 @@ SCALE_MAX = 256.0
 
 @dataclass(frozen=True)
 class UNetSizes:
-    """The one-step UNet at 1/8 scale. ``attention`` says, stage by stage, whether it has transformers; the middle always has."""
+    """The one-step UNet at 1/8 scale. ``attention`` says which stages have transformers; the middle always has one."""
 
     widths: tuple[int, ...]
     attention: tuple[bool, ...]

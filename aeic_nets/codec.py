@@ -1,4 +1,4 @@
-"""Everything that is trained in the codec proper: g_a, h_a, h_s, the four-pass context model, the factorised prior, g_s.
+"""What is trained in the codec proper: g_a, h_a, h_s, the four-pass context model, the factorised prior, g_s.
 
 Parameter names are those of the official ``state_dict_codec``. Source: ARCHITECTURE sections 2 and 2.4.
 """
@@ -122,7 +122,7 @@ class Codec(nn.Module):
                 adapter.branch2.bias[m:] = 1.0
 
     def gains(self, rate: int) -> tuple[Tensor | float, Tensor | float]:
-        """Factors on y before quantising and on y_hat before g_s, each (1, M, 1, 1), or 1.0 for a single-rate profile."""
+        """Factors on y before quantising and on y_hat before g_s, each (1, M, 1, 1), or 1.0 for a single rate."""
         if self.profile.rates == 1:
             return 1.0, 1.0
         return self.log_gain[rate].exp()[None, :, None, None], self.log_inverse_gain[rate].exp()[None, :, None, None]

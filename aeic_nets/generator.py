@@ -36,7 +36,10 @@ class TorchGenerator:
         with safe_open(folder / "weights.safetensors", "pt") as file:
             known = set(file.keys())
             if missing := sorted(wanted - known):
-                raise BundleError(f"{folder}/weights.safetensors lacks {missing[0]} and {len(missing) - 1} more: export the bundle again")
+                raise BundleError(
+                    f"{folder}/weights.safetensors lacks {missing[0]} and {len(missing) - 1} more:"
+                    " export the bundle again"
+                )
             tensors = {name: file.get_tensor(name).float() for name in wanted}
         self._model.load_state_dict(tensors, strict=False, assign=True)
         for part in (self._model.codec.g_s, self._model.unet, self._model.vae):

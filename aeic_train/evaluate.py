@@ -26,7 +26,22 @@ from aeic_train.metrics import Judges, frechet, summary
 
 Picture = NDArray[np.uint8]
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp"}
-COLUMNS = ("codec", "rate", "picture", "width", "height", "bytes", "bpp", "psnr", "ms_ssim", "st_lpips", "efflite_lpips", "efflite_dists", "encode_seconds", "decode_seconds")
+COLUMNS = (
+    "codec",
+    "rate",
+    "picture",
+    "width",
+    "height",
+    "bytes",
+    "bpp",
+    "psnr",
+    "ms_ssim",
+    "st_lpips",
+    "efflite_lpips",
+    "efflite_dists",
+    "encode_seconds",
+    "decode_seconds",
+)
 
 
 class Pair:
@@ -88,7 +103,7 @@ def evaluate(pair: Pair, paths: list[Path], rates: list[int], out: Path) -> list
 
 
 def frechet_distance(pair: Pair, paths: list[Path], rate: int) -> float:
-    """Frechet distance of pooled EfficientNet features of all tiles, originals against reconstructions (``efflite_fd``)."""
+    """``efflite_fd``: Frechet distance of pooled features of all tiles, originals against reconstructions."""
     judges = Judges()
     originals, reconstructions = [], []
     for path in paths:
@@ -111,7 +126,9 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--bundle", "-m", type=Path, help="default: the one in models/")
     parser.add_argument("--rates", help="rate numbers with commas; default: all")
     parser.add_argument("--limit", type=int, help="only the first so many pictures")
-    parser.add_argument("--frechet", action="store_true", help="also the Frechet distance: a second pass over the folder")
+    parser.add_argument(
+        "--frechet", action="store_true", help="also the Frechet distance: a second pass over the folder"
+    )
     parser.add_argument("--threads", type=int, default=0)
     options = parser.parse_args(argv)
     bundle = Bundle.load(options.bundle)
@@ -122,7 +139,10 @@ def main(argv: list[str] | None = None) -> None:
     options.out.mkdir(parents=True, exist_ok=True)
     pair = Pair(bundle, options.threads)
     rows = evaluate(pair, paths, rates, options.out)
-    print(f"{'rate':>4} {'bpp':>8} {'bytes':>7} {'PSNR':>6} {'MS-SSIM':>8} {'ST-LPIPS':>9} {'eff.LPIPS':>9} {'eff.DISTS':>9}")
+    print(
+        f"{'rate':>4} {'bpp':>8} {'bytes':>7} {'PSNR':>6} {'MS-SSIM':>8}"
+        f" {'ST-LPIPS':>9} {'eff.LPIPS':>9} {'eff.DISTS':>9}"
+    )
     means = []
     for rate in rates:
         of_rate = [row for row in rows if row["rate"] == rate]

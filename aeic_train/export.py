@@ -21,7 +21,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from aeic import profiles
-from aeic.bundle import FORMAT
+from aeic.bundle import FORMAT, Bundle
 from aeic.profiles import LATENT_STRIDE, SCALE_COUNT, SCALE_MAX, SCALE_MIN, SKIP_SCALE
 from aeic.tables import gaussian_rows, rows_from_pmf
 from aeic_nets.codec import Codec
@@ -73,7 +73,7 @@ class SynthesisGraph(nn.Module):
 
 
 def hyper_medians(codec: Codec) -> NDArray[np.float32]:
-    """The factorised prior's medians of the first rate point, (Cz,) float32. Only one set exists: z_hat needs one grid."""
+    """The factorised prior's medians of the first rate point, (Cz,) float32: z_hat has one grid for all."""
     quantiles = codec.entropy_bottleneck.quantiles.detach()[: codec.profile.hyper_channels, 0, 1]
     return quantiles.numpy().astype(np.float32)
 
@@ -141,9 +141,18 @@ def write_weights(model: AEIC, path: Path) -> None:
     path.chmod(0o644)
 
 
-def write_manifest(folder: Path, profile: profiles.Profile, name: str, rates: list[dict[str, object]], default: int, card: dict[str, object]) -> None:
+def write_manifest(
+    folder: Path,
+    profile: profiles.Profile,
+    name: str,
+    rates: list[dict[str, object]],
+    default: int,
+    card: dict[str, object],
+) -> None:
     """bundle.json with the digest of every file beside it."""
-    files = {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted(folder.iterdir()) if p.name != "bundle.json"}
+    files = {
+        p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted(folder.iterdir()) if p.name != "bundle.json"
+    }
     lines = "".join(f"{file} {files[file]}\n" for file in sorted(DEFINES_BITSTREAM))
     manifest = {
         "format": FORMAT,
@@ -177,7 +186,15 @@ def load_average(profile: profiles.Profile, run: Path | None, weights: Path | No
     return model.eval().requires_grad_(False), facts
 
 
-def export(model: AEIC, out: Path, name: str, rates: list[dict[str, object]], default: int, card: dict[str, object], extras: list[Path]) -> None:
+def export(
+    model: AEIC,
+    out: Path,
+    name: str,
+    rates: list[dict[str, object]],
+    default: int,
+    card: dict[str, object],
+    extras: list[Path],
+) -> None:
     """Writes the bundle into ``out``, at once: a folder made beside it takes its place when it is whole."""
     out.parent.mkdir(parents=True, exist_ok=True)
     folder = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
@@ -219,7 +236,7 @@ def main(argv: list[str] | None = None) -> None:
         parser.error(f"profile {profile.name} has {profile.rates} rate points: give as many --rates")
     export(model, options.out, options.name, rates, options.default_rate, card, options.include)
     size = sum(p.stat().st_size for p in options.out.iterdir())
-    print(f"{options.out}: {size / 1e6:.1f} MB, fingerprint {json.loads((options.out / 'bundle.json').read_text())['fingerprint']}")
+    print(f"{options.out}: {size / 1e6:.1f} MB, fingerprint {Bundle.load(options.out).fingerprint}")
 
 
 if __name__ == "__main__":

@@ -16,10 +16,12 @@ OPSET = 20
 _WORTH_HALVING = 256  # elements
 
 
-def write_graph(module: nn.Module, example: Tensor, path: Path, input_name: str, outputs: list[str], half: bool = False) -> None:
+def write_graph(
+    module: nn.Module, example: Tensor, path: Path, input_name: str, outputs: list[str], half: bool = False
+) -> None:
     """Exports ``module`` with one input of (N, C, H, W), all but C dynamic.
 
-    ``half`` stores the weights as float16 behind Cast nodes, which ONNX Runtime folds on loading: arithmetic stays float32.
+    ``half`` stores the weights as float16 behind Cast nodes, folded on loading: the arithmetic is in float32.
     """
     axes = {0: torch.export.Dim.DYNAMIC, 2: torch.export.Dim.DYNAMIC, 3: torch.export.Dim.DYNAMIC}
     with warnings.catch_warnings():

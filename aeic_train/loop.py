@@ -1,6 +1,6 @@
 """The training loop: resumable, one JSON line in the log every 50 steps, sample grids, a moving average of the weights.
 
-    aeic train --recipe nano.toml --photographs DIR --validation DIR --run runs/nano
+aeic train --recipe nano.toml --photographs DIR --validation DIR --run runs/nano
 """
 
 from __future__ import annotations
@@ -35,7 +35,9 @@ SAMPLE_STEPS = 500
 class Trainer:
     """Runs a recipe's stages in order from wherever ``run``/state.pt stands."""
 
-    def __init__(self, recipe: Recipe, photographs: Path, validation: Path, run: Path, init: Path | None, compiled: bool) -> None:
+    def __init__(
+        self, recipe: Recipe, photographs: Path, validation: Path, run: Path, init: Path | None, compiled: bool
+    ) -> None:
         torch.manual_seed(recipe.seed)
         self.recipe, self.run, self.compiled = recipe, run, compiled
         run.mkdir(parents=True, exist_ok=True)
@@ -161,7 +163,12 @@ class Trainer:
     def _log(self, stage: Stage, sums: dict[str, list[float]], seconds: float) -> None:
         means = {name: round(sum(v) / len(v), 6) for name, v in sorted(sums.items())}
         psnr = round(10 * math.log10(4 / means["mse"]), 3)
-        line = {"stage": stage.name, "step": self.step, "total": self.total_steps, "hours": round(self.seconds / 3600, 4)}
+        line = {
+            "stage": stage.name,
+            "step": self.step,
+            "total": self.total_steps,
+            "hours": round(self.seconds / 3600, 4),
+        }
         line |= {"seconds_per_step": round(seconds, 3), "psnr": psnr, **means}
         with (self.run / "log.jsonl").open("a") as file:
             file.write(json.dumps(line) + "\n")
@@ -182,12 +189,12 @@ def spread_rate_prior(model: AEIC, source: int) -> None:
     """Copies the factorised prior of one rate point to every other: a start for points that were never trained."""
     n = model.profile.hyper_channels
     with torch.no_grad():
-        for name, tensor in model.codec.entropy_bottleneck.named_parameters():
+        for tensor in model.codec.entropy_bottleneck.parameters():
             tensor.copy_(tensor[source * n : (source + 1) * n].repeat(model.profile.rates, 1, 1))
 
 
 def load_weights(model: AEIC, path: Path) -> None:
-    """Loads a bundle's ``weights.safetensors`` (float16) into ``model``; buffers that are built at export may be absent."""
+    """Loads a bundle's ``weights.safetensors`` (float16) into ``model``; buffers made at export may be absent."""
     tensors = {name: tensor.float() for name, tensor in load_file(path).items()}
     missing, unexpected = model.load_state_dict(tensors, strict=False)
     names = {name for name, _ in model.named_parameters()}
@@ -200,7 +207,9 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="aeic train", description=__doc__)
     parser.add_argument("--recipe", type=Path, default=Path(__file__).parent / "recipes" / "nano.toml")
     parser.add_argument("--photographs", type=Path, required=True, help="folder to train on")
-    parser.add_argument("--validation", type=Path, required=True, help="folder whose first pictures fill the sample grids")
+    parser.add_argument(
+        "--validation", type=Path, required=True, help="folder whose first pictures fill the sample grids"
+    )
     parser.add_argument("--run", type=Path, default=Path("runs/nano"), help="folder for state, log and samples")
     parser.add_argument("--init", type=Path, help="weights.safetensors of a bundle to start from")
     parser.add_argument("--threads", type=int, default=2)

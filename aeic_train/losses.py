@@ -54,7 +54,9 @@ def _run_in_float32(conv: nn.Conv2d) -> None:
 
 def feature_distance(a: list[Tensor], b: list[Tensor]) -> Tensor:
     """Sum over the taps of the mean squared difference of unit-normalised feature vectors (``efflite_lpips``)."""
-    terms = [(F.normalize(p.float(), dim=1) - F.normalize(q.float(), dim=1)).square().sum(1).mean() for p, q in zip(a, b)]
+    terms = [
+        (F.normalize(p.float(), dim=1) - F.normalize(q.float(), dim=1)).square().sum(1).mean() for p, q in zip(a, b)
+    ]
     return torch.stack(terms).sum()
 
 

@@ -1,4 +1,4 @@
-"""Stage 0, the decoder's prior: an autoencoder for the picture decoder, and the UNet as a one-step denoiser of its latents.
+"""Stage 0, the decoder's prior: an autoencoder for the picture decoder, the UNet a one-step denoiser of its latents.
 
 It stands in for SD-Turbo, whose weights nano does not have. The encoder here is thrown away afterwards.
 """

@@ -19,7 +19,7 @@ SIDE = 256
 
 @torch.no_grad()
 def save_samples(model: AEIC, photographs: Photographs, folder: Path, name: str, stage: Stage) -> None:
-    """Writes ``folder``/``name``.jpg: COUNT centre crops of the validation pictures and what the model makes of them."""
+    """Writes ``folder``/``name``.jpg: COUNT centre crops of validation pictures and what the model makes of them."""
     if stage.kind == "prior":
         return
     folder.mkdir(parents=True, exist_ok=True)

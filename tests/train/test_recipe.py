@@ -1,0 +1,38 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+import aeic_train
+from aeic.profiles import NANO
+from aeic_train.loop import learning_rate
+from aeic_train.recipe import Recipe, Stage
+
+RECIPES = Path(aeic_train.__file__).parent / "recipes"
+
+
+@pytest.mark.parametrize("path", sorted(RECIPES.glob("*.toml")), ids=lambda path: path.stem)
+def test_shipped_recipes_are_sound(path: Path) -> None:
+    recipe = Recipe.load(path)
+    assert recipe.stages
+    for stage in recipe.stages:
+        assert stage.crop % 64 == 0
+        assert stage.kind in {"prior", "codec"}
+        assert set(stage.rates) <= {str(i) for i in range(NANO.rates)}
+        assert bool(stage.rates) == (stage.kind == "codec")
+
+
+def test_an_unknown_key_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "bad.toml"
+    path.write_text('profile = "nano"\nseed = 1\naverage = 0.9\n[[stage]]\nname = "x"\nspeed = 3\n')
+    with pytest.raises(ValueError, match="speed"):
+        Recipe.load(path)
+
+
+def test_the_learning_rate_warms_up_and_decays() -> None:
+    stage = Stage("x", "codec", steps=1000, crop=64, batch=1, learning_rate=1.0, decay=0.5, warmup=100)
+    rates = [learning_rate(stage, step) for step in range(1000)]
+    assert rates[0] == pytest.approx(0.01)
+    assert rates[100] == rates[499] == 1.0
+    assert rates[-1] == pytest.approx(0.02, abs=5e-3)
