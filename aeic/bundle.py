@@ -125,6 +125,8 @@ class Bundle:
                 options = onnxruntime.SessionOptions()
                 options.intra_op_num_threads = threads
                 options.log_severity_level = 3
+                # Threads that spin while they wait cost a busy box several times the work itself.
+                options.add_session_config_entry("session.intra_op.allow_spinning", "0")
                 try:
                     session = onnxruntime.InferenceSession(
                         str(self.path / file), options, providers=["CPUExecutionProvider"]
