@@ -21,7 +21,9 @@ from cloud_decoder.errors import DeviceOutOfMemory
 from cloud_decoder.generator import Generator, build_generator, choose_device, is_out_of_memory, release_memory
 from cloud_decoder.tiles import Floats, Mosaic, Picture, Tile
 
-MAX_BATCH = 8
+GPU_BATCH = 8
+CPU_BATCH = 1
+"""On a CPU a batch takes as long per pixel as one picture (measured), so it would only make everybody wait."""
 MAX_BATCH_PIXELS = 4 * 2**20
 
 
@@ -36,14 +38,14 @@ class Decoder:
         device: str = "onnx",
         threads: int = 0,
         entropy_workers: int = 0,
-        max_batch: int = MAX_BATCH,
+        max_batch: int = 0,
         max_batch_pixels: int = MAX_BATCH_PIXELS,
     ) -> None:
         cores = threads or os.cpu_count() or 1
         self.bundle = bundle
         self.device = device
         self.entropy_workers = entropy_workers or max(1, cores // 2)
-        self.max_batch = max_batch
+        self.max_batch = max_batch or (CPU_BATCH if self.shares_cpu else GPU_BATCH)
         self.max_batch_pixels = max_batch_pixels
         self._generator = generator
         self._codec = LatentCodec(bundle, max(1, cores // self.entropy_workers))
@@ -56,11 +58,12 @@ class Decoder:
         threads: int = 0,
         *,
         entropy_workers: int = 0,
-        max_batch: int = MAX_BATCH,
+        max_batch: int = 0,
         max_batch_pixels: int = MAX_BATCH_PIXELS,
     ) -> Decoder:
-        """The decoder of the bundle in ``path``, or of the default one. ``threads`` 0 takes all cores.
+        """The decoder of the bundle in ``path``, or of the default one.
 
+        ``threads`` 0 takes all cores, ``entropy_workers`` 0 half of them, ``max_batch`` 0 what suits the device.
         ``BundleError`` for a bundle that is missing or altered, ``ValueError`` for an unknown device.
         """
         bundle = Bundle.load(path)

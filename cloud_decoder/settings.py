@@ -43,7 +43,7 @@ class Settings(BaseSettings):
     retention_bytes: int = Field(0, ge=0, description="Bytes of bitstreams kept, oldest decoded go first; 0 keeps all.")
 
     cache_bytes: int = Field(2 * 2**30, ge=0, description="Bytes of reconstructions kept on disk.")
-    max_batch: int = Field(8, ge=1, description="Pictures or tiles in one batch.")
+    max_batch: int = Field(0, ge=0, description="Pictures or tiles in one batch; 0 takes 8 on a GPU, 1 on a CPU.")
     max_batch_pixels: int = Field(4 * 2**20, ge=1, description="Pixels in one batch.")
     aging_seconds: float = Field(2.0, gt=0, description="Waiting this long raises a frame's priority by one.")
     max_queue: int = Field(256, ge=1, description="Requested decodes that may wait; one more is answered 429.")
