@@ -225,6 +225,7 @@ async function keepTotals() {
       stale = false;
       last = Date.now();
       await totals().catch(() => {});
+      for (const made of cards.values()) fill(made, made.frame); // "3 min ago" grows older
     }
     await new Promise((resume) => setTimeout(resume, 1000));
   }

@@ -1,0 +1,67 @@
+"""Rules and dashboard name only metrics that exist; with promtool at hand, every alert fires once and is quiet once."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import re
+import shutil
+import subprocess
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from cloud_decoder.metrics import Metrics
+from edge_encoder.metrics import Metrics as EdgeMetrics
+
+DEPLOY = Path(__file__).parents[2] / "deploy"
+RULES = DEPLOY / "prometheus" / "rules.yml"
+
+
+def dashboard_module() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("make_dashboard", DEPLOY / "grafana" / "make_dashboard.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def known_names() -> set[str]:
+    names = set()
+    for registry in (Metrics().registry, EdgeMetrics().registry):
+        for metric in registry.collect():
+            ends = {"counter": ("_total",), "histogram": ("_bucket", "_sum", "_count")}.get(metric.type, ("",))
+            names |= {metric.name + end for end in ends}
+    return names
+
+
+def metrics_in(text: str) -> set[str]:
+    return set(re.findall(r"\baeic_(?:cloud|edge)_\w+", text))
+
+
+def test_the_dashboard_is_what_its_program_writes_and_asks_for_what_exists() -> None:
+    module = dashboard_module()
+    assert json.loads(module.TARGET.read_text()) == module.dashboard(), "run deploy/grafana/make_dashboard.py"
+    assert metrics_in(" ".join(module.queries())) <= known_names()
+
+
+def test_rules_name_only_what_exists() -> None:
+    text = RULES.read_text()
+    assert metrics_in(text) and metrics_in(text) <= known_names()
+    buckets = {
+        sample.labels["le"] for m in Metrics().registry.collect() for sample in m.samples if "le" in sample.labels
+    }
+    assert set(re.findall(r'le="([^"]+)"', text)) <= buckets
+    alerts = re.findall(r"- alert: (\w+)", text)
+    tested = (DEPLOY / "prometheus" / "rules_test.yml").read_text()
+    for alert in alerts:
+        cases = re.findall(rf"alertname: {alert}\n\s+exp_alerts:( \[\])?", tested)
+        assert "" in cases and " []" in cases, f"{alert} needs a case that fires it and one that keeps it quiet"
+
+
+@pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool (Debian: prometheus) is not installed")
+def test_promtool() -> None:
+    for command in (["check", "rules", "rules.yml"], ["test", "rules", "rules_test.yml"]):
+        done = subprocess.run(["promtool", *command], cwd=RULES.parent, capture_output=True, text=True, timeout=120)
+        assert done.returncode == 0, done.stdout + done.stderr
