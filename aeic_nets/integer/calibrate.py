@@ -18,7 +18,7 @@ from aeic_nets.codec import Codec, coding_mask
 from aeic_nets.integer import network
 from aeic_nets.integer.fake_quant import Codes, TorchOps, Watcher, layer_weights, quantise_weight, weight_limbs
 from aeic_nets.integer.gelu import gelu_shift
-from aeic_nets.integer.model import MEAN_EXPONENT, IntegerModel, Layer, Site, Sizes
+from aeic_nets.integer.model import MEAN_EXPONENT, IntegerModel, Layer, Site, Sizes, bias_shift
 
 SITE_BITS: tuple[tuple[str, int], ...] = (
     ("h_s.increase.[03].in", 16),
@@ -68,7 +68,7 @@ def calibrate(codec: Codec, latents: Sequence[Tensor]) -> dict[str, Site]:
 def best_exponent(sample: Tensor, bits: int) -> int:
     """The power of two whose rounding and clipping to ``bits`` bits leaves the least squared error on ``sample``."""
     site = Site(0, bits)
-    top = int(np.ceil(np.log2(max(float(sample.abs().max()), 2.0**-20) / site.highest)))
+    top = int(np.ceil(np.log2(max(float(sample.abs().max()), 2.0**-3) / site.highest)))
 
     def error(exponent: int) -> float:
         codes = (sample / 2.0**exponent).round().clamp(site.lowest, site.highest)
@@ -109,11 +109,12 @@ class _LayerRecorder(TorchOps):
             bits = width(layer, self._table, 7)
             whole, exponents = quantise_weight(weight, x.exponents, groups, bits)
             limbs = weight_limbs(whole, bits)
-            factors = (128, 1)[-len(limbs) :]
+            factors, shift = (128, 1)[-len(limbs) :], bias_shift(x.bits, bits)
             self.layers[layer] = Layer(
                 limbs=tuple((limb / factor).numpy().astype(np.int8) for limb, factor in zip(limbs, factors)),
                 exponents=exponents.numpy(),
-                bias=(bias / torch.exp2(exponents.float())).round().numpy().astype(np.int32),
+                bias=(bias / torch.exp2(exponents.float() + shift)).round().numpy().astype(np.int32),
                 groups=groups,
+                bias_shift=shift,
             )
         return super().wide(x, layer)

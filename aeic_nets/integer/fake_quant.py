@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from aeic_nets.integer.gelu import gelu_table
-from aeic_nets.integer.model import Site
+from aeic_nets.integer.model import Site, bias_shift
 
 WEIGHT_LIMITS = {7: 63, 14: 63 * 128 + 63}
 
@@ -134,7 +134,8 @@ class TorchOps:
         whole, exponents = quantise_weight(weight, x.exponents, groups, bits)
         step, fold = torch.exp2(exponents.float()), torch.exp2(-x.exponents.float())
         unfold = step[:, None, None, None] * (fold[:, None, None, None] if groups > 1 else fold[None, :, None, None])
-        rounded_bias = straight_through((bias.detach() / step).round() * step, bias)
+        bias_step = step * 2.0 ** bias_shift(x.bits, bits)
+        rounded_bias = straight_through((bias.detach() / bias_step).round() * bias_step, bias)
         if x.bits == 8 and bits == 7 or torch.is_grad_enabled():
             return conv(x.value, straight_through(whole * unfold, weight), rounded_bias)
         total = rounded_bias[None, :, None, None]

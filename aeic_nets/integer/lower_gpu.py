@@ -76,7 +76,7 @@ class FloatLowering:
             for code_factor, codes in zip((256, 1)[-len(x.limbs) :], x.limbs):
                 sums = self._whole(self._product(codes, weight, kept))
                 term = self.g.times(sums, _power(kept.exponents) * (weight_factor * code_factor))
-                total = self.g.op("Add", term, total or self.g.constant(kept.bias * _power(kept.exponents), np.float32))
+                total = self.g.op("Add", term, total or self.g.constant(kept.bias_value, np.float32))
         return total
 
     def gelu(self, x: Codes, site: str) -> Codes:
@@ -132,8 +132,8 @@ class FloatLowering:
         """(N, 4, h/2, w/2, O/4): of a last layer, the outputs that the pass codes, by class."""
         g, kept = self.g, self._layers[layer]
         rows = coded_rows(x.index, len(kept.bias))
-        powers = (2.0**kept.exponents)[rows][:, None, None]  # (4, 1, 1, O/4)
-        total, count = g.constant(kept.bias[rows][:, None, None] * powers, np.float32), len(x.limbs) // len(rows)
+        powers = kept.steps[rows][:, None, None]  # (4, 1, 1, O/4)
+        total, count = g.constant(kept.bias_value[rows][:, None, None], np.float32), len(x.limbs) // len(rows)
         for weight_factor, weight in zip((128, 1)[-len(kept.limbs) :], kept.limbs):
             for limb, code_factor in enumerate((256, 1)[-count:]):
                 sums = [self._product(x.limbs[k * count + limb], weight[row], kept) for k, row in enumerate(rows)]

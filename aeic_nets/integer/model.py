@@ -51,18 +51,36 @@ class Layer:
     """One convolution. ``limbs``: int8 (O, I/groups, kh, kw), the most significant first; each -64..63.
 
     Sum of limb products and bias stand in steps of ``2**exponents[o]`` for the last limb, 2**7 times that for the one
-    before. The input's exponents are folded into the weights. ``bias`` int32 (O,).
+    before. The input's exponents are folded into the weights. ``bias`` int32 (O,) stands in steps of
+    ``2**(exponents[o] + bias_shift)``.
     """
 
     limbs: tuple[NDArray[np.int8], ...]
     exponents: Exponents
     bias: NDArray[np.int32]
     groups: int = 1
+    bias_shift: int = 0
+
+    @property
+    def steps(self) -> NDArray[np.float64]:
+        """The step of each output's last limb, (O,)."""
+        steps: NDArray[np.float64] = 2.0**self.exponents
+        return steps
+
+    @property
+    def bias_value(self) -> NDArray[np.float64]:
+        """(O,), exact in float32."""
+        return self.bias * self.steps * 2.0**self.bias_shift
 
     @property
     def kernel(self) -> tuple[int, int]:
         _, _, rows, columns = self.limbs[0].shape
         return rows, columns
+
+
+def bias_shift(code_bits: int, weight_bits: int) -> int:
+    """How much coarser a bias is than the last limb: limbs reach far below what a bias needs."""
+    return max(0, 8 * (code_bits > 8) + 7 * (weight_bits > 7) - 4)
 
 
 @dataclass(frozen=True)
@@ -96,7 +114,7 @@ class IntegerModel:
         head = {
             "sizes": asdict(self.sizes),
             "sites": {name: asdict(site) for name, site in self.sites.items()},
-            "groups": {name: layer.groups for name, layer in self.layers.items()},
+            "layers": {name: (layer.groups, layer.bias_shift) for name, layer in self.layers.items()},
         }
         arrays["head"] = np.frombuffer(json.dumps(head, sort_keys=True).encode(), np.uint8)
         np.savez_compressed(path, **arrays)  # type: ignore[arg-type]  # numpy types the names as bool
@@ -106,8 +124,8 @@ class IntegerModel:
         with np.load(path, allow_pickle=False) as arrays:
             head = json.loads(arrays["head"].tobytes())
             layers = {}
-            for name, groups in head["groups"].items():
+            for name, (groups, shift) in head["layers"].items():
                 limbs = tuple(arrays[f"{name}/limb{i}"] for i in range(2) if f"{name}/limb{i}" in arrays)
-                layers[name] = Layer(limbs, arrays[f"{name}/exponents"], arrays[f"{name}/bias"], groups)
+                layers[name] = Layer(limbs, arrays[f"{name}/exponents"], arrays[f"{name}/bias"], groups, shift)
             sites = {name: Site(**site) for name, site in head["sites"].items()}
             return cls(Sizes(**head["sizes"]), sites, layers, arrays["medians"])

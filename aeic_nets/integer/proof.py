@@ -75,7 +75,9 @@ class BoundOps:
     def wide(self, x: Codes, layer: str) -> Bounds:
         kept = self._layers[layer]
         bias = np.abs(kept.bias.astype(np.int64))
-        worst = 0
+        worst = int(bias.max())
+        if x.bits > 8 or len(kept.limbs) > 1:
+            bias = 0 * bias  # limb sums and bias are added in float32, in order: each must be exact, the sum need not
         for limb in kept.limbs:
             if np.abs(limb.astype(np.int64)).max() > 64:
                 raise ExactnessError(f"{layer}: a weight is beyond 64, which saturates on x86 without VNNI")

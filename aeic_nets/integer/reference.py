@@ -62,8 +62,8 @@ class NumpyOps:
 
     def wide(self, x: Codes, layer: str) -> Floats:
         kept = self._layers[layer]
-        step = (2.0 ** kept.exponents[:, None, None]).astype(np.float32)
-        total = kept.bias[:, None, None].astype(np.float32) * step
+        step = kept.steps[:, None, None].astype(np.float32)
+        total = kept.bias_value[:, None, None].astype(np.float32)
         for weight_factor, weight in zip((128, 1)[-len(kept.limbs) :], kept.limbs):
             for code_factor, codes in x.limbs():
                 sums = _convolve(codes, weight, kept)

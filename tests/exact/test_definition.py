@@ -150,3 +150,18 @@ def test_what_could_be_rounded_is_refused() -> None:
     with pytest.raises(ExactnessError, match="norm"):
         sites = model.sites | {"adapter_in.0.out": replace(model.sites["adapter_in.0.out"], bits=20)}
         prove(replace(model, sites=sites))
+
+
+def test_a_bias_beside_limbs_may_be_large() -> None:
+    """It is a term of its own, in coarser steps, so that weights of 14 bits and codes of 16 do not forbid it."""
+    codec = copy.deepcopy(small_codec())
+    with torch.no_grad():
+        codec.adapter_in[0].branch1[0].bias += 50
+    model = quantise(codec, calibrate(codec, latents()), weight_bits=(("adapter_in.*", 14),))
+    layer = model.layers["adapter_in.0.branch1.0"]
+    assert len(layer.limbs) == 2 and layer.bias_shift == 11
+    np.testing.assert_allclose(layer.bias_value, codec.adapter_in[0].branch1[0].bias.detach(), rtol=1e-4)
+    prove(model)
+    wide = replace(layer, bias=np.full_like(layer.bias, 2**24))
+    with pytest.raises(ExactnessError, match=r"branch1\.0"):
+        prove(replace(model, layers=model.layers | {"adapter_in.0.branch1.0": wide}))
