@@ -1,4 +1,4 @@
-"""What can be checked of the containers without a Docker engine: names and settings (metrics: tests/cloud/test_ops.py)."""
+"""What can be checked of the containers without a Docker engine: names, settings (metrics: tests/cloud/test_ops.py)."""
 
 from __future__ import annotations
 
