@@ -1,1 +1,1 @@
-"""The published checkpoints and streams of AEIC: reading them, proving that our networks are the same, counting them."""
+"""The published checkpoints and streams of AEIC: read, compared with our networks to the number, and counted."""

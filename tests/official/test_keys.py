@@ -1,4 +1,4 @@
-"""Our classes give the official key lists, to the name and the shape; official_keys.json.gz holds the published ones."""
+"""Our classes give the official key lists, name by name and shape by shape; official_keys.json.gz holds those."""
 
 from __future__ import annotations
 

@@ -55,5 +55,5 @@ def test_a_decoder_trained_at_full_width_is_not_folded() -> None:
 def test_a_missing_tensor_is_named() -> None:
     files, model = official_files(), small_model()
     del files["unet_ckpt"]["mid_block.resnets.0.conv1.lora_A.default.weight"]
-    with pytest.raises(BundleError, match="lacks mid_block.resnets.0.conv1"):
+    with pytest.raises(BundleError, match=r"lacks mid_block\.resnets\.0\.conv1"):
         load_unet(model.unet, files["sd_unet"], files["unet_ckpt"])

@@ -1,0 +1,47 @@
+"""`aeic bench goldens`: the codec part on a reduced set of vectors; at full size with AEIC_GOLDENS=DIR."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from aeic.errors import InputError
+from aeic_nets.official import goldens_check
+
+FOLDER = Path(__file__).parent / "goldens"
+
+
+def test_symbols_and_streams_of_the_published_codec(capsys: pytest.CaptureFixture[str]) -> None:
+    assert goldens_check.main([str(FOLDER), "--profile", "se", "--parts", "codec"]) == 0
+    summary = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert summary["ok"]
+    required = {"A_y_sym", "C_y_sym", "C_bitstream", "C_y_hat", "z_cdf_flat_SE", "bpp estimate, total"}
+    assert all(summary["arrays"][name]["ok"] and summary["arrays"][name]["required"] for name in required)
+
+
+def test_one_wrong_symbol_or_an_unknown_array_fails() -> None:
+    wanted = {"C_y_sym": np.zeros((1, 4, 2, 2), np.int8)}
+    assert goldens_check.compare(wanted, dict(wanted), {}, 4).ok
+    other = wanted["C_y_sym"].copy()
+    other[0, 1, 1, 1] = 1
+    assert not goldens_check.compare(wanted, {"C_y_sym": other}, {}, 4).ok
+    assert not goldens_check.compare({"C_new": other}, {"C_y_sym": other}, {}, 4).ok
+
+
+def test_a_folder_without_vectors_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"golden_ME\.npz"):
+        goldens_check.main([str(tmp_path), "--profile", "me"])
+    shutil.copy(FOLDER / "golden_SE.npz", tmp_path)
+    with pytest.raises(InputError, match=r"golden_meta\.json"):
+        goldens_check.main([str(tmp_path), "--profile", "se"])
+
+
+@pytest.mark.slow
+@pytest.mark.skipif("AEIC_GOLDENS" not in os.environ, reason="set AEIC_GOLDENS to the folder of all golden vectors")
+def test_everything_at_full_size() -> None:
+    assert goldens_check.main([os.environ["AEIC_GOLDENS"], "--profile", "se"]) == 0
