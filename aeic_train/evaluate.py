@@ -1,10 +1,20 @@
-"""Rate, distortion and perception of a bundle on a folder: real file bytes, every picture, every rate point.
+"""Rate, distortion and perception on a folder: real file bytes, every picture, our codec and its rivals.
 
     aeic bench rd FOLDER --out DIR [--bundle BUNDLE] [--rates 0,4]
+    aeic bench rd FOLDER --out DIR --codecs ours,vvc,avif-half,heic-half,jxl-half --bpp 0.015,0.03,0.06
+    aeic bench rd FOLDER --out DIR --codecs ours,vvc --known docs/results/rivals_val12.csv --every 3 --limit 12
 
-Writes pictures.csv (a row a picture and rate), results.json (CompressAI's shape) and the reconstructions' montage, and
-prints a table; the last line is one JSON object with "rates": the means of each rate point. Resumable: rows that
-pictures.csv already holds for this bundle are not computed again.
+Ours is measured at its rate points; for the others the settings are sought whose mean over the pictures meets --bpp,
+and every setting tried is a point of the curve. Codecs: see aeic_train/rivals.py (also: models of CompressAI's zoo, and
+any program by a .toml of command templates). Writes into DIR:
+
+    pictures.csv   a row a picture, codec and setting; a second run computes only what is missing
+    results.json   a list, one entry a codec in CompressAI's shape ("results": {"bpp": [...], "psnr-rgb": [...], ...})
+    summary.json   BD-rates of ours against each rival, and each codec's measures at equal bits
+    features/      pooled features for efflite_fd; pictures/ with --keep: what the codecs made of each picture
+
+--known takes rows from an earlier run on the same pictures, and their efflite_fd from the .json beside it. The last
+line is one JSON object with "rates": the means of each of our rate points (of the first codec, if ours is not there).
 """
 
 from __future__ import annotations
@@ -12,154 +22,334 @@ from __future__ import annotations
 import argparse
 import csv
 import json
+import math
 import sys
 import time
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from PIL import Image
 
 from aeic.bundle import Bundle
+from aeic.errors import AeicError, InputError
 from aeic.latent_codec import LatentCodec
 from aeic.pixels import from_tensor, load_picture, pad_picture, to_tensor
-from aeic_train.metrics import Judges, frechet, summary
+from aeic_train import curves
+from aeic_train.metrics import Judges, Picture, Pooled, frechet, summary
+from aeic_train.rivals import Codec, CodecFailed, CodecUnavailable, build
 
-Picture = NDArray[np.uint8]
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp"}
 COLUMNS = (
-    "codec",
-    "rate",
-    "picture",
-    "width",
-    "height",
-    "bytes",
-    "bpp",
-    "psnr",
-    "ms_ssim",
-    "st_lpips",
-    "efflite_lpips",
-    "efflite_dists",
-    "encode_seconds",
-    "decode_seconds",
+    *("codec", "setting", "picture", "crc32", "width", "height", "bytes", "bpp"),
+    *("psnr", "ms_ssim", "st_lpips", "efflite_lpips", "efflite_dists", "encode_seconds", "decode_seconds"),
 )
+Row = dict[str, Any]
 
 
 class Pair:
-    """A bundle's encoder and decoder in one process, on ONNX Runtime: picture to bytes and back."""
+    """A bundle's encoder and decoder in one process, on ONNX Runtime. The setting is the rate number."""
 
-    def __init__(self, bundle: Bundle, threads: int = 0) -> None:
-        self.bundle, self.codec = bundle, LatentCodec(bundle, threads)
+    def __init__(self, bundle: Bundle, threads: int = 0, rates: Sequence[int] | None = None) -> None:
+        self.name = f"{bundle.name}-{bundle.fingerprint}"
+        known = [rate.number for rate in bundle.rates]
+        self.settings = known if rates is None else list(rates)
+        if unknown := [rate for rate in self.settings if rate not in known]:
+            raise CodecUnavailable(f"{self.name} has no rate {unknown[0]}: choose from {known}")
+        self.codec = LatentCodec(bundle, threads)
         self._analysis, self._synthesis = bundle.session("analysis", threads), bundle.session("synthesis", threads)
 
-    def encode(self, picture: Picture, rate: int) -> bytes:
+    def encode(self, picture: Picture, setting: int) -> bytes:
         height, width = picture.shape[:2]
         (y,) = self._analysis.run(None, {"image": to_tensor(pad_picture(picture))})
-        return self.codec.encode(y[0], rate, width, height)
+        return self.codec.encode(y[0], setting, width, height)
 
-    def decode(self, data: bytes) -> Picture:
+    def decode(self, data: bytes, width: int = 0, height: int = 0) -> Picture:
+        """The size is the frame's own; what is told is not looked at."""
         latents = self.codec.decode(data)
         (image,) = self._synthesis.run(None, {"y_hat": latents.y_hat[None]})
         return from_tensor(image[0])[: latents.frame.height, : latents.frame.width]
 
 
-def evaluate(pair: Pair, paths: list[Path], rates: list[int], out: Path) -> list[dict[str, object]]:
-    """One row a picture and rate, appended to ``out``/pictures.csv as it goes."""
-    judges = Judges()
-    table = out / "pictures.csv"
-    done: dict[tuple[str, str, str], dict[str, object]] = {}
-    if table.exists():
-        with table.open(newline="") as file:
-            for row in csv.DictReader(file):
-                done[row["codec"], row["rate"], row["picture"]] = _numbers(row)
-    codec = f"{pair.bundle.name}-{pair.bundle.fingerprint}"
-    rows = []
-    with table.open("a", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS)
-        if not done:
-            writer.writeheader()
-        for rate in rates:
-            for number, path in enumerate(paths):
-                key = (codec, str(rate), path.name)
-                if key not in done:
-                    picture = load_picture(path)
-                    started = time.perf_counter()
-                    data = pair.encode(picture, rate)
-                    encoded = time.perf_counter()
-                    reconstruction = pair.decode(data)
-                    decoded = time.perf_counter()
-                    height, width = picture.shape[:2]
-                    done[key] = {
-                        **{"codec": codec, "rate": rate, "picture": path.name, "width": width, "height": height},
-                        **{"bytes": len(data), "bpp": 8 * len(data) / (width * height)},
-                        **judges(picture, reconstruction),
-                        **{"encode_seconds": encoded - started, "decode_seconds": decoded - encoded},
-                    }
-                    writer.writerow(done[key])
-                    file.flush()
-                rows.append(done[key])
+class Table:
+    """pictures.csv: rows by (codec, setting, picture, checksum of its file); appended to as they are made."""
+
+    def __init__(self, path: Path, known: Sequence[Path] = ()) -> None:
+        self.path = path
+        self.rows: dict[tuple[str, str, str, str], Row] = {}
+        for source in (*known, path):
+            if source.exists() or source != path:
+                self._read(source)
+
+    def _read(self, source: Path) -> None:
+        with source.open(newline="") as file:
+            reader = csv.DictReader(file)
+            if tuple(reader.fieldnames or ()) != COLUMNS:
+                raise InputError(f"{source} is not a table of this program (other columns): remove it or name another")
+            for row in reader:
+                if None not in row.values():  # a last line that was cut short is computed again
+                    self.rows[row["codec"], row["setting"], row["picture"], row["crc32"]] = _numbers(row)
+
+    def add(self, row: Row) -> None:
+        fresh = not self.path.exists()
+        with self.path.open("a", newline="") as file:
+            writer = csv.DictWriter(file, COLUMNS)
+            if fresh:
+                writer.writeheader()
+            writer.writerow(row)
+        self.rows[row["codec"], str(row["setting"]), row["picture"], row["crc32"]] = row
+
+
+@dataclass
+class Bench:
+    """Codes and judges pictures, once each; ``out`` holds what is known."""
+
+    paths: list[Path]
+    out: Path
+    table: Table
+    keep: bool = False
+    judges: Judges = field(default_factory=Judges)
+
+    def __post_init__(self) -> None:
+        self.checksums = {path: f"{zlib.crc32(path.read_bytes()):08x}" for path in self.paths}
+
+    def point(self, codec: Codec, setting: Any) -> list[Row]:
+        """The rows of all pictures at one setting."""
+        rows = []
+        for number, path in enumerate(self.paths):
+            key = (codec.name, str(setting), path.name, self.checksums[path])
+            if key not in self.table.rows:
                 if sys.stderr.isatty():
-                    print(f"\rrate {rate}: {number + 1}/{len(paths)} ", end="", file=sys.stderr)
-    return rows
+                    print(f"\r{codec.name} {setting}: {number + 1}/{len(self.paths)}\033[K", end="", file=sys.stderr)
+                self.table.add(self._row(codec, setting, path))
+            rows.append(self.table.rows[key])
+        bpp = np.mean([row["bpp"] for row in rows])
+        print(f"\r{codec.name} {setting}: {bpp:.4f} bpp\033[K" if sys.stderr.isatty() else
+              f"{codec.name} {setting}: {bpp:.4f} bpp", file=sys.stderr)  # fmt: skip
+        return rows
 
-
-def frechet_distance(pair: Pair, paths: list[Path], rate: int) -> float:
-    """``efflite_fd``: Frechet distance of pooled features of all tiles, originals against reconstructions."""
-    judges = Judges()
-    originals, reconstructions = [], []
-    for path in paths:
+    def _row(self, codec: Codec, setting: Any, path: Path) -> Row:
         picture = load_picture(path)
-        originals.append(judges.pooled(picture))
-        reconstructions.append(judges.pooled(pair.decode(pair.encode(picture, rate))))
-    return frechet(np.concatenate(originals), np.concatenate(reconstructions))
+        height, width = picture.shape[:2]
+        started = time.perf_counter()
+        data = codec.encode(picture, setting)
+        encoded = time.perf_counter()
+        reconstruction = codec.decode(data, width, height)
+        decoded = time.perf_counter()
+        if reconstruction.shape != picture.shape:
+            raise CodecFailed(f"{codec.name}: {path.name} came back as {reconstruction.shape}, not {picture.shape}")
+        measures, original, pooled = self.judges.judge(picture, reconstruction)
+        self._save(self._features("original", "", path), original)
+        self._save(self._features(codec.name, setting, path), pooled)
+        if self.keep:
+            target = self.out / "pictures" / codec.name / str(setting) / f"{path.stem}.png"
+            target.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(reconstruction).save(target)
+        return {
+            **{"codec": codec.name, "setting": setting, "picture": path.name, "crc32": self.checksums[path]},
+            **{"width": width, "height": height, "bytes": len(data), "bpp": 8 * len(data) / (width * height)},
+            **{name: round(value, 6) for name, value in measures.items()},
+            **{"encode_seconds": round(encoded - started, 4), "decode_seconds": round(decoded - encoded, 4)},
+        }
+
+    def _features(self, codec: str, setting: Any, path: Path) -> Path:
+        return self.out / "features" / codec / str(setting) / f"{path.stem}-{self.checksums[path]}.npy"
+
+    @staticmethod
+    def _save(path: Path, features: Pooled) -> None:
+        if not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            np.save(path, features.astype(np.float16))
+
+    def frechet(self, codec: str, setting: Any) -> float | None:
+        """``efflite_fd`` of one setting; None where its rows came from elsewhere, without features."""
+        sets = [[self._features(*pair, path) for path in self.paths] for pair in ((codec, setting), ("original", ""))]
+        if not all(path.exists() for paths in sets for path in paths):
+            return None
+        made, original = (np.concatenate([np.load(path) for path in paths]).astype(np.float64) for paths in sets)
+        return frechet(original, made) if len(made) > 1 else None
 
 
-def _numbers(row: dict[str, str]) -> dict[str, object]:
-    texts = {"codec", "picture"}
-    whole = {"rate", "width", "height", "bytes"}
+def curve(bench: Bench, codec: Codec, targets: Sequence[float] | None, known: dict[str, Any]) -> list[dict[str, Any]]:
+    """The points of ``codec``: all its settings, or with ``targets`` (bpp) those that a search for them tries."""
+    found: dict[int, list[Row]] = {}
+
+    def measure(index: int) -> float:
+        found[index] = bench.point(codec, codec.settings[index])
+        return float(np.mean([row["bpp"] for row in found[index]]))
+
+    if targets is None:
+        for index in range(len(codec.settings)):
+            measure(index)
+    else:
+        curves.search(len(codec.settings), _start(codec), targets, measure)
+    points = []
+    for index, rows in sorted(found.items()):
+        setting = codec.settings[index]
+        point: dict[str, Any] = {"setting": setting, **summary(rows)}
+        point["bytes"] = float(np.mean([row["bytes"] for row in rows]))
+        distance = bench.frechet(codec.name, setting)
+        distance = known.get(f"{codec.name} {setting}") if distance is None else distance
+        points.append(point if distance is None else {**point, "efflite_fd": distance})
+    return points
+
+
+def _start(codec: Codec) -> int:
+    """Where a search begins: low, as the rates are."""
+    return {"vvc": 6, "vvc-half": 16}.get(codec.name, 0)
+
+
+def compare(curves_by_name: dict[str, list[dict[str, Any]]], targets: Sequence[float]) -> dict[str, Any]:
+    """BD-rates (percent) of the first codec against each other, and every codec's measures at ``targets`` bpp."""
+    ours, *rivals = curves_by_name
+    rates = {
+        rival: {
+            measure: None if value is None else round(value, 2)
+            for measure in curves.COMPARED
+            for value in [curves.bd_rate(curves_by_name[rival], curves_by_name[ours], measure)]
+        }
+        for rival in rivals
+    }
+    equal = {
+        f"{bpp:g}": {
+            name: {
+                measure: None if value is None else round(value, 5)
+                for measure in curves.MEASURES
+                for value in [curves.at(points, measure, bpp)]
+            }
+            for name, points in curves_by_name.items()
+        }
+        for bpp in targets
+    }
+    return {"codec": ours, "bd_rates": rates, "at_bpp": equal}
+
+
+def _numbers(row: dict[str, str]) -> Row:
+    texts, whole = {"codec", "setting", "picture", "crc32"}, {"width", "height", "bytes"}
     return {k: v if k in texts else int(v) if k in whole else float(v) for k, v in row.items()}
 
 
+def _known_distances(tables: Sequence[Path], paths: Sequence[Path]) -> dict[str, Any]:
+    """``efflite_fd`` by "codec setting" from the JSON beside each table, if it is of the very same pictures."""
+    found = {}
+    for table in tables:
+        beside = table.with_name("results.json" if table.name == "pictures.csv" else f"{table.stem}.json")
+        for entry in json.loads(beside.read_text()) if beside.exists() else []:
+            if entry.get("pictures") == [path.name for path in paths] and "efflite-fd" in entry["results"]:
+                for setting, value in zip(entry["settings"], entry["results"]["efflite-fd"]):
+                    found[f"{entry['name']} {setting}"] = value
+    return found
+
+
+def _print(name: str, points: list[dict[str, Any]]) -> None:
+    heads = ("bpp", "bytes", "PSNR", "MS-SSIM", "ST-LPIPS", "eff.LPIPS", "eff.DISTS", "eff.FD", "enc s", "dec s")
+    names = ("bpp", "bytes", *curves.MEASURES, "encode_seconds", "decode_seconds")
+    print(f"\n{name}\n{'setting':>8} " + " ".join(f"{head:>9}" for head in heads))
+    for point in points:
+        values = [point.get(measure, math.nan) for measure in names]
+        print(f"{point['setting']:>8} " + " ".join(f"{value:9.4g}" for value in values))
+
+
+def _floats(text: str) -> list[float]:
+    return sorted(float(part) for part in text.split(","))
+
+
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="aeic bench rd", description=__doc__)
+    form = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(prog="aeic bench rd", description=__doc__, formatter_class=form)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--codecs", default="ours", help="with commas; default: ours")
+    parser.add_argument("--codec", action="append", default=[], help="one more, whose name may hold commas")
+    parser.add_argument("--bpp", type=_floats, default=[0.015, 0.02, 0.03, 0.04, 0.05, 0.06], help="rates to meet")
     parser.add_argument("--bundle", "-m", type=Path, help="default: the one in models/")
-    parser.add_argument("--rates", help="rate numbers with commas; default: all")
-    parser.add_argument("--limit", type=int, help="only the first so many pictures")
-    parser.add_argument(
-        "--frechet", action="store_true", help="also the Frechet distance: a second pass over the folder"
-    )
-    parser.add_argument("--threads", type=int, default=0)
+    parser.add_argument("--rates", help="our rate numbers with commas; default: all")
+    parser.add_argument("--every", type=int, default=1, help="only every so-manieth picture")
+    parser.add_argument("--limit", type=int, help="only the first so many pictures (of those)")
+    parser.add_argument("--known", type=Path, action="append", default=[], help="pictures.csv of an earlier run")
+    parser.add_argument("--keep", action="store_true", help="write the reconstructions as PNG")
+    parser.add_argument("--threads", type=int, default=0, help="of our own codec and the judges; 0: all")
+    parser.add_argument("--frechet", action="store_true", help="kept for old command lines: it is always computed")
     options = parser.parse_args(argv)
-    bundle = Bundle.load(options.bundle)
-    rates = [int(r) for r in options.rates.split(",")] if options.rates else [r.number for r in bundle.rates]
-    paths = sorted(p for p in options.folder.iterdir() if p.suffix.lower() in SUFFIXES)[: options.limit]
+    try:
+        _run(options)
+    except (AeicError, OSError) as error:
+        print(f"aeic bench rd: {error}", file=sys.stderr)
+        raise SystemExit(getattr(error, "exit_code", 1)) from error
+
+
+def _codecs(options: argparse.Namespace) -> list[Codec]:
+    """All that can be had, ours first; the others are named and left out."""
+    codecs: list[Codec] = []
+    for name in [*filter(None, options.codecs.split(",")), *options.codec]:
+        try:
+            if name == "ours":
+                rates = [int(rate) for rate in options.rates.split(",")] if options.rates else None
+                codecs.insert(0, Pair(Bundle.load(options.bundle), options.threads, rates))
+            else:
+                codecs.append(build(name))
+        except CodecUnavailable as error:
+            print(f"left out: {error}", file=sys.stderr)
+    if not codecs:
+        raise CodecUnavailable("none of the codecs asked for can be had here")
+    return codecs
+
+
+def _run(options: argparse.Namespace) -> None:
+    if options.threads:
+        import torch
+
+        torch.set_num_threads(options.threads)
+    if not options.folder.is_dir():
+        raise InputError(f"{options.folder} is not a folder of pictures")
+    found = sorted(p for p in options.folder.iterdir() if p.suffix.lower() in SUFFIXES)
+    paths = found[:: options.every][: options.limit]
     if not paths:
-        parser.error(f"no pictures in {options.folder}")
+        raise InputError(f"no pictures ({', '.join(sorted(SUFFIXES))}) in {options.folder}")
+    codecs = _codecs(options)
     options.out.mkdir(parents=True, exist_ok=True)
-    pair = Pair(bundle, options.threads)
-    rows = evaluate(pair, paths, rates, options.out)
-    print(
-        f"{'rate':>4} {'bpp':>8} {'bytes':>7} {'PSNR':>6} {'MS-SSIM':>8}"
-        f" {'ST-LPIPS':>9} {'eff.LPIPS':>9} {'eff.DISTS':>9}"
-    )
-    means = []
-    for rate in rates:
-        of_rate = [row for row in rows if row["rate"] == rate]
-        mean = summary(of_rate) | {"bytes": float(np.mean([row["bytes"] for row in of_rate]))}  # type: ignore[arg-type]
-        if options.frechet:
-            mean["efflite_fd"] = frechet_distance(pair, paths, rate)
-        means.append({"rate": rate, **{name: round(value, 5) for name, value in mean.items()}})
+    bench = Bench(paths, options.out, Table(options.out / "pictures.csv", options.known), options.keep)
+    known = _known_distances([*options.known, bench.table.path], paths)
+    by_name: dict[str, list[dict[str, Any]]] = {}
+    documents = []
+    for codec in codecs:
+        searched = not isinstance(codec, Pair) and len(codec.settings) > 10
+        try:
+            points = curve(bench, codec, options.bpp if searched else None, known)
+        except CodecFailed as error:
+            print(f"left out: {error}", file=sys.stderr)
+            continue
+        by_name[codec.name] = points
+        description = f"mean over {len(paths)} pictures of {options.folder.resolve().name}; bpp of the whole file"
+        settings = [point["setting"] for point in sorted(points, key=lambda point: point["bpp"])]
+        more = {"settings": settings, "pictures": [path.name for path in paths]}
+        documents.append(curves.document(codec.name, description, points, **more))
+        (options.out / "results.json").write_text(json.dumps(documents, indent=1) + "\n")
+    if not by_name:
+        raise CodecFailed("no codec got through; see above")
+    for name, points in by_name.items():
+        _print(name, points)
+    comparison = compare(by_name, options.bpp)
+    (options.out / "summary.json").write_text(json.dumps(comparison, indent=1) + "\n")
+    first = next(iter(by_name))
+    if len(by_name) > 1:
         print(
-            f"{rate:>4} {mean['bpp']:8.4f} {mean['bytes']:7.0f} {mean['psnr']:6.2f} {mean['ms_ssim']:8.4f}"
-            f" {mean['st_lpips']:9.4f} {mean['efflite_lpips']:9.4f} {mean['efflite_dists']:9.4f}"
+            f"\nBD-rate of {first}, percent (negative: fewer bits)\n{'':>16} " + " ".join(map(_wide, curves.COMPARED))
         )
-    shape = {"bpp": "bpp", "psnr-rgb": "psnr", "ms-ssim-rgb": "ms_ssim", "st-lpips": "st_lpips"}
-    results = {name: [mean[key] for mean in means] for name, key in shape.items()}
-    description = f"{len(paths)} pictures of {options.folder.name}"
-    document = {"name": f"{bundle.name}-{bundle.fingerprint}", "description": description, "results": results}
-    (options.out / "results.json").write_text(json.dumps(document, indent=2) + "\n")
-    print(json.dumps({"codec": document["name"], "pictures": len(paths), "rates": means}))
+        for rival, values in comparison["bd_rates"].items():
+            print(f"{rival:>16} " + " ".join(_wide("-" if v is None else f"{v:+.1f}") for v in values.values()))
+    rates = [
+        {"rate": p["setting"], **{n: round(v, 5) for n, v in p.items() if n != "setting" and math.isfinite(v)}}
+        for p in by_name[first]
+    ]
+    print(json.dumps({"codec": first, "pictures": len(paths), "rates": rates, "bd_rates": comparison["bd_rates"]}))
+
+
+def _wide(text: str) -> str:
+    return f"{text:>13}"
 
 
 if __name__ == "__main__":

@@ -10,7 +10,9 @@ from __future__ import annotations
 import math
 import sys
 import types
+from collections.abc import Iterator
 from functools import cached_property
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -23,6 +25,14 @@ from torch.nn import functional as F
 from aeic_train.losses import Features, feature_distance
 
 Picture = NDArray[np.uint8]
+Pooled = NDArray[np.float64]
+
+LARGE = 2048
+"""The largest side that is judged in one piece: features of more would take gigabytes."""
+SMALL = 64
+"""The smallest side that the judging networks can take."""
+TILE = 64
+"""Pixels a side of a sample for the Frechet distance: small, so that a few pictures give more samples than channels."""
 
 
 class Judges:
@@ -44,32 +54,61 @@ class Judges:
         judge: nn.Module = stlpips.LPIPS(net="alex", variant="shift_tolerant", verbose=False).eval()
         return judge
 
-    @torch.no_grad()
     def __call__(self, original: Picture, reconstruction: Picture) -> dict[str, float]:
         """The metrics of one pair of equal size; ``ms_ssim`` is nan under 161 pixels a side."""
-        x, x_hat = _tensor(original), _tensor(reconstruction)
-        mse = float(np.mean((original.astype(np.float64) - reconstruction) ** 2))
-        maps, target = self._features(x_hat), self._features(x)
+        return self.judge(original, reconstruction)[0]
+
+    @torch.no_grad()
+    def judge(self, original: Picture, reconstruction: Picture) -> tuple[dict[str, float], Pooled, Pooled]:
+        """The metrics of one pair, and the pooled features of both for :func:`frechet`.
+
+        Pictures over ``LARGE`` pixels a side are judged in pieces, and the networks' and MS-SSIM's figures are means
+        over pieces by their area; sides under ``SMALL`` are continued by their edge for the networks.
+        """
+        if original.shape != reconstruction.shape:
+            raise ValueError(f"pictures of one size, please: {original.shape} and {reconstruction.shape}")
+        mse = float(np.mean((original.astype(np.float32) - reconstruction) ** 2, dtype=np.float64))
+        pieces = list(_pieces(*original.shape[:2]))
+        found = [self._piece(original[piece], reconstruction[piece]) for piece in pieces]
+        areas = [original[piece].size for piece in pieces]
+        metrics = {"psnr": 10 * math.log10(255**2 / max(mse, 1e-10))}
+        for name in found[0][0]:
+            metrics[name] = float(np.average([f[0][name] for f in found], weights=areas))
+        return metrics, np.concatenate([f[1] for f in found]), np.concatenate([f[2] for f in found])
+
+    def _piece(self, original: Picture, reconstruction: Picture) -> tuple[dict[str, float], Pooled, Pooled]:
+        height, width = original.shape[:2]
         structure = float("nan")
-        if min(original.shape[:2]) > 160:
-            structure = float(ms_ssim((x_hat + 1) * 127.5, (x + 1) * 127.5, data_range=255))
-        return {
-            "psnr": 10 * math.log10(255**2 / max(mse, 1e-10)),
+        if min(height, width) > 160:
+            pair = (_tensor(picture).add(1).mul(127.5) for picture in (reconstruction, original))
+            structure = float(ms_ssim(*pair, data_range=255))
+        margin = ((0, max(0, SMALL - height)), (0, max(0, SMALL - width)), (0, 0))
+        x, x_hat = (_tensor(np.pad(picture, margin, mode="edge")) for picture in (original, reconstruction))
+        maps, target = self._features(x_hat), self._features(x)
+        metrics = {
             "ms_ssim": structure,
             "st_lpips": float(self._st_lpips(x_hat, x)),
             "efflite_lpips": float(feature_distance(maps, target)) / len(maps),
             "efflite_dists": _dists(maps, target),
         }
-
-    @torch.no_grad()
-    def pooled(self, picture: Picture, tile: int = 128) -> NDArray[np.float64]:
-        """Mean features of the last tap in tiles of ``tile`` pixels: (tiles, channels), for :func:`frechet`."""
-        maps = self._features(_tensor(picture))[-1]
-        return F.avg_pool2d(maps, tile // 16).flatten(2)[0].T.double().numpy()
+        return metrics, _pooled(target[-1]), _pooled(maps[-1])
 
 
 def _tensor(picture: Picture) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(picture)).permute(2, 0, 1)[None].float().div(127.5).sub(1)
+
+
+def _pooled(maps: Tensor) -> Pooled:
+    """Mean features of the last tap in tiles of ``TILE`` pixels: (tiles, channels)."""
+    return F.avg_pool2d(maps, TILE // 16).flatten(2)[0].T.double().numpy()
+
+
+def _pieces(height: int, width: int) -> Iterator[tuple[slice, slice]]:
+    """The picture cut evenly into pieces of at most ``LARGE`` a side."""
+    rows, columns = (np.linspace(0, side, -(-side // LARGE) + 1).astype(int) for side in (height, width))
+    for top, bottom in pairwise(rows):
+        for left, right in pairwise(columns):
+            yield slice(top, bottom), slice(left, right)
 
 
 def _dists(a: list[Tensor], b: list[Tensor]) -> float:

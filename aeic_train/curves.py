@@ -1,0 +1,139 @@
+"""Curves of rate against distortion: finding settings for wanted rates, equal bits, BD-rates, CompressAI's JSON.
+
+A *point* is a dict of means over pictures ("bpp", "psnr", ...); a curve is a list of points of one codec. Pure numbers:
+knows neither codecs nor pictures.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+Point = dict[str, float]
+
+MEASURES = ("psnr", "ms_ssim", "st_lpips", "efflite_lpips", "efflite_dists", "efflite_fd")
+"""All that a table may hold, besides bpp; a point may lack some."""
+RISING = {"psnr", "ms_ssim"}
+"""Measures of which more is better; the others are distances."""
+COMPARED = ("st_lpips", "psnr", "ms_ssim", "efflite_lpips", "efflite_fd")
+"""Measures that BD-rates are given for."""
+KEYS = {"psnr": "psnr-rgb", "ms_ssim": "ms-ssim-rgb"}
+"""Names in CompressAI's JSON where they are not ours with hyphens."""
+
+
+LEAP = 8
+"""Settings that a search goes beyond what it knows at once: dear pictures of high quality are not tried in vain."""
+
+
+def key(measure: str) -> str:
+    """The name of ``measure`` in CompressAI-shaped JSON."""
+    return KEYS.get(measure, measure.replace("_", "-"))
+
+
+def search(
+    count: int, start: int, targets: Sequence[float], bpp: Callable[[int], float], tolerance: float = 0.08
+) -> None:
+    """Call ``bpp(index)`` until each of ``targets`` is met within ``tolerance`` or lies between two neighbours.
+
+    ``bpp`` rises with the index (0..count-1) and is dear: it codes all pictures, and its caller keeps the results.
+    """
+    known: dict[int, float] = {}
+
+    def measure(index: int) -> None:
+        known[index] = max(bpp(index), 1e-9)
+
+    measure(min(max(start, 0), count - 1))
+    for target in sorted(targets):
+        for _ in range(12):
+            below = max((i for i in known if known[i] <= target), default=None)
+            above = min((i for i in known if known[i] > target), default=None)
+            near = [i for i in known if abs(math.log(known[i] / target)) <= tolerance]
+            if near or (below is not None and above is not None and above - below <= 1):
+                break
+            if below is not None and above is not None:
+                share = math.log(target / known[below]) / math.log(known[above] / known[below])
+                measure(min(max(round(below + share * (above - below)), below + 1), above - 1))
+                continue
+            edge = max(known) if above is None else min(known)
+            if edge in (0, count - 1) and (edge == 0) == (below is None):
+                break  # the codec does not go that far
+            step = round(math.log(target / known[edge]) / _slope(known))
+            step = min(max(step, 1), LEAP) if above is None else max(min(step, -1), -LEAP)
+            measure(min(max(edge + step, 0), count - 1))
+
+
+def _slope(known: dict[int, float]) -> float:
+    """Change of log bpp a setting; a sixth of an octave, as a quantiser's, until two points are known."""
+    low, high = min(known), max(known)
+    if low == high or known[high] <= known[low]:
+        return math.log(2) / 6
+    return max(math.log(known[high] / known[low]) / (high - low), 0.01)
+
+
+def at(curve: Sequence[Point], measure: str, bpp: float) -> float | None:
+    """``measure`` at equal bits: pchip over log bpp; None outside of the curve's rates."""
+    from scipy.interpolate import PchipInterpolator
+
+    pairs = sorted({p["bpp"]: p[measure] for p in curve if _has(p, measure)}.items())
+    if len(pairs) < 2 or not pairs[0][0] <= bpp <= pairs[-1][0]:
+        return None
+    return float(PchipInterpolator(np.log([b for b, _ in pairs]), [v for _, v in pairs])(math.log(bpp)))
+
+
+def bd_rate(anchor: Sequence[Point], test: Sequence[Point], measure: str) -> float | None:
+    """Bits that ``test`` needs for the anchor's ``measure``, percent more (+) or fewer (-); pchip over log bpp.
+
+    None where the two curves share no quality, or a curve has fewer than two points. MS-SSIM is taken in decibels.
+    """
+    import bjontegaard
+
+    curves = [_quality(points, measure) for points in (anchor, test)]
+    if any(len(curve) < 2 for curve in curves):
+        return None
+    low, high = (pick(end(q for _, q in c) for c in curves) for pick, end in ((max, min), (min, max)))  # type: ignore[operator]
+    if low >= high:
+        return None
+    (rates_a, quality_a), (rates_b, quality_b) = (tuple(zip(*curve)) for curve in curves)
+    value = bjontegaard.bd_rate(
+        rates_a, quality_a, rates_b, quality_b, method="pchip", require_matching_points=False, min_overlap=0
+    )
+    return float(value) if math.isfinite(value) else None
+
+
+def _quality(points: Sequence[Point], measure: str) -> list[tuple[float, float]]:
+    """(bpp, quality) with both rising: a point that costs more and is no better is left out."""
+    pairs: list[tuple[float, float]] = []
+    for bpp, value in sorted((p["bpp"], p[measure]) for p in points if _has(p, measure)):
+        quality = value if measure in RISING else -value
+        if measure == "ms_ssim":
+            quality = -10 * math.log10(max(1 - value, 1e-6))
+        if not pairs or (quality > pairs[-1][1] and bpp > pairs[-1][0]):
+            pairs.append((bpp, quality))
+    return pairs
+
+
+def _has(point: Point, measure: str) -> bool:
+    return measure in point and math.isfinite(point[measure])
+
+
+def document(name: str, description: str, curve: Sequence[Point], **more: Any) -> dict[str, Any]:
+    """One codec in CompressAI's shape: {"name", "description", "results": {"bpp": [...], "psnr-rgb": [...], ...}}."""
+    curve = sorted(curve, key=lambda point: point["bpp"])
+    results: dict[str, list[float]] = {"bpp": [round(point["bpp"], 6) for point in curve]}
+    for measure in MEASURES:
+        if curve and all(_has(point, measure) for point in curve):
+            results[key(measure)] = [round(point[measure], 6) for point in curve]
+    for seconds in ("encode_seconds", "decode_seconds"):
+        if all(seconds in point for point in curve):
+            results[seconds.replace("_seconds", "-time")] = [round(point[seconds], 4) for point in curve]
+    return {"name": name, "description": description, **more, "results": results}
+
+
+def curve_of(document: dict[str, Any]) -> list[Point]:
+    """The points of a :func:`document`, or of one of CompressAI's own result files."""
+    results = document["results"]
+    columns = {name: results[key(name)] for name in ("bpp", *MEASURES) if key(name) in results}
+    return [dict(zip(columns, values)) for values in zip(*columns.values())]
