@@ -114,7 +114,7 @@ class Codec(nn.Module):
         self.entropy_bottleneck = EntropyBottleneck(profile.hyper_channels * profile.rates)
         self.zero_skipped = False
         if profile.rates > 1:
-            spread = 0.25 * (torch.arange(profile.rates) - (profile.rates - 2.0))[:, None]
+            spread = 0.15 * (torch.arange(profile.rates) - (profile.rates - 2.0))[:, None]
             self.log_gain = nn.Parameter(spread.repeat(1, m))
             self.log_inverse_gain = nn.Parameter(-spread.repeat(1, m))
         with torch.no_grad():

@@ -166,7 +166,8 @@ class Bench:
 
     def frechet(self, codec: str, setting: Any) -> float | None:
         """``efflite_fd`` of one setting; None where its rows came from elsewhere, without features."""
-        sets = [[self._features(*pair, path) for path in self.paths] for pair in ((codec, setting), ("original", ""))]
+        of: tuple[tuple[str, Any], ...] = ((codec, setting), ("original", ""))
+        sets = [[self._features(name, at, path) for path in self.paths] for name, at in of]
         if not all(path.exists() for paths in sets for path in paths):
             return None
         made, original = (np.concatenate([np.load(path) for path in paths]).astype(np.float64) for paths in sets)

@@ -1,6 +1,9 @@
 """A training state (or a bundle's weights) to a bundle: ONNX graphs, integer tables, float16 weights, card, digests.
 
-    aeic export --run runs/nano --out models/aeic-se-nano
+    aeic export --run runs/nano --calibration examples --out models/aeic-se-nano
+
+The entropy model is exported in integers (docs/determinism.md): its steps are calibrated on the pictures of one folder,
+and what exactness costs in bits is printed, on those of another if --validation names one.
 
 What the bundle holds and what each graph takes and gives: docs/bitstream.md and aeic.bundle.
 """
@@ -22,10 +25,16 @@ from torch import Tensor, nn
 
 from aeic import profiles
 from aeic.bundle import FORMAT, Bundle
+from aeic.pixels import load_picture, pad_picture, to_tensor
 from aeic.profiles import LATENT_STRIDE, SCALE_COUNT, SCALE_MAX, SCALE_MIN, SKIP_SCALE
 from aeic.tables import gaussian_rows, rows_from_pmf
 from aeic_nets.codec import Codec
+from aeic_nets.integer.calibrate import calibrate
+from aeic_nets.integer.export import export_entropy
+from aeic_nets.integer.model import MEAN_EXPONENT
+from aeic_nets.integer.training import price
 from aeic_nets.network import AEIC
+from aeic_train.data import SUFFIXES
 from aeic_train.graphs import write_graph
 from aeic_train.loop import load_weights
 
@@ -73,9 +82,12 @@ class SynthesisGraph(nn.Module):
 
 
 def hyper_medians(codec: Codec) -> NDArray[np.float32]:
-    """The factorised prior's medians of the first rate point, (Cz,) float32: z_hat has one grid for all."""
+    """The factorised prior's medians of the first rate point, (Cz,) float32: z_hat has one grid for all.
+
+    They are rounded to the grid of the integer entropy model, on both sides alike.
+    """
     quantiles = codec.entropy_bottleneck.quantiles.detach()[: codec.profile.hyper_channels, 0, 1]
-    return quantiles.numpy().astype(np.float32)
+    return (np.rint(quantiles.numpy() / 2.0**MEAN_EXPONENT) * 2.0**MEAN_EXPONENT).astype(np.float32)
 
 
 def hyper_pmfs(codec: Codec) -> tuple[list[NDArray[np.float64]], list[int]]:
@@ -121,18 +133,41 @@ def write_tables(codec: Codec, path: Path) -> None:
 
 
 def write_graphs(model: AEIC, folder: Path) -> None:
-    """All ONNX graphs of the bundle, with dynamic batch and sides."""
+    """The ONNX graphs that only one side runs, in float, with dynamic batch and sides."""
     codec, profile = model.codec, model.profile
-    m, n = profile.latent_channels, profile.hyper_channels
+    m = profile.latent_channels
     picture = torch.zeros(2, 3, 128, 192)
     latent = torch.zeros(2, m, 128 // LATENT_STRIDE, 192 // LATENT_STRIDE)
     write_graph(codec.g_a, picture, folder / "analysis.onnx", "image", ["y"])
     write_graph(codec.h_a, torch.zeros(2, m, 8, 12), folder / "hyper_analysis.onnx", "y", ["z"])
+    write_graph(SynthesisGraph(model), latent, folder / "synthesis.onnx", "y_hat", ["image"], half=True)
+
+
+def write_float_entropy(codec: Codec, folder: Path) -> None:
+    """The entropy graphs in float32: for comparison only. They hold on one machine, not between two."""
+    m, n = codec.profile.latent_channels, codec.profile.hyper_channels
     symbols = torch.zeros(2, n, 2, 3, dtype=torch.int32)
     write_graph(HyperSynthesisGraph(codec), symbols, folder / "hyper_synthesis.onnx", "z_symbols", ["base"])
     for i in range(4):
-        write_graph(ContextGraph(codec, i), latent, folder / f"context_{i}.onnx", "base", ["means", "indexes"])
-    write_graph(SynthesisGraph(model), latent, folder / "synthesis.onnx", "y_hat", ["image"], half=True)
+        graph, base = ContextGraph(codec, i), torch.zeros(2, m, 4, 6)
+        write_graph(graph, base, folder / f"context_{i}.onnx", "base", ["means", "indexes"])
+
+
+@torch.no_grad()
+def sample_latents(model: AEIC, pictures: Path, limit: int = 16) -> list[tuple[Tensor, int]]:
+    """y (1, M, h, w), gain not applied, of up to ``limit`` pictures, each with a rate point; they take turns."""
+    paths = sorted(p for p in pictures.iterdir() if p.suffix.lower() in SUFFIXES)
+    if not paths:
+        raise FileNotFoundError(f"no pictures in {pictures}: give a folder with some to calibrate on")
+    latents = []
+    for number, path in enumerate(paths[:: max(1, len(paths) // limit)][:limit]):
+        x = torch.from_numpy(to_tensor(pad_picture(load_picture(path))))[..., :768, :768]
+        latents.append((model.codec.g_a(x), number % model.profile.rates))
+    return latents
+
+
+def with_gain(codec: Codec, latents: list[tuple[Tensor, int]]) -> list[Tensor]:
+    return [y * codec.gains(rate)[0] for y, rate in latents]
 
 
 def write_weights(model: AEIC, path: Path) -> None:
@@ -194,14 +229,22 @@ def export(
     default: int,
     card: dict[str, object],
     extras: list[Path],
+    latents: list[tuple[Tensor, int]] | None,
 ) -> None:
-    """Writes the bundle into ``out``, at once: a folder made beside it takes its place when it is whole."""
+    """Writes the bundle into ``out``, at once: a folder made beside it takes its place when it is whole.
+
+    ``latents`` calibrate the integer entropy model; ``None`` exports it in float.
+    """
     out.parent.mkdir(parents=True, exist_ok=True)
     folder = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
     folder.chmod(0o755)
     try:
         write_tables(model.codec, folder / "tables.npz")
         write_graphs(model, folder)
+        if latents is None:
+            write_float_entropy(model.codec, folder)
+        else:
+            export_entropy(model.codec, with_gain(model.codec, latents), folder, hyper_medians(model.codec))
         write_weights(model, folder / "weights.safetensors")
         for extra in extras:
             shutil.copy(extra, folder / extra.name)
@@ -224,17 +267,30 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--name", default="aeic-se-nano")
     parser.add_argument("--card", type=Path, help="JSON with facts for the manifest")
     parser.add_argument("--include", type=Path, action="append", default=[], help="further files: card, log, samples")
+    parser.add_argument("--calibration", type=Path, help="folder of pictures to calibrate the integer entropy model on")
+    parser.add_argument("--validation", type=Path, help="folder of pictures to print the price of exactness on")
+    parser.add_argument("--float-entropy", action="store_true", help="float entropy graphs: one machine only")
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args(argv)
     if (options.run is None) == (options.weights is None):
         parser.error("give --run or --weights")
+    if not options.calibration and not options.float_entropy:
+        parser.error("give --calibration DIR with some photographs")
     profile = profiles.profile(options.profile)
     model, facts = load_average(profile, options.run, options.weights)
-    card = facts | (json.loads(options.card.read_text()) if options.card else {})
+    card = json.loads(options.card.read_text()) if options.card else {}
     rates = [{"name": f"r{i}", "bpp": float(bpp)} for i, bpp in enumerate(options.rates.split(","))]
     if len(rates) != profile.rates:
         parser.error(f"profile {profile.name} has {profile.rates} rate points: give as many --rates")
-    export(model, options.out, options.name, rates, options.default_rate, card, options.include)
+    latents = None if options.float_entropy else sample_latents(model, options.calibration)
+    if latents:
+        judged = sample_latents(model, options.validation, limit=48) if options.validation else latents
+        cost = price(model.codec, judged, calibrate(model.codec, with_gain(model.codec, latents)))
+        facts["price_of_exactness_percent"] = round(cost["price_percent"], 2)
+        bits = f"{cost['float_bits']:.0f} in float, {cost['exact_bits']:.0f} exact"
+        print(f"bits a frame: {bits}: {cost['price_percent']:+.2f} %")
+    card = facts | card
+    export(model, options.out, options.name, rates, options.default_rate, card, options.include, latents)
     size = sum(p.stat().st_size for p in options.out.iterdir())
     print(f"{options.out}: {size / 1e6:.1f} MB, fingerprint {Bundle.load(options.out).fingerprint}")
 

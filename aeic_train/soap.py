@@ -31,7 +31,7 @@ class Soap(torch.optim.Optimizer):
         state = self.state[parameter]
         gradient = parameter.grad.float()
         assert gradient is not None
-        matrix = gradient.ndim >= 2 and min(gradient.shape[0], gradient[0].numel()) > 1
+        matrix = is_weight(gradient)
         if matrix:
             gradient = gradient.reshape(gradient.shape[0], -1)
             flipped = gradient.shape[0] > gradient.shape[1]
@@ -61,6 +61,12 @@ class Soap(torch.optim.Optimizer):
                 state["basis"] = torch.linalg.qr(state["covariance"] @ basis)[0]
             update = update.T if flipped else update
         parameter.sub_(update.reshape(parameter.shape), alpha=group["lr"])
+
+
+def is_weight(tensor: Tensor) -> bool:
+    """Whether rows and columns mix: kernels and linear layers. A table of gains, one row a rate point, is none: turning
+    its basis would push the rows that a step did not use."""
+    return tensor.ndim == 4 and tensor[0].numel() > 1 or tensor.ndim == 2 and min(tensor.shape) >= 16
 
 
 def product(a: Tensor, b: Tensor) -> Tensor:

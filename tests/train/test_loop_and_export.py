@@ -54,9 +54,24 @@ def run(tiny: Profile, photographs: Path, tmp_path_factory: pytest.TempPathFacto
 
 
 @pytest.fixture(scope="module")
-def bundle(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+def bundle(run: Path, photographs: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     out = tmp_path_factory.mktemp("models") / "tiny"
-    export.main(["--run", str(run), "--profile", "tiny", "--name", "tiny", "--rates", "0.05,0.1", "--out", str(out)])
+    export.main(
+        [
+            "--run",
+            str(run),
+            "--profile",
+            "tiny",
+            "--name",
+            "tiny",
+            "--rates",
+            "0.05,0.1",
+            "--calibration",
+            str(photographs),
+            "--out",
+            str(out),
+        ]
+    )
     return Bundle.load(out)
 
 

@@ -23,6 +23,18 @@ def test_it_descends_a_badly_scaled_bowl(shape: tuple[int, ...]) -> None:
     assert losses[-1] < (0.4 if len(target) > 256 else 0.05) * losses[0]
 
 
+def test_rows_without_gradient_stand_still() -> None:
+    torch.manual_seed(0)
+    gains = torch.nn.Parameter(torch.zeros(6, 128))
+    optimizer = Soap([gains], lr=0.01)
+    for _ in range(50):
+        gains.grad = torch.zeros(6, 128)
+        gains.grad[4] = torch.randn(128)
+        optimizer.step()
+    assert float(gains[4].detach().abs().max()) > 0
+    assert float(gains[[0, 1, 2, 3, 5]].detach().abs().max()) == 0
+
+
 def test_its_state_survives_a_restart() -> None:
     torch.manual_seed(0)
     one = torch.nn.Parameter(torch.randn(4, 6))
