@@ -84,8 +84,9 @@ class Delivery:
         self._metrics.decodes.labels("done").inc()
         self._metrics.pixels.inc(job.frame.width * job.frame.height)
         for row in job.rows:
-            if row.available_ms is None and row.captured_ms:
-                self._metrics.end_to_end_seconds.observe(max(0.0, now - row.captured_ms / 1000))
+            if row.available_ms is None:
+                begun = row.captured_ms or row.received_ms
+                self._metrics.end_to_end_seconds.observe(max(0.0, now - begun / 1000))
             self._hub.publish(row.tenant, {"event": "done", "id": str(row.id)})
         if not job.done.done():
             assert job.mosaic is not None, "a finished job has its picture"

@@ -45,7 +45,9 @@ class Metrics:
         self.synthesis_seconds = histogram("synthesis_seconds", "One batch on the device.", STAGE_SECONDS)
         self.image_seconds = histogram("image_encode_seconds", "Writing one picture as a file.", STAGE_SECONDS)
         self.end_to_end_seconds = histogram(
-            "end_to_end_seconds", "From capture at the edge to the picture being available.", END_TO_END_SECONDS
+            "end_to_end_seconds",
+            "From capture (from arrival where unknown) to the picture being available.",
+            END_TO_END_SECONDS,
         )
         self.batch_pieces = histogram("batch_pieces", "Pictures or tiles in one batch.", BATCH_PIECES)
         self.batch_fill = histogram(
