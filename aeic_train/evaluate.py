@@ -21,13 +21,15 @@ from __future__ import annotations
 
 import argparse
 import csv
+import io
 import json
 import math
+import os
 import sys
 import time
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -85,13 +87,16 @@ class Table:
                 self._read(source)
 
     def _read(self, source: Path) -> None:
-        with source.open(newline="") as file:
-            reader = csv.DictReader(file)
-            if tuple(reader.fieldnames or ()) != COLUMNS:
-                raise InputError(f"{source} is not a table of this program (other columns): remove it or name another")
-            for row in reader:
-                if None not in row.values():  # a last line that was cut short is computed again
-                    self.rows[row["codec"], row["setting"], row["picture"], row["crc32"]] = _numbers(row)
+        with source.open("rb") as file:
+            text = file.read()
+        whole = text[: text.rfind(b"\n") + 1]  # a last line that was cut short is computed again
+        reader = csv.DictReader(io.StringIO(whole.decode(), newline=""))
+        if tuple(reader.fieldnames or ()) != COLUMNS:
+            raise InputError(f"{source} is not a table of this program (other columns): remove it or name another")
+        for row in reader:
+            self.rows[row["codec"], row["setting"], row["picture"], row["crc32"]] = _numbers(row)
+        if source == self.path and whole != text:
+            os.truncate(source, len(whole))
 
     def add(self, row: Row) -> None:
         fresh = not self.path.exists()
@@ -110,8 +115,8 @@ class Bench:
     paths: list[Path]
     out: Path
     table: Table
+    judges: Judges
     keep: bool = False
-    judges: Judges = field(default_factory=Judges)
 
     def __post_init__(self) -> None:
         self.checksums = {path: f"{zlib.crc32(path.read_bytes()):08x}" for path in self.paths}
@@ -162,7 +167,9 @@ class Bench:
     def _save(path: Path, features: Pooled) -> None:
         if not path.exists():
             path.parent.mkdir(parents=True, exist_ok=True)
-            np.save(path, features.astype(np.float16))
+            partial = path.with_suffix(".part.npy")
+            np.save(partial, features.astype(np.float16))
+            partial.replace(path)
 
     def frechet(self, codec: str, setting: Any) -> float | None:
         """``efflite_fd`` of one setting; None where its rows came from elsewhere, without features."""
@@ -312,7 +319,7 @@ def _run(options: argparse.Namespace) -> None:
         raise InputError(f"no pictures ({', '.join(sorted(SUFFIXES))}) in {options.folder}")
     codecs = _codecs(options)
     options.out.mkdir(parents=True, exist_ok=True)
-    bench = Bench(paths, options.out, Table(options.out / "pictures.csv", options.known), options.keep)
+    bench = Bench(paths, options.out, Table(options.out / "pictures.csv", options.known), Judges(), options.keep)
     known = _known_distances([*options.known, bench.table.path], paths)
     by_name: dict[str, list[dict[str, Any]]] = {}
     documents = []

@@ -7,6 +7,7 @@ judges); ``frechet`` between the pooled features of two sets. METRICS in docs/tr
 
 from __future__ import annotations
 
+import importlib.util
 import math
 import sys
 import types
@@ -44,13 +45,16 @@ class Judges:
 
     @cached_property
     def _st_lpips(self) -> nn.Module:
-        # The package imports two others that only its training scripts use.
-        for name in ("IPython", "torchsummary"):
-            sys.modules.setdefault(name, types.ModuleType(name))
-        sys.modules["IPython"].embed = lambda: None  # type: ignore[attr-defined]
-        sys.modules["torchsummary"].summary = lambda *_: None  # type: ignore[attr-defined]
-        from stlpips_pytorch import stlpips
-
+        # The package imports two others that only its training scripts use: stand-ins, for the time of the import.
+        absent = [name for name in ("IPython", "torchsummary") if importlib.util.find_spec(name) is None]
+        for name in absent:
+            stand_in = sys.modules[name] = types.ModuleType(name)
+            stand_in.embed = stand_in.summary = lambda *_: None  # type: ignore[attr-defined]
+        try:
+            from stlpips_pytorch import stlpips
+        finally:
+            for name in absent:
+                del sys.modules[name]
         judge: nn.Module = stlpips.LPIPS(net="alex", variant="shift_tolerant", verbose=False).eval()
         return judge
 
@@ -95,7 +99,7 @@ class Judges:
 
 
 def _tensor(picture: Picture) -> Tensor:
-    return torch.from_numpy(np.ascontiguousarray(picture)).permute(2, 0, 1)[None].float().div(127.5).sub(1)
+    return torch.from_numpy(np.array(picture)).permute(2, 0, 1)[None].float().div(127.5).sub(1)
 
 
 def _pooled(maps: Tensor) -> Pooled:

@@ -3,9 +3,9 @@
     python -m aeic_train.plots [--results docs/results] [--log runs/nano/log.jsonl]
 
 Every WHO_SET.json in the folder (what ``aeic bench rd`` writes as results.json; one codec or a list, CompressAI's own
-files too) belongs to the set of pictures SET. For each set: SET.svg and SET.png, rate against distortion and perception;
-SET.md, every codec at equal bits and the BD-rates of ours. With a training log: training.svg and .png, rate and picture
-by stage. Where ours is missing, the rivals are drawn alone. Computes no codec and needs no weights.
+files too) belongs to the set of pictures SET. For each set: SET.svg and SET.png, rate against distortion and
+perception; SET.md, every codec at equal bits and the BD-rates of ours. With a training log: training.svg and .png, rate
+and picture by stage. Where ours is missing, the rivals are drawn alone. Runs no codec and needs no weights.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ def draw(title: str, by_codec: Curves, target: Path) -> None:
                 style |= {"linestyle": "--" if half else "-", "markersize": 4}
             axis.plot(*zip(*inside), label=name, **style)
         axis.set(xscale="log", title=label, xlabel="bpp (whole file)")
-        axis.set_xticks(RATES + (0.07, WIDEST), [f"{rate:g}" for rate in (*RATES, 0.07, WIDEST)])
+        axis.set_xticks((*RATES, 0.07, WIDEST), [f"{rate:g}" for rate in (*RATES, 0.07, WIDEST)])
         axis.minorticks_off()
         axis.grid(alpha=0.3)
         axis.spines[["top", "right"]].set_visible(False)

@@ -70,7 +70,11 @@ class PillowCodec:
 
     def encode(self, picture: Picture, setting: int) -> bytes:
         out = io.BytesIO()
-        Image.fromarray(picture).save(out, self.format, quality=setting, **self.options)
+        try:
+            Image.fromarray(picture).save(out, self.format, quality=setting, **self.options)
+        except (OSError, RuntimeError, ValueError) as error:
+            height, width = picture.shape[:2]
+            raise CodecFailed(f"{self.name}: {width}x{height} at quality {setting}: {error}") from error
         return out.getvalue()
 
     def decode(self, data: bytes, width: int, height: int) -> Picture:
@@ -292,7 +296,7 @@ def _jxl() -> Codec:
         import pillow_jxl  # noqa: F401 (registers itself)
     except ImportError as error:
         raise CodecUnavailable("jxl: pip install pillow-jxl-plugin (extra bench)") from error
-    return PillowCodec("jxl", "JXL", {"effort": 9, "num_threads": 1})
+    return PillowCodec("jxl", "JXL", {"effort": 9, "num_threads": 1}, tuple(range(100)))
 
 
 BUILDERS: dict[str, Callable[[], Codec]] = {
