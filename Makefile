@@ -36,13 +36,18 @@ types: install
 	$(BIN)/mypy
 
 protos: install ## the gRPC stubs in aeic/v1 from protos/
-	$(BIN)/python -m grpc_tools.protoc -I protos --python_out=. --pyi_out=. --grpc_python_out=. protos/aeic/v1/ingest.proto
+	$(BIN)/python -m grpc_tools.protoc -I protos --python_out=. --pyi_out=. --grpc_python_out=. --mypy_grpc_out=. protos/aeic/v1/ingest.proto
 
 bench: install ## encode and decode times on examples/, a table and one line of JSON
 	$(BIN)/aeic bench speed examples
 
-fuzz: install ## a minute of damaged frames; each must be refused or decode to what it says
-	$(BIN)/python -m tests.aeic.fuzz_bitstream --seconds 60
+SECONDS ?= 60
+fuzz: install ## SECONDS of damaged frames; each must be refused or decode to what it says
+	$(BIN)/python -m tests.aeic.fuzz_bitstream --seconds $(SECONDS)
+
+FRAMES ?= 2000
+soak: install ## FRAMES through edge and cloud with kills, cuts, stalls and a full disk: none lost, none twice
+	$(BIN)/python -m tests.edge.soak --frames $(FRAMES)
 
 golden: install ## make the golden frames again, after a change of the format (needs a new version)
 	$(BIN)/python -m tests.aeic.make_golden

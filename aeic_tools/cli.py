@@ -131,7 +131,15 @@ def export(context: typer.Context) -> None:
     _pass_on(run, context.args)
 
 
-bench_app = typer.Typer(help="Measure: speed of both sides, rate and distortion.", no_args_is_help=True)
+@app.command(context_settings=PASS_ON, add_help_option=False)
+def convert(context: typer.Context) -> None:
+    """Make a bundle of the official AEIC files (train). docs/official.md."""
+    with needs("train"):
+        from aeic_train.convert import main as run
+    _pass_on(run, context.args)
+
+
+bench_app = typer.Typer(help="Measure: each prints a table, and one line of JSON last.", no_args_is_help=True)
 app.add_typer(bench_app, name="bench")
 
 
@@ -148,12 +156,31 @@ def speed(
     _finish(bench.run(pictures, reps=reps, bundle=model, threads=threads))
 
 
-@bench_app.command(context_settings=PASS_ON, add_help_option=False)
-def rd(context: typer.Context) -> None:
-    """Rate and distortion over a folder, in CompressAI's JSON (train)."""
-    with needs("train"):
-        from aeic_train.evaluate import main as run
-    _pass_on(run, context.args)
+MEASUREMENTS = {
+    "rd": ("aeic_train.evaluate", "train", "Rate, distortion and perception over a folder, beside other codecs."),
+    "complexity": ("aeic_nets.official.complexity", "train", "Parameters and MACs, beside the published table."),
+    "goldens": ("aeic_nets.official.goldens_check", "train", "Golden vectors of the published networks."),
+    "entropy": ("benchmarks.entropy", "train", "The exact entropy step: speed beside float32, and its price in bits."),
+    "rans": ("benchmarks.rans", "train", "The entropy coder: speed and overhead beside CompressAI's."),
+    "edge": ("benchmarks.edge", "dev", "The whole edge path: frames a second, memory, bytes on the wire."),
+    "serve": ("benchmarks.serve", "dev", "The cloud at saturation beside its bare decoder."),
+}
+"""Name of a measurement, its module, the extra it needs, what it tells. Each prints a table and ends with one JSON line."""
+
+
+def _add_measurement(name: str, module: str, extra: str, text: str) -> None:
+    @bench_app.command(name, help=f"{text} ({extra})", context_settings=PASS_ON, add_help_option=False)
+    def run(context: typer.Context) -> None:
+        if module.startswith("benchmarks."):
+            root = Path(__file__).resolve().parents[1]
+            if not (root / "benchmarks").is_dir():
+                raise UsageError(f"aeic bench {name} runs from a checkout of the sources, which this is not")
+            sys.path.insert(0, str(root))
+        _run_module(module, extra, context.args)
+
+
+for _name, _measurement in MEASUREMENTS.items():
+    _add_measurement(_name, *_measurement)
 
 
 def _version(value: bool) -> None:
