@@ -14,8 +14,10 @@ from safetensors import safe_open
 from aeic import profiles
 from aeic.errors import BundleError
 from aeic_nets.network import AEIC
+from aeic_nets.official.fold import shrink
 
 _PARTS = ("codec.g_s.", "unet.", "vae.")
+_PICTURE_ENTRY = "vae.decoder.conv_in.weight"
 
 
 class TorchGenerator:
@@ -35,6 +37,9 @@ class TorchGenerator:
         wanted = {name for name, _ in self._model.named_parameters() if name.startswith(_PARTS)}
         with safe_open(folder / "weights.safetensors", "pt") as file:
             known = set(file.keys())
+            if _is_folded(file, self._model):
+                with torch.device("meta"):
+                    shrink(self._model)
             if missing := sorted(wanted - known):
                 raise BundleError(
                     f"{folder}/weights.safetensors lacks {missing[0]} and {len(missing) - 1} more:"
@@ -54,3 +59,10 @@ class TorchGenerator:
             pictures = self._model.generate(values)
         result: NDArray[Any] = pictures.float().clamp(-1, 1).cpu().numpy()
         return result
+
+
+def _is_folded(file: Any, model: AEIC) -> bool:
+    """Whether the bundle's weights are those of the folded network (aeic_nets.official.fold)."""
+    return _PICTURE_ENTRY in file.keys() and (  # noqa: SIM118 - the file is no mapping
+        file.get_slice(_PICTURE_ENTRY).get_shape()[1] != model.vae.decoder.conv_in.in_channels
+    )

@@ -139,6 +139,22 @@ def convert(context: typer.Context) -> None:
     _pass_on(run, context.args)
 
 
+@app.command(context_settings=PASS_ON, add_help_option=False)
+def convert(context: typer.Context) -> None:
+    """The published checkpoints into a bundle (train). docs/official.md."""
+    with needs("train"):
+        from aeic_train.convert import main as run
+    _pass_on(run, context.args)
+
+
+@app.command("import-official", context_settings=PASS_ON, add_help_option=False)
+def import_official(context: typer.Context) -> None:
+    """A stream of the research code into an npz of its latents (train)."""
+    with needs("train"):
+        from aeic_nets.official.archive import main as run
+    _pass_on(run, context.args)
+
+
 bench_app = typer.Typer(help="Measure: each prints a table, and one line of JSON last.", no_args_is_help=True)
 app.add_typer(bench_app, name="bench")
 
@@ -181,6 +197,22 @@ def _add_measurement(name: str, module: str, extra: str, text: str) -> None:
 
 for _name, _measurement in MEASUREMENTS.items():
     _add_measurement(_name, *_measurement)
+
+
+@bench_app.command(context_settings=PASS_ON, add_help_option=False)
+def complexity(context: typer.Context) -> None:
+    """Parameters and multiply-adds of every profile beside the published table (train)."""
+    with needs("train"):
+        from aeic_nets.official.complexity import main as run
+    _pass_on(run, context.args)
+
+
+@bench_app.command(context_settings=PASS_ON, add_help_option=False)
+def goldens(context: typer.Context) -> None:
+    """The full-size networks against golden vectors, to the symbol (train)."""
+    with needs("train"):
+        from aeic_nets.official.goldens_check import main as run
+    _pass_on(run, context.args)
 
 
 def _version(value: bool) -> None:

@@ -7,7 +7,7 @@ from files of their own. Source: ARCHITECTURE sections 3.2, 3.3 and 4.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from functools import lru_cache
 
@@ -124,14 +124,31 @@ def half_decoder_name(name: str) -> str:
     return name.rsplit("decoder.", 1)[-1]
 
 
-def rename(tensors: Mapping[str, Tensor], form: Callable[[str], str]) -> dict[str, Tensor]:
+class Renamed(Mapping[str, Tensor]):
+    """Tensors of another mapping under new names, each fetched when it is asked for."""
+
+    def __init__(self, tensors: Mapping[str, Tensor], names: Mapping[str, str]) -> None:
+        """``names`` gives, for each new name, the one in ``tensors``."""
+        self._tensors, self._names = tensors, dict(names)
+
+    def __getitem__(self, key: str) -> Tensor:
+        return self._tensors[self._names[key]]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+
+def rename(tensors: Mapping[str, Tensor], form: Callable[[str], str]) -> Renamed:
     """``tensors`` under canonical names; ``BundleError`` if two names are forms of the same one."""
-    renamed: dict[str, Tensor] = {}
-    for name, tensor in tensors.items():
-        if form(name) in renamed:
+    names: dict[str, str] = {}
+    for name in tensors:
+        if form(name) in names:
             raise BundleError(f"{form(name)} stands twice in the checkpoint, once as {name}: give the original file")
-        renamed[form(name)] = tensor
-    return renamed
+        names[form(name)] = name
+    return Renamed(tensors, names)
 
 
 def differences(
@@ -139,13 +156,11 @@ def differences(
 ) -> tuple[list[str], list[str], list[str]]:
     """Names that are missing, extra, and of another shape (with both shapes); buffers of any shape are accepted."""
     buffers = set(_CODEC_BUFFERS) | set(optional)
-    missing = sorted(name for name in wanted if name not in found and name not in buffers)
-    extra = sorted(name for name in found if name not in wanted)
-    misshapen = [
-        f"{name} {tuple(found[name].shape)}, wanted {shape}"
-        for name, shape in wanted.items()
-        if name in found and name not in buffers and tuple(found[name].shape) != shape
-    ]
+    names = set(found)
+    missing = sorted(name for name in wanted if name not in names and name not in buffers)
+    extra = sorted(name for name in names if name not in wanted)
+    shapes = {name: tuple(found[name].shape) for name in wanted if name in names and name not in buffers}
+    misshapen = [f"{name} {shape}, wanted {wanted[name]}" for name, shape in shapes.items() if shape != wanted[name]]
     return missing, extra, misshapen
 
 

@@ -1,0 +1,112 @@
+"""A synthetic official checkpoint, all keys, random weights, reduced width, through `aeic convert` into a bundle."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+
+from aeic import profiles
+from aeic.bundle import Bundle
+from aeic.errors import BundleError
+from aeic.latent_codec import LatentCodec
+from aeic_nets.generator import TorchGenerator
+from aeic_nets.official.pickles import read_file
+from aeic_train import convert
+from tests.official.small import SMALL, official_files, small_model
+
+
+@pytest.fixture(scope="module")
+def official(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """SD-Turbo's folder, halfDecoder.ckpt, aeic.pkl and some pictures, in the official forms."""
+    folder, files = tmp_path_factory.mktemp("official"), official_files()
+    (folder / "sd-turbo" / "unet").mkdir(parents=True)
+    turbo = files["sd_unet"] | {"time_embedding.linear_1.weight": torch.zeros(2), "conv_out.bias": torch.zeros(4)}
+    save_file(turbo, folder / "sd-turbo" / convert.SD_TURBO_FILES[0])
+    half = {f"decoder.{name}": tensor for name, tensor in files["half"].items()}
+    torch.save({"state_dict": half | {"encoder.conv_in.bias": torch.zeros(3)}}, folder / "halfDecoder.ckpt")
+    trained = {
+        name.replace(".default.", ".student_unet_lora.").replace("conv_in.", "student_conv_in."): tensor
+        for name, tensor in files["unet_ckpt"].items()
+    }
+    codec = files["codec"] | {"gaussian_conditional._offset": torch.zeros(0, dtype=torch.int32)}
+    torch.save({"state_dict_codec": codec, "state_dict_unet": trained}, folder / "aeic.pkl")
+    rng = np.random.default_rng(0)
+    for i in range(2):
+        coarse = Image.fromarray(rng.integers(0, 256, (5, 7, 3), dtype=np.uint8))
+        coarse.resize((192, 128), Image.Resampling.BICUBIC).save(folder / f"{i}.png")
+    profiles.PROFILES["small"] = replace(SMALL, name="small")
+    yield folder
+    del profiles.PROFILES["small"]
+
+
+def arguments(official: Path, out: Path) -> list[str]:
+    sources = ["--sd-turbo", official / "sd-turbo", "--half-decoder", official / "halfDecoder.ckpt"]
+    return [str(part) for part in (*sources, "--checkpoint", official / "aeic.pkl", "--out", out)]
+
+
+@pytest.mark.slow
+def test_the_official_files_become_a_bundle(official: Path, tmp_path: Path) -> None:
+    out = tmp_path / "bundle"
+    assert convert.main([*arguments(official, out), "--calibration", str(official)]) == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
+    bundle = Bundle.load(out)
+    assert bundle.manifest["profile"] == "small"
+    assert "Stability AI" in (out / "model_card.md").read_text()
+    assert "price_of_exactness_percent" in bundle.manifest["card"]
+    y = np.random.default_rng(0).normal(size=(16, 4, 6)).astype(np.float32)
+    codec = LatentCodec(bundle, threads=1)
+    latents = codec.decode(codec.encode(y, 0, 192, 128))
+    with torch.no_grad():
+        whole = small_model().generate(torch.from_numpy(latents.y_hat[None])).clamp(-1, 1).numpy()
+    picture = TorchGenerator(out)(latents.y_hat[None])
+    (onnx,) = bundle.session("synthesis", 1).run(None, {"y_hat": latents.y_hat[None]})
+    np.testing.assert_allclose(picture, whole, atol=0.02)  # weights are stored in half precision
+    np.testing.assert_allclose(onnx, picture, atol=2e-3)
+
+
+def test_missing_tensors_are_listed_and_nothing_is_written(official: Path, tmp_path: Path) -> None:
+    trained = torch.load(official / "aeic.pkl", weights_only=True)
+    del trained["state_dict_unet"]["mid_block.resnets.0.conv1.lora_A.student_unet_lora.weight"]
+    trained["state_dict_codec"]["h_a.reduction.0.body.0.bias"] = torch.zeros(3)
+    torch.save(trained, tmp_path / "aeic.pkl")
+    command = arguments(official, tmp_path / "bundle")
+    command[command.index("--checkpoint") + 1] = str(tmp_path / "aeic.pkl")
+    with pytest.raises(BundleError) as error:
+        convert.main([*command, "--float-entropy"])
+    assert "unet_ckpt: missing mid_block.resnets.0.conv1.lora_A.default.weight" in str(error.value)
+    assert "codec: h_a.reduction.0.body.0.bias (3,), wanted" in str(error.value)
+    assert [path.name for path in tmp_path.iterdir()] == ["aeic.pkl"]
+
+
+def test_a_pickle_that_runs_code_is_refused(tmp_path: Path) -> None:
+    path, trace = tmp_path / "evil.pkl", tmp_path / "trace"
+    path.write_bytes(b"cos\nsystem\n(S'touch " + str(trace).encode() + b"'\ntR.")
+    with pytest.raises(BundleError, match="tensors and plain containers only"):
+        read_file(path, tmp_path)
+    assert not trace.exists()
+
+
+def test_extra_tensors_are_named(official: Path, tmp_path: Path) -> None:
+    files = convert.read_official(
+        official / "sd-turbo" / convert.SD_TURBO_FILES[0],
+        official / "halfDecoder.ckpt",
+        official / "aeic.pkl",
+        tmp_path,
+    )
+    assert convert.choose_profile(files, list(profiles.PROFILES.values())).name == "small"
+    files["codec"] = dict(files["codec"]) | {"g_a.more": torch.zeros(1)}
+    assert convert.check(files, profiles.PROFILES["small"]) == ["codec: g_a.more"]
+
+
+def test_a_bundle_says_what_it_was_made_from(official: Path) -> None:
+    with pytest.raises(BundleError, match=r"no UNet weights under"):
+        convert.find_sd_turbo(official)
+    assert json.loads(json.dumps(convert.SD_TURBO_FILES))[0].startswith("unet/")
