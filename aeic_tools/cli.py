@@ -139,14 +139,6 @@ def convert(context: typer.Context) -> None:
     _pass_on(run, context.args)
 
 
-@app.command(context_settings=PASS_ON, add_help_option=False)
-def convert(context: typer.Context) -> None:
-    """The published checkpoints into a bundle (train). docs/official.md."""
-    with needs("train"):
-        from aeic_train.convert import main as run
-    _pass_on(run, context.args)
-
-
 @app.command("import-official", context_settings=PASS_ON, add_help_option=False)
 def import_official(context: typer.Context) -> None:
     """A stream of the research code into an npz of its latents (train)."""
@@ -181,7 +173,7 @@ MEASUREMENTS = {
     "edge": ("benchmarks.edge", "dev", "The whole edge path: frames a second, memory, bytes on the wire."),
     "serve": ("benchmarks.serve", "dev", "The cloud at saturation beside its bare decoder."),
 }
-"""Name of a measurement, its module, the extra it needs, what it tells. Each prints a table and ends with one JSON line."""
+"""Name of a measurement, its module, the extra it needs, what it tells. Each ends with one JSON line."""
 
 
 def _add_measurement(name: str, module: str, extra: str, text: str) -> None:
@@ -197,22 +189,6 @@ def _add_measurement(name: str, module: str, extra: str, text: str) -> None:
 
 for _name, _measurement in MEASUREMENTS.items():
     _add_measurement(_name, *_measurement)
-
-
-@bench_app.command(context_settings=PASS_ON, add_help_option=False)
-def complexity(context: typer.Context) -> None:
-    """Parameters and multiply-adds of every profile beside the published table (train)."""
-    with needs("train"):
-        from aeic_nets.official.complexity import main as run
-    _pass_on(run, context.args)
-
-
-@bench_app.command(context_settings=PASS_ON, add_help_option=False)
-def goldens(context: typer.Context) -> None:
-    """The full-size networks against golden vectors, to the symbol (train)."""
-    with needs("train"):
-        from aeic_nets.official.goldens_check import main as run
-    _pass_on(run, context.args)
 
 
 def _version(value: bool) -> None:
