@@ -92,6 +92,7 @@ def draw_training(log: Path, target: Path) -> None:
     lines = [json.loads(line) for line in log.read_text().splitlines() if line.strip()]
     if not lines:
         raise ValueError(f"{log} holds no line yet: train some steps first")
+    lines = _lasting(lines)
     plt = _pyplot()
     figure, axes = plt.subplots(1, 3, figsize=(15, 4.4), layout="constrained")
     wanted = {"bpp": "bpp in training", "psnr": "PSNR in training, dB", "features": "feature loss"}
@@ -106,9 +107,19 @@ def draw_training(log: Path, target: Path) -> None:
         axis.set(title=label, xlabel="hours", yscale="linear" if name == "psnr" else "log")
         axis.grid(alpha=0.3)
         axis.spines[["top", "right"]].set_visible(False)
-    handles = {n: h for axis in axes for h, n in zip(*axis.get_legend_handles_labels())}
+    handles = {n: h for axis in axes[::-1] for h, n in zip(*axis.get_legend_handles_labels())}
+    handles = {stage: handles[stage] for stage in stages if stage in handles}
     figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=len(handles), frameon=False)
     _save(figure, target)
+
+
+def _lasting(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Without the steps that were done again after an interruption."""
+    kept: list[dict[str, Any]] = []
+    for line in reversed(lines):
+        if not kept or line["total"] < kept[-1]["total"]:
+            kept.append(line)
+    return kept[::-1]
 
 
 def table(description: str, by_codec: Curves) -> str:
