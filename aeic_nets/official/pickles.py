@@ -1,31 +1,25 @@
 """Tensors out of files that a stranger may have pickled.
 
 A pickle is opened in a child process, with torch's loader that knows tensors and plain containers only, under limits of
-time and size; the child leaves safetensors, and those alone reach this process.
-
-    python -m aeic_nets.official.pickles FILE OUT    (what the child runs)
+time and size (aeic_nets.official.pickle_child); it leaves safetensors, and those alone reach this process.
 """
 
 from __future__ import annotations
 
-import resource
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
-import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from aeic.errors import BundleError
 from aeic_nets.official.keys import Renamed
+from aeic_nets.official.pickle_child import SEPARATOR
 
 MAX_BYTES = 16 << 30
 MAX_SECONDS = 900
-_SEPARATOR = "/"  # parts of the path to a tensor; no official name holds it
 
 
 class TensorFile(Mapping[str, Tensor]):
@@ -64,7 +58,9 @@ def read_file(path: Path, scratch: Path) -> Mapping[str, Tensor]:
     if path.suffix == ".safetensors":
         return TensorFile(path)
     out = scratch / f"{path.name}.safetensors"
-    command = [sys.executable, "-W", "ignore", "-m", "aeic_nets.official.pickles", str(path.resolve()), str(out)]
+    limits = [str(MAX_SECONDS), str(MAX_BYTES)]
+    child = [sys.executable, "-W", "ignore", "-m", "aeic_nets.official.pickle_child"]
+    command = [*child, str(path.resolve()), str(out), *limits]
     try:
         result = subprocess.run(command, capture_output=True, text=True, timeout=MAX_SECONDS)
     except subprocess.TimeoutExpired:
@@ -77,34 +73,5 @@ def read_file(path: Path, scratch: Path) -> Mapping[str, Tensor]:
 
 def entry(tensors: Mapping[str, Tensor], name: str) -> Renamed:
     """The tensors of the dictionary ``name`` of a pickled file; empty if it is not there."""
-    prefix = name + _SEPARATOR
+    prefix = name + SEPARATOR
     return Renamed(tensors, {key.removeprefix(prefix): key for key in tensors if key.startswith(prefix)})
-
-
-def _flatten(value: Any, path: str, out: dict[str, Tensor], seen: set[int]) -> None:
-    if isinstance(value, Tensor):
-        tensor, memory = value.detach().contiguous(), value.untyped_storage()
-        if memory.data_ptr() in seen or memory.nbytes() != tensor.nbytes:
-            tensor = tensor.clone()  # safetensors refuses tensors that share memory
-        seen.add(memory.data_ptr())
-        out[path] = tensor
-    elif isinstance(value, Mapping):
-        for key, child in value.items():
-            _flatten(child, f"{path}{_SEPARATOR}{key}" if path else str(key), out, seen)
-
-
-def _child(source: str, target: str) -> None:
-    resource.setrlimit(resource.RLIMIT_CPU, (MAX_SECONDS, MAX_SECONDS))
-    resource.setrlimit(resource.RLIMIT_FSIZE, (MAX_BYTES, MAX_BYTES))
-    try:
-        loaded = torch.load(source, map_location="cpu", weights_only=True)
-    except Exception as error:  # whatever it is, it is the file's fault
-        print(f"{type(error).__name__}: {str(error).splitlines()[0][:200]}", file=sys.stderr)
-        raise SystemExit(1) from None
-    tensors: dict[str, Tensor] = {}
-    _flatten(loaded, "", tensors, set())
-    save_file(tensors, target)
-
-
-if __name__ == "__main__":
-    _child(*sys.argv[1:])

@@ -38,7 +38,7 @@ def test_subcommands_named_in_texts_exist(path: Path) -> None:
     from aeic_tools.cli import app
 
     commands = set(get_command(app).commands)  # type: ignore[attr-defined]
-    named = set(re.findall(r"(?:^|`|bin/)aeic ([a-z]+)", path.read_text(), re.M))
+    named = set(re.findall(r"(?:^|`|bin/)aeic ([a-z-]+)", path.read_text(), re.M))
     assert named <= commands, f"{path.name} names {sorted(named - commands)}"
 
 
