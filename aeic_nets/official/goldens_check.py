@@ -73,7 +73,8 @@ def compute(profile: Profile, meta: Mapping[str, Any], parts: int, golden: Mappi
 
     Streams are written with the scale indexes of ``golden`` where ours are within the slack of them.
     """
-    x = golden_picture(*meta["tensors"]["x"]["shape"][2:], meta["phase"])
+    height, width = meta["tensors"]["x"]["shape"][2:]
+    x = golden_picture(height, width, meta["phase"])
     arrays: Arrays = {"x": x.numpy()}
     codec_weights = GoldenTensors("codec", keys.codec_keys(profile))
     with torch.device("meta"):

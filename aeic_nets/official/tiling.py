@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from diffusers.models.autoencoders.vae import Decoder
@@ -26,7 +27,8 @@ _SCALE = 8
 _SPREAD = 0.02
 _EPS = 1e-6
 
-Steps = Generator[tuple[nn.GroupNorm, Tensor], Tensor, Tensor]
+Steps = Generator[tuple[Any, Tensor], Tensor, Tensor]
+"""Yields a group norm and its input, is sent the input normed, returns the picture."""
 
 
 @torch.inference_mode()

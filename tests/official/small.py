@@ -22,8 +22,8 @@ SMALL = replace(
     synthesis_widths=(16, 16, 16),
     unet_channels=16,
     residual_channels=16,
-    unet=UNetSizes((16, 16, 32, 32), (True, True, True, False), layers=2, head_width=8, norm_groups=4),
-    vae=VAESizes((16, 16, 16, 8), layers=3, mid_attention=True, norm_groups=4, patch=1),
+    unet=UNetSizes((16, 16, 32, 32), (True, True, True, False), layers=1, head_width=8, norm_groups=4),
+    vae=VAESizes((16, 16, 16, 8), layers=2, mid_attention=True, norm_groups=4, patch=1),
 )
 
 
