@@ -31,7 +31,7 @@ LOG_STEPS = 50
 SAVE_SECONDS = 180
 SAMPLE_STEPS = 500
 EXPLOSION = 60.0
-"""Steps whose gradient is larger are left out: at rate points never trained before, four passes can feed on themselves."""
+"""Steps of a larger gradient are left out: at rate points never trained, four passes can feed on themselves."""
 STEER = 0.015
 """How fast lambda follows the bits: a rate point twice over its target gains 1.5 % a step."""
 
