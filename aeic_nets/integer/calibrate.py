@@ -29,6 +29,8 @@ SITE_BITS: tuple[tuple[str, int], ...] = (
 """Width of the activations by name, first match; 8 bits where none matches."""
 WEIGHT_BITS: tuple[tuple[str, int], ...] = ()
 """Width of the weights by name, first match; 7 bits where none matches."""
+SMALLEST_PEAK = 2.0**-5
+"""What a site is taken to reach at least: one that saw only zeros would get steps in which no bias fits 32 bits."""
 ON_THE_LATENT_GRID = ("means", "h_s.increase.3.out")
 LATENT_BITS = 20
 
@@ -72,7 +74,7 @@ def best_exponent(sample: Tensor, bits: int) -> int:
     """
     site = Site(0, bits)
     headroom = 2 ** ((bits - 8) // 4)
-    top = int(np.ceil(np.log2(headroom * max(float(sample.abs().max()), 2.0**-20) / site.highest)))
+    top = int(np.ceil(np.log2(headroom * max(float(sample.abs().max()), SMALLEST_PEAK) / site.highest)))
     if bits > 8:
         return top
 
