@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from aeic import profiles
+from aeic_nets.integer.training import disable_quantisation, enable_quantisation
 from aeic_nets.network import AEIC
 from aeic_train.data import Crops, Photographs
 from aeic_train.losses import MAX_SHIFT, PictureLoss
@@ -109,6 +110,9 @@ class Trainer:
             self.optimizer_state = None
         forward = torch.compile(module) if self.compiled else module
         crops = iter(Crops(self.photographs, stage.crop, stage.batch, self.recipe.seed + self.total_steps))
+        disable_quantisation(self.model.codec)
+        if stage.exact:
+            enable_quantisation(self.model.codec, [self._latents(next(crops), int(rate)) for rate in stage.rates])
         sums: dict[str, list[float]] = defaultdict(list)
         started = saved = time.monotonic()
         while self.step < stage.steps:
@@ -129,6 +133,13 @@ class Trainer:
             if time.monotonic() - saved > SAVE_SECONDS:
                 self.save()
                 saved = time.monotonic()
+
+    @torch.no_grad()
+    def _latents(self, x: Tensor, rate: int) -> Tensor:
+        """y of a batch with the gain of a rate point: what the integers' steps are calibrated on."""
+        codec = self.model.codec
+        y: Tensor = codec.g_a(x).float() * codec.gains(rate)[0]
+        return y
 
     def _step(self, stage: Stage, forward: nn.Module, x: Tensor, parameters: list[Tensor]) -> dict[str, float]:
         shift = (random.randrange(MAX_SHIFT), random.randrange(MAX_SHIFT))

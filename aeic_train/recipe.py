@@ -24,6 +24,7 @@ class Stage:
     rates: dict[str, tuple[float, float]] = field(default_factory=dict)  # rate point -> bpp at start, bpp at end
     freeze: tuple[str, ...] = ()  # parameter name prefixes that stand still
     skip: bool = False  # force residuals under the skip scale to zero, as the coder does
+    exact: bool = False  # the entropy model rounds as the exported integers will (docs/determinism.md)
     spread_from: int | None = None  # first copy this rate point's prior to all the others
 
 

@@ -37,6 +37,7 @@ crop = 64
 batch = 2
 learning_rate = 1e-3
 spread_from = 0
+exact = true
 weights = { mse = 1.0, features = 0.1, texture = 0.1, low = 0.1 }
 rates = { 0 = [0.1, 0.05], 1 = [0.2, 0.1] }
 """
