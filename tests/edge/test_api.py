@@ -336,7 +336,7 @@ def test_an_error_of_ours_is_500_without_details(tmp_path, tiny_bundle):
         async with edge(tmp_path, tiny_bundle) as (client, service):
 
             def broken(*args: Any, **kw: Any) -> Any:
-                raise RuntimeError("secret path /root/x")
+                raise RuntimeError("secret path /srv/x")
 
             service.encoder.encode = broken  # type: ignore[method-assign]
             response = await client.post("/v1/frames", content=picture())
