@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -228,14 +229,17 @@ def test_stopping_gives_back_what_it_has_not_begun(
     running, generator: FakeGenerator, store: Store, make_frame: MakeFrame
 ) -> None:
     store.add([new_frame(make_frame(i)) for i in range(12)], time.time())
+    generator.gate.clear()
 
     async def scenario() -> None:
         async with running() as worker:
-            await until(lambda: len(generator.batches) >= 2)
+            await until(lambda: generator.entered == 1)  # the device holds the first batch until the gate opens
             waiting = asyncio.create_task(worker.decode(make_frame(77), timeout=20))
-            generator.seconds = 0.1
-            await asyncio.sleep(0.01)
-            await worker.stop()
+            await until(lambda: hashlib.sha256(make_frame(77)).hexdigest() in worker.pool.jobs)
+            stopping = asyncio.create_task(worker.stop())
+            await asyncio.sleep(0.05)
+            generator.gate.set()
+            await stopping
             with pytest.raises(Draining):
                 await waiting
             with pytest.raises(Draining):
