@@ -229,11 +229,11 @@ def test_stopping_gives_back_what_it_has_not_begun(
     running, generator: FakeGenerator, store: Store, make_frame: MakeFrame
 ) -> None:
     store.add([new_frame(make_frame(i)) for i in range(12)], time.time())
-    generator.gate.clear()
 
     async def scenario() -> None:
         async with running() as worker:
-            await until(lambda: generator.entered == 1)  # the device holds the first batch until the gate opens
+            generator.gate.clear()  # after the warm-up, before its tasks have had a turn
+            await until(lambda: generator.entered > len(generator.batches))  # the device holds the first batch
             waiting = asyncio.create_task(worker.decode(make_frame(77), timeout=20))
             await until(lambda: hashlib.sha256(make_frame(77)).hexdigest() in worker.pool.jobs)
             stopping = asyncio.create_task(worker.stop())
