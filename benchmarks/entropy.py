@@ -1,7 +1,7 @@
 """Speed and price of the exact entropy step: integers against float32 by ONNX Runtime and by PyTorch, in one run.
 
-    python benchmarks/entropy.py                                    # nano and full-size SE, random weights, 768x512
-    python benchmarks/entropy.py --weights models/aeic-se-nano/weights.safetensors --pictures examples
+    aeic bench entropy                                    # nano and full-size SE, random weights, 768x512
+    aeic bench entropy --weights models/aeic-se-nano/weights.safetensors --pictures examples
 
 The step is what the encoder does between y and the symbols: hyper synthesis and the four context passes with rounding,
 masks and skipping. The three take turns, so that a busy machine slows all of them; medians are compared. The last line
@@ -23,7 +23,6 @@ from typing import Any
 import numpy as np
 import onnxruntime as ort
 import torch
-from entropy_float import FloatStep, write_float_graph
 from torch import Tensor
 
 from aeic.pixels import load_picture, pad_picture, to_tensor
@@ -32,6 +31,7 @@ from aeic_nets.codec import Codec
 from aeic_nets.integer.calibrate import calibrate
 from aeic_nets.integer.export import export_entropy
 from aeic_nets.integer.training import price
+from benchmarks.entropy_float import FloatStep, write_float_graph
 
 
 def session(path: Path, threads: int) -> ort.InferenceSession:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import io
 import json
 import os
@@ -15,6 +16,7 @@ import pytest
 from PIL import Image
 
 from aeic.bitstream import Frame
+from aeic_tools.cli import MEASUREMENTS
 
 ROOT = Path(__file__).parent.parent.parent
 FOREIGN = Frame(100, 70, 0, "000000", b"abc").to_bytes()  # of a bundle that is nowhere
@@ -156,3 +158,8 @@ def test_help_loads_nothing_heavy() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.stdout.splitlines()[-1] == "[]" and done.stdout.startswith("aeic "), done
+
+
+@pytest.mark.parametrize("module", sorted(m for m, _, _ in MEASUREMENTS.values() if m.startswith("benchmarks.")))
+def test_every_measurement_of_the_checkout_loads(module: str) -> None:
+    assert callable(importlib.import_module(module).main)
