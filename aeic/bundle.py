@@ -33,8 +33,9 @@ REQUIRED = (
     "hyper_analysis.onnx",
     "hyper_synthesis.onnx",
     *(f"context_{index}.onnx" for index in range(4)),
-    "synthesis.onnx",
 )
+"""What both sides need. The decoder is ``synthesis.onnx`` (CPUs), ``weights.safetensors`` (torch), or both; a bundle
+without either encodes only."""
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from aeic.errors import BundleError
+from aeic.openvino_session import OpenVinoSession
 from edge_encoder.settings import ProviderChoice
 
 log = logging.getLogger("aeic.edge.provider")
@@ -37,9 +38,10 @@ _WANTED: dict[str, list[Any]] = {
 }
 # y is rounded to integers after a gain; an error this small moves few of them, and only the encoder's own choice.
 _TOLERANCE = 0.02
+Session = onnxruntime.InferenceSession | OpenVinoSession
 
 
-def open_session(path: Path, choice: ProviderChoice, threads: int) -> tuple[onnxruntime.InferenceSession, str]:
+def open_session(path: Path, choice: ProviderChoice, threads: int) -> tuple[Session, str]:
     """The session of the graph at `path`, and the name of the provider that it really uses.
 
     `auto` takes CUDA when it is there and passes the known-answer test, else the CPU. A provider asked for by name
@@ -49,6 +51,13 @@ def open_session(path: Path, choice: ProviderChoice, threads: int) -> tuple[onnx
     cpu = _session(path, [_CPU], threads)
     if choice == "cpu" or (choice == "auto" and _CUDA not in onnxruntime.get_available_providers()):
         return cpu, _CPU
+    if choice == "openvino":
+        quick = OpenVinoSession(path, threads)
+        try:
+            _known_answer(quick, cpu)
+        except BundleError as error:
+            raise BundleError(f"provider openvino does not work here ({error}); set AEIC_EDGE_PROVIDER=cpu") from error
+        return quick, quick.get_providers()[0]
     wanted = "cuda" if choice == "auto" else choice
     first = _TENSORRT if wanted == "tensorrt" else _CUDA
     try:
@@ -87,7 +96,7 @@ def _session(path: Path, providers: list[Any], threads: int) -> onnxruntime.Infe
     return session
 
 
-def _known_answer(session: onnxruntime.InferenceSession, cpu: onnxruntime.InferenceSession) -> None:
+def _known_answer(session: Session, cpu: onnxruntime.InferenceSession) -> None:
     rng = np.random.default_rng(7)
     image = rng.uniform(-1, 1, (1, 3, 128, 192)).astype(np.float32)
     got, want = (_run(each, image) for each in (session, cpu))
@@ -97,7 +106,7 @@ def _known_answer(session: onnxruntime.InferenceSession, cpu: onnxruntime.Infere
         raise BundleError(f"its answer to a known picture is off by {worst:.3g} of the largest value")
 
 
-def _run(session: onnxruntime.InferenceSession, image: NDArray[np.float32]) -> NDArray[np.float32]:
+def _run(session: Session, image: NDArray[np.float32]) -> NDArray[np.float32]:
     result: NDArray[np.float32] = session.run(None, {session.get_inputs()[0].name: image})[0]
     return result
 
