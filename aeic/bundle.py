@@ -37,6 +37,10 @@ REQUIRED = (
 """What both sides need. The decoder is ``synthesis.onnx`` (CPUs), ``weights.safetensors`` (torch), or both; a bundle
 without either encodes only."""
 
+SHARED_FROM = 256
+"""Latent channels from which the entropy graphs (``se``, ``me``) are worth more than one thread for one picture."""
+_SPIN_MICROSECONDS = "50"
+
 
 @dataclass(frozen=True)
 class Rate:
@@ -102,6 +106,11 @@ class Bundle:
         """SHA-256 over the names and digests of all files: 32 bytes."""
         return hashlib.sha256(_lines(self.manifest["files"], self.manifest["files"])).digest()
 
+    @property
+    def shares_threads(self) -> bool:
+        """Whether one picture's entropy graphs gain from more than one thread."""
+        return self.channels >= SHARED_FROM
+
     def has(self, name: str) -> bool:
         """Whether the bundle holds the file ``name``."""
         return name in self.manifest["files"]
@@ -126,8 +135,12 @@ class Bundle:
                 options = onnxruntime.SessionOptions()
                 options.intra_op_num_threads = threads
                 options.log_severity_level = 3
-                # Threads that spin while they wait cost a busy box several times the work itself.
-                options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+                # Threads that spin while they wait cost a busy box several times the work itself. The large entropy
+                # graphs are hundreds of short nodes: there a short spin bridges the gaps, 15 % faster in all.
+                spins = threads != 1 and self.shares_threads
+                options.add_session_config_entry("session.intra_op.allow_spinning", str(int(spins)))
+                if spins:
+                    options.add_session_config_entry("session.intra_op.spin_duration_us", _SPIN_MICROSECONDS)
                 try:
                     session = onnxruntime.InferenceSession(
                         str(self.path / file), options, providers=["CPUExecutionProvider"]

@@ -47,9 +47,7 @@ class SplitStarBlock(nn.Module):
         weight = block.fc1.weight.detach()[..., 0, 0]  # (4C, C)
         bias = block.fc1.bias.detach() + weight @ block.norm.bias.detach()
         weight = (weight * block.norm.weight.detach())[..., None, None]
-        self.u, self.v = (
-            _layer(w, b) for w, b in zip(weight.chunk(2), bias.chunk(2), strict=True)
-        )
+        self.u, self.v = (_layer(w, b) for w, b in zip(weight.chunk(2), bias.chunk(2), strict=True))
 
     def forward(self, x: Tensor) -> Tensor:
         centred = F.conv2d(self.dwconv(x), self.centre)

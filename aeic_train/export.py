@@ -43,8 +43,8 @@ DEFINES_BITSTREAM = ("tables.npz", "hyper_synthesis.onnx", *(f"context_{i}.onnx"
 DECODERS = ("synthesis.onnx", "weights.safetensors")
 """The first of them that a bundle holds defines its bitstream too: another decoder is another model."""
 LARGEST_SYNTHESIS = 100_000_000
-"""Parameters up to which ``synthesis.onnx`` is written. ONNX Runtime keeps it in float32 and needs the memory twice while
-loading, and the file format ends at 2 GiB; larger decoders run in torch, from ``weights.safetensors``."""
+"""Parameters up to which ``synthesis.onnx`` is written. ONNX Runtime keeps it in float32 and needs the memory twice
+while loading, and the file format ends at 2 GiB; larger decoders run in torch, from ``weights.safetensors``."""
 HYPER_REACH = 60
 HYPER_TAIL = 1e-7
 

@@ -2,8 +2,8 @@
 
     aeic bench encode --profile se [--sizes 768x512,1920x1088] [--threads 2] [--rounds 7]
 
-Plain: g_a, h_a, h_s and four context passes in PyTorch float32, eager, no entropy coding. Ours: pixels to the bytes of a
-frame, entropy coding included, on each provider of the analysis that is there. All take turns, so that a busy machine
+Plain: g_a, h_a, h_s and four context passes in PyTorch float32, eager, no entropy coding. Ours: pixels to the bytes of
+a frame, entropy coding included, on each provider of the analysis that is there. All take turns, so that a busy machine
 slows all of them; medians are compared, of seconds on the clock and of processor time. The price of an analysis that is
 not float32 is printed as latents that round otherwise. The last line is JSON.
 """
@@ -25,14 +25,14 @@ import torch
 from numpy.typing import NDArray
 
 from aeic import openvino_session
-from aeic.latent_codec import LatentCodec
-from aeic.pixels import from_tensor, pad_picture, to_tensor
+from aeic.pixels import from_tensor, load_picture, pad_picture, to_tensor
 from aeic_nets.codec import Codec
 from aeic_nets.official.golden_weights import golden_picture
 from benchmarks.entropy_float import FloatStep
 from benchmarks.golden_bundle import golden_codec, write_golden_bundle
-from edge_encoder.analysis import Analysis
+from cloud_decoder.decoder import Decoder
 from edge_encoder.encoder import Encoder
+from edge_encoder.settings import ProviderChoice
 
 GOAL = 3.0
 """Ours must be this many times faster."""
@@ -77,12 +77,33 @@ def price(encoders: dict[str, Encoder], rgb: NDArray[np.uint8]) -> dict[str, flo
     }
 
 
+def quality(pictures: Path) -> dict[str, dict[str, float]]:
+    """What the analysis' provider costs with the trained model that ships: mean bytes and PSNR over a folder."""
+    decoder = Decoder.from_bundle(device="onnx")
+    result = {}
+    for name in providers():
+        encoder = Encoder.from_bundle(provider=name)
+        rows = []
+        for path in sorted(p for p in pictures.iterdir() if p.suffix in (".jpg", ".png", ".webp")):
+            rgb = load_picture(path)
+            data = encoder.encode(rgb).data
+            error = decoder.decode([data])[0].astype(float) - rgb
+            rows.append((len(data), 10 * np.log10(255**2 / np.square(error).mean())))
+        result[name] = dict(zip(("bytes", "psnr_db"), np.round(np.mean(rows, axis=0), 3).tolist(), strict=True))
+    return result
+
+
+def providers() -> list[ProviderChoice]:
+    return ["cpu", "openvino"] if openvino_session.AVAILABLE else ["cpu"]
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(prog="aeic bench encode", description=__doc__)
     parser.add_argument("--profile", choices=("se", "me"), default="se")
     parser.add_argument("--sizes", default="768x512,1920x1088", help="WIDTHxHEIGHT, with commas")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--pictures", type=Path, default=Path("examples"), help="folder for the price in quality")
     options = parser.parse_args()
     warnings.simplefilter("ignore")
     torch.set_num_threads(options.threads)
@@ -90,17 +111,10 @@ def main() -> int:
     report: dict[str, Any] = {"bench": "encode", "profile": options.profile, "threads": options.threads, "sizes": {}}
     with tempfile.TemporaryDirectory() as scratch:
         bundle = write_golden_bundle(codec, Path(scratch) / "bundle")
-        providers = ["cpu", *(["openvino"] if openvino_session.AVAILABLE else [])]
-        encoders = {
-            name: Encoder(
-                bundle,
-                Analysis(bundle, provider=name, threads=options.threads),
-                LatentCodec(bundle, threads=options.threads),
-                1 << 26,
-            )
-            for name in providers
-        }
-        print(f"{'':11} {'PyTorch f32':>14} {'provider':>9} {'ours':>10} {'times':>6} {'cpu time':>9} {'otherwise':>10}")
+        encoders = {name: Encoder.from_bundle(bundle.path, options.threads, provider=name) for name in providers()}
+        print(
+            f"{'':11} {'PyTorch f32':>14} {'provider':>9} {'ours':>10} {'times':>6} {'cpu time':>9} {'otherwise':>10}"
+        )
         for size in options.sizes.split(","):
             width, height = map(int, size.split("x"))
             rgb = from_tensor(golden_picture(height, width, 1.0)[0].numpy())
@@ -110,8 +124,10 @@ def main() -> int:
             found = take_turns(works, options.rounds)
             rounded = price(encoders, rgb)
             row: dict[str, Any] = {"torch": found["torch"], "bytes": len(encoders["cpu"].encode(rgb).data)}
-            for name in providers:
-                times = {f"times_{kind}": round(found["torch"][kind] / found[name][kind], 2) for kind in ("ms", "cpu_ms")}
+            for name in providers():
+                times = {
+                    f"times_{kind}": round(found["torch"][kind] / found[name][kind], 2) for kind in ("ms", "cpu_ms")
+                }
                 row[name] = found[name] | times
                 if name in rounded:
                     row[name]["latents_otherwise_percent"] = rounded[name]
@@ -121,7 +137,13 @@ def main() -> int:
                     flush=True,
                 )
             report["sizes"][size] = row
-    report["times_faster"] = min(max(row[name]["times_ms"] for name in providers) for row in report["sizes"].values())
+    if options.pictures.is_dir():
+        report["quality_of_nano"] = quality(options.pictures)
+        for name, found in report["quality_of_nano"].items():
+            print(
+                f"nano, {options.pictures}, analysed by {name}: {found['bytes']:.1f} bytes, {found['psnr_db']:.3f} dB"
+            )
+    report["times_faster"] = min(max(row[name]["times_ms"] for name in providers()) for row in report["sizes"].values())
     report["ok"] = report["times_faster"] >= GOAL
     print(json.dumps(report))
     return 0

@@ -10,7 +10,7 @@ from __future__ import annotations
 import importlib.metadata
 import logging
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import onnxruntime
@@ -38,7 +38,7 @@ _WANTED: dict[str, list[Any]] = {
 }
 # y is rounded to integers after a gain; an error this small moves few of them, and only the encoder's own choice.
 _TOLERANCE = 0.02
-Session = onnxruntime.InferenceSession | OpenVinoSession
+Session: TypeAlias = "onnxruntime.InferenceSession | OpenVinoSession"
 
 
 def open_session(path: Path, choice: ProviderChoice, threads: int) -> tuple[Session, str]:
