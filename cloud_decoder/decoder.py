@@ -67,7 +67,7 @@ class Decoder:
         ``BundleError`` for a bundle that is missing or altered, ``ValueError`` for an unknown device.
         """
         bundle = Bundle.load(path)
-        chosen = choose_device(device)
+        chosen = choose_device(device, bundle.has("synthesis.onnx"))
         return cls(
             bundle,
             build_generator(bundle, chosen, threads),
