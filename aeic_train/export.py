@@ -30,13 +30,13 @@ from aeic.profiles import LATENT_STRIDE, SCALE_COUNT, SCALE_MAX, SCALE_MIN, SKIP
 from aeic.tables import gaussian_rows, rows_from_pmf
 from aeic_nets.analysis import fast_analysis
 from aeic_nets.codec import Codec
+from aeic_nets.graphs import write_graph
 from aeic_nets.integer.calibrate import calibrate
 from aeic_nets.integer.export import export_entropy
 from aeic_nets.integer.model import MEAN_EXPONENT
 from aeic_nets.integer.training import price
 from aeic_nets.network import AEIC
 from aeic_train.data import SUFFIXES
-from aeic_train.graphs import write_graph
 from aeic_train.loop import load_weights
 
 DEFINES_BITSTREAM = ("tables.npz", "hyper_synthesis.onnx", *(f"context_{i}.onnx" for i in range(4)))
