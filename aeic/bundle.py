@@ -20,6 +20,7 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
+from aeic import hub
 from aeic.bitstream import MAX_RATES
 from aeic.errors import BundleError, RateError
 from aeic.profiles import SCALE_COUNT
@@ -91,11 +92,12 @@ class Bundle:
 
     @classmethod
     def load(cls, path: str | Path | None = None, verify: bool = True) -> Bundle:
-        """Read the bundle in folder ``path`` (default: :func:`default_bundle_path`).
+        """Read the bundle in folder ``path`` (default: :func:`default_bundle_path`), or of a Hugging Face id
+        ``OWNER/NAME@COMMIT`` (aeic.hub).
 
         ``verify`` compares every file with its digest. ``BundleError`` if anything is missing, altered or malformed.
         """
-        folder = Path(path) if path is not None else default_bundle_path()
+        folder = hub.folder(path if path is not None else default_bundle_path())
         manifest = _read_manifest(folder)
         if verify:
             _verify(folder, manifest["files"])
