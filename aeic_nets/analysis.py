@@ -8,6 +8,8 @@ away by a matrix too, so that a norm needs one sum only.
 
 from __future__ import annotations
 
+import copy
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -51,9 +53,22 @@ class SplitStarBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         centred = F.conv2d(self.dwconv(x), self.centre)
-        deviation = (F.conv2d(centred * centred, self.mean) + self.eps).sqrt()
-        normed = centred / deviation
+        wide = centred.float()  # squares leave the range of half precision
+        deviation = (F.conv2d(wide * wide, self.mean.float()) + self.eps).sqrt()
+        normed = (wide / deviation).to(x.dtype)
         return x + self.fc2(F.gelu(self.u(normed)) * self.v(normed))
+
+
+class HalfAnalysis(nn.Module):
+    """The rewritten g_a in half precision, float32 at both ends: for GPUs."""
+
+    def __init__(self, g_a: Analysis) -> None:
+        super().__init__()
+        self.layers = fast_analysis(copy.deepcopy(g_a)).half()
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.layers(x.half()).float()
+        return y
 
 
 def fast_analysis(g_a: Analysis) -> nn.Sequential:

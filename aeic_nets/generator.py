@@ -13,6 +13,7 @@ from safetensors import safe_open
 
 from aeic import profiles
 from aeic.errors import BundleError
+from aeic_nets import memory
 from aeic_nets.network import AEIC
 from aeic_nets.official.fold import shrink
 from aeic_nets.precision import best_dtype, stored
@@ -67,7 +68,11 @@ class TorchGenerator:
 
     @torch.inference_mode()
     def __call__(self, y_hat: NDArray[np.float32]) -> NDArray[np.float32]:
-        """y_hat (N, M, h, w) float32, gain undone, to pictures (N, 3, 32h, 32w) float32 in [-1, 1]."""
+        """y_hat (N, M, h, w) float32, gain undone, to pictures (N, 3, 32h, 32w) float32 in [-1, 1].
+
+        ``MemoryError`` before anything is computed if the device has not the memory for it (aeic_nets.memory).
+        """
+        memory.check(self._model.profile, len(y_hat), y_hat.shape[2], y_hat.shape[3], self.device)
         values = torch.from_numpy(y_hat).to(self.device, memory_format=torch.channels_last)
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.dtype == torch.bfloat16):
             pictures = self._model.generate(values)

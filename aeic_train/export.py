@@ -28,7 +28,7 @@ from aeic.bundle import FORMAT, Bundle
 from aeic.pixels import load_picture, pad_picture, to_tensor
 from aeic.profiles import LATENT_STRIDE, SCALE_COUNT, SCALE_MAX, SCALE_MIN, SKIP_SCALE
 from aeic.tables import gaussian_rows, rows_from_pmf
-from aeic_nets.analysis import fast_analysis
+from aeic_nets.analysis import HalfAnalysis, fast_analysis
 from aeic_nets.codec import Codec
 from aeic_nets.graphs import write_graph
 from aeic_nets.integer.calibrate import calibrate
@@ -148,9 +148,12 @@ def write_graphs(model: AEIC, folder: Path) -> None:
 
 
 def write_encoder_graphs(codec: Codec, folder: Path) -> None:
-    """analysis.onnx (rewritten for speed, aeic_nets.analysis) and hyper_analysis.onnx."""
-    m = codec.profile.latent_channels
-    write_graph(fast_analysis(codec.g_a), torch.zeros(2, 3, 128, 192), folder / "analysis.onnx", "image", ["y"])
+    """analysis.onnx (rewritten for speed, aeic_nets.analysis), hyper_analysis.onnx, and what a card runs of the
+    published sizes, analysis_fp16.onnx."""
+    m, picture = codec.profile.latent_channels, torch.zeros(2, 3, 128, 192)
+    write_graph(fast_analysis(codec.g_a), picture, folder / "analysis.onnx", "image", ["y"])
+    if codec.profile.rates == 1:
+        write_graph(HalfAnalysis(codec.g_a), picture, folder / "analysis_fp16.onnx", "image", ["y"])
     write_graph(codec.h_a, torch.zeros(2, m, 8, 12), folder / "hyper_analysis.onnx", "y", ["z"])
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import logging
+import os
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -16,26 +17,16 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
+from aeic import gpu
 from aeic.errors import BundleError
 from aeic.openvino_session import OpenVinoSession
 from edge_encoder.settings import ProviderChoice
 
 log = logging.getLogger("aeic.edge.provider")
 
-_CPU = "CPUExecutionProvider"
-_CUDA = "CUDAExecutionProvider"
-_TENSORRT = "TensorrtExecutionProvider"
-_CUDA_OPTIONS = {
-    # EXHAUSTIVE costs over half a second for every new size, DEFAULT may pick a path fifty times slower.
-    "cudnn_conv_algo_search": "HEURISTIC",
-    "arena_extend_strategy": "kSameAsRequested",
-    "gpu_mem_limit": str(1 << 30),
-    "use_tf32": "0",
-}
-_WANTED: dict[str, list[Any]] = {
-    "tensorrt": [_TENSORRT, (_CUDA, _CUDA_OPTIONS), _CPU],
-    "cuda": [(_CUDA, _CUDA_OPTIONS), _CPU],
-}
+_CPU, _CUDA, _TENSORRT = gpu.CPU, gpu.CUDA, gpu.TENSORRT
+_HALF = "analysis_fp16.onnx"
+"""What a card runs, where the bundle has it."""
 # y is rounded to integers after a gain; an error this small moves few of them, and only the encoder's own choice.
 _TOLERANCE = 0.02
 Session: TypeAlias = "onnxruntime.InferenceSession | OpenVinoSession"
@@ -63,9 +54,11 @@ def open_session(path: Path, choice: ProviderChoice, threads: int) -> tuple[Sess
     try:
         if first not in onnxruntime.get_available_providers():
             raise BundleError(f"this build of ONNX Runtime has no {first}")
-        if hasattr(onnxruntime, "preload_dlls"):
-            onnxruntime.preload_dlls()
-        session = _session(path, _WANTED[wanted], threads)
+        gpu.prepare()
+        half = path.with_name(_HALF)
+        graph = half if half.exists() else path
+        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "aeic" / "tensorrt"
+        session = _session(graph, gpu.providers(wanted, graph, cpu.get_inputs()[0].name, cache), threads)
         if session.get_providers()[0] != first:
             raise BundleError(f"ONNX Runtime gave {session.get_providers()[0]} instead of {first}")
         _known_answer(session, cpu)
