@@ -166,6 +166,7 @@ def speed(
 
 MEASUREMENTS = {
     "rd": ("aeic_train.evaluate", "train", "Rate, distortion and perception over a folder, beside other codecs."),
+    "ablation": ("aeic_train.ablation", "train", "The same short training in arms that differ in one thing."),
     "complexity": ("aeic_nets.official.complexity", "train", "Parameters and MACs, beside the published table."),
     "goldens": ("aeic_nets.official.goldens_check", "train", "Golden vectors of the published networks."),
     "entropy": ("benchmarks.entropy", "train", "The exact entropy step: speed beside float32, and its price in bits."),

@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 import aeic_train
-from aeic.profiles import NANO
+from aeic.profiles import NANO, PROFILES
+from aeic_train.distillation import PARTS
 from aeic_train.loop import learning_rate
 from aeic_train.recipe import Recipe, Stage
 
@@ -21,6 +22,9 @@ def test_shipped_recipes_are_sound(path: Path) -> None:
         assert stage.kind in {"prior", "codec"}
         assert set(stage.rates) <= {str(i) for i in range(NANO.rates)}
         assert bool(stage.rates) == (stage.kind == "codec")
+        assert set(stage.distill) <= set(PARTS)
+    assert recipe.profile in PROFILES
+    assert recipe.teacher is None or recipe.teacher in PROFILES
 
 
 def test_an_unknown_key_is_named(tmp_path: Path) -> None:
