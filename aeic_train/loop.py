@@ -27,6 +27,7 @@ from aeic_train.losses import Jitter, Judgement, PictureLoss
 from aeic_train.prior import Prior
 from aeic_train.recipe import Recipe, Stage
 from aeic_train.samples import save_samples
+from aeic_train.schedule import learning_rate, parameter_groups
 from aeic_train.soap import Soap
 from aeic_train.steering import Steering
 from aeic_train.weights import load_weights, spread_rate_prior
@@ -129,7 +130,7 @@ class Trainer:
         for name, parameter in self.model.named_parameters():
             parameter.requires_grad_(not name.startswith(stage.freeze) if stage.freeze else True)
         parameters = [p for module in modules for p in module.parameters() if p.requires_grad]
-        self.optimizer = Soap(parameters, lr=stage.learning_rate)
+        self.optimizer = Soap(parameter_groups(self.model, parameters), lr=stage.learning_rate)
         if self.optimizer_state:
             self.optimizer.load_state_dict(self.optimizer_state)
             self.optimizer_state = None
@@ -141,7 +142,7 @@ class Trainer:
         started = saved = time.monotonic()
         while self.step < stage.steps:
             for group in self.optimizer.param_groups:
-                group["lr"] = learning_rate(stage, self.step)
+                group["lr"] = group["speed"] * learning_rate(stage, self.step)
             parts = self._step(stage, next(crops), parameters)
             for name, value in parts.items():
                 sums[name].append(value)
@@ -236,15 +237,6 @@ class Trainer:
             file.write(json.dumps(line) + "\n")
         shown = " ".join(f"{k} {v:.4g}" for k, v in means.items())
         print(f"{stage.name} {self.step}/{stage.steps} {seconds:.2f} s/step psnr {psnr:.2f} {shown}", flush=True)
-
-
-def learning_rate(stage: Stage, step: int) -> float:
-    """Linear warm-up, constant, then linear fall to a fiftieth over the last ``decay`` share."""
-    scale = min(1.0, (step + 1) / stage.warmup) if stage.warmup else 1.0
-    if stage.decay:
-        left = (stage.steps - step) / (stage.decay * stage.steps)
-        scale *= 0.02 + 0.98 * min(1.0, left)
-    return stage.learning_rate * scale
 
 
 def main(argv: list[str] | None = None) -> None:
