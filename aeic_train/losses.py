@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from aeic.profiles import LATENT_STRIDE
+
 TAPS = (0, 2, 4, 7, 10)
 """EfficientNet-lite0 blocks whose outputs are compared: 1/2, 1/4, 1/8, 1/16, 1/16 scale."""
 
@@ -117,6 +119,18 @@ def low_frequency_distance(a: Tensor, b: Tensor) -> Tensor:
     return total
 
 
+def grid_distance(a: Tensor, b: Tensor) -> Tensor:
+    """What the errors of a batch have in common from one latent element's square to the next: the net's own pattern.
+
+    Mean square of the errors' mean over all squares of LATENT_STRIDE pixels, less its own mean. A photograph has
+    nothing in step with the squares; a decoder without noise has, and the eye finds it.
+    """
+    n, channels, height, width = a.shape
+    side = LATENT_STRIDE
+    squares = (a - b).reshape(n, channels, height // side, side, width // side, side).mean((0, 2, 4))
+    return (squares - squares.mean((1, 2), keepdim=True)).square().mean()
+
+
 @dataclass(frozen=True)
 class Jitter:
     """One random view of both pictures: shifted under the feature net's strides, so that no grid can hide, and changed
@@ -153,7 +167,7 @@ class Judgement:
 
 
 class PictureLoss(nn.Module):
-    """The weighted sum of pixel, feature, texture and low-frequency terms."""
+    """The weighted sum of pixel, low-frequency, grid, feature and texture terms."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -165,6 +179,7 @@ class PictureLoss(nn.Module):
             with torch.no_grad():
                 target = self.features(jitter(x))
             maps = self.features(jitter(x_hat))
+        parts["grid"] = grid_distance(x_hat, x)
         parts["features"] = feature_distance(maps, target)
         if weights.get("texture"):
             parts["texture"] = local_statistics_distance(maps, target)
