@@ -32,7 +32,7 @@ class Decode(pb_grpc.DecodeServiceServicer):
             left = context.time_remaining()
             timeout = self._max_seconds if left is None else min(left, self._max_seconds)
             decoded = await self._worker.decode(request.bitstream, timeout=timeout)
-            image = await self._gallery.on_thread(pictures.encode, decoded.picture, format)
+            image = await self._worker.encode(decoded.picture, format)
         except AeicError as error:
             await context.abort(grpc_status(error), str(error))
         height, width, _ = decoded.picture.shape
