@@ -6,6 +6,7 @@ import copy
 import json
 import logging
 import math
+import os
 import time
 from pathlib import Path
 from typing import Any
@@ -43,13 +44,13 @@ class TorchGenerator:
     def __init__(self, bundle_path: str | Path, device: str = "cpu", threads: int = 0) -> None:
         """Loads g_s, UNet and picture decoder from ``bundle_path``; ``BundleError`` if the weights do not fit.
 
-        ``threads`` of torch on the CPU, for the whole process; 0 leaves them as they are.
+        ``threads`` of torch on the CPU, for the whole process; 0 takes all cores that the process may use.
         """
         folder = Path(bundle_path)
         manifest = json.loads((folder / "bundle.json").read_text())
         self.device = torch.device(device)
-        if threads and self.device.type == "cpu":
-            torch.set_num_threads(threads)
+        if self.device.type == "cpu":  # torch itself counts the machine's cores; more threads than ours wait spinning
+            torch.set_num_threads(threads or _cores())
         with torch.device("meta"):
             self._model = AEIC(profiles.profile(manifest["profile"]))
         wanted = {name for name, _ in self._model.named_parameters() if name.startswith(_PARTS)}
@@ -165,6 +166,10 @@ class _Clock:
         if self._cuda:
             return {name: before.elapsed_time(now) / 1000 for (_, before), (name, now) in pairs}
         return {name: now - before for (_, before), (name, now) in pairs}
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _is_folded(file: Any, model: AEIC) -> bool:

@@ -78,13 +78,14 @@ class Graphed:
         """The same as the function; a graph's result is valid until the next call of that shape."""
         shape = tuple(values.shape)
         self._seen[shape] += 1
-        if shape not in self._graphs:
-            if self._seen[shape] < AGAIN or shape in self._hopeless or not self._record(shape, values):
-                return self._function(values)
+        if shape not in self._graphs and not self._record(shape, values):
+            return self._function(values)
         self._graphs.move_to_end(shape)
         return self._graphs[shape](values)
 
     def _record(self, shape: Shape, values: Tensor) -> bool:
+        if self._seen[shape] < AGAIN or shape in self._hopeless:
+            return False
         while len(self._graphs) >= MOST_SHAPES:
             self._graphs.popitem(last=False)
         try:
