@@ -26,7 +26,7 @@ from sqlalchemy import URL
 import aeic
 from aeic.bundle import Bundle
 from aeic.errors import AeicError
-from aeic.v1 import ingest_pb2 as pb
+from aeic.v1 import decode_pb2_grpc
 from aeic.v1 import ingest_pb2_grpc as pb_grpc
 from cloud_decoder.api import Parts, build_app
 from cloud_decoder.auth import Tokens
@@ -37,7 +37,7 @@ from cloud_decoder.events import Hub
 from cloud_decoder.gallery import Gallery
 from cloud_decoder.generator import choose_device
 from cloud_decoder.ingest import Ingest, Limits
-from cloud_decoder.machine import Decode
+from cloud_decoder.machine import Decode, DecodeStream
 from cloud_decoder.metrics import Metrics
 from cloud_decoder.settings import Settings
 from cloud_decoder.shelf import Shelf
@@ -46,7 +46,7 @@ from cloud_decoder.worker import Worker
 
 log = logging.getLogger(__name__)
 
-SERVICES = ("aeic.v1.IngestService", "aeic.v1.DecodeService")
+SERVICES = ("aeic.v1.IngestService", "aeic.v1.DecodeService", "aeic.v1.DecodeStreamService")
 PRUNE_SECONDS = 60.0
 
 
@@ -138,14 +138,14 @@ class Cloud:
         ]
         server = grpc.aio.server(options=options, maximum_concurrent_rpcs=settings.max_streams)
         pb_grpc.add_IngestServiceServicer_to_server(self.ingest, server)
-        decode = Decode(self.worker, self.gallery, self.tokens, settings.max_wait_seconds)
-        pb_grpc.add_DecodeServiceServicer_to_server(decode, server)
+        decoding = (self.worker, self.tokens, settings.max_wait_seconds)
+        pb_grpc.add_DecodeServiceServicer_to_server(Decode(*decoding), server)
+        decode_pb2_grpc.add_DecodeStreamServiceServicer_to_server(DecodeStream(*decoding), server)
         self._health = health.aio.HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
         for name in ("", *SERVICES):
             await self._health.set(name, health_pb2.HealthCheckResponse.SERVING)
-        names = [service.full_name for service in pb.DESCRIPTOR.services_by_name.values()]
-        reflection.enable_server_reflection([*names, health.SERVICE_NAME, reflection.SERVICE_NAME], server)
+        reflection.enable_server_reflection([*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME], server)
         address = f"{settings.host}:{settings.grpc_port}"
         credentials = _tls(settings)
         try:
