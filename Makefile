@@ -36,7 +36,7 @@ types: install
 	$(BIN)/mypy
 
 protos: install ## the gRPC stubs in aeic/v1 from protos/
-	$(BIN)/python -m grpc_tools.protoc -I protos --python_out=. --pyi_out=. --grpc_python_out=. --mypy_grpc_out=. protos/aeic/v1/ingest.proto
+	$(BIN)/python -m grpc_tools.protoc -I protos --python_out=. --pyi_out=. --grpc_python_out=. --mypy_grpc_out=. protos/aeic/v1/*.proto
 
 bench: install ## encode and decode times on examples/, a table and one line of JSON
 	$(BIN)/aeic bench speed examples

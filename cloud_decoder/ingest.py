@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
-import hmac
 import logging
 import time
 import zlib
@@ -116,14 +115,14 @@ class Ingest(pb_grpc.IngestServiceServicer):
         tokens: Tokens,
         *,
         bundle_name: str,
-        bundle_digest: bytes,
+        speaks: Callable[[bytes], bool],
         check: Callable[[bytes], Frame],
         wanted: Callable[[str], bool],
         wake: Callable[[], None],
         limits: Limits,
     ) -> None:
         self._metrics, self._hub, self._tokens = metrics, hub, tokens
-        self._bundle_name, self._bundle_digest = bundle_name, bundle_digest
+        self._bundle_name, self._speaks = bundle_name, speaks
         self._check, self._wanted, self._wake, self._limits = check, wanted, wake, limits
         self._committer = Committer(store, metrics, limits.commit_frames, self._stored)
         self._draining = asyncio.Event()
@@ -183,11 +182,11 @@ class Ingest(pb_grpc.IngestServiceServicer):
             tenant = self._tokens.tenant(hello.token)
         except AeicError as error:
             await context.abort(grpc_status(error), "the token in Hello is missing or wrong")
-        if not hmac.compare_digest(hello.bundle_digest, self._bundle_digest):
+        if not self._speaks(hello.bundle_digest):
             log.warning("source %r speaks bundle %s", hello.source_id, hello.bundle_digest[:6].hex())
             await context.abort(
                 grpc.StatusCode.FAILED_PRECONDITION,
-                f"this cloud decodes bundle {self._bundle_name} ({self._bundle_digest[:6].hex()}), the edge has"
+                f"this cloud decodes bundle {self._bundle_name}, the edge has"
                 f" {hello.bundle_digest[:6].hex() or 'none'}: install the same bundle on both sides",
             )
         log.info("source %r connected (%s)", hello.source_id, hello.software[:80])
