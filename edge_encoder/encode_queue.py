@@ -29,7 +29,7 @@ class EncodeQueue:
 
     def __init__(self, workers: int, waiting: int) -> None:
         self.pending = 0
-        self._workers = workers
+        self.workers = workers
         self._limit = workers + waiting
         self._seconds = 0.2  # smoothed time of one job
         self._pool = ThreadPoolExecutor(workers, thread_name_prefix="encode")
@@ -37,7 +37,7 @@ class EncodeQueue:
     def check(self) -> None:
         """Raises Busy if run() would."""
         if self.pending >= self._limit:
-            seconds = max(1, math.ceil(self.pending * self._seconds / self._workers))
+            seconds = max(1, math.ceil(self.pending * self._seconds / self.workers))
             raise Busy(
                 f"{self.pending} pictures are being encoded or wait; come again in {seconds} s,"
                 " or raise AEIC_EDGE_ENCODE_QUEUE_FRAMES",

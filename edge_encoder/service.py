@@ -6,12 +6,12 @@ import asyncio
 import contextlib
 import functools
 import logging
+import os
 import time
 import uuid
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import aeic
 from edge_encoder import systemd
@@ -24,11 +24,16 @@ from edge_encoder.records import Entry, IdTaken, Record, SpoolError, State
 from edge_encoder.settings import EdgeSettings
 from edge_encoder.spool import Spool
 from edge_encoder.uplink import Uplink
+from edge_encoder.waiting import Waiting
 
 log = logging.getLogger("aeic.edge")
 
-_FINAL = (State.DELIVERED, State.REJECTED, State.DROPPED)
 _HOUSEKEEPING_SECONDS = 1.0
+_MOST_WORKERS = 4  # each holds the buffers of one picture
+
+
+def _cores() -> int:
+    return min(_MOST_WORKERS, len(os.sched_getaffinity(0)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +47,7 @@ class Wish:
     source_id: str = ""
     captured_ms: int = 0
     id: uuid.UUID | None = None
+    prompt: bool = False  # somebody waits for its delivery
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +64,7 @@ class EdgeService:
     def __init__(self, settings: EdgeSettings) -> None:
         self.settings = settings
         self.metrics = Metrics()
-        self.queue = EncodeQueue(settings.encode_workers, settings.encode_queue_frames)
+        self.queue = EncodeQueue(settings.encode_workers or _cores(), settings.encode_queue_frames)
         self.upload_bytes = 0  # held for bodies now being received
         self.stopping = asyncio.Event()
         self.ready = False
@@ -67,7 +73,7 @@ class EdgeService:
         self.uplink: Uplink
         self.rate_control: RateControl | None = None
         self._tasks: list[asyncio.Task[None]] = []
-        self._waiting: dict[uuid.UUID, list[asyncio.Future[None]]] = {}
+        self.waiting = Waiting(self.entry, self.stopping)
 
     async def start(self) -> None:
         """Loads the bundle, warms up, opens the spool and begins to ship. AeicError or OSError when it cannot."""
@@ -100,6 +106,7 @@ class EdgeService:
             self.metrics,
             bundle_digest=bundle.digest,
             software=f"aeic-edge {aeic.__version__}",
+            prompt=self.waiting.__contains__,
         )
         if settings.target_age_seconds:
             self.rate_control = RateControl(bundle.default_rate, settings.target_age_seconds)
@@ -135,9 +142,9 @@ class EdgeService:
                 target_bytes=wish.target_bytes,
             )
         )
-        begin = time.perf_counter()
+        begin, ident = time.perf_counter(), wish.id or new_id()
         record = Record(
-            id=wish.id or new_id(),
+            id=ident,
             data=encoded.data,
             width=encoded.width,
             height=encoded.height,
@@ -148,7 +155,8 @@ class EdgeService:
             picture_crc=crc,
             source_id=wish.source_id or self.settings.source_id,
         )
-        entry = await asyncio.wrap_future(self.spool.put(record))
+        with self.waiting.expecting(ident, wish.prompt):
+            entry = await asyncio.wrap_future(self.spool.put(record))
         for stage, seconds in (*encoded.timings.items(), ("spool", time.perf_counter() - begin)):
             self.metrics.stage_seconds.labels(stage).observe(seconds)
         self.metrics.frame_bytes.labels(str(encoded.rate)).observe(len(encoded.data))
@@ -164,23 +172,6 @@ class EdgeService:
         """The frame's present state, or None if it is not known (any more)."""
         return await asyncio.to_thread(self.spool.get, ident)
 
-    async def settled(self, ident: uuid.UUID, seconds: float) -> None:
-        """Waits until the frame is delivered, rejected or dropped, the time is over, or the service stops."""
-        future: asyncio.Future[None] = self._loop.create_future()
-        waiters = self._waiting.setdefault(ident, [])
-        waiters.append(future)
-        stopping = asyncio.create_task(self.stopping.wait())
-        try:
-            entry = await self.entry(ident)  # after the waiter stands there, so that no change is missed
-            if entry is not None and entry.state not in _FINAL:
-                either: list[asyncio.Future[Any]] = [future, stopping]
-                await asyncio.wait(either, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            stopping.cancel()
-            waiters.remove(future)
-            if not waiters:
-                self._waiting.pop(ident, None)
-
     async def stop(self) -> None:
         """Finishes what is in line, gives the uplink drain_timeout_seconds, closes the spool, which keeps the rest."""
         self.ready = False
@@ -192,49 +183,6 @@ class EdgeService:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await asyncio.to_thread(self.spool.close)
         log.info("stopped; %d frames stay in the spool", self.spool.pending_frames)
-
-    def status(self) -> dict[str, Any]:
-        """What GET /v1/status answers; ages in seconds, sizes in bytes."""
-        bundle, uplink = self.encoder.bundle, self.uplink.status
-        return {
-            "service": "edge",
-            "version": aeic.__version__,
-            "source_id": self.settings.source_id,
-            "bundle": {"name": bundle.name, "fingerprint": bundle.fingerprint, "digest": bundle.digest.hex()},
-            "rates": [{"number": r.number, "name": r.name, "bpp": r.bpp} for r in bundle.rates],
-            "default_rate": self.rate_control.rate if self.rate_control else bundle.default_rate,
-            "provider": self.encoder.analysis.provider,
-            "encoding": {"pending": self.queue.pending, "workers": self.settings.encode_workers},
-            "spool": {
-                "frames": self.spool.pending_frames,
-                "bytes": self.spool.pending_bytes,
-                "max_bytes": self.spool.max_bytes,
-                "full_policy": self.spool.full_policy,
-                "oldest_seconds": round(self.spool.oldest_age_seconds(), 3),
-                "unreadable_frames": self.spool.unreadable,
-            },
-            "uplink": {
-                "cloud": self.settings.cloud_address,
-                "state": uplink.state,
-                "detail": uplink.detail,
-                "since_unix": round(uplink.since, 3),
-                "last_ack_unix": None if uplink.last_ack is None else round(uplink.last_ack, 3),
-                "failures_in_a_row": uplink.failures_in_a_row,
-            },
-            "stopping": self.stopping.is_set(),
-        }
-
-    def render_metrics(self) -> bytes:
-        """The text of GET /metrics."""
-        metrics = self.metrics
-        metrics.queue_frames.set(self.queue.pending)
-        metrics.spool_frames.set(self.spool.pending_frames)
-        metrics.spool_bytes.set(self.spool.pending_bytes)
-        metrics.unreadable.set(self.spool.unreadable)
-        default = self.encoder.bundle.default_rate
-        metrics.default_rate.set(self.rate_control.rate if self.rate_control else default)
-        metrics.oldest_seconds.set(self.spool.oldest_age_seconds())
-        return metrics.render()
 
     @contextlib.contextmanager
     def upload(self, size: int) -> Iterator[None]:
@@ -261,9 +209,7 @@ class EdgeService:
             word = {"spool": "full", "too": "age"}.get(reason.partition(" ")[0], "damaged")
             self.metrics.dropped.labels(word).inc()
             log.warning("frame %s dropped: %s", ident, reason)
-        for future in self._waiting.get(ident, ()):
-            if not future.done():
-                future.set_result(None)
+        self.waiting.tell(ident)
 
     async def _keep_house(self) -> None:
         while True:

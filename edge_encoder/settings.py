@@ -39,8 +39,10 @@ class EdgeSettings(BaseSettings):
     provider: ProviderChoice = Field(
         "auto", description="Execution provider of the analysis; auto takes CUDA when it works, then the CPU."
     )
-    threads: int = Field(0, ge=0, le=256, description="Threads of one encode; 0 takes every core.")
-    encode_workers: int = Field(1, ge=1, le=64, description="Pictures encoded at the same time.")
+    threads: int = Field(1, ge=0, le=256, description="Threads of one encode; 0 takes every core.")
+    encode_workers: int = Field(
+        0, ge=0, le=64, description="Pictures encoded at the same time; 0 takes one per core, at most 4."
+    )
     encode_queue_frames: int = Field(8, ge=1, le=10_000, description="Pictures that may wait; one more gets 429.")
     max_body_bytes: int = Field(32 << 20, ge=1024, le=1 << 30, description="Largest picture file taken; larger is 413.")
     max_pixels: int = Field(
