@@ -2,10 +2,10 @@
 
     STORED STORED STORED REJECTED STORED ...   ->   {stored: 3} {ack: rejected} {stored: 1} ...
 
-A message costs an HTTP/2 header, and the next write of the other side pays for its window updates: 52 bytes in all, more
-than the answer itself. So one message at most goes out in GATHER_SECONDS, unless half the edge's window waits for it or
-somebody waits for a frame (Frame.prompt). A frame that comes after a quiet time is answered at once. An edge that names
-no window in its Hello knows only Ack and gets one for each frame.
+A message costs an HTTP/2 header, and the next write of either side pays for window updates: some 60 bytes in all, far
+more than the answer itself. So one message at most goes out in GATHER_SECONDS, unless half the edge's window waits for
+it or somebody waits for a frame (Frame.prompt). A frame that comes after a quiet time is answered at once. An edge that
+names no window in its Hello knows only Ack and gets one for each frame.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """The gRPC side: frames from edges, acknowledged when they are committed and not before.
 
-Frames of all streams that arrive while one commit runs share the next one. Answers on a stream come in the order of its
-frames (answers.py). A frame that can never be decoded here is rejected with its reason; a store that cannot write breaks
-the stream, so that the edge keeps its frames and comes again.
+Frames of all streams that arrive while one commit runs share the next one. Answers on a stream come in the order of
+its frames (answers.py). A frame that can never be decoded here is rejected with its reason; a store that cannot write
+breaks the stream, so that the edge keeps its frames and comes again.
 """
 
 from __future__ import annotations

@@ -21,6 +21,7 @@ from pydantic import ValidationError
 from aeic.errors import AeicError
 from edge_encoder import logs, systemd
 from edge_encoder.api import create_app
+from edge_encoder.camera import Camera
 from edge_encoder.connection import connection_class
 from edge_encoder.service import EdgeService
 from edge_encoder.settings import EdgeSettings, unknown_variables
@@ -68,18 +69,25 @@ async def serve(settings: EdgeSettings) -> None:
     serving = asyncio.create_task(server.serve(sockets=[listener]))
     while not server.started and not serving.done():
         await asyncio.sleep(0.005)
-    if settings.watch_dir is not None:
-        folder = WatchedFolder(service, settings.watch_dir, settings.watch_seconds, settings.watch_keep)
-        watching = asyncio.create_task(folder.run())
-        serving.add_done_callback(lambda _: watching.cancel())
+    sources = [asyncio.create_task(source.run()) for source in _sources(service, settings)]
     systemd.notify("READY=1")
     host, port = listener.getsockname()[:2]
     print(json.dumps({"service": "edge", "http": f"http://{host}:{port}"}), flush=True)
     try:
         await serving
     finally:
+        for source in sources:
+            source.cancel()
+        await asyncio.gather(*sources, return_exceptions=True)
         systemd.notify("STOPPING=1")
         await service.stop()
+
+
+def _sources(service: EdgeService, settings: EdgeSettings) -> Iterator[WatchedFolder | Camera]:
+    if settings.watch_dir is not None:
+        yield WatchedFolder(service, settings.watch_dir, settings.watch_seconds, settings.watch_keep)
+    if settings.camera_url is not None:
+        yield Camera(service, settings)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -13,6 +13,9 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import numpy as np
+from numpy.typing import NDArray
+
 import aeic
 from edge_encoder import systemd
 from edge_encoder.encode_queue import Busy, EncodeQueue
@@ -121,12 +124,13 @@ class EdgeService:
             self.spool.pending_frames,
         )
 
-    async def take(self, picture: bytes, wish: Wish) -> Taken:
-        """Encodes and spools one picture file; returns when a power cut can no longer take it.
+    async def take(self, picture: bytes | NDArray[np.uint8], wish: Wish) -> Taken:
+        """Encodes and spools one picture file, or (H, W, 3) RGB; returns when a power cut can no longer take it.
 
         Raises InputError, RateError, Busy, IdTaken, SpoolFull or SpoolError.
         """
-        crc = zlib.crc32(picture)
+        raw = picture if isinstance(picture, bytes) else picture.data.cast("B")
+        crc = zlib.crc32(raw)
         if wish.id is not None:
             known = await asyncio.to_thread(self.spool.get, wish.id)
             if known is not None and known.picture_crc != crc:
@@ -160,7 +164,7 @@ class EdgeService:
         for stage, seconds in (*encoded.timings.items(), ("spool", time.perf_counter() - begin)):
             self.metrics.stage_seconds.labels(stage).observe(seconds)
         self.metrics.frame_bytes.labels(str(encoded.rate)).observe(len(encoded.data))
-        self.metrics.picture_bytes.inc(len(picture))
+        self.metrics.picture_bytes.inc(len(raw))
         return Taken(entry, encoded)
 
     def _default_rate(self, wish: Wish) -> str | int | None:

@@ -58,6 +58,21 @@ class EdgeSettings(BaseSettings):
     watch_seconds: float = Field(1.0, gt=0, description="Time between two looks into watch_dir.")
     watch_keep: bool = Field(True, description="Move taken files to watch_dir/done; otherwise delete them.")
 
+    camera_url: SecretStr | None = Field(
+        None, description="A camera (/dev/video0), RTSP or HTTP URL or video file as a source; none by default."
+    )
+    camera_source_id: str = Field("", max_length=128, description="Name of the camera; the box's own by default.")
+    camera_fps: float = Field(1.0, gt=0, le=60, description="Frames a second taken from the camera.")
+    camera_motion: float = Field(
+        0.0, ge=0, le=1, description="Leave out frames in which a smaller share than this changed; 0 leaves out none."
+    )
+    camera_still_seconds: float = Field(
+        60.0, ge=0, description="With camera_motion: after this time a frame is sent all the same; 0 never."
+    )
+    camera_timeout_seconds: float = Field(
+        10.0, gt=0, description="A camera that is silent for this long is opened again."
+    )
+
     spool_max_bytes: int = Field(256 << 20, ge=1 << 16, description="Cap on frames not yet acknowledged, in bytes.")
     spool_max_age_seconds: float = Field(
         0.0, ge=0, description="Frames older than this are dropped unsent and counted; 0 keeps them for ever."

@@ -247,7 +247,9 @@ def test_lost_acks_make_duplicates_that_change_nothing(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("delay", "pause", "count"), [(0.02, 0.0, 750), (0.0, 0.0, 750), (0.0, 0.1, 40)], ids=["far", "near", "ten a second"]
+    ("delay", "pause", "count"),
+    [(0.02, 0.0, 750), (0.0, 0.0, 750), (0.0, 0.1, 40)],
+    ids=["far", "near", "ten a second"],
 )
 def test_wire_bytes_on_a_long_stream(tmp_path, delay, pause, count):
     """Counted on the socket: at most 64 bytes over the payload per frame upward, 43 downward; on a busy stream over a
