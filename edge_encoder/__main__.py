@@ -29,6 +29,7 @@ from edge_encoder.watched_folder import WatchedFolder
 
 _GRACE_SECONDS = 10
 _CONNECTIONS = 1024
+_RESTART = 75  # EX_TEMPFAIL: start me again
 
 
 class _Server(uvicorn.Server):
@@ -39,8 +40,8 @@ class _Server(uvicorn.Server):
         yield
 
 
-async def serve(settings: EdgeSettings) -> None:
-    """Runs until SIGTERM or SIGINT, then drains."""
+async def serve(settings: EdgeSettings) -> int:
+    """Runs until SIGTERM or SIGINT, then drains; the exit code."""
     listener = socket.create_server((settings.host, settings.port), backlog=256, reuse_port=False)
     service = EdgeService(settings)
     server = _Server(
@@ -69,6 +70,8 @@ async def serve(settings: EdgeSettings) -> None:
     serving = asyncio.create_task(server.serve(sockets=[listener]))
     while not server.started and not serving.done():
         await asyncio.sleep(0.005)
+    restarting = asyncio.create_task(service.restart.wait())
+    restarting.add_done_callback(lambda task: None if task.cancelled() else stop())
     sources = [asyncio.create_task(source.run()) for source in _sources(service, settings)]
     systemd.notify("READY=1")
     host, port = listener.getsockname()[:2]
@@ -79,8 +82,10 @@ async def serve(settings: EdgeSettings) -> None:
         for source in sources:
             source.cancel()
         await asyncio.gather(*sources, return_exceptions=True)
+        restarting.cancel()
         systemd.notify("STOPPING=1")
         await service.stop()
+    return _RESTART if service.restart.is_set() else 0
 
 
 def _sources(service: EdgeService, settings: EdgeSettings) -> Iterator[WatchedFolder | Camera]:
@@ -91,7 +96,8 @@ def _sources(service: EdgeService, settings: EdgeSettings) -> Iterator[WatchedFo
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Exit code: 0 after a drain, 2 for wrong settings, 5 for a bundle that cannot be used, 1 for other failures."""
+    """Exit code: 0 after a drain, 75 to be started again with another bundle, 2 for wrong settings, 5 for a bundle that
+    cannot be used, 1 for other failures."""
     parser = argparse.ArgumentParser(prog="python -m edge_encoder", description="The AEIC edge service.")
     parser.add_argument("--host", help="address to listen on [env: AEIC_EDGE_HOST]")
     parser.add_argument("--port", type=int, help="port; 0 takes a free one [env: AEIC_EDGE_PORT]")
@@ -109,14 +115,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     logs.set_up(settings.log_level, settings.log_format)
     try:
-        asyncio.run(serve(settings))
+        return asyncio.run(serve(settings))
     except AeicError as error:
         print(f"edge: {error}", file=sys.stderr)
         return error.exit_code
     except OSError as error:
         print(f"edge: {error}", file=sys.stderr)
         return 1
-    return 0
 
 
 def _readable(error: Exception) -> str:

@@ -20,7 +20,8 @@ from edge_encoder.body import discard, read_body
 from edge_encoder.encode_queue import Busy
 from edge_encoder.ids import parse_id
 from edge_encoder.records import Entry, State
-from edge_encoder.service import EdgeService, Taken, Wish
+from edge_encoder.service import EdgeService
+from edge_encoder.wish import Taken, Wish
 
 _PICTURES = ("image/jpeg", "image/png", "image/webp", "application/octet-stream")
 _REQUEST_BODY = {

@@ -26,8 +26,9 @@ from edge_encoder.capture import Job
 from edge_encoder.encode_queue import Busy
 from edge_encoder.ids import derived_id
 from edge_encoder.records import SpoolError
-from edge_encoder.service import EdgeService, Wish
+from edge_encoder.service import EdgeService
 from edge_encoder.settings import EdgeSettings
+from edge_encoder.wish import Wish
 
 log = logging.getLogger("aeic.edge.camera")
 

@@ -32,6 +32,7 @@ class EncodeQueue:
         self.workers = workers
         self._limit = workers + waiting
         self._seconds = 0.2  # smoothed time of one job
+        self._begun: dict[object, float] = {}  # when each job now running began, monotonic
         self._pool = ThreadPoolExecutor(workers, thread_name_prefix="encode")
 
     def check(self) -> None:
@@ -55,15 +56,23 @@ class EncodeQueue:
 
     def _timed(self, job: Callable[[], T]) -> T:
         begin = time.monotonic()
+        mark = object()
+        self._begun[mark] = begin
         try:
             return job()
         finally:
+            del self._begun[mark]
             self._seconds += 0.1 * (time.monotonic() - begin - self._seconds)
 
     def _done(self, future: asyncio.Future[T]) -> None:
         self.pending -= 1
         if not future.cancelled():
             future.exception()  # fetched, so that an abandoned failure is not reported as forgotten
+
+    def longest_seconds(self) -> float:
+        """How long the oldest job now running has taken so far."""
+        begun = list(self._begun.values())
+        return time.monotonic() - min(begun) if begun else 0.0
 
     async def close(self) -> None:
         """Waits for the jobs in line."""

@@ -11,54 +11,37 @@ import time
 import uuid
 import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 import aeic
+from aeic.errors import AeicError
 from edge_encoder import systemd
 from edge_encoder.encode_queue import Busy, EncodeQueue
-from edge_encoder.encoder import Encoded, Encoder
+from edge_encoder.encoder import Encoder
 from edge_encoder.ids import new_id
 from edge_encoder.metrics import Metrics
 from edge_encoder.rate_control import RateControl
 from edge_encoder.records import Entry, IdTaken, Record, SpoolError, State
 from edge_encoder.settings import EdgeSettings
 from edge_encoder.spool import Spool
-from edge_encoder.uplink import Uplink
+from edge_encoder.trial import Trial
+from edge_encoder.uplink import Uplink, ask
 from edge_encoder.waiting import Waiting
+from edge_encoder.wish import Taken, Wish
 
 log = logging.getLogger("aeic.edge")
 
 _HOUSEKEEPING_SECONDS = 1.0
+_HUNG_SECONDS = 300.0  # no picture takes so long: the watchdog is fed no more
+_SOFTWARE = f"aeic-edge {aeic.__version__}"
 _MOST_WORKERS = 4  # each holds the buffers of one picture
 
 
 def _cores() -> int:
     return min(_MOST_WORKERS, len(os.sched_getaffinity(0)))
-
-
-@dataclass(frozen=True, slots=True)
-class Wish:
-    """What a client asks for with a picture."""
-
-    rate: str | None = None
-    max_bytes: int | None = None
-    target_bytes: int | None = None
-    priority: int = 0
-    source_id: str = ""
-    captured_ms: int = 0
-    id: uuid.UUID | None = None
-    prompt: bool = False  # somebody waits for its delivery
-
-
-@dataclass(frozen=True, slots=True)
-class Taken:
-    """A picture that is safely spooled. `encoded` is None when the id was known and nothing had to be done."""
-
-    entry: Entry
-    encoded: Encoded | None
 
 
 class EdgeService:
@@ -70,7 +53,9 @@ class EdgeService:
         self.queue = EncodeQueue(settings.encode_workers or _cores(), settings.encode_queue_frames)
         self.upload_bytes = 0  # held for bodies now being received
         self.stopping = asyncio.Event()
+        self.restart = asyncio.Event()  # set when the service should end and be started again
         self.ready = False
+        self.trial: Trial
         self.encoder: Encoder
         self.spool: Spool
         self.uplink: Uplink
@@ -82,15 +67,6 @@ class EdgeService:
         """Loads the bundle, warms up, opens the spool and begins to ship. AeicError or OSError when it cannot."""
         settings = self.settings
         self._loop = asyncio.get_running_loop()
-        load = functools.partial(
-            Encoder.from_bundle,
-            settings.bundle,
-            settings.threads,
-            provider=settings.provider,
-            max_pixels=settings.max_pixels,
-        )
-        self.encoder = await asyncio.to_thread(load)
-        warm = await asyncio.to_thread(self.encoder.warm_up)
         self.spool = Spool(
             settings.data_dir,
             max_bytes=settings.spool_max_bytes,
@@ -98,6 +74,19 @@ class EdgeService:
             history_frames=settings.history_frames,
             on_change=self._on_change,
         )
+        self.trial = Trial(settings, self.spool, functools.partial(ask, settings, software=_SOFTWARE))
+        try:
+            path = await self.trial.choose()
+            try:
+                warm = await asyncio.to_thread(self._load, path)
+            except AeicError as error:
+                if not self.trial.on:
+                    raise
+                self.trial.failed(str(error))
+                warm = await asyncio.to_thread(self._load, self.trial.current)
+        except BaseException:
+            self.spool.close()
+            raise
         bundle = self.encoder.bundle
         self.metrics.info.labels(aeic.__version__, bundle.name, bundle.fingerprint, self.encoder.analysis.provider).set(
             1
@@ -108,7 +97,7 @@ class EdgeService:
             settings,
             self.metrics,
             bundle_digest=bundle.digest,
-            software=f"aeic-edge {aeic.__version__}",
+            software=_SOFTWARE,
             prompt=self.waiting.__contains__,
         )
         if settings.target_age_seconds:
@@ -123,6 +112,14 @@ class EdgeService:
             warm,
             self.spool.pending_frames,
         )
+
+    def _load(self, path: Path | None) -> float:
+        """Loads and warms up the encoder of the bundle at `path`; seconds the warm-up took."""
+        settings = self.settings
+        self.encoder = Encoder.from_bundle(
+            path, settings.threads, provider=settings.provider, max_pixels=settings.max_pixels
+        )
+        return self.encoder.warm_up()
 
     async def take(self, picture: bytes | NDArray[np.uint8], wish: Wish) -> Taken:
         """Encodes and spools one picture file, or (H, W, 3) RGB; returns when a power cut can no longer take it.
@@ -213,12 +210,17 @@ class EdgeService:
             word = {"spool": "full", "too": "age"}.get(reason.partition(" ")[0], "damaged")
             self.metrics.dropped.labels(word).inc()
             log.warning("frame %s dropped: %s", ident, reason)
+        elif state is State.DELIVERED:
+            self.trial.delivered()
+        elif state is State.REJECTED and self.trial.on:
+            self.trial.failed(f"the cloud rejected a frame of it: {reason}")
+            self.restart.set()
         self.waiting.tell(ident)
 
     async def _keep_house(self) -> None:
         while True:
             await asyncio.sleep(_HOUSEKEEPING_SECONDS)
-            if self.spool.alive:
+            if self.spool.alive and self.queue.longest_seconds() < _HUNG_SECONDS:
                 systemd.notify("WATCHDOG=1")
             if self.settings.spool_max_age_seconds:
                 limit = int((time.time() - self.settings.spool_max_age_seconds) * 1000)

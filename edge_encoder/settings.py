@@ -36,6 +36,11 @@ class EdgeSettings(BaseSettings):
     data_dir: Path = Field(Path("var/edge"), description="Folder of the spool; made when missing.")
     bundle: Path | None = Field(None, description="Model bundle; by default AEIC_BUNDLE, else the one that ships.")
 
+    bundles_dir: Path | None = Field(
+        None, description="Folder of staged bundles (edge_encoder.bundles); their current one goes before bundle."
+    )
+    bundle_trial_frames: int = Field(20, ge=1, description="Accepted frames that confirm a bundle on trial.")
+
     provider: ProviderChoice = Field(
         "auto", description="Execution provider of the analysis; auto takes CUDA when it works, then the CPU."
     )

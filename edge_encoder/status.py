@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import TYPE_CHECKING, Any
 
 import aeic
@@ -38,6 +39,7 @@ def status(service: EdgeService) -> dict[str, Any]:
             "last_ack_unix": None if uplink.last_ack is None else round(uplink.last_ack, 3),
             "failures_in_a_row": uplink.failures_in_a_row,
         },
+        "staging": None if service.trial.staging is None else dataclasses.asdict(service.trial.staging.state),
         "stopping": service.stopping.is_set(),
     }
 

@@ -82,18 +82,9 @@ class Stream:
 
     async def greet(self, hello: pb.Hello) -> None:
         """Sends Hello and takes the window from Welcome."""
-        timeout = self._settings.ack_timeout_seconds
-        try:
-            async with asyncio.timeout(timeout):
-                await self._write(pb.DeliverRequest(hello=hello))
-                answer = await self._call.read()
-        except TimeoutError:
-            raise StreamFailed("stalled", f"no Welcome within {timeout:g} s") from None
-        if not isinstance(answer, pb.DeliverResponse):
-            raise await self._ended()
-        if answer.WhichOneof("message") != "welcome":
-            raise StreamFailed("refused", "the cloud did not answer Hello with Welcome")
-        self.window = max(1, min(answer.welcome.window or 1, self._settings.window_frames))
+        self._metrics.stream_bytes.labels("up").inc(hello.ByteSize() + _GRPC_PREFIX_BYTES)
+        window = await greet(self._call, hello, self._settings.ack_timeout_seconds)
+        self.window = max(1, min(window, self._settings.window_frames))
 
     async def ship(self) -> None:
         """Sends and takes answers until the stream breaks."""
@@ -143,7 +134,7 @@ class Stream:
         while True:
             answer = await self._call.read()
             if not isinstance(answer, pb.DeliverResponse):
-                raise await self._ended()
+                raise await _ended(self._call)
             self._metrics.stream_bytes.labels("down").inc(answer.ByteSize() + _GRPC_PREFIX_BYTES)
             match answer.WhichOneof("message"):
                 case "stored":
@@ -184,11 +175,6 @@ class Stream:
         future.add_done_callback(lambda done: self._spool.release([ident], 5.0) if done.exception() else None)
         self._wake.set()
 
-    async def _ended(self) -> StreamFailed:
-        code = await self._call.code()
-        cause = "closed" if code is grpc.StatusCode.OK else REFUSALS.get(code, "unreachable")
-        return StreamFailed(cause, f"{code.name}: {await self._call.details() or 'the cloud ended the stream'}")
-
     def _frame(self, record: Record) -> pb.Frame:
         return pb.Frame(
             id=record.id.bytes,
@@ -199,3 +185,24 @@ class Stream:
             source_id="" if record.source_id == self._settings.source_id else record.source_id,
             prompt=self._prompt(record.id),
         )
+
+
+async def greet(call: Call, hello: pb.Hello, seconds: float) -> int:
+    """Sends Hello; the window of the Welcome that answers it. StreamFailed or AioRpcError when none comes."""
+    try:
+        async with asyncio.timeout(seconds):
+            await call.write(pb.DeliverRequest(hello=hello))
+            answer = await call.read()
+    except TimeoutError:
+        raise StreamFailed("stalled", f"no Welcome within {seconds:g} s") from None
+    if not isinstance(answer, pb.DeliverResponse):
+        raise await _ended(call)
+    if answer.WhichOneof("message") != "welcome":
+        raise StreamFailed("refused", "the cloud did not answer Hello with Welcome")
+    return answer.welcome.window or 1
+
+
+async def _ended(call: Call) -> StreamFailed:
+    code = await call.code()
+    cause = "closed" if code is grpc.StatusCode.OK else REFUSALS.get(code, "unreachable")
+    return StreamFailed(cause, f"{code.name}: {await call.details() or 'the cloud ended the stream'}")

@@ -27,7 +27,7 @@ from edge_encoder.metrics import Metrics
 from edge_encoder.records import SpoolError
 from edge_encoder.settings import EdgeSettings
 from edge_encoder.spool import Spool
-from edge_encoder.stream import REFUSALS, Stream, StreamFailed
+from edge_encoder.stream import REFUSALS, Stream, StreamFailed, greet
 
 log = logging.getLogger("aeic.edge.uplink")
 
@@ -64,16 +64,9 @@ class Uplink:
         self._settings = settings
         self._metrics = metrics
         self._prompt = prompt
-        token = settings.token.get_secret_value() if settings.token else ""
-        if token and not settings.tls:
+        if settings.token and settings.token.get_secret_value() and not settings.tls:
             log.warning("the token travels unencrypted; set AEIC_EDGE_TLS=1 outside a trusted network")
-        self._hello = pb.Hello(
-            source_id=settings.source_id,
-            bundle_digest=bundle_digest,
-            software=software,
-            token=token,
-            window=settings.window_frames,
-        )
+        self._hello = _hello(settings, bundle_digest, software)
         self._wake = asyncio.Event()
 
     def wake(self) -> None:
@@ -151,3 +144,30 @@ class Uplink:
         if self.status.state != state:
             self.status.since = time.time()
         self.status.state, self.status.detail = state, detail
+
+
+async def ask(settings: EdgeSettings, bundle_digest: bytes, software: str) -> str:
+    """Whether the cloud would take frames of that bundle now: "" if so, else the state the uplink would be in."""
+    async with open_channel(settings) as channel:
+        call = IngestServiceStub(channel).Deliver(wait_for_ready=False)
+        try:
+            await greet(call, _hello(settings, bundle_digest, software), min(10.0, settings.ack_timeout_seconds))
+        except StreamFailed as failure:
+            return failure.cause
+        except grpc.aio.AioRpcError as error:
+            return REFUSALS.get(error.code(), "unreachable")
+        except (grpc.aio.UsageError, asyncio.InvalidStateError):
+            return "unreachable"
+        finally:
+            call.cancel()
+    return ""
+
+
+def _hello(settings: EdgeSettings, bundle_digest: bytes, software: str) -> pb.Hello:
+    return pb.Hello(
+        source_id=settings.source_id,
+        bundle_digest=bundle_digest,
+        software=software,
+        token=settings.token.get_secret_value() if settings.token else "",
+        window=settings.window_frames,
+    )

@@ -18,7 +18,8 @@ from aeic.errors import InputError
 from edge_encoder.encode_queue import Busy
 from edge_encoder.ids import derived_id
 from edge_encoder.records import IdTaken, SpoolError
-from edge_encoder.service import EdgeService, Wish
+from edge_encoder.service import EdgeService
+from edge_encoder.wish import Wish
 
 log = logging.getLogger("aeic.edge.folder")
 

@@ -38,6 +38,7 @@ class FakeCloud(IngestServiceServicer):
     break_on: set[uuid.UUID] = field(default_factory=set)  # frames that kill the stream every time
     silent: bool = False  # takes frames and never answers
     welcomes: bool = True
+    rejects_all: bool = False
     miscounts: int = 0  # answers so many frames more than came
 
     async def Deliver(self, requests, context):  # the generated name
@@ -80,7 +81,7 @@ class FakeCloud(IngestServiceServicer):
 
     def _keep(self, frame: pb.Frame) -> pb.Ack:
         ident = uuid.UUID(bytes=frame.id)
-        if ident in self.reject:
+        if self.rejects_all or ident in self.reject:
             return pb.Ack(id=frame.id, status=pb.ACK_STATUS_REJECTED, reason="damaged frame")
         if ident in self.frames:
             assert self.frames[ident] == frame.bitstream
