@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from aeic.bundle import Bundle
 from aeic.pixels import pad_picture, to_tensor
 from aeic.profiles import LATENT_STRIDE, PICTURE_MULTIPLE
-from edge_encoder.provider import open_session
+from edge_encoder.provider import open_session, run_bound
 from edge_encoder.settings import ProviderChoice
 
 TILE_PIXELS = 1 << 19
@@ -42,8 +42,8 @@ class Analysis:
         tile_pixels: int = TILE_PIXELS,
         margin: int = MARGIN,
     ) -> None:
-        self._session, self.provider = open_session(bundle.path / "analysis.onnx", provider, threads)
-        self._input = self._session.get_inputs()[0].name
+        half = bundle.path / "analysis_half.onnx" if bundle.has("analysis_half.onnx") else None
+        self._session, self.provider = open_session(bundle.path / "analysis.onnx", provider, threads, half)
         self._tile_pixels = tile_pixels
         self._margin = margin
         # A picture in tiles needs more memory than ordinary ones, and now and then only: it is given back at its end.
@@ -68,7 +68,7 @@ class Analysis:
         return np.concatenate(rows, axis=1)
 
     def _run(self, rgb: NDArray[np.uint8], options: onnxruntime.RunOptions | None = None) -> Latent:
-        y: Latent = self._session.run(None, {self._input: to_tensor(rgb)}, options)[0][0]
+        y: Latent = run_bound(self._session, to_tensor(rgb), options)[0]
         return y
 
     def warm_up(self) -> float:

@@ -115,11 +115,10 @@ def test_no_trial_where_frames_could_be_lost(tmp_path, tiny_bundle, other, quick
         async with edge(tmp_path, tiny_bundle, "127.0.0.1:1") as service:
             await service.take(picture(), Wish())
         name = stage.stage(other)
-        async with serving(FakeCloud()) as address:
-            async with edge(tmp_path, tiny_bundle, address) as service:  # one old frame waits
-                assert service.encoder.bundle.digest == old and stage.state.trial == name
-                while service.spool.pending_frames:
-                    await asyncio.sleep(0.01)
+        async with serving(FakeCloud()) as address, edge(tmp_path, tiny_bundle, address) as service:
+            assert service.encoder.bundle.digest == old and stage.state.trial == name  # one old frame waits
+            while service.spool.pending_frames:
+                await asyncio.sleep(0.01)
         async with edge(tmp_path, tiny_bundle, "127.0.0.1:1") as service:  # nobody can be asked
             assert service.encoder.bundle.digest == old and stage.state.trial == name
         assert stage.state.starts == 0
