@@ -135,6 +135,7 @@ class Cloud:
             ("grpc.keepalive_permit_without_calls", 1),
             ("grpc.keepalive_time_ms", 60_000),
             ("grpc.keepalive_timeout_ms", 20_000),
+            ("grpc.http2.bdp_probe", 0),  # its pings cost more than a frame's answer
         ]
         server = grpc.aio.server(options=options, maximum_concurrent_rpcs=settings.max_streams)
         pb_grpc.add_IngestServiceServicer_to_server(self.ingest, server)
