@@ -37,7 +37,7 @@ from aeic_nets.integer.model import MEAN_EXPONENT
 from aeic_nets.integer.training import price
 from aeic_nets.network import AEIC
 from aeic_train.data import SUFFIXES
-from aeic_train.loop import load_weights
+from aeic_train.weights import load_weights
 
 DEFINES_BITSTREAM = ("tables.npz", "hyper_synthesis.onnx", *(f"context_{i}.onnx" for i in range(4)))
 DECODERS = ("synthesis.onnx", "weights.safetensors")
@@ -149,11 +149,11 @@ def write_graphs(model: AEIC, folder: Path) -> None:
 
 def write_encoder_graphs(codec: Codec, folder: Path) -> None:
     """analysis.onnx (rewritten for speed, aeic_nets.analysis), hyper_analysis.onnx, and what a card runs of the
-    published sizes, analysis_fp16.onnx."""
+    published sizes, analysis_half.onnx."""
     m, picture = codec.profile.latent_channels, torch.zeros(2, 3, 128, 192)
     write_graph(fast_analysis(codec.g_a), picture, folder / "analysis.onnx", "image", ["y"])
     if codec.profile.rates == 1:
-        write_graph(HalfAnalysis(codec.g_a), picture, folder / "analysis_fp16.onnx", "image", ["y"])
+        write_graph(HalfAnalysis(codec.g_a), picture, folder / "analysis_half.onnx", "image", ["y"])
     write_graph(codec.h_a, torch.zeros(2, m, 8, 12), folder / "hyper_analysis.onnx", "y", ["z"])
 
 

@@ -97,7 +97,7 @@ def main(argv: list[str] | None = None) -> int:
         latents = [codec.g_a(golden_picture(256, 384, phase)) for phase in (0.0, 3.0)]
         export_entropy(codec, latents, folder / "gpu", hyper_medians(codec), target="gpu")
         wanted = {size: bundle.session("analysis").run(None, feeds)[0] for size, feeds in pictures.items()}
-        for graph in ("analysis.onnx", "analysis_fp16.onnx"):
+        for graph in ("analysis.onnx", "analysis_half.onnx"):
             session, got = open_on(bundle.path / graph, options.provider)
             for (height, width), feeds in pictures.items():
                 y = wanted[height, width]
