@@ -85,7 +85,7 @@ class TorchGenerator:
         self.parts: dict[str, float] = {}
         self._channels = self._model.profile.latent_channels
         for part in self._modules():
-            part.eval().requires_grad_(False)
+            part.to(memory_format=torch.channels_last).eval().requires_grad_(False)
         recorder = CudaRecorder() if self.device.type == "cuda" else None
         self._g_s, self._unet, self._vae = ((Graphed(part, recorder) if recorder else part) for part in self._modules())
 

@@ -35,8 +35,7 @@ def best_dtype(device: torch.device) -> torch.dtype:
 
 
 def stored(name: str, module: nn.Module, tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    """A copy of parameter ``name`` of ``module`` as it is kept: layers that multiply in ``dtype``, channels last; all
-    else in float32, as autocast computes it."""
+    """A copy of parameter ``name`` of ``module`` as it is kept: layers that multiply in ``dtype``, all else in float32,
+    as autocast computes it."""
     layer = module.get_submodule(name.rpartition(".")[0])
-    kept = tensor.to(dtype if isinstance(layer, nn.Conv2d | nn.Linear) else torch.float32, copy=True)
-    return kept.contiguous(memory_format=torch.channels_last) if kept.ndim == 4 else kept
+    return tensor.to(dtype if isinstance(layer, nn.Conv2d | nn.Linear) else torch.float32, copy=True)
