@@ -171,7 +171,7 @@ MEASUREMENTS = {
     "entropy": ("benchmarks.entropy", "train", "The exact entropy step: speed beside float32, and its price in bits."),
     "rans": ("benchmarks.rans", "train", "The entropy coder: speed and overhead beside CompressAI's."),
     "edge": ("benchmarks.edge", "dev", "The whole edge path: frames a second, memory, bytes on the wire."),
-    "serve": ("benchmarks.serve", "dev", "The cloud at saturation beside its bare decoder."),
+    "serve": ("benchmarks.serve", "bench", "The cloud at saturation beside its bare decoder, LitServe and Ray Serve."),
 }
 """Name of a measurement, its module, the extra it needs, what it tells. Each ends with one JSON line."""
 

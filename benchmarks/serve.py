@@ -15,6 +15,7 @@ import argparse
 import asyncio
 import base64
 import contextlib
+import importlib.util
 import json
 import os
 import platform
@@ -256,6 +257,9 @@ def measure(arguments: argparse.Namespace) -> dict[str, object]:
         "lone_bare_ms": round(1000 * statistics.median(bare for bare, _ in alone), 2),
     }
     for name in filter(None, arguments.rivals.split(",")):
+        if importlib.util.find_spec(name) is None:
+            print(f"{name} is not installed: pip install 'aeic[bench]'")
+            continue
         with rival(name, path, cap) as service:
             asyncio.run(service.run(frames[: len(SIZES)], 1))
             alone = low_load(service, decoder, lone)
