@@ -2,8 +2,8 @@
 
     python benchmarks/edge_overload.py [--times 10] [--seconds 10] [--width 768 --height 512] [--bundle DIR]
 
-First its capacity is measured with `places` clients. Then requests come at `times` that rate, whether or not earlier ones
-were answered, each on a connection of its own that is there already; the time counts from the first byte sent to the
+First its capacity is measured with `places` clients. Then requests come at `times` that rate, whether or not earlier
+ones were answered, each on a connection of its own that is there already; the time counts from the first byte to the
 answer. The generator shares the cores with the service. Prints a table and, as the last line, one JSON object.
 """
 
