@@ -131,8 +131,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _give_large_blocks_back() -> None:
-    """Blocks as large as a picture's go back to the system when they are freed. By default glibc learns to keep them, and
-    one large picture would leave the service large for good."""
+    """Blocks as large as a picture go back to the system when they are freed. By default glibc learns to keep them, so
+    that one large picture would leave the service large for good."""
     with contextlib.suppress(OSError, AttributeError):  # another C library: it has its own ways
         libc = ctypes.CDLL(None)
         libc.mallopt(_M_MMAP_THRESHOLD, 8 << 20)

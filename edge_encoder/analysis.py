@@ -65,7 +65,8 @@ class Analysis:
         for top, bottom, first, last in spans(height, side, self._margin):
             row = []
             for left, right, start, end in spans(width, side, self._margin):
-                y = self._run(padded[first:last, start:end], self._last if (bottom, right) == (height, width) else None)
+                end_of_it = (bottom, right) == (height, width)
+                y = self._run(padded[first:last, start:end], self._last if end_of_it else None)
                 inner = (slice(None), _latent(top - first, bottom - first), _latent(left - start, right - start))
                 row.append(y[inner])
             rows.append(np.concatenate(row, axis=2))
@@ -83,9 +84,9 @@ class Analysis:
 
 
 def spans(length: int, side: int, margin: int) -> Iterator[tuple[int, int, int, int]]:
-    """(begin, end, first, last): [begin, end) are even parts of [0, length), each at most `side`, read with at least its
-    margins as [first, last). All are multiples of 64, and all that is read is of one length: ONNX Runtime keeps memory
-    for every size it meets."""
+    """(begin, end, first, last): [begin, end) are even parts of [0, length), each at most `side`, read with at least
+    its margins as [first, last). All are multiples of 64, and all that is read is of one length: ONNX Runtime keeps
+    memory for every size it meets."""
     blocks = length // PICTURE_MULTIPLE
     parts = -(-blocks // max(1, side // PICTURE_MULTIPLE))
     read = min(length, -(-blocks // parts) * PICTURE_MULTIPLE + 2 * margin)

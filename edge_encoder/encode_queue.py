@@ -85,6 +85,6 @@ class EncodeQueue:
 
 
 def _step_back() -> None:
-    # Encoding fills every core; the loop that answers must get its turn at once. On Linux a thread has its own niceness.
+    # Encoding fills every core; the loop that answers must get its turn at once. On Linux a thread has a niceness.
     with contextlib.suppress(OSError):
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICENESS)
