@@ -95,6 +95,21 @@ class TorchGenerator:
 
         ``MemoryError`` before anything is computed if the device has not the memory for it (aeic_nets.memory).
         """
+        made, clock = self._generate(y_hat)
+        result: NDArray[Any] = made.clamp(-1, 1).cpu().numpy()
+        self.parts = clock.seconds()
+        return result
+
+    @torch.inference_mode()
+    def pictures(self, y_hat: NDArray[np.float32]) -> NDArray[np.uint8]:
+        """The same as (N, 32h, 32w, 3) uint8, rounded on the device: a quarter of the bytes to fetch from it."""
+        made, clock = self._generate(y_hat)
+        levels = (made.nan_to_num() * 127.5 + 127.5).round().clamp(0, 255).to(torch.uint8)
+        result: NDArray[Any] = levels.permute(0, 2, 3, 1).contiguous().cpu().numpy()
+        self.parts = clock.seconds()
+        return result
+
+    def _generate(self, y_hat: NDArray[np.float32]) -> tuple[torch.Tensor, _Clock]:
         memory.check(self._model.profile, len(y_hat), y_hat.shape[2], y_hat.shape[3], self.device)
         values = torch.from_numpy(y_hat).to(self.device, memory_format=torch.channels_last)
         clock = _Clock(self.device)
@@ -105,9 +120,7 @@ class TorchGenerator:
             clock.mark("unet")
             pictures = self._vae(features)
             clock.mark("vae")
-        result: NDArray[Any] = pictures.float().clamp(-1, 1).cpu().numpy()
-        self.parts = clock.seconds()
-        return result
+        return pictures.float(), clock
 
     @property
     def memory(self) -> dict[str, int]:
@@ -125,7 +138,7 @@ class TorchGenerator:
         if self.device.type == "cuda":
             for count in sorted({1, max_batch}):
                 for _ in range(AGAIN):
-                    self(np.zeros((count, self._channels, _TILE, _TILE), np.float32))
+                    self.pictures(np.zeros((count, self._channels, _TILE, _TILE), np.float32))
             return
         if self._settled:
             return
