@@ -59,7 +59,9 @@ class Encoder:
         BundleError when the bundle is missing, altered, or the provider does not work.
         """
         bundle = Bundle.load(path)
-        analysis = Analysis(bundle, provider=provider, threads=threads)
+        # Of a large model margins cost more than memory: 1920x1088 goes through whole.
+        sizes = {"whole_pixels": 1 << 21, "tile_pixels": 1 << 20} if bundle.shares_threads else {}
+        analysis = Analysis(bundle, provider=provider, threads=threads, **sizes)
         return cls(bundle, analysis, LatentCodec(bundle, threads if bundle.shares_threads else 1), max_pixels)
 
     def encode(
