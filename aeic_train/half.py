@@ -2,7 +2,7 @@
 
     python -m aeic_train.half models/aeic-se-nano --out models/aeic-se-nano-gpu
 
-Inputs and outputs stay float32, so that nothing else changes; LayerNormalization too, whose sums float16 cannot hold.
+Inputs and outputs stay float32, so that nothing else changes; norms too, whose sums float16 cannot hold.
 The analysis is the encoder's own choice and defines no bit of the format: the fingerprint stays, the digest changes.
 """
 
@@ -34,6 +34,7 @@ def add_half(source: Path, out: Path) -> Bundle:
         onnx.load(out / "analysis.onnx"),
         keep_io_types=True,
         op_block_list=[*DEFAULT_OP_BLOCK_LIST, "LayerNormalization"],
+        node_block_list=_deviations(onnx.load(out / "analysis.onnx").graph),
     )
     OnnxModel(model).topological_sort()  # the conversion puts its casts last
     onnx.checker.check_model(model)
@@ -42,6 +43,18 @@ def add_half(source: Path, out: Path) -> Bundle:
     manifest["files"][NAME] = hashlib.sha256((out / NAME).read_bytes()).hexdigest()
     (out / "bundle.json").write_text(json.dumps(manifest, indent=1) + "\n")
     return Bundle.load(out)
+
+
+def _deviations(graph: onnx.GraphProto) -> list[str]:
+    """Names of the nodes from a square to its root: a norm written out, as in aeic_nets.analysis."""
+    names, squares = [], set()
+    for node in graph.node:  # in order: what makes a value stands before what takes it
+        is_square = node.op_type == "Mul" and node.input[0] == node.input[1]
+        if is_square or (node.op_type in ("Conv", "Add", "Sqrt") and node.input[0] in squares):
+            names.append(node.name)
+            if node.op_type != "Sqrt":
+                squares.update(node.output)
+    return names
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -5,13 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 import torch
 
 from aeic import openvino_session
 from aeic.bundle import Bundle
-from aeic_nets.analysis import fast_analysis
+from aeic_nets.analysis import HalfAnalysis, fast_analysis
 from aeic_nets.codec import Analysis
+from aeic_nets.graphs import write_graph
+from aeic_train import half
 from edge_encoder.analysis import Analysis as EdgeAnalysis
 from edge_encoder.provider import open_session
 from tests.official.small import SMALL
@@ -45,3 +48,19 @@ def test_openvino_that_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(openvino_session, "AVAILABLE", False)
     with pytest.raises(Exception, match=r"aeic\[openvino\]"):
         open_session(Path(Bundle.load(verify=False).path) / "analysis.onnx", "openvino", 1)
+
+
+def test_the_float16_form_keeps_its_norms_in_float32(tmp_path: Path) -> None:
+    """Squares of activations beyond 256 would leave its range."""
+    torch.manual_seed(0)
+    g_a = Analysis(SMALL).eval()
+    for name, parameter in g_a.named_parameters():
+        parameter.data *= 8 if name.endswith("body.0.weight") else 1
+    write_graph(fast_analysis(g_a), torch.zeros(2, 3, 128, 192), tmp_path / "analysis.onnx", "image", ["y"])
+    graph = onnx.load(tmp_path / "analysis.onnx").graph
+    blocked = [node.op_type for node in graph.node if node.name in half._deviations(graph)]
+    assert blocked == ["Mul", "Conv", "Add", "Sqrt"] * 5
+    x = torch.rand(1, 3, 128, 192) * 2 - 1
+    with torch.no_grad():
+        wanted, found = g_a(x), HalfAnalysis(g_a)(x)
+    assert (wanted - found).abs().max() < 0.02 * wanted.abs().max()
