@@ -36,6 +36,7 @@ from cloud_decoder.gallery import Gallery
 from cloud_decoder.ingest import Ingest, Limits
 from cloud_decoder.machine import Decode
 from cloud_decoder.metrics import Metrics
+from cloud_decoder.relay import Relay
 from cloud_decoder.settings import Settings
 from cloud_decoder.store import Store
 from cloud_decoder.worker import Worker
@@ -103,8 +104,9 @@ class Cloud:
             wake=self.worker.wake,
             limits=Limits(settings.ingest_window, settings.max_bitstream_bytes, settings.commit_frames),
         )
+        relay = Relay(settings.edge_url, settings.edge_tenant)
         self.parts = Parts(
-            settings, bundle, self.store, self.worker, self.gallery, hub, self.ingest, self.tokens, self.metrics
+            settings, bundle, self.store, self.worker, self.gallery, hub, self.ingest, self.tokens, self.metrics, relay
         )
         await self.worker.start()
         await self._start_grpc()
@@ -125,6 +127,7 @@ class Cloud:
         await asyncio.gather(self._grpc_server.stop(2.0), *self._tasks[:1])
         for task in self._tasks[1:]:
             task.cancel()
+        self.parts.relay.close()
         self.gallery.close()
         self.store.close()
 
@@ -163,6 +166,7 @@ class Cloud:
         listening = socket.create_server((settings.host, settings.port), backlog=1024)
         config = uvicorn.Config(
             build_app(self.parts),
+            http="h11",  # httptools, where it is installed, has no limit on headers
             log_level="warning",
             access_log=False,
             lifespan="off",
