@@ -37,6 +37,8 @@ log = logging.getLogger(__name__)
 
 HELLO_SECONDS = 10.0
 MAX_PRIORITY = 2**31 - 1
+MAX_CAMERAS = 256
+"""Cameras of one stream that are shown as connected; the frames of all of them are taken."""
 
 
 @dataclass(frozen=True)
@@ -141,12 +143,12 @@ class Ingest(pb_grpc.IngestServiceServicer):
     ) -> AsyncIterator[pb.DeliverResponse]:
         """One edge's stream."""
         tenant, source = await self._greet(requests, context)
-        key = (tenant, source)
-        self.connected[key] = self.connected.get(key, 0) + 1
+        keys = {(tenant, source)}  # the box, and the cameras behind it as their frames come
+        self._connect((tenant, source))
         self._metrics.streams.inc()
         answers: asyncio.Queue[tuple[bytes, asyncio.Future[Added] | str] | None] = asyncio.Queue()
         room = asyncio.Semaphore(2 * self._limits.window)  # an edge that overruns its window is simply not read
-        reader = asyncio.create_task(self._read(requests, tenant, source, answers, room))
+        reader = asyncio.create_task(self._read(requests, tenant, source, answers, room, keys))
         stopper = asyncio.create_task(self._cancel_on_drain(reader))
         try:
             await self._committer.saw(tenant, source)
@@ -159,9 +161,13 @@ class Ingest(pb_grpc.IngestServiceServicer):
             stopper.cancel()
             reader.cancel()
             self._metrics.streams.dec()
-            self.connected[key] -= 1
-            if not self.connected[key]:
-                del self.connected[key]
+            for key in keys:
+                self.connected[key] -= 1
+                if not self.connected[key]:
+                    del self.connected[key]
+
+    def _connect(self, key: tuple[str, str]) -> None:
+        self.connected[key] = self.connected.get(key, 0) + 1
 
     async def _greet(
         self, requests: AsyncIterator[pb.DeliverRequest], context: grpc.aio.ServicerContext[Any, Any]
@@ -177,7 +183,7 @@ class Ingest(pb_grpc.IngestServiceServicer):
         if first.WhichOneof("message") != "hello":
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "the first message must be Hello")
         hello = first.hello
-        if not 1 <= len(hello.source_id) <= 128 or not hello.source_id.isprintable():
+        if not _is_name(hello.source_id):
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "source_id must be 1 to 128 printable characters")
         try:
             tenant = self._tokens.tenant(hello.token)
@@ -200,6 +206,7 @@ class Ingest(pb_grpc.IngestServiceServicer):
         source: str,
         answers: asyncio.Queue[tuple[bytes, asyncio.Future[Added] | str] | None],
         room: asyncio.Semaphore,
+        keys: set[tuple[str, str]],
     ) -> None:
         try:
             async for request in requests:
@@ -210,6 +217,9 @@ class Ingest(pb_grpc.IngestServiceServicer):
                 try:
                     frame = await self._accept(request.frame, tenant, source)
                     answers.put_nowait((request.frame.id, self._committer.add(frame)))
+                    if (camera := (tenant, frame.source)) not in keys and len(keys) < MAX_CAMERAS:
+                        keys.add(camera)
+                        self._connect(camera)
                 except Reject as reason:
                     answers.put_nowait((request.frame.id, str(reason)))
         finally:
@@ -222,6 +232,8 @@ class Ingest(pb_grpc.IngestServiceServicer):
             raise Reject(f"{len(message.bitstream)} bytes are over the limit of {self._limits.max_bitstream_bytes}")
         if zlib.crc32(message.bitstream) != message.crc32:
             raise Reject("the CRC-32 does not fit the bitstream: it was damaged before it was sent")
+        if message.source_id and not _is_name(message.source_id):
+            raise Reject("source_id must be 1 to 128 printable characters")
         try:
             frame = self._check(message.bitstream)
         except AeicError as error:
@@ -229,7 +241,7 @@ class Ingest(pb_grpc.IngestServiceServicer):
         return NewFrame(
             tenant=tenant,
             id=UUID(bytes=message.id),
-            source=source,
+            source=message.source_id or source,
             captured_ms=min(message.captured_unix_ms, 2**53),
             priority=min(message.priority, MAX_PRIORITY),
             width=frame.width,
@@ -238,7 +250,7 @@ class Ingest(pb_grpc.IngestServiceServicer):
             fingerprint=frame.fingerprint,
             digest=hashlib.sha256(message.bitstream).hexdigest(),
             bitstream=message.bitstream,
-            wanted=self._wanted(source),
+            wanted=self._wanted(message.source_id or source),
         )
 
     async def _ack(
@@ -267,3 +279,7 @@ class Ingest(pb_grpc.IngestServiceServicer):
     async def _cancel_on_drain(self, reader: asyncio.Task[None]) -> None:
         await self._draining.wait()
         reader.cancel()
+
+
+def _is_name(text: str) -> bool:
+    return 1 <= len(text) <= 128 and text.isprintable()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 import urllib.error
 import urllib.parse
 import urllib.request
@@ -101,7 +102,7 @@ class Relay:
         return await loop.run_in_executor(self._threads, self._exchange, path, body)
 
     def _exchange(self, path: str, body: bytes | None) -> dict[str, Any]:
-        headers = {"Content-Type": "application/octet-stream", "X-Source-Id": "page"} if body is not None else {}
+        headers = {"X-Source-Id": "page", "X-Captured-At": str(int(time.time() * 1000))} if body is not None else {}
         request = urllib.request.Request(self._url + path, body, headers)
         try:
             with urllib.request.urlopen(request, timeout=self._seconds) as answer:

@@ -1,6 +1,6 @@
 // The page: follows the event stream, keeps the newest picture, the charts, the fleet and the grid. No library, no build.
 
-import { draw } from "/viewer/charts.js";
+import { LAST, draw } from "/viewer/charts.js";
 import { NotAllowed, ask, follow, json, picture, remember, save } from "/viewer/service.js";
 import { $, ago, bytes, count, describe, element, pairs, sizeBars, stageBar } from "/viewer/show.js";
 import { listen, setEdge, setRates } from "/viewer/try.js";
@@ -168,6 +168,11 @@ async function totals() {
   $("fleet-rest").textContent = `and ${count(rest)} more, seen longer ago`;
 }
 
+async function charts() {
+  const drawn = draw($("charts"), (await json(`/v1/frames?state=done&limit=${LAST}`)).frames);
+  $("times-count").textContent = drawn ? `median of ${drawn}` : "";
+}
+
 function source(one) {
   const row = element("tr");
   const name = element("th", one.source, one.connected ? "on" : "away");
@@ -188,8 +193,7 @@ async function keepUp() {
       await totals().catch(() => {});
       for (const made of cards.values()) fill(made, made.frame); // "3 min ago" grows older
       if (newest) tellNewest();
-      const drawn = draw($("charts"), frames().filter((one) => one.state === "done"));
-      $("times-count").textContent = drawn ? `median of ${drawn}` : "";
+      await charts().catch(() => {});
     }
     await new Promise((resume) => setTimeout(resume, 1000));
   }

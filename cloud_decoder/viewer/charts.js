@@ -39,8 +39,9 @@ function chart(name, values, say) {
     const x = 100 - (values.length - index) * step;
     picture.append(drawing("rect", { x: x + step * 0.14, y: 30 - height, width: step * 0.72, height, rx: 0.4 }));
   });
-  const foot = sorted.length ? `p95 ${say(quantile(sorted, 0.95))} · most ${say(sorted.at(-1))}` : "no data yet";
-  item.append(title, picture, element("p", foot, "quiet"));
+  const foot = element("p", sorted.length ? `p95 ${say(quantile(sorted, 0.95))}` : "no data yet", "quiet");
+  if (sorted.length) foot.append(element("span", `most ${say(sorted.at(-1))}`, "most"));
+  item.append(title, picture, foot);
   return item;
 }
 

@@ -86,12 +86,13 @@ export function stageBar(place, frame) {
   const all = times(frame);
   const list = STAGES.map(([key, name], index) => [name, all[key] ?? 0, index]).filter(([, s]) => s >= 0.0005);
   if (!list.length) return place.replaceChildren(element("p", "not decoded yet", "quiet"));
+  const sum = list.reduce((most, [, s]) => most + s, 0);
   const bar = element("div", undefined, "stagebar");
   bar.setAttribute("aria-hidden", "true");
   const legend = element("ul", undefined, "legend");
   for (const [name, s, index] of list) {
     const part = element("span", undefined, `hue-${index}`);
-    part.style.flexGrow = s;
+    part.style.flexGrow = (100 * s) / sum;
     bar.append(part);
     const line = element("li");
     line.append(element("span", undefined, `dot hue-${index}`), `${name} `, element("b", seconds(s)));
