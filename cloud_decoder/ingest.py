@@ -26,6 +26,7 @@ from aeic.bitstream import Frame
 from aeic.errors import AeicError
 from aeic.v1 import ingest_pb2 as pb
 from aeic.v1 import ingest_pb2_grpc as pb_grpc
+from cloud_decoder import traces
 from cloud_decoder.auth import Tokens
 from cloud_decoder.errors import StoreUnavailable
 from cloud_decoder.events import Hub
@@ -215,7 +216,9 @@ class Ingest(pb_grpc.IngestServiceServicer):
                     answers.put_nowait((b"", "only frames may follow Hello"))
                     continue
                 try:
+                    began = time.monotonic()
                     frame = await self._accept(request.frame, tenant, source)
+                    traces.arrived(frame.id, request.frame.trace_context, time.monotonic() - began)
                     answers.put_nowait((request.frame.id, self._committer.add(frame)))
                     if (camera := (tenant, frame.source)) not in keys and len(keys) < MAX_CAMERAS:
                         keys.add(camera)

@@ -23,6 +23,7 @@ from grpc_reflection.v1alpha import reflection
 from sqlalchemy import URL
 
 import aeic
+from aeic import tracing
 from aeic.errors import AeicError
 from aeic.v1 import ingest_pb2 as pb
 from aeic.v1 import ingest_pb2_grpc as pb_grpc
@@ -52,6 +53,8 @@ class Cloud:
 
     def __init__(self, settings: Settings, decoder: Decoder | None = None) -> None:
         """``decoder`` stands in for the one that the settings describe."""
+        if settings.tracing:
+            tracing.set_up("aeic-cloud")
         settings.data_dir.mkdir(parents=True, exist_ok=True)
         self.settings = settings
         self.decoder = decoder or Decoder.from_bundle(

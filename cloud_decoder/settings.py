@@ -60,4 +60,5 @@ class Settings(BaseSettings):
     ingest_window: int = Field(64, ge=1, le=4096, description="Unacknowledged frames allowed on one stream.")
     max_streams: int = Field(1024, ge=1, description="gRPC calls at once.")
     commit_frames: int = Field(256, ge=1, description="Most frames in one commit of the store.")
+    tracing: bool = Field(False, description="OpenTelemetry traces to OTEL_EXPORTER_OTLP_ENDPOINT; extra `tracing`.")
     drain_seconds: float = Field(20.0, gt=0, description="Time for work in hand after SIGTERM.")

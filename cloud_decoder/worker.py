@@ -26,6 +26,7 @@ from typing import TypeVar
 
 from aeic.bitstream import Frame
 from aeic.errors import BitstreamError, Damaged, TooLarge, WrongModel
+from cloud_decoder import traces
 from cloud_decoder.cache import Cache
 from cloud_decoder.decoder import Decoder
 from cloud_decoder.delivery import Delivery, reason_of, seqs
@@ -313,6 +314,7 @@ class Worker:
         failed = await self._on(self._device_thread, self._synthesise, work)
         seconds = time.monotonic() - started
         self.metrics.synthesis_seconds.observe(seconds)
+        traces.batch(jobs, len(batch), seconds)
         self.pool.pixels_per_second += 0.2 * (cost / max(seconds, 1e-6) - self.pool.pixels_per_second)
         for job, error in failed.items():
             await self._fail(job, error)

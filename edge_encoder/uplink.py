@@ -20,6 +20,7 @@ from typing import TypeAlias
 
 import grpc
 
+from aeic import tracing
 from aeic.v1 import ingest_pb2 as pb
 from aeic.v1.ingest_pb2_grpc import IngestServiceStub
 from edge_encoder.backoff import Backoff
@@ -288,4 +289,5 @@ def _frame(record: Record, own_source: str) -> pb.Frame:
         captured_unix_ms=record.captured_ms,
         priority=record.priority,
         source_id="" if record.source_id == own_source else record.source_id,
+        trace_context=tracing.kept(record.id),
     )

@@ -38,20 +38,22 @@ class Hello(_message.Message):
     def __init__(self, source_id: _Optional[str] = ..., bundle_digest: _Optional[bytes] = ..., software: _Optional[str] = ..., token: _Optional[str] = ...) -> None: ...
 
 class Frame(_message.Message):
-    __slots__ = ("id", "bitstream", "crc32", "captured_unix_ms", "priority", "source_id")
+    __slots__ = ("id", "bitstream", "crc32", "captured_unix_ms", "priority", "source_id", "trace_context")
     ID_FIELD_NUMBER: _ClassVar[int]
     BITSTREAM_FIELD_NUMBER: _ClassVar[int]
     CRC32_FIELD_NUMBER: _ClassVar[int]
     CAPTURED_UNIX_MS_FIELD_NUMBER: _ClassVar[int]
     PRIORITY_FIELD_NUMBER: _ClassVar[int]
     SOURCE_ID_FIELD_NUMBER: _ClassVar[int]
+    TRACE_CONTEXT_FIELD_NUMBER: _ClassVar[int]
     id: bytes
     bitstream: bytes
     crc32: int
     captured_unix_ms: int
     priority: int
     source_id: str
-    def __init__(self, id: _Optional[bytes] = ..., bitstream: _Optional[bytes] = ..., crc32: _Optional[int] = ..., captured_unix_ms: _Optional[int] = ..., priority: _Optional[int] = ..., source_id: _Optional[str] = ...) -> None: ...
+    trace_context: bytes
+    def __init__(self, id: _Optional[bytes] = ..., bitstream: _Optional[bytes] = ..., crc32: _Optional[int] = ..., captured_unix_ms: _Optional[int] = ..., priority: _Optional[int] = ..., source_id: _Optional[str] = ..., trace_context: _Optional[bytes] = ...) -> None: ...
 
 class DeliverResponse(_message.Message):
     __slots__ = ("welcome", "ack")
