@@ -18,7 +18,6 @@ from aeic_tools.client import request
 from aeic_tools.processes import Pair
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
-LIVE = "document.getElementById('link').textContent === 'live'"
 OpenPage = Callable[..., Any]
 
 
@@ -34,7 +33,7 @@ def open_page(browser: Any, services: Pair) -> Iterator[OpenPage]:
         page.on("console", lambda said: errors.append(said.text) if said.type in ("error", "warning") else None)
         page.on("pageerror", lambda error: errors.append(str(error)))
         page.goto(services.cloud.http)
-        until(page, LIVE)
+        page.wait_for_selector("#link.live")
         return page
 
     yield opened
@@ -212,7 +211,7 @@ def test_without_an_edge_it_says_so(browser: Any, tiny_bundle: Path, tmp_path: P
         page.wait_for_selector("#login:not([hidden])")
         page.keyboard.type("secret-token-1")  # the field has the focus
         page.keyboard.press("Enter")
-        until(page, LIVE)
+        page.wait_for_selector("#link.live")
         page.wait_for_selector("#drop.off")
         assert "AEIC_CLOUD_EDGE_URL" in page.inner_text("#try-status")
         assert page.locator("#file:disabled").count() == 1 and "No frames yet" in page.inner_text("#empty")
