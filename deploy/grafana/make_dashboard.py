@@ -13,6 +13,8 @@ from typing import Any
 TARGET = Path(__file__).parent / "dashboards" / "aeic.json"
 WIDTH, HEIGHT, COLUMNS = 8, 7, 3
 
+WINDOWS = ("5m", "1h", "6h", "3d")  # of the recording rules in deploy/prometheus/rules.yml
+
 Query = tuple[str, str]  # PromQL, legend
 
 
@@ -47,6 +49,17 @@ ROWS: list[tuple[str, list[tuple[str, str, list[Query]]]]] = [
                 ],
             ),
             ("Frame size", "bytes", quantiles("aeic_cloud_frame_bytes")),
+            (
+                "Budget burnt by late frames (1 is just sustainable)",
+                "none",
+                [(f"aeic:late_frames:ratio_rate{window} / 0.01", window) for window in WINDOWS],
+            ),
+            (
+                "Budget burnt by HTTP errors (1 is just sustainable)",
+                "none",
+                [(f"aeic:http_errors:ratio_rate{window} / 0.001", window) for window in WINDOWS],
+            ),
+            ("Up", "bool", [("up", "{{job}} {{instance}}"), ("aeic_cloud_ready", "{{instance}} ready")]),
         ],
     ),
     (
@@ -62,6 +75,9 @@ ROWS: list[tuple[str, list[tuple[str, str, list[Query]]]]] = [
             ("Spool", "percentunit", [("aeic_edge_spool_bytes / aeic_edge_spool_max_bytes", "{{instance}}")]),
             ("Uplink", "bool", [("aeic_edge_uplink_connected", "{{instance}}")]),
             ("Answers of the cloud", "ops", rate("aeic_edge_acks_total", "status")),
+            ("Frame size by rate point", "bytes", quantiles("aeic_edge_frame_bytes", "rate")[:1]),
+            ("Bytes on the stream", "Bps", rate("aeic_edge_stream_bytes_total", "direction")),
+            ("Answer to a POST, by status", "s", quantiles("aeic_edge_request_seconds", "status")[1:]),
         ],
     ),
     (
@@ -70,6 +86,7 @@ ROWS: list[tuple[str, list[tuple[str, str, list[Query]]]]] = [
             ("Frames offered", "ops", rate("aeic_cloud_frames_total", "status")),
             ("Streams", "none", [("sum(aeic_cloud_streams)", "open")]),
             ("Commit", "s", quantiles("aeic_cloud_commit_seconds")),
+            ("Frames in a commit", "none", quantiles("aeic_cloud_commit_frames")),
         ],
     ),
     (
@@ -92,6 +109,8 @@ ROWS: list[tuple[str, list[tuple[str, str, list[Query]]]]] = [
                     )
                 ],
             ),
+            ("Fill of a batch", "percentunit", quantiles("aeic_cloud_batch_fill_ratio")),
+            ("Batches halved, out of memory", "ops", [("sum(rate(aeic_cloud_batch_splits_total[2m]))", "halved")]),
             ("Writing pictures", "s", quantiles("aeic_cloud_image_encode_seconds")),
         ],
     ),
