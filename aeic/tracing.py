@@ -90,7 +90,8 @@ def kept(frame: UUID) -> bytes:
 
 def pack(context: Any) -> bytes:
     """An OpenTelemetry SpanContext in 25 bytes."""
-    return bytes(context.trace_id.to_bytes(16, "big") + context.span_id.to_bytes(8, "big") + bytes([context.trace_flags]))
+    ids = context.trace_id.to_bytes(16, "big") + context.span_id.to_bytes(8, "big")
+    return bytes(ids + bytes([context.trace_flags]))
 
 
 def unpack(data: bytes) -> Any:

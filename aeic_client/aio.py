@@ -14,7 +14,6 @@ from aeic_client.client import PAGE, PASSING, RETRY_SECONDS
 from aeic_client.messages import Event, EventParser, Frame, Known, Problem, checked, headers, query
 
 
-
 class AsyncClient:
     """``url`` of the cloud, ``token`` where it asks for one, ``timeout`` seconds of silence that end a request.
 

@@ -88,8 +88,7 @@ class Client:
                 if not opened:
                     opened = True
                     yield Event("open")
-                for event in parser.feed(text):
-                    yield event
+                yield from parser.feed(text)
 
     def follow(self) -> Iterator[Frame]:
         """Every frame once, as soon as it is decoded, for ever.

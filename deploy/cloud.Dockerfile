@@ -13,6 +13,7 @@ COPY edge_encoder edge_encoder
 COPY cloud_decoder cloud_decoder
 COPY aeic_nets aeic_nets
 COPY aeic_train aeic_train
+COPY aeic_client aeic_client
 COPY aeic_tools aeic_tools
 COPY models models
 RUN /opt/aeic/bin/pip install --no-cache-dir -c constraints.txt ".[${EXTRA}]"

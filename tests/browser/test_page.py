@@ -43,7 +43,7 @@ def open_page(browser: Any, services: Pair) -> Iterator[OpenPage]:
 
 
 def until(page: Any, script: str, argument: Any = None, seconds: float = 20) -> None:
-    """Wait until ``script`` is true. Playwright's own wait_for_function evaluates text, which the page's policy forbids."""
+    """Wait until ``script`` is true. Playwright's wait_for_function evaluates text, which the page's policy forbids."""
     deadline = time.monotonic() + seconds
     while not page.evaluate(script, argument):
         assert time.monotonic() < deadline, f"never true: {script}"
@@ -178,7 +178,8 @@ def test_it_fits_and_can_be_read(open_page: OpenPage, services: Pair, width: int
                 .map(n => n <= .03928 ? n / 12.92 : ((n + .055) / 1.055) ** 2.4);
                 return .2126 * v[0] + .7152 * v[1] + .0722 * v[2]; };
             const behind = e => { for (; e; e = e.parentElement) {
-                const c = getComputedStyle(e).backgroundColor; if (c !== 'rgba(0, 0, 0, 0)') return c; } return 'rgb(255,255,255)'; };
+                const c = getComputedStyle(e).backgroundColor;
+                if (c !== 'rgba(0, 0, 0, 0)') return c; } return 'rgb(255,255,255)'; };
             const found = [];
             for (const e of document.querySelectorAll('p, span, b, strong, th, td, dt, dd, h1, h2, small, li')) {
                 const own = [...e.childNodes].some(n => n.nodeType === 3 && n.textContent.trim());

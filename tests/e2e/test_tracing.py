@@ -1,4 +1,4 @@
-"""One trace from the POST at the edge to the picture in the cloud, its batch linked; and nothing of it when it is off."""
+"""One trace from the POST at the edge to the picture in the cloud, its batch linked; and nothing when it is off."""
 
 from __future__ import annotations
 
@@ -43,8 +43,8 @@ def journey(folder: Path, bundle: Path, pictures: list[bytes]) -> list[str]:
     """The pictures through an edge and a cloud in this process; their ids, once each is decoded."""
 
     async def scenario() -> list[str]:
-        settings = Settings(host="127.0.0.1", port=0, grpc_port=0, data_dir=folder / "cloud", bundle=bundle, device="onnx")
-        cloud = Cloud(settings)
+        free = {"host": "127.0.0.1", "port": 0, "grpc_port": 0}
+        cloud = Cloud(Settings(**free, data_dir=folder / "cloud", bundle=bundle, device="onnx"))  # type: ignore[arg-type]
         await cloud.start()
         edge = EdgeService(EdgeSettings(data_dir=folder / "edge", bundle=bundle, cloud_address=cloud.grpc))
         await edge.start()
@@ -93,7 +93,7 @@ def test_one_trace_from_post_to_picture(spans: Any, tiny_bundle: Path, tmp_path:
     batches = {batch.context.span_id for batch in named["cloud.batch"]}
     assert all(batch.parent is None for batch in named["cloud.batch"])
     for synthesis in named["cloud.synthesis"]:
-        assert [link.context.span_id for link in synthesis.links][0] in batches
+        assert {link.context.span_id for link in synthesis.links} <= batches and synthesis.links
     assert all(one.start_time <= one.end_time for one in found)
 
 

@@ -1,6 +1,6 @@
 """A real Prometheus scrapes both running services: every panel has data, every metric that is named exists.
 
-Needs Debian's ``prometheus``; `make test-ops` installs it. What is named beside a metric that only a GPU has is told apart.
+Needs Debian's ``prometheus``; `make test-ops` installs it.
 """
 
 from __future__ import annotations

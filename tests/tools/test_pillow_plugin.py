@@ -105,6 +105,7 @@ def test_hostile_files(frame: Path, tiny_bundle: Path) -> None:
 
 
 def test_importing_it_loads_no_model_and_no_runtime() -> None:
-    code = "import sys, aeic_tools.pillow_plugin; print([m for m in ('onnxruntime', 'torch', 'sqlalchemy') if m in sys.modules])"
+    heavy = ("onnxruntime", "torch", "sqlalchemy")
+    code = f"import sys, aeic_tools.pillow_plugin; print([m for m in {heavy} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.stdout.strip() == "[]", done.stderr
