@@ -1,4 +1,4 @@
-"""The page's own routes: its policy, sizes beside PNG and JPEG, and pictures on their way to an edge that may misbehave."""
+"""The page's own routes: its policy, sizes beside PNG and JPEG, and pictures on their way to an edge that may err."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ from tests.cloud.conftest import FakeGenerator, MakeFrame, new_frame, running_cl
 
 ID = "0198c0de-0000-7000-8000-000000000000"
 FRAME = {"id": ID, "width": 64, "height": 48, "bytes": 700, "bpp": 1.8, "rate": 0, "encode_ms": 3.5, "secret": "x"}
-STATUS = {"source_id": "roof", "spool": {"frames": 2, "bytes": 99, "oldest_seconds": 1.5}, "uplink": {"state": "connected"}}
+SPOOL = {"frames": 2, "bytes": 99, "oldest_seconds": 1.5}
+STATUS = {"source_id": "roof", "spool": SPOOL, "uplink": {"state": "connected"}}
 
 
 class FakeEdge:
