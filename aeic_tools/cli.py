@@ -166,11 +166,13 @@ def speed(
 
 MEASUREMENTS = {
     "rd": ("aeic_train.evaluate", "train", "Rate, distortion and perception over a folder, beside other codecs."),
+    "ablation": ("aeic_train.ablation", "train", "The same short training in arms that differ in one thing."),
     "complexity": ("aeic_nets.official.complexity", "train", "Parameters and MACs, beside the published table."),
     "goldens": ("aeic_nets.official.goldens_check", "train", "Golden vectors of the published networks."),
     "entropy": ("benchmarks.entropy", "train", "The exact entropy step: speed beside float32, and its price in bits."),
     "rans": ("benchmarks.rans", "train", "The entropy coder: speed and overhead beside CompressAI's."),
     "edge": ("benchmarks.edge", "dev", "The whole edge path: frames a second, memory, bytes on the wire."),
+    "edge-overload": ("benchmarks.edge_overload", "dev", "The edge under ten times its load: how fast it says no."),
     "serve": ("benchmarks.serve", "dev", "The cloud at saturation beside its bare decoder."),
 }
 """Name of a measurement, its module, the extra it needs, what it tells. Each ends with one JSON line."""

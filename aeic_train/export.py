@@ -36,7 +36,7 @@ from aeic_nets.integer.training import price
 from aeic_nets.network import AEIC
 from aeic_train.data import SUFFIXES
 from aeic_train.graphs import write_graph
-from aeic_train.loop import load_weights
+from aeic_train.weights import load_weights
 
 DEFINES_BITSTREAM = ("tables.npz", "hyper_synthesis.onnx", *(f"context_{i}.onnx" for i in range(4)), "synthesis.onnx")
 HYPER_REACH = 60

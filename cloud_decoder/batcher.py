@@ -4,8 +4,8 @@ The device asks when it is free (:meth:`Batcher.take`); nothing is sealed before
 company and a backlog always leaves in full batches. The most urgent piece picks the shape; pieces of that shape join
 it in order of urgency until the batch is full.
 
-Urgency: priority, raised by one for every ``aging_seconds`` waited (so nothing starves), then the earlier deadline,
-then the earlier arrival.
+Urgency: priority, raised by one for every ``aging_seconds`` waited (so nothing starves), then what the device is set up
+for already, then the earlier deadline, then the earlier arrival.
 
 A piece whose cost alone exceeds the cap goes alone: it must go some time, and waiting makes it no smaller.
 """
@@ -13,7 +13,7 @@ A piece whose cost alone exceeds the cap goes alone: it must go some time, and w
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Iterable
+from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
@@ -36,14 +36,25 @@ class Piece(Generic[K]):
 
 
 class Batcher(Generic[K]):
-    """The pieces that wait, and the choice among them. ``max_cost`` in pixels, ``max_pieces`` in pieces."""
+    """The pieces that wait, and the choice among them. ``max_cost`` in pixels, ``max_pieces`` in pieces.
 
-    def __init__(self, *, max_cost: int, max_pieces: int, aging_seconds: float = 2.0) -> None:
+    ``at_hand`` says of a bucket whether the device can begin with it at once; without it every bucket is alike.
+    """
+
+    def __init__(
+        self,
+        *,
+        max_cost: int,
+        max_pieces: int,
+        aging_seconds: float = 2.0,
+        at_hand: Callable[[Hashable], bool] | None = None,
+    ) -> None:
         if max_cost < 1 or max_pieces < 1 or aging_seconds <= 0:
             raise ValueError("max_cost, max_pieces and aging_seconds must be positive")
         self.max_cost = max_cost
         self.max_pieces = max_pieces
         self.aging_seconds = aging_seconds
+        self._at_hand = at_hand or (lambda bucket: True)
         self._buckets: dict[Hashable, dict[K, Piece[K]]] = {}
         self._bucket_of: dict[K, Hashable] = {}
 
@@ -106,6 +117,6 @@ class Batcher(Generic[K]):
         self.discard(piece.key for piece in batch)
         return batch
 
-    def _urgency(self, piece: Piece[K], now: float) -> tuple[float, float, float]:
-        waited = max(0.0, now - piece.arrived)
-        return -(piece.priority + math.floor(waited / self.aging_seconds)), piece.deadline, piece.arrived
+    def _urgency(self, piece: Piece[K], now: float) -> tuple[float, bool, float, float]:
+        raised = math.floor(max(0.0, now - piece.arrived) / self.aging_seconds)
+        return -(piece.priority + raised), not self._at_hand(piece.bucket), piece.deadline, piece.arrived

@@ -17,8 +17,9 @@ import numpy as np
 from aeic.bundle import Bundle
 from aeic.latent_codec import LatentCodec, Latents
 from aeic.profiles import LATENT_STRIDE
-from cloud_decoder.errors import DeviceOutOfMemory
+from cloud_decoder.errors import DeviceOutOfMemory, ServiceError
 from cloud_decoder.generator import Generator, build_generator, choose_device, is_out_of_memory, release_memory
+from cloud_decoder.remote import RemoteGenerator
 from cloud_decoder.tiles import Floats, Mosaic, Picture, Tile
 
 GPU_BATCH = 8
@@ -48,6 +49,7 @@ class Decoder:
         self.max_batch = max_batch or (CPU_BATCH if self.shares_cpu else GPU_BATCH)
         self.max_batch_pixels = max_batch_pixels
         self._generator = generator
+        self._warm = False
         self._codec = LatentCodec(bundle, max(1, cores // self.entropy_workers))
 
     @classmethod
@@ -60,17 +62,25 @@ class Decoder:
         entropy_workers: int = 0,
         max_batch: int = 0,
         max_batch_pixels: int = MAX_BATCH_PIXELS,
+        isolate: bool = False,
+        batch_seconds: float = 120.0,
     ) -> Decoder:
         """The decoder of the bundle in ``path``, or of the default one.
 
-        ``threads`` 0 takes all cores, ``entropy_workers`` 0 half of them, ``max_batch`` 0 what suits the device.
+        ``threads`` 0 takes all cores, ``entropy_workers`` 0 half of them, ``max_batch`` 0 what suits the device. With
+        ``isolate`` the generator runs in a process of its own, which is killed when a batch takes ``batch_seconds``.
         ``BundleError`` for a bundle that is missing or altered, ``ValueError`` for an unknown device.
         """
         bundle = Bundle.load(path)
         chosen = choose_device(device)
+        generator = (
+            RemoteGenerator(bundle.path, chosen, threads, batch_seconds=batch_seconds)
+            if isolate
+            else build_generator(bundle.path, chosen, threads)
+        )
         return cls(
             bundle,
-            build_generator(bundle, chosen, threads),
+            generator,
             device=chosen,
             threads=threads,
             entropy_workers=entropy_workers,
@@ -112,12 +122,14 @@ class Decoder:
         return [mosaic.picture for mosaic in mosaics]
 
     def run(self, latents: Sequence[Floats]) -> Floats:
-        """One batch of latents (M, h, w), all of one shape, to (N, 3, 32 h, 32 w).
+        """One batch of latents (M, h, w), all of one shape, to (N, 3, 32 h, 32 w), valid until the next call.
 
-        ``DeviceOutOfMemory`` if too many.
+        ``DeviceOutOfMemory`` if too many; ``DecoderDied`` where the generator's process did not survive it.
         """
         try:
             return self._generator(np.stack(latents))
+        except ServiceError:  # said already, by the generator's own process
+            raise
         except Exception as error:  # every runtime has its own class for it
             if not is_out_of_memory(error):
                 raise
@@ -128,5 +140,26 @@ class Decoder:
         raise DeviceOutOfMemory(message)
 
     def warm_up(self) -> None:
-        """Run everything once on a small zero picture, so that the first frame pays for no set-up."""
-        self.run([np.zeros((self.bundle.channels, 4, 4), np.float32)])
+        """Get the generator ready and run it once, so that the first frame pays for no set-up. Once; then nothing."""
+        if not self._warm:
+            prepare = getattr(self._generator, "warm_up", None)
+            if prepare is not None:
+                prepare(self.max_batch)
+            self.run([np.zeros((self.bundle.channels, 4, 4), np.float32)])
+            self._warm = True
+
+    @property
+    def parts(self) -> dict[str, float]:
+        """Seconds of the last batch by part of the network, where the generator can tell them apart."""
+        return dict(getattr(self._generator, "parts", {}))
+
+    @property
+    def memory(self) -> dict[str, int]:
+        """Bytes of device memory by kind (``allocated``, ``reserved``), as of the last batch; empty on a CPU."""
+        return dict(getattr(self._generator, "memory", {}))
+
+    def close(self) -> None:
+        """Give the generator's process and memory back."""
+        close = getattr(self._generator, "close", None)
+        if close is not None:
+            close()

@@ -7,16 +7,17 @@ import contextlib
 import logging
 import time
 from collections.abc import Callable, Iterable
-from concurrent.futures import Executor, ThreadPoolExecutor
+from concurrent.futures import Executor
 from typing import TypeVar
 
 from aeic.errors import BitstreamError
 from cloud_decoder import pictures, traces
 from cloud_decoder.cache import Cache
-from cloud_decoder.errors import DeviceOutOfMemory, StoreUnavailable
+from cloud_decoder.errors import ServiceError, StoreUnavailable
 from cloud_decoder.events import Hub
 from cloud_decoder.jobs import Decoded, Job
 from cloud_decoder.metrics import Metrics
+from cloud_decoder.remote import RemoteFailure
 from cloud_decoder.store import Finished, Store
 
 log = logging.getLogger(__name__)
@@ -29,10 +30,17 @@ BATCHES = 2
 class Delivery:
     """Works beside the device. ``held``: the jobs it has not finished with, whose leases must go on."""
 
-    def __init__(self, store: Store, cache: Cache, metrics: Metrics, hub: Hub, store_threads: Executor) -> None:
+    def __init__(
+        self,
+        store: Store,
+        cache: Cache,
+        metrics: Metrics,
+        hub: Hub,
+        store_threads: Executor,
+        image_threads: Executor,
+    ) -> None:
         self._store, self._cache, self._metrics, self._hub = store, cache, metrics, hub
-        self._store_threads = store_threads
-        self._image_threads = ThreadPoolExecutor(2, "image")
+        self._store_threads, self._image_threads = store_threads, image_threads
         self._tasks: set[asyncio.Task[None]] = set()
         self._room = asyncio.Semaphore(BATCHES)
         self.held: list[Job] = []
@@ -48,7 +56,6 @@ class Delivery:
     async def drain(self) -> None:
         """Wait until everything is handed on; then no more may come."""
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        self._image_threads.shutdown(wait=True)
 
     async def fail(self, job: Job, reason: str) -> None:
         """Quarantine: its frames say why. Whoever waits for it was answered before."""
@@ -111,10 +118,11 @@ class Delivery:
 
 def reason_of(error: Exception) -> str:
     """What is stored and told of a failure: our own words as they are, a stranger's only by its name, and logged."""
-    if isinstance(error, BitstreamError | DeviceOutOfMemory):
+    if isinstance(error, BitstreamError | ServiceError):
         return f"{type(error).__name__}: {error}"
     log.error("the decoder failed on a frame", exc_info=error)
-    return f"the decoder failed on it ({type(error).__name__})"
+    kind = error.kind if isinstance(error, RemoteFailure) else type(error).__name__
+    return f"the decoder failed on it ({kind})"
 
 
 def seqs(jobs: Iterable[Job]) -> list[int]:

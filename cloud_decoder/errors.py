@@ -15,6 +15,9 @@
          +- BodyTooLarge         more bytes than allowed       HTTP 413, RESOURCE_EXHAUSTED
          +- Undecodable          quarantined, with its reason  HTTP 422, FAILED_PRECONDITION
          +- DeviceOutOfMemory    a batch too large             HTTP 500, INTERNAL
+         +- DecoderDied          its process was lost          HTTP 503, UNAVAILABLE
+         +- DeviceUnavailable    no generator can be had       HTTP 503, UNAVAILABLE
+         +- ModelUnavailable     its bundle cannot be loaded   HTTP 503, UNAVAILABLE
 """
 
 from __future__ import annotations
@@ -94,3 +97,21 @@ class Undecodable(ServiceError):
 
 class DeviceOutOfMemory(ServiceError):
     """The device has not the memory for this batch. The worker splits it; a batch of one goes to quarantine."""
+
+
+class DecoderDied(ServiceError):
+    """The generator's process was lost with a batch in it. The worker starts another and tries again."""
+
+    http_status = 503
+
+
+class DeviceUnavailable(ServiceError):
+    """The generator cannot be started: no fault of any frame. Readiness says so."""
+
+    http_status = 503
+
+
+class ModelUnavailable(ServiceError):
+    """A known bundle cannot be loaded now: no fault of any frame, which stays in the store."""
+
+    http_status = 503

@@ -9,14 +9,17 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from aeic.bundle import Bundle
 from cloud_decoder.errors import ServiceError
 
 DEVICES = ("auto", "onnx", "cpu", "cuda")
 
 
 class Generator(Protocol):
-    """The synthesis of one bundle, everything after entropy decoding."""
+    """The synthesis of one bundle, everything after entropy decoding. One thread calls it, always the same.
+
+    It may have more, which is asked for by name: ``warm_up(max_batch)``, ``parts`` and ``memory`` as
+    :class:`cloud_decoder.decoder.Decoder` has them, ``close()``.
+    """
 
     def __call__(self, y_hat: NDArray[np.float32]) -> NDArray[np.float32]:
         """y_hat (N, M, h, w) float32, gain undone -> pictures (N, 3, 32 h, 32 w) float32, about [-1, 1]."""
@@ -39,8 +42,8 @@ def choose_device(wanted: str) -> str:
     return "cuda" if torch.cuda.is_available() else "onnx"
 
 
-def build_generator(bundle: Bundle, device: str, threads: int) -> Generator:
-    """The generator of ``bundle`` on a device that :func:`choose_device` returned."""
+def build_generator(bundle: Path, device: str, threads: int) -> Generator:
+    """The generator of the bundle in that folder, on a device that :func:`choose_device` returned."""
     if device == "onnx":
         from cloud_decoder.onnx_generator import OnnxGenerator
 
@@ -51,7 +54,7 @@ def build_generator(bundle: Bundle, device: str, threads: int) -> Generator:
         raise ServiceError(
             f"device {device} needs torch ({error}): pip install 'aeic[cloud]', or take device onnx"
         ) from error
-    made: Generator = TorchGenerator(bundle.path, device)
+    made: Generator = TorchGenerator(bundle, device, threads)
     return made
 
 

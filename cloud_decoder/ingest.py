@@ -1,16 +1,16 @@
 """The gRPC side: frames from edges, acknowledged when they are committed and not before.
 
-Frames of all streams that arrive while one commit runs share the next one. Answers on a stream come in the order of its
-frames. A frame that can never be decoded here is rejected with its reason; a store that cannot write breaks the stream,
-so that the edge keeps its frames and comes again.
+Frames of all streams that arrive while one commit runs share the next one. Answers on a stream come in the order of
+its frames (answers.py). A frame that can never be decoded here is rejected with its reason; a store that cannot write
+breaks the stream, so that the edge keeps its frames and comes again.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import hashlib
-import hmac
 import logging
 import time
 import zlib
@@ -27,6 +27,7 @@ from aeic.errors import AeicError
 from aeic.v1 import ingest_pb2 as pb
 from aeic.v1 import ingest_pb2_grpc as pb_grpc
 from cloud_decoder import traces
+from cloud_decoder.answers import Answers
 from cloud_decoder.auth import Tokens
 from cloud_decoder.errors import StoreUnavailable
 from cloud_decoder.events import Hub
@@ -119,14 +120,14 @@ class Ingest(pb_grpc.IngestServiceServicer):
         tokens: Tokens,
         *,
         bundle_name: str,
-        bundle_digest: bytes,
+        speaks: Callable[[bytes], bool],
         check: Callable[[bytes], Frame],
         wanted: Callable[[str], bool],
         wake: Callable[[], None],
         limits: Limits,
     ) -> None:
         self._metrics, self._hub, self._tokens = metrics, hub, tokens
-        self._bundle_name, self._bundle_digest = bundle_name, bundle_digest
+        self._bundle_name, self._speaks = bundle_name, speaks
         self._check, self._wanted, self._wake, self._limits = check, wanted, wake, limits
         self._committer = Committer(store, metrics, limits.commit_frames, self._stored)
         self._draining = asyncio.Event()
@@ -143,21 +144,22 @@ class Ingest(pb_grpc.IngestServiceServicer):
         self, requests: AsyncIterator[pb.DeliverRequest], context: grpc.aio.ServicerContext[Any, Any]
     ) -> AsyncIterator[pb.DeliverResponse]:
         """One edge's stream."""
-        tenant, source = await self._greet(requests, context)
+        tenant, source, window = await self._greet(requests, context)
         keys = {(tenant, source)}  # the box, and the cameras behind it as their frames come
         self._connect((tenant, source))
         self._metrics.streams.inc()
-        answers: asyncio.Queue[tuple[bytes, asyncio.Future[Added] | str] | None] = asyncio.Queue()
+        answers = Answers(min(window, self._limits.window), functools.partial(self._ack, context))
         room = asyncio.Semaphore(2 * self._limits.window)  # an edge that overruns its window is simply not read
         reader = asyncio.create_task(self._read(requests, tenant, source, answers, room, keys))
         stopper = asyncio.create_task(self._cancel_on_drain(reader))
         try:
             await self._committer.saw(tenant, source)
             yield pb.DeliverResponse(welcome=pb.Welcome(window=self._limits.window))
-            while (answer := await answers.get()) is not None:
-                id, result = answer
-                yield pb.DeliverResponse(ack=await self._ack(id, result, context))
-                room.release()
+            async with contextlib.aclosing(answers.messages()) as messages:
+                async for frames, message in messages:
+                    yield message
+                    for _ in range(frames):
+                        room.release()
         finally:
             stopper.cancel()
             reader.cancel()
@@ -172,8 +174,8 @@ class Ingest(pb_grpc.IngestServiceServicer):
 
     async def _greet(
         self, requests: AsyncIterator[pb.DeliverRequest], context: grpc.aio.ServicerContext[Any, Any]
-    ) -> tuple[str, str]:
-        """The tenant and the source of a stream, or its end with a reason."""
+    ) -> tuple[str, str, int]:
+        """The tenant, the source and the edge's window of a stream, or its end with a reason."""
         if self._draining.is_set():
             await context.abort(grpc.StatusCode.UNAVAILABLE, "the service is stopping: come again in a moment")
         try:
@@ -190,22 +192,22 @@ class Ingest(pb_grpc.IngestServiceServicer):
             tenant = self._tokens.tenant(hello.token)
         except AeicError as error:
             await context.abort(grpc_status(error), "the token in Hello is missing or wrong")
-        if not hmac.compare_digest(hello.bundle_digest, self._bundle_digest):
+        if not self._speaks(hello.bundle_digest):
             log.warning("source %r speaks bundle %s", hello.source_id, hello.bundle_digest[:6].hex())
             await context.abort(
                 grpc.StatusCode.FAILED_PRECONDITION,
-                f"this cloud decodes bundle {self._bundle_name} ({self._bundle_digest[:6].hex()}), the edge has"
+                f"this cloud decodes bundle {self._bundle_name}, the edge has"
                 f" {hello.bundle_digest[:6].hex() or 'none'}: install the same bundle on both sides",
             )
         log.info("source %r connected (%s)", hello.source_id, hello.software[:80])
-        return tenant, hello.source_id
+        return tenant, hello.source_id, hello.window
 
     async def _read(
         self,
         requests: AsyncIterator[pb.DeliverRequest],
         tenant: str,
         source: str,
-        answers: asyncio.Queue[tuple[bytes, asyncio.Future[Added] | str] | None],
+        answers: Answers[asyncio.Future[Added] | str],
         room: asyncio.Semaphore,
         keys: set[tuple[str, str]],
     ) -> None:
@@ -213,20 +215,20 @@ class Ingest(pb_grpc.IngestServiceServicer):
             async for request in requests:
                 await room.acquire()
                 if request.WhichOneof("message") != "frame":
-                    answers.put_nowait((b"", "only frames may follow Hello"))
+                    answers.add(b"", "only frames may follow Hello")
                     continue
                 try:
                     began = time.monotonic()
                     frame = await self._accept(request.frame, tenant, source)
                     traces.arrived(frame.id, request.frame.trace_context, time.monotonic() - began)
-                    answers.put_nowait((request.frame.id, self._committer.add(frame)))
+                    answers.add(request.frame.id, self._committer.add(frame), request.frame.prompt)
                     if (camera := (tenant, frame.source)) not in keys and len(keys) < MAX_CAMERAS:
                         keys.add(camera)
                         self._connect(camera)
                 except Reject as reason:
-                    answers.put_nowait((request.frame.id, str(reason)))
+                    answers.add(request.frame.id, str(reason))
         finally:
-            answers.put_nowait(None)
+            answers.end()
 
     async def _accept(self, message: pb.Frame, tenant: str, source: str) -> NewFrame:
         if len(message.id) != 16:
@@ -257,7 +259,7 @@ class Ingest(pb_grpc.IngestServiceServicer):
         )
 
     async def _ack(
-        self, id: bytes, result: asyncio.Future[Added] | str, context: grpc.aio.ServicerContext[Any, Any]
+        self, context: grpc.aio.ServicerContext[Any, Any], id: bytes, result: asyncio.Future[Added] | str
     ) -> pb.Ack:
         if isinstance(result, str):
             self._metrics.frames.labels("rejected").inc()

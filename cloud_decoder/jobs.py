@@ -45,6 +45,7 @@ class Job:
     latents_digest: str = ""
     outstanding: int = 0  # tiles that wait for the device or are on it
     ready_at: float = 0.0
+    deaths: int = 0  # decoder processes lost while they had it alone
     timings: dict[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -62,7 +63,9 @@ class Job:
 
     def entropy_piece(self) -> Piece[str]:
         """The job as it waits for entropy decoding."""
-        return Piece(self.digest, None, self.cost, self.priority, self.effective_deadline, self.arrived)
+        return Piece(
+            self.digest, (self.frame.fingerprint,), self.cost, self.priority, self.effective_deadline, self.arrived
+        )
 
     def tile_pieces(self) -> list[Piece[tuple[str, Tile]]]:
         """The next row of its tiles as they wait for the device."""

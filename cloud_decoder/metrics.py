@@ -7,11 +7,10 @@ deploy/prometheus: 0.25 s from capture to stored bytes decoded at low load, 1 s 
 from __future__ import annotations
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics, generate_latest
-from prometheus_client.core import GaugeMetricFamily
-from prometheus_client.registry import Collector
 
 STAGE_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 END_TO_END_SECONDS = (0.1, 0.25, 0.5, 1, 2, 5, 10, 30, 60, 300, 3600)
+MODEL_SECONDS = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300)
 BATCH_PIECES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 64)
 FRAME_BYTES = (256, 512, 1024, 2048, 4096, 8192, 16384, 65536, 262144, 1048576)
 
@@ -43,6 +42,12 @@ class Metrics:
         self.entropy_seconds = histogram("entropy_seconds", "Entropy decoding of one frame.", STAGE_SECONDS)
         self.device_wait_seconds = histogram("device_wait_seconds", "Waiting, decoded, for the device.", STAGE_SECONDS)
         self.synthesis_seconds = histogram("synthesis_seconds", "One batch on the device.", STAGE_SECONDS)
+        self.part_seconds = histogram(
+            "synthesis_part_seconds",
+            "One batch by part of the network (g_s, unet, vae), where the generator is torch.",
+            STAGE_SECONDS,
+            ("part",),
+        )
         self.image_seconds = histogram("image_encode_seconds", "Writing one picture as a file.", STAGE_SECONDS)
         self.end_to_end_seconds = histogram(
             "end_to_end_seconds",
@@ -57,6 +62,10 @@ class Metrics:
         self.decodes = counter("decodes_total", "Pictures asked for: done, failed, cancelled or expired.", ("result",))
         self.sheds = counter("sheds_total", "Work refused, by reason.", ("reason",))
         self.splits = counter("batch_splits_total", "Batches halved because memory ran out.")
+        self.decoder_deaths = counter("decoder_deaths_total", "Decoder processes lost with a batch in them.")
+        self.model_load_seconds = histogram("model_load_seconds", "Loading a bundle on demand.", MODEL_SECONDS)
+        self.models_bytes = gauge("models_bytes", "Size of the bundles in memory.")
+        self.gpu_memory = gauge("gpu_memory_bytes", "GPU memory held by torch after the last batch.", ("kind",))
         self.waiting = gauge("waiting_frames", "Frames held by this worker, by stage.", ("stage",))
 
         self.requests = counter(
@@ -76,29 +85,17 @@ class Metrics:
             self.frames.labels(status)
         for result in ("done", "failed", "cancelled", "expired"):
             self.decodes.labels(result)
-        for reason in ("queue_full", "too_many_waiters", "draining", "store"):
+        for reason in ("queue_full", "too_many_waiters", "draining", "device", "store"):
             self.sheds.labels(reason)
         for stage in ("entropy", "device"):
             self.waiting.labels(stage)
+        for part in ("g_s", "unet", "vae"):
+            self.part_seconds.labels(part)
+        for kind in ("allocated", "reserved"):
+            self.gpu_memory.labels(kind)
         for result in ("hit", "miss"):
             self.cache.labels(result)
 
     def exposition(self) -> bytes:
         """Everything in Prometheus' text format."""
         return generate_latest(self.registry)
-
-    def watch_cuda(self) -> None:
-        """Report GPU memory at each scrape; call once, where torch runs on CUDA."""
-        self.registry.register(_CudaMemory())
-
-
-class _CudaMemory(Collector):
-    """Asks torch at scrape time, so that nothing runs between scrapes."""
-
-    def collect(self) -> list[GaugeMetricFamily]:
-        import torch
-
-        family = GaugeMetricFamily("aeic_cloud_gpu_memory_bytes", "GPU memory held by torch.", labels=["kind"])
-        family.add_metric(["allocated"], torch.cuda.memory_allocated())
-        family.add_metric(["reserved"], torch.cuda.memory_reserved())
-        return [family]

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
-from aeic.bundle import Bundle
 from aeic.errors import BundleError
 
 
 class OnnxGenerator:
     """See :class:`cloud_decoder.generator.Generator`. ``threads`` 0 takes all cores."""
 
-    def __init__(self, bundle: Bundle, threads: int = 0) -> None:
+    def __init__(self, bundle: Path, threads: int = 0) -> None:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         options.log_severity_level = 3
@@ -21,7 +22,7 @@ class OnnxGenerator:
         options.enable_mem_pattern = False
         # Threads that spin between batches take the cores from entropy decoding and from the files being written.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        path = bundle.path / "synthesis.onnx"
+        path = bundle / "synthesis.onnx"
         try:
             self._session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         except Exception as error:  # ONNX Runtime's own errors share no narrower base

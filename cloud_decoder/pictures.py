@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,8 @@ FORMATS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 """Name -> (media type, how it is written). Only PNG is exact; it is what the cache keeps of every picture."""
 MASTER = "png"
+THREADS = max(2, os.cpu_count() or 1)
+"""Pictures written at once: a fast device makes them faster than one core writes them."""
 
 
 def media_type(format: str) -> str:

@@ -9,11 +9,12 @@ import asyncio
 import contextlib
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 from aeic.bitstream import Frame
 from cloud_decoder.batcher import Batcher, Piece
-from cloud_decoder.errors import Draining, Overloaded
+from cloud_decoder.errors import DeviceUnavailable, Draining, Overloaded
 from cloud_decoder.jobs import DEMAND_PRIORITY, Decoded, Job
 from cloud_decoder.metrics import Metrics
 from cloud_decoder.tiles import Tile
@@ -26,15 +27,26 @@ class JobPool:
     """``max_demanded`` jobs that somebody waits for; stored frames are bounded by whoever claims them."""
 
     def __init__(
-        self, metrics: Metrics, *, max_demanded: int, max_batch: int, max_batch_pixels: int, aging_seconds: float
+        self,
+        metrics: Metrics,
+        *,
+        max_demanded: int,
+        max_batch: int,
+        max_batch_pixels: int,
+        aging_seconds: float,
+        loaded: Callable[[str], bool],
     ) -> None:
+        def at_hand(bucket: Any) -> bool:
+            return loaded(bucket[0])  # every bucket begins with the bundle's fingerprint
+
         self.metrics = metrics
         self.max_demanded = max_demanded
         self.draining = False
+        self.broken = False
         self.jobs: dict[str, Job] = {}
-        self.entropy: Batcher[str] = Batcher(max_cost=2**62, max_pieces=1, aging_seconds=aging_seconds)
+        self.entropy: Batcher[str] = Batcher(max_cost=2**62, max_pieces=1, aging_seconds=aging_seconds, at_hand=at_hand)
         self.device: Batcher[tuple[str, Tile]] = Batcher(
-            max_cost=max_batch_pixels, max_pieces=max_batch, aging_seconds=aging_seconds
+            max_cost=max_batch_pixels, max_pieces=max_batch, aging_seconds=aging_seconds, at_hand=at_hand
         )
         self.pixels_per_second = 1e6  # a running mean, for Retry-After
         self._changed = asyncio.Event()
@@ -46,13 +58,15 @@ class JobPool:
         """Whether this very job still counts; it does not once it ended or was dropped."""
         return self.jobs.get(job.digest) is job
 
-    @property
-    def stored(self) -> int:
-        """Jobs that stored frames wait for."""
-        return sum(1 for job in self.jobs.values() if job.rows)
+    def stored(self, fingerprint: str) -> int:
+        """Jobs of one bundle that stored frames wait for."""
+        return sum(1 for job in self.jobs.values() if job.rows and job.frame.fingerprint == fingerprint)
 
     def admit(self) -> None:
-        """``Overloaded`` or ``Draining`` where one more demand is one too many."""
+        """``Overloaded``, ``Draining`` or ``DeviceUnavailable`` where one more demand is one too many."""
+        if self.broken:
+            self.metrics.sheds.labels("device").inc()
+            raise DeviceUnavailable("the decoder has stopped working; its log says why", retry_after=10.0)
         if self.draining:
             self.metrics.sheds.labels("draining").inc()
             raise Draining("the service is stopping: ask again in a moment", retry_after=5.0)
@@ -78,6 +92,12 @@ class JobPool:
             self.device.add(piece)
             job.outstanding += 1
         self.touch()
+
+    def join(self, job: Job, priority: int, deadline: float) -> None:
+        """One more wants it: it is as urgent as the most urgent, and lives as long as the most patient."""
+        job.priority = max(job.priority, priority)
+        job.deadline = max(job.deadline, deadline)
+        self.requeue(job)
 
     def requeue(self, job: Job) -> None:
         """Its priority or deadline has changed: let it wait at its new place, where it waits at all."""

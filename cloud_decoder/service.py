@@ -15,6 +15,7 @@ import socket
 import sys
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import grpc
 import uvicorn
@@ -24,8 +25,9 @@ from sqlalchemy import URL
 
 import aeic
 from aeic import tracing
+from aeic.bundle import Bundle
 from aeic.errors import AeicError
-from aeic.v1 import ingest_pb2 as pb
+from aeic.v1 import decode_pb2_grpc
 from aeic.v1 import ingest_pb2_grpc as pb_grpc
 from cloud_decoder.api import Parts, build_app
 from cloud_decoder.auth import Tokens
@@ -34,17 +36,19 @@ from cloud_decoder.decoder import Decoder
 from cloud_decoder.errors import StoreUnavailable
 from cloud_decoder.events import Hub
 from cloud_decoder.gallery import Gallery
+from cloud_decoder.generator import choose_device
 from cloud_decoder.ingest import Ingest, Limits
-from cloud_decoder.machine import Decode
+from cloud_decoder.machine import Decode, DecodeStream
 from cloud_decoder.metrics import Metrics
 from cloud_decoder.relay import Relay
 from cloud_decoder.settings import Settings
+from cloud_decoder.shelf import Shelf
 from cloud_decoder.store import Store
 from cloud_decoder.worker import Worker
 
 log = logging.getLogger(__name__)
 
-SERVICES = ("aeic.v1.IngestService", "aeic.v1.DecodeService")
+SERVICES = ("aeic.v1.IngestService", "aeic.v1.DecodeService", "aeic.v1.DecodeStreamService")
 PRUNE_SECONDS = 60.0
 
 
@@ -57,14 +61,7 @@ class Cloud:
             tracing.set_up("aeic-cloud")
         settings.data_dir.mkdir(parents=True, exist_ok=True)
         self.settings = settings
-        self.decoder = decoder or Decoder.from_bundle(
-            settings.bundle,
-            settings.device,
-            settings.threads,
-            entropy_workers=settings.entropy_workers,
-            max_batch=settings.max_batch,
-            max_batch_pixels=settings.max_batch_pixels,
-        )
+        self.shelf = Shelf.of(decoder) if decoder else _shelf(settings)
         self.metrics = Metrics()
         self.tokens = Tokens(settings.tokens.get_secret_value())
         self.store = Store(_database_url(settings))
@@ -74,19 +71,19 @@ class Cloud:
 
     async def start(self) -> None:
         """Everything up and ready, or an error that says what is missing."""
-        settings, bundle, hub = self.settings, self.decoder.bundle, Hub()
+        settings, bundle, hub = self.settings, self.shelf.default, Hub()
+        decoder = self.shelf.first()
         self.hub = hub
         cache = Cache(settings.data_dir / "cache", settings.cache_bytes)
         self.metrics.cache_limit_bytes.set(settings.cache_bytes)
-        self.metrics.info.labels(aeic.__version__, bundle.fingerprint, self.decoder.device).set(1)
-        if self.decoder.device.startswith("cuda"):
-            self.metrics.watch_cuda()
+        self.metrics.info.labels(aeic.__version__, bundle.fingerprint, decoder.device).set(1)
         self.worker = Worker(
-            self.decoder,
+            decoder,
             self.store,
             cache,
             self.metrics,
             hub,
+            shelf=self.shelf,
             owner=settings.instance,
             lease_seconds=settings.lease_seconds,
             max_attempts=settings.max_attempts,
@@ -100,8 +97,8 @@ class Cloud:
             self.metrics,
             hub,
             self.tokens,
-            bundle_name=bundle.name,
-            bundle_digest=bundle.digest,
+            bundle_name=" or ".join(f"{one.name} ({one.digest[:6].hex()})" for one in self.shelf.bundles.values()),
+            speaks=self.shelf.speaks,
             check=self.worker.check,
             wanted=_eager(settings.eager),
             wake=self.worker.wake,
@@ -132,6 +129,7 @@ class Cloud:
             task.cancel()
         self.parts.relay.close()
         self.gallery.close()
+        self.shelf.close()
         self.store.close()
 
     async def _start_grpc(self) -> None:
@@ -143,17 +141,18 @@ class Cloud:
             ("grpc.keepalive_permit_without_calls", 1),
             ("grpc.keepalive_time_ms", 60_000),
             ("grpc.keepalive_timeout_ms", 20_000),
+            ("grpc.http2.bdp_probe", 0),  # its pings cost more than a frame's answer
         ]
         server = grpc.aio.server(options=options, maximum_concurrent_rpcs=settings.max_streams)
         pb_grpc.add_IngestServiceServicer_to_server(self.ingest, server)
-        decode = Decode(self.worker, self.gallery, self.tokens, settings.max_wait_seconds)
-        pb_grpc.add_DecodeServiceServicer_to_server(decode, server)
+        decoding = (self.worker, self.tokens, settings.max_wait_seconds)
+        pb_grpc.add_DecodeServiceServicer_to_server(Decode(*decoding), server)
+        decode_pb2_grpc.add_DecodeStreamServiceServicer_to_server(DecodeStream(*decoding), server)
         self._health = health.aio.HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
         for name in ("", *SERVICES):
             await self._health.set(name, health_pb2.HealthCheckResponse.SERVING)
-        names = [service.full_name for service in pb.DESCRIPTOR.services_by_name.values()]
-        reflection.enable_server_reflection([*names, health.SERVICE_NAME, reflection.SERVICE_NAME], server)
+        reflection.enable_server_reflection([*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME], server)
         address = f"{settings.host}:{settings.grpc_port}"
         credentials = _tls(settings)
         try:
@@ -169,10 +168,10 @@ class Cloud:
         listening = socket.create_server((settings.host, settings.port), backlog=1024)
         config = uvicorn.Config(
             build_app(self.parts),
-            http="h11",  # httptools, where it is installed, has no limit on headers
             log_level="warning",
             access_log=False,
             lifespan="off",
+            http="h11",  # httptools, taken where it is installed, knows no limit on headers
             timeout_graceful_shutdown=5,
             h11_max_incomplete_event_size=16384,
             server_header=False,
@@ -232,6 +231,26 @@ def main(settings: Settings) -> int:
         print(f"cloud: {error}", file=sys.stderr)
         return 1
     return 0
+
+
+def _shelf(settings: Settings) -> Shelf:
+    """The bundles of the settings; the default one is loaded when the service starts."""
+    others = [part.strip() for part in settings.other_bundles.split(",") if part.strip()]
+
+    def load(path: Path) -> Decoder:
+        return Decoder.from_bundle(
+            path,
+            settings.device,
+            settings.threads,
+            entropy_workers=settings.entropy_workers,
+            max_batch=settings.max_batch,
+            max_batch_pixels=settings.max_batch_pixels,
+            isolate=settings.isolate,
+            batch_seconds=settings.batch_seconds,
+        )
+
+    choose_device(settings.device)
+    return Shelf([Bundle.load(path, verify=False) for path in (settings.bundle, *others)], load, settings.model_bytes)
 
 
 def _database_url(settings: Settings) -> str | URL:

@@ -29,6 +29,14 @@ class Settings(BaseSettings):
     bundle: Path | None = Field(
         None, description="Folder of the model; empty takes `AEIC_BUNDLE`, then the one shipped."
     )
+    other_bundles: str = Field(
+        "", description="Folders of further models, separated by commas; loaded when a frame of theirs comes."
+    )
+    model_bytes: int = Field(
+        8 * 2**30, ge=0, description="Size of the models held in memory, last used stays; 0 keeps all."
+    )
+    isolate: bool = Field(True, description="Synthesis in a process of its own, which may die without the service.")
+    batch_seconds: float = Field(120.0, gt=0, description="A batch that takes longer hangs; its process is killed.")
     device: str = Field("auto", description="`auto`, `onnx` (CPU, no torch), `cpu` or `cuda` (torch).")
     threads: int = Field(0, ge=0, description="CPU threads of one inference; 0 takes all cores.")
     entropy_workers: int = Field(0, ge=0, description="Frames entropy-decoded at once; 0 takes half the cores.")

@@ -21,6 +21,7 @@ from pydantic import ValidationError
 from aeic.errors import AeicError
 from edge_encoder import logs, systemd
 from edge_encoder.api import create_app
+from edge_encoder.camera import Camera
 from edge_encoder.connection import connection_class
 from edge_encoder.service import EdgeService
 from edge_encoder.settings import EdgeSettings, unknown_variables
@@ -28,6 +29,9 @@ from edge_encoder.watched_folder import WatchedFolder
 
 _GRACE_SECONDS = 10
 _CONNECTIONS = 1024
+# How long the entropy coder's Python may keep the loop from answering, five times less than by default.
+_SWITCH_SECONDS = 0.001
+_RESTART = 75  # EX_TEMPFAIL: start me again
 
 
 class _Server(uvicorn.Server):
@@ -38,8 +42,8 @@ class _Server(uvicorn.Server):
         yield
 
 
-async def serve(settings: EdgeSettings) -> None:
-    """Runs until SIGTERM or SIGINT, then drains."""
+async def serve(settings: EdgeSettings) -> int:
+    """Runs until SIGTERM or SIGINT, then drains; the exit code."""
     listener = socket.create_server((settings.host, settings.port), backlog=256, reuse_port=False)
     service = EdgeService(settings)
     server = _Server(
@@ -68,22 +72,34 @@ async def serve(settings: EdgeSettings) -> None:
     serving = asyncio.create_task(server.serve(sockets=[listener]))
     while not server.started and not serving.done():
         await asyncio.sleep(0.005)
-    if settings.watch_dir is not None:
-        folder = WatchedFolder(service, settings.watch_dir, settings.watch_seconds, settings.watch_keep)
-        watching = asyncio.create_task(folder.run())
-        serving.add_done_callback(lambda _: watching.cancel())
+    restarting = asyncio.create_task(service.restart.wait())
+    restarting.add_done_callback(lambda task: None if task.cancelled() else stop())
+    sources = [asyncio.create_task(source.run()) for source in _sources(service, settings)]
     systemd.notify("READY=1")
     host, port = listener.getsockname()[:2]
     print(json.dumps({"service": "edge", "http": f"http://{host}:{port}"}), flush=True)
     try:
         await serving
     finally:
+        for source in sources:
+            source.cancel()
+        await asyncio.gather(*sources, return_exceptions=True)
+        restarting.cancel()
         systemd.notify("STOPPING=1")
         await service.stop()
+    return _RESTART if service.restart.is_set() else 0
+
+
+def _sources(service: EdgeService, settings: EdgeSettings) -> Iterator[WatchedFolder | Camera]:
+    if settings.watch_dir is not None:
+        yield WatchedFolder(service, settings.watch_dir, settings.watch_seconds, settings.watch_keep)
+    if settings.camera_url is not None:
+        yield Camera(service, settings)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Exit code: 0 after a drain, 2 for wrong settings, 5 for a bundle that cannot be used, 1 for other failures."""
+    """Exit code: 0 after a drain, 75 to be started again with another bundle, 2 for wrong settings, 5 for a bundle that
+    cannot be used, 1 for other failures."""
     parser = argparse.ArgumentParser(prog="python -m edge_encoder", description="The AEIC edge service.")
     parser.add_argument("--host", help="address to listen on [env: AEIC_EDGE_HOST]")
     parser.add_argument("--port", type=int, help="port; 0 takes a free one [env: AEIC_EDGE_PORT]")
@@ -100,15 +116,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"edge: wrong settings: {_readable(error)}", file=sys.stderr)
         return 2
     logs.set_up(settings.log_level, settings.log_format)
+    sys.setswitchinterval(_SWITCH_SECONDS)
     try:
-        asyncio.run(serve(settings))
+        return asyncio.run(serve(settings))
     except AeicError as error:
         print(f"edge: {error}", file=sys.stderr)
         return error.exit_code
     except OSError as error:
         print(f"edge: {error}", file=sys.stderr)
         return 1
-    return 0
 
 
 def _readable(error: Exception) -> str:

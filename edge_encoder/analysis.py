@@ -19,15 +19,13 @@ from numpy.typing import NDArray
 from aeic.bundle import Bundle
 from aeic.pixels import pad_picture, to_tensor
 from aeic.profiles import LATENT_STRIDE, PICTURE_MULTIPLE
-from edge_encoder.provider import open_session
+from edge_encoder.provider import open_session, run_bound
 from edge_encoder.settings import ProviderChoice
 
-TILE_PIXELS = 2 << 20
+TILE_PIXELS = 1 << 19
 """A picture up to this size (padded) goes through in one piece; a tile with its margins is at most this large."""
-MARGIN = 128
+MARGIN = 64
 """Pixels round a tile that only serve as surroundings; a multiple of 64."""
-_KEEP_PIXELS = 1 << 20
-"""After a larger run ONNX Runtime gives its memory back; up to here it keeps it, which is a third faster."""
 
 Latent = NDArray[np.float32]
 
@@ -44,12 +42,13 @@ class Analysis:
         tile_pixels: int = TILE_PIXELS,
         margin: int = MARGIN,
     ) -> None:
-        self._session, self.provider = open_session(bundle.path / "analysis.onnx", provider, threads)
-        self._input = self._session.get_inputs()[0].name
+        half = bundle.path / "analysis_half.onnx" if bundle.has("analysis_half.onnx") else None
+        self._session, self.provider = open_session(bundle.path / "analysis.onnx", provider, threads, half)
         self._tile_pixels = tile_pixels
         self._margin = margin
-        self._give_back = onnxruntime.RunOptions()
-        self._give_back.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
+        # A picture in tiles needs more memory than ordinary ones, and now and then only: it is given back at its end.
+        self._last = onnxruntime.RunOptions()
+        self._last.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
 
     def __call__(self, rgb: NDArray[np.uint8]) -> Latent:
         """y of the picture (H, W, 3), padded as the format says: (M, ceil(H/64)*2, ceil(W/64)*2) float32."""
@@ -62,15 +61,14 @@ class Analysis:
         for top, bottom, first, last in spans(height, side, self._margin):
             row = []
             for left, right, start, end in spans(width, side, self._margin):
-                y = self._run(padded[first:last, start:end])
+                y = self._run(padded[first:last, start:end], self._last if (bottom, right) == (height, width) else None)
                 inner = (slice(None), _latent(top - first, bottom - first), _latent(left - start, right - start))
                 row.append(y[inner])
             rows.append(np.concatenate(row, axis=2))
         return np.concatenate(rows, axis=1)
 
-    def _run(self, rgb: NDArray[np.uint8]) -> Latent:
-        options = self._give_back if rgb.shape[0] * rgb.shape[1] > _KEEP_PIXELS else None
-        y: Latent = self._session.run(None, {self._input: to_tensor(rgb)}, options)[0][0]
+    def _run(self, rgb: NDArray[np.uint8], options: onnxruntime.RunOptions | None = None) -> Latent:
+        y: Latent = run_bound(self._session, to_tensor(rgb), options)[0]
         return y
 
     def warm_up(self) -> float:

@@ -16,12 +16,13 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 import aeic
 from aeic import tracing
-from edge_encoder import problems
+from edge_encoder import problems, status
 from edge_encoder.body import discard, read_body
 from edge_encoder.encode_queue import Busy
 from edge_encoder.ids import parse_id
 from edge_encoder.records import Entry, State
-from edge_encoder.service import EdgeService, Taken, Wish
+from edge_encoder.service import EdgeService
+from edge_encoder.wish import Taken, Wish
 
 _PICTURES = ("image/jpeg", "image/png", "image/webp", "application/octet-stream")
 _REQUEST_BODY = {
@@ -85,6 +86,7 @@ def create_app(service: EdgeService) -> FastAPI:
                 priority=priority,
                 source_id=x_source_id or "",
                 captured_ms=_captured_ms(x_captured_at),
+                prompt=wait == "delivered",
                 id=None if idempotency_key is None else _id(idempotency_key, "Idempotency-Key"),
             )
             with tracing.request("edge.post", request.headers.get("traceparent")):
@@ -95,7 +97,7 @@ def create_app(service: EdgeService) -> FastAPI:
             raise
         entry = taken.entry
         if wait == "delivered":
-            await service.settled(entry.id, min(timeout, service.settings.wait_max_seconds))
+            await service.waiting.settled(entry.id, min(timeout, service.settings.wait_max_seconds))
             entry = await service.entry(entry.id) or entry
         return JSONResponse(_posted(entry, taken), 202, {"Location": f"/v1/frames/{entry.id}"})
 
@@ -107,8 +109,8 @@ def create_app(service: EdgeService) -> FastAPI:
         return _shown(entry)
 
     @app.get("/v1/status", responses=_problems(503))
-    async def status() -> dict[str, Any]:
-        return await asyncio.to_thread(service.status)
+    async def get_status() -> dict[str, Any]:
+        return await asyncio.to_thread(status.status, service)
 
     @app.get("/healthz")
     async def healthz() -> Response:
@@ -124,7 +126,7 @@ def create_app(service: EdgeService) -> FastAPI:
 
     @app.get("/metrics", response_class=PlainTextResponse)
     async def metrics() -> Response:
-        text = await asyncio.to_thread(service.render_metrics)
+        text = await asyncio.to_thread(status.render_metrics, service)
         return Response(text, headers={"Content-Type": CONTENT_TYPE_LATEST})
 
     return app

@@ -29,15 +29,16 @@ class EncodeQueue:
 
     def __init__(self, workers: int, waiting: int) -> None:
         self.pending = 0
-        self._workers = workers
+        self.workers = workers
         self._limit = workers + waiting
         self._seconds = 0.2  # smoothed time of one job
+        self._begun: dict[object, float] = {}  # when each job now running began, monotonic
         self._pool = ThreadPoolExecutor(workers, thread_name_prefix="encode")
 
     def check(self) -> None:
         """Raises Busy if run() would."""
         if self.pending >= self._limit:
-            seconds = max(1, math.ceil(self.pending * self._seconds / self._workers))
+            seconds = max(1, math.ceil(self.pending * self._seconds / self.workers))
             raise Busy(
                 f"{self.pending} pictures are being encoded or wait; come again in {seconds} s,"
                 " or raise AEIC_EDGE_ENCODE_QUEUE_FRAMES",
@@ -55,15 +56,23 @@ class EncodeQueue:
 
     def _timed(self, job: Callable[[], T]) -> T:
         begin = time.monotonic()
+        mark = object()
+        self._begun[mark] = begin
         try:
             return job()
         finally:
+            del self._begun[mark]
             self._seconds += 0.1 * (time.monotonic() - begin - self._seconds)
 
     def _done(self, future: asyncio.Future[T]) -> None:
         self.pending -= 1
         if not future.cancelled():
             future.exception()  # fetched, so that an abandoned failure is not reported as forgotten
+
+    def longest_seconds(self) -> float:
+        """How long the oldest job now running has taken so far."""
+        begun = list(self._begun.values())
+        return time.monotonic() - min(begun) if begun else 0.0
 
     async def close(self) -> None:
         """Waits for the jobs in line."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import secrets
 import threading
 import time
@@ -20,6 +21,14 @@ def new_id() -> uuid.UUID:
         _last = now if now > _last else _last + 1
         stamp = _last
     value = (stamp >> 12) << 80 | 0x7 << 76 | (stamp & 0xFFF) << 64 | 0b10 << 62 | secrets.randbits(62)
+    return uuid.UUID(int=value)
+
+
+def derived_id(milliseconds: int, content: bytes) -> uuid.UUID:
+    """A UUIDv7 of that time since 1970 whose other bits come from `content`: the same things, the same id."""
+    random = int.from_bytes(hashlib.sha256(content).digest()[:10], "big")
+    value = (max(0, milliseconds) & (1 << 48) - 1) << 80
+    value |= 0x7 << 76 | (random >> 62 & 0xFFF) << 64 | 0b10 << 62 | random & (1 << 62) - 1
     return uuid.UUID(int=value)
 
 

@@ -50,6 +50,12 @@ class Metrics:
             ["outcome"],
             registry=registry,
         )
+        self.camera_frames = Counter(
+            "aeic_edge_camera_frames_total",
+            "Frames of the camera: taken, still (nothing new), busy (no room), refused.",
+            ["outcome"],
+            registry=registry,
+        )
         self.queue_frames = Gauge("aeic_edge_queue_frames", "Pictures being encoded or waiting.", registry=registry)
         self.spool_frames = Gauge("aeic_edge_spool_frames", "Frames not yet acknowledged.", registry=registry)
         self.spool_bytes = Gauge("aeic_edge_spool_bytes", "Their bytes, as counted against the cap.", registry=registry)

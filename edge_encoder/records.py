@@ -34,6 +34,9 @@ class State(enum.IntEnum):
     SENDING = 4
 
 
+FINAL = (State.DELIVERED, State.REJECTED, State.DROPPED)
+
+
 class DamagedRecord(ValueError):
     """The bytes are not a whole record, or its CRC does not fit."""
 

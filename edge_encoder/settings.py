@@ -36,11 +36,18 @@ class EdgeSettings(BaseSettings):
     data_dir: Path = Field(Path("var/edge"), description="Folder of the spool; made when missing.")
     bundle: Path | None = Field(None, description="Model bundle; by default AEIC_BUNDLE, else the one that ships.")
 
+    bundles_dir: Path | None = Field(
+        None, description="Folder of staged bundles (edge_encoder.bundles); their current one goes before bundle."
+    )
+    bundle_trial_frames: int = Field(20, ge=1, description="Accepted frames that confirm a bundle on trial.")
+
     provider: ProviderChoice = Field(
         "auto", description="Execution provider of the analysis; auto takes CUDA when it works, then the CPU."
     )
-    threads: int = Field(0, ge=0, le=256, description="Threads of one encode; 0 takes every core.")
-    encode_workers: int = Field(1, ge=1, le=64, description="Pictures encoded at the same time.")
+    threads: int = Field(1, ge=0, le=256, description="Threads of one encode; 0 takes every core.")
+    encode_workers: int = Field(
+        0, ge=0, le=64, description="Pictures encoded at the same time; 0 takes one per core, at most 4."
+    )
     encode_queue_frames: int = Field(8, ge=1, le=10_000, description="Pictures that may wait; one more gets 429.")
     max_body_bytes: int = Field(32 << 20, ge=1024, le=1 << 30, description="Largest picture file taken; larger is 413.")
     max_pixels: int = Field(
@@ -55,6 +62,21 @@ class EdgeSettings(BaseSettings):
     watch_dir: Path | None = Field(None, description="A folder whose new pictures are taken too; none by default.")
     watch_seconds: float = Field(1.0, gt=0, description="Time between two looks into watch_dir.")
     watch_keep: bool = Field(True, description="Move taken files to watch_dir/done; otherwise delete them.")
+
+    camera_url: SecretStr | None = Field(
+        None, description="A camera (/dev/video0), RTSP or HTTP URL or video file as a source; none by default."
+    )
+    camera_source_id: str = Field("", max_length=128, description="Name of the camera; the box's own by default.")
+    camera_fps: float = Field(1.0, gt=0, le=60, description="Frames a second taken from the camera.")
+    camera_motion: float = Field(
+        0.0, ge=0, le=1, description="Leave out frames in which a smaller share than this changed; 0 leaves out none."
+    )
+    camera_still_seconds: float = Field(
+        60.0, ge=0, description="With camera_motion: after this time a frame is sent all the same; 0 never."
+    )
+    camera_timeout_seconds: float = Field(
+        10.0, gt=0, description="A camera that is silent for this long is opened again."
+    )
 
     spool_max_bytes: int = Field(256 << 20, ge=1 << 16, description="Cap on frames not yet acknowledged, in bytes.")
     spool_max_age_seconds: float = Field(

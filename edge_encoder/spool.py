@@ -9,6 +9,7 @@ lives in memory only (leases.py), so a restart sends again what was under way. A
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import sqlite3
 import threading
@@ -21,23 +22,15 @@ from typing import Any
 
 from edge_encoder import spool_file
 from edge_encoder.leases import Leases
-from edge_encoder.records import DamagedRecord, Entry, IdTaken, Record, SpoolError, SpoolFull, State
+from edge_encoder.ledger import ENTRY, Changes, Ledger
+from edge_encoder.records import DamagedRecord, Entry, Record, SpoolError, State
 from edge_encoder.settings import FullPolicy
 from edge_encoder.writer import Op, Writer
-
-# Before this moment (2025-01-01) a clock was certainly not set, so nothing is dropped for its age.
-_CLOCK_SET_MS = 1_735_689_600_000
-_ENTRY = "id, state, width, height, size, rate, priority, picture_crc, created_ms, finished_ms, COALESCE(reason, '')"
-
-Changes = list[tuple[uuid.UUID, State, str]]
 
 
 class Spool:
     """The outbox of one edge box in `folder`. Thread safe. `on_change(id, state, reason)` is called from the writer's
     thread after each commit. `unreadable` counts frames lost to damage, since the start."""
-
-    _frames: int
-    _bytes: int
 
     def __init__(
         self,
@@ -49,9 +42,6 @@ class Spool:
         on_change: Callable[[uuid.UUID, State, str], None] | None = None,
     ) -> None:
         self.path = folder / "spool.sqlite3"
-        self.max_bytes = max_bytes
-        self.full_policy = full_policy
-        self.history_frames = history_frames
         self.on_change = on_change
         folder.mkdir(parents=True, exist_ok=True)
         self._lock_file = (folder / "spool.lock").open("w")
@@ -64,8 +54,9 @@ class Spool:
         self._reader = spool_file.connect(self.path)
         self._reading = threading.Lock()
         self._leases = Leases()
-        self._recount(connection)
-        self._writer = Writer(connection, recount=self._recount, rebuild=self._rebuild, prune=self._prune)
+        self._ledger = ledger = Ledger(self._leases, max_bytes, full_policy, history_frames)
+        ledger.recount(connection)
+        self._writer = Writer(connection, recount=ledger.recount, rebuild=self._rebuild, prune=ledger.prune)
 
     def put(self, record: Record) -> Future[Entry]:
         """Keeps the frame; the future ends after the commit, so its result may be promised to the client.
@@ -73,26 +64,22 @@ class Spool:
         The same id with the same picture gives the entry that is there already. Raises (in the future) SpoolFull,
         IdTaken, or SpoolError when the disk fails.
         """
-        return self._change(lambda connection, changes: self._put(connection, record, changes))
+        return self._change(lambda connection, changes: self._ledger.put(connection, record, changes))
 
     def finish(self, ident: uuid.UUID, state: State, reason: str = "") -> Future[bool]:
         """Marks a frame DELIVERED, REJECTED or DROPPED and frees its bytes; False if it was finished before."""
-        return self._change(lambda connection, changes: self._finish(connection, ident.bytes, state, reason, changes))
+        return self._change(
+            lambda connection, changes: self._ledger.finish(connection, ident.bytes, state, reason, changes)
+        )
 
     def expire(self, older_than_ms: int) -> Future[int]:
         """Drops frames created before that moment, except those made before the clock was set. Returns how many."""
-
-        def apply(connection: sqlite3.Connection, changes: Changes) -> int:
-            query = "SELECT id FROM frames WHERE state = 0 AND created_ms < ? AND created_ms >= ?"
-            rows = connection.execute(query, (older_than_ms, _CLOCK_SET_MS)).fetchall()
-            return sum(self._finish(connection, row[0], State.DROPPED, "too old", changes) for row in rows)
-
-        return self._change(apply)
+        return self._change(lambda connection, changes: self._ledger.expire(connection, older_than_ms, changes))
 
     def get(self, ident: uuid.UUID) -> Entry | None:
         """The frame's entry, or None when it was never here or its history is gone."""
-        row = self._read_one(f"SELECT {_ENTRY} FROM frames WHERE id = ?", (ident.bytes,))
-        return None if row is None else self._entry(row)
+        row = self._read_one(f"SELECT {ENTRY} FROM frames WHERE id = ?", (ident.bytes,))
+        return None if row is None else self._ledger.entry(row)
 
     def lease(self, limit: int) -> list[Record]:
         """Up to `limit` frames to send now, most urgent first, then oldest first. Each must be finished or released."""
@@ -117,6 +104,13 @@ class Spool:
             records.append(record)
         return records
 
+    def oldest(self) -> Record | None:
+        """The oldest readable frame that waits, whether or not it is leased; it stays as it is."""
+        for (raw,) in self._read("SELECT record FROM frames WHERE state = 0 ORDER BY seq LIMIT 16", ()):
+            with contextlib.suppress(DamagedRecord):
+                return Record.parse(raw or b"")
+        return None
+
     def release(self, idents: Iterable[uuid.UUID], delay_seconds: float = 0.0) -> None:
         """Gives leased frames back unsent; each is offered again after the delay, doubled per attempt (leases.py)."""
         for ident in idents:
@@ -132,14 +126,24 @@ class Spool:
         return 0.0 if row is None or row[0] is None else max(0.0, time.time() - row[0] / 1000)
 
     @property
+    def max_bytes(self) -> int:
+        """The cap on pending_bytes."""
+        return self._ledger.max_bytes
+
+    @property
+    def full_policy(self) -> FullPolicy:
+        """What happens at the cap."""
+        return self._ledger.full_policy
+
+    @property
     def pending_frames(self) -> int:
         """Frames not yet acknowledged."""
-        return self._frames
+        return self._ledger.frames
 
     @property
     def pending_bytes(self) -> int:
         """Their bytes, as counted against the cap."""
-        return self._bytes
+        return self._ledger.bytes
 
     @property
     def alive(self) -> bool:
@@ -172,80 +176,6 @@ class Spool:
 
         return self._writer.submit(Op(run, after))
 
-    def _put(self, connection: sqlite3.Connection, record: Record, changes: Changes) -> Entry:
-        query = f"SELECT {_ENTRY} FROM frames WHERE id = ?"
-        row = connection.execute(query, (record.id.bytes,)).fetchone()
-        if row is not None:
-            entry = self._entry(row)
-            if entry.picture_crc != record.picture_crc:
-                raise IdTaken(f"id {record.id} belongs to another picture; use a fresh id for each picture")
-            if entry.state is not State.DROPPED:
-                return entry
-        cost = len(record.to_bytes()) + spool_file.ROW_BYTES
-        for ident in self._victims(connection, cost, record.priority):
-            self._finish(connection, ident, State.DROPPED, f"spool full, {self.full_policy}", changes)
-        if row is not None:  # dropped before and posted again: it starts anew
-            connection.execute("DELETE FROM frames WHERE id = ?", (record.id.bytes,))
-            self._history -= 1
-        spool_file.insert(connection, record, cost)
-        self._frames += 1
-        self._bytes += cost
-        changes.append((record.id, State.SPOOLED, ""))
-        return self._entry(connection.execute(query, (record.id.bytes,)).fetchone())
-
-    def _victims(self, connection: sqlite3.Connection, cost: int, priority: int) -> list[bytes]:
-        """Ids to drop so that `cost` fits; raises SpoolFull (and drops nothing) where the policy gives no room."""
-        missing = self._bytes + cost - self.max_bytes
-        if missing <= 0:
-            return []
-        oldest_first = self.full_policy == "drop-oldest"
-        victims: list[bytes] = []
-        if self.full_policy != "refuse" and cost <= self.max_bytes:
-            order = "seq" if oldest_first else "priority, seq"
-            query = f"SELECT id, cost FROM frames WHERE state = 0 AND priority <= ? ORDER BY {order}"
-            for ident, freed in connection.execute(query, (2**32 if oldest_first else priority,)):
-                if self._leases.is_out(ident):
-                    continue  # it is on the wire; its acknowledgement will free it
-                victims.append(ident)
-                missing -= freed
-                if missing <= 0:
-                    return victims
-        raise SpoolFull(
-            f"the spool holds {self._bytes} of {self.max_bytes} bytes; wait for the uplink, raise"
-            " AEIC_EDGE_SPOOL_MAX_BYTES or change AEIC_EDGE_SPOOL_FULL_POLICY"
-        )
-
-    def _finish(
-        self, connection: sqlite3.Connection, ident: bytes, state: State, reason: str, changes: Changes
-    ) -> bool:
-        row = connection.execute("SELECT state, cost FROM frames WHERE id = ?", (ident,)).fetchone()
-        # A frame dropped for room while its acknowledgement was on the way has arrived after all.
-        if row is None or not (row[0] == State.SPOOLED or (row[0] == State.DROPPED and state is State.DELIVERED)):
-            return False
-        connection.execute(
-            "UPDATE frames SET state = ?, reason = ?, finished_ms = ?, record = NULL WHERE id = ?",
-            (state.value, reason[:500], int(time.time() * 1000), ident),
-        )
-        if row[0] == State.SPOOLED:
-            self._frames -= 1
-            self._bytes -= row[1]
-            self._history += 1
-        changes.append((uuid.UUID(bytes=ident), state, reason))
-        return True
-
-    def _prune(self, connection: sqlite3.Connection) -> None:
-        # In slices of a twentieth, so that not every commit pays for a deletion.
-        over = self._history - self.history_frames
-        if over > self.history_frames // 20:
-            oldest = "SELECT seq FROM frames WHERE state != 0 ORDER BY finished_ms LIMIT ?"
-            connection.execute(f"DELETE FROM frames WHERE seq IN ({oldest})", (over,))
-            self._history -= over
-
-    def _recount(self, connection: sqlite3.Connection) -> None:
-        pending = "SELECT COUNT(*), COALESCE(SUM(cost), 0) FROM frames WHERE state = 0"
-        self._frames, self._bytes = connection.execute(pending).fetchone()
-        self._history: int = connection.execute("SELECT COUNT(*) FROM frames WHERE state != 0").fetchone()[0]
-
     def _rebuild(self) -> sqlite3.Connection:
         with self._reading:
             self._reader.close()
@@ -276,9 +206,3 @@ class Spool:
     def _read_one(self, query: str, values: tuple[Any, ...]) -> Any:
         rows = self._read(query, values)
         return rows[0] if rows else None
-
-    def _entry(self, row: Any) -> Entry:
-        ident, state = bytes(row[0]), State(row[1])
-        if state is State.SPOOLED and self._leases.is_out(ident):
-            state = State.SENDING
-        return Entry(uuid.UUID(bytes=ident), state, *row[2:])

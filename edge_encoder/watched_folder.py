@@ -11,15 +11,15 @@ to a name that starts with a dot and rename. Knows nothing of HTTP.
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import logging
-import uuid
 from pathlib import Path
 
 from aeic.errors import InputError
 from edge_encoder.encode_queue import Busy
+from edge_encoder.ids import derived_id
 from edge_encoder.records import IdTaken, SpoolError
-from edge_encoder.service import EdgeService, Wish
+from edge_encoder.service import EdgeService
+from edge_encoder.wish import Wish
 
 log = logging.getLogger("aeic.edge.folder")
 
@@ -73,7 +73,10 @@ class WatchedFolder:
             if size > self._service.settings.max_body_bytes:
                 raise InputError(f"the file has {size} bytes: raise AEIC_EDGE_MAX_BODY_BYTES or send smaller ones")
             data = await asyncio.to_thread(path.read_bytes)
-            wish = Wish(captured_ms=max(0, time_ns // 1_000_000), id=_id(path.name, time_ns, data))
+            wish = Wish(
+                captured_ms=max(0, time_ns // 1_000_000),
+                id=derived_id(time_ns // 1_000_000, f"{path.name}\0{time_ns}\0".encode() + data),
+            )
             await self._service.take(data, wish)
         except (InputError, IdTaken) as error:
             log.warning("%s is refused: %s", path.name, error)
@@ -92,12 +95,3 @@ class WatchedFolder:
 def _move(path: Path, folder: Path) -> None:
     folder.mkdir(exist_ok=True)
     path.replace(folder / path.name)
-
-
-def _id(name: str, time_ns: int, data: bytes) -> uuid.UUID:
-    """A UUIDv7 of the file's time whose other bits come from its name, time and bytes: the same file, the same id."""
-    digest = hashlib.sha256(f"{name}\0{time_ns}\0".encode() + data).digest()
-    random = int.from_bytes(digest[:10], "big")
-    value = (max(0, time_ns // 1_000_000) & (1 << 48) - 1) << 80
-    value |= 0x7 << 76 | (random >> 62 & 0xFFF) << 64 | 0b10 << 62 | random & (1 << 62) - 1
-    return uuid.UUID(int=value)

@@ -28,7 +28,7 @@ if _version_not_supported:
 class IngestServiceStub:
     """One long-lived stream per edge box. The order on it is
     edge:  Hello, Frame, Frame, ...
-    cloud: Welcome, Ack, Ack, ...
+    cloud: Welcome, then answers in the order of the frames: Ack for one, stored for a run of them
     A frame may be sent again after a broken stream; its id makes that harmless.
     """
 
@@ -48,12 +48,12 @@ class IngestServiceStub:
 class IngestServiceServicer:
     """One long-lived stream per edge box. The order on it is
     edge:  Hello, Frame, Frame, ...
-    cloud: Welcome, Ack, Ack, ...
+    cloud: Welcome, then answers in the order of the frames: Ack for one, stored for a run of them
     A frame may be sent again after a broken stream; its id makes that harmless.
     """
 
     def Deliver(self, request_iterator, context):
-        """Takes frames for safe keeping. An Ack leaves only after its frame is committed.
+        """Takes frames for safe keeping. An answer leaves only after its frame is committed.
         FAILED_PRECONDITION: the cloud does not hold the model named in Hello.
         UNAUTHENTICATED: the token is missing or wrong.
         """
@@ -80,7 +80,7 @@ def add_IngestServiceServicer_to_server(servicer, server):
 class IngestService:
     """One long-lived stream per edge box. The order on it is
     edge:  Hello, Frame, Frame, ...
-    cloud: Welcome, Ack, Ack, ...
+    cloud: Welcome, then answers in the order of the frames: Ack for one, stored for a run of them
     A frame may be sent again after a broken stream; its id makes that harmless.
     """
 

@@ -31,7 +31,7 @@ GRPC_VERSION: str
 class IngestServiceStub:
     """One long-lived stream per edge box. The order on it is
       edge:  Hello, Frame, Frame, ...
-      cloud: Welcome, Ack, Ack, ...
+      cloud: Welcome, then answers in the order of the frames: Ack for one, stored for a run of them
     A frame may be sent again after a broken stream; its id makes that harmless.
     """
 
@@ -40,7 +40,7 @@ class IngestServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> IngestServiceAsyncStub: ...
     Deliver: _grpc.StreamStreamMultiCallable[_ingest_pb2.DeliverRequest, _ingest_pb2.DeliverResponse]
-    """Takes frames for safe keeping. An Ack leaves only after its frame is committed.
+    """Takes frames for safe keeping. An answer leaves only after its frame is committed.
     FAILED_PRECONDITION: the cloud does not hold the model named in Hello.
     UNAUTHENTICATED: the token is missing or wrong.
     """
@@ -49,13 +49,13 @@ class IngestServiceStub:
 class IngestServiceAsyncStub(IngestServiceStub):
     """One long-lived stream per edge box. The order on it is
       edge:  Hello, Frame, Frame, ...
-      cloud: Welcome, Ack, Ack, ...
+      cloud: Welcome, then answers in the order of the frames: Ack for one, stored for a run of them
     A frame may be sent again after a broken stream; its id makes that harmless.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     Deliver: _aio.StreamStreamMultiCallable[_ingest_pb2.DeliverRequest, _ingest_pb2.DeliverResponse]  # type: ignore[assignment]
-    """Takes frames for safe keeping. An Ack leaves only after its frame is committed.
+    """Takes frames for safe keeping. An answer leaves only after its frame is committed.
     FAILED_PRECONDITION: the cloud does not hold the model named in Hello.
     UNAUTHENTICATED: the token is missing or wrong.
     """
@@ -63,7 +63,7 @@ class IngestServiceAsyncStub(IngestServiceStub):
 class IngestServiceServicer(metaclass=_abc_1.ABCMeta):
     """One long-lived stream per edge box. The order on it is
       edge:  Hello, Frame, Frame, ...
-      cloud: Welcome, Ack, Ack, ...
+      cloud: Welcome, then answers in the order of the frames: Ack for one, stored for a run of them
     A frame may be sent again after a broken stream; its id makes that harmless.
     """
 
@@ -73,7 +73,7 @@ class IngestServiceServicer(metaclass=_abc_1.ABCMeta):
         request_iterator: _MaybeAsyncIterator[_ingest_pb2.DeliverRequest],
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_ingest_pb2.DeliverResponse], _abc.AsyncIterator[_ingest_pb2.DeliverResponse]]:
-        """Takes frames for safe keeping. An Ack leaves only after its frame is committed.
+        """Takes frames for safe keeping. An answer leaves only after its frame is committed.
         FAILED_PRECONDITION: the cloud does not hold the model named in Hello.
         UNAUTHENTICATED: the token is missing or wrong.
         """

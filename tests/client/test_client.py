@@ -30,7 +30,7 @@ class Running:
     """A cloud in a thread of its own, as a client in a script meets it; frames are put into its store."""
 
     def __init__(self, bundle: Bundle, folder: Path, **changed: Any) -> None:  # noqa: F811
-        decoder = Decoder(bundle, OnnxGenerator(bundle, 1), threads=1)
+        decoder = Decoder(bundle, OnnxGenerator(bundle.path, 1), threads=1)
         settings = {"host": "127.0.0.1", "port": 0, "grpc_port": 0, "data_dir": folder, **changed}
         self.cloud = Cloud(Settings(**settings), decoder)
         self.loop = asyncio.new_event_loop()

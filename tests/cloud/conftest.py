@@ -34,7 +34,7 @@ class FakeGenerator:
     """Runs the tiny bundle's synthesis, remembers its batches, and fails or waits as a test wants."""
 
     def __init__(self, bundle: Bundle) -> None:
-        self._inner = OnnxGenerator(bundle, 1)
+        self._inner = OnnxGenerator(bundle.path, 1)
         self.batches: list[tuple[int, ...]] = []
         self.most: int | None = None  # more than this at once is out of memory
         self.poison: Callable[[np.ndarray], bool] | None = None

@@ -94,3 +94,14 @@ def test_discarded_pieces_never_come_out() -> None:
     batcher.add(piece(2))
     batcher.discard([1, 77])
     assert 1 not in batcher and [p.key for p in batcher.take(0.0)] == [2]
+
+
+def test_among_equals_what_is_at_hand_goes_first_and_the_other_waits_no_longer_than_aging() -> None:
+    batcher: Batcher[str] = Batcher(max_cost=100, max_pieces=4, aging_seconds=2.0, at_hand=lambda b: b == "loaded")
+    batcher.add(Piece("a", "other", 1, 0, math.inf, 0.0))
+    batcher.add(Piece("b", "loaded", 1, 0, math.inf, 0.1))
+    assert [piece.key for piece in batcher.take(0.2)] == ["b"]
+    batcher.add(Piece("c", "loaded", 1, 0, math.inf, 1.9))
+    assert [piece.key for piece in batcher.take(2.1)] == ["a"]
+    batcher.add(Piece("d", "other", 1, 1, math.inf, 2.1))
+    assert [piece.key for piece in batcher.take(2.2)] == ["d"]

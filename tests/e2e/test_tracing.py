@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import sys
+import zlib
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from uuid import UUID
 
@@ -19,7 +21,7 @@ from edge_encoder.api import create_app
 from edge_encoder.records import Record
 from edge_encoder.service import EdgeService
 from edge_encoder.settings import EdgeSettings
-from edge_encoder.uplink import _frame
+from edge_encoder.stream import Stream
 
 CALLER = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 
@@ -104,7 +106,9 @@ def test_off_it_costs_no_byte_and_no_import() -> None:
     tracing.keep(record.id, bytes(25))
     tracing.keep_current(record.id)
     assert not tracing.on() and tracing.kept(record.id) == b"" and tracing.span("x", 1.0) == b""
-    assert _frame(record, "") == pb.Frame(id=record.id.bytes, bitstream=b"frame", crc32=_frame(record, "").crc32)
+    stream: Any = SimpleNamespace(_settings=SimpleNamespace(source_id=""), _prompt=lambda _: False)
+    sent = Stream._frame(stream, record)
+    assert sent == pb.Frame(id=record.id.bytes, bitstream=b"frame", crc32=zlib.crc32(b"frame"))
     code = (
         "import sys, edge_encoder.uplink, cloud_decoder.traces\n"
         "print([m for m in sys.modules if m.startswith('opentelemetry.sdk')])"

@@ -14,7 +14,12 @@ import grpc
 
 from aeic.v1 import ingest_pb2 as pb
 from aeic.v1.ingest_pb2_grpc import IngestServiceServicer, add_IngestServiceServicer_to_server
+from cloud_decoder.answers import Answers
 from edge_encoder.settings import EdgeSettings
+
+
+class _Break(Exception):
+    """The stream is to end here."""
 
 
 @dataclass
@@ -33,7 +38,8 @@ class FakeCloud(IngestServiceServicer):
     break_on: set[uuid.UUID] = field(default_factory=set)  # frames that kill the stream every time
     silent: bool = False  # takes frames and never answers
     welcomes: bool = True
-    largest_under_way: int = 0
+    rejects_all: bool = False
+    miscounts: int = 0  # answers so many frames more than came
 
     async def Deliver(self, requests, context):  # the generated name
         first = await anext(requests)
@@ -46,28 +52,48 @@ class FakeCloud(IngestServiceServicer):
         if not self.welcomes:
             await asyncio.sleep(3600)
         yield pb.DeliverResponse(welcome=pb.Welcome(window=self.window))
+        answers: Answers[pb.Ack | None] = Answers(min(first.hello.window, self.window), self._resolve)
+        reader = asyncio.create_task(self._read(requests, answers))
+        try:
+            async with contextlib.aclosing(answers.messages()) as messages:
+                async for _, message in messages:
+                    if message.stored:
+                        message.stored += self.miscounts
+                    yield message
+        except _Break:
+            await context.abort(grpc.StatusCode.INTERNAL, "told to break")
+        finally:
+            reader.cancel()
+
+    async def _read(self, requests, answers):
         limit = self.break_after.pop(0) if self.break_after else None
         count = 0
         async for request in requests:
             frame = request.frame
-            ident = uuid.UUID(bytes=frame.id)
             assert zlib.crc32(frame.bitstream) == frame.crc32
             self.received += 1
             count += 1
             if self.silent:
                 continue
-            if ident in self.break_on or (limit is not None and count > limit):
-                await context.abort(grpc.StatusCode.INTERNAL, "told to break")
-            if ident in self.reject:
-                status, reason = pb.ACK_STATUS_REJECTED, "damaged frame"
-            elif ident in self.frames:
-                assert self.frames[ident] == frame.bitstream
-                status, reason = pb.ACK_STATUS_DUPLICATE, ""
-            else:
-                self.frames[ident] = frame.bitstream
-                self.order.append(ident)
-                status, reason = pb.ACK_STATUS_STORED, ""
-            yield pb.DeliverResponse(ack=pb.Ack(id=frame.id, status=status, reason=reason))
+            broken = uuid.UUID(bytes=frame.id) in self.break_on or (limit is not None and count > limit)
+            answers.add(frame.id, None if broken else self._keep(frame), frame.prompt)
+        answers.end()
+
+    def _keep(self, frame: pb.Frame) -> pb.Ack:
+        ident = uuid.UUID(bytes=frame.id)
+        if self.rejects_all or ident in self.reject:
+            return pb.Ack(id=frame.id, status=pb.ACK_STATUS_REJECTED, reason="damaged frame")
+        if ident in self.frames:
+            assert self.frames[ident] == frame.bitstream
+            return pb.Ack(id=frame.id, status=pb.ACK_STATUS_DUPLICATE)
+        self.frames[ident] = frame.bitstream
+        self.order.append(ident)
+        return pb.Ack(id=frame.id, status=pb.ACK_STATUS_STORED)
+
+    async def _resolve(self, id: bytes, ack: pb.Ack | None) -> pb.Ack:
+        if ack is None:
+            raise _Break
+        return ack
 
 
 @contextlib.asynccontextmanager
@@ -75,7 +101,7 @@ async def serving(
     cloud: FakeCloud, address: str = "127.0.0.1:0", credentials: grpc.ServerCredentials | None = None
 ) -> AsyncIterator[str]:
     """Runs the fake; yields its host:port."""
-    server = grpc.aio.server()
+    server = grpc.aio.server(options=[("grpc.http2.bdp_probe", 0)])
     add_IngestServiceServicer_to_server(cloud, server)
     if credentials is None:
         port = server.add_insecure_port(address)

@@ -164,7 +164,7 @@ class Soak:
             "frames_per_second": round(count / seconds, 1),
             "wire_up_bytes_over_payload_per_frame": round((up - payload) / count, 1),
             "wire_down_bytes_per_frame": round(down / count, 1),
-            "edge_resident_mb": round(self.edge.peak_mb),
+            "resident_mb": round(self.edge.peak_mb),
             "seconds": round(seconds, 1),
         }
 

@@ -269,7 +269,7 @@ def test_wait_for_delivery_and_the_headers_travel(tmp_path, tiny_bundle):
             assert list(cloud.frames) == [uuid.UUID(response.json()["id"])]
             status = (await client.get("/v1/status")).json()
             assert status["uplink"]["state"] == "connected" and status["spool"]["frames"] == 0
-            assert not service._waiting
+            assert not service.waiting._waiters
             text = (await client.get("/metrics")).text
             assert 'aeic_edge_acks_total{status="stored"} 1.0' in text
             assert 'aeic_edge_stage_seconds_count{stage="ship"} 1.0' in text
@@ -305,7 +305,7 @@ def test_full_spool_is_507(tmp_path, tiny_bundle):
 
 def test_too_many_at_once_get_429_at_once(tmp_path, tiny_bundle):
     async def scenario() -> None:
-        async with edge(tmp_path, tiny_bundle, encode_queue_frames=2) as (client, service):
+        async with edge(tmp_path, tiny_bundle, encode_queue_frames=2, encode_workers=1) as (client, service):
             slow = service.encoder.encode
 
             def encode(*args: Any, **kw: Any) -> Any:

@@ -5,14 +5,17 @@ from __future__ import annotations
 import itertools
 
 import numpy as np
+import onnxruntime
 import pytest
 
 from aeic.bundle import Bundle
 from aeic.errors import BundleError, InputError, RateError, TooLarge
 from aeic.latent_codec import LatentCodec
+from edge_encoder import provider
 from edge_encoder.analysis import Analysis, spans
 from edge_encoder.encoder import Encoder
 from tests.edge.conftest import picture
+from tests.tiny_bundle import write_tiny_bundle
 
 
 @pytest.fixture(scope="module")
@@ -80,9 +83,70 @@ def test_tiles_change_nothing_where_the_margin_covers_the_reach(tiny_bundle):
     np.testing.assert_allclose(whole, cut, atol=1e-5)
 
 
-def test_the_provider_is_read_back(tiny_bundle):
-    import onnxruntime
+class Accelerated:
+    """A session of the CPU that says it is one of CUDA, as far as a machine without a GPU can try that path."""
 
+    def __init__(self, session: onnxruntime.InferenceSession) -> None:
+        self._session = session
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._session, name)
+
+    def get_providers(self) -> list[str]:
+        return ["CUDAExecutionProvider", "CPUExecutionProvider"]
+
+
+@pytest.fixture
+def cuda(monkeypatch):
+    """ONNX Runtime as if it had CUDA; returns the graphs that were opened for it."""
+    plain, opened = provider._session, []
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider"])
+    monkeypatch.setattr(provider, "_refuse_two_runtimes", lambda: None)
+
+    def session(path, providers, threads):
+        if providers == ["CPUExecutionProvider"]:
+            return plain(path, providers, threads)
+        assert providers[0][0] == "CUDAExecutionProvider" and providers[0][1]["use_tf32"] == "0"
+        opened.append(path.name)
+        return Accelerated(plain(path, ["CPUExecutionProvider"], threads))
+
+    monkeypatch.setattr(provider, "_session", session)
+    return opened
+
+
+def test_a_gpu_runs_the_float16_analysis_where_it_agrees_with_the_cpu(tiny_bundle, tmp_path, cuda, caplog):
+    from aeic_train.half import add_half
+
+    bundle = add_half(tiny_bundle, tmp_path / "gpu")
+    assert bundle.fingerprint == Bundle.load(tiny_bundle).fingerprint and bundle.has("analysis_half.onnx")
+    analysis = Analysis(bundle, provider="cuda", threads=1)
+    assert (cuda, analysis.provider) == (["analysis_half.onnx"], "CUDAExecutionProvider")
+    rgb = noise(128, 192)
+    whole = Analysis(bundle, provider="cpu", threads=1)(rgb)
+    half = analysis(rgb)
+    assert half.dtype == np.float32 and 0 < np.abs(half - whole).max() < 0.02 * np.abs(whole).max()
+
+    other = write_tiny_bundle(tmp_path / "other", seed=3)  # a half graph of another model: its answer is wrong
+    (bundle.path / "analysis_half.onnx").write_bytes((other / "analysis.onnx").read_bytes())
+    assert Analysis(bundle, provider="auto", threads=1).provider == "CUDAExecutionProvider"
+    assert cuda[1:] == ["analysis_half.onnx", "analysis.onnx"] and "float16 analysis is not used" in caplog.text
+
+
+def test_a_gpu_whose_answer_is_wrong_is_not_used(tiny_bundle, monkeypatch, cuda, caplog):
+    right = provider.run_bound
+
+    def wrong(session, image, options=None):
+        return right(session, image, options) * (1.1 if isinstance(session, Accelerated) else 1.0)
+
+    monkeypatch.setattr(provider, "run_bound", wrong)
+    bundle = Bundle.load(tiny_bundle)
+    assert Analysis(bundle, provider="auto", threads=1).provider == "CPUExecutionProvider"
+    assert "known picture" in caplog.text
+    with pytest.raises(BundleError, match="known picture"):
+        Analysis(bundle, provider="cuda", threads=1)
+
+
+def test_the_provider_is_read_back(tiny_bundle):
     bundle = Bundle.load(tiny_bundle)
     assert Analysis(bundle, provider="cpu").provider == "CPUExecutionProvider"
     if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():

@@ -14,6 +14,7 @@ from pathlib import Path
 import grpc
 import pytest
 
+from cloud_decoder.answers import GATHER_SECONDS
 from edge_encoder.backoff import Backoff
 from edge_encoder.metrics import Metrics
 from edge_encoder.records import Record, State
@@ -245,26 +246,59 @@ def test_lost_acks_make_duplicates_that_change_nothing(tmp_path):
     run(scenario())
 
 
-def test_wire_bytes_on_a_long_stream(tmp_path):
-    """Counted on the socket of a busy link with 20 ms each way: at most 64 bytes over the payload per frame upward, 43
-    downward. (A lone frame now and then costs 26 more each way, for gRPC's window updates.)"""
+@pytest.mark.parametrize(
+    ("delay", "pause", "count"),
+    [(0.02, 0.0, 750), (0.0, 0.0, 750), (0.0, 0.1, 40)],
+    ids=["far", "near", "ten a second"],
+)
+def test_wire_bytes_on_a_long_stream(tmp_path, delay, pause, count):
+    """Counted on the socket: at most 64 bytes over the payload per frame upward, 43 downward; on a busy stream over a
+    link with 20 ms each way, on one without any delay, and with a frame now and then, ten a second."""
 
     async def scenario() -> None:
-        cloud = FakeCloud()
-        size, count = 1500, 750
+        cloud, size = FakeCloud(), 1500
         async with (
             serving(cloud) as address,
-            Proxy(address, delay_seconds=0.02) as proxy,
+            Proxy(address, delay_seconds=delay) as proxy,
             shipping(tmp_path, proxy.address) as (spool, _),
         ):
             await put(spool, 20, size)
             await until(lambda: spool.pending_frames == 0)
             up, down = proxy.up, proxy.down
-            for _ in range(count // 250):
-                await put(spool, 250, size)
+            step = 1 if pause else 250
+            for _ in range(count // step):
+                await put(spool, step, size)
+                await asyncio.sleep(pause)
             await until(lambda: spool.pending_frames == 0)
             assert (proxy.up - up) / count - size <= 64
             assert (proxy.down - down) / count <= 43
+
+    run(scenario())
+
+
+def test_an_answer_somebody_waits_for_is_not_gathered(tmp_path):
+    async def scenario() -> None:
+        cloud = FakeCloud()
+        async with serving(cloud) as address, shipping(tmp_path, address) as (spool, uplink):
+            uplink._prompt = lambda ident: True
+            await until(lambda: uplink.status.state == "connected")
+            begin = time.monotonic()
+            for _ in range(10):
+                await put(spool, 1)
+                await until(lambda: spool.pending_frames == 0)
+            assert time.monotonic() - begin < 5 * GATHER_SECONDS
+
+    run(scenario())
+
+
+def test_a_cloud_that_counts_too_many_is_left(tmp_path):
+    async def scenario() -> None:
+        cloud = FakeCloud()
+        cloud.miscounts = 7
+        async with serving(cloud) as address, shipping(tmp_path, address) as (spool, uplink):
+            await put(spool, 2)
+            await until(lambda: uplink.status.state == "refused")
+            assert spool.pending_frames == 2 and "miscounts" in uplink.status.detail
 
     run(scenario())
 

@@ -39,6 +39,31 @@ def test_torch_and_onnx_agree(bundle: Path) -> None:
     np.testing.assert_allclose(pictures, expected, atol=2e-4)
 
 
+@pytest.mark.parametrize("half_is_faster", [True, False])
+def test_the_cpu_chooses_its_dtype_by_measurement(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch, half_is_faster: bool
+) -> None:
+    y_hat = np.random.default_rng(0).standard_normal((1, NANO.latent_channels, 4, 2)).astype(np.float32)
+    generator = TorchGenerator(bundle)
+    expected = generator(y_hat)
+    measure = generator._measure
+
+    def told(sample: np.ndarray) -> tuple[np.ndarray, float]:
+        seconds = {torch.float32: 1.0, torch.bfloat16: 0.5 if half_is_faster else 0.95}[generator.dtype]
+        return measure(sample)[0], seconds
+
+    monkeypatch.setattr(generator, "_measure", told)
+    monkeypatch.setattr("aeic_nets.generator.HALF_PSNR", 10.0)  # random weights amplify what training would not
+    generator.warm_up(4)
+    assert generator.dtype == (torch.bfloat16 if half_is_faster else torch.float32)
+    again = generator(y_hat)
+    assert set(generator.parts) == {"g_s", "unet", "vae"} and generator.memory == {}
+    if half_is_faster:
+        assert again.dtype == np.float32 and np.isfinite(again).all()
+    else:
+        np.testing.assert_array_equal(again, expected)
+
+
 def test_missing_weights_are_named(bundle: Path, tmp_path: Path) -> None:
     from safetensors.torch import save_file
 

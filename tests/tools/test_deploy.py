@@ -24,7 +24,10 @@ COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.yml").read_text
 IMAGES = sorted(DEPLOY.glob("*.Dockerfile"))
 
 
-@pytest.mark.parametrize("path", [*IMAGES, ROOT / "docker-compose.yml"], ids=lambda path: path.name)
+UNIT = DEPLOY / "aeic-edge.service"
+
+
+@pytest.mark.parametrize("path", [*IMAGES, UNIT, ROOT / "docker-compose.yml"], ids=lambda path: path.name)
 def test_settings_named_in_containers_exist(path: Path) -> None:
     for side, settings in (("EDGE", EdgeSettings), ("CLOUD", CloudSettings)):
         named = {name.lower() for name in re.findall(rf"AEIC_{side}_([A-Z_]+)", path.read_text())}
@@ -113,3 +116,10 @@ def test_the_compose_file_fits_its_schema() -> None:
 def test_hadolint_has_nothing_to_say(path: Path) -> None:
     done = subprocess.run([_checker("hadolint"), str(path)], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_the_unit_has_its_watchdog_and_starts_again() -> None:
+    lines = UNIT.read_text().splitlines()
+    assert {"Type=notify", "WatchdogSec=30", "Restart=always", "ProtectSystem=strict"} <= set(lines)
+    (command,) = [line for line in lines if line.startswith("ExecStart=")]
+    assert command.endswith("/bin/python -m edge_encoder")

@@ -8,10 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from aeic.bundle import Bundle
 from aeic.latent_codec import LatentCodec
 from aeic.profiles import Profile
+from aeic_nets.network import AEIC
 from aeic_train import export, loop
 from aeic_train.evaluate import Pair
 
@@ -19,6 +21,7 @@ RECIPE = """
 profile = "tiny"
 seed = 1
 average = 0.9
+teacher = "tiny"
 
 [[stage]]
 name = "prior"
@@ -40,6 +43,18 @@ spread_from = 0
 exact = true
 weights = { mse = 1.0, features = 0.1, texture = 0.1, low = 0.1 }
 rates = { 0 = [0.1, 0.05], 1 = [0.2, 0.1] }
+
+[[stage]]
+name = "taught"
+kind = "codec"
+steps = 1
+crop = 64
+batch = 2
+learning_rate = 1e-3
+weights = { mse = 1.0, features = 0.1 }
+rates = { 0 = [0.05, 0.05] }
+distill = { analysis = 0.5, latent = 0.5, unet = 0.5 }
+adversarial = 0.1
 """
 
 
@@ -49,6 +64,8 @@ def run(tiny: Profile, photographs: Path, tmp_path_factory: pytest.TempPathFacto
     (folder / "tiny.toml").write_text(RECIPE)
     arguments = ["--recipe", str(folder / "tiny.toml"), "--photographs", str(photographs)]
     arguments += ["--validation", str(photographs), "--run", str(folder / "run")]
+    save_file(AEIC(tiny).state_dict(), folder / "teacher.safetensors")
+    arguments += ["--teacher", str(folder / "teacher.safetensors")]
     loop.main([*arguments, "--threads", "1"])
     loop.main([*arguments, "--threads", "1"])  # nothing is left to do: it must see that
     return folder / "run"
@@ -78,11 +95,12 @@ def bundle(run: Path, photographs: Path, tmp_path_factory: pytest.TempPathFactor
 
 def test_the_state_says_where_it_stands(run: Path) -> None:
     state = torch.load(run / "state.pt", weights_only=True)
-    assert state["position"] == [2, 0, 3]
+    assert state["position"] == [3, 0, 4]
+    assert state["adversary"] and state["distillation"]
 
 
 def test_the_export_is_a_bundle_that_codes(bundle: Bundle) -> None:
-    assert json.loads((bundle.path / "bundle.json").read_text())["card"]["steps"] == 3
+    assert json.loads((bundle.path / "bundle.json").read_text())["card"]["steps"] == 4
     y = np.random.default_rng(0).normal(0, 2, (bundle.channels, 4, 6)).astype(np.float32)
     codec = LatentCodec(bundle, threads=1)
     for rate in (0, 1):

@@ -5,9 +5,11 @@ from pathlib import Path
 import pytest
 
 import aeic_train
-from aeic.profiles import NANO
-from aeic_train.loop import learning_rate
+from aeic.profiles import NANO, PROFILES, Profile
+from aeic_nets.network import AEIC
+from aeic_train.distillation import PARTS
 from aeic_train.recipe import Recipe, Stage
+from aeic_train.schedule import learning_rate, parameter_groups
 
 RECIPES = Path(aeic_train.__file__).parent / "recipes"
 
@@ -21,6 +23,9 @@ def test_shipped_recipes_are_sound(path: Path) -> None:
         assert stage.kind in {"prior", "codec"}
         assert set(stage.rates) <= {str(i) for i in range(NANO.rates)}
         assert bool(stage.rates) == (stage.kind == "codec")
+        assert set(stage.distill) <= set(PARTS)
+    assert recipe.profile in PROFILES
+    assert recipe.teacher is None or recipe.teacher in PROFILES
 
 
 def test_an_unknown_key_is_named(tmp_path: Path) -> None:
@@ -36,3 +41,11 @@ def test_the_learning_rate_warms_up_and_decays() -> None:
     assert rates[0] == pytest.approx(0.01)
     assert rates[100] == rates[499] == 1.0
     assert rates[-1] == pytest.approx(0.02, abs=5e-3)
+
+
+def test_the_gains_learn_faster_than_the_rest(tiny: Profile) -> None:
+    model = AEIC(tiny)
+    rest, gains = parameter_groups(model, list(model.parameters()))
+    assert gains["speed"] > rest["speed"] == 1.0
+    assert [tuple(p.shape) for p in gains["params"]] == [(tiny.rates, tiny.latent_channels)] * 2
+    assert len(rest["params"]) + 2 == len(list(model.parameters()))

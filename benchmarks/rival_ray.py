@@ -1,0 +1,52 @@
+"""The same decoder behind Ray Serve, for benchmarks/serve.py: ``python -m benchmarks.rival_ray PORT MAX_BATCH``.
+
+Written as its documentation has it: one replica, ``serve.batch``, the answer encoded by the replica.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from typing import Any
+
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+
+import ray
+from ray import serve
+from starlette.requests import Request
+from starlette.responses import Response
+
+CAP = int(sys.argv[2])
+
+
+@serve.deployment(max_ongoing_requests=256, ray_actor_options={"num_cpus": 0, "runtime_env": {}})
+class Rival:
+    """A frame in, a PNG out."""
+
+    def __init__(self, cap: int) -> None:
+        from cloud_decoder.decoder import Decoder
+
+        self.decoder = Decoder.from_bundle(max_batch=cap)
+        self.decoder.warm_up()
+
+    @serve.batch(max_batch_size=CAP, batch_wait_timeout_s=0.01 if CAP > 1 else 0.0)
+    async def decode(self, frames: list[bytes]) -> list[bytes]:
+        """A batch, as Ray seals it."""
+        from cloud_decoder import pictures
+
+        return [pictures.encode(picture, pictures.MASTER) for picture in self.decoder.decode(frames)]
+
+    async def __call__(self, request: Request) -> Any:
+        """One request."""
+        return Response(await self.decode(await request.body()), media_type="image/png")
+
+
+if __name__ == "__main__":
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGINT})  # sigwait takes them, not Ray
+    ray.init(num_cpus=2, include_dashboard=False, object_store_memory=100 * 2**20, log_to_driver=False)
+    serve.start(http_options={"host": "127.0.0.1", "port": int(sys.argv[1])})
+    serve.run(Rival.bind(CAP))
+    signal.sigwait({signal.SIGTERM, signal.SIGINT})
+    serve.shutdown()
+    ray.shutdown()

@@ -1,0 +1,75 @@
+"""The answers of one stream: in the order of its frames, runs of stored frames told together.
+
+    STORED STORED STORED REJECTED STORED ...   ->   {stored: 3} {ack: rejected} {stored: 1} ...
+
+A message costs an HTTP/2 header, and the next write of either side pays for window updates: some 60 bytes in all, far
+more than the answer itself. So one message at most goes out in GATHER_SECONDS, unless half the edge's window waits for
+it or somebody waits for a frame (Frame.prompt). A frame that comes after a quiet time is answered at once. An edge that
+names no window in its Hello knows only Ack and gets one for each frame.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from typing import Generic, TypeVar
+
+from aeic.v1 import ingest_pb2 as pb
+
+GATHER_SECONDS = 0.25
+
+Result = TypeVar("Result")
+
+
+class Answers(Generic[Result]):
+    """``resolve(id, result)`` waits for what became of a frame and gives its Ack; ``window`` is the edge's, or 0."""
+
+    def __init__(self, window: int, resolve: Callable[[bytes, Result], Awaitable[pb.Ack]]) -> None:
+        self._half = window // 2
+        self._gathers = window > 0
+        self._resolve = resolve
+        self._queue: asyncio.Queue[tuple[bytes, Result, bool] | None] = asyncio.Queue()
+
+    def add(self, id: bytes, result: Result, prompt: bool = False) -> None:
+        """The next frame of the stream; its answer is due at once if ``prompt``."""
+        self._queue.put_nowait((id, result, prompt))
+
+    def end(self) -> None:
+        """There are no more frames."""
+        self._queue.put_nowait(None)
+
+    async def messages(self) -> AsyncGenerator[tuple[int, pb.DeliverResponse], None]:
+        """What to send, each with the number of frames it answers, until the last frame before ``end`` is answered."""
+        run, told, urgent = 0, 0.0, False
+        coming = asyncio.ensure_future(self._next())
+        try:
+            while True:
+                wait = max(0.0, told + GATHER_SECONDS - time.monotonic()) if run else None
+                await asyncio.wait((coming,), timeout=wait)
+                other: pb.Ack | None = None
+                answer = coming.result() if (ready := coming.done()) else None
+                if answer is not None:
+                    ack, prompt = answer
+                    if self._gathers and ack.status == pb.ACK_STATUS_STORED:
+                        run, urgent = run + 1, urgent or prompt
+                    else:
+                        other = ack
+                    coming = asyncio.ensure_future(self._next())
+                ended = ready and answer is None
+                if run and (not ready or ended or other or urgent or run >= self._half):
+                    yield run, pb.DeliverResponse(stored=run)
+                    run, told, urgent = 0, time.monotonic(), False
+                if other is not None:
+                    yield 1, pb.DeliverResponse(ack=other)
+                if ended:
+                    return
+        finally:
+            coming.cancel()
+
+    async def _next(self) -> tuple[pb.Ack, bool] | None:
+        item = await self._queue.get()
+        if item is None:
+            return None
+        id, result, prompt = item
+        return await self._resolve(id, result), prompt

@@ -1,0 +1,60 @@
+"""What the service tells of itself: the answer of GET /v1/status, and the gauges of GET /metrics that are read then."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING, Any
+
+import aeic
+
+if TYPE_CHECKING:
+    from edge_encoder.service import EdgeService
+
+
+def status(service: EdgeService) -> dict[str, Any]:
+    """The answer of GET /v1/status; ages in seconds, sizes in bytes."""
+    bundle, spool, uplink = service.encoder.bundle, service.spool, service.uplink.status
+    return {
+        "service": "edge",
+        "version": aeic.__version__,
+        "source_id": service.settings.source_id,
+        "bundle": {"name": bundle.name, "fingerprint": bundle.fingerprint, "digest": bundle.digest.hex()},
+        "rates": [{"number": r.number, "name": r.name, "bpp": r.bpp} for r in bundle.rates],
+        "default_rate": _default_rate(service),
+        "provider": service.encoder.analysis.provider,
+        "encoding": {"pending": service.queue.pending, "workers": service.queue.workers},
+        "spool": {
+            "frames": spool.pending_frames,
+            "bytes": spool.pending_bytes,
+            "max_bytes": spool.max_bytes,
+            "full_policy": spool.full_policy,
+            "oldest_seconds": round(spool.oldest_age_seconds(), 3),
+            "unreadable_frames": spool.unreadable,
+        },
+        "uplink": {
+            "cloud": service.settings.cloud_address,
+            "state": uplink.state,
+            "detail": uplink.detail,
+            "since_unix": round(uplink.since, 3),
+            "last_ack_unix": None if uplink.last_ack is None else round(uplink.last_ack, 3),
+            "failures_in_a_row": uplink.failures_in_a_row,
+        },
+        "staging": None if service.trial.staging is None else dataclasses.asdict(service.trial.staging.state),
+        "stopping": service.stopping.is_set(),
+    }
+
+
+def render_metrics(service: EdgeService) -> bytes:
+    """The text of GET /metrics."""
+    metrics, spool = service.metrics, service.spool
+    metrics.queue_frames.set(service.queue.pending)
+    metrics.spool_frames.set(spool.pending_frames)
+    metrics.spool_bytes.set(spool.pending_bytes)
+    metrics.unreadable.set(spool.unreadable)
+    metrics.default_rate.set(_default_rate(service))
+    metrics.oldest_seconds.set(spool.oldest_age_seconds())
+    return metrics.render()
+
+
+def _default_rate(service: EdgeService) -> int:
+    return service.rate_control.rate if service.rate_control else service.encoder.bundle.default_rate

@@ -1,0 +1,154 @@
+"""Several bundles: each frame by its own, loaded on demand, the one used longest ago unloaded, within the cap."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from pathlib import Path
+
+import httpx
+import numpy as np
+import pytest
+
+from aeic.bitstream import Frame
+from aeic.bundle import Bundle
+from aeic.errors import BundleError, WrongModel
+from aeic.latent_codec import LatentCodec
+from cloud_decoder.decoder import Decoder
+from cloud_decoder.errors import ModelUnavailable
+from cloud_decoder.service import Cloud
+from cloud_decoder.settings import Settings
+from cloud_decoder.shelf import Shelf, size_of
+from tests.cloud.conftest import Edge, MakeFrame, new_frame
+from tests.tiny_bundle import write_tiny_bundle
+
+
+@pytest.fixture(scope="module")
+def bundles(bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> list[Bundle]:
+    folder = tmp_path_factory.mktemp("bundles")
+    return [bundle, *(Bundle.load(write_tiny_bundle(folder / f"tiny-{seed}", seed)) for seed in (1, 2))]
+
+
+def frame_of(bundle: Bundle, seed: int, rate: int = 0) -> bytes:
+    size = Frame(128, 96, rate, bundle.fingerprint, b"").latent_size
+    y = np.random.default_rng(seed).normal(0, 20, (bundle.channels, *size)).astype(np.float32)
+    return LatentCodec(bundle, 1).encode(y, rate, 128, 96)
+
+
+def load(path: Path) -> Decoder:
+    return Decoder.from_bundle(path, "onnx", 1)
+
+
+def test_the_one_used_longest_ago_goes_first(bundles: list[Bundle]) -> None:
+    shelf = Shelf(bundles, load, max_bytes=2 * size_of(bundles[0]) + 1000)
+    first, second, third = (bundle.fingerprint for bundle in bundles)
+    for fingerprint in (first, second, first, third):
+        with shelf.lend(fingerprint) as decoder:
+            assert decoder.bundle.fingerprint == fingerprint
+        assert shelf.loaded_bytes <= shelf.max_bytes
+    assert [shelf.loaded(one) for one in (first, second, third)] == [True, False, True]
+    shelf.close()
+    assert shelf.loaded_bytes == 0
+
+
+def test_what_is_at_work_is_waited_for_and_nobody_for_ever(bundles: list[Bundle]) -> None:
+    shelf = Shelf(bundles, load, max_bytes=size_of(bundles[0]) + 1000)
+    used: list[str] = []
+
+    def work(number: int) -> None:
+        for step in range(6):
+            fingerprint = bundles[(number + step) % 3].fingerprint
+            with shelf.lend(fingerprint) as decoder:
+                assert decoder.bundle.fingerprint == fingerprint and shelf.loaded(fingerprint)
+                assert shelf.loaded_bytes <= shelf.max_bytes
+                time.sleep(0.002)
+                used.append(fingerprint)
+
+    threads = [threading.Thread(target=work, args=(number,), daemon=True) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    assert len(used) == 24
+
+
+def test_what_cannot_be_is_said_at_the_start(bundles: list[Bundle]) -> None:
+    with pytest.raises(BundleError, match="one fingerprint"):
+        Shelf([bundles[0], bundles[0]], load)
+    with pytest.raises(BundleError, match="AEIC_CLOUD_MODEL_BYTES"):
+        Shelf(bundles, load, max_bytes=1000)
+    with pytest.raises(WrongModel, match=bundles[1].fingerprint):
+        Shelf(bundles[:2], load).bundle("000000")
+
+
+def test_a_bundle_that_breaks_is_left_alone_for_a_while(bundles: list[Bundle]) -> None:
+    def broken(path: Path) -> Decoder:
+        if path == bundles[1].path:
+            raise BundleError("it was altered")
+        return load(path)
+
+    shelf = Shelf(bundles, broken)
+    with pytest.raises(ModelUnavailable), shelf.lend(bundles[1].fingerprint):
+        pass
+    assert not shelf.usable(bundles[1].fingerprint) and shelf.usable(bundles[0].fingerprint)
+    with shelf.lend(bundles[0].fingerprint):
+        pass
+
+
+def test_the_service_decodes_each_frame_with_its_bundle_and_all_rates_with_one_decoder(
+    bundles: list[Bundle], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loads: list[str] = []
+    from_bundle = Decoder.from_bundle
+
+    def counted(path: Path, *arguments: object, **options: object) -> Decoder:
+        decoder = from_bundle(path, *arguments, **options)  # type: ignore[arg-type]
+        loads.append(decoder.bundle.fingerprint)
+        return decoder
+
+    monkeypatch.setattr(Decoder, "from_bundle", counted)
+    settings = Settings(
+        port=0,
+        grpc_port=0,
+        data_dir=tmp_path,
+        bundle=bundles[0].path,
+        other_bundles=f"{bundles[1].path}, {bundles[2].path}",
+        model_bytes=2 * size_of(bundles[0]) + 1000,
+        threads=1,
+        max_batch=4,
+    )
+    frames = {(bundle.fingerprint, rate): frame_of(bundle, 7 + rate, rate) for bundle in bundles for rate in (0, 1)}
+    stored = [new_frame(frame_of(bundle, seed)) for seed in range(3) for bundle in bundles]
+
+    async def scenario() -> None:
+        cloud = Cloud(settings)
+        await cloud.start()
+        try:
+            async with httpx.AsyncClient(base_url=cloud.http, timeout=30) as http, Edge(cloud.grpc) as edge:
+                assert (await edge.hello(bundles[1])).window > 0
+                for data in frames.values():
+                    assert (await http.post("/v1/decode", content=data)).status_code == 200
+                cloud.store.add(stored, time.time())
+                cloud.worker.wake()
+                end = time.monotonic() + 20
+                while cloud.store.counts()["done"] < len(stored):
+                    assert time.monotonic() < end
+                    await asyncio.sleep(0.02)
+                metrics = (await http.get("/metrics")).text
+                held = float(metrics.split("\naeic_cloud_models_bytes ")[1].split("\n")[0])
+                assert 0 < held <= settings.model_bytes
+        finally:
+            await cloud.stop()
+
+    asyncio.run(scenario())
+    assert loads[:3] == [bundle.fingerprint for bundle in bundles]  # both rates of each by one load
+    assert len(loads) <= 3 + len(stored)
+
+
+def test_a_frame_of_an_unknown_bundle_names_the_known_ones(decoder: Decoder, make_frame: MakeFrame) -> None:
+    foreign = bytearray(make_frame(1))
+    foreign[6] ^= 1
+    frame = Frame.parse(bytes(foreign))
+    with pytest.raises(WrongModel, match=decoder.bundle.fingerprint):
+        Shelf.of(decoder).bundle(frame.fingerprint)

@@ -1,0 +1,50 @@
+"""Two arms of one step each: trained, judged at equal bits, reported; a second call only judges."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from aeic.profiles import Profile
+from aeic_train import ablation
+
+RECIPE = """
+profile = "tiny"
+seed = 1
+average = 0.9
+
+[[stage]]
+name = "arm"
+kind = "codec"
+steps = 9
+crop = 64
+batch = 1
+learning_rate = 1e-3
+weights = { mse = 1.0 }
+rates = { 0 = [0.1, 0.1], 1 = [0.2, 0.2] }
+"""
+
+
+def test_arms_are_trained_judged_and_reported(
+    tiny: Profile, photographs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "r.toml").write_text(RECIPE)
+    arguments = ["adversarial", "--recipe", str(tmp_path / "r.toml"), "--photographs", str(photographs)]
+    arguments += ["--validation", str(photographs), "--steps", "1", "--pictures", "2", "--threads", "1"]
+    for _ in range(2):
+        ablation.main([*arguments, "--out", str(tmp_path / "out")])
+    line = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert line["against"] == "none" and set(line["bd_rates"]) == {"adversarial"}
+    documents = json.loads((tmp_path / "out" / "adversarial.json").read_text())
+    assert [d["name"] for d in documents] == ["adversarial-none", "adversarial-adversarial"]
+    assert all(len(d["results"]["bpp"]) == 2 and min(d["results"]["bpp"]) > 0 for d in documents)
+
+
+def test_every_arm_is_a_change_that_a_stage_knows() -> None:
+    recipe = ablation.Recipe.load(ablation.RECIPE)
+    for arms in ablation.ARMS.values():
+        assert len(arms) > 1
+        for changes in arms.values():
+            ablation.replace(recipe.stages[0], **changes)
