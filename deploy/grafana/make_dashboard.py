@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,9 @@ def rate(metric: str, label: str, text: str = "") -> list[Query]:
     """Events a second by one label."""
     return [(f"sum by ({label}) (rate({metric}[2m]))", text or f"{{{{{label}}}}}")]
 
+
+ONLY_WITH_TORCH = {"Synthesis by part, p95"}
+"""Panels whose data ONNX Runtime, which has no parts, cannot give."""
 
 # (row, [(title, unit, queries)])
 ROWS: list[tuple[str, list[tuple[str, str, list[Query]]]]] = [
@@ -112,6 +116,10 @@ ROWS: list[tuple[str, list[tuple[str, str, list[Query]]]]] = [
             ("Fill of a batch", "percentunit", quantiles("aeic_cloud_batch_fill_ratio")),
             ("Batches halved, out of memory", "ops", [("sum(rate(aeic_cloud_batch_splits_total[2m]))", "halved")]),
             ("Writing pictures", "s", quantiles("aeic_cloud_image_encode_seconds")),
+            ("Decoder processes lost", "ops", [("sum(rate(aeic_cloud_decoder_deaths_total[5m]))", "lost")]),
+            ("Bundles in memory", "bytes", [("aeic_cloud_models_bytes", "{{instance}}")]),
+            ("GPU memory", "bytes", [("sum by (kind) (aeic_cloud_gpu_memory_bytes)", "{{kind}}")]),
+            ("Synthesis by part, p95", "s", quantiles("aeic_cloud_synthesis_part_seconds", "part")[1:]),
         ],
     ),
     (
@@ -138,9 +146,10 @@ ROWS: list[tuple[str, list[tuple[str, str, list[Query]]]]] = [
 ]
 
 
-def queries() -> list[str]:
-    """Every PromQL expression of the dashboard."""
-    return [query for _, panels in ROWS for _, _, asked in panels for query, _ in asked]
+def queries(without: Iterable[str] = ()) -> list[str]:
+    """Every PromQL expression of the dashboard, but those of the panels ``without``."""
+    asked = [asked for _, panels in ROWS for title, _, asked in panels if title not in set(without)]
+    return [query for part in asked for query, _ in part]
 
 
 def dashboard() -> dict[str, Any]:
