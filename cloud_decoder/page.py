@@ -68,6 +68,6 @@ def install(app: FastAPI, parts: Parts, tenant_of: Callable[[Request], Awaitable
         rate: str | None = Query(None, max_length=32, description="rate point, number or name"),
     ) -> dict[str, Any]:
         """A JPEG, PNG or WebP file in the body goes to the configured edge; the answer names the frame to come."""
-        relay.admit(tenant)
-        picture = await read_body(request, settings.max_upload_bytes, settings.body_timeout_seconds)
-        return await relay.encode(picture, rate)
+        with relay.place(tenant):
+            picture = await read_body(request, settings.max_upload_bytes, settings.body_timeout_seconds)
+            return await relay.encode(picture, rate)

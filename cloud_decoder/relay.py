@@ -7,11 +7,13 @@ is a stranger's: bounded, parsed, and passed on field by field. Standard library
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import time
 import urllib.error
 import urllib.parse
 import urllib.request
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -64,21 +66,26 @@ class Relay:
             return "The edge beside this cloud belongs to another tenant."
         return "No edge is configured here: set AEIC_CLOUD_EDGE_URL to the HTTP address of one."
 
-    def admit(self, tenant: str) -> None:
-        """Before a body is read: ``UnknownFrame`` where nothing could take it, ``Busy`` where too many wait."""
+    @contextlib.contextmanager
+    def place(self, tenant: str) -> Iterator[None]:
+        """Room for one picture, from before its body is read: it is held in memory.
+
+        ``UnknownFrame`` where nothing could take it, ``Busy`` where too many are under way.
+        """
         if not self.serves(tenant):
             raise UnknownFrame(self.why_not())
         if self._under_way >= AT_ONCE:
             raise Busy(f"{AT_ONCE} pictures are being encoded already: try again in a moment", retry_after=1.0)
+        self._under_way += 1
+        try:
+            yield
+        finally:
+            self._under_way -= 1
 
     async def encode(self, picture: bytes, rate: str | None) -> dict[str, Any]:
         """The frame that the edge made of a JPEG, PNG or WebP file: id, width, height, bytes, bpp, rate, encode_ms."""
         query = "?" + urllib.parse.urlencode({"rate": rate}) if rate else ""
-        self._under_way += 1
-        try:
-            found = await self._ask(f"/v1/frames{query}", picture)
-        finally:
-            self._under_way -= 1
+        found = await self._ask(f"/v1/frames{query}", picture)
         return {name: kind(found[name]) for name, kind in _FRAME_FIELDS.items() if name in found}
 
     async def status(self) -> dict[str, Any]:

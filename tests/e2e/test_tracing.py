@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import subprocess
 import sys
+import threading
 import zlib
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -23,6 +27,7 @@ from edge_encoder.service import EdgeService
 from edge_encoder.settings import EdgeSettings
 from edge_encoder.stream import Stream
 
+ROOT = Path(__file__).parents[2]
 CALLER = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 
 
@@ -68,7 +73,7 @@ def journey(folder: Path, bundle: Path, pictures: list[bytes]) -> list[str]:
 
 
 def test_one_trace_from_post_to_picture(spans: Any, tiny_bundle: Path, tmp_path: Path, owl: bytes) -> None:
-    coffee = (Path(__file__).parents[2] / "examples" / "coffee.jpg").read_bytes()
+    coffee = (ROOT / "examples" / "coffee.jpg").read_bytes()
     ids = journey(tmp_path, tiny_bundle, [owl, coffee])
     found = spans()
     named: dict[str, list[Any]] = {}
@@ -100,8 +105,6 @@ def test_one_trace_from_post_to_picture(spans: Any, tiny_bundle: Path, tmp_path:
 
 
 def test_off_it_costs_no_byte_and_no_import() -> None:
-    import subprocess
-
     record = Record(UUID(int=7), b"frame", 16, 16, 0)
     tracing.keep(record.id, bytes(25))
     tracing.keep_current(record.id)
@@ -113,7 +116,7 @@ def test_off_it_costs_no_byte_and_no_import() -> None:
         "import sys, edge_encoder.uplink, cloud_decoder.traces\n"
         "print([m for m in sys.modules if m.startswith('opentelemetry.sdk')])"
     )
-    done = subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[2], capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.stdout.strip() == "[]", done.stderr
 
 
@@ -133,3 +136,33 @@ def test_the_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "opentelemetry.exporter.otlp.proto.http.trace_exporter", None)
     with pytest.raises(ValueError, match=r"aeic\[tracing\]"):
         tracing.set_up("test")
+
+
+def test_spans_leave_for_the_collector_that_is_named() -> None:
+    """With the real exporter, against a collector of our own on loopback; the rest goes out when the program ends."""
+    pytest.importorskip("opentelemetry.sdk", reason='the extra "tracing" is not installed')
+    got: list[tuple[str, bytes]] = []
+
+    class Collector(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            got.append((self.path, self.rfile.read(int(self.headers["content-length"]))))
+            self.send_response(200)
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Collector)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    environment = {
+        **os.environ,
+        "OTEL_EXPORTER_OTLP_ENDPOINT": f"http://127.0.0.1:{server.server_port}",
+        "OTEL_EXPORTER_OTLP_COMPRESSION": "none",
+    }
+    code = "from aeic import tracing; tracing.set_up('aeic-test'); tracing.span('edge.read', 0.5)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True)
+    server.shutdown()
+    server.server_close()
+    assert done.returncode == 0, done.stderr
+    ((path, body),) = got
+    assert path == "/v1/traces" and b"aeic-test" in body and b"edge.read" in body
