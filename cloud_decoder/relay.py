@@ -22,6 +22,7 @@ from cloud_decoder.errors import ServiceError, UnknownFrame
 AT_ONCE = 4
 """Pictures that may be on their way; each is held in memory."""
 _ANSWER_BYTES = 65536
+_NO_EDGE = "what answers at AEIC_CLOUD_EDGE_URL is no edge: mend the address"
 _FRAME_FIELDS = {"id": str, "width": int, "height": int, "bytes": int, "bpp": float, "rate": int, "encode_ms": float}
 
 
@@ -86,19 +87,25 @@ class Relay:
         """The frame that the edge made of a JPEG, PNG or WebP file: id, width, height, bytes, bpp, rate, encode_ms."""
         query = "?" + urllib.parse.urlencode({"rate": rate}) if rate else ""
         found = await self._ask(f"/v1/frames{query}", picture)
-        return {name: kind(found[name]) for name, kind in _FRAME_FIELDS.items() if name in found}
+        try:
+            return {name: kind(found[name]) for name, kind in _FRAME_FIELDS.items()}
+        except (KeyError, TypeError, ValueError):
+            raise EdgeUnreachable(_NO_EDGE) from None
 
     async def status(self) -> dict[str, Any]:
         """How the edge is: source, frames and bytes in its spool, age of the oldest in seconds, state of its link."""
         found = await self._ask("/v1/status", None)
-        spool, uplink = found.get("spool", {}), found.get("uplink", {})
-        return {
-            "source": str(found.get("source_id", ""))[:128],
-            "waiting": int(spool.get("frames", 0)),
-            "waiting_bytes": int(spool.get("bytes", 0)),
-            "oldest_seconds": float(spool.get("oldest_seconds", 0.0)),
-            "link": str(uplink.get("state", "unknown"))[:40],
-        }
+        try:
+            spool, uplink = found["spool"], found["uplink"]
+            return {
+                "source": str(found["source_id"])[:128],
+                "waiting": int(spool["frames"]),
+                "waiting_bytes": int(spool["bytes"]),
+                "oldest_seconds": float(spool["oldest_seconds"]),
+                "link": str(uplink["state"])[:40],
+            }
+        except (KeyError, TypeError, ValueError):
+            raise EdgeUnreachable(_NO_EDGE) from None
 
     def close(self) -> None:
         """Let its threads end."""
@@ -122,7 +129,7 @@ class Relay:
                 retry_after=5.0,
             ) from None
         if not isinstance(found, dict):
-            raise EdgeUnreachable("what answers at AEIC_CLOUD_EDGE_URL is no edge")
+            raise EdgeUnreachable(_NO_EDGE)
         return found
 
 

@@ -129,6 +129,7 @@ def test_a_picture_goes_through_the_edge(decoder: Decoder, edge: FakeEdge, tmp_p
                 (500, b"a traceback", 503),
                 (202, b"no json", 503),
                 (202, b"[1]", 503),
+                (202, b'{"id": 7, "width": "wide"}', 503),
                 (202, b"{" + b" " * 100_000, 503),
             ]
             for status, said, expected in refusals:
