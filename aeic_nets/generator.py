@@ -79,6 +79,21 @@ class TorchGenerator:
     @torch.inference_mode()
     def __call__(self, y_hat: NDArray[np.float32]) -> NDArray[np.float32]:
         """y_hat (N, M, h, w) float32, gain undone, to pictures (N, 3, 32h, 32w) float32 in [-1, 1]."""
+        made, clock = self._generate(y_hat)
+        result: NDArray[Any] = made.clamp(-1, 1).cpu().numpy()
+        self.parts = clock.seconds()
+        return result
+
+    @torch.inference_mode()
+    def pictures(self, y_hat: NDArray[np.float32]) -> NDArray[np.uint8]:
+        """The same as (N, 32h, 32w, 3) uint8, rounded on the device: a quarter of the bytes to fetch from it."""
+        made, clock = self._generate(y_hat)
+        levels = (made.nan_to_num() * 127.5 + 127.5).round().clamp(0, 255).to(torch.uint8)
+        result: NDArray[Any] = levels.permute(0, 2, 3, 1).contiguous().cpu().numpy()
+        self.parts = clock.seconds()
+        return result
+
+    def _generate(self, y_hat: NDArray[np.float32]) -> tuple[torch.Tensor, _Clock]:
         values = torch.from_numpy(y_hat).to(self.device, memory_format=torch.channels_last)
         clock = _Clock(self.device)
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.dtype == torch.bfloat16):
@@ -88,9 +103,7 @@ class TorchGenerator:
             clock.mark("unet")
             pictures = self._vae(features)
             clock.mark("vae")
-        result: NDArray[Any] = pictures.float().clamp(-1, 1).cpu().numpy()
-        self.parts = clock.seconds()
-        return result
+        return pictures.float(), clock
 
     @property
     def memory(self) -> dict[str, int]:
@@ -108,7 +121,7 @@ class TorchGenerator:
         if self.device.type == "cuda":
             for count in sorted({1, max_batch}):
                 for _ in range(AGAIN):
-                    self(np.zeros((count, self._channels, _TILE, _TILE), np.float32))
+                    self.pictures(np.zeros((count, self._channels, _TILE, _TILE), np.float32))
             return
         sample = np.random.default_rng(0).standard_normal((1, self._channels, 8, 8)).astype(np.float32)
         full, full_seconds = self._measure(sample)

@@ -173,7 +173,7 @@ MEASUREMENTS = {
     "rans": ("benchmarks.rans", "train", "The entropy coder: speed and overhead beside CompressAI's."),
     "edge": ("benchmarks.edge", "dev", "The whole edge path: frames a second, memory, bytes on the wire."),
     "edge-overload": ("benchmarks.edge_overload", "dev", "The edge under ten times its load: how fast it says no."),
-    "serve": ("benchmarks.serve", "dev", "The cloud at saturation beside its bare decoder."),
+    "serve": ("benchmarks.serve", "bench", "The cloud at saturation beside its bare decoder, LitServe and Ray Serve."),
 }
 """Name of a measurement, its module, the extra it needs, what it tells. Each ends with one JSON line."""
 

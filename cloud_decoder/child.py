@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from cloud_decoder.generator import Generator, build_generator, is_out_of_memory, release_memory
+from cloud_decoder.generator import Generator, build_generator, is_out_of_memory, pictures_of, release_memory
 from cloud_decoder.remote import Board, Control
 
 
@@ -60,8 +61,11 @@ class Child:
     def _run(self, message: dict[str, Any]) -> dict[str, Any]:
         assert self._generator is not None, "the first message is the bundle"
         y_hat = self._inbox.view(tuple(message["shape"]))
-        pictures = self._generator(y_hat)
-        self._outbox.write(np.asarray(pictures, np.float32))
+        if message["pictures"]:
+            pictures: NDArray[Any] = pictures_of(self._generator, y_hat)
+        else:
+            pictures = np.asarray(self._generator(y_hat), np.float32)
+        self._outbox.write(pictures)
         told = {name: dict(getattr(self._generator, name, {})) for name in ("parts", "memory")}
         return {"shape": list(pictures.shape), **told}
 

@@ -11,14 +11,23 @@ from collections import defaultdict
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from aeic.bundle import Bundle
 from aeic.latent_codec import LatentCodec, Latents
 from aeic.profiles import LATENT_STRIDE
 from cloud_decoder.errors import DeviceOutOfMemory, ServiceError
-from cloud_decoder.generator import Generator, build_generator, choose_device, is_out_of_memory, release_memory
+from cloud_decoder.generator import (
+    Generator,
+    build_generator,
+    choose_device,
+    is_out_of_memory,
+    pictures_of,
+    release_memory,
+)
 from cloud_decoder.remote import RemoteGenerator
 from cloud_decoder.tiles import Floats, Mosaic, Picture, Tile
 
@@ -117,17 +126,22 @@ class Decoder:
                 size = min(self.max_batch, max(1, self.max_batch_pixels // (height * width * LATENT_STRIDE**2)))
                 for start in range(0, len(tiles), size):
                     batch = tiles[start : start + size]
-                    for (mosaic, tile), image in zip(batch, self.run([m.cut(t) for m, t in batch]), strict=True):
+                    whole = all(mosaic.whole for mosaic, _ in batch)
+                    images = self.run([m.cut(t) for m, t in batch], whole=whole)
+                    for (mosaic, tile), image in zip(batch, images, strict=True):
                         mosaic.put(tile, image)
         return [mosaic.picture for mosaic in mosaics]
 
-    def run(self, latents: Sequence[Floats]) -> Floats:
-        """One batch of latents (M, h, w), all of one shape, to (N, 3, 32 h, 32 w), valid until the next call.
+    def run(self, latents: Sequence[Floats], *, whole: bool = False) -> NDArray[Any]:
+        """One batch of latents (M, h, w), all of one shape, to (N, 3, 32 h, 32 w) float32, valid until the next call.
+
+        With ``whole`` nothing is to be blended, and the result is (N, 32 h, 32 w, 3) uint8.
 
         ``DeviceOutOfMemory`` if too many; ``DecoderDied`` where the generator's process did not survive it.
         """
         try:
-            return self._generator(np.stack(latents))
+            y_hat = np.stack(latents)
+            return pictures_of(self._generator, y_hat) if whole else self._generator(y_hat)
         except ServiceError:  # said already, by the generator's own process
             raise
         except Exception as error:  # every runtime has its own class for it
@@ -145,7 +159,7 @@ class Decoder:
             prepare = getattr(self._generator, "warm_up", None)
             if prepare is not None:
                 prepare(self.max_batch)
-            self.run([np.zeros((self.bundle.channels, 4, 4), np.float32)])
+            self.run([np.zeros((self.bundle.channels, 4, 4), np.float32)], whole=True)
             self._warm = True
 
     @property

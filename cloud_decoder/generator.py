@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from aeic.pixels import from_tensor
 from cloud_decoder.errors import ServiceError
 
 DEVICES = ("auto", "onnx", "cpu", "cuda")
@@ -17,13 +18,21 @@ DEVICES = ("auto", "onnx", "cpu", "cuda")
 class Generator(Protocol):
     """The synthesis of one bundle, everything after entropy decoding. One thread calls it, always the same.
 
-    It may have more, which is asked for by name: ``warm_up(max_batch)``, ``parts`` and ``memory`` as
-    :class:`cloud_decoder.decoder.Decoder` has them, ``close()``.
+    It may have more, which is asked for by name: ``pictures(y_hat)`` as :func:`pictures_of` gives them,
+    ``warm_up(max_batch)``, ``parts`` and ``memory`` as :class:`cloud_decoder.decoder.Decoder` has them, ``close()``.
     """
 
     def __call__(self, y_hat: NDArray[np.float32]) -> NDArray[np.float32]:
         """y_hat (N, M, h, w) float32, gain undone -> pictures (N, 3, 32 h, 32 w) float32, about [-1, 1]."""
         ...
+
+
+def pictures_of(generator: Generator, y_hat: NDArray[np.float32]) -> NDArray[np.uint8]:
+    """Pictures (N, 32 h, 32 w, 3) uint8: made on the device where it can, which spares a CPU most of the hand-over."""
+    made = getattr(generator, "pictures", None)
+    if made is not None:
+        return np.asarray(made(y_hat), np.uint8)
+    return np.stack([from_tensor(np.nan_to_num(image)) for image in generator(y_hat)])
 
 
 def choose_device(wanted: str) -> str:

@@ -9,6 +9,7 @@ from typing import TypeVar
 from uuid import UUID
 
 from fastapi import Request
+from starlette.requests import ClientDisconnect
 
 from cloud_decoder.errors import BadRequest, BodyTooLarge, ServiceError
 
@@ -47,6 +48,8 @@ async def read_body(request: Request, limit: int, seconds: float) -> bytes:
                 body += chunk
                 if len(body) > limit:
                     raise BodyTooLarge(f"more than {limit} bytes: this is no frame of ours")
+    except ClientDisconnect:
+        raise ClientGone("the client went away in the middle of its body") from None
     except TimeoutError:
         raise SlowBody(f"the body did not arrive within {seconds:g} s: send it again") from None
     return bytes(body)

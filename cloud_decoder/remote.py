@@ -9,8 +9,8 @@
     +--------------------+                        +--------------------+
          latents  ->  inbox, shared memory  ->   pictures  ->  outbox, shared memory
 
-Arrays are float32 and are copied once on each side of the child. The child ends when its control socket closes, so it
-never outlives the service.
+Latents are float32, pictures float32 or uint8; each is copied once on each side of the child. The child ends when its
+control socket closes, so it never outlives the service.
 """
 
 from __future__ import annotations
@@ -51,24 +51,24 @@ class RemoteFailure(Exception):
 
 
 class Board:
-    """One float32 array that two processes see, one of which writes. Grows, never shrinks."""
+    """One array that two processes see, one of which writes. Grows, never shrinks."""
 
     def __init__(self, fd: int | None = None) -> None:
         self.fd = _anonymous_file() if fd is None else fd
         self._map: mmap.mmap | None = None
 
-    def write(self, array: NDArray[np.float32]) -> None:
-        """Put ``array`` there; its shape goes another way."""
+    def write(self, array: NDArray[Any]) -> None:
+        """Put ``array`` there; its shape and dtype go another way."""
         if os.fstat(self.fd).st_size < array.nbytes:
             os.ftruncate(self.fd, array.nbytes)
-        np.copyto(self.view(array.shape), array)
+        np.copyto(self.view(array.shape, array.dtype), array)
 
-    def view(self, shape: tuple[int, ...]) -> NDArray[np.float32]:
-        """What is there, of that shape; valid until the next write."""
-        size = 4 * int(np.prod(shape))
+    def view(self, shape: tuple[int, ...], dtype: Any = np.float32) -> NDArray[Any]:
+        """What is there, in that form; valid until the next write."""
+        size = np.dtype(dtype).itemsize * int(np.prod(shape))
         if self._map is None or len(self._map) < size:
             self._map = mmap.mmap(self.fd, os.fstat(self.fd).st_size)  # the old one goes with its last view
-        return np.ndarray(shape, np.float32, buffer=self._map)
+        return np.ndarray(shape, dtype, buffer=self._map)
 
     def close(self) -> None:
         """Give the file back; views stay valid."""
@@ -130,11 +130,18 @@ class RemoteGenerator:
 
     def __call__(self, y_hat: NDArray[np.float32]) -> NDArray[np.float32]:
         """(N, M, h, w) float32 -> (N, 3, 32 h, 32 w) float32, valid until the next call."""
+        return self._run(y_hat, np.float32)
+
+    def pictures(self, y_hat: NDArray[np.float32]) -> NDArray[np.uint8]:
+        """(N, M, h, w) float32 -> (N, 32 h, 32 w, 3) uint8, valid until the next call."""
+        return self._run(y_hat, np.uint8)
+
+    def _run(self, y_hat: NDArray[np.float32], dtype: type[Any]) -> NDArray[Any]:
         self._ensure()
         self._inbox.write(y_hat)
-        answer = self._ask({"shape": y_hat.shape}, self._batch_seconds)
+        answer = self._ask({"shape": y_hat.shape, "pictures": dtype is np.uint8}, self._batch_seconds)
         self.parts, self.memory = answer.get("parts", {}), answer.get("memory", {})
-        return self._outbox.view(tuple(answer["shape"]))
+        return self._outbox.view(tuple(answer["shape"]), dtype)
 
     def warm_up(self, max_batch: int) -> None:
         """As the generator has it; a child that comes later is warmed up the same way."""

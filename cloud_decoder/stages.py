@@ -189,7 +189,8 @@ class Stages:
     def _halving(self, decoder: Decoder, work: Sequence[Work]) -> dict[Job, Exception]:
         """One batch; what fails is halved until it is alone."""
         try:
-            images = decoder.run([_mosaic(job).cut(tile) for job, tile in work])
+            whole = all(_mosaic(job).whole for job, _ in work)
+            images = decoder.run([_mosaic(job).cut(tile) for job, tile in work], whole=whole)
             for (job, tile), image in zip(work, images, strict=True):
                 _mosaic(job).put(tile, image)
             return {}

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -78,9 +79,13 @@ class Mosaic:
         self._row = 0
         self._missing = len(self._lefts)
         self.picture: Picture = np.empty((frame.height, frame.width, 3), np.uint8)
-        whole = self.rows == len(self._lefts) == 1
         band = (3, self.shape[0] * LATENT_STRIDE, width * LATENT_STRIDE)
-        self._band: Floats | None = None if whole else np.zeros(band, np.float32)
+        self._band: Floats | None = None if self.whole else np.zeros(band, np.float32)
+
+    @property
+    def whole(self) -> bool:
+        """Whether the picture is one tile, which nothing is blended with."""
+        return self.rows == len(self._lefts) == 1
 
     @property
     def rows(self) -> int:
@@ -102,8 +107,15 @@ class Mosaic:
         """The latents of a tile, (M, *shape) float32, a view."""
         return self._y_hat[:, tile.top : tile.top + self.shape[0], tile.left : tile.left + self.shape[1]]
 
-    def put(self, tile: Tile, image: Floats) -> None:
-        """Take a tile's picture (3, 32 * height, 32 * width) float32 in [-1, 1]; once each, rows in order."""
+    def put(self, tile: Tile, image: NDArray[Any]) -> None:
+        """Take a tile's picture (3, 32 * height, 32 * width) float32 in [-1, 1]; once each, rows in order.
+
+        Where the picture is ``whole`` also as (32 * height, 32 * width, 3) uint8.
+        """
+        if image.dtype == np.uint8:
+            self.picture[...] = image[: self.frame.height, : self.frame.width]
+            self._row = self.rows
+            return
         if tile.row != self._row:
             raise ValueError(f"tile of row {tile.row} while row {self._row} is being made")
         if self._band is None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import ctypes
 import json
 import os
 import signal
@@ -31,6 +32,7 @@ _GRACE_SECONDS = 10
 _CONNECTIONS = 1024
 # How long the entropy coder's Python may keep the loop from answering, five times less than by default.
 _SWITCH_SECONDS = 0.001
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of malloc.h
 _RESTART = 75  # EX_TEMPFAIL: start me again
 
 
@@ -117,6 +119,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     logs.set_up(settings.log_level, settings.log_format)
     sys.setswitchinterval(_SWITCH_SECONDS)
+    _give_large_blocks_back()
     try:
         return asyncio.run(serve(settings))
     except AeicError as error:
@@ -125,6 +128,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OSError as error:
         print(f"edge: {error}", file=sys.stderr)
         return 1
+
+
+def _give_large_blocks_back() -> None:
+    """Blocks as large as a picture go back to the system when they are freed. By default glibc learns to keep them, so
+    that one large picture would leave the service large for good."""
+    with contextlib.suppress(OSError, AttributeError):  # another C library: it has its own ways
+        libc = ctypes.CDLL(None)
+        libc.mallopt(_M_MMAP_THRESHOLD, 8 << 20)
+        libc.mallopt(_M_TRIM_THRESHOLD, 32 << 20)
 
 
 def _readable(error: Exception) -> str:

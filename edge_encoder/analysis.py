@@ -22,8 +22,10 @@ from aeic.profiles import LATENT_STRIDE, PICTURE_MULTIPLE
 from edge_encoder.provider import open_session, run_bound
 from edge_encoder.settings import ProviderChoice
 
-TILE_PIXELS = 1 << 19
-"""A picture up to this size (padded) goes through in one piece; a tile with its margins is at most this large."""
+WHOLE_PIXELS = 1 << 19
+"""A picture up to this size (padded) goes through in one piece."""
+TILE_PIXELS = 1 << 18
+"""A tile with its margins has at most about this size: some 80 MB of memory, and no slower than larger ones."""
 MARGIN = 64
 """Pixels round a tile that only serve as surroundings; a multiple of 64."""
 
@@ -39,11 +41,13 @@ class Analysis:
         *,
         provider: ProviderChoice = "auto",
         threads: int = 0,
+        whole_pixels: int = WHOLE_PIXELS,
         tile_pixels: int = TILE_PIXELS,
         margin: int = MARGIN,
     ) -> None:
         half = bundle.path / "analysis_half.onnx" if bundle.has("analysis_half.onnx") else None
         self._session, self.provider = open_session(bundle.path / "analysis.onnx", provider, threads, half)
+        self._whole_pixels = whole_pixels
         self._tile_pixels = tile_pixels
         self._margin = margin
         # A picture in tiles needs more memory than ordinary ones, and now and then only: it is given back at its end.
@@ -54,14 +58,15 @@ class Analysis:
         """y of the picture (H, W, 3), padded as the format says: (M, ceil(H/64)*2, ceil(W/64)*2) float32."""
         padded = pad_picture(rgb)
         height, width, _ = padded.shape
-        if height * width <= self._tile_pixels:
+        if height * width <= self._whole_pixels:
             return self._run(padded)
         side = max(PICTURE_MULTIPLE, math.isqrt(self._tile_pixels) - 2 * self._margin)
         rows = []
         for top, bottom, first, last in spans(height, side, self._margin):
             row = []
             for left, right, start, end in spans(width, side, self._margin):
-                y = self._run(padded[first:last, start:end], self._last if (bottom, right) == (height, width) else None)
+                end_of_it = (bottom, right) == (height, width)
+                y = self._run(padded[first:last, start:end], self._last if end_of_it else None)
                 inner = (slice(None), _latent(top - first, bottom - first), _latent(left - start, right - start))
                 row.append(y[inner])
             rows.append(np.concatenate(row, axis=2))
@@ -79,14 +84,16 @@ class Analysis:
 
 
 def spans(length: int, side: int, margin: int) -> Iterator[tuple[int, int, int, int]]:
-    """(begin, end, first, last): [begin, end) are even parts of [0, length), each at most `side`, read with its margins
-    as [first, last). All are multiples of 64."""
-    side = max(1, side // PICTURE_MULTIPLE)
+    """(begin, end, first, last): [begin, end) are even parts of [0, length), each at most `side`, read with at least
+    its margins as [first, last). All are multiples of 64, and all that is read is of one length: ONNX Runtime keeps
+    memory for every size it meets."""
     blocks = length // PICTURE_MULTIPLE
-    parts = -(-blocks // side)
+    parts = -(-blocks // max(1, side // PICTURE_MULTIPLE))
+    read = min(length, -(-blocks // parts) * PICTURE_MULTIPLE + 2 * margin)
     for part in range(parts):
         begin, end = (blocks * edge // parts * PICTURE_MULTIPLE for edge in (part, part + 1))
-        yield begin, end, max(0, begin - margin), min(length, end + margin)
+        first = min(max(0, begin - margin), length - read)
+        yield begin, end, first, first + read
 
 
 def _latent(begin: int, end: int) -> slice:

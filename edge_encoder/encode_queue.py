@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import math
+import os
+import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -12,6 +15,8 @@ from typing import TypeVar
 from aeic.errors import AeicError
 
 T = TypeVar("T")
+
+_NICENESS = 10
 
 
 class Busy(AeicError):
@@ -33,7 +38,7 @@ class EncodeQueue:
         self._limit = workers + waiting
         self._seconds = 0.2  # smoothed time of one job
         self._begun: dict[object, float] = {}  # when each job now running began, monotonic
-        self._pool = ThreadPoolExecutor(workers, thread_name_prefix="encode")
+        self._pool = ThreadPoolExecutor(workers, "encode", initializer=_step_back)
 
     def check(self) -> None:
         """Raises Busy if run() would."""
@@ -77,3 +82,9 @@ class EncodeQueue:
     async def close(self) -> None:
         """Waits for the jobs in line."""
         await asyncio.to_thread(self._pool.shutdown)
+
+
+def _step_back() -> None:
+    # Encoding fills every core; the loop that answers must get its turn at once. On Linux a thread has a niceness.
+    with contextlib.suppress(OSError):
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICENESS)

@@ -91,19 +91,21 @@ def test_a_stream_wants_a_token_and_a_full_queue_is_an_answer(
 
     async def scenario() -> None:
         options = {"tokens": "acme:token-of-acme", "max_queue": 2}
-        async with running_cloud(decoder, tmp_path, **options) as cloud:  # noqa: SIM117 - the channel needs its address
-            async with grpc.aio.insecure_channel(cloud.grpc) as channel:
-                stub = many_grpc.DecodeStreamServiceStub(channel)
-                with pytest.raises(grpc.aio.AioRpcError) as refused:  # one that writes may meet the closed door first
-                    [answer async for answer in stub.DecodeMany(iter([]))]
-                assert refused.value.code() == grpc.StatusCode.UNAUTHENTICATED
-                generator.gate.clear()
-                asyncio.get_running_loop().call_later(0.5, generator.gate.set)
-                metadata = (("authorization", "Bearer token-of-acme"),)
-                answers = [answer async for answer in stub.DecodeMany(iter(asked), metadata=metadata)]
-                failures = [answer.failure for answer in answers if answer.HasField("failure")]
-                assert len(answers) == 6 and len(failures) == 4
-                for failure in failures:
-                    assert failure.code == grpc.StatusCode.RESOURCE_EXHAUSTED.value[0] and failure.retry_after_ms > 0
+        async with (
+            running_cloud(decoder, tmp_path, **options) as cloud,
+            grpc.aio.insecure_channel(cloud.grpc) as channel,
+        ):
+            stub = many_grpc.DecodeStreamServiceStub(channel)
+            with pytest.raises(grpc.aio.AioRpcError) as refused:  # one that writes may meet the closed door first
+                [_ async for _ in stub.DecodeMany(iter([]))]
+            assert refused.value.code() == grpc.StatusCode.UNAUTHENTICATED
+            generator.gate.clear()
+            asyncio.get_running_loop().call_later(0.5, generator.gate.set)
+            metadata = (("authorization", "Bearer token-of-acme"),)
+            answers = [answer async for answer in stub.DecodeMany(iter(asked), metadata=metadata)]
+            failures = [answer.failure for answer in answers if answer.HasField("failure")]
+            assert len(answers) == 6 and len(failures) == 4
+            for failure in failures:
+                assert failure.code == grpc.StatusCode.RESOURCE_EXHAUSTED.value[0] and failure.retry_after_ms > 0
 
     asyncio.run(scenario())

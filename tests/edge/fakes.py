@@ -39,6 +39,7 @@ class FakeCloud(IngestServiceServicer):
     silent: bool = False  # takes frames and never answers
     welcomes: bool = True
     rejects_all: bool = False
+    seconds_a_frame: float = 0.0
     miscounts: int = 0  # answers so many frames more than came
 
     async def Deliver(self, requests, context):  # the generated name
@@ -71,6 +72,7 @@ class FakeCloud(IngestServiceServicer):
         async for request in requests:
             frame = request.frame
             assert zlib.crc32(frame.bitstream) == frame.crc32
+            await asyncio.sleep(self.seconds_a_frame)
             self.received += 1
             count += 1
             if self.silent:

@@ -15,71 +15,26 @@ import argparse
 import asyncio
 import contextlib
 import json
-import os
 import random
 import resource
-import signal
 import sys
 import tempfile
 import time
 import uuid
 from collections import Counter
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import httpx
-import psutil
 
 from edge_encoder.encoder import Encoder
 from edge_encoder.ids import new_id
-from tests.edge.conftest import ROOT, picture
+from tests.edge.conftest import picture
 from tests.edge.fakes import Proxy
+from tests.edge.restarted import Process
 from tests.tiny_bundle import write_tiny_bundle
 
 PICTURES = 48
 CLIENTS = 6
-
-
-@dataclass
-class Process:
-    """A service that is started again on the same ports after every death."""
-
-    module: str
-    environment: dict[str, str]
-    log: Path
-    ports: dict[str, str] = field(default_factory=dict)
-    ready: dict[str, str] = field(default_factory=dict)
-    starts: int = 0
-    peak_mb: float = 0.0
-
-    async def start(self) -> None:
-        clean = {name: value for name, value in os.environ.items() if not name.startswith("AEIC_")}
-        self.process = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", self.module,
-            cwd=ROOT,
-            env={**clean, **self.environment, **self.ports},
-            stdout=asyncio.subprocess.PIPE,
-            stderr=self.log.open("ab"),
-        )  # fmt: skip
-        line = await self.process.stdout.readline()
-        if not line:
-            raise RuntimeError(f"{self.module} did not start; see {self.log}")
-        self.ready = json.loads(line)
-        self.starts += 1
-
-    async def kill(self) -> None:
-        self.measure()
-        self.process.send_signal(signal.SIGKILL)
-        await self.process.wait()
-
-    def measure(self) -> None:
-        with contextlib.suppress(psutil.Error):
-            self.peak_mb = max(self.peak_mb, psutil.Process(self.process.pid).memory_info().rss / 2**20)
-
-    async def stop(self) -> int:
-        self.measure()
-        self.process.send_signal(signal.SIGTERM)
-        return await asyncio.wait_for(self.process.wait(), 60)
 
 
 class Soak:

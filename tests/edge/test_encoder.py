@@ -69,16 +69,17 @@ def test_spans_cover_everything_once(length, side):
     assert parts[0][0] == 0 and parts[-1][1] == length
     assert all(a[1] == b[0] for a, b in itertools.pairwise(parts))
     for begin, end, first, last in parts:
-        assert max(0, begin - 128) == first <= begin < end <= last == min(length, end + 128)
+        assert 0 <= first <= max(0, begin - 128) and begin < end and min(length, end + 128) <= last <= length
         assert end - begin <= max(64, side)
         assert not any(edge % 64 for edge in (begin, end, first, last))
+    assert len({last - first for _, _, first, last in parts}) == 1
 
 
 def test_tiles_change_nothing_where_the_margin_covers_the_reach(tiny_bundle):
     bundle = Bundle.load(tiny_bundle)
     rgb = noise(500, 700)
     whole = Analysis(bundle, threads=1)(rgb)
-    cut = Analysis(bundle, threads=1, tile_pixels=320 * 320, margin=64)(rgb)
+    cut = Analysis(bundle, threads=1, whole_pixels=0, tile_pixels=320 * 320, margin=64)(rgb)
     assert whole.shape == cut.shape == (bundle.channels, 16, 22)
     np.testing.assert_allclose(whole, cut, atol=1e-5)
 

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from aeic.errors import BundleError
+from aeic.pixels import from_tensor
 from aeic.profiles import NANO
 from aeic_nets.generator import TorchGenerator
 from aeic_nets.network import AEIC
@@ -37,6 +38,9 @@ def test_torch_and_onnx_agree(bundle: Path) -> None:
     pictures = TorchGenerator(bundle)(y_hat)
     assert pictures.shape == (2, 3, 128, 64)
     np.testing.assert_allclose(pictures, expected, atol=2e-4)
+    levels = TorchGenerator(bundle).pictures(y_hat)
+    assert levels.dtype == np.uint8 and levels.shape == (2, 128, 64, 3)
+    assert all((from_tensor(image) == level).all() for image, level in zip(pictures, levels, strict=True))
 
 
 @pytest.mark.parametrize("half_is_faster", [True, False])

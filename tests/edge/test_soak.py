@@ -1,0 +1,16 @@
+"""The soak in short: 2,000 frames through kills, cuts, stalls and full disks; `make soak FRAMES=20000` is longer."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from tests.edge.soak import Soak
+
+
+@pytest.mark.slow
+def test_every_acknowledged_frame_is_in_the_cloud_once_bit_for_bit(tmp_path):
+    result = asyncio.run(asyncio.wait_for(Soak(tmp_path, 2000, 1, True).run(), 600))
+    assert (result["frames"], result["lost"], result["wrong"], result["duplicated"]) == (2000, 0, 0, 0)
+    assert result["edge_exit"] == 0 and result["troubles"]
