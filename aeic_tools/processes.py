@@ -6,6 +6,7 @@ import json
 import os
 import queue
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -119,9 +120,7 @@ class Pair:
     cloud: Service
 
 
-def cloud(
-    data: Path, logs: Path, bundle: Path | None = None, grpc_port: int = 0, **settings: str
-) -> Service:
+def cloud(data: Path, logs: Path, bundle: Path | None = None, grpc_port: int = 0, **settings: str) -> Service:
     """A cloud that keeps its store in ``data``; not yet waited for. ``settings``: more of its environment."""
     settings = {"AEIC_CLOUD_DATA_DIR": str(data / "cloud")} | _bundle("CLOUD", bundle) | settings
     return Service("cloud_decoder", logs / "cloud.log", settings, ["--grpc-port", str(grpc_port)])
@@ -145,6 +144,15 @@ def _bundle(side: str, bundle: Path | None) -> dict[str, str]:
 
 @contextmanager
 def pair(data: Path, logs: Path, bundle: Path | None = None) -> Iterator[Pair]:
-    """Both services, ready; the edge is stopped first, so that it can drain into the cloud."""
-    with cloud(data, logs, bundle) as receiver, edge(data, logs, receiver.addresses["grpc"], bundle) as sender:
+    """Both services, ready; the edge is stopped first, so that it can drain into the cloud.
+
+    The cloud's page knows the edge, so the edge's port is chosen before either is there.
+    """
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        port = int(listening.getsockname()[1])
+    address = f"http://127.0.0.1:{port}"
+    with (
+        cloud(data, logs, bundle, AEIC_CLOUD_EDGE_URL=address) as receiver,
+        edge(data, logs, receiver.addresses["grpc"], bundle, port) as sender,
+    ):
         yield Pair(sender, receiver)

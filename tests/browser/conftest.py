@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import socket
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -32,12 +31,7 @@ def browser() -> Iterator[Any]:
 
 @pytest.fixture(scope="session")
 def services(browser: Any, tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
-    """Both services with the tiny bundle; the cloud knows the edge's HTTP address."""
+    """Both services with the tiny bundle; the cloud's page knows the edge."""
     folder = tmp_path_factory.mktemp("browser")
-    with socket.create_server(("127.0.0.1", 0)) as listening:
-        port = listening.getsockname()[1]
-    with (
-        processes.cloud(folder, folder, tiny_bundle, AEIC_CLOUD_EDGE_URL=f"http://127.0.0.1:{port}") as cloud,
-        processes.edge(folder, folder, cloud.addresses["grpc"], tiny_bundle, port) as edge,
-    ):
-        yield Pair(edge, cloud)
+    with processes.pair(folder, folder, tiny_bundle) as running:
+        yield running
