@@ -15,6 +15,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 import aeic
+from aeic import tracing
 from edge_encoder import problems, status
 from edge_encoder.body import discard, read_body
 from edge_encoder.encode_queue import Busy
@@ -88,8 +89,9 @@ def create_app(service: EdgeService) -> FastAPI:
                 prompt=wait == "delivered",
                 id=None if idempotency_key is None else _id(idempotency_key, "Idempotency-Key"),
             )
-            picture = await read_body(request, service)
-            taken = await service.take(picture, wish)
+            with tracing.request("edge.post", request.headers.get("traceparent")):
+                picture = await read_body(request, service)
+                taken = await service.take(picture, wish)
         except Busy:
             await discard(request)
             raise

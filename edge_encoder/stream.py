@@ -17,6 +17,7 @@ from typing import TypeAlias
 
 import grpc
 
+from aeic import tracing
 from aeic.v1 import ingest_pb2 as pb
 from edge_encoder.metrics import Metrics
 from edge_encoder.records import Record, State
@@ -184,6 +185,7 @@ class Stream:
             priority=record.priority,
             source_id="" if record.source_id == self._settings.source_id else record.source_id,
             prompt=self._prompt(record.id),
+            trace_context=tracing.kept(record.id),
         )
 
 
