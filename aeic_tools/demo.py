@@ -128,6 +128,7 @@ def keep(data: Path, bundle: Path | None) -> int:
             edge, cloud = pair.edge.http, pair.cloud.http
             print(f"edge   {edge}   (API: {edge}/docs)")
             print(f"cloud  {cloud}   (pictures as they arrive; API: {cloud}/docs; gRPC {pair.cloud.addresses['grpc']})")
+            print("       a photograph dropped on the cloud's page goes through the edge and comes back")
             print(f"data and logs in {data}; Ctrl-C stops both\n")
             print(f"  curl --data-binary @examples/owl.jpg {edge}/v1/frames")
             print(f"  curl -o owl.png '{cloud}/v1/frames/ID/image?format=png&wait=30'", flush=True)

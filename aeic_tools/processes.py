@@ -6,6 +6,7 @@ import json
 import os
 import queue
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -29,11 +30,13 @@ class ServiceFailed(Exception):
 class Service:
     """One child process, ``python -m module``; says where it listens in one JSON line on stdout once it is ready."""
 
-    def __init__(self, module: str, log: Path, settings: dict[str, str], arguments: list[str] | None = None) -> None:
-        """Start it. ``settings`` go into its environment; its stderr goes to ``log``."""
+    def __init__(
+        self, module: str, log: Path, settings: dict[str, str], arguments: list[str] | None = None, port: int = 0
+    ) -> None:
+        """Start it. ``settings`` go into its environment; its stderr goes to ``log``; ``port`` 0 takes a free one."""
         self.module, self.log = module, log
         log.parent.mkdir(parents=True, exist_ok=True)
-        command = [sys.executable, "-m", module, "--host", "127.0.0.1", "--port", "0", *(arguments or [])]
+        command = [sys.executable, "-m", module, "--host", "127.0.0.1", "--port", str(port), *(arguments or [])]
         with log.open("wb") as sink:
             self.process = subprocess.Popen(
                 command,
@@ -117,20 +120,22 @@ class Pair:
     cloud: Service
 
 
-def cloud(data: Path, logs: Path, bundle: Path | None = None, grpc_port: int = 0) -> Service:
-    """A cloud that keeps its store in ``data``; not yet waited for."""
-    settings = {"AEIC_CLOUD_DATA_DIR": str(data / "cloud")} | _bundle("CLOUD", bundle)
+def cloud(data: Path, logs: Path, bundle: Path | None = None, grpc_port: int = 0, **settings: str) -> Service:
+    """A cloud that keeps its store in ``data``; not yet waited for. ``settings``: more of its environment."""
+    settings = {"AEIC_CLOUD_DATA_DIR": str(data / "cloud")} | _bundle("CLOUD", bundle) | settings
     return Service("cloud_decoder", logs / "cloud.log", settings, ["--grpc-port", str(grpc_port)])
 
 
-def edge(data: Path, logs: Path, cloud_address: str, bundle: Path | None = None) -> Service:
+def edge(
+    data: Path, logs: Path, cloud_address: str, bundle: Path | None = None, port: int = 0, **settings: str
+) -> Service:
     """An edge that spools into ``data`` and sends to ``cloud_address``; not yet waited for."""
-    settings = {
+    known = {
         "AEIC_EDGE_DATA_DIR": str(data / "edge"),
         "AEIC_EDGE_CLOUD_ADDRESS": cloud_address,
         "AEIC_EDGE_BACKOFF_MAX_SECONDS": "2",  # on loopback nobody wants to wait a minute for the next try
     }
-    return Service("edge_encoder", logs / "edge.log", settings | _bundle("EDGE", bundle))
+    return Service("edge_encoder", logs / "edge.log", known | _bundle("EDGE", bundle) | settings, port=port)
 
 
 def _bundle(side: str, bundle: Path | None) -> dict[str, str]:
@@ -139,6 +144,15 @@ def _bundle(side: str, bundle: Path | None) -> dict[str, str]:
 
 @contextmanager
 def pair(data: Path, logs: Path, bundle: Path | None = None) -> Iterator[Pair]:
-    """Both services, ready; the edge is stopped first, so that it can drain into the cloud."""
-    with cloud(data, logs, bundle) as receiver, edge(data, logs, receiver.addresses["grpc"], bundle) as sender:
+    """Both services, ready; the edge is stopped first, so that it can drain into the cloud.
+
+    The cloud's page knows the edge, so the edge's port is chosen before either is there.
+    """
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        port = int(listening.getsockname()[1])
+    address = f"http://127.0.0.1:{port}"
+    with (
+        cloud(data, logs, bundle, AEIC_CLOUD_EDGE_URL=address) as receiver,
+        edge(data, logs, receiver.addresses["grpc"], bundle, port) as sender,
+    ):
         yield Pair(sender, receiver)

@@ -8,33 +8,26 @@ import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Annotated, Any
 
 from fastapi import Depends, FastAPI, Query, Request
-from fastapi.responses import FileResponse, JSONResponse, Response, StreamingResponse
+from fastapi.responses import JSONResponse, Response, StreamingResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 import aeic
 from aeic.bundle import Bundle
-from cloud_decoder import pictures, problems
+from cloud_decoder import page, pictures, problems
 from cloud_decoder.auth import Tokens
-from cloud_decoder.errors import BadRequest, Gone, UnknownFrame
+from cloud_decoder.errors import BadRequest, Gone
 from cloud_decoder.events import Hub
 from cloud_decoder.gallery import Gallery
 from cloud_decoder.ingest import Ingest
 from cloud_decoder.intake import frame_id, read_body, while_connected
 from cloud_decoder.metrics import Metrics
+from cloud_decoder.relay import Relay
 from cloud_decoder.settings import Settings
 from cloud_decoder.store import Row, State, Store
 from cloud_decoder.worker import Worker
-
-VIEWER = Path(__file__).parent / "viewer"
-PAGE_HEADERS = {
-    "Content-Security-Policy": "default-src 'self'; img-src 'self' blob:; frame-ancestors 'none'",
-    "Referrer-Policy": "no-referrer",
-    "Cache-Control": "no-cache",
-}
 
 
 @dataclass
@@ -50,6 +43,7 @@ class Parts:
     ingest: Ingest
     tokens: Tokens
     metrics: Metrics
+    relay: Relay
     ready: bool = False
 
 
@@ -112,9 +106,9 @@ def build_app(parts: Parts) -> FastAPI:
         filters = {"source": source, "state": state, "rate": rate, "since_ms": _ms(since), "until_ms": _ms(until)}
         before = None if cursor is None else int(cursor)
         rows = await gallery.on_thread(lambda: store.page(tenant, limit + 1, before, **filters))  # type: ignore[arg-type]
-        page = rows[:limit]
-        more = str(page[-1].seq) if len(rows) > limit else None
-        return {"frames": [frame_json(row, parts.bundle) for row in page], "next_cursor": more}
+        shown = rows[:limit]
+        more = str(shown[-1].seq) if len(rows) > limit else None
+        return {"frames": [frame_json(row, parts.bundle) for row in shown], "next_cursor": more}
 
     @app.get("/v1/frames/{id}")
     async def get_frame(request: Request, tenant: Tenant, id: str, wait: Wait = 0.0) -> dict[str, Any]:
@@ -182,14 +176,16 @@ def build_app(parts: Parts) -> FastAPI:
 
     @app.get("/v1/sources")
     async def list_sources(tenant: Tenant) -> dict[str, Any]:
-        """Who has sent frames, the latest first, and whether its stream is open now."""
+        """Who has sent frames, the latest first: how many wait to be decoded, and whether its stream is open now."""
         found = await gallery.on_thread(store.sources, tenant)
+        waiting = await gallery.on_thread(store.backlog, tenant)
         return {
             "sources": [
                 {
                     "source": one["source"],
                     "frames": one["frames"],
                     "bytes": one["bytes"],
+                    "waiting": waiting.get(one["source"], 0),
                     "first_seen_at": _time(one["first_seen_ms"]),
                     "last_seen_at": _time(one["last_seen_ms"]),
                     "connected": (tenant, one["source"]) in parts.ingest.connected,
@@ -234,16 +230,7 @@ def build_app(parts: Parts) -> FastAPI:
             parts.metrics.stored.labels(state).set(count)
         return Response(parts.metrics.exposition(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
-    @app.get("/", include_in_schema=False)
-    async def page() -> Response:
-        return FileResponse(VIEWER / "index.html", headers=PAGE_HEADERS)
-
-    @app.get("/viewer/{name}", include_in_schema=False)
-    async def viewer(name: str) -> Response:
-        if name not in {"style.css", "app.js", "icon.svg"}:
-            raise UnknownFrame("there is no such file")
-        return FileResponse(VIEWER / name, headers=PAGE_HEADERS)
-
+    page.install(app, parts, _tenant)
     return app
 
 

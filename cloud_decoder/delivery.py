@@ -11,7 +11,7 @@ from concurrent.futures import Executor
 from typing import TypeVar
 
 from aeic.errors import BitstreamError
-from cloud_decoder import pictures
+from cloud_decoder import pictures, traces
 from cloud_decoder.cache import Cache
 from cloud_decoder.errors import ServiceError, StoreUnavailable
 from cloud_decoder.events import Hub
@@ -90,6 +90,7 @@ class Delivery:
     def _answer(self, job: Job, now: float) -> None:
         self._metrics.decodes.labels("done").inc()
         self._metrics.pixels.inc(job.frame.width * job.frame.height)
+        traces.decoded(job)
         for row in job.rows:
             if row.available_ms is None:
                 begun = row.captured_ms or row.received_ms

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -100,6 +101,20 @@ class Gallery:
                 if self._worker.pool.draining:
                     raise Draining("the service is stopping: ask again in a moment", retry_after=5.0)
                 row = await self.row(tenant, id)
+
+    async def sizes(self, tenant: str, id: UUID) -> dict[str, int] | None:
+        """Bytes of the frame and of its reconstruction as ``png`` and ``jpeg``; None where it is not decoded yet."""
+        row, master = await self.image(tenant, id, pictures.MASTER, None, 0.0)
+        return None if master is None else await self.on_thread(self._sizes, row, master)
+
+    def _sizes(self, row: Row, master: bytes) -> dict[str, int]:
+        kept = self._cache.get(row.digest, "sizes")
+        if kept is not None:
+            return dict(json.loads(kept))
+        found = {"frame": row.bytes, **pictures.sizes(pictures.decode_master(master))}
+        with contextlib.suppress(OSError):
+            self._cache.put(row.digest, "sizes", json.dumps(found).encode())
+        return found
 
     def _cached(self, row: Row, format: str, width: int | None) -> bytes | None:
         name = pictures.variant(format, width)

@@ -26,6 +26,7 @@ from aeic.bitstream import Frame
 from aeic.errors import AeicError
 from aeic.v1 import ingest_pb2 as pb
 from aeic.v1 import ingest_pb2_grpc as pb_grpc
+from cloud_decoder import traces
 from cloud_decoder.answers import Answers
 from cloud_decoder.auth import Tokens
 from cloud_decoder.errors import StoreUnavailable
@@ -38,6 +39,8 @@ log = logging.getLogger(__name__)
 
 HELLO_SECONDS = 10.0
 MAX_PRIORITY = 2**31 - 1
+MAX_CAMERAS = 256
+"""Cameras of one stream that are shown as connected; the frames of all of them are taken."""
 
 
 @dataclass(frozen=True)
@@ -142,12 +145,12 @@ class Ingest(pb_grpc.IngestServiceServicer):
     ) -> AsyncIterator[pb.DeliverResponse]:
         """One edge's stream."""
         tenant, source, window = await self._greet(requests, context)
-        key = (tenant, source)
-        self.connected[key] = self.connected.get(key, 0) + 1
+        keys = {(tenant, source)}  # the box, and the cameras behind it as their frames come
+        self._connect((tenant, source))
         self._metrics.streams.inc()
         answers = Answers(min(window, self._limits.window), functools.partial(self._ack, context))
         room = asyncio.Semaphore(2 * self._limits.window)  # an edge that overruns its window is simply not read
-        reader = asyncio.create_task(self._read(requests, tenant, source, answers, room))
+        reader = asyncio.create_task(self._read(requests, tenant, source, answers, room, keys))
         stopper = asyncio.create_task(self._cancel_on_drain(reader))
         try:
             await self._committer.saw(tenant, source)
@@ -161,9 +164,13 @@ class Ingest(pb_grpc.IngestServiceServicer):
             stopper.cancel()
             reader.cancel()
             self._metrics.streams.dec()
-            self.connected[key] -= 1
-            if not self.connected[key]:
-                del self.connected[key]
+            for key in keys:
+                self.connected[key] -= 1
+                if not self.connected[key]:
+                    del self.connected[key]
+
+    def _connect(self, key: tuple[str, str]) -> None:
+        self.connected[key] = self.connected.get(key, 0) + 1
 
     async def _greet(
         self, requests: AsyncIterator[pb.DeliverRequest], context: grpc.aio.ServicerContext[Any, Any]
@@ -179,7 +186,7 @@ class Ingest(pb_grpc.IngestServiceServicer):
         if first.WhichOneof("message") != "hello":
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "the first message must be Hello")
         hello = first.hello
-        if not 1 <= len(hello.source_id) <= 128 or not hello.source_id.isprintable():
+        if not _is_name(hello.source_id):
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "source_id must be 1 to 128 printable characters")
         try:
             tenant = self._tokens.tenant(hello.token)
@@ -202,6 +209,7 @@ class Ingest(pb_grpc.IngestServiceServicer):
         source: str,
         answers: Answers[asyncio.Future[Added] | str],
         room: asyncio.Semaphore,
+        keys: set[tuple[str, str]],
     ) -> None:
         try:
             async for request in requests:
@@ -210,8 +218,13 @@ class Ingest(pb_grpc.IngestServiceServicer):
                     answers.add(b"", "only frames may follow Hello")
                     continue
                 try:
+                    began = time.monotonic()
                     frame = await self._accept(request.frame, tenant, source)
+                    traces.arrived(frame.id, request.frame.trace_context, time.monotonic() - began)
                     answers.add(request.frame.id, self._committer.add(frame), request.frame.prompt)
+                    if (camera := (tenant, frame.source)) not in keys and len(keys) < MAX_CAMERAS:
+                        keys.add(camera)
+                        self._connect(camera)
                 except Reject as reason:
                     answers.add(request.frame.id, str(reason))
         finally:
@@ -224,6 +237,8 @@ class Ingest(pb_grpc.IngestServiceServicer):
             raise Reject(f"{len(message.bitstream)} bytes are over the limit of {self._limits.max_bitstream_bytes}")
         if zlib.crc32(message.bitstream) != message.crc32:
             raise Reject("the CRC-32 does not fit the bitstream: it was damaged before it was sent")
+        if message.source_id and not _is_name(message.source_id):
+            raise Reject("source_id must be 1 to 128 printable characters")
         try:
             frame = self._check(message.bitstream)
         except AeicError as error:
@@ -231,7 +246,7 @@ class Ingest(pb_grpc.IngestServiceServicer):
         return NewFrame(
             tenant=tenant,
             id=UUID(bytes=message.id),
-            source=source,
+            source=message.source_id or source,
             captured_ms=min(message.captured_unix_ms, 2**53),
             priority=min(message.priority, MAX_PRIORITY),
             width=frame.width,
@@ -240,7 +255,7 @@ class Ingest(pb_grpc.IngestServiceServicer):
             fingerprint=frame.fingerprint,
             digest=hashlib.sha256(message.bitstream).hexdigest(),
             bitstream=message.bitstream,
-            wanted=self._wanted(source),
+            wanted=self._wanted(message.source_id or source),
         )
 
     async def _ack(
@@ -269,3 +284,7 @@ class Ingest(pb_grpc.IngestServiceServicer):
     async def _cancel_on_drain(self, reader: asyncio.Task[None]) -> None:
         await self._draining.wait()
         reader.cancel()
+
+
+def _is_name(text: str) -> bool:
+    return 1 <= len(text) <= 128 and text.isprintable()

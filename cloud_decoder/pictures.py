@@ -42,6 +42,16 @@ def encode(picture: Picture, format: str, width: int | None = None) -> bytes:
     return out.getvalue()
 
 
+def sizes(picture: Picture) -> dict[str, int]:
+    """Bytes of a picture as the files people know: PNG, lossless; JPEG at quality 75, what most programs write."""
+    image, found = Image.fromarray(picture), {}
+    for name, how in (("png", {"compress_level": 6}), ("jpeg", {"quality": 75, "optimize": True})):
+        out = io.BytesIO()
+        image.save(out, name.upper(), **how)
+        found[name] = out.tell()
+    return found
+
+
 def decode_master(data: bytes) -> Picture:
     """The picture of a cached master file. Only for files that :func:`encode` wrote: nothing is limited here."""
     with Image.open(io.BytesIO(data), formats=["PNG"]) as image:

@@ -24,6 +24,7 @@ from grpc_reflection.v1alpha import reflection
 from sqlalchemy import URL
 
 import aeic
+from aeic import tracing
 from aeic.bundle import Bundle
 from aeic.errors import AeicError
 from aeic.v1 import decode_pb2_grpc
@@ -39,6 +40,7 @@ from cloud_decoder.generator import choose_device
 from cloud_decoder.ingest import Ingest, Limits
 from cloud_decoder.machine import Decode, DecodeStream
 from cloud_decoder.metrics import Metrics
+from cloud_decoder.relay import Relay
 from cloud_decoder.settings import Settings
 from cloud_decoder.shelf import Shelf
 from cloud_decoder.store import Store
@@ -55,6 +57,8 @@ class Cloud:
 
     def __init__(self, settings: Settings, decoder: Decoder | None = None) -> None:
         """``decoder`` stands in for the one that the settings describe."""
+        if settings.tracing:
+            tracing.set_up("aeic-cloud")
         settings.data_dir.mkdir(parents=True, exist_ok=True)
         self.settings = settings
         self.shelf = Shelf.of(decoder) if decoder else _shelf(settings)
@@ -100,8 +104,9 @@ class Cloud:
             wake=self.worker.wake,
             limits=Limits(settings.ingest_window, settings.max_bitstream_bytes, settings.commit_frames),
         )
+        relay = Relay(settings.edge_url, settings.edge_tenant)
         self.parts = Parts(
-            settings, bundle, self.store, self.worker, self.gallery, hub, self.ingest, self.tokens, self.metrics
+            settings, bundle, self.store, self.worker, self.gallery, hub, self.ingest, self.tokens, self.metrics, relay
         )
         await self.worker.start()
         await self._start_grpc()
@@ -122,6 +127,7 @@ class Cloud:
         await asyncio.gather(self._grpc_server.stop(2.0), *self._tasks[:1])
         for task in self._tasks[1:]:
             task.cancel()
+        self.parts.relay.close()
         self.gallery.close()
         self.shelf.close()
         self.store.close()

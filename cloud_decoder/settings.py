@@ -58,10 +58,15 @@ class Settings(BaseSettings):
     max_waiters: int = Field(512, ge=1, description="Long polls and event streams held open; one more is answered 429.")
     max_wait_seconds: float = Field(60.0, ge=0, description="Upper end of `wait=` and `timeout=`.")
 
+    edge_url: str = Field("", description="HTTP address of an edge that encodes pictures dropped on the page; none.")
+    edge_tenant: str = Field("", description="Tenant that the edge at `edge_url` sends as; only its pictures go there.")
+    max_upload_bytes: int = Field(32 * 2**20, ge=1024, description="Largest picture file passed on to that edge.")
+
     max_bitstream_bytes: int = Field(2**20, ge=16, description="Largest frame taken.")
     max_pixels: int = Field(8192 * 8192, ge=256, description="Largest picture decoded.")
     body_timeout_seconds: float = Field(10.0, gt=0, description="Time for a request body to arrive.")
     ingest_window: int = Field(64, ge=1, le=4096, description="Unacknowledged frames allowed on one stream.")
     max_streams: int = Field(1024, ge=1, description="gRPC calls at once.")
     commit_frames: int = Field(256, ge=1, description="Most frames in one commit of the store.")
+    tracing: bool = Field(False, description="OpenTelemetry traces to OTEL_EXPORTER_OTLP_ENDPOINT; extra `tracing`.")
     drain_seconds: float = Field(20.0, gt=0, description="Time for work in hand after SIGTERM.")

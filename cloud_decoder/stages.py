@@ -14,6 +14,7 @@ from concurrent.futures import Executor, ThreadPoolExecutor
 from typing import TypeVar
 
 from aeic.errors import BitstreamError
+from cloud_decoder import traces
 from cloud_decoder.decoder import Decoder
 from cloud_decoder.delivery import Delivery, reason_of
 from cloud_decoder.errors import (
@@ -148,6 +149,7 @@ class Stages:
         failed = await self._on(self._device_thread, self._synthesise, work)
         seconds = time.monotonic() - started
         self._metrics.synthesis_seconds.observe(seconds)
+        traces.batch(jobs, len(batch), seconds)
         self._pool.pixels_per_second += 0.2 * (cost / max(seconds, 1e-6) - self._pool.pixels_per_second)
         for job, error in failed.items():
             await self._fail(job, error)

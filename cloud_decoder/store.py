@@ -377,6 +377,13 @@ class Store:
             found = connection.execute(query.order_by(sources.c.last_seen_ms.desc()).limit(limit))
             return [dict(row._mapping) for row in found]
 
+    def backlog(self, tenant: str) -> dict[str, int]:
+        """Frames that wait for their picture, by source; sources without any are left out."""
+        waits = sa.and_(frames.c.state.in_([State.RECEIVED.value, State.DECODING.value]), frames.c.wanted)
+        query = sa.select(frames.c.source, sa.func.count()).where(frames.c.tenant == tenant, waits)
+        with self._read() as connection:
+            return {str(one): int(count) for one, count in connection.execute(query.group_by(frames.c.source))}
+
     def counts(self, tenant: str | None = None) -> dict[str, int]:
         """Frames by state, of one tenant or of all."""
         query = sa.select(frames.c.state, sa.func.count()).group_by(frames.c.state)

@@ -3,22 +3,25 @@
 #   docker build -f deploy/cloud.Dockerfile --build-arg EXTRA=cloud -t aeic-cloud-gpu .
 # A slim base in both cases: torch's wheels bring their own CUDA libraries. Triton needs gcc at run time, hence the
 # optional packages.
-FROM python:3.12-slim AS build
+ARG BASE=python:3.12-slim
+FROM ${BASE} AS build
 ARG EXTRA=cloud-cpu
 WORKDIR /src
 COPY pyproject.toml constraints.txt hatch_build.py README.md LICENSE ./
-RUN python -m venv /opt/aeic
+RUN python3 -m venv /opt/aeic
 COPY aeic aeic
 COPY edge_encoder edge_encoder
 COPY cloud_decoder cloud_decoder
 COPY aeic_nets aeic_nets
 COPY aeic_train aeic_train
+COPY aeic_client aeic_client
 COPY aeic_tools aeic_tools
 COPY models models
 RUN /opt/aeic/bin/pip install --no-cache-dir -c constraints.txt ".[${EXTRA}]"
 
-FROM python:3.12-slim
+FROM ${BASE}
 ARG EXTRA=cloud-cpu
+# hadolint ignore=DL3008
 RUN if [ "$EXTRA" = cloud ]; then \
       apt-get update && apt-get install -y --no-install-recommends gcc libc6-dev && rm -rf /var/lib/apt/lists/*; \
     fi

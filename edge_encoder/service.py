@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 import aeic
+from aeic import tracing
 from aeic.errors import AeicError
 from edge_encoder import systemd
 from edge_encoder.encode_queue import Busy, EncodeQueue
@@ -66,6 +67,8 @@ class EdgeService:
     async def start(self) -> None:
         """Loads the bundle, warms up, opens the spool and begins to ship. AeicError or OSError when it cannot."""
         settings = self.settings
+        if settings.tracing:
+            tracing.set_up("aeic-edge")
         self._loop = asyncio.get_running_loop()
         self.spool = Spool(
             settings.data_dir,
@@ -156,10 +159,14 @@ class EdgeService:
             picture_crc=crc,
             source_id=wish.source_id or self.settings.source_id,
         )
+        tracing.keep_current(record.id)
         with self.waiting.expecting(ident, wish.prompt):
             entry = await asyncio.wrap_future(self.spool.put(record))
-        for stage, seconds in (*encoded.timings.items(), ("spool", time.perf_counter() - begin)):
+        ended = time.monotonic()
+        for stage, seconds in (("spool", time.perf_counter() - begin), *reversed(encoded.timings.items())):
             self.metrics.stage_seconds.labels(stage).observe(seconds)
+            tracing.span(f"edge.{stage}", seconds, ended=ended)
+            ended -= seconds
         self.metrics.frame_bytes.labels(str(encoded.rate)).observe(len(encoded.data))
         self.metrics.picture_bytes.inc(len(raw))
         return Taken(entry, encoded)

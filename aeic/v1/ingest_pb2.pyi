@@ -40,7 +40,7 @@ class Hello(_message.Message):
     def __init__(self, source_id: _Optional[str] = ..., bundle_digest: _Optional[bytes] = ..., software: _Optional[str] = ..., token: _Optional[str] = ..., window: _Optional[int] = ...) -> None: ...
 
 class Frame(_message.Message):
-    __slots__ = ("id", "bitstream", "crc32", "captured_unix_ms", "priority", "source_id", "prompt")
+    __slots__ = ("id", "bitstream", "crc32", "captured_unix_ms", "priority", "source_id", "prompt", "trace_context")
     ID_FIELD_NUMBER: _ClassVar[int]
     BITSTREAM_FIELD_NUMBER: _ClassVar[int]
     CRC32_FIELD_NUMBER: _ClassVar[int]
@@ -48,6 +48,7 @@ class Frame(_message.Message):
     PRIORITY_FIELD_NUMBER: _ClassVar[int]
     SOURCE_ID_FIELD_NUMBER: _ClassVar[int]
     PROMPT_FIELD_NUMBER: _ClassVar[int]
+    TRACE_CONTEXT_FIELD_NUMBER: _ClassVar[int]
     id: bytes
     bitstream: bytes
     crc32: int
@@ -55,7 +56,8 @@ class Frame(_message.Message):
     priority: int
     source_id: str
     prompt: bool
-    def __init__(self, id: _Optional[bytes] = ..., bitstream: _Optional[bytes] = ..., crc32: _Optional[int] = ..., captured_unix_ms: _Optional[int] = ..., priority: _Optional[int] = ..., source_id: _Optional[str] = ..., prompt: _Optional[bool] = ...) -> None: ...
+    trace_context: bytes
+    def __init__(self, id: _Optional[bytes] = ..., bitstream: _Optional[bytes] = ..., crc32: _Optional[int] = ..., captured_unix_ms: _Optional[int] = ..., priority: _Optional[int] = ..., source_id: _Optional[str] = ..., prompt: _Optional[bool] = ..., trace_context: _Optional[bytes] = ...) -> None: ...
 
 class DeliverResponse(_message.Message):
     __slots__ = ("welcome", "ack", "stored")

@@ -1,57 +1,23 @@
-// The page: lists frames, follows the event stream, shows one frame in a dialog. No library, no build step.
-// Everything a source says is put in as text, never as markup.
+// The page: follows the event stream, keeps the newest picture, the charts, the fleet and the grid. No library, no build.
+
+import { LAST, draw } from "/viewer/charts.js";
+import { NotAllowed, ask, follow, json, picture, remember, save } from "/viewer/service.js";
+import { $, ago, bytes, count, describe, element, pairs, sizeBars, stageBar } from "/viewer/show.js";
+import { listen, setEdge, setRates } from "/viewer/try.js";
 
 const PAGE = 24;
-const $ = (id) => document.getElementById(id);
-let token = sessionStorage.getItem("token") || "";
+const MOST = 200; // cards kept
+const ROWS = 12; // sources shown
 let cursor = null;
-const cards = new Map();
+const cards = new Map(); // id -> {item, button, shot, words, frame, shown}, newest first in the list
 
-class NotAllowed extends Error {}
+const frames = () => [...$("list").children].map((item) => cards.get(item.dataset.id).frame);
 
-async function ask(path, options = {}) {
-  const headers = token ? { Authorization: `Bearer ${token}` } : {};
-  const answer = await fetch(path, { ...options, headers });
-  if (answer.status === 401) throw new NotAllowed();
-  return answer;
-}
-
-const json = async (path) => (await ask(path)).json();
-
-function element(name, text, className) {
-  const made = document.createElement(name);
-  if (text !== undefined) made.textContent = text;
-  if (className) made.className = className;
-  return made;
-}
-
-const bytes = (n) => (n < 10000 ? `${n} B` : n < 1e7 ? `${(n / 1000).toFixed(1)} kB` : `${(n / 1e6).toFixed(1)} MB`);
-
-function ago(text) {
-  if (!text) return "never";
-  const seconds = Math.max(0, (Date.now() - new Date(text)) / 1000);
-  if (seconds < 5) return "now";
-  if (seconds < 90) return `${Math.round(seconds)} s ago`;
-  if (seconds < 5400) return `${Math.round(seconds / 60)} min ago`;
-  return seconds < 129600 ? `${Math.round(seconds / 3600)} h ago` : new Date(text).toLocaleDateString();
-}
-
-// Pictures come by fetch, since an <img> cannot send a token; the browser's cache keeps them all the same.
-async function picture(image, path) {
-  const answer = await ask(path);
-  if (answer.status !== 200) return false;
-  const url = URL.createObjectURL(await answer.blob());
-  image.onload = () => URL.revokeObjectURL(url);
-  image.src = url;
-  return true;
-}
-
-function describe(frame) {
-  return `${bytes(frame.bytes)} · ${frame.bpp.toFixed(4)} bpp`;
-}
+// -- the grid -----------------------------------------------------------------------------------------------------
 
 function card(frame) {
   const item = element("li");
+  item.dataset.id = frame.id;
   const button = element("button", undefined, "frame");
   const shot = element("div", undefined, "shot");
   const words = element("div", undefined, "words");
@@ -64,12 +30,11 @@ function card(frame) {
 
 function fill(made, frame) {
   made.frame = frame;
-  const raw = 3 * frame.width * frame.height;
-  const state = element("span", frame.state === "done" ? "" : frame.state, `state-${frame.state}`);
   const when = element("span", `${frame.source} · ${ago(frame.received_at)}`, "more");
-  const ratio = element("span", `${frame.width}×${frame.height} · 1 : ${Math.round(raw / frame.bytes)} `, "more");
-  ratio.append(state);
-  made.words.replaceChildren(element("span", describe(frame), "size"), ratio, when);
+  const size = element("span", undefined, "size");
+  size.append(element("b", `${count(frame.bytes)} B`), ` ${frame.bpp.toFixed(4)} bpp`);
+  made.words.replaceChildren(size, when);
+  if (frame.state !== "done") made.words.append(element("span", frame.state, `state state-${frame.state}`));
   made.button.setAttribute("aria-label", `Frame from ${frame.source}, ${describe(frame)}, ${frame.state}`);
   if (made.shown) return;
   if (frame.state === "failed") {
@@ -78,12 +43,12 @@ function fill(made, frame) {
     made.shown = true;
     const image = element("img");
     image.alt = `Reconstruction of a frame from ${frame.source}`;
-    const width = frame.width > 640 ? "&width=640" : "";
+    const width = frame.width > 480 ? "&width=480" : "";
     picture(image, `/v1/frames/${frame.id}/image?format=webp${width}&wait=20`)
       .then((there) => (there ? made.shot.replaceChildren(image) : (made.shown = false)))
       .catch(() => (made.shown = false));
   } else {
-    made.shot.replaceChildren(element("span", "decoding …"));
+    made.shot.replaceChildren(element("span", frame.state === "pruned" ? "no longer kept" : "decoding …"));
   }
 }
 
@@ -94,14 +59,16 @@ function show(frame, first) {
     cards.set(frame.id, made);
     if (first) $("list").prepend(made.item);
     else $("list").append(made.item);
-    if (first && cards.size > 200) {
+    if (first && cards.size > MOST) {
       const last = $("list").lastElementChild;
-      for (const [id, one] of cards) if (one.item === last) cards.delete(id);
+      cards.delete(last.dataset.id);
       last.remove();
+      $("more").hidden = true; // its cursor points past what was dropped; a reload shows all again
     }
   }
   fill(made, frame);
   $("empty").hidden = true;
+  if (frame.state === "done") consider(frame);
 }
 
 async function page(next) {
@@ -112,66 +79,138 @@ async function page(next) {
   $("more").hidden = !cursor;
 }
 
-function pairs(list, entries) {
-  list.replaceChildren();
-  for (const [name, value] of entries) {
-    const row = list.id === "facts" ? list : element("div");
-    row.append(element("dt", name), element("dd", value));
-    if (row !== list) list.append(row);
+// -- the newest picture -------------------------------------------------------------------------------------------
+
+let newest = null; // the frame on show
+let coming = null; // the one to show next; whatever came between is in the grid
+let turning = false;
+
+function consider(frame) {
+  const later = (one) => !one || frame.received_at >= one.received_at;
+  if (newest?.id === frame.id) return (newest = frame), tellNewest();
+  if (later(newest) && later(coming)) coming = frame;
+  if (!turning) turn();
+}
+
+async function turn() {
+  turning = true;
+  while (coming) {
+    const frame = coming;
+    coming = null;
+    const image = $("latest-image");
+    const width = frame.width > 1280 ? "&width=1280" : "";
+    try {
+      const next = element("img");
+      if (await picture(next, `/v1/frames/${frame.id}/image?format=webp${width}&wait=20`)) {
+        next.id = "latest-image";
+        next.dataset.id = frame.id;
+        next.alt = `The newest reconstruction, from ${frame.source}`;
+        image.replaceWith(next);
+        newest = frame;
+        $("latest").hidden = false;
+        tellNewest();
+        if (!document.hidden) await tellSizes($("latest-sizes"), frame);
+      }
+    } catch {
+      // the stream will tell of the next one
+    }
+    await new Promise((resume) => setTimeout(resume, 600)); // calm: a busy fleet must not make it flicker
+  }
+  turning = false;
+}
+
+function tellNewest() {
+  $("latest-bytes").textContent = count(newest.bytes);
+  $("latest-facts").textContent =
+    `${newest.bpp.toFixed(4)} bits per pixel, ${newest.width} × ${newest.height}, from ${newest.source}, ${ago(newest.received_at)}`;
+  stageBar($("latest-stages"), newest);
+}
+
+async function tellSizes(place, frame) {
+  const answer = await ask(`/v1/frames/${frame.id}/sizes`);
+  if (answer.status !== 200) return place.replaceChildren(element("p", "not decoded yet", "quiet"));
+  const sizes = await answer.json();
+  sizeBars(place, [["frame", sizes.frame], ["JPEG", sizes.jpeg], ["PNG", sizes.png]]);
+}
+
+// -- totals, charts, fleet ----------------------------------------------------------------------------------------
+
+async function totals() {
+  const [status, fleet, edge] = await Promise.all([json("/v1/status"), json("/v1/sources"), json("/v1/edge")]);
+  const { frames: counted, bundle } = status;
+  $("model").textContent = `${bundle.name} ${bundle.fingerprint} on ${status.device}`;
+  const all = fleet.sources.reduce((sum, one) => [sum[0] + one.frames, sum[1] + one.bytes], [0, 0]);
+  const connected = fleet.sources.filter((one) => one.connected).length;
+  pairs(
+    $("totals"),
+    [
+      ["frames", count(all[0])],
+      ["received in all", bytes(all[1])],
+      ["mean frame", all[0] ? `${count(Math.round(all[1] / all[0]))} B` : "–"],
+      ["sources connected", `${connected} of ${fleet.sources.length}`],
+      ["waiting", count(counted.received + counted.decoding)],
+      ["in quarantine", count(counted.failed)],
+    ],
+    true,
+  );
+  setRates(status.rates);
+  setEdge(edge);
+  $("sources").replaceChildren(...fleet.sources.slice(0, ROWS).map(source));
+  if (!fleet.sources.length) {
+    const cell = element("td", "No edge has called yet.", "quiet");
+    cell.colSpan = 4;
+    const row = element("tr");
+    row.append(cell);
+    $("sources").replaceChildren(row);
+  }
+  const rest = fleet.sources.length - ROWS;
+  $("fleet-rest").hidden = rest <= 0;
+  $("fleet-rest").textContent = `and ${count(rest)} more, seen longer ago`;
+}
+
+async function charts() {
+  const drawn = draw($("charts"), (await json(`/v1/frames?state=done&limit=${LAST}`)).frames);
+  $("times-count").textContent = drawn ? `median of ${drawn}` : "";
+}
+
+function source(one) {
+  const row = element("tr");
+  const name = element("th", one.source, one.connected ? "on" : "away");
+  name.scope = "row";
+  name.append(element("span", one.connected ? " connected" : " away", "hidden"));
+  const waiting = element("td", count(one.waiting), one.waiting ? "busy" : "");
+  row.append(name, element("td", ago(one.last_seen_at)), element("td", count(one.frames)), waiting);
+  return row;
+}
+
+let stale = true;
+async function keepUp() {
+  let last = 0;
+  for (;;) {
+    if (!document.hidden && (stale || Date.now() - last > 10000)) {
+      stale = false;
+      last = Date.now();
+      await totals().catch(() => {});
+      for (const made of cards.values()) fill(made, made.frame); // "3 min ago" grows older
+      if (newest) tellNewest();
+      await charts().catch(() => {});
+    }
+    await new Promise((resume) => setTimeout(resume, 1000));
   }
 }
 
-async function totals() {
-  const [status, sources] = await Promise.all([json("/v1/status"), json("/v1/sources")]);
-  const { frames, bundle } = status;
-  $("model").textContent = `${bundle.name} ${bundle.fingerprint} on ${status.device}`;
-  const all = sources.sources.reduce((sum, one) => [sum[0] + one.frames, sum[1] + one.bytes], [0, 0]);
-  pairs($("totals"), [
-    ["frames", all[0].toLocaleString()],
-    ["bytes received", bytes(all[1])],
-    ["mean frame", all[0] ? bytes(Math.round(all[1] / all[0])) : "–"],
-    ["waiting", (frames.received + frames.decoding).toLocaleString()],
-    ["in quarantine", frames.failed.toLocaleString()],
-  ]);
-  $("sources").replaceChildren(
-    ...sources.sources.map((one) => {
-      const text = `${one.source} · ${one.frames.toLocaleString()} frames · ${ago(one.last_seen_at)}`;
-      return element("li", text, one.connected ? "on" : "off");
-    }),
-  );
-  if (!sources.sources.length) $("sources").append(element("li", "none yet", "off"));
-}
+// -- one frame ----------------------------------------------------------------------------------------------------
 
-function stages(timings) {
-  const list = Object.entries(timings || {}).filter(([, seconds]) => seconds > 0);
-  const sum = list.reduce((all, [, seconds]) => all + seconds, 0);
-  $("stages").replaceChildren(
-    ...list.map(([name, seconds], index) => {
-      const text = `${name.replace("_", " ")} ${(1000 * seconds).toFixed(0)} ms`;
-      const bar = element("span", text);
-      bar.title = text;
-      bar.style.setProperty("flex", `${seconds / sum} 1 0`);
-      bar.style.setProperty("--hue", `${170 + 47 * index}`);
-      return bar;
-    }),
-  );
-}
-
-async function save(link, path, name) {
-  const data = await (await ask(path)).blob();
-  const url = URL.createObjectURL(data);
-  const anchor = element("a");
-  anchor.href = url;
-  anchor.download = name;
-  anchor.click();
-  setTimeout(() => URL.revokeObjectURL(url), 10000);
-}
+let opened = null;
 
 async function open(frame) {
+  opened = frame;
   $("detail-title").textContent = `${frame.source}: ${describe(frame)}`;
   $("detail-image").removeAttribute("src");
   $("detail-image").alt = `Reconstruction of a frame from ${frame.source}`;
-  stages(frame.timings);
+  $("detail-image").style.aspectRatio = `${frame.width} / ${frame.height}`;
+  stageBar($("detail-stages"), frame);
+  $("detail-sizes").replaceChildren();
   const waited = frame.available_at ? (new Date(frame.available_at) - new Date(frame.received_at)) / 1000 : null;
   pairs($("facts"), [
     ["id", frame.id],
@@ -182,80 +221,80 @@ async function open(frame) {
     ["state", frame.reason ? `${frame.state}: ${frame.reason}` : frame.state],
     ["latents", frame.latents_digest ? frame.latents_digest.slice(0, 16) : "–"],
   ]);
-  const base = `/v1/frames/${frame.id}`;
-  $("save-image").href = `${base}/image?wait=20`;
-  $("save-frame").href = `${base}/bitstream`;
-  $("save-image").onclick = (event) => (event.preventDefault(), save(event.target, `${base}/image?wait=20`, `${frame.id}.png`));
-  $("save-frame").onclick = (event) => (event.preventDefault(), save(event.target, `${base}/bitstream`, `${frame.id}.aeic`));
-  $("detail").showModal();
-  if (frame.state !== "failed") await picture($("detail-image"), `${base}/image?wait=20`);
+  $("newer").disabled = !neighbour(-1);
+  $("older").disabled = !neighbour(1);
+  if (!$("detail").open) $("detail").showModal();
+  if (frame.state === "failed") return;
+  await picture($("detail-image"), `/v1/frames/${frame.id}/image?wait=20`).catch(() => {});
+  if (opened === frame) await tellSizes($("detail-sizes"), frame).catch(() => {});
 }
 
-// Server-sent events, read by hand so that the token can go with them.
-async function follow() {
-  const answer = await ask("/v1/events", { cache: "no-store" });
-  if (!answer.ok) throw new Error(`events: ${answer.status}`);
-  $("link").textContent = "live";
-  $("link").classList.add("live");
-  await page(null); // what came while nobody was listening
-  const reader = answer.body.pipeThrough(new TextDecoderStream()).getReader();
-  let text = "";
-  for (;;) {
-    const { value, done } = await reader.read();
-    if (done) return;
-    text += value;
-    const parts = text.split("\n\n");
-    text = parts.pop();
-    for (const part of parts) {
-      const data = part.split("\n").find((line) => line.startsWith("data: "));
-      if (!data) continue;
-      const event = JSON.parse(data.slice(6));
-      if (event.frame) show(event.frame, true);
-      else await page(null);
-    }
-    stale = true;
-  }
+function neighbour(step) {
+  const all = frames();
+  const at = all.findIndex((one) => one.id === opened.id);
+  return at < 0 ? undefined : all[at + step];
 }
 
-let stale = true;
-async function keepTotals() {
-  let last = 0;
-  for (;;) {
-    if (!document.hidden && (stale || Date.now() - last > 10000)) {
-      stale = false;
-      last = Date.now();
-      await totals().catch(() => {});
-      for (const made of cards.values()) fill(made, made.frame); // "3 min ago" grows older
-    }
-    await new Promise((resume) => setTimeout(resume, 1000));
-  }
+const go = (step) => neighbour(step) && open(neighbour(step));
+
+function listenDetail() {
+  $("newer").addEventListener("click", () => go(-1));
+  $("older").addEventListener("click", () => go(1));
+  $("detail").addEventListener("keydown", (event) => {
+    if (event.key === "ArrowLeft") go(-1);
+    if (event.key === "ArrowRight") go(1);
+  });
+  $("detail").addEventListener("click", (event) => event.target === $("detail") && $("detail").close());
+  const saving = (path, end) => (event) => {
+    event.preventDefault();
+    save(`/v1/frames/${opened.id}/${path}`, `${opened.id}.${end}`);
+  };
+  $("save-image").addEventListener("click", saving("image?wait=20", "png"));
+  $("save-frame").addEventListener("click", saving("bitstream", "aeic"));
+}
+
+// -- the stream ---------------------------------------------------------------------------------------------------
+
+function link(text, live = false) {
+  $("link").textContent = text;
+  $("link").classList.toggle("live", live);
 }
 
 async function run() {
-  $("login").hidden = true;
-  keepTotals();
+  keepUp();
   for (;;) {
     try {
-      await follow();
+      await follow(
+        async () => {
+          link("live", true);
+          await page(null); // what came while nobody was listening
+          stale = true;
+        },
+        async (event) => {
+          stale = true;
+          if (event.frame) show(event.frame, true);
+          else await page(null);
+        },
+      );
     } catch (error) {
       if (error instanceof NotAllowed) {
         $("login").hidden = false;
-        $("link").textContent = "token needed";
+        link("token needed");
         $("token").focus();
         return;
       }
     }
-    $("link").textContent = "reconnecting";
-    $("link").classList.remove("live");
+    link("reconnecting");
     await new Promise((resume) => setTimeout(resume, 2000));
   }
 }
 
 $("login").addEventListener("submit", (event) => {
   event.preventDefault();
-  token = $("token").value;
-  sessionStorage.setItem("token", token);
+  remember($("token").value);
   location.reload();
 });
 $("more").addEventListener("click", () => page(cursor));
+listenDetail();
+listen();
 run();

@@ -7,11 +7,14 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 TARGET = Path(__file__).parent / "dashboards" / "aeic.json"
 WIDTH, HEIGHT, COLUMNS = 8, 7, 3
+
+WINDOWS = ("5m", "1h", "6h", "3d")  # of the recording rules in deploy/prometheus/rules.yml
 
 Query = tuple[str, str]  # PromQL, legend
 
@@ -28,6 +31,9 @@ def rate(metric: str, label: str, text: str = "") -> list[Query]:
     """Events a second by one label."""
     return [(f"sum by ({label}) (rate({metric}[2m]))", text or f"{{{{{label}}}}}")]
 
+
+ONLY_WITH_TORCH = {"Synthesis by part, p95"}
+"""Panels whose data ONNX Runtime, which has no parts, cannot give."""
 
 # (row, [(title, unit, queries)])
 ROWS: list[tuple[str, list[tuple[str, str, list[Query]]]]] = [
@@ -47,6 +53,17 @@ ROWS: list[tuple[str, list[tuple[str, str, list[Query]]]]] = [
                 ],
             ),
             ("Frame size", "bytes", quantiles("aeic_cloud_frame_bytes")),
+            (
+                "Budget burnt by late frames (1 is just sustainable)",
+                "none",
+                [(f"aeic:late_frames:ratio_rate{window} / 0.01", window) for window in WINDOWS],
+            ),
+            (
+                "Budget burnt by HTTP errors (1 is just sustainable)",
+                "none",
+                [(f"aeic:http_errors:ratio_rate{window} / 0.001", window) for window in WINDOWS],
+            ),
+            ("Up", "bool", [("up", "{{job}} {{instance}}"), ("aeic_cloud_ready", "{{instance}} ready")]),
         ],
     ),
     (
@@ -62,6 +79,9 @@ ROWS: list[tuple[str, list[tuple[str, str, list[Query]]]]] = [
             ("Spool", "percentunit", [("aeic_edge_spool_bytes / aeic_edge_spool_max_bytes", "{{instance}}")]),
             ("Uplink", "bool", [("aeic_edge_uplink_connected", "{{instance}}")]),
             ("Answers of the cloud", "ops", rate("aeic_edge_acks_total", "status")),
+            ("Frame size by rate point", "bytes", quantiles("aeic_edge_frame_bytes", "rate")[:1]),
+            ("Bytes on the stream", "Bps", rate("aeic_edge_stream_bytes_total", "direction")),
+            ("Answer to a POST, by status", "s", quantiles("aeic_edge_request_seconds", "status")[1:]),
         ],
     ),
     (
@@ -70,6 +90,7 @@ ROWS: list[tuple[str, list[tuple[str, str, list[Query]]]]] = [
             ("Frames offered", "ops", rate("aeic_cloud_frames_total", "status")),
             ("Streams", "none", [("sum(aeic_cloud_streams)", "open")]),
             ("Commit", "s", quantiles("aeic_cloud_commit_seconds")),
+            ("Frames in a commit", "none", quantiles("aeic_cloud_commit_frames")),
         ],
     ),
     (
@@ -92,7 +113,13 @@ ROWS: list[tuple[str, list[tuple[str, str, list[Query]]]]] = [
                     )
                 ],
             ),
+            ("Fill of a batch", "percentunit", quantiles("aeic_cloud_batch_fill_ratio")),
+            ("Batches halved, out of memory", "ops", [("sum(rate(aeic_cloud_batch_splits_total[2m]))", "halved")]),
             ("Writing pictures", "s", quantiles("aeic_cloud_image_encode_seconds")),
+            ("Decoder processes lost", "ops", [("sum(rate(aeic_cloud_decoder_deaths_total[5m]))", "lost")]),
+            ("Bundles in memory", "bytes", [("aeic_cloud_models_bytes", "{{instance}}")]),
+            ("GPU memory", "bytes", [("sum by (kind) (aeic_cloud_gpu_memory_bytes)", "{{kind}}")]),
+            ("Synthesis by part, p95", "s", quantiles("aeic_cloud_synthesis_part_seconds", "part")[1:]),
         ],
     ),
     (
@@ -119,9 +146,10 @@ ROWS: list[tuple[str, list[tuple[str, str, list[Query]]]]] = [
 ]
 
 
-def queries() -> list[str]:
-    """Every PromQL expression of the dashboard."""
-    return [query for _, panels in ROWS for _, _, asked in panels for query, _ in asked]
+def queries(without: Iterable[str] = ()) -> list[str]:
+    """Every PromQL expression of the dashboard, but those of the panels ``without``."""
+    asked = [asked for _, panels in ROWS for title, _, asked in panels if title not in set(without)]
+    return [query for part in asked for query, _ in part]
 
 
 def dashboard() -> dict[str, Any]:

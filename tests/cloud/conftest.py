@@ -10,6 +10,7 @@ import zlib
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 from uuid import UUID, uuid4
 
 import grpc
@@ -142,7 +143,7 @@ class Edge:
         await self._call.write(pb.DeliverRequest(hello=message))
         return (await self._read()).welcome
 
-    async def send(self, data: bytes, id: UUID, crc: int | None = None, **more: int) -> None:
+    async def send(self, data: bytes, id: UUID, crc: int | None = None, **more: Any) -> None:
         frame = pb.Frame(id=id.bytes, bitstream=data, crc32=zlib.crc32(data) if crc is None else crc, **more)
         await self._call.write(pb.DeliverRequest(frame=frame))
 

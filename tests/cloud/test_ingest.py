@@ -212,3 +212,31 @@ def test_health_reflection_and_decode_for_machines(
                 assert error.value.code() is code
 
     asyncio.run(scenario())
+
+
+def test_cameras_behind_a_box_are_sources_of_their_own(
+    bundle: Bundle, decoder: Decoder, make_frame: MakeFrame, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cloud_decoder.ingest.MAX_CAMERAS", 3)
+
+    async def scenario() -> None:
+        async with running_cloud(decoder, tmp_path, eager="north") as cloud:
+            async with Edge(cloud.grpc) as edge:
+                await edge.hello(bundle)
+                for number, camera in enumerate(("", "north", "south", "east")):
+                    await edge.send(make_frame(number), uuid4(), source_id=camera)
+                    assert (await edge.ack()).status == pb.ACK_STATUS_STORED
+                for name in ("x" * 129, "two\nlines", "\x00"):
+                    await edge.send(make_frame(9), uuid4(), source_id=name)
+                    ack = await edge.ack()
+                    assert ack.status == pb.ACK_STATUS_REJECTED and "source_id" in ack.reason
+                # All are taken; how many of one stream are shown as connected is bounded.
+                assert set(cloud.ingest.connected) == {("", "box-1"), ("", "north"), ("", "south")}
+                rows = cloud.store.page("", 10)
+                assert {(row.source, row.wanted) for row in rows} == {
+                    ("box-1", False), ("north", True), ("south", False), ("east", False),
+                }  # fmt: skip
+            while cloud.ingest.connected:
+                await asyncio.sleep(0.02)
+
+    asyncio.run(scenario())

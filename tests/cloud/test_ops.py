@@ -17,6 +17,7 @@ from edge_encoder.metrics import Metrics as EdgeMetrics
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
 RULES = DEPLOY / "prometheus" / "rules.yml"
+TESTS = sorted((DEPLOY / "prometheus").glob("rules*_test.yml"))
 
 
 def dashboard_module() -> ModuleType:
@@ -54,7 +55,7 @@ def test_rules_name_only_what_exists() -> None:
     }
     assert set(re.findall(r'le="([^"]+)"', text)) <= buckets
     alerts = re.findall(r"- alert: (\w+)", text)
-    tested = (DEPLOY / "prometheus" / "rules_test.yml").read_text()
+    tested = "".join(path.read_text() for path in TESTS)
     for alert in alerts:
         cases = re.findall(rf"alertname: {alert}\n\s+exp_alerts:( \[\])?", tested)
         assert "" in cases and " []" in cases, f"{alert} needs a case that fires it and one that keeps it quiet"
@@ -62,6 +63,6 @@ def test_rules_name_only_what_exists() -> None:
 
 @pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool (Debian: prometheus) is not installed")
 def test_promtool() -> None:
-    for command in (["check", "rules", "rules.yml"], ["test", "rules", "rules_test.yml"]):
+    for command in (["check", "rules", "rules.yml"], ["test", "rules", *(path.name for path in TESTS)]):
         done = subprocess.run(["promtool", *command], cwd=RULES.parent, capture_output=True, text=True, timeout=120)
         assert done.returncode == 0, done.stdout + done.stderr

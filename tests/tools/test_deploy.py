@@ -1,8 +1,14 @@
-"""What can be checked of the containers without a Docker engine: names, settings (metrics: tests/cloud/test_ops.py)."""
+"""What can be checked of the containers without a Docker engine: names, settings, the compose schema, the Dockerfiles.
+
+`make test-ops` installs the checkers; where one is missing its test says so. Metrics: tests/cloud/test_ops.py.
+"""
 
 from __future__ import annotations
 
 import re
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +70,52 @@ def test_prometheus_scrapes_both() -> None:
     mounts = [mount.split(":")[:2] for mount in COMPOSE["services"]["prometheus"]["volumes"] if mount.startswith("./")]
     assert all((ROOT / source).is_file() for source, _ in mounts)
     assert {f"/etc/prometheus/{name}" for name in config["rule_files"]} <= {target for _, target in mounts}
+
+
+def test_every_service_is_confined_and_healthchecked() -> None:
+    for name, service in COMPOSE["services"].items():
+        if "build" not in service:
+            assert service["healthcheck"]["test"], name
+            continue
+        assert service["read_only"] and service["cap_drop"] == ["ALL"], name
+        text = (ROOT / service["build"]["dockerfile"]).read_text()
+        assert re.search(r"^USER 10001$", text, re.M) and "HEALTHCHECK" in text and "STOPSIGNAL SIGTERM" in text
+    for side in ("cloud", "cloud-gpu"):
+        port = re.search(r"AEIC_EDGE_PORT=(\d+)", (DEPLOY / "edge.Dockerfile").read_text())
+        assert port and COMPOSE["services"][side]["environment"]["AEIC_CLOUD_EDGE_URL"] == f"http://edge:{port.group(1)}"
+
+
+def test_every_package_is_copied_into_the_images() -> None:
+    packages = {path.parent.name for path in ROOT.glob("*/__init__.py")} - {"tests", "benchmarks"}
+    for path in IMAGES:
+        assert packages <= set(re.findall(r"^COPY (\w+) ", path.read_text(), re.M)), path.name
+
+
+@pytest.mark.skipif(shutil.which("docker-compose") is None, reason="no docker-compose (Debian: docker-compose)")
+@pytest.mark.parametrize("profiles", [[], ["gpu"], ["monitoring"], ["gpu", "monitoring"]], ids="-".join)
+def test_docker_compose_takes_the_file(profiles: list[str]) -> None:
+    chosen = [word for profile in profiles for word in ("--profile", profile)]
+    done = subprocess.run(["docker-compose", *chosen, "config", "-q"], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def _checker(name: str) -> str:
+    found = Path(sys.executable).with_name(name)
+    if not found.exists():
+        pytest.skip(f"{name} is not installed: make test-ops")
+    return str(found)
+
+
+def test_the_compose_file_fits_its_schema() -> None:
+    command = [_checker("check-jsonschema"), "--builtin-schema", "vendor.compose-spec", "docker-compose.yml"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("path", IMAGES, ids=lambda path: path.name)
+def test_hadolint_has_nothing_to_say(path: Path) -> None:
+    done = subprocess.run([_checker("hadolint"), str(path)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_the_unit_has_its_watchdog_and_starts_again() -> None:

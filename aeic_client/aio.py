@@ -1,0 +1,137 @@
+"""The client for asyncio: :mod:`aeic_client.client`, method by method; a test keeps them so."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+import httpx
+
+from aeic_client.client import PAGE, PASSING, RETRY_SECONDS
+from aeic_client.messages import Event, EventParser, Frame, Known, Problem, checked, headers, query
+
+
+class AsyncClient:
+    """``url`` of the cloud, ``token`` where it asks for one, ``timeout`` seconds of silence that end a request.
+
+    Every method raises :class:`~aeic_client.messages.Problem` for what the cloud refuses and ``httpx.TransportError``
+    where it cannot be reached.
+    """
+
+    def __init__(self, url: str, token: str | None = None, *, timeout: float = 90.0) -> None:
+        self._http = httpx.AsyncClient(base_url=url, headers=headers(token), timeout=timeout)
+
+    async def __aenter__(self) -> AsyncClient:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Close its connections."""
+        await self._http.aclose()
+
+    async def frames(
+        self,
+        *,
+        source: str | None = None,
+        state: str | None = None,
+        rate: int | None = None,
+        since: datetime | None = None,
+        until: datetime | None = None,
+    ) -> AsyncIterator[Frame]:
+        """All stored frames that fit, the newest arrival first; pages are fetched as they are needed."""
+        asked = query(source=source, state=state, rate=rate, since=since, until=until, limit=PAGE)
+        while True:
+            page = checked(await self._http.get("/v1/frames", params=asked)).json()
+            for told in page["frames"]:
+                yield Frame.of(told)
+            if page["next_cursor"] is None:
+                return
+            asked["cursor"] = page["next_cursor"]
+
+    async def frame(self, id: UUID | str, wait: float = 0.0) -> Frame:
+        """One frame; waits up to ``wait`` seconds for one that has not arrived."""
+        return Frame.of(checked(await self._http.get(f"/v1/frames/{id}", params=query(wait=wait))).json())
+
+    async def image(self, id: UUID | str, format: str = "png", width: int | None = None, wait: float = 30.0) -> bytes:
+        """The reconstruction as a file. ``NotReady`` where it is not decoded within ``wait`` seconds."""
+        asked = query(format=format, width=width, wait=wait)
+        return checked(await self._http.get(f"/v1/frames/{id}/image", params=asked)).content
+
+    async def bitstream(self, id: UUID | str) -> bytes:
+        """The frame itself, as it came: a .aeic file."""
+        return checked(await self._http.get(f"/v1/frames/{id}/bitstream")).content
+
+    async def decode(
+        self, data: bytes, format: str = "png", width: int | None = None, timeout: float | None = None
+    ) -> bytes:
+        """The picture of a .aeic file, which is not stored."""
+        asked = query(format=format, width=width, timeout=timeout)
+        return checked(await self._http.post("/v1/decode", params=asked, content=data)).content
+
+    async def sources(self) -> list[dict[str, Any]]:
+        """Who has sent frames: source, frames, bytes, waiting, first_seen_at, last_seen_at, connected."""
+        return list(checked(await self._http.get("/v1/sources")).json()["sources"])
+
+    async def events(self) -> AsyncIterator[Event]:
+        """What happens from now on, over one connection; ends when the cloud ends it."""
+        parser, opened = EventParser(), False
+        async with self._http.stream("GET", "/v1/events") as answer:
+            if not answer.is_success:
+                await answer.aread()
+                checked(answer)
+            async for text in answer.aiter_text():
+                if not opened:
+                    opened = True
+                    yield Event("open")
+                for event in parser.feed(text):
+                    yield event
+
+    async def follow(self) -> AsyncIterator[Frame]:
+        """Every frame once, as soon as it is decoded, for ever.
+
+        A broken stream is opened again, and what was decoded meanwhile is fetched from the list. Ends only with a
+        ``Problem`` that waiting does not mend, such as a wrong token.
+        """
+        known, first = Known(), True
+        while True:
+            try:
+                async for event in self.events():
+                    if event.frame is not None:
+                        if event.kind == "done" and known.take(event.frame):
+                            yield event.frame
+                        continue
+                    for frame in await self._missed(known):
+                        if known.take(frame) and not first:
+                            yield frame
+                    first = False
+            except httpx.TransportError:
+                pass
+            except Problem as problem:
+                if problem.status not in PASSING:
+                    raise
+            await asyncio.sleep(RETRY_SECONDS)
+
+    async def pictures(self, format: str = "webp", width: int | None = None) -> AsyncIterator[tuple[Frame, bytes]]:
+        """:meth:`follow`, each frame with its picture; one that cannot be had any more is left out."""
+        async for frame in self.follow():
+            try:
+                picture = await self.image(frame.id, format, width)
+            except Problem as problem:
+                if problem.status in (401, 403):
+                    raise
+                continue
+            yield frame, picture
+
+    async def _missed(self, known: Known) -> list[Frame]:
+        """Decoded frames since the newest known, the oldest first; at the very start the last page, to be known."""
+        found: list[Frame] = []
+        async for frame in self.frames(state="done", since=known.since):
+            found.append(frame)
+            if known.since is None and len(found) == PAGE:
+                break
+        return found[::-1]

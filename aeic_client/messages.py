@@ -1,0 +1,144 @@
+"""What the cloud says: frames, events and problems, parsed; and how a request for them is written. No network here."""
+
+from __future__ import annotations
+
+import json
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, fields
+from datetime import datetime, timedelta
+from typing import Any
+from uuid import UUID
+
+import httpx
+
+from aeic.errors import AeicError
+
+MAX_EVENT_CHARACTERS = 1 << 20
+MAX_KNOWN = 65536
+SLACK = timedelta(minutes=5)
+
+
+class Problem(AeicError):
+    """An answer that is no success: ``status``, the server's ``detail``, and ``retry_after`` seconds where it told."""
+
+    def __init__(self, status: int, detail: str, retry_after: float | None = None) -> None:
+        super().__init__(f"HTTP {status}: {detail}")
+        self.http_status = self.status = status
+        self.detail, self.retry_after = detail, retry_after
+
+
+class NotReady(Problem):
+    """The frame is there and its picture is still on its way: ask again, or with a longer ``wait``."""
+
+
+@dataclass(frozen=True)
+class Frame:
+    """A stored frame: sizes in bytes, bits per pixel of the whole frame, seconds by stage in ``timings``."""
+
+    id: UUID
+    state: str
+    source: str
+    width: int
+    height: int
+    bytes: int
+    bpp: float
+    rate: int
+    digest: str
+    received_at: datetime | None
+    captured_at: datetime | None = None
+    available_at: datetime | None = None
+    latents_digest: str | None = None
+    fingerprint: str = ""
+    rate_name: str | None = None
+    priority: int = 0
+    reason: str | None = None
+    timings: Mapping[str, float] | None = None
+
+    @classmethod
+    def of(cls, told: Mapping[str, Any]) -> Frame:
+        """A frame as the API tells it; what a later server adds is left out."""
+        values = {field.name: told[field.name] for field in fields(cls) if field.name in told}
+        for name in ("received_at", "captured_at", "available_at"):
+            values[name] = datetime.fromisoformat(values[name]) if values.get(name) else None
+        return cls(**values | {"id": UUID(told["id"])})
+
+
+@dataclass(frozen=True)
+class Event:
+    """``received``, ``done`` or ``failed`` with its frame; ``open`` first of all, ``lost`` after an overflow."""
+
+    kind: str
+    frame: Frame | None = None
+
+
+class Known:
+    """Which frames a follower has had, so that each comes once however often its stream broke."""
+
+    def __init__(self) -> None:
+        self._had: OrderedDict[UUID, None] = OrderedDict()
+        self._newest: datetime | None = None
+
+    @property
+    def since(self) -> datetime | None:
+        """From when to look for what was missed: some time before the newest, for decodes that took their time."""
+        return None if self._newest is None else self._newest - SLACK
+
+    def take(self, frame: Frame) -> bool:
+        """Whether ``frame`` is new; it is known from now on."""
+        if frame.received_at and (self._newest is None or frame.received_at > self._newest):
+            self._newest = frame.received_at
+        if frame.id in self._had:
+            return False
+        self._had[frame.id] = None
+        while len(self._had) > MAX_KNOWN:
+            self._had.popitem(last=False)
+        return True
+
+
+class EventParser:
+    """Server-sent events out of pieces of text, however they were cut."""
+
+    def __init__(self) -> None:
+        self._text = ""
+
+    def feed(self, text: str) -> Iterator[Event]:
+        """The events that are complete with this piece."""
+        self._text += text
+        if len(self._text) > MAX_EVENT_CHARACTERS:
+            raise Problem(502, "an event without an end: this is no AEIC cloud")
+        *whole, self._text = self._text.split("\n\n")
+        for block in whole:
+            data = "\n".join(line[6:] for line in block.split("\n") if line.startswith("data: "))
+            if data:
+                told = json.loads(data)
+                yield Event(told.get("event", ""), Frame.of(told["frame"]) if told.get("frame") else None)
+
+
+def headers(token: str | None) -> dict[str, str]:
+    """Of every request."""
+    return {"Authorization": f"Bearer {token}"} if token else {}
+
+
+def query(**asked: Any) -> dict[str, str]:
+    """Parameters without those that are None; times in RFC 3339."""
+    said = {name: value.isoformat() if isinstance(value, datetime) else str(value) for name, value in asked.items()}
+    return {name: said[name] for name, value in asked.items() if value is not None}
+
+
+def checked(answer: httpx.Response) -> httpx.Response:
+    """The answer if it is a success, else its :class:`Problem`; its body must have been read."""
+    if answer.status_code == 202:
+        raise NotReady(202, "the picture is not decoded yet", _seconds(answer))
+    if answer.is_success:
+        return answer
+    try:
+        detail = str(answer.json()["detail"])
+    except (ValueError, KeyError, TypeError):
+        detail = answer.text[:200]
+    raise Problem(answer.status_code, detail, _seconds(answer))
+
+
+def _seconds(answer: httpx.Response) -> float | None:
+    told = answer.headers.get("retry-after", "")
+    return float(told) if told.isdigit() else None

@@ -1,0 +1,109 @@
+"""Pillow opens and saves .aeic: ``import aeic_tools.pillow_plugin``, then ``Image.open`` and ``Image.save`` as ever.
+
+Opening reads nine bytes of header; the model is loaded, and the frame decoded, when the pixels are first asked for.
+``save(..., rate=, max_bytes=, bundle=)`` encodes; without ``bundle`` both ways take AEIC_BUNDLE, else the one shipped.
+Needs the extras ``cloud-cpu`` to load and ``edge-cpu`` to save; a missing one is named.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import threading
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+from PIL import Image, ImageFile
+
+from aeic.bitstream import HEADER_BYTES, MAGIC, MAX_PAYLOAD_BYTES, Frame
+from aeic.errors import AeicError
+
+FORMAT, SUFFIX, MIME = "AEIC", ".aeic", "image/x-aeic"
+_loading = threading.Lock()
+
+
+class AeicImageFile(ImageFile.ImageFile):
+    """One frame. ``info`` has bpp, rate and fingerprint; damage is told by ``load()`` as ``OSError``."""
+
+    format = FORMAT
+    format_description = "AEIC extreme image compression"
+    bundle: str | Path | None = None
+    """Model to decode with; set it between ``open`` and ``load`` where it is not the default."""
+
+    def _open(self) -> None:
+        assert self.fp is not None
+        start = self.fp.tell()
+        header = self.fp.read(HEADER_BYTES + 1)
+        try:
+            frame = Frame.parse(header)
+        except (AeicError, ValueError) as error:
+            raise SyntaxError(str(error)) from None
+        self.fp.seek(start)
+        self._size = frame.width, frame.height
+        self._mode = "RGB"
+        self.info = {"rate": frame.rate, "fingerprint": frame.fingerprint}
+        self.tile = []
+
+    def load(self) -> Any:
+        """Read and decode, once."""
+        if self.fp is not None and self._im is None:
+            data = self.fp.read(HEADER_BYTES + MAX_PAYLOAD_BYTES + 1)
+            try:
+                (picture,) = _decoder(self.bundle).decode([data])
+            except AeicError as error:
+                raise OSError(f"cannot decode this AEIC frame: {error}") from error
+            self.info["bpp"] = 8 * len(data) / (self.width * self.height)
+            self.im = Image.fromarray(picture).im
+            if self._exclusive_fp:
+                self.fp.close()
+            self.fp = None
+        return super().load()
+
+
+def _accept(prefix: bytes) -> bool:
+    return prefix[:1] == bytes([MAGIC])
+
+
+def _save(image: Image.Image, file: IO[bytes], filename: str | bytes) -> None:
+    """As ``Image.save`` calls it; transparency is laid over white, as everywhere here."""
+    asked = image.encoderinfo
+    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+        over = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", over.size, "white"), over)
+    pixels = np.asarray(image.convert("RGB"))
+    try:
+        encoded = _encoder(asked.get("bundle")).encode(pixels, rate=asked.get("rate"), max_bytes=asked.get("max_bytes"))
+    except AeicError as error:
+        raise OSError(f"cannot write this as AEIC: {error}") from error
+    file.write(encoded.data)
+
+
+def _decoder(bundle: str | Path | None) -> Any:
+    with _loading:
+        return _loaded("cloud_decoder.decoder", "Decoder", "cloud-cpu", bundle)
+
+
+def _encoder(bundle: str | Path | None) -> Any:
+    with _loading:
+        return _loaded("edge_encoder.encoder", "Encoder", "edge-cpu", bundle)
+
+
+@functools.lru_cache(maxsize=4)
+def _loaded(module: str, name: str, extra: str, bundle: str | Path | None) -> Any:
+    try:
+        found = getattr(importlib.import_module(module), name)
+    except ImportError as error:
+        raise OSError(f'{error.name} is missing: pip install "aeic[{extra}]"') from error
+    return found.from_bundle(bundle)
+
+
+def register() -> None:
+    """Make the format known to Pillow; importing this module does."""
+    Image.register_open(FORMAT, AeicImageFile, _accept)
+    Image.register_save(FORMAT, _save)
+    Image.register_extension(FORMAT, SUFFIX)
+    Image.register_mime(FORMAT, MIME)
+
+
+register()

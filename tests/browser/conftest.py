@@ -1,0 +1,37 @@
+"""An edge, its cloud and a headless Chromium. Skipped, with the reason, where a part of that is not installed."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from aeic_tools import processes
+from aeic_tools.processes import Pair
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Any]:
+    """One Chromium for all tests."""
+    api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: make test-browser")
+    if CHROMIUM is None:
+        pytest.skip("no chromium (Debian: chromium): make test-browser installs it")
+    with api.sync_playwright() as driver:
+        # As root, which is how containers test, Chromium has no sandbox of its own; the pages are ours.
+        found = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"] if os.geteuid() == 0 else [])
+        yield found
+        found.close()
+
+
+@pytest.fixture(scope="session")
+def services(browser: Any, tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
+    """Both services with the tiny bundle; the cloud's page knows the edge."""
+    folder = tmp_path_factory.mktemp("browser")
+    with processes.pair(folder, folder, tiny_bundle) as running:
+        yield running

@@ -1,0 +1,219 @@
+"""The page as a person meets it: a picture appears live, the keyboard reaches everything, a phone can read it.
+
+Every test fails on an error in the browser's console, a broken content policy included.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from aeic_tools.client import request
+from aeic_tools.processes import Pair
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+OpenPage = Callable[..., Any]
+
+
+@pytest.fixture
+def open_page(browser: Any, services: Pair) -> Iterator[OpenPage]:
+    """Opens the page in a fresh context and waits until it is live. Errors of the console fail the test at its end."""
+    contexts, errors = [], []
+
+    def opened(width: int = 1280, height: int = 900, **options: Any) -> Any:
+        context = browser.new_context(viewport={"width": width, "height": height}, **options)
+        contexts.append(context)
+        page = context.new_page()
+        page.on("console", lambda said: errors.append(said.text) if said.type in ("error", "warning") else None)
+        page.on("pageerror", lambda error: errors.append(str(error)))
+        page.goto(services.cloud.http)
+        page.wait_for_selector("#link.live")
+        return page
+
+    yield opened
+    for context in contexts:
+        context.close()
+    assert errors == []
+
+
+def until(page: Any, script: str, argument: Any = None, seconds: float = 20) -> None:
+    """Wait until ``script`` is true. Playwright's wait_for_function evaluates text, which the page's policy forbids."""
+    deadline = time.monotonic() + seconds
+    while not page.evaluate(script, argument):
+        assert time.monotonic() < deadline, f"never true: {script}"
+        page.wait_for_timeout(20)
+
+
+def post(services: Pair, name: str, source: str) -> str:
+    """A picture to the edge; the id of its frame."""
+    body = (EXAMPLES / name).read_bytes()
+    headers = {"X_Source_Id": source, "X_Captured_At": str(int(1000 * time.time()))}
+    return str(json.loads(request(f"{services.edge.http}/v1/frames", body, **headers))["id"])
+
+
+def available(services: Pair, id: str) -> float:
+    """When the picture was decoded, as the cloud says it, in seconds since 1970."""
+    from datetime import datetime
+
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline:
+        frame = json.loads(request(f"{services.cloud.http}/v1/frames/{id}?wait=10"))
+        if frame["available_at"]:
+            return datetime.fromisoformat(frame["available_at"]).timestamp()
+        time.sleep(0.02)
+    raise TimeoutError(id)
+
+
+def test_a_picture_appears_within_a_second_of_its_decode(open_page: OpenPage, services: Pair) -> None:
+    page = open_page()
+    delays = []
+    for name in ("owl.jpg", "coffee.jpg", "china.jpg"):
+        id = post(services, name, "roof-camera-1")
+        shown = page.wait_for_selector(f"li[data-id='{id}'] img", timeout=20000)
+        until(page, "image => image.complete && image.naturalWidth > 0", shown)
+        seen = time.time()
+        delays.append(seen - available(services, id))
+    print(json.dumps({"bench": "page", "seconds_from_decode_to_seen": [round(one, 3) for one in delays]}))
+    assert max(delays) < 1.0
+    # The newest is shown large, with its sizes and stages; the fleet and the charts know of it.
+    page.wait_for_selector(f"#latest-image[data-id='{id}']")
+    page.wait_for_selector("#latest-sizes div:nth-child(3)")
+    sizes = page.inner_text("#latest-sizes")
+    assert "PNG" in sizes and "JPEG" in sizes and "×" in sizes
+    frame = json.loads(request(f"{services.cloud.http}/v1/frames/{id}"))
+    assert page.inner_text("#latest-bytes") == f"{frame['bytes']:,}"
+    assert f"{frame['bpp']:.4f} bits per pixel" in page.inner_text("#latest-facts")
+    until(page, "document.querySelectorAll('#charts rect').length >= 3 * 6")
+    assert page.locator("#charts svg[role=img][aria-label*=median]").count() == 8
+    page.wait_for_selector("#sources th.on:has-text('roof-camera-1')")
+    assert "nothing in its spool" in page.inner_text("#edge")
+
+
+def test_the_drop_zone_and_the_slider(open_page: OpenPage, services: Pair) -> None:
+    page = open_page()
+    page.wait_for_selector("#rate option:nth-child(3)", state="attached")
+    page.select_option("#rate", index=2)
+    handle = page.evaluate_handle(
+        """bytes => {
+            const given = new DataTransfer();
+            given.items.add(new File([new Uint8Array(bytes)], "owl.jpg", { type: "image/jpeg" }));
+            return given;
+        }""",
+        list((EXAMPLES / "owl.jpg").read_bytes()),
+    )
+    page.dispatch_event("#drop", "dragenter", {"dataTransfer": handle})
+    page.dispatch_event("#drop", "drop", {"dataTransfer": handle})
+    slider = page.wait_for_selector(".compare input[type=range]", timeout=20000)
+    assert "1 : " in page.inner_text("#try-status") and "bits per pixel" in page.inner_text("#try-status")
+    sides = page.evaluate("[...document.querySelectorAll('.compare img')].map(i => [i.naturalWidth, i.naturalHeight])")
+    assert sides == [[768, 512], [768, 512]]
+    slider.focus()
+    before = float(slider.input_value())
+    for _ in range(4):
+        page.keyboard.press("ArrowRight")
+    assert float(slider.input_value()) > before
+    page.keyboard.press("Home")
+    assert page.evaluate("document.querySelector('.compare').style.getPropertyValue('--at')") == "0%"
+    box = slider.bounding_box()
+    assert box
+    page.mouse.click(box["x"] + 0.8 * box["width"], box["y"] + box["height"] / 2)
+    assert 78 <= float(slider.input_value()) <= 82
+    assert page.get_attribute(".compare input", "aria-valuetext") in ("79 % original", "80 % original", "81 % original")
+
+
+def test_what_is_no_picture_is_told_kindly(browser: Any, services: Pair) -> None:
+    page = browser.new_page()
+    page.goto(services.cloud.http)
+    page.wait_for_selector("#file:enabled")
+    page.set_input_files("#file", {"name": "a.jpg", "mimeType": "image/jpeg", "buffer": b"this is no picture"})
+    page.wait_for_selector("#try-status.bad")
+    assert "JPEG" in page.inner_text("#try-status")
+    page.close()
+
+
+def test_by_keyboard_alone(open_page: OpenPage, services: Pair) -> None:
+    ids = [post(services, name, "gate") for name in ("rocket.jpg", "flower.jpg")]
+    page = open_page()
+    for id in ids:
+        page.wait_for_selector(f"li[data-id='{id}'] img")
+    page.keyboard.press("Tab")
+    assert page.evaluate("document.activeElement.className") == "skip"
+    page.keyboard.press("Enter")
+    page.keyboard.press("Tab")
+    assert page.evaluate("document.activeElement.className") == "frame"
+    ring = page.evaluate("getComputedStyle(document.activeElement).outlineWidth")
+    assert ring == "3px"
+    page.keyboard.press("Enter")
+    page.wait_for_selector("#detail[open] #detail-sizes div")
+    first = page.inner_text("#detail-title")
+    page.keyboard.press("ArrowRight")
+    until(page, "old => document.getElementById('detail-title').textContent !== old", first)
+    page.keyboard.press("Escape")
+    assert page.locator("#detail[open]").count() == 0
+    assert page.evaluate("document.activeElement.className") == "frame"
+    unnamed = page.evaluate(
+        """[...document.querySelectorAll('button, input, select, a')].filter(e => e.checkVisibility() &&
+            !(e.textContent.trim() || e.ariaLabel || (e.labels && e.labels.length))).map(e => e.outerHTML)"""
+    )
+    assert unnamed == []
+
+
+@pytest.mark.parametrize(("width", "scheme"), [(320, "light"), (390, "dark"), (820, "light"), (1280, "dark")])
+def test_it_fits_and_can_be_read(open_page: OpenPage, services: Pair, width: int, scheme: str) -> None:
+    id = post(services, "chickens.jpg", "a-source-with-a-very-long-name-that-goes-on-" * 2)
+    page = open_page(width, 844, color_scheme=scheme)
+    page.wait_for_selector(f"li[data-id='{id}'] img")
+    page.wait_for_selector("#latest-sizes div")
+    page.wait_for_selector("#charts svg")
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    dim = page.evaluate(
+        """() => {
+            const light = c => { const v = c.match(/[\\d.]+/g).slice(0, 3).map(n => n / 255)
+                .map(n => n <= .03928 ? n / 12.92 : ((n + .055) / 1.055) ** 2.4);
+                return .2126 * v[0] + .7152 * v[1] + .0722 * v[2]; };
+            const behind = e => { for (; e; e = e.parentElement) {
+                const c = getComputedStyle(e).backgroundColor;
+                if (c !== 'rgba(0, 0, 0, 0)') return c; } return 'rgb(255,255,255)'; };
+            const found = [];
+            for (const e of document.querySelectorAll('p, span, b, strong, th, td, dt, dd, h1, h2, small, li')) {
+                const own = [...e.childNodes].some(n => n.nodeType === 3 && n.textContent.trim());
+                if (!own || !e.checkVisibility()) continue;
+                const [a, b] = [light(getComputedStyle(e).color), light(behind(e))].sort((x, y) => y - x);
+                if ((a + .05) / (b + .05) < 4.5) found.push(e.textContent + ' ' + (a + .05) / (b + .05));
+            }
+            return found;
+        }"""
+    )
+    assert dim == [], "text with less than 4.5 : 1 of contrast"
+
+
+def test_it_needs_nobody_else(open_page: OpenPage, services: Pair) -> None:
+    """Offline: nothing but the service itself is asked; and the policy would not allow it."""
+    page = open_page()
+    asked = page.evaluate("performance.getEntriesByType('resource').map(e => new URL(e.name).origin)")
+    assert set(asked) == {services.cloud.http}
+    with urllib.request.urlopen(services.cloud.http) as answer:
+        policy = answer.headers["content-security-policy"]
+    assert "default-src 'none'" in policy and "unsafe" not in policy and "frame-ancestors 'none'" in policy
+
+
+def test_without_an_edge_it_says_so(browser: Any, tiny_bundle: Path, tmp_path: Path) -> None:
+    from aeic_tools import processes
+
+    with processes.cloud(tmp_path, tmp_path, tiny_bundle, AEIC_CLOUD_TOKENS="a:secret-token-1") as cloud:
+        page = browser.new_page()
+        page.goto(cloud.http)
+        page.wait_for_selector("#login:not([hidden])")
+        page.keyboard.type("secret-token-1")  # the field has the focus
+        page.keyboard.press("Enter")
+        page.wait_for_selector("#link.live")
+        page.wait_for_selector("#drop.off")
+        assert "AEIC_CLOUD_EDGE_URL" in page.inner_text("#try-status")
+        assert page.locator("#file:disabled").count() == 1 and "No frames yet" in page.inner_text("#empty")
+        page.close()

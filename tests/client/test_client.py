@@ -1,0 +1,219 @@
+"""The client against a real cloud: what it lists, waits for, follows and decodes is what is there."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import inspect
+import io
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import pytest
+from PIL import Image
+
+from aeic.bundle import Bundle
+from aeic_client import AsyncClient, Client, NotReady, Problem, aio, client
+from aeic_client.messages import EventParser, Frame, Known
+from cloud_decoder.decoder import Decoder
+from cloud_decoder.onnx_generator import OnnxGenerator
+from cloud_decoder.service import Cloud
+from cloud_decoder.settings import Settings
+from tests.cloud.conftest import MakeFrame, bundle, make_frame, new_frame  # noqa: F401  (fixtures)
+
+
+class Running:
+    """A cloud in a thread of its own, as a client in a script meets it; frames are put into its store."""
+
+    def __init__(self, bundle: Bundle, folder: Path, **changed: Any) -> None:  # noqa: F811
+        decoder = Decoder(bundle, OnnxGenerator(bundle.path, 1), threads=1)
+        settings = {"host": "127.0.0.1", "port": 0, "grpc_port": 0, "data_dir": folder, **changed}
+        self.cloud = Cloud(Settings(**settings), decoder)
+        self.loop = asyncio.new_event_loop()
+        threading.Thread(target=self.loop.run_forever, daemon=True).start()
+        self._run(self.cloud.start())
+
+    def _run(self, work: Any) -> Any:
+        return asyncio.run_coroutine_threadsafe(work, self.loop).result(30)
+
+    def put(self, data: bytes, **changed: Any) -> Any:
+        """Store a frame as ingest does."""
+        new = new_frame(data, **changed)
+        self.cloud.store.add([new], time.time())
+        self.loop.call_soon_threadsafe(self.cloud.ingest._stored, [new])
+        return new
+
+    def stop(self) -> None:
+        """Drain and end."""
+        self._run(self.cloud.stop())
+        self.loop.call_soon_threadsafe(self.loop.stop)
+
+
+@pytest.fixture
+def running(bundle: Bundle, tmp_path: Path) -> Iterator[Running]:  # noqa: F811
+    started = Running(bundle, tmp_path)
+    yield started
+    started.stop()
+
+
+def test_list_wait_image_decode(running: Running, make_frame: MakeFrame) -> None:  # noqa: F811
+    with Client(running.cloud.http) as cloud:
+        news = [running.put(make_frame(seed), source=f"box-{seed % 2}") for seed in range(5)]
+        picture = cloud.image(news[0].id, "png", wait=20)
+        assert Image.open(io.BytesIO(picture)).size == (128, 96)
+        assert Image.open(io.BytesIO(cloud.image(news[0].id, "webp", width=64))).size == (64, 48)
+        assert cloud.bitstream(news[0].id) == news[0].bitstream
+        for new in news:
+            cloud.image(new.id, wait=20)
+        listed = list(cloud.frames())
+        assert [one.id for one in listed] == [new.id for new in reversed(news)]
+        assert {one.source for one in cloud.frames(source="box-1", state="done")} == {"box-1"}
+        frame = cloud.frame(news[0].id)
+        assert (frame.bytes, frame.width, frame.state) == (len(news[0].bitstream), 128, "done")
+        assert frame.received_at and frame.timings and frame.timings["synthesis"] > 0
+        assert Image.open(io.BytesIO(cloud.decode(make_frame(9)))).size == (128, 96)
+        assert {one["source"]: one["frames"] for one in cloud.sources()} == {"box-0": 3, "box-1": 2}
+        late = uuid4()
+        threading.Timer(0.3, lambda: running.put(make_frame(20), id=late)).start()
+        assert cloud.frame(late, wait=10).id == late
+
+
+def test_pages_are_fetched_as_needed(
+    running: Running, make_frame: MakeFrame, monkeypatch: pytest.MonkeyPatch  # noqa: F811
+) -> None:
+    monkeypatch.setattr(client, "PAGE", 2)
+    news = [running.put(make_frame(seed)) for seed in range(5)]
+    with Client(running.cloud.http) as cloud:
+        assert [one.id for one in cloud.frames()] == [new.id for new in reversed(news)]
+
+
+def test_refusals_are_problems(running: Running, make_frame: MakeFrame) -> None:  # noqa: F811
+    with Client(running.cloud.http) as cloud:
+        for call, status in (
+            (lambda: cloud.frame(uuid4()), 404),
+            (lambda: cloud.frame("no-id"), 400),
+            (lambda: cloud.decode(b"no frame"), 422),
+            (lambda: cloud.image(uuid4(), "exe"), 400),
+        ):
+            with pytest.raises(Problem) as caught:
+                call()
+            assert caught.value.status == status and caught.value.detail
+        sleeping = new_frame(make_frame(3), wanted=False)
+        running.cloud.store.add([sleeping], time.time())
+        with pytest.raises(NotReady) as early:
+            cloud.image(sleeping.id, wait=0)
+        assert early.value.retry_after == 1.0
+
+
+def test_a_wrong_token_ends_following(bundle: Bundle, tmp_path: Path) -> None:  # noqa: F811
+    started = Running(bundle, tmp_path, tokens="a:a-long-token")
+    try:
+        with Client(started.cloud.http, "another-token") as cloud, pytest.raises(Problem) as caught:
+            next(cloud.follow())
+        assert caught.value.status == 401
+        with Client(started.cloud.http, "a-long-token") as cloud:
+            assert list(cloud.frames()) == []
+    finally:
+        started.stop()
+
+
+def test_following_survives_a_restart_and_misses_nothing(
+    bundle: Bundle, make_frame: MakeFrame, tmp_path: Path, monkeypatch: pytest.MonkeyPatch  # noqa: F811
+) -> None:
+    monkeypatch.setattr(client, "RETRY_SECONDS", 0.1)
+    first = Running(bundle, tmp_path)
+    old = first.put(make_frame(1))
+    seen: list[Any] = []
+    with Client(first.cloud.http) as cloud:
+        cloud.image(old.id, wait=20)  # decoded before anybody follows
+
+        def listen() -> None:
+            with contextlib.suppress(RuntimeError):  # the client is closed under its hands at the end
+                for frame, picture in cloud.pictures("png"):
+                    assert picture.startswith(b"\x89PNG")
+                    seen.append(frame.id)
+
+        threading.Thread(target=listen, daemon=True).start()
+        _until(lambda: len(first.cloud.hub) > 0)
+        time.sleep(0.2)
+        before = [first.put(make_frame(seed)).id for seed in (2, 3)]
+        _until(lambda: len(seen) == 2)
+        first.stop()
+        port = int(first.cloud.http.rsplit(":", 1)[1])
+        second = Running(bundle, tmp_path)  # nobody listens to this one: what it decodes is missed
+        missed = second.put(make_frame(4)).id
+        with Client(second.cloud.http) as other:
+            other.image(missed, wait=20)
+        second.stop()
+        third = Running(bundle, tmp_path, port=port)  # the same address again, as a restarted service has it
+        _until(lambda: len(seen) == 3)
+        after = third.put(make_frame(5)).id
+        _until(lambda: len(seen) == 4)
+        third.stop()
+    assert sorted(seen) == sorted([*before, missed, after]) and seen[-1] == after
+
+
+def _until(true: Any, seconds: float = 20) -> None:
+    end = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
+def test_the_same_by_asyncio(running: Running, make_frame: MakeFrame) -> None:  # noqa: F811
+    async def scenario() -> None:
+        async with AsyncClient(running.cloud.http) as cloud:
+            following = aio.AsyncClient.pictures(cloud, "webp", 64)
+            task = asyncio.ensure_future(anext(following))
+            while not len(running.cloud.hub):
+                await asyncio.sleep(0.02)
+            await asyncio.sleep(0.2)
+            new = running.put(make_frame(1))
+            frame, picture = await asyncio.wait_for(task, 20)
+            assert frame.id == new.id and Image.open(io.BytesIO(picture)).size == (64, 48)
+            await following.aclose()
+            assert [one.id async for one in cloud.frames()] == [new.id]
+            assert (await cloud.frame(new.id)).state == "done"
+            assert await cloud.bitstream(new.id) == new.bitstream
+            assert Image.open(io.BytesIO(await cloud.decode(new.bitstream))).size == (128, 96)
+            with pytest.raises(Problem):
+                await cloud.image(uuid4(), wait=0)
+
+    asyncio.run(scenario())
+
+
+def test_both_have_the_same_methods() -> None:
+    def shape(kind: type) -> dict[str, list[str]]:
+        public = inspect.getmembers(kind, lambda one: inspect.isfunction(one) and not one.__name__.startswith("_"))
+        return {name: list(inspect.signature(one).parameters) for name, one in public}
+
+    assert shape(Client) == shape(AsyncClient)
+
+
+def test_events_cut_anywhere() -> None:
+    frame = '{"id": "00000000-0000-7000-8000-000000000001", "state": "done", "source": "s", "width": 1, "height": 1,'
+    frame += ' "bytes": 2, "bpp": 16, "rate": 0, "digest": "d", "received_at": "2026-11-24T10:00:00.000Z", "new": 1}'
+    text = f'retry: 2000\n\n: still here\n\nevent: done\ndata: {{"event": "done", "frame": {frame}}}\n\n'
+    for size in (1, 3, 7, 1000):
+        parser, found = EventParser(), []
+        for at in range(0, len(text), size):
+            found += parser.feed(text[at : at + size])
+        (event,) = found
+        assert event.kind == "done" and event.frame and event.frame.source == "s"
+    with pytest.raises(Problem):
+        list(EventParser().feed("x" * (1 << 21)))
+
+
+def test_known_frames_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("aeic_client.messages.MAX_KNOWN", 3)
+    known = Known()
+
+    def frame() -> Frame:
+        return Frame(uuid4(), "done", "s", 1, 1, 1, 8.0, 0, "", None)
+
+    frames = [frame() for _ in range(5)]
+    assert all(known.take(one) for one in frames) and not known.take(frames[-1]) and len(known._had) == 3

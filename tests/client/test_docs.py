@@ -1,0 +1,30 @@
+"""The client's example in docs/cloud.md, run as it stands against a cloud with one frame."""
+
+from __future__ import annotations
+
+import re
+import threading
+from pathlib import Path
+
+from aeic.bundle import Bundle
+from tests.client.test_client import Running, bundle, make_frame  # noqa: F401  (fixtures)
+from tests.cloud.conftest import MakeFrame
+
+DOCS = Path(__file__).parents[2] / "docs" / "cloud.md"
+
+
+def test_the_example_runs(bundle: Bundle, make_frame: MakeFrame, tmp_path: Path) -> None:  # noqa: F811
+    code = re.search(r"test_docs\.py -->\n```python\n(.*?)```", DOCS.read_text(), re.S)
+    assert code
+    running = Running(bundle, tmp_path)
+    try:
+        new = running.put(make_frame(1), source="roof-camera-1")
+        later = threading.Timer(1.5, lambda: running.put(make_frame(2)))
+        later.start()
+        names = {"url": running.cloud.http, "id": new.id}
+        exec(code.group(1), names)
+        assert names["picture"][:2] == b"\xff\xd8" and names["again"][:4] == b"\x89PNG"
+        assert names["frame"].id != new.id
+        later.join()
+    finally:
+        running.stop()

@@ -1,0 +1,158 @@
+"""A real Prometheus scrapes both running services: every panel has data, every metric that is named exists.
+
+Needs Debian's ``prometheus``; `make test-ops` installs it.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+import shutil
+import socket
+import subprocess
+import threading
+import time
+import urllib.parse
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from aeic_tools import processes
+from aeic_tools.client import RequestFailed, request
+from aeic_tools.processes import Pair
+from tests.cloud.test_ops import DEPLOY, RULES, dashboard_module, metrics_in
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+SECONDS = 60.0
+
+pytestmark = pytest.mark.skipif(
+    shutil.which("prometheus") is None, reason="no prometheus (Debian: prometheus): make test-ops installs it"
+)
+
+
+class Prometheus:
+    """A server on a free port with this repository's rules, evaluated every second."""
+
+    def __init__(self, folder: Path, targets: dict[str, str]) -> None:
+        with socket.create_server(("127.0.0.1", 0)) as listening:
+            port = listening.getsockname()[1]
+        config = yaml.safe_load((DEPLOY / "prometheus.yml").read_text())
+        config["global"] = {"scrape_interval": "1s", "evaluation_interval": "1s"}
+        for job in config["scrape_configs"]:
+            job["static_configs"] = [{"targets": [targets[job["job_name"]]]}]
+        (folder / "prometheus.yml").write_text(yaml.safe_dump(config))
+        (folder / "rules.yml").write_text(RULES.read_text().replace("interval: 30s", "interval: 1s"))
+        self.url = f"http://127.0.0.1:{port}"
+        command = ["prometheus", f"--config.file={folder / 'prometheus.yml'}", f"--storage.tsdb.path={folder / 'data'}"]
+        with (folder / "log").open("wb") as log:
+            self.process = subprocess.Popen([*command, f"--web.listen-address=127.0.0.1:{port}"], stderr=log)
+
+    def wait_ready(self) -> None:
+        """Until it answers queries."""
+        end = time.monotonic() + SECONDS
+        while True:
+            try:
+                request(f"{self.url}/-/ready")
+                return
+            except (OSError, RequestFailed):
+                assert self.process.poll() is None and time.monotonic() < end, "prometheus did not start"
+                time.sleep(0.1)
+
+    def ask(self, path: str, **asked: str) -> Any:
+        """``data`` of an API answer."""
+        query = "?" + urllib.parse.urlencode(asked) if asked else ""
+        return json.loads(request(f"{self.url}/api/v1/{path}{query}"))["data"]
+
+    def values(self, query: str) -> list[float]:
+        """What a query gives now, without NaN."""
+        found = [float(one["value"][1]) for one in self.ask("query", query=query)["result"]]
+        return [value for value in found if not math.isnan(value)]
+
+
+@pytest.fixture(scope="module")
+def prometheus(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prometheus]:
+    """Prometheus and both services, under traffic as long as the tests run."""
+    folder = tmp_path_factory.mktemp("ops")
+    with processes.pair(folder, folder, tiny_bundle) as pair:
+        targets = {"edge": pair.edge.http, "cloud": pair.cloud.http}
+        server = Prometheus(folder, {name: url.removeprefix("http://") for name, url in targets.items()})
+        over = threading.Event()
+        sending = threading.Thread(target=_traffic, args=(pair, over))
+        sending.start()
+        try:
+            server.wait_ready()
+            yield server
+        finally:
+            over.set()
+            sending.join()
+            server.process.terminate()
+            server.process.wait(20)
+
+
+def _traffic(pair: Pair, over: threading.Event) -> None:
+    """What callers do: pictures in, images out of cache and decoder, a decode at once, a question about nothing."""
+    names = itertools.cycle(("owl.jpg", "coffee.jpg", "flower.jpg"))
+    rates = itertools.cycle("01")
+    while not over.wait(0.2):
+        body = (EXAMPLES / next(names)).read_bytes()
+        id = json.loads(request(f"{pair.edge.http}/v1/frames?rate={next(rates)}&wait=delivered", body))["id"]
+        request(f"{pair.cloud.http}/v1/frames/{id}/image?wait=20")
+        request(f"{pair.cloud.http}/v1/frames/{id}/image?format=webp&width=64")
+        frame = request(f"{pair.cloud.http}/v1/frames/{id}/bitstream")
+        request(f"{pair.cloud.http}/v1/decode", frame)
+        for path in ("/v1/frames/00000000-0000-7000-8000-000000000000", "/v1/frames?limit=0"):
+            try:
+                request(pair.cloud.http + path)
+            except RequestFailed as refused:
+                assert refused.status in (400, 404)
+
+
+def _until_none_is_left(wanted: set[str], there: Any) -> set[str]:
+    """What of ``wanted`` is still not there when the time is over."""
+    end, left = time.monotonic() + SECONDS, set(wanted)
+    while left and time.monotonic() < end:
+        left = {one for one in left if not there(one)}
+        time.sleep(0.3)
+    return left
+
+
+def test_every_panel_has_data(prometheus: Prometheus) -> None:
+    module = dashboard_module()
+    queries = set(module.queries(without=module.ONLY_WITH_TORCH))
+    empty = _until_none_is_left(queries, prometheus.values)
+    print(json.dumps({"bench": "ops", "queries": len(queries), "without_data": len(empty)}))
+    assert empty == set()
+
+
+def test_every_metric_that_is_named_exists(prometheus: Prometheus) -> None:
+    named = metrics_in(RULES.read_text()) | metrics_in(" ".join(dashboard_module().queries()))
+    assert len(named) > 30
+    missing = _until_none_is_left(named, lambda name: prometheus.values(f"count({name})"))
+    assert missing == set()
+
+
+def test_every_rule_is_evaluated_and_no_alert_fires(prometheus: Prometheus) -> None:
+    def rules() -> list[dict[str, Any]]:
+        return [rule for group in prometheus.ask("rules")["groups"] for rule in group["rules"]]
+
+    written = [rule for group in yaml.safe_load(RULES.read_text())["groups"] for rule in group["rules"]]
+    assert {rule["name"] for rule in rules()} == {rule.get("alert") or rule["record"] for rule in written}
+    assert _until_none_is_left({"ok"}, lambda _: all(rule["health"] == "ok" for rule in rules())) == set()
+    firing = [rule["name"] for rule in rules() if rule["type"] == "alerting" and rule["state"] == "firing"]
+    assert firing == []  # the services are well, and so say the rules
+    recorded = {rule["record"] for rule in written if "record" in rule}
+    assert _until_none_is_left(recorded, prometheus.values) == set()
+
+
+def test_both_targets_are_up_and_their_pages_parse(prometheus: Prometheus) -> None:
+    targets = prometheus.ask("targets")["activeTargets"]
+    assert {one["labels"]["job"]: one["health"] for one in targets} == {"edge": "up", "cloud": "up"}
+    for one in targets:
+        page = request(one["scrapeUrl"])
+        checked = subprocess.run(["promtool", "check", "metrics"], input=page, capture_output=True, timeout=60)
+        told = checked.stdout + checked.stderr
+        assert checked.returncode == 0, told.decode()
