@@ -47,7 +47,8 @@ def add_half(source: Path, out: Path) -> Bundle:
 
 def _deviations(graph: onnx.GraphProto) -> list[str]:
     """Names of the nodes from a square to its root: a norm written out, as in aeic_nets.analysis."""
-    names, squares = [], set()
+    names: list[str] = []
+    squares: set[str] = set()
     for node in graph.node:  # in order: what makes a value stands before what takes it
         is_square = node.op_type == "Mul" and node.input[0] == node.input[1]
         if is_square or (node.op_type in ("Conv", "Add", "Sqrt") and node.input[0] in squares):
