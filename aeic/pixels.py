@@ -25,6 +25,7 @@ Pixels = NDArray[np.uint8]
 Floats = NDArray[np.float32]
 FORMATS = ("JPEG", "PNG", "WEBP")
 MAX_FILE_BYTES = 256 << 20
+_STRIP_ROWS = 512
 _OURS = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"RIFF")
 _OTHERS = {
     b"GIF8": "GIF",
@@ -139,12 +140,21 @@ def _open(data: bytes, max_pixels: int) -> Image.Image:
 def _to_rgb(picture: Image.Image) -> Pixels:
     with contextlib.suppress(Exception):  # a malformed EXIF block says nothing about the pixels: take them as they lie
         ImageOps.exif_transpose(picture, in_place=True)
+    width, height = picture.size
+    rgb = np.empty((height, width, 3), np.uint8)
+    for top in range(0, height, _STRIP_ROWS):  # in strips: a copy of the whole for each step would triple the memory
+        bottom = min(height, top + _STRIP_ROWS)
+        rgb[top:bottom] = _strip(picture.crop((0, top, width, bottom)))
+    return rgb
+
+
+def _strip(picture: Image.Image) -> Pixels:
     if picture.mode.startswith("I"):  # 16-bit grey
         levels = np.asarray(picture).astype(np.uint32)
         grey = ((np.minimum(levels, 65535) * 255 + 32767) // 65535).astype(np.uint8)
-        return np.ascontiguousarray(np.repeat(grey[:, :, None], 3, axis=2))
+        return np.repeat(grey[:, :, None], 3, axis=2)
     if picture.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in picture.info:
         picture = picture.convert("RGBA")
         white = Image.new("RGBA", picture.size, (255, 255, 255, 255))
         picture = Image.alpha_composite(white, picture)
-    return np.array(picture if picture.mode == "RGB" else picture.convert("RGB"))
+    return np.asarray(picture if picture.mode == "RGB" else picture.convert("RGB"))

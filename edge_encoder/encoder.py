@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -43,6 +44,8 @@ class Encoder:
         self.analysis = analysis
         self.max_pixels = max_pixels
         self._codec = codec
+        # A picture takes seven bytes a pixel while it is read: the largest, 470 MB. So one at a time.
+        self._reading = threading.Lock()
 
     @classmethod
     def from_bundle(
@@ -79,7 +82,11 @@ class Encoder:
         fits into `max_bytes`.
         """
         begin = time.perf_counter()
-        rgb = load_picture(picture, max_pixels=self.max_pixels) if isinstance(picture, bytes) else _checked(picture)
+        if isinstance(picture, bytes):
+            with self._reading:
+                rgb = load_picture(picture, max_pixels=self.max_pixels)
+        else:
+            rgb = _checked(picture)
         height, width, _ = rgb.shape
         if height * width > self.max_pixels:
             raise TooLarge(
