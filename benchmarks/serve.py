@@ -1,6 +1,6 @@
 """What serving costs: the cloud over loopback HTTP beside the bare decoder on the same frames, and beside its peers.
 
-    aeic bench serve [--pictures 64] [--clients 64] [--rounds 5] [--max-batch 0] [--scale 0.5] [--rivals litserve,ray]
+    aeic bench serve [--pictures 64] [--clients 64] [--rounds 3] [--max-batch 0] [--scale 1] [--rivals litserve,ray]
 
 Saturation: `clients` callers keep POST /v1/decode busy with mixed sizes; the bare decoder gets the same frames as one
 list. Both make pixels and PNG files. Low load: one caller at a time, bare and served taking turns. LitServe and Ray
@@ -263,7 +263,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, object]:
         with rival(name, path, cap) as service:
             asyncio.run(service.run(frames[: len(SIZES)], 1))
             alone = low_load(service, decoder, lone)
-            rounds = [saturate(service, name) for _ in range(arguments.rounds)]
+            rounds = [saturate(service, name) for _ in range(max(1, arguments.rounds // 2))]
         result[f"{name}_over_bare"] = round(statistics.median(bare / served for bare, served in rounds), 3)
         result[f"{name}_lone_overhead_ms"] = round(1000 * statistics.median(s - b for b, s in alone), 2)
     return result
@@ -276,9 +276,9 @@ def main() -> None:
     parser.add_argument("--device", default="auto")
     parser.add_argument("--max-batch", type=int, default=0, help="0: what suits the device")
     parser.add_argument("--pictures", type=int, default=64)
-    parser.add_argument("--scale", type=float, default=0.5, help="of the pictures' sides")
+    parser.add_argument("--scale", type=float, default=1.0, help="of the pictures' sides")
     parser.add_argument("--clients", type=int, default=64)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=3, help="the peers get half")
     parser.add_argument("--lone", type=int, default=12)
     parser.add_argument("--rivals", default="litserve,ray", help="which peers to run; empty for none")
     parser.add_argument("--json", type=Path, help="write the result there too")

@@ -125,7 +125,8 @@ class Stages:
         if self._pool.has(job):  # nobody may want it any more
             job.latents_digest, job.mosaic = digest, mosaic
             self._pool.add_tiles(job)
-        self._feeder.wake()
+        if job.rows:  # there may be room for more of the store's; asking it costs a query
+            self._feeder.wake()
 
     def _entropy_decode(self, job: Job) -> tuple[str, Mosaic]:
         with self._shelf.lend(job.frame.fingerprint) as decoder:
