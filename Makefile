@@ -63,8 +63,8 @@ golden: install ## make the golden frames again, after a change of the format (n
 results: install ## tables and plots of docs/results from the committed figures
 	$(BIN)/python -m aeic_train.plots
 
-test-full: install ## the slow tests; the full-size golden vectors too, if AEIC_GOLDENS names their folder
-	$(BIN)/python -m pytest -m slow
+test-full: install ## the slow tests, full-size conversion (8 GB of memory); golden vectors if AEIC_GOLDENS names their folder
+	AEIC_FULL=$${AEIC_FULL:-se} $(BIN)/python -m pytest -m slow
 
 test-isa: install ## the same frame on x86 and emulated ARM64, bit for bit (root, Debian's qemu packages, minutes)
 	$(BIN)/python -m tests.exact.isa

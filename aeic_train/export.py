@@ -28,17 +28,23 @@ from aeic.bundle import FORMAT, Bundle
 from aeic.pixels import load_picture, pad_picture, to_tensor
 from aeic.profiles import LATENT_STRIDE, SCALE_COUNT, SCALE_MAX, SCALE_MIN, SKIP_SCALE
 from aeic.tables import gaussian_rows, rows_from_pmf
+from aeic_nets.analysis import HalfAnalysis, fast_analysis
 from aeic_nets.codec import Codec
+from aeic_nets.graphs import write_graph
 from aeic_nets.integer.calibrate import calibrate
 from aeic_nets.integer.export import export_entropy
 from aeic_nets.integer.model import MEAN_EXPONENT
 from aeic_nets.integer.training import price
 from aeic_nets.network import AEIC
 from aeic_train.data import SUFFIXES
-from aeic_train.graphs import write_graph
 from aeic_train.weights import load_weights
 
-DEFINES_BITSTREAM = ("tables.npz", "hyper_synthesis.onnx", *(f"context_{i}.onnx" for i in range(4)), "synthesis.onnx")
+DEFINES_BITSTREAM = ("tables.npz", "hyper_synthesis.onnx", *(f"context_{i}.onnx" for i in range(4)))
+DECODERS = ("synthesis.onnx", "weights.safetensors")
+"""The first of them that a bundle holds defines its bitstream too: another decoder is another model."""
+LARGEST_SYNTHESIS = 100_000_000
+"""Parameters up to which ``synthesis.onnx`` is written. ONNX Runtime keeps it in float32 and needs the memory twice
+while loading, and the file format ends at 2 GiB; larger decoders run in torch, from ``weights.safetensors``."""
 HYPER_REACH = 60
 HYPER_TAIL = 1e-7
 
@@ -135,12 +141,20 @@ def write_tables(codec: Codec, path: Path) -> None:
 def write_graphs(model: AEIC, folder: Path) -> None:
     """The ONNX graphs that only one side runs, in float, with dynamic batch and sides."""
     codec, profile = model.codec, model.profile
-    m = profile.latent_channels
-    picture = torch.zeros(2, 3, 128, 192)
-    latent = torch.zeros(2, m, 128 // LATENT_STRIDE, 192 // LATENT_STRIDE)
-    write_graph(codec.g_a, picture, folder / "analysis.onnx", "image", ["y"])
+    write_encoder_graphs(codec, folder)
+    if sum(p.numel() for part in (codec.g_s, model.unet, model.vae) for p in part.parameters()) <= LARGEST_SYNTHESIS:
+        latent = torch.zeros(2, profile.latent_channels, 128 // LATENT_STRIDE, 192 // LATENT_STRIDE)
+        write_graph(SynthesisGraph(model), latent, folder / "synthesis.onnx", "y_hat", ["image"], half=True)
+
+
+def write_encoder_graphs(codec: Codec, folder: Path) -> None:
+    """analysis.onnx (rewritten for speed, aeic_nets.analysis), hyper_analysis.onnx, and what a card runs of the
+    published sizes, analysis_half.onnx."""
+    m, picture = codec.profile.latent_channels, torch.zeros(2, 3, 128, 192)
+    write_graph(fast_analysis(codec.g_a), picture, folder / "analysis.onnx", "image", ["y"])
+    if codec.profile.rates == 1:
+        write_graph(HalfAnalysis(codec.g_a), picture, folder / "analysis_half.onnx", "image", ["y"])
     write_graph(codec.h_a, torch.zeros(2, m, 8, 12), folder / "hyper_analysis.onnx", "y", ["z"])
-    write_graph(SynthesisGraph(model), latent, folder / "synthesis.onnx", "y_hat", ["image"], half=True)
 
 
 def write_float_entropy(codec: Codec, folder: Path) -> None:
@@ -188,7 +202,8 @@ def write_manifest(
     files = {
         p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted(folder.iterdir()) if p.name != "bundle.json"
     }
-    lines = "".join(f"{file} {files[file]}\n" for file in sorted(DEFINES_BITSTREAM))
+    defining = sorted((*DEFINES_BITSTREAM, *[name for name in DECODERS if name in files][:1]))
+    lines = "".join(f"{file} {files[file]}\n" for file in defining)
     manifest = {
         "format": FORMAT,
         "name": name,
@@ -197,7 +212,7 @@ def write_manifest(
         "hyper_channels": profile.hyper_channels,
         "rates": rates,
         "default_rate": default,
-        "defines_bitstream": sorted(DEFINES_BITSTREAM),
+        "defines_bitstream": defining,
         "fingerprint": hashlib.sha256(lines.encode()).hexdigest()[:6],
         "files": files,
         "card": card,

@@ -64,7 +64,10 @@ async def measure(options: argparse.Namespace, folder: Path) -> dict[str, object
             "--cloud-address", proxy.address,
             cwd=ROOT, env=clean, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.DEVNULL,
         )  # fmt: skip
-        url = json.loads(await process.stdout.readline())["http"]
+        line = await process.stdout.readline()
+        if not line:
+            raise SystemExit("the edge did not start: run `aeic edge` to see why")
+        url = json.loads(line)["http"]
         ready = time.perf_counter() - begin
         answers: list[dict[str, Any]] = []
         try:

@@ -105,7 +105,10 @@ async def measure(options: argparse.Namespace, folder: Path) -> dict[str, object
     )  # fmt: skip
     try:
         assert process.stdout is not None
-        url = json.loads(await process.stdout.readline())["http"]
+        line = await process.stdout.readline()
+        if not line:
+            raise SystemExit("the edge did not start: run `aeic edge` to see why")
+        url = json.loads(line)["http"]
         body = synthetic(options.width, options.height)
         return await load(url, body, options.times, options.seconds, options.places)
     finally:

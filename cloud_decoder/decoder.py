@@ -81,7 +81,7 @@ class Decoder:
         ``BundleError`` for a bundle that is missing or altered, ``ValueError`` for an unknown device.
         """
         bundle = Bundle.load(path)
-        chosen = choose_device(device)
+        chosen = choose_device(device, bundle.has("synthesis.onnx"))
         generator = (
             RemoteGenerator(bundle.path, chosen, threads, batch_seconds=batch_seconds)
             if isolate

@@ -53,8 +53,8 @@ class Feeder:
             log.info("freed %d frames that an earlier run held", freed)
 
     async def run(self) -> None:
-        """Keep enough claimed frames at hand, until the pool drains."""
-        while not self._pool.draining:
+        """Keep enough claimed frames at hand, until the pool drains or breaks."""
+        while not self._stopped:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._new.wait(), POLL_SECONDS)
             self._new.clear()
@@ -98,13 +98,20 @@ class Feeder:
         if rows := seqs([job]):
             self._threads.submit(self._store.release, rows, self._owner)
 
+    @property
+    def _stopped(self) -> bool:
+        return self._pool.draining or self._pool.broken
+
     async def _claim(self, fingerprint: str) -> None:
-        while not self._pool.draining:
+        while not self._stopped:
             room = self._lookahead - self._pool.stored(fingerprint)
             if room < self._lookahead // 2:
                 return  # in large steps: each claim is a commit
             lease = (time.time(), self._lease_seconds, self._max_attempts)
             claimed = await self._on(self._store.claim, self._owner, fingerprint, room, *lease)
+            if self._pool.broken:
+                await self._on(self._store.release, [one.row.seq for one in claimed], self._owner)
+                return
             for one in claimed:
                 job = self._pool.jobs.get(one.row.digest)
                 if job is None:

@@ -35,20 +35,22 @@ def pictures_of(generator: Generator, y_hat: NDArray[np.float32]) -> NDArray[np.
     return np.stack([from_tensor(np.nan_to_num(image)) for image in generator(y_hat)])
 
 
-def choose_device(wanted: str) -> str:
+def choose_device(wanted: str, has_graph: bool = True) -> str:
     """``onnx``, ``cpu`` or ``cuda`` for what the settings ask. ``ValueError`` lists the known ones.
 
-    ``auto`` is ``cuda`` where there is a working one, else ``onnx``; torch is imported only where a driver is present.
+    ``auto`` is ``cuda`` where there is a working one, else ``onnx``, or ``cpu`` (torch) for a bundle without
+    synthesis.onnx, as those of the published sizes are; torch is imported only where a driver is present.
     """
     if wanted not in DEVICES and not wanted.startswith("cuda:"):
         raise ValueError(f"unknown device {wanted!r}: choose one of {', '.join(DEVICES)}")
     if wanted != "auto":
         return wanted
+    without_card = "onnx" if has_graph else "cpu"
     if not Path("/proc/driver/nvidia/version").exists() or importlib.util.find_spec("torch") is None:
-        return "onnx"
+        return without_card
     import torch
 
-    return "cuda" if torch.cuda.is_available() else "onnx"
+    return "cuda" if torch.cuda.is_available() else without_card
 
 
 def build_generator(bundle: Path, device: str, threads: int) -> Generator:

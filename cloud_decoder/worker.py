@@ -216,5 +216,5 @@ class Worker:
         self.pool.broken = True
         said = DeviceUnavailable("the decoder has stopped working; its log says why", retry_after=10.0)
         for job in self.pool:
-            if not job.done.done():
-                job.done.set_exception(said)  # the leases run out, and another worker decodes what is stored
+            self.pool.end(job, said)
+            self._feeder.release_soon(job)  # for another worker, or for this one's next life

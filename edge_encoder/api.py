@@ -6,6 +6,7 @@ import asyncio
 import datetime
 import time
 import uuid
+from http import HTTPStatus
 from typing import Annotated, Any, Literal
 
 from fastapi import FastAPI, Header, Path, Query, Request, Response
@@ -45,8 +46,15 @@ _FRAME_EXAMPLE = {
 
 
 def _problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    content = {"application/problem+json": {"schema": problems.PROBLEM_SCHEMA}}
-    return {status: {"description": "Problem", "content": content} for status in statuses}
+    return {
+        status: {
+            "description": HTTPStatus(status).phrase,
+            "content": {
+                "application/problem+json": {"schema": problems.PROBLEM_SCHEMA, "example": problems.example(status)}
+            },
+        }
+        for status in statuses
+    }
 
 
 def create_app(service: EdgeService) -> FastAPI:
@@ -101,7 +109,16 @@ def create_app(service: EdgeService) -> FastAPI:
             entry = await service.entry(entry.id) or entry
         return JSONResponse(_posted(entry, taken), 202, {"Location": f"/v1/frames/{entry.id}"})
 
-    @app.get("/v1/frames/{id}", responses=_problems(404, 422, 503))
+    @app.get(
+        "/v1/frames/{id}",
+        responses={
+            200: {
+                "description": "What is known of the frame.",
+                "content": {"application/json": {"example": {**_FRAME_EXAMPLE, "state": "delivered"}}},
+            },
+            **_problems(404, 422, 503),
+        },
+    )
     async def get_frame(id: Annotated[str, Path(max_length=64)]) -> dict[str, Any]:
         entry = await service.entry(_id(id, "id"))
         if entry is None:

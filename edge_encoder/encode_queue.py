@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import math
-import os
-import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -15,8 +12,6 @@ from typing import TypeVar
 from aeic.errors import AeicError
 
 T = TypeVar("T")
-
-_NICENESS = 10
 
 
 class Busy(AeicError):
@@ -38,7 +33,7 @@ class EncodeQueue:
         self._limit = workers + waiting
         self._seconds = 0.2  # smoothed time of one job
         self._begun: dict[object, float] = {}  # when each job now running began, monotonic
-        self._pool = ThreadPoolExecutor(workers, "encode", initializer=_step_back)
+        self._pool = ThreadPoolExecutor(workers, "encode")
 
     def check(self) -> None:
         """Raises Busy if run() would."""
@@ -82,9 +77,3 @@ class EncodeQueue:
     async def close(self) -> None:
         """Waits for the jobs in line."""
         await asyncio.to_thread(self._pool.shutdown)
-
-
-def _step_back() -> None:
-    # Encoding fills every core; the loop that answers must get its turn at once. On Linux a thread has a niceness.
-    with contextlib.suppress(OSError):
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICENESS)

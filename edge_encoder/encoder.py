@@ -55,12 +55,12 @@ class Encoder:
     ) -> Encoder:
         """The encoder of the bundle in the folder `path` (default: AEIC_BUNDLE, else the one that ships).
 
-        `threads` serve the analysis, 0 takes every core; the entropy graphs are too small to share. BundleError when
-        the bundle is missing, altered, or the provider does not work.
+        `threads` serve the analysis, 0 takes every core; the entropy graphs of small models are not worth sharing.
+        BundleError when the bundle is missing, altered, or the provider does not work.
         """
         bundle = Bundle.load(path)
         analysis = Analysis(bundle, provider=provider, threads=threads)
-        return cls(bundle, analysis, LatentCodec(bundle, threads=1), max_pixels)
+        return cls(bundle, analysis, LatentCodec(bundle, threads if bundle.shares_threads else 1), max_pixels)
 
     def encode(
         self,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from http import HTTPStatus
+from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -25,6 +26,27 @@ PROBLEM_SCHEMA = {
         "detail": {"type": "string", "description": "What was wrong, and what to do about it."},
     },
 }
+
+
+_EXAMPLES = {
+    400: "no rate point 'r9' in aeic-se-nano: choose one of 0 (r1, 0.0265 bpp), 1 (r2, 0.03 bpp)",
+    404: "no frame 019acb2e-6f5d-7c30-9d0e-3f3a2b1c4d5e is known here; finished ones are forgotten after some time",
+    408: "the body did not arrive within 20 s; send it faster or smaller",
+    409: "id 019acb2e-6f5d-7c30-9d0e-3f3a2b1c4d5e belongs to another picture; use a fresh id for each picture",
+    413: "the picture is 9000x20: at most 67108864 pixels and 8192 a side are taken, scale it down",
+    415: "this is GIF: send JPEG, PNG or WebP",
+    422: "the picture is cut short or damaged: send it again in full",
+    429: "9 pictures are being encoded or wait; come again in 1 s, or raise AEIC_EDGE_ENCODE_QUEUE_FRAMES",
+    503: "the service is stopping; try again shortly",
+    507: "the spool holds 268435456 of 268435456 bytes; wait for the uplink or raise AEIC_EDGE_SPOOL_MAX_BYTES",
+}
+
+
+def example(status: int) -> dict[str, Any]:
+    """A problem of that status as the OpenAPI description shows it."""
+    title = HTTPStatus(status).phrase
+    kind = title.lower().replace(" ", "-")
+    return {"type": f"urn:aeic:{kind}", "title": title, "status": status, "detail": _EXAMPLES[status]}
 
 
 def problem(status: int, detail: str, kind: str = "", headers: dict[str, str] | None = None) -> JSONResponse:

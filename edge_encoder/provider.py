@@ -10,39 +10,28 @@ from __future__ import annotations
 import functools
 import importlib.metadata
 import logging
+import os
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
+from aeic import gpu
 from aeic.errors import BundleError
+from aeic.openvino_session import OpenVinoSession
 from edge_encoder.settings import ProviderChoice
 
 log = logging.getLogger("aeic.edge.provider")
 
-_CPU = "CPUExecutionProvider"
-_CUDA = "CUDAExecutionProvider"
-_TENSORRT = "TensorrtExecutionProvider"
-_CUDA_OPTIONS = {
-    # EXHAUSTIVE costs over half a second for every new size, DEFAULT may pick a path fifty times slower.
-    "cudnn_conv_algo_search": "HEURISTIC",
-    "arena_extend_strategy": "kSameAsRequested",
-    "gpu_mem_limit": str(1 << 30),
-    "use_tf32": "0",
-}
-_WANTED: dict[str, list[Any]] = {
-    "tensorrt": [_TENSORRT, (_CUDA, _CUDA_OPTIONS), _CPU],
-    "cuda": [(_CUDA, _CUDA_OPTIONS), _CPU],
-}
+_CPU, _CUDA, _TENSORRT = gpu.CPU, gpu.CUDA, gpu.TENSORRT
 # y is rounded to integers after a gain; an error this small moves few of them, and only the encoder's own choice.
 _TOLERANCE = 0.02
+Session: TypeAlias = "onnxruntime.InferenceSession | OpenVinoSession"
 
 
-def open_session(
-    path: Path, choice: ProviderChoice, threads: int, half: Path | None = None
-) -> tuple[onnxruntime.InferenceSession, str]:
+def open_session(path: Path, choice: ProviderChoice, threads: int, half: Path | None = None) -> tuple[Session, str]:
     """The session of the graph at `path`, and the name of the provider that it really uses.
 
     `auto` takes CUDA when it is there and passes the known-answer test, else the CPU. A provider asked for by name
@@ -53,13 +42,19 @@ def open_session(
     cpu = _session(path, [_CPU], threads)
     if choice == "cpu" or (choice == "auto" and _CUDA not in onnxruntime.get_available_providers()):
         return cpu, _CPU
+    if choice == "openvino":
+        quick = OpenVinoSession(path, threads)
+        try:
+            _known_answer(quick, cpu)
+        except BundleError as error:
+            raise BundleError(f"provider openvino does not work here ({error}); set AEIC_EDGE_PROVIDER=cpu") from error
+        return quick, quick.get_providers()[0]
     wanted = "cuda" if choice == "auto" else choice
     first = _TENSORRT if wanted == "tensorrt" else _CUDA
     try:
         if first not in onnxruntime.get_available_providers():
             raise BundleError(f"this build of ONNX Runtime has no {first}")
-        if hasattr(onnxruntime, "preload_dlls"):
-            onnxruntime.preload_dlls()
+        gpu.prepare()
         if half is not None:
             try:
                 return _accelerated(half, wanted, first, threads, cpu), first
@@ -79,7 +74,8 @@ def open_session(
 def _accelerated(
     path: Path, wanted: str, first: str, threads: int, cpu: onnxruntime.InferenceSession
 ) -> onnxruntime.InferenceSession:
-    session = _session(path, _WANTED[wanted], threads)
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "aeic" / "tensorrt"
+    session = _session(path, gpu.providers(wanted, path, cpu.get_inputs()[0].name, cache), threads)
     if session.get_providers()[0] != first:
         raise BundleError(f"ONNX Runtime gave {session.get_providers()[0]} instead of {first}")
     _known_answer(session, cpu)
@@ -87,9 +83,11 @@ def _accelerated(
 
 
 def run_bound(
-    session: onnxruntime.InferenceSession, image: NDArray[np.float32], options: onnxruntime.RunOptions | None = None
+    session: Session, image: NDArray[np.float32], options: onnxruntime.RunOptions | None = None
 ) -> NDArray[np.float32]:
     """Runs the graph with its input and output bound, so that a GPU copies each once and nothing in between."""
+    if isinstance(session, OpenVinoSession):
+        return session.run(None, {session.get_inputs()[0].name: image})[0]
     binding = session.io_binding()
     binding.bind_cpu_input(session.get_inputs()[0].name, image)
     binding.bind_output(session.get_outputs()[0].name)
@@ -125,7 +123,7 @@ def _share_arena() -> None:
     onnxruntime.create_and_register_allocator(memory, onnxruntime.OrtArenaCfg({"arena_extend_strategy": 1}))
 
 
-def _known_answer(session: onnxruntime.InferenceSession, cpu: onnxruntime.InferenceSession) -> None:
+def _known_answer(session: Session, cpu: onnxruntime.InferenceSession) -> None:
     rng = np.random.default_rng(7)
     image = rng.uniform(-1, 1, (1, 3, 128, 192)).astype(np.float32)
     got, want = (run_bound(each, image) for each in (session, cpu))

@@ -17,7 +17,7 @@ from pydantic import Field, SecretStr, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
 
 FullPolicy = Literal["refuse", "drop-oldest", "drop-lowest-priority"]
-ProviderChoice = Literal["auto", "cpu", "cuda", "tensorrt"]
+ProviderChoice = Literal["auto", "cpu", "openvino", "cuda", "tensorrt"]
 
 
 class EdgeSettings(BaseSettings):

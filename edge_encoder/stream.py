@@ -24,6 +24,7 @@ from edge_encoder.records import Record, State
 from edge_encoder.settings import EdgeSettings
 from edge_encoder.spool import Spool
 from edge_encoder.under_way import UnderWay
+from edge_encoder.window import Window
 
 log = logging.getLogger("aeic.edge.uplink")
 
@@ -56,8 +57,8 @@ class StreamFailed(Exception):
 
 
 class Stream:
-    """One stream over `call`. `wake` is set when there may be something to send; `prompt(id)` is true while somebody
-    waits for that frame; `answered(bytes)` is told of each delivered frame."""
+    """One stream over `call`. `window` is the edge's own; `wake` is set when there may be something to send;
+    `prompt(id)` is true while somebody waits for that frame; `answered(bytes)` is told of each delivered frame."""
 
     def __init__(
         self,
@@ -66,11 +67,13 @@ class Stream:
         settings: EdgeSettings,
         metrics: Metrics,
         *,
+        window: Window,
         wake: asyncio.Event,
         prompt: Callable[[uuid.UUID], bool],
         answered: Callable[[int], None],
     ) -> None:
-        self.window = 1
+        self.window = 1  # the cloud's
+        self._own_window = window
         self._call = call
         self._spool = spool
         self._settings = settings
@@ -84,8 +87,7 @@ class Stream:
     async def greet(self, hello: pb.Hello) -> None:
         """Sends Hello and takes the window from Welcome."""
         self._metrics.stream_bytes.labels("up").inc(hello.ByteSize() + _GRPC_PREFIX_BYTES)
-        window = await greet(self._call, hello, self._settings.ack_timeout_seconds)
-        self.window = max(1, min(window, self._settings.window_frames))
+        self.window = max(1, await greet(self._call, hello, self._settings.ack_timeout_seconds))
 
     async def ship(self) -> None:
         """Sends and takes answers until the stream breaks."""
@@ -111,7 +113,7 @@ class Stream:
     async def _send(self) -> None:
         while True:
             self._wake.clear()
-            room = self.window - len(self._under_way)
+            room = min(self.window, self._own_window.frames) - len(self._under_way)
             records = await self._lease(min(room, _LEASE_FRAMES)) if room > 0 else []
             for record in records:
                 self._under_way.send(record.id)
@@ -168,6 +170,7 @@ class Stream:
         self._metrics.acks.labels(word).inc()
         self._metrics.in_flight.set(len(self._under_way))
         if seconds is not None:
+            self._own_window.answered(seconds)
             self._metrics.stage_seconds.labels("ship").observe(seconds)
         if state is State.REJECTED:
             log.error("the cloud rejected frame %s: %s", ident, reason)

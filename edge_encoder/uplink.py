@@ -28,6 +28,7 @@ from edge_encoder.records import SpoolError
 from edge_encoder.settings import EdgeSettings
 from edge_encoder.spool import Spool
 from edge_encoder.stream import REFUSALS, Stream, StreamFailed, greet
+from edge_encoder.window import Window
 
 log = logging.getLogger("aeic.edge.uplink")
 
@@ -68,6 +69,7 @@ class Uplink:
             log.warning("the token travels unencrypted; set AEIC_EDGE_TLS=1 outside a trusted network")
         self._hello = _hello(settings, bundle_digest, software)
         self._wake = asyncio.Event()
+        self._window = Window(settings.window_frames)
 
     def wake(self) -> None:
         """There may be something to send, or room in the window."""
@@ -108,6 +110,7 @@ class Uplink:
                 self._spool,
                 self._settings,
                 self._metrics,
+                window=self._window,
                 wake=self._wake,
                 prompt=self._prompt,
                 answered=self._answered,

@@ -52,6 +52,13 @@ def test_no_torch_and_nothing_of_the_cloud(edge_python: Path) -> None:
 
 
 @pytest.mark.slow
+def test_it_is_small_on_disk(edge_python: Path) -> None:
+    """Under 300 MB, pip included."""
+    files = [path for path in edge_python.parent.parent.rglob("*") if path.is_file() and not path.is_symlink()]
+    assert sum(path.stat().st_size for path in files) < 300e6
+
+
+@pytest.mark.slow
 def test_it_encodes_a_photograph(edge_python: Path, tiny_bundle: Path, tmp_path: Path) -> None:
     frame = tmp_path / "owl.aeic"
     command = [str(edge_python.with_name("aeic")), "encode", "examples/owl.jpg", str(frame), "--json"]

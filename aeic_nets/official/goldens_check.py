@@ -1,8 +1,9 @@
 """Our networks at full size against golden vectors made with the research modules.
 
-    aeic bench goldens DIR --profile se|me [--parts codec]
+    aeic bench goldens DIR --profile se|me [--parts codec] [--paths torch]
 
 DIR holds golden_SE.npz (or _ME) and golden_meta.json; golden_entropy_tables.npz is compared too where it is there.
+Everything is computed by torch; what g_a and the entropy model give, by ONNX Runtime too (names that begin with onnx).
 Weights come from their names (aeic_nets.official.golden_weights), part by part, so that memory stays under 5 GB. Exit 0
 only if every array is within its tolerance and every symbol and stream byte is equal; the last line is JSON.
 """
@@ -13,7 +14,7 @@ import argparse
 import gc
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +25,14 @@ from torch import Tensor
 
 from aeic import profiles
 from aeic.errors import InputError
-from aeic.profiles import SCALE_MIN, Profile
+from aeic.profiles import LATENT_STRIDE, SCALE_MIN, Profile
 from aeic_nets.codec import Codec, Synthesis
 from aeic_nets.likelihood import LIKELIHOOD_MIN
 from aeic_nets.official import keys, range_coder, tables
 from aeic_nets.official.flows import FLOWS, encode_flow
 from aeic_nets.official.fold import channel_averages
 from aeic_nets.official.golden_weights import GoldenTensors, golden_picture
+from aeic_nets.official.onnx_parts import run_by_onnx
 from aeic_nets.official.weights import load_codec, load_unet, load_vae
 from aeic_nets.unet import UNet
 from aeic_nets.vae import PictureDecoder
@@ -68,25 +70,63 @@ class Report:
 
 
 @torch.inference_mode()
-def compute(profile: Profile, meta: Mapping[str, Any], parts: int, golden: Mapping[str, NDArray[Any]]) -> Arrays:
-    """Every array that the golden files may hold, in full, for the first ``parts`` of PARTS.
+def compute(
+    profile: Profile,
+    meta: Mapping[str, Any],
+    parts: int,
+    golden: Mapping[str, NDArray[Any]],
+    paths: Sequence[str] = ("torch",),
+) -> dict[str, Arrays]:
+    """Every array that the golden files may hold, in full, for the first ``parts`` of PARTS, by path of computation.
 
-    Streams are written with the scale indexes of ``golden`` where ours are within the slack of them.
+    Streams are written with the scale indexes of ``golden`` where ours are within the slack of them. The ``onnx`` path
+    has the arrays of the codec only.
     """
-    height, width = meta["tensors"]["x"]["shape"][2:]
+    height, width = picture_size(meta, golden)
     x = golden_picture(height, width, meta["phase"])
-    arrays: Arrays = {"x": x.numpy()}
     codec_weights = GoldenTensors("codec", keys.codec_keys(profile))
     with torch.device("meta"):
         codec = Codec(profile)
     del codec.g_s  # 67 M parameters: a part of its own
     load_codec(codec, codec_weights)
-    y = codec.g_a(x)
     z_tables, y_tables = tables.factorised_tables(codec), tables.gaussian_tables()
-    y_hats = {}
+    found = {"torch": _encode(codec, x, golden, z_tables, y_tables)}
+    if "onnx" in paths:
+        run_by_onnx(codec)
+        found["onnx"] = _encode(codec, x, golden, z_tables, y_tables)
+    del codec
+    arrays = found["torch"]
+    arrays |= _packed("y", y_tables) | _packed("z", z_tables, f"_{profile.name.upper()}")
+    letters = [letter for letter in FLOWS if any(name.startswith(f"{letter}_") for name in golden)]
+    if parts > 1 and letters:
+        y_hats = {letter: torch.from_numpy(arrays[f"{letter}_y_hat"]) for letter in letters}
+        arrays |= _generate(profile, codec_weights, y_hats, parts)
+    return found
+
+
+def picture_size(meta: Mapping[str, Any], golden: Mapping[str, NDArray[Any]]) -> tuple[int, int]:
+    """Height and width of the golden picture, as the notes or the latents tell them."""
+    if "x" in meta["tensors"]:
+        height, width = meta["tensors"]["x"]["shape"][-2:]
+        return height, width
+    latent = next((value.shape for name, value in golden.items() if name.endswith(("_y", "_y_sym", "_y_hat"))), None)
+    if latent is None:
+        raise InputError("neither golden_meta.json nor the vectors tell the size of the picture")
+    return latent[-2] * LATENT_STRIDE, latent[-1] * LATENT_STRIDE
+
+
+def _encode(
+    codec: Codec,
+    x: Tensor,
+    golden: Mapping[str, NDArray[Any]],
+    z_tables: list[tables.Table],
+    y_tables: list[tables.Table],
+) -> Arrays:
+    """Picture, latents, all flows with their streams, and the estimate."""
+    arrays: Arrays = {"x": x.numpy()}
+    y = codec.g_a(x)
     for letter, flow in FLOWS.items():
         out = encode_flow(codec, y, flow)
-        y_hats[letter] = out["y_hat"]
         arrays |= {f"{letter}_{name}": value.numpy() for name, value in out.items()}
         stored = golden.get(f"{letter}_coded_idx")
         if stored is not None and _index_error(out["coded_idx"].numpy(), stored) <= _INDEX_SLACK:
@@ -94,11 +134,6 @@ def compute(profile: Profile, meta: Mapping[str, Any], parts: int, golden: Mappi
         arrays[f"{letter}_bitstream"] = _stream(out, z_tables, y_tables)
         if letter == "A":
             arrays |= {f"bpp_{part}": np.array(bits / x[0, 0].numel()) for part, bits in _bits(codec, out).items()}
-    arrays |= _packed("y", y_tables) | _packed("z", z_tables, f"_{profile.name.upper()}")
-    del codec
-    letters = [letter for letter in FLOWS if any(name.startswith(f"{letter}_") for name in golden)]
-    if parts > 1 and letters:
-        arrays |= _generate(profile, codec_weights, {letter: y_hats[letter] for letter in letters}, parts)
     return arrays
 
 
@@ -138,9 +173,16 @@ def _generate(profile: Profile, codec_weights: GoldenTensors, y_hats: dict[str, 
     return arrays
 
 
-def compare(golden: Mapping[str, NDArray[Any]], found: Arrays, meta: Mapping[str, Any], parts: int) -> Report:
-    """Every array of the golden file against ours; one that we do not know fails."""
-    report = Report()
+def compare(
+    golden: Mapping[str, NDArray[Any]],
+    found: Arrays,
+    meta: Mapping[str, Any],
+    parts: int,
+    report: Report | None = None,
+    prefix: str = "",
+) -> Report:
+    """Every array of the golden file against ours, into ``report``; one that we do not know fails."""
+    report = report or Report()
     margins = meta.get("margins", {})
     for stored, wanted in golden.items():
         name = stored.removesuffix("__sub")
@@ -148,7 +190,7 @@ def compare(golden: Mapping[str, NDArray[Any]], found: Arrays, meta: Mapping[str
         if next((at for start, at in _AFTER_CODEC.items() if what.startswith(start)), 0) >= parts:
             continue
         if name not in found:
-            report.add(f"{stored} (unknown)", float("inf"), 0)
+            report.add(f"{prefix}{stored} (unknown)", float("inf"), 0)
             continue
         ours = found[name]
         if stored != name:
@@ -158,16 +200,16 @@ def compare(golden: Mapping[str, NDArray[Any]], found: Arrays, meta: Mapping[str
         margin = margins.get(letter, {}).get("round") or 1.0
         required = margin >= SAFE_MARGIN
         if ours.shape != wanted.shape:
-            report.add(f"{stored} (shape)", float("inf"), 0, required)
+            report.add(f"{prefix}{stored} (shape)", float("inf"), 0, required)
         elif what == "coded_idx":
-            report.add(stored, _index_error(ours, wanted), _INDEX_SLACK, required)
+            report.add(f"{prefix}{stored}", _index_error(ours, wanted), _INDEX_SLACK, required)
         elif what in _EXACT:
-            report.add(stored, float((ours != wanted).sum()), 0, required)
+            report.add(f"{prefix}{stored}", float((ours != wanted).sum()), 0, required)
         else:
             error = np.abs(ours.astype(np.float64) - wanted.astype(np.float64)).max()
-            report.add(stored, float(error), _TOLERANCES.get(what, _TOLERANCE), required)
+            report.add(f"{prefix}{stored}", float(error), _TOLERANCES.get(what, _TOLERANCE), required)
     for part, bpp in (meta.get("bpp_estimate_inference") or {}).items():
-        report.add(f"bpp estimate, {part}", abs(float(found[f"bpp_{part}"]) - bpp), _TOLERANCE)
+        report.add(f"{prefix}bpp estimate, {part}", abs(float(found[f"bpp_{part}"]) - bpp), _TOLERANCE)
     return report
 
 
@@ -228,6 +270,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("folder", type=Path, metavar="DIR")
     parser.add_argument("--profile", choices=("se", "me"), default="se")
     parser.add_argument("--parts", choices=PARTS, default="vae", help="stop after this part (codec needs 200 MB)")
+    parser.add_argument("--paths", default="torch,onnx", help="torch, or torch,onnx")
     parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0 leaves torch's own choice")
     options = parser.parse_args(argv)
     if options.threads:
@@ -242,8 +285,11 @@ def main(argv: list[str] | None = None) -> int:
         raise InputError(f"{meta_path} cannot be read ({error}): give the folder of the golden vectors") from None
     meta = meta.get(upper, meta)
     parts = PARTS.index(options.parts) + 1
-    found = compute(profile, meta, parts, golden)
+    by_path = compute(profile, meta, parts, golden, options.paths.split(","))
+    found = by_path["torch"]
     report = compare(golden, found, meta, parts)
+    if "onnx" in by_path:
+        compare(golden, by_path["onnx"], meta, 1, report, "onnx ")
     if (options.folder / "golden_entropy_tables.npz").exists():
         compare_tables(report, _read(options.folder / "golden_entropy_tables.npz"), found, profile)
     seconds = round(time.perf_counter() - start, 1)

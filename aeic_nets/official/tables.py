@@ -5,15 +5,21 @@ Our own bitstream has 24-bit tables without escapes (aeic.tables). Source: ARCHI
 
 from __future__ import annotations
 
+import io
 import math
+import subprocess
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from aeic.errors import BundleError
 from aeic.profiles import SCALE_COUNT, SCALE_MAX, SCALE_MIN
 from aeic_nets.codec import Codec
 
@@ -21,6 +27,7 @@ PRECISION = 16
 TOTAL = 1 << PRECISION
 _REACH = 6.109410204869
 """The normal quantile at 1 - 5e-10: half of a tail mass of 1e-9."""
+_CHILD_SECONDS = 300
 
 
 @dataclass(frozen=True)
@@ -49,21 +56,37 @@ def gaussian_tables() -> list[Table]:
 
 
 def factorised_tables(codec: Codec) -> list[Table]:
-    """The tables of z, by channel, from the weights of the factorised prior."""
+    """The tables of z, by channel, from the weights of the factorised prior; some seconds, in a child process.
+
+    ``BundleError`` if that fails. See :mod:`aeic_nets.official.table_child` for why.
+    """
     model = codec.entropy_bottleneck
     quantiles = model.quantiles.detach()[:, 0]
     medians = quantiles[:, 1]
     low = torch.ceil(medians - quantiles[:, 0]).int().clamp_min(0)
     high = torch.ceil(quantiles[:, 2] - medians).int().clamp_min(0)
     lengths = low + high + 1
-    steps = torch.arange(int(lengths.max()))
-    with torch.no_grad():
-        pmf, lower, upper = model._likelihood(steps + (medians - low)[:, None, None], stop_gradient=True)
-        tails = torch.sigmoid(lower[:, 0, :1]) + torch.sigmoid(-upper[:, 0, -1:])
+    arrays = {"first": medians - low, "count": lengths.max()}
+    for kind, parts in (("matrix", model.matrices), ("bias", model.biases), ("factor", model.factors)):
+        arrays |= {f"{kind}{i}": part.detach() for i, part in enumerate(parts)}
+    packed = io.BytesIO()
+    np.savez(packed, **{name: value.numpy() for name, value in arrays.items()})
+    with np.load(io.BytesIO(_in_child(packed.getvalue())), allow_pickle=False) as file:
+        pmf, tails = file["pmf"], file["tails"]
     return [
-        Table(quantised_cdf(torch.cat((row[0, :length], tail)).numpy()), -offset)
+        Table(quantised_cdf(np.concatenate((row[:length], tail))), -offset)
         for row, tail, length, offset in zip(pmf, tails, lengths.tolist(), low.tolist(), strict=True)
     ]
+
+
+@lru_cache(maxsize=2)
+def _in_child(data: bytes) -> bytes:
+    command = [sys.executable, str(Path(__file__).with_name("table_child.py"))]
+    done = subprocess.run(command, input=data, capture_output=True, timeout=_CHILD_SECONDS)
+    if done.returncode:
+        last = done.stderr.decode(errors="replace").strip().rpartition("\n")[2]
+        raise BundleError(f"the tables of z could not be computed ({last}): is torch installed whole?")
+    return done.stdout
 
 
 def quantised_cdf(pmf: NDArray[np.float32]) -> list[int]:

@@ -14,9 +14,9 @@ from aeic.errors import BundleError
 from aeic.pixels import from_tensor
 from aeic.profiles import NANO
 from aeic_nets.generator import TorchGenerator
+from aeic_nets.graphs import write_graph
 from aeic_nets.network import AEIC
 from aeic_train.export import SynthesisGraph, load_average, write_weights
-from aeic_train.graphs import write_graph
 
 
 @pytest.fixture(scope="module")

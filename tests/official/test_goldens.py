@@ -12,12 +12,13 @@ import pytest
 
 from aeic.errors import InputError
 from aeic_nets.official import goldens_check
+from tests.official import second_network
 
 FOLDER = Path(__file__).parent / "goldens"
 
 
 def test_symbols_and_streams_of_the_published_codec(capsys: pytest.CaptureFixture[str]) -> None:
-    assert goldens_check.main([str(FOLDER), "--profile", "se", "--parts", "codec"]) == 0
+    assert goldens_check.main([str(FOLDER), "--profile", "se", "--parts", "codec", "--paths", "torch"]) == 0
     summary = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert summary["ok"]
     required = {"A_y_sym", "C_y_sym", "C_bitstream", "C_y_hat", "z_cdf_flat_SE", "bpp estimate, total"}
@@ -45,3 +46,21 @@ def test_a_folder_without_vectors_is_refused(tmp_path: Path) -> None:
 @pytest.mark.skipif("AEIC_GOLDENS" not in os.environ, reason="set AEIC_GOLDENS to the folder of all golden vectors")
 def test_everything_at_full_size() -> None:
     assert goldens_check.main([os.environ["AEIC_GOLDENS"], "--profile", "se"]) == 0
+
+
+@pytest.mark.parametrize(("profile", "size"), [("me", (128, 192)), ("se", (192, 320))])
+def test_a_second_writing_out_of_the_codec_agrees(profile: str, size: tuple[int, int], tmp_path: Path) -> None:
+    """Other sizes and the other profile, for which no published vectors are here; in the published form."""
+    stored, meta = second_network.make(profile, *size, parts=1, phases=1)
+    np.savez(tmp_path / f"golden_{profile.upper()}.npz", **stored)
+    (tmp_path / "golden_meta.json").write_text(json.dumps({profile.upper(): meta}))
+    assert goldens_check.main([str(tmp_path), "--profile", profile, "--parts", "codec", "--paths", "torch"]) == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("profile", ["se", "me"])
+def test_the_codec_by_onnx_runtime(profile: str, tmp_path: Path) -> None:
+    stored, meta = second_network.make(profile, 256, 192, parts=1, phases=1)
+    np.savez(tmp_path / f"golden_{profile.upper()}.npz", **stored)
+    (tmp_path / "golden_meta.json").write_text(json.dumps({profile.upper(): meta}))
+    assert goldens_check.main([str(tmp_path), "--profile", profile, "--parts", "codec"]) == 0

@@ -1,0 +1,72 @@
+"""ONNX Runtime on NVIDIA cards: the options that avoid the known traps. Not yet run on a GPU (docs/gpu.md).
+
+Nothing here touches a card by itself; whoever opens a session must still ask what it got and test its answers.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import onnxruntime
+
+from aeic.errors import BundleError
+
+CPU = "CPUExecutionProvider"
+CUDA = "CUDAExecutionProvider"
+TENSORRT = "TensorrtExecutionProvider"
+CUDA_OPTIONS = {
+    # EXHAUSTIVE costs over half a second for every new size, DEFAULT may pick a path fifty times slower.
+    "cudnn_conv_algo_search": "HEURISTIC",
+    "arena_extend_strategy": "kSameAsRequested",
+    "gpu_mem_limit": str(1 << 30),
+    "use_tf32": "0",
+}
+_EMULATION = "CUBLAS_EMULATE_SINGLE_PRECISION"
+_TF32 = "NVIDIA_TF32_OVERRIDE"
+_LARGEST_SIDE = 2048
+
+
+def prepare() -> None:
+    """Before the first session: no TF32 in the libraries below, and their files loaded from the wheels.
+
+    ``use_tf32`` 0 alone is not enough: a convolution that finds no engine is tried again with TF32. ``BundleError`` if
+    the environment asks for float32 that is emulated.
+    """
+    if os.environ.get(_EMULATION, "0") != "0":
+        raise BundleError(f"{_EMULATION} is set: its float32 is not exact, unset it")
+    os.environ.setdefault(_TF32, "0")
+    if hasattr(onnxruntime, "preload_dlls"):
+        onnxruntime.preload_dlls()
+
+
+def tensorrt_options(graph: Path, input_name: str, cache: Path) -> dict[str, Any]:
+    """For a graph with one picture (1, 3, H, W) as input: one engine for all sizes, kept in ``cache``.
+
+    The folder's name has the digest of the graph and the version of ONNX Runtime in it: an engine is otherwise taken
+    again for another graph of the same name.
+    """
+    digest = hashlib.sha256(graph.read_bytes()).hexdigest()[:16]
+    folder = cache / f"{digest}-{onnxruntime.__version__}"
+    shapes = {"min": 64, "opt": 512, "max": _LARGEST_SIDE}
+    return {
+        "trt_engine_cache_enable": "1",
+        "trt_engine_cache_path": str(folder),
+        "trt_timing_cache_enable": "1",
+        "trt_timing_cache_path": str(folder),
+        "trt_max_workspace_size": str(512 << 20),
+        "trt_builder_optimization_level": "3",
+    } | {f"trt_profile_{kind}_shapes": f"{input_name}:1x3x{side}x{side}" for kind, side in shapes.items()}
+
+
+def providers(wanted: str, graph: Path, input_name: str, cache: Path) -> list[Any]:
+    """The list for ``onnxruntime.InferenceSession``; ``wanted`` is ``cpu``, ``cuda`` or ``tensorrt``."""
+    lists: Mapping[str, list[Any]] = {
+        "cpu": [CPU],
+        "cuda": [(CUDA, CUDA_OPTIONS), CPU],
+        "tensorrt": [(TENSORRT, tensorrt_options(graph, input_name, cache)), (CUDA, CUDA_OPTIONS), CPU],
+    }
+    return list(lists[wanted])

@@ -1,0 +1,67 @@
+"""A bundle of a published profile without its weights: each tensor is made from its name, as the golden vectors' are.
+
+The pictures mean nothing, the work is that of the real one. Without ``decoder`` it encodes and entropy-decodes only.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from aeic.bundle import Bundle
+from aeic.profiles import Profile, profile
+from aeic_nets.codec import Codec
+from aeic_nets.integer.export import export_entropy
+from aeic_nets.official import keys
+from aeic_nets.official.golden_weights import GoldenTensors, golden_picture
+from aeic_nets.official.weights import load_codec
+from aeic_train.convert import build
+from aeic_train.export import (
+    hyper_medians,
+    write_encoder_graphs,
+    write_float_entropy,
+    write_manifest,
+    write_tables,
+    write_weights,
+)
+
+
+def golden_codec(name: str) -> Codec:
+    """The codec of profile ``name`` with golden weights, without g_s."""
+    with torch.device("meta"):
+        codec = Codec(profile(name))
+    del codec.g_s
+    load_codec(codec, GoldenTensors("codec", keys.codec_keys(profile(name))))
+    return codec.eval().requires_grad_(False)
+
+
+def golden_files(sizes: Profile) -> dict[str, GoldenTensors]:
+    """The tensors of the four official sources by name space, each made when it is asked for."""
+    return {
+        "codec": GoldenTensors("codec", keys.codec_keys(sizes)),
+        "unet_ckpt": GoldenTensors("unet_ckpt", keys.trained_unet_keys(sizes)),
+        "sd_unet": GoldenTensors("sd_unet", keys.sd_turbo_keys(sizes)),
+        "half": GoldenTensors("half", keys.half_decoder_keys(sizes), "decoder."),
+    }
+
+
+@torch.no_grad()
+def write_golden_bundle(codec: Codec, folder: Path, exact: bool = True, decoder: bool = False) -> Bundle:
+    """The bundle of ``codec`` in ``folder`` (made); ``exact`` False gives it the float32 entropy graphs.
+
+    ``decoder`` adds the weights of the whole network, merged and folded: 1.8 GB on disk, 5 GB of memory on the way.
+    """
+    folder.mkdir(parents=True)
+    write_tables(codec, folder / "tables.npz")
+    write_encoder_graphs(codec, folder)
+    if exact:
+        latents = [codec.g_a(golden_picture(256, 384, phase)) for phase in (0.0, 3.0)]
+        export_entropy(codec, latents, folder, hyper_medians(codec))
+    else:
+        write_float_entropy(codec, folder)
+    if decoder:
+        write_weights(build(golden_files(codec.profile), codec.profile, folded=True), folder / "weights.safetensors")
+    card: dict[str, object] = {"source": "weights made from their names"}
+    write_manifest(folder, codec.profile, f"golden-{codec.profile.name}", [{"name": "r0", "bpp": 4.0}], 0, card)
+    return Bundle.load(folder)

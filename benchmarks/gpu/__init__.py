@@ -1,0 +1,1 @@
+"""What an owner of a card runs: see docs/gpu.md."""

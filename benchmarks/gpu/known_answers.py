@@ -1,0 +1,124 @@
+"""Does a card give the answers it must? Placement, known answers, and the time of sizes that alternate; one command.
+
+    python -m benchmarks.gpu.known_answers [--provider cuda|tensorrt|cpu]
+
+1. Analysis, in float32 and in half precision, against the CPU: within 2 % of the largest value.
+2. The entropy model in the form for GPUs against the integer form on the CPU: equal to the last bit, at every size.
+3. Which provider each graph really got, and how long two alternating sizes take against one that stays.
+
+Exit 0 only if all hold and the provider was really used; one that is missing is named with the reason, and the CPU
+takes its place. The services need none of this: they test the analysis at their start. The last line is JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+import time
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import torch
+from numpy.typing import NDArray
+
+from aeic import gpu
+from aeic.quantise import hyper_size
+from aeic_nets.integer.export import export_entropy
+from aeic_nets.official.golden_weights import golden_picture
+from aeic_train.export import hyper_medians
+from benchmarks.golden_bundle import golden_codec, write_golden_bundle
+
+SIZES = ((512, 768), (1088, 1920), (256, 192))
+TOLERANCE = 0.02
+
+Feeds = dict[str, NDArray[Any]]
+
+
+def open_on(path: Path, wanted: str) -> tuple[onnxruntime.InferenceSession, str]:
+    """The session on ``wanted`` and what it really runs on; on the CPU, with the reason printed, where that fails."""
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    cpu = onnxruntime.InferenceSession(str(path), options, providers=[gpu.CPU])
+    if wanted == "cpu":
+        return cpu, gpu.CPU
+    first = gpu.TENSORRT if wanted == "tensorrt" else gpu.CUDA
+    if first not in onnxruntime.get_available_providers():
+        print(f"{path.name}: this build of ONNX Runtime has no {first}, the CPU takes its place")
+        return cpu, gpu.CPU
+    gpu.prepare()
+    lists = gpu.providers(wanted, path, cpu.get_inputs()[0].name, path.parent / "engines")
+    session = onnxruntime.InferenceSession(str(path), options, providers=lists)
+    session.disable_fallback()
+    got = session.get_providers()[0]
+    if got != first:
+        print(f"{path.name}: ONNX Runtime gave {got} instead of {first}; see its log")
+    return session, got
+
+
+def alternating(
+    session: onnxruntime.InferenceSession, one: Feeds, other: Feeds, rounds: int = 6
+) -> tuple[float, float]:
+    """Milliseconds of ``one`` when it stays, and when it takes turns with ``other``."""
+    times: list[list[float]] = [[], []]
+    for kind in (0, 1):
+        for _ in range(rounds):
+            if kind:
+                session.run(None, other)
+            begin = time.perf_counter()
+            session.run(None, one)
+            times[kind].append(1e3 * (time.perf_counter() - begin))
+    return float(np.median(times[0])), float(np.median(times[1]))
+
+
+@torch.no_grad()
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--profile", choices=("se", "me"), default="se")
+    parser.add_argument("--provider", choices=("cuda", "tensorrt", "cpu"), default="cuda")
+    parser.add_argument("--sizes", default=",".join(f"{w}x{h}" for h, w in SIZES), help="WIDTHxHEIGHT, with commas")
+    options = parser.parse_args(argv)
+    warnings.simplefilter("ignore")
+    sizes = [tuple(map(int, size.split("x")[::-1])) for size in options.sizes.split(",")]
+    pictures = {size: {"image": golden_picture(*size, 1.0).numpy()} for size in sizes}
+    codec = golden_codec(options.profile)
+    report: dict[str, Any] = {"bench": "gpu known answers", "provider": options.provider, "checks": {}}
+
+    def note(name: str, ok: bool, **facts: Any) -> None:
+        report["checks"][name] = {"ok": bool(ok)} | facts
+        print(f"{name:38} {'ok' if ok else 'FAILED':7} {facts}", flush=True)
+
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        bundle = write_golden_bundle(codec, folder / "cpu")
+        latents = [codec.g_a(golden_picture(256, 384, phase)) for phase in (0.0, 3.0)]
+        export_entropy(codec, latents, folder / "gpu", hyper_medians(codec), target="gpu")
+        wanted = {size: bundle.session("analysis").run(None, feeds)[0] for size, feeds in pictures.items()}
+        for graph in ("analysis.onnx", "analysis_half.onnx"):
+            session, got = open_on(bundle.path / graph, options.provider)
+            for (height, width), feeds in pictures.items():
+                y = wanted[height, width]
+                error = float(np.abs(session.run(None, feeds)[0] - y).max() / np.abs(y).max())
+                note(f"{graph} {width}x{height}", error <= TOLERANCE, error=round(error, 5), provider=got)
+            stays, turns = alternating(session, pictures[sizes[0]], pictures[sizes[-1]])
+            note(f"{graph} alternating sizes", True, stays_ms=round(stays, 1), alternating_ms=round(turns, 1))
+        session, got = open_on(folder / "gpu" / "entropy.onnx", "cuda" if options.provider != "cpu" else "cpu")
+        exact = bundle.session("entropy")
+        rng = np.random.default_rng(0)
+        for (height, width), y in wanted.items():
+            hyper = (1, bundle.hyper_channels, *hyper_size(*y.shape[2:]))
+            feeds = {"y": y, "z_symbols": rng.integers(-3, 4, hyper).astype(np.int32)}
+            pairs = zip(exact.run(None, feeds), session.run(None, feeds), strict=True)
+            different = sum(int((one != other).sum()) for one, other in pairs)
+            note(f"entropy model {width}x{height}", different == 0, different=different, provider=got)
+        note(f"{options.provider} was used", options.provider == "cpu" or got != gpu.CPU, provider=got)
+    report["ok"] = all(check["ok"] for check in report["checks"].values())
+    print(json.dumps(report))
+    return 0 if report["ok"] else 1
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
