@@ -41,7 +41,7 @@ class Weights:
 
     def __call__(self, name: str, *shape: int) -> Tensor:
         known = _CODEC if self.space == "codec" else {}
-        key = self.prefix + name
+        key = f"{self.prefix}{name}{shape}"
         if key not in known:
             known[key] = self.made(name, shape)
         return known[key]
