@@ -29,6 +29,9 @@ UNET = (320, 640, 1280, 1280)
 ORDER = ("abcd", "dcba", "cdab", "badc")
 STRIDES = {"lT": 31, "res": 25, "unet": 25, "image_preclamp": 37, "pass": 11, "base": 5, "x": 73}
 
+_CODEC: dict[str, Tensor] = {}
+"""The codec's tensors are kept: four passes and several pictures need them again."""
+
 
 class Weights:
     """Tensors of one name space, made from their names; a prefix is put before the name."""
@@ -37,6 +40,13 @@ class Weights:
         self.space, self.prefix = space, prefix
 
     def __call__(self, name: str, *shape: int) -> Tensor:
+        known = _CODEC if self.space == "codec" else {}
+        key = f"{self.prefix}{name}{shape}"
+        if key not in known:
+            known[key] = self.made(name, shape)
+        return known[key]
+
+    def made(self, name: str, shape: tuple[int, ...]) -> Tensor:
         seed = zlib.crc32(f"{self.space}/{self.prefix}{name}".encode())
         n = np.random.Generator(np.random.PCG64(seed)).standard_normal(shape)
         leaf = name.rsplit(".", 1)[-1]
@@ -286,10 +296,11 @@ def golden_picture(height: int, width: int, phase: float) -> Tensor:
     return torch.from_numpy(np.stack(planes)[None].astype(np.float32))
 
 
-def distance(values: dict[str, Tensor], w: Weights, m: int) -> float:
-    """How near a flow comes to a rounding boundary, of y or z."""
-    exact = values["y"] - values["means"]
-    return float((0.5 - (exact - exact.round()).abs()).min())
+def margins(found: dict[str, Tensor]) -> dict[str, float]:
+    """How near a flow comes to a rounding boundary of y, and to the scale below which nothing is coded."""
+    exact = found["y"] - found["means"]
+    rounding = float((0.5 - (exact - exact.round()).abs()).min())
+    return {"round": rounding, "scale": float((found["scales"] - 0.08).abs().min())}
 
 
 @torch.inference_mode()
@@ -297,13 +308,17 @@ def make(profile: str, height: int, width: int, parts: int, phases: int) -> tupl
     """The arrays of golden_PROFILE.npz, and its part of golden_meta.json."""
     sizes, w = SIZES[profile], Weights("codec")
     best: tuple[float, float, dict[str, dict[str, Tensor]]] = (-1.0, 0.0, {})
+    safe: dict[str, dict[str, float]] = {}
     for number in range(phases):
         x = golden_picture(height, width, phase := round(0.35 * number, 2))
         y = analysis(w, x, sizes)
         made = {"A": flow(w, y, sizes, False, False), "C": flow(w, y, sizes, True, True)}
-        margin = min(distance(found, w, sizes["m"]) for found in made.values())
-        best = max(best, (margin, phase, made), key=lambda one: one[0])
-    margin, phase, made = best
+        near = {letter: margins(found) for letter, found in made.items()}
+        near["A"].pop("scale")  # skips nothing
+        margin = min(value for each in near.values() for value in each.values())
+        if margin > best[0]:
+            best, safe = (margin, phase, made), near
+    _, phase, made = best
     arrays = {"x": golden_picture(height, width, phase)}
     for letter, found in made.items():
         arrays |= {f"{letter}_{name}": value for name, value in found.items()}
@@ -319,7 +334,7 @@ def make(profile: str, height: int, width: int, parts: int, phases: int) -> tupl
             small = arrays[f"{letter}_image_preclamp"].clamp(-1, 1)[0, :, ::4, ::4]
             arrays[f"{letter}_image_clamped_sub4_f16"] = small.half()
     stored: dict[str, Any] = {}
-    meta: dict[str, Any] = {"phase": phase, "tensors": {}, "margins": {k: {"round": margin} for k in made}}
+    meta: dict[str, Any] = {"phase": phase, "tensors": {}, "margins": safe}
     for name, value in arrays.items():
         what = name.rpartition("_")[2] if name.startswith("x") else name[2:]
         stride = (
@@ -345,7 +360,7 @@ def main() -> None:
     options.out.mkdir(parents=True, exist_ok=True)
     np.savez_compressed(options.out / f"golden_{options.profile.upper()}.npz", **stored)
     (options.out / "golden_meta.json").write_text(json.dumps({options.profile.upper(): meta}))
-    print(f"phase {meta['phase']}, nearest rounding boundary {meta['margins']['A']['round']:.2g}")
+    print(f"phase {meta['phase']}, distance from the nearest boundaries {meta['margins']}")
 
 
 if __name__ == "__main__":
