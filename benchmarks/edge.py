@@ -4,7 +4,8 @@
 
 The service runs as a process of its own and ships to a cloud of a few lines in this one, through a proxy that counts;
 clients, proxy and cloud share the cores with it. Prints a table for people and, as the last line, one JSON object.
-`resident_mb` is the highest the process ever had, start included.
+`resident_mb` is the highest the process ever had, start included; `cpu_ms_per_frame` is the service's own time on all
+cores, which other work on the machine changes little.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from typing import Any
 
 import httpx
 import numpy as np
+import psutil
 from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -49,6 +51,11 @@ def synthetic(width: int, height: int) -> bytes:
 def _peak_mb(pid: int) -> float:
     found = re.search(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text())
     return int(found[1]) / 1024 if found else 0.0
+
+
+def _cpu_seconds(pid: int) -> float:
+    times = psutil.Process(pid).cpu_times()
+    return float(times.user + times.system)
 
 
 async def measure(options: argparse.Namespace, folder: Path) -> dict[str, object]:
@@ -74,7 +81,7 @@ async def measure(options: argparse.Namespace, folder: Path) -> dict[str, object
             async with httpx.AsyncClient(base_url=url, timeout=300) as client:
                 warm = (await client.post("/v1/frames?wait=delivered&timeout=60", content=data)).json()
                 up, down = proxy.up, proxy.down
-                begin = time.perf_counter()
+                begin, cpu = time.perf_counter(), _cpu_seconds(process.pid)
                 left = iter(range(options.frames))
 
                 async def post() -> None:
@@ -86,7 +93,7 @@ async def measure(options: argparse.Namespace, folder: Path) -> dict[str, object
                 wanted = {uuid.UUID(a["id"]) for a in answers}
                 while not wanted <= set(cloud.frames) and time.perf_counter() - begin < 600:
                     await asyncio.sleep(0.01)
-                total = time.perf_counter() - begin
+                total, cpu = time.perf_counter() - begin, _cpu_seconds(process.pid) - cpu
                 up, down = proxy.up - up, proxy.down - down
                 seconds: list[float] = []
                 for _ in range(options.alone):
@@ -110,6 +117,7 @@ async def measure(options: argparse.Namespace, folder: Path) -> dict[str, object
         "lost": len(wanted - set(cloud.frames)),
         "duplicated": cloud.received - len(cloud.frames),
         "frames_per_second": round(len(answers) / total, 2),
+        "cpu_ms_per_frame": round(1000 * cpu / len(answers), 1),
         "alone_post_to_acknowledged_ms_median": round(1000 * statistics.median(seconds), 1),
         "encode_ms_median": round(statistics.median(a["encode_ms"] for a in answers), 1),
         "stages_ms_median": stages,

@@ -17,7 +17,7 @@ from typing import Generic, TypeVar
 
 from aeic.v1 import ingest_pb2 as pb
 
-GATHER_SECONDS = 0.25
+GATHER_SECONDS = 1.0
 
 Result = TypeVar("Result")
 

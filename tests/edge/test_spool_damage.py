@@ -108,7 +108,8 @@ def size():
 before = size()
 record = frame(1, size=900); spool.put(record).result(10); kept[record.id] = record
 growth = size() - before  # what one transaction writes: 24 bytes and a page of 4096, several times
-points = sorted({{at for at in range(0, growth, 1030)}} | {{at + d for at in range(0, growth, 4120) for d in (0, 1, 23, 24)}})
+inner = {{at + more for at in range(0, growth, 4120) for more in (0, 1, 23, 24)}}
+points = sorted(set(range(0, growth, 1030)) | inner)
 for step, point in enumerate(points):
     # Every write beyond the limit fails with EFBIG: the transaction breaks in its first, second, ... write, or between.
     resource.setrlimit(resource.RLIMIT_FSIZE, (size() + point, resource.RLIM_INFINITY))

@@ -51,12 +51,12 @@ def test_files_wait_while_the_spool_is_full(tmp_path, tiny_bundle):
         config = settings(tmp_path / "spool", bundle=tiny_bundle, drain_timeout_seconds=0)
         service = EdgeService(config)
         await service.start()
-        service.spool.max_bytes = 10
+        service.spool._ledger.max_bytes = 10
         folder = WatchedFolder(service, inbox, 0.01, keep=False)
         (inbox / "a.jpg").write_bytes(picture())
         await folder.look()
         assert await folder.look() == 0 and (inbox / "a.jpg").exists()
-        service.spool.max_bytes = 1 << 20
+        service.spool._ledger.max_bytes = 1 << 20
         assert await folder.look() == 1 and not (inbox / "a.jpg").exists()
         await service.stop()
 

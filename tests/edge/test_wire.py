@@ -18,12 +18,12 @@ from tests.edge.test_uplink import exactly, put, run, shipping, until
 
 @pytest.mark.parametrize(
     ("delay", "pause", "count"),
-    [(0.02, 0.0, 750), (0.0, 0.0, 750), (0.0, 0.1, 40)],
-    ids=["far", "near", "ten a second"],
+    [(0.02, 0.0, 750), (0.0, 0.0, 750), (0.0, 0.1, 30), (0.0, 0.45, 10)],
+    ids=["far", "near", "ten a second", "two a second"],
 )
 def test_wire_bytes_on_a_long_stream(tmp_path, delay, pause, count):
     """Counted on the socket: at most 64 bytes over the payload per frame upward, 43 downward; on a busy stream over a
-    link with 20 ms each way, on one without any delay, and with a frame now and then, ten a second."""
+    link with 20 ms each way, on one without any delay, and with a frame now and then, ten or two a second."""
 
     async def scenario() -> None:
         cloud, size = FakeCloud(), 1500
