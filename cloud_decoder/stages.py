@@ -35,6 +35,10 @@ from cloud_decoder.tiles import Mosaic, Tile
 T = TypeVar("T")
 Work = tuple[Job, Tile]
 
+AHEAD = 4
+"""Frames entropy-decoded in one turn of a thread, where it shares the cores with synthesis: each change costs warm caches
+and a pause."""
+
 
 class Stages:
     """What runs between the pool and the delivery. ``decoder`` is the default one, whose limits hold for all."""
@@ -77,7 +81,7 @@ class Stages:
         while not pool.draining:
             self._expire()
             if len(pool.entropy) and not pool.device.full and self._room:
-                await asyncio.gather(*(self._entropy_step() for _ in range(self._entropy_workers)))
+                await asyncio.gather(*(self._entropy_step() for _ in range(AHEAD * self._entropy_workers)))
             elif len(pool.device):
                 await self._device_step()
             else:
@@ -109,9 +113,6 @@ class Stages:
         job = self._pool.take_entropy()
         if job is None:
             return
-        started = time.monotonic()
-        job.timings["queue"] = started - job.arrived
-        self._metrics.queue_seconds.observe(job.timings["queue"])
         try:
             digest, mosaic = await self._on(self._entropy_threads, self._entropy_decode, job)
         except DeviceUnavailable:
@@ -119,8 +120,7 @@ class Stages:
         except Exception as error:
             await self._fail(job, error)
             return
-        job.ready_at = time.monotonic()
-        job.timings["entropy"] = job.ready_at - started
+        self._metrics.queue_seconds.observe(job.timings["queue"])
         self._metrics.entropy_seconds.observe(job.timings["entropy"])
         if self._pool.has(job):  # nobody may want it any more
             job.latents_digest, job.mosaic = digest, mosaic
@@ -129,9 +129,14 @@ class Stages:
             self._feeder.wake()
 
     def _entropy_decode(self, job: Job) -> tuple[str, Mosaic]:
+        started = time.monotonic()
+        job.timings["queue"] = started - job.arrived
         with self._shelf.lend(job.frame.fingerprint) as decoder:
             latents = decoder.entropy_decode(job.data)
-        return latents.digest, Mosaic(latents.y_hat, job.frame)
+        mosaic = Mosaic(latents.y_hat, job.frame)
+        job.ready_at = time.monotonic()
+        job.timings["entropy"] = job.ready_at - started
+        return latents.digest, mosaic
 
     # -- the device -------------------------------------------------------------------------------------------------
 
