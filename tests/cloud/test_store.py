@@ -166,7 +166,7 @@ def test_many_threads_claim_each_frame_once(store: Store) -> None:
 def test_a_store_that_cannot_write_says_so(tmp_path: Path) -> None:
     path = tmp_path / "store.db"
     store = Store(f"sqlite:///{path}")
-    with store._engine.connect() as connection:
+    with store.database.engine.connect() as connection:
         connection.exec_driver_sql("PRAGMA max_page_count = 20")  # what a full disk does, on this one pooled connection
     with pytest.raises(StoreUnavailable, match="full"):
         store.add([frame(bytes(200_000))], NOW)
