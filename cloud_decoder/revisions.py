@@ -8,6 +8,7 @@ of the old version, may be working on it.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -19,7 +20,7 @@ from cloud_decoder.schema import metadata
 
 HEAD = "0002"
 MIGRATIONS = Path(__file__).parent / "migrations"
-LOCK = 0x41454943
+LOCK = 1095059779
 """Of PostgreSQL's advisory locks, the one under which tables are made: front ends start together."""
 _version = sa.Table("alembic_version", sa.MetaData(), sa.Column("version_num", sa.String(32), primary_key=True))
 
@@ -75,3 +76,7 @@ def upgrade(url: sa.URL, revision: str = HEAD) -> None:
     if unmarked and older:
         command.stamp(config, "0001")
     command.upgrade(config, revision)
+
+
+if __name__ == "__main__":  # python -m cloud_decoder.revisions URL
+    upgrade(sa.make_url(sys.argv[1]))
