@@ -21,6 +21,9 @@ def _settings(arguments: list[str]) -> Settings:
     parser.add_argument(
         "--port", type=int, help="HTTP port, 0 for a free one (then gRPC takes one too) [env: AEIC_CLOUD_PORT]"
     )
+    parser.add_argument(
+        "--role", choices=["all", "ingest", "worker"], help="a part of a fleet, docs/fleet.md [env: AEIC_CLOUD_ROLE]"
+    )
     parser.add_argument("--grpc-port", type=int, help="gRPC port, 0 for a free one [env: AEIC_CLOUD_GRPC_PORT]")
     given = {name: value for name, value in vars(parser.parse_args(arguments)).items() if value is not None}
     if given.get("port") == 0:

@@ -13,7 +13,7 @@ from uuid import UUID
 import sqlalchemy as sa
 
 from aeic.bitstream import Frame
-from cloud_decoder.database import Database
+from cloud_decoder.database import Part
 from cloud_decoder.records import DEMAND_PRIORITY, Added, NewFrame, State
 from cloud_decoder.schema import NEVER_MS, frames, jobs, sources
 from cloud_decoder.tiles import tile_shape
@@ -27,11 +27,8 @@ def bucket_of(width: int, height: int) -> str:
     return f"{tall}x{wide}"
 
 
-class Arrivals:
-    """The part of the store that front ends use. ``aging_seconds``: this much waiting is worth one of priority."""
-
-    def __init__(self, database: Database, aging_seconds: float) -> None:
-        self._database, self._aging_seconds = database, aging_seconds
+class Arrivals(Part):
+    """The part of the store that front ends use."""
 
     def add(self, new: Sequence[NewFrame], now: float, deadline: float | None = None) -> list[Added]:
         """Store ``new`` and queue what is wanted, in one commit; when this returns, they are durable.
@@ -40,20 +37,16 @@ class Arrivals:
         """
         if not new:
             return []
-        return self._database.commit(lambda connection: self._add(connection, new, now, deadline))
+        return self.database.commit(lambda connection: self._add(connection, new, now, deadline))
 
     def saw(self, tenant: str, source: str, now: float) -> None:
         """Remember that ``source`` has been in touch."""
-        self._database.commit(lambda connection: self._touch(connection, {(tenant, source): (0, 0)}, now))
-
-    def turn(self, now: float, priority: int) -> int:
-        """Where in the queue a job of that priority goes: smaller is sooner."""
-        return int(now // self._aging_seconds) - priority
+        self.database.commit(lambda connection: self._touch(connection, {(tenant, source): (0, 0)}, now))
 
     def _add(
         self, connection: sa.Connection, new: Sequence[NewFrame], now: float, deadline: float | None
     ) -> list[Added]:
-        insert = self._database.insert(frames).on_conflict_do_nothing(index_elements=["tenant", "id"])
+        insert = self.database.insert(frames).on_conflict_do_nothing(index_elements=["tenant", "id"])
         values = [self._values(frame, now) for frame in new]
         fresh: dict[Key, int] = {
             (found.tenant, found.id): found.seq
@@ -124,7 +117,7 @@ class Arrivals:
         ]
         if not values:
             return
-        insert = self._database.insert(sources)
+        insert = self.database.insert(sources)
         given = insert.excluded
         update = insert.on_conflict_do_update(
             index_elements=["tenant", "source"],

@@ -122,6 +122,18 @@ class Database:
             raise StoreUnavailable(f"the store cannot be read ({_cause(error)}): mend the database") from error
 
 
+class Part:
+    """What the parts of the store stand on. ``aging_seconds``: this much waiting is worth one of priority."""
+
+    def __init__(self, database: Database, aging_seconds: float = 2.0) -> None:
+        self.database, self.aging_seconds = database, aging_seconds
+        self.clock, self.close = database.clock, database.close
+
+    def turn(self, now: float, priority: int) -> int:
+        """Where in the queue a job of that priority goes: smaller is sooner."""
+        return int(now // self.aging_seconds) - priority
+
+
 def _cause(error: SQLAlchemyError) -> str:
     """The driver's own words: SQLAlchemy's carry the statement and its values."""
     return str(getattr(error, "orig", None) or type(error).__name__).strip()

@@ -13,8 +13,8 @@ from uuid import UUID
 
 import sqlalchemy as sa
 
-from cloud_decoder.arrivals import Arrivals, bucket_of
-from cloud_decoder.database import Database
+from cloud_decoder.arrivals import bucket_of
+from cloud_decoder.database import Part
 from cloud_decoder.records import DEMAND_PRIORITY, Backlog, Claimed, Finished, State
 from cloud_decoder.schema import NEVER_MS, frames, jobs
 from cloud_decoder.shelves import ROW_COLUMNS, row_of
@@ -48,11 +48,8 @@ class Claims(Protocol):
         """Never to be tried again by themselves."""
 
 
-class Leases:
+class Leases(Part):
     """The part of the store that workers use."""
-
-    def __init__(self, database: Database, arrivals: Arrivals) -> None:
-        self._database, self._arrivals = database, arrivals
 
     def claim(
         self,
@@ -72,12 +69,12 @@ class Leases:
         ready = sa.and_(_READY, jobs.c.fingerprint == fingerprint)
         lapsed = jobs.c.lease_until < now
         first = sa.select(jobs.c.bucket).where(ready).order_by(*_ORDER).limit(1)
-        with self._database.read() as connection:  # the usual answer of an idle service costs no write
+        with self.database.read() as connection:  # the usual answer of an idle service costs no write
             stale = connection.scalar(sa.select(jobs.c.seq).where(lapsed).limit(1)) is not None
             bucket = connection.scalar(first)
         if bucket is None and not stale:
             return []
-        with self._database.write() as connection:
+        with self.database.write() as connection:
             if stale:
                 self._take_back(connection, now)
                 bucket = connection.scalar(first)
@@ -93,7 +90,7 @@ class Leases:
     ) -> Claimed | None:
         """The named frame if it waits, wanted or not; None where it is in another state."""
         waits = sa.and_(frames.c.tenant == tenant, frames.c.id == id, frames.c.state == State.RECEIVED.value)
-        with self._database.write() as connection:
+        with self.database.write() as connection:
             if not self._queue(connection, waits, now, wanted=False):
                 return None
             free = sa.or_(jobs.c.lease_until.is_(None), jobs.c.lease_until < now)
@@ -110,7 +107,7 @@ class Leases:
         """
         open_states = [State.RECEIVED.value, State.DONE.value]
         asked = sa.and_(frames.c.tenant == tenant, frames.c.id == id, frames.c.state.in_(open_states))
-        with self._database.write() as connection:
+        with self.database.write() as connection:
             return self._queue(connection, asked, now, wanted=True, deadline=deadline)
 
     def _queue(
@@ -120,9 +117,9 @@ class Leases:
         found = connection.execute(sa.select(*columns).where(which)).first()
         if found is None:
             return False
-        turn = self._arrivals.turn(now, DEMAND_PRIORITY)
+        turn = self.turn(now, DEMAND_PRIORITY)
         deadline_ms = int(deadline * 1000) if deadline else NEVER_MS
-        insert = self._database.insert(jobs).values(
+        insert = self.database.insert(jobs).values(
             seq=found.seq,
             fingerprint=found.fingerprint,
             bucket=bucket_of(found.width, found.height),
@@ -176,7 +173,7 @@ class Leases:
 
     def recover(self, owner: str) -> int:
         """Free every lease of ``owner``: at start, what an earlier run of the same name held when it died."""
-        with self._database.write() as connection:
+        with self.database.write() as connection:
             freed = connection.execute(sa.update(jobs).where(jobs.c.lease_owner == owner).values(**_FREE))
             return int(freed.rowcount)
 
@@ -205,11 +202,11 @@ class Leases:
             connection.execute(done, values)
             connection.execute(sa.delete(jobs).where(jobs.c.seq.in_([one.seq for one in finished])))
 
-        self._database.commit(work)
+        self.database.commit(work)
 
     def fail(self, seqs: Iterable[int], reason: str) -> None:
         """Quarantine: these frames are never tried again by themselves."""
-        with self._database.write() as connection:
+        with self.database.write() as connection:
             self._fail(connection, list(seqs), reason)
 
     def _fail(self, connection: sa.Connection, seqs: list[int], reason: str) -> None:
@@ -225,16 +222,15 @@ class Leases:
         if not listed:
             return
         mine = sa.and_(jobs.c.seq.in_(listed), jobs.c.lease_owner == owner)
-        with self._database.write() as connection:
+        with self.database.write() as connection:
             connection.execute(sa.update(jobs).where(mine).values(**values))
 
     def backlog(self, now: float, fingerprint: str | None = None) -> Backlog:
         """How much waits, of one bundle or of all: what an autoscaler looks at."""
-        query = sa.select(sa.func.count(), sa.func.min(jobs.c.queued_ms)).where(_READY)
-        held = sa.select(sa.func.count()).select_from(jobs).where(jobs.c.lease_until.is_not(None))
-        if fingerprint is not None:
-            query, held = (one.where(jobs.c.fingerprint == fingerprint) for one in (query, held))
-        with self._database.read() as connection:
+        mine = sa.true() if fingerprint is None else jobs.c.fingerprint == fingerprint
+        query = sa.select(sa.func.count(), sa.func.min(jobs.c.queued_ms)).where(_READY, mine)
+        held = sa.select(sa.func.count()).select_from(jobs).where(jobs.c.lease_until.is_not(None), mine)
+        with self.database.read() as connection:
             ready, oldest = connection.execute(query).one()
             leased = connection.scalar(held) or 0
         return Backlog(int(ready), int(leased), max(0.0, now - oldest / 1000) if oldest is not None else 0.0)

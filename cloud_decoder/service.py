@@ -10,11 +10,14 @@ import asyncio
 import contextlib
 import json
 import logging
+import os
+import secrets
 import signal
 import socket
 import sys
 import time
 from collections.abc import Callable, Iterator
+from typing import Any, cast
 
 import grpc
 import uvicorn
@@ -23,6 +26,7 @@ from grpc_reflection.v1alpha import reflection
 from sqlalchemy import URL
 
 import aeic
+from aeic.bundle import Bundle
 from aeic.errors import AeicError
 from aeic.v1 import ingest_pb2 as pb
 from aeic.v1 import ingest_pb2_grpc as pb_grpc
@@ -32,11 +36,13 @@ from cloud_decoder.cache import Cache
 from cloud_decoder.decoder import Decoder
 from cloud_decoder.errors import StoreUnavailable
 from cloud_decoder.events import Hub
+from cloud_decoder.front import Bare, Front
 from cloud_decoder.gallery import Gallery
 from cloud_decoder.ingest import Ingest, Limits
 from cloud_decoder.machine import Decode
 from cloud_decoder.metrics import Metrics
 from cloud_decoder.settings import Settings
+from cloud_decoder.share import Share
 from cloud_decoder.store import Store
 from cloud_decoder.worker import Worker
 
@@ -53,43 +59,26 @@ class Cloud:
         """``decoder`` stands in for the one that the settings describe."""
         settings.data_dir.mkdir(parents=True, exist_ok=True)
         self.settings = settings
-        self.decoder = decoder or Decoder.from_bundle(
-            settings.bundle,
-            settings.device,
-            settings.threads,
-            entropy_workers=settings.entropy_workers,
-            max_batch=settings.max_batch,
-            max_batch_pixels=settings.max_batch_pixels,
-        )
+        self.decoder = decoder or _decoder(settings)
         self.metrics = Metrics()
         self.tokens = Tokens(settings.tokens.get_secret_value())
-        self.store = Store(_database_url(settings))
+        self.store = Store(_database_url(settings), settings.aging_seconds)
         self.http = ""
         self.grpc = ""
         self._tasks: list[asyncio.Task[None]] = []
+        self._health: Any = None
+        self._grpc_server: Any = None
 
     async def start(self) -> None:
         """Everything up and ready, or an error that says what is missing."""
         settings, bundle, hub = self.settings, self.decoder.bundle, Hub()
         self.hub = hub
-        cache = Cache(settings.data_dir / "cache", settings.cache_bytes)
+        cache = _cache(settings)
         self.metrics.cache_limit_bytes.set(settings.cache_bytes)
         self.metrics.info.labels(aeic.__version__, bundle.fingerprint, self.decoder.device).set(1)
         if self.decoder.device.startswith("cuda"):
             self.metrics.watch_cuda()
-        self.worker = Worker(
-            self.decoder,
-            self.store,
-            cache,
-            self.metrics,
-            hub,
-            owner=settings.instance,
-            lease_seconds=settings.lease_seconds,
-            max_attempts=settings.max_attempts,
-            max_queue=settings.max_queue,
-            max_pixels=settings.max_pixels,
-            aging_seconds=settings.aging_seconds,
-        )
+        self.worker: Any = cast(Any, self._front(cache) if settings.role == "ingest" else self._worker(cache, hub))
         self.gallery = Gallery(self.store, cache, self.worker, hub, self.metrics, settings.max_waiters)
         self.ingest = Ingest(
             self.store,
@@ -107,32 +96,63 @@ class Cloud:
             settings, bundle, self.store, self.worker, self.gallery, hub, self.ingest, self.tokens, self.metrics
         )
         await self.worker.start()
-        await self._start_grpc()
+        if settings.role != "worker":
+            await self._start_grpc()
         await self._start_http()
         self.parts.ready = True
         self._tasks.append(asyncio.create_task(self._prune()))
+        if settings.role == "worker":
+            self._tasks.append(asyncio.create_task(self._look()))
 
     async def stop(self) -> None:
         """Drain: nothing accepted is lost, everybody is answered."""
         self.parts.ready = False
-        await self._health.enter_graceful_shutdown()
+        if self._health is not None:
+            await self._health.enter_graceful_shutdown()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(self.settings.drain_seconds):
                 await self.ingest.drain()
                 await self.worker.stop()
         self.hub.wake_all()
         self._http_server.should_exit = True
-        await asyncio.gather(self._grpc_server.stop(2.0), *self._tasks[:1])
+        stopping = [self._grpc_server.stop(2.0)] if self._grpc_server is not None else []
+        await asyncio.gather(*stopping, *self._tasks[:1])
         for task in self._tasks[1:]:
             task.cancel()
         self.gallery.close()
         self.store.close()
 
+    def _worker(self, cache: Any, hub: Hub) -> Worker:
+        settings = self.settings
+        store: Any = self.store
+        if settings.role == "worker":
+            loop = asyncio.get_running_loop()
+            frames = settings.claim_frames or max(8, 4 * self.decoder.max_batch)
+            store = Share(self.store, frames, lambda: _soon(loop, self.worker.wake))
+        return Worker(
+            self.decoder,
+            store,
+            cache,
+            self.metrics,
+            hub,
+            owner=_owner(settings),
+            lease_seconds=settings.lease_seconds,
+            max_attempts=settings.max_attempts,
+            max_queue=settings.max_queue,
+            max_pixels=settings.max_pixels,
+            aging_seconds=settings.aging_seconds,
+        )
+
+    def _front(self, cache: Any) -> Front:
+        settings = self.settings
+        limits = {"max_queue": settings.max_queue, "max_pixels": settings.max_pixels}
+        return Front(Bare(self.decoder.bundle), self.store, cache, self.metrics, **limits)
+
     async def _start_grpc(self) -> None:
         settings = self.settings
         options = [
             ("grpc.max_receive_message_length", settings.max_bitstream_bytes + 65536),
-            ("grpc.so_reuseport", 0),
+            ("grpc.so_reuseport", int(settings.reuse_port)),
             ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
             ("grpc.keepalive_permit_without_calls", 1),
             ("grpc.keepalive_time_ms", 60_000),
@@ -160,7 +180,7 @@ class Cloud:
 
     async def _start_http(self) -> None:
         settings = self.settings
-        listening = socket.create_server((settings.host, settings.port), backlog=1024)
+        listening = socket.create_server((settings.host, settings.port), backlog=1024, reuse_port=settings.reuse_port)
         config = uvicorn.Config(
             build_app(self.parts),
             log_level="warning",
@@ -180,14 +200,25 @@ class Cloud:
             await asyncio.sleep(0.01)
         self.http = f"http://{settings.host}:{listening.getsockname()[1]}"
 
+    async def _look(self) -> None:
+        """Other processes take the frames in: nobody tells this worker of them."""
+        while True:
+            await asyncio.sleep(self.settings.poll_seconds)
+            self.worker.wake()
+
     async def _prune(self) -> None:
-        """Retention: now and then, the oldest decoded bitstreams go."""
+        """Retention: now and then, the oldest decoded bitstreams go, and the oldest pictures of a shared cache."""
         settings = self.settings
-        while settings.retention_days or settings.retention_bytes:
+        trim = getattr(self.worker.cache, "trim", None) if settings.role != "worker" else None
+        while settings.retention_days or settings.retention_bytes or trim:
+            if trim:
+                with contextlib.suppress(Exception):
+                    await asyncio.to_thread(trim)
             older = int((time.time() - 86400 * settings.retention_days) * 1000) if settings.retention_days else None
             keep = settings.retention_bytes or None
-            with contextlib.suppress(StoreUnavailable):
-                await asyncio.to_thread(self.store.prune, older_than_ms=older, keep_bytes=keep)
+            if older or keep:
+                with contextlib.suppress(StoreUnavailable):
+                    await asyncio.to_thread(self.store.prune, older_than_ms=older, keep_bytes=keep)
             await asyncio.sleep(PRUNE_SECONDS)
 
 
@@ -225,6 +256,42 @@ def main(settings: Settings) -> int:
         print(f"cloud: {error}", file=sys.stderr)
         return 1
     return 0
+
+
+def _decoder(settings: Settings) -> Any:
+    """What the role needs of the bundle: a front end has its name and its limits, and no runtime."""
+    if settings.role == "ingest":
+        if not settings.cache_url:
+            raise ValueError("AEIC_CLOUD_ROLE=ingest needs AEIC_CLOUD_CACHE_URL: its pictures are made elsewhere")
+        return Bare(Bundle.load(settings.bundle))
+    return Decoder.from_bundle(
+        settings.bundle,
+        settings.device,
+        settings.threads,
+        entropy_workers=settings.entropy_workers,
+        max_batch=settings.max_batch,
+        max_batch_pixels=settings.max_batch_pixels,
+    )
+
+
+def _soon(loop: asyncio.AbstractEventLoop, callback: Callable[[], None]) -> None:
+    with contextlib.suppress(RuntimeError):  # the loop has closed
+        loop.call_soon_threadsafe(callback)
+
+
+def _cache(settings: Settings) -> Any:
+    if settings.cache_url:
+        from cloud_decoder.shared_cache import SharedCache
+
+        return SharedCache(settings.cache_url, settings.cache_bytes)
+    return Cache(settings.data_dir / "cache", settings.cache_bytes)
+
+
+def _owner(settings: Settings) -> str:
+    """The name of the leases: two living processes must not share one."""
+    if settings.role == "all" or settings.instance != Settings.model_fields["instance"].default:
+        return settings.instance
+    return f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"[-128:]
 
 
 def _database_url(settings: Settings) -> str | URL:

@@ -7,7 +7,7 @@ from uuid import UUID
 
 import sqlalchemy as sa
 
-from cloud_decoder.database import Database
+from cloud_decoder.database import Part
 from cloud_decoder.records import Row, State
 from cloud_decoder.schema import frames, jobs, sources
 
@@ -27,22 +27,19 @@ def row_of(found: Any) -> Row:
     return Row(**values)
 
 
-class Shelves:
+class Shelves(Part):
     """The part of the store that readers and retention use."""
-
-    def __init__(self, database: Database) -> None:
-        self._database = database
 
     def get(self, tenant: str, frame: UUID) -> Row | None:
         """The frame of that id, if it is this tenant's."""
         query = sa.select(*ROW_COLUMNS).select_from(_WITH_JOBS)
-        with self._database.read() as connection:
+        with self.database.read() as connection:
             found = connection.execute(query.where(frames.c.tenant == tenant, frames.c.id == frame)).first()
         return None if found is None else row_of(found)
 
     def bitstream(self, tenant: str, frame: UUID) -> bytes | None:
         """The frame's bytes as they came; None where unknown or pruned."""
-        with self._database.read() as connection:
+        with self.database.read() as connection:
             found = connection.execute(
                 sa.select(frames.c.bitstream).where(frames.c.tenant == tenant, frames.c.id == frame)
             ).scalar()
@@ -77,13 +74,13 @@ class Shelves:
         elif state is not None:
             query = query.where(frames.c.state == state.value)
             query = query.where(jobs.c.lease_until.is_(None)) if state is State.RECEIVED else query
-        with self._database.read() as connection:
+        with self.database.read() as connection:
             return [row_of(found) for found in connection.execute(query.order_by(frames.c.seq.desc()).limit(limit))]
 
     def sources(self, tenant: str, limit: int = 1000) -> list[dict[str, Any]]:
         """Who has sent, the latest first: source, first_seen_ms, last_seen_ms, frames, bytes."""
         query = sa.select(*(c for c in sources.c if c.name != "tenant")).where(sources.c.tenant == tenant)
-        with self._database.read() as connection:
+        with self.database.read() as connection:
             found = connection.execute(query.order_by(sources.c.last_seen_ms.desc()).limit(limit))
             return [dict(row._mapping) for row in found]
 
@@ -92,8 +89,8 @@ class Shelves:
         query = sa.select(frames.c.state, sa.func.count()).group_by(frames.c.state)
         held = sa.select(sa.func.count()).select_from(jobs.join(frames, frames.c.seq == jobs.c.seq)).where(_HELD)
         if tenant is not None:
-            query, held = (one.where(frames.c.tenant == tenant) for one in (query, held))
-        with self._database.read() as connection:
+            query, held = query.where(frames.c.tenant == tenant), held.where(frames.c.tenant == tenant)
+        with self.database.read() as connection:
             counted = {str(state): int(count) for state, count in connection.execute(query)}
             decoding = min(int(connection.scalar(held) or 0), counted.get(State.RECEIVED.value, 0))
         counted[State.DECODING.value] = decoding
@@ -107,7 +104,7 @@ class Shelves:
         """
         finished = frames.c.state.in_([State.DONE.value, State.FAILED.value])
         oldest = sa.select(frames.c.seq, frames.c.bytes).where(finished).order_by(frames.c.seq).limit(limit)
-        with self._database.write() as connection:
+        with self.database.write() as connection:
             doomed: list[int] = []
             if older_than_ms is not None:
                 doomed += connection.execute(oldest.where(frames.c.received_ms < older_than_ms)).scalars().all()
@@ -130,6 +127,6 @@ class Shelves:
     def forget(self, tenant: str, frame: UUID) -> None:
         """Remove a frame, its job and its id: only for what was never anybody's to keep."""
         which = sa.select(frames.c.seq).where(frames.c.tenant == tenant, frames.c.id == frame).scalar_subquery()
-        with self._database.write() as connection:
+        with self.database.write() as connection:
             connection.execute(sa.delete(jobs).where(jobs.c.seq == which))
             connection.execute(sa.delete(frames).where(frames.c.tenant == tenant, frames.c.id == frame))

@@ -30,23 +30,9 @@ from cloud_decoder.shelves import Shelves
 __all__ = ["Added", "Backlog", "Claimed", "Finished", "NewFrame", "Row", "State", "Store"]
 
 
-class Store:
-    """``url`` is SQLAlchemy's, ``sqlite:///path`` or ``postgresql+psycopg://...``; tables are made where missing.
-
-    The methods are those of its three parts: arrivals (front ends), leases (workers), shelves (readers).
-    """
+class Store(Arrivals, Leases, Shelves):
+    """``url`` is SQLAlchemy's, ``sqlite:///path`` or ``postgresql+psycopg://...``; tables are made where missing."""
 
     def __init__(self, url: str | sa.URL, aging_seconds: float = 2.0) -> None:
-        self.database = database = Database(url)
-        self.url = database.url
-        self.clock, self.close = database.clock, database.close
-        self._arrivals = arrivals = Arrivals(database, aging_seconds)
-        self.add, self.saw = arrivals.add, arrivals.saw
-        self._leases = leases = Leases(database, arrivals)
-        self.claim, self.claim_one, self.demand = leases.claim, leases.claim_one, leases.demand
-        self.renew, self.release, self.recover = leases.renew, leases.release, leases.recover
-        self.finish, self.fail, self.backlog = leases.finish, leases.fail, leases.backlog
-        self._shelves = shelves = Shelves(database)
-        self.get, self.bitstream, self.page = shelves.get, shelves.bitstream, shelves.page
-        self.sources, self.counts = shelves.sources, shelves.counts
-        self.prune, self.forget = shelves.prune, shelves.forget
+        super().__init__(Database(url), aging_seconds)
+        self.url = self.database.url

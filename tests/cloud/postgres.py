@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pwd
 import shutil
@@ -94,10 +95,8 @@ class Postgres:
         """As a power cut would: everything of it dies at once, nothing is flushed."""
         if self._process is not None:
             for pid in [*_children(self._process.pid), self._process.pid]:
-                try:
+                with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
-                except ProcessLookupError:
-                    pass
             self._process.wait()
             self._process = None
             (self.folder / "data" / "postmaster.pid").unlink(missing_ok=True)
