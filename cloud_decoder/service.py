@@ -62,7 +62,7 @@ class Cloud:
         self.decoder = decoder or _decoder(settings)
         self.metrics = Metrics()
         self.tokens = Tokens(settings.tokens.get_secret_value())
-        self.store = Store(_database_url(settings), settings.aging_seconds)
+        self.store = Store(database_url(settings), settings.aging_seconds)
         self.http = ""
         self.grpc = ""
         self._tasks: list[asyncio.Task[None]] = []
@@ -294,7 +294,8 @@ def _owner(settings: Settings) -> str:
     return f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"[-128:]
 
 
-def _database_url(settings: Settings) -> str | URL:
+def database_url(settings: Settings) -> str | URL:
+    """Where the store is."""
     if settings.database_url is not None:
         return settings.database_url.get_secret_value()
     return URL.create("sqlite", database=str(settings.data_dir / "store.db"))
