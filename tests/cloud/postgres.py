@@ -108,6 +108,20 @@ class Postgres:
             self._process.wait(30)
         self.start()
 
+    def cpu_seconds(self) -> float:
+        """What the server and its living processes have used; those that ended count in their parent's."""
+        import psutil
+
+        assert self._process is not None
+        server = psutil.Process(self._process.pid)
+        own = server.cpu_times()
+        total = own.user + own.system + own.children_user + own.children_system
+        for child in server.children():
+            with contextlib.suppress(psutil.NoSuchProcess):
+                times = child.cpu_times()
+                total += times.user + times.system
+        return float(total)
+
     def fresh(self) -> str:
         """The address of an empty database."""
         import psycopg
