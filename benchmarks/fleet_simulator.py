@@ -200,9 +200,7 @@ def main() -> None:
             f" {one['partitions']:>10} {one['cost_per_million_frames']:>12}"
         )
     limit = ROOM * costs.database_cores / costs.database_cpu_seconds
-    print(
-        f"one PostgreSQL of {costs.database_cores} cores takes {limit:.0f} frames/s; beyond, docs/fleet.md partitions it"
-    )
+    print(f"one PostgreSQL of {costs.database_cores} cores takes {limit:.0f} frames/s; then: docs/fleet.md")
     print(json.dumps({"simulation": "fleet", "one_database_frames_per_second": round(limit), "plans": plans}))
 
 

@@ -6,7 +6,8 @@ import asyncio
 import time
 import zlib
 from collections import Counter, deque
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
+from typing import Any
 from uuid import UUID
 
 import grpc
@@ -50,37 +51,46 @@ class Camera:
     ) -> None:
         options = [("grpc.use_local_subchannel_pool", 1)]  # a connection of its own: SO_REUSEPORT spreads those
         async with grpc.aio.insecure_channel(self._address, options=options) as channel:
-            window = asyncio.Semaphore(1)
+            call = pb_grpc.IngestServiceStub(channel).Deliver()
+            writing: asyncio.Task[None] | None = None
+            try:
+                hello = pb.Hello(source_id=self._source, bundle_digest=self._bundle.digest, software="test")
+                await call.write(pb.DeliverRequest(hello=hello))
+                window = asyncio.Semaphore((await self._read(call)).welcome.window)
+                writing = asyncio.create_task(self._write(call, waiting, window, order, begun, per_second))
+                while len(self.acked) < len(frames):
+                    ack = (await self._read(call)).ack
+                    window.release()
+                    self.statuses[pb.AckStatus.Name(ack.status)] += 1
+                    if ack.status == pb.ACK_STATUS_REJECTED:
+                        raise RuntimeError(ack.reason)
+                    self.acked.setdefault(UUID(bytes=ack.id), time.monotonic())
+            finally:
+                if writing is not None:
+                    writing.cancel()
+                    await asyncio.gather(writing, return_exceptions=True)
+                call.cancel()
 
-            async def requests() -> AsyncIterator[pb.DeliverRequest]:
-                digest = self._bundle.digest
-                yield pb.DeliverRequest(hello=pb.Hello(source_id=self._source, bundle_digest=digest, software="test"))
-                await window.acquire()  # the welcome
-                while waiting:
-                    id, data = waiting.popleft()
-                    if per_second:
-                        due = begun + order[id] / per_second
-                        if (early := due - time.monotonic()) > 0:
-                            await asyncio.sleep(early)
-                    await window.acquire()
-                    frame = pb.Frame(id=id.bytes, bitstream=data, crc32=zlib.crc32(data), captured_unix_ms=1)
-                    yield pb.DeliverRequest(frame=frame)
+    async def _write(
+        self,
+        call: Any,
+        waiting: deque[tuple[UUID, bytes]],
+        window: asyncio.Semaphore,
+        order: dict[UUID, int],
+        begun: float,
+        per_second: float,
+    ) -> None:
+        while waiting:
+            id, data = waiting.popleft()
+            if per_second and (early := begun + order[id] / per_second - time.monotonic()) > 0:
+                await asyncio.sleep(early)
+            await window.acquire()
+            frame = pb.Frame(id=id.bytes, bitstream=data, crc32=zlib.crc32(data), captured_unix_ms=1)
+            await call.write(pb.DeliverRequest(frame=frame))
 
-            call = pb_grpc.IngestServiceStub(channel).Deliver(requests())
-            window._value = 0
-            while len(self.acked) < len(frames):
-                async with asyncio.timeout(15):
-                    response = await call.read()
-                if response is grpc.aio.EOF:
-                    raise EOFError
-                if response.HasField("welcome"):
-                    for _ in range(response.welcome.window + 1):
-                        window.release()
-                    continue
-                window.release()
-                ack = response.ack
-                self.statuses[pb.AckStatus.Name(ack.status)] += 1
-                if ack.status == pb.ACK_STATUS_REJECTED:
-                    raise RuntimeError(ack.reason)
-                self.acked.setdefault(UUID(bytes=ack.id), time.monotonic())
-            call.cancel()
+    async def _read(self, call: Any) -> pb.DeliverResponse:
+        async with asyncio.timeout(15):
+            response = await call.read()
+        if response is grpc.aio.EOF:
+            raise EOFError
+        return response

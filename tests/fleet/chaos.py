@@ -87,6 +87,13 @@ class Fleet:
         await asyncio.to_thread(self.postgres.stop)
         return list(codes)
 
+    def abandon(self) -> None:
+        """Nothing of it is left, whatever happened."""
+        for member in (*self.fronts, *self.workers):
+            member.kill()
+        self.postgres.kill()
+        self.postgres.stop()
+
     async def trouble(self, rng: random.Random, events: Counter[str], over: asyncio.Event) -> None:
         """One kill after the other, each followed by what a supervisor does: a start."""
         while not over.is_set():
@@ -157,38 +164,41 @@ async def run(options: argparse.Namespace, folder: Path) -> dict[str, object]:
             fleet: Fleet = RayFleet(folder, options.workers, options.fronts, http, grpc)
         else:
             fleet = Fleet(folder, options.workers, options.fronts, http, grpc)
-        await fleet.start()
-        sent = make_frames(fleet.bundle, options.frames)
-        cameras = [Camera(fleet.grpc, fleet.bundle, f"box-{number}") for number in range(8)]
-        client = Client(fleet.http, sent, cameras)
-        store = Store(fleet.postgres.url)
-        watch = Watch(store, LEASE)
-        watching = asyncio.create_task(watch.run())
-        over = asyncio.Event()
-        begun = time.monotonic()
-        rate = options.per_second / len(cameras)
-        sending = [camera.send(sent[number :: len(cameras)], rate) for number, camera in enumerate(cameras)]
-        asking = asyncio.create_task(client.run(over, random.Random(7)))
-        codes: list[int] = []
-        if options.rolling:
-            load = asyncio.gather(*sending)
-            codes = await fleet.roll(events)
-            await load
-        else:
-            trouble = asyncio.create_task(fleet.trouble(rng, events, over))
-            await asyncio.gather(*sending)
+        try:
+            await fleet.start()
+            sent = make_frames(fleet.bundle, options.frames)
+            cameras = [Camera(fleet.grpc, fleet.bundle, f"box-{number}") for number in range(8)]
+            client = Client(fleet.http, sent, cameras)
+            store = Store(fleet.postgres.url)
+            watch = Watch(store, LEASE)
+            watching = asyncio.create_task(watch.run())
+            over = asyncio.Event()
+            begun = time.monotonic()
+            rate = options.per_second / len(cameras)
+            sending = [camera.send(sent[number :: len(cameras)], rate) for number, camera in enumerate(cameras)]
+            asking = asyncio.create_task(client.run(over, random.Random(7)))
+            codes: list[int] = []
+            if options.rolling:
+                load = asyncio.gather(*sending)
+                codes = await fleet.roll(events)
+                await load
+            else:
+                trouble = asyncio.create_task(fleet.trouble(rng, events, over))
+                await asyncio.gather(*sending)
+                over.set()
+                await trouble
+            seconds = time.monotonic() - begun
+            done = await watch.until_done(len(sent), 60 + len(sent) / 20)
             over.set()
-            await trouble
-        seconds = time.monotonic() - begun
-        done = await watch.until_done(len(sent), 60 + len(sent) / 20)
-        over.set()
-        await asking
-        finished = time.monotonic() - begun
-        await asyncio.sleep(0.5)  # frames that only passed through POST /v1/decode are forgotten a moment later
-        watching.cancel()
-        verdict = await asyncio.to_thread(watch.verdict, dict(sent))
-        store.close()
-        codes += await fleet.stop()
+            await asking
+            finished = time.monotonic() - begun
+            await asyncio.sleep(0.5)  # frames that only passed through POST /v1/decode are forgotten a moment later
+            watching.cancel()
+            verdict = await asyncio.to_thread(watch.verdict, dict(sent))
+            store.close()
+            codes += await fleet.stop()
+        finally:
+            await asyncio.to_thread(fleet.abandon)
     statuses: Counter[str] = sum((camera.statuses for camera in cameras), Counter[str]())
     return {
         "frames": len(sent),

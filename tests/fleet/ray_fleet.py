@@ -60,10 +60,15 @@ class RayFleet(Fleet):
         await asyncio.to_thread(self.postgres.stop)
         return []
 
+    def abandon(self) -> None:
+        """Ray's processes too."""
+        ray.shutdown()
+        super().abandon()
+
     async def trouble(self, rng: random.Random, events: Counter[str], over: asyncio.Event) -> None:
         """Kills only: starting again is Ray's part."""
         while not over.is_set():
-            await asyncio.sleep(rng.uniform(0.5, 2.0))
+            await asyncio.sleep(rng.uniform(1.0, 4.0))
             kind = rng.choice(["worker", "worker", "front", "postgres"])
             if kind == "postgres":
                 events[kind] += 1
