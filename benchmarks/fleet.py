@@ -283,7 +283,7 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=2, help="0 leaves the decoding out")
     parser.add_argument("--decode-frames", type=int, default=40, help="for each worker")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--load", type=float, default=1.3, help="arrivals of the simulated run, in one worker's speeds")
+    parser.add_argument("--load", type=float, default=2.0, help="arrivals of the simulated run, in one worker's speeds")
     parser.add_argument("--seconds", type=float, default=8.0, help="of arrivals in the simulated run")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()

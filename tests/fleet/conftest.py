@@ -1,5 +1,5 @@
-"""The stores of both kinds, as the cloud's tests have them."""
+"""The cloud's fixtures: stores of both kinds, the tiny bundle's decoder, frames."""
 
-from tests.cloud.conftest import postgres, store_url
+from tests.cloud.conftest import bundle, decoder, generator, make_frame, postgres, store_url
 
-__all__ = ["postgres", "store_url"]
+__all__ = ["bundle", "decoder", "generator", "make_frame", "postgres", "store_url"]
