@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
+import math
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -32,6 +33,8 @@ T = TypeVar("T")
 VISITORS = ":decode"
 """The tenant of frames that are only passing; tokens cannot have a colon in their tenant."""
 LOOK_SECONDS = 0.05
+AGAIN_SECONDS = 5.0
+"""A demand is repeated after this long: its picture may have gone again."""
 
 
 @dataclass
@@ -70,6 +73,7 @@ class Front:
         self.pool = Pool()
         self.alive = True
         self._waiting = 0
+        self._asked: dict[int, float] = {}
         self._threads = ThreadPoolExecutor(4, "front")
 
     async def start(self) -> None:
@@ -95,8 +99,12 @@ class Front:
             raise WrongModel(f"the frame needs bundle {row.fingerprint}, this cloud has {self.decoder.bundle.name}")
         if self.pool.draining:
             raise Draining("the service is stopping: ask again in a moment", retry_after=5.0)
-        now = await self._on(self.store.clock)
-        await self._on(self.store.demand, row.tenant, row.id, now, now + self.demand_seconds)
+        moment = time.monotonic()
+        if moment - self._asked.get(row.seq, -math.inf) > AGAIN_SECONDS:  # waiting callers come by twice a second
+            self._asked = {seq: at for seq, at in self._asked.items() if moment - at <= AGAIN_SECONDS}
+            self._asked[row.seq] = moment
+            now = await self._on(self.store.clock)
+            await self._on(self.store.demand, row.tenant, row.id, now, now + self.demand_seconds)
         return None
 
     async def wait(self, job: Job, timeout: float, *, pin: bool = False) -> Decoded:

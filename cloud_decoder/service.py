@@ -41,6 +41,7 @@ from cloud_decoder.gallery import Gallery
 from cloud_decoder.ingest import Ingest, Limits
 from cloud_decoder.machine import Decode
 from cloud_decoder.metrics import Metrics
+from cloud_decoder.news import News
 from cloud_decoder.settings import Settings
 from cloud_decoder.share import Share
 from cloud_decoder.store import Store
@@ -101,7 +102,9 @@ class Cloud:
         await self._start_http()
         self.parts.ready = True
         self._tasks.append(asyncio.create_task(self._prune()))
-        if settings.role == "worker":
+        if settings.role == "ingest":
+            self._tasks.append(asyncio.create_task(News(self.store, hub).run()))
+        elif self._shares:
             self._tasks.append(asyncio.create_task(self._look()))
 
     async def stop(self) -> None:
@@ -122,10 +125,15 @@ class Cloud:
         self.gallery.close()
         self.store.close()
 
+    @property
+    def _shares(self) -> bool:
+        """Whether other workers may pull from the same queue."""
+        return self.settings.role == "worker" or not self.store.database.sqlite
+
     def _worker(self, cache: Any, hub: Hub) -> Worker:
         settings = self.settings
         store: Any = self.store
-        if settings.role == "worker":
+        if self._shares:
             loop = asyncio.get_running_loop()
             frames = settings.claim_frames or max(8, 4 * self.decoder.max_batch)
             store = Share(self.store, frames, lambda: _soon(loop, self.worker.wake))

@@ -84,6 +84,11 @@ class Shelves(Part):
             found = connection.execute(query.order_by(sources.c.last_seen_ms.desc()).limit(limit))
             return [dict(row._mapping) for row in found]
 
+    def arrived(self) -> int:
+        """Frames ever stored, without counting them."""
+        with self.database.read() as connection:
+            return int(connection.scalar(sa.select(sa.func.sum(sources.c.frames))) or 0)
+
     def counts(self, tenant: str | None = None) -> dict[str, int]:
         """Frames by state, of one tenant or of all."""
         query = sa.select(frames.c.state, sa.func.count()).group_by(frames.c.state)

@@ -58,9 +58,8 @@ class Member:
 
 def start(settings: Settings, *, cpus: float, gpus: float) -> Any:
     """A member somewhere in the cluster, restarted as often as it dies."""
-    actor = ray.remote(Member).options(
-        num_cpus=cpus, num_gpus=gpus, max_restarts=-1, max_task_retries=-1, max_concurrency=16
-    )
-    member = actor.remote(settings)
+    actor: Any = ray.remote(Member)
+    options = {"num_cpus": cpus, "num_gpus": gpus, "max_concurrency": 16}
+    member = actor.options(**options, max_restarts=-1, max_task_retries=-1).remote(settings)
     member.serve.remote()
     return member

@@ -80,10 +80,11 @@ class FleetUp:
         """Once: the right number of workers."""
         try:
             backlog = await asyncio.to_thread(lambda: self.store.backlog(self.store.clock()))
-            done = (await asyncio.to_thread(self.store.counts))["done"]
+            arrived = await asyncio.to_thread(self.store.arrived)
         except StoreUnavailable as error:
             log.warning("%s", error)
             return
+        done = arrived - backlog.ready - backlog.leased  # but for those in quarantine: only its growth is looked at
         wanted = self.scaler.want(backlog, len(self.workers), done, time.monotonic())
         if wanted != len(self.workers):
             log.info("%d waiting, oldest %.1f s: %d workers", backlog.ready, backlog.oldest_seconds, wanted)
@@ -158,7 +159,7 @@ async def run(settings: Settings, fleet: FleetSettings) -> None:
 def main(settings: Settings) -> int:
     """:func:`run` in the cluster that AEIC_FLEET_ADDRESS names, or in one of this machine."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
-    fleet = FleetSettings()
+    fleet = FleetSettings()  # type: ignore[call-arg]  # from the environment
     connect(fleet)
     try:
         asyncio.run(run(settings, fleet))

@@ -218,6 +218,7 @@ def test_the_backlog_is_what_nobody_holds(store: Store) -> None:
     claim(store)
     assert (store.backlog(NOW).ready, store.backlog(NOW).leased) == (1, 2)
     assert store.backlog(NOW, "abcdef").ready == 0
+    assert store.arrived() == 4
 
 
 def test_forgotten_is_as_if_it_had_never_come(store: Store) -> None:

@@ -14,7 +14,10 @@ import pytest
 from aeic.bundle import Bundle
 from cloud_decoder.cache import Cache
 from cloud_decoder.decoder import Decoder
+from cloud_decoder.events import Hub
 from cloud_decoder.front import VISITORS, Bare
+from cloud_decoder.news import News
+from cloud_decoder.records import Finished
 from cloud_decoder.service import Cloud
 from cloud_decoder.settings import Settings
 from cloud_decoder.share import Share
@@ -132,6 +135,32 @@ def test_a_shared_cache_is_one_place_for_many(tmp_path: Path) -> None:
         one.put(f"{number}" * 64, "png", b"x" * 10)
     assert two.trim() == 3 and two.total_bytes <= 100
     assert one.get("3" * 64, "png") is not None and one.get("0" * 64, "png") is None
+
+
+def test_listeners_of_a_front_end_hear_of_the_workers(store_url: str, make_frame: MakeFrame) -> None:
+    store, hub = Store(store_url), Hub()
+    news, new = News(store, hub), [new_frame(make_frame(n)) for n in range(3)]
+
+    async def scenario() -> None:
+        with hub.subscribe("") as events:
+            assert hub.tenants == {""}
+            store.add(new, time.time())
+            news.tell("", store.page("", 10))
+            claimed = store.claim("w", new[0].fingerprint, 2, time.time(), 60, 3)
+            news.tell("", store.page("", 10))
+            store.finish([Finished(claimed[0].row.seq, "", {})], time.time())
+            store.fail([claimed[1].row.seq], "no")
+            news.tell("", store.page("", 10))
+            news.tell("", store.page("", 10))
+            heard = [await events.next(0.1) for _ in range(3)]
+            assert {(one["event"], one["id"]) for one in heard[:2] if one} == {
+                ("done", str(new[0].id)),
+                ("failed", str(new[1].id)),
+            }
+            assert heard[2] is None
+
+    asyncio.run(scenario())
+    store.close()
 
 
 def test_a_poisoned_picture_reaches_the_caller_of_a_front_end(
