@@ -123,6 +123,16 @@ class Fleet:
         return codes
 
 
+async def tell(cameras: list[Camera], watch: Watch, events: Counter[str]) -> None:
+    """Where it stands, on stderr, every five seconds."""
+    begun = time.monotonic()
+    while True:
+        await asyncio.sleep(5)
+        acked = sum(len(camera.acked) for camera in cameras)
+        said = f"{time.monotonic() - begun:4.0f} s: {acked} acknowledged, {watch.jobs} jobs, kills {dict(events)}"
+        print(said, file=sys.stderr, flush=True)
+
+
 class Client:
     """Asks for pictures all the time, and counts what it is told."""
 
@@ -171,7 +181,7 @@ async def run(options: argparse.Namespace, folder: Path) -> dict[str, object]:
             client = Client(fleet.http, sent, cameras)
             store = Store(fleet.postgres.url)
             watch = Watch(store, LEASE)
-            watching = asyncio.create_task(watch.run())
+            watching = asyncio.gather(watch.run(), tell(cameras, watch, events))
             over = asyncio.Event()
             begun = time.monotonic()
             rate = options.per_second / len(cameras)

@@ -24,7 +24,7 @@ class Watch:
         self._overdue: dict[tuple[int, float], float] = {}
         self.worst_overdue = 0.0
         self.samples = 0
-        self.deepest = 0
+        self.jobs = 0
 
     async def run(self) -> None:
         """Until cancelled."""
@@ -43,7 +43,7 @@ class Watch:
                     self.worst_overdue = max(self.worst_overdue, self._overdue[key])
             last = moment
             self.samples += 1
-            self.deepest = max(self.deepest, ready)
+            self.jobs = ready
 
     @property
     def longest_stuck(self) -> float:
