@@ -50,7 +50,9 @@ class Arrivals(Part):
         values = [self._values(frame, now) for frame in new]
         fresh: dict[Key, int] = {
             (found.tenant, found.id): found.seq
-            for found in connection.execute(insert.returning(frames.c.seq, frames.c.tenant, frames.c.id), values)
+            for found in self.database.insert_rows(
+                connection, insert.returning(frames.c.seq, frames.c.tenant, frames.c.id), values
+            )
         }
         digests = self._digests(connection, [frame for frame in new if (frame.tenant, frame.id) not in fresh])
         added, stored = [], []
@@ -64,7 +66,7 @@ class Arrivals(Part):
                 added.append(Added.DUPLICATE if digests[key] == frame.digest else Added.CONFLICT)
         queued = [self._job(fresh[frame.tenant, frame.id], frame, now, deadline) for frame in stored if frame.wanted]
         if queued:
-            connection.execute(jobs.insert(), queued)
+            self.database.insert_rows(connection, self.database.insert(jobs), queued)
         totals: dict[Key | tuple[str, str], tuple[int, int]] = {}
         for frame in stored:
             count, size = totals.get((frame.tenant, frame.source), (0, 0))
@@ -127,5 +129,4 @@ class Arrivals(Part):
                 "bytes": sources.c.bytes + given.bytes,
             },
         )
-        # RETURNING makes SQLAlchemy send all rows as one statement.
-        connection.execute(update.returning(sources.c.source), values).all()
+        self.database.insert_rows(connection, update, values)

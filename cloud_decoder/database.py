@@ -96,6 +96,24 @@ class Database:
         with self.write() as connection:
             return work(connection)
 
+    def insert_rows(self, connection: sa.Connection, insert: Any, values: list[dict[str, Any]]) -> sa.CursorResult[Any]:
+        """Execute ``insert`` for all ``values``, which have the same keys.
+
+        PostgreSQL gets an array for each column, not a placeholder for each value: a statement of ever the same text,
+        which costs the client a tenth.
+        """
+        if self.sqlite:
+            return connection.execute(insert, values)
+        names = list(values[0])
+        given = self.columns({name: insert.table.c[name].type for name in names})
+        return connection.execute(insert.from_select(names, given), transposed(values))
+
+    def columns(self, types: dict[str, Any]) -> sa.Select[Any]:
+        """PostgreSQL: rows out of one array parameter for each column."""
+        return sa.select(
+            *(sa.func.unnest(sa.bindparam(name, type_=sa.ARRAY(kind))).label(name) for name, kind in types.items())
+        )
+
     @contextmanager
     def write(self) -> Iterator[sa.Connection]:
         """A transaction that commits at the end. A store that cannot write says :class:`StoreUnavailable`."""
@@ -120,6 +138,11 @@ class Database:
                 yield connection
         except SQLAlchemyError as error:
             raise StoreUnavailable(f"the store cannot be read ({_cause(error)}): mend the database") from error
+
+
+def transposed(values: list[dict[str, Any]]) -> dict[str, list[Any]]:
+    """Rows as columns, for :meth:`Database.columns`."""
+    return {name: [row[name] for row in values] for name in values[0]}
 
 
 class Part:

@@ -14,7 +14,7 @@ from uuid import UUID
 import sqlalchemy as sa
 
 from cloud_decoder.arrivals import bucket_of
-from cloud_decoder.database import Part
+from cloud_decoder.database import Part, transposed
 from cloud_decoder.records import DEMAND_PRIORITY, Backlog, Claimed, Finished, State
 from cloud_decoder.schema import NEVER_MS, frames, jobs
 from cloud_decoder.shelves import ROW_COLUMNS, row_of
@@ -181,25 +181,36 @@ class Leases(Part):
         """The pictures of these frames are there."""
         if not finished:
             return
-        done = (
-            sa.update(frames)
-            .where(frames.c.seq == sa.bindparam("of_seq"), frames.c.state != State.PRUNED.value)
-            .values(
-                state=State.DONE.value,
-                available_ms=sa.func.coalesce(frames.c.available_ms, int(now * 1000)),
-                reason=None,
-                latents_digest=sa.bindparam("of_latents"),
-                timings=sa.bindparam("of_timings", type_=frames.c.timings.type),
-            )
-        )
         # In one order: two workers may finish the same frames when a lease ran out under one of them.
         values = [
             {"of_seq": one.seq, "of_latents": one.latents_digest, "of_timings": one.timings}
             for one in sorted(finished, key=lambda one: one.seq)
         ]
+        types: dict[str, Any] = {
+            "of_seq": sa.BigInteger(),
+            "of_latents": sa.String(),
+            "of_timings": frames.c.timings.type,
+        }
+        given: Any
+        if self.database.sqlite:
+            given = {name: sa.bindparam(name, type_=kind) for name, kind in types.items()}
+            parameters: Any = values
+        else:
+            given, parameters = self.database.columns(types).subquery("given").c, transposed(values)
+        done = (
+            sa.update(frames)
+            .where(frames.c.seq == given["of_seq"], frames.c.state != State.PRUNED.value)
+            .values(
+                state=State.DONE.value,
+                available_ms=sa.func.coalesce(frames.c.available_ms, int(now * 1000)),
+                reason=None,
+                latents_digest=given["of_latents"],
+                timings=given["of_timings"],
+            )
+        )
 
         def work(connection: sa.Connection) -> None:
-            connection.execute(done, values)
+            connection.execute(done, parameters)
             connection.execute(sa.delete(jobs).where(jobs.c.seq.in_([one.seq for one in finished])))
 
         self.database.commit(work)
