@@ -56,25 +56,38 @@ class Postgres:
         assert folder is not None, WHY_NOT
         self._bin = folder
         self.folder = Path(tempfile.mkdtemp(prefix="aeic-postgres-"))
-        self._as = {}
+        self._as: list[str] = []
         if os.geteuid() == 0:  # the server refuses to run as root
             nobody = pwd.getpwnam("nobody")
             os.chown(self.folder, nobody.pw_uid, nobody.pw_gid)
-            self._as = {"user": nobody.pw_uid, "group": nobody.pw_gid, "extra_groups": []}
+            # Not Popen's own user=: that forks, which a process full of gRPC's threads may not survive.
+            self._as = ["setpriv", f"--reuid={nobody.pw_uid}", f"--regid={nobody.pw_gid}", "--clear-groups", "--"]
         self.port = free_port()
         self.url = f"postgresql+psycopg://aeic@127.0.0.1:{self.port}/postgres"
         self._settings = SETTINGS | {"port": str(self.port)} | ({} if durable else {"fsync": "off"})
         self._process: subprocess.Popen[bytes] | None = None
-        initdb = [folder / "initdb", "-D", self.folder / "data", "-U", "aeic", "-A", "trust", "-E", "UTF8", "--no-sync"]
-        done = subprocess.run(initdb, cwd=self.folder, capture_output=True, text=True, **self._as)  # type: ignore
+        initdb = [
+            *self._as,
+            folder / "initdb",
+            "-D",
+            self.folder / "data",
+            "-U",
+            "aeic",
+            "-A",
+            "trust",
+            "-E",
+            "UTF8",
+            "--no-sync",
+        ]
+        done = subprocess.run(initdb, cwd=self.folder, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
 
     def start(self) -> Postgres:
         """Up and taking connections."""
         options = [word for name, value in self._settings.items() for word in ("-c", f"{name}={value}")]
-        command = [self._bin / "postgres", "-D", self.folder / "data", *options]
+        command = [*self._as, self._bin / "postgres", "-D", self.folder / "data", *options]
         with (self.folder / "log").open("ab") as log:
-            self._process = subprocess.Popen(command, cwd=self.folder, stdout=log, stderr=log, **self._as)  # type: ignore
+            self._process = subprocess.Popen(command, cwd=self.folder, stdout=log, stderr=log)
         self.wait()
         return self
 

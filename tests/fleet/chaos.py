@@ -194,9 +194,11 @@ async def run(options: argparse.Namespace, folder: Path) -> dict[str, object]:
                 await load
             else:
                 trouble = asyncio.create_task(fleet.trouble(rng, events, over))
-                await asyncio.gather(*sending)
+                load = asyncio.gather(*sending)
+                await asyncio.wait({trouble, load}, return_when=asyncio.FIRST_COMPLETED)
                 over.set()
-                await trouble
+                await trouble  # where it broke, it says so now
+                await load
             seconds = time.monotonic() - begun
             done = await watch.until_done(len(sent), 60 + len(sent) / 20)
             over.set()
