@@ -1,12 +1,13 @@
 """What a fleet's parts sustain on this machine, and what the simulator had said.
 
-    aeic bench fleet [--seconds 6] [--fronts 1] [--workers 2] [--tiny] [--json FILE]
+    aeic bench fleet [--fronts 1] [--workers 2] [--rounds 5] [--tiny] [--json FILE]
 
 1. claims: threads claim and finish jobs of a filled queue, in batches; nothing is decoded.
 2. ingest: cameras push frames over gRPC into front ends that share a port; group commits into PostgreSQL.
-3. workers: one worker process pinned to core 0, then one on each of cores 0 and 1, on a backlog of the same frames.
-4. the simulator, fed with stage times of (1), (2) and the one worker, predicts a run with a mixed load that is then
-   measured: frames arriving at a steady rate, queue age, and the time until everything is decoded.
+3. workers: a backlog for one worker process pinned to core 0, then one for two, each on a core of its own.
+4. the simulator, told the seconds per frame of (3), predicts a run that is then measured: frames that arrive at twice
+   the speed of one worker; queue age, and the time until everything is decoded. Rounds of 3 and 4 take turns, and the
+   median of each round's own ratio counts.
 
 PostgreSQL is Debian's, in a temporary folder, durable. The last line is one JSON object.
 """
@@ -19,6 +20,7 @@ import hashlib
 import json
 import os
 import platform
+import signal
 import statistics
 import tempfile
 import threading
@@ -41,6 +43,9 @@ from tests.fleet.members import Member, reserved_port
 from tests.tiny_bundle import write_tiny_bundle
 
 FRAME_BYTES = 1500
+POLL_SECONDS = 0.05
+STEP_SECONDS = 0.1
+"""Frames of one step arrive together."""
 
 
 def measure_claims(store: Store, jobs: int, batch: int, threads: int) -> dict[str, float]:
@@ -130,45 +135,42 @@ def make_frames(bundle: Bundle, count: int, small: bool = False) -> list[bytes]:
     return made
 
 
-async def measure_workers(
-    settings: dict[str, object], folder: Path, url: str, counts: int, frames: int, data: list[bytes], rate: float = 0.0
-) -> dict[str, float]:
-    """``counts`` workers, each on a core of its own, on a backlog, or on ``rate`` frames a second arriving.
+class Crew:
+    """Workers that stay up over many runs, one on each core; those that a run does not want are stopped meanwhile."""
 
-    Waits until all are ready before the first frame comes; ends with the last frame decoded.
-    """
-    store = Store(url)
-    worker = {"role": "worker", "port": 0, "grpc_port": 0, "poll_seconds": 0.05, "database_url": url}
-    members = [Member(f"worker-{n}", folder, n % (os.cpu_count() or 1), **settings | worker) for n in range(counts)]
-    await asyncio.gather(*(member.start() for member in members))
-    new = [stored(data[n % len(data)]) for n in range(frames)]
-    begun = time.time()
-    if rate:
-        step = max(1, int(rate * 0.1))
-        for start in range(0, frames, step):
-            if (early := begun + start / rate - time.time()) > 0:
-                await asyncio.sleep(early)
-            await asyncio.to_thread(store.add, new[start : start + step], time.time())
-    else:
-        await asyncio.to_thread(store.add, new, time.time())
+    def __init__(self, settings: dict[str, object], folder: Path, store: Store, count: int) -> None:
+        worker = {"role": "worker", "port": 0, "grpc_port": 0, "poll_seconds": POLL_SECONDS}
+        cores = os.cpu_count() or 1
+        self.members = [Member(f"worker-{n}", folder, n % cores, **settings | worker) for n in range(count)]
+        self._store = store
+
+    async def run(self, workers: int, data: list[bytes], rate: float = 0.0) -> dict[str, float]:
+        """All of ``data`` by so many workers: a backlog, or ``rate`` frames a second. Ends with the last one decoded."""
+        for number, member in enumerate(self.members):  # nobody holds a lease between two runs
+            assert member.process is not None
+            member.process.send_signal(signal.SIGCONT if number < workers else signal.SIGSTOP)
+        new = [stored(one) for one in data]
+        step = max(1, int(rate * STEP_SECONDS)) if rate else len(new)
         begun = time.time()
-    while await asyncio.to_thread(_open, store):
-        await asyncio.sleep(0.1)
-    rows = [row for row in await asyncio.to_thread(store.page, "", frames) if row.state is State.DONE]
-    seconds = max(row.available_ms or 0 for row in rows) / 1000 - begun
-    ages = sorted(((row.available_ms or 0) - row.received_ms) / 1000 for row in rows)
-    stages = [row.timings or {} for row in rows]
-    for member in members:
-        await member.stop()
-    store.close()
-    return {
-        "frames_per_second": frames / seconds,
-        "seconds": seconds,
-        "age_p50": ages[len(ages) // 2],
-        "age_p95": ages[int(len(ages) * 0.95)],
-        "entropy_seconds": statistics.mean(one.get("entropy", 0.0) for one in stages),
-        "synthesis_seconds": statistics.mean(one.get("synthesis", 0.0) for one in stages),
-    }
+        for start in range(0, len(new), step):
+            if rate and (early := begun + start / rate - time.time()) > 0:
+                await asyncio.sleep(early)
+            await asyncio.to_thread(self._store.add, new[start : start + step], time.time())
+        while (backlog := await asyncio.to_thread(self._store.backlog, time.time())).ready or backlog.leased:
+            await asyncio.sleep(0.25)
+        rows = await asyncio.to_thread(self._store.page, "", len(new))
+        assert all(row.state is State.DONE for row in rows)
+        seconds = max(row.available_ms or 0 for row in rows) / 1000 - begun
+        ages = sorted(((row.available_ms or 0) - row.received_ms) / 1000 for row in rows)
+        stages = [row.timings or {} for row in rows]
+        return {
+            "frames_per_second": len(new) / seconds,
+            "seconds": seconds,
+            "age_p50": float(np.percentile(ages, 50)),
+            "age_p95": float(np.percentile(ages, 95)),
+            "entropy": statistics.mean(one.get("entropy", 0.0) for one in stages),
+            "synthesis": statistics.mean(one.get("synthesis", 0.0) for one in stages),
+        }
 
 
 def stored(data: bytes) -> NewFrame:
@@ -224,38 +226,49 @@ async def measure(arguments: argparse.Namespace, folder: Path) -> dict[str, obje
 async def measure_scaling(
     arguments: argparse.Namespace, folder: Path, server: Postgres, shared: dict[str, object]
 ) -> dict[str, object]:
-    """One worker against two, then the simulator against a run."""
+    """One worker, two workers, and the simulator beside a run, in turns: the machine is never quiet for long."""
     bundle = Bundle.load(write_tiny_bundle(folder / "tiny") if arguments.tiny else arguments.bundle)
-    settings = shared | {"bundle": bundle.path}
-    data = make_frames(bundle, 2 * arguments.decode_frames)  # none twice: equal bytes are decoded once
-    rounds: dict[int, list[dict[str, float]]] = {1: [], 2: []}
-    for _ in range(arguments.rounds):
-        for count in (1, 2):
-            url = server.fresh()
-            (folder / "pictures").mkdir(exist_ok=True)
-            frames = arguments.decode_frames * count  # as much for each worker: starting and ending weigh the same
-            rounds[count].append(await measure_workers(settings, folder, url, count, frames, data))
-            print(f"{count} worker(s): {rounds[count][-1]['frames_per_second']:8.2f} frames/s")
-    one, two = (statistics.median(run["frames_per_second"] for run in rounds[count]) for count in (1, 2))
-    rate = arguments.load * one
-    frames = min(len(data), max(20, int(rate * arguments.seconds)))
-    pool = Pool(workers=1, frame_seconds=1 / one, poll_seconds=0.05)
-    predicted = simulate(pool, steady(rate, frames, step_seconds=0.1))
-    measured = await measure_workers(settings, folder, server.fresh(), 1, frames, data, rate)
-    report = {
-        name: [round(getattr(predicted, name), 3), round(measured[name], 3)]
-        for name in ("seconds", "frames_per_second", "age_p50", "age_p95")
-    }
-    for name, (said, seen) in report.items():
-        print(f"{name:20} predicted {said:8.3f}   measured {seen:8.3f}   off by {100 * abs(said / seen - 1):5.1f} %")
+    url = server.fresh()
+    store = Store(url)
+    crew = Crew(shared | {"bundle": bundle.path, "database_url": url}, folder, store, 2)
+    await asyncio.gather(*(member.start() for member in crew.members))
+    count = arguments.decode_frames
+    data = make_frames(bundle, 2 * count)  # none twice in one run: equal bytes are decoded once
+    await crew.run(2, data[: count // 2])
+    scaling, errors, last = [], [], {}
+    for number in range(arguments.rounds):
+        one = await crew.run(1, data[:count])
+        two = await crew.run(2, data)  # as much for each worker: starting and ending weigh the same
+        rate = arguments.load * one["frames_per_second"]
+        pool = Pool(workers=1, frame_seconds=1 / one["frames_per_second"], poll_seconds=POLL_SECONDS)
+        said = simulate(pool, steady(rate, count, STEP_SECONDS))
+        seen = await crew.run(1, data[:count], rate)
+        scaling.append(two["frames_per_second"] / one["frames_per_second"])
+        names = ("seconds", "frames_per_second", "age_p50", "age_p95")
+        last = {name: [round(getattr(said, name), 3), round(seen[name], 3)] for name in names}
+        errors.append({name: abs(getattr(said, name) / seen[name] - 1) for name in names})
+        worst = max(errors[-1].values())
+        print(
+            f"round {number}: 1 worker {one['frames_per_second']:6.2f}/s, 2 workers {two['frames_per_second']:6.2f}/s,"
+            f" {scaling[-1]:.2f} times; simulated {said.age_p50:.2f} s of age, seen {seen['age_p50']:.2f} s;"
+            f" worst of all {100 * worst:.1f} % off",
+            flush=True,
+        )
+    for member in crew.members:
+        await member.stop()
+    store.close()
     return {
         "bundle": bundle.name,
-        "one_worker_frames_per_second": round(one, 2),
-        "two_workers_frames_per_second": round(two, 2),
-        "scaling": round(two / one, 3),
-        "stage_seconds": {name: round(rounds[1][-1][f"{name}_seconds"], 5) for name in ("entropy", "synthesis")},
-        "predicted_and_measured": report,
-        "worst_error": round(max(abs(said / seen - 1) for said, seen in report.values()), 3),
+        "one_worker_frames_per_second": round(one["frames_per_second"], 2),
+        "two_workers_frames_per_second": round(two["frames_per_second"], 2),
+        "scaling": round(statistics.median(scaling), 3),
+        "scaling_rounds": [round(one, 2) for one in scaling],
+        "stage_seconds": {name: round(one[name], 5) for name in ("entropy", "synthesis")},
+        "predicted_and_measured_last": last,
+        "prediction_errors": {name: round(statistics.median(each[name] for each in errors), 3) for name in errors[0]},
+        "prediction_error_worst_median": round(
+            max(statistics.median(each[name] for each in errors) for name in errors[0]), 3
+        ),
     }
 
 
@@ -269,10 +282,9 @@ def main() -> None:
     parser.add_argument("--fronts", type=int, default=1)
     parser.add_argument("--ingest-frames", type=int, default=12000)
     parser.add_argument("--workers", type=int, default=2, help="0 leaves the decoding out")
-    parser.add_argument("--decode-frames", type=int, default=40, help="for each worker")
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--decode-frames", type=int, default=24, help="for each worker")
+    parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--load", type=float, default=2.0, help="arrivals of the simulated run, in one worker's speeds")
-    parser.add_argument("--seconds", type=float, default=8.0, help="of arrivals in the simulated run")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:

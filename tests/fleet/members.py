@@ -68,6 +68,7 @@ class Member:
         """SIGTERM; its exit status."""
         assert self.process is not None
         self.process.send_signal(signal.SIGTERM)
+        self.process.send_signal(signal.SIGCONT)
         return await asyncio.to_thread(self.process.wait, 60)
 
     @property
