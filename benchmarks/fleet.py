@@ -145,7 +145,7 @@ class Crew:
         self._store = store
 
     async def run(self, workers: int, data: list[bytes], rate: float = 0.0) -> dict[str, float]:
-        """All of ``data`` by so many workers: a backlog, or ``rate`` frames a second. Ends with the last one decoded."""
+        """``data`` by so many workers: a backlog, or ``rate`` frames a second. Ends with the last one decoded."""
         for number, member in enumerate(self.members):  # nobody holds a lease between two runs
             assert member.process is not None
             member.process.send_signal(signal.SIGCONT if number < workers else signal.SIGSTOP)
