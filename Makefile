@@ -80,7 +80,7 @@ $(VENV)/.installed: $(PINS)
 	@touch $@
 
 $(VENV)/.fleet: $(VENV)/.installed
-	@$(BIN)/python -m pip install $(PIP_FLAGS) -e ".[fleet-ray]"
+	@$(BIN)/python -m pip install $(PIP_FLAGS) -e ".[fleet-ray]" "moto[s3,server]"
 	@ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 && command -v kubectl >/dev/null || \
 	  { [ "$$(id -u)" = 0 ] && apt-get update -q && apt-get install -y -q postgresql kubernetes-client; } || \
 	  echo "PostgreSQL or kubectl cannot be installed (not root, or no apt): what needs them is skipped"

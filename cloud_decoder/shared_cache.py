@@ -8,10 +8,18 @@ folder, by :meth:`SharedCache.trim`.
 
 from __future__ import annotations
 
+from datetime import timedelta
 from typing import Any
 
 from cloud_decoder.cache import file_name, seal, unseal
 from cloud_decoder.errors import StoreUnavailable
+
+
+PATIENCE = {
+    "client_options": {"timeout": "10s", "connect_timeout": "2s"},
+    "retry_config": {"max_retries": 2, "retry_timeout": timedelta(seconds=10)},
+}
+"""A bucket that is away must not hold the threads of those who can do without it."""
 
 
 class SharedCache:
@@ -23,7 +31,7 @@ class SharedCache:
         except ModuleNotFoundError as error:
             raise StoreUnavailable("a shared cache needs obstore: pip install 'aeic[fleet]'") from error
         try:
-            options: dict[str, Any] = {"mkdir": True} if url.startswith("file:") else {}
+            options: dict[str, Any] = {"mkdir": True} if url.startswith("file:") else dict(PATIENCE)
             self._store: Any = stores.from_url(url, **options)
         except Exception as error:
             raise StoreUnavailable(f"AEIC_CLOUD_CACHE_URL names no store of objects ({error})") from error
