@@ -14,9 +14,7 @@ from typing import Any
 from cloud_decoder.cache import file_name, seal, unseal
 from cloud_decoder.errors import StoreUnavailable
 
-
 PATIENCE = {
-    "client_options": {"timeout": "10s", "connect_timeout": "2s"},
     "retry_config": {"max_retries": 2, "retry_timeout": timedelta(seconds=10)},
 }
 """A bucket that is away must not hold the threads of those who can do without it."""
