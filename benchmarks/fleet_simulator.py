@@ -24,6 +24,8 @@ from numpy.typing import NDArray
 ROOM = 0.7
 """The part of a server that may be planned with: beyond it waiting times grow without bound."""
 HOUR, DAY = 3600, 86400
+CONNECTIONS = 3
+"""Of a worker at work; a pooler between carries more."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,8 @@ class Costs:
     log_bytes: float
     stored_bytes: float
     database_cores: int = 16
+    database_log_bytes: float = 150e6
+    database_clients: int = 2000
     gpu_hour: float = 2.0
     core_hour: float = 0.05
     gigabyte_month: float = 0.1
@@ -133,9 +137,15 @@ def plan(cameras: int, interval: float, peak: float, pool: Pool, costs: Costs, t
     """What ``cameras`` need that send a frame every ``interval`` seconds, ``peak`` times that at the worst hour."""
     mean = cameras / interval
     rate = mean * peak
-    enough, outcome = workers_needed(pool, rate, target, frames=int(min(400_000, max(2000, rate * 60))))
+    enough, outcome = workers_needed(pool, rate, target, frames=int(min(1_000_000, max(2000, rate * 60))))
     database = rate * costs.database_cpu_seconds
-    partitions = max(1, math.ceil(database / (ROOM * costs.database_cores)))
+    asked = {
+        "cores": database / (ROOM * costs.database_cores),
+        "log": rate * costs.log_bytes / (ROOM * costs.database_log_bytes),
+        "clients": enough.workers * CONNECTIONS / costs.database_clients,
+    }
+    limit = max(asked, key=lambda name: asked[name])
+    partitions = max(1, math.ceil(asked[limit]))
     gpu_hours = mean * 1e6 / mean * (pool.frame_seconds + pool.batch_seconds / pool.batch) / HOUR / outcome.busy * peak
     stored = mean * DAY * costs.retention_days * costs.stored_bytes
     million_seconds = 1e6 / mean
@@ -151,12 +161,13 @@ def plan(cameras: int, interval: float, peak: float, pool: Pool, costs: Costs, t
         "gpus_busy": round(outcome.busy, 3),
         "age_p50_seconds": round(outcome.age_p50, 3),
         "age_p95_seconds": round(outcome.age_p95, 3),
-        "mean_batch": round(rate / (outcome.batches / outcome.seconds), 2),
+        "mean_batch": round(outcome.frames_per_second * outcome.seconds / outcome.batches, 2),
         "claims_per_second": round(outcome.batches / outcome.seconds, 1),
         "database_cores_at_peak": round(database, 2),
         "log_megabytes_per_second": round(rate * costs.log_bytes / 1e6, 2),
         "stored_gigabytes": round(stored / 1e9, 1),
         "partitions": partitions,
+        "partitioned_for": limit if partitions > 1 else None,
         "cost_per_million_frames": round(per_million, 2),
     }
 
@@ -173,6 +184,8 @@ def main() -> None:
     parser.add_argument("--target-seconds", type=float, default=2.0, help="95 %% of the pictures are there by then")
     parser.add_argument("--stages", type=Path, default=Path(__file__).parent / "results" / "fleet.json")
     parser.add_argument("--database-cores", type=int, default=16)
+    parser.add_argument("--database-log-megabytes", type=float, default=150.0, help="a second, that its disk can write")
+    parser.add_argument("--database-clients", type=int, default=2000, help="connections, with or without a pooler")
     parser.add_argument("--gpu-hour", type=float, default=2.0, help="price")
     parser.add_argument("--core-hour", type=float, default=0.05, help="price")
     parser.add_argument("--gigabyte-month", type=float, default=0.1, help="price")
@@ -182,6 +195,8 @@ def main() -> None:
     costs = Costs(
         **stages["database"],
         database_cores=arguments.database_cores,
+        database_log_bytes=1e6 * arguments.database_log_megabytes,
+        database_clients=arguments.database_clients,
         gpu_hour=arguments.gpu_hour,
         core_hour=arguments.core_hour,
         gigabyte_month=arguments.gigabyte_month,
@@ -199,8 +214,13 @@ def main() -> None:
             f" {one['age_p95_seconds']:>8}s {one['database_cores_at_peak']:>9} {one['log_megabytes_per_second']:>9}"
             f" {one['partitions']:>10} {one['cost_per_million_frames']:>12}"
         )
-    limit = ROOM * costs.database_cores / costs.database_cpu_seconds
-    print(f"one PostgreSQL of {costs.database_cores} cores takes {limit:.0f} frames/s; then: docs/fleet.md")
+    by_cores = ROOM * costs.database_cores / costs.database_cpu_seconds
+    by_log = ROOM * costs.database_log_bytes / costs.log_bytes
+    limit = min(by_cores, by_log)
+    print(
+        f"one PostgreSQL: {by_cores:.0f} frames/s by {costs.database_cores} cores, {by_log:.0f} frames/s by"
+        f" {arguments.database_log_megabytes:.0f} MB/s of log; beyond, docs/fleet.md"
+    )
     print(json.dumps({"simulation": "fleet", "one_database_frames_per_second": round(limit), "plans": plans}))
 
 
