@@ -10,8 +10,6 @@ import asyncio
 import contextlib
 import json
 import logging
-import os
-import secrets
 import signal
 import socket
 import sys
@@ -23,16 +21,15 @@ import grpc
 import uvicorn
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
-from sqlalchemy import URL
 
 import aeic
 from aeic.bundle import Bundle
 from aeic.errors import AeicError
 from aeic.v1 import ingest_pb2 as pb
 from aeic.v1 import ingest_pb2_grpc as pb_grpc
+from cloud_decoder import roles
 from cloud_decoder.api import Parts, build_app
 from cloud_decoder.auth import Tokens
-from cloud_decoder.cache import Cache
 from cloud_decoder.decoder import Decoder
 from cloud_decoder.errors import StoreUnavailable
 from cloud_decoder.events import Hub
@@ -63,7 +60,7 @@ class Cloud:
         self.decoder = decoder or _decoder(settings)
         self.metrics = Metrics()
         self.tokens = Tokens(settings.tokens.get_secret_value())
-        self.store = Store(database_url(settings), settings.aging_seconds)
+        self.store = Store(roles.database_url(settings), settings.aging_seconds)
         self.http = ""
         self.grpc = ""
         self._tasks: list[asyncio.Task[None]] = []
@@ -74,7 +71,7 @@ class Cloud:
         """Everything up and ready, or an error that says what is missing."""
         settings, bundle, hub = self.settings, self.decoder.bundle, Hub()
         self.hub = hub
-        cache = _cache(settings)
+        cache = roles.cache_of(settings)
         self.metrics.cache_limit_bytes.set(settings.cache_bytes)
         self.metrics.info.labels(aeic.__version__, bundle.fingerprint, self.decoder.device).set(1)
         if self.decoder.device.startswith("cuda"):
@@ -136,14 +133,14 @@ class Cloud:
         if self._shares:
             loop = asyncio.get_running_loop()
             frames = settings.claim_frames or max(8, 4 * self.decoder.max_batch)
-            store = Share(self.store, frames, lambda: _soon(loop, self.worker.wake))
+            store = Share(self.store, frames, lambda: roles.soon(loop, self.worker.wake))
         return Worker(
             self.decoder,
             store,
             cache,
             self.metrics,
             hub,
-            owner=_owner(settings),
+            owner=roles.owner_of(settings),
             lease_seconds=settings.lease_seconds,
             max_attempts=settings.max_attempts,
             max_queue=settings.max_queue,
@@ -280,33 +277,6 @@ def _decoder(settings: Settings) -> Any:
         max_batch=settings.max_batch,
         max_batch_pixels=settings.max_batch_pixels,
     )
-
-
-def _soon(loop: asyncio.AbstractEventLoop, callback: Callable[[], None]) -> None:
-    with contextlib.suppress(RuntimeError):  # the loop has closed
-        loop.call_soon_threadsafe(callback)
-
-
-def _cache(settings: Settings) -> Any:
-    if settings.cache_url:
-        from cloud_decoder.shared_cache import SharedCache
-
-        return SharedCache(settings.cache_url, settings.cache_bytes)
-    return Cache(settings.data_dir / "cache", settings.cache_bytes)
-
-
-def _owner(settings: Settings) -> str:
-    """The name of the leases: two living processes must not share one."""
-    if settings.role == "all" or settings.instance != Settings.model_fields["instance"].default:
-        return settings.instance
-    return f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"[-128:]
-
-
-def database_url(settings: Settings) -> str | URL:
-    """Where the store is."""
-    if settings.database_url is not None:
-        return settings.database_url.get_secret_value()
-    return URL.create("sqlite", database=str(settings.data_dir / "store.db"))
 
 
 def _eager(policy: str) -> Callable[[str], bool]:

@@ -23,7 +23,7 @@ from cloud_decoder.errors import StoreUnavailable
 from cloud_decoder.fleet.actors import start
 from cloud_decoder.fleet.autoscale import Autoscaler
 from cloud_decoder.fleet.settings import FleetSettings
-from cloud_decoder.service import database_url
+from cloud_decoder.roles import database_url
 from cloud_decoder.settings import Settings
 from cloud_decoder.store import Store
 
