@@ -156,7 +156,7 @@ class Crew:
             if rate and (early := begun + start / rate - time.time()) > 0:
                 await asyncio.sleep(early)
             await asyncio.to_thread(self._store.add, new[start : start + step], time.time())
-        while (backlog := await asyncio.to_thread(self._store.backlog, time.time())).ready or backlog.leased:
+        while (backlog := await asyncio.to_thread(self._store.waiting, time.time())).ready or backlog.leased:
             await asyncio.sleep(0.25)
         rows = await asyncio.to_thread(self._store.page, "", len(new))
         assert all(row.state is State.DONE for row in rows)

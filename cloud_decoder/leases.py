@@ -236,7 +236,7 @@ class Leases(Part):
         with self.database.write() as connection:
             connection.execute(sa.update(jobs).where(mine).values(**values))
 
-    def backlog(self, now: float, fingerprint: str | None = None) -> Backlog:
+    def waiting(self, now: float, fingerprint: str | None = None) -> Backlog:
         """How much waits, of one bundle or of all: what an autoscaler looks at."""
         mine = sa.true() if fingerprint is None else jobs.c.fingerprint == fingerprint
         query = sa.select(sa.func.count(), sa.func.min(jobs.c.queued_ms)).where(_READY, mine)

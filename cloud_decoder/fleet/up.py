@@ -79,7 +79,7 @@ class FleetUp:
     async def look(self) -> None:
         """Once: the right number of workers."""
         try:
-            backlog = await asyncio.to_thread(lambda: self.store.backlog(self.store.clock()))
+            backlog = await asyncio.to_thread(lambda: self.store.waiting(self.store.clock()))
             arrived = await asyncio.to_thread(self.store.arrived)
         except StoreUnavailable as error:
             log.warning("%s", error)

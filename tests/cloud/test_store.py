@@ -211,13 +211,13 @@ def test_a_demand_goes_before_everything_and_makes_a_job_where_there_is_none(sto
 
 
 def test_the_backlog_is_what_nobody_holds(store: Store) -> None:
-    assert store.backlog(NOW).ready == 0
+    assert store.waiting(NOW).ready == 0
     store.add([frame(), frame()], NOW - 7)
     store.add([frame(fingerprint="123456"), frame(wanted=False)], NOW)
-    assert (store.backlog(NOW).ready, store.backlog(NOW).leased, store.backlog(NOW).oldest_seconds) == (3, 0, 7.0)
+    assert (store.waiting(NOW).ready, store.waiting(NOW).leased, store.waiting(NOW).oldest_seconds) == (3, 0, 7.0)
     claim(store)
-    assert (store.backlog(NOW).ready, store.backlog(NOW).leased) == (1, 2)
-    assert store.backlog(NOW, "abcdef").ready == 0
+    assert (store.waiting(NOW).ready, store.waiting(NOW).leased) == (1, 2)
+    assert store.waiting(NOW, "abcdef").ready == 0
     assert store.arrived() == 4
 
 

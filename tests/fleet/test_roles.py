@@ -81,7 +81,7 @@ def test_without_workers_a_front_end_takes_frames_and_says_that_pictures_wait(
         front.store.add([new], time.time())
         async with httpx.AsyncClient(base_url=front.http, timeout=20) as http:
             assert (await http.get(f"/v1/frames/{new.id}/image")).status_code == 202
-            assert front.store.backlog(time.time()).ready == 1  # asked for: a job before all others
+            assert front.store.waiting(time.time()).ready == 1  # asked for: a job before all others
             both = await asyncio.gather(
                 *(http.post("/v1/decode?timeout=0.5", content=make_frame(n, 64, 64)) for n in (2, 3))
             )
