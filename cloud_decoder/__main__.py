@@ -21,8 +21,14 @@ def _settings(arguments: list[str]) -> Settings:
     parser.add_argument(
         "--port", type=int, help="HTTP port, 0 for a free one (then gRPC takes one too) [env: AEIC_CLOUD_PORT]"
     )
+    parser.add_argument(
+        "--role", choices=["all", "ingest", "worker"], help="a part of a fleet, docs/fleet.md [env: AEIC_CLOUD_ROLE]"
+    )
     parser.add_argument("--grpc-port", type=int, help="gRPC port, 0 for a free one [env: AEIC_CLOUD_GRPC_PORT]")
-    given = {name: value for name, value in vars(parser.parse_args(arguments)).items() if value is not None}
+    parser.add_argument("--ray", action="store_true", help="a whole fleet on Ray (extra fleet), AEIC_FLEET_*")
+    given = {
+        name: value for name, value in vars(parser.parse_args(arguments)).items() if value is not None and name != "ray"
+    }
     if given.get("port") == 0:
         given.setdefault("grpc_port", 0)  # whoever wants one free port wants two
     try:
@@ -32,5 +38,13 @@ def _settings(arguments: list[str]) -> Settings:
         parser.error(said)
 
 
+def _run(arguments: list[str]) -> int:
+    if "--ray" in arguments:
+        from cloud_decoder.fleet.up import main as up
+
+        return up(_settings([word for word in arguments if word != "--ray"]))
+    return main(_settings(arguments))
+
+
 if __name__ == "__main__":
-    sys.exit(main(_settings(sys.argv[1:])))
+    sys.exit(_run(sys.argv[1:]))

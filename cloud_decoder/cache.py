@@ -52,11 +52,11 @@ class Cache:
     def has(self, digest: str, variant: str) -> bool:
         """Whether a file is there; only :meth:`get` tells whether it is sound."""
         with self._lock:
-            return _name(digest, variant) in self._sizes
+            return file_name(digest, variant) in self._sizes
 
     def get(self, digest: str, variant: str) -> bytes | None:
         """The payload, or None where it is not there or is damaged (then the file is removed)."""
-        name = _name(digest, variant)
+        name = file_name(digest, variant)
         with self._lock:
             known = name in self._sizes
         payload = self._read(name) if known else None
@@ -77,7 +77,7 @@ class Cache:
 
         False where it was there already or is larger than the whole cache. ``OSError`` on a full disk.
         """
-        name = _name(digest, variant)
+        name = file_name(digest, variant)
         size = _HEADER + len(payload)
         if size > self.max_bytes:
             return False
@@ -86,7 +86,7 @@ class Cache:
         temporary = self.root / f".{name}.{secrets.token_hex(4)}"
         try:
             with open(temporary, "xb") as file:
-                file.write(_MAGIC + hashlib.sha256(payload).digest() + payload)
+                file.write(seal(payload))
             with self._lock:
                 if name in self._sizes:
                     return False
@@ -106,10 +106,7 @@ class Cache:
             data = self._path(name).read_bytes()
         except OSError:
             return None
-        payload = data[_HEADER:]
-        if data[: len(_MAGIC)] != _MAGIC or data[len(_MAGIC) : _HEADER] != hashlib.sha256(payload).digest():
-            return None
-        return payload
+        return unseal(data)
 
     def _path(self, name: str) -> Path:
         return self.root / name[:2] / name
@@ -137,8 +134,22 @@ class Cache:
             self._forget(next(iter(self._sizes)))
 
 
-def _name(digest: str, variant: str) -> str:
+def file_name(digest: str, variant: str) -> str:
+    """The name of a picture's file. ``ValueError`` for what can be none."""
     name = f"{digest}-{variant}"
     if not _NAME.match(name):
         raise ValueError(f"not a cache name: {name!r}")
     return name
+
+
+def seal(payload: bytes) -> bytes:
+    """``payload`` behind its header."""
+    return _MAGIC + hashlib.sha256(payload).digest() + payload
+
+
+def unseal(data: bytes) -> bytes | None:
+    """The payload of a file, or None where its header does not fit."""
+    payload = data[_HEADER:]
+    if data[: len(_MAGIC)] != _MAGIC or data[len(_MAGIC) : _HEADER] != hashlib.sha256(payload).digest():
+        return None
+    return payload

@@ -45,6 +45,11 @@ class Hub:
     def __len__(self) -> int:
         return len(self._listeners)
 
+    @property
+    def tenants(self) -> set[str]:
+        """Those that anybody listens for."""
+        return {listener.tenant for listener in self._listeners}
+
     @contextmanager
     def subscribe(self, tenant: str) -> Iterator[Subscription]:
         """A subscription for as long as the block runs."""

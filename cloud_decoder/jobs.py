@@ -9,11 +9,10 @@ from dataclasses import dataclass, field
 from aeic.bitstream import Frame
 from aeic.profiles import LATENT_STRIDE
 from cloud_decoder.batcher import Piece
-from cloud_decoder.store import Row
+from cloud_decoder.records import DEMAND_PRIORITY, Row
 from cloud_decoder.tiles import Mosaic, Picture, Tile, synthesis_cost
 
-DEMAND_PRIORITY = 10
-"""Somebody is waiting for it; edges reach at most one less."""
+__all__ = ["DEMAND_PRIORITY", "Decoded", "Job"]
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,14 @@
-"""The two tables of the store, for SQLite and PostgreSQL alike. What they mean stands in :mod:`cloud_decoder.store`."""
+"""The tables of the store, for SQLite and PostgreSQL alike. What they mean stands in :mod:`cloud_decoder.store`.
+
+``frames`` is written twice in a frame's life (received, decoded) and kept; ``jobs`` is the queue: narrow, short-lived
+rows that are leased and deleted, so that the churn of the queue never rewrites a bitstream. A change here needs a
+revision in ``cloud_decoder/migrations``; a test compares the two.
+"""
 
 from __future__ import annotations
 
 from sqlalchemy import (
+    DDL,
     JSON,
     BigInteger,
     Boolean,
@@ -17,9 +23,14 @@ from sqlalchemy import (
     Text,
     UniqueConstraint,
     Uuid,
+    and_,
+    event,
 )
 
 metadata = MetaData()
+
+NEVER_MS = 2**62
+"""The deadline of what has none: later than any other, and no NULL, which the two databases sort differently."""
 
 frames = Table(
     "frames",
@@ -42,17 +53,47 @@ frames = Table(
     Column("bitstream", LargeBinary),  # NULL once pruned
     Column("state", String(10), nullable=False),
     Column("wanted", Boolean, nullable=False),  # decode unasked
-    Column("attempts", Integer, nullable=False, default=0),
-    Column("lease_owner", String(64)),
-    Column("lease_until", Float),  # seconds since 1970
     Column("reason", Text),
     Column("latents_digest", String(64)),
     Column("timings", JSON),  # seconds: queue, entropy, synthesis, image
-    UniqueConstraint("tenant", "id"),
-    Index("frames_waiting", "state", "wanted", "priority", "seq"),
+    UniqueConstraint("tenant", "id", name="frames_tenant_id_key"),
+    Index("frames_by_state", "state", "seq"),
     Index("frames_by_source", "tenant", "source", "seq"),
     sqlite_autoincrement=True,
 )
+
+# No foreign key: both rows are written by one transaction, and its check would lock the frame at every claim.
+jobs = Table(
+    "jobs",
+    metadata,
+    Column("seq", BigInteger().with_variant(Integer, "sqlite"), primary_key=True, autoincrement=False),
+    Column("fingerprint", String(6), nullable=False),
+    Column("bucket", String(16), nullable=False),  # jobs of one bucket can share a batch
+    # When its turn is, in units of aging_seconds: its arrival less its priority. Constant, so an index can hold it,
+    # and yet a job that waits overtakes a more important one that came later.
+    Column("turn", BigInteger, nullable=False),
+    Column("deadline_ms", BigInteger, nullable=False),
+    Column("queued_ms", BigInteger, nullable=False),
+    Column("wanted", Boolean, nullable=False),  # claimed unasked
+    Column("attempts", Integer, nullable=False),
+    Column("lease_owner", String(128)),
+    Column("lease_until", Float(53)),  # seconds since 1970, by the store's clock
+)
+
+
+def _ready_index(name: str, *columns: str) -> None:
+    ready = and_(jobs.c.lease_until.is_(None), jobs.c.wanted)
+    Index(name, *(jobs.c[column] for column in columns), sqlite_where=ready, postgresql_where=ready)
+
+
+_ready_index("jobs_ready", "fingerprint", "turn", "deadline_ms", "seq")
+_ready_index("jobs_ready_alike", "fingerprint", "bucket", "turn", "deadline_ms", "seq")
+_leased = jobs.c.lease_until.is_not(None)
+Index("jobs_leased", jobs.c.lease_until, sqlite_where=_leased, postgresql_where=_leased)
+
+# A queue's rows die young: the defaults would let ten times as many dead rows as living ones lie about.
+JOBS_STORAGE = "ALTER TABLE jobs SET (autovacuum_vacuum_scale_factor = 0.05, autovacuum_vacuum_threshold = 2000)"
+event.listen(jobs, "after_create", DDL(JOBS_STORAGE).execute_if(dialect="postgresql"))
 
 sources = Table(
     "sources",

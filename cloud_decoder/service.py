@@ -16,12 +16,12 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any, cast
 
 import grpc
 import uvicorn
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
-from sqlalchemy import URL
 
 import aeic
 from aeic import tracing
@@ -29,19 +29,22 @@ from aeic.bundle import Bundle
 from aeic.errors import AeicError
 from aeic.v1 import decode_pb2_grpc
 from aeic.v1 import ingest_pb2_grpc as pb_grpc
+from cloud_decoder import roles
 from cloud_decoder.api import Parts, build_app
 from cloud_decoder.auth import Tokens
-from cloud_decoder.cache import Cache
 from cloud_decoder.decoder import Decoder
 from cloud_decoder.errors import StoreUnavailable
 from cloud_decoder.events import Hub
+from cloud_decoder.front import Front
 from cloud_decoder.gallery import Gallery
 from cloud_decoder.generator import choose_device
 from cloud_decoder.ingest import Ingest, Limits
 from cloud_decoder.machine import Decode, DecodeStream
 from cloud_decoder.metrics import Metrics
+from cloud_decoder.news import News
 from cloud_decoder.relay import Relay
 from cloud_decoder.settings import Settings
+from cloud_decoder.share import Share
 from cloud_decoder.shelf import Shelf
 from cloud_decoder.store import Store
 from cloud_decoder.worker import Worker
@@ -64,33 +67,23 @@ class Cloud:
         self.shelf = Shelf.of(decoder) if decoder else _shelf(settings)
         self.metrics = Metrics()
         self.tokens = Tokens(settings.tokens.get_secret_value())
-        self.store = Store(_database_url(settings))
+        self.store = Store(roles.database_url(settings), settings.aging_seconds)
         self.http = ""
         self.grpc = ""
         self._tasks: list[asyncio.Task[None]] = []
+        self._health: Any = None
+        self._grpc_server: Any = None
 
     async def start(self) -> None:
         """Everything up and ready, or an error that says what is missing."""
         settings, bundle, hub = self.settings, self.shelf.default, Hub()
-        decoder = self.shelf.first()
         self.hub = hub
-        cache = Cache(settings.data_dir / "cache", settings.cache_bytes)
+        cache = roles.cache_of(settings)
         self.metrics.cache_limit_bytes.set(settings.cache_bytes)
-        self.metrics.info.labels(aeic.__version__, bundle.fingerprint, decoder.device).set(1)
-        self.worker = Worker(
-            decoder,
-            self.store,
-            cache,
-            self.metrics,
-            hub,
-            shelf=self.shelf,
-            owner=settings.instance,
-            lease_seconds=settings.lease_seconds,
-            max_attempts=settings.max_attempts,
-            max_queue=settings.max_queue,
-            max_pixels=settings.max_pixels,
-            aging_seconds=settings.aging_seconds,
-        )
+        decoder = None if settings.role == "ingest" else self.shelf.first()
+        device = decoder.device if decoder else "none"
+        self.metrics.info.labels(aeic.__version__, bundle.fingerprint, device).set(1)
+        self.worker = cast(Any, self._worker(decoder, cache, hub) if decoder else self._front(cache))
         self.gallery = Gallery(self.store, cache, self.worker, hub, self.metrics, settings.max_waiters)
         self.ingest = Ingest(
             self.store,
@@ -109,22 +102,29 @@ class Cloud:
             settings, bundle, self.store, self.worker, self.gallery, hub, self.ingest, self.tokens, self.metrics, relay
         )
         await self.worker.start()
-        await self._start_grpc()
+        if settings.role != "worker":
+            await self._start_grpc()
         await self._start_http()
         self.parts.ready = True
         self._tasks.append(asyncio.create_task(self._prune()))
+        if settings.role == "ingest":
+            self._tasks.append(asyncio.create_task(News(self.store, hub).run()))
+        elif self._shares:
+            self._tasks.append(asyncio.create_task(self._look()))
 
     async def stop(self) -> None:
         """Drain: nothing accepted is lost, everybody is answered."""
         self.parts.ready = False
-        await self._health.enter_graceful_shutdown()
+        if self._health is not None:
+            await self._health.enter_graceful_shutdown()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(self.settings.drain_seconds):
                 await self.ingest.drain()
                 await self.worker.stop()
         self.hub.wake_all()
         self._http_server.should_exit = True
-        await asyncio.gather(self._grpc_server.stop(2.0), *self._tasks[:1])
+        stopping = [self._grpc_server.stop(2.0)] if self._grpc_server is not None else []
+        await asyncio.gather(*stopping, *self._tasks[:1])
         for task in self._tasks[1:]:
             task.cancel()
         self.parts.relay.close()
@@ -132,11 +132,43 @@ class Cloud:
         self.shelf.close()
         self.store.close()
 
+    @property
+    def _shares(self) -> bool:
+        """Whether other workers may pull from the same queue."""
+        return self.settings.role == "worker" or not self.store.database.sqlite
+
+    def _worker(self, decoder: Decoder, cache: Any, hub: Hub) -> Worker:
+        settings = self.settings
+        store: Any = self.store
+        if self._shares:
+            loop = asyncio.get_running_loop()
+            frames = settings.claim_frames or max(8, 4 * decoder.max_batch)
+            store = Share(self.store, frames, lambda: roles.soon(loop, self.worker.wake))
+        return Worker(
+            decoder,
+            store,
+            cache,
+            self.metrics,
+            hub,
+            shelf=self.shelf,
+            owner=roles.owner_of(settings),
+            lease_seconds=settings.lease_seconds,
+            max_attempts=settings.max_attempts,
+            max_queue=settings.max_queue,
+            max_pixels=settings.max_pixels,
+            aging_seconds=settings.aging_seconds,
+        )
+
+    def _front(self, cache: Any) -> Front:
+        settings = self.settings
+        limits = {"max_queue": settings.max_queue, "max_pixels": settings.max_pixels}
+        return Front(self.shelf, self.store, cache, self.metrics, **limits)
+
     async def _start_grpc(self) -> None:
         settings = self.settings
         options = [
             ("grpc.max_receive_message_length", settings.max_bitstream_bytes + 65536),
-            ("grpc.so_reuseport", 0),
+            ("grpc.so_reuseport", int(settings.reuse_port)),
             ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
             ("grpc.keepalive_permit_without_calls", 1),
             ("grpc.keepalive_time_ms", 60_000),
@@ -165,7 +197,7 @@ class Cloud:
 
     async def _start_http(self) -> None:
         settings = self.settings
-        listening = socket.create_server((settings.host, settings.port), backlog=1024)
+        listening = socket.create_server((settings.host, settings.port), backlog=1024, reuse_port=settings.reuse_port)
         config = uvicorn.Config(
             build_app(self.parts),
             log_level="warning",
@@ -186,14 +218,25 @@ class Cloud:
             await asyncio.sleep(0.01)
         self.http = f"http://{settings.host}:{listening.getsockname()[1]}"
 
+    async def _look(self) -> None:
+        """Other processes take the frames in: nobody tells this worker of them."""
+        while True:
+            await asyncio.sleep(self.settings.poll_seconds)
+            self.worker.wake()
+
     async def _prune(self) -> None:
-        """Retention: now and then, the oldest decoded bitstreams go."""
+        """Retention: now and then, the oldest decoded bitstreams go, and the oldest pictures of a shared cache."""
         settings = self.settings
-        while settings.retention_days or settings.retention_bytes:
+        trim = getattr(self.worker.cache, "trim", None) if settings.role != "worker" else None
+        while settings.retention_days or settings.retention_bytes or trim:
+            if trim:
+                with contextlib.suppress(Exception):
+                    await asyncio.to_thread(trim)
             older = int((time.time() - 86400 * settings.retention_days) * 1000) if settings.retention_days else None
             keep = settings.retention_bytes or None
-            with contextlib.suppress(StoreUnavailable):
-                await asyncio.to_thread(self.store.prune, older_than_ms=older, keep_bytes=keep)
+            if older or keep:
+                with contextlib.suppress(StoreUnavailable):
+                    await asyncio.to_thread(self.store.prune, older_than_ms=older, keep_bytes=keep)
             await asyncio.sleep(PRUNE_SECONDS)
 
 
@@ -249,14 +292,12 @@ def _shelf(settings: Settings) -> Shelf:
             batch_seconds=settings.batch_seconds,
         )
 
-    choose_device(settings.device)
+    if settings.role == "ingest":  # it knows the bundles by name and limits, and never loads one
+        if not settings.cache_url:
+            raise ValueError("AEIC_CLOUD_ROLE=ingest needs AEIC_CLOUD_CACHE_URL: its pictures are made elsewhere")
+    else:
+        choose_device(settings.device)
     return Shelf([Bundle.load(path, verify=False) for path in (settings.bundle, *others)], load, settings.model_bytes)
-
-
-def _database_url(settings: Settings) -> str | URL:
-    if settings.database_url is not None:
-        return settings.database_url.get_secret_value()
-    return URL.create("sqlite", database=str(settings.data_dir / "store.db"))
 
 
 def _eager(policy: str) -> Callable[[str], bool]:

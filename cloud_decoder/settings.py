@@ -6,6 +6,7 @@ Environment ``AEIC_CLOUD_*``, units in the names. docs/cloud.md has the same tab
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 from pydantic import Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -26,6 +27,11 @@ class Settings(BaseSettings):
         description="Bearer tokens as `tenant:token,tenant:token`; empty lets everybody in as one tenant.",
     )
 
+    role: Literal["all", "ingest", "worker"] = Field(
+        "all", description="`all`; in a fleet `ingest` (a front end, no decoder) or `worker` (no gRPC)."
+    )
+    reuse_port: bool = Field(False, description="Several front ends of one machine listen on the same ports.")
+
     bundle: Path | None = Field(
         None, description="Folder of the model; empty takes `AEIC_BUNDLE`, then the one shipped."
     )
@@ -43,13 +49,18 @@ class Settings(BaseSettings):
 
     data_dir: Path = Field(Path("var/cloud"), description="Folder of the store and the cache; made when missing.")
     database_url: SecretStr | None = Field(None, description="SQLAlchemy URL; empty takes SQLite in the data folder.")
-    instance: str = Field("cloud", description="Name of this worker; at start its own old leases are freed.")
+    instance: str = Field(
+        "cloud", description="Name of this worker; at start its own old leases are freed. In a fleet: made up."
+    )
+    claim_frames: int = Field(0, ge=0, description="Frames a `worker` leases at once; 0 takes four batches.")
+    poll_seconds: float = Field(0.25, gt=0, description="How often an idle `worker` looks for frames.")
     eager: str = Field("all", description="What is decoded unasked: `all`, `none`, or sources separated by commas.")
     lease_seconds: float = Field(60.0, gt=0, description="How long a frame belongs to a worker that stopped talking.")
     max_attempts: int = Field(3, ge=1, description="Deaths of the decoder on one frame before it goes to quarantine.")
     retention_days: float = Field(0.0, ge=0, description="Age at which decoded frames are pruned; 0 keeps them.")
     retention_bytes: int = Field(0, ge=0, description="Bytes of bitstreams kept, oldest decoded go first; 0 keeps all.")
 
+    cache_url: str = Field("", description="Shared cache, `file:///...` or `s3://...`; empty: the data folder's own.")
     cache_bytes: int = Field(2 * 2**30, ge=0, description="Bytes of reconstructions kept on disk.")
     max_batch: int = Field(0, ge=0, description="Pictures or tiles in one batch; 0 takes 8 on a GPU, 1 on a CPU.")
     max_batch_pixels: int = Field(4 * 2**20, ge=1, description="Pixels in one batch.")

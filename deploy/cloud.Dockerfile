@@ -1,6 +1,7 @@
 # The cloud: ONNX Runtime on the CPU, about 400 MB; with EXTRA=cloud torch and its CUDA wheels, several GB.
 #   docker build -f deploy/cloud.Dockerfile -t aeic-cloud .
 #   docker build -f deploy/cloud.Dockerfile --build-arg EXTRA=cloud -t aeic-cloud-gpu .
+#   docker build -f deploy/cloud.Dockerfile --build-arg EXTRA=cloud-cpu,fleet-ray -t aeic-cloud-fleet .   docs/fleet.md
 # A slim base in both cases: torch's wheels bring their own CUDA libraries. Triton needs gcc at run time, hence the
 # optional packages.
 ARG BASE=python:3.12-slim
@@ -22,9 +23,9 @@ RUN /opt/aeic/bin/pip install --no-cache-dir -c constraints.txt ".[${EXTRA}]"
 FROM ${BASE}
 ARG EXTRA=cloud-cpu
 # hadolint ignore=DL3008
-RUN if [ "$EXTRA" = cloud ]; then \
-      apt-get update && apt-get install -y --no-install-recommends gcc libc6-dev && rm -rf /var/lib/apt/lists/*; \
-    fi
+RUN case ",$EXTRA," in *,cloud,*) \
+      apt-get update && apt-get install -y --no-install-recommends gcc libc6-dev && rm -rf /var/lib/apt/lists/*;; \
+    esac
 RUN useradd --uid 10001 --create-home aeic && install -d -o aeic /var/lib/aeic
 COPY --from=build /opt/aeic /opt/aeic
 USER 10001

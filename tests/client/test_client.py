@@ -83,7 +83,9 @@ def test_list_wait_image_decode(running: Running, make_frame: MakeFrame) -> None
 
 
 def test_pages_are_fetched_as_needed(
-    running: Running, make_frame: MakeFrame, monkeypatch: pytest.MonkeyPatch  # noqa: F811
+    running: Running,
+    make_frame: MakeFrame,
+    monkeypatch: pytest.MonkeyPatch,  # noqa: F811
 ) -> None:
     monkeypatch.setattr(client, "PAGE", 2)
     news = [running.put(make_frame(seed)) for seed in range(5)]
@@ -122,7 +124,10 @@ def test_a_wrong_token_ends_following(bundle: Bundle, tmp_path: Path) -> None:  
 
 
 def test_following_survives_a_restart_and_misses_nothing(
-    bundle: Bundle, make_frame: MakeFrame, tmp_path: Path, monkeypatch: pytest.MonkeyPatch  # noqa: F811
+    bundle: Bundle,
+    make_frame: MakeFrame,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,  # noqa: F811
 ) -> None:
     monkeypatch.setattr(client, "RETRY_SECONDS", 0.1)
     first = Running(bundle, tmp_path)

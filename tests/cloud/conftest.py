@@ -27,6 +27,7 @@ from cloud_decoder.onnx_generator import OnnxGenerator
 from cloud_decoder.service import Cloud
 from cloud_decoder.settings import Settings
 from cloud_decoder.store import NewFrame, Store
+from tests.cloud.postgres import Postgres, missing
 
 MakeFrame = Callable[..., bytes]
 
@@ -89,6 +90,24 @@ def store(tmp_path: Path) -> Iterator[Store]:
     opened = Store(f"sqlite:///{tmp_path / 'store.db'}")
     yield opened
     opened.close()
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Postgres]:
+    """A running server; skips where there is none to run."""
+    if why_not := missing():
+        pytest.skip(why_not)
+    server = Postgres().start()
+    yield server
+    server.stop()
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def store_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """The address of an empty store, once of each kind."""
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path / 'store.db'}"
+    return request.getfixturevalue("postgres").fresh()
 
 
 def new_frame(data: bytes, id: UUID | None = None, **changed: object) -> NewFrame:

@@ -1,9 +1,10 @@
-"""The store: once means once, a lease comes back, nothing is handed to two workers."""
+"""The store: once means once, a lease comes back, nothing is handed to two workers. All of it on both databases."""
 
 from __future__ import annotations
 
 import hashlib
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from uuid import UUID, uuid4
@@ -17,8 +18,8 @@ NOW = 1_700_000_000.0
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> Iterator[Store]:
-    opened = Store(f"sqlite:///{tmp_path / 'store.db'}")
+def store(store_url: str) -> Iterator[Store]:
+    opened = Store(store_url)
     yield opened
     opened.close()
 
@@ -166,9 +167,93 @@ def test_many_threads_claim_each_frame_once(store: Store) -> None:
 def test_a_store_that_cannot_write_says_so(tmp_path: Path) -> None:
     path = tmp_path / "store.db"
     store = Store(f"sqlite:///{path}")
-    with store._engine.connect() as connection:
+    with store.database.engine.connect() as connection:
         connection.exec_driver_sql("PRAGMA max_page_count = 20")  # what a full disk does, on this one pooled connection
     with pytest.raises(StoreUnavailable, match="full"):
         store.add([frame(bytes(200_000))], NOW)
     assert store.counts()["received"] == 0
     store.close()
+
+
+def test_a_claim_of_alike_frames_fills_one_batch(store: Store) -> None:
+    wide, tall = {"width": 128, "height": 64}, {"width": 64, "height": 128}
+    store.add([frame(**(wide if i % 2 else tall)) for i in range(8)], NOW)  # type: ignore[arg-type]
+    store.add([frame(**wide, priority=9)], NOW)  # type: ignore[arg-type]
+    first = store.claim("w", "abcdef", 10, NOW, 60, 3, alike=True)
+    assert len(first) == 5 and {c.row.width for c in first} == {128} and first[0].row.priority == 9
+    assert {c.row.width for c in store.claim("w", "abcdef", 3, NOW, 60, 3, alike=True)} == {64}
+    assert len(claim(store)) == 1
+
+
+def test_waiting_is_worth_priority_and_a_deadline_goes_first_among_equals(store: Store) -> None:
+    old = frame(priority=0)
+    store.add([old], NOW - 20)  # ten times aging_seconds: worth ten of priority
+    urgent, plain, dated = frame(priority=9), frame(priority=4), frame(priority=4)
+    store.add([urgent, plain], NOW)
+    store.add([dated], NOW, deadline=NOW + 5)
+    assert [c.row.id for c in claim(store)] == [old.id, urgent.id, dated.id, plain.id]
+
+
+def test_a_demand_goes_before_everything_and_makes_a_job_where_there_is_none(store: Store) -> None:
+    quiet, loud, done = frame(wanted=False), frame(priority=2**31 - 1), frame()
+    store.add([done], NOW)
+    store.finish([Finished(c.row.seq, "", {}) for c in claim(store)], NOW)
+    store.add([quiet, loud], NOW)
+    assert store.demand("", done.id, NOW) and store.demand("", quiet.id, NOW, deadline=NOW + 1)
+    assert store.demand("", quiet.id, NOW)  # once more changes nothing
+    assert not store.demand("", uuid4(), NOW) and not store.demand("other", quiet.id, NOW)
+    assert [c.row.id for c in claim(store)] == [quiet.id, done.id, loud.id]
+    row = store.get("", done.id)
+    assert row is not None and row.state is State.DONE  # it has been available all the time
+    assert store.counts()["decoding"] == 2
+    store.fail([row.seq], "no")
+    assert not store.demand("", done.id, NOW)
+
+
+def test_the_backlog_is_what_nobody_holds(store: Store) -> None:
+    assert store.waiting(NOW).ready == 0
+    store.add([frame(), frame()], NOW - 7)
+    store.add([frame(fingerprint="123456"), frame(wanted=False)], NOW)
+    assert (store.waiting(NOW).ready, store.waiting(NOW).leased, store.waiting(NOW).oldest_seconds) == (3, 0, 7.0)
+    claim(store)
+    assert (store.waiting(NOW).ready, store.waiting(NOW).leased) == (1, 2)
+    assert store.waiting(NOW, "abcdef").ready == 0
+    assert store.arrived() == 4
+
+
+def test_forgotten_is_as_if_it_had_never_come(store: Store) -> None:
+    new = frame()
+    store.add([new], NOW)
+    store.forget("other", new.id)
+    store.forget("", new.id)
+    assert store.get("", new.id) is None and claim(store) == []
+    assert store.add([new], NOW) == [Added.STORED]
+
+
+def test_front_ends_that_store_the_same_frames_at_once_agree(store_url: str) -> None:
+    stores = [Store(store_url) for _ in range(3)]
+    same = [frame(source=f"box-{i % 7}") for i in range(60)]
+    answers: list[Added] = []
+
+    def work(number: int) -> None:
+        for start in range(0, 60, 20):
+            part = same[start : start + 20]
+            answers.extend(stores[number].add(part if number else part[::-1], NOW))
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(answers) == [Added.DUPLICATE] * 120 + [Added.STORED] * 60
+    assert len(claim(stores[0], 100)) == 60
+    assert sum(source["frames"] for source in stores[0].sources("")) == 60
+    for one in stores:
+        one.close()
+
+
+def test_the_clock_is_the_database_s(store: Store) -> None:
+    assert abs(store.clock() - time.time()) < 1.0
+    if not store.database.sqlite:
+        store.database._skew = (time.monotonic(), 1000.0)
+        assert store.clock() - time.time() > 999

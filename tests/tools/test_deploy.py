@@ -82,7 +82,9 @@ def test_every_service_is_confined_and_healthchecked() -> None:
         assert re.search(r"^USER 10001$", text, re.M) and "HEALTHCHECK" in text and "STOPSIGNAL SIGTERM" in text
     for side in ("cloud", "cloud-gpu"):
         port = re.search(r"AEIC_EDGE_PORT=(\d+)", (DEPLOY / "edge.Dockerfile").read_text())
-        assert port and COMPOSE["services"][side]["environment"]["AEIC_CLOUD_EDGE_URL"] == f"http://edge:{port.group(1)}"
+        assert (
+            port and COMPOSE["services"][side]["environment"]["AEIC_CLOUD_EDGE_URL"] == f"http://edge:{port.group(1)}"
+        )
 
 
 def test_every_package_is_copied_into_the_images() -> None:

@@ -1,0 +1,65 @@
+"""A member of the fleet as a Ray actor: the same :class:`~cloud_decoder.service.Cloud`, in a process that Ray keeps up.
+
+Ray restarts an actor that dies and calls :meth:`Member.serve` again; the store has its leases. Frames do not travel
+through Ray: the actor pulls them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from typing import Any
+
+import ray
+
+from cloud_decoder.service import Cloud
+from cloud_decoder.settings import Settings
+
+START_SECONDS = 0.5
+
+
+class Member:
+    """One front end or worker. ``serve`` ends when ``stop`` was called."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._stop = asyncio.Event()
+        self._cloud: Cloud | None = None
+
+    async def serve(self) -> None:
+        """Run until :meth:`stop`. A database that is away at the start is waited for."""
+        while not self._stop.is_set():
+            try:
+                cloud = Cloud(self._settings)
+                await cloud.start()
+                break
+            except OSError:
+                raise
+            except Exception as error:
+                print(f"{self._settings.role}: {error}; trying again", flush=True)
+                await asyncio.sleep(START_SECONDS)
+        else:
+            return
+        self._cloud = cloud
+        await self._stop.wait()
+        await cloud.stop()
+        self._cloud = None
+
+    async def stop(self) -> None:
+        """Drain: what is begun is finished, the rest given back."""
+        self._stop.set()
+
+    async def told(self) -> dict[str, Any]:
+        """Its process and addresses; ``ready`` once it serves."""
+        cloud = self._cloud
+        addresses = {"http": cloud.http, "grpc": cloud.grpc} if cloud else {}
+        return {"pid": os.getpid(), "role": self._settings.role, "ready": cloud is not None, **addresses}
+
+
+def start(settings: Settings, *, cpus: float, gpus: float) -> Any:
+    """A member somewhere in the cluster, restarted as often as it dies."""
+    actor: Any = ray.remote(Member)
+    options = {"num_cpus": cpus, "num_gpus": gpus, "max_concurrency": 16}
+    member = actor.options(**options, max_restarts=-1, max_task_retries=-1).remote(settings)
+    member.serve.remote()
+    return member

@@ -1,0 +1,23 @@
+"""How many of what. Environment ``AEIC_FLEET_*``; docs/fleet.md has the same table, a test compares."""
+
+from __future__ import annotations
+
+from pydantic import Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+
+class FleetSettings(BaseSettings):
+    """Every knob of ``aeic cloud --ray``; what each member does is AEIC_CLOUD_*."""
+
+    model_config = SettingsConfigDict(env_prefix="AEIC_FLEET_", extra="forbid", env_ignore_empty=True)
+
+    address: str = Field("", description="Ray cluster to join, `auto` or `ray://...`; empty starts one here.")
+    fronts: int = Field(2, ge=1, description="Front ends, behind one address on each machine.")
+    min_workers: int = Field(1, ge=0, description="Workers that always run.")
+    max_workers: int = Field(8, ge=1, description="Workers at most.")
+    worker_gpus: float = Field(0.0, ge=0, description="GPUs of one worker, for Ray; 0 decodes on CPUs.")
+    worker_cpus: float = Field(1.0, ge=0, description="CPU cores of one worker, for Ray.")
+    drain_target_seconds: float = Field(30.0, gt=0, description="A backlog should be gone after this long.")
+    max_age_seconds: float = Field(10.0, gt=0, description="Waiting longer than this asks for one more worker.")
+    idle_seconds: float = Field(120.0, gt=0, description="An empty queue this long sends one worker home.")
+    look_seconds: float = Field(2.0, gt=0, description="How often the queue is looked at.")

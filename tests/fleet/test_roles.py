@@ -1,0 +1,181 @@
+"""Front end and worker in one process each of their own store handle: what a caller of one machine's cloud can do, he
+can do here; what is shared is the database and the cache."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from pathlib import Path
+from uuid import uuid4
+
+import httpx
+import pytest
+
+from aeic.bundle import Bundle
+from cloud_decoder.cache import Cache
+from cloud_decoder.decoder import Decoder
+from cloud_decoder.events import Hub
+from cloud_decoder.front import VISITORS
+from cloud_decoder.news import News
+from cloud_decoder.records import Finished
+from cloud_decoder.service import Cloud
+from cloud_decoder.settings import Settings
+from cloud_decoder.share import Share
+from cloud_decoder.shared_cache import SharedCache
+from cloud_decoder.store import State, Store
+from tests.cloud.conftest import Edge, FakeGenerator, MakeFrame, new_frame
+
+pytest.importorskip("obstore", reason="obstore is not installed (extra fleet)")
+
+
+def settings(folder: Path, url: str, **more: object) -> Settings:
+    given = {"port": 0, "grpc_port": 0, "data_dir": folder, "database_url": url, "poll_seconds": 0.05}
+    return Settings(**given | {"cache_url": f"file://{folder}/pictures"} | more)  # type: ignore[arg-type]
+
+
+def test_a_front_end_and_a_worker_do_what_one_machine_does(
+    bundle: Bundle, decoder: Decoder, make_frame: MakeFrame, store_url: str, tmp_path: Path
+) -> None:
+    async def scenario() -> None:
+        front = Cloud(settings(tmp_path, store_url, role="ingest", bundle=bundle.path))
+        worker = Cloud(settings(tmp_path, store_url, role="worker"), decoder)
+        await front.start()
+        await worker.start()
+        assert worker.grpc == ""
+        async with httpx.AsyncClient(base_url=front.http, timeout=20) as http, Edge(front.grpc) as edge:
+            await edge.hello(bundle)
+            id, data = uuid4(), make_frame(5)
+            await edge.send(data, id)
+            await edge.ack()
+            image = await http.get(f"/v1/frames/{id}/image?wait=10")
+            assert image.status_code == 200 and image.content[:4] == b"\x89PNG"
+            for file in (tmp_path / "pictures").rglob("*-png"):
+                file.unlink()
+            again = await http.get(f"/v1/frames/{id}/image?wait=10")  # its job is made anew
+            assert again.content == image.content
+            passing = await http.post("/v1/decode?timeout=10", content=make_frame(6, 64, 64))
+            assert passing.status_code == 200 and passing.headers["x-latents-digest"]
+            assert (await http.post("/v1/decode", content=b"nonsense")).status_code == 422
+            assert (await http.get("/readyz")).status_code == 200
+            assert (await http.get(worker.http + "/readyz")).status_code == 200
+            for _ in range(40):
+                if sum(front.store.counts(VISITORS).values()) == 0:
+                    break
+                await asyncio.sleep(0.05)
+            assert sum(front.store.counts(VISITORS).values()) == 0 and front.store.counts()["done"] == 1
+        await worker.stop()
+        await front.stop()
+
+    asyncio.run(scenario())
+
+
+def test_without_workers_a_front_end_takes_frames_and_says_that_pictures_wait(
+    bundle: Bundle, make_frame: MakeFrame, tmp_path: Path
+) -> None:
+    url = f"sqlite:///{tmp_path / 'store.db'}"
+
+    async def scenario() -> None:
+        front = Cloud(settings(tmp_path, url, role="ingest", max_queue=1, bundle=bundle.path))
+        await front.start()
+        new = new_frame(make_frame(1), wanted=False)
+        front.store.add([new], time.time())
+        async with httpx.AsyncClient(base_url=front.http, timeout=20) as http:
+            assert (await http.get(f"/v1/frames/{new.id}/image")).status_code == 202
+            assert front.store.waiting(time.time()).ready == 1  # asked for: a job before all others
+            both = await asyncio.gather(
+                *(http.post("/v1/decode?timeout=0.5", content=make_frame(n, 64, 64)) for n in (2, 3))
+            )
+            assert sorted(answer.status_code for answer in both) == [429, 504]
+            foreign = bytearray(make_frame(1))
+            foreign[6] ^= 1
+            assert (await http.post("/v1/decode", content=bytes(foreign))).status_code == 409
+        await front.stop()
+
+    asyncio.run(scenario())
+
+
+def test_a_front_end_needs_to_know_where_pictures_are(bundle: Bundle, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="AEIC_CLOUD_CACHE_URL"):
+        Cloud(Settings(role="ingest", data_dir=tmp_path, bundle=bundle.path))
+
+
+def test_a_share_takes_small_claims_by_the_database_s_clock(store_url: str, make_frame: MakeFrame) -> None:
+    store, woken = Store(store_url), []
+    share = Share(store, 4, lambda: woken.append(1))
+    new = [new_frame(make_frame(n, *size)) for n, size in enumerate([(128, 96), (64, 64)] * 5)]
+    store.add(new, time.time())
+    claim = ("w", new[0].fingerprint, 100, 0.0, 60.0, 3)  # its own clock is wrong by decades
+    first = share.claim(*claim)
+    assert len(first) == 4 and {one.row.width for one in first} == {128}
+    assert share.claim(*claim) == []
+    share.release([first[0].row.seq], "w")
+    assert share.claim(*claim) == [] and woken  # not before half is done
+    share.fail([first[1].row.seq], "no")
+    assert len(share.claim(*claim)) == 2
+    assert store.claim("other", new[0].fingerprint, 100, store.clock(), 60, 3)[0].row.state is State.DECODING
+    share.renew([first[2].row.seq], "w", time.time() + 500)
+    assert len(store.claim("third", new[0].fingerprint, 100, store.clock() + 400, 60, 3)) == 8
+    store.close()
+
+
+def test_a_shared_cache_is_one_place_for_many(tmp_path: Path) -> None:
+    url, digest = f"file://{tmp_path}/pictures", "ab" * 32
+    one, two = SharedCache(url, 100), SharedCache(url, 100)
+    assert one.get(digest, "png") is None and not one.has(digest, "png")
+    one.put(digest, "png", b"picture")
+    assert two.get(digest, "png") == b"picture" and two.has(digest, "png")
+    assert Cache(tmp_path / "pictures", 10**6).get(digest, "png") == b"picture"  # the same files
+    (path,) = (tmp_path / "pictures").rglob("*-png")
+    path.write_bytes(path.read_bytes()[:-1])
+    assert two.get(digest, "png") is None
+    with pytest.raises(ValueError, match="not a cache name"):
+        one.get("../../etc/passwd", "png")
+    for number in range(4):
+        time.sleep(0.01)
+        one.put(f"{number}" * 64, "png", b"x" * 10)
+    assert two.trim() == 3 and two.total_bytes <= 100
+    assert one.get("3" * 64, "png") is not None and one.get("0" * 64, "png") is None
+
+
+def test_listeners_of_a_front_end_hear_of_the_workers(store_url: str, make_frame: MakeFrame) -> None:
+    store, hub = Store(store_url), Hub()
+    news, new = News(store, hub), [new_frame(make_frame(n)) for n in range(3)]
+
+    async def scenario() -> None:
+        with hub.subscribe("") as events:
+            assert hub.tenants == {""}
+            store.add(new, time.time())
+            news.tell("", store.page("", 10))
+            claimed = store.claim("w", new[0].fingerprint, 2, time.time(), 60, 3)
+            news.tell("", store.page("", 10))
+            store.finish([Finished(claimed[0].row.seq, "", {})], time.time())
+            store.fail([claimed[1].row.seq], "no")
+            news.tell("", store.page("", 10))
+            news.tell("", store.page("", 10))
+            heard = [await events.next(0.1) for _ in range(3)]
+            assert {(one["event"], one["id"]) for one in heard[:2] if one} == {
+                ("done", str(new[0].id)),
+                ("failed", str(new[1].id)),
+            }
+            assert heard[2] is None
+
+    asyncio.run(scenario())
+    store.close()
+
+
+def test_a_poisoned_picture_reaches_the_caller_of_a_front_end(
+    bundle: Bundle, decoder: Decoder, generator: FakeGenerator, make_frame: MakeFrame, store_url: str, tmp_path: Path
+) -> None:
+    async def scenario() -> None:
+        front = Cloud(settings(tmp_path, store_url, role="ingest", bundle=bundle.path))
+        worker = Cloud(settings(tmp_path, store_url, role="worker"), decoder)
+        await front.start()
+        await worker.start()
+        generator.poison = lambda _: True
+        async with httpx.AsyncClient(base_url=front.http, timeout=20) as http:
+            answer = await http.post("/v1/decode?timeout=10", content=make_frame(6, 64, 64))
+        assert answer.status_code == 422 and "ZeroDivisionError" in answer.text
+        await worker.stop()
+        await front.stop()
+
+    asyncio.run(scenario())
