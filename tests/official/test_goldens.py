@@ -49,7 +49,7 @@ def test_everything_at_full_size() -> None:
 
 
 PHASES = {"me": (128, 192, 17.15), "se": (192, 128, 4.55)}
-"""Height, width and phase of a picture whose latents lie far enough from every boundary; sides whose y needs padding."""
+"""Height, width and phase of pictures whose latents lie far enough from every boundary; h_a needs y padded."""
 
 
 def second_vectors(profile: str, folder: Path) -> list[str]:
