@@ -13,6 +13,7 @@ import argparse
 import json
 import math
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -304,13 +305,15 @@ def margins(found: dict[str, Tensor]) -> dict[str, float]:
 
 
 @torch.inference_mode()
-def make(profile: str, height: int, width: int, parts: int, phases: int) -> tuple[dict[str, Any], dict[str, Any]]:
+def make(
+    profile: str, height: int, width: int, parts: int, phases: Sequence[float]
+) -> tuple[dict[str, Any], dict[str, Any]]:
     """The arrays of golden_PROFILE.npz, and its part of golden_meta.json."""
     sizes, w = SIZES[profile], Weights("codec")
     best: tuple[float, float, dict[str, dict[str, Tensor]]] = (-1.0, 0.0, {})
     safe: dict[str, dict[str, float]] = {}
-    for number in range(phases):
-        x = golden_picture(height, width, phase := round(0.35 * number, 2))
+    for phase in phases:
+        x = golden_picture(height, width, phase)
         y = analysis(w, x, sizes)
         made = {"A": flow(w, y, sizes, False, False), "C": flow(w, y, sizes, True, True)}
         near = {letter: margins(found) for letter, found in made.items()}
@@ -356,7 +359,7 @@ def main() -> None:
     options = parser.parse_args()
     width, height = map(int, options.size.split("x"))
     parts = ("codec", "g_s", "unet", "vae").index(options.parts) + 1
-    stored, meta = make(options.profile, height, width, parts, options.phases)
+    stored, meta = make(options.profile, height, width, parts, [round(0.35 * i, 2) for i in range(options.phases)])
     options.out.mkdir(parents=True, exist_ok=True)
     np.savez_compressed(options.out / f"golden_{options.profile.upper()}.npz", **stored)
     (options.out / "golden_meta.json").write_text(json.dumps({options.profile.upper(): meta}))

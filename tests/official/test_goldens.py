@@ -48,19 +48,28 @@ def test_everything_at_full_size() -> None:
     assert goldens_check.main([os.environ["AEIC_GOLDENS"], "--profile", "se"]) == 0
 
 
-@pytest.mark.parametrize(("profile", "size"), [("me", (128, 192)), ("se", (192, 320))])
-def test_a_second_writing_out_of_the_codec_agrees(profile: str, size: tuple[int, int], tmp_path: Path) -> None:
+PHASES = {"me": (128, 192, 17.15), "se": (192, 128, 4.55)}
+"""Height, width and phase of pictures whose latents lie far enough from every boundary; h_a needs y padded."""
+
+
+def second_vectors(profile: str, folder: Path) -> list[str]:
+    """Vectors in the published form by the second writing-out, and the arguments to compare with them."""
+    height, width, phase = PHASES[profile]
+    stored, meta = second_network.make(profile, height, width, 1, [phase])
+    nearest = min(value for each in meta["margins"].values() for value in each.values())
+    assert nearest >= goldens_check.SAFE_MARGIN  # so that every array is required
+    np.savez(folder / f"golden_{profile.upper()}.npz", **stored)
+    (folder / "golden_meta.json").write_text(json.dumps({profile.upper(): meta}))
+    return [str(folder), "--profile", profile, "--parts", "codec"]
+
+
+@pytest.mark.parametrize("profile", ["me", "se"])
+def test_a_second_writing_out_of_the_codec_agrees(profile: str, tmp_path: Path) -> None:
     """Other sizes and the other profile, for which no published vectors are here; in the published form."""
-    stored, meta = second_network.make(profile, *size, parts=1, phases=1)
-    np.savez(tmp_path / f"golden_{profile.upper()}.npz", **stored)
-    (tmp_path / "golden_meta.json").write_text(json.dumps({profile.upper(): meta}))
-    assert goldens_check.main([str(tmp_path), "--profile", profile, "--parts", "codec", "--paths", "torch"]) == 0
+    assert goldens_check.main([*second_vectors(profile, tmp_path), "--paths", "torch"]) == 0
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("profile", ["se", "me"])
 def test_the_codec_by_onnx_runtime(profile: str, tmp_path: Path) -> None:
-    stored, meta = second_network.make(profile, 256, 192, parts=1, phases=1)
-    np.savez(tmp_path / f"golden_{profile.upper()}.npz", **stored)
-    (tmp_path / "golden_meta.json").write_text(json.dumps({profile.upper(): meta}))
-    assert goldens_check.main([str(tmp_path), "--profile", profile, "--parts", "codec"]) == 0
+    assert goldens_check.main(second_vectors(profile, tmp_path)) == 0
