@@ -118,9 +118,10 @@ class Stream:
             records = await self._lease(min(room, _LEASE_FRAMES)) if room > 0 else []
             for record in records:
                 self._under_way.send(record.id)
-                # Nothing can follow the frame that fills the window: its answer must not wait for company.
-                last = record is records[-1] and len(self._under_way) >= limit
-                await self._write(pb.DeliverRequest(frame=self._frame(record, last)))
+                frame = self._frame(record)
+                if record is records[-1] and len(self._under_way) >= limit:
+                    frame.prompt = True  # nothing can follow what fills the window: no company to wait for
+                await self._write(pb.DeliverRequest(frame=frame))
             self._metrics.in_flight.set(len(self._under_way))
             if not records:
                 rest = self._spool.next_retry_seconds() if room > 0 else None
@@ -182,7 +183,7 @@ class Stream:
         future.add_done_callback(lambda done: self._spool.release([ident], 5.0) if done.exception() else None)
         self._wake.set()
 
-    def _frame(self, record: Record, last: bool) -> pb.Frame:
+    def _frame(self, record: Record) -> pb.Frame:
         return pb.Frame(
             id=record.id.bytes,
             bitstream=record.data,
@@ -190,7 +191,7 @@ class Stream:
             captured_unix_ms=record.captured_ms,
             priority=record.priority,
             source_id="" if record.source_id == self._settings.source_id else record.source_id,
-            prompt=last or self._prompt(record.id),
+            prompt=self._prompt(record.id),
             trace_context=tracing.kept(record.id),
         )
 
