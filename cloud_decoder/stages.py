@@ -36,7 +36,7 @@ T = TypeVar("T")
 Work = tuple[Job, Tile]
 
 AHEAD = 4
-"""Frames entropy-decoded in one turn of a thread, where it shares the cores with synthesis: each change costs warm
+"""Frames entropy-decoded in one turn of a thread, where it shares the cores with synthesis: each change costs cold
 caches and a pause."""
 
 
