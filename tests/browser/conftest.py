@@ -16,9 +16,9 @@ from aeic_tools.processes import Pair
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    """One Chromium for all tests."""
+    """One Chromium for the tests of a module. No longer: its driver keeps an event loop running in this thread."""
     api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: make test-browser")
     if CHROMIUM is None:
         pytest.skip("no chromium (Debian: chromium): make test-browser installs it")
@@ -29,7 +29,7 @@ def browser() -> Iterator[Any]:
         found.close()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def services(browser: Any, tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
     """Both services with the tiny bundle; the cloud's page knows the edge."""
     folder = tmp_path_factory.mktemp("browser")
