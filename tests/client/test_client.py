@@ -23,13 +23,13 @@ from cloud_decoder.decoder import Decoder
 from cloud_decoder.onnx_generator import OnnxGenerator
 from cloud_decoder.service import Cloud
 from cloud_decoder.settings import Settings
-from tests.cloud.conftest import MakeFrame, bundle, make_frame, new_frame  # noqa: F401  (fixtures)
+from tests.cloud.conftest import MakeFrame, new_frame
 
 
 class Running:
     """A cloud in a thread of its own, as a client in a script meets it; frames are put into its store."""
 
-    def __init__(self, bundle: Bundle, folder: Path, **changed: Any) -> None:  # noqa: F811
+    def __init__(self, bundle: Bundle, folder: Path, **changed: Any) -> None:
         decoder = Decoder(bundle, OnnxGenerator(bundle.path, 1), threads=1)
         settings = {"host": "127.0.0.1", "port": 0, "grpc_port": 0, "data_dir": folder, **changed}
         self.cloud = Cloud(Settings(**settings), decoder)
@@ -54,13 +54,13 @@ class Running:
 
 
 @pytest.fixture
-def running(bundle: Bundle, tmp_path: Path) -> Iterator[Running]:  # noqa: F811
+def running(bundle: Bundle, tmp_path: Path) -> Iterator[Running]:
     started = Running(bundle, tmp_path)
     yield started
     started.stop()
 
 
-def test_list_wait_image_decode(running: Running, make_frame: MakeFrame) -> None:  # noqa: F811
+def test_list_wait_image_decode(running: Running, make_frame: MakeFrame) -> None:
     with Client(running.cloud.http) as cloud:
         news = [running.put(make_frame(seed), source=f"box-{seed % 2}") for seed in range(5)]
         picture = cloud.image(news[0].id, "png", wait=20)
@@ -85,7 +85,7 @@ def test_list_wait_image_decode(running: Running, make_frame: MakeFrame) -> None
 def test_pages_are_fetched_as_needed(
     running: Running,
     make_frame: MakeFrame,
-    monkeypatch: pytest.MonkeyPatch,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(client, "PAGE", 2)
     news = [running.put(make_frame(seed)) for seed in range(5)]
@@ -93,7 +93,7 @@ def test_pages_are_fetched_as_needed(
         assert [one.id for one in cloud.frames()] == [new.id for new in reversed(news)]
 
 
-def test_refusals_are_problems(running: Running, make_frame: MakeFrame) -> None:  # noqa: F811
+def test_refusals_are_problems(running: Running, make_frame: MakeFrame) -> None:
     with Client(running.cloud.http) as cloud:
         for call, status in (
             (lambda: cloud.frame(uuid4()), 404),
@@ -111,7 +111,7 @@ def test_refusals_are_problems(running: Running, make_frame: MakeFrame) -> None:
         assert early.value.retry_after == 1.0
 
 
-def test_a_wrong_token_ends_following(bundle: Bundle, tmp_path: Path) -> None:  # noqa: F811
+def test_a_wrong_token_ends_following(bundle: Bundle, tmp_path: Path) -> None:
     started = Running(bundle, tmp_path, tokens="a:a-long-token")
     try:
         with Client(started.cloud.http, "another-token") as cloud, pytest.raises(Problem) as caught:
@@ -127,7 +127,7 @@ def test_following_survives_a_restart_and_misses_nothing(
     bundle: Bundle,
     make_frame: MakeFrame,
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(client, "RETRY_SECONDS", 0.1)
     first = Running(bundle, tmp_path)
@@ -169,7 +169,7 @@ def _until(true: Any, seconds: float = 20) -> None:
         time.sleep(0.02)
 
 
-def test_the_same_by_asyncio(running: Running, make_frame: MakeFrame) -> None:  # noqa: F811
+def test_the_same_by_asyncio(running: Running, make_frame: MakeFrame) -> None:
     async def scenario() -> None:
         async with AsyncClient(running.cloud.http) as cloud:
             following = aio.AsyncClient.pictures(cloud, "webp", 64)

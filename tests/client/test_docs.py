@@ -7,13 +7,13 @@ import threading
 from pathlib import Path
 
 from aeic.bundle import Bundle
-from tests.client.test_client import Running, bundle, make_frame  # noqa: F401  (fixtures)
+from tests.client.test_client import Running
 from tests.cloud.conftest import MakeFrame
 
 DOCS = Path(__file__).parents[2] / "docs" / "cloud.md"
 
 
-def test_the_example_runs(bundle: Bundle, make_frame: MakeFrame, tmp_path: Path) -> None:  # noqa: F811
+def test_the_example_runs(bundle: Bundle, make_frame: MakeFrame, tmp_path: Path) -> None:
     code = re.search(r"test_docs\.py -->\n```python\n(.*?)```", DOCS.read_text(), re.S)
     assert code
     running = Running(bundle, tmp_path)
