@@ -12,7 +12,7 @@ PINS := pyproject.toml constraints.txt
 .PHONY: help install demo run test check lint types protos bench fuzz soak abuse golden results test-full test-isa test-hostile test-browser test-ops test-images clean test-fleet
 
 help: ## list the verbs
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  make %-10s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  make %-12s %s\n", $$1, $$2}'
 
 install: $(VENV)/.installed ## the full environment in .venv: every command, training, tests
 
