@@ -202,7 +202,7 @@ def page_limit(store: Store, more: int) -> Callable[[int], None]:
 
     limit = 0
 
-    @event.listens_for(store._engine, "checkout")
+    @event.listens_for(store.database.engine, "checkout")
     def limited(connection: sqlite3.Connection, *_: object) -> None:
         connection.execute(f"PRAGMA max_page_count = {limit or 2**30}")
 

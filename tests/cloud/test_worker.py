@@ -59,7 +59,7 @@ def test_a_stored_frame_becomes_a_picture(
             store.add([new], time.time())
             worker.wake()
             await until(lambda: store.counts()["done"] == 1)
-            assert value(worker.metrics, "end_to_end_seconds_count") == 1
+            await until(lambda: value(worker.metrics, "end_to_end_seconds_count") == 1)  # counted after the commit
 
     asyncio.run(scenario())
     row = store.get("", new.id)
