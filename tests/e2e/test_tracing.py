@@ -110,7 +110,7 @@ def test_off_it_costs_no_byte_and_no_import() -> None:
     tracing.keep_current(record.id)
     assert not tracing.on() and tracing.kept(record.id) == b"" and tracing.span("x", 1.0) == b""
     stream: Any = SimpleNamespace(_settings=SimpleNamespace(source_id=""), _prompt=lambda _: False)
-    sent = Stream._frame(stream, record, last=False)
+    sent = Stream._frame(stream, record)
     assert sent == pb.Frame(id=record.id.bytes, bitstream=b"frame", crc32=zlib.crc32(b"frame"))
     code = (
         "import sys, edge_encoder.uplink, cloud_decoder.traces\n"
