@@ -16,6 +16,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from aeic_train.synthetic import synthetic_crop
+
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp"}
 
 
@@ -76,10 +78,13 @@ def random_crop(picture: NDArray[np.uint8], size: int, rng: random.Random) -> ND
 
 
 class Crops:
-    """Endless batches (N, 3, size, size) float32 in [-1, 1], channels last, made by a background thread."""
+    """Endless batches (N, 3, size, size) float32 in [-1, 1], channels last, made by a background thread.
 
-    def __init__(self, photographs: Photographs, size: int, batch: int, seed: int) -> None:
-        self._photographs, self._size, self._batch = photographs, size, batch
+    ``synthetic`` is the share of made-up pictures (synthetic.py) among them.
+    """
+
+    def __init__(self, photographs: Photographs, size: int, batch: int, seed: int, synthetic: float = 0.0) -> None:
+        self._photographs, self._size, self._batch, self._synthetic = photographs, size, batch, synthetic
         self._random = random.Random(seed)
         self._queue: queue.Queue[Tensor] = queue.Queue(maxsize=4)
         threading.Thread(target=self._fill, daemon=True).start()
@@ -89,6 +94,9 @@ class Crops:
         while True:
             crops = []
             for _ in range(self._batch):
+                if self._synthetic and self._random.random() < self._synthetic:
+                    crops.append(synthetic_crop(self._size, self._random))
+                    continue
                 if not order:
                     order = list(range(len(self._photographs)))
                     self._random.shuffle(order)

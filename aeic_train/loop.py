@@ -58,7 +58,7 @@ class Trainer:
         self.validation = Photographs(validation, run.parent / "cache")
         self.model = AEIC(profiles.profile(recipe.profile)).to(memory_format=torch.channels_last)
         if init:
-            load_weights(self.model, init)
+            load_weights(self.model, init, recipe.fresh)
         self.average = copy.deepcopy(self.model).requires_grad_(False)
         self.prior = Prior(self.model).to(memory_format=torch.channels_last)
         self.loss = PictureLoss()
@@ -134,7 +134,8 @@ class Trainer:
         if self.optimizer_state:
             self.optimizer.load_state_dict(self.optimizer_state)
             self.optimizer_state = None
-        crops = iter(Crops(self.photographs, stage.crop, stage.batch, self.recipe.seed + self.total_steps))
+        seed = self.recipe.seed + self.total_steps
+        crops = iter(Crops(self.photographs, stage.crop, stage.batch, seed, stage.synthetic))
         disable_quantisation(self.model.codec)
         if stage.exact:
             enable_quantisation(self.model.codec, [self._latents(next(crops), int(rate)) for rate in stage.rates])
@@ -247,9 +248,9 @@ def main(argv: list[str] | None = None) -> None:
         "--validation", type=Path, required=True, help="folder whose first pictures fill the sample grids"
     )
     parser.add_argument("--run", type=Path, default=Path("runs/nano"), help="folder for state, log and samples")
-    parser.add_argument("--init", type=Path, help="weights.safetensors of a bundle to start from")
+    parser.add_argument("--init", type=Path, help="weights.safetensors of a bundle, or a run's state.pt, to start from")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--teacher", type=Path, help="weights.safetensors of the teacher, where the recipe distils")
+    parser.add_argument("--teacher", type=Path, help="the same of the teacher, where the recipe distils")
     options = parser.parse_args(argv)
     torch.set_num_threads(options.threads)
     recipe = Recipe.load(options.recipe)

@@ -29,6 +29,7 @@ class Stage:
     exact: bool = False  # the entropy model rounds as the exported integers will (docs/determinism.md)
     distill: dict[str, float] = field(default_factory=dict)  # of distillation.Distillation: analysis, latent, unet
     adversarial: float = 0.0  # weight of the discriminator's term (adversary.py)
+    synthetic: float = 0.0  # share of made-up crops (synthetic.py); they weigh in the bits that are steered by
     spread_from: int | None = None  # first copy this rate point's prior to all the others
 
 
@@ -41,6 +42,7 @@ class Recipe:
     average: float  # of the moving average of the weights, per step
     stages: tuple[Stage, ...]
     teacher: str | None = None  # profile of the teacher, where a stage distils
+    fresh: tuple[str, ...] = ()  # parameter name prefixes that --init leaves at their random start
 
     @classmethod
     def load(cls, path: Path) -> Recipe:
@@ -55,4 +57,4 @@ class Recipe:
             table["rates"] = {rate: tuple(span) for rate, span in table.get("rates", {}).items()}
             table["freeze"] = tuple(table.get("freeze", ()))
             stages.append(Stage(**table))
-        return cls(stages=tuple(stages), **data)
+        return cls(stages=tuple(stages), fresh=tuple(data.pop("fresh", ())), **data)

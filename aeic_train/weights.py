@@ -18,11 +18,19 @@ def spread_rate_prior(model: AEIC, source: int) -> None:
             tensor.copy_(tensor[source * n : (source + 1) * n].repeat(model.profile.rates, 1, 1))
 
 
-def load_weights(model: AEIC, path: Path) -> None:
-    """Loads a bundle's ``weights.safetensors`` (float16) into ``model``; buffers made at export may be absent."""
-    tensors = {name: tensor.float() for name, tensor in load_file(path).items()}
-    missing, unexpected = model.load_state_dict(tensors, strict=False)
-    names = {name for name, _ in model.named_parameters()}
+def load_weights(model: AEIC, path: Path, fresh: tuple[str, ...] = ()) -> None:
+    """Loads into ``model`` a bundle's ``weights.safetensors`` (float16) or the moving average of a run's ``state.pt``.
+
+    Parameters whose names begin with one of ``fresh`` keep their own start: they may be absent or of another shape.
+    Buffers made at export may be absent. ``ValueError`` if the rest does not fit.
+    """
+    stored = torch.load(path, weights_only=True)["average"] if path.suffix == ".pt" else load_file(path)
+    tensors = {name: tensor.float() for name, tensor in stored.items() if not name.startswith(fresh)}
+    try:
+        missing, unexpected = model.load_state_dict(tensors, strict=False)
+    except RuntimeError as error:  # torch's message names every parameter of another shape
+        raise ValueError(f"{path} does not fit profile {model.profile.name!r}: {error}") from None
+    names = {name for name, _ in model.named_parameters() if not name.startswith(fresh)}
     wrong = [*unexpected, *(name for name in missing if name in names)]
     if wrong:
         raise ValueError(f"{path} does not fit profile {model.profile.name!r}: {', '.join(wrong[:5])}")

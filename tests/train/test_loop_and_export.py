@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from aeic.profiles import Profile
 from aeic_nets.network import AEIC
 from aeic_train import export, loop
 from aeic_train.evaluate import Pair
+from aeic_train.weights import load_weights
 
 RECIPE = """
 profile = "tiny"
@@ -118,3 +120,19 @@ def test_a_picture_goes_through(bundle: Bundle, size: tuple[int, int]) -> None:
 def test_its_weights_start_another_run(bundle: Bundle, tiny: Profile) -> None:
     model, _ = export.load_average(tiny, None, bundle.path / "weights.safetensors")
     assert all(torch.isfinite(p).all() for p in model.parameters())
+
+
+def test_a_run_starts_another_but_for_what_is_to_be_fresh(run: Path, tiny: Profile) -> None:
+    model, before = AEIC(tiny), AEIC(tiny)
+    before.load_state_dict(model.state_dict())
+    load_weights(model, run / "state.pt", fresh=("codec.g_a",))
+    same = {name for name, p in model.named_parameters() if torch.equal(p, before.get_parameter(name))}
+    assert {name for name, _ in model.named_parameters() if name.startswith("codec.g_a")} <= same
+    assert not any(name.startswith("vae.decoder.conv") for name in same)
+
+
+def test_weights_of_another_shape_are_refused(run: Path, tiny: Profile) -> None:
+    wider = AEIC(replace(tiny, name="wider", analysis_widths=(16, 8, 16, 16, 16)))
+    with pytest.raises(ValueError, match="does not fit profile 'wider'"):
+        load_weights(wider, run / "state.pt")
+    load_weights(wider, run / "state.pt", fresh=("codec.g_a",))
