@@ -26,6 +26,7 @@ from edge_encoder.service import EdgeService
 from edge_encoder.settings import Wait
 from edge_encoder.wish import Taken, Wish
 
+_WAIT = "Answer when the picture is on disk (received), when its frame is (spooled), when the cloud has it (delivered)."
 _PICTURES = ("image/jpeg", "image/png", "image/webp", "application/octet-stream")
 _REQUEST_BODY = {
     "requestBody": {
@@ -86,7 +87,7 @@ def create_app(service: EdgeService) -> FastAPI:
         max_bytes: Annotated[int | None, Query(ge=1, le=1 << 30, description="Best rate point that fits.")] = None,
         target_bytes: Annotated[int | None, Query(ge=1, le=1 << 30, description="The same, or the lowest.")] = None,
         priority: Annotated[int, Query(ge=0, le=255, description="Larger goes first.")] = 0,
-        wait: Annotated[Wait, Query(description="What to wait for.")] = service.settings.default_wait,
+        wait: Annotated[Wait, Query(description=_WAIT)] = service.settings.default_wait,
         timeout: Annotated[float, Query(ge=0, le=3600, description="Seconds, for wait=delivered.")] = 30.0,
         x_source_id: Annotated[str | None, Header(max_length=128)] = None,
         x_captured_at: Annotated[str | None, Header(max_length=64, description="RFC 3339, or ms since 1970.")] = None,

@@ -93,9 +93,8 @@ class EdgeService:
             self.spool.close()
             raise
         bundle = self.encoder.bundle
-        self.metrics.info.labels(aeic.__version__, bundle.name, bundle.fingerprint, self.encoder.analysis.provider).set(
-            1
-        )
+        labels = aeic.__version__, bundle.name, bundle.fingerprint, bundle.digest.hex(), self.encoder.analysis.provider
+        self.metrics.info.labels(*labels).set(1)
         self.metrics.spool_max_bytes.set(settings.spool_max_bytes)
         self.uplink = Uplink(
             self.spool,
