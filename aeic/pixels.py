@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 
 from aeic.bitstream import MAX_SIDE, MIN_SIDE
 from aeic.errors import InputError, TooLarge, Unreadable, UnsupportedFormat
@@ -60,6 +60,23 @@ def load_picture(data: bytes | str | Path, *, max_pixels: int = MAX_SIDE * MAX_S
             return _to_rgb(picture)
         except Exception as error:  # what Pillow's readers let out of damaged data has no common base
             raise Unreadable(f"the picture is cut short or damaged ({error}): send it again in full") from error
+
+
+def picture_size(data: bytes, *, max_pixels: int = MAX_SIDE * MAX_SIDE) -> tuple[int, int]:
+    """Width and height of a picture file, turned as EXIF says, from its head alone: no pixel is decoded.
+
+    Raises what ``load_picture`` would raise for that head; what comes after it may still be damaged.
+    """
+    if not data:
+        raise Unreadable("the picture is empty (0 bytes): send the file itself")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        picture = _open(data, max_pixels)
+        exif = Image.Exif()
+        with contextlib.suppress(Exception):  # as in _to_rgb
+            exif.load(picture.info["exif"])  # getexif() might look for it behind the pixels
+    width, height = picture.size
+    return (height, width) if exif.get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8) else (width, height)
 
 
 def to_tensor(rgb: Pixels) -> Floats:

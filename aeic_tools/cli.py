@@ -197,7 +197,7 @@ MEASUREMENTS = {
     "entropy": ("benchmarks.entropy", "train", "The exact entropy step: speed beside float32, and its price in bits."),
     "rans": ("benchmarks.rans", "train", "The entropy coder: speed and overhead beside CompressAI's."),
     "edge": ("benchmarks.edge", "dev", "The whole edge path: frames a second, memory, bytes on the wire."),
-    "edge-overload": ("benchmarks.edge_overload", "dev", "The edge under ten times its load: how fast it says no."),
+    "edge-overload": ("benchmarks.edge_overload", "dev", "The edge under ten times its load: how fast it answers."),
     "serve": ("benchmarks.serve", "bench", "The cloud at saturation beside its bare decoder, LitServe and Ray Serve."),
     "fleet": ("benchmarks.fleet", "dev", "Past one machine: claims, ingest, scaling; the simulator beside a run."),
 }

@@ -7,7 +7,7 @@ import datetime
 import time
 import uuid
 from http import HTTPStatus
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from fastapi import FastAPI, Header, Path, Query, Request, Response
 from fastapi.responses import JSONResponse, PlainTextResponse
@@ -18,13 +18,15 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 import aeic
 from aeic import tracing
 from edge_encoder import problems, status
-from edge_encoder.body import discard, read_body
+from edge_encoder.body import body_size, discard, read_body
 from edge_encoder.encode_queue import Busy
 from edge_encoder.ids import parse_id
 from edge_encoder.records import Entry, State
 from edge_encoder.service import EdgeService
+from edge_encoder.settings import Wait
 from edge_encoder.wish import Taken, Wish
 
+_WAIT = "Answer when the picture is on disk (received), when its frame is (spooled), when the cloud has it (delivered)."
 _PICTURES = ("image/jpeg", "image/png", "image/webp", "application/octet-stream")
 _REQUEST_BODY = {
     "requestBody": {
@@ -42,6 +44,13 @@ _FRAME_EXAMPLE = {
     "bpp": 0.0291,
     "rate": 1,
     "priority": 0,
+}
+_POST_EXAMPLES = {
+    "spooled": {"summary": "Encoded, the frame is on disk.", "value": _FRAME_EXAMPLE},
+    "received": {
+        "summary": "wait=received: the picture is on disk and will be encoded.",
+        "value": {**_FRAME_EXAMPLE, "state": "received", "bytes": None, "bpp": None, "rate": None},
+    },
 }
 
 
@@ -68,7 +77,7 @@ def create_app(service: EdgeService) -> FastAPI:
         status_code=202,
         openapi_extra=_REQUEST_BODY,
         responses={
-            202: {"description": "Safely spooled.", "content": {"application/json": {"example": _FRAME_EXAMPLE}}},
+            202: {"description": "Safely on disk.", "content": {"application/json": {"examples": _POST_EXAMPLES}}},
             **_problems(400, 408, 409, 413, 415, 422, 429, 503, 507),
         },
     )
@@ -78,7 +87,7 @@ def create_app(service: EdgeService) -> FastAPI:
         max_bytes: Annotated[int | None, Query(ge=1, le=1 << 30, description="Best rate point that fits.")] = None,
         target_bytes: Annotated[int | None, Query(ge=1, le=1 << 30, description="The same, or the lowest.")] = None,
         priority: Annotated[int, Query(ge=0, le=255, description="Larger goes first.")] = 0,
-        wait: Annotated[Literal["spooled", "delivered"], Query(description="What to wait for.")] = "spooled",
+        wait: Annotated[Wait, Query(description=_WAIT)] = service.settings.default_wait,
         timeout: Annotated[float, Query(ge=0, le=3600, description="Seconds, for wait=delivered.")] = 30.0,
         x_source_id: Annotated[str | None, Header(max_length=128)] = None,
         x_captured_at: Annotated[str | None, Header(max_length=64, description="RFC 3339, or ms since 1970.")] = None,
@@ -98,8 +107,13 @@ def create_app(service: EdgeService) -> FastAPI:
                 id=None if idempotency_key is None else _id(idempotency_key, "Idempotency-Key"),
             )
             with tracing.request("edge.post", request.headers.get("traceparent")):
-                picture = await read_body(request, service)
-                taken = await service.take(picture, wish)
+                size = await body_size(request, service)
+                if wait == "received":
+                    with service.backlog.place(size):
+                        taken = await service.intake.receive(await read_body(request, service, size), wish)
+                else:
+                    service.queue.check()
+                    taken = await service.intake.take(await read_body(request, service, size), wish)
         except Busy:
             await discard(request)
             raise
@@ -174,14 +188,15 @@ def _captured_ms(text: str | None) -> int:
 
 
 def _shown(entry: Entry) -> dict[str, Any]:
+    encoded = entry.size > 0
     shown = {
         "id": str(entry.id),
         "state": State(entry.state).name.lower(),
         "width": entry.width,
         "height": entry.height,
-        "bytes": entry.size,
-        "bpp": round(8 * entry.size / (entry.width * entry.height), 6),
-        "rate": entry.rate,
+        "bytes": entry.size if encoded else None,
+        "bpp": round(8 * entry.size / (entry.width * entry.height), 6) if encoded else None,
+        "rate": entry.rate if encoded else None,
         "priority": entry.priority,
         "created_unix_ms": entry.created_ms,
         "finished_unix_ms": entry.finished_ms,
@@ -190,8 +205,10 @@ def _shown(entry: Entry) -> dict[str, Any]:
 
 
 def _posted(entry: Entry, taken: Taken) -> dict[str, Any]:
-    if taken.encoded is None:
+    if taken.known:
         return {**_shown(entry), "encode_ms": 0.0, "duplicate": True}
+    if taken.encoded is None:
+        return _shown(entry)
     timings = {stage: round(seconds * 1000, 3) for stage, seconds in taken.encoded.timings.items()}
     return {**_shown(entry), "encode_ms": round(sum(timings.values()), 3), "timings_ms": timings}
 

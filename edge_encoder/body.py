@@ -17,17 +17,21 @@ _DISCARD_BYTES = 8 << 20
 _DISCARD_SECONDS = 0.5
 
 
-async def read_body(request: Request, service: EdgeService) -> bytes:
-    """The whole body. HTTPException 400 (hung up), 408 (too slow), 413 (too large), or Busy."""
+async def body_size(request: Request, service: EdgeService) -> int:
+    """What the body may become: its stated length, else the limit. HTTPException 413."""
     limit = service.settings.max_body_bytes
     told = request.headers.get("content-length", "")
-    size = int(told) if told.isdecimal() else None
-    if size is not None and size > limit:
+    size = int(told) if told.isdecimal() else limit
+    if size > limit:
         await discard(request)
         raise _too_large(limit)
-    service.queue.check()
-    # A body of unstated length may become as large as the limit.
-    with service.upload(limit if size is None else size):
+    return size
+
+
+async def read_body(request: Request, service: EdgeService, size: int) -> bytes:
+    """The whole body, of body_size(). HTTPException 400 (hung up), 408 (too slow), 413 (too large), or Busy."""
+    limit = service.settings.max_body_bytes
+    with service.upload(size):
         received = bytearray()
         try:
             async with asyncio.timeout(service.settings.read_timeout_seconds):

@@ -38,16 +38,22 @@ class EncodeQueue:
     def check(self) -> None:
         """Raises Busy if run() would."""
         if self.pending >= self._limit:
-            seconds = max(1, math.ceil(self.pending * self._seconds / self.workers))
+            seconds = self.seconds(self.pending)
             raise Busy(
                 f"{self.pending} pictures are being encoded or wait; come again in {seconds} s,"
                 " or raise AEIC_EDGE_ENCODE_QUEUE_FRAMES",
                 seconds,
             )
 
-    async def run(self, job: Callable[[], T]) -> T:
-        """The job's result, from a worker's thread. Raises Busy without waiting when the line is full."""
-        self.check()
+    def seconds(self, jobs: int) -> int:
+        """How long so many jobs should take, at least 1."""
+        return max(1, math.ceil(jobs * self._seconds / self.workers))
+
+    async def run(self, job: Callable[[], T], *, always: bool = False) -> T:
+        """The job's result, from a worker's thread. Raises Busy without waiting when the line is full, unless the job
+        is to be taken `always`."""
+        if not always:
+            self.check()
         self.pending += 1
         future = asyncio.get_running_loop().run_in_executor(self._pool, self._timed, job)
         # Counted until it is really done: a client that hung up does not make its picture cheaper.

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
-STAGES = ("read", "analyse", "entropy", "spool", "ship")
-# A bucket edge stands on each promise: 50 ms to answer, 250 ms to encode 768x512, 3 s to be ready.
+STAGES = ("receive", "wait", "read", "analyse", "entropy", "spool", "ship")
+# A bucket edge stands on each promise: 50 ms to answer, 250 ms to encode 768x512.
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 3600.0)
 _BYTES = (256, 512, 1024, 1536, 2048, 3072, 4096, 8192, 16384, 65536, 262144)
 
@@ -19,12 +19,13 @@ class Metrics:
         self.info = Gauge(
             "aeic_edge_info",
             "Always 1; the labels say what is running.",
-            ["version", "bundle", "fingerprint", "provider"],
+            ["version", "bundle", "fingerprint", "digest", "provider"],
             registry=registry,
         )
         self.stage_seconds = Histogram(
             "aeic_edge_stage_seconds",
-            "Time of one frame in one stage: read, analyse, entropy, spool (to commit), ship (sent to acknowledged).",
+            "Time of one frame in one stage: read, analyse, entropy, spool (to commit), ship (sent to acknowledged);"
+            " with wait=received before them receive (to commit) and wait (until it is encoded).",
             ["stage"],
             buckets=_SECONDS,
             registry=registry,
@@ -57,12 +58,19 @@ class Metrics:
             registry=registry,
         )
         self.queue_frames = Gauge("aeic_edge_queue_frames", "Pictures being encoded or waiting.", registry=registry)
+        self.received_frames = Gauge(
+            "aeic_edge_received_frames", "Originals that wait to be encoded.", registry=registry
+        )
+        self.received_bytes = Gauge("aeic_edge_received_bytes", "Their bytes.", registry=registry)
+        self.failed = Counter(
+            "aeic_edge_failed_total", "Originals that could not be encoded; the log says why.", registry=registry
+        )
         self.spool_frames = Gauge("aeic_edge_spool_frames", "Frames not yet acknowledged.", registry=registry)
         self.spool_bytes = Gauge("aeic_edge_spool_bytes", "Their bytes, as counted against the cap.", registry=registry)
         self.spool_max_bytes = Gauge("aeic_edge_spool_max_bytes", "The cap.", registry=registry)
         self.oldest_seconds = Gauge(
             "aeic_edge_oldest_unacknowledged_seconds",
-            "Age of the oldest frame not acknowledged.",
+            "Age of the oldest frame not acknowledged, or original not encoded.",
             registry=registry,
         )
         self.default_rate = Gauge(

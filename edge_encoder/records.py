@@ -25,16 +25,19 @@ MAX_RECORD_BYTES = 8 << 20
 
 
 class State(enum.IntEnum):
-    """Where a frame is. The numbers stand in the spool file, so they never change. SENDING is never on disk."""
+    """Where a frame is. The numbers stand in the spool file, so they never change. SENDING is never on disk, and
+    RECEIVED is what stands in the table of originals (originals.py)."""
 
     SPOOLED = 0
     DELIVERED = 1
     REJECTED = 2
     DROPPED = 3
     SENDING = 4
+    FAILED = 5
+    RECEIVED = 6
 
 
-FINAL = (State.DELIVERED, State.REJECTED, State.DROPPED)
+FINAL = (State.DELIVERED, State.REJECTED, State.DROPPED, State.FAILED)
 
 
 class DamagedRecord(ValueError):
@@ -121,7 +124,8 @@ class IdTaken(SpoolError):
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """What is remembered of a frame. `size` is the bytes of the .aeic file; times are milliseconds since 1970."""
+    """What is remembered of a frame. `size` is the bytes of the .aeic file, 0 where the original was not encoded; times
+    are milliseconds since 1970."""
 
     id: uuid.UUID
     state: State

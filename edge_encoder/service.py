@@ -9,7 +9,6 @@ import logging
 import os
 import time
 import uuid
-import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,12 +19,13 @@ import aeic
 from aeic import tracing
 from aeic.errors import AeicError
 from edge_encoder import systemd
+from edge_encoder.backlog import Backlog
 from edge_encoder.encode_queue import Busy, EncodeQueue
 from edge_encoder.encoder import Encoder
-from edge_encoder.ids import new_id
+from edge_encoder.intake import Intake
 from edge_encoder.metrics import Metrics
 from edge_encoder.rate_control import RateControl
-from edge_encoder.records import Entry, IdTaken, Record, SpoolError, State
+from edge_encoder.records import Entry, SpoolError, State
 from edge_encoder.settings import EdgeSettings
 from edge_encoder.spool import Spool
 from edge_encoder.trial import Trial
@@ -59,6 +59,8 @@ class EdgeService:
         self.trial: Trial
         self.encoder: Encoder
         self.spool: Spool
+        self.intake: Intake
+        self.backlog: Backlog
         self.uplink: Uplink
         self.rate_control: RateControl | None = None
         self._tasks: list[asyncio.Task[None]] = []
@@ -91,9 +93,8 @@ class EdgeService:
             self.spool.close()
             raise
         bundle = self.encoder.bundle
-        self.metrics.info.labels(aeic.__version__, bundle.name, bundle.fingerprint, self.encoder.analysis.provider).set(
-            1
-        )
+        labels = aeic.__version__, bundle.name, bundle.fingerprint, bundle.digest.hex(), self.encoder.analysis.provider
+        self.metrics.info.labels(*labels).set(1)
         self.metrics.spool_max_bytes.set(settings.spool_max_bytes)
         self.uplink = Uplink(
             self.spool,
@@ -105,15 +106,33 @@ class EdgeService:
         )
         if settings.target_age_seconds:
             self.rate_control = RateControl(bundle.default_rate, settings.target_age_seconds)
+        self.intake = Intake(
+            self.encoder,
+            self.queue,
+            self.spool,
+            self.waiting,
+            self.metrics,
+            source_id=settings.source_id,
+            default_rate=lambda: self.rate_control.rate if self.rate_control else None,
+        )
+        self.backlog = Backlog(
+            self.spool,
+            self.queue,
+            self.intake,
+            max_originals=settings.received_max_frames,
+            max_bytes=settings.received_max_bytes,
+        )
+        self.backlog.start()
         self._tasks = [asyncio.create_task(self.uplink.run()), asyncio.create_task(self._keep_house())]
         self.ready = True
         log.info(
-            "ready: bundle %s (%s) on %s, warmed up in %.2f s; %d frames in the spool",
+            "ready: bundle %s (%s) on %s, warmed up in %.2f s; %d frames and %d originals in the spool",
             bundle.name,
             bundle.fingerprint,
             self.encoder.analysis.provider,
             warm,
             self.spool.pending_frames,
+            self.spool.originals,
         )
 
     def _load(self, path: Path | None) -> float:
@@ -125,56 +144,8 @@ class EdgeService:
         return self.encoder.warm_up()
 
     async def take(self, picture: bytes | NDArray[np.uint8], wish: Wish) -> Taken:
-        """Encodes and spools one picture file, or (H, W, 3) RGB; returns when a power cut can no longer take it.
-
-        Raises InputError, RateError, Busy, IdTaken, SpoolFull or SpoolError.
-        """
-        raw = picture if isinstance(picture, bytes) else picture.data.cast("B")
-        crc = zlib.crc32(raw)
-        if wish.id is not None:
-            known = await asyncio.to_thread(self.spool.get, wish.id)
-            if known is not None and known.picture_crc != crc:
-                raise IdTaken(f"id {wish.id} belongs to another picture; use a fresh id for each picture")
-            if known is not None and known.state is not State.DROPPED:
-                return Taken(known, None)
-        encoded = await self.queue.run(
-            functools.partial(
-                self.encoder.encode,
-                picture,
-                rate=self._default_rate(wish),
-                max_bytes=wish.max_bytes,
-                target_bytes=wish.target_bytes,
-            )
-        )
-        begin, ident = time.perf_counter(), wish.id or new_id()
-        record = Record(
-            id=ident,
-            data=encoded.data,
-            width=encoded.width,
-            height=encoded.height,
-            rate=encoded.rate,
-            priority=wish.priority,
-            created_ms=int(time.time() * 1000),
-            captured_ms=wish.captured_ms,
-            picture_crc=crc,
-            source_id=wish.source_id or self.settings.source_id,
-        )
-        tracing.keep_current(record.id)
-        with self.waiting.expecting(ident, wish.prompt):
-            entry = await asyncio.wrap_future(self.spool.put(record))
-        ended = time.monotonic()
-        for stage, seconds in (("spool", time.perf_counter() - begin), *reversed(encoded.timings.items())):
-            self.metrics.stage_seconds.labels(stage).observe(seconds)
-            tracing.span(f"edge.{stage}", seconds, ended=ended)
-            ended -= seconds
-        self.metrics.frame_bytes.labels(str(encoded.rate)).observe(len(encoded.data))
-        self.metrics.picture_bytes.inc(len(raw))
-        return Taken(entry, encoded)
-
-    def _default_rate(self, wish: Wish) -> str | int | None:
-        """What the client asks for; where it asks for nothing, what the link allows."""
-        free = wish.rate is None and wish.max_bytes is None and wish.target_bytes is None
-        return self.rate_control.rate if free and self.rate_control else wish.rate
+        """Encodes and spools one picture: Intake.take."""
+        return await self.intake.take(picture, wish)
 
     async def entry(self, ident: uuid.UUID) -> Entry | None:
         """The frame's present state, or None if it is not known (any more)."""
@@ -184,13 +155,16 @@ class EdgeService:
         """Finishes what is in line, gives the uplink drain_timeout_seconds, closes the spool, which keeps the rest."""
         self.ready = False
         self.stopping.set()
+        await self.backlog.stop()
         await self.queue.close()
         await self.uplink.drain(self.settings.drain_timeout_seconds)
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await asyncio.to_thread(self.spool.close)
-        log.info("stopped; %d frames stay in the spool", self.spool.pending_frames)
+        log.info(
+            "stopped; %d frames stay in the spool and %d originals", self.spool.pending_frames, self.spool.originals
+        )
 
     @contextlib.contextmanager
     def upload(self, size: int) -> Iterator[None]:
@@ -210,6 +184,9 @@ class EdgeService:
             self._loop.call_soon_threadsafe(self._changed, ident, state, reason)
 
     def _changed(self, ident: uuid.UUID, state: State, reason: str) -> None:
+        if state is State.RECEIVED:
+            self.backlog.wake()
+            return
         if state is State.SPOOLED:
             self.uplink.wake()
             return
@@ -217,6 +194,9 @@ class EdgeService:
             word = {"spool": "full", "too": "age"}.get(reason.partition(" ")[0], "damaged")
             self.metrics.dropped.labels(word).inc()
             log.warning("frame %s dropped: %s", ident, reason)
+        elif state is State.FAILED:
+            self.metrics.failed.inc()
+            log.warning("original %s failed: %s", ident, reason)
         elif state is State.DELIVERED:
             self.trial.delivered()
         elif state is State.REJECTED and self.trial.on:

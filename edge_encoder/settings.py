@@ -17,6 +17,7 @@ from pydantic import Field, SecretStr, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
 
 FullPolicy = Literal["refuse", "drop-oldest", "drop-lowest-priority"]
+Wait = Literal["received", "spooled", "delivered"]
 ProviderChoice = Literal["auto", "cpu", "openvino", "cuda", "tensorrt"]
 
 
@@ -58,6 +59,12 @@ class EdgeSettings(BaseSettings):
     )
     read_timeout_seconds: float = Field(20.0, gt=0, le=600, description="Time a client has to send headers and body.")
     wait_max_seconds: float = Field(60.0, ge=0, le=3600, description="Longest wait that ?wait=delivered may ask for.")
+
+    default_wait: Wait = Field("spooled", description="What a POST waits for that names no ?wait=.")
+    received_max_frames: int = Field(
+        100, ge=1, le=100_000, description="Originals of ?wait=received that may wait to be encoded; one more gets 429."
+    )
+    received_max_bytes: int = Field(64 << 20, ge=1024, description="Their bytes, all together; beyond is 429.")
 
     watch_dir: Path | None = Field(None, description="A folder whose new pictures are taken too; none by default.")
     watch_seconds: float = Field(1.0, gt=0, description="Time between two looks into watch_dir.")

@@ -1,18 +1,20 @@
-"""The spool: frames wait here, on disk, until the cloud has acknowledged them.
+r"""The spool: frames wait here, on disk, until the cloud has acknowledged them; originals, until they are encoded.
 
-    put -> SPOOLED -> (lease) SENDING -> DELIVERED | REJECTED        DROPPED: the cap or the age limit took it
+    receive -> RECEIVED -> (next_original) -> put -> SPOOLED -> (lease) SENDING -> DELIVERED | REJECTED
+                   \-> FAILED                DROPPED: the cap or the age limit took it
 
-Promises. A put that returned survives a power cut (SQLite WAL, synchronous=FULL; writer.py commits in groups). A lease
-lives in memory only (leases.py), so a restart sends again what was under way. A frame carries its own check value
-(records.py); a damaged one is dropped and counted, never sent. Knows nothing of pictures, HTTP or gRPC.
+Promises. A put or receive that returned survives a power cut (SQLite WAL, synchronous=FULL; writer.py commits in
+groups). A lease lives in memory only (leases.py), so a restart does again what was under way. A frame carries its own
+check value (records.py), and so does an original; a damaged one is dropped and counted, never sent. Knows nothing of
+pictures, HTTP or gRPC.
 """
 
 from __future__ import annotations
 
 import contextlib
 import fcntl
+import functools
 import sqlite3
-import threading
 import time
 import uuid
 from collections.abc import Callable, Iterable
@@ -22,7 +24,9 @@ from typing import Any
 
 from edge_encoder import spool_file
 from edge_encoder.leases import Leases
-from edge_encoder.ledger import ENTRY, Changes, Ledger
+from edge_encoder.ledger import KNOWN, Changes, Ledger
+from edge_encoder.original import Original
+from edge_encoder.reader import Reader
 from edge_encoder.records import DamagedRecord, Entry, Record, SpoolError, State
 from edge_encoder.settings import FullPolicy
 from edge_encoder.writer import Op, Writer
@@ -51,15 +55,15 @@ class Spool:
             self._lock_file.close()
             raise SpoolError(f"another edge already uses {folder}; stop it or set AEIC_EDGE_DATA_DIR") from None
         connection, self.unreadable = spool_file.open_spool(self.path)
-        self._reader = spool_file.connect(self.path)
-        self._reading = threading.Lock()
         self._leases = Leases()
+        self._encoding = Leases()
         self._ledger = ledger = Ledger(self._leases, max_bytes, full_policy, history_frames)
         ledger.recount(connection)
         self._writer = Writer(connection, recount=ledger.recount, rebuild=self._rebuild, prune=ledger.prune)
+        self._reader = Reader(self.path, self._writer.submit)
 
     def put(self, record: Record) -> Future[Entry]:
-        """Keeps the frame; the future ends after the commit, so its result may be promised to the client.
+        """Keeps the frame, in place of its original; the future ends after the commit, so its result may be promised.
 
         The same id with the same picture gives the entry that is there already. Raises (in the future) SpoolFull,
         IdTaken, or SpoolError when the disk fails.
@@ -67,7 +71,8 @@ class Spool:
         return self._change(lambda connection, changes: self._ledger.put(connection, record, changes))
 
     def finish(self, ident: uuid.UUID, state: State, reason: str = "") -> Future[bool]:
-        """Marks a frame DELIVERED, REJECTED or DROPPED and frees its bytes; False if it was finished before."""
+        """Marks a frame or original DELIVERED, REJECTED, DROPPED or FAILED and frees its bytes; False if it was
+        finished before."""
         return self._change(
             lambda connection, changes: self._ledger.finish(connection, ident.bytes, state, reason, changes)
         )
@@ -78,20 +83,20 @@ class Spool:
 
     def get(self, ident: uuid.UUID) -> Entry | None:
         """The frame's entry, or None when it was never here or its history is gone."""
-        row = self._read_one(f"SELECT {ENTRY} FROM frames WHERE id = ?", (ident.bytes,))
+        row = self._reader.one(KNOWN, (ident.bytes,))
         return None if row is None else self._ledger.entry(row)
 
     def lease(self, limit: int) -> list[Record]:
         """Up to `limit` frames to send now, most urgent first, then oldest first. Each must be finished or released."""
         busy = self._leases.busy()
-        rows = self._read(
+        rows = self._reader.all(
             "SELECT id FROM frames WHERE state = 0 ORDER BY priority DESC, seq LIMIT ?", (limit + len(busy),)
         )
         records: list[Record] = []
         for (ident,) in rows:
             if ident in busy or len(records) >= limit:
                 continue
-            row = self._read_one("SELECT record FROM frames WHERE id = ? AND state = 0", (ident,))
+            row = self._reader.one("SELECT record FROM frames WHERE id = ? AND state = 0", (ident,))
             if row is None:
                 continue
             try:
@@ -104,9 +109,56 @@ class Spool:
             records.append(record)
         return records
 
+    def receive(self, original: Original) -> Future[Entry]:
+        """Keeps the picture until it is encoded; as put() otherwise."""
+        return self._change(lambda connection, changes: self._ledger.receive(connection, original, changes))
+
+    def next_original(self) -> tuple[Original, int] | None:
+        """The original to encode now, most urgent first, then oldest, and which try of it this is. It must be put,
+        finished or released.
+
+        The try is counted on disk before this returns: an original that ends the process is known by it.
+        """
+        while True:
+            busy = self._encoding.busy()
+            query = "SELECT id FROM originals ORDER BY priority DESC, seq LIMIT ?"
+            free = [ident for (ident,) in self._reader.all(query, (len(busy) + 1,)) if ident not in busy]
+            if not free:
+                return None
+            query = "SELECT meta, checked, picture FROM originals WHERE id = ?"
+            row = self._reader.one(query, (free[0],))
+            if row is None:
+                continue
+            try:
+                original = Original.parse(*row)
+            except DamagedRecord as error:
+                self.unreadable += 1
+                self.finish(uuid.UUID(bytes=free[0]), State.DROPPED, f"damaged on disk: {error}").result()
+                continue
+            self._encoding.take(free[0])
+            try:
+                tries = self._change(functools.partial(self._begin, original.id)).result()
+            except SpoolError:
+                self.release_original(original.id)
+                raise
+            if tries:
+                return original, tries
+            self._encoding.forget(free[0])
+
+    def _begin(self, ident: uuid.UUID, connection: sqlite3.Connection, changes: Changes) -> int:
+        return self._ledger.originals.begin(connection, ident)
+
+    def release_original(self, ident: uuid.UUID, delay_seconds: float = 0.0) -> None:
+        """It was not encoded; it is offered again after the delay, doubled per attempt."""
+        self._encoding.release(ident.bytes, delay_seconds)
+
+    def absolve_original(self, ident: uuid.UUID) -> Future[None]:
+        """The tries of that original so far do not count against it."""
+        return self._change(lambda connection, changes: self._ledger.originals.absolve(connection, ident))
+
     def oldest(self) -> Record | None:
         """The oldest readable frame that waits, whether or not it is leased; it stays as it is."""
-        for (raw,) in self._read("SELECT record FROM frames WHERE state = 0 ORDER BY seq LIMIT 16", ()):
+        for (raw,) in self._reader.all("SELECT record FROM frames WHERE state = 0 ORDER BY seq LIMIT 16"):
             with contextlib.suppress(DamagedRecord):
                 return Record.parse(raw or b"")
         return None
@@ -120,9 +172,14 @@ class Spool:
         """Seconds until a resting frame may be sent again, or None when none rests."""
         return self._leases.next_retry_seconds()
 
+    def next_original_seconds(self) -> float | None:
+        """Seconds until a resting original may be tried again, or None when none rests."""
+        return self._encoding.next_retry_seconds()
+
     def oldest_age_seconds(self) -> float:
-        """Age of the oldest frame not yet acknowledged; 0 when there is none or the clock went back."""
-        row = self._read_one("SELECT MIN(created_ms) FROM frames WHERE state = 0", ())
+        """Age of the oldest frame not yet acknowledged, or original; 0 when there is none or the clock went back."""
+        oldest = "SELECT MIN(created_ms) AS at FROM"
+        row = self._reader.one(f"SELECT MIN(at) FROM ({oldest} frames WHERE state = 0 UNION ALL {oldest} originals)")
         return 0.0 if row is None or row[0] is None else max(0.0, time.time() - row[0] / 1000)
 
     @property
@@ -146,6 +203,16 @@ class Spool:
         return self._ledger.bytes
 
     @property
+    def originals(self) -> int:
+        """Originals not yet encoded."""
+        return self._ledger.originals.count
+
+    @property
+    def original_bytes(self) -> int:
+        """Their bytes."""
+        return self._ledger.originals.bytes
+
+    @property
     def alive(self) -> bool:
         """False once nothing can be written any more."""
         return self._writer.alive
@@ -154,8 +221,7 @@ class Spool:
         """Commits what was handed in and closes the file. A second call does nothing."""
         if not self._lock_file.closed:
             self._writer.close()
-            with self._reading:
-                self._reader.close()
+            self._reader.close()
             self._lock_file.close()
 
     # -- changes, in the writer's thread -----------------------------------------------------------------------
@@ -171,38 +237,16 @@ class Spool:
             for ident, state, reason in changes:
                 if state is not State.SPOOLED:
                     self._leases.forget(ident.bytes)
+                if state is not State.RECEIVED:
+                    self._encoding.forget(ident.bytes)
                 if self.on_change is not None:
                     self.on_change(ident, state, reason)
 
         return self._writer.submit(Op(run, after))
 
     def _rebuild(self) -> sqlite3.Connection:
-        with self._reading:
-            self._reader.close()
+        with self._reader.closed():
             self._writer.connection.close()
             connection, lost = spool_file.rebuild(self.path)
-            self._reader = spool_file.connect(self.path)
         self.unreadable += lost
         return connection
-
-    # -- reading -----------------------------------------------------------------------------------------------
-
-    def _read(self, query: str, values: tuple[Any, ...]) -> list[Any]:
-        with self._reading:
-            reader = self._reader
-            try:
-                return reader.execute(query, values).fetchall()
-            except sqlite3.Error as error:
-                failure = error
-
-        def report(connection: sqlite3.Connection) -> None:
-            if self._reader is reader:  # not rebuilt since: make the writer do it
-                raise failure
-
-        if spool_file.is_damage(failure):
-            self._writer.submit(Op(report))
-        raise SpoolError(f"the spool cannot be read ({failure})") from failure
-
-    def _read_one(self, query: str, values: tuple[Any, ...]) -> Any:
-        rows = self._read(query, values)
-        return rows[0] if rows else None

@@ -1,7 +1,8 @@
 """The spool's file: its schema, how it is opened, and how it is set aside and rebuilt when damaged.
 
-The table keeps one row per frame; `record` (records.py) is cleared when the frame is finished, the rest of the row
-stays as history so that a state can be asked for and a repeated POST recognised.
+`frames` keeps one row per frame; `record` (records.py) is cleared when the frame is finished, the rest of the row stays
+as history so that a state can be asked for and a repeated POST recognised. `originals` holds pictures that are not
+encoded yet (original.py), `tries` how often that was begun.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import sqlite3
 import time
 from pathlib import Path
 
+from edge_encoder.original import Original
 from edge_encoder.records import Record, State
 from edge_encoder.salvage import salvage
 
@@ -41,6 +43,21 @@ CREATE TABLE IF NOT EXISTS frames (
 CREATE INDEX IF NOT EXISTS pending ON frames (priority DESC, seq) WHERE state = {State.SPOOLED.value};
 CREATE INDEX IF NOT EXISTS oldest ON frames (created_ms) WHERE state = {State.SPOOLED.value};
 CREATE INDEX IF NOT EXISTS finished ON frames (finished_ms) WHERE state != {State.SPOOLED.value};
+CREATE TABLE IF NOT EXISTS originals (
+    seq INTEGER PRIMARY KEY AUTOINCREMENT,
+    id BLOB NOT NULL UNIQUE,
+    priority INTEGER NOT NULL,
+    cost INTEGER NOT NULL,
+    width INTEGER NOT NULL,
+    height INTEGER NOT NULL,
+    picture_crc INTEGER NOT NULL,
+    created_ms INTEGER NOT NULL,
+    meta BLOB NOT NULL,
+    checked INTEGER NOT NULL,
+    picture BLOB NOT NULL
+);
+CREATE INDEX IF NOT EXISTS waiting ON originals (priority DESC, seq);
+CREATE TABLE IF NOT EXISTS tries (id BLOB PRIMARY KEY, count INTEGER NOT NULL) WITHOUT ROWID;
 """
 
 
@@ -52,6 +69,9 @@ def connect(path: Path) -> sqlite3.Connection:
         connection.execute("PRAGMA synchronous=FULL")
         connection.execute(f"PRAGMA journal_size_limit={8 << 20}")
         connection.execute("PRAGMA cache_size=-2048")
+        connection.execute(
+            "PRAGMA secure_delete=FAST"
+        )  # to overwrite a deleted original would cost as much as to keep it
     except sqlite3.Error:
         connection.close()
         raise
@@ -99,6 +119,28 @@ def insert(connection: sqlite3.Connection, record: Record, cost: int) -> None:
     )
 
 
+def insert_original(connection: sqlite3.Connection, original: Original) -> int:
+    """Adds the original; returns what it costs, in bytes."""
+    meta, cost = original.meta(), len(original.picture) + ROW_BYTES
+    connection.execute(
+        "INSERT INTO originals (id, priority, cost, width, height, picture_crc, created_ms, meta, checked, picture)"
+        " VALUES (?,?,?,?,?,?,?,?,?,?)",
+        (
+            original.id.bytes,
+            original.priority,
+            cost,
+            original.width,
+            original.height,
+            original.picture_crc,
+            original.created_ms,
+            meta,
+            original.check(meta),
+            original.picture,
+        ),
+    )
+    return cost
+
+
 def open_spool(path: Path) -> tuple[sqlite3.Connection, int]:
     """Opens or makes the file; a damaged one is rebuilt. Returns the connection and how many frames were lost."""
     try:
@@ -140,10 +182,13 @@ def rebuild(path: Path) -> tuple[sqlite3.Connection, int]:
     connection.execute("BEGIN IMMEDIATE")
     for record in sorted(found.records.values(), key=lambda record: (record.created_ms, record.id.bytes)):
         insert(connection, record, len(record.to_bytes()) + ROW_BYTES)
+    for original in sorted(found.originals.values(), key=lambda original: (original.created_ms, original.id.bytes)):
+        insert_original(connection, original)
     connection.execute("COMMIT")
     log.error(
-        "spool rebuilt: %d frames kept, at least %d lost; the damaged file is %s",
+        "spool rebuilt: %d frames and %d originals kept, at least %d lost; the damaged file is %s",
         len(found.records),
+        len(found.originals),
         found.unreadable,
         aside.name,
     )

@@ -23,6 +23,12 @@ def status(service: EdgeService) -> dict[str, Any]:
         "default_rate": _default_rate(service),
         "provider": service.encoder.analysis.provider,
         "encoding": {"pending": service.queue.pending, "workers": service.queue.workers},
+        "received": {
+            "frames": spool.originals,
+            "bytes": spool.original_bytes,
+            "max_frames": service.settings.received_max_frames,
+            "max_bytes": service.settings.received_max_bytes,
+        },
         "spool": {
             "frames": spool.pending_frames,
             "bytes": spool.pending_bytes,
@@ -48,6 +54,8 @@ def render_metrics(service: EdgeService) -> bytes:
     """The text of GET /metrics."""
     metrics, spool = service.metrics, service.spool
     metrics.queue_frames.set(service.queue.pending)
+    metrics.received_frames.set(spool.originals)
+    metrics.received_bytes.set(spool.original_bytes)
     metrics.spool_frames.set(spool.pending_frames)
     metrics.spool_bytes.set(spool.pending_bytes)
     metrics.unreadable.set(spool.unreadable)

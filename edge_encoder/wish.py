@@ -25,7 +25,9 @@ class Wish:
 
 @dataclass(frozen=True, slots=True)
 class Taken:
-    """A picture that is safely spooled. `encoded` is None when the id was known and nothing had to be done."""
+    """A picture that is safely spooled. `encoded` is None when it is not encoded yet, or when the id was `known` and
+    nothing had to be done."""
 
     entry: Entry
-    encoded: Encoded | None
+    encoded: Encoded | None = None
+    known: bool = False

@@ -82,7 +82,8 @@ class Writer:
             while len(batch) < _BATCH and not self._queue.empty():
                 batch.append(self._queue.get())
             stop = None in batch
-            self._commit([op for op in batch if op is not None])
+            # From here on it cannot be cancelled; whoever was cancelled before wants nothing any more.
+            self._commit([op for op in batch if op is not None and op.done.set_running_or_notify_cancel()])
 
     def _commit(self, batch: list[Op]) -> None:
         results: list[tuple[Op, Any, SpoolError | None]] = []

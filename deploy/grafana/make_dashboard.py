@@ -77,6 +77,7 @@ ROWS: list[tuple[str, list[tuple[str, str, list[Query]]]]] = [
             ("Encoding by stage, p95", "s", quantiles("aeic_edge_stage_seconds", "stage")[1:]),
             ("Oldest unacknowledged frame", "s", [("aeic_edge_oldest_unacknowledged_seconds", "{{instance}}")]),
             ("Spool", "percentunit", [("aeic_edge_spool_bytes / aeic_edge_spool_max_bytes", "{{instance}}")]),
+            ("Originals that wait", "short", [("aeic_edge_received_frames", "{{instance}}")]),
             ("Uplink", "bool", [("aeic_edge_uplink_connected", "{{instance}}")]),
             ("Answers of the cloud", "ops", rate("aeic_edge_acks_total", "status")),
             ("Frame size by rate point", "bytes", quantiles("aeic_edge_frame_bytes", "rate")[:1]),

@@ -87,7 +87,8 @@ class Abuse:
 
     async def post(self, client: httpx.AsyncClient, content: bytes, told: str) -> None:
         while True:
-            response = await client.post("/v1/frames", content=content)
+            wait = self.rng.choice(("spooled", "received"))
+            response = await client.post("/v1/frames", params={"wait": wait}, content=content)
             self.statuses[response.status_code] += 1
             if response.status_code != 429:
                 break

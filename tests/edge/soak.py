@@ -4,9 +4,9 @@
 
 The edge and the cloud are killed with -9 and started again, connections are cut and stalled half-open in a proxy
 between them, and the edge's disk fills up (its file size limit is pulled down while it runs). Clients post each picture
-under an id of their own until it is acknowledged with 202. In the end every acknowledged frame must be in the cloud
-exactly once, bit for bit. The last line of output is one JSON object; the exit code is 0 only if nothing was lost or
-duplicated.
+under an id of their own until it is acknowledged with 202, every other one with wait=received, so that kills find
+originals that are not encoded yet. In the end every acknowledged frame must be in the cloud exactly once, bit for bit.
+The last line of output is one JSON object; the exit code is 0 only if nothing was lost or duplicated.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import contextlib
 import json
 import random
 import resource
+import sqlite3
 import sys
 import tempfile
 import time
@@ -77,6 +78,8 @@ class Soak:
         self.acknowledged: dict[uuid.UUID, int] = {}
         self.answers: Counter[str] = Counter()
         self.events: Counter[str] = Counter()
+        self.originals_at_kills = 0  # acknowledged, not encoded yet, found on disk after kill -9
+        self._spool = folder / "edge" / "spool.sqlite3"
         self._next = 0
 
     async def run(self) -> dict[str, object]:
@@ -116,6 +119,7 @@ class Soak:
             "cloud_starts": self.cloud.starts,
             "troubles": dict(self.events),
             "answers": dict(self.answers),
+            "originals_at_kills": self.originals_at_kills,
             "frames_per_second": round(count / seconds, 1),
             "wire_up_bytes_over_payload_per_frame": round((up - payload) / count, 1),
             "wire_down_bytes_per_frame": round(down / count, 1),
@@ -127,11 +131,12 @@ class Soak:
         async with httpx.AsyncClient(timeout=15) as client:
             while self._next < self.frames:
                 number, self._next = self._next % PICTURES, self._next + 1
-                ident = new_id()
+                ident, wait = new_id(), ("received", "spooled")[self._next % 2]
                 while True:
                     try:
                         response = await client.post(
                             self.edge.ready["http"] + "/v1/frames",
+                            params={"wait": wait},
                             content=self.pictures[number],
                             headers={"Idempotency-Key": str(ident)},
                         )
@@ -141,6 +146,7 @@ class Soak:
                         continue
                     self.answers[str(response.status_code)] += 1
                     if response.status_code == 202:
+                        self.answers[response.json()["state"]] += 1
                         self.acknowledged[ident] = number
                         break
                     if response.status_code not in (429, 503, 507):
@@ -157,6 +163,8 @@ class Soak:
 
     async def _kill_edge(self) -> None:
         await self.edge.kill()
+        with contextlib.closing(sqlite3.connect(self._spool)) as connection:
+            self.originals_at_kills += connection.execute("SELECT COUNT(*) FROM originals").fetchone()[0]
         await self.edge.start()
 
     async def _kill_cloud(self) -> None:
@@ -177,9 +185,9 @@ class Soak:
         self.proxy.stalled = False
 
     async def _fill_disk(self) -> None:
-        wal = Path(self.edge.environment["AEIC_EDGE_DATA_DIR"]) / "spool.sqlite3-wal"
+        wal = self._spool.with_name("spool.sqlite3-wal")
         with contextlib.suppress(OSError):
-            size = max(wal.stat().st_size, wal.with_name("spool.sqlite3").stat().st_size)
+            size = max(wal.stat().st_size, self._spool.stat().st_size)
             limit = size + self.rng.randrange(20_000)
             resource.prlimit(self.edge.process.pid, resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
             await asyncio.sleep(self.rng.uniform(0.1, 2))
@@ -191,7 +199,7 @@ class Soak:
             deadline = time.monotonic() + 120
             while time.monotonic() < deadline:
                 status = (await client.get(self.edge.ready["http"] + "/v1/status")).json()
-                if status["spool"]["frames"] == 0:
+                if status["spool"]["frames"] + status["received"]["frames"] == 0:
                     return
                 await asyncio.sleep(0.1)
             raise RuntimeError(f"not delivered in two minutes: {status}")

@@ -23,8 +23,11 @@ def test_no_5xx_and_no_growth_whatever_is_sent(tmp_path):
 
 
 def test_overload_is_answered_with_202_or_429_and_those_taken_do_not_wait_for_ever(start_edge):
-    edge = start_edge(AEIC_EDGE_CLOUD_ADDRESS="", AEIC_EDGE_ENCODE_QUEUE_FRAMES="2")
+    small = {"AEIC_EDGE_ENCODE_QUEUE_FRAMES": "2", "AEIC_EDGE_RECEIVED_MAX_FRAMES": "8"}
+    edge = start_edge(AEIC_EDGE_CLOUD_ADDRESS="", **small)
     result: dict[str, Any] = asyncio.run(load(edge.url, picture(640, 480), times=10, seconds=2.0, places=3))
-    assert set(result["statuses"]) == {"202", "429"}
-    # Generator and edge share this machine with whatever else runs; the promise of 50 ms is the benchmark's to show.
-    assert result["refused_ms_median"] < 250 and result["taken_ms_max"] < 5000
+    for wait in ("spooled", "received"):
+        found = result[wait]
+        assert set(found["statuses"]) == {"202", "429"} and found["lost"] == 0
+        # Generator and edge share this machine with other work; the promise of 50 ms is the benchmark's to show.
+        assert found["refused_ms_p50"] < 250 and found["taken_ms_max"] < 5000 and found["drained_seconds"] < 10

@@ -170,7 +170,7 @@ def test_history_is_bounded(tmp_path):
         record = frame(number, size=20)
         put(spool, record)
         spool.finish(record.id, State.DELIVERED).result(5)
-    rows = spool._read_one("SELECT COUNT(*) FROM frames", ())[0]
+    rows = spool._reader.one("SELECT COUNT(*) FROM frames")[0]
     assert 100 <= rows <= 106
     spool.close()
 
