@@ -37,6 +37,9 @@ class Pool:
     batch: int = 1
     batch_seconds: float = 0.0
     poll_seconds: float = 0.25
+    contention: float = 0.0
+    """By how much each other worker at work slows a worker down. Workers with a device each share nothing; two that
+    decode on two hardware threads of one core do (``aeic bench fleet`` measures it without any queue)."""
 
 
 @dataclass(frozen=True)
@@ -92,6 +95,8 @@ def simulate(pool: Pool, arrivals: NDArray[np.float64]) -> Outcome:
         waiting = int(np.searchsorted(arrivals[taken : taken + pool.batch], now, side="right"))
         size = max(1, waiting)
         seconds = pool.batch_seconds + size * pool.frame_seconds
+        if pool.contention:
+            seconds *= 1 + pool.contention * sum(1 for other in free if other > now)
         finished[taken : taken + size] = now + seconds
         heapq.heappush(free, now + seconds)
         taken, busy, batches = taken + size, busy + seconds, batches + 1

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
@@ -114,12 +114,25 @@ class Database:
             *(sa.func.unnest(sa.bindparam(name, type_=sa.ARRAY(kind))).label(name) for name, kind in types.items())
         )
 
+    def among(self, column: sa.ColumnElement[int], values: Iterable[int]) -> sa.ColumnElement[bool]:
+        """``column IN values``; on PostgreSQL as one array, so that the statement's text is always the same."""
+        listed = list(values)
+        if self.sqlite:
+            return column.in_(listed)
+        return column == sa.func.any(sa.cast(listed, sa.ARRAY(sa.BigInteger)))
+
     @contextmanager
-    def write(self) -> Iterator[sa.Connection]:
-        """A transaction that commits at the end. A store that cannot write says :class:`StoreUnavailable`."""
+    def write(self, durable: bool = True) -> Iterator[sa.Connection]:
+        """A transaction that commits at the end. A store that cannot write says :class:`StoreUnavailable`.
+
+        ``durable`` False is for what may be lost in a power cut, such as a lease: PostgreSQL then answers a commit
+        before its disk has it. Nothing is ever half there.
+        """
         try:
             if self._write_lock is None:
                 with self.engine.begin() as connection:
+                    if not durable:
+                        connection.exec_driver_sql("SET LOCAL synchronous_commit = off")
                     yield connection
             else:
                 with self._write_lock, self.engine.execution_options(aeic_write=True).begin() as connection:

@@ -67,23 +67,19 @@ class Leases(Part):
         ``alike`` leaves it at those that can share a batch with the most urgent one.
         """
         ready = sa.and_(_READY, jobs.c.fingerprint == fingerprint)
-        lapsed = jobs.c.lease_until < now
-        first = sa.select(jobs.c.bucket).where(ready).order_by(*_ORDER).limit(1)
+        lapsed = sa.exists().where(jobs.c.lease_until < now)
         with self.database.read() as connection:  # the usual answer of an idle service costs no write
-            stale = connection.scalar(sa.select(jobs.c.seq).where(lapsed).limit(1)) is not None
-            bucket = connection.scalar(first)
-        if bucket is None and not stale:
+            some, stale = connection.execute(sa.select(sa.exists().where(ready), lapsed)).one()
+        if not some and not stale:
             return []
-        with self.database.write() as connection:
+        if alike:
+            first = sa.select(jobs.c.bucket).where(ready).order_by(*_ORDER).limit(1)
+            ready = sa.and_(ready, jobs.c.bucket == first.scalar_subquery())
+        urgent = sa.select(jobs.c.seq).where(ready).order_by(*_ORDER).limit(limit)
+        with self.database.write(durable=False) as connection:
             if stale:
                 self._take_back(connection, now)
-                bucket = connection.scalar(first)
-            if alike:
-                ready = sa.and_(ready, jobs.c.bucket == bucket)
-            urgent = sa.select(jobs.c.seq).where(ready).order_by(*_ORDER).limit(limit)
-            # SQLite leaves FOR UPDATE out, and needs it not
-            seqs = connection.scalars(urgent.with_for_update(skip_locked=True)).all()
-            return self._lease(connection, seqs, owner, now + lease, max_attempts)
+            return self._lease(connection, urgent, owner, now + lease, max_attempts)
 
     def claim_one(
         self, tenant: str, id: UUID, owner: str, now: float, lease: float, max_attempts: int
@@ -95,8 +91,7 @@ class Leases(Part):
                 return None
             free = sa.or_(jobs.c.lease_until.is_(None), jobs.c.lease_until < now)
             chosen = sa.select(jobs.c.seq).join(frames, frames.c.seq == jobs.c.seq).where(waits, free)
-            seqs = connection.scalars(chosen.with_for_update(skip_locked=True, of=jobs)).all()
-            claimed = self._lease(connection, seqs, owner, now + lease, max_attempts)
+            claimed = self._lease(connection, chosen, owner, now + lease, max_attempts)
         return claimed[0] if claimed else None
 
     def demand(self, tenant: str, id: UUID, now: float, deadline: float | None = None) -> bool:
@@ -145,23 +140,30 @@ class Leases(Part):
         connection.execute(sa.update(jobs).where(jobs.c.seq.in_(lapsed)).values(**_FREE, wanted=True))
 
     def _lease(
-        self, connection: sa.Connection, seqs: Sequence[int], owner: str, until: float, max_attempts: int
+        self, connection: sa.Connection, which: sa.Select[Any], owner: str, until: float, max_attempts: int
     ) -> list[Claimed]:
-        if not seqs:
-            return []
+        # One statement chooses and leases. SQLite leaves FOR UPDATE out, and needs it not.
+        chosen = which.with_for_update(skip_locked=True, of=jobs).cte("chosen")
         leased = (
             sa.update(jobs)
-            .where(jobs.c.seq.in_(seqs), jobs.c.attempts < max_attempts)
+            .where(jobs.c.seq.in_(sa.select(chosen.c.seq)))
             .values(lease_owner=owner, lease_until=until, attempts=jobs.c.attempts + 1)
-            .returning(*(jobs.c[name] for name in ("seq", "turn", "deadline_ms")))
+            .returning(*(jobs.c[name] for name in ("seq", "turn", "deadline_ms", "attempts")))
         )
-        order = {found.seq: (found.turn, found.deadline_ms, found.seq) for found in connection.execute(leased)}
-        if dead := [seq for seq in seqs if seq not in order]:
+        order, dead = {}, []
+        for found in connection.execute(leased):
+            if found.attempts > max_attempts:
+                dead.append(found.seq)
+            else:
+                order[found.seq] = (found.turn, found.deadline_ms, found.seq)
+        if dead:
             self._fail(connection, dead, f"the decoder stopped {max_attempts} times while it had this frame")
+        if not order:
+            return []
         query = sa.select(*ROW_COLUMNS, frames.c.bitstream).join(jobs, jobs.c.seq == frames.c.seq)
-        found = connection.execute(query.where(frames.c.seq.in_(order))).all()
-        found = sorted(found, key=lambda row: order[row.seq])
-        return [Claimed(row_of(row), bytes(row.bitstream)) for row in found if row.bitstream is not None]
+        rows = connection.execute(query.where(self.database.among(frames.c.seq, order))).all()
+        rows = sorted(rows, key=lambda row: order[row.seq])
+        return [Claimed(row_of(row), bytes(row.bitstream)) for row in rows if row.bitstream is not None]
 
     def renew(self, seqs: Iterable[int], owner: str, until: float) -> None:
         """Keep the leases that ``owner`` still holds until ``until``."""
@@ -211,7 +213,7 @@ class Leases(Part):
 
         def work(connection: sa.Connection) -> None:
             connection.execute(done, parameters)
-            connection.execute(sa.delete(jobs).where(jobs.c.seq.in_([one.seq for one in finished])))
+            connection.execute(sa.delete(jobs).where(self.database.among(jobs.c.seq, [one.seq for one in finished])))
 
         self.database.commit(work)
 
@@ -232,8 +234,8 @@ class Leases(Part):
         listed = list(seqs)
         if not listed:
             return
-        mine = sa.and_(jobs.c.seq.in_(listed), jobs.c.lease_owner == owner)
-        with self.database.write() as connection:
+        mine = sa.and_(self.database.among(jobs.c.seq, listed), jobs.c.lease_owner == owner)
+        with self.database.write(durable=False) as connection:
             connection.execute(sa.update(jobs).where(mine).values(**values))
 
     def waiting(self, now: float, fingerprint: str | None = None) -> Backlog:

@@ -17,8 +17,9 @@ import sqlalchemy as sa
 
 from cloud_decoder.errors import StoreUnavailable
 from cloud_decoder.schema import metadata
+from cloud_decoder.tallies import triggers
 
-HEAD = "0002"
+HEAD = "0003"
 MIGRATIONS = Path(__file__).parent / "migrations"
 LOCK = 1095059779
 """Of PostgreSQL's advisory locks, the one under which tables are made: front ends start together."""
@@ -35,6 +36,8 @@ def ensure(engine: sa.Engine, write: Callable[[], AbstractContextManager[sa.Conn
                 found = current(connection)
             if found is None:
                 metadata.create_all(connection)
+                for statement in triggers(connection.dialect.name):
+                    connection.exec_driver_sql(statement)
                 _version.create(connection)
                 connection.execute(_version.insert().values(version_num=HEAD))
                 return

@@ -105,3 +105,14 @@ sources = Table(
     Column("frames", BigInteger, nullable=False),
     Column("bytes", BigInteger, nullable=False),
 )
+
+# Written by triggers only (cloud_decoder.tallies): frames and their bytes by state.
+tallies = Table(
+    "tallies",
+    metadata,
+    Column("tenant", String(64), primary_key=True),
+    Column("state", String(10), primary_key=True),
+    Column("slot", Integer, primary_key=True, autoincrement=False),
+    Column("frames", BigInteger, nullable=False),  # of one slot alone it may be less than none
+    Column("bytes", BigInteger, nullable=False),
+)

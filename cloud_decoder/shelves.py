@@ -9,7 +9,7 @@ import sqlalchemy as sa
 
 from cloud_decoder.database import Part
 from cloud_decoder.records import Row, State
-from cloud_decoder.schema import frames, jobs, sources
+from cloud_decoder.schema import frames, jobs, sources, tallies
 
 _HELD = sa.and_(frames.c.state == State.RECEIVED.value, jobs.c.lease_until.is_not(None))
 _DERIVED = {
@@ -98,11 +98,11 @@ class Shelves(Part):
             return int(connection.scalar(sa.select(sa.func.sum(sources.c.frames))) or 0)
 
     def counts(self, tenant: str | None = None) -> dict[str, int]:
-        """Frames by state, of one tenant or of all."""
-        query = sa.select(frames.c.state, sa.func.count()).group_by(frames.c.state)
+        """Frames by state, of one tenant or of all. However many there are, none of them is looked at."""
+        query = sa.select(tallies.c.state, sa.func.sum(tallies.c.frames)).group_by(tallies.c.state)
         held = sa.select(sa.func.count()).select_from(jobs.join(frames, frames.c.seq == jobs.c.seq)).where(_HELD)
         if tenant is not None:
-            query, held = query.where(frames.c.tenant == tenant), held.where(frames.c.tenant == tenant)
+            query, held = query.where(tallies.c.tenant == tenant), held.where(frames.c.tenant == tenant)
         with self.database.read() as connection:
             counted = {str(state): int(count) for state, count in connection.execute(query)}
             decoding = min(int(connection.scalar(held) or 0), counted.get(State.RECEIVED.value, 0))
@@ -122,8 +122,8 @@ class Shelves(Part):
             if older_than_ms is not None:
                 doomed += connection.execute(oldest.where(frames.c.received_ms < older_than_ms)).scalars().all()
             if keep_bytes is not None:
-                kept = frames.c.state != State.PRUNED.value
-                total = connection.execute(sa.select(sa.func.sum(frames.c.bytes)).where(kept)).scalar() or 0
+                kept = tallies.c.state != State.PRUNED.value
+                total = int(connection.scalar(sa.select(sa.func.sum(tallies.c.bytes)).where(kept)) or 0)
                 for seq, size in connection.execute(oldest):
                     if total <= keep_bytes:
                         break

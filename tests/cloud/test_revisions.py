@@ -40,10 +40,23 @@ def indexes(url: str) -> set[str]:
     return {one for one in said if "alembic_version" not in one}
 
 
+def triggers(url: str) -> set[str]:
+    engine = sa.create_engine(url)
+    with engine.connect() as connection:
+        if engine.dialect.name == "sqlite":
+            query = "SELECT sql FROM sqlite_master WHERE type = 'trigger'"
+        else:
+            query = "SELECT pg_get_triggerdef(oid) FROM pg_trigger WHERE NOT tgisinternal"
+        said = set(connection.execute(sa.text(query)).scalars())
+    engine.dispose()
+    return said
+
+
 def test_all_revisions_together_make_what_an_empty_store_becomes(store_url: str) -> None:
     revisions.upgrade(sa.make_url(store_url))
     assert differences(store_url) == []
-    migrated = indexes(store_url)
+    migrated = indexes(store_url), triggers(store_url)
+    assert len(migrated[1]) == 4
     engine = sa.create_engine(store_url)
     with engine.begin() as connection:
         sa.Table("alembic_version", metadata.__class__(), autoload_with=connection).drop(connection)
@@ -51,7 +64,7 @@ def test_all_revisions_together_make_what_an_empty_store_becomes(store_url: str)
     engine.dispose()
     Store(store_url).close()
     assert differences(store_url) == []
-    assert migrated == indexes(store_url)
+    assert migrated == (indexes(store_url), triggers(store_url))
 
 
 def test_a_store_from_before_keeps_its_frames_and_its_queue(store_url: str) -> None:

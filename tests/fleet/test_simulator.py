@@ -40,6 +40,15 @@ def test_one_server_waits_as_the_formula_says() -> None:
     assert 2.0 < outcome.age_p50 < 3.2  # the median of 1 + wait; its mean is 3
 
 
+def test_workers_that_share_a_core_are_as_slow_as_they_were_measured() -> None:
+    """Two threads of one core that together do 1.25 times what one does."""
+    alone = simulate(Pool(1, 0.1, poll_seconds=0), np.zeros(400))
+    both = simulate(Pool(2, 0.1, poll_seconds=0, contention=2 / 1.25 - 1), np.zeros(400))
+    assert both.frames_per_second / alone.frames_per_second == pytest.approx(1.25, rel=0.01)
+    calm = simulate(Pool(2, 0.1, poll_seconds=0, contention=0.6), steady(1.0, 100))
+    assert calm.age_p95 == pytest.approx(0.1)  # nobody else is at work
+
+
 def test_the_least_number_is_the_least() -> None:
     pool, outcome = workers_needed(Pool(1, 0.1, poll_seconds=0.05), 50.0, target_seconds=0.5, frames=3000)
     assert outcome.age_p95 <= 0.5 and 5 <= pool.workers <= 8

@@ -1,0 +1,96 @@
+"""The decoder alone, as a worker runs it, in a process of its own on one core: no queue, no database, no service.
+
+    python -m benchmarks.bare_decoder BUNDLE FRAMES
+
+``FRAMES`` is a folder. Says ``ready``, then for each line of seconds on stdin decodes for that long, pictures written
+as PNG in memory, and answers with a line of JSON: the moments (seconds since 1970) at which each frame was done.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from cloud_decoder import pictures
+from cloud_decoder.decoder import Decoder
+from tests.fleet.members import ROOT
+
+AHEAD = 2
+"""Frames entropy-decoded before they are synthesised; as many as the measured workers hold."""
+
+
+class BareDecoder:
+    """One such process on ``core``."""
+
+    def __init__(self, core: int, bundle: Path, frames: Path) -> None:
+        command = [
+            "taskset",
+            "-c",
+            str(core),
+            sys.executable,
+            "-m",
+            "benchmarks.bare_decoder",
+            str(bundle),
+            str(frames),
+        ]
+        environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+        self._process = subprocess.Popen(
+            command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        assert self._read() == "ready\n", "the bare decoder did not start; stderr says why"
+
+    def begin(self, seconds: float) -> None:
+        """Decode for so long; :meth:`moments` says what came of it."""
+        assert self._process.stdin is not None
+        self._process.stdin.write(f"{seconds}\n")
+        self._process.stdin.flush()
+
+    def moments(self) -> list[float]:
+        """When it began, and when each frame was done (seconds since 1970)."""
+        return list(json.loads(self._read()))
+
+    def stop(self) -> None:
+        """Gone."""
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        self._process.wait(30)
+
+    def _read(self) -> str:
+        assert self._process.stdout is not None
+        return self._process.stdout.readline()
+
+
+def rates(decoders: list[BareDecoder], seconds: float) -> list[float]:
+    """Frames a second of each of them while all of them work."""
+    for one in decoders:
+        one.begin(seconds)
+    found = [one.moments() for one in decoders]
+    end = min(moments[-1] for moments in found)  # beyond it, somebody works alone
+    within = [[moment for moment in moments if moment <= end] for moments in found]
+    return [(len(moments) - 1) / (moments[-1] - moments[0]) for moments in within]
+
+
+def main(bundle: str, folder: str) -> int:
+    """Answer until stdin closes."""
+    decoder = Decoder.from_bundle(bundle, "onnx", 1, entropy_workers=1, isolate=True)
+    decoder.warm_up()
+    frames = itertools.cycle([path.read_bytes() for path in sorted(Path(folder).iterdir())])
+    print("ready", flush=True)
+    for line in sys.stdin:
+        moments = [time.time()]
+        while moments[-1] - moments[0] < float(line):
+            for picture in decoder.decode([next(frames) for _ in range(AHEAD)]):
+                pictures.encode(picture, pictures.MASTER)
+                moments.append(time.time())
+        print(json.dumps(moments), flush=True)
+    decoder.close()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(*sys.argv[1:]))

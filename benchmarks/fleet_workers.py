@@ -1,0 +1,179 @@
+"""Workers on cores of their own: how two of them compare with one, with what the cores themselves allow, and with what
+the simulator says."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import statistics
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from aeic.bundle import Bundle
+from benchmarks.bare_decoder import BareDecoder, rates
+from benchmarks.fleet_frames import make_frames, stored
+from benchmarks.fleet_simulator import Pool, simulate, steady
+from cloud_decoder.records import State
+from cloud_decoder.store import Store
+from tests.cloud.postgres import Postgres
+from tests.fleet.members import Member
+
+POLL_SECONDS = 0.05
+STEP_SECONDS = 0.1
+"""Frames of one step arrive together."""
+PREDICTED = ("seconds", "age_p50", "age_p95")
+
+
+class Crew:
+    """Workers that stay up over many runs, one on each core; those that a run does not want are stopped meanwhile."""
+
+    def __init__(self, settings: dict[str, object], folder: Path, store: Store, count: int) -> None:
+        worker = {"role": "worker", "port": 0, "grpc_port": 0, "poll_seconds": POLL_SECONDS, "claim_frames": 2}
+        cores = os.cpu_count() or 1
+        self._members = [Member(f"worker-{n}", folder, n % cores, **settings | worker) for n in range(count)]
+        self._store = store
+
+    async def start(self) -> None:
+        """All up and ready."""
+        await asyncio.gather(*(member.start() for member in self._members))
+
+    async def stop(self) -> None:
+        """All gone, gently."""
+        for member in self._members:
+            await member.stop()
+
+    def wake(self, workers: int) -> None:
+        """So many of them run, the others stand still: nobody holds a lease between two runs."""
+        for number, member in enumerate(self._members):
+            assert member.process is not None
+            member.process.send_signal(signal.SIGCONT if number < workers else signal.SIGSTOP)
+
+    async def run(self, workers: int, data: list[bytes], rate: float = 0.0) -> dict[str, float]:
+        """``data`` by so many workers: a backlog, or ``rate`` frames a second. Ends with the last one decoded."""
+        self.wake(workers)
+        new = [stored(one) for one in data]
+        step = max(1, int(rate * STEP_SECONDS)) if rate else len(new)
+        begun = time.time()
+        for start in range(0, len(new), step):
+            if rate and (early := begun + start / rate - time.time()) > 0:
+                await asyncio.sleep(early)
+            await asyncio.to_thread(self._store.add, new[start : start + step], time.time())
+        while (backlog := await asyncio.to_thread(self._store.waiting, time.time())).ready or backlog.leased:
+            await asyncio.sleep(0.25)
+        self.wake(0)
+        rows = await asyncio.to_thread(self._store.page, "", len(new))
+        assert all(row.state is State.DONE for row in rows)
+        ends = sorted((row.available_ms or 0) / 1000 for row in rows)
+        # Without the start, and without the end, where some have no more work.
+        first, last = len(ends) // 10, len(ends) * 8 // 10
+        ages = [((row.available_ms or 0) - row.received_ms) / 1000 for row in rows]
+        stages = {
+            name: statistics.mean((row.timings or {}).get(name, 0.0) for row in rows)
+            for name in ("entropy", "synthesis", "image")
+        }
+        return stages | {
+            "frames_per_second": (last - first) / (ends[last] - ends[first]),
+            "seconds": ends[-1] - begun,
+            "age_p50": float(np.percentile(ages, 50)),
+            "age_p95": float(np.percentile(ages, 95)),
+        }
+
+
+@dataclass(frozen=True)
+class Round:
+    """What was seen within half a minute, so that its ratios mean something on a machine that is never quiet."""
+
+    bare: float
+    """Frames a second of the bare decoder alone on a core."""
+    ceiling: float
+    """Two of them on two cores, in times of that: all that a second core can bring."""
+    one: dict[str, float]
+    two: dict[str, float]
+    said: dict[str, float]
+    seen: dict[str, float]
+
+    @property
+    def scaling(self) -> float:
+        """Two workers, in times of one."""
+        return self.two["frames_per_second"] / self.one["frames_per_second"]
+
+    def __str__(self) -> str:
+        off = max(abs(self.said[name] / self.seen[name] - 1) for name in PREDICTED)
+        return (
+            f"bare {self.bare:5.2f}/s, two {self.ceiling:.3f} times; worker {self.one['frames_per_second']:5.2f}/s, two"
+            f" {self.scaling:.3f} times: {self.scaling / self.ceiling:.3f} of what the cores allow; simulated"
+            f" {self.said['age_p50']:.2f} s of age, seen {self.seen['age_p50']:.2f} s, worst {100 * off:.1f} % off"
+        )
+
+
+async def measure_workers(
+    bundle: Bundle, server: Postgres, settings: dict[str, object], folder: Path, frames: int, rounds: int, load: float
+) -> dict[str, object]:
+    """Rounds, in which bare decoders, one worker, two workers and the simulated run take turns; medians of all."""
+    url = server.fresh()
+    store = Store(url)
+    crew = Crew(settings | {"bundle": bundle.path, "database_url": url}, folder, store, 2)
+    data = make_frames(bundle, 2 * frames)  # none twice in one run: equal bytes are decoded once
+    (folder / "frames").mkdir()
+    for number, one in enumerate(data):
+        (folder / "frames" / f"{number:04}").write_bytes(one)
+    bare = [BareDecoder(core, bundle.path, folder / "frames") for core in range(2)]
+    await crew.start()
+    await crew.run(2, data[: frames // 2])
+    seen: list[Round] = []
+    for _ in range(rounds):
+        seen.append(await _round(crew, bare, data, load))
+        print(seen[-1], flush=True)
+    for process in bare:
+        process.stop()
+    await crew.stop()
+    store.close()
+    return summary(bundle.name, seen)
+
+
+async def _round(crew: Crew, bare: list[BareDecoder], data: list[bytes], load: float) -> Round:
+    half = len(data) // 2
+    seconds = half / 10
+    alone = [rates([one], seconds)[0] for one in bare]
+    together = rates(bare, 2 * seconds)
+    ceiling = sum(together) / statistics.mean(alone)
+    one = await crew.run(1, data[:half])
+    two = await crew.run(2, data)  # as much for each worker: starting and ending weigh the same
+    rate = load * one["frames_per_second"]
+    pool = Pool(2, 1 / one["frames_per_second"], poll_seconds=POLL_SECONDS, contention=2 / ceiling - 1)
+    said = simulate(pool, steady(rate, len(data), STEP_SECONDS))
+    seen = await crew.run(2, data, rate)
+    return Round(statistics.mean(alone), ceiling, one, two, {name: getattr(said, name) for name in PREDICTED}, seen)
+
+
+def summary(bundle: str, seen: list[Round]) -> dict[str, object]:
+    """Medians over the rounds, and each round's ratios."""
+
+    def median(values: list[float], digits: int = 3) -> float:
+        return round(statistics.median(values), digits)
+
+    ratios = {name: [one.said[name] / one.seen[name] for one in seen] for name in PREDICTED}
+    errors = {name: round(abs(statistics.median(each) - 1), 3) for name, each in ratios.items()}
+    return {
+        "bundle": bundle,
+        "bare_frames_per_second": median([one.bare for one in seen], 2),
+        "one_worker_frames_per_second": median([one.one["frames_per_second"] for one in seen], 2),
+        "two_workers_frames_per_second": median([one.two["frames_per_second"] for one in seen], 2),
+        "scaling": median([one.scaling for one in seen]),
+        "ceiling": median([one.ceiling for one in seen]),
+        "scaling_of_ceiling": median([one.scaling / one.ceiling for one in seen]),
+        "one_worker_of_bare": median([one.one["frames_per_second"] / one.bare for one in seen]),
+        "rounds": [[round(one.scaling, 3), round(one.ceiling, 3)] for one in seen],
+        "stage_seconds": {
+            name: median([one.one[name] for one in seen], 5) for name in ("entropy", "synthesis", "image")
+        },
+        "predicted_and_measured_last": {
+            name: [round(seen[-1].said[name], 3), round(seen[-1].seen[name], 3)] for name in PREDICTED
+        },
+        "prediction_errors": errors,
+        "prediction_error_worst": max(errors.values()),
+    }
