@@ -10,9 +10,11 @@ import numpy as np
 import pytest
 
 from aeic_train import evaluate, plots
-from aeic_train.evaluate import Bench, Table, compare, curve, main
+from aeic_train.bench import Bench, curve
+from aeic_train.evaluate import compare, main
 from aeic_train.metrics import Judges, frechet
 from aeic_train.rivals import PillowCodec
+from aeic_train.table import Table
 
 
 class QuickJudges(Judges):
