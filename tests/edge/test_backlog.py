@@ -145,7 +145,7 @@ def test_one_key_is_one_frame_in_every_state(tmp_path, tiny_bundle):
 
 def test_beyond_the_caps_429_and_urgent_ones_go_first(tmp_path, tiny_bundle):
     async def scenario() -> None:
-        caps = {"received_max_frames": 6, "received_max_bytes": 60_000, "encode_workers": 1}
+        caps = {"received_max_frames": 6, "received_max_bytes": 60_000, "encode_workers": 1, "encode_queue_frames": 1}
         async with edge(tmp_path, tiny_bundle, **caps) as (client, service):
             with held(service) as order:
                 for _ in range(2):  # one in the encoder and one behind it
