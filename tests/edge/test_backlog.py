@@ -86,6 +86,8 @@ def test_it_is_received_at_once_and_delivered_later_as_if_posted_the_other_way(t
             assert shown["created_unix_ms"] == body["created_unix_ms"]
             assert cloud.frames[ident] == cloud.frames[uuid.UUID(twin["id"])]
             text = (await client.get("/metrics")).text
+            for wait in ("received", "spooled"):
+                assert f'aeic_edge_request_seconds_count{{status="202",wait="{wait}"}} 1.0' in text
             for stage in ("receive", "wait"):
                 assert f'aeic_edge_stage_seconds_count{{stage="{stage}"}} 1.0' in text
 
