@@ -27,6 +27,7 @@ from edge_encoder.settings import Wait
 from edge_encoder.wish import Taken, Wish
 
 _WAIT = "Answer when the picture is on disk (received), when its frame is (spooled), when the cloud has it (delivered)."
+_WAITED = "aeic.wait"  # in a request's scope, for _Timed; not there when the request was malformed
 _PICTURES = ("image/jpeg", "image/png", "image/webp", "application/octet-stream")
 _REQUEST_BODY = {
     "requestBody": {
@@ -93,6 +94,7 @@ def create_app(service: EdgeService) -> FastAPI:
         x_captured_at: Annotated[str | None, Header(max_length=64, description="RFC 3339, or ms since 1970.")] = None,
         idempotency_key: Annotated[str | None, Header(max_length=64, description="UUID, becomes the id.")] = None,
     ) -> JSONResponse:
+        request.scope[_WAITED] = wait
         if service.stopping.is_set():
             raise HTTPException(503, "the service is stopping; try again shortly", {"Retry-After": "5"})
         try:
@@ -229,7 +231,8 @@ class _Timed:
         async def watch(message: Message) -> None:
             if message["type"] == "http.response.start":
                 seconds = time.perf_counter() - begin
-                self._service.metrics.request_seconds.labels(str(message["status"])).observe(seconds)
+                labels = str(message["status"]), scope.get(_WAITED, "")
+                self._service.metrics.request_seconds.labels(*labels).observe(seconds)
             await send(message)
 
         await self._app(scope, receive, watch)

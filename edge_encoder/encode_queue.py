@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import math
 import time
 from collections.abc import Callable
@@ -31,13 +32,14 @@ class EncodeQueue:
         self.pending = 0
         self.workers = workers
         self._limit = workers + waiting
+        self._placeless = 0  # of those pending, the jobs that took no place
         self._seconds = 0.2  # smoothed time of one job
         self._begun: dict[object, float] = {}  # when each job now running began, monotonic
         self._pool = ThreadPoolExecutor(workers, "encode")
 
     def check(self) -> None:
         """Raises Busy if run() would."""
-        if self.pending >= self._limit:
+        if self.pending - self._placeless >= self._limit:
             seconds = self.seconds(self.pending)
             raise Busy(
                 f"{self.pending} pictures are being encoded or wait; come again in {seconds} s,"
@@ -49,15 +51,16 @@ class EncodeQueue:
         """How long so many jobs should take, at least 1."""
         return max(1, math.ceil(jobs * self._seconds / self.workers))
 
-    async def run(self, job: Callable[[], T], *, always: bool = False) -> T:
+    async def run(self, job: Callable[[], T], *, placeless: bool = False) -> T:
         """The job's result, from a worker's thread. Raises Busy without waiting when the line is full, unless the job
-        is to be taken `always`."""
-        if not always:
+        takes no place in it; whoever runs those bounds them himself."""
+        if not placeless:
             self.check()
         self.pending += 1
+        self._placeless += placeless
         future = asyncio.get_running_loop().run_in_executor(self._pool, self._timed, job)
         # Counted until it is really done: a client that hung up does not make its picture cheaper.
-        future.add_done_callback(self._done)
+        future.add_done_callback(functools.partial(self._done, placeless))
         return await asyncio.shield(future)
 
     def _timed(self, job: Callable[[], T]) -> T:
@@ -70,8 +73,9 @@ class EncodeQueue:
             del self._begun[mark]
             self._seconds += 0.1 * (time.monotonic() - begin - self._seconds)
 
-    def _done(self, future: asyncio.Future[T]) -> None:
+    def _done(self, placeless: bool, future: asyncio.Future[T]) -> None:
         self.pending -= 1
+        self._placeless -= placeless
         if not future.cancelled():
             future.exception()  # fetched, so that an abandoned failure is not reported as forgotten
 

@@ -108,7 +108,7 @@ class Intake:
         waited = max(0.0, time.time() - original.created_ms / 1000)
         self._metrics.stage_seconds.labels("wait").observe(waited)
         return await self._make(
-            original.picture, wish, original.id, original.picture_crc, created_ms=original.created_ms, always=True
+            original.picture, wish, original.id, original.picture_crc, created_ms=original.created_ms, placeless=True
         )
 
     async def put(self, made: Made) -> Entry:
@@ -136,7 +136,7 @@ class Intake:
         crc: int,
         *,
         created_ms: int = 0,
-        always: bool = False,
+        placeless: bool = False,
     ) -> Made:
         free = wish.rate is None and wish.max_bytes is None and wish.target_bytes is None
         encoded = await self._queue.run(
@@ -147,7 +147,7 @@ class Intake:
                 max_bytes=wish.max_bytes,
                 target_bytes=wish.target_bytes,
             ),
-            always=always,
+            placeless=placeless,
         )
         record = Record(
             id=ident,

@@ -32,8 +32,8 @@ class Metrics:
         )
         self.request_seconds = Histogram(
             "aeic_edge_request_seconds",
-            "Time from a POST's headers to its answer, by status.",
-            ["status"],
+            "Time from a POST's headers to its answer, by status and what it waited for.",
+            ["status", "wait"],
             buckets=_SECONDS,
             registry=registry,
         )

@@ -215,7 +215,9 @@ class EdgeService:
                     await asyncio.wrap_future(self.spool.expire(limit))
             if self.rate_control is not None:
                 with contextlib.suppress(SpoolError):
-                    oldest = await asyncio.to_thread(self.spool.oldest_age_seconds)
+                    # What waits for the encoder says nothing of the link.
+                    age = functools.partial(self.spool.oldest_age_seconds, originals=False)
+                    oldest = await asyncio.to_thread(age)
                     before = self.rate_control.rate
                     after = self.rate_control.observe(
                         time.monotonic(), oldest, self.spool.pending_bytes, self.uplink.delivered_bytes

@@ -176,11 +176,15 @@ class Spool:
         """Seconds until a resting original may be tried again, or None when none rests."""
         return self._encoding.next_retry_seconds()
 
-    def oldest_age_seconds(self) -> float:
-        """Age of the oldest frame not yet acknowledged, or original; 0 when there is none or the clock went back."""
-        oldest = "SELECT MIN(created_ms) AS at FROM"
-        row = self._reader.one(f"SELECT MIN(at) FROM ({oldest} frames WHERE state = 0 UNION ALL {oldest} originals)")
-        return 0.0 if row is None or row[0] is None else max(0.0, time.time() - row[0] / 1000)
+    def oldest_age_seconds(self, *, originals: bool = True) -> float:
+        """Age of the oldest frame not yet acknowledged (or original, if those count); 0 when there is none or the clock
+        went back."""
+        oldest = "SELECT MIN(created_ms) FROM"
+        times = [self._reader.one(f"{oldest} frames WHERE state = 0")[0]]
+        if originals:
+            times.append(self._reader.one(f"{oldest} originals")[0])
+        ages = [time.time() - created / 1000 for created in times if created is not None]
+        return max(0.0, *ages) if ages else 0.0
 
     @property
     def max_bytes(self) -> int:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from aeic.errors import InputError, TooLarge, Unreadable, UnsupportedFormat
-from aeic.pixels import from_tensor, load_picture, pad_picture, save_picture, to_tensor
+from aeic.pixels import from_tensor, load_picture, pad_picture, picture_size, save_picture, to_tensor
 
 
 def gradient(height: int = 40, width: int = 60) -> np.ndarray:
@@ -62,6 +62,20 @@ def test_truncated(format: str, part: float) -> None:
     data = file_of(Image.fromarray(gradient(200, 300)), format)
     with pytest.raises(Unreadable):
         load_picture(data[: int(part * len(data))])
+
+
+@pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP"])
+def test_the_head_alone_tells_the_size(format: str) -> None:
+    data = file_of(Image.fromarray(gradient(600, 900)), format)
+    assert picture_size(data if format == "WEBP" else data[: len(data) // 2]) == (900, 600)
+    with pytest.raises(TooLarge):
+        picture_size(data, max_pixels=1000)
+    for other in (b"", b"text", data[:9], file_of(Image.fromarray(gradient()), "GIF"), png_claiming(9000, 20)):
+        with pytest.raises(InputError) as of_head:
+            picture_size(other)
+        with pytest.raises(InputError) as of_all:
+            load_picture(other)
+        assert str(of_head.value) == str(of_all.value)
 
 
 @pytest.mark.parametrize("format", ["GIF", "BMP", "TIFF", "JPEG2000"])
@@ -160,8 +174,9 @@ def test_exif_turn(format: str, orientation: int) -> None:
     exif = Image.Exif()
     exif[0x0112] = orientation
     stored = Image.fromarray(np.ascontiguousarray(undo(upright)))
-    found = load_picture(file_of(stored, format, exif=exif.tobytes(), quality=95))
-    assert found.shape == upright.shape
+    data = file_of(stored, format, exif=exif.tobytes(), quality=95)
+    found = load_picture(data)
+    assert found.shape == upright.shape and picture_size(data) == (48, 32)
     assert found[8, 8, 0] > 200 and found[8, 8, 2] < 60 and found[8, 40, 2] > 200 and found[8, 40, 0] < 60
 
 
@@ -179,9 +194,14 @@ def test_damaged_files_give_a_picture_or_a_typed_error(format: str, changes: lis
     for place, value in changes:
         data[place % len(data)] = value
     try:
+        head: tuple[int, int] | None = picture_size(bytes(data), max_pixels=1 << 20)
+    except InputError:
+        head = None
+    try:
         rgb = load_picture(bytes(data), max_pixels=1 << 20)
     except InputError:
         return
+    assert head is not None and sorted(head) == sorted(rgb.shape[:2])  # a damaged EXIF block may turn it
     assert rgb.dtype == np.uint8 and rgb.ndim == 3 and rgb.shape[2] == 3
 
 

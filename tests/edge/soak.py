@@ -4,7 +4,7 @@
 
 The edge and the cloud are killed with -9 and started again, connections are cut and stalled half-open in a proxy
 between them, and the edge's disk fills up (its file size limit is pulled down while it runs). Clients post each picture
-under an id of their own until it is acknowledged with 202, every other one with wait=received, so that kills find
+under an id of their own until it is acknowledged with 202, in part in bursts with wait=received, so that kills find
 originals that are not encoded yet. In the end every acknowledged frame must be in the cloud exactly once, bit for bit.
 The last line of output is one JSON object; the exit code is 0 only if nothing was lost or duplicated.
 """
@@ -36,6 +36,7 @@ from tests.tiny_bundle import write_tiny_bundle
 
 PICTURES = 48
 CLIENTS = 6
+BURST = 8
 
 
 class Soak:
@@ -129,29 +130,36 @@ class Soak:
 
     async def _client(self) -> None:
         async with httpx.AsyncClient(timeout=15) as client:
-            while self._next < self.frames:
-                number, self._next = self._next % PICTURES, self._next + 1
-                ident, wait = new_id(), ("received", "spooled")[self._next % 2]
-                while True:
-                    try:
-                        response = await client.post(
-                            self.edge.ready["http"] + "/v1/frames",
-                            params={"wait": wait},
-                            content=self.pictures[number],
-                            headers={"Idempotency-Key": str(ident)},
-                        )
-                    except httpx.HTTPError:
-                        self.answers["no answer"] += 1
-                        await asyncio.sleep(0.2)
-                        continue
-                    self.answers[str(response.status_code)] += 1
-                    if response.status_code == 202:
-                        self.answers[response.json()["state"]] += 1
-                        self.acknowledged[ident] = number
-                        break
-                    if response.status_code not in (429, 503, 507):
-                        raise RuntimeError(f"unexpected answer {response.status_code}: {response.text}")
-                    await asyncio.sleep(0.1)
+            while (left := self.frames - self._next) > 0:
+                if self._next // BURST % 2:
+                    await self._post(client, "spooled")
+                else:
+                    await asyncio.gather(*(self._post(client, "received") for _ in range(min(BURST, left))))
+
+    async def _post(self, client: httpx.AsyncClient, wait: str) -> None:
+        """The next picture, until it is acknowledged."""
+        number, self._next = self._next % PICTURES, self._next + 1
+        ident = new_id()
+        while True:
+            try:
+                response = await client.post(
+                    self.edge.ready["http"] + "/v1/frames",
+                    params={"wait": wait},
+                    content=self.pictures[number],
+                    headers={"Idempotency-Key": str(ident)},
+                )
+            except httpx.HTTPError:
+                self.answers["no answer"] += 1
+                await asyncio.sleep(0.2)
+                continue
+            self.answers[str(response.status_code)] += 1
+            if response.status_code == 202:
+                self.answers[response.json()["state"]] += 1
+                self.acknowledged[ident] = number
+                return
+            if response.status_code not in (429, 503, 507):
+                raise RuntimeError(f"unexpected answer {response.status_code}: {response.text}")
+            await asyncio.sleep(0.1)
 
     async def _trouble(self, over: asyncio.Event) -> None:
         kinds = [self._kill_edge, self._kill_cloud, self._cut, self._stall, self._fill_disk]

@@ -86,6 +86,8 @@ def test_it_is_received_at_once_and_delivered_later_as_if_posted_the_other_way(t
             assert shown["created_unix_ms"] == body["created_unix_ms"]
             assert cloud.frames[ident] == cloud.frames[uuid.UUID(twin["id"])]
             text = (await client.get("/metrics")).text
+            for wait in ("received", "spooled"):
+                assert f'aeic_edge_request_seconds_count{{status="202",wait="{wait}"}} 1.0' in text
             for stage in ("receive", "wait"):
                 assert f'aeic_edge_stage_seconds_count{{stage="{stage}"}} 1.0' in text
 
@@ -145,7 +147,7 @@ def test_one_key_is_one_frame_in_every_state(tmp_path, tiny_bundle):
 
 def test_beyond_the_caps_429_and_urgent_ones_go_first(tmp_path, tiny_bundle):
     async def scenario() -> None:
-        caps = {"received_max_frames": 6, "received_max_bytes": 60_000, "encode_workers": 1}
+        caps = {"received_max_frames": 6, "received_max_bytes": 60_000, "encode_workers": 1, "encode_queue_frames": 1}
         async with edge(tmp_path, tiny_bundle, **caps) as (client, service):
             with held(service) as order:
                 for _ in range(2):  # one in the encoder and one behind it
