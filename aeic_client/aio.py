@@ -1,4 +1,4 @@
-"""The client for asyncio: :mod:`aeic_client.client`, method by method; a test keeps them so."""
+"""The client for asyncio: :mod:`aeic_client.client`, word for word but for async and await, as a test sees to."""
 
 from __future__ import annotations
 

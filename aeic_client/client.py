@@ -1,4 +1,4 @@
-"""The client for ordinary programs; :mod:`aeic_client.aio` is the same one for asyncio, and a test keeps them so."""
+"""The client for ordinary programs; :mod:`aeic_client.aio` is the same one for asyncio, as a test sees to."""
 
 from __future__ import annotations
 

@@ -3,30 +3,29 @@
 from __future__ import annotations
 
 import json
-import math
 import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Annotated, Any
 
 from fastapi import Depends, FastAPI, Query, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 import aeic
-from aeic.bundle import Bundle
 from cloud_decoder import page, pictures, problems
 from cloud_decoder.auth import Tokens
-from cloud_decoder.errors import BadRequest, Gone
+from cloud_decoder.errors import Gone
 from cloud_decoder.events import Hub
 from cloud_decoder.gallery import Gallery
 from cloud_decoder.ingest import Ingest
 from cloud_decoder.intake import frame_id, read_body, while_connected
 from cloud_decoder.metrics import Metrics
+from cloud_decoder.observe import Observe
 from cloud_decoder.relay import Relay
 from cloud_decoder.settings import Settings
-from cloud_decoder.store import Row, State, Store
+from cloud_decoder.store import State, Store
+from cloud_decoder.views import bundles_json, frame_json, milliseconds, source_json
 from cloud_decoder.worker import Worker
 
 
@@ -35,7 +34,6 @@ class Parts:
     """Everything the routes stand on."""
 
     settings: Settings
-    bundle: Bundle
     store: Store
     worker: Worker
     gallery: Gallery
@@ -45,31 +43,6 @@ class Parts:
     metrics: Metrics
     relay: Relay
     ready: bool = False
-
-
-def frame_json(row: Row, bundle: Bundle) -> dict[str, Any]:
-    """A stored frame as the API tells it. Sizes in bytes, times in seconds or RFC 3339, bpp of the whole frame."""
-    known = row.fingerprint == bundle.fingerprint and row.rate < len(bundle.rates)
-    return {
-        "id": str(row.id),
-        "state": row.state.value,
-        "source": row.source,
-        "width": row.width,
-        "height": row.height,
-        "bytes": row.bytes,
-        "bpp": round(8 * row.bytes / (row.width * row.height), 5),
-        "rate": row.rate,
-        "rate_name": bundle.rates[row.rate].name if known else None,
-        "fingerprint": row.fingerprint,
-        "digest": row.digest,
-        "latents_digest": row.latents_digest,
-        "priority": row.priority,
-        "captured_at": _time(row.captured_ms),
-        "received_at": _time(row.received_ms),
-        "available_at": _time(row.available_ms),
-        "reason": row.reason,
-        "timings": row.timings,
-    }
 
 
 async def _tenant(request: Request) -> str:
@@ -90,6 +63,7 @@ def build_app(parts: Parts) -> FastAPI:
     app.add_middleware(Observe, metrics=parts.metrics)
     longest = parts.settings.max_wait_seconds
     settings, store, gallery, worker = parts.settings, parts.store, parts.gallery, parts.worker
+    bundles = worker.shelf.bundles
 
     @app.get("/v1/frames")
     async def list_frames(
@@ -103,19 +77,25 @@ def build_app(parts: Parts) -> FastAPI:
         until: datetime | None = None,
     ) -> dict[str, Any]:
         """The newest arrivals first. ``next_cursor`` goes into ``cursor`` for the next page; null at the end."""
-        filters = {"source": source, "state": state, "rate": rate, "since_ms": _ms(since), "until_ms": _ms(until)}
+        filters = {
+            "source": source,
+            "state": state,
+            "rate": rate,
+            "since_ms": milliseconds(since),
+            "until_ms": milliseconds(until),
+        }
         before = None if cursor is None else int(cursor)
         rows = await gallery.on_thread(lambda: store.page(tenant, limit + 1, before, **filters))  # type: ignore[arg-type]
         shown = rows[:limit]
         more = str(shown[-1].seq) if len(rows) > limit else None
-        return {"frames": [frame_json(row, parts.bundle) for row in shown], "next_cursor": more}
+        return {"frames": [frame_json(row, bundles) for row in shown], "next_cursor": more}
 
     @app.get("/v1/frames/{id}")
     async def get_frame(request: Request, tenant: Tenant, id: str, wait: Wait = 0.0) -> dict[str, Any]:
         """One frame; ``wait`` for one that has not arrived yet."""
         with gallery.waiter():
             row = await while_connected(request, gallery.row(tenant, frame_id(id), min(wait, longest)))
-        return frame_json(row, parts.bundle)
+        return frame_json(row, bundles)
 
     @app.get("/v1/frames/{id}/bitstream")
     async def get_bitstream(tenant: Tenant, id: str) -> Response:
@@ -144,7 +124,7 @@ def build_app(parts: Parts) -> FastAPI:
             work = gallery.image(tenant, wanted, format, width, min(wait, longest))
             row, image = await while_connected(request, work)
         if image is None:
-            return JSONResponse(frame_json(row, parts.bundle), 202, {"Retry-After": "1", "Cache-Control": "no-store"})
+            return JSONResponse(frame_json(row, bundles), 202, {"Retry-After": "1", "Cache-Control": "no-store"})
         headers = _caching(f"{row.digest}-{pictures.variant(format, width)}", parts.tokens)
         return Response(image, media_type=kind, headers=headers)
 
@@ -177,32 +157,21 @@ def build_app(parts: Parts) -> FastAPI:
     @app.get("/v1/sources")
     async def list_sources(tenant: Tenant) -> dict[str, Any]:
         """Who has sent frames, the latest first: how many wait to be decoded, and whether its stream is open now."""
-        found = await gallery.on_thread(store.sources, tenant)
         waiting = await gallery.on_thread(store.backlog, tenant)
-        return {
-            "sources": [
-                {
-                    "source": one["source"],
-                    "frames": one["frames"],
-                    "bytes": one["bytes"],
-                    "waiting": waiting.get(one["source"], 0),
-                    "first_seen_at": _time(one["first_seen_ms"]),
-                    "last_seen_at": _time(one["last_seen_ms"]),
-                    "connected": (tenant, one["source"]) in parts.ingest.connected,
-                }
-                for one in found
-            ]
-        }
+        found = []
+        for one in await gallery.on_thread(store.sources, tenant):
+            name = one["source"]
+            found.append(source_json(one, waiting.get(name, 0), (tenant, name) in parts.ingest.connected))
+        return {"sources": found}
 
     @app.get("/v1/status")
     async def status(tenant: Tenant) -> dict[str, Any]:
-        """The model, the device and how full everything is. Frames are counted by state, this tenant's only."""
+        """The models, the device and how full everything is. Frames are counted by state, this tenant's only."""
         counts = await gallery.on_thread(store.counts, tenant)
-        bundle, pool = parts.bundle, worker.pool
+        pool = worker.pool
         return {
             "version": aeic.__version__,
-            "bundle": {"name": bundle.name, "fingerprint": bundle.fingerprint, "digest": bundle.digest.hex()},
-            "rates": [{"number": rate.number, "name": rate.name, "bpp": rate.bpp} for rate in bundle.rates],
+            **bundles_json(worker.shelf),
             "device": worker.device,
             "frames": counts,
             "waiting": {"entropy": len(pool.entropy), "device": len(pool.device)},
@@ -244,58 +213,11 @@ async def _stream(parts: Parts, tenant: str) -> AsyncIterator[str]:
                 continue
             if "id" in event:
                 row = await parts.gallery.row(tenant, frame_id(event["id"]))
-                event = event | {"frame": frame_json(row, parts.bundle)}
+                event = event | {"frame": frame_json(row, parts.worker.shelf.bundles)}
             yield f"event: {event['event']}\ndata: {json.dumps(event)}\n\n"
-
-
-class Observe:
-    """Counts and times every request by its route, and adds the headers that every answer has."""
-
-    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
-        self._app, self._metrics = app, metrics
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """ASGI."""
-        if scope["type"] != "http":
-            return await self._app(scope, receive, send)
-        started, status = time.monotonic(), 500
-
-        async def watch(message: Message) -> None:
-            nonlocal status
-            if message["type"] == "http.response.start":
-                status = message["status"]
-                message["headers"] = [*message["headers"], (b"x-content-type-options", b"nosniff")]
-            await send(message)
-
-        try:
-            await self._app(scope, receive, watch)
-        finally:
-            route = getattr(scope.get("route"), "path", "none")
-            self._metrics.requests.labels(route, f"{status // 100}xx").inc()
-            if route != "/v1/events":
-                self._metrics.request_seconds.labels(route).observe(time.monotonic() - started)
 
 
 def _caching(name: str, tokens: Tokens) -> dict[str, str]:
     # Weak, since two devices may round a pixel differently; the bitstream itself never changes under its id.
     scope = "private" if tokens.required else "public"
     return {"ETag": f'W/"{name}"', "Cache-Control": f"{scope}, max-age=31536000, immutable"}
-
-
-def _time(ms: int | None) -> str | None:
-    if not ms:
-        return None
-    try:
-        return datetime.fromtimestamp(ms / 1000, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
-    except (OverflowError, ValueError, OSError):
-        return None  # an edge's clock may say anything
-
-
-def _ms(time: datetime | None) -> int | None:
-    if time is None:
-        return None
-    aware = time if time.tzinfo else time.replace(tzinfo=UTC)
-    try:
-        return math.floor(aware.timestamp() * 1000)
-    except (OverflowError, ValueError):
-        raise BadRequest("that time is out of range") from None

@@ -16,7 +16,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cloud_decoder.generator import Generator, build_generator, is_out_of_memory, pictures_of, release_memory
+from cloud_decoder.generator import (
+    Generator,
+    build_generator,
+    is_out_of_memory,
+    memory_words,
+    pictures_of,
+    release_memory,
+)
 from cloud_decoder.remote import Board, Control
 
 
@@ -39,12 +46,12 @@ class Child:
         try:
             return step(message)
         except Exception as error:
-            failed = "memory" if is_out_of_memory(error) else type(error).__name__
-            what = str(error)
+            failed, what = type(error).__name__, str(error)
+            if is_out_of_memory(error):
+                failed, what = "memory", memory_words(error, message.get("shape", ()), self._device)
         # Outside the handler: the exception's traceback would keep the tensors alive.
         if failed == "memory":
             release_memory(self._device)
-            what = f"latents {message.get('shape')} do not fit the memory of {self._device}"
         return {"failed": failed, "what": what}
 
     def _load(self, message: dict[str, Any]) -> dict[str, Any]:

@@ -25,6 +25,7 @@ from cloud_decoder.generator import (
     build_generator,
     choose_device,
     is_out_of_memory,
+    memory_words,
     pictures_of,
     release_memory,
 )
@@ -147,8 +148,7 @@ class Decoder:
         except Exception as error:  # every runtime has its own class for it
             if not is_out_of_memory(error):
                 raise
-            shape = f"{len(latents)} x {latents[0].shape}"
-            message = f"latents {shape} do not fit the memory of {self.device} ({type(error).__name__})"
+            message = memory_words(error, (len(latents), *latents[0].shape), self.device)
         # Outside the handler: the exception's traceback would keep the tensors alive.
         release_memory(self.device)
         raise DeviceOutOfMemory(message)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -75,6 +76,18 @@ def is_out_of_memory(error: BaseException) -> bool:
         return True
     text = str(error).lower()
     return any(words in text for words in ("failed to allocate memory", "out of memory", "bad_alloc"))
+
+
+def memory_words(error: BaseException, shape: Sequence[int], device: str) -> str:
+    """What to tell of an error that :func:`is_out_of_memory`, met with latents of ``shape`` (N, M, h, w).
+
+    A ``MemoryError`` says what did not fit, and where memory was planned (aeic_nets.memory) which size would; torch and
+    ONNX Runtime speak of allocators and addresses, which help nobody who asked for a picture.
+    """
+    if isinstance(error, MemoryError) and str(error):
+        return str(error)
+    what = f"latents of {' x '.join(map(str, shape))}" if shape else "the first run"
+    return f"{what}: {device} has not the memory for it ({type(error).__name__}); send smaller pictures"
 
 
 def release_memory(device: str) -> None:

@@ -11,24 +11,16 @@ import contextlib
 import json
 import logging
 import signal
-import socket
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
-
-import grpc
-import uvicorn
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection
 
 import aeic
 from aeic import tracing
 from aeic.bundle import Bundle
 from aeic.errors import AeicError
-from aeic.v1 import decode_pb2_grpc
-from aeic.v1 import ingest_pb2_grpc as pb_grpc
 from cloud_decoder import roles
 from cloud_decoder.api import Parts, build_app
 from cloud_decoder.auth import Tokens
@@ -38,8 +30,9 @@ from cloud_decoder.events import Hub
 from cloud_decoder.front import Front
 from cloud_decoder.gallery import Gallery
 from cloud_decoder.generator import choose_device
+from cloud_decoder.grpc_server import GrpcServer
+from cloud_decoder.http_server import HttpServer
 from cloud_decoder.ingest import Ingest, Limits
-from cloud_decoder.machine import Decode, DecodeStream
 from cloud_decoder.metrics import Metrics
 from cloud_decoder.news import News
 from cloud_decoder.relay import Relay
@@ -51,7 +44,6 @@ from cloud_decoder.worker import Worker
 
 log = logging.getLogger(__name__)
 
-SERVICES = ("aeic.v1.IngestService", "aeic.v1.DecodeService", "aeic.v1.DecodeStreamService")
 PRUNE_SECONDS = 60.0
 
 
@@ -71,8 +63,7 @@ class Cloud:
         self.http = ""
         self.grpc = ""
         self._tasks: list[asyncio.Task[None]] = []
-        self._health: Any = None
-        self._grpc_server: Any = None
+        self._grpc_server: GrpcServer | None = None
 
     async def start(self) -> None:
         """Everything up and ready, or an error that says what is missing."""
@@ -99,12 +90,14 @@ class Cloud:
         )
         relay = Relay(settings.edge_url, settings.edge_tenant)
         self.parts = Parts(
-            settings, bundle, self.store, self.worker, self.gallery, hub, self.ingest, self.tokens, self.metrics, relay
+            settings, self.store, self.worker, self.gallery, hub, self.ingest, self.tokens, self.metrics, relay
         )
         await self.worker.start()
         if settings.role != "worker":
-            await self._start_grpc()
-        await self._start_http()
+            self._grpc_server = GrpcServer(settings, self.ingest, self.worker, self.tokens)
+            self.grpc = await self._grpc_server.start()
+        self._http_server = HttpServer(settings, build_app(self.parts))
+        self.http = await self._http_server.start()
         self.parts.ready = True
         self._tasks.append(asyncio.create_task(self._prune()))
         if settings.role == "ingest":
@@ -115,17 +108,16 @@ class Cloud:
     async def stop(self) -> None:
         """Drain: nothing accepted is lost, everybody is answered."""
         self.parts.ready = False
-        if self._health is not None:
-            await self._health.enter_graceful_shutdown()
+        if self._grpc_server is not None:
+            await self._grpc_server.refuse()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(self.settings.drain_seconds):
                 await self.ingest.drain()
                 await self.worker.stop()
         self.hub.wake_all()
-        self._http_server.should_exit = True
-        stopping = [self._grpc_server.stop(2.0)] if self._grpc_server is not None else []
-        await asyncio.gather(*stopping, *self._tasks[:1])
-        for task in self._tasks[1:]:
+        servers = (self._http_server, self._grpc_server)
+        await asyncio.gather(*(server.stop() for server in servers if server is not None))
+        for task in self._tasks:
             task.cancel()
         self.parts.relay.close()
         self.gallery.close()
@@ -164,60 +156,6 @@ class Cloud:
         limits = {"max_queue": settings.max_queue, "max_pixels": settings.max_pixels}
         return Front(self.shelf, self.store, cache, self.metrics, **limits)
 
-    async def _start_grpc(self) -> None:
-        settings = self.settings
-        options = [
-            ("grpc.max_receive_message_length", settings.max_bitstream_bytes + 65536),
-            ("grpc.so_reuseport", int(settings.reuse_port)),
-            ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
-            ("grpc.keepalive_permit_without_calls", 1),
-            ("grpc.keepalive_time_ms", 60_000),
-            ("grpc.keepalive_timeout_ms", 20_000),
-            ("grpc.http2.bdp_probe", 0),  # its pings cost more than a frame's answer
-        ]
-        server = grpc.aio.server(options=options, maximum_concurrent_rpcs=settings.max_streams)
-        pb_grpc.add_IngestServiceServicer_to_server(self.ingest, server)
-        decoding = (self.worker, self.tokens, settings.max_wait_seconds)
-        pb_grpc.add_DecodeServiceServicer_to_server(Decode(*decoding), server)
-        decode_pb2_grpc.add_DecodeStreamServiceServicer_to_server(DecodeStream(*decoding), server)
-        self._health = health.aio.HealthServicer()
-        health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
-        for name in ("", *SERVICES):
-            await self._health.set(name, health_pb2.HealthCheckResponse.SERVING)
-        reflection.enable_server_reflection([*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME], server)
-        address = f"{settings.host}:{settings.grpc_port}"
-        credentials = _tls(settings)
-        try:
-            port = server.add_secure_port(address, credentials) if credentials else server.add_insecure_port(address)
-        except RuntimeError as error:
-            raise OSError(f"gRPC cannot listen on {address} ({error}): choose another AEIC_CLOUD_GRPC_PORT") from error
-        await server.start()
-        self._grpc_server = server
-        self.grpc = f"{settings.host}:{port}"
-
-    async def _start_http(self) -> None:
-        settings = self.settings
-        listening = socket.create_server((settings.host, settings.port), backlog=1024, reuse_port=settings.reuse_port)
-        config = uvicorn.Config(
-            build_app(self.parts),
-            log_level="warning",
-            access_log=False,
-            lifespan="off",
-            http="h11",  # httptools, taken where it is installed, knows no limit on headers
-            timeout_graceful_shutdown=5,
-            h11_max_incomplete_event_size=16384,
-            server_header=False,
-        )
-        self._http_server = _Uvicorn(config)
-        serving = asyncio.create_task(self._http_server.serve([listening]))
-        self._tasks.append(serving)
-        while not self._http_server.started:
-            if serving.done():
-                serving.result()
-                raise OSError("the HTTP server did not start")
-            await asyncio.sleep(0.01)
-        self.http = f"http://{settings.host}:{listening.getsockname()[1]}"
-
     async def _look(self) -> None:
         """Other processes take the frames in: nobody tells this worker of them."""
         while True:
@@ -238,14 +176,6 @@ class Cloud:
                 with contextlib.suppress(StoreUnavailable):
                     await asyncio.to_thread(self.store.prune, older_than_ms=older, keep_bytes=keep)
             await asyncio.sleep(PRUNE_SECONDS)
-
-
-class _Uvicorn(uvicorn.Server):
-    """Without its own signal handlers: the service has one for both servers."""
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        yield
 
 
 async def run(settings: Settings) -> None:
@@ -306,12 +236,3 @@ def _eager(policy: str) -> Callable[[str], bool]:
         return lambda _: policy == "all"
     chosen = {name.strip() for name in policy.split(",")}
     return lambda source: source in chosen
-
-
-def _tls(settings: Settings) -> grpc.ServerCredentials | None:
-    if settings.grpc_tls_cert is None and settings.grpc_tls_key is None:
-        return None
-    if settings.grpc_tls_cert is None or settings.grpc_tls_key is None:
-        raise ValueError("AEIC_CLOUD_GRPC_TLS_CERT and AEIC_CLOUD_GRPC_TLS_KEY go together: set both or neither")
-    pair = (settings.grpc_tls_key.read_bytes(), settings.grpc_tls_cert.read_bytes())
-    return grpc.ssl_server_credentials([pair])

@@ -137,8 +137,9 @@ async function tellSizes(place, frame) {
 
 async function totals() {
   const [status, fleet, edge] = await Promise.all([json("/v1/status"), json("/v1/sources"), json("/v1/edge")]);
-  const { frames: counted, bundle } = status;
-  $("model").textContent = `${bundle.name} ${bundle.fingerprint} on ${status.device}`;
+  const { frames: counted, bundles } = status;
+  const models = bundles.map(({ name, fingerprint }) => `${name} ${fingerprint}`).join(", ");
+  $("model").textContent = `${models} on ${status.device}`;
   const all = fleet.sources.reduce((sum, one) => [sum[0] + one.frames, sum[1] + one.bytes], [0, 0]);
   const connected = fleet.sources.filter((one) => one.connected).length;
   pairs(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import threading
 import time
 from pathlib import Path
@@ -27,7 +28,12 @@ from tests.tiny_bundle import write_tiny_bundle
 @pytest.fixture(scope="module")
 def bundles(bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> list[Bundle]:
     folder = tmp_path_factory.mktemp("bundles")
-    return [bundle, *(Bundle.load(write_tiny_bundle(folder / f"tiny-{seed}", seed)) for seed in (1, 2))]
+    paths = [write_tiny_bundle(folder / f"tiny-{seed}", seed) for seed in (1, 2)]
+    for path in paths:  # names of their own for their rate points
+        manifest = json.loads((path / "bundle.json").read_text())
+        manifest["rates"] = [rate | {"name": f"{path.name}-{rate['name']}"} for rate in manifest["rates"]]
+        (path / "bundle.json").write_text(json.dumps(manifest))
+    return [bundle, *map(Bundle.load, paths)]
 
 
 def frame_of(bundle: Bundle, seed: int, rate: int = 0) -> bytes:
@@ -138,6 +144,16 @@ def test_the_service_decodes_each_frame_with_its_bundle_and_all_rates_with_one_d
                 metrics = (await http.get("/metrics")).text
                 held = float(metrics.split("\naeic_cloud_models_bytes ")[1].split("\n")[0])
                 assert 0 < held <= settings.model_bytes
+                told = (await http.get("/v1/status")).json()
+                assert told["bundle"]["fingerprint"] == bundles[0].fingerprint and told["rates"]
+                assert [one["fingerprint"] for one in told["bundles"]] == [one.fingerprint for one in bundles]
+                assert sum(one["loaded"] for one in told["bundles"]) in (1, 2)  # two have room
+                for one, bundle in zip(told["bundles"], bundles, strict=True):
+                    assert one["rates"] == [{"number": r.number, "name": r.name, "bpp": r.bpp} for r in bundle.rates]
+                listed = (await http.get("/v1/frames")).json()["frames"]
+                assert {one["fingerprint"] for one in listed} == {bundle.fingerprint for bundle in bundles}
+                names = {bundle.fingerprint: bundle.rates[0].name for bundle in bundles}
+                assert all(one["rate_name"] == names[one["fingerprint"]] for one in listed)
         finally:
             await cloud.stop()
 
