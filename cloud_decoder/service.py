@@ -197,7 +197,14 @@ class Cloud:
 
     async def _start_http(self) -> None:
         settings = self.settings
-        listening = socket.create_server((settings.host, settings.port), backlog=1024, reuse_port=settings.reuse_port)
+        address = (settings.host, settings.port)
+        try:
+            listening = socket.create_server(address, backlog=1024, reuse_port=settings.reuse_port)
+        except OSError as error:
+            if self._grpc_server is not None:  # it may not outlive the loop
+                await self._grpc_server.stop(None)
+            where = f"{settings.host}:{settings.port} ({error.strerror})"
+            raise OSError(f"HTTP cannot listen on {where}: choose another AEIC_CLOUD_PORT") from error
         config = uvicorn.Config(
             build_app(self.parts),
             log_level="warning",

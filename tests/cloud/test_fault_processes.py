@@ -132,7 +132,7 @@ def test_sigterm_under_load_answers_everybody_and_loses_nothing(
                 await edge.send(data, id)
             for _ in range(len(sent) // 2):
                 stored.add(UUID(bytes=(await edge.ack()).id))
-            await until(lambda: 200 in statuses)  # on a slow machine forty frames are stored before the first batch is decoded
+            await until(lambda: 200 in statuses)  # a slow machine stores all forty before the first batch is decoded
             stop()
             try:
                 while True:
