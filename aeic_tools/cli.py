@@ -130,11 +130,17 @@ def upgrade(
     url: Annotated[str, typer.Argument(envvar="AEIC_CLOUD_DATABASE_URL", help="SQLAlchemy URL of the store.")],
 ) -> None:
     """Bring an older store up to this program's revision (fleet); safe to repeat. docs/fleet.md."""
-    from sqlalchemy import make_url
+    with needs("fleet"):
+        from sqlalchemy import make_url
+        from sqlalchemy.exc import ArgumentError, NoSuchModuleError, OperationalError
 
-    from cloud_decoder.revisions import upgrade as bring_up
-
-    bring_up(make_url(url))
+        from cloud_decoder.revisions import upgrade as bring_up
+    try:
+        bring_up(make_url(url))
+    except (ArgumentError, NoSuchModuleError):  # without the text: it may hold a password
+        raise UsageError("that is no URL of a database: write postgresql+psycopg://USER:PASSWORD@HOST/NAME") from None
+    except OperationalError as error:
+        raise UsageError(f"the database cannot be reached ({error.orig}): check the address") from error
 
 
 @app.command(context_settings=PASS_ON, add_help_option=False)

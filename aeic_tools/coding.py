@@ -32,6 +32,9 @@ class Options:
 def encode(source: str, target: str, rate: str | None, max_bytes: int | None, options: Options) -> int:
     """Pictures to frames. Returns the exit code."""
     jobs = files.plan(source, target, PICTURE_SUFFIXES, ".aeic")
+    for job in jobs:
+        if Path(job.target).suffix.lower() in PICTURE_SUFFIXES:
+            raise UsageError(f"{job.target} is named like a picture: name the frame .aeic")
     with needs("edge-cpu"):
         from edge_encoder.encoder import Encoder
     encoder = Encoder.from_bundle(options.bundle, threads=options.threads)
@@ -68,7 +71,10 @@ def decode(source: str, target: str, picture_format: str | None, device: str, op
     with needs("cloud-cpu"):
         from aeic.pixels import save_picture
         from cloud_decoder.decoder import Decoder
-    decoder = Decoder.from_bundle(options.bundle, device=device, threads=options.threads)
+    try:
+        decoder = Decoder.from_bundle(options.bundle, device=device, threads=options.threads)
+    except (ValueError, RuntimeError, AssertionError) as error:  # not known, or nothing that torch can open here
+        raise UsageError(f"--device {device}: {str(error).splitlines()[0]}; leave it out, or take onnx") from error
 
     def work(job: Job) -> None:
         from aeic.bitstream import Frame
@@ -96,6 +102,8 @@ def decode(source: str, target: str, picture_format: str | None, device: str, op
 
 
 def _format_of(target: str, wanted: str | None) -> str:
+    if wanted and f".{wanted.lower()}" not in FORMATS:
+        raise UsageError(f"--format {wanted}: choose png, webp or jpeg")
     suffix = f".{wanted.lower()}" if wanted else ".png" if target == PIPE else Path(target).suffix.lower()
     if suffix not in FORMATS:
         raise UsageError(f"{target} does not end in .png, .webp or .jpg: name it so, or give --format")
@@ -107,28 +115,31 @@ def info(source: str, *, bundle: Path | None, as_json: bool) -> int:
     with needs("edge-cpu"):
         from aeic.bitstream import HEADER_BYTES, Frame
         from aeic.bundle import Bundle
-    found = Frame.parse(files.read(source)).info
-    facts: dict[str, Any] = {"file": source, **found.as_dict(), "header_bytes": HEADER_BYTES, "model": None}
-    try:
-        loaded = Bundle.load(bundle, verify=False)
-        if loaded.fingerprint == found.fingerprint:
-            facts |= {"model": loaded.name, "rate_name": loaded.rate(found.rate).name}
-    except AeicError:
-        if bundle is not None:
-            raise
-    if as_json:
-        print(json.dumps(facts))
-        return 0
-    model = facts["model"] or "another model than the one here"
-    print(
-        f"{source}: AEIC version {found.version}, {found.width}x{found.height}, "
-        f"{found.bytes} bytes, {found.bpp:.4f} bpp\n"
-        f"  header   {HEADER_BYTES} bytes\n"
-        f"  payload  {found.payload_bytes} bytes\n"
-        f"  rate     {found.rate}{' (' + facts['rate_name'] + ')' if 'rate_name' in facts else ''}\n"
-        f"  model    {found.fingerprint} ({model})"
-    )
-    return 0
+
+    def work(job: Job) -> None:
+        found = Frame.parse(files.read(job.source)).info
+        facts: dict[str, Any] = {"file": job.source, **found.as_dict(), "header_bytes": HEADER_BYTES, "model": None}
+        try:
+            loaded = Bundle.load(bundle, verify=False)
+            if loaded.fingerprint == found.fingerprint:
+                facts |= {"model": loaded.name, "rate_name": loaded.rate(found.rate).name}
+        except AeicError:
+            if bundle is not None:
+                raise
+        if as_json:
+            print(json.dumps(facts))
+            return
+        model = facts["model"] or "another model than the one here"
+        print(
+            f"{job.source}: AEIC version {found.version}, {found.width}x{found.height}, "
+            f"{found.bytes} bytes, {found.bpp:.4f} bpp\n"
+            f"  header   {HEADER_BYTES} bytes\n"
+            f"  payload  {found.payload_bytes} bytes\n"
+            f"  rate     {found.rate}{' (' + facts['rate_name'] + ')' if 'rate_name' in facts else ''}\n"
+            f"  model    {found.fingerprint} ({model})"
+        )
+
+    return report.each([files.one(source, PIPE)], work)
 
 
 def latents(source: str, target: str, *, bundle: Path | None, threads: int, force: bool) -> int:
@@ -138,12 +149,15 @@ def latents(source: str, target: str, *, bundle: Path | None, threads: int, forc
 
         from aeic.bundle import Bundle
         from aeic.latent_codec import LatentCodec
-    files.refuse_overwrite(target, force)
-    decoded = LatentCodec(Bundle.load(bundle), threads).decode(files.read(source))
-    buffer = io.BytesIO()
-    frame = decoded.frame
-    np.savez(buffer, y_hat=decoded.y_hat, symbols=decoded.symbols, size=np.array([frame.height, frame.width], np.int32))
-    files.write(target, buffer.getvalue(), force)
-    if target != PIPE:
-        print(decoded.digest)
-    return 0
+
+    def work(job: Job) -> None:
+        files.refuse_overwrite(job.target, force)
+        decoded = LatentCodec(Bundle.load(bundle), threads).decode(files.read(job.source))
+        size = np.array([decoded.frame.height, decoded.frame.width], np.int32)
+        buffer = io.BytesIO()
+        np.savez(buffer, y_hat=decoded.y_hat, symbols=decoded.symbols, size=size)
+        files.write(job.target, buffer.getvalue(), force)
+        if job.target != PIPE:
+            print(decoded.digest)
+
+    return report.each([files.one(source, target)], work)

@@ -9,13 +9,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from aeic.errors import InputError
+from aeic.errors import AeicError, InputError
 
 PIPE = "-"
 
 
 class UsageError(Exception):
     """The command was called in a way that cannot work. Exit code 2."""
+
+
+class Unwritable(AeicError):
+    """What was made could not be put where it should go. Exit code 1."""
 
 
 @dataclass(frozen=True)
@@ -30,13 +34,14 @@ def plan(source: str, target: str, suffixes: Sequence[str], new_suffix: str) -> 
     """The jobs of one call: one for a file or a pipe; for a folder, one for each file in it with one of ``suffixes``.
 
     A target that is an existing folder, or that belongs to a source folder, gets the source's name with ``new_suffix``.
-    Two sources of one stem (a.jpg, a.png) keep their old suffix as well, so that neither is lost.
+    Two sources of one stem (a.jpg, a.png) keep their old suffix as well, so that neither is lost. A target that is
+    its own source is refused even with ``-f``: a photograph that its frame replaces is gone.
     """
-    if source == PIPE or not Path(source).is_dir():
-        if source != PIPE and target != PIPE and Path(target).is_dir():
+    if source in ("", PIPE) or not Path(source).is_dir():
+        if source and PIPE not in (source, target) and target and Path(target).is_dir():
             target = str(Path(target) / (Path(source).stem + new_suffix))
-        return [Job(source, target)]
-    if target == PIPE:
+        return [one(source, target)]
+    if target in ("", PIPE):
         raise UsageError(f"{source} is a folder and cannot go into one pipe: give a folder to write to")
     if Path(target).exists() and not Path(target).is_dir():
         raise UsageError(f"{source} is a folder and {target} is not: give a folder to write to")
@@ -46,6 +51,16 @@ def plan(source: str, target: str, suffixes: Sequence[str], new_suffix: str) -> 
     stems = [path.stem for path in found]
     names = [path.stem if stems.count(path.stem) == 1 else path.name for path in found]
     return [Job(str(path), str(Path(target) / (name + new_suffix))) for path, name in zip(found, names, strict=True)]
+
+
+def one(source: str, target: str) -> Job:
+    """A job of one file or pipe. ``UsageError`` for an empty name and for a target that is the source itself."""
+    if not source or not target:  # an unset variable of a shell, and Path("") would be the folder one stands in
+        raise UsageError("a name is empty: give a file, a folder or - for a pipe")
+    paths = Path(source), Path(target)
+    if PIPE not in (source, target) and all(path.exists() for path in paths) and paths[0].samefile(paths[1]):
+        raise UsageError(f"{target} is the input itself: give another name to write to")
+    return Job(source, target)
 
 
 def read(source: str) -> bytes:
@@ -65,12 +80,23 @@ def refuse_overwrite(target: str, force: bool) -> None:
 
 
 def write(target: str, data: bytes, force: bool) -> None:
-    """Write a file whole or not at all (a temporary file beside it, then renamed), or stdout. Makes missing folders."""
+    """Write a file whole or not at all (a temporary file beside it, then renamed), or stdout. Makes missing folders.
+
+    ``UsageError`` if it exists and ``force`` was not given, ``Unwritable`` for a folder that takes none, a full disk.
+    """
+    refuse_overwrite(target, force)
+    try:
+        _write(target, data)
+    except OSError as error:
+        where = "stdout" if target == PIPE else target
+        raise Unwritable(f"cannot write {where} ({error.strerror or error}): check the folder and its space") from error
+
+
+def _write(target: str, data: bytes) -> None:
     if target == PIPE:
         sys.stdout.buffer.write(data)
         sys.stdout.buffer.flush()
         return
-    refuse_overwrite(target, force)
     path = Path(target)
     if path.exists() and not path.is_file():  # /dev/null and its like are written to, never replaced
         path.write_bytes(data)

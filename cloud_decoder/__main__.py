@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 
 from pydantic import ValidationError
 
 from cloud_decoder.service import main
-from cloud_decoder.settings import Settings
+from cloud_decoder.settings import Settings, unknown_variables
 
 
 def _settings(arguments: list[str]) -> Settings:
@@ -29,6 +30,8 @@ def _settings(arguments: list[str]) -> Settings:
     given = {
         name: value for name, value in vars(parser.parse_args(arguments)).items() if value is not None and name != "ray"
     }
+    if unknown := unknown_variables(os.environ):
+        parser.error(f"unknown setting {', '.join(unknown)}; docs/cloud.md lists those that exist")
     if given.get("port") == 0:
         given.setdefault("grpc_port", 0)  # whoever wants one free port wants two
     try:

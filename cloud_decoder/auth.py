@@ -18,7 +18,9 @@ class Tokens:
         for part in filter(None, (part.strip() for part in text.split(","))):
             tenant, separator, token = part.partition(":")
             if not separator or not _TENANT.match(tenant) or len(token) < 8:
-                raise ValueError("tokens must read tenant:token,tenant:token, each token of at least 8 characters")
+                raise ValueError(
+                    "AEIC_CLOUD_TOKENS must read tenant:token,tenant:token, each token of at least 8 characters"
+                )
             self._tokens.append((tenant, token.encode()))
 
     @property

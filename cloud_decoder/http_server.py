@@ -34,7 +34,12 @@ class HttpServer:
     async def start(self) -> str:
         """Listen and serve; the address as a URL. ``OSError`` where the port is not to be had."""
         settings = self._settings
-        listening = socket.create_server((settings.host, settings.port), backlog=1024, reuse_port=settings.reuse_port)
+        address = (settings.host, settings.port)
+        try:
+            listening = socket.create_server(address, backlog=1024, reuse_port=settings.reuse_port)
+        except OSError as error:
+            where = f"{settings.host}:{settings.port} ({error.strerror})"
+            raise OSError(f"HTTP cannot listen on {where}: choose another AEIC_CLOUD_PORT") from error
         self._serving = asyncio.create_task(self._server.serve([listening]))
         while not self._server.started:
             if self._serving.done():

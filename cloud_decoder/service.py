@@ -97,7 +97,12 @@ class Cloud:
             self._grpc_server = GrpcServer(settings, self.ingest, self.worker, self.tokens)
             self.grpc = await self._grpc_server.start()
         self._http_server = HttpServer(settings, build_app(self.parts))
-        self.http = await self._http_server.start()
+        try:
+            self.http = await self._http_server.start()
+        except OSError:
+            if self._grpc_server is not None:  # it may not outlive the loop
+                await self._grpc_server.stop()
+            raise
         self.parts.ready = True
         self._tasks.append(asyncio.create_task(self._prune()))
         if settings.role == "ingest":

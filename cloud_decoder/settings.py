@@ -5,11 +5,14 @@ Environment ``AEIC_CLOUD_*``, units in the names. docs/cloud.md has the same tab
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field, SecretStr
+from pydantic import Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
+from sqlalchemy import make_url
+from sqlalchemy.exc import ArgumentError
 
 
 class Settings(BaseSettings):
@@ -81,3 +84,17 @@ class Settings(BaseSettings):
     commit_frames: int = Field(256, ge=1, description="Most frames in one commit of the store.")
     tracing: bool = Field(False, description="OpenTelemetry traces to OTEL_EXPORTER_OTLP_ENDPOINT; extra `tracing`.")
     drain_seconds: float = Field(20.0, gt=0, description="Time for work in hand after SIGTERM.")
+
+    @field_validator("database_url")
+    @classmethod
+    def _is_a_url(cls, url: SecretStr | None) -> SecretStr | None:
+        try:
+            return url if url is None or make_url(url.get_secret_value()) else None
+        except (ArgumentError, ValueError):  # without the text: it may hold a password
+            raise ValueError("this is no SQLAlchemy URL: write postgresql+psycopg://USER:PASSWORD@HOST/NAME") from None
+
+
+def unknown_variables(environment: Mapping[str, str]) -> list[str]:
+    """Variables that look like ours and are not. A misspelt AEIC_CLOUD_TOKENS would let everybody in."""
+    known = {"AEIC_CLOUD_" + name.upper() for name in Settings.model_fields}
+    return sorted(name for name in environment if name.upper().startswith("AEIC_CLOUD_") and name.upper() not in known)

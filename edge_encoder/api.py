@@ -21,7 +21,7 @@ from edge_encoder import problems, status
 from edge_encoder.body import body_size, discard, read_body
 from edge_encoder.encode_queue import Busy
 from edge_encoder.ids import parse_id
-from edge_encoder.records import Entry, State
+from edge_encoder.records import Entry, State, is_name
 from edge_encoder.service import EdgeService
 from edge_encoder.settings import Wait
 from edge_encoder.wish import Taken, Wish
@@ -90,7 +90,7 @@ def create_app(service: EdgeService) -> FastAPI:
         priority: Annotated[int, Query(ge=0, le=255, description="Larger goes first.")] = 0,
         wait: Annotated[Wait, Query(description=_WAIT)] = service.settings.default_wait,
         timeout: Annotated[float, Query(ge=0, le=3600, description="Seconds, for wait=delivered.")] = 30.0,
-        x_source_id: Annotated[str | None, Header(max_length=128)] = None,
+        x_source_id: Annotated[str | None, Header(max_length=512)] = None,
         x_captured_at: Annotated[str | None, Header(max_length=64, description="RFC 3339, or ms since 1970.")] = None,
         idempotency_key: Annotated[str | None, Header(max_length=64, description="UUID, becomes the id.")] = None,
     ) -> JSONResponse:
@@ -103,7 +103,7 @@ def create_app(service: EdgeService) -> FastAPI:
                 max_bytes=max_bytes,
                 target_bytes=target_bytes,
                 priority=priority,
-                source_id=x_source_id or "",
+                source_id=_source_id(x_source_id),
                 captured_ms=_captured_ms(x_captured_at),
                 prompt=wait == "delivered",
                 id=None if idempotency_key is None else _id(idempotency_key, "Idempotency-Key"),
@@ -170,6 +170,17 @@ def _id(text: str, name: str) -> uuid.UUID:
         return parse_id(text)
     except ValueError:
         raise HTTPException(422, f"{name} is not a UUID in the form 8-4-4-4-12") from None
+
+
+def _source_id(text: str | None) -> str:
+    """The name in a header, whose bytes are read as UTF-8; what a cloud would reject for ever is refused here."""
+    try:
+        name = (text or "").encode("latin-1").decode()
+    except UnicodeDecodeError:
+        name = "\0"
+    if name and not is_name(name):
+        raise HTTPException(422, "X-Source-Id is no name; send 1 to 128 printable characters in UTF-8")
+    return name
 
 
 def _captured_ms(text: str | None) -> int:

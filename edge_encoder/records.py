@@ -104,6 +104,11 @@ class Record:
         )
 
 
+def is_name(text: str) -> bool:
+    """Whether a cloud takes `text` as the name of a source, and a record can hold it: what it rejects is lost."""
+    return 1 <= len(text) <= 128 and text.isprintable() and len(text.encode()) <= 255
+
+
 class SpoolError(AeicError):
     """The spool cannot do this now."""
 

@@ -16,6 +16,8 @@ from typing import Literal
 from pydantic import Field, SecretStr, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
 
+from edge_encoder.records import is_name
+
 FullPolicy = Literal["refuse", "drop-oldest", "drop-lowest-priority"]
 Wait = Literal["received", "spooled", "delivered"]
 ProviderChoice = Literal["auto", "cpu", "openvino", "cuda", "tensorrt"]
@@ -122,6 +124,9 @@ class EdgeSettings(BaseSettings):
 
     @model_validator(mode="after")
     def _belong_together(self) -> EdgeSettings:
+        for name in ("source_id", "camera_source_id"):
+            if (value := getattr(self, name)) and not is_name(value):
+                raise ValueError(f"{name}: the cloud takes printable characters, at most 128 and 255 bytes of UTF-8")
         if (self.tls_cert is None) != (self.tls_key is None):
             raise ValueError("tls_cert and tls_key belong together; set both or none")
         if self.tls_cert is not None and not self.tls:

@@ -56,6 +56,8 @@ def test_odd_requests(tmp_path, tiny_bundle):
                 is_problem(await post("/v1/frames", headers={"Idempotency-Key": key}, content=good), 422, "uuid")
             for moment in ("yesterday", "-5", "99999-01-01", "9" * 30):
                 is_problem(await post("/v1/frames", headers={"X-Captured-At": moment}, content=good), 422, "RFC 3339")
+            for source in (b"roof\x01", b"\xff", b"a" * 129, "\U0001f4f7".encode() * 64):  # the cloud would reject them
+                is_problem(await post("/v1/frames", headers={b"X-Source-Id": source}, content=good), 422, "X-Source-Id")
             is_problem(await post("/v1/frames", content=bytes(20_001)), 413, "AEIC_EDGE_MAX_BODY_BYTES")
 
             async def unstated() -> AsyncIterator[bytes]:
@@ -149,6 +151,18 @@ def test_wait_for_delivery_and_the_headers_travel(tmp_path, tiny_bundle):
             text = (await client.get("/metrics")).text
             assert 'aeic_edge_acks_total{status="stored"} 1.0' in text
             assert 'aeic_edge_stage_seconds_count{stage="ship"} 1.0' in text
+
+    run(scenario)
+
+
+def test_a_source_may_be_called_what_its_people_call_it(tmp_path, tiny_bundle):
+    async def scenario() -> None:
+        async with edge(tmp_path, tiny_bundle) as (client, service):
+            name = "D\u00e4cher \u2603"
+            posted = await client.post("/v1/frames", headers={b"X-Source-Id": name.encode()}, content=picture())
+            assert posted.status_code == 202
+            (record,) = service.spool.lease(5)
+            assert record.source_id == name
 
     run(scenario)
 

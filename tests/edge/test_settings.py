@@ -37,6 +37,8 @@ def test_impossible_settings_are_refused(tmp_path):
         {"backoff_min_seconds": 5, "backoff_max_seconds": 1},
         {"cloud_address": "cloud"},
         {"spool_full_policy": "burn"},
+        {"source_id": "mast\n7"},
+        {"camera_source_id": "\U0001f4f7" * 64},
     ):
         with pytest.raises(ValidationError):
             EdgeSettings(**bad)

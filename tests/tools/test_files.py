@@ -60,3 +60,25 @@ def test_a_missing_file_is_an_input_error(tmp_path: Path) -> None:
 def test_a_device_is_written_to_and_stays() -> None:
     files.write("/dev/null", b"x", force=True)
     assert not Path("/dev/null").is_file()
+
+
+def test_a_photograph_is_never_replaced_by_what_is_made_of_it(tmp_path: Path) -> None:
+    photo, link = tmp_path / "a.jpg", tmp_path / "link.jpg"
+    photo.touch()
+    link.symlink_to(photo)
+    for target in (photo, link, tmp_path / "." / "a.jpg"):
+        with pytest.raises(UsageError, match="input itself"):
+            files.plan(str(photo), str(target), SUFFIXES, ".aeic")
+
+
+def test_an_empty_name_is_not_the_folder_one_stands_in(tmp_path: Path) -> None:
+    for source, target in (("", "out"), ("a.jpg", ""), (str(tmp_path), "")):
+        with pytest.raises(UsageError):
+            files.plan(source, target, SUFFIXES, ".aeic")
+
+
+def test_what_cannot_be_written_is_named_with_the_remedy(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for target in (str(tmp_path / "file" / "a.aeic"), "/dev/full"):
+        with pytest.raises(files.Unwritable, match=r"cannot write .*check the folder"):
+            files.write(target, b"x", force=True)
