@@ -32,6 +32,10 @@ class Distillation(nn.Module):
             nn.Conv2d(a, b, 1) for a, b in zip(ours.analysis_widths[:-1], theirs.analysis_widths[:-1])
         )
 
+    @property
+    def teacher(self) -> AEIC:
+        return self._teacher[0]
+
     @classmethod
     def from_weights(cls, student: AEIC, profile: str, weights: Path) -> Distillation:
         """With the teacher of a bundle's ``weights.safetensors``."""
@@ -44,7 +48,7 @@ class Distillation(nn.Module):
     ) -> dict[str, Tensor]:
         """The distance of each part (scalars), from pictures x and what the student made of them (AEIC.with_taps)."""
         with torch.no_grad():
-            out, features, teacher_taps = self._teacher[0].with_taps(x, rate)
+            out, features, teacher_taps = self.teacher.with_taps(x, rate)
         projected = [projection(tap) for projection, tap in zip(self.projections, analysis)]
         return {
             "analysis": mean_distance([*projected, analysis[-1]], features),
