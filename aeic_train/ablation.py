@@ -61,7 +61,7 @@ ABLATIONS = {
         "latents' grid, were trained before. A stage of g_a and one of g_s more or less; all else alike.",
         {"32x": {}, "16x": {}, "64x": {}},
         # Crops of 256 pixels, or the latents of 64x were two by two.
-        stage={"crop": 256, "batch": 2, "steps": 350, "lambdas": LAMBDAS},
+        stage={"crop": 256, "batch": 2, "steps": 250, "lambdas": LAMBDAS},
         fresh=("codec.",),
         profiles={
             "16x": replace(NANO, name="nano-16x", analysis_widths=(16, 32, 96, 128), synthesis_widths=(128, 96)),
@@ -81,12 +81,12 @@ ABLATIONS = {
             "without-low": {"weights": {"mse": 20.0, "features": 0.2, "texture": 0.05}},
             "mse": {"weights": {"mse": 20.0}},
         },
-        stage={"steps": 150},
+        stage={"steps": 100},
     ),
     "adversarial": Ablation(
         "The discriminator. From trained weights, the decoder alone learns: the bits are the same.",
         {"none": {}, "adversarial": {"adversarial": 0.1}},
-        stage={"steps": 200, "freeze": BITS},
+        stage={"steps": 150, "freeze": BITS},
     ),
 }
 
