@@ -92,15 +92,14 @@ class Synthesis(nn.Module):
 
     def __init__(self, profile: Profile) -> None:
         super().__init__()
-        a, b, c = profile.synthesis_widths
+        widths = profile.synthesis_widths
+        layers: list[nn.Module] = [Adapter(profile.latent_channels, widths[0])]
+        for width, following in zip(widths, (*widths[1:], None)):
+            layers += [StarBlock(width), StarBlock(width)]
+            if following is not None:
+                layers.append(Upsample(width, following))
         self.outputs = (profile.unet_channels, profile.residual_channels)
-        self.synthesis_transform = nn.Sequential(
-            Adapter(profile.latent_channels, a),
-            *(StarBlock(a), StarBlock(a), Upsample(a, b)),
-            *(StarBlock(b), StarBlock(b), Upsample(b, c)),
-            *(StarBlock(c), StarBlock(c)),
-            Adapter(c, sum(self.outputs)),
-        )
+        self.synthesis_transform = nn.Sequential(*layers, Adapter(widths[-1], sum(self.outputs)))
 
     def forward(self, y_hat: Tensor) -> tuple[Tensor, Tensor]:
         latent, residual = torch.split(self.synthesis_transform(y_hat), self.outputs, dim=1)

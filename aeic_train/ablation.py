@@ -1,57 +1,101 @@
 """Ablations: the same short training in several arms that differ in one thing, judged at equal bits.
 
-    aeic bench ablation distillation --init SE.safetensors --teacher ME.safetensors --photographs DIR \\
+    aeic bench ablation distillation --init SE.safetensors --teacher runs/teacher/state.pt --photographs DIR \\
         --validation DIR --out out/ablation
+    aeic bench ablation spatial --init SE.safetensors ...          # also: losses, adversarial
 
 Every arm starts from the same weights and sees the same crops. Its curve is estimated from likelihoods (estimate.py) on
-the validation pictures. Arms are resumable; those already trained are only judged. Writes OUT/NAME.json (CompressAI's
-shape, which ``make results`` draws) and NAME.md. The last line is JSON: BD-rates against the first arm, in percent.
+the validation pictures. Arms are resumable; those already trained are only judged. Writes OUT/NAME.json, .md, .svg and
+.png (arms.py). The last line is JSON: BD-rates against the first arm, in percent.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-from dataclasses import replace
+import random
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from aeic_train import curves, estimate
+from aeic.profiles import NANO, Profile
+from aeic_train import arms, curves, estimate
 from aeic_train.loop import Trainer
 from aeic_train.metrics import Judges
 from aeic_train.recipe import Recipe
 
 RECIPE = Path(__file__).parent / "recipes" / "ablation.toml"
-ARMS: dict[str, dict[str, dict[str, Any]]] = {
-    "distillation": {
-        "none": {},
-        "encoder": {"distill": {"analysis": 0.5, "latent": 0.5}},
-        "both": {"distill": {"analysis": 0.5, "latent": 0.5, "unet": 0.5}},
-    },
-    "losses": {
-        "mse": {"weights": {"mse": 20.0}},
-        "features": {"weights": {"mse": 20.0, "features": 0.2}},
-        "features-low": {"weights": {"mse": 20.0, "features": 0.2, "low": 0.5}},
-        "all": {"weights": {"mse": 20.0, "features": 0.2, "low": 0.5, "texture": 0.05}},
-    },
-    "adversarial": {
-        "none": {"freeze": ("codec.g_a", "codec.h_", "codec.adapter", "codec.g_c", "codec.entropy", "codec.log_")},
-        "adversarial": {
-            "freeze": ("codec.g_a", "codec.h_", "codec.adapter", "codec.g_c", "codec.entropy", "codec.log_"),
-            "adversarial": 0.1,
+BITS = ("codec.g_a", "codec.h_", "codec.adapter", "codec.g_c", "codec.entropy", "codec.log_")
+"""All that the bits depend on: frozen where an ablation is of the picture alone."""
+ENCODER = ("codec.g_a", "codec.adapter", "codec.g_c")
+LAMBDAS = {"0": 15.0, "2": 6.0, "4": 3.0, "5": 2.0}
+"""To start from where the encoder is new: those of the trained model would silence it before it has said anything."""
+
+
+@dataclass(frozen=True)
+class Ablation:
+    """By arm what the stage (or the profile) has that the recipe's has not, and what starts anew in all of them."""
+
+    about: str
+    arms: dict[str, dict[str, Any]]
+    stage: dict[str, Any] = field(default_factory=dict)  # of all arms
+    fresh: tuple[str, ...] = ()
+    profiles: dict[str, Profile] = field(default_factory=dict)
+
+
+ABLATIONS = {
+    "distillation": Ablation(
+        "Distillation. Encoder and context model are new, hyperprior and decoder were trained before.",
+        {
+            "none": {},
+            "encoder": {"distill": {"analysis": 0.5, "latent": 0.5}},
+            "both": {"distill": {"analysis": 0.5, "latent": 0.5, "unet": 0.5}},
         },
-    },
+        stage={"lambdas": LAMBDAS},
+        fresh=ENCODER,
+    ),
+    "spatial": Ablation(
+        "Spatial compression ratio. The codec is new; UNet and picture decoder, which work at 1/8 scale whatever the "
+        "latents' grid, were trained before. A stage of g_a and one of g_s more or less; all else alike.",
+        {"32x": {}, "16x": {}, "64x": {}},
+        # Crops of 256 pixels, or the latents of 64x were two by two.
+        stage={"crop": 256, "batch": 2, "steps": 250, "lambdas": LAMBDAS},
+        fresh=("codec.",),
+        profiles={
+            "16x": replace(NANO, name="nano-16x", analysis_widths=(16, 32, 96, 128), synthesis_widths=(128, 96)),
+            "64x": replace(
+                NANO,
+                name="nano-64x",
+                analysis_widths=(16, 32, 96, 128, 128, 128),
+                synthesis_widths=(128, 128, 128, 96),
+            ),
+        },
+    ),
+    "losses": Ablation(
+        "Losses. From trained weights, everything learns.",
+        {
+            "all": {"weights": {"mse": 20.0, "features": 0.2, "low": 0.5, "texture": 0.05}},
+            "without-texture": {"weights": {"mse": 20.0, "features": 0.2, "low": 0.5}},
+            "without-low": {"weights": {"mse": 20.0, "features": 0.2, "texture": 0.05}},
+            "mse": {"weights": {"mse": 20.0}},
+        },
+        stage={"steps": 100},
+    ),
+    "adversarial": Ablation(
+        "The discriminator. From trained weights, the decoder alone learns: the bits are the same.",
+        {"none": {}, "adversarial": {"adversarial": 0.1}},
+        stage={"steps": 150, "freeze": BITS},
+    ),
 }
-"""By ablation and arm: what its stage has that the recipe's has not."""
 
 
-def train_arm(recipe: Recipe, changes: dict[str, Any], run: Path, options: argparse.Namespace) -> Trainer:
+def train_arm(recipe: Recipe, profile: Profile | None, run: Path, options: argparse.Namespace) -> Trainer:
     """A finished (or resumed) training of one arm."""
-    stages = tuple(replace(stage, steps=options.steps or stage.steps, **changes) for stage in recipe.stages)
     folders = options.photographs, options.validation, run
-    trainer = Trainer(replace(recipe, stages=stages), *folders, init=options.init, teacher=options.teacher)
+    random.seed(recipe.seed)  # of rate points and jitter
+    trainer = Trainer(recipe, *folders, init=options.init, teacher=options.teacher, profile=profile)
     trainer.train()
     return trainer
 
@@ -60,46 +104,41 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="aeic bench ablation", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("name", choices=ARMS)
+    parser.add_argument("name", choices=ABLATIONS)
     parser.add_argument("--recipe", type=Path, default=RECIPE)
     parser.add_argument("--photographs", type=Path, required=True)
     parser.add_argument("--validation", type=Path, required=True)
-    parser.add_argument("--init", type=Path, help="weights.safetensors that every arm starts from")
-    parser.add_argument("--teacher", type=Path, help="weights.safetensors of the teacher (distillation)")
+    parser.add_argument("--init", type=Path, help="weights.safetensors or state.pt that every arm starts from")
+    parser.add_argument("--teacher", type=Path, help="the same of the teacher (distillation)")
     parser.add_argument("--steps", type=int, help="of every arm, instead of the recipe's")
-    parser.add_argument("--pictures", type=int, default=20, help="of the validation folder, evenly picked")
+    parser.add_argument("--pictures", type=int, default=12, help="of the validation folder, evenly picked")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--out", type=Path, default=Path("out/ablation"))
     options = parser.parse_args(argv)
     torch.set_num_threads(options.threads)
-    recipe, judges = Recipe.load(options.recipe), Judges()
-    rates = sorted({int(rate) for stage in recipe.stages for rate in stage.rates})
+    ablation, recipe, judges = ABLATIONS[options.name], Recipe.load(options.recipe), Judges()
     points: dict[str, list[curves.Point]] = {}
-    for arm, changes in ARMS[options.name].items():
+    notes: list[str] = []
+    for arm, changes in ablation.arms.items():
         print(f"arm {arm}", flush=True)
-        trainer = train_arm(recipe, changes, options.out / "runs" / f"{options.name}-{arm}", options)
+        of_all = ablation.stage | ({"steps": options.steps} if options.steps else {})
+        stages = tuple(replace(stage, **of_all | changes) for stage in recipe.stages)
+        rates = sorted({int(rate) for stage in stages for rate in stage.rates})
+        changed = replace(recipe, stages=stages, fresh=ablation.fresh if options.init else ())
+        run = options.out / "runs" / f"{options.name}-{arm}"
+        trainer = train_arm(changed, ablation.profiles.get(arm), run, options)
         pictures = trainer.validation.pictures
         chosen = pictures[:: max(1, len(pictures) // options.pictures)][: options.pictures]
         points[arm] = [estimate.point(trainer.average, chosen, rate, judges) for rate in rates]
-    report(options.name, points, options.out)
-
-
-def report(name: str, points: dict[str, list[curves.Point]], out: Path) -> None:
-    """Writes the curves and the table, prints the table and the JSON line."""
-    first, *others = points
-    gains = {arm: {m: curves.bd_rate(points[first], points[arm], m) for m in curves.COMPARED} for arm in others}
-    text = f"estimated from likelihoods, arms of the ablation {name!r}"
-    documents = [curves.document(f"{name}-{arm}", text, curve) for arm, curve in points.items()]
-    out.mkdir(parents=True, exist_ok=True)
-    (out / f"{name}.json").write_text(json.dumps(documents, indent=1) + "\n")
-    lines = [f"BD-rate against {first!r}, percent (negative: fewer bits)", ""]
-    lines += ["| arm | " + " | ".join(curves.COMPARED) + " |", "|---" * (len(curves.COMPARED) + 1) + "|"]
-    for arm, row in gains.items():
-        cells = ("-" if row[m] is None else f"{row[m]:+.1f}" for m in curves.COMPARED)
-        lines.append(f"| {arm} | " + " | ".join(cells) + " |")
-    (out / f"{name}.md").write_text("\n".join(lines) + "\n")
-    print("\n".join(lines))
-    print(json.dumps({"ablation": name, "against": first, "bd_rates": gains}))
+        notes.append(f"{arm}: {trainer.total_steps} steps, {trainer.seconds / 60:.1f} minutes")
+        sizes = ", ".join(f"{stage.batch} crops of {stage.crop} pixels" for stage in stages)
+        text = f"{ablation.about} {sizes} a step ({'; '.join(notes)}). Mean over {len(chosen)} validation pictures."
+        arms.write(options.name, text, points, options.out)
+    if trainer.distillation:
+        points["teacher"] = [estimate.point(trainer.distillation.teacher, chosen, rate, judges) for rate in rates]
+        arms.write(options.name, text, points, options.out)
+    print((options.out / f"{options.name}.md").read_text())
+    print(json.dumps({"ablation": options.name, "against": next(iter(points)), "bd_rates": arms.gains(points)}))
 
 
 if __name__ == "__main__":

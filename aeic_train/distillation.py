@@ -32,6 +32,10 @@ class Distillation(nn.Module):
             nn.Conv2d(a, b, 1) for a, b in zip(ours.analysis_widths[:-1], theirs.analysis_widths[:-1])
         )
 
+    @property
+    def teacher(self) -> AEIC:
+        return self._teacher[0]
+
     @classmethod
     def from_weights(cls, student: AEIC, profile: str, weights: Path) -> Distillation:
         """With the teacher of a bundle's ``weights.safetensors``."""
@@ -43,12 +47,15 @@ class Distillation(nn.Module):
         self, x: Tensor, rate: int, y_hat: Tensor, analysis: list[Tensor], taps: list[Tensor]
     ) -> dict[str, Tensor]:
         """The distance of each part (scalars), from pictures x and what the student made of them (AEIC.with_taps)."""
+        teacher = self.teacher
         with torch.no_grad():
-            out, features, teacher_taps = self._teacher[0].with_taps(x, rate)
+            features = teacher.codec.g_a.features(x)
+            latents = teacher.codec(features[-1], rate)["y_hat"]
+            teacher_taps = teacher.unet.features(teacher.codec.g_s(latents)[0])
         projected = [projection(tap) for projection, tap in zip(self.projections, analysis)]
         return {
             "analysis": mean_distance([*projected, analysis[-1]], features),
-            "latent": distance(y_hat, out["y_hat"]),
+            "latent": distance(y_hat, latents),
             "unet": mean_distance(taps, teacher_taps),
         }
 

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from aeic import profiles
+from aeic.profiles import Profile
 from aeic_nets.integer.training import disable_quantisation, enable_quantisation
 from aeic_nets.network import AEIC
 from aeic_train.adversary import Adversary
@@ -50,13 +51,15 @@ class Trainer:
         run: Path,
         init: Path | None = None,
         teacher: Path | None = None,
+        profile: Profile | None = None,
     ) -> None:
+        """``profile``: instead of the recipe's, for sizes that no bundle may have (ablation.py)."""
         torch.manual_seed(recipe.seed)
         self.recipe, self.run = recipe, run
         run.mkdir(parents=True, exist_ok=True)
         self.photographs = Photographs(photographs, run.parent / "cache")
         self.validation = Photographs(validation, run.parent / "cache")
-        self.model = AEIC(profiles.profile(recipe.profile)).to(memory_format=torch.channels_last)
+        self.model = AEIC(profile or profiles.profile(recipe.profile)).to(memory_format=torch.channels_last)
         if init:
             load_weights(self.model, init, recipe.fresh)
         self.average = copy.deepcopy(self.model).requires_grad_(False)

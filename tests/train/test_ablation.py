@@ -6,9 +6,11 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
 from aeic.profiles import Profile
-from aeic_train import ablation
+from aeic_nets.network import AEIC
+from aeic_train import ablation, arms
 
 RECIPE = """
 profile = "tiny"
@@ -38,13 +40,28 @@ def test_arms_are_trained_judged_and_reported(
     line = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert line["against"] == "none" and set(line["bd_rates"]) == {"adversarial"}
     documents = json.loads((tmp_path / "out" / "adversarial.json").read_text())
-    assert [d["name"] for d in documents] == ["adversarial-none", "adversarial-adversarial"]
-    assert all(len(d["results"]["bpp"]) == 2 and min(d["results"]["bpp"]) > 0 for d in documents)
+    assert [d["name"] for d in documents["arms"]] == ["none", "adversarial"]
+    assert all(len(d["results"]["bpp"]) == 2 and min(d["results"]["bpp"]) > 0 for d in documents["arms"])
+    drawn = (tmp_path / "out" / "adversarial.md").read_text()
+    (tmp_path / "out" / "adversarial.md").unlink()
+    arms.main([str(tmp_path / "out")])
+    assert (tmp_path / "out" / "adversarial.md").read_text() == drawn
+    assert "| adversarial | 0." in drawn
 
 
 def test_every_arm_is_a_change_that_a_stage_knows() -> None:
     recipe = ablation.Recipe.load(ablation.RECIPE)
-    for arms in ablation.ARMS.values():
-        assert len(arms) > 1
-        for changes in arms.values():
-            ablation.replace(recipe.stages[0], **changes)
+    for kind in ablation.ABLATIONS.values():
+        assert len(kind.arms) > 1
+        assert set(kind.profiles) <= set(kind.arms)
+        for changes in kind.arms.values():
+            ablation.replace(recipe.stages[0], **kind.stage | changes)
+
+
+@pytest.mark.parametrize(("arm", "stride"), [("16x", 16), ("64x", 64)])
+def test_the_latents_of_the_spatial_arms_have_their_grid(arm: str, stride: int) -> None:
+    model = AEIC(ablation.ABLATIONS["spatial"].profiles[arm]).eval()
+    with torch.no_grad():
+        out = model(torch.zeros(1, 3, 128, 192), 0)
+    assert out["y_hat"].shape[-2:] == (128 // stride, 192 // stride)
+    assert out["x_hat"].shape == (1, 3, 128, 192)
