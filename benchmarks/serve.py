@@ -8,6 +8,7 @@ list. What each side does, and is charged for:
 - bare: checking, entropy decoding, synthesis in this process, PNG files in memory, written beside the next pictures.
 - served: the same, and HTTP, hashing, queue, batches, synthesis in a process of its own. The clients run on the same
   cores; their time counts against the service on the clock, and is told apart in CPU time.
+- stored: the same frames as an edge sends them, over gRPC: the same, and commits, the cache's files, events. Once.
 
 Low load: one caller at a time, bare and served taking turns. LitServe and Ray Serve wrap the same decoder (extra
 `bench`). Every service is alive only while it is measured; bare and served rounds alternate, and ratios within a round
@@ -25,9 +26,11 @@ import os
 import platform
 import statistics
 import time
+from collections.abc import Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -82,12 +85,14 @@ class Round:
     clients_cpu: float
 
 
-def saturate(name: str, service: Service, decoder: Decoder, frames: list[bytes], clients: int) -> Round:
-    """One round, printed."""
+def saturate(
+    name: str, service: Service, decoder: Decoder, frames: list[bytes], work: Coroutine[Any, Any, float]
+) -> Round:
+    """One round, printed; ``work`` has the service make all the pictures and tells the seconds."""
     begun, started = time.process_time(), service.cpu_seconds()
     bare = run_bare(decoder, frames)
     middle = time.process_time()
-    served = asyncio.run(service.run(frames, clients))
+    served = asyncio.run(work)
     ended, finished = time.process_time(), service.cpu_seconds()
     one = Round(bare, served, middle - begun, finished - started, ended - middle)
     count = len(frames)
@@ -129,9 +134,11 @@ def measure(arguments: argparse.Namespace) -> dict[str, object]:
         alone = low_load(service, decoder, lone)
         for _ in range(arguments.rounds):
             before = service.counted("batch_pieces_sum"), service.counted("batch_pieces_count")
-            rounds.append(saturate("aeic", service, decoder, frames, arguments.clients))
+            rounds.append(saturate("aeic", service, decoder, frames, service.run(frames, arguments.clients)))
             counts["pieces"] += service.counted("batch_pieces_sum") - before[0]
             counts["batches"] += service.counted("batch_pieces_count") - before[1]
+        digest = decoder.bundle.digest
+        stored = saturate("stored", service, decoder, frames, service.store(frames, digest))
     served, count = statistics.median(one.served for one in rounds), len(frames)
     result: dict[str, object] = {
         "benchmark": "serve",
@@ -150,6 +157,8 @@ def measure(arguments: argparse.Namespace) -> dict[str, object]:
         "bare_cpu_ms": _cpu_ms([one.bare_cpu for one in rounds], count),
         "service_cpu_ms": _cpu_ms([one.service_cpu for one in rounds], count),
         "clients_cpu_ms": _cpu_ms([one.clients_cpu for one in rounds], count),
+        "stored_over_bare": round(stored.bare / stored.served, 3),
+        "stored_service_cpu_ms": _cpu_ms([stored.service_cpu], count),
         "mean_batch": round(counts["pieces"] / counts["batches"], 3),
         "batch_cap": cap,
         "lone_overhead_ms": round(1000 * statistics.median(served - bare for bare, served in alone), 2),
@@ -159,11 +168,12 @@ def measure(arguments: argparse.Namespace) -> dict[str, object]:
         if importlib.util.find_spec(name) is None:
             print(f"{name} is not installed: pip install 'aeic[bench]'")
             continue
-        with rival(name, path, cap) as service:
-            asyncio.run(service.run(frames[: len(SIZES)], 1))
-            alone = low_load(service, decoder, lone)
+        with rival(name, path, cap) as peer:
+            asyncio.run(peer.run(frames[: len(SIZES)], 1))
+            alone = low_load(peer, decoder, lone)
             repeats = range(max(1, arguments.rounds // 2))
-            rounds = [saturate(name, service, decoder, frames, arguments.clients) for _ in repeats]
+            clients = arguments.clients
+            rounds = [saturate(name, peer, decoder, frames, peer.run(frames, clients)) for _ in repeats]
         result[f"{name}_over_bare"] = round(statistics.median(one.bare / one.served for one in rounds), 3)
         result[f"{name}_service_cpu_ms"] = _cpu_ms([one.service_cpu for one in rounds], count)
         result[f"{name}_lone_overhead_ms"] = round(1000 * statistics.median(s - b for b, s in alone), 2)

@@ -19,10 +19,16 @@ import sys
 import tempfile
 import time
 import urllib.request
+import uuid
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import grpc
 import psutil
+
+from aeic.v1 import ingest_pb2 as pb
+from aeic.v1 import ingest_pb2_grpc
 
 ROOT = Path(__file__).parent.parent
 START_SECONDS = 120
@@ -33,8 +39,8 @@ class Service:
 
     path = "/v1/decode"
 
-    def __init__(self, address: str, pid: int) -> None:
-        self.address, self._process = address, psutil.Process(pid)
+    def __init__(self, address: str, pid: int, grpc_address: str = "") -> None:
+        self.address, self.grpc, self._process = address, grpc_address, psutil.Process(pid)
 
     def body(self, frame: bytes) -> bytes:
         """The frame as a request body."""
@@ -65,6 +71,35 @@ class Service:
             writer.close()
 
         await asyncio.gather(*(client() for _ in range(min(clients, len(frames)))))
+        return time.perf_counter() - started
+
+    async def store(self, frames: list[bytes], bundle_digest: bytes) -> float:
+        """Seconds from the first of these frames, sent as an edge does, to the last of their pictures in the cache.
+
+        Ours only; the store must hold none of them yet.
+        """
+
+        def done() -> int:
+            with urllib.request.urlopen(f"{self.address}/v1/status", timeout=10) as answer:
+                return int(json.load(answer)["frames"]["done"])
+
+        async def acknowledged() -> None:
+            while await call.read() is not grpc.aio.EOF:
+                pass
+
+        before = done()
+        async with grpc.aio.insecure_channel(self.grpc) as channel:
+            call = ingest_pb2_grpc.IngestServiceStub(channel).Deliver()
+            hello = pb.Hello(source_id="bench", bundle_digest=bundle_digest, software="bench")
+            await call.write(pb.DeliverRequest(hello=hello))
+            started, reader = time.perf_counter(), asyncio.create_task(acknowledged())
+            for data in frames:
+                frame = pb.Frame(id=uuid.uuid4().bytes, bitstream=data, crc32=zlib.crc32(data))
+                await call.write(pb.DeliverRequest(frame=frame))
+            await call.done_writing()
+            await reader
+        while done() < before + len(frames):
+            await asyncio.sleep(0.05)
         return time.perf_counter() - started
 
     def cpu_seconds(self) -> float:
@@ -134,7 +169,8 @@ def our_cloud(bundle: Path, device: str, max_batch: int) -> Iterator[Service]:
         environment = {f"AEIC_CLOUD_{name}": value for name, value in settings.items()}
         with process(["-m", "cloud_decoder", "--port", "0"], **environment) as running:
             assert running.stdout is not None
-            yield Service(json.loads(running.stdout.readline())["http"], running.pid)
+            told = json.loads(running.stdout.readline())
+            yield Service(told["http"], running.pid, told["grpc"])
 
 
 @contextlib.contextmanager
