@@ -200,3 +200,15 @@ def test_group_commit_many_at_once(tmp_path):
     spool = Spool(tmp_path)
     assert {r.id: r for r in spool.lease(2000)} == {r.id: r for r in records}
     spool.close()
+
+
+def test_a_caller_that_gives_up_does_not_stop_the_writer(tmp_path):
+    spool = Spool(tmp_path)
+    records = [frame(i, size=300) for i in range(200)]
+    futures = [spool.put(record) for record in records]
+    given_up = [future.cancel() for future in futures]
+    put(spool, frame(999))
+    assert spool.alive and any(given_up)
+    kept = {record.id for record in spool.lease(1000)}
+    assert {record.id for record, gone in zip(records, given_up, strict=True) if not gone} <= kept
+    spool.close()
