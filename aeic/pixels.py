@@ -57,9 +57,21 @@ def load_picture(data: bytes | str | Path, *, max_pixels: int = MAX_SIDE * MAX_S
         picture = _open(bytes(data), max_pixels)
         try:
             picture.load()
-            return _to_rgb(picture)
+            return to_rgb(picture)
         except Exception as error:  # what Pillow's readers let out of damaged data has no common base
             raise Unreadable(f"the picture is cut short or damaged ({error}): send it again in full") from error
+
+
+def to_rgb(picture: Image.Image) -> Pixels:
+    """A loaded picture of any mode as (H, W, 3) uint8: upright (``picture`` itself is turned), over white, 8-bit."""
+    with contextlib.suppress(Exception):  # a malformed EXIF block says nothing about the pixels: take them as they lie
+        ImageOps.exif_transpose(picture, in_place=True)
+    width, height = picture.size
+    rgb = np.empty((height, width, 3), np.uint8)
+    for top in range(0, height, _STRIP_ROWS):  # in strips: a copy of the whole for each step would triple the memory
+        bottom = min(height, top + _STRIP_ROWS)
+        rgb[top:bottom] = _strip(picture.crop((0, top, width, bottom)))
+    return rgb
 
 
 def to_tensor(rgb: Pixels) -> Floats:
@@ -122,8 +134,10 @@ def _open(data: bytes, max_pixels: int) -> Image.Image:
         other = other or ("HEIF or AVIF" if data[4:8] == b"ftyp" else None)
         if other:
             raise UnsupportedFormat(f"this is {other}: send JPEG, PNG or WebP") from None
-        what = "is cut short or damaged" if data.startswith(_OURS) else "is none: no JPEG, PNG or WebP starts like it"
-        raise Unreadable(f"the picture {what}: send the file itself, in full") from error
+        if data.startswith(b"--") and b"\r\nContent-Disposition:" in data[:1024]:
+            raise Unreadable("this is a form around a file: send the file alone, curl --data-binary @FILE") from None
+        what = "the picture is cut short or damaged" if data.startswith(_OURS) else "this is no JPEG, PNG or WebP file"
+        raise Unreadable(f"{what}: send the file itself, in full") from error
     width, height = picture.size
     if width * height > max_pixels or max(width, height) > MAX_SIDE:
         raise TooLarge(
@@ -135,17 +149,6 @@ def _open(data: bytes, max_pixels: int) -> Image.Image:
     if picture.format in ("PNG", "WEBP") and getattr(picture, "is_animated", False):
         raise InputError("the picture is animated: send one frame of it")
     return picture
-
-
-def _to_rgb(picture: Image.Image) -> Pixels:
-    with contextlib.suppress(Exception):  # a malformed EXIF block says nothing about the pixels: take them as they lie
-        ImageOps.exif_transpose(picture, in_place=True)
-    width, height = picture.size
-    rgb = np.empty((height, width, 3), np.uint8)
-    for top in range(0, height, _STRIP_ROWS):  # in strips: a copy of the whole for each step would triple the memory
-        bottom = min(height, top + _STRIP_ROWS)
-        rgb[top:bottom] = _strip(picture.crop((0, top, width, bottom)))
-    return rgb
 
 
 def _strip(picture: Image.Image) -> Pixels:
