@@ -57,7 +57,7 @@ def load_picture(data: bytes | str | Path, *, max_pixels: int = MAX_SIDE * MAX_S
         picture = _open(bytes(data), max_pixels)
         try:
             picture.load()
-            return _to_rgb(picture)
+            return to_rgb(picture)
         except Exception as error:  # what Pillow's readers let out of damaged data has no common base
             raise Unreadable(f"the picture is cut short or damaged ({error}): send it again in full") from error
 
@@ -73,10 +73,22 @@ def picture_size(data: bytes, *, max_pixels: int = MAX_SIDE * MAX_SIDE) -> tuple
         warnings.simplefilter("ignore")
         picture = _open(data, max_pixels)
         exif = Image.Exif()
-        with contextlib.suppress(Exception):  # as in _to_rgb
+        with contextlib.suppress(Exception):  # as in to_rgb
             exif.load(picture.info["exif"])  # getexif() might look for it behind the pixels
     width, height = picture.size
     return (height, width) if exif.get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8) else (width, height)
+
+
+def to_rgb(picture: Image.Image) -> Pixels:
+    """A loaded picture of any mode as (H, W, 3) uint8: upright (``picture`` itself is turned), over white, 8-bit."""
+    with contextlib.suppress(Exception):  # a malformed EXIF block says nothing about the pixels: take them as they lie
+        ImageOps.exif_transpose(picture, in_place=True)
+    width, height = picture.size
+    rgb = np.empty((height, width, 3), np.uint8)
+    for top in range(0, height, _STRIP_ROWS):  # in strips: a copy of the whole for each step would triple the memory
+        bottom = min(height, top + _STRIP_ROWS)
+        rgb[top:bottom] = _strip(picture.crop((0, top, width, bottom)))
+    return rgb
 
 
 def to_tensor(rgb: Pixels) -> Floats:
@@ -139,8 +151,10 @@ def _open(data: bytes, max_pixels: int) -> Image.Image:
         other = other or ("HEIF or AVIF" if data[4:8] == b"ftyp" else None)
         if other:
             raise UnsupportedFormat(f"this is {other}: send JPEG, PNG or WebP") from None
-        what = "is cut short or damaged" if data.startswith(_OURS) else "is none: no JPEG, PNG or WebP starts like it"
-        raise Unreadable(f"the picture {what}: send the file itself, in full") from error
+        if data.startswith(b"--") and b"\r\nContent-Disposition:" in data[:1024]:
+            raise Unreadable("this is a form around a file: send the file alone, curl --data-binary @FILE") from None
+        what = "the picture is cut short or damaged" if data.startswith(_OURS) else "this is no JPEG, PNG or WebP file"
+        raise Unreadable(f"{what}: send the file itself, in full") from error
     width, height = picture.size
     if width * height > max_pixels or max(width, height) > MAX_SIDE:
         raise TooLarge(
@@ -152,17 +166,6 @@ def _open(data: bytes, max_pixels: int) -> Image.Image:
     if picture.format in ("PNG", "WEBP") and getattr(picture, "is_animated", False):
         raise InputError("the picture is animated: send one frame of it")
     return picture
-
-
-def _to_rgb(picture: Image.Image) -> Pixels:
-    with contextlib.suppress(Exception):  # a malformed EXIF block says nothing about the pixels: take them as they lie
-        ImageOps.exif_transpose(picture, in_place=True)
-    width, height = picture.size
-    rgb = np.empty((height, width, 3), np.uint8)
-    for top in range(0, height, _STRIP_ROWS):  # in strips: a copy of the whole for each step would triple the memory
-        bottom = min(height, top + _STRIP_ROWS)
-        rgb[top:bottom] = _strip(picture.crop((0, top, width, bottom)))
-    return rgb
 
 
 def _strip(picture: Image.Image) -> Pixels:

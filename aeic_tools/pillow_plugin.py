@@ -13,11 +13,11 @@ import threading
 from pathlib import Path
 from typing import IO, Any
 
-import numpy as np
 from PIL import Image, ImageFile
 
 from aeic.bitstream import HEADER_BYTES, MAGIC, MAX_PAYLOAD_BYTES, Frame
 from aeic.errors import AeicError
+from aeic.pixels import to_rgb
 
 FORMAT, SUFFIX, MIME = "AEIC", ".aeic", "image/x-aeic"
 _loading = threading.Lock()
@@ -66,12 +66,9 @@ def _accept(prefix: bytes) -> bool:
 
 
 def _save(image: Image.Image, file: IO[bytes], filename: str | bytes) -> None:
-    """As ``Image.save`` calls it; transparency is laid over white, as everywhere here."""
+    """As ``Image.save`` calls it; upright, over white, in 8 bits, as everywhere here: frames tell no orientation."""
     asked = image.encoderinfo
-    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
-        over = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", over.size, "white"), over)
-    pixels = np.asarray(image.convert("RGB"))
+    pixels = to_rgb(image.copy())
     try:
         encoded = _encoder(asked.get("bundle")).encode(pixels, rate=asked.get("rate"), max_bytes=asked.get("max_bytes"))
     except AeicError as error:

@@ -10,9 +10,10 @@ from datetime import datetime
 from typing import Annotated, Any
 
 from fastapi import Depends, FastAPI, Query, Request
-from fastapi.responses import JSONResponse, Response, StreamingResponse
+from fastapi.responses import HTMLResponse, JSONResponse, Response, StreamingResponse
 
 import aeic
+from aeic import api_page
 from cloud_decoder import page, pictures, problems
 from cloud_decoder.auth import Tokens
 from cloud_decoder.errors import Gone
@@ -57,7 +58,8 @@ Width = Annotated[int | None, Query(ge=16, le=8192, description="pixels; only ev
 
 def build_app(parts: Parts) -> FastAPI:
     """The application. ``parts.ready`` is looked at by /readyz; all the rest is fixed."""
-    app = FastAPI(title="AEIC cloud", version=aeic.__version__, description="Frames in, pictures out.", redoc_url=None)
+    about = "Frames in, pictures out."
+    app = FastAPI(title="AEIC cloud", version=aeic.__version__, description=about, docs_url=None, redoc_url=None)
     problems.install(app)
     app.state.tokens = parts.tokens
     app.add_middleware(Observe, metrics=parts.metrics)
@@ -177,6 +179,10 @@ def build_app(parts: Parts) -> FastAPI:
             "waiting": {"entropy": len(pool.entropy), "device": len(pool.device)},
             "ready": parts.ready,
         }
+
+    @app.get("/docs", include_in_schema=False)
+    async def docs() -> Response:
+        return HTMLResponse(api_page.render(app.openapi()), headers=api_page.HEADERS)
 
     @app.get("/healthz", include_in_schema=False)
     async def healthz() -> dict[str, str]:

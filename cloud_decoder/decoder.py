@@ -105,6 +105,8 @@ class Decoder:
 
     def decode(self, frames: Sequence[bytes]) -> list[Picture]:
         """Whole frames to pictures (H, W, 3) uint8, in order. ``BitstreamError`` for a frame that cannot be decoded."""
+        if isinstance(frames, bytes | bytearray | memoryview | str):  # its bytes would be taken for frames, one by one
+            raise TypeError("decode takes a list of frames: decode([frame])")
         if len(frames) == 1 or self.entropy_workers == 1:
             latents = [self.entropy_decode(data) for data in frames]
         else:

@@ -10,13 +10,13 @@ from http import HTTPStatus
 from typing import Annotated, Any
 
 from fastapi import FastAPI, Header, Path, Query, Request, Response
-from fastapi.responses import JSONResponse, PlainTextResponse
+from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 import aeic
-from aeic import tracing
+from aeic import api_page, tracing
 from edge_encoder import problems, status
 from edge_encoder.body import body_size, discard, read_body
 from edge_encoder.encode_queue import Busy
@@ -69,7 +69,8 @@ def _problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
 
 def create_app(service: EdgeService) -> FastAPI:
     """The ASGI app of a service; start and stop the service around it."""
-    app = FastAPI(title="AEIC edge", version=aeic.__version__, summary="A photograph in, one or two kilobytes sent.")
+    about = "A photograph in, one or two kilobytes sent."
+    app = FastAPI(title="AEIC edge", version=aeic.__version__, summary=about, docs_url=None, redoc_url=None)
     problems.install(app)
     app.add_middleware(_Timed, service=service)
 
@@ -144,6 +145,10 @@ def create_app(service: EdgeService) -> FastAPI:
     @app.get("/v1/status", responses=_problems(503))
     async def get_status() -> dict[str, Any]:
         return await asyncio.to_thread(status.status, service)
+
+    @app.get("/docs", include_in_schema=False)
+    async def docs() -> Response:
+        return HTMLResponse(api_page.render(app.openapi()), headers=api_page.HEADERS)
 
     @app.get("/healthz")
     async def healthz() -> Response:

@@ -78,13 +78,13 @@ class Encoder:
 
         `rate`: number or name of a rate point, by default the bundle's. With `max_bytes` the best rate point (at most
         `rate`, if given) whose whole file fits is taken; `target_bytes` does the same, but takes the lowest rate point
-        when none fits. InputError for a picture that cannot be taken, RateError for an unknown rate or when nothing
-        fits into `max_bytes`.
+        when none fits. TypeError for a path and the like, InputError for a picture that cannot be taken, RateError for
+        an unknown rate or when nothing fits into `max_bytes`.
         """
         begin = time.perf_counter()
-        if isinstance(picture, bytes):
+        if isinstance(picture, bytes | bytearray | memoryview):
             with self._reading:
-                rgb = load_picture(picture, max_pixels=self.max_pixels)
+                rgb = load_picture(bytes(picture), max_pixels=self.max_pixels)
         else:
             rgb = _checked(picture)
         height, width, _ = rgb.shape
@@ -138,6 +138,8 @@ class Encoder:
 
 
 def _checked(rgb: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    if not isinstance(rgb, np.ndarray):
+        raise TypeError(f"a {type(rgb).__name__} is no picture: give a file's bytes (Path.read_bytes), or an array")
     if rgb.dtype != np.uint8 or rgb.ndim != 3 or rgb.shape[2] != 3:
         raise InputError(f"the array is {rgb.dtype} {rgb.shape}: give (H, W, 3) uint8")
     if not all(MIN_SIDE <= side <= MAX_SIDE for side in rgb.shape[:2]):

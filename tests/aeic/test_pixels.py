@@ -99,6 +99,12 @@ def test_the_limit_on_pixels() -> None:
         load_picture(data, max_pixels=2399)
 
 
+def test_a_form_around_the_file_is_named() -> None:
+    form = b'--xyz\r\nContent-Disposition: form-data; name="file"; filename="a.jpg"\r\n\r\n\xff\xd8\xff'
+    with pytest.raises(Unreadable, match="--data-binary"):
+        load_picture(form)
+
+
 def test_small_pictures() -> None:
     assert load_picture(file_of(Image.fromarray(gradient(16, 16)))).shape == (16, 16, 3)
     with pytest.raises(InputError, match="15x16"):

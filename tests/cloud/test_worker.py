@@ -83,6 +83,11 @@ def test_a_backlog_leaves_in_full_batches_of_one_shape(
     assert sum(sizes) == 24 and max(sizes) == 4 and np.mean(sizes) >= 3.6
 
 
+def test_one_frame_is_not_a_list_of_them(decoder: Decoder, make_frame: MakeFrame) -> None:
+    with pytest.raises(TypeError, match=r"decode\(\[frame\]\)"):
+        decoder.decode(make_frame(3, 64, 64))  # type: ignore[arg-type]
+
+
 def test_the_same_picture_as_the_bare_decoder_and_a_lone_one_is_quick(
     running, decoder: Decoder, make_frame: MakeFrame
 ) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from pathlib import Path
 
 import numpy as np
 import onnxruntime
@@ -55,6 +56,9 @@ def test_what_cannot_be_encoded(encoder):
     for bad in (noise(64, 64).astype(np.float32), noise(64, 64)[..., 0], noise(8, 64), noise(9000, 16)):
         with pytest.raises(InputError):
             encoder.encode(bad)
+    for nothing in ("owl.jpg", Path("owl.jpg"), None):
+        with pytest.raises(TypeError, match="read_bytes"):
+            encoder.encode(nothing)
     with pytest.raises(RateError, match="r1"):
         encoder.encode(noise(64, 64), rate=7)
     with pytest.raises(RateError, match="max_bytes=12"):

@@ -92,6 +92,21 @@ def test_modes_and_limits_of_saving(tiny_bundle: Path, tmp_path: Path) -> None:
             Image.new("RGB", size).save(tmp_path / "no.aeic", bundle=tiny_bundle, **options)
 
 
+def test_any_mode_is_saved_as_the_command_line_would(tiny_bundle: Path, tmp_path: Path) -> None:
+    """16-bit grey used to come out white, and a turned photograph on its side."""
+    pixels = np.linspace(0, 255, 48 * 80).reshape(48, 80).astype(np.uint8)
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    deep = Image.fromarray(pixels.astype(np.uint16) * 257)
+    for name, image, more in (("deep.png", deep, {}), ("turned.jpg", Image.fromarray(pixels), {"exif": turned})):
+        image.save(tmp_path / name, **more)
+        expected = Encoder.from_bundle(tiny_bundle).encode((tmp_path / name).read_bytes()).data
+        with Image.open(tmp_path / name) as opened:
+            opened.save(tmp_path / "saved.aeic", bundle=tiny_bundle)
+            assert opened.size == (80, 48), "what is saved stays as it is"
+        assert (tmp_path / "saved.aeic").read_bytes() == expected, name
+
+
 def test_hostile_files(frame: Path, tiny_bundle: Path) -> None:
     data = frame.read_bytes()
     for bad in (b"", data[:1], data[:HEADER_BYTES], b"\xae" + bytes(20), b"\xae" * 30):
