@@ -22,7 +22,7 @@ from cloud_decoder.store import Store
 from tests.cloud.postgres import Postgres
 from tests.fleet.members import Member
 
-POLL_SECONDS = 0.05
+POLL_SECONDS = 0.25
 STEP_SECONDS = 0.1
 """Frames of one step arrive together."""
 PREDICTED = ("seconds", "age_p50", "age_p95")
