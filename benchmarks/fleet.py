@@ -1,6 +1,6 @@
 """What a fleet's parts sustain on this machine, and what the simulator had said.
 
-    aeic bench fleet [--parts queue workers] [--fronts 1] [--rounds 4] [--tiny] [--json FILE]
+    aeic bench fleet [--parts queue workers] [--fronts 1] [--rounds 3] [--tiny] [--json FILE]
 
 queue: processes claim and finish the jobs of a filled queue, in batches, and nothing is decoded; then cameras push
 frames over gRPC into front ends that share a port: group commits into PostgreSQL.
@@ -70,8 +70,8 @@ def main() -> None:
     parser.add_argument("--ingest-frames", type=int, default=12000)
     parser.add_argument("--bundle", type=Path, help="of the workers; empty takes the shipped one")
     parser.add_argument("--tiny", action="store_true", help="workers decode the tests' tiny bundle")
-    parser.add_argument("--decode-frames", type=int, default=20, help="for each worker in each run")
-    parser.add_argument("--rounds", type=int, default=4)
+    parser.add_argument("--decode-frames", type=int, default=40, help="for each worker in each run")
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--load", type=float, default=3.0, help="arrivals of the simulated run, in one worker's speeds")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()

@@ -18,7 +18,7 @@ from cloud_decoder.fleet.settings import FleetSettings
 from cloud_decoder.fleet.up import FleetUp, connect
 from cloud_decoder.settings import Settings
 from cloud_decoder.store import Store
-from tests.fleet.chaos import Fleet
+from tests.fleet.fleet import Fleet
 from tests.fleet.members import ROOT
 
 
