@@ -23,7 +23,8 @@ from typing import Any
 from edge_encoder import spool_file
 from edge_encoder.leases import Leases
 from edge_encoder.ledger import ENTRY, Changes, Ledger
-from edge_encoder.records import DamagedRecord, Entry, Record, SpoolError, State
+from edge_encoder.records import DamagedRecord, Entry, Record, SpoolError, SpoolFull, State
+from edge_encoder.reserve import Reserve
 from edge_encoder.settings import FullPolicy
 from edge_encoder.writer import Op, Writer
 
@@ -56,7 +57,10 @@ class Spool:
         self._leases = Leases()
         self._ledger = ledger = Ledger(self._leases, max_bytes, full_policy, history_frames)
         ledger.recount(connection)
-        self._writer = Writer(connection, recount=ledger.recount, rebuild=self._rebuild, prune=ledger.prune)
+        self._reserve = Reserve(folder / "spool.reserve")
+        self._writer = Writer(
+            connection, recount=ledger.recount, rebuild=self._rebuild, prune=ledger.prune, reserve=self._reserve
+        )
 
     def put(self, record: Record) -> Future[Entry]:
         """Keeps the frame; the future ends after the commit, so its result may be promised to the client.
@@ -64,7 +68,13 @@ class Spool:
         The same id with the same picture gives the entry that is there already. Raises (in the future) SpoolFull,
         IdTaken, or SpoolError when the disk fails.
         """
-        return self._change(lambda connection, changes: self._ledger.put(connection, record, changes))
+
+        def put(connection: sqlite3.Connection, changes: Changes) -> Entry:
+            if not self._reserve.whole:  # what room there is belongs to the acknowledgements (reserve.py)
+                raise SpoolFull(f"the disk of {self.path.parent} is full; make room on it, or wait for the uplink")
+            return self._ledger.put(connection, record, changes)
+
+        return self._change(put)
 
     def finish(self, ident: uuid.UUID, state: State, reason: str = "") -> Future[bool]:
         """Marks a frame DELIVERED, REJECTED or DROPPED and frees its bytes; False if it was finished before."""
