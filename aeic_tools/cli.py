@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import runpy
 import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
@@ -269,6 +270,7 @@ def _finish(code: int | None) -> None:
 
 def main(run: Callable[[], Any] = app) -> None:
     """The entry point: every error of ours becomes one line on stderr and its exit code."""
+    warnings.filterwarnings("ignore", message="`torch.jit.script` is deprecated")  # of CompressAI, at every import
     try:
         run()
     except (AeicError, UsageError) as error:

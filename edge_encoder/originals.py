@@ -32,6 +32,10 @@ class Originals:
         self.bytes += spool_file.insert_original(connection, original)
         self.count += 1
 
+    def holds(self, connection: sqlite3.Connection, ident: uuid.UUID) -> bool:
+        """Whether an original of that id waits."""
+        return connection.execute("SELECT 1 FROM originals WHERE id = ?", (ident.bytes,)).fetchone() is not None
+
     def remove(self, connection: sqlite3.Connection, ident: bytes) -> None:
         """Forgets the original, if it is there, and its tries."""
         connection.execute("DELETE FROM tries WHERE id = ?", (ident,))

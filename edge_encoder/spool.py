@@ -27,7 +27,8 @@ from edge_encoder.leases import Leases
 from edge_encoder.ledger import KNOWN, Changes, Ledger
 from edge_encoder.original import Original
 from edge_encoder.reader import Reader
-from edge_encoder.records import DamagedRecord, Entry, Record, SpoolError, State
+from edge_encoder.records import DamagedRecord, Entry, Record, SpoolError, SpoolFull, State
+from edge_encoder.reserve import Reserve
 from edge_encoder.settings import FullPolicy
 from edge_encoder.writer import Op, Writer
 
@@ -59,7 +60,10 @@ class Spool:
         self._encoding = Leases()
         self._ledger = ledger = Ledger(self._leases, max_bytes, full_policy, history_frames)
         ledger.recount(connection)
-        self._writer = Writer(connection, recount=ledger.recount, rebuild=self._rebuild, prune=ledger.prune)
+        self._reserve = Reserve(folder / "spool.reserve")
+        self._writer = Writer(
+            connection, recount=ledger.recount, rebuild=self._rebuild, prune=ledger.prune, reserve=self._reserve
+        )
         self._reader = Reader(self.path, self._writer.submit)
 
     def put(self, record: Record) -> Future[Entry]:
@@ -68,7 +72,13 @@ class Spool:
         The same id with the same picture gives the entry that is there already. Raises (in the future) SpoolFull,
         IdTaken, or SpoolError when the disk fails.
         """
-        return self._change(lambda connection, changes: self._ledger.put(connection, record, changes))
+
+        def put(connection: sqlite3.Connection, changes: Changes) -> Entry:
+            if not self._ledger.originals.holds(connection, record.id):  # in place of its original it takes no room
+                self._check_room()
+            return self._ledger.put(connection, record, changes)
+
+        return self._change(put)
 
     def finish(self, ident: uuid.UUID, state: State, reason: str = "") -> Future[bool]:
         """Marks a frame or original DELIVERED, REJECTED, DROPPED or FAILED and frees its bytes; False if it was
@@ -111,7 +121,16 @@ class Spool:
 
     def receive(self, original: Original) -> Future[Entry]:
         """Keeps the picture until it is encoded; as put() otherwise."""
-        return self._change(lambda connection, changes: self._ledger.receive(connection, original, changes))
+
+        def receive(connection: sqlite3.Connection, changes: Changes) -> Entry:
+            self._check_room()
+            return self._ledger.receive(connection, original, changes)
+
+        return self._change(receive)
+
+    def _check_room(self) -> None:
+        if not self._reserve.whole:  # what room there is belongs to the acknowledgements (reserve.py)
+            raise SpoolFull(f"the disk of {self.path.parent} is full; make room on it, or wait for the uplink")
 
     def next_original(self) -> tuple[Original, int] | None:
         """The original to encode now, most urgent first, then oldest, and which try of it this is. It must be put,

@@ -18,6 +18,7 @@ from typing import Any
 
 from edge_encoder import spool_file
 from edge_encoder.records import SpoolError, SpoolFull
+from edge_encoder.reserve import Reserve
 
 log = logging.getLogger("aeic.edge.spool")
 
@@ -36,7 +37,8 @@ class Op:
 
 class Writer:
     """Owns the writing connection. `recount(connection)` is called after a failure, to make good what is counted in
-    memory; `rebuild()` returns a new connection for a broken file; `prune` joins every transaction."""
+    memory; `rebuild()` returns a new connection for a broken file; `prune` joins every transaction. On a full disk the
+    `reserve` is spent on what is under way, and taken again as soon as the disk has the room."""
 
     def __init__(
         self,
@@ -45,8 +47,10 @@ class Writer:
         recount: Callable[[sqlite3.Connection], None],
         rebuild: Callable[[], sqlite3.Connection],
         prune: Callable[[sqlite3.Connection], None],
+        reserve: Reserve,
     ) -> None:
         self.connection = connection
+        self._reserve = reserve
         self._recount = recount
         self._rebuild = rebuild
         self._prune = prune
@@ -98,15 +102,25 @@ class Writer:
             self.connection.execute("COMMIT")
         except Exception as error:  # whatever it was, the thread must live on and the callers must hear of it
             self._undo(error)
+            full = getattr(error, "sqlite_errorcode", 0) == sqlite3.SQLITE_FULL
+            if full and self._reserve.spend():
+                log.error("the disk is full: no frame is taken until it has room; deliveries are still written")
+                self._write_back()
+                self._commit(batch)
+                return
             if len(batch) > 1:
                 for op in batch:
                     self._commit([op])
                 return
             log.error("spool cannot write: %s", error)
-            kind = SpoolFull if getattr(error, "sqlite_errorcode", 0) == sqlite3.SQLITE_FULL else SpoolError
+            kind = SpoolFull if full else SpoolError
             for op in batch:
                 op.done.set_exception(kind(f"the spool cannot write ({error}); look at its disk"))
             return
+        if not self._reserve.whole:
+            self._write_back()
+            if self._reserve.make():
+                log.info("the disk has room again")
         for op, result, refusal in results:
             if refusal is not None:
                 op.done.set_exception(refusal)
@@ -114,6 +128,13 @@ class Writer:
             if op.after is not None:
                 op.after()
             op.done.set_result(result)
+
+    def _write_back(self) -> None:
+        """Moves SQLite's log into the spool's file and cuts it to nothing: there is the room on a full disk."""
+        try:
+            self.connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+        except sqlite3.Error as error:
+            log.warning("spool cannot write its log back: %s", error)
 
     def _undo(self, error: Exception) -> None:
         try:

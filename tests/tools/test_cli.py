@@ -159,6 +159,11 @@ def test_a_missing_extra_is_named() -> None:
     assert done.returncode == 2 and b'pip install "aeic[edge-cpu]"' in done.stderr, done.stderr
 
 
+def test_a_command_of_the_training_extra_says_nothing_of_its_libraries(aeic: Aeic) -> None:
+    done = aeic("export", "--help")
+    assert done.returncode == 0 and done.stderr == b"", done.stderr
+
+
 def test_help_loads_nothing_heavy() -> None:
     code = (
         "import sys; from aeic_tools.cli import main; sys.argv = ['aeic', '--version']\n"
