@@ -198,10 +198,11 @@ def main() -> None:
     parser.add_argument("--lone", type=int, default=12)
     parser.add_argument("--rivals", default="litserve,ray", help="which peers to run; empty for none")
     parser.add_argument("--json", type=Path, help="write the result there too")
-    parser.add_argument("--short", action="store_true", help="one round, six lone pictures, no peers: under a minute")
+    parser.add_argument("--short", action="store_true", help="one round of 32 pictures, six lone ones, no peers")
     arguments = parser.parse_args()
     if arguments.short:
         arguments.rounds, arguments.lone, arguments.rivals = 1, 6, ""
+        arguments.pictures = min(arguments.pictures, 32)
     result = measure(arguments)
     if arguments.json:
         arguments.json.write_text(json.dumps(result, indent=2) + "\n")

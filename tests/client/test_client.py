@@ -206,6 +206,7 @@ class _Awaited(ast.NodeTransformer):
                 setattr(node, field, self.plain.get(name, name))
         kind = type(node).__name__
         if kind == "For" and ast.unparse(ast.fix_missing_locations(node)).endswith("yield event"):
+            # Coroutines have no `yield from`.
             return ast.Expr(ast.YieldFrom(node.iter))  # type: ignore[attr-defined]
         if kind == "Await":
             return node.value  # type: ignore[attr-defined]

@@ -132,7 +132,8 @@ def test_sigterm_under_load_answers_everybody_and_loses_nothing(
                 await edge.send(data, id)
             for _ in range(len(sent) // 2):
                 stored.add(UUID(bytes=(await edge.ack()).id))
-            await until(lambda: 200 in statuses)  # a slow machine stores forty frames before it decodes one
+            # On a slow machine forty frames are stored before the first batch is decoded.
+            await until(lambda: 200 in statuses)
             stop()
             try:
                 while True:
