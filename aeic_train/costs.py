@@ -26,8 +26,8 @@ from aeic import profiles
 from aeic.bundle import Bundle
 from aeic.pixels import load_picture
 from aeic_nets.official.complexity import count
+from aeic_train.figures import COLOURS, open_pyplot, save_figure, tidy
 from aeic_train.pair import Pair
-from aeic_train.plots import COLOURS, open_pyplot, save_figure
 from aeic_train.rivals import Codec, CodecUnavailable, build
 
 T = TypeVar("T")
@@ -118,11 +118,11 @@ def draw(costs: dict[str, Any], target: Path) -> None:
             axis.scatter(
                 encode, decode, s=70 if ours else 30, color="black" if ours else COLOURS[number % len(COLOURS)]
             )
-            axis.annotate(f" {name}", (encode, decode), fontsize=8, va="center", weight="bold" if ours else "normal")
+            beside = {"xytext": (5, 7 if number % 2 else -7), "textcoords": "offset points", "va": "center"}
+            axis.annotate(name, (encode, decode), fontsize=8, weight="bold" if ours else "normal", **beside)
         axis.set(xscale="log", yscale="log", xlabel="encode", ylabel="decode", title=title)
         axis.margins(0.2)
-        axis.grid(alpha=0.3)
-        axis.spines[["top", "right"]].set_visible(False)
+        tidy(axis)
     save_figure(figure, target)
 
 

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from aeic_train.plots import COLOURS, open_pyplot, save_figure
+from aeic_train.figures import COLOURS, open_pyplot, save_figure, tidy
 
 Line = dict[str, Any]
 LAST = 5
@@ -81,7 +81,7 @@ def draw_training(lines: list[Line], target: Path) -> None:
                 place = (begin, 0.99)
                 axis.annotate(f" {stage}", place, xycoords=("data", "axes fraction"), rotation=90, va="top", fontsize=7)
         axis.set(title=label, xlabel="hours", yscale="log" if measure == "bpp" else "linear")
-        _tidy(axis)
+        tidy(axis)
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=6, frameon=False)
     save_figure(figure, target)
 
@@ -99,7 +99,7 @@ def draw_latents(lines: list[Line], target: Path) -> bool:
             axis.scatter(*zip(*points), s=9, color=COLOURS[number % len(COLOURS)], label=f"r{rate}", alpha=0.7)
     axis.set(xscale="log", yscale="log", xlabel="bpp of training crops", ylabel="variance of y")
     axis.set_title("Latent variance against bpp: every 50 steps of training")
-    _tidy(axis)
+    tidy(axis)
     axis.legend(frameon=False)
     save_figure(figure, target)
     return True
@@ -130,11 +130,6 @@ def _smooth(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
     """Running means over LAST lines."""
     hours, values = np.array(points).T
     return [(h, float(values[max(0, i - LAST + 1) : i + 1].mean())) for i, h in enumerate(hours)]
-
-
-def _tidy(axis: Any) -> None:
-    axis.grid(alpha=0.3)
-    axis.spines[["top", "right"]].set_visible(False)
 
 
 def draw(log: Path, out: Path) -> None:

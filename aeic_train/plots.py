@@ -18,6 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from aeic_train import curves
+from aeic_train.figures import COLOURS, tidy
+from aeic_train.figures import open_pyplot as _pyplot
+from aeic_train.figures import save_figure as _save
 
 OURS = "aeic"
 TITLES = {
@@ -28,8 +31,6 @@ TITLES = {
     "ms_ssim": "MS-SSIM, higher is better",
     "efflite_dists": "efflite_dists, lower is better",
 }
-COLOURS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#8c6d31", "#7f7f7f", "#b2a700", "#5e3c99")
-"""Told apart by the colour-blind too; ours is black and thick."""
 RATES = (0.015, 0.02, 0.03, 0.04, 0.05)
 WIDEST = 0.1
 """bpp at which the plots end: this codec's business is below."""
@@ -56,7 +57,7 @@ def load(folder: Path) -> dict[str, tuple[str, Curves]]:
 
 def draw(title: str, by_codec: Curves, target: Path) -> None:
     """Six panels over log bpp into ``target``.svg and .png."""
-    plt = open_pyplot()
+    plt = _pyplot()
     figure, axes = plt.subplots(2, 3, figsize=(15, 8.6), layout="constrained")
     rivals = [name for name in by_codec if not name.startswith(OURS)]
     for axis, (measure, label) in zip(axes.flat, TITLES.items()):
@@ -76,15 +77,14 @@ def draw(title: str, by_codec: Curves, target: Path) -> None:
         axis.set(xscale="log", title=label, xlabel="bpp (whole file)")
         axis.set_xticks((*RATES, 0.07, WIDEST), [f"{rate:g}" for rate in (*RATES, 0.07, WIDEST)])
         axis.minorticks_off()
-        axis.grid(alpha=0.3)
-        axis.spines[["top", "right"]].set_visible(False)
+        tidy(axis)
     handles: dict[str, Any] = {}
     for axis in axes.flat:
         for handle, name in zip(*axis.get_legend_handles_labels()):
             handles.setdefault(name, handle)
     figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=6, frameon=False)
     figure.suptitle(title)
-    save_figure(figure, target)
+    _save(figure, target)
 
 
 def table(description: str, by_codec: Curves) -> str:
@@ -109,24 +109,6 @@ def table(description: str, by_codec: Curves) -> str:
             text.append(f"| {rival} | " + " | ".join("–" if v is None else f"{v:+.1f}" for v in values) + " |")
         text.append("")
     return "\n".join(text)
-
-
-def open_pyplot() -> Any:
-    """matplotlib's pyplot, without a display, whose files are the same for the same figures."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    matplotlib.rcParams["svg.hashsalt"] = "aeic"  # the same figures make the same file
-    from matplotlib import pyplot
-
-    return pyplot
-
-
-def save_figure(figure: Any, target: Path) -> None:
-    """``target``.svg and .png."""
-    figure.savefig(target.with_suffix(".svg"), metadata={"Date": None})
-    figure.savefig(target.with_suffix(".png"), dpi=80)
-    open_pyplot().close(figure)
 
 
 def main(argv: list[str] | None = None) -> None:

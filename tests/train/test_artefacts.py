@@ -40,7 +40,7 @@ def test_each_measure_sees_its_own_kind_of_artefact() -> None:
     plain = np.full((192, 256, 3), 100, np.uint8)
     nothing = {"offset": 0, "worst": 0, "grid": 0, "colour": 0}
     assert artefacts.measure(plain, plain) == nothing
-    darker = artefacts.measure(plain, plain - 4)
+    darker = artefacts.measure(plain, np.full_like(plain, 96))
     assert darker == pytest.approx(nothing | {"offset": -4, "worst": 4})
     tiled = plain.copy()
     tiled[::32] += 32  # a line in every square: an offset of 1, and a pattern
