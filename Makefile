@@ -61,6 +61,8 @@ golden: install ## make the golden frames again, after a change of the format (n
 	$(BIN)/python -m tests.aeic.make_golden
 
 results: install ## tables and plots of docs/results from the committed figures
+	$(BIN)/python -m aeic_train.costs --draw --out docs/results
+	$(BIN)/python -m aeic_train.history models/aeic-se-nano/training_log.jsonl
 	$(BIN)/python -m aeic_train.plots
 	$(BIN)/python -m aeic_train.arms
 

@@ -188,8 +188,10 @@ def speed(
 
 MEASUREMENTS = {
     "rd": ("aeic_train.evaluate", "train", "Rate, distortion and perception over a folder, beside other codecs."),
+    "artefacts": ("aeic_train.artefacts", "train", "What the network adds to flat pictures, ramps, text, noise."),
     "ablation": ("aeic_train.ablation", "train", "The same short training in arms that differ in one thing."),
     "complexity": ("aeic_nets.official.complexity", "train", "Parameters and MACs, beside the published table."),
+    "costs": ("aeic_train.costs", "train", "Encode and decode times and multiply-adds beside other codecs."),
     "goldens": ("aeic_nets.official.goldens_check", "train", "Golden vectors of the published networks."),
     "decode": ("benchmarks.decode", "dev", "Decoding with a full-size profile, beside plain PyTorch."),
     "desync": ("benchmarks.desync", "dev", "Frames lost to arithmetic: integer and float32 entropy models."),

@@ -1,11 +1,11 @@
 """Plots and tables of docs/results, made again from the figures that are committed there: ``make results``.
 
-    python -m aeic_train.plots [--results docs/results] [--log runs/nano/log.jsonl]
+    python -m aeic_train.plots [--results docs/results]
 
 Every WHO_SET.json in the folder (what ``aeic bench rd`` writes as results.json; one codec or a list, CompressAI's own
 files too) belongs to the set of pictures SET. For each set: SET.svg and SET.png, rate against distortion and
-perception; SET.md, every codec at equal bits and the BD-rates of ours. With a training log: training.svg and .png, rate
-and picture by stage. Where ours is missing, the rivals are drawn alone. Runs no codec and needs no weights.
+perception; SET.md, every codec at equal bits and the BD-rates of ours. Where ours is missing, the rivals are drawn
+alone. Runs no codec and needs no weights.
 """
 
 from __future__ import annotations
@@ -18,6 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from aeic_train import curves
+from aeic_train.figures import COLOURS, tidy
+from aeic_train.figures import open_pyplot as _pyplot
+from aeic_train.figures import save_figure as _save
 
 OURS = "aeic"
 TITLES = {
@@ -28,8 +31,6 @@ TITLES = {
     "ms_ssim": "MS-SSIM, higher is better",
     "efflite_dists": "efflite_dists, lower is better",
 }
-COLOURS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#8c6d31", "#7f7f7f", "#b2a700", "#5e3c99")
-"""Told apart by the colour-blind too; ours is black and thick."""
 RATES = (0.015, 0.02, 0.03, 0.04, 0.05)
 WIDEST = 0.1
 """bpp at which the plots end: this codec's business is below."""
@@ -76,8 +77,7 @@ def draw(title: str, by_codec: Curves, target: Path) -> None:
         axis.set(xscale="log", title=label, xlabel="bpp (whole file)")
         axis.set_xticks((*RATES, 0.07, WIDEST), [f"{rate:g}" for rate in (*RATES, 0.07, WIDEST)])
         axis.minorticks_off()
-        axis.grid(alpha=0.3)
-        axis.spines[["top", "right"]].set_visible(False)
+        tidy(axis)
     handles: dict[str, Any] = {}
     for axis in axes.flat:
         for handle, name in zip(*axis.get_legend_handles_labels()):
@@ -85,41 +85,6 @@ def draw(title: str, by_codec: Curves, target: Path) -> None:
     figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=6, frameon=False)
     figure.suptitle(title)
     _save(figure, target)
-
-
-def draw_training(log: Path, target: Path) -> None:
-    """Rate, picture and loss terms by hours of training, the stages apart: ``target``.svg and .png."""
-    lines = [json.loads(line) for line in log.read_text().splitlines() if line.strip()]
-    if not lines:
-        raise ValueError(f"{log} holds no line yet: train some steps first")
-    lines = _lasting(lines)
-    plt = _pyplot()
-    figure, axes = plt.subplots(1, 3, figsize=(15, 4.4), layout="constrained")
-    wanted = {"bpp": "bpp in training", "psnr": "PSNR in training, dB", "features": "feature loss"}
-    stages = list(dict.fromkeys(line["stage"] for line in lines))
-    for axis, (name, label) in zip(axes, wanted.items()):
-        for number, stage in enumerate(stages):
-            of_stage = [line for line in lines if line["stage"] == stage and name in line]
-            if of_stage:
-                hours = [line["hours"] for line in of_stage]
-                values = [line[name] for line in of_stage]
-                axis.plot(hours, values, color=COLOURS[number % len(COLOURS)], label=stage, linewidth=1)
-        axis.set(title=label, xlabel="hours", yscale="linear" if name == "psnr" else "log")
-        axis.grid(alpha=0.3)
-        axis.spines[["top", "right"]].set_visible(False)
-    handles = {n: h for axis in axes[::-1] for h, n in zip(*axis.get_legend_handles_labels())}
-    handles = {stage: handles[stage] for stage in stages if stage in handles}
-    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=len(handles), frameon=False)
-    _save(figure, target)
-
-
-def _lasting(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Without the steps that were done again after an interruption."""
-    kept: list[dict[str, Any]] = []
-    for line in reversed(lines):
-        if not kept or line["total"] < kept[-1]["total"]:
-            kept.append(line)
-    return kept[::-1]
 
 
 def table(description: str, by_codec: Curves) -> str:
@@ -146,27 +111,10 @@ def table(description: str, by_codec: Curves) -> str:
     return "\n".join(text)
 
 
-def _pyplot() -> Any:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    matplotlib.rcParams["svg.hashsalt"] = "aeic"  # the same figures make the same file
-    from matplotlib import pyplot
-
-    return pyplot
-
-
-def _save(figure: Any, target: Path) -> None:
-    figure.savefig(target.with_suffix(".svg"), metadata={"Date": None})
-    figure.savefig(target.with_suffix(".png"), dpi=80)
-    _pyplot().close(figure)
-
-
 def main(argv: list[str] | None = None) -> None:
     form = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(prog="make results", description=__doc__, formatter_class=form)
     parser.add_argument("--results", type=Path, default=Path("docs/results"))
-    parser.add_argument("--log", type=Path, help="a training log (log.jsonl)")
     options = parser.parse_args(argv)
     try:
         sets = load(options.results)
@@ -176,8 +124,6 @@ def main(argv: list[str] | None = None) -> None:
             draw(description, by_codec, options.results / name)
             (options.results / f"{name}.md").write_text(table(description, by_codec))
             print(f"{options.results / name}.svg .png .md: {', '.join(by_codec)}", file=sys.stderr)
-        if options.log:
-            draw_training(options.log, options.results / "training")
     except (OSError, ValueError) as error:
         print(f"make results: {error}", file=sys.stderr)
         raise SystemExit(1) from error

@@ -10,9 +10,11 @@ import numpy as np
 import pytest
 
 from aeic_train import evaluate, plots
-from aeic_train.evaluate import Bench, Table, compare, curve, main
+from aeic_train.bench import Bench, curve
+from aeic_train.evaluate import compare, main
 from aeic_train.metrics import Judges, frechet
 from aeic_train.rivals import PillowCodec
+from aeic_train.table import Table
 
 
 class QuickJudges(Judges):
@@ -152,14 +154,3 @@ def test_frechet_of_equal_sets_is_nought_and_grows_with_the_mean() -> None:
     a = np.random.default_rng(0).normal(size=(500, 4))
     assert frechet(a, a) == pytest.approx(0, abs=1e-8)
     assert frechet(a, a + 2) == pytest.approx(16)
-
-
-def test_the_training_plot_leaves_out_what_was_done_again(tmp_path: Path) -> None:
-    lines = [
-        {"stage": "1", "total": total, "hours": total / 100, "psnr": 20.0, "bpp": 0.1} for total in (1, 2, 3, 2, 3)
-    ]
-    log = tmp_path / "log.jsonl"
-    log.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    assert plots._lasting(lines) == [lines[0], lines[3], lines[4]]
-    plots.draw_training(log, tmp_path / "training")
-    assert (tmp_path / "training.svg").exists()

@@ -16,7 +16,7 @@ from aeic.latent_codec import LatentCodec
 from aeic.profiles import Profile
 from aeic_nets.network import AEIC
 from aeic_train import export, loop
-from aeic_train.evaluate import Pair
+from aeic_train.pair import Pair
 from aeic_train.weights import load_weights
 
 RECIPE = """
