@@ -11,9 +11,12 @@ import json
 import sys
 from pathlib import Path
 
-from aeic_train import curves, plots
+from aeic_train import curves
+from aeic_train.figures import COLOURS, open_pyplot, save_figure, tidy
+from aeic_train.plots import TITLES
 
 SHOWN = ("st_lpips", "efflite_lpips", "psnr")
+TICKS = (0.01, 0.02, 0.03, 0.04, 0.06, 0.08)
 Points = dict[str, list[curves.Point]]
 
 
@@ -37,16 +40,17 @@ def draw(path: Path) -> None:
     content = json.loads(path.read_text())
     points = {arm["name"]: curves.curve_of(arm) for arm in content["arms"]}
     path.with_suffix(".md").write_text(table(content["about"], points))
-    plt = plots._pyplot()
+    plt = open_pyplot()
     figure, axes = plt.subplots(1, len(SHOWN), figsize=(15, 4.6), layout="constrained")
     for axis, measure in zip(axes, SHOWN):
-        for (arm, curve), colour in zip(points.items(), plots.COLOURS):
+        for (arm, curve), colour in zip(points.items(), COLOURS):
             axis.plot(*zip(*sorted((p["bpp"], p[measure]) for p in curve)), "o-", color=colour, label=arm)
-        axis.set(xscale="log", title=plots.TITLES[measure], xlabel="bpp (estimated)")
-        axis.grid(alpha=0.3, which="both")
-        axis.spines[["top", "right"]].set_visible(False)
+        axis.set(xscale="log", title=TITLES[measure], xlabel="bpp (estimated)")
+        axis.set_xticks(TICKS, [f"{tick:g}" for tick in TICKS])
+        axis.minorticks_off()
+        tidy(axis)
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=6, frameon=False)
-    plots._save(figure, path)
+    save_figure(figure, path)
 
 
 def table(about: str, points: Points) -> str:
