@@ -160,8 +160,8 @@ def main(settings: Settings) -> int:
     """:func:`run` in the cluster that AEIC_FLEET_ADDRESS names, or in one of this machine."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
     fleet = FleetSettings()  # type: ignore[call-arg]  # from the environment
-    connect(fleet)
     try:
+        connect(fleet)
         asyncio.run(run(settings, fleet))
     except (OSError, ValueError, StoreUnavailable) as error:
         print(f"fleet: {error}", file=sys.stderr)

