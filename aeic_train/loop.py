@@ -7,11 +7,9 @@ from __future__ import annotations
 
 import argparse
 import copy
-import json
 import math
 import random
 import time
-from collections import defaultdict
 from pathlib import Path
 
 import torch
@@ -24,6 +22,7 @@ from aeic_nets.network import AEIC
 from aeic_train.adversary import Adversary
 from aeic_train.data import Crops, Photographs
 from aeic_train.distillation import Distillation
+from aeic_train.journal import Journal
 from aeic_train.losses import Jitter, Judgement, PictureLoss
 from aeic_train.prior import Prior
 from aeic_train.recipe import Recipe, Stage
@@ -142,21 +141,19 @@ class Trainer:
         disable_quantisation(self.model.codec)
         if stage.exact:
             enable_quantisation(self.model.codec, [self._latents(next(crops), int(rate)) for rate in stage.rates])
-        sums: dict[str, list[float]] = defaultdict(list)
+        journal = Journal(self.run / "log.jsonl")
         started = saved = time.monotonic()
         while self.step < stage.steps:
             for group in self.optimizer.param_groups:
                 group["lr"] = group["speed"] * learning_rate(stage, self.step)
-            parts = self._step(stage, next(crops), parameters)
-            for name, value in parts.items():
-                sums[name].append(value)
+            journal.add(self._step(stage, next(crops), parameters))
             self.step += 1
             self.total_steps += 1
             if self.step % LOG_STEPS == 0:
                 now = time.monotonic()
                 self.seconds += now - started
-                self._log(stage, sums, (now - started) / len(sums["gradient"]))
-                sums, started = defaultdict(list), now
+                journal.write(self._place(stage), stage.steps, now - started)
+                started = now
             if self.step % SAMPLE_STEPS == 0:
                 save_samples(self.average, self.validation, self.run / "samples", f"{self.total_steps:06d}", stage)
             if time.monotonic() - saved > SAVE_SECONDS:
@@ -227,20 +224,10 @@ class Trainer:
             averages = list(self.average.parameters())
             torch._foreach_lerp_(averages, [p.detach() for p in self.model.parameters()], 1 - keep)
 
-    def _log(self, stage: Stage, sums: dict[str, list[float]], seconds: float) -> None:
-        means = {name: round(sum(v) / len(v), 6) for name, v in sorted(sums.items())}
-        psnr = round(10 * math.log10(4 / means["mse"]), 3)
-        line = {
-            "stage": stage.name,
-            "step": self.step,
-            "total": self.total_steps,
-            "hours": round(self.seconds / 3600, 4),
-        }
-        line |= {"seconds_per_step": round(seconds, 3), "psnr": psnr, **means}
-        with (self.run / "log.jsonl").open("a") as file:
-            file.write(json.dumps(line) + "\n")
-        shown = " ".join(f"{k} {v:.4g}" for k, v in means.items())
-        print(f"{stage.name} {self.step}/{stage.steps} {seconds:.2f} s/step psnr {psnr:.2f} {shown}", flush=True)
+    def _place(self, stage: Stage) -> dict[str, object]:
+        """Where the run stands, as its log says it."""
+        hours = round(self.seconds / 3600, 4)
+        return {"stage": stage.name, "step": self.step, "total": self.total_steps, "hours": hours}
 
 
 def main(argv: list[str] | None = None) -> None:
