@@ -12,6 +12,7 @@ from cloud_decoder import api as cloud
 from cloud_decoder.metrics import Metrics
 from cloud_decoder.settings import Settings
 from edge_encoder import api as edge
+from edge_encoder.settings import EdgeSettings
 
 DESCRIPTION = {
     "info": {"title": "A <b>service</b>", "version": "1.2"},
@@ -56,10 +57,10 @@ def test_everything_is_told_and_escaped() -> None:
 
 def test_both_services_show_it() -> None:
     """Their routes are built by hand here: no picture is decoded for a page."""
-    parts = SimpleNamespace(
-        settings=Settings(), metrics=Metrics(), tokens=None, store=None, gallery=None, worker=None, relay=None
-    )
-    for app in (edge.create_app(cast(Any, SimpleNamespace())), cloud.build_app(cast(Any, parts))):
+    parts = SimpleNamespace(settings=Settings(), metrics=Metrics(), tokens=None, store=None, gallery=None, relay=None)
+    parts.worker = SimpleNamespace(shelf=SimpleNamespace(bundles={}, default=None))
+    box = SimpleNamespace(settings=EdgeSettings())
+    for app in (edge.create_app(cast(Any, box)), cloud.build_app(cast(Any, parts))):
         with TestClient(app) as client:
             answer = client.get("/docs")
             assert answer.status_code == 200 and "/v1/frames/{id}" in answer.text and "cdn" not in answer.text

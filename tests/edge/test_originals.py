@@ -178,7 +178,7 @@ from edge_encoder.spool import Spool
 from edge_encoder.records import SpoolError, State
 folder = Path({folder!r})
 def size():
-    return max(p.stat().st_size for p in folder.iterdir())
+    return max(p.stat().st_size for p in folder.glob("spool.sqlite3*"))  # not the reserve, which is larger
 def tried(change, point):
     # Every write beyond the limit fails with EFBIG: the transaction breaks in its first, second, ... write.
     resource.setrlimit(resource.RLIMIT_FSIZE, (size() + point, resource.RLIM_INFINITY))
