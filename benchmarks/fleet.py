@@ -1,6 +1,6 @@
 """What a fleet's parts sustain on this machine, and what the simulator had said.
 
-    aeic bench fleet [--parts queue workers] [--fronts 1] [--rounds 3] [--tiny] [--json FILE]
+    aeic bench fleet [--parts queue workers] [--fronts 1] [--rounds 4] [--tiny] [--json FILE]
 
 queue: processes claim and finish the jobs of a filled queue, in batches, and nothing is decoded; then cameras push
 frames over gRPC into front ends that share a port: group commits into PostgreSQL.
@@ -9,7 +9,8 @@ workers: in each round, by turns: the bare decoder alone on a core, then on two 
 database, which is all that a second core can bring (two hardware threads of one core bring far less than two); a
 backlog for one worker on a core of its own, then for two; and frames that arrive faster than two workers decode, which
 the simulator, told the seconds per frame of one worker and the contention between two bare decoders, has predicted:
-queue age, and the time until everything is decoded. The median of each round's own ratio counts.
+queue age, and the time until everything is decoded. The median of each round's own ratio counts. A round beside which
+others used more than a twentieth of the machine is told and left out, unless all were so (``undisturbed_rounds`` is 0).
 
 PostgreSQL is Debian's, in a temporary folder, durable. ``--json`` keeps what the file already says of other parts. The
 last line is one JSON object.
@@ -28,6 +29,7 @@ from pathlib import Path
 from aeic.bundle import Bundle
 from benchmarks.fleet_queue import measure_claims, measure_ingest
 from benchmarks.fleet_workers import measure_workers
+from benchmarks.others import Others
 from tests.cloud.postgres import Postgres
 from tests.tiny_bundle import write_tiny_bundle
 
@@ -39,21 +41,20 @@ async def measure(arguments: argparse.Namespace, folder: Path) -> dict[str, obje
     server = Postgres(durable=True).start()
     settings: dict[str, object] = {"device": "onnx", "cache_url": f"file://{folder}/pictures", "lease_seconds": 30}
     result: dict[str, object] = {"benchmark": "fleet", "machine": f"{platform.machine()}, {os.cpu_count()} cores"}
-    load = round(os.getloadavg()[0], 2)
     try:
         tiny = Bundle.load(write_tiny_bundle(folder / "tiny"))
         if "queue" in arguments.parts:
+            others = Others()
             result |= measure_claims(server, arguments.jobs, arguments.batches, arguments.claimers)
             front = settings | {"bundle": tiny.path, "database_url": server.fresh()}
             ingested = await measure_ingest(front, folder, arguments.fronts, arguments.ingest_frames, tiny)
             print(f"ingest, {arguments.fronts} front end(s): {ingested:8.0f} frames/s", flush=True)
             result |= {"ingested_frames_per_second": round(ingested), "fronts": arguments.fronts}
-            result["load_average_before_queue"] = load
+            result["queue_beside_others"] = round(others.share(), 3)
         if "workers" in arguments.parts:
             bundle = tiny if arguments.tiny else Bundle.load(arguments.bundle)
-            how = (arguments.decode_frames, arguments.rounds, arguments.load)
-            result |= await measure_workers(bundle, server, settings, folder, *how)
-            result["load_average_before_workers"] = load
+            how = {name: getattr(arguments, name) for name in ("rounds", "seconds", "load")}
+            result |= await measure_workers(bundle, server, settings, folder, frames=arguments.decode_frames, **how)
         return result
     finally:
         server.stop()
@@ -71,7 +72,8 @@ def main() -> None:
     parser.add_argument("--bundle", type=Path, help="of the workers; empty takes the shipped one")
     parser.add_argument("--tiny", action="store_true", help="workers decode the tests' tiny bundle")
     parser.add_argument("--decode-frames", type=int, default=40, help="for each worker in each run")
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=4)
+    parser.add_argument("--seconds", type=float, default=90.0, help="no further round that would not be over by then")
     parser.add_argument("--load", type=float, default=3.0, help="arrivals of the simulated run, in one worker's speeds")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()

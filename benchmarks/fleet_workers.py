@@ -17,6 +17,7 @@ from aeic.bundle import Bundle
 from benchmarks.bare_decoder import BareDecoder, rates
 from benchmarks.fleet_frames import make_frames, stored
 from benchmarks.fleet_simulator import Pool, simulate, steady
+from benchmarks.others import Others
 from cloud_decoder.records import State
 from cloud_decoder.store import Store
 from tests.cloud.postgres import Postgres
@@ -25,6 +26,8 @@ from tests.fleet.members import Member
 POLL_SECONDS = 0.25
 STEP_SECONDS = 0.1
 """Frames of one step arrive together."""
+OTHERS = 0.05
+"""A round beside more work of others than this part of the machine does not count, unless all are so."""
 PREDICTED = ("seconds", "age_p50", "age_p95")
 
 
@@ -97,6 +100,8 @@ class Round:
     two: dict[str, float]
     said: dict[str, float]
     seen: dict[str, float]
+    others: float
+    """The part of the machine that somebody else used."""
 
     @property
     def scaling(self) -> float:
@@ -108,14 +113,26 @@ class Round:
         return (
             f"bare {self.bare:5.2f}/s, two {self.ceiling:.3f} times; worker {self.one['frames_per_second']:5.2f}/s, two"
             f" {self.scaling:.3f} times: {self.scaling / self.ceiling:.3f} of what the cores allow; simulated"
-            f" {self.said['age_p50']:.2f} s of age, seen {self.seen['age_p50']:.2f} s, worst {100 * off:.1f} % off"
+            f" {self.said['age_p50']:.2f} s of age, seen {self.seen['age_p50']:.2f} s, worst {100 * off:.1f} % off;"
+            f" others took {100 * self.others:.1f} % of the machine"
         )
 
 
 async def measure_workers(
-    bundle: Bundle, server: Postgres, settings: dict[str, object], folder: Path, frames: int, rounds: int, load: float
+    bundle: Bundle,
+    server: Postgres,
+    settings: dict[str, object],
+    folder: Path,
+    *,
+    frames: int,
+    rounds: int,
+    seconds: float,
+    load: float,
 ) -> dict[str, object]:
-    """Rounds, in which bare decoders, one worker, two workers and the simulated run take turns; medians of all."""
+    """Rounds, in which bare decoders, one worker, two workers and the simulated run take turns.
+
+    None begins that would not be over after ``seconds``.
+    """
     url = server.fresh()
     store = Store(url)
     crew = Crew(settings | {"bundle": bundle.path, "database_url": url}, folder, store, 2)
@@ -127,7 +144,10 @@ async def measure_workers(
     await crew.start()
     await crew.run(2, data[: frames // 2])
     seen: list[Round] = []
-    for _ in range(rounds):
+    begun = time.monotonic()
+    for number in range(rounds):
+        if number and (time.monotonic() - begun) * (number + 1) / number > seconds:
+            break
         seen.append(await _round(crew, bare, data, load))
         print(seen[-1], flush=True)
     for process in bare:
@@ -138,7 +158,7 @@ async def measure_workers(
 
 
 async def _round(crew: Crew, bare: list[BareDecoder], data: list[bytes], load: float) -> Round:
-    half = len(data) // 2
+    half, others = len(data) // 2, Others()
     seconds = half / 10
     alone = statistics.mean(rates([one], seconds / 2)[0] for one in bare)
     ceiling = sum(rates(bare, seconds)) / alone
@@ -148,11 +168,13 @@ async def _round(crew: Crew, bare: list[BareDecoder], data: list[bytes], load: f
     pool = Pool(2, 1 / one["frames_per_second"], poll_seconds=POLL_SECONDS, contention=2 / ceiling - 1)
     said = simulate(pool, steady(rate, len(data), STEP_SECONDS))
     seen = await crew.run(2, data, rate)
-    return Round(alone, ceiling, one, two, {name: getattr(said, name) for name in PREDICTED}, seen)
+    predicted = {name: getattr(said, name) for name in PREDICTED}
+    return Round(alone, ceiling, one, two, predicted, seen, others.share())
 
 
-def summary(bundle: str, seen: list[Round]) -> dict[str, object]:
-    """Medians over the rounds, and each round's ratios."""
+def summary(bundle: str, all_seen: list[Round]) -> dict[str, object]:
+    """Medians over the rounds that count, and each round's ratios."""
+    seen = [one for one in all_seen if one.others <= OTHERS] or all_seen
 
     def median(values: list[float], digits: int = 3) -> float:
         return round(statistics.median(values), digits)
@@ -168,7 +190,10 @@ def summary(bundle: str, seen: list[Round]) -> dict[str, object]:
         "ceiling": median([one.ceiling for one in seen]),
         "scaling_of_ceiling": median([one.scaling / one.ceiling for one in seen]),
         "one_worker_of_bare": median([one.one["frames_per_second"] / one.bare for one in seen]),
-        "rounds": [[round(one.scaling, 3), round(one.ceiling, 3)] for one in seen],
+        "rounds": [
+            {name: round(getattr(one, name), 3) for name in ("scaling", "ceiling", "others")} for one in all_seen
+        ],
+        "undisturbed_rounds": sum(one.others <= OTHERS for one in all_seen),
         "stage_seconds": {
             name: median([one.one[name] for one in seen], 5) for name in ("entropy", "synthesis", "image")
         },

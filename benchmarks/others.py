@@ -1,0 +1,30 @@
+"""How much of the machine somebody else used meanwhile: what was measured beside other work says nothing."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+
+import psutil
+
+
+class Others:
+    """Counts from its making, or from the last :meth:`share`."""
+
+    def __init__(self) -> None:
+        self._before = self._now()
+
+    def share(self) -> float:
+        """Of all cores, 0 to 1, by processes that are neither this one nor descend from it; the kernel's included."""
+        (moment, busy, own), self._before = self._before, self._now()
+        seconds = (self._before[0] - moment) * (psutil.cpu_count() or 1)
+        return max(0.0, (self._before[1] - busy) - (self._before[2] - own)) / seconds
+
+    def _now(self) -> tuple[float, float, float]:
+        times, own = psutil.cpu_times(), 0.0
+        this = psutil.Process()
+        for one in (this, *this.children(recursive=True)):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                spent = one.cpu_times()
+                own += spent.user + spent.system + spent.children_user + spent.children_system
+        return time.monotonic(), sum(times) - times.idle - getattr(times, "iowait", 0.0), own
