@@ -7,8 +7,8 @@ frames over gRPC into front ends that share a port: group commits into PostgreSQ
 
 workers: in each round, by turns: the bare decoder alone on a core, then on two cores at once, with no queue and no
 database, which is all that a second core can bring (two hardware threads of one core bring far less than two); a
-backlog for one worker on a core of its own, then for two; and frames that arrive faster than two workers decode, which
-the simulator, told the seconds per frame of one worker and the contention between two bare decoders, has predicted:
+backlog for one worker on a core of its own, then for two; and frames that arrive faster than two workers decode. The
+simulator, told the seconds per frame of one worker and what two of them lose to one another, has predicted that run:
 queue age, and the time until everything is decoded. The median of each round's own ratio counts. A round beside which
 others used more than a twentieth of the machine is told and left out, unless all were so (``undisturbed_rounds`` is 0).
 
@@ -74,7 +74,7 @@ def main() -> None:
     parser.add_argument("--decode-frames", type=int, default=40, help="for each worker in each run")
     parser.add_argument("--rounds", type=int, default=4)
     parser.add_argument("--seconds", type=float, default=90.0, help="no further round that would not be over by then")
-    parser.add_argument("--load", type=float, default=3.0, help="arrivals of the simulated run, in one worker's speeds")
+    parser.add_argument("--load", type=float, default=4.0, help="arrivals of the simulated run, in one worker's speeds")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:

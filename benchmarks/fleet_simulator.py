@@ -38,8 +38,10 @@ class Pool:
     batch_seconds: float = 0.0
     poll_seconds: float = 0.25
     contention: float = 0.0
-    """By how much each other worker at work slows a worker down. Workers with a device each share nothing; two that
-    decode on two hardware threads of one core do (``aeic bench fleet`` measures it without any queue)."""
+    """By how much each other worker at work slows a worker down. Workers with a device and a database of their own
+    machines share nothing; those that share cores with one another and the database do."""
+    delivery_seconds: float = 0.0
+    """From the end of a batch until its pictures are there, while the worker is at the next one."""
 
 
 @dataclass(frozen=True)
@@ -85,19 +87,19 @@ def random(rate: float, frames: int, seed: int = 0) -> NDArray[np.float64]:
 
 def simulate(pool: Pool, arrivals: NDArray[np.float64]) -> Outcome:
     """Every frame of ``arrivals`` (sorted, seconds) through the pool."""
-    free = [0.0] * pool.workers
+    free = [-math.inf] * pool.workers
     finished = np.empty(len(arrivals))
     taken, busy, batches = 0, 0.0, 0
     while taken < len(arrivals):
         now = heapq.heappop(free)
-        if arrivals[taken] > now:  # it looks again every poll_seconds, and finds the frame half of that late
-            now = float(arrivals[taken]) + pool.poll_seconds / 2 / max(1, _idle(free, now))
+        if arrivals[taken] > now:  # it looks every poll_seconds, as do all who are idle: the first finds the frame
+            now = float(arrivals[taken]) + pool.poll_seconds / (2 + _idle(free, float(arrivals[taken])))
         waiting = int(np.searchsorted(arrivals[taken : taken + pool.batch], now, side="right"))
         size = max(1, waiting)
         seconds = pool.batch_seconds + size * pool.frame_seconds
         if pool.contention:
             seconds *= 1 + pool.contention * sum(1 for other in free if other > now)
-        finished[taken : taken + size] = now + seconds
+        finished[taken : taken + size] = now + seconds + pool.delivery_seconds
         heapq.heappush(free, now + seconds)
         taken, busy, batches = taken + size, busy + seconds, batches + 1
     ages = finished - arrivals

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import random
 import signal
 import statistics
 import time
@@ -43,21 +44,29 @@ class Crew:
     async def start(self) -> None:
         """All up and ready."""
         await asyncio.gather(*(member.start() for member in self._members))
+        self._still()
 
     async def stop(self) -> None:
         """All gone, gently."""
         for member in self._members:
             await member.stop()
 
-    def wake(self, workers: int) -> None:
-        """So many of them run, the others stand still: nobody holds a lease between two runs."""
-        for number, member in enumerate(self._members):
+    async def _wake(self, workers: int) -> None:
+        """So many of them run, at moments that have nothing to do with one another, as workers do."""
+        for member in self._members[:workers]:
             assert member.process is not None
-            member.process.send_signal(signal.SIGCONT if number < workers else signal.SIGSTOP)
+            member.process.send_signal(signal.SIGCONT)
+            await asyncio.sleep(random.uniform(0, POLL_SECONDS))
+
+    def _still(self) -> None:
+        """Nobody runs; nobody holds a lease between two runs."""
+        for member in self._members:
+            assert member.process is not None
+            member.process.send_signal(signal.SIGSTOP)
 
     async def run(self, workers: int, data: list[bytes], rate: float = 0.0) -> dict[str, float]:
         """``data`` by so many workers: a backlog, or ``rate`` frames a second. Ends with the last one decoded."""
-        self.wake(workers)
+        await self._wake(workers)
         new = [stored(one) for one in data]
         step = max(1, int(rate * STEP_SECONDS)) if rate else len(new)
         begun = time.time()
@@ -67,7 +76,7 @@ class Crew:
             await asyncio.to_thread(self._store.add, new[start : start + step], time.time())
         while (backlog := await asyncio.to_thread(self._store.waiting, time.time())).ready or backlog.leased:
             await asyncio.sleep(0.5)  # each look costs the workers' cores something
-        self.wake(0)
+        self._still()
         rows = await asyncio.to_thread(self._store.page, "", len(new))
         assert all(row.state is State.DONE for row in rows)
         ends = sorted((row.available_ms or 0) / 1000 for row in rows)
@@ -165,7 +174,13 @@ async def _round(crew: Crew, bare: list[BareDecoder], data: list[bytes], load: f
     one = await crew.run(1, data[:half])
     two = await crew.run(2, data)  # as much for each worker: starting and ending weigh the same
     rate = load * one["frames_per_second"]
-    pool = Pool(2, 1 / one["frames_per_second"], poll_seconds=POLL_SECONDS, contention=2 / ceiling - 1)
+    pool = Pool(
+        workers=2,
+        frame_seconds=1 / one["frames_per_second"],
+        poll_seconds=POLL_SECONDS,
+        contention=2 * one["frames_per_second"] / two["frames_per_second"] - 1,
+        delivery_seconds=one["image"],
+    )
     said = simulate(pool, steady(rate, len(data), STEP_SECONDS))
     seen = await crew.run(2, data, rate)
     predicted = {name: getattr(said, name) for name in PREDICTED}
