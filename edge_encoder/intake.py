@@ -90,8 +90,9 @@ class Intake:
             return Taken(known, known=True)
         begin = time.perf_counter()
         tracing.keep_current(original.id)
+        context = tracing.kept(original.id)
         entry = await asyncio.wrap_future(self._spool.receive(original))
-        self._observe(original.id, {"receive": time.perf_counter() - begin})
+        self._observe(context, {"receive": time.perf_counter() - begin})
         self._metrics.picture_bytes.inc(len(picture))
         return Taken(entry)
 
@@ -114,8 +115,9 @@ class Intake:
     async def put(self, made: Made) -> Entry:
         """Spools a frame, in place of its original where there is one; SpoolFull, IdTaken or SpoolError."""
         begin = time.perf_counter()
+        context = tracing.kept(made.record.id)  # before it can be sent: a cloud in this process keeps its own
         entry = await asyncio.wrap_future(self._spool.put(made.record))
-        self._observe(made.record.id, {**made.encoded.timings, "spool": time.perf_counter() - begin})
+        self._observe(context, {**made.encoded.timings, "spool": time.perf_counter() - begin})
         self._metrics.frame_bytes.labels(str(made.encoded.rate)).observe(len(made.encoded.data))
         return entry
 
@@ -181,10 +183,10 @@ class Intake:
             target_bytes=wish.target_bytes,
         )
 
-    def _observe(self, ident: uuid.UUID, timings: dict[str, float]) -> None:
-        """Tells the stages of a frame, the last of which has just ended."""
+    def _observe(self, context: bytes, timings: dict[str, float]) -> None:
+        """Tells the stages of a frame, the last of which has just ended, under its trace's context."""
         ended = time.monotonic()
         for stage, seconds in reversed(timings.items()):
             self._metrics.stage_seconds.labels(stage).observe(seconds)
-            tracing.span(f"edge.{stage}", seconds, ended=ended, under=tracing.kept(ident))
+            tracing.span(f"edge.{stage}", seconds, ended=ended, under=context)
             ended -= seconds
