@@ -56,7 +56,7 @@ def _route(method: str, path: str, told: Mapping[str, Any]) -> str:
     if body := told.get("requestBody"):
         parts.append("<h3>Body</h3>" + _table((kind, body.get("description", "")) for kind in body.get("content", {})))
     parts.append("<h3>Answers</h3>" + _table((code, one["description"]) for code, one in told["responses"].items()))
-    parts += [_example(code, one) for code, one in told["responses"].items() if code < "300"]
+    parts += [_examples(code, one) for code, one in told["responses"].items() if code < "300"]
     return "".join(parts) + "</section>"
 
 
@@ -77,6 +77,12 @@ def _table(rows: Any) -> str:
     return "<table>" + "".join(f"<tr><td>{escape(a)}<td>{escape(str(b))}</tr>" for a, b in rows) + "</table>"
 
 
-def _example(code: str, told: Mapping[str, Any]) -> str:
-    found = [one["example"] for one in told.get("content", {}).values() if "example" in one]
-    return f"<h3>Example, {escape(code)}</h3><pre>{escape(json.dumps(found[0], indent=1))}</pre>" if found else ""
+def _examples(code: str, told: Mapping[str, Any]) -> str:
+    found: list[Mapping[str, Any]] = []
+    for content in told.get("content", {}).values():
+        found += [{"value": content["example"]}] if "example" in content else content.get("examples", {}).values()
+    return "".join(
+        f"<h3>Example, {escape(code)}</h3><p>{escape(one.get('summary', ''))}</p>"
+        f"<pre>{escape(json.dumps(one['value'], indent=1))}</pre>"
+        for one in found
+    )

@@ -74,11 +74,11 @@ def draw_training(lines: list[Line], target: Path) -> None:
             colour = COLOURS[number % len(COLOURS)]
             axis.plot(*zip(*points), color=colour, alpha=0.25, linewidth=0.7)
             axis.plot(*zip(*_smooth(points)), color=colour, label=f"r{rate}", linewidth=1.4)
-        for stage in stages(lines):
+        for number, stage in enumerate(stages(lines)):
             begin = next(line["hours"] for line in lines if line["stage"] == stage)
             axis.axvline(begin, color="0.8", linewidth=0.8, zorder=0)
             if axis is axes[0]:
-                place = (begin, 0.99)
+                place = (begin, 0.82 if number % 2 else 0.99)  # short stages stand close
                 axis.annotate(f" {stage}", place, xycoords=("data", "axes fraction"), rotation=90, va="top", fontsize=7)
         axis.set(title=label, xlabel="hours", yscale="log" if measure == "bpp" else "linear")
         tidy(axis)

@@ -18,9 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from aeic_train import curves
-from aeic_train.figures import COLOURS, tidy
-from aeic_train.figures import open_pyplot as _pyplot
-from aeic_train.figures import save_figure as _save
+from aeic_train.figures import COLOURS, open_pyplot, save_figure, tidy
 
 OURS = "aeic"
 TITLES = {
@@ -57,7 +55,7 @@ def load(folder: Path) -> dict[str, tuple[str, Curves]]:
 
 def draw(title: str, by_codec: Curves, target: Path) -> None:
     """Six panels over log bpp into ``target``.svg and .png."""
-    plt = _pyplot()
+    plt = open_pyplot()
     figure, axes = plt.subplots(2, 3, figsize=(15, 8.6), layout="constrained")
     rivals = [name for name in by_codec if not name.startswith(OURS)]
     for axis, (measure, label) in zip(axes.flat, TITLES.items()):
@@ -84,7 +82,7 @@ def draw(title: str, by_codec: Curves, target: Path) -> None:
             handles.setdefault(name, handle)
     figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=6, frameon=False)
     figure.suptitle(title)
-    _save(figure, target)
+    save_figure(figure, target)
 
 
 def table(description: str, by_codec: Curves) -> str:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import multiprocessing
-import resource
+import re
 import statistics
 import tempfile
 import time
@@ -78,7 +78,14 @@ def worker(kind: str, folder: Path, name: str, threads: int, pipe: Connection) -
         begin = time.perf_counter()
         picture = run(data)
         seconds = time.perf_counter() - begin
-        pipe.send((picture, seconds, 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss))
+        pipe.send((picture, seconds, _peak_bytes()))
+
+
+def _peak_bytes() -> int:
+    """Not ru_maxrss: a new process begins with its parent's, and the parent may have made the bundle."""
+    found = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    assert found is not None
+    return 1024 * int(found.group(1))
 
 
 def measure(folder: Path, options: argparse.Namespace, frame: bytes) -> dict[str, Any]:

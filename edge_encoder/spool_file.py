@@ -69,9 +69,8 @@ def connect(path: Path) -> sqlite3.Connection:
         connection.execute("PRAGMA synchronous=FULL")
         connection.execute(f"PRAGMA journal_size_limit={8 << 20}")
         connection.execute("PRAGMA cache_size=-2048")
-        connection.execute(
-            "PRAGMA secure_delete=FAST"
-        )  # to overwrite a deleted original would cost as much as to keep it
+        # To overwrite a deleted original would cost as much as to keep it.
+        connection.execute("PRAGMA secure_delete=FAST")
     except sqlite3.Error:
         connection.close()
         raise

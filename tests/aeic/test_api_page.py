@@ -31,7 +31,11 @@ DESCRIPTION = {
                 ],
                 "requestBody": {"description": "One file.", "content": {"image/png": {}}},
                 "responses": {
-                    "202": {"description": "Taken.", "content": {"application/json": {"example": {"id": "<i>"}}}},
+                    "200": {"description": "There.", "content": {"application/json": {"example": {"id": "<i>"}}}},
+                    "202": {
+                        "description": "Taken.",
+                        "content": {"application/json": {"examples": {"a": {"summary": "A & b.", "value": [7]}}}},
+                    },
                     "429": {"description": "Too many."},
                 },
             }
@@ -50,6 +54,7 @@ def test_everything_is_told_and_escaped() -> None:
         "<td>429<td>Too many.",
         "A &lt;b&gt;service&lt;/b&gt;",
         "&quot;id&quot;: &quot;&lt;i&gt;&quot;",
+        "<h3>Example, 202</h3><p>A &amp; b.</p><pre>[\n 7\n]",
     ):
         assert part in page, part
     assert "<script" not in page and "//" not in page
