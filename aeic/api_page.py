@@ -65,9 +65,9 @@ def _parameter(told: Mapping[str, Any]) -> str:
     choices = [one for one in schema.get("anyOf", [schema]) if one.get("type") != "null"] or [{}]
     kind = choices[0].get("type", "")
     words = [told["in"], " or ".join(map(str, choices[0].get("enum", []))) or kind]
-    for name, shown in (("minimum", "from"), ("maximum", "to"), ("maxLength", "at most, in characters,")):
+    for name, shown in (("minimum", "from {}"), ("maximum", "to {}"), ("maxLength", "at most {} characters")):
         if name in choices[0]:
-            words.append(f"{shown} {choices[0][name]}")
+            words.append(shown.format(choices[0][name]))
     if schema.get("default") is not None:
         words.append(f"{schema['default']} by default")
     return ", ".join(word for word in words if word) + (f". {told['description']}" if told.get("description") else "")
