@@ -29,6 +29,8 @@ from aeic_train.recipe import Recipe
 RECIPE = Path(__file__).parent / "recipes" / "ablation.toml"
 BITS = ("codec.g_a", "codec.h_", "codec.adapter", "codec.g_c", "codec.entropy", "codec.log_")
 """All that the bits depend on: frozen where an ablation is of the picture alone."""
+TEXTURED = {"mse": 5.0, "features": 0.4, "low": 0.5, "texture": 0.4, "grid": 300.0}
+"""The weights of the shipped model's last stage."""
 ENCODER = ("codec.g_a", "codec.adapter", "codec.g_c")
 LAMBDAS = {"0": 15.0, "2": 6.0, "4": 3.0, "5": 2.0}
 """To start from where the encoder is new: those of the trained model would silence it before it has said anything."""
@@ -84,9 +86,15 @@ ABLATIONS = {
         stage={"steps": 100},
     ),
     "adversarial": Ablation(
-        "The discriminator. From trained weights, the decoder alone learns: the bits are the same.",
-        {"none": {}, "adversarial": {"adversarial": 0.1}},
-        stage={"steps": 150, "freeze": BITS},
+        "The discriminator, and local statistics of deep features. From trained weights, the decoder alone learns: the "
+        "bits are the same.",
+        {
+            "neither": {},
+            "adversarial": {"adversarial": 0.1},
+            "deep": {"weights": TEXTURED | {"deep": 0.2}},
+            "both": {"adversarial": 0.1, "weights": TEXTURED | {"deep": 0.2}},
+        },
+        stage={"steps": 250, "crop": 192, "batch": 4, "learning_rate": 3e-4, "freeze": BITS, "weights": TEXTURED},
     ),
 }
 

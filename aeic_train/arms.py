@@ -23,8 +23,14 @@ Points = dict[str, list[curves.Point]]
 def gains(points: Points) -> dict[str, dict[str, float | None]]:
     """BD-rates of every other arm against the first, percent; None where the two share no quality."""
     first, *others = points
-    measures = [measure for measure in curves.COMPARED if measure != "efflite_fd"]  # not estimated for arms
-    return {arm: {m: _rounded(curves.bd_rate(points[first], points[arm], m)) for m in measures} for arm in others}
+    return {
+        arm: {m: _rounded(curves.bd_rate(points[first], points[arm], m)) for m in measures(points)} for arm in others
+    }
+
+
+def measures(points: Points) -> list[str]:
+    """What every point has (the first ablations were made before efflite_fd was estimated)."""
+    return [m for m in curves.COMPARED if all(m in point for curve in points.values() for point in curve)]
 
 
 def write(name: str, about: str, points: Points, folder: Path) -> None:
@@ -56,16 +62,16 @@ def draw(path: Path) -> None:
 def table(about: str, points: Points) -> str:
     """Markdown: the BD-rates against the first arm, then every point."""
     against = gains(points)
-    measures = [measure for measure in curves.COMPARED if measure != "efflite_fd"]
+    shown = measures(points)
     lines = [f"{about}\n", f"## BD-rate against {next(iter(points))!r}, percent (negative: fewer bits)\n"]
-    lines += ["| arm | " + " | ".join(measures) + " |", "|---" * (len(measures) + 1) + "|"]
+    lines += ["| arm | " + " | ".join(shown) + " |", "|---" * (len(shown) + 1) + "|"]
     for arm, row in against.items():
-        lines.append(f"| {arm} | " + " | ".join("–" if row[m] is None else f"{row[m]:+.1f}" for m in measures) + " |")
+        lines.append(f"| {arm} | " + " | ".join("–" if row[m] is None else f"{row[m]:+.1f}" for m in shown) + " |")
     lines += ["\n– : the two curves share no quality.\n", "## Points\n"]
-    lines += ["| arm | bpp | " + " | ".join(measures) + " |", "|---" * (len(measures) + 2) + "|"]
+    lines += ["| arm | bpp | " + " | ".join(shown) + " |", "|---" * (len(shown) + 2) + "|"]
     for arm, curve in points.items():
         for point in curve:
-            lines.append(f"| {arm} | {point['bpp']:.4f} | " + " | ".join(f"{point[m]:.3f}" for m in measures) + " |")
+            lines.append(f"| {arm} | {point['bpp']:.4f} | " + " | ".join(f"{point[m]:.3f}" for m in shown) + " |")
     return "\n".join(lines) + "\n"
 
 

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from aeic.profiles import PICTURE_MULTIPLE
 from aeic_nets.network import AEIC
-from aeic_train.metrics import Judges, summary
+from aeic_train.metrics import Judges, frechet, summary
 
 FILE_BYTES = 13
 """Header, check value and what the coder loses: what a file holds beyond the likelihoods' bits."""
@@ -36,8 +36,11 @@ def reconstruct(model: AEIC, picture: NDArray[np.uint8], rate: int) -> tuple[NDA
 
 def point(model: AEIC, pictures: list[NDArray[np.uint8]], rate: int, judges: Judges) -> dict[str, float]:
     """Means over ``pictures`` of bpp and every metric: one point of a curve (curves.py)."""
-    rows = []
+    rows, originals, results = [], [], []
     for picture in pictures:
         result, bpp = reconstruct(model, picture, rate)
-        rows.append({"bpp": bpp, **judges(picture, result)})
-    return summary(rows)
+        metrics, original_features, result_features = judges.judge(picture, result)
+        rows.append({"bpp": bpp, **metrics})
+        originals.append(original_features)
+        results.append(result_features)
+    return summary(rows) | {"efflite_fd": frechet(np.concatenate(originals), np.concatenate(results))}

@@ -35,6 +35,8 @@ from aeic_train.weights import load_weights, spread_rate_prior
 LOG_STEPS = 50
 SAVE_SECONDS = 180
 SAMPLE_STEPS = 500
+AVERAGE_STEPS = 4
+"""Steps between two moves of the average: it reads and writes all weights, and a slow average loses nothing."""
 EXPLOSION = 60.0
 """Steps of a larger gradient are left out: at rate points never trained, four passes can feed on themselves."""
 
@@ -149,6 +151,8 @@ class Trainer:
             journal.add(self._step(stage, next(crops), parameters))
             self.step += 1
             self.total_steps += 1
+            if self.total_steps % AVERAGE_STEPS == 0 or self.step == stage.steps:
+                self._move_average()
             if self.step % LOG_STEPS == 0:
                 now = time.monotonic()
                 self.seconds += now - started
@@ -179,7 +183,6 @@ class Trainer:
         healthy = norm < EXPLOSION  # false for nan too
         if healthy:
             self.optimizer.step()
-            self._move_average()
             if stage.adversarial and self.adversary:
                 parts["discriminator"] = self.adversary.learn(judgement.target_maps, judgement.maps)
         return parts | {"skipped": float(not healthy), "gradient": norm}
@@ -219,7 +222,7 @@ class Trainer:
         return judgement, loss, parts
 
     def _move_average(self) -> None:
-        keep = min(self.recipe.average, (1 + self.total_steps) / (10 + self.total_steps))
+        keep = min(self.recipe.average, (1 + self.total_steps) / (10 + self.total_steps)) ** AVERAGE_STEPS
         with torch.no_grad():
             averages = list(self.average.parameters())
             torch._foreach_lerp_(averages, [p.detach() for p in self.model.parameters()], 1 - keep)

@@ -90,19 +90,24 @@ def feature_distance(a: list[Tensor], b: list[Tensor]) -> Tensor:
     return torch.stack(terms).sum()
 
 
-def local_statistics_distance(a: list[Tensor], b: list[Tensor]) -> Tensor:
-    """Differences of local means and local deviations of the first three maps: texture may move, but must be there.
+SHALLOW, DEEP = slice(0, 3), slice(3, None)
+"""The maps that the terms ``texture`` and ``deep`` compare: of what a surface is like, and of what a thing is like."""
 
-    A cheap Wasserstein distortion (arXiv 2412.00505): 5x5 windows, every channel in units of its own deviation.
+
+def local_statistics_distance(a: list[Tensor], b: list[Tensor], window: int = 5) -> Tensor:
+    """Differences of local means and local deviations of maps: texture may move, but must be there.
+
+    A cheap Wasserstein distortion (arXiv 2412.00505): square windows, every channel in units of its own deviation.
     """
     total = a[0].new_zeros((), dtype=torch.float32)
-    for p, q in zip(a[:3], b[:3]):
+    for p, q in zip(a, b):
         p, q = p.float(), q.float()
         unit = q.std(dim=(0, 2, 3), keepdim=True) + 1e-3
         p, q = p / unit, q / unit
-        mean_p, mean_q = F.avg_pool2d(p, 5, 2), F.avg_pool2d(q, 5, 2)
-        deviation_p = (F.avg_pool2d(p * p, 5, 2) - mean_p * mean_p).clamp_min(1e-4).sqrt()
-        deviation_q = (F.avg_pool2d(q * q, 5, 2) - mean_q * mean_q).clamp_min(1e-4).sqrt()
+        side = min(window, *p.shape[2:])
+        mean_p, mean_q = F.avg_pool2d(p, side, 2), F.avg_pool2d(q, side, 2)
+        deviation_p = (F.avg_pool2d(p * p, side, 2) - mean_p * mean_p).clamp_min(1e-4).sqrt()
+        deviation_q = (F.avg_pool2d(q * q, side, 2) - mean_q * mean_q).clamp_min(1e-4).sqrt()
         total = total + (mean_p - mean_q).square().mean() + (deviation_p - deviation_q).square().mean()
     return total
 
@@ -167,7 +172,7 @@ class Judgement:
 
 
 class PictureLoss(nn.Module):
-    """The weighted sum of pixel, low-frequency, grid, feature and texture terms."""
+    """The weighted sum of pixel, low-frequency, grid, feature, texture and deep texture terms."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -182,6 +187,8 @@ class PictureLoss(nn.Module):
         parts["grid"] = grid_distance(x_hat, x)
         parts["features"] = feature_distance(maps, target)
         if weights.get("texture"):
-            parts["texture"] = local_statistics_distance(maps, target)
+            parts["texture"] = local_statistics_distance(maps[SHALLOW], target[SHALLOW])
+        if weights.get("deep"):
+            parts["deep"] = local_statistics_distance(maps[DEEP], target[DEEP], window=4)
         total = sum((weights.get(name, 0.0) * value for name, value in parts.items()), x.new_zeros(()))
         return Judgement(total, {name: value.detach() for name, value in parts.items()}, maps, target)

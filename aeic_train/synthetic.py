@@ -65,9 +65,11 @@ def noise(size: int, rng: random.Random) -> Pixels:
 
 
 def colour(rng: random.Random) -> tuple[int, int, int]:
-    """Black, white, middle grey, any grey or any colour."""
-    if (kind := rng.random()) < 0.45:
+    """Black, white, middle grey, any grey, a pure colour or any colour."""
+    if (kind := rng.random()) < 0.35:
         return rng.choice(CORNERS)
-    if kind < 0.6:
+    if kind < 0.5:
         return (rng.randrange(256),) * 3
+    if kind < 0.65:
+        return rng.choice((0, 255)), rng.choice((0, 255)), rng.choice((0, 255))
     return rng.randrange(256), rng.randrange(256), rng.randrange(256)

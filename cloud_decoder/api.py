@@ -14,6 +14,7 @@ from fastapi.responses import HTMLResponse, JSONResponse, Response, StreamingRes
 
 import aeic
 from aeic import api_page
+from aeic.head import Head
 from cloud_decoder import page, pictures, problems
 from cloud_decoder.auth import Tokens
 from cloud_decoder.errors import Gone
@@ -63,6 +64,7 @@ def build_app(parts: Parts) -> FastAPI:
     problems.install(app)
     app.state.tokens = parts.tokens
     app.add_middleware(Observe, metrics=parts.metrics)
+    app.add_middleware(Head)
     longest = parts.settings.max_wait_seconds
     settings, store, gallery, worker = parts.settings, parts.store, parts.gallery, parts.worker
     bundles = worker.shelf.bundles
@@ -116,11 +118,12 @@ def build_app(parts: Parts) -> FastAPI:
         request: Request, tenant: Tenant, id: str, format: str = "png", width: Width = None, wait: Wait = 0.0
     ) -> Response:
         """The reconstruction. 202 with the frame's state where it is not ready within ``wait`` seconds."""
-        wanted, kind = frame_id(id), pictures.media_type(format)
+        wanted, format = frame_id(id), pictures.known_format(format)
         if given := request.headers.get("if-none-match"):
             row = await gallery.row(tenant, wanted)
             headers = _caching(f"{row.digest}-{pictures.variant(format, width)}", parts.tokens)
-            if headers["ETag"] in given and row.state is not State.FAILED:
+            there = row.state is State.DONE if given.strip() == "*" else headers["ETag"] in given
+            if there and row.state is not State.FAILED:
                 return Response(status_code=304, headers=headers)
         with gallery.waiter():
             work = gallery.image(tenant, wanted, format, width, min(wait, longest))
@@ -128,7 +131,7 @@ def build_app(parts: Parts) -> FastAPI:
         if image is None:
             return JSONResponse(frame_json(row, bundles), 202, {"Retry-After": "1", "Cache-Control": "no-store"})
         headers = _caching(f"{row.digest}-{pictures.variant(format, width)}", parts.tokens)
-        return Response(image, media_type=kind, headers=headers)
+        return Response(image, media_type=pictures.media_type(format), headers=headers)
 
     @app.post("/v1/decode")
     async def decode(

@@ -19,21 +19,28 @@ FORMATS: dict[str, tuple[str, dict[str, Any]]] = {
     "avif": ("image/avif", {"quality": 80, "speed": 8}),
 }
 """Name -> (media type, how it is written). Only PNG is exact; it is what the cache keeps of every picture."""
+OTHER_NAMES = {"jpg": "jpeg"}
 MASTER = "png"
 THREADS = max(2, os.cpu_count() or 1)
 """Pictures written at once: a fast device makes them faster than one core writes them."""
 
 
-def media_type(format: str) -> str:
-    """The media type of a format. ``BadRequest`` lists the known ones."""
+def known_format(name: str) -> str:
+    """The format that somebody means, in any case and by its other names. ``BadRequest`` lists the known ones."""
+    format = OTHER_NAMES.get(name.lower(), name.lower())
     if format not in FORMATS:
-        raise BadRequest(f"unknown picture format {format[:20]!r}: choose one of {', '.join(FORMATS)}")
-    return FORMATS[format][0]
+        raise BadRequest(f"unknown picture format {name[:20]!r}: choose one of {', '.join(FORMATS)}")
+    return format
+
+
+def media_type(format: str) -> str:
+    """The media type of a format."""
+    return FORMATS[known_format(format)][0]
 
 
 def encode(picture: Picture, format: str, width: int | None = None) -> bytes:
     """A picture (H, W, 3) uint8 as a file, made ``width`` pixels wide where that is narrower."""
-    media_type(format)
+    format = known_format(format)
     image = Image.fromarray(picture)
     if width is not None and width < image.width:
         image = image.resize((width, max(1, round(image.height * width / image.width))), Image.Resampling.LANCZOS)
@@ -60,5 +67,5 @@ def decode_master(data: bytes) -> Picture:
 
 def variant(format: str, width: int | None) -> str:
     """The cache's name for a form of a picture, like ``webpw320``."""
-    media_type(format)
+    format = known_format(format)
     return format if width is None else f"{format}w{width}"

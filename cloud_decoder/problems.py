@@ -42,9 +42,11 @@ def grpc_status(error: AeicError) -> grpc.StatusCode:
     return _GRPC.get(error.http_status, grpc.StatusCode.INTERNAL)
 
 
-def problem(status: int, detail: str, kind: str = "about:blank", headers: dict[str, str] | None = None) -> Response:
-    """A problem+json answer. ``kind`` is the error's class in words, as a relative reference."""
-    body: dict[str, Any] = {"type": kind, "title": _title(status), "status": status, "detail": detail}
+def problem(status: int, detail: str, kind: str = "", headers: dict[str, str] | None = None) -> Response:
+    """A problem+json answer. ``kind`` is a short kebab-case name, by default the status's phrase, as at the edge."""
+    title = _title(status)
+    name = kind or title.lower().replace(" ", "-")
+    body: dict[str, Any] = {"type": f"urn:aeic:{name}", "title": title, "status": status, "detail": detail}
     return JSONResponse(body, status, media_type="application/problem+json", headers=headers)
 
 
@@ -65,7 +67,7 @@ def problem_of(error: AeicError) -> Response:
     if error.http_status == 401:
         headers["WWW-Authenticate"] = "Bearer"
     words = "".join(f"-{c.lower()}" if c.isupper() else c for c in type(error).__name__).strip("-")
-    return problem(error.http_status, str(error), f"/problems/{words}", headers)
+    return problem(error.http_status, str(error), words, headers)
 
 
 def install(app: FastAPI) -> None:
@@ -80,7 +82,7 @@ def install(app: FastAPI) -> None:
     async def invalid(_: Request, error: Exception) -> Response:
         assert isinstance(error, RequestValidationError)
         said = "; ".join(f"{part['loc'][-1]}: {part['msg']}" for part in error.errors())
-        return problem(400, said[:500])
+        return problem(400, said[:500], "invalid-parameter")
 
     async def http(_: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)

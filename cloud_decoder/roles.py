@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import fcntl
 import os
 import secrets
 import socket
@@ -13,6 +14,7 @@ from typing import Any
 from sqlalchemy import URL
 
 from cloud_decoder.cache import Cache
+from cloud_decoder.errors import StoreUnavailable
 from cloud_decoder.settings import Settings
 
 
@@ -29,6 +31,23 @@ def cache_of(settings: Settings) -> Any:
 
         return SharedCache(settings.cache_url, settings.cache_bytes)
     return Cache(settings.data_dir / "cache", settings.cache_bytes)
+
+
+def own_folder(settings: Settings) -> contextlib.ExitStack:
+    """Holds the data folder's lock until it is closed, where the store is there. ``StoreUnavailable`` where another
+    cloud works there: each would take the other's leases for those of its own last life.
+    """
+    held = contextlib.ExitStack()
+    if settings.database_url is None:
+        lock = held.enter_context((settings.data_dir / "lock").open("wb"))
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            held.close()
+            raise StoreUnavailable(
+                f"another cloud works in {settings.data_dir}: stop it, or give this one AEIC_CLOUD_DATA_DIR of its own"
+            ) from error
+    return held
 
 
 def owner_of(settings: Settings) -> str:

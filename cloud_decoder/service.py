@@ -59,6 +59,7 @@ class Cloud:
         self.shelf = Shelf.of(decoder) if decoder else _shelf(settings)
         self.metrics = Metrics()
         self.tokens = Tokens(settings.tokens.get_secret_value())
+        self._folder = roles.own_folder(settings)
         self.store = Store(roles.database_url(settings), settings.aging_seconds)
         self.http = ""
         self.grpc = ""
@@ -128,6 +129,7 @@ class Cloud:
         self.gallery.close()
         self.shelf.close()
         self.store.close()
+        self._folder.close()
 
     @property
     def _shares(self) -> bool:

@@ -32,7 +32,10 @@ class SharedCache:
             options: dict[str, Any] = {"mkdir": True} if url.startswith("file:") else dict(PATIENCE)
             self._store: Any = stores.from_url(url, **options)
         except Exception as error:
-            raise StoreUnavailable(f"AEIC_CLOUD_CACHE_URL names no store of objects ({error})") from error
+            said = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+            raise StoreUnavailable(
+                f"AEIC_CLOUD_CACHE_URL names no store of objects ({said[:120]}): give file:///..., s3://..., gs:// or az://"
+            ) from error
         self.max_bytes = max_bytes
         self.total_bytes = 0
         """As the last :meth:`trim` found it."""

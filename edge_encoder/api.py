@@ -17,6 +17,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 import aeic
 from aeic import api_page, tracing
+from aeic.head import Head
 from edge_encoder import problems, status
 from edge_encoder.body import body_size, discard, read_body
 from edge_encoder.encode_queue import Busy
@@ -73,6 +74,7 @@ def create_app(service: EdgeService) -> FastAPI:
     app = FastAPI(title="AEIC edge", version=aeic.__version__, summary=about, docs_url=None, redoc_url=None)
     problems.install(app)
     app.add_middleware(_Timed, service=service)
+    app.add_middleware(Head)
 
     @app.post(
         "/v1/frames",

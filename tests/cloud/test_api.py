@@ -75,6 +75,34 @@ def test_a_picture_that_left_the_cache_is_made_again(decoder: Decoder, make_fram
     asyncio.run(scenario())
 
 
+def test_forms_names_and_conditions_that_clients_use(decoder: Decoder, make_frame: MakeFrame, tmp_path: Path) -> None:
+    new = new_frame(make_frame(1))
+
+    async def scenario() -> None:
+        async with (
+            running_cloud(decoder, tmp_path, eager="none") as cloud,
+            httpx.AsyncClient(base_url=cloud.http) as http,
+        ):
+            cloud.store.add([new_frame(new.bitstream, new.id, wanted=False)], time.time())
+            url = f"/v1/frames/{new.id}/image"
+            assert (await http.get(url, headers={"If-None-Match": "*"})).status_code == 202  # there is none yet
+            whole = await http.get(url + "?wait=10")
+            head = await http.head(url)
+            assert head.status_code == 200 and not head.content
+            assert head.headers["content-length"] == str(len(whole.content))
+            assert head.headers["etag"] == whole.headers["etag"]
+            for given in ("*", whole.headers["etag"]):
+                assert (await http.get(url, headers={"If-None-Match": given})).status_code == 304
+            jpeg, png = await http.get(url + "?format=JPG"), await http.get(url + "?format=PNG")
+            assert jpeg.headers["content-type"] == "image/jpeg" and png.content == whole.content
+            assert (await http.head("/healthz")).status_code == 200
+            wrong = await http.get(url + "?width=1")
+            assert wrong.status_code == 400 and wrong.json()["type"] == "urn:aeic:invalid-parameter"
+            assert (await http.get("/v2")).json()["type"] == "urn:aeic:not-found"
+
+    asyncio.run(scenario())
+
+
 def test_decode_and_its_refusals(
     decoder: Decoder, generator: FakeGenerator, make_frame: MakeFrame, tmp_path: Path
 ) -> None:

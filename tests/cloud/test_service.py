@@ -92,6 +92,19 @@ def test_what_is_wrong_at_the_start_is_one_line(bundle: Bundle, tmp_path: Path) 
         assert run.returncode == code and said in errors and "Traceback" not in errors, errors
 
 
+def test_two_clouds_do_not_share_a_folder(bundle: Bundle, tmp_path: Path) -> None:
+    with process(bundle, tmp_path):
+        second = subprocess.run(
+            [sys.executable, "-m", "cloud_decoder", "--port", "0"],
+            env=os.environ | {"AEIC_CLOUD_BUNDLE": str(bundle.path), "AEIC_CLOUD_DATA_DIR": str(tmp_path)},
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+    assert second.returncode != 0 and "AEIC_CLOUD_DATA_DIR of its own" in second.stderr
+    assert "Traceback" not in second.stderr
+
+
 def test_a_port_that_is_taken_is_one_line(bundle: Bundle, tmp_path: Path) -> None:
     environment = os.environ | {"AEIC_CLOUD_BUNDLE": str(bundle.path), "AEIC_CLOUD_DATA_DIR": str(tmp_path)}
     with socket.create_server(("127.0.0.1", 0)) as taken:

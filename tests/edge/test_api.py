@@ -71,6 +71,8 @@ def test_odd_requests(tmp_path, tiny_bundle):
             is_problem(await client.get(f"/v1/frames/{uuid.uuid4()}"), 404, "no frame")
             is_problem(await client.get("/v2/none"), 404)
             is_problem(await client.put("/v1/frames"), 405)
+            head = await client.head("/healthz")
+            assert head.status_code == 200 and not head.content and int(head.headers["content-length"]) > 0
 
     run(scenario)
 

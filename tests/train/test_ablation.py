@@ -38,10 +38,11 @@ def test_arms_are_trained_judged_and_reported(
     for _ in range(2):
         ablation.main([*arguments, "--out", str(tmp_path / "out")])
     line = json.loads(capsys.readouterr().out.splitlines()[-1])
-    assert line["against"] == "none" and set(line["bd_rates"]) == {"adversarial"}
+    assert line["against"] == "neither" and set(line["bd_rates"]) == {"adversarial", "deep", "both"}
     documents = json.loads((tmp_path / "out" / "adversarial.json").read_text())
-    assert [d["name"] for d in documents["arms"]] == ["none", "adversarial"]
+    assert [d["name"] for d in documents["arms"]] == ["neither", "adversarial", "deep", "both"]
     assert all(len(d["results"]["bpp"]) == 2 and min(d["results"]["bpp"]) > 0 for d in documents["arms"])
+    assert all(min(d["results"]["efflite-fd"]) >= 0 for d in documents["arms"])
     drawn = (tmp_path / "out" / "adversarial.md").read_text()
     (tmp_path / "out" / "adversarial.md").unlink()
     arms.main([str(tmp_path / "out")])

@@ -10,7 +10,7 @@ from aeic_train import losses
 
 def test_equal_pictures_cost_nothing() -> None:
     x = torch.rand(2, 3, 64, 96) * 2 - 1
-    weights = {"mse": 1.0, "low": 1.0, "grid": 1.0, "features": 1.0, "texture": 1.0}
+    weights = {"mse": 1.0, "low": 1.0, "grid": 1.0, "features": 1.0, "texture": 1.0, "deep": 1.0}
     judgement = losses.PictureLoss()(x.clone(), x, weights, losses.Jitter(3, 5, 1.05, -0.05))
     assert float(judgement.total) == pytest.approx(0, abs=1e-5)
     assert set(judgement.numbers()) == set(weights)
