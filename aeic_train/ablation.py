@@ -31,6 +31,8 @@ BITS = ("codec.g_a", "codec.h_", "codec.adapter", "codec.g_c", "codec.entropy", 
 """All that the bits depend on: frozen where an ablation is of the picture alone."""
 TEXTURED = {"mse": 5.0, "features": 0.4, "low": 0.5, "texture": 0.4, "grid": 300.0}
 """The weights of the shipped model's last stage."""
+FINISH = {"crop": 192, "batch": 4, "learning_rate": 3e-4, "freeze": BITS}
+"""What arms have in common where the decoder alone learns."""
 ENCODER = ("codec.g_a", "codec.adapter", "codec.g_c")
 LAMBDAS = {"0": 15.0, "2": 6.0, "4": 3.0, "5": 2.0}
 """To start from where the encoder is new: those of the trained model would silence it before it has said anything."""
@@ -45,6 +47,10 @@ class Ablation:
     stage: dict[str, Any] = field(default_factory=dict)  # of all arms
     fresh: tuple[str, ...] = ()
     profiles: dict[str, Profile] = field(default_factory=dict)
+
+
+def _without(*names: str) -> dict[str, float]:
+    return {name: weight for name, weight in (TEXTURED | {"deep": 0.2}).items() if name not in names}
 
 
 ABLATIONS = {
@@ -76,14 +82,16 @@ ABLATIONS = {
         },
     ),
     "losses": Ablation(
-        "Losses. From trained weights, everything learns.",
+        "Losses, one left out at a time. From trained weights, the decoder alone learns: the bits are the same.",
         {
-            "all": {"weights": {"mse": 20.0, "features": 0.2, "low": 0.5, "texture": 0.05}},
-            "without-texture": {"weights": {"mse": 20.0, "features": 0.2, "low": 0.5}},
-            "without-low": {"weights": {"mse": 20.0, "features": 0.2, "texture": 0.05}},
-            "mse": {"weights": {"mse": 20.0}},
+            "all": {},
+            "without-adversarial": {"adversarial": 0.0},
+            "without-texture": {"weights": _without("texture", "deep")},
+            "without-features": {"weights": _without("features")},
+            "without-low": {"weights": _without("low")},
+            "mse": {"weights": {"mse": 5.0}, "adversarial": 0.0},
         },
-        stage={"steps": 100},
+        stage={"steps": 150, "adversarial": 0.1, "weights": TEXTURED | {"deep": 0.2}} | FINISH,
     ),
     "adversarial": Ablation(
         "The discriminator, and local statistics of deep features. From trained weights, the decoder alone learns: the "
@@ -94,7 +102,7 @@ ABLATIONS = {
             "deep": {"weights": TEXTURED | {"deep": 0.2}},
             "both": {"adversarial": 0.1, "weights": TEXTURED | {"deep": 0.2}},
         },
-        stage={"steps": 250, "crop": 192, "batch": 4, "learning_rate": 3e-4, "freeze": BITS, "weights": TEXTURED},
+        stage={"steps": 250, "weights": TEXTURED} | FINISH,
     ),
 }
 
