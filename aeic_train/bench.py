@@ -15,8 +15,8 @@ from PIL import Image
 
 from aeic.pixels import load_picture
 from aeic_train import curves
+from aeic_train.codec import Codec, CodecFailed
 from aeic_train.metrics import Judges, Pooled, frechet, summary
-from aeic_train.rivals import Codec, CodecFailed
 from aeic_train.table import Row, Table
 
 

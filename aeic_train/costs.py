@@ -26,9 +26,10 @@ from aeic import profiles
 from aeic.bundle import Bundle
 from aeic.pixels import load_picture
 from aeic_nets.official.complexity import count
+from aeic_train.codec import Codec, CodecUnavailable
 from aeic_train.figures import COLOURS, open_pyplot, save_figure, tidy
 from aeic_train.pair import Pair
-from aeic_train.rivals import Codec, CodecUnavailable, build
+from aeic_train.rivals import build
 
 T = TypeVar("T")
 PUBLISHED: dict[str, tuple[float | None, float, float | None, float]] = {

@@ -31,9 +31,10 @@ from aeic.bundle import Bundle
 from aeic.errors import AeicError, InputError
 from aeic_train import curves
 from aeic_train.bench import Bench, curve
+from aeic_train.codec import Codec, CodecFailed, CodecUnavailable
 from aeic_train.metrics import Judges
 from aeic_train.pair import Pair
-from aeic_train.rivals import Codec, CodecFailed, CodecUnavailable, build
+from aeic_train.rivals import build
 from aeic_train.table import Table
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp"}

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from aeic.bundle import Bundle
 from aeic.latent_codec import LatentCodec
 from aeic.pixels import from_tensor, pad_picture, to_tensor
+from aeic_train.codec import CodecUnavailable
 from aeic_train.metrics import Picture
-from aeic_train.rivals import CodecUnavailable
 
 
 class Pair:

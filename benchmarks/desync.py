@@ -35,7 +35,8 @@ from aeic.quantise import check_value
 from aeic_nets.codec import Codec
 from aeic_nets.integer.export import export_entropy
 from aeic_nets.official.golden_weights import golden_picture
-from aeic_train.export import ContextGraph, HyperSynthesisGraph, hyper_medians
+from aeic_train.frequencies import hyper_medians
+from aeic_train.graphs import ContextGraph, HyperSynthesisGraph
 from benchmarks.golden_bundle import golden_codec, write_golden_bundle
 from edge_encoder.encoder import Encoder
 

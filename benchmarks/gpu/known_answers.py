@@ -29,7 +29,7 @@ from aeic import gpu
 from aeic.quantise import hyper_size
 from aeic_nets.integer.export import export_entropy
 from aeic_nets.official.golden_weights import golden_picture
-from aeic_train.export import hyper_medians
+from aeic_train.frequencies import hyper_medians
 from benchmarks.golden_bundle import golden_codec, write_golden_bundle
 
 SIZES = ((512, 768), (1088, 1920), (256, 192))

@@ -16,7 +16,8 @@ from aeic.profiles import NANO
 from aeic_nets.generator import TorchGenerator
 from aeic_nets.graphs import write_graph
 from aeic_nets.network import AEIC
-from aeic_train.export import SynthesisGraph, load_average, write_weights
+from aeic_train.export import load_average, write_weights
+from aeic_train.graphs import SynthesisGraph
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,10 @@ import numpy as np
 import pytest
 
 from aeic_train import curves
-from aeic_train.rivals import CodecFailed, CodecUnavailable, Commands, PillowCodec, Zoo, build
+from aeic_train.codec import CodecFailed, CodecUnavailable
+from aeic_train.commands import Commands
+from aeic_train.rivals import PillowCodec, build
+from aeic_train.zoo import Zoo
 
 
 def picture(height: int = 75, width: int = 101) -> np.ndarray[Any, Any]:

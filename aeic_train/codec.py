@@ -1,0 +1,55 @@
+"""What a codec is to the benchmarks: a name, an ordered list of settings, and two functions between pictures and bytes.
+
+Pictures are (H, W, 3) uint8. The size of the picture is told to ``decode``: in the favour of codecs whose bare streams
+do not hold it. Our own is pair.py, the others are in rivals.py.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from aeic.errors import AeicError
+
+Picture = NDArray[np.uint8]
+TIMEOUT_SECONDS = 1800
+
+
+class CodecUnavailable(AeicError):
+    """A codec whose package, program or checkpoint is not here; the message says how to get it."""
+
+
+class CodecFailed(AeicError):
+    """A codec that broke down on a picture; the message holds what it said."""
+
+
+class Codec(Protocol):
+    """``settings`` stand in the order of their rates, the fewest bytes first."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def settings(self) -> Sequence[int | float | str]: ...
+
+    def encode(self, picture: Picture, setting: Any) -> bytes: ...
+
+    def decode(self, data: bytes, width: int, height: int) -> Picture: ...
+
+
+def run_program(command: list[str], name: str, data: bytes = b"") -> bytes:
+    """What ``command`` writes, on one thread. :class:`CodecFailed` with its last words where it breaks down."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    try:
+        done = subprocess.run(command, input=data, capture_output=True, timeout=TIMEOUT_SECONDS, env=environment)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise CodecFailed(f"{name}: {error}") from error
+    if done.returncode:
+        said = done.stderr.decode(errors="replace").strip()[-400:]
+        raise CodecFailed(f"{name}: {command[0]} ended with {done.returncode}: {said}")
+    return done.stdout
