@@ -20,7 +20,7 @@ BOUNDS = {
 }
 """By rate point and strong colours (levels of 255), a little above what fingerprint a2da03 does. Its worst cases: a
 ramp of 16 pixels and coloured ramps at the lowest rate, a line at the border of pure colours. A better model may only
-lower them. (The one before had 92 and 1.3 where 115 and 1.5 stand, and up to 45, 160, 4.2 and 108 with strong colours.)"""
+lower them. (The one before had 92 and 1.3 where 115 and 1.5 stand, and up to 45, 160, 4.2, 108 with strong colours.)"""
 
 
 @pytest.mark.skipif(not (BUNDLE / "bundle.json").exists(), reason="no shipped model in this checkout")
