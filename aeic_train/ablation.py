@@ -30,7 +30,7 @@ RECIPE = Path(__file__).parent / "recipes" / "ablation.toml"
 BITS = ("codec.g_a", "codec.h_", "codec.adapter", "codec.g_c", "codec.entropy", "codec.log_")
 """All that the bits depend on: frozen where an ablation is of the picture alone."""
 TEXTURED = {"mse": 5.0, "features": 0.4, "low": 0.5, "texture": 0.4, "grid": 300.0}
-"""The weights of the shipped model's last stage."""
+"""The weights of stage 9 (nano_texture.toml), whose decoder the ablations of the picture alone go on from."""
 FINISH = {"crop": 192, "batch": 4, "learning_rate": 3e-4, "freeze": BITS}
 """What arms have in common where the decoder alone learns."""
 ENCODER = ("codec.g_a", "codec.adapter", "codec.g_c")
