@@ -7,6 +7,7 @@ import contextlib
 import io
 import random
 import time
+from collections.abc import AsyncIterator
 from pathlib import Path
 from uuid import UUID, uuid4
 
@@ -16,11 +17,23 @@ import pytest
 from PIL import Image
 
 from cloud_decoder.decoder import Decoder
+from cloud_decoder.service import Cloud
 from tests.cloud.conftest import FakeGenerator, MakeFrame, new_frame, running_cloud
 
 
 def pixels(data: bytes) -> np.ndarray:
     return np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
+
+
+@contextlib.asynccontextmanager
+async def one_unasked_frame(
+    decoder: Decoder, frame: bytes, folder: Path
+) -> AsyncIterator[tuple[Cloud, httpx.AsyncClient, str]]:
+    """A cloud that decodes only what is asked for, a client of it, and where the picture of its only frame is."""
+    new = new_frame(frame, wanted=False)
+    async with running_cloud(decoder, folder, eager="none") as cloud, httpx.AsyncClient(base_url=cloud.http) as http:
+        cloud.store.add([new], time.time())
+        yield cloud, http, f"/v1/frames/{new.id}/image"
 
 
 def test_the_way_of_a_frame(decoder: Decoder, make_frame: MakeFrame, tmp_path: Path) -> None:
@@ -55,15 +68,8 @@ def test_the_way_of_a_frame(decoder: Decoder, make_frame: MakeFrame, tmp_path: P
 
 
 def test_a_picture_that_left_the_cache_is_made_again(decoder: Decoder, make_frame: MakeFrame, tmp_path: Path) -> None:
-    new = new_frame(make_frame(2))
-
     async def scenario() -> None:
-        async with (
-            running_cloud(decoder, tmp_path, eager="none") as cloud,
-            httpx.AsyncClient(base_url=cloud.http) as http,
-        ):
-            cloud.store.add([new_frame(new.bitstream, new.id, wanted=False)], time.time())
-            url = f"/v1/frames/{new.id}/image"
+        async with one_unasked_frame(decoder, make_frame(2), tmp_path) as (cloud, http, url):
             assert (await http.get(url)).status_code == 202
             first = await http.get(url + "?wait=10")
             (file,) = (tmp_path / "cache").glob("??/*png")
@@ -76,15 +82,8 @@ def test_a_picture_that_left_the_cache_is_made_again(decoder: Decoder, make_fram
 
 
 def test_forms_names_and_conditions_that_clients_use(decoder: Decoder, make_frame: MakeFrame, tmp_path: Path) -> None:
-    new = new_frame(make_frame(1))
-
     async def scenario() -> None:
-        async with (
-            running_cloud(decoder, tmp_path, eager="none") as cloud,
-            httpx.AsyncClient(base_url=cloud.http) as http,
-        ):
-            cloud.store.add([new_frame(new.bitstream, new.id, wanted=False)], time.time())
-            url = f"/v1/frames/{new.id}/image"
+        async with one_unasked_frame(decoder, make_frame(1), tmp_path) as (_, http, url):
             assert (await http.get(url, headers={"If-None-Match": "*"})).status_code == 202  # there is none yet
             whole = await http.get(url + "?wait=10")
             head = await http.head(url)
