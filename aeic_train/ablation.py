@@ -31,6 +31,7 @@ BITS = ("codec.g_a", "codec.h_", "codec.adapter", "codec.g_c", "codec.entropy", 
 """All that the bits depend on: frozen where an ablation is of the picture alone."""
 TEXTURED = {"mse": 5.0, "features": 0.4, "low": 0.5, "texture": 0.4, "grid": 300.0}
 """The weights of stage 9 (nano_texture.toml), whose decoder the ablations of the picture alone go on from."""
+DEEP = TEXTURED | {"deep": 0.2}
 FINISH = {"crop": 192, "batch": 4, "learning_rate": 3e-4, "freeze": BITS}
 """What arms have in common where the decoder alone learns."""
 ENCODER = ("codec.g_a", "codec.adapter", "codec.g_c")
@@ -50,7 +51,7 @@ class Ablation:
 
 
 def _without(*names: str) -> dict[str, float]:
-    return {name: weight for name, weight in (TEXTURED | {"deep": 0.2}).items() if name not in names}
+    return {name: weight for name, weight in DEEP.items() if name not in names}
 
 
 ABLATIONS = {
@@ -91,7 +92,7 @@ ABLATIONS = {
             "without-low": {"weights": _without("low")},
             "mse": {"weights": {"mse": 5.0}, "adversarial": 0.0},
         },
-        stage={"steps": 150, "adversarial": 0.1, "weights": TEXTURED | {"deep": 0.2}} | FINISH,
+        stage={"steps": 150, "adversarial": 0.1, "weights": DEEP} | FINISH,
     ),
     "adversarial": Ablation(
         "The discriminator, and local statistics of deep features. From trained weights, the decoder alone learns: the "
@@ -99,8 +100,8 @@ ABLATIONS = {
         {
             "neither": {},
             "adversarial": {"adversarial": 0.1},
-            "deep": {"weights": TEXTURED | {"deep": 0.2}},
-            "both": {"adversarial": 0.1, "weights": TEXTURED | {"deep": 0.2}},
+            "deep": {"weights": DEEP},
+            "both": {"adversarial": 0.1, "weights": DEEP},
         },
         stage={"steps": 250, "weights": TEXTURED} | FINISH,
     ),

@@ -42,7 +42,7 @@ def own_folder(settings: Settings) -> contextlib.ExitStack:
         lock = held.enter_context((settings.data_dir / "lock").open("wb"))
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
+        except BlockingIOError as error:
             held.close()
             raise StoreUnavailable(
                 f"another cloud works in {settings.data_dir}: stop it, or give this one AEIC_CLOUD_DATA_DIR of its own"
