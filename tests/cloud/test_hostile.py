@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-# Here and not first in the middle of the run: beside other threads, Python 3.11's parser can fail on what pytest rewrites
-# (python/cpython#106905).
+# Here and not first in the middle of the run: beside other threads, Python 3.11's parser can fail on what pytest
+# rewrites (python/cpython#106905).
 import schemathesis  # noqa: F401
 
 from tests.cloud import hostile
