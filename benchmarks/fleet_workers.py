@@ -19,8 +19,8 @@ from benchmarks.bare_decoder import BareDecoder, rates
 from benchmarks.fleet_frames import make_frames, stored
 from benchmarks.fleet_simulator import Pool, simulate, steady
 from benchmarks.others import Others
-from cloud_decoder.records import State
-from cloud_decoder.store import Store
+from cloud_decoder.store.records import State
+from cloud_decoder.store.store import Store
 from tests.cloud.postgres import Postgres
 from tests.fleet.members import Member
 

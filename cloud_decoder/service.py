@@ -18,29 +18,29 @@ from pathlib import Path
 from typing import Any, cast
 
 import aeic
-from aeic import tracing
 from aeic.bundle import Bundle
 from aeic.errors import AeicError
-from cloud_decoder import roles
-from cloud_decoder.api import Parts, build_app
+from aeic_service import tracing
+from cloud_decoder import bootstrap
 from cloud_decoder.auth import Tokens
-from cloud_decoder.decoder import Decoder
 from cloud_decoder.errors import StoreUnavailable
 from cloud_decoder.events import Hub
-from cloud_decoder.front import Front
-from cloud_decoder.gallery import Gallery
-from cloud_decoder.generator import choose_device
-from cloud_decoder.grpc_server import GrpcServer
+from cloud_decoder.front_end.event_poller import News
+from cloud_decoder.front_end.queue_backend import Front
+from cloud_decoder.grpc_api.ingest import Ingest, Limits
+from cloud_decoder.grpc_api.server import GrpcServer
+from cloud_decoder.http_api.edge_proxy import Relay
+from cloud_decoder.http_api.image_service import Gallery
+from cloud_decoder.http_api.routes import Parts, build_app
 from cloud_decoder.http_server import HttpServer
-from cloud_decoder.ingest import Ingest, Limits
+from cloud_decoder.inference.backend import choose_device
+from cloud_decoder.inference.decoder import Decoder
+from cloud_decoder.inference.model_pool import Shelf
 from cloud_decoder.metrics import Metrics
-from cloud_decoder.news import News
-from cloud_decoder.relay import Relay
 from cloud_decoder.settings import Settings
-from cloud_decoder.share import Share
-from cloud_decoder.shelf import Shelf
-from cloud_decoder.store import Store
-from cloud_decoder.worker import Worker
+from cloud_decoder.store.store import Store
+from cloud_decoder.worker.share import Share
+from cloud_decoder.worker.worker import Worker
 
 log = logging.getLogger(__name__)
 
@@ -59,8 +59,8 @@ class Cloud:
         self.shelf = Shelf.of(decoder) if decoder else _shelf(settings)
         self.metrics = Metrics()
         self.tokens = Tokens(settings.tokens.get_secret_value())
-        self._folder = roles.own_folder(settings)
-        self.store = Store(roles.database_url(settings), settings.aging_seconds)
+        self._folder = bootstrap.own_folder(settings)
+        self.store = Store(bootstrap.database_url(settings), settings.aging_seconds)
         self.http = ""
         self.grpc = ""
         self._tasks: list[asyncio.Task[None]] = []
@@ -70,7 +70,7 @@ class Cloud:
         """Everything up and ready, or an error that says what is missing."""
         settings, bundle, hub = self.settings, self.shelf.default, Hub()
         self.hub = hub
-        cache = roles.cache_of(settings)
+        cache = bootstrap.cache_of(settings)
         self.metrics.cache_limit_bytes.set(settings.cache_bytes)
         decoder = None if settings.role == "ingest" else self.shelf.first()
         device = decoder.device if decoder else "none"
@@ -142,7 +142,7 @@ class Cloud:
         if self._shares:
             loop = asyncio.get_running_loop()
             frames = settings.claim_frames or max(8, 4 * decoder.max_batch)
-            store = Share(self.store, frames, lambda: roles.soon(loop, self.worker.wake))
+            store = Share(self.store, frames, lambda: bootstrap.soon(loop, self.worker.wake))
         return Worker(
             decoder,
             store,
@@ -150,7 +150,7 @@ class Cloud:
             self.metrics,
             hub,
             shelf=self.shelf,
-            owner=roles.owner_of(settings),
+            owner=bootstrap.owner_of(settings),
             lease_seconds=settings.lease_seconds,
             max_attempts=settings.max_attempts,
             max_queue=settings.max_queue,

@@ -16,22 +16,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 import aeic
-from aeic import tracing
 from aeic.errors import AeicError
+from aeic_service import tracing
 from edge_encoder import systemd
-from edge_encoder.backlog import Backlog
-from edge_encoder.encode_queue import Busy, EncodeQueue
-from edge_encoder.encoder import Encoder
-from edge_encoder.intake import Intake
+from edge_encoder.bundle_update.trial import Trial
+from edge_encoder.encoding.encode_queue import Busy, EncodeQueue
+from edge_encoder.encoding.encoder import Encoder
+from edge_encoder.encoding.rate_control import RateControl
 from edge_encoder.metrics import Metrics
-from edge_encoder.rate_control import RateControl
-from edge_encoder.records import Entry, SpoolError, State
 from edge_encoder.settings import EdgeSettings
-from edge_encoder.spool import Spool
-from edge_encoder.trial import Trial
-from edge_encoder.uplink import Uplink, ask
-from edge_encoder.waiting import Waiting
-from edge_encoder.wish import Taken, Wish
+from edge_encoder.spool.record import Entry, SpoolError, State
+from edge_encoder.spool.spool import Spool
+from edge_encoder.submission.deferred_encoder import Backlog
+from edge_encoder.submission.delivery_waiters import Waiting
+from edge_encoder.submission.request import Taken, Wish
+from edge_encoder.submission.submitter import Intake
+from edge_encoder.uplink.uplink import Uplink, ask
 
 log = logging.getLogger("aeic.edge")
 

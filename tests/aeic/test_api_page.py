@@ -7,11 +7,11 @@ from typing import Any, cast
 
 from fastapi.testclient import TestClient
 
-from aeic import api_page
-from cloud_decoder import api as cloud
+from aeic_service import api_page
+from cloud_decoder.http_api import routes as cloud
 from cloud_decoder.metrics import Metrics
 from cloud_decoder.settings import Settings
-from edge_encoder import api as edge
+from edge_encoder.http_api import routes as edge
 from edge_encoder.settings import EdgeSettings
 
 DESCRIPTION = {

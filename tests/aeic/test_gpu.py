@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from aeic import gpu
 from aeic.errors import BundleError
+from aeic.runtime import cuda
 
 
 def test_emulated_float32_is_refused_and_tf32_switched_off(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -16,9 +16,9 @@ def test_emulated_float32_is_refused_and_tf32_switched_off(monkeypatch: pytest.M
     monkeypatch.delenv("NVIDIA_TF32_OVERRIDE")
     monkeypatch.setenv("CUBLAS_EMULATE_SINGLE_PRECISION", "1")
     with pytest.raises(BundleError, match="unset it"):
-        gpu.prepare()
+        cuda.prepare()
     monkeypatch.setenv("CUBLAS_EMULATE_SINGLE_PRECISION", "0")
-    gpu.prepare()
+    cuda.prepare()
     assert os.environ["NVIDIA_TF32_OVERRIDE"] == "0"
 
 
@@ -26,9 +26,9 @@ def test_an_engine_belongs_to_one_graph(tmp_path: Path) -> None:
     one, other = tmp_path / "a.onnx", tmp_path / "b.onnx"
     one.write_bytes(b"one")
     other.write_bytes(b"other")
-    options = [gpu.tensorrt_options(path, "image", tmp_path) for path in (one, other)]
+    options = [cuda.tensorrt_options(path, "image", tmp_path) for path in (one, other)]
     assert options[0]["trt_engine_cache_path"] != options[1]["trt_engine_cache_path"]
     assert options[0]["trt_profile_max_shapes"] == "image:1x3x2048x2048"
-    (first, second, last) = gpu.providers("tensorrt", one, "image", tmp_path)
-    assert first[0] == gpu.TENSORRT and second == (gpu.CUDA, gpu.CUDA_OPTIONS) and last == gpu.CPU
-    assert gpu.providers("cpu", one, "image", tmp_path) == [gpu.CPU]
+    (first, second, last) = cuda.providers("tensorrt", one, "image", tmp_path)
+    assert first[0] == cuda.TENSORRT and second == (cuda.CUDA, cuda.CUDA_OPTIONS) and last == cuda.CPU
+    assert cuda.providers("cpu", one, "image", tmp_path) == [cuda.CPU]

@@ -6,7 +6,7 @@ import asyncio
 import time
 
 from aeic.v1 import ingest_pb2 as pb
-from cloud_decoder.answers import GATHER_SECONDS, Answers
+from cloud_decoder.grpc_api.acks import GATHER_SECONDS, Answers
 
 STORED, DUPLICATE = pb.ACK_STATUS_STORED, pb.ACK_STATUS_DUPLICATE
 

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cloud_decoder.decoder import Decoder
+from cloud_decoder.inference.decoder import Decoder
 from cloud_decoder.service import Cloud
 from tests.cloud.conftest import FakeGenerator, MakeFrame, new_frame, running_cloud
 

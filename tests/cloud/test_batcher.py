@@ -7,7 +7,7 @@ import math
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cloud_decoder.batcher import Batcher, Piece
+from cloud_decoder.worker.batcher import Batcher, Piece
 
 
 def piece(

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from cloud_decoder.cache import Cache
+from cloud_decoder.images.disk_cache import Cache
 
 A, B, C = ("a" * 64), ("b" * 64), ("c" * 64)
 

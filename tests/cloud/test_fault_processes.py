@@ -15,9 +15,9 @@ import httpx
 import pytest
 
 from aeic.bundle import Bundle
-from cloud_decoder.decoder import Decoder
-from cloud_decoder.remote import RemoteGenerator
-from cloud_decoder.store import State, Store
+from cloud_decoder.inference.decoder import Decoder
+from cloud_decoder.inference.subprocess_backend import RemoteGenerator
+from cloud_decoder.store.store import State, Store
 from tests.cloud.conftest import Edge, MakeFrame, new_frame, running_cloud
 from tests.cloud.test_faults import timed, until, value
 from tests.cloud.test_service import process

@@ -22,10 +22,10 @@ import pytest
 from aeic.bundle import Bundle
 from aeic.v1 import ingest_pb2 as pb
 from aeic.v1 import ingest_pb2_grpc as pb_grpc
-from cloud_decoder.cache import Cache
-from cloud_decoder.decoder import Decoder
+from cloud_decoder.images.disk_cache import Cache
+from cloud_decoder.inference.decoder import Decoder
 from cloud_decoder.service import Cloud
-from cloud_decoder.store import Store
+from cloud_decoder.store.store import Store
 from tests.cloud.conftest import Edge, FakeGenerator, MakeFrame, new_frame, running_cloud
 
 ANSWER_SECONDS = 0.05

@@ -11,11 +11,11 @@ import pytest
 import torch
 
 from aeic.profiles import SE
-from aeic_nets import memory
-from cloud_decoder.child import Child
-from cloud_decoder.decoder import Decoder
+from aeic_nets.runtime import memory_plan
 from cloud_decoder.errors import DeviceOutOfMemory
-from cloud_decoder.remote import Board
+from cloud_decoder.inference.decoder import Decoder
+from cloud_decoder.inference.subprocess_backend import Board
+from cloud_decoder.inference.subprocess_child import Child
 from tests.cloud.conftest import FakeGenerator, MakeFrame, running_cloud
 
 
@@ -23,10 +23,10 @@ class Planned:
     """Plans for a picture of 8192 x 8192 pixels where 8 GiB are free, whatever it is given."""
 
     def __init__(self, patch: pytest.MonkeyPatch) -> None:
-        patch.setattr(memory, "free_bytes", lambda device: 8 << 30)
+        patch.setattr(memory_plan, "free_bytes", lambda device: 8 << 30)
 
     def __call__(self, y_hat: np.ndarray) -> np.ndarray:
-        memory.check(SE, len(y_hat), 256, 256, torch.device("cpu"))
+        memory_plan.check(SE, len(y_hat), 256, 256, torch.device("cpu"))
         raise AssertionError("it does not fit")
 
 

@@ -14,9 +14,9 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from aeic.bundle import Bundle
 from aeic.v1 import ingest_pb2 as pb
 from aeic.v1 import ingest_pb2_grpc as pb_grpc
-from cloud_decoder.decoder import Decoder
 from cloud_decoder.errors import StoreUnavailable
-from cloud_decoder.store import Store
+from cloud_decoder.inference.decoder import Decoder
+from cloud_decoder.store.store import Store
 from tests.cloud.conftest import Edge, FakeGenerator, MakeFrame, running_cloud
 
 
@@ -217,7 +217,7 @@ def test_health_reflection_and_decode_for_machines(
 def test_cameras_behind_a_box_are_sources_of_their_own(
     bundle: Bundle, decoder: Decoder, make_frame: MakeFrame, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("cloud_decoder.ingest.MAX_CAMERAS", 3)
+    monkeypatch.setattr("cloud_decoder.grpc_api.ingest.MAX_CAMERAS", 3)
 
     async def scenario() -> None:
         async with running_cloud(decoder, tmp_path, eager="north") as cloud:

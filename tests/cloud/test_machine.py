@@ -13,8 +13,8 @@ from PIL import Image
 
 from aeic.v1 import decode_pb2 as many
 from aeic.v1 import decode_pb2_grpc as many_grpc
-from cloud_decoder import machine
-from cloud_decoder.decoder import Decoder
+from cloud_decoder.grpc_api import decode
+from cloud_decoder.inference.decoder import Decoder
 from tests.cloud.conftest import FakeGenerator, MakeFrame, running_cloud
 
 
@@ -59,7 +59,7 @@ def test_a_stream_is_read_no_further_than_its_window_and_a_client_that_leaves_ta
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(machine, "WINDOW", 5)
+    monkeypatch.setattr(decode, "WINDOW", 5)
 
     async def requests() -> AsyncIterator[many.DecodeManyRequest]:
         for seed in range(12):

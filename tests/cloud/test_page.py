@@ -14,8 +14,8 @@ from typing import Any
 import httpx
 import pytest
 
-from cloud_decoder import page, relay
-from cloud_decoder.decoder import Decoder
+from cloud_decoder.http_api import edge_proxy, page
+from cloud_decoder.inference.decoder import Decoder
 from tests.cloud.conftest import FakeGenerator, MakeFrame, new_frame, running_cloud
 
 ID = "0198c0de-0000-7000-8000-000000000000"
@@ -140,7 +140,7 @@ def test_a_picture_goes_through_the_edge(decoder: Decoder, edge: FakeEdge, tmp_p
                 assert "traceback" not in answer.text
             edge.answer = (202, json.dumps(FRAME).encode())
             edge.gate.clear()
-            waiting = [asyncio.create_task(http.post("/v1/encode", content=b"x")) for _ in range(relay.AT_ONCE)]
+            waiting = [asyncio.create_task(http.post("/v1/encode", content=b"x")) for _ in range(edge_proxy.AT_ONCE)]
             await asyncio.sleep(0.3)
             assert (await http.post("/v1/encode", content=b"x")).status_code == 429
             edge.gate.set()
@@ -173,4 +173,4 @@ def test_only_its_own_tenant_has_the_edge(decoder: Decoder, edge: FakeEdge, tmp_
 def test_an_address_that_is_none_stops_the_start() -> None:
     for url in ("edge:8080", "file:///etc/passwd", "ftp://edge"):
         with pytest.raises(ValueError, match="AEIC_CLOUD_EDGE_URL"):
-            relay.Relay(url, "")
+            edge_proxy.Relay(url, "")

@@ -8,10 +8,10 @@ import sys
 import pytest
 import sqlalchemy as sa
 
-from cloud_decoder import revisions
 from cloud_decoder.errors import StoreUnavailable
-from cloud_decoder.schema import metadata
-from cloud_decoder.store import Added, State, Store
+from cloud_decoder.store import migrate
+from cloud_decoder.store.schema import metadata
+from cloud_decoder.store.store import Added, State, Store
 from tests.cloud.test_store import NOW, claim, frame
 
 pytest.importorskip("alembic", reason="Alembic is not installed (extra fleet)")
@@ -53,7 +53,7 @@ def triggers(url: str) -> set[str]:
 
 
 def test_all_revisions_together_make_what_an_empty_store_becomes(store_url: str) -> None:
-    revisions.upgrade(sa.make_url(store_url))
+    migrate.upgrade(sa.make_url(store_url))
     assert differences(store_url) == []
     migrated = indexes(store_url), triggers(store_url)
     assert len(migrated[1]) == 4
@@ -68,7 +68,7 @@ def test_all_revisions_together_make_what_an_empty_store_becomes(store_url: str)
 
 
 def test_a_store_from_before_keeps_its_frames_and_its_queue(store_url: str) -> None:
-    revisions.upgrade(sa.make_url(store_url), "0001")
+    migrate.upgrade(sa.make_url(store_url), "0001")
     engine = sa.create_engine(store_url)
     old = sa.MetaData()
     with engine.begin() as connection:
@@ -88,7 +88,7 @@ def test_a_store_from_before_keeps_its_frames_and_its_queue(store_url: str) -> N
     else:
         with pytest.raises(StoreUnavailable, match="aeic store upgrade"):
             Store(store_url)
-        command = [sys.executable, "-m", "cloud_decoder.revisions", store_url]
+        command = [sys.executable, "-m", "cloud_decoder.store.migrate", store_url]
         subprocess.run(command, check=True, timeout=60)
         store = Store(store_url)
     assert store.counts() == {"received": 3, "decoding": 0, "done": 1, "failed": 1, "pruned": 0}
@@ -113,6 +113,6 @@ def test_a_current_store_needs_no_alembic(store_url: str) -> None:
     Store(store_url).close()
     code = (
         "import sys; sys.modules['alembic'] = None\n"
-        f"from cloud_decoder.store import Store; Store({store_url!r}).close()"
+        f"from cloud_decoder.store.store import Store; Store({store_url!r}).close()"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)

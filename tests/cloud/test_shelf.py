@@ -16,11 +16,11 @@ from aeic.bitstream import Frame
 from aeic.bundle import Bundle
 from aeic.errors import BundleError, WrongModel
 from aeic.latent_codec import LatentCodec
-from cloud_decoder.decoder import Decoder
 from cloud_decoder.errors import ModelUnavailable
+from cloud_decoder.inference.decoder import Decoder
+from cloud_decoder.inference.model_pool import Shelf, size_of
 from cloud_decoder.service import Cloud
 from cloud_decoder.settings import Settings
-from cloud_decoder.shelf import Shelf, size_of
 from tests.cloud.conftest import Edge, MakeFrame, new_frame
 from tests.tiny_bundle import write_tiny_bundle
 

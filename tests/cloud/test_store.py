@@ -12,7 +12,7 @@ from uuid import UUID, uuid4
 import pytest
 
 from cloud_decoder.errors import StoreUnavailable
-from cloud_decoder.store import Added, Claimed, Finished, NewFrame, State, Store
+from cloud_decoder.store.store import Added, Claimed, Finished, NewFrame, State, Store
 
 NOW = 1_700_000_000.0
 

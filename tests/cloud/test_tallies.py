@@ -11,9 +11,9 @@ from collections.abc import Iterator
 import pytest
 import sqlalchemy as sa
 
-from cloud_decoder.records import Finished
-from cloud_decoder.schema import frames, tallies
-from cloud_decoder.store import Store
+from cloud_decoder.store.records import Finished
+from cloud_decoder.store.schema import frames, tallies
+from cloud_decoder.store.store import Store
 from tests.cloud.test_store import NOW, claim, frame
 
 

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from aeic.bitstream import Frame
-from cloud_decoder.tiles import Mosaic, _starts, _weights, synthesis_cost, tile_shape
+from cloud_decoder.tiling import Mosaic, _starts, _weights, synthesis_cost, tile_shape
 
 
 def mosaic(width: int, height: int, seed: int = 0) -> Mosaic:

@@ -13,13 +13,13 @@ import numpy as np
 import pytest
 
 from aeic.errors import Damaged, TooLarge, WrongModel
-from cloud_decoder.cache import Cache
-from cloud_decoder.decoder import Decoder
 from cloud_decoder.errors import Draining, Expired, Overloaded, Undecodable
 from cloud_decoder.events import Hub
+from cloud_decoder.images.disk_cache import Cache
+from cloud_decoder.inference.decoder import Decoder
 from cloud_decoder.metrics import Metrics
-from cloud_decoder.store import State, Store
-from cloud_decoder.worker import Worker
+from cloud_decoder.store.store import State, Store
+from cloud_decoder.worker.worker import Worker
 from tests.cloud.conftest import FakeGenerator, MakeFrame, new_frame
 
 

@@ -14,7 +14,7 @@ import grpc
 
 from aeic.v1 import ingest_pb2 as pb
 from aeic.v1.ingest_pb2_grpc import IngestServiceServicer, add_IngestServiceServicer_to_server
-from cloud_decoder.answers import Answers
+from cloud_decoder.grpc_api.acks import Answers
 from edge_encoder.settings import EdgeSettings
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import httpx
 
-from edge_encoder.api import create_app
+from edge_encoder.http_api.routes import create_app
 from edge_encoder.service import EdgeService
 from tests.edge.fakes import settings
 

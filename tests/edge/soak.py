@@ -27,8 +27,8 @@ from pathlib import Path
 
 import httpx
 
-from edge_encoder.encoder import Encoder
-from edge_encoder.ids import new_id
+from aeic.identifiers import new_id
+from edge_encoder.encoding.encoder import Encoder
 from tests.edge.conftest import picture
 from tests.edge.fakes import Proxy
 from tests.edge.restarted import Process

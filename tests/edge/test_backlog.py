@@ -13,12 +13,12 @@ from typing import Any
 
 import httpx
 
-from edge_encoder.backlog import TRIES
-from edge_encoder.ids import new_id
-from edge_encoder.original import Original
-from edge_encoder.records import State
+from aeic.identifiers import new_id
 from edge_encoder.service import EdgeService
-from edge_encoder.spool import Spool
+from edge_encoder.spool.original import Original
+from edge_encoder.spool.record import State
+from edge_encoder.spool.spool import Spool
+from edge_encoder.submission.deferred_encoder import TRIES
 from tests.edge.conftest import picture
 from tests.edge.fakes import FakeCloud, serving
 from tests.edge.in_process import edge, is_problem, run

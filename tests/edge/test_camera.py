@@ -13,11 +13,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edge_encoder import camera as camera_module
-from edge_encoder.camera import Camera
-from edge_encoder.capture import Job, shots
-from edge_encoder.motion import Motion
 from edge_encoder.service import EdgeService
+from edge_encoder.sources import camera as camera_module
+from edge_encoder.sources.camera import Camera
+from edge_encoder.sources.capture_process import Job, shots
+from edge_encoder.sources.motion import Motion
 from tests.edge.fakes import settings
 
 av = pytest.importorskip("av", reason="PyAV comes with the extra edge-camera")
@@ -117,7 +117,7 @@ time.sleep(60)
     start = asyncio.create_subprocess_exec
 
     async def replaced(program: str, *arguments: str, **pipes: object) -> asyncio.subprocess.Process:
-        assert program == sys.executable and arguments == ("-m", "edge_encoder.capture")
+        assert program == sys.executable and arguments == ("-m", "edge_encoder.sources.capture_process")
         return await start(program, str(fake), **pipes)  # type: ignore[arg-type]
 
     monkeypatch.setattr(camera_module.asyncio, "create_subprocess_exec", replaced)
@@ -140,7 +140,7 @@ time.sleep(60)
 def test_the_capture_process_says_what_is_wrong_without_the_address(tmp_path):
     async def scenario() -> None:
         process = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "edge_encoder.capture",
+            sys.executable, "-m", "edge_encoder.sources.capture_process",
             stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
             env=dict(os.environ),
         )  # fmt: skip

@@ -12,9 +12,9 @@ import pytest
 from aeic.bundle import Bundle
 from aeic.errors import BundleError, InputError, RateError, TooLarge
 from aeic.latent_codec import LatentCodec
-from edge_encoder import provider
-from edge_encoder.analysis import Analysis, spans
-from edge_encoder.encoder import Encoder
+from edge_encoder.encoding import execution_provider
+from edge_encoder.encoding.analysis import Analysis, spans
+from edge_encoder.encoding.encoder import Encoder
 from tests.edge.conftest import picture
 from tests.tiny_bundle import write_tiny_bundle
 
@@ -104,9 +104,9 @@ class Accelerated:
 @pytest.fixture
 def cuda(monkeypatch):
     """ONNX Runtime as if it had CUDA; returns the graphs that were opened for it."""
-    plain, opened = provider._session, []
+    plain, opened = execution_provider._session, []
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider"])
-    monkeypatch.setattr(provider, "_refuse_two_runtimes", lambda: None)
+    monkeypatch.setattr(execution_provider, "_refuse_two_runtimes", lambda: None)
 
     def session(path, providers, threads):
         if providers == ["CPUExecutionProvider"]:
@@ -115,12 +115,12 @@ def cuda(monkeypatch):
         opened.append(path.name)
         return Accelerated(plain(path, ["CPUExecutionProvider"], threads))
 
-    monkeypatch.setattr(provider, "_session", session)
+    monkeypatch.setattr(execution_provider, "_session", session)
     return opened
 
 
 def test_a_gpu_runs_the_float16_analysis_where_it_agrees_with_the_cpu(tiny_bundle, tmp_path, cuda, caplog):
-    from aeic_train.half import add_half
+    from aeic_train.export.float16 import add_half
 
     bundle = add_half(tiny_bundle, tmp_path / "gpu")
     assert bundle.fingerprint == Bundle.load(tiny_bundle).fingerprint and bundle.has("analysis_half.onnx")
@@ -138,12 +138,12 @@ def test_a_gpu_runs_the_float16_analysis_where_it_agrees_with_the_cpu(tiny_bundl
 
 
 def test_a_gpu_whose_answer_is_wrong_is_not_used(tiny_bundle, monkeypatch, cuda, caplog):
-    right = provider.run_bound
+    right = execution_provider.run_bound
 
     def wrong(session, image, options=None):
         return right(session, image, options) * (1.1 if isinstance(session, Accelerated) else 1.0)
 
-    monkeypatch.setattr(provider, "run_bound", wrong)
+    monkeypatch.setattr(execution_provider, "run_bound", wrong)
     bundle = Bundle.load(tiny_bundle)
     assert Analysis(bundle, provider="auto", threads=1).provider == "CPUExecutionProvider"
     assert "known picture" in caplog.text

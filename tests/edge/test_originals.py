@@ -11,10 +11,10 @@ import zlib
 
 import pytest
 
-from edge_encoder.ids import new_id
-from edge_encoder.original import Original
-from edge_encoder.records import DamagedRecord, IdTaken, Record, State
-from edge_encoder.spool import Spool
+from aeic.identifiers import new_id
+from edge_encoder.spool.original import Original
+from edge_encoder.spool.record import DamagedRecord, IdTaken, Record, State
+from edge_encoder.spool.spool import Spool
 from tests.edge.conftest import ROOT
 
 
@@ -136,7 +136,7 @@ CHILD = """
 import sys; sys.path.insert(0, {root!r})
 from pathlib import Path
 from tests.edge.test_originals import made_of, original
-from edge_encoder.spool import Spool
+from edge_encoder.spool.spool import Spool
 spool = Spool(Path({folder!r}))
 for number in range(100_000):
     batch = [original(number * 4 + k, size=30_000) for k in range(4)]
@@ -174,8 +174,8 @@ import sys; sys.path.insert(0, {root!r})
 import resource
 from pathlib import Path
 from tests.edge.test_originals import made_of, original
-from edge_encoder.spool import Spool
-from edge_encoder.records import SpoolError, State
+from edge_encoder.spool.spool import Spool
+from edge_encoder.spool.record import SpoolError, State
 folder = Path({folder!r})
 def size():
     return max(p.stat().st_size for p in folder.glob("spool.sqlite3*"))  # not the reserve, which is larger

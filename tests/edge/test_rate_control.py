@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 
-from edge_encoder.rate_control import RateControl
+from edge_encoder.encoding.rate_control import RateControl
 
 BYTES = [600, 900, 1200, 1800, 2400, 3600]  # one frame at each rate point
 

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from edge_encoder.records import Record, SpoolFull, State
-from edge_encoder.reserve import Reserve
-from edge_encoder.spool import Spool
+from edge_encoder.spool.disk_reserve import Reserve
+from edge_encoder.spool.record import Record, SpoolFull, State
+from edge_encoder.spool.spool import Spool
 
 
 def record() -> Record:

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from edge_encoder.ids import new_id, parse_id
-from edge_encoder.records import DamagedRecord, IdTaken, Record, SpoolError, SpoolFull, State
-from edge_encoder.spool import Spool
+from aeic.identifiers import new_id, parse_id
+from edge_encoder.spool.record import DamagedRecord, IdTaken, Record, SpoolError, SpoolFull, State
+from edge_encoder.spool.spool import Spool
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -14,15 +14,15 @@ from pathlib import Path
 
 import pytest
 
-from edge_encoder.records import Record, SpoolError, State
-from edge_encoder.spool import Spool
+from edge_encoder.spool.record import Record, SpoolError, State
+from edge_encoder.spool.spool import Spool
 from tests.edge.test_spool import ROOT, frame, put
 
 CHILD = """
 import sys; sys.path.insert(0, {root!r})
 from pathlib import Path
 from tests.edge.test_spool import frame
-from edge_encoder.spool import Spool
+from edge_encoder.spool.spool import Spool
 spool = Spool(Path({folder!r}))
 for number in range(100_000):
     batch = [frame(number * 8 + k, size=300) for k in range(8)]
@@ -96,8 +96,8 @@ import sys; sys.path.insert(0, {root!r})
 import os, resource
 from pathlib import Path
 from tests.edge.test_spool import frame
-from edge_encoder.spool import Spool
-from edge_encoder.records import SpoolError, State
+from edge_encoder.spool.spool import Spool
+from edge_encoder.spool.record import SpoolError, State
 folder = Path({folder!r})
 spool = Spool(folder)
 first = frame(0); spool.put(first).result(10)

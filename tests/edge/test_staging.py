@@ -16,10 +16,10 @@ import pytest
 
 from aeic.bundle import Bundle
 from aeic.errors import BundleError
-from edge_encoder import bundles, staging
+from edge_encoder.bundle_update import __main__, staging
+from edge_encoder.bundle_update.staging import TRIAL_STARTS, Staging
 from edge_encoder.service import EdgeService
-from edge_encoder.staging import TRIAL_STARTS, Staging
-from edge_encoder.wish import Wish
+from edge_encoder.submission.request import Wish
 from tests.edge.conftest import picture
 from tests.edge.fakes import FakeCloud, serving, settings
 from tests.tiny_bundle import write_tiny_bundle
@@ -58,15 +58,15 @@ def run(scenario: object) -> None:
 
 
 def test_staging_tests_the_bundle_in_a_process_of_its_own(tmp_path, other, capsys):
-    assert bundles.main(["--dir", str(tmp_path / "b"), "stage", str(other), "--digest", "00" * 32]) == 5
+    assert __main__.main(["--dir", str(tmp_path / "b"), "stage", str(other), "--digest", "00" * 32]) == 5
     assert "not 0000" in capsys.readouterr().err
-    assert bundles.main(["--dir", str(tmp_path / "b"), "stage", str(other)]) == 0
+    assert __main__.main(["--dir", str(tmp_path / "b"), "stage", str(other)]) == 0
     told = json.loads(capsys.readouterr().out)
     name = Bundle.load(other).digest.hex()[:16]
     assert told == {"current": "", "previous": "", "trial": name, "starts": 0, "refused": ""}
     assert Bundle.load(tmp_path / "b" / name).digest == Bundle.load(other).digest
     assert not list((tmp_path / "b").glob(".incoming*"))
-    assert bundles.main(["--dir", str(tmp_path / "b"), "rollback"]) == 0
+    assert __main__.main(["--dir", str(tmp_path / "b"), "rollback"]) == 0
     assert json.loads(capsys.readouterr().out)["trial"] == ""
 
 

@@ -13,9 +13,9 @@ import pytest
 
 from edge_encoder.backoff import Backoff
 from edge_encoder.metrics import Metrics
-from edge_encoder.records import Record, State
-from edge_encoder.spool import Spool
-from edge_encoder.uplink import Uplink
+from edge_encoder.spool.record import Record, State
+from edge_encoder.spool.spool import Spool
+from edge_encoder.uplink.uplink import Uplink
 from tests.edge.fakes import FakeCloud, Proxy, serving, settings
 from tests.edge.test_spool import frame
 

@@ -6,7 +6,7 @@ import asyncio
 import os
 
 from edge_encoder.service import EdgeService
-from edge_encoder.watched_folder import WatchedFolder
+from edge_encoder.sources.watched_folder import WatchedFolder
 from tests.edge.conftest import picture
 from tests.edge.fakes import settings
 

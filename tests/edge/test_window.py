@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-from edge_encoder.window import LEAST, Window
+from edge_encoder.uplink.window import LEAST, Window
 from tests.edge.fakes import FakeCloud, serving
 from tests.edge.test_spool import frame
 from tests.edge.test_uplink import exactly, put, run, shipping, until

@@ -11,7 +11,7 @@ from pathlib import Path
 import grpc
 import pytest
 
-from cloud_decoder.answers import GATHER_SECONDS
+from cloud_decoder.grpc_api.acks import GATHER_SECONDS
 from tests.edge.fakes import FakeCloud, Proxy, serving
 from tests.edge.test_uplink import exactly, put, run, shipping, until
 

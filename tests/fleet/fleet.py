@@ -13,7 +13,7 @@ import numpy as np
 from aeic.bitstream import Frame
 from aeic.bundle import Bundle
 from aeic.latent_codec import LatentCodec
-from cloud_decoder.store import Store
+from cloud_decoder.store.store import Store
 from tests.cloud.postgres import Postgres
 from tests.fleet.members import Member
 from tests.tiny_bundle import write_tiny_bundle

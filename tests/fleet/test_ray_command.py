@@ -20,7 +20,7 @@ import psutil
 import pytest
 
 from aeic.bundle import Bundle
-from cloud_decoder.store import Store
+from cloud_decoder.store.store import Store
 from tests.cloud.conftest import MakeFrame
 from tests.cloud.postgres import Postgres
 from tests.fleet.camera import Camera

@@ -12,17 +12,17 @@ import httpx
 import pytest
 
 from aeic.bundle import Bundle
-from cloud_decoder.cache import Cache
-from cloud_decoder.decoder import Decoder
 from cloud_decoder.events import Hub
-from cloud_decoder.front import VISITORS
-from cloud_decoder.news import News
-from cloud_decoder.records import Finished
+from cloud_decoder.front_end.event_poller import News
+from cloud_decoder.front_end.queue_backend import VISITORS
+from cloud_decoder.images.disk_cache import Cache
+from cloud_decoder.images.object_cache import SharedCache
+from cloud_decoder.inference.decoder import Decoder
 from cloud_decoder.service import Cloud
 from cloud_decoder.settings import Settings
-from cloud_decoder.share import Share
-from cloud_decoder.shared_cache import SharedCache
-from cloud_decoder.store import State, Store
+from cloud_decoder.store.records import Finished
+from cloud_decoder.store.store import State, Store
+from cloud_decoder.worker.share import Share
 from tests.cloud.conftest import Edge, FakeGenerator, MakeFrame, new_frame
 
 pytest.importorskip("obstore", reason="obstore is not installed (extra fleet)")

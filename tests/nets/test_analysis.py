@@ -9,14 +9,14 @@ import onnx
 import pytest
 import torch
 
-from aeic import openvino_session
 from aeic.bundle import Bundle
-from aeic_nets.analysis import HalfAnalysis, fast_analysis
+from aeic.runtime import openvino
 from aeic_nets.codec import Analysis
-from aeic_nets.graphs import write_graph
-from aeic_train import half
-from edge_encoder.analysis import Analysis as EdgeAnalysis
-from edge_encoder.provider import open_session
+from aeic_nets.fast_analysis import HalfAnalysis, fast_analysis
+from aeic_nets.onnx_export import write_graph
+from aeic_train.export import float16
+from edge_encoder.encoding.analysis import Analysis as EdgeAnalysis
+from edge_encoder.encoding.execution_provider import open_session
 from tests.official.small import SMALL
 
 
@@ -31,21 +31,21 @@ def test_the_rewritten_network_is_the_same() -> None:
         torch.testing.assert_close(fast_analysis(g_a)(x), wanted, atol=2e-5 * float(wanted.abs().max()), rtol=1e-4)
 
 
-@pytest.mark.skipif(not openvino_session.AVAILABLE, reason="OpenVINO is not installed")
+@pytest.mark.skipif(not openvino.AVAILABLE, reason="OpenVINO is not installed")
 def test_openvino_analyses_as_onnx_runtime_does() -> None:
     bundle = Bundle.load(verify=False)
     rgb = np.random.default_rng(0).integers(0, 256, (128, 192, 3), dtype=np.uint8)
     wanted = EdgeAnalysis(bundle, provider="cpu", threads=1)(rgb)
     analysis = EdgeAnalysis(bundle, provider="openvino", threads=1)
-    assert analysis.provider == openvino_session.PROVIDER
+    assert analysis.provider == openvino.PROVIDER
     np.testing.assert_allclose(analysis(rgb), wanted, atol=0.05 * np.abs(wanted).max())
-    session = openvino_session.OpenVinoSession(bundle.path / "analysis.onnx", 1, precision="float32")
+    session = openvino.OpenVinoSession(bundle.path / "analysis.onnx", 1, precision="float32")
     (y,) = session.run(None, {session.get_inputs()[0].name: np.zeros((1, 3, 64, 64), np.float32)})
     assert y.shape == (1, bundle.channels, 2, 2)
 
 
 def test_openvino_that_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(openvino_session, "AVAILABLE", False)
+    monkeypatch.setattr(openvino, "AVAILABLE", False)
     with pytest.raises(Exception, match=r"aeic\[openvino\]"):
         open_session(Path(Bundle.load(verify=False).path) / "analysis.onnx", "openvino", 1)
 
@@ -58,7 +58,7 @@ def test_the_float16_form_keeps_its_norms_in_float32(tmp_path: Path) -> None:
         parameter.data *= 8 if name.endswith("body.0.weight") else 1
     write_graph(fast_analysis(g_a), torch.zeros(2, 3, 128, 192), tmp_path / "analysis.onnx", "image", ["y"])
     graph = onnx.load(tmp_path / "analysis.onnx").graph
-    blocked = [node.op_type for node in graph.node if node.name in half._deviations(graph)]
+    blocked = [node.op_type for node in graph.node if node.name in float16._deviations(graph)]
     assert blocked == ["Mul", "Conv", "Add", "Sqrt"] * 5
     x = torch.rand(1, 3, 128, 192) * 2 - 1
     with torch.no_grad():

@@ -13,11 +13,11 @@ import torch
 from aeic.errors import BundleError
 from aeic.pixels import from_tensor
 from aeic.profiles import NANO
-from aeic_nets.generator import TorchGenerator
-from aeic_nets.graphs import write_graph
 from aeic_nets.network import AEIC
-from aeic_train.export import load_average, write_weights
-from aeic_train.graphs import SynthesisGraph
+from aeic_nets.onnx_export import write_graph
+from aeic_nets.runtime.torch_backend import TorchGenerator
+from aeic_train.export.bundle import load_average, write_weights
+from aeic_train.export.onnx_graphs import SynthesisGraph
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +58,9 @@ def test_the_cpu_chooses_its_dtype_by_measurement(
         return measure(sample)[0], seconds
 
     monkeypatch.setattr(generator, "_measure", told)
-    monkeypatch.setattr("aeic_nets.generator.HALF_PSNR", 10.0)  # random weights amplify what training would not
+    monkeypatch.setattr(
+        "aeic_nets.runtime.torch_backend.HALF_PSNR", 10.0
+    )  # random weights amplify what training would not
     generator.warm_up(4)
     assert generator.dtype == (torch.bfloat16 if half_is_faster else torch.float32)
     again = generator(y_hat)

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from aeic_nets import graphed
-from aeic_nets.graphed import Graphed
+from aeic_nets.runtime import cuda_graphs
+from aeic_nets.runtime.cuda_graphs import Graphed
 
 
 class FakeRecorder:
@@ -51,7 +51,7 @@ def test_what_cannot_be_recorded_runs_as_it_is() -> None:
 def test_the_shape_used_longest_ago_is_forgotten() -> None:
     recorder = FakeRecorder()
     same = Graphed(lambda x: x, recorder)
-    for size in range(1, graphed.MOST_SHAPES + 2):
+    for size in range(1, cuda_graphs.MOST_SHAPES + 2):
         same(torch.ones(size))
         same(torch.ones(size))
-    assert len(same.shapes) == graphed.MOST_SHAPES and (1,) not in same.shapes
+    assert len(same.shapes) == cuda_graphs.MOST_SHAPES and (1,) not in same.shapes

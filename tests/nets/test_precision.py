@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from aeic.bundle import default_bundle_path
-from aeic_nets import precision
-from aeic_nets.generator import TorchGenerator
-from cloud_decoder.generator import choose_device
+from aeic_nets.runtime import precision
+from aeic_nets.runtime.torch_backend import TorchGenerator
+from cloud_decoder.inference.backend import choose_device
 
 CPU = torch.device("cpu")
 

@@ -10,7 +10,8 @@ import torch
 
 from aeic.profiles import Profile
 from aeic_nets.network import AEIC
-from aeic_train import ablation, arms
+from aeic_train.reports import ablation_plots
+from aeic_train.studies import ablation
 
 RECIPE = """
 profile = "tiny"
@@ -45,7 +46,7 @@ def test_arms_are_trained_judged_and_reported(
     assert all(min(d["results"]["efflite-fd"]) >= 0 for d in documents["arms"])
     drawn = (tmp_path / "out" / "adversarial.md").read_text()
     (tmp_path / "out" / "adversarial.md").unlink()
-    arms.main([str(tmp_path / "out")])
+    ablation_plots.main([str(tmp_path / "out")])
     assert (tmp_path / "out" / "adversarial.md").read_text() == drawn
     assert "| adversarial | 0." in drawn
 

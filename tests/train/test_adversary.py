@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from aeic_train.adversary import Adversary
-from aeic_train.losses import TAP_WIDTHS, Features
+from aeic_train.losses.discriminator import Adversary
+from aeic_train.losses.picture_loss import TAP_WIDTHS, Features
 
 
 def maps(mean: float, scale: int = 32) -> list[torch.Tensor]:

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from aeic.bundle import Bundle
-from aeic_train import artefacts
-from aeic_train.pair import Pair
+from aeic_train.codecs.ours import Pair
+from aeic_train.studies import artefacts
 
 BUNDLE = Path(__file__).parent.parent.parent / "models" / "aeic-se-nano"
 BOUNDS = {

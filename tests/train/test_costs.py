@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from aeic_train import costs
+from aeic_train.studies import costs
 
 
 def test_time_of_children_counts_as_cpu_time() -> None:

@@ -9,9 +9,9 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from aeic_train.data import Crops, Photographs, random_crop
-from aeic_train.losses import Jitter, PictureLoss
-from aeic_train.synthetic import flat, noise, page, ramp, synthetic_crop, text
+from aeic_train.data.photographs import Crops, Photographs, random_crop
+from aeic_train.data.synthetic import flat, noise, page, ramp, synthetic_crop, text
+from aeic_train.losses.picture_loss import Jitter, PictureLoss
 
 
 def test_pictures_are_decoded_once(photographs: Path, tmp_path: Path) -> None:

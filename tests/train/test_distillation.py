@@ -9,7 +9,7 @@ import torch
 
 from aeic.profiles import NANO, NANO_ME, Profile
 from aeic_nets.network import AEIC
-from aeic_train.distillation import PARTS, Distillation, distance
+from aeic_train.losses.distillation import PARTS, Distillation, distance
 
 
 def test_equal_features_are_no_distance_apart() -> None:

@@ -9,12 +9,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from aeic_train import evaluate, plots
-from aeic_train.bench import Bench, curve
-from aeic_train.evaluate import compare, main
-from aeic_train.metrics import Judges, frechet
-from aeic_train.rivals import PillowCodec
-from aeic_train.table import Table
+from aeic_train.codecs.baselines import PillowCodec
+from aeic_train.evaluation import rd
+from aeic_train.evaluation.metrics import Judges, frechet
+from aeic_train.evaluation.rd import compare, main
+from aeic_train.evaluation.results_table import Table
+from aeic_train.evaluation.runner import Bench, curve
+from aeic_train.reports import rd_plots
 
 
 class QuickJudges(Judges):
@@ -108,7 +109,7 @@ def test_errors_name_what_is_wrong(
 
 
 def test_from_folder_to_plots(photographs: Path, tmp_path: Path, monkeypatch: Any, capsys: Any) -> None:
-    monkeypatch.setattr(evaluate, "Judges", QuickJudges)
+    monkeypatch.setattr(rd, "Judges", QuickJudges)
     out = tmp_path / "out"
     main([str(photographs), "--out", str(out), "--codecs", "jpeg,webp,no", "--bpp", "0.4,0.8,1.5", "--every", "2"])
     said = capsys.readouterr()
@@ -124,8 +125,8 @@ def test_from_folder_to_plots(photographs: Path, tmp_path: Path, monkeypatch: An
     (results / "rivals_two.json").write_text(json.dumps(documents))
     ours = dict(documents[0], name="aeic-x")
     (results / "ours_two.json").write_text(json.dumps(ours))
-    monkeypatch.setattr(plots, "WIDEST", 9.0)
-    plots.main(["--results", str(results)])
+    monkeypatch.setattr(rd_plots, "WIDEST", 9.0)
+    rd_plots.main(["--results", str(results)])
     assert json.loads(capsys.readouterr().out) == {"two": ["aeic-x", "jpeg", "webp"]}
     assert (results / "two.png").stat().st_size > 10_000 and (results / "two.svg").exists()
     assert "| jpeg | " in (results / "two.md").read_text().partition("BD-rate")[2]
@@ -133,7 +134,7 @@ def test_from_folder_to_plots(photographs: Path, tmp_path: Path, monkeypatch: An
 
 def test_plots_without_figures_say_what_to_run(tmp_path: Path, capsys: Any) -> None:
     with pytest.raises(SystemExit):
-        plots.main(["--results", str(tmp_path)])
+        rd_plots.main(["--results", str(tmp_path)])
     assert "run aeic bench rd" in capsys.readouterr().err
 
 

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from aeic_train.journal import Journal
+from aeic_train.training.run_log import Journal
 
 
 def test_a_line_holds_the_means_since_the_last(tmp_path: Path, capsys: Any) -> None:

@@ -15,9 +15,10 @@ from aeic.bundle import Bundle
 from aeic.latent_codec import LatentCodec
 from aeic.profiles import Profile
 from aeic_nets.network import AEIC
-from aeic_train import export, loop
-from aeic_train.pair import Pair
-from aeic_train.weights import load_weights
+from aeic_train.checkpoints import load_weights
+from aeic_train.codecs.ours import Pair
+from aeic_train.export import bundle as export
+from aeic_train.training import trainer
 
 RECIPE = """
 profile = "tiny"
@@ -68,8 +69,8 @@ def run(tiny: Profile, photographs: Path, tmp_path_factory: pytest.TempPathFacto
     arguments += ["--validation", str(photographs), "--run", str(folder / "run")]
     save_file(AEIC(tiny).state_dict(), folder / "teacher.safetensors")
     arguments += ["--teacher", str(folder / "teacher.safetensors")]
-    loop.main([*arguments, "--threads", "1"])
-    loop.main([*arguments, "--threads", "1"])  # nothing is left to do: it must see that
+    trainer.main([*arguments, "--threads", "1"])
+    trainer.main([*arguments, "--threads", "1"])  # nothing is left to do: it must see that
     return folder / "run"
 
 

@@ -7,9 +7,9 @@ import pytest
 import aeic_train
 from aeic.profiles import NANO, PROFILES, Profile
 from aeic_nets.network import AEIC
-from aeic_train.distillation import PARTS
-from aeic_train.recipe import Recipe, Stage
-from aeic_train.schedule import learning_rate, parameter_groups
+from aeic_train.losses.distillation import PARTS
+from aeic_train.training.recipe import Recipe, Stage
+from aeic_train.training.schedule import learning_rate, parameter_groups
 
 RECIPES = Path(aeic_train.__file__).parent / "recipes"
 

@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from aeic_train import curves
-from aeic_train.codec import CodecFailed, CodecUnavailable
-from aeic_train.commands import Commands
-from aeic_train.rivals import PillowCodec, build
-from aeic_train.zoo import Zoo
+from aeic_train.codecs.base import CodecFailed, CodecUnavailable
+from aeic_train.codecs.baselines import PillowCodec, build
+from aeic_train.codecs.command_line import Commands
+from aeic_train.codecs.compressai_zoo import Zoo
+from aeic_train.evaluation import rd_curves
 
 
 def picture(height: int = 75, width: int = 101) -> np.ndarray[Any, Any]:
@@ -110,7 +110,7 @@ def test_search_meets_its_targets_in_few_steps(start: int) -> None:
         return 0.004 + 0.001 * math.exp(index / 9)
 
     targets = (0.015, 0.02, 0.03, 0.06)
-    curves.search(100, start, targets, bpp)
+    rd_curves.search(100, start, targets, bpp)
     rates = [bpp(index) for index in tried[:]]
     assert len(rates) == len(set(tried)) <= 24, "no setting is tried twice"
     for target in targets:
@@ -124,11 +124,11 @@ def test_search_stops_where_the_codec_ends() -> None:
         tried.append(index)
         return 0.1 + index * 0.01
 
-    curves.search(5, 2, (0.01, 9.0), bpp)
+    rd_curves.search(5, 2, (0.01, 9.0), bpp)
     assert set(tried) >= {0, 4} and len(tried) <= 5
 
 
-def curve(scale: float) -> list[curves.Point]:
+def curve(scale: float) -> list[rd_curves.Point]:
     return [
         {"bpp": scale * b, "psnr": 30 + 4 * math.log2(b / 0.02), "st_lpips": 0.5 - 0.1 * math.log2(b / 0.02)}
         for b in (0.01, 0.02, 0.03, 0.04, 0.06)
@@ -137,29 +137,29 @@ def curve(scale: float) -> list[curves.Point]:
 
 @pytest.mark.parametrize("measure", ["psnr", "st_lpips"])
 def test_bd_rate_of_half_the_bits_is_minus_fifty(measure: str) -> None:
-    assert curves.bd_rate(curve(1), curve(0.5), measure) == pytest.approx(-50, abs=0.1)
-    assert curves.bd_rate(curve(1), curve(1), measure) == pytest.approx(0, abs=1e-6)
+    assert rd_curves.bd_rate(curve(1), curve(0.5), measure) == pytest.approx(-50, abs=0.1)
+    assert rd_curves.bd_rate(curve(1), curve(1), measure) == pytest.approx(0, abs=1e-6)
 
 
 def test_no_bd_rate_where_curves_do_not_meet() -> None:
     far = [{"bpp": p["bpp"], "psnr": p["psnr"] + 40} for p in curve(1)]
-    assert curves.bd_rate(curve(1), far, "psnr") is None
-    assert curves.bd_rate(curve(1), curve(1)[:1], "psnr") is None
-    assert curves.bd_rate(curve(1), curve(1), "efflite_fd") is None
+    assert rd_curves.bd_rate(curve(1), far, "psnr") is None
+    assert rd_curves.bd_rate(curve(1), curve(1)[:1], "psnr") is None
+    assert rd_curves.bd_rate(curve(1), curve(1), "efflite_fd") is None
 
 
 def test_at_equal_bits() -> None:
-    assert curves.at(curve(1), "psnr", 0.02) == pytest.approx(30)
-    assert curves.at(curve(1), "psnr", 0.05) == pytest.approx(30 + 4 * math.log2(2.5), abs=0.05)
-    assert curves.at(curve(1), "psnr", 0.07) is None
+    assert rd_curves.at(curve(1), "psnr", 0.02) == pytest.approx(30)
+    assert rd_curves.at(curve(1), "psnr", 0.05) == pytest.approx(30 + 4 * math.log2(2.5), abs=0.05)
+    assert rd_curves.at(curve(1), "psnr", 0.07) is None
 
 
 def test_document_has_compressais_shape_and_comes_back() -> None:
-    document = curves.document("x", "y", curve(1)[::-1])
+    document = rd_curves.document("x", "y", curve(1)[::-1])
     assert set(document) == {"name", "description", "results"}
     assert document["results"]["bpp"] == [0.01, 0.02, 0.03, 0.04, 0.06]
     assert set(document["results"]) == {"bpp", "psnr-rgb", "st-lpips"}
-    assert curves.curve_of(document)[1] == pytest.approx(curve(1)[1])
+    assert rd_curves.curve_of(document)[1] == pytest.approx(curve(1)[1])
 
 
 def test_pillow_codec_is_a_codec() -> None:

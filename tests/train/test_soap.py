@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from aeic_train.soap import Soap
+from aeic_train.training.soap import Soap
 
 
 @pytest.mark.parametrize("shape", [(6, 4), (4, 6), (5,), (4, 3, 3, 3), (8, 1, 3, 3), (300, 300)])

@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import pytest
 
-from aeic_train.recipe import Stage
-from aeic_train.steering import Steering
+from aeic_train.training.rate_controller import Steering
+from aeic_train.training.recipe import Stage
 
 STAGE = Stage("x", "codec", 100, 64, 1, 1e-3, rates={"0": (0.04, 0.01), "1": (0.08, 0.08)}, fall=0.5)
 
