@@ -61,7 +61,7 @@ def synthesis_cost(frame: Frame) -> int:
     return len(_starts(height, tall)) * len(_starts(width, wide)) * tall * wide * LATENT_STRIDE**2
 
 
-class Mosaic:
+class TileAssembler:
     """The tiles of one picture on the way through the device.
 
     Call :meth:`tiles` for a row, :meth:`cut` and :meth:`put` each of them, then the next row; after the last one

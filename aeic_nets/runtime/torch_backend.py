@@ -41,8 +41,8 @@ class TorchGenerator:
 
     On CUDA it computes in bfloat16, channels last, each part by CUDA graphs for shapes that come again. On the CPU it
     computes in float32, the same numbers as the ONNX graph, unless :meth:`warm_up` finds bfloat16 faster. The published
-    sizes, which have no such graph, are loaded in bfloat16 where the processor is faster at it (precision.py): a fraction
-    of the time and half the memory. CUDA has not been run on a card yet.
+    sizes, which have no such graph, are loaded in bfloat16 where the processor is faster at it (precision.py): a
+    fraction of the time and half the memory. CUDA has not been run on a card yet.
     """
 
     def __init__(

@@ -6,7 +6,8 @@
 
 Ours is measured at its rate points; for the others the settings are sought whose mean over the pictures meets --bpp,
 and every setting tried is a point of the curve. Codecs: see
-aeic_train/codecs/baselines.py (also: models of CompressAI's zoo, and any program by a .toml of command templates). Writes into DIR:
+aeic_train/codecs/baselines.py (also: models of CompressAI's zoo, and any program by a .toml of command
+templates). Writes into DIR:
 
     pictures.csv   a row a picture, codec and setting; a second run computes only what is missing
     results.json   a list, one entry a codec in CompressAI's shape ("results": {"bpp": [...], "psnr-rgb": [...], ...})

@@ -11,8 +11,8 @@ import asyncio
 import contextlib
 
 from cloud_decoder.errors import StoreUnavailable
-from cloud_decoder.events import Hub
-from cloud_decoder.store.records import Row, State
+from cloud_decoder.events import EventBus
+from cloud_decoder.store.records import State, StoredFrame
 from cloud_decoder.store.store import Store
 
 LOOK_SECONDS = 1.0
@@ -21,27 +21,27 @@ NEWEST = 200
 ENDS = {State.DONE: "done", State.FAILED: "failed"}
 
 
-class News:
-    """Publishes ``done`` and ``failed`` to ``hub``. ``await run()`` for as long as the front end lives."""
+class EventPoller:
+    """Publishes ``done`` and ``failed`` to ``event_bus``. ``await run()`` for as long as the front end lives."""
 
-    def __init__(self, store: Store, hub: Hub) -> None:
-        self._store, self._hub = store, hub
+    def __init__(self, store: Store, event_bus: EventBus) -> None:
+        self._store, self._event_bus = store, event_bus
         self._waiting: dict[str, set[int]] = {}
 
     async def run(self) -> None:
         """Until cancelled."""
         while True:
             await asyncio.sleep(LOOK_SECONDS)
-            tenants = self._hub.tenants
+            tenants = self._event_bus.tenants
             self._waiting = {tenant: seqs for tenant, seqs in self._waiting.items() if tenant in tenants}
             for tenant in tenants:
                 with contextlib.suppress(StoreUnavailable):
                     self.tell(tenant, await asyncio.to_thread(self._store.page, tenant, NEWEST))
 
-    def tell(self, tenant: str, rows: list[Row]) -> None:
+    def tell(self, tenant: str, rows: list[StoredFrame]) -> None:
         """Compare with the last look."""
         before = self._waiting.get(tenant, set())
         for row in rows:
             if row.seq in before and (event := ENDS.get(row.state)):
-                self._hub.publish(tenant, {"event": event, "id": str(row.id)})
+                self._event_bus.publish(tenant, {"event": event, "id": str(row.id)})
         self._waiting[tenant] = {row.seq for row in rows if row.state in (State.RECEIVED, State.DECODING)}

@@ -21,16 +21,16 @@ from uuid import uuid4
 from aeic.bitstream import Frame
 from cloud_decoder.errors import Draining, Expired, Overloaded, StoreUnavailable, Undecodable
 from cloud_decoder.images import formats
-from cloud_decoder.inference.model_pool import Shelf
+from cloud_decoder.inference.model_pool import ModelPool
 from cloud_decoder.metrics import Metrics
-from cloud_decoder.store.records import NewFrame, Row, State
+from cloud_decoder.store.records import NewFrame, State, StoredFrame
 from cloud_decoder.store.store import Store
 from cloud_decoder.tiling import Picture
 from cloud_decoder.worker.job import DEMAND_PRIORITY, Decoded, Job
 from cloud_decoder.worker.worker import Worker
 
 T = TypeVar("T")
-VISITORS = ":decode"
+TRANSIENT_TENANT = ":decode"
 """The tenant of frames that are only passing; tokens cannot have a colon in their tenant."""
 LOOK_SECONDS = 0.05
 AGAIN_SECONDS = 5.0
@@ -46,12 +46,12 @@ class Pool:
     device: tuple[()] = ()
 
 
-class Front:
+class QueueBackend:
     """In a worker's place. ``max_queue`` callers may wait for POST /v1/decode at once."""
 
     def __init__(
         self,
-        shelf: Shelf,
+        model_pool: ModelPool,
         store: Store,
         cache: Any,
         metrics: Metrics,
@@ -60,9 +60,9 @@ class Front:
         max_pixels: int,
         demand_seconds: float = 60.0,
     ) -> None:
-        self.shelf, self.store, self.cache, self.metrics = shelf, store, cache, metrics
+        self.model_pool, self.store, self.cache, self.metrics = model_pool, store, cache, metrics
         self.max_queue, self.max_pixels, self.demand_seconds = max_queue, max_pixels, demand_seconds
-        self.pool = Pool()
+        self.scheduler = Pool()
         self.device = "none"
         self.alive = True
         self._waiting = 0
@@ -74,7 +74,7 @@ class Front:
 
     async def stop(self) -> None:
         """Whoever waits is told so at his next look."""
-        self.pool.draining = True
+        self.scheduler.draining = True
         while self._waiting:
             await asyncio.sleep(LOOK_SECONDS)
         self._threads.shutdown(wait=True)
@@ -86,10 +86,10 @@ class Front:
         """As :meth:`Worker.check`."""
         return Worker.check(self, data)  # type: ignore[arg-type]
 
-    async def demand(self, row: Row) -> Job | None:
+    async def demand(self, row: StoredFrame) -> Job | None:
         """Move the frame's job to the front, or make one. There is never a job here to wait for: look again."""
-        self.shelf.bundle(row.fingerprint)  # or why not
-        if self.pool.draining:
+        self.model_pool.bundle(row.fingerprint)  # or why not
+        if self.scheduler.draining:
             raise Draining("the service is stopping: ask again in a moment", retry_after=5.0)
         moment = time.monotonic()
         if moment - self._asked.get(row.seq, -math.inf) > AGAIN_SECONDS:  # waiting callers come by twice a second
@@ -106,13 +106,13 @@ class Front:
     async def decode(self, data: bytes, *, timeout: float, priority: int = DEMAND_PRIORITY) -> Decoded:
         """Through the queue and back. Raises what :meth:`Worker.decode` raises."""
         frame = self.check(data)
-        if self.pool.draining:
+        if self.scheduler.draining:
             raise Draining("the service is stopping: ask again in a moment", retry_after=5.0)
         if self._waiting >= self.max_queue:
             self.metrics.sheds.labels("queue_full").inc()
             raise Overloaded(f"{self.max_queue} pictures wait already: ask again later", retry_after=2.0)
         new = NewFrame(
-            tenant=VISITORS,
+            tenant=TRANSIENT_TENANT,
             id=uuid4(),
             source="decode",
             captured_ms=0,
@@ -143,7 +143,7 @@ class Front:
 
     async def _decoded(self, new: NewFrame, end: float) -> Decoded:
         while time.monotonic() < end:
-            if self.pool.draining:
+            if self.scheduler.draining:
                 raise Draining("the service is stopping: ask again in a moment", retry_after=5.0)
             row = await self._on(self.store.get, new.tenant, new.id)
             if row is None or row.state is State.FAILED:

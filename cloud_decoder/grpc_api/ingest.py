@@ -28,7 +28,7 @@ from aeic.v1 import ingest_pb2 as pb
 from aeic.v1 import ingest_pb2_grpc as pb_grpc
 from cloud_decoder.auth import Tokens
 from cloud_decoder.errors import StoreUnavailable
-from cloud_decoder.events import Hub
+from cloud_decoder.events import EventBus
 from cloud_decoder.grpc_api.acks import Answers
 from cloud_decoder.metrics import Metrics
 from cloud_decoder.problems import grpc_status
@@ -116,7 +116,7 @@ class Ingest(pb_grpc.IngestServiceServicer):
         self,
         store: Store,
         metrics: Metrics,
-        hub: Hub,
+        event_bus: EventBus,
         tokens: Tokens,
         *,
         bundle_name: str,
@@ -126,7 +126,7 @@ class Ingest(pb_grpc.IngestServiceServicer):
         wake: Callable[[], None],
         limits: Limits,
     ) -> None:
-        self._metrics, self._hub, self._tokens = metrics, hub, tokens
+        self._metrics, self._event_bus, self._tokens = metrics, event_bus, tokens
         self._bundle_name, self._speaks = bundle_name, speaks
         self._check, self._wanted, self._wake, self._limits = check, wanted, wake, limits
         self._committer = Committer(store, metrics, limits.commit_frames, self._stored)
@@ -278,7 +278,7 @@ class Ingest(pb_grpc.IngestServiceServicer):
     def _stored(self, new: list[NewFrame]) -> None:
         for frame in new:
             self._metrics.frame_bytes.observe(len(frame.bitstream))
-            self._hub.publish(frame.tenant, {"event": "received", "id": str(frame.id)})
+            self._event_bus.publish(frame.tenant, {"event": "received", "id": str(frame.id)})
         self._wake()
 
     async def _cancel_on_drain(self, reader: asyncio.Task[None]) -> None:

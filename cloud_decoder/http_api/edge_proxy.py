@@ -46,7 +46,7 @@ class Busy(ServiceError):
     http_status = 429
 
 
-class Relay:
+class EdgeProxy:
     """``url`` is the edge's HTTP address, empty for none; ``tenant`` the only one whose pictures go through it."""
 
     def __init__(self, url: str, tenant: str, seconds: float = 30.0) -> None:

@@ -12,11 +12,11 @@ from typing import TypeVar
 from uuid import UUID
 
 from cloud_decoder.errors import Draining, Expired, Gone, Overloaded, Undecodable, UnknownFrame
-from cloud_decoder.events import Hub, Subscription
+from cloud_decoder.events import EventBus, Subscription
 from cloud_decoder.images import formats
 from cloud_decoder.images.disk_cache import Cache
 from cloud_decoder.metrics import Metrics
-from cloud_decoder.store.store import Row, State, Store
+from cloud_decoder.store.store import State, Store, StoredFrame
 from cloud_decoder.tiling import Picture
 from cloud_decoder.worker.worker import Worker
 
@@ -25,13 +25,19 @@ POLL_SECONDS = 0.5
 """How often the store is asked where no event can tell: another instance may be decoding."""
 
 
-class Gallery:
+class ImageService:
     """``max_waiters`` requests may wait at once."""
 
     def __init__(
-        self, store: Store, cache: Cache, worker: Worker, hub: Hub, metrics: Metrics, max_waiters: int
+        self, store: Store, cache: Cache, worker: Worker, event_bus: EventBus, metrics: Metrics, max_waiters: int
     ) -> None:
-        self._store, self._cache, self._worker, self._hub, self._metrics = store, cache, worker, hub, metrics
+        self._store, self._cache, self._worker, self._event_bus, self._metrics = (
+            store,
+            cache,
+            worker,
+            event_bus,
+            metrics,
+        )
         self._max_waiters = max_waiters
         self._waiting = 0
         self._threads = ThreadPoolExecutor(4, "gallery")
@@ -52,22 +58,22 @@ class Gallery:
         finally:
             self._waiting -= 1
 
-    async def row(self, tenant: str, id: UUID, wait: float = 0.0) -> Row:
+    async def row(self, tenant: str, id: UUID, wait: float = 0.0) -> StoredFrame:
         """The frame's row; waits up to ``wait`` seconds for a frame that has not arrived. ``UnknownFrame`` then."""
         end = time.monotonic() + wait
-        with self._hub.subscribe(tenant) as events:
+        with self._event_bus.subscribe(tenant) as events:
             while True:
                 row = await self.on_thread(self._store.get, tenant, id)
                 left = end - time.monotonic()
                 if row is not None:
                     return row
-                if left <= 0 or self._worker.pool.draining:
+                if left <= 0 or self._worker.scheduler.draining:
                     raise UnknownFrame(f"there is no frame {id}: it has not arrived, or the id is another's")
                 await _until_event(events, id, min(left, 5.0))
 
     async def image(
         self, tenant: str, id: UUID, format: str, width: int | None, wait: float
-    ) -> tuple[Row, bytes | None]:
+    ) -> tuple[StoredFrame, bytes | None]:
         """The frame's picture as a file, or None where it is not ready within ``wait`` seconds: it is on its way.
 
         ``UnknownFrame``; ``Undecodable`` with the reason for a frame in quarantine; ``Gone`` after retention.
@@ -75,7 +81,7 @@ class Gallery:
         formats.media_type(format)
         end = time.monotonic() + wait
         row = await self.row(tenant, id, wait)
-        with self._hub.subscribe(tenant) as events:
+        with self._event_bus.subscribe(tenant) as events:
             while True:
                 if row.state is State.FAILED:
                     raise Undecodable(f"frame {id} is in quarantine: {row.reason}")
@@ -98,7 +104,7 @@ class Gallery:
                     # Straight from the decoder: the cache may be too small to keep it.
                     return row, await self.on_thread(self._derive, row, decoded.picture, format, width)
                 await _until_event(events, id, min(left, POLL_SECONDS))
-                if self._worker.pool.draining:
+                if self._worker.scheduler.draining:
                     raise Draining("the service is stopping: ask again in a moment", retry_after=5.0)
                 row = await self.row(tenant, id)
 
@@ -107,7 +113,7 @@ class Gallery:
         row, master = await self.image(tenant, id, formats.MASTER, None, 0.0)
         return None if master is None else await self.on_thread(self._sizes, row, master)
 
-    def _sizes(self, row: Row, master: bytes) -> dict[str, int]:
+    def _sizes(self, row: StoredFrame, master: bytes) -> dict[str, int]:
         kept = self._cache.get(row.digest, "sizes")
         if kept is not None:
             return dict(json.loads(kept))
@@ -116,7 +122,7 @@ class Gallery:
             self._cache.put(row.digest, "sizes", json.dumps(found).encode())
         return found
 
-    def _cached(self, row: Row, format: str, width: int | None) -> bytes | None:
+    def _cached(self, row: StoredFrame, format: str, width: int | None) -> bytes | None:
         name = formats.variant(format, width)
         found = self._cache.get(row.digest, name)
         if found is None and name != formats.MASTER:
@@ -125,7 +131,7 @@ class Gallery:
         self._metrics.cache.labels("miss" if found is None else "hit").inc()
         return found
 
-    def _derive(self, row: Row, picture: Picture, format: str, width: int | None) -> bytes:
+    def _derive(self, row: StoredFrame, picture: Picture, format: str, width: int | None) -> bytes:
         started = time.monotonic()
         data = formats.encode(picture, format, width)
         self._metrics.image_seconds.observe(time.monotonic() - started)

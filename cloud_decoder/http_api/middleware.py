@@ -9,7 +9,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from cloud_decoder.metrics import Metrics
 
 
-class Observe:
+class RequestMetrics:
     """Counts and times every request by its route, and adds the headers that every answer has."""
 
     def __init__(self, app: ASGIApp, metrics: Metrics) -> None:

@@ -31,7 +31,7 @@ PAGE_HEADERS = {
 
 def install(app: FastAPI, parts: Parts, tenant_of: Callable[[Request], Awaitable[str]]) -> None:
     """Add the page's routes. ``tenant_of`` says who asks, or raises ``NotAllowed``."""
-    settings, gallery, relay = parts.settings, parts.gallery, parts.relay
+    settings, image_service, edge_proxy = parts.settings, parts.image_service, parts.edge_proxy
 
     @app.get("/", include_in_schema=False)
     async def page() -> Response:
@@ -46,18 +46,18 @@ def install(app: FastAPI, parts: Parts, tenant_of: Callable[[Request], Awaitable
     @app.get("/v1/frames/{id}/sizes")
     async def sizes(request: Request, id: str, tenant: str = Depends(tenant_of)) -> Response:
         """Bytes of the frame, and of its reconstruction as PNG and JPEG (quality 75). 202 while it is not decoded."""
-        with gallery.waiter():
-            found = await while_connected(request, gallery.sizes(tenant, frame_id(id)))
+        with image_service.waiter():
+            found = await while_connected(request, image_service.sizes(tenant, frame_id(id)))
         caching = "private, max-age=3600" if found else "no-store"
         return JSONResponse(found, 200 if found else 202, {"Cache-Control": caching})
 
     @app.get("/v1/edge")
     async def edge(tenant: str = Depends(tenant_of)) -> dict[str, Any]:
         """The edge that encodes pictures dropped on the page: whether there is one, its spool and its link."""
-        if not relay.serves(tenant):
-            return {"configured": False, "detail": relay.why_not()}
+        if not edge_proxy.serves(tenant):
+            return {"configured": False, "detail": edge_proxy.why_not()}
         try:
-            return {"configured": True, "reachable": True, **await relay.status()}
+            return {"configured": True, "reachable": True, **await edge_proxy.status()}
         except ServiceError as error:
             return {"configured": True, "reachable": False, "detail": str(error)}
 
@@ -68,6 +68,6 @@ def install(app: FastAPI, parts: Parts, tenant_of: Callable[[Request], Awaitable
         rate: str | None = Query(None, max_length=32, description="rate point, number or name"),
     ) -> dict[str, Any]:
         """A JPEG, PNG or WebP file in the body goes to the configured edge; the answer names the frame to come."""
-        with relay.place(tenant):
+        with edge_proxy.place(tenant):
             picture = await read_body(request, settings.max_upload_bytes, settings.body_timeout_seconds)
-            return await relay.encode(picture, rate)
+            return await edge_proxy.encode(picture, rate)

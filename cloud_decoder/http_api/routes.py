@@ -18,12 +18,12 @@ from aeic_service.head import Head
 from cloud_decoder import problems
 from cloud_decoder.auth import Tokens
 from cloud_decoder.errors import Gone
-from cloud_decoder.events import Hub
+from cloud_decoder.events import EventBus
 from cloud_decoder.grpc_api.ingest import Ingest
 from cloud_decoder.http_api import page
-from cloud_decoder.http_api.edge_proxy import Relay
-from cloud_decoder.http_api.image_service import Gallery
-from cloud_decoder.http_api.middleware import Observe
+from cloud_decoder.http_api.edge_proxy import EdgeProxy
+from cloud_decoder.http_api.image_service import ImageService
+from cloud_decoder.http_api.middleware import RequestMetrics
 from cloud_decoder.http_api.requests import frame_id, read_body, while_connected
 from cloud_decoder.http_api.serializers import bundles_json, frame_json, milliseconds, source_json
 from cloud_decoder.images import formats
@@ -40,12 +40,12 @@ class Parts:
     settings: Settings
     store: Store
     worker: Worker
-    gallery: Gallery
-    hub: Hub
+    image_service: ImageService
+    event_bus: EventBus
     ingest: Ingest
     tokens: Tokens
     metrics: Metrics
-    relay: Relay
+    edge_proxy: EdgeProxy
     ready: bool = False
 
 
@@ -65,11 +65,11 @@ def build_app(parts: Parts) -> FastAPI:
     app = FastAPI(title="AEIC cloud", version=aeic.__version__, description=about, docs_url=None, redoc_url=None)
     problems.install(app)
     app.state.tokens = parts.tokens
-    app.add_middleware(Observe, metrics=parts.metrics)
+    app.add_middleware(RequestMetrics, metrics=parts.metrics)
     app.add_middleware(Head)
     longest = parts.settings.max_wait_seconds
-    settings, store, gallery, worker = parts.settings, parts.store, parts.gallery, parts.worker
-    bundles = worker.shelf.bundles
+    settings, store, image_service, worker = parts.settings, parts.store, parts.image_service, parts.worker
+    bundles = worker.model_pool.bundles
 
     @app.get("/v1/frames")
     async def list_frames(
@@ -91,7 +91,7 @@ def build_app(parts: Parts) -> FastAPI:
             "until_ms": milliseconds(until),
         }
         before = None if cursor is None else int(cursor)
-        rows = await gallery.on_thread(lambda: store.page(tenant, limit + 1, before, **filters))  # type: ignore[arg-type]
+        rows = await image_service.on_thread(lambda: store.page(tenant, limit + 1, before, **filters))  # type: ignore[arg-type]
         shown = rows[:limit]
         more = str(shown[-1].seq) if len(rows) > limit else None
         return {"frames": [frame_json(row, bundles) for row in shown], "next_cursor": more}
@@ -99,15 +99,15 @@ def build_app(parts: Parts) -> FastAPI:
     @app.get("/v1/frames/{id}")
     async def get_frame(request: Request, tenant: Tenant, id: str, wait: Wait = 0.0) -> dict[str, Any]:
         """One frame; ``wait`` for one that has not arrived yet."""
-        with gallery.waiter():
-            row = await while_connected(request, gallery.row(tenant, frame_id(id), min(wait, longest)))
+        with image_service.waiter():
+            row = await while_connected(request, image_service.row(tenant, frame_id(id), min(wait, longest)))
         return frame_json(row, bundles)
 
     @app.get("/v1/frames/{id}/bitstream")
     async def get_bitstream(tenant: Tenant, id: str) -> Response:
         """The frame as it came: an .aeic file."""
-        row = await gallery.row(tenant, frame_id(id))
-        data = await gallery.on_thread(store.bitstream, tenant, row.id)
+        row = await image_service.row(tenant, frame_id(id))
+        data = await image_service.on_thread(store.bitstream, tenant, row.id)
         if data is None:
             raise Gone(f"frame {row.id} was pruned by retention")
         headers = _caching(f"{row.digest}", parts.tokens) | {
@@ -122,13 +122,13 @@ def build_app(parts: Parts) -> FastAPI:
         """The reconstruction. 202 with the frame's state where it is not ready within ``wait`` seconds."""
         wanted, format = frame_id(id), formats.known_format(format)
         if given := request.headers.get("if-none-match"):
-            row = await gallery.row(tenant, wanted)
+            row = await image_service.row(tenant, wanted)
             headers = _caching(f"{row.digest}-{formats.variant(format, width)}", parts.tokens)
             there = row.state is State.DONE if given.strip() == "*" else headers["ETag"] in given
             if there and row.state is not State.FAILED:
                 return Response(status_code=304, headers=headers)
-        with gallery.waiter():
-            work = gallery.image(tenant, wanted, format, width, min(wait, longest))
+        with image_service.waiter():
+            work = image_service.image(tenant, wanted, format, width, min(wait, longest))
             row, image = await while_connected(request, work)
         if image is None:
             return JSONResponse(frame_json(row, bundles), 202, {"Retry-After": "1", "Cache-Control": "no-store"})
@@ -164,9 +164,9 @@ def build_app(parts: Parts) -> FastAPI:
     @app.get("/v1/sources")
     async def list_sources(tenant: Tenant) -> dict[str, Any]:
         """Who has sent frames, the latest first: how many wait to be decoded, and whether its stream is open now."""
-        waiting = await gallery.on_thread(store.backlog, tenant)
+        waiting = await image_service.on_thread(store.backlog, tenant)
         found = []
-        for one in await gallery.on_thread(store.sources, tenant):
+        for one in await image_service.on_thread(store.sources, tenant):
             name = one["source"]
             found.append(source_json(one, waiting.get(name, 0), (tenant, name) in parts.ingest.connected))
         return {"sources": found}
@@ -174,14 +174,14 @@ def build_app(parts: Parts) -> FastAPI:
     @app.get("/v1/status")
     async def status(tenant: Tenant) -> dict[str, Any]:
         """The models, the device and how full everything is. Frames are counted by state, this tenant's only."""
-        counts = await gallery.on_thread(store.counts, tenant)
-        pool = worker.pool
+        counts = await image_service.on_thread(store.counts, tenant)
+        scheduler = worker.scheduler
         return {
             "version": aeic.__version__,
-            **bundles_json(worker.shelf),
+            **bundles_json(worker.model_pool),
             "device": worker.device,
             "frames": counts,
-            "waiting": {"entropy": len(pool.entropy), "device": len(pool.device)},
+            "waiting": {"entropy": len(scheduler.entropy), "device": len(scheduler.device)},
             "ready": parts.ready,
         }
 
@@ -204,9 +204,9 @@ def build_app(parts: Parts) -> FastAPI:
     async def metrics() -> Response:
         cache = worker.cache
         parts.metrics.cache_bytes.set(cache.total_bytes)
-        parts.metrics.models_bytes.set(worker.shelf.loaded_bytes)
+        parts.metrics.models_bytes.set(worker.model_pool.loaded_bytes)
         parts.metrics.ready.set(parts.ready and worker.alive)
-        for state, count in (await gallery.on_thread(store.counts)).items():
+        for state, count in (await image_service.on_thread(store.counts)).items():
             parts.metrics.stored.labels(state).set(count)
         return Response(parts.metrics.exposition(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
@@ -215,16 +215,16 @@ def build_app(parts: Parts) -> FastAPI:
 
 
 async def _stream(parts: Parts, tenant: str) -> AsyncIterator[str]:
-    with parts.gallery.waiter(), parts.hub.subscribe(tenant) as events:
+    with parts.image_service.waiter(), parts.event_bus.subscribe(tenant) as events:
         yield "retry: 2000\n\n"
-        while not parts.worker.pool.draining:
+        while not parts.worker.scheduler.draining:
             event = await events.next(15.0)
             if event is None:
                 yield ": still here\n\n"
                 continue
             if "id" in event:
-                row = await parts.gallery.row(tenant, frame_id(event["id"]))
-                event = event | {"frame": frame_json(row, parts.worker.shelf.bundles)}
+                row = await parts.image_service.row(tenant, frame_id(event["id"]))
+                event = event | {"frame": frame_json(row, parts.worker.model_pool.bundles)}
             yield f"event: {event['event']}\ndata: {json.dumps(event)}\n\n"
 
 

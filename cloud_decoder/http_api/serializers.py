@@ -9,11 +9,11 @@ from typing import Any
 
 from aeic.bundle import Bundle
 from cloud_decoder.errors import BadRequest
-from cloud_decoder.inference.model_pool import Shelf
-from cloud_decoder.store.store import Row
+from cloud_decoder.inference.model_pool import ModelPool
+from cloud_decoder.store.store import StoredFrame
 
 
-def frame_json(row: Row, bundles: Mapping[str, Bundle]) -> dict[str, Any]:
+def frame_json(row: StoredFrame, bundles: Mapping[str, Bundle]) -> dict[str, Any]:
     """A stored frame: bpp of the whole of it; its rate's name from its own bundle, where ``bundles`` has that."""
     bundle = bundles.get(row.fingerprint)
     return {
@@ -51,12 +51,12 @@ def source_json(one: Mapping[str, Any], waiting: int, connected: bool) -> dict[s
     }
 
 
-def bundles_json(shelf: Shelf) -> dict[str, Any]:
+def bundles_json(model_pool: ModelPool) -> dict[str, Any]:
     """``bundles``: all that are known, the default one first, whether each is in memory, and its rates.
 
     ``bundle`` and ``rates`` are those of the default one.
     """
-    told = [bundle_json(one) | {"loaded": shelf.loaded(one.fingerprint)} for one in shelf.bundles.values()]
+    told = [bundle_json(one) | {"loaded": model_pool.loaded(one.fingerprint)} for one in model_pool.bundles.values()]
     names = ("name", "fingerprint", "digest")
     return {"bundle": {name: told[0][name] for name in names}, "rates": told[0]["rates"], "bundles": told}
 

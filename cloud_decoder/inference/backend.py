@@ -20,7 +20,7 @@ class Generator(Protocol):
     """The synthesis of one bundle, everything after entropy decoding. One thread calls it, always the same.
 
     It may have more, which is asked for by name: ``pictures(y_hat)`` as :func:`pictures_of` gives them,
-    ``warm_up(max_batch)``, ``parts`` and ``memory`` as :class:`~cloud_decoder.inference.decoder.Decoder` has, ``close()``.
+    ``warm_up(max_batch)``, ``parts`` and ``memory`` as :class:`.decoder.Decoder` has, ``close()``.
     """
 
     def __call__(self, y_hat: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -30,7 +30,7 @@ from cloud_decoder.inference.backend import (
     release_memory,
 )
 from cloud_decoder.inference.subprocess_backend import RemoteGenerator
-from cloud_decoder.tiling import Floats, Mosaic, Picture, Tile
+from cloud_decoder.tiling import Floats, Picture, Tile, TileAssembler
 
 GPU_BATCH = 8
 CPU_BATCH = 1
@@ -120,20 +120,20 @@ class Decoder:
 
     def synthesise(self, latents: Sequence[Latents]) -> list[Picture]:
         """Latents to pictures (H, W, 3) uint8, in order; batched by shape, large ones in tiles."""
-        mosaics = [Mosaic(one.y_hat, one.frame) for one in latents]
-        while any(not mosaic.done for mosaic in mosaics):
-            waiting: dict[tuple[int, int], list[tuple[Mosaic, Tile]]] = defaultdict(list)
-            for mosaic in mosaics:
-                waiting[mosaic.shape] += [(mosaic, tile) for tile in mosaic.tiles()]
+        mosaics = [TileAssembler(one.y_hat, one.frame) for one in latents]
+        while any(not assembler.done for assembler in mosaics):
+            waiting: dict[tuple[int, int], list[tuple[TileAssembler, Tile]]] = defaultdict(list)
+            for assembler in mosaics:
+                waiting[assembler.shape] += [(assembler, tile) for tile in assembler.tiles()]
             for (height, width), tiles in waiting.items():
                 size = min(self.max_batch, max(1, self.max_batch_pixels // (height * width * LATENT_STRIDE**2)))
                 for start in range(0, len(tiles), size):
                     batch = tiles[start : start + size]
-                    whole = all(mosaic.whole for mosaic, _ in batch)
+                    whole = all(assembler.whole for assembler, _ in batch)
                     images = self.run([m.cut(t) for m, t in batch], whole=whole)
-                    for (mosaic, tile), image in zip(batch, images, strict=True):
-                        mosaic.put(tile, image)
-        return [mosaic.picture for mosaic in mosaics]
+                    for (assembler, tile), image in zip(batch, images, strict=True):
+                        assembler.put(tile, image)
+        return [assembler.picture for assembler in mosaics]
 
     def run(self, latents: Sequence[Floats], *, whole: bool = False) -> NDArray[Any]:
         """One batch of latents (M, h, w), all of one shape, to (N, 3, 32 h, 32 w) float32, valid until the next call.

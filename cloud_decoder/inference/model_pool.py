@@ -27,7 +27,7 @@ BROKEN_SECONDS = 60.0
 """After this a bundle that could not be loaded is tried again."""
 
 
-class Shelf:
+class ModelPool:
     """``bundles[0]`` is the default one and what edges without another choice use. Safe from several threads.
 
     ``load`` makes the decoder of a bundle; ``max_bytes`` 0 keeps everything loaded. ``BundleError`` for two bundles of
@@ -58,15 +58,15 @@ class Shelf:
             self._loading[bundle.fingerprint] = Lock()
 
     @classmethod
-    def of(cls, decoder: Decoder) -> Shelf:
+    def of(cls, decoder: Decoder) -> ModelPool:
         """One decoder that is there already."""
 
         def never(path: Path) -> Decoder:
             raise AssertionError(f"{path} is loaded already")
 
-        shelf = cls([decoder.bundle], never)
-        shelf._decoders[decoder.bundle.fingerprint] = decoder
-        return shelf
+        model_pool = cls([decoder.bundle], never)
+        model_pool._decoders[decoder.bundle.fingerprint] = decoder
+        return model_pool
 
     def first(self) -> Decoder:
         """The default bundle's decoder, as it is loaded when the service starts. What is wrong with it is raised."""
@@ -105,7 +105,7 @@ class Shelf:
             return sum(size_of(self.bundles[fingerprint]) for fingerprint in self._decoders)
 
     @contextmanager
-    def lend(self, fingerprint: str) -> Iterator[Decoder]:
+    def acquire(self, fingerprint: str) -> Iterator[Decoder]:
         """The decoder of that bundle, for as long as the block runs. Loads it first where it is not in memory.
 
         ``ModelUnavailable`` where that fails. Blocks while what is at work fills the cap; whoever calls holds no other

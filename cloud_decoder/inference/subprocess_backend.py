@@ -50,7 +50,7 @@ class RemoteFailure(Exception):
         self.kind = kind
 
 
-class Board:
+class SharedBuffer:
     """One array that two processes see, one of which writes. Grows, never shrinks."""
 
     def __init__(self, fd: int | None = None) -> None:
@@ -184,7 +184,7 @@ class RemoteGenerator:
 
     def _spawn(self) -> None:
         ours, theirs = socket.socketpair()
-        self._control, self._inbox, self._outbox = Control(ours), Board(), Board()
+        self._control, self._inbox, self._outbox = Control(ours), SharedBuffer(), SharedBuffer()
         fds = (theirs.fileno(), self._inbox.fd, self._outbox.fd)
         source = str(Path(__file__).parents[2])
         paths = os.pathsep.join(filter(None, (source, os.environ.get("PYTHONPATH", ""))))
@@ -210,7 +210,7 @@ class RemoteGenerator:
         except OSError:
             answer = None
         if answer is None:
-            raise DecoderDied(f"the decoder's process was lost ({self._bury()})", retry_after=1.0)
+            raise DecoderDied(f"the decoder's process was lost ({self._reap()})", retry_after=1.0)
         failed = answer.get("failed")
         if failed == "memory":
             raise DeviceOutOfMemory(answer["what"])
@@ -221,7 +221,7 @@ class RemoteGenerator:
             raise RemoteFailure(failed, answer["what"])
         return answer
 
-    def _bury(self) -> str:
+    def _reap(self) -> str:
         """Kill what is left of the child; how it ended, in words."""
         assert self._child is not None, "it was asked a moment ago"
         with contextlib.suppress(subprocess.TimeoutExpired):

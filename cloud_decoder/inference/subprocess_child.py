@@ -26,13 +26,13 @@ from cloud_decoder.inference.backend import (
     pictures_of,
     release_memory,
 )
-from cloud_decoder.inference.subprocess_backend import Board, Control
+from cloud_decoder.inference.subprocess_backend import Control, SharedBuffer
 
 
 class Child:
     """One generator, told what to do."""
 
-    def __init__(self, inbox: Board, outbox: Board) -> None:
+    def __init__(self, inbox: SharedBuffer, outbox: SharedBuffer) -> None:
         self._inbox, self._outbox = inbox, outbox
         self._generator: Generator | None = None
         self._device = ""
@@ -83,7 +83,7 @@ def main(arguments: list[str]) -> int:
     """Answer until the other side is gone."""
     control, inbox, outbox = map(int, arguments)
     line = Control(socket.socket(fileno=control))
-    child = Child(Board(inbox), Board(outbox))
+    child = Child(SharedBuffer(inbox), SharedBuffer(outbox))
     with contextlib.suppress(BrokenPipeError, KeyboardInterrupt):
         while (message := line.receive()) is not None:
             line.send(child.answer(message))

@@ -158,7 +158,7 @@ def transposed(values: list[dict[str, Any]]) -> dict[str, list[Any]]:
     return {name: [row[name] for row in values] for name in values[0]}
 
 
-class Part:
+class StoreBase:
     """What the parts of the store stand on. ``aging_seconds``: this much waiting is worth one of priority."""
 
     def __init__(self, database: Database, aging_seconds: float = 2.0) -> None:

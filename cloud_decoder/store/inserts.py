@@ -13,7 +13,7 @@ from uuid import UUID
 import sqlalchemy as sa
 
 from aeic.bitstream import Frame
-from cloud_decoder.store.database import Part
+from cloud_decoder.store.database import StoreBase
 from cloud_decoder.store.records import DEMAND_PRIORITY, Added, NewFrame, State
 from cloud_decoder.store.schema import NEVER_MS, frames, jobs, sources
 from cloud_decoder.tiling import tile_shape
@@ -27,7 +27,7 @@ def bucket_of(width: int, height: int) -> str:
     return f"{tall}x{wide}"
 
 
-class Arrivals(Part):
+class Arrivals(StoreBase):
     """The part of the store that front ends use."""
 
     def add(self, new: Sequence[NewFrame], now: float, deadline: float | None = None) -> list[Added]:

@@ -7,8 +7,8 @@ from uuid import UUID
 
 import sqlalchemy as sa
 
-from cloud_decoder.store.database import Part
-from cloud_decoder.store.records import Row, State
+from cloud_decoder.store.database import StoreBase
+from cloud_decoder.store.records import State, StoredFrame
 from cloud_decoder.store.schema import frames, jobs, sources, tallies
 
 _HELD = sa.and_(frames.c.state == State.RECEIVED.value, jobs.c.lease_until.is_not(None))
@@ -16,21 +16,21 @@ _DERIVED = {
     "state": sa.case((_HELD, State.DECODING.value), else_=frames.c.state).label("state"),
     "attempts": sa.func.coalesce(jobs.c.attempts, 0).label("attempts"),
 }
-ROW_COLUMNS = [_DERIVED[name] if name in _DERIVED else frames.c[name] for name in Row.__dataclass_fields__]
+ROW_COLUMNS = [_DERIVED[name] if name in _DERIVED else frames.c[name] for name in StoredFrame.__dataclass_fields__]
 _WITH_JOBS = frames.outerjoin(jobs, jobs.c.seq == frames.c.seq)
 
 
-def row_of(found: Any) -> Row:
+def row_of(found: Any) -> StoredFrame:
     """A result of ``ROW_COLUMNS`` as a :class:`Row`."""
-    values = {name: getattr(found, name) for name in Row.__dataclass_fields__}
+    values = {name: getattr(found, name) for name in StoredFrame.__dataclass_fields__}
     values["state"] = State(values["state"])
-    return Row(**values)
+    return StoredFrame(**values)
 
 
-class Shelves(Part):
+class Shelves(StoreBase):
     """The part of the store that readers and retention use."""
 
-    def get(self, tenant: str, frame: UUID) -> Row | None:
+    def get(self, tenant: str, frame: UUID) -> StoredFrame | None:
         """The frame of that id, if it is this tenant's."""
         query = sa.select(*ROW_COLUMNS).select_from(_WITH_JOBS)
         with self.database.read() as connection:
@@ -56,7 +56,7 @@ class Shelves(Part):
         rate: int | None = None,
         since_ms: int | None = None,
         until_ms: int | None = None,
-    ) -> list[Row]:
+    ) -> list[StoredFrame]:
         """The newest arrivals first, with ``seq`` under ``before``; ``since_ms <= received_ms < until_ms``."""
         query = sa.select(*ROW_COLUMNS).select_from(_WITH_JOBS).where(frames.c.tenant == tenant)
         columns = frames.c

@@ -13,10 +13,10 @@ from uuid import UUID
 
 import sqlalchemy as sa
 
-from cloud_decoder.store.database import Part, transposed
+from cloud_decoder.store.database import StoreBase, transposed
 from cloud_decoder.store.inserts import bucket_of
 from cloud_decoder.store.queries import ROW_COLUMNS, row_of
-from cloud_decoder.store.records import DEMAND_PRIORITY, Backlog, Claimed, Finished, State
+from cloud_decoder.store.records import DEMAND_PRIORITY, Backlog, DecodeResult, LeasedFrame, State
 from cloud_decoder.store.schema import NEVER_MS, frames, jobs
 
 _ORDER = (jobs.c.turn, jobs.c.deadline_ms, jobs.c.seq)
@@ -32,7 +32,7 @@ class Claims(Protocol):
 
     def claim(
         self, owner: str, fingerprint: str, limit: int, now: float, lease: float, max_attempts: int, *, alike: bool
-    ) -> list[Claimed]:
+    ) -> list[LeasedFrame]:
         """Up to ``limit`` jobs, the most urgent first, leased until ``now + lease``."""
 
     def renew(self, seqs: Iterable[int], owner: str, until: float) -> None:
@@ -41,14 +41,14 @@ class Claims(Protocol):
     def release(self, seqs: Iterable[int], owner: str) -> None:
         """Give jobs back untried."""
 
-    def finish(self, finished: Sequence[Finished], now: float) -> None:
+    def finish(self, finished: Sequence[DecodeResult], now: float) -> None:
         """Their pictures are there."""
 
     def fail(self, seqs: Iterable[int], reason: str) -> None:
         """Never to be tried again by themselves."""
 
 
-class Leases(Part):
+class Leases(StoreBase):
     """The part of the store that workers use."""
 
     def claim(
@@ -61,7 +61,7 @@ class Leases(Part):
         max_attempts: int,
         *,
         alike: bool = False,
-    ) -> list[Claimed]:
+    ) -> list[LeasedFrame]:
         """Up to ``limit`` waiting frames of one bundle, the most urgent first, leased for ``lease`` seconds.
 
         ``alike`` leaves it at those that can share a batch with the most urgent one.
@@ -83,7 +83,7 @@ class Leases(Part):
 
     def claim_one(
         self, tenant: str, id: UUID, owner: str, now: float, lease: float, max_attempts: int
-    ) -> Claimed | None:
+    ) -> LeasedFrame | None:
         """The named frame if it waits, wanted or not; None where it is in another state."""
         waits = sa.and_(frames.c.tenant == tenant, frames.c.id == id, frames.c.state == State.RECEIVED.value)
         with self.database.write() as connection:
@@ -141,7 +141,7 @@ class Leases(Part):
 
     def _lease(
         self, connection: sa.Connection, which: sa.Select[Any], owner: str, until: float, max_attempts: int
-    ) -> list[Claimed]:
+    ) -> list[LeasedFrame]:
         # One statement chooses and leases. SQLite leaves FOR UPDATE out, and needs it not.
         chosen = which.with_for_update(skip_locked=True, of=jobs).cte("chosen")
         leased = (
@@ -163,7 +163,7 @@ class Leases(Part):
         query = sa.select(*ROW_COLUMNS, frames.c.bitstream).join(jobs, jobs.c.seq == frames.c.seq)
         rows = connection.execute(query.where(self.database.among(frames.c.seq, order))).all()
         rows = sorted(rows, key=lambda row: order[row.seq])
-        return [Claimed(row_of(row), bytes(row.bitstream)) for row in rows if row.bitstream is not None]
+        return [LeasedFrame(row_of(row), bytes(row.bitstream)) for row in rows if row.bitstream is not None]
 
     def renew(self, seqs: Iterable[int], owner: str, until: float) -> None:
         """Keep the leases that ``owner`` still holds until ``until``."""
@@ -179,7 +179,7 @@ class Leases(Part):
             freed = connection.execute(sa.update(jobs).where(jobs.c.lease_owner == owner).values(**_FREE))
             return int(freed.rowcount)
 
-    def finish(self, finished: Sequence[Finished], now: float) -> None:
+    def finish(self, finished: Sequence[DecodeResult], now: float) -> None:
         """The pictures of these frames are there."""
         if not finished:
             return

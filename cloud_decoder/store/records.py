@@ -47,7 +47,7 @@ class NewFrame:
 
 
 @dataclass(frozen=True)
-class Row:
+class StoredFrame:
     """A stored frame without its bitstream. ``attempts`` counts the claims of a frame that is not decoded yet."""
 
     seq: int
@@ -73,15 +73,15 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Claimed:
+class LeasedFrame:
     """A frame that is now this worker's to decode."""
 
-    row: Row
+    row: StoredFrame
     bitstream: bytes
 
 
 @dataclass(frozen=True)
-class Finished:
+class DecodeResult:
     """What a worker says about a frame that it decoded."""
 
     seq: int

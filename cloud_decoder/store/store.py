@@ -25,9 +25,9 @@ from cloud_decoder.store.database import Database
 from cloud_decoder.store.inserts import Arrivals
 from cloud_decoder.store.queries import Shelves
 from cloud_decoder.store.queue import Leases
-from cloud_decoder.store.records import Added, Backlog, Claimed, Finished, NewFrame, Row, State
+from cloud_decoder.store.records import Added, Backlog, DecodeResult, LeasedFrame, NewFrame, State, StoredFrame
 
-__all__ = ["Added", "Backlog", "Claimed", "Finished", "NewFrame", "Row", "State", "Store"]
+__all__ = ["Added", "Backlog", "DecodeResult", "LeasedFrame", "NewFrame", "State", "Store", "StoredFrame"]
 
 
 class Store(Arrivals, Leases, Shelves):

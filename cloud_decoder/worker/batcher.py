@@ -21,7 +21,7 @@ K = TypeVar("K", bound=Hashable)
 
 
 @dataclass(frozen=True)
-class Piece(Generic[K]):
+class WorkItem(Generic[K]):
     """Something the device can do in one go. Times are seconds of one monotonic clock."""
 
     key: K
@@ -36,7 +36,7 @@ class Piece(Generic[K]):
 
 
 class Batcher(Generic[K]):
-    """The pieces that wait, and the choice among them. ``max_cost`` in pixels, ``max_pieces`` in pieces.
+    """The pieces that wait, and the choice among them. ``max_cost`` in pixels, ``max_items`` in pieces.
 
     ``at_hand`` says of a bucket whether the device can begin with it at once; without it every bucket is alike.
     """
@@ -45,17 +45,17 @@ class Batcher(Generic[K]):
         self,
         *,
         max_cost: int,
-        max_pieces: int,
+        max_items: int,
         aging_seconds: float = 2.0,
         at_hand: Callable[[Hashable], bool] | None = None,
     ) -> None:
-        if max_cost < 1 or max_pieces < 1 or aging_seconds <= 0:
+        if max_cost < 1 or max_items < 1 or aging_seconds <= 0:
             raise ValueError("max_cost, max_pieces and aging_seconds must be positive")
         self.max_cost = max_cost
-        self.max_pieces = max_pieces
+        self.max_items = max_items
         self.aging_seconds = aging_seconds
         self._at_hand = at_hand or (lambda bucket: True)
-        self._buckets: dict[Hashable, dict[K, Piece[K]]] = {}
+        self._buckets: dict[Hashable, dict[K, WorkItem[K]]] = {}
         self._bucket_of: dict[K, Hashable] = {}
 
     def __len__(self) -> int:
@@ -67,22 +67,22 @@ class Batcher(Generic[K]):
     @property
     def cost(self) -> int:
         """Pixels waiting."""
-        return sum(piece.cost for bucket in self._buckets.values() for piece in bucket.values())
+        return sum(item.cost for bucket in self._buckets.values() for item in bucket.values())
 
     @property
     def full(self) -> bool:
         """Whether some bucket could fill a batch."""
         return any(
-            len(bucket) >= self.max_pieces or sum(piece.cost for piece in bucket.values()) >= self.max_cost
+            len(bucket) >= self.max_items or sum(item.cost for item in bucket.values()) >= self.max_cost
             for bucket in self._buckets.values()
         )
 
-    def add(self, piece: Piece[K]) -> None:
-        """Let ``piece`` wait. ``ValueError`` where its key waits already."""
-        if piece.key in self._bucket_of:
-            raise ValueError(f"{piece.key!r} waits already")
-        self._bucket_of[piece.key] = piece.bucket
-        self._buckets.setdefault(piece.bucket, {})[piece.key] = piece
+    def add(self, item: WorkItem[K]) -> None:
+        """Let ``item`` wait. ``ValueError`` where its key waits already."""
+        if item.key in self._bucket_of:
+            raise ValueError(f"{item.key!r} waits already")
+        self._bucket_of[item.key] = item.bucket
+        self._buckets.setdefault(item.bucket, {})[item.key] = item
 
     def discard(self, keys: Iterable[K]) -> None:
         """Forget pieces that nobody wants any more; unknown keys are ignored."""
@@ -94,29 +94,29 @@ class Batcher(Generic[K]):
                 if not waiting:
                     del self._buckets[bucket]
 
-    def take_expired(self, now: float) -> list[Piece[K]]:
+    def take_expired(self, now: float) -> list[WorkItem[K]]:
         """Remove and return the pieces whose deadline has passed: they must not reach the device."""
         expired = [p for bucket in self._buckets.values() for p in bucket.values() if p.deadline <= now]
-        self.discard(piece.key for piece in expired)
+        self.discard(item.key for item in expired)
         return expired
 
-    def take(self, now: float) -> list[Piece[K]]:
+    def take(self, now: float) -> list[WorkItem[K]]:
         """Remove and return the best batch there is; empty only where nothing waits."""
         if not self._bucket_of:
             return []
-        waiting = (piece for bucket in self._buckets.values() for piece in bucket.values())
-        urgent = min(waiting, key=lambda piece: self._urgency(piece, now))
-        best = sorted(self._buckets[urgent.bucket].values(), key=lambda piece: self._urgency(piece, now))
+        waiting = (item for bucket in self._buckets.values() for item in bucket.values())
+        urgent = min(waiting, key=lambda item: self._urgency(item, now))
+        best = sorted(self._buckets[urgent.bucket].values(), key=lambda item: self._urgency(item, now))
         batch = [best[0]]
         cost = best[0].cost
-        for piece in best[1 : self.max_pieces]:
-            if cost + piece.cost > self.max_cost:
+        for item in best[1 : self.max_items]:
+            if cost + item.cost > self.max_cost:
                 break
-            batch.append(piece)
-            cost += piece.cost
-        self.discard(piece.key for piece in batch)
+            batch.append(item)
+            cost += item.cost
+        self.discard(item.key for item in batch)
         return batch
 
-    def _urgency(self, piece: Piece[K], now: float) -> tuple[float, bool, float, float]:
-        raised = math.floor(max(0.0, now - piece.arrived) / self.aging_seconds)
-        return -(piece.priority + raised), not self._at_hand(piece.bucket), piece.deadline, piece.arrived
+    def _urgency(self, item: WorkItem[K], now: float) -> tuple[float, bool, float, float]:
+        raised = math.floor(max(0.0, now - item.arrived) / self.aging_seconds)
+        return -(item.priority + raised), not self._at_hand(item.bucket), item.deadline, item.arrived

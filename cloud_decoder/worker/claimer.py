@@ -12,32 +12,32 @@ from typing import TypeVar
 
 from aeic.bitstream import Frame
 from cloud_decoder.errors import StoreUnavailable
-from cloud_decoder.inference.model_pool import Shelf
-from cloud_decoder.store.store import Claimed, Row, State, Store
+from cloud_decoder.inference.model_pool import ModelPool
+from cloud_decoder.store.store import LeasedFrame, State, Store, StoredFrame
 from cloud_decoder.worker.completion import seqs
 from cloud_decoder.worker.job import DEMAND_PRIORITY, Job
-from cloud_decoder.worker.scheduler import POLL_SECONDS, JobPool
+from cloud_decoder.worker.scheduler import POLL_SECONDS, Scheduler
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 
-class Feeder:
-    """Claims for ``owner``, up to ``lookahead`` frames of each bundle on ``shelf``."""
+class Claimer:
+    """Claims for ``owner``, up to ``lookahead`` frames of each bundle on ``model_pool``."""
 
     def __init__(
         self,
         store: Store,
-        pool: JobPool,
+        scheduler: Scheduler,
         threads: Executor,
         *,
-        shelf: Shelf,
+        model_pool: ModelPool,
         owner: str,
         lease_seconds: float,
         max_attempts: int,
         lookahead: int,
     ) -> None:
-        self._store, self._pool, self._threads, self._shelf = store, pool, threads, shelf
+        self._store, self._scheduler, self._threads, self._model_pool = store, scheduler, threads, model_pool
         self._owner, self._lease_seconds, self._max_attempts = owner, lease_seconds, max_attempts
         self._lookahead = lookahead
         self._new = asyncio.Event()
@@ -59,7 +59,7 @@ class Feeder:
                 await asyncio.wait_for(self._new.wait(), POLL_SECONDS)
             self._new.clear()
             try:
-                for fingerprint in filter(self._shelf.usable, self._shelf.bundles):
+                for fingerprint in filter(self._model_pool.usable, self._model_pool.bundles):
                     await self._claim(fingerprint)
             except StoreUnavailable as error:
                 log.warning("%s", error)
@@ -72,9 +72,9 @@ class Feeder:
             with contextlib.suppress(StoreUnavailable):
                 await self._on(self._store.renew, seqs(held()), self._owner, until)
 
-    async def demand(self, row: Row) -> Job | None:
+    async def demand(self, row: StoredFrame) -> Job | None:
         """The job for a frame that somebody waits for; None where another worker has it, or it is just ending."""
-        claimed: Claimed | None = None
+        claimed: LeasedFrame | None = None
         if row.state is State.DONE:
             data = await self._on(self._store.bitstream, row.tenant, row.id)
         else:
@@ -83,7 +83,9 @@ class Feeder:
             data = claimed.bitstream if claimed else None
         if data is None:
             return None
-        job = self._pool.jobs.get(row.digest) or self._pool.add(row.digest, data, Frame.parse(data), DEMAND_PRIORITY)
+        job = self._scheduler.jobs.get(row.digest) or self._scheduler.add(
+            row.digest, data, Frame.parse(data), DEMAND_PRIORITY
+        )
         self._keep(job, claimed)
         return job
 
@@ -100,33 +102,33 @@ class Feeder:
 
     @property
     def _stopped(self) -> bool:
-        return self._pool.draining or self._pool.broken
+        return self._scheduler.draining or self._scheduler.broken
 
     async def _claim(self, fingerprint: str) -> None:
         while not self._stopped:
-            room = self._lookahead - self._pool.stored(fingerprint)
+            room = self._lookahead - self._scheduler.stored(fingerprint)
             if room < self._lookahead // 2:
                 return  # in large steps: each claim is a commit
             lease = (time.time(), self._lease_seconds, self._max_attempts)
             claimed = await self._on(self._store.claim, self._owner, fingerprint, room, *lease)
-            if self._pool.broken:
+            if self._scheduler.broken:
                 await self._on(self._store.release, [one.row.seq for one in claimed], self._owner)
                 return
             for one in claimed:
-                job = self._pool.jobs.get(one.row.digest)
+                job = self._scheduler.jobs.get(one.row.digest)
                 if job is None:
                     priority = min(one.row.priority, DEMAND_PRIORITY - 1)
-                    job = self._pool.add(one.row.digest, one.bitstream, Frame.parse(one.bitstream), priority)
+                    job = self._scheduler.add(one.row.digest, one.bitstream, Frame.parse(one.bitstream), priority)
                 self._keep(job, one)
             if len(claimed) < room:
                 return
 
-    def _keep(self, job: Job, claimed: Claimed | None) -> None:
+    def _keep(self, job: Job, claimed: LeasedFrame | None) -> None:
         """Its picture goes to the cache, and ``claimed`` waits for it too."""
         job.keep = True
         if claimed:
             job.rows.append(claimed.row)
-            self._pool.requeue(job)  # it has no deadline any more
+            self._scheduler.requeue(job)  # it has no deadline any more
 
     async def _on(self, function: Callable[..., T], *arguments: object) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._threads, function, *arguments)

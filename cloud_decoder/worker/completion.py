@@ -12,12 +12,12 @@ from typing import TypeVar
 
 from aeic.errors import BitstreamError
 from cloud_decoder.errors import ServiceError, StoreUnavailable
-from cloud_decoder.events import Hub
+from cloud_decoder.events import EventBus
 from cloud_decoder.images import formats
 from cloud_decoder.images.disk_cache import Cache
 from cloud_decoder.inference.subprocess_backend import RemoteFailure
 from cloud_decoder.metrics import Metrics
-from cloud_decoder.store.store import Finished, Store
+from cloud_decoder.store.store import DecodeResult, Store
 from cloud_decoder.worker import tracing
 from cloud_decoder.worker.job import Decoded, Job
 
@@ -28,7 +28,7 @@ BATCHES = 2
 """Finished batches that may be on their way; then the device waits for the writing of files."""
 
 
-class Delivery:
+class Completion:
     """Works beside the device. ``held``: the jobs it has not finished with, whose leases must go on."""
 
     def __init__(
@@ -36,11 +36,11 @@ class Delivery:
         store: Store,
         cache: Cache,
         metrics: Metrics,
-        hub: Hub,
+        event_bus: EventBus,
         store_threads: Executor,
         image_threads: Executor,
     ) -> None:
-        self._store, self._cache, self._metrics, self._hub = store, cache, metrics, hub
+        self._store, self._cache, self._metrics, self._event_bus = store, cache, metrics, event_bus
         self._store_threads, self._image_threads = store_threads, image_threads
         self._tasks: set[asyncio.Task[None]] = set()
         self._room = asyncio.Semaphore(BATCHES)
@@ -66,13 +66,13 @@ class Delivery:
         with contextlib.suppress(StoreUnavailable):  # then the lease runs out and it is tried again
             await self._on(self._store_threads, self._store.fail, seqs([job]), reason)
         for row in job.rows:
-            self._hub.publish(row.tenant, {"event": "failed", "id": str(row.id)})
+            self._event_bus.publish(row.tenant, {"event": "failed", "id": str(row.id)})
 
     async def _write(self, finished: list[Job]) -> None:
         try:
             await asyncio.gather(*(self._on(self._image_threads, self._to_cache, job) for job in finished if job.keep))
             now = time.time()
-            done = [Finished(row.seq, job.latents_digest, job.timings) for job in finished for row in job.rows]
+            done = [DecodeResult(row.seq, job.latents_digest, job.timings) for job in finished for row in job.rows]
             try:
                 await self._on(self._store_threads, self._store.finish, done, now)
             except StoreUnavailable as error:
@@ -96,15 +96,15 @@ class Delivery:
             if row.available_ms is None:
                 begun = row.captured_ms or row.received_ms
                 self._metrics.end_to_end_seconds.observe(max(0.0, now - begun / 1000))
-            self._hub.publish(row.tenant, {"event": "done", "id": str(row.id)})
+            self._event_bus.publish(row.tenant, {"event": "done", "id": str(row.id)})
         if not job.done.done():
-            assert job.mosaic is not None, "a finished job has its picture"
-            job.done.set_result(Decoded(job.mosaic.picture, job.latents_digest, job.timings))
+            assert job.assembler is not None, "a finished job has its picture"
+            job.done.set_result(Decoded(job.assembler.picture, job.latents_digest, job.timings))
 
     def _to_cache(self, job: Job) -> None:
-        assert job.mosaic is not None, "a finished job has its picture"
+        assert job.assembler is not None, "a finished job has its picture"
         started = time.monotonic()
-        data = formats.encode(job.mosaic.picture, formats.MASTER)
+        data = formats.encode(job.assembler.picture, formats.MASTER)
         job.timings["image"] = time.monotonic() - started
         self._metrics.image_seconds.observe(job.timings["image"])
         try:

@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 
 from aeic.bitstream import Frame
 from aeic.profiles import LATENT_STRIDE
-from cloud_decoder.store.records import DEMAND_PRIORITY, Row
-from cloud_decoder.tiling import Mosaic, Picture, Tile, synthesis_cost
-from cloud_decoder.worker.batcher import Piece
+from cloud_decoder.store.records import DEMAND_PRIORITY, StoredFrame
+from cloud_decoder.tiling import Picture, Tile, TileAssembler, synthesis_cost
+from cloud_decoder.worker.batcher import WorkItem
 
 __all__ = ["DEMAND_PRIORITY", "Decoded", "Job"]
 
@@ -35,12 +35,12 @@ class Job:
     arrived: float  # monotonic seconds, like deadline
     done: asyncio.Future[Decoded]
     deadline: float = math.inf
-    rows: list[Row] = field(default_factory=list)  # stored frames of this content, leased by this worker
+    rows: list[StoredFrame] = field(default_factory=list)  # stored frames of this content, leased by this worker
     waiters: int = 0
     keep: bool = False  # its picture goes to the cache
     pinned: bool = False  # decode it though nobody waits: the asker will come again
     cost: int = 0
-    mosaic: Mosaic | None = None
+    assembler: TileAssembler | None = None
     latents_digest: str = ""
     outstanding: int = 0  # tiles that wait for the device or are on it
     ready_at: float = 0.0
@@ -60,19 +60,19 @@ class Job:
         """A stored frame has none: it is decoded however late."""
         return math.inf if self.rows or self.pinned else self.deadline
 
-    def entropy_piece(self) -> Piece[str]:
+    def entropy_piece(self) -> WorkItem[str]:
         """The job as it waits for entropy decoding."""
-        return Piece(
+        return WorkItem(
             self.digest, (self.frame.fingerprint,), self.cost, self.priority, self.effective_deadline, self.arrived
         )
 
-    def tile_pieces(self) -> list[Piece[tuple[str, Tile]]]:
+    def tile_items(self) -> list[WorkItem[tuple[str, Tile]]]:
         """The next row of its tiles as they wait for the device."""
-        if self.mosaic is None:
+        if self.assembler is None:
             return []
-        shape = (self.frame.fingerprint, *self.mosaic.shape)
-        cost = self.mosaic.shape[0] * self.mosaic.shape[1] * LATENT_STRIDE**2
+        shape = (self.frame.fingerprint, *self.assembler.shape)
+        cost = self.assembler.shape[0] * self.assembler.shape[1] * LATENT_STRIDE**2
         return [
-            Piece((self.digest, tile), shape, cost, self.priority, self.effective_deadline, self.arrived)
-            for tile in self.mosaic.tiles()
+            WorkItem((self.digest, tile), shape, cost, self.priority, self.effective_deadline, self.arrived)
+            for tile in self.assembler.tiles()
         ]

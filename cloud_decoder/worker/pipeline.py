@@ -23,14 +23,14 @@ from cloud_decoder.errors import (
     Undecodable,
 )
 from cloud_decoder.inference.decoder import Decoder
-from cloud_decoder.inference.model_pool import Shelf
+from cloud_decoder.inference.model_pool import ModelPool
 from cloud_decoder.metrics import Metrics
-from cloud_decoder.tiling import Mosaic, Tile
+from cloud_decoder.tiling import Tile, TileAssembler
 from cloud_decoder.worker import tracing
-from cloud_decoder.worker.claimer import Feeder
-from cloud_decoder.worker.completion import Delivery, reason_of
+from cloud_decoder.worker.claimer import Claimer
+from cloud_decoder.worker.completion import Completion, reason_of
 from cloud_decoder.worker.job import Job
-from cloud_decoder.worker.scheduler import JobPool
+from cloud_decoder.worker.scheduler import Scheduler
 
 T = TypeVar("T")
 Work = tuple[Job, Tile]
@@ -40,23 +40,23 @@ AHEAD = 4
 caches and a pause."""
 
 
-class Stages:
+class Pipeline:
     """What runs between the pool and the delivery. ``decoder`` is the default one, whose limits hold for all."""
 
     def __init__(
         self,
         decoder: Decoder,
-        shelf: Shelf,
-        pool: JobPool,
-        delivery: Delivery,
+        model_pool: ModelPool,
+        scheduler: Scheduler,
+        completion: Completion,
         metrics: Metrics,
         *,
         ready_limit: int,
         max_deaths: int,
-        feeder: Feeder,
+        claimer: Claimer,
     ) -> None:
-        self._shelf, self._pool, self._delivery, self._metrics = shelf, pool, delivery, metrics
-        self._ready_limit, self._max_deaths, self._feeder = ready_limit, max_deaths, feeder
+        self._model_pool, self._scheduler, self._completion, self._metrics = model_pool, scheduler, completion, metrics
+        self._ready_limit, self._max_deaths, self._claimer = ready_limit, max_deaths, claimer
         self._entropy_workers, self._shares_cpu = decoder.entropy_workers, decoder.shares_cpu
         self._max_batch_pixels = decoder.max_batch_pixels
         self._entropy_threads = ThreadPoolExecutor(decoder.entropy_workers, "entropy")
@@ -77,44 +77,44 @@ class Stages:
         self._device_thread.shutdown(wait=True)
 
     async def _take_turns(self) -> None:
-        pool = self._pool
-        while not pool.draining:
+        scheduler = self._scheduler
+        while not scheduler.draining:
             self._expire()
-            if len(pool.entropy) and not pool.device.full and self._room:
+            if len(scheduler.entropy) and not scheduler.device.full and self._room:
                 await asyncio.gather(*(self._entropy_step() for _ in range(AHEAD * self._entropy_workers)))
-            elif len(pool.device):
+            elif len(scheduler.device):
                 await self._device_step()
             else:
-                await pool.change()
+                await scheduler.change()
 
     async def _run_entropy(self) -> None:
-        while not self._pool.draining:
+        while not self._scheduler.draining:
             self._expire()
-            if len(self._pool.entropy) and self._room:
+            if len(self._scheduler.entropy) and self._room:
                 await self._entropy_step()
             else:
-                await self._pool.change()
+                await self._scheduler.change()
 
     async def _run_device(self) -> None:
-        while not self._pool.draining:
+        while not self._scheduler.draining:
             self._expire()
-            if len(self._pool.device):
+            if len(self._scheduler.device):
                 await self._device_step()
             else:
-                await self._pool.change()
+                await self._scheduler.change()
 
     @property
     def _room(self) -> bool:
-        return len(self._pool.device) < self._ready_limit
+        return len(self._scheduler.device) < self._ready_limit
 
     # -- entropy decoding -------------------------------------------------------------------------------------------
 
     async def _entropy_step(self) -> None:
-        job = self._pool.take_entropy()
+        job = self._scheduler.take_entropy()
         if job is None:
             return
         try:
-            digest, mosaic = await self._on(self._entropy_threads, self._entropy_decode, job)
+            digest, assembler = await self._on(self._entropy_threads, self._entropy_decode, job)
         except DeviceUnavailable:
             raise
         except Exception as error:
@@ -122,29 +122,29 @@ class Stages:
             return
         self._metrics.queue_seconds.observe(job.timings["queue"])
         self._metrics.entropy_seconds.observe(job.timings["entropy"])
-        if self._pool.has(job):  # nobody may want it any more
-            job.latents_digest, job.mosaic = digest, mosaic
-            self._pool.add_tiles(job)
+        if self._scheduler.has(job):  # nobody may want it any more
+            job.latents_digest, job.assembler = digest, assembler
+            self._scheduler.add_tiles(job)
         if job.rows:  # there may be room for more of the store's; asking it costs a query
-            self._feeder.wake()
+            self._claimer.wake()
 
-    def _entropy_decode(self, job: Job) -> tuple[str, Mosaic]:
+    def _entropy_decode(self, job: Job) -> tuple[str, TileAssembler]:
         started = time.monotonic()
         job.timings["queue"] = started - job.arrived
-        with self._shelf.lend(job.frame.fingerprint) as decoder:
+        with self._model_pool.acquire(job.frame.fingerprint) as decoder:
             latents = decoder.entropy_decode(job.data)
-        mosaic = Mosaic(latents.y_hat, job.frame)
+        assembler = TileAssembler(latents.y_hat, job.frame)
         job.ready_at = time.monotonic()
         job.timings["entropy"] = job.ready_at - started
-        return latents.digest, mosaic
+        return latents.digest, assembler
 
     # -- the device -------------------------------------------------------------------------------------------------
 
     async def _device_step(self) -> None:
         started = time.monotonic()
-        batch = self._pool.take_batch()
-        work = [(job, piece.key[1]) for job, piece in batch]
-        cost = sum(piece.cost for _, piece in batch)
+        batch = self._scheduler.take_batch()
+        work = [(job, item.key[1]) for job, item in batch]
+        cost = sum(item.cost for _, item in batch)
         jobs = list(dict.fromkeys(job for job, _ in work))
         for job in jobs:
             if "device_wait" not in job.timings:
@@ -156,32 +156,32 @@ class Stages:
         seconds = time.monotonic() - started
         self._metrics.synthesis_seconds.observe(seconds)
         tracing.batch(jobs, len(batch), seconds)
-        self._pool.pixels_per_second += 0.2 * (cost / max(seconds, 1e-6) - self._pool.pixels_per_second)
+        self._scheduler.pixels_per_second += 0.2 * (cost / max(seconds, 1e-6) - self._scheduler.pixels_per_second)
         for job, error in failed.items():
             await self._fail(job, error)
         finished = []
         for job in jobs:
             job.outstanding -= sum(1 for other, _ in work if other is job)
             job.timings["synthesis"] = job.timings.get("synthesis", 0.0) + seconds
-            if not self._pool.has(job):
+            if not self._scheduler.has(job):
                 continue  # failed or dropped
             if _mosaic(job).done:
                 finished.append(job)
             elif job.outstanding == 0:
-                self._pool.add_tiles(job)
+                self._scheduler.add_tiles(job)
         if finished:
             for job in finished:
-                self._pool.remove(job)
-            await self._delivery.start(finished)
+                self._scheduler.remove(job)
+            await self._completion.start(finished)
 
     def _warm_up(self) -> None:
-        with self._shelf.lend(self._shelf.default.fingerprint) as decoder:
+        with self._model_pool.acquire(self._model_pool.default.fingerprint) as decoder:
             decoder.warm_up()
 
     def _synthesise(self, work: Sequence[Work]) -> dict[Job, Exception]:
         """One batch on the device, on its thread. Returns who failed, and why."""
         try:
-            with self._shelf.lend(work[0][0].frame.fingerprint) as decoder:
+            with self._model_pool.acquire(work[0][0].frame.fingerprint) as decoder:
                 decoder.warm_up()  # where it was loaded just now
                 failed = self._halving(decoder, work)
                 for part, seconds in decoder.parts.items():
@@ -222,23 +222,23 @@ class Stages:
 
     async def _fail(self, job: Job, error: Exception) -> None:
         if isinstance(error, ModelUnavailable):
-            self._pool.end(job, error)
-            await self._feeder.release([job])
+            self._scheduler.end(job, error)
+            await self._claimer.release([job])
             return
         reason = reason_of(error)
-        if self._pool.has(job):
-            self._pool.end(job, error if isinstance(error, BitstreamError) else Undecodable(reason))
-        await self._delivery.fail(job, reason)
+        if self._scheduler.has(job):
+            self._scheduler.end(job, error if isinstance(error, BitstreamError) else Undecodable(reason))
+        await self._completion.fail(job, reason)
 
     def _expire(self) -> None:
-        for job in self._pool.take_expired():
+        for job in self._scheduler.take_expired():
             self._metrics.decodes.labels("expired").inc()
-            self._pool.end(job, Expired("its deadline passed while it waited: ask again", retry_after=1.0))
+            self._scheduler.end(job, Expired("its deadline passed while it waited: ask again", retry_after=1.0))
 
     async def _on(self, threads: Executor, function: Callable[..., T], *arguments: object) -> T:
         return await asyncio.get_running_loop().run_in_executor(threads, function, *arguments)
 
 
-def _mosaic(job: Job) -> Mosaic:
-    assert job.mosaic is not None, "it was entropy-decoded before it came here"
-    return job.mosaic
+def _mosaic(job: Job) -> TileAssembler:
+    assert job.assembler is not None, "it was entropy-decoded before it came here"
+    return job.assembler

@@ -16,14 +16,14 @@ from aeic.bitstream import Frame
 from cloud_decoder.errors import DeviceUnavailable, Draining, Overloaded
 from cloud_decoder.metrics import Metrics
 from cloud_decoder.tiling import Tile
-from cloud_decoder.worker.batcher import Batcher, Piece
+from cloud_decoder.worker.batcher import Batcher, WorkItem
 from cloud_decoder.worker.job import DEMAND_PRIORITY, Decoded, Job
 
 POLL_SECONDS = 1.0
-"""How long :meth:`JobPool.change` sleeps at most, so that deadlines are seen."""
+"""How long :meth:`Scheduler.change` sleeps at most, so that deadlines are seen."""
 
 
-class JobPool:
+class Scheduler:
     """``max_demanded`` jobs that somebody waits for; stored frames are bounded by whoever claims them."""
 
     def __init__(
@@ -44,9 +44,9 @@ class JobPool:
         self.draining = False
         self.broken = False
         self.jobs: dict[str, Job] = {}
-        self.entropy: Batcher[str] = Batcher(max_cost=2**62, max_pieces=1, aging_seconds=aging_seconds, at_hand=at_hand)
+        self.entropy: Batcher[str] = Batcher(max_cost=2**62, max_items=1, aging_seconds=aging_seconds, at_hand=at_hand)
         self.device: Batcher[tuple[str, Tile]] = Batcher(
-            max_cost=max_batch_pixels, max_pieces=max_batch, aging_seconds=aging_seconds, at_hand=at_hand
+            max_cost=max_batch_pixels, max_items=max_batch, aging_seconds=aging_seconds, at_hand=at_hand
         )
         self.pixels_per_second = 1e6  # a running mean, for Retry-After
         self._changed = asyncio.Event()
@@ -88,8 +88,8 @@ class JobPool:
 
     def add_tiles(self, job: Job) -> None:
         """The next row of a job's tiles waits for the device."""
-        for piece in job.tile_pieces():
-            self.device.add(piece)
+        for item in job.tile_items():
+            self.device.add(item)
             job.outstanding += 1
         self.touch()
 
@@ -104,19 +104,19 @@ class JobPool:
         if job.digest in self.entropy:
             self.entropy.discard([job.digest])
             self.entropy.add(job.entropy_piece())
-        for piece in job.tile_pieces():
-            if piece.key in self.device:
-                self.device.discard([piece.key])
-                self.device.add(piece)
+        for item in job.tile_items():
+            if item.key in self.device:
+                self.device.discard([item.key])
+                self.device.add(item)
 
     def take_entropy(self) -> Job | None:
         """The most urgent job that waits for entropy decoding."""
-        pieces = self.entropy.take(time.monotonic())
-        return self.jobs[pieces[0].key] if pieces else None
+        items = self.entropy.take(time.monotonic())
+        return self.jobs[items[0].key] if items else None
 
-    def take_batch(self) -> list[tuple[Job, Piece[tuple[str, Tile]]]]:
+    def take_batch(self) -> list[tuple[Job, WorkItem[tuple[str, Tile]]]]:
         """The best batch for the device."""
-        return [(self.jobs[piece.key[0]], piece) for piece in self.device.take(time.monotonic())]
+        return [(self.jobs[item.key[0]], item) for item in self.device.take(time.monotonic())]
 
     def take_expired(self) -> list[Job]:
         """The jobs whose deadline has passed; they wait no longer, but are not ended yet."""
@@ -138,7 +138,7 @@ class JobPool:
         if self.has(job):
             del self.jobs[job.digest]
             self.entropy.discard([job.digest])
-            self.device.discard(piece.key for piece in job.tile_pieces())
+            self.device.discard(item.key for item in job.tile_items())
         self.touch()
 
     def touch(self) -> None:

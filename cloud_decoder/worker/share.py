@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 from uuid import UUID
 
-from cloud_decoder.store.records import Claimed, Finished
+from cloud_decoder.store.records import DecodeResult, LeasedFrame
 from cloud_decoder.store.store import Store
 
 
@@ -30,7 +30,7 @@ class Share:
 
     def claim(
         self, owner: str, fingerprint: str, limit: int, now: float, lease: float, max_attempts: int
-    ) -> list[Claimed]:
+    ) -> list[LeasedFrame]:
         """As the store's, of one bucket, and none before half of what may be held is done: each claim is a commit."""
         with self._lock:
             room = self._frames - len(self._held)
@@ -43,7 +43,7 @@ class Share:
 
     def claim_one(
         self, tenant: str, id: UUID, owner: str, now: float, lease: float, max_attempts: int
-    ) -> Claimed | None:
+    ) -> LeasedFrame | None:
         """As the store's; somebody waits for it, so it counts but is not held back."""
         claimed = self._store.claim_one(tenant, id, owner, self._store.clock(), lease, max_attempts)
         self._hold([claimed] if claimed else [])
@@ -59,7 +59,7 @@ class Share:
         self._drop(listed)
         self._store.release(listed, owner)
 
-    def finish(self, finished: Sequence[Finished], now: float) -> None:
+    def finish(self, finished: Sequence[DecodeResult], now: float) -> None:
         """As the store's. Where it fails, the lease runs out: the frames are nobody's in any case."""
         self._drop(one.seq for one in finished)
         self._store.finish(finished, now)
@@ -70,7 +70,7 @@ class Share:
         self._drop(listed)
         self._store.fail(listed, reason)
 
-    def _hold(self, claimed: Sequence[Claimed]) -> None:
+    def _hold(self, claimed: Sequence[LeasedFrame]) -> None:
         with self._lock:
             self._held.update(one.row.seq for one in claimed)
 

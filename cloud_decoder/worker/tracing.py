@@ -22,12 +22,12 @@ def arrived(frame: UUID, context: bytes, seconds: float) -> None:
         tracing.keep(frame, tracing.span("cloud.ingest", seconds, under=context, attributes={"aeic.frame": str(frame)}))
 
 
-def batch(jobs: Sequence[Job], pieces: int, seconds: float) -> None:
+def batch(jobs: Sequence[Job], items: int, seconds: float) -> None:
     """A batch has left the device; it was there for ``seconds`` until now."""
     if not tracing.on():
         return
     links = [tracing.kept(row.id) for job in jobs for row in job.rows]
-    attributes = {"aeic.pieces": pieces, "aeic.frames": len(jobs)}
+    attributes = {"aeic.pieces": items, "aeic.frames": len(jobs)}
     made = tracing.span("cloud.batch", seconds, links=links, attributes=attributes)
     for job in jobs:
         _batches[job] = made

@@ -51,16 +51,16 @@ class EncodeQueue:
         """How long so many jobs should take, at least 1."""
         return max(1, math.ceil(jobs * self._seconds / self.workers))
 
-    async def run(self, job: Callable[[], T], *, placeless: bool = False) -> T:
+    async def run(self, job: Callable[[], T], *, unbounded: bool = False) -> T:
         """The job's result, from a worker's thread. Raises Busy without waiting when the line is full, unless the job
         takes no place in it; whoever runs those bounds them himself."""
-        if not placeless:
+        if not unbounded:
             self.check()
         self.pending += 1
-        self._placeless += placeless
+        self._placeless += unbounded
         future = asyncio.get_running_loop().run_in_executor(self._pool, self._timed, job)
         # Counted until it is really done: a client that hung up does not make its picture cheaper.
-        future.add_done_callback(functools.partial(self._done, placeless))
+        future.add_done_callback(functools.partial(self._done, unbounded))
         return await asyncio.shield(future)
 
     def _timed(self, job: Callable[[], T]) -> T:
@@ -73,9 +73,9 @@ class EncodeQueue:
             del self._begun[mark]
             self._seconds += 0.1 * (time.monotonic() - begin - self._seconds)
 
-    def _done(self, placeless: bool, future: asyncio.Future[T]) -> None:
+    def _done(self, unbounded: bool, future: asyncio.Future[T]) -> None:
         self.pending -= 1
-        self._placeless -= placeless
+        self._placeless -= unbounded
         if not future.cancelled():
             future.exception()  # fetched, so that an abandoned failure is not reported as forgotten
 

@@ -26,7 +26,7 @@ from edge_encoder.http_api import status
 from edge_encoder.service import EdgeService
 from edge_encoder.settings import Wait
 from edge_encoder.spool.record import Entry, State, is_name
-from edge_encoder.submission.request import Taken, Wish
+from edge_encoder.submission.request import Accepted, EncodeRequest
 
 _WAIT = "Answer when the picture is on disk (received), when its frame is (spooled), when the cloud has it (delivered)."
 _WAITED = "aeic.wait"  # in a request's scope, for _Timed; not there when the request was malformed
@@ -102,7 +102,7 @@ def create_app(service: EdgeService) -> FastAPI:
         if service.stopping.is_set():
             raise HTTPException(503, "the service is stopping; try again shortly", {"Retry-After": "5"})
         try:
-            wish = Wish(
+            encode_request = EncodeRequest(
                 rate=rate,
                 max_bytes=max_bytes,
                 target_bytes=target_bytes,
@@ -115,11 +115,11 @@ def create_app(service: EdgeService) -> FastAPI:
             with tracing.request("edge.post", request.headers.get("traceparent")):
                 size = await body_size(request, service)
                 if wait == "received":
-                    with service.backlog.place(size):
-                        taken = await service.intake.receive(await read_body(request, service, size), wish)
+                    with service.deferred_encoder.place(size):
+                        taken = await service.submitter.receive(await read_body(request, service, size), encode_request)
                 else:
                     service.queue.check()
-                    taken = await service.intake.take(await read_body(request, service, size), wish)
+                    taken = await service.submitter.take(await read_body(request, service, size), encode_request)
         except Busy:
             await discard(request)
             raise
@@ -225,7 +225,7 @@ def _shown(entry: Entry) -> dict[str, Any]:
     return {**shown, "reason": entry.reason} if entry.reason else shown
 
 
-def _posted(entry: Entry, taken: Taken) -> dict[str, Any]:
+def _posted(entry: Entry, taken: Accepted) -> dict[str, Any]:
     if taken.known:
         return {**_shown(entry), "encode_ms": 0.0, "duplicate": True}
     if taken.encoded is None:

@@ -28,7 +28,7 @@ from edge_encoder.service import EdgeService
 from edge_encoder.settings import EdgeSettings
 from edge_encoder.sources.capture_process import Job
 from edge_encoder.spool.record import SpoolError
-from edge_encoder.submission.request import Wish
+from edge_encoder.submission.request import EncodeRequest
 
 log = logging.getLogger("aeic.edge.camera")
 
@@ -109,12 +109,14 @@ class Camera:
         count.labels("still").inc(head["skipped"])
         raw = await asyncio.wait_for(pixels.readexactly(width * height * 3), self._timeout)
         rgb = np.frombuffer(raw, np.uint8).reshape(height, width, 3)
-        wish = Wish(captured_ms=int(head["seconds"] * 1000), source_id=self._service.settings.camera_source_id)
+        encode_request = EncodeRequest(
+            captured_ms=int(head["seconds"] * 1000), source_id=self._service.settings.camera_source_id
+        )
         if self._file is not None:
-            wish = self._of_file(wish, self._file)
+            encode_request = self._of_file(encode_request, self._file)
         while True:
             try:
-                await self._service.take(rgb, wish)
+                await self._service.take(rgb, encode_request)
                 count.labels("taken").inc()
                 return
             except InputError as error:
@@ -128,9 +130,9 @@ class Camera:
                 log.debug("the video waits: %s", error)
                 await asyncio.sleep(_PAUSE_SECONDS)
 
-    def _of_file(self, wish: Wish, file: Path) -> Wish:
+    def _of_file(self, encode_request: EncodeRequest, file: Path) -> EncodeRequest:
         """Times of a video file count from the moment it was last written; its frames have the same id every time."""
         facts = file.stat()
-        captured = facts.st_mtime_ns // 1_000_000 + wish.captured_ms
-        name = f"{file.name}\0{facts.st_size}\0{facts.st_mtime_ns}\0{wish.captured_ms}"
-        return dataclasses.replace(wish, captured_ms=captured, id=derived_id(captured, name.encode()))
+        captured = facts.st_mtime_ns // 1_000_000 + encode_request.captured_ms
+        name = f"{file.name}\0{facts.st_size}\0{facts.st_mtime_ns}\0{encode_request.captured_ms}"
+        return dataclasses.replace(encode_request, captured_ms=captured, id=derived_id(captured, name.encode()))

@@ -19,7 +19,7 @@ from aeic.identifiers import derived_id
 from edge_encoder.encoding.encode_queue import Busy
 from edge_encoder.service import EdgeService
 from edge_encoder.spool.record import IdTaken, SpoolError
-from edge_encoder.submission.request import Wish
+from edge_encoder.submission.request import EncodeRequest
 
 log = logging.getLogger("aeic.edge.folder")
 
@@ -73,11 +73,11 @@ class WatchedFolder:
             if size > self._service.settings.max_body_bytes:
                 raise InputError(f"the file has {size} bytes: raise AEIC_EDGE_MAX_BODY_BYTES or send smaller ones")
             data = await asyncio.to_thread(path.read_bytes)
-            wish = Wish(
+            encode_request = EncodeRequest(
                 captured_ms=max(0, time_ns // 1_000_000),
                 id=derived_id(time_ns // 1_000_000, f"{path.name}\0{time_ns}\0".encode() + data),
             )
-            await self._service.take(data, wish)
+            await self._service.take(data, encode_request)
         except (InputError, IdTaken) as error:
             log.warning("%s is refused: %s", path.name, error)
             self._service.metrics.folder_files.labels("refused").inc()

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from edge_encoder.spool.original import Original
 from edge_encoder.spool.record import Record, State
-from edge_encoder.spool.recovery import salvage
+from edge_encoder.spool.recovery import recover
 
 log = logging.getLogger("aeic.edge.spool")
 
@@ -175,7 +175,7 @@ def rebuild(path: Path) -> tuple[sqlite3.Connection, int]:
         if part.exists():
             part.rename(aside.with_name(aside.name + suffix))
     path.with_name(path.name + "-shm").unlink(missing_ok=True)
-    found = salvage(aside)
+    found = recover(aside)
     connection = connect(path)
     connection.executescript(_SCHEMA)
     connection.execute("BEGIN IMMEDIATE")

@@ -14,7 +14,7 @@ SIZE_BYTES = 4 << 20
 """What SQLite's log grows to before it is written back into the spool's file."""
 
 
-class Reserve:
+class DiskReserve:
     """A file of `size` allocated bytes at `path`, made at once if the disk has them. For one thread."""
 
     def __init__(self, path: Path, size: int = SIZE_BYTES) -> None:

@@ -52,6 +52,6 @@ class Originals:
         rows = connection.execute(query, (ident.bytes,)).fetchall()
         return int(rows[0][0]) if rows else 0
 
-    def absolve(self, connection: sqlite3.Connection, ident: uuid.UUID) -> None:
+    def reset_attempts(self, connection: sqlite3.Connection, ident: uuid.UUID) -> None:
         """The tries so far are no fault of the original."""
         connection.execute("DELETE FROM tries WHERE id = ?", (ident.bytes,))

@@ -25,7 +25,7 @@ log = logging.getLogger("aeic.edge.spool")
 
 
 @dataclass
-class Salvage:
+class Recovery:
     """What came out: frames to send again, originals to encode, and how many rows are known to be lost."""
 
     records: dict[bytes, Record] = field(default_factory=dict)
@@ -34,9 +34,9 @@ class Salvage:
     unreadable: int = 0
 
 
-def salvage(path: Path) -> Salvage:
+def recover(path: Path) -> Recovery:
     """Everything readable in the spool file at `path` (its -wal beside it)."""
-    found = Salvage()
+    found = Recovery()
     try:
         _through_sqlite(path, found)
     except sqlite3.Error as error:
@@ -51,7 +51,7 @@ def salvage(path: Path) -> Salvage:
     return found
 
 
-def _through_sqlite(path: Path, found: Salvage) -> None:
+def _through_sqlite(path: Path, found: Recovery) -> None:
     with contextlib.closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as connection:
         for ident, state, raw in _rows(connection, "frames", "id, state, record", found):
             if state != State.SPOOLED:
@@ -72,7 +72,7 @@ def _through_sqlite(path: Path, found: Salvage) -> None:
                 found.originals[original.id.bytes] = original
 
 
-def _rows(connection: sqlite3.Connection, table: str, columns: str, found: Salvage) -> Iterator[tuple[Any, ...]]:
+def _rows(connection: sqlite3.Connection, table: str, columns: str, found: Recovery) -> Iterator[tuple[Any, ...]]:
     """Every readable row; the others are counted."""
     try:
         row = connection.execute("SELECT seq FROM sqlite_sequence WHERE name = ?", (table,)).fetchone()

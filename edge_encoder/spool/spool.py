@@ -24,7 +24,7 @@ from typing import Any
 
 from edge_encoder.settings import FullPolicy
 from edge_encoder.spool import database
-from edge_encoder.spool.disk_reserve import Reserve
+from edge_encoder.spool.disk_reserve import DiskReserve
 from edge_encoder.spool.leases import Leases
 from edge_encoder.spool.ledger import KNOWN, Changes, Ledger
 from edge_encoder.spool.original import Original
@@ -60,7 +60,7 @@ class Spool:
         self._encoding = Leases()
         self._ledger = ledger = Ledger(self._leases, max_bytes, full_policy, history_frames)
         ledger.recount(connection)
-        self._reserve = Reserve(folder / "spool.reserve")
+        self._reserve = DiskReserve(folder / "spool.reserve")
         self._writer = Writer(
             connection, recount=ledger.recount, rebuild=self._rebuild, prune=ledger.prune, reserve=self._reserve
         )
@@ -173,7 +173,7 @@ class Spool:
 
     def absolve_original(self, ident: uuid.UUID) -> Future[None]:
         """The tries of that original so far do not count against it."""
-        return self._change(lambda connection, changes: self._ledger.originals.absolve(connection, ident))
+        return self._change(lambda connection, changes: self._ledger.originals.reset_attempts(connection, ident))
 
     def oldest(self) -> Record | None:
         """The oldest readable frame that waits, whether or not it is leased; it stays as it is."""

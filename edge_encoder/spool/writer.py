@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from edge_encoder.spool import database
-from edge_encoder.spool.disk_reserve import Reserve
+from edge_encoder.spool.disk_reserve import DiskReserve
 from edge_encoder.spool.record import SpoolError, SpoolFull
 
 log = logging.getLogger("aeic.edge.spool")
@@ -47,7 +47,7 @@ class Writer:
         recount: Callable[[sqlite3.Connection], None],
         rebuild: Callable[[], sqlite3.Connection],
         prune: Callable[[sqlite3.Connection], None],
-        reserve: Reserve,
+        reserve: DiskReserve,
     ) -> None:
         self.connection = connection
         self._reserve = reserve

@@ -19,7 +19,7 @@ from edge_encoder.encoding.encode_queue import Busy, EncodeQueue
 from edge_encoder.spool.original import Original
 from edge_encoder.spool.record import SpoolError, State
 from edge_encoder.spool.spool import Spool
-from edge_encoder.submission.submitter import Intake, Made
+from edge_encoder.submission.submitter import EncodedFrame, Submitter
 
 log = logging.getLogger("aeic.edge.backlog")
 
@@ -27,13 +27,15 @@ TRIES = 5
 _PAUSE_SECONDS = 1.0
 
 
-class Backlog:
+class DeferredEncoder:
     """Construct, `start()`, `stop()`; all in one asyncio loop. `place()` bounds what is received."""
 
-    def __init__(self, spool: Spool, queue: EncodeQueue, intake: Intake, *, max_originals: int, max_bytes: int) -> None:
+    def __init__(
+        self, spool: Spool, queue: EncodeQueue, submitter: Submitter, *, max_originals: int, max_bytes: int
+    ) -> None:
         self._spool = spool
         self._queue = queue
-        self._intake = intake
+        self._submitter = submitter
         self._max_originals = max_originals
         self._max_bytes = max_bytes
         self._arriving = self._arriving_bytes = 0
@@ -110,7 +112,7 @@ class Backlog:
             if tries > TRIES:
                 await self._fail(original, f"it was begun {TRIES} times and never done; the log has the errors")
                 return
-            made = await self._intake.encode(original)
+            made = await self._submitter.encode(original)
         except (InputError, RateError) as error:
             await self._fail(original, str(error))
             return
@@ -119,18 +121,18 @@ class Backlog:
             self._spool.release_original(original.id, _PAUSE_SECONDS)
             return
         try:
-            await self._intake.put(made)
+            await self._submitter.put(made)
         except SpoolError as error:
             log.warning("the frame of original %s must wait: %s", original.id, error)
             with contextlib.suppress(SpoolError):
                 await asyncio.wrap_future(self._spool.absolve_original(original.id))
             await self._put_late(made)
 
-    async def _put_late(self, made: Made) -> None:
+    async def _put_late(self, made: EncodedFrame) -> None:
         while not self._stopping:
             await self._pause()
             with contextlib.suppress(SpoolError):
-                await self._intake.put(made)
+                await self._submitter.put(made)
                 return
         self._spool.release_original(made.record.id)
 

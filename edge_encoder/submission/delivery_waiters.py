@@ -11,7 +11,7 @@ from typing import Any
 from edge_encoder.spool.record import FINAL, Entry
 
 
-class Waiting:
+class DeliveryWaiters:
     """Waiters by frame id; used in one asyncio loop. `lookup(id)` tells a frame's present state; once `stopping` is set
     nobody waits any more."""
 

@@ -10,7 +10,7 @@ from edge_encoder.spool.record import Entry
 
 
 @dataclass(frozen=True, slots=True)
-class Wish:
+class EncodeRequest:
     """What a client or another source asks for with a picture."""
 
     rate: str | None = None
@@ -24,7 +24,7 @@ class Wish:
 
 
 @dataclass(frozen=True, slots=True)
-class Taken:
+class Accepted:
     """A picture that is safely spooled. `encoded` is None when it is not encoded yet, or when the id was `known` and
     nothing had to be done."""
 

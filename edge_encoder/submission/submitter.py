@@ -28,19 +28,19 @@ from edge_encoder.metrics import Metrics
 from edge_encoder.spool.original import Original
 from edge_encoder.spool.record import Entry, IdTaken, Record, State
 from edge_encoder.spool.spool import Spool
-from edge_encoder.submission.delivery_waiters import Waiting
-from edge_encoder.submission.request import Taken, Wish
+from edge_encoder.submission.delivery_waiters import DeliveryWaiters
+from edge_encoder.submission.request import Accepted, EncodeRequest
 
 
 @dataclass(frozen=True, slots=True)
-class Made:
+class EncodedFrame:
     """A frame on its way into the spool, and what its making took."""
 
     record: Record
     encoded: Encoded
 
 
-class Intake:
+class Submitter:
     """`default_rate()` is the rate point of pictures that ask for none, None for the bundle's; `source_id` names the
     box. Lives in one asyncio loop."""
 
@@ -49,7 +49,7 @@ class Intake:
         encoder: Encoder,
         queue: EncodeQueue,
         spool: Spool,
-        waiting: Waiting,
+        waiting: DeliveryWaiters,
         metrics: Metrics,
         *,
         source_id: str,
@@ -63,42 +63,42 @@ class Intake:
         self._source_id = source_id
         self._default_rate = default_rate
 
-    async def take(self, picture: bytes | NDArray[np.uint8], wish: Wish) -> Taken:
+    async def take(self, picture: bytes | NDArray[np.uint8], encode_request: EncodeRequest) -> Accepted:
         """Encodes and spools one picture file, or (H, W, 3) RGB; returns when a power cut can no longer take it.
 
         Raises InputError, RateError, Busy, IdTaken, SpoolFull or SpoolError.
         """
         crc = zlib.crc32(picture if isinstance(picture, bytes) else picture.data.cast("B"))
-        known = await self._known(wish, crc)
+        known = await self._known(encode_request, crc)
         if known is not None:
-            return Taken(known, known=True)
-        made = await self._make(picture, wish, wish.id or new_id(), crc)
+            return Accepted(known, known=True)
+        made = await self._make(picture, encode_request, encode_request.id or new_id(), crc)
         tracing.keep_current(made.record.id)
-        with self._waiting.expecting(made.record.id, wish.prompt):
+        with self._waiting.expecting(made.record.id, encode_request.prompt):
             entry = await self.put(made)
         self._metrics.picture_bytes.inc(len(picture) if isinstance(picture, bytes) else picture.nbytes)
-        return Taken(entry, made.encoded)
+        return Accepted(entry, made.encoded)
 
-    async def receive(self, picture: bytes, wish: Wish) -> Taken:
+    async def receive(self, picture: bytes, encode_request: EncodeRequest) -> Accepted:
         """Spools one picture file as it is, after a look at its head; returns when a power cut can no longer take it.
 
         Raises InputError, RateError, IdTaken, SpoolFull or SpoolError.
         """
-        original = await asyncio.to_thread(self._original, picture, wish)
-        known = await self._known(wish, original.picture_crc)
+        original = await asyncio.to_thread(self._original, picture, encode_request)
+        known = await self._known(encode_request, original.picture_crc)
         if known is not None:
-            return Taken(known, known=True)
+            return Accepted(known, known=True)
         begin = time.perf_counter()
         tracing.keep_current(original.id)
         context = tracing.kept(original.id)
         entry = await asyncio.wrap_future(self._spool.receive(original))
         self._observe(context, {"receive": time.perf_counter() - begin})
         self._metrics.picture_bytes.inc(len(picture))
-        return Taken(entry)
+        return Accepted(entry)
 
-    async def encode(self, original: Original) -> Made:
+    async def encode(self, original: Original) -> EncodedFrame:
         """The frame of an original, to be put in its place. InputError or RateError when there can never be one."""
-        wish = Wish(
+        encode_request = EncodeRequest(
             rate=original.rate,
             max_bytes=original.max_bytes,
             target_bytes=original.target_bytes,
@@ -109,10 +109,15 @@ class Intake:
         waited = max(0.0, time.time() - original.created_ms / 1000)
         self._metrics.stage_seconds.labels("wait").observe(waited)
         return await self._make(
-            original.picture, wish, original.id, original.picture_crc, created_ms=original.created_ms, placeless=True
+            original.picture,
+            encode_request,
+            original.id,
+            original.picture_crc,
+            created_ms=original.created_ms,
+            unbounded=True,
         )
 
-    async def put(self, made: Made) -> Entry:
+    async def put(self, made: EncodedFrame) -> Entry:
         """Spools a frame, in place of its original where there is one; SpoolFull, IdTaken or SpoolError."""
         begin = time.perf_counter()
         context = tracing.kept(made.record.id)  # before it can be sent: a cloud in this process keeps its own
@@ -121,35 +126,35 @@ class Intake:
         self._metrics.frame_bytes.labels(str(made.encoded.rate)).observe(len(made.encoded.data))
         return entry
 
-    async def _known(self, wish: Wish, crc: int) -> Entry | None:
+    async def _known(self, encode_request: EncodeRequest, crc: int) -> Entry | None:
         """The entry that answers this picture, when the client's id was seen before; IdTaken for another picture's."""
-        if wish.id is None:
+        if encode_request.id is None:
             return None
-        known = await asyncio.to_thread(self._spool.get, wish.id)
+        known = await asyncio.to_thread(self._spool.get, encode_request.id)
         if known is not None and known.picture_crc != crc:
-            raise IdTaken(f"id {wish.id} belongs to another picture; use a fresh id for each picture")
+            raise IdTaken(f"id {encode_request.id} belongs to another picture; use a fresh id for each picture")
         return None if known is None or known.state is State.DROPPED else known
 
     async def _make(
         self,
         picture: bytes | NDArray[np.uint8],
-        wish: Wish,
+        encode_request: EncodeRequest,
         ident: uuid.UUID,
         crc: int,
         *,
         created_ms: int = 0,
-        placeless: bool = False,
-    ) -> Made:
-        free = wish.rate is None and wish.max_bytes is None and wish.target_bytes is None
+        unbounded: bool = False,
+    ) -> EncodedFrame:
+        free = encode_request.rate is None and encode_request.max_bytes is None and encode_request.target_bytes is None
         encoded = await self._queue.run(
             functools.partial(
                 self._encoder.encode,
                 picture,
-                rate=self._default_rate() if free else wish.rate,
-                max_bytes=wish.max_bytes,
-                target_bytes=wish.target_bytes,
+                rate=self._default_rate() if free else encode_request.rate,
+                max_bytes=encode_request.max_bytes,
+                target_bytes=encode_request.target_bytes,
             ),
-            placeless=placeless,
+            unbounded=unbounded,
         )
         record = Record(
             id=ident,
@@ -157,30 +162,30 @@ class Intake:
             width=encoded.width,
             height=encoded.height,
             rate=encoded.rate,
-            priority=wish.priority,
+            priority=encode_request.priority,
             created_ms=created_ms or int(time.time() * 1000),
-            captured_ms=wish.captured_ms,
+            captured_ms=encode_request.captured_ms,
             picture_crc=crc,
-            source_id=wish.source_id or self._source_id,
+            source_id=encode_request.source_id or self._source_id,
         )
-        return Made(record, encoded)
+        return EncodedFrame(record, encoded)
 
-    def _original(self, picture: bytes, wish: Wish) -> Original:
-        self._encoder.bundle.rate(wish.rate)
+    def _original(self, picture: bytes, encode_request: EncodeRequest) -> Original:
+        self._encoder.bundle.rate(encode_request.rate)
         width, height = picture_size(picture, max_pixels=self._encoder.max_pixels)
         return Original(
-            id=wish.id or new_id(),
+            id=encode_request.id or new_id(),
             picture=picture,
             picture_crc=zlib.crc32(picture),
             width=width,
             height=height,
-            priority=wish.priority,
+            priority=encode_request.priority,
             created_ms=int(time.time() * 1000),
-            captured_ms=wish.captured_ms,
-            source_id=wish.source_id or self._source_id,
-            rate=wish.rate,
-            max_bytes=wish.max_bytes,
-            target_bytes=wish.target_bytes,
+            captured_ms=encode_request.captured_ms,
+            source_id=encode_request.source_id or self._source_id,
+            rate=encode_request.rate,
+            max_bytes=encode_request.max_bytes,
+            target_bytes=encode_request.target_bytes,
         )
 
     def _observe(self, context: bytes, timings: dict[str, float]) -> None:

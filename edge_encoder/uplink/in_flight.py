@@ -18,7 +18,7 @@ class _Sent:
     at: float | None = None  # when it was handed to gRPC, monotonic seconds; None before
 
 
-class UnderWay:
+class InFlight:
     """Keyed by frame id. `progress` is when the last answer came, or the first frame after a quiet time left."""
 
     def __init__(self) -> None:

@@ -23,7 +23,7 @@ from edge_encoder.metrics import Metrics
 from edge_encoder.settings import EdgeSettings
 from edge_encoder.spool.record import Record, State
 from edge_encoder.spool.spool import Spool
-from edge_encoder.uplink.in_flight import UnderWay
+from edge_encoder.uplink.in_flight import InFlight
 from edge_encoder.uplink.window import Window
 
 log = logging.getLogger("aeic.edge.uplink")
@@ -81,7 +81,7 @@ class Stream:
         self._wake = wake
         self._prompt = prompt
         self._answered = answered
-        self._under_way = UnderWay()
+        self._in_flight = InFlight()
         self._leasing: asyncio.Future[list[Record]] | None = None
 
     async def greet(self, hello: pb.Hello) -> None:
@@ -105,8 +105,8 @@ class Stream:
         if self._leasing is not None:
             leased = (await asyncio.gather(self._leasing, return_exceptions=True))[0]
             for record in leased if isinstance(leased, list) else ():
-                self._under_way.lease(record.id, len(record.data))
-        for place, ident in enumerate(self._under_way.clear()):
+                self._in_flight.lease(record.id, len(record.data))
+        for place, ident in enumerate(self._in_flight.clear()):
             self._spool.release([ident], 0.0 if place else self._settings.backoff_min_seconds)
         self._metrics.in_flight.set(0)
 
@@ -114,15 +114,15 @@ class Stream:
         while True:
             self._wake.clear()
             limit = min(self.window, self._own_window.frames)
-            room = limit - len(self._under_way)
+            room = limit - len(self._in_flight)
             records = await self._lease(min(room, _LEASE_FRAMES)) if room > 0 else []
             for record in records:
-                self._under_way.send(record.id)
+                self._in_flight.send(record.id)
                 frame = self._frame(record)
-                if record is records[-1] and len(self._under_way) >= limit:
+                if record is records[-1] and len(self._in_flight) >= limit:
                     frame.prompt = True  # nothing can follow what fills the window: no company to wait for
                 await self._write(pb.DeliverRequest(frame=frame))
-            self._metrics.in_flight.set(len(self._under_way))
+            self._metrics.in_flight.set(len(self._in_flight))
             if not records:
                 rest = self._spool.next_retry_seconds() if room > 0 else None
                 with contextlib.suppress(TimeoutError):
@@ -134,7 +134,7 @@ class Stream:
         records = await asyncio.shield(self._leasing)
         self._leasing = None
         for record in records:
-            self._under_way.lease(record.id, len(record.data))
+            self._in_flight.lease(record.id, len(record.data))
         return records
 
     async def _receive(self) -> None:
@@ -146,7 +146,7 @@ class Stream:
             match answer.WhichOneof("message"):
                 case "stored":
                     try:
-                        idents = self._under_way.first(answer.stored)
+                        idents = self._in_flight.first(answer.stored)
                     except ValueError as error:
                         raise StreamFailed("refused", f"the cloud miscounts: {error}") from None
                     for ident in idents:
@@ -160,8 +160,8 @@ class Stream:
         timeout = self._settings.ack_timeout_seconds
         while True:
             await asyncio.sleep(min(1.0, timeout / 4))
-            if self._under_way.sent and time.monotonic() - self._under_way.progress > timeout:
-                raise StreamFailed("stalled", f"{len(self._under_way)} frames under way, no answer for {timeout:g} s")
+            if self._in_flight.sent and time.monotonic() - self._in_flight.progress > timeout:
+                raise StreamFailed("stalled", f"{len(self._in_flight)} frames under way, no answer for {timeout:g} s")
 
     async def _write(self, message: pb.DeliverRequest) -> None:
         await self._call.write(message)
@@ -169,10 +169,10 @@ class Stream:
 
     def _acknowledged(self, ident: uuid.UUID, status: pb.AckStatus, reason: str) -> None:
         word, state = _ACKS[status]
-        size, seconds = self._under_way.answer(ident)
+        size, seconds = self._in_flight.answer(ident)
         self._answered(size)
         self._metrics.acks.labels(word).inc()
-        self._metrics.in_flight.set(len(self._under_way))
+        self._metrics.in_flight.set(len(self._in_flight))
         if seconds is not None:
             self._own_window.answered(seconds)
             self._metrics.stage_seconds.labels("ship").observe(seconds)

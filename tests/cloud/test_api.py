@@ -153,9 +153,9 @@ def test_decode_and_its_refusals(
             waiting[1].cancel()  # the client hangs up: its work leaves the queue
             for _ in range(100):
                 await asyncio.sleep(0.02)
-                if len(cloud.worker.pool.jobs) == 1:
+                if len(cloud.worker.scheduler.jobs) == 1:
                     break
-            assert len(cloud.worker.pool.jobs) == 1
+            assert len(cloud.worker.scheduler.jobs) == 1
             generator.gate.set()
             assert (await waiting[0]).status_code == 200
 

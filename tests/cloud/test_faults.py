@@ -65,7 +65,7 @@ def test_overload_is_refused_at_once_on_both_wires(
             generator.gate.clear()
             frames = [make_frame(seed, 64, 64) for seed in range(28)]
             accepted = [asyncio.create_task(http.post("/v1/decode", content=data)) for data in frames[:8]]
-            await until(lambda: len(cloud.worker.pool.jobs) == 8)
+            await until(lambda: len(cloud.worker.scheduler.jobs) == 8)
             waited: dict[str, list[float]] = {"http": [], "grpc": []}
             for data in frames[8:]:
                 answer, seconds = await timed(http.post("/v1/decode", content=data))
@@ -100,7 +100,7 @@ def test_cancelled_and_expired_work_never_reaches_the_device(
             gone = [asyncio.create_task(http.post("/v1/decode", content=make_frame(i))) for i in range(1, 9)]
             late = asyncio.create_task(http.post("/v1/decode?timeout=0.3", content=make_frame(20)))
             late_grpc = asyncio.create_task(timed(stub.Decode(pb.DecodeRequest(bitstream=make_frame(21)), timeout=0.3)))
-            await until(lambda: len(cloud.worker.pool.jobs) == 11)
+            await until(lambda: len(cloud.worker.scheduler.jobs) == 11)
             for request in gone:
                 request.cancel()
             answer = await late
@@ -108,7 +108,7 @@ def test_cancelled_and_expired_work_never_reaches_the_device(
             error, seconds = await late_grpc
             assert isinstance(error, grpc.aio.AioRpcError) and seconds < 2
             assert error.code() == grpc.StatusCode.DEADLINE_EXCEEDED
-            await until(lambda: len(cloud.worker.pool.jobs) == 1)
+            await until(lambda: len(cloud.worker.scheduler.jobs) == 1)
             generator.gate.set()
             assert (await first).status_code == 200
             assert sum(shape[0] for shape in generator.batches[1:]) == 1

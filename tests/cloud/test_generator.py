@@ -14,7 +14,7 @@ from aeic.profiles import SE
 from aeic_nets.runtime import memory_plan
 from cloud_decoder.errors import DeviceOutOfMemory
 from cloud_decoder.inference.decoder import Decoder
-from cloud_decoder.inference.subprocess_backend import Board
+from cloud_decoder.inference.subprocess_backend import SharedBuffer
 from cloud_decoder.inference.subprocess_child import Child
 from tests.cloud.conftest import FakeGenerator, MakeFrame, running_cloud
 
@@ -49,9 +49,9 @@ def test_the_size_that_would_fit_reaches_the_caller(
 
 
 def test_it_crosses_from_the_generators_own_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    inbox, y_hat = Board(), np.zeros((1, 8, 4, 4), np.float32)
+    inbox, y_hat = SharedBuffer(), np.zeros((1, 8, 4, 4), np.float32)
     inbox.write(y_hat)
-    child = Child(inbox, Board())
+    child = Child(inbox, SharedBuffer())
     child._generator = Planned(monkeypatch)
     told = child.answer({"shape": list(y_hat.shape), "pictures": False})
     assert told["failed"] == "memory" and "at most 2304x2304 pixels fit" in told["what"]

@@ -173,4 +173,4 @@ def test_only_its_own_tenant_has_the_edge(decoder: Decoder, edge: FakeEdge, tmp_
 def test_an_address_that_is_none_stops_the_start() -> None:
     for url in ("edge:8080", "file:///etc/passwd", "ftp://edge"):
         with pytest.raises(ValueError, match="AEIC_CLOUD_EDGE_URL"):
-            edge_proxy.Relay(url, "")
+            edge_proxy.EdgeProxy(url, "")

@@ -18,7 +18,7 @@ from aeic.errors import BundleError, WrongModel
 from aeic.latent_codec import LatentCodec
 from cloud_decoder.errors import ModelUnavailable
 from cloud_decoder.inference.decoder import Decoder
-from cloud_decoder.inference.model_pool import Shelf, size_of
+from cloud_decoder.inference.model_pool import ModelPool, size_of
 from cloud_decoder.service import Cloud
 from cloud_decoder.settings import Settings
 from tests.cloud.conftest import Edge, MakeFrame, new_frame
@@ -47,27 +47,27 @@ def load(path: Path) -> Decoder:
 
 
 def test_the_one_used_longest_ago_goes_first(bundles: list[Bundle]) -> None:
-    shelf = Shelf(bundles, load, max_bytes=2 * size_of(bundles[0]) + 1000)
+    model_pool = ModelPool(bundles, load, max_bytes=2 * size_of(bundles[0]) + 1000)
     first, second, third = (bundle.fingerprint for bundle in bundles)
     for fingerprint in (first, second, first, third):
-        with shelf.lend(fingerprint) as decoder:
+        with model_pool.acquire(fingerprint) as decoder:
             assert decoder.bundle.fingerprint == fingerprint
-        assert shelf.loaded_bytes <= shelf.max_bytes
-    assert [shelf.loaded(one) for one in (first, second, third)] == [True, False, True]
-    shelf.close()
-    assert shelf.loaded_bytes == 0
+        assert model_pool.loaded_bytes <= model_pool.max_bytes
+    assert [model_pool.loaded(one) for one in (first, second, third)] == [True, False, True]
+    model_pool.close()
+    assert model_pool.loaded_bytes == 0
 
 
 def test_what_is_at_work_is_waited_for_and_nobody_for_ever(bundles: list[Bundle]) -> None:
-    shelf = Shelf(bundles, load, max_bytes=size_of(bundles[0]) + 1000)
+    model_pool = ModelPool(bundles, load, max_bytes=size_of(bundles[0]) + 1000)
     used: list[str] = []
 
     def work(number: int) -> None:
         for step in range(6):
             fingerprint = bundles[(number + step) % 3].fingerprint
-            with shelf.lend(fingerprint) as decoder:
-                assert decoder.bundle.fingerprint == fingerprint and shelf.loaded(fingerprint)
-                assert shelf.loaded_bytes <= shelf.max_bytes
+            with model_pool.acquire(fingerprint) as decoder:
+                assert decoder.bundle.fingerprint == fingerprint and model_pool.loaded(fingerprint)
+                assert model_pool.loaded_bytes <= model_pool.max_bytes
                 time.sleep(0.002)
                 used.append(fingerprint)
 
@@ -81,11 +81,11 @@ def test_what_is_at_work_is_waited_for_and_nobody_for_ever(bundles: list[Bundle]
 
 def test_what_cannot_be_is_said_at_the_start(bundles: list[Bundle]) -> None:
     with pytest.raises(BundleError, match="one fingerprint"):
-        Shelf([bundles[0], bundles[0]], load)
+        ModelPool([bundles[0], bundles[0]], load)
     with pytest.raises(BundleError, match="AEIC_CLOUD_MODEL_BYTES"):
-        Shelf(bundles, load, max_bytes=1000)
+        ModelPool(bundles, load, max_bytes=1000)
     with pytest.raises(WrongModel, match=bundles[1].fingerprint):
-        Shelf(bundles[:2], load).bundle("000000")
+        ModelPool(bundles[:2], load).bundle("000000")
 
 
 def test_a_bundle_that_breaks_is_left_alone_for_a_while(bundles: list[Bundle]) -> None:
@@ -94,11 +94,11 @@ def test_a_bundle_that_breaks_is_left_alone_for_a_while(bundles: list[Bundle]) -
             raise BundleError("it was altered")
         return load(path)
 
-    shelf = Shelf(bundles, broken)
-    with pytest.raises(ModelUnavailable), shelf.lend(bundles[1].fingerprint):
+    model_pool = ModelPool(bundles, broken)
+    with pytest.raises(ModelUnavailable), model_pool.acquire(bundles[1].fingerprint):
         pass
-    assert not shelf.usable(bundles[1].fingerprint) and shelf.usable(bundles[0].fingerprint)
-    with shelf.lend(bundles[0].fingerprint):
+    assert not model_pool.usable(bundles[1].fingerprint) and model_pool.usable(bundles[0].fingerprint)
+    with model_pool.acquire(bundles[0].fingerprint):
         pass
 
 
@@ -167,4 +167,4 @@ def test_a_frame_of_an_unknown_bundle_names_the_known_ones(decoder: Decoder, mak
     foreign[6] ^= 1
     frame = Frame.parse(bytes(foreign))
     with pytest.raises(WrongModel, match=decoder.bundle.fingerprint):
-        Shelf.of(decoder).bundle(frame.fingerprint)
+        ModelPool.of(decoder).bundle(frame.fingerprint)

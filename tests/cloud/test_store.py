@@ -12,7 +12,7 @@ from uuid import UUID, uuid4
 import pytest
 
 from cloud_decoder.errors import StoreUnavailable
-from cloud_decoder.store.store import Added, Claimed, Finished, NewFrame, State, Store
+from cloud_decoder.store.store import Added, DecodeResult, LeasedFrame, NewFrame, State, Store
 
 NOW = 1_700_000_000.0
 
@@ -41,7 +41,7 @@ def frame(content: bytes = b"frame", id: UUID | None = None, **changed: object) 
     return NewFrame(**(values | changed))  # type: ignore[arg-type]
 
 
-def claim(store: Store, limit: int = 10, now: float = NOW, owner: str = "w") -> list[Claimed]:
+def claim(store: Store, limit: int = 10, now: float = NOW, owner: str = "w") -> list[LeasedFrame]:
     return store.claim(owner, "abcdef", limit, now, 60, 3)
 
 
@@ -114,7 +114,7 @@ def test_finish_keeps_the_first_time_of_availability(store: Store) -> None:
     store.add([new], NOW)
     (held,) = claim(store)
     for later in (1, 2):
-        store.finish([Finished(held.row.seq, "d" * 64, {"entropy": 0.1})], NOW + later)
+        store.finish([DecodeResult(held.row.seq, "d" * 64, {"entropy": 0.1})], NOW + later)
     row = store.get("", new.id)
     assert row is not None and row.state is State.DONE and row.available_ms == int((NOW + 1) * 1000)
     assert row.timings == {"entropy": 0.1} and row.attempts == 0
@@ -140,7 +140,7 @@ def test_pruning_takes_the_oldest_decoded_and_remembers_the_id(store: Store) -> 
     new = [frame(b"x" * 100) for _ in range(4)]
     store.add(new, NOW)
     held = claim(store, 3)
-    store.finish([Finished(c.row.seq, "", {}) for c in held], NOW)
+    store.finish([DecodeResult(c.row.seq, "", {}) for c in held], NOW)
     assert store.prune(keep_bytes=250) == 2
     assert store.prune(keep_bytes=0) == 1  # the frame that is not decoded yet stays
     assert store.bitstream("", new[0].id) is None
@@ -197,7 +197,7 @@ def test_waiting_is_worth_priority_and_a_deadline_goes_first_among_equals(store:
 def test_a_demand_goes_before_everything_and_makes_a_job_where_there_is_none(store: Store) -> None:
     quiet, loud, done = frame(wanted=False), frame(priority=2**31 - 1), frame()
     store.add([done], NOW)
-    store.finish([Finished(c.row.seq, "", {}) for c in claim(store)], NOW)
+    store.finish([DecodeResult(c.row.seq, "", {}) for c in claim(store)], NOW)
     store.add([quiet, loud], NOW)
     assert store.demand("", done.id, NOW) and store.demand("", quiet.id, NOW, deadline=NOW + 1)
     assert store.demand("", quiet.id, NOW)  # once more changes nothing

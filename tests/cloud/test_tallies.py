@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import pytest
 import sqlalchemy as sa
 
-from cloud_decoder.store.records import Finished
+from cloud_decoder.store.records import DecodeResult
 from cloud_decoder.store.schema import frames, tallies
 from cloud_decoder.store.store import Store
 from tests.cloud.test_store import NOW, claim, frame
@@ -54,7 +54,7 @@ def test_after_anything_that_can_happen_to_frames_the_tallies_are_right(store: S
             case 1:
                 store.release(seqs, "w")
             case _:
-                store.finish([Finished(seq, "", {}) for seq in seqs], NOW + step)
+                store.finish([DecodeResult(seq, "", {}) for seq in seqs], NOW + step)
         if step % 10 == 9:
             store.prune(keep_bytes=400, limit=5)
             gone = known.pop(chance.randrange(len(known)))
@@ -77,7 +77,7 @@ def test_many_at_once_count_right_and_do_not_wait_in_a_circle(store_url: str) ->
                 stores[number].add([frame(tenant=chance.choice("abc")) for _ in range(6)], NOW)
                 held = claim(stores[number], 5, owner=str(number))
                 stores[number].fail([one.row.seq for one in held[:1]], "no")
-                stores[number].finish([Finished(one.row.seq, "", {}) for one in held[1:]], NOW)
+                stores[number].finish([DecodeResult(one.row.seq, "", {}) for one in held[1:]], NOW)
         except Exception as error:
             failures[repr(error)] += 1
 

@@ -10,13 +10,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from aeic.bitstream import Frame
-from cloud_decoder.tiling import Mosaic, _starts, _weights, synthesis_cost, tile_shape
+from cloud_decoder.tiling import TileAssembler, _starts, _weights, synthesis_cost, tile_shape
 
 
-def mosaic(width: int, height: int, seed: int = 0) -> Mosaic:
+def assembler(width: int, height: int, seed: int = 0) -> TileAssembler:
     frame = Frame(width, height, 0, "abcdef", b"")
     y_hat = np.random.default_rng(seed).uniform(-1, 1, (3, *frame.latent_size)).astype(np.float32)
-    return Mosaic(y_hat, frame)
+    return TileAssembler(y_hat, frame)
 
 
 def enlarge(latents: np.ndarray) -> np.ndarray:
@@ -24,7 +24,7 @@ def enlarge(latents: np.ndarray) -> np.ndarray:
     return latents.repeat(32, 1).repeat(32, 2)
 
 
-def run(one: Mosaic) -> np.ndarray:
+def run(one: TileAssembler) -> np.ndarray:
     while tiles := one.tiles():
         for tile in tiles:
             one.put(tile, enlarge(one.cut(tile)))
@@ -48,7 +48,7 @@ def test_tiles_cover_the_axis_and_weights_sum_to_one(size: int, tile: int) -> No
 @given(st.sampled_from([(1537, 1600), (3000, 900), (900, 3000), (4096, 600), (1100, 2500)]))
 def test_a_tiled_picture_equals_the_whole_one(size: tuple[int, int]) -> None:
     width, height = size
-    one = mosaic(width, height)
+    one = assembler(width, height)
     assert one.rows * len(one._lefts) > 1
     whole = enlarge(one._y_hat)[:, :height, :width].transpose(1, 2, 0)
     expected = np.clip(np.rint(whole * np.float32(127.5) + np.float32(127.5)), 0, 255)
@@ -57,19 +57,19 @@ def test_a_tiled_picture_equals_the_whole_one(size: tuple[int, int]) -> None:
 
 
 def test_a_small_picture_is_one_tile_and_exact() -> None:
-    one = mosaic(100, 70)
+    one = assembler(100, 70)
     assert tile_shape(one.frame) == one.frame.latent_size and len(one.tiles()) == 1
     assert run(one).shape == (70, 100, 3)
     assert synthesis_cost(one.frame) == 128 * 128
 
 
 def test_the_band_is_all_the_memory_there_is() -> None:
-    one = mosaic(1024, 8192)
+    one = assembler(1024, 8192)
     assert one._band is not None and one._band.shape == (3, 1024, 1024)
 
 
 def test_rows_come_in_order() -> None:
-    one = mosaic(1024, 8192)
+    one = assembler(1024, 8192)
     (first, *_) = one.tiles()
     one.put(first, enlarge(one.cut(first)))
     with pytest.raises(ValueError, match="row"):
@@ -77,7 +77,7 @@ def test_rows_come_in_order() -> None:
 
 
 def test_numbers_that_are_none_become_grey() -> None:
-    one = mosaic(64, 64)
+    one = assembler(64, 64)
     (tile,) = one.tiles()
     one.put(tile, np.full((3, 64, 64), np.nan, np.float32))
     assert (one.picture == 128).all()

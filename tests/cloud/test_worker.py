@@ -14,7 +14,7 @@ import pytest
 
 from aeic.errors import Damaged, TooLarge, WrongModel
 from cloud_decoder.errors import Draining, Expired, Overloaded, Undecodable
-from cloud_decoder.events import Hub
+from cloud_decoder.events import EventBus
 from cloud_decoder.images.disk_cache import Cache
 from cloud_decoder.inference.decoder import Decoder
 from cloud_decoder.metrics import Metrics
@@ -27,7 +27,7 @@ from tests.cloud.conftest import FakeGenerator, MakeFrame, new_frame
 def running(decoder: Decoder, store: Store, tmp_path: Path) -> Callable[..., object]:
     @asynccontextmanager
     async def run(**options: object) -> AsyncIterator[Worker]:
-        worker = Worker(decoder, store, Cache(tmp_path / "cache", 10**8), Metrics(), Hub(), **options)  # type: ignore
+        worker = Worker(decoder, store, Cache(tmp_path / "cache", 10**8), Metrics(), EventBus(), **options)  # type: ignore
         await worker.start()
         try:
             yield worker
@@ -240,7 +240,7 @@ def test_stopping_gives_back_what_it_has_not_begun(
             generator.gate.clear()  # after the warm-up, before its tasks have had a turn
             await until(lambda: generator.entered > len(generator.batches))  # the device holds the first batch
             waiting = asyncio.create_task(worker.decode(make_frame(77), timeout=20))
-            await until(lambda: hashlib.sha256(make_frame(77)).hexdigest() in worker.pool.jobs)
+            await until(lambda: hashlib.sha256(make_frame(77)).hexdigest() in worker.scheduler.jobs)
             stopping = asyncio.create_task(worker.stop())
             await asyncio.sleep(0.05)
             generator.gate.set()

@@ -61,7 +61,7 @@ def journey(folder: Path, bundle: Path, pictures: list[bytes]) -> list[str]:
                 posted = [http.post("/v1/frames", content=p, headers={"traceparent": CALLER}) for p in pictures]
                 ids = [answer.json()["id"] for answer in await asyncio.gather(*posted)]
             for id in ids:
-                row, image = await cloud.gallery.image("", UUID(id), "png", None, 30.0)
+                row, image = await cloud.image_service.image("", UUID(id), "png", None, 30.0)
                 assert image and row
             await asyncio.sleep(0.2)  # the spans of the last one are told beside its answer
             return ids

@@ -84,8 +84,8 @@ def test_rate_and_max_bytes(tmp_path, tiny_bundle):
     async def scenario() -> None:
         async with edge(tmp_path, tiny_bundle) as (client, _):
 
-            async def post(**wish: object) -> dict[str, Any]:
-                response = await client.post("/v1/frames", params=wish, content=noise.getvalue())
+            async def post(**encode_request: object) -> dict[str, Any]:
+                response = await client.post("/v1/frames", params=encode_request, content=noise.getvalue())
                 assert response.status_code == 202, response.text
                 return response.json()
 

@@ -234,7 +234,7 @@ def test_the_default_is_the_operators_and_sigterm_keeps_what_waits(tmp_path, tin
                     body = (await client.post("/v1/frames", content=picture(seed=seed))).json()
                     assert body["state"] == "received"
                 await until(lambda: service.queue.pending == 2)
-                stopping = asyncio.create_task(service.backlog.stop())
+                stopping = asyncio.create_task(service.deferred_encoder.stop())
                 await asyncio.sleep(0.05)
             await stopping
             assert (service.spool.originals, service.spool.pending_frames) == (2, 2)

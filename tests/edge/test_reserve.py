@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from edge_encoder.spool.disk_reserve import Reserve
+from edge_encoder.spool.disk_reserve import DiskReserve
 from edge_encoder.spool.record import Record, SpoolFull, State
 from edge_encoder.spool.spool import Spool
 
@@ -48,14 +48,14 @@ def test_a_full_disk_takes_nothing_new_and_lets_everything_go(small_disk: Path) 
 
 
 def test_the_room_is_given_up_once_and_taken_again(tmp_path: Path) -> None:
-    reserve = Reserve(tmp_path / "room", 1 << 16)
+    reserve = DiskReserve(tmp_path / "room", 1 << 16)
     assert reserve.whole and (tmp_path / "room").stat().st_size == 1 << 16
-    assert Reserve(tmp_path / "room", 1 << 16).whole, "found again after a restart"
+    assert DiskReserve(tmp_path / "room", 1 << 16).whole, "found again after a restart"
     assert reserve.spend() and not reserve.whole and not (tmp_path / "room").exists()
     assert not reserve.spend(), "there is only one"
     assert reserve.make() and (tmp_path / "room").exists()
 
 
 def test_what_the_disk_has_not_is_not_taken(tmp_path: Path) -> None:
-    reserve = Reserve(tmp_path / "room", 1 << 60)
+    reserve = DiskReserve(tmp_path / "room", 1 << 60)
     assert not reserve.whole and not reserve.spend() and not (tmp_path / "room").exists()

@@ -19,7 +19,7 @@ from aeic.errors import BundleError
 from edge_encoder.bundle_update import __main__, staging
 from edge_encoder.bundle_update.staging import TRIAL_STARTS, Staging
 from edge_encoder.service import EdgeService
-from edge_encoder.submission.request import Wish
+from edge_encoder.submission.request import EncodeRequest
 from tests.edge.conftest import picture
 from tests.edge.fakes import FakeCloud, serving, settings
 from tests.tiny_bundle import write_tiny_bundle
@@ -49,7 +49,7 @@ async def edge(folder: Path, bundle: Path, address: str, **changes: object) -> A
 
 
 async def post(service: EdgeService, number: int) -> None:
-    taken = await service.take(picture(seed=number), Wish(prompt=True))
+    taken = await service.take(picture(seed=number), EncodeRequest(prompt=True))
     await service.waiting.settled(taken.entry.id, 5)
 
 
@@ -113,7 +113,7 @@ def test_no_trial_where_frames_could_be_lost(tmp_path, tiny_bundle, other, quick
     async def scenario() -> None:
         stage, old = Staging(tmp_path / "bundles"), Bundle.load(tiny_bundle).digest
         async with edge(tmp_path, tiny_bundle, "127.0.0.1:1") as service:
-            await service.take(picture(), Wish())
+            await service.take(picture(), EncodeRequest())
         name = stage.stage(other)
         async with serving(FakeCloud()) as address, edge(tmp_path, tiny_bundle, address) as service:
             assert service.encoder.bundle.digest == old and stage.state.trial == name  # one old frame waits
