@@ -21,8 +21,8 @@ from benchmarks.fleet_simulator import Pool, simulate, steady
 from benchmarks.others import Others
 from cloud_decoder.store.records import State
 from cloud_decoder.store.store import Store
-from tests.cloud.postgres import Postgres
 from tests.fleet.members import Member
+from tests.support.postgres import Postgres
 
 POLL_SECONDS = 0.25
 STEP_SECONDS = 0.1

@@ -27,7 +27,7 @@ from cloud_decoder.inference.onnx_backend import OnnxGenerator
 from cloud_decoder.service import Cloud
 from cloud_decoder.settings import Settings
 from cloud_decoder.store.store import NewFrame, Store
-from tests.cloud.postgres import Postgres, missing
+from tests.support.postgres import Postgres, missing
 
 MakeFrame = Callable[..., bytes]
 

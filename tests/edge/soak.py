@@ -30,9 +30,9 @@ import httpx
 from aeic.identifiers import new_id
 from edge_encoder.encoding.encoder import Encoder
 from tests.edge.conftest import picture
-from tests.edge.fakes import Proxy
-from tests.edge.restarted import Process
-from tests.tiny_bundle import write_tiny_bundle
+from tests.support.edge_fakes import Proxy
+from tests.support.restarted import Process
+from tests.support.tiny_bundle import write_tiny_bundle
 
 PICTURES = 48
 CLIENTS = 6
