@@ -53,7 +53,7 @@ class EdgeProxy:
         if url and urllib.parse.urlsplit(url).scheme not in ("http", "https"):
             raise ValueError("AEIC_CLOUD_EDGE_URL must start with http:// or https://")
         self._url, self._tenant, self._seconds = url.rstrip("/"), tenant, seconds
-        self._threads = ThreadPoolExecutor(AT_ONCE, "relay")
+        self._threads = ThreadPoolExecutor(AT_ONCE, "edge-proxy")
         self._under_way = 0
 
     def serves(self, tenant: str) -> bool:

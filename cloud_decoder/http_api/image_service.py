@@ -40,7 +40,7 @@ class ImageService:
         )
         self._max_waiters = max_waiters
         self._waiting = 0
-        self._threads = ThreadPoolExecutor(4, "gallery")
+        self._threads = ThreadPoolExecutor(4, "image-service")
 
     def close(self) -> None:
         """Stop its threads."""
