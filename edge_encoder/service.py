@@ -204,9 +204,8 @@ class EdgeService:
             if self.spool.alive and self.queue.longest_seconds() < _HUNG_SECONDS:
                 systemd.notify("WATCHDOG=1")
             if self.settings.spool_max_age_seconds:
-                limit = int((time.time() - self.settings.spool_max_age_seconds) * 1000)
                 with contextlib.suppress(SpoolError):
-                    await asyncio.wrap_future(self.spool.expire(limit))
+                    await asyncio.wrap_future(self.spool.expire(self.settings.spool_max_age_seconds))
             if self.rate_control is not None:
                 with contextlib.suppress(SpoolError):
                     # Originals wait for the encoder, not for the link.

@@ -32,8 +32,8 @@ def status(service: EdgeService) -> dict[str, Any]:
         "spool": {
             "frames": spool.pending_frames,
             "bytes": spool.pending_bytes,
-            "max_bytes": spool.max_bytes,
-            "full_policy": spool.full_policy,
+            "max_bytes": spool.limits.max_bytes,
+            "full_policy": spool.limits.full_policy,
             "oldest_seconds": round(spool.oldest_age_seconds(), 3),
             "unreadable_frames": spool.unreadable,
         },

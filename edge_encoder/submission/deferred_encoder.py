@@ -127,7 +127,7 @@ class DeferredEncoder:
         except SpoolError as error:
             log.warning("the frame of original %s cannot be spooled yet: %s", original.id, error)
             with contextlib.suppress(SpoolError):
-                await asyncio.wrap_future(self._spool.absolve_original(original.id))
+                await asyncio.wrap_future(self._spool.reset_attempts(original.id))
             await self._put_late(made)
 
     async def _put_late(self, made: EncodedFrame) -> None:

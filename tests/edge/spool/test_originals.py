@@ -16,6 +16,7 @@ from edge_encoder.errors import IdTaken
 from edge_encoder.spool.record import DamagedRecord, Original, Record, State
 from edge_encoder.spool.spool import Spool
 from tests.edge.conftest import ROOT
+from tests.edge.spool.test_spool import Clocks
 
 
 def original(number: int = 0, *, size: int = 20_000, priority: int = 0, created_ms: int | None = None) -> Original:
@@ -112,7 +113,7 @@ def test_tries_are_counted_across_crashes_and_forgiven(tmp_path):
         spool.close()
         spool = Spool(tmp_path)
         assert spool.originals == 1
-    spool.absolve_original(kept.id).result(5)
+    spool.reset_attempts(kept.id).result(5)
     assert spool.next_original() == (kept, 1)
     spool.put(made_of(kept)).result(5)
     assert spool._reader.all("SELECT * FROM tries") == []
@@ -120,14 +121,18 @@ def test_tries_are_counted_across_crashes_and_forgiven(tmp_path):
 
 
 def test_old_originals_expire_and_may_be_posted_again(tmp_path):
-    spool = Spool(tmp_path)
-    now = int(time.time() * 1000)
-    old, unset, fresh = original(1, created_ms=now - 100_000), original(2, created_ms=1000), original(3)
-    for each in (old, unset, fresh):
-        spool.receive(each).result(5)
-    assert spool.oldest_age_seconds() > 90
-    assert spool.expire(now - 50_000).result(5) == 1
-    assert spool.get(old.id).state is State.DROPPED and spool.originals == 2
+    clocks = Clocks()
+    spool = Spool(tmp_path, system=clocks)
+    old, encoded, fresh = original(1), original(2), original(3)
+    spool.receive(old).result(5)
+    spool.receive(encoded).result(5)
+    clocks.run(100)
+    spool.receive(fresh).result(5)
+    spool.put(made_of(encoded)).result(5)  # a frame is as old as its picture
+    assert spool.oldest_age_seconds() == 100
+    assert spool.expire(50).result(5) == 2
+    assert spool.get(old.id).state is State.DROPPED and spool.get(encoded.id).state is State.DROPPED
+    assert spool.originals == 1
     assert spool.receive(old).result(5).state is State.RECEIVED
     spool.close()
 

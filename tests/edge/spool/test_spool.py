@@ -14,6 +14,7 @@ from aeic.identifiers import new_id, parse_id
 from edge_encoder.errors import IdTaken, SpoolError, SpoolFull
 from edge_encoder.spool.record import DamagedRecord, Record, State
 from edge_encoder.spool.spool import Spool
+from edge_encoder.spool.system import System
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -152,16 +153,74 @@ def test_full_drops_by_the_declared_rule_and_says_so(tmp_path, policy, gone):
     spool.close()
 
 
-def test_old_frames_expire_but_never_those_of_an_unset_clock(tmp_path):
-    spool = Spool(tmp_path)
-    now = int(time.time() * 1000)
-    old = Record(new_id(), b"a", 16, 16, 0, created_ms=now - 100_000)
-    unset = Record(new_id(), b"b", 16, 16, 0, created_ms=1000)
-    for record in (old, unset, frame()):
-        put(spool, record)
-    assert spool.expire(now - 50_000).result(5) == 1
-    assert spool.get(old.id).state is State.DROPPED
-    assert spool.get(unset.id).state is State.SPOOLED
+class Clocks(System):
+    """Clocks that a test sets."""
+
+    def __init__(self) -> None:
+        self.wall, self.boot, self.start = time.time(), 100.0, "first start"
+
+    def wall_seconds(self) -> float:
+        return self.wall
+
+    def boot_seconds(self) -> float:
+        return self.boot
+
+    def boot_id(self) -> str:
+        return self.start
+
+    def reboot(self, *, off: float, wall_error: float = 0.0) -> None:
+        """Switched off for `off` seconds; then the wall clock is wrong by `wall_error`."""
+        self.wall += off + wall_error
+        self.boot, self.start = 5.0, self.start + "'"
+
+    def run(self, seconds: float) -> None:
+        self.wall += seconds
+        self.boot += seconds
+
+
+def test_frames_age_by_uptime_and_expire(tmp_path):
+    clocks = Clocks()
+    spool = Spool(tmp_path, system=clocks)
+    old, fresh = frame(1), frame(2)
+    put(spool, old)
+    clocks.run(60)
+    put(spool, fresh)
+    clocks.run(20)
+    assert spool.oldest_age_seconds() == 80
+    assert spool.expire(70).result(5) == 1
+    assert spool.get(old.id).state is State.DROPPED and spool.get(old.id).reason == "too old"
+    assert spool.get(fresh.id).state is State.SPOOLED and spool.oldest_age_seconds() == 20
+    spool.close()
+
+
+DAY = 86_400.0
+
+
+@pytest.mark.parametrize("jump", [90 * DAY, 2.5, 400 * DAY, -30 * DAY], ids=["ntp", "glitch", "years", "back"])
+def test_no_jump_of_the_wall_clock_makes_a_fresh_frame_old(tmp_path, jump):
+    clocks = Clocks()
+    spool = Spool(tmp_path, system=clocks)
+    put(spool, frame(1))
+    clocks.wall += jump
+    assert spool.oldest_age_seconds() == 0 and spool.expire(2).result(5) == 0
+    spool.close()
+    spool = Spool(tmp_path, system=clocks)  # the service is restarted, the machine is not
+    assert spool.oldest_age_seconds() == 0 and spool.expire(2).result(5) == 0 and spool.pending_frames == 1
+    spool.close()
+
+
+def test_time_switched_off_counts_where_it_is_plausible(tmp_path):
+    clocks = Clocks()
+    spool = Spool(tmp_path, system=clocks)
+    put(spool, frame(1))
+    ages = []
+    for off, error in (3600, 0), (3600, -5000), (3600, 400 * DAY):
+        spool.close()
+        clocks.reboot(off=off, wall_error=error)
+        spool = Spool(tmp_path, system=clocks)
+        ages.append(spool.oldest_age_seconds())
+        clocks.run(10)
+    assert ages == [3600, 3610, 3620]
     spool.close()
 
 
