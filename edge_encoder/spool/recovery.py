@@ -59,7 +59,7 @@ def recover(path: Path, target: sqlite3.Connection, image: Path, system: System)
     source = path
     if found is not None:
         _copy(path, image, system)
-        _apply(log_path, found.page_size, found.committed, image, system)
+        _apply(log_path, found, found.committed, image, system)
         source = image
     if not _has_tables(source):
         if source is path:
@@ -69,7 +69,7 @@ def recover(path: Path, target: sqlite3.Connection, image: Path, system: System)
         salvage.found.complete = False
     salvage.read(source)
     if found is not None and found.others:
-        _apply(log_path, found.page_size, found.others, image, system)
+        _apply(log_path, found, found.others, image, system)
         salvage.read(image)
     for part in (path, log_path):
         if part.is_file() and part.stat().st_size:
@@ -116,12 +116,14 @@ def _copy(path: Path, image: Path, system: System) -> None:
                     offset += len(block)
 
 
-def _apply(log_path: Path, page_size: int, pages: list[tuple[int, int]], image: Path, system: System) -> None:
+def _apply(log_path: Path, log: wal.Log, pages: list[tuple[int, int]], image: Path, system: System) -> None:
     """Writes the log's pages into the image."""
     with log_path.open("rb") as source, image.open("r+b", buffering=0) as file:
         for number, offset in pages:
             source.seek(offset)
-            system.write(file, (number - 1) * page_size, source.read(page_size))
+            system.write(file, (number - 1) * log.page_size, source.read(log.page_size))
+        if file.seek(0, 2) < log.pages * log.page_size:  # SQLite opens no database that is shorter than it says
+            file.truncate(log.pages * log.page_size)
 
 
 @dataclass
@@ -141,6 +143,7 @@ class _Salvage:
         """Reads the tables of a database whose log, if it had one, is applied."""
         try:
             with contextlib.closing(_open(path)) as source:
+                source.execute("SELECT COUNT(*) FROM sqlite_schema").fetchone()
                 self._frames(source)
                 self._originals(source)
         except sqlite3.Error as error:
@@ -194,6 +197,7 @@ class _Salvage:
     ) -> Iterator[tuple[Any, ...]]:
         """Every readable row. Rows that cannot be read are lost where they may have waited: those in `waiting`, or all
         of them unless that is `sure` to name every one."""
+        self.found.complete &= sure  # without a whole index nothing says that no row is missing
         pending = [_span(source, table, waiting)]
         while pending:
             low, high = pending.pop()

@@ -295,11 +295,14 @@ class Spool:
             done.set_result(None)
             return done
 
-        def write(connection: sqlite3.Connection, changes: Changes) -> None:
-            self._save_clock(connection)
-            self._check_room()
+        def finish(written: Future[None]) -> None:
+            error = written.exception()
+            if error is None and self.problem:  # a full disk: this could be written, a frame could not
+                error = SpoolFull(f"{self.problem}; make room on it, or wait for the uplink")
+            done.set_exception(error) if error is not None else done.set_result(None)
 
-        return self._change(write)
+        self._change(lambda connection, changes: self._save_clock(connection)).add_done_callback(finish)
+        return done
 
     def close(self) -> None:
         """Commits what was handed in and closes the file. A second call does nothing."""

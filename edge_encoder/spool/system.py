@@ -22,7 +22,7 @@ class System:
 
     def create(self, path: Path) -> BinaryIO:
         """Creates or empties the file, readable by its owner only."""
-        return os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o600), "w+b", buffering=0)
+        return open(path, "w+b", buffering=0, opener=lambda name, flags: os.open(name, flags, 0o600))
 
     def write(self, file: BinaryIO, offset: int, data: bytes | memoryview) -> None:
         """Writes all of `data` at `offset`."""

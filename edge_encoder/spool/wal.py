@@ -32,7 +32,8 @@ _PAGE_SIZE = 4096  # SQLite's default, where the header cannot say it
 
 @dataclass(slots=True)
 class Log:
-    """What a log holds. A page is (its number in the database, the offset of its content in the log).
+    """What a log holds. A page is (its number in the database, the offset of its content in the log); `pages` is how
+    many the database has, by the largest commit.
 
     `committed`: the pages that SQLite would use, in order. `others`: pages of the present generation that verify and
     that SQLite would not use, in order: behind damage, or of a transaction without a commit.
@@ -40,6 +41,7 @@ class Log:
 
     page_size: int
     damaged: bool = False
+    pages: int = 0
     committed: list[tuple[int, int]] = field(default_factory=list)
     others: list[tuple[int, int]] = field(default_factory=list)
 
@@ -79,6 +81,7 @@ def _scan(raw: memoryview) -> Log:
         if intact and matches and own_salt == salt:
             open_pages.append((number, start))
             if commit:
+                log.pages = max(log.pages, commit)
                 log.committed += open_pages
                 open_pages = []
             continue
@@ -86,6 +89,7 @@ def _scan(raw: memoryview) -> Log:
         log.damaged |= own_salt == salt or (intact and matches)
         intact = False
         if matches and number and own_salt == salt:
+            log.pages = max(log.pages, commit)
             open_pages.append((number, start))
     log.others = open_pages
     return log

@@ -1,9 +1,9 @@
 """The one thread that writes to the spool: group commit, and what happens when a commit fails.
 
 Operations handed in during a commit go into the next one together, so a burst costs one sync instead of one per frame.
-When a transaction fails, its operations are retried one by one, so that only the impossible one is refused. After an
-damage, or I/O errors that last, the file is opened anew, and rebuilt if necessary (database.py); while that fails, every
-operation is refused at once and opening is retried. Knows nothing of what the operations are.
+When a transaction fails, its operations are retried one by one, so that only the impossible one is refused. After
+damage, or I/O errors that last, the file is opened anew, and rebuilt if necessary (database.py); while that fails,
+every operation is refused at once and opening is retried. Knows nothing of what the operations are.
 """
 
 from __future__ import annotations
