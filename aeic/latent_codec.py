@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from aeic import rans
 from aeic.bitstream import MAX_PAYLOAD_BYTES, MAX_SIDE, Frame
 from aeic.bundle import Bundle
-from aeic.context import EntropyModel, Symbols
+from aeic.entropy_model import EntropyModel, Symbols
 from aeic.errors import BundleError, Damaged, TooLarge, WrongModel
 from aeic.passes import PASS_COUNT, gather, scatter
 from aeic.quantise import Floats, check_value, dequantise, digest, hyper_size, quantise_hyper
@@ -34,7 +34,8 @@ class Latents:
 class Coded:
     """A decoded frame as the specification defines it: everything is in the units that were coded.
 
-    ``z_symbols`` (Cz, hz, wz) int32, ``symbols`` (M, h, w) int16, ``y_hat`` (M, h, w) float32 before the gain is undone.
+    ``z_symbols`` (Cz, hz, wz) int32, ``symbols`` (M, h, w) int16, ``y_hat`` (M, h, w) float32 before the gain is
+    undone.
     """
 
     z_symbols: NDArray[np.int32]
@@ -93,7 +94,7 @@ class LatentCodec:
             ) from error
         if len(payload) > MAX_PAYLOAD_BYTES:
             raise TooLarge(
-                f"the frame would have {len(payload)} bytes of payload, over the {MAX_PAYLOAD_BYTES} that a decoder takes:"
+                f"the frame would have {len(payload)} bytes of payload, over the limit of {MAX_PAYLOAD_BYTES}:"
                 " choose a lower rate point or scale the picture down"
             )
         return replace(frame, payload=payload).to_bytes()

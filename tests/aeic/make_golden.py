@@ -22,8 +22,8 @@ from aeic import rans
 from aeic.bitstream import HEADER_BYTES, MAX_PAYLOAD_BYTES, VERSION, Frame
 from aeic.bundle import Bundle
 from aeic.latent_codec import LatentCodec
-from tests.aeic.extreme_bundle import write_extreme_bundle
-from tests.tiny_bundle import write_tiny_bundle
+from tests.support.extreme_bundle import write_extreme_bundle
+from tests.support.tiny_bundle import write_tiny_bundle
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 TINY, EXTREME = "bundle", "bundle-extreme"
@@ -92,9 +92,11 @@ def refusals(codec: LatentCodec, streams: dict[str, bytes]) -> Iterator[Refusal]
     head, payload, own = bytearray(good[:HEADER_BYTES]), good[HEADER_BYTES:], good[6:9]
     foreign = bytes(byte ^ 0xFF for byte in own)
 
-    def frame(rate: int = 0, width: int = 16, height: int = 16, kind: int = 1, flags: int = 0, mark: bytes = own) -> bytes:
+    def frame(
+        rate: int = 0, width: int = 16, height: int = 16, version: int = 1, flags: int = 0, mark: bytes = own
+    ) -> bytes:
         packed = width - 1 | height - 1 << 13 | flags << 26
-        return bytes([0xAE, kind << 5 | rate]) + packed.to_bytes(4, "little") + mark
+        return bytes([0xAE, version << 5 | rate]) + packed.to_bytes(4, "little") + mark
 
     room = 4 * (codec.bundle.channels * 4 + codec.bundle.hyper_channels)  # 16x16: y is 2x2, z is 1x1
     yield Refusal("other-magic", 1, "NotABitstream", "byte 0 is 0x89", b"\x89" + good[1:])
@@ -102,14 +104,13 @@ def refusals(codec: LatentCodec, streams: dict[str, bytes]) -> Iterator[Refusal]
     yield Refusal("empty", 2, "Truncated", "0 bytes", b"")
     yield Refusal("magic-only", 2, "Truncated", "1 byte", good[:1])
     yield Refusal("header-only", 2, "Truncated", "9 bytes", bytes(head))
-    yield Refusal("short-version-2", 2, "Truncated", "8 bytes of version 2", frame(kind=2)[:8])
-    yield Refusal("version-0", 3, "UnsupportedVersion", "version 0", frame(kind=0) + payload)
-    yield Refusal("version-2", 3, "UnsupportedVersion", "version 2", frame(kind=2) + payload)
+    yield Refusal("short-version-2", 2, "Truncated", "8 bytes of version 2", frame(version=2)[:8])
+    yield Refusal("version-0", 3, "UnsupportedVersion", "version 0", frame(version=0) + payload)
+    yield Refusal("version-2", 3, "UnsupportedVersion", "version 2", frame(version=2) + payload)
     yield Refusal("flag-0", 3, "UnsupportedVersion", "bit 26 is set", frame(flags=1) + payload)
     yield Refusal("flag-5", 3, "UnsupportedVersion", "bit 31 is set", frame(flags=32) + payload)
-    yield Refusal(
-        "version-2-narrow-foreign", 3, "UnsupportedVersion", "version 2, width 1", frame(0, 1, 16, 2, 0, foreign) + payload
-    )
+    later = frame(0, 1, 16, 2, 0, foreign)
+    yield Refusal("version-2-narrow-foreign", 3, "UnsupportedVersion", "version 2, width 1, foreign", later + payload)
     yield Refusal("width-15", 4, "Damaged", "width 15", frame(width=15) + payload)
     yield Refusal("height-1", 4, "Damaged", "height 1", frame(height=1) + payload)
     yield Refusal("width-15-foreign", 4, "Damaged", "width 15, foreign", frame(width=15, mark=foreign) + payload)
@@ -135,9 +136,8 @@ def refusals(codec: LatentCodec, streams: dict[str, bytes]) -> Iterator[Refusal]
     yield Refusal("bit-flipped", 11, "Damaged", "bit 0 of byte 9 is inverted", bytes(flipped))
     yield Refusal("other-width", 11, "Damaged", "width 17 instead of 16", frame(width=17) + payload)
     yield Refusal("other-rate", 11, "Damaged", "rate 1 instead of 0", frame(rate=1) + payload)
-    yield Refusal(
-        "check-zero-kept", 11, "Damaged", "a CRC of 0 written as 0, not as 1", _coded_as_zero(codec, streams["check-zero"])
-    )
+    kept = _coded_as_zero(codec, streams["check-zero"])
+    yield Refusal("check-zero-kept", 11, "Damaged", "a check value of 0 written as 0, not as 1", kept)
 
 
 def _coded_as_zero(codec: LatentCodec, data: bytes) -> bytes:

@@ -63,7 +63,7 @@ def rows(lengths: Any, offsets: Any, freqs: Any) -> list[tuple[int, list[int]]]:
 
 
 def load(bundle: Path) -> dict[str, Any]:
-    """bundle.json, once the files that decoding needs have the digests, and the bundle the fingerprint, that it says."""
+    """bundle.json, after the digests of the files that decoding needs, and the fingerprint, have been compared."""
     manifest: dict[str, Any] = json.loads((bundle / "bundle.json").read_text())
     files, defining = manifest["files"], manifest["defines_bitstream"]
     assert manifest["format"] == 1 and set(defining) >= DECODING
