@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.support import skips
-from tests.tiny_bundle import write_tiny_bundle
+from tests.support.tiny_bundle import write_tiny_bundle
 
 
 def pytest_configure(config: pytest.Config) -> None:

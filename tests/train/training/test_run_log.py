@@ -1,0 +1,23 @@
+"""The log of a run: means over the steps since the last line."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from aeic_train.training.run_log import Journal
+
+
+def test_a_line_holds_the_means_since_the_last(tmp_path: Path, capsys: Any) -> None:
+    journal = Journal(tmp_path / "log.jsonl")
+    place = {"stage": "1", "step": 2, "total": 7, "hours": 0.5}
+    journal.add({"mse": 0.03, "bpp_0": 0.1})
+    journal.add({"mse": 0.05})
+    journal.write(place, 9, 3.0)
+    journal.add({"mse": 0.4})
+    journal.write(place | {"step": 3}, 9, 1.0)
+    first, second = (json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines())
+    assert first == place | {"seconds_per_step": 1.5, "psnr": 20.0, "mse": 0.04, "bpp_0": 0.1}
+    assert second["mse"] == 0.4 and second["seconds_per_step"] == 1.0 and "bpp_0" not in second
+    assert capsys.readouterr().out.startswith("1 2/9 1.50 s/step psnr 20.00 ")
