@@ -3,12 +3,15 @@ PYTHON ?= python3
 VENV := .venv
 DEMO_VENV := .venv-demo
 LOCK_VENV := .venv-lock
+EDGE_VENV = .venv-edge-$(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])')
 BIN := $(VENV)/bin
 PIP_FLAGS := -qq --disable-pip-version-check
 PINS := pyproject.toml constraints.txt $(wildcard requirements/*.txt)
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo run test check lint types protos bench fuzz soak abuse golden results test-full test-isa test-hostile test-browser test-ops test-images clean test-fleet
+.PHONY: help install demo run test check lint types format lock lock-check docs dist protos bench fuzz soak abuse golden results \
+  test-full test-edge test-isa test-fleet test-hostile test-browser test-ops test-images test-skipped clean \
+  packages-browser packages-ops packages-fleet packages-isa packages-images
 
 help: ## list the verbs
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -24,6 +27,9 @@ run: $(DEMO_VENV)/.installed ## the same two services, kept up until Ctrl-C, add
 test: install ## set up and run all tests
 	$(BIN)/python -m pytest
 
+test-skipped: install packages-browser packages-ops packages-fleet ## what the last `make test` skipped, with Debian's packages; a skip fails
+	$(BIN)/python -m tests.support.skips
+
 check: lint types ## everything that is checked without running: style, imports, types, the wire
 
 lint: install
@@ -33,6 +39,24 @@ lint: install
 
 types: install
 	$(BIN)/mypy
+
+format: install ## ruff's own format and import order, in place
+	$(BIN)/ruff check --select I --fix .
+	$(BIN)/ruff format .
+
+lock: $(LOCK_VENV)/.installed ## constraints.txt and requirements/ again from pyproject.toml; UPGRADE=1 takes the newest versions
+	$(LOCK_VENV)/bin/python requirements/lock.py --uv $(LOCK_VENV)/bin/uv $(if $(UPGRADE),--upgrade)
+
+lock-check: $(LOCK_VENV)/.installed ## the lock files are those of pyproject.toml, and every extra resolves against them
+	$(LOCK_VENV)/bin/python requirements/lock.py --uv $(LOCK_VENV)/bin/uv --check
+
+docs: install ## the documentation as a site in out/site; a broken link is an error
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+dist: install ## the wheel and the source archive in dist/, checked by twine
+	rm -rf dist
+	$(BIN)/python -m build --no-isolation
+	$(BIN)/twine check --strict dist/*
 
 protos: install ## the gRPC stubs in aeic/v1 from protos/
 	$(BIN)/python -m grpc_tools.protoc -I protos --python_out=. --pyi_out=. --grpc_python_out=. --mypy_grpc_out=. protos/aeic/v1/*.proto
@@ -68,29 +92,48 @@ results: install ## tables and plots of docs/results from the committed figures
 test-full: install ## the slow tests, full-size conversion (8 GB of memory); golden vectors if AEIC_GOLDENS names their folder
 	AEIC_FULL=$${AEIC_FULL:-se} $(BIN)/python -m pytest -m slow
 
-test-fleet: $(VENV)/.fleet ## a fleet under fire: PostgreSQL, Ray, kills and rolling restarts of everything (root for Debian's packages)
+test-edge: ## the format, the edge and the client on PYTHON, 3.11 to 3.14, in an environment of its own without torch
+	@$(MAKE) --no-print-directory $(EDGE_VENV)/.installed
+	$(EDGE_VENV)/bin/python -m pytest tests/aeic tests/edge tests/client tests/tools/test_locks.py
+
+test-fleet: install packages-fleet ## a fleet under fire: PostgreSQL, Ray, kills and rolling restarts of everything
 	$(BIN)/python -m pytest tests/cloud tests/fleet
 	$(BIN)/python -m tests.fleet.chaos --ray --frames 5000 --workers 3 --per-second 65
 	$(BIN)/python -m tests.fleet.chaos --ray --frames 1500 --workers 2 --per-second 40 --rolling
 
-test-isa: install ## the same frame on x86 and emulated ARM64, bit for bit (root, Debian's qemu packages, minutes)
+test-isa: install packages-isa ## the same frame on x86 and emulated ARM64, bit for bit (root, minutes)
 	$(BIN)/python -m tests.exact.isa
 
-test-browser: install ## the page in headless Chromium (root installs Debian's chromium where it is missing)
-	@$(call debian,chromium,chromium fonts-dejavu-core)
-	@$(BIN)/python -m pip install $(PIP_FLAGS) -e ".[browser]"
+test-browser: install packages-browser ## the page in headless Chromium
 	$(BIN)/python -m pytest tests/browser -s
 
-test-ops: install ## a real Prometheus scrapes both services; dashboards, rules, containers (root installs Debian's packages)
-	@$(call debian,prometheus,prometheus)
-	@$(call debian,docker-compose,docker-compose)
-	@$(BIN)/python -m pip install $(PIP_FLAGS) -e ".[ops]"
+test-ops: install packages-ops ## a real Prometheus scrapes both services; dashboards, rules, containers
 	$(BIN)/python -m pytest tests/ops tests/cloud/test_ops.py tests/tools/test_deploy.py -s
 
-test-images: ## both images built with buildah on a base of debootstrap, run, a picture through them (root, minutes)
+test-images: packages-images ## both images built with buildah on a base of debootstrap, run, a picture through them (root, minutes)
+	deploy/try_images.sh
+
+# Debian's packages behind these verbs: installed where this is root, named where it is not.
+packages-browser:
+	@$(call debian,chromium,chromium fonts-dejavu-core)
+
+packages-ops:
+	@$(call debian,prometheus,prometheus)
+	@$(call debian,docker-compose,docker-compose)
+
+packages-fleet:
+	@$(call debian,/usr/lib/postgresql/*/bin/initdb,postgresql)
+	@$(call debian,kubectl,kubernetes-client)
+
+packages-isa:
+	@$(call debian,qemu-x86_64,qemu-user)
+	@$(call debian,qemu-aarch64-static,qemu-user-static)
+	@$(call debian,debootstrap,debootstrap)
+	@$(call debian,unzip,unzip)
+
+packages-images:
 	@$(call debian,buildah,buildah)
 	@$(call debian,debootstrap,debootstrap)
-	deploy/try_images.sh
 
 clean: ## remove what was made, except the environments
 	rm -rf out build dist .pytest_cache .ruff_cache .mypy_cache .hypothesis .import_linter_cache
@@ -110,6 +153,11 @@ $(DEMO_VENV)/.installed: $(PINS)
 	@$(call make-venv,$(DEMO_VENV),14)
 	@echo "installing the edge and the CPU cloud into $(DEMO_VENV): no torch, under a minute"
 	@$(call install,$(DEMO_VENV),edge-cpu cloud-cpu)
+	@touch $@
+
+$(EDGE_VENV)/.installed: $(PINS)
+	@$(call make-venv,$(EDGE_VENV),14)
+	@$(call install,$(EDGE_VENV),test)
 	@touch $@
 
 # uv in an environment of its own, so that the locks can be made before anything is installed from them.

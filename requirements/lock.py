@@ -29,6 +29,7 @@ INSTALLATIONS = {
     "cloud-cpu": ["cloud-cpu"],
     "cloud": ["cloud"],
     "fleet-ray": ["fleet-ray"],
+    "test": ["test"],
     "dev": ["dev"],
 }
 # torch and what comes with it. A machine may serve another build of the same version (the CPU build), which has other
