@@ -34,6 +34,7 @@ check: lint types ## everything that is checked without running: style, imports,
 
 lint: install
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --check -q .
 	$(BIN)/lint-imports
 	cd protos && ../$(BIN)/buf lint
 

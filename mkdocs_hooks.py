@@ -1,7 +1,7 @@
 """What the site needs besides the pages of docs/: a front page, and links into the repository that lead somewhere.
 
 The front page is docs/index.md or, where there is none, README.md. A link from a page to a file of the repository
-outside docs/ becomes its text, since the site does not hold that file; one to a file that does not exist ends the build.
+outside docs/ becomes its text, since the site does not hold that file. A link to a missing file ends the build.
 """
 
 from __future__ import annotations
@@ -71,6 +71,4 @@ def on_page_markdown(markdown: str, page: Page, **_: Any) -> str:
 
     # Fenced code is left as it is.
     parts = re.split(r"(^```.*?^```$)", markdown, flags=re.M | re.S)
-    return "".join(
-        part if part.startswith("```") else SOURCE.sub(attribute, LINK.sub(link, part)) for part in parts
-    )
+    return "".join(part if part.startswith("```") else SOURCE.sub(attribute, LINK.sub(link, part)) for part in parts)

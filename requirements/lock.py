@@ -1,4 +1,4 @@
-"""Writes the lock files: `make lock`. With --check, says whether they fit pyproject.toml and changes nothing: `make lock-check`.
+"""Writes the lock files: `make lock`. With --check (`make lock-check`), only says whether they fit pyproject.toml.
 
 uv resolves. It runs with the index that the machine is configured for, and no file here names an index.
 
@@ -100,7 +100,16 @@ def write(uv: str, folder: Path, upgrade: bool) -> None:
     compile_(uv, str(FOLDER / "metrics.in"), metrics, "--generate-hashes", "--no-annotate", "--no-deps", *newest)
     with tempfile.TemporaryDirectory() as made:
         pylock = Path(made) / "pylock.toml"
-        compile_(uv, "pyproject.toml", pylock, *extras_options(PORTABLE), "--constraints", str(whole), "--format", "pylock.toml")
+        compile_(
+            uv,
+            "pyproject.toml",
+            pylock,
+            *extras_options(PORTABLE),
+            "--constraints",
+            str(whole),
+            "--format",
+            "pylock.toml",
+        )
         (folder / FOLDER / "wheels.txt").write_text(linux_wheels(pylock))
 
 
@@ -114,11 +123,22 @@ def check(uv: str) -> list[str]:
         for path in committed:
             (folder / path).write_bytes((ROOT / path).read_bytes())
         write(uv, folder, upgrade=False)
-        wrong += [f"{path} is out of date" for path in committed if (folder / path).read_bytes() != (ROOT / path).read_bytes()]
+        wrong += [
+            f"{path} is out of date" for path in committed if (folder / path).read_bytes() != (ROOT / path).read_bytes()
+        ]
         locked = {line.partition(" ;")[0] for line in pins(ROOT / CONSTRAINTS)}
         for extra in EXTRAS:
             output = folder / f"extra-{extra}.txt"
-            compile_(uv, "pyproject.toml", output, "--extra", extra, "--constraints", str(ROOT / CONSTRAINTS), "--no-annotate")
+            compile_(
+                uv,
+                "pyproject.toml",
+                output,
+                "--extra",
+                extra,
+                "--constraints",
+                str(ROOT / CONSTRAINTS),
+                "--no-annotate",
+            )
             missing = {line.partition(" ;")[0] for line in pins(output)} - locked
             wrong += [f"{extra} needs {pin}, which constraints.txt does not hold" for pin in sorted(missing)]
     return wrong

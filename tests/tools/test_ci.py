@@ -76,7 +76,9 @@ def test_the_release_is_the_same_everywhere() -> None:
     assert released and released[0] == aeic.__version__
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
     assert citation["version"] == aeic.__version__ and citation["license"] == "Apache-2.0"
-    assert re.search(rf"^\| {re.escape(aeic.__version__.rpartition('.')[0])}\.x ", (ROOT / "SECURITY.md").read_text(), re.M)
+    assert re.search(
+        rf"^\| {re.escape(aeic.__version__.rpartition('.')[0])}\.x ", (ROOT / "SECURITY.md").read_text(), re.M
+    )
 
 
 def test_the_description_of_the_wheel_links_nowhere_into_the_repository() -> None:

@@ -1,4 +1,4 @@
-"""The lock files: every extra is in them, each pin has hashes, and what runs on boxes and servers has wheels. No network."""
+"""The lock files hold every extra, each pin with hashes; what runs on boxes and servers has wheels. No network."""
 
 from __future__ import annotations
 
@@ -98,7 +98,9 @@ def test_every_pin_has_hashes_and_the_version_of_the_whole_lock(path: Path) -> N
 
 def test_no_lock_file_names_an_index() -> None:
     for path in (ROOT / "constraints.txt", *FOLDER.iterdir()):
-        assert not path.is_file() or not re.search(r"https?://|--(extra-)?index-url|--find-links", path.read_text()), path
+        assert not path.is_file() or not re.search(r"https?://|--(extra-)?index-url|--find-links", path.read_text()), (
+            path
+        )
 
 
 def _fits(tag: Tag, python: str, machine: str) -> bool:
