@@ -98,7 +98,11 @@ def latents(
     threads: Threads = 0,
     force: Force = False,
 ) -> None:
-    """The decoded latents as an npz, and their digest on stdout: two machines that print the same agree bit for bit."""
+    """The decoded latents as an npz, and a digest on stdout: two machines that print the same agree bit for bit.
+
+    The digest is the SHA-256 of the npz's y_hat: little-endian float32, in C order, before the gain is undone. The
+    synthesis takes y_hat times inverse_gains, channel by channel.
+    """
     from aeic_tools import codec_commands
 
     _finish(codec_commands.latents(source, target, bundle=model, threads=threads, force=force))
