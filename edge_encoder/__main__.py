@@ -1,4 +1,4 @@
-"""`python -m edge_encoder`: the edge service. Settings: AEIC_EDGE_* (docs/edge.md); the flags override them.
+"""`python -m edge_encoder`: the edge service. Settings: AEIC_EDGE_* (docs/reference/edge.md); the flags override them.
 
 When it is ready, one JSON line on stdout names the address. SIGTERM and SIGINT drain and end with 0.
 """
@@ -113,7 +113,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         unknown = unknown_variables(os.environ)
         if unknown:
-            raise ValueError(f"unknown setting {', '.join(unknown)}; docs/edge.md lists those that exist")
+            raise ValueError(f"unknown setting {', '.join(unknown)}; docs/reference/edge.md lists those that exist")
         settings = EdgeSettings(**given)
     except (ValidationError, ValueError, OSError) as error:
         print(f"edge: wrong settings: {_readable(error)}", file=sys.stderr)
