@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -86,7 +87,7 @@ class TorchOps:
         for number, weight_factor in enumerate((128, 1)[-len(kept.limbs) :]):
             for code_factor, values in _limbs(x):
                 factor = weight_factor * code_factor
-                step = self.constant((layer, "step", factor), lambda f=factor: (kept.steps * f).astype(np.float32))
+                step = self.constant((layer, "step", factor), partial(_steps, kept, factor))
                 total = self._product(values, layer, kept, number) * step + total
         return total
 
@@ -185,7 +186,7 @@ class TorchEntropyModel:
             found = table[cells].long()
             limit = limits[found]
             rounded = torch.minimum(torch.maximum((latents - means).round(), -limit), limit)
-            mask = constant(("mask", index, height, width), lambda i=index: _mask(i, channels, height, width))
+            mask = constant(("mask", index, height, width), partial(_mask, index, channels, height, width))
             base = torch.where(mask, rounded + means, base)
             symbols, indexes = torch.where(mask, rounded, symbols), torch.where(mask, found.float(), indexes)
         return self._host(symbols.short()), self._host(indexes.to(torch.int8)), self._host(base)
@@ -218,6 +219,12 @@ def _limbs(x: Codes) -> list[tuple[int, Tensor]]:
         return [(1, x.values)]
     high = ((x.values + 128) * 2.0**-8).floor()
     return [(256, high), (1, x.values - 256 * high)]
+
+
+def _steps(layer: Layer, factor: int) -> Floats:
+    """What a sum of products counts in, by output channel."""
+    steps: Floats = (layer.steps * factor).astype(np.float32)
+    return steps
 
 
 def _mask(index: int, channels: int, height: int, width: int) -> NDArray[np.bool_]:
