@@ -10,10 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from aeic import rans
-from aeic.bitstream import MAX_SIDE, Frame
+from aeic.bitstream import MAX_PAYLOAD_BYTES, MAX_SIDE, Frame
 from aeic.bundle import Bundle
 from aeic.entropy_model import EntropyDecoderModel, EntropyModel, Symbols, fill
-from aeic.errors import BitstreamError, BundleError, Damaged, WrongModel
+from aeic.errors import BitstreamError, BundleError, Damaged, TooLarge, WrongModel
 from aeic.passes import PASS_COUNT, gather, scatter
 from aeic.quantise import Floats, check_value, dequantise, digest, hyper_size, quantise_hyper
 
@@ -30,6 +30,25 @@ class Latents:
     symbols: Symbols
     frame: Frame
     digest: str
+
+
+@dataclass(frozen=True)
+class Coded:
+    """A decoded frame as the specification defines it: everything is in the units that were coded.
+
+    ``z_symbols`` (Cz, hz, wz) int32, ``symbols`` (M, h, w) int16, ``y_hat`` (M, h, w) float32 before the gain is
+    undone.
+    """
+
+    z_symbols: NDArray[np.int32]
+    symbols: Symbols
+    y_hat: Floats
+    frame: Frame
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of ``y_hat`` in hex: what two machines compare."""
+        return digest(self.y_hat)
 
 
 class LatentCodec:
@@ -55,7 +74,8 @@ class LatentCodec:
         """Code y (M, h, w) float32, as the analysis graph gave it, into a whole frame.
 
         ``width`` and ``height`` are the picture's before padding. ``ValueError`` if y has another shape or dtype,
-        ``RateError`` for an unknown rate, ``BundleError`` if the model gave numbers that are not finite.
+        ``RateError`` for an unknown rate, ``BundleError`` if the model gave numbers that are not finite, ``TooLarge``
+        for a frame over ``MAX_PAYLOAD_BYTES`` (a huge picture full of detail).
         """
         tables = self.bundle.tables
         number = self.bundle.rate(rate).number
@@ -82,14 +102,24 @@ class LatentCodec:
             raise BundleError(
                 f"the entropy model of bundle {self.bundle.name} does not fit its tables: {error}"
             ) from error
+        if len(payload) > MAX_PAYLOAD_BYTES:
+            raise TooLarge(
+                f"the frame would have {len(payload)} bytes of payload, over the limit of {MAX_PAYLOAD_BYTES}:"
+                " choose a lower rate point or scale the picture down"
+            )
         return replace(frame, payload=payload).to_bytes()
 
     def decode(self, data: bytes) -> Latents:
+        """Decode a whole frame of any origin to what the synthesis takes. Errors and costs of :meth:`decode_coded`."""
+        return self._latents(self.decode_coded(data))
+
+    def decode_coded(self, data: bytes) -> Coded:
         """Decode a whole frame of any origin. ``BitstreamError`` in one of its kinds if it is not one of this bundle's.
 
-        Costs what a frame of the size in its header costs, whatever its payload: ``max_pixels`` is the bound.
+        The refusals and their order are those of docs/bitstream.md section 5.2. Costs what a frame of the size in its
+        header costs, whatever its payload: ``max_pixels`` is the bound.
         """
-        (outcome,) = self.decode_many([data])
+        (outcome,) = self._decode_batch([self._parse(data)])
         if isinstance(outcome, BitstreamError):
             raise outcome
         return outcome
@@ -110,7 +140,7 @@ class LatentCodec:
                 sizes[frame.latent_size].append((number, frame))
         for same in sizes.values():
             for (number, _), outcome in zip(same, self._decode_batch([frame for _, frame in same]), strict=True):
-                outcomes[number] = outcome
+                outcomes[number] = outcome if isinstance(outcome, BitstreamError) else self._latents(outcome)
         return [outcomes[number] for number in range(len(frames))]
 
     def _parse(self, data: bytes) -> Frame:
@@ -132,9 +162,9 @@ class LatentCodec:
     def _hyper_shape(self, frame: Frame) -> tuple[int, int, int]:
         return (self.bundle.hyper_channels, *hyper_size(*frame.latent_size))
 
-    def _decode_batch(self, frames: Sequence[Frame]) -> list[Latents | BitstreamError]:
+    def _decode_batch(self, frames: Sequence[Frame]) -> list[Coded | BitstreamError]:
         """Frames of one latent size. A frame that turns out damaged leaves the batch at the next pass."""
-        outcomes: list[Latents | BitstreamError | None] = [None] * len(frames)
+        outcomes: list[Coded | BitstreamError | None] = [None] * len(frames)
         readers: dict[int, rans.Decoder] = {}
         hyper: dict[int, NDArray[np.int32]] = {}
         for number, frame in enumerate(frames):
@@ -174,8 +204,8 @@ class LatentCodec:
 
     def _checked(
         self, frame: Frame, reader: rans.Decoder, hyper: NDArray[np.int32], symbols: Symbols, base: Floats
-    ) -> Latents | BitstreamError:
-        """The latents, if the stream ends where it should and its check value holds."""
+    ) -> Coded | BitstreamError:
+        """What was coded, if the stream ends where it should and its check value holds."""
         try:
             check = reader.finish()
         except BitstreamError as error:
@@ -185,8 +215,12 @@ class LatentCodec:
                 "the frame's check value does not hold: it was changed on the way, or this machine computes the entropy"
                 " model differently from the one that made it"
             )
-        y_hat = base * self.bundle.tables.inverse_gains[frame.rate][:, None, None]
-        return Latents(y_hat, symbols, frame, digest(base))
+        return Coded(hyper, symbols, base, frame)
+
+    def _latents(self, coded: Coded) -> Latents:
+        """With the gain undone: what the synthesis takes."""
+        y_hat = coded.y_hat * self.bundle.tables.inverse_gains[coded.frame.rate][:, None, None]
+        return Latents(y_hat, coded.symbols, coded.frame, coded.digest)
 
 
 def _channel_ids(shape: tuple[int, ...]) -> rans.Ints:
