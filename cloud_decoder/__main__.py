@@ -6,10 +6,9 @@ import argparse
 import os
 import sys
 
-from pydantic import ValidationError
-
+from aeic_service.settings import readable
 from cloud_decoder.service import main
-from cloud_decoder.settings import Settings, unknown_variables
+from cloud_decoder.settings import Settings
 
 
 def _settings(arguments: list[str]) -> Settings:
@@ -30,15 +29,13 @@ def _settings(arguments: list[str]) -> Settings:
     given = {
         name: value for name, value in vars(parser.parse_args(arguments)).items() if value is not None and name != "ray"
     }
-    if unknown := unknown_variables(os.environ):
-        parser.error(f"unknown setting {', '.join(unknown)}; docs/cloud.md lists those that exist")
     if given.get("port") == 0:
         given.setdefault("grpc_port", 0)  # whoever wants one free port wants two
     try:
+        Settings.refuse_unknown(os.environ, "docs/cloud.md")
         return Settings(**given)
-    except ValidationError as error:
-        said = "; ".join(f"AEIC_CLOUD_{str(part['loc'][-1]).upper()}: {part['msg']}" for part in error.errors())
-        parser.error(said)
+    except (ValueError, OSError) as error:
+        parser.error(readable(error, Settings.prefix))
 
 
 def _run(arguments: list[str]) -> int:

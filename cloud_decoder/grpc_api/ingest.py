@@ -30,8 +30,8 @@ from cloud_decoder.auth import Tokens
 from cloud_decoder.errors import StoreUnavailable
 from cloud_decoder.events import EventBus
 from cloud_decoder.grpc_api.acks import Answers
+from cloud_decoder.grpc_api.status import grpc_status
 from cloud_decoder.metrics import Metrics
-from cloud_decoder.problems import grpc_status
 from cloud_decoder.store.store import Added, NewFrame, Store
 from cloud_decoder.worker import tracing
 

@@ -22,8 +22,8 @@ import numpy as np
 from aeic.bitstream import MAX_SIDE
 from aeic.errors import InputError
 from aeic.identifiers import derived_id
+from aeic_service.errors import Overloaded
 from edge_encoder.backoff import Backoff
-from edge_encoder.encoding.encode_queue import Busy
 from edge_encoder.service import EdgeService
 from edge_encoder.settings import EdgeSettings
 from edge_encoder.sources.capture_process import Job
@@ -123,7 +123,7 @@ class Camera:
                 log.warning("a frame of the camera is refused: %s", error)
                 count.labels("refused").inc()
                 return
-            except (Busy, SpoolError) as error:
+            except (Overloaded, SpoolError) as error:
                 if self._file is None:
                     count.labels("busy").inc()
                     return
