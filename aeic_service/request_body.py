@@ -33,7 +33,7 @@ class Budget:
     def take(self, size: int) -> None:
         """Count ``size`` more bytes. ``Overloaded`` where there is no room for them."""
         if self.held + size > self.limit:
-            raise Overloaded("too many bytes are being received at once; come again in 1 s", retry_after=1.0)
+            raise Overloaded("too many bytes are being received at once; try again in 1 s", retry_after=1.0)
         self.held += size
 
     def give_back(self, size: int) -> None:

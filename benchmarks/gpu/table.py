@@ -27,8 +27,8 @@ from aeic.pixels import from_tensor
 from aeic_nets.official.golden_weights import golden_picture
 from benchmarks.golden_bundle import golden_codec, write_golden_bundle
 from cloud_decoder.inference.decoder import Decoder
+from edge_encoder.encoding import ProviderChoice
 from edge_encoder.encoding.encoder import Encoder
-from edge_encoder.settings import ProviderChoice
 
 PUBLISHED_MS: dict[str, dict[str, dict[str, tuple[float, float]]]] = {
     "se": {

@@ -1,4 +1,4 @@
-"""The gRPC status of an error of the tree; its HTTP status is in the tree itself."""
+"""The gRPC status of each error."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import grpc
 
 from aeic.errors import AeicError, BitstreamError, WrongModel
 
-_GRPC = {
+_OF_HTTP_STATUS = {
     400: grpc.StatusCode.INVALID_ARGUMENT,
     401: grpc.StatusCode.UNAUTHENTICATED,
     404: grpc.StatusCode.NOT_FOUND,
@@ -21,7 +21,7 @@ _GRPC = {
 
 
 def grpc_status(error: AeicError) -> grpc.StatusCode:
-    """The gRPC code of an error of the tree."""
+    """The gRPC status that corresponds to the error's HTTP status; INVALID_ARGUMENT for an undecodable bitstream."""
     if isinstance(error, BitstreamError) and not isinstance(error, WrongModel):
         return grpc.StatusCode.INVALID_ARGUMENT
-    return _GRPC.get(error.http_status, grpc.StatusCode.INTERNAL)
+    return _OF_HTTP_STATUS.get(error.http_status, grpc.StatusCode.INTERNAL)

@@ -15,7 +15,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 import aeic
-from aeic.identifiers import parse_id
+from aeic.identifiers import is_name, parse_id
 from aeic_service import api_page, problems, tracing
 from aeic_service.errors import Draining, InvalidParameter, Overloaded
 from aeic_service.head import Head
@@ -23,7 +23,7 @@ from aeic_service.request_body import Limits, discard, read_body, stated_size
 from edge_encoder.http_api import status
 from edge_encoder.service import EdgeService
 from edge_encoder.settings import Wait
-from edge_encoder.spool.record import Entry, State, is_name
+from edge_encoder.spool.record import Entry, State
 from edge_encoder.submission.request import Accepted, EncodeRequest
 
 _PROBLEM_EXAMPLES = {
@@ -34,7 +34,7 @@ _PROBLEM_EXAMPLES = {
     413: "the picture is 9000x20: at most 67108864 pixels and 8192 a side are taken, scale it down",
     415: "this is GIF: send JPEG, PNG or WebP",
     422: "the picture is cut short or damaged: send it again in full",
-    429: "9 pictures are being encoded or wait; come again in 1 s, or raise AEIC_EDGE_ENCODE_QUEUE_FRAMES",
+    429: "9 pictures are being encoded or wait; try again in 1 s, or raise AEIC_EDGE_ENCODE_QUEUE_FRAMES",
     503: "the service is stopping: try again in a moment",
     507: "the spool holds 268435456 of 268435456 bytes; wait for the uplink or raise AEIC_EDGE_SPOOL_MAX_BYTES",
 }

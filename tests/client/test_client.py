@@ -46,7 +46,7 @@ class Running:
         """Store a frame as ingest does."""
         new = new_frame(data, **changed)
         self.cloud.store.add([new], time.time())
-        self.loop.call_soon_threadsafe(self.cloud.ingest._stored, [new])
+        self.loop.call_soon_threadsafe(self.cloud.commits.announce, [new])
         return new
 
     def stop(self) -> None:

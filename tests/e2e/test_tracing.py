@@ -121,10 +121,10 @@ def test_off_it_costs_no_byte_and_no_import() -> None:
 
 
 def test_a_context_of_a_wrong_length_is_ignored(spans: Any) -> None:
-    from cloud_decoder.worker import tracing as traces
+    from cloud_decoder.grpc_api import ingest
 
     for context in (b"", b"x", bytes(24), bytes(26), bytes(10_000)):
-        traces.arrived(UUID(int=1), context, 0.0)
+        ingest.trace_arrival(UUID(int=1), context, 0.0)
     assert spans() == () and tracing.kept(UUID(int=1)) == b""
     for number in range(tracing.KEPT + 10):
         tracing.keep(UUID(int=number), bytes(24) + b"\1")
@@ -159,7 +159,7 @@ def test_spans_leave_for_the_collector_that_is_named() -> None:
         "OTEL_EXPORTER_OTLP_ENDPOINT": f"http://127.0.0.1:{server.server_port}",
         "OTEL_EXPORTER_OTLP_COMPRESSION": "none",
     }
-    code = "from aeic import tracing; tracing.set_up('aeic-test'); tracing.span('edge.read', 0.5)"
+    code = "from aeic_service import tracing; tracing.set_up('aeic-test'); tracing.span('edge.read', 0.5)"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True)
     server.shutdown()
     server.server_close()
