@@ -1,7 +1,7 @@
 """The service's settings.
 
-Environment ``AEIC_CLOUD_*``, then the TOML file of ``AEIC_CLOUD_CONFIG``; units in the names. docs/cloud.md has the
-same table; a test compares.
+Environment ``AEIC_CLOUD_*``, then the TOML file of ``AEIC_CLOUD_CONFIG``; units in the names. docs/reference/cloud.md
+has the same table; a test compares.
 """
 
 from __future__ import annotations

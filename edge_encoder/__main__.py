@@ -1,4 +1,4 @@
-"""`python -m edge_encoder`: the edge service. Settings: AEIC_EDGE_* (docs/edge.md); the flags override them.
+"""`python -m edge_encoder`: the edge service. Settings: AEIC_EDGE_* (docs/reference/edge.md); the flags override them.
 
 When it is ready, one JSON line on stdout names the address. SIGTERM and SIGINT drain and end with 0.
 """
@@ -91,7 +91,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--cloud-address", help="host:port of the cloud's gRPC [env: AEIC_EDGE_CLOUD_ADDRESS]")
     given = {name: value for name, value in vars(parser.parse_args(arguments)).items() if value is not None}
     try:
-        EdgeSettings.refuse_unknown(os.environ, "docs/edge.md")
+        EdgeSettings.refuse_unknown(os.environ, "docs/reference/edge.md")
         settings = EdgeSettings(**given)
     except (ValueError, OSError) as error:
         print(f"edge: wrong settings: {readable(error, EdgeSettings.prefix)}", file=sys.stderr)

@@ -2,7 +2,7 @@
 
 Values come from the environment (`AEIC_EDGE_PORT=8080`), then from the TOML file that AEIC_EDGE_CONFIG names
 (`port = 8080`), then from the defaults here. An unknown setting or an invalid value ends the start with a message.
-docs/edge.md holds the same table; a test compares the two.
+docs/reference/edge.md holds the same table; a test compares the two.
 """
 
 from __future__ import annotations
