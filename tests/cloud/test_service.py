@@ -88,7 +88,7 @@ def test_what_is_wrong_at_the_start_is_one_line(bundle: Bundle, tmp_path: Path) 
         for name, value, _, _ in wrong
     ]
     for run, (_, _, code, said) in zip(runs, wrong, strict=True):
-        _, errors = run.communicate(timeout=40)
+        _, errors = run.communicate(timeout=120)
         assert run.returncode == code and said in errors and "Traceback" not in errors, errors
 
 
@@ -110,7 +110,7 @@ def test_a_port_that_is_taken_is_one_line(bundle: Bundle, tmp_path: Path) -> Non
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
         command = [sys.executable, "-m", "cloud_decoder", "--port", port, "--grpc-port", "0"]
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=40)
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
     assert done.returncode == 1 and "choose another AEIC_CLOUD_PORT" in done.stderr and "Traceback" not in done.stderr
 
 
