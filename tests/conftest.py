@@ -1,15 +1,34 @@
-"""Fixtures every package's tests share."""
+"""What holds for all tests: the shared fixtures, and a bound on coroutine tests that hang."""
 
 from __future__ import annotations
 
-from pathlib import Path
+import asyncio
+import functools
+import inspect
+from collections.abc import Callable, Coroutine
+from typing import Any
 
 import pytest
 
-from tests.support.tiny_bundle import write_tiny_bundle
+pytest_plugins = ["tests.support.fixtures"]
+
+HANG_SECONDS = 120
+SLOW_HANG_SECONDS = 600
 
 
-@pytest.fixture(scope="session")
-def tiny_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a complete random bundle."""
-    return write_tiny_bundle(tmp_path_factory.mktemp("bundle") / "tiny")
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """Bound each coroutine test, so that one that hangs fails with the place where it waits."""
+    if isinstance(item, pytest.Function) and inspect.iscoroutinefunction(item.obj):
+        seconds = SLOW_HANG_SECONDS if item.get_closest_marker("slow") else HANG_SECONDS
+        item.obj = _bounded(item.obj, seconds)
+
+
+def _bounded(
+    test: Callable[..., Coroutine[Any, Any, None]], seconds: float
+) -> Callable[..., Coroutine[Any, Any, None]]:
+    @functools.wraps(test)
+    async def bounded(*arguments: Any, **fixtures: Any) -> None:
+        async with asyncio.timeout(seconds):
+            await test(*arguments, **fixtures)
+
+    return bounded

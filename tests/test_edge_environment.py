@@ -14,7 +14,8 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parent.parent
+from tests.support.roots import ROOT
+
 PINS = (ROOT / "pyproject.toml", ROOT / "constraints.txt")
 
 

@@ -16,8 +16,8 @@ import pytest
 
 from aeic_tools.demo_client import request
 from aeic_tools.local_services import Pair
+from tests.support.roots import EXAMPLES
 
-EXAMPLES = Path(__file__).parents[2] / "examples"
 OpenPage = Callable[..., Any]
 
 

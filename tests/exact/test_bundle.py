@@ -9,7 +9,7 @@ import pytest
 
 from aeic.bundle import Bundle
 from aeic.latent_codec import LatentCodec
-from tests.exact.models import SMALL, write_exact_bundle
+from tests.support.exact_models import SMALL, write_exact_bundle
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ from aeic.quantise import dequantise, quantise_residual
 from aeic.tables import Rows, gaussian_rows
 from aeic_nets.integer.export import context_graph, entropy_graph, hyper_synthesis_graph, symbol_limits
 from aeic_nets.integer.reference import Reference
-from tests.exact.models import SMALL, small_model
+from tests.support.exact_models import SMALL, small_model
 
 LEVELS = [
     ort.GraphOptimizationLevel.ORT_DISABLE_ALL,

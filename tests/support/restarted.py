@@ -13,7 +13,7 @@ from pathlib import Path
 
 import psutil
 
-from tests.edge.conftest import ROOT
+from tests.support.roots import ROOT
 
 
 @dataclass
