@@ -27,7 +27,8 @@ from cloud_decoder.errors import StoreUnavailable
 from cloud_decoder.events import EventBus
 from cloud_decoder.front_end.event_poller import EventPoller
 from cloud_decoder.front_end.queue_backend import QueueBackend
-from cloud_decoder.grpc_api.ingest import Ingest, Limits
+from cloud_decoder.grpc_api.group_commit import GroupCommit
+from cloud_decoder.grpc_api.ingest import Ingest, IngestSettings
 from cloud_decoder.grpc_api.server import GrpcServer
 from cloud_decoder.http_api.edge_proxy import EdgeProxy
 from cloud_decoder.http_api.image_service import ImageService
@@ -37,6 +38,7 @@ from cloud_decoder.inference.backend import choose_device
 from cloud_decoder.inference.decoder import Decoder
 from cloud_decoder.inference.model_pool import ModelPool
 from cloud_decoder.metrics import Metrics
+from cloud_decoder.presence import Presence
 from cloud_decoder.settings import Settings
 from cloud_decoder.store.store import Store
 from cloud_decoder.worker.share import Share
@@ -77,18 +79,11 @@ class Cloud:
         self.metrics.info.labels(aeic.__version__, bundle.fingerprint, device).set(1)
         self.worker = cast(Any, self._worker(decoder, cache, event_bus) if decoder else self._front(cache))
         self.image_service = ImageService(self.store, cache, self.worker, event_bus, self.metrics, settings.max_waiters)
-        self.ingest = Ingest(
-            self.store,
-            self.metrics,
-            event_bus,
-            self.tokens,
-            bundle_name=" or ".join(f"{one.name} ({one.digest[:6].hex()})" for one in self.model_pool.bundles.values()),
-            speaks=self.model_pool.speaks,
-            check=self.worker.check,
-            wanted=_eager(settings.eager),
-            wake=self.worker.wake,
-            limits=Limits(settings.ingest_window, settings.max_bitstream_bytes, settings.commit_frames),
+        self.presence = Presence()
+        self.commits = GroupCommit(
+            self.store, event_bus, self.metrics, max_frames=settings.commit_frames, wake=self.worker.wake
         )
+        self.ingest = Ingest(self.commits, self.presence, self.tokens, self.metrics, self._ingest_settings())
         edge_proxy = EdgeProxy(settings.edge_url, settings.edge_tenant)
         self.parts = Parts(
             settings,
@@ -96,7 +91,7 @@ class Cloud:
             self.worker,
             self.image_service,
             event_bus,
-            self.ingest,
+            self.presence,
             self.tokens,
             self.metrics,
             edge_proxy,
@@ -170,6 +165,17 @@ class Cloud:
         settings = self.settings
         limits = {"max_queue": settings.max_queue, "max_pixels": settings.max_pixels}
         return QueueBackend(self.model_pool, self.store, cache, self.metrics, **limits)
+
+    def _ingest_settings(self) -> IngestSettings:
+        settings, bundles = self.settings, self.model_pool.bundles.values()
+        return IngestSettings(
+            window=settings.ingest_window,
+            max_bitstream_bytes=settings.max_bitstream_bytes,
+            bundle_name=" or ".join(f"{one.name} ({one.digest[:6].hex()})" for one in bundles),
+            knows_bundle=self.model_pool.knows_bundle,
+            check=self.worker.check,
+            decode_on_arrival=_eager(settings.eager),
+        )
 
     async def _look(self) -> None:
         """Other processes take the frames in: nobody tells this worker of them."""

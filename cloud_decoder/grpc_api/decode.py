@@ -16,8 +16,8 @@ from aeic.v1 import ingest_pb2 as pb
 from aeic.v1 import ingest_pb2_grpc as pb_grpc
 from cloud_decoder.auth import Tokens
 from cloud_decoder.errors import BadRequest, ServiceError
+from cloud_decoder.grpc_api.status import grpc_status
 from cloud_decoder.images import formats
-from cloud_decoder.problems import grpc_status
 from cloud_decoder.worker.worker import Worker
 
 Context = grpc.aio.ServicerContext[Any, Any]

@@ -1,8 +1,8 @@
-"""The gRPC side: frames from edges, acknowledged when they are committed and not before.
+"""The ingest stream: frames from edges, acknowledged when they are committed and not before.
 
-Frames of all streams that arrive while one commit runs share the next one. Answers on a stream come in the order of
-its frames (answers.py). A frame that can never be decoded here is rejected with its reason; a store that cannot write
-breaks the stream, so that the edge keeps its frames and comes again.
+Each stream begins with Hello; frames follow, and their answers come in the same order (acks.py). A frame that this
+cloud can never decode is rejected with the reason. A store that cannot write ends the stream, so that the edge keeps
+its frames and connects again.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ import logging
 import time
 import zlib
 from collections.abc import AsyncIterator, Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
@@ -26,135 +25,79 @@ from aeic.bitstream import Frame
 from aeic.errors import AeicError
 from aeic.v1 import ingest_pb2 as pb
 from aeic.v1 import ingest_pb2_grpc as pb_grpc
+from aeic_service import tracing
 from cloud_decoder.auth import Tokens
 from cloud_decoder.errors import StoreUnavailable
-from cloud_decoder.events import EventBus
 from cloud_decoder.grpc_api.acks import Answers
+from cloud_decoder.grpc_api.group_commit import GroupCommit
+from cloud_decoder.grpc_api.status import grpc_status
 from cloud_decoder.metrics import Metrics
-from cloud_decoder.problems import grpc_status
-from cloud_decoder.store.store import Added, NewFrame, Store
-from cloud_decoder.worker import tracing
+from cloud_decoder.presence import Presence
+from cloud_decoder.store.store import Added, NewFrame
 
 log = logging.getLogger(__name__)
 
 HELLO_SECONDS = 10.0
 MAX_PRIORITY = 2**31 - 1
 MAX_CAMERAS = 256
-"""Cameras of one stream that are shown as connected; the frames of all of them are taken."""
+"""Cameras of one stream that are shown as connected; the frames of all of them are accepted."""
 
 
 @dataclass(frozen=True)
-class Limits:
-    """What a stream may do."""
+class IngestSettings:
+    """Limits of a stream, and the checks that its frames go through."""
 
     window: int
+    """Unacknowledged frames allowed on one stream."""
     max_bitstream_bytes: int
-    commit_frames: int
-
-
-class Committer:
-    """Groups frames into commits. ``await add(frame)`` returns when it is durable."""
-
-    def __init__(self, store: Store, metrics: Metrics, limit: int, stored: Callable[[list[NewFrame]], None]) -> None:
-        self._store, self._metrics, self._limit, self._stored = store, metrics, limit, stored
-        self._waiting: list[tuple[NewFrame, asyncio.Future[Added]]] = []
-        self._thread = ThreadPoolExecutor(1, "commit")
-        self._running: asyncio.Task[None] | None = None
-
-    def add(self, frame: NewFrame) -> asyncio.Future[Added]:
-        """Have ``frame`` stored with the next commit. The future fails with ``StoreUnavailable``."""
-        done: asyncio.Future[Added] = asyncio.get_running_loop().create_future()
-        self._waiting.append((frame, done))
-        if self._running is None or self._running.done():
-            self._running = asyncio.create_task(self._run())
-        return done
-
-    async def saw(self, tenant: str, source: str) -> None:
-        """Note that a source is in touch."""
-        with contextlib.suppress(StoreUnavailable):
-            loop = asyncio.get_running_loop()
-            await loop.run_in_executor(self._thread, self._store.saw, tenant, source, time.time())
-
-    async def close(self) -> None:
-        """Commit what waits."""
-        if self._running is not None:
-            await self._running
-        self._thread.shutdown(wait=True)
-
-    async def _run(self) -> None:
-        while self._waiting:
-            batch, self._waiting = self._waiting[: self._limit], self._waiting[self._limit :]
-            new = [frame for frame, _ in batch]
-            started = time.monotonic()
-            try:
-                loop = asyncio.get_running_loop()
-                added = await loop.run_in_executor(self._thread, self._store.add, new, time.time())
-            except Exception as error:
-                log.error("%s", error)
-                self._metrics.sheds.labels("store").inc(len(batch))
-                for _, done in batch:
-                    if not done.done():
-                        done.set_exception(error)
-                continue
-            self._metrics.commit_seconds.observe(time.monotonic() - started)
-            self._metrics.commit_frames.observe(len(batch))
-            for (_, done), result in zip(batch, added, strict=True):
-                if not done.done():
-                    done.set_result(result)
-            if stored := [frame for frame, result in zip(new, added, strict=True) if result is Added.STORED]:
-                self._stored(stored)
+    bundle_name: str
+    """The bundles of this cloud, for the message to an edge that has another one."""
+    knows_bundle: Callable[[bytes], bool]
+    """Whether this cloud decodes the bundle of a digest."""
+    check: Callable[[bytes], Frame]
+    """The header of a bitstream; raises an ``AeicError`` where it cannot be decoded here."""
+    decode_on_arrival: Callable[[str], bool]
+    """Whether the frames of a source are decoded before anyone asks for them."""
 
 
 class Reject(Exception):
-    """Why a frame will never be taken."""
+    """The reason why a frame will never be accepted."""
 
 
 class Ingest(pb_grpc.IngestServiceServicer):
-    """The servicer of IngestService. ``check`` raises what is wrong with a bitstream, and returns its header."""
+    """The servicer of IngestService."""
 
     def __init__(
-        self,
-        store: Store,
-        metrics: Metrics,
-        event_bus: EventBus,
-        tokens: Tokens,
-        *,
-        bundle_name: str,
-        speaks: Callable[[bytes], bool],
-        check: Callable[[bytes], Frame],
-        wanted: Callable[[str], bool],
-        wake: Callable[[], None],
-        limits: Limits,
+        self, commits: GroupCommit, presence: Presence, tokens: Tokens, metrics: Metrics, settings: IngestSettings
     ) -> None:
-        self._metrics, self._event_bus, self._tokens = metrics, event_bus, tokens
-        self._bundle_name, self._speaks = bundle_name, speaks
-        self._check, self._wanted, self._wake, self._limits = check, wanted, wake, limits
-        self._committer = Committer(store, metrics, limits.commit_frames, self._stored)
+        self._commits, self._presence, self._tokens = commits, presence, tokens
+        self._metrics, self._settings = metrics, settings
         self._draining = asyncio.Event()
-        self.connected: dict[tuple[str, str], int] = {}
+        self._open_streams = 0
 
     async def drain(self) -> None:
-        """End every stream after its last acknowledgement, and commit what waits."""
+        """End every stream after its last acknowledgement, and commit the frames that wait."""
         self._draining.set()
-        while self.connected:
+        while self._open_streams:
             await asyncio.sleep(0.01)
-        await self._committer.close()
+        await self._commits.close()
 
     async def Deliver(
         self, requests: AsyncIterator[pb.DeliverRequest], context: grpc.aio.ServicerContext[Any, Any]
     ) -> AsyncIterator[pb.DeliverResponse]:
         """One edge's stream."""
         tenant, source, window = await self._greet(requests, context)
-        keys = {(tenant, source)}  # the box, and the cameras behind it as their frames come
-        self._connect((tenant, source))
+        keys = {(tenant, source)}  # the edge itself, and the cameras behind it as their frames arrive
+        self._open_streams += 1
+        self._presence.connect(tenant, source)
         self._metrics.streams.inc()
-        answers = Answers(min(window, self._limits.window), functools.partial(self._ack, context))
-        room = asyncio.Semaphore(2 * self._limits.window)  # an edge that overruns its window is simply not read
+        answers = Answers(min(window, self._settings.window), functools.partial(self._ack, context))
+        room = asyncio.Semaphore(2 * self._settings.window)  # an edge that exceeds its window is not read any further
         reader = asyncio.create_task(self._read(requests, tenant, source, answers, room, keys))
         stopper = asyncio.create_task(self._cancel_on_drain(reader))
         try:
-            await self._committer.saw(tenant, source)
-            yield pb.DeliverResponse(welcome=pb.Welcome(window=self._limits.window))
+            await self._commits.saw(tenant, source)
+            yield pb.DeliverResponse(welcome=pb.Welcome(window=self._settings.window))
             async with contextlib.aclosing(answers.messages()) as messages:
                 async for frames, message in messages:
                     yield message
@@ -165,12 +108,8 @@ class Ingest(pb_grpc.IngestServiceServicer):
             reader.cancel()
             self._metrics.streams.dec()
             for key in keys:
-                self.connected[key] -= 1
-                if not self.connected[key]:
-                    del self.connected[key]
-
-    def _connect(self, key: tuple[str, str]) -> None:
-        self.connected[key] = self.connected.get(key, 0) + 1
+                self._presence.disconnect(*key)
+            self._open_streams -= 1
 
     async def _greet(
         self, requests: AsyncIterator[pb.DeliverRequest], context: grpc.aio.ServicerContext[Any, Any]
@@ -192,12 +131,13 @@ class Ingest(pb_grpc.IngestServiceServicer):
             tenant = self._tokens.tenant(hello.token)
         except AeicError as error:
             await context.abort(grpc_status(error), "the token in Hello is missing or wrong")
-        if not self._speaks(hello.bundle_digest):
-            log.warning("source %r speaks bundle %s", hello.source_id, hello.bundle_digest[:6].hex())
+        if not self._settings.knows_bundle(hello.bundle_digest):
+            digest = hello.bundle_digest[:6].hex()
+            log.warning("source %r has bundle %s, which this cloud does not decode", hello.source_id, digest)
             await context.abort(
                 grpc.StatusCode.FAILED_PRECONDITION,
-                f"this cloud decodes bundle {self._bundle_name}, the edge has"
-                f" {hello.bundle_digest[:6].hex() or 'none'}: install the same bundle on both sides",
+                f"this cloud decodes bundle {self._settings.bundle_name}, the edge has"
+                f" {digest or 'none'}: install the same bundle on both sides",
             )
         log.info("source %r connected (%s)", hello.source_id, hello.software[:80])
         return tenant, hello.source_id, hello.window
@@ -220,11 +160,11 @@ class Ingest(pb_grpc.IngestServiceServicer):
                 try:
                     began = time.monotonic()
                     frame = await self._accept(request.frame, tenant, source)
-                    tracing.arrived(frame.id, request.frame.trace_context, time.monotonic() - began)
-                    answers.add(request.frame.id, self._committer.add(frame), request.frame.prompt)
+                    trace_arrival(frame.id, request.frame.trace_context, time.monotonic() - began)
+                    answers.add(request.frame.id, self._commits.add(frame), request.frame.prompt)
                     if (camera := (tenant, frame.source)) not in keys and len(keys) < MAX_CAMERAS:
                         keys.add(camera)
-                        self._connect(camera)
+                        self._presence.connect(*camera)
                 except Reject as reason:
                     answers.add(request.frame.id, str(reason))
         finally:
@@ -233,14 +173,14 @@ class Ingest(pb_grpc.IngestServiceServicer):
     async def _accept(self, message: pb.Frame, tenant: str, source: str) -> NewFrame:
         if len(message.id) != 16:
             raise Reject(f"an id has 16 bytes, this one {len(message.id)}")
-        if len(message.bitstream) > self._limits.max_bitstream_bytes:
-            raise Reject(f"{len(message.bitstream)} bytes are over the limit of {self._limits.max_bitstream_bytes}")
+        if len(message.bitstream) > self._settings.max_bitstream_bytes:
+            raise Reject(f"{len(message.bitstream)} bytes are over the limit of {self._settings.max_bitstream_bytes}")
         if zlib.crc32(message.bitstream) != message.crc32:
             raise Reject("the CRC-32 does not fit the bitstream: it was damaged before it was sent")
         if message.source_id and not _is_name(message.source_id):
             raise Reject("source_id must be 1 to 128 printable characters")
         try:
-            frame = self._check(message.bitstream)
+            frame = self._settings.check(message.bitstream)
         except AeicError as error:
             raise Reject(f"{type(error).__name__}: {error}") from None
         return NewFrame(
@@ -255,7 +195,7 @@ class Ingest(pb_grpc.IngestServiceServicer):
             fingerprint=frame.fingerprint,
             digest=hashlib.sha256(message.bitstream).hexdigest(),
             bitstream=message.bitstream,
-            wanted=self._wanted(message.source_id or source),
+            wanted=self._settings.decode_on_arrival(message.source_id or source),
         )
 
     async def _ack(
@@ -275,12 +215,6 @@ class Ingest(pb_grpc.IngestServiceServicer):
         status = pb.ACK_STATUS_STORED if added is Added.STORED else pb.ACK_STATUS_DUPLICATE
         return pb.Ack(id=id, status=status)
 
-    def _stored(self, new: list[NewFrame]) -> None:
-        for frame in new:
-            self._metrics.frame_bytes.observe(len(frame.bitstream))
-            self._event_bus.publish(frame.tenant, {"event": "received", "id": str(frame.id)})
-        self._wake()
-
     async def _cancel_on_drain(self, reader: asyncio.Task[None]) -> None:
         await self._draining.wait()
         reader.cancel()
@@ -288,3 +222,9 @@ class Ingest(pb_grpc.IngestServiceServicer):
 
 def _is_name(text: str) -> bool:
     return 1 <= len(text) <= 128 and text.isprintable()
+
+
+def trace_arrival(frame: UUID, context: bytes, seconds: float) -> None:
+    """Record the span of a frame that came with a trace context; checking the frame took ``seconds``."""
+    if tracing.on() and len(context) == tracing.CONTEXT_BYTES:
+        tracing.keep(frame, tracing.span("cloud.ingest", seconds, under=context, attributes={"aeic.frame": str(frame)}))

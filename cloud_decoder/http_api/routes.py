@@ -19,7 +19,6 @@ from cloud_decoder import problems
 from cloud_decoder.auth import Tokens
 from cloud_decoder.errors import Gone
 from cloud_decoder.events import EventBus
-from cloud_decoder.grpc_api.ingest import Ingest
 from cloud_decoder.http_api import page
 from cloud_decoder.http_api.edge_proxy import EdgeProxy
 from cloud_decoder.http_api.image_service import ImageService
@@ -28,6 +27,7 @@ from cloud_decoder.http_api.requests import frame_id, read_body, while_connected
 from cloud_decoder.http_api.serializers import bundles_json, frame_json, milliseconds, source_json
 from cloud_decoder.images import formats
 from cloud_decoder.metrics import Metrics
+from cloud_decoder.presence import Presence
 from cloud_decoder.settings import Settings
 from cloud_decoder.store.store import State, Store
 from cloud_decoder.worker.worker import Worker
@@ -42,7 +42,7 @@ class Parts:
     worker: Worker
     image_service: ImageService
     event_bus: EventBus
-    ingest: Ingest
+    presence: Presence
     tokens: Tokens
     metrics: Metrics
     edge_proxy: EdgeProxy
@@ -168,7 +168,7 @@ def build_app(parts: Parts) -> FastAPI:
         found = []
         for one in await image_service.on_thread(store.sources, tenant):
             name = one["source"]
-            found.append(source_json(one, waiting.get(name, 0), (tenant, name) in parts.ingest.connected))
+            found.append(source_json(one, waiting.get(name, 0), parts.presence.is_connected(tenant, name)))
         return {"sources": found}
 
     @app.get("/v1/status")

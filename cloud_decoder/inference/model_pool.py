@@ -86,8 +86,8 @@ class ModelPool:
             )
         return found
 
-    def speaks(self, digest: bytes) -> bool:
-        """Whether a bundle of that digest is known: what an edge tells at the start of its stream."""
+    def knows_bundle(self, digest: bytes) -> bool:
+        """Whether this pool has the bundle of that digest, which an edge names when it connects."""
         return any(bundle.digest == digest for bundle in self.bundles.values())
 
     def loaded(self, fingerprint: str) -> bool:

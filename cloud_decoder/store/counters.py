@@ -10,12 +10,6 @@ from __future__ import annotations
 
 SLOTS = 16
 
-FILL = (
-    "INSERT INTO tallies (tenant, state, slot, frames, bytes)"
-    " SELECT tenant, state, 0, count(*), sum(bytes) FROM frames GROUP BY tenant, state"
-)
-"""What was there before the triggers."""
-
 _CHANGES = {  # name -> what happens to frames, which rows of it count, and how much
     "frames_tally_added": ("INSERT", "NEW", 1),
     "frames_tally_into": ("UPDATE", "NEW", 1),

@@ -22,7 +22,7 @@ from cloud_decoder.store.schema import metadata
 HEAD = "0003"
 MIGRATIONS = Path(__file__).parent / "migrations"
 LOCK = 1095059779
-"""Of PostgreSQL's advisory locks, the one under which tables are made: front ends start together."""
+"""The PostgreSQL advisory lock under which tables are created and altered, because front ends start together."""
 _version = sa.Table("alembic_version", sa.MetaData(), sa.Column("version_num", sa.String(32), primary_key=True))
 
 
@@ -32,7 +32,7 @@ def ensure(engine: sa.Engine, write: Callable[[], AbstractContextManager[sa.Conn
         found = current(connection)
         if found is None:
             if connection.dialect.name == "postgresql":
-                connection.execute(sa.text(f"SELECT pg_advisory_xact_lock({LOCK})"))
+                lock_tables(connection)
                 found = current(connection)
             if found is None:
                 metadata.create_all(connection)
@@ -49,6 +49,11 @@ def ensure(engine: sa.Engine, write: Callable[[], AbstractContextManager[sa.Conn
         upgrade(engine.url)
     else:
         raise StoreUnavailable(f"the store is of revision {found}, this program needs {HEAD}: aeic store upgrade")
+
+
+def lock_tables(connection: sa.Connection) -> None:
+    """Hold the advisory lock of this schema until the transaction ends. PostgreSQL only."""
+    connection.execute(sa.text(f"SELECT pg_advisory_xact_lock({LOCK})"))
 
 
 def current(connection: sa.Connection) -> str | None:

@@ -6,7 +6,6 @@ A batch serves frames of many traces, so it has one of its own and links to each
 from __future__ import annotations
 
 from collections.abc import Sequence
-from uuid import UUID
 from weakref import WeakKeyDictionary
 
 from aeic_service import tracing
@@ -14,12 +13,6 @@ from cloud_decoder.worker.job import Job
 
 _STAGES = ("queue", "entropy", "device_wait", "synthesis", "image")
 _batches: WeakKeyDictionary[Job, bytes] = WeakKeyDictionary()
-
-
-def arrived(frame: UUID, context: bytes, seconds: float) -> None:
-    """A frame came with its context; checking it took ``seconds``."""
-    if tracing.on() and len(context) == tracing.CONTEXT_BYTES:
-        tracing.keep(frame, tracing.span("cloud.ingest", seconds, under=context, attributes={"aeic.frame": str(frame)}))
 
 
 def batch(jobs: Sequence[Job], items: int, seconds: float) -> None:

@@ -117,10 +117,10 @@ def test_off_it_costs_no_byte_and_no_import() -> None:
 
 
 def test_a_context_of_a_wrong_length_is_ignored(spans: Any) -> None:
-    from cloud_decoder.worker import tracing as traces
+    from cloud_decoder.grpc_api import ingest
 
     for context in (b"", b"x", bytes(24), bytes(26), bytes(10_000)):
-        traces.arrived(UUID(int=1), context, 0.0)
+        ingest.trace_arrival(UUID(int=1), context, 0.0)
     assert spans() == () and tracing.kept(UUID(int=1)) == b""
     for number in range(tracing.KEPT + 10):
         tracing.keep(UUID(int=number), bytes(24) + b"\1")

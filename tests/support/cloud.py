@@ -108,7 +108,7 @@ class CloudThread:
         """Store the frame ``data``; the record that was stored."""
         new = new_frame(data, **changed)
         self.cloud.store.add([new], time.time())
-        self.loop.call_soon_threadsafe(self.cloud.ingest._stored, [new])
+        self.loop.call_soon_threadsafe(self.cloud.commits.announce, [new])
         return new
 
     def stop(self) -> None:

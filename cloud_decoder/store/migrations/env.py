@@ -3,6 +3,7 @@
 import sqlalchemy as sa
 from alembic import context
 
+from cloud_decoder.store.migrate import lock_tables
 from cloud_decoder.store.schema import metadata
 
 engine = sa.create_engine(context.config.attributes["url"])
@@ -10,7 +11,7 @@ with engine.connect() as connection:
     context.configure(connection, target_metadata=metadata, render_as_batch=engine.dialect.name == "sqlite")
     with context.begin_transaction():
         if engine.dialect.name == "postgresql":
-            connection.execute(sa.text("SELECT pg_advisory_xact_lock(1095059779)"))
+            lock_tables(connection)
         context.run_migrations()
     connection.commit()
 engine.dispose()

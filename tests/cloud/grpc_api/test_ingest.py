@@ -43,7 +43,7 @@ async def test_frames_are_stored_acknowledged_in_order_and_decoded(
         assert conflict.status == pb.ACK_STATUS_REJECTED and "taken" in conflict.reason
         while cloud.store.counts()["done"] < 20:
             await asyncio.sleep(0.02)
-        assert ("", "box-1") in cloud.ingest.connected
+        assert ("", "box-1") in cloud.presence.connected
         await edge.finish()
         assert await edge.ended()
 
@@ -210,10 +210,10 @@ async def test_cameras_behind_a_box_are_sources_of_their_own(
                 ack = await edge.ack()
                 assert ack.status == pb.ACK_STATUS_REJECTED and "source_id" in ack.reason
             # All are taken; how many of one stream are shown as connected is bounded.
-            assert set(cloud.ingest.connected) == {("", "box-1"), ("", "north"), ("", "south")}
+            assert set(cloud.presence.connected) == {("", "box-1"), ("", "north"), ("", "south")}
             rows = cloud.store.page("", 10)
             assert {(row.source, row.wanted) for row in rows} == {
                 ("box-1", False), ("north", True), ("south", False), ("east", False),
             }  # fmt: skip
-        while cloud.ingest.connected:
+        while cloud.presence.connected:
             await asyncio.sleep(0.02)

@@ -91,7 +91,7 @@ async def test_sizes_beside_png_and_jpeg(
     async with running_cloud(decoder, tmp_path) as cloud, httpx.AsyncClient(base_url=cloud.http) as http:
         generator.gate.clear()
         cloud.store.add([new], time.time())
-        cloud.ingest._stored([new])
+        cloud.commits.announce([new])
         assert (await http.get(f"/v1/frames/{new.id}/sizes")).status_code == 202
         sources = (await http.get("/v1/sources")).json()["sources"]
         assert [(one["source"], one["waiting"]) for one in sources] == [("box-1", 1)]

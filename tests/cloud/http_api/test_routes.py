@@ -45,7 +45,7 @@ async def test_the_way_of_a_frame(decoder: Decoder, make_frame: MakeFrame, tmp_p
         await asyncio.sleep(0.1)
         new = new_frame(data, id)
         cloud.store.add([new], time.time())
-        cloud.ingest._stored([new])
+        cloud.commits.announce([new])
         answer = await late
         assert answer.status_code == 200 and answer.headers["content-type"] == "image/png"
         assert (pixels(answer.content) == decoder.decode([data])[0]).all()
@@ -280,7 +280,7 @@ async def test_events_tell_of_new_frames(decoder: Decoder, make_frame: MakeFrame
             lines = stream.aiter_lines()
             assert await anext(lines) == "retry: 2000"
             cloud.store.add([new], time.time())
-            cloud.ingest._stored([new])
+            cloud.commits.announce([new])
             seen = []
             async for line in lines:
                 if line.startswith("event: "):

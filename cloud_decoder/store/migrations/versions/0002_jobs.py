@@ -1,17 +1,23 @@
-"""The queue in a table of its own. Frames that wait, or were being decoded, get a job; nothing is decoded twice."""
+"""The queue in a table of its own. Frames that wait, or were being decoded, get a job; nothing is decoded twice.
+
+The constants are those of the release that introduced this revision. They stay as they are when the program changes.
+"""
 
 import sqlalchemy as sa
 from alembic import op
-
-from cloud_decoder.store.inserts import bucket_of
-from cloud_decoder.store.records import DEMAND_PRIORITY
-from cloud_decoder.store.schema import JOBS_STORAGE, NEVER_MS
 
 revision = "0002"
 down_revision = "0001"
 
 AGING_MS = 2000
 ROWS = 1000
+HIGHEST_PRIORITY = 9
+NO_DEADLINE_MS = 2**62
+PICTURE_MULTIPLE = 64
+LATENT_STRIDE = 32
+WHOLE_PIXELS = 1536 * 1536
+TILE = 32
+JOBS_STORAGE = "ALTER TABLE jobs SET (autovacuum_vacuum_scale_factor = 0.05, autovacuum_vacuum_threshold = 2000)"
 
 
 def upgrade() -> None:
@@ -69,9 +75,9 @@ def _queue_what_waits() -> None:
                 {
                     "seq": row.seq,
                     "fingerprint": row.fingerprint,
-                    "bucket": bucket_of(row.width, row.height),
-                    "turn": row.received_ms // AGING_MS - min(row.priority, DEMAND_PRIORITY - 1),
-                    "deadline_ms": NEVER_MS,
+                    "bucket": _bucket(row.width, row.height),
+                    "turn": row.received_ms // AGING_MS - min(row.priority, HIGHEST_PRIORITY),
+                    "deadline_ms": NO_DEADLINE_MS,
                     "queued_ms": row.received_ms,
                     "wanted": True,
                     "attempts": row.attempts,
@@ -79,3 +85,12 @@ def _queue_what_waits() -> None:
                 for row in found
             ],
         )
+
+
+def _bucket(width: int, height: int) -> str:
+    """Frames of one bucket can share a batch: those with latents, or tiles of latents, of the same size."""
+    padded = (-(-side // PICTURE_MULTIPLE) * PICTURE_MULTIPLE for side in (height, width))
+    tall, wide = (side // LATENT_STRIDE for side in padded)
+    if tall * wide * LATENT_STRIDE**2 > WHOLE_PIXELS:
+        tall, wide = min(TILE, tall), min(TILE, wide)
+    return f"{tall}x{wide}"
