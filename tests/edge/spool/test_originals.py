@@ -123,6 +123,7 @@ def test_old_originals_expire_and_may_be_posted_again(tmp_path: Path) -> None:
 CHILD = """
 import sys; sys.path.insert(0, {root!r})
 from pathlib import Path
+from tests.support.spooled import made_of, new_original
 from edge_encoder.spool.spool import Spool
 spool = Spool(Path({folder!r}))
 for number in range(100_000):
@@ -160,6 +161,7 @@ FAILING = """
 import sys; sys.path.insert(0, {root!r})
 import resource
 from pathlib import Path
+from tests.support.spooled import made_of, new_original
 from edge_encoder.spool.spool import Spool
 from edge_encoder.spool.record import SpoolError, State
 folder = Path({folder!r})

@@ -22,6 +22,7 @@ from tests.support.spooled import new_record, put
 CHILD = """
 import sys; sys.path.insert(0, {root!r})
 from pathlib import Path
+from tests.support.spooled import new_record
 from edge_encoder.spool.spool import Spool
 spool = Spool(Path({folder!r}))
 for number in range(100_000):
@@ -95,6 +96,7 @@ FAILING = """
 import sys; sys.path.insert(0, {root!r})
 import os, resource
 from pathlib import Path
+from tests.support.spooled import new_record
 from edge_encoder.spool.spool import Spool
 from edge_encoder.spool.record import SpoolError, State
 folder = Path({folder!r})
