@@ -5,6 +5,8 @@ Kept in .venv-edge and reused while the pins stay as they are; the first time ta
 
 from __future__ import annotations
 
+from tests.support.roots import ROOT
+
 import hashlib
 import json
 import os
@@ -14,9 +16,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.roots import ROOT
-
-PINS = (ROOT / "pyproject.toml", ROOT / "constraints.txt")
+LOCKS = ("requirements/build.txt", "requirements/edge-cpu.txt")
+PINS = (ROOT / "pyproject.toml", *(ROOT / lock for lock in LOCKS))
 
 
 @pytest.fixture(scope="module")
@@ -28,8 +29,10 @@ def edge_python() -> Path:
     if not stamp.exists() or stamp.read_text() != state:
         if not python.exists():
             subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
-        command = [str(python), "-m", "pip", "install", "-qq", "--disable-pip-version-check", "-c", "constraints.txt"]
-        subprocess.run([*command, "-e", ".[edge-cpu]"], cwd=ROOT, check=True)
+        command = [str(python), "-m", "pip", "install", "-qq", "--disable-pip-version-check"]
+        named = [word for lock in LOCKS for word in ("-r", lock)]
+        subprocess.run([*command, "--require-hashes", *named], cwd=ROOT, check=True)
+        subprocess.run([*command, "--no-deps", "--no-build-isolation", "-e", "."], cwd=ROOT, check=True)
         stamp.write_text(state)
     return python
 

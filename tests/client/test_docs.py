@@ -1,4 +1,4 @@
-"""The client's example in docs/cloud.md, run as it stands against a cloud with one frame."""
+"""The client's example in docs/reference/cloud.md, run as it stands against a cloud with one frame."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tests.support.cloud import CloudThread
 from tests.support.frames import MakeFrame
 from tests.support.roots import DOCS
 
-GUIDE = DOCS / "cloud.md"
+GUIDE = DOCS / "reference" / "cloud.md"
 
 
 def test_the_example_runs(bundle: Bundle, make_frame: MakeFrame, tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from tests.support.cloud import IngestClient, cloud_process
 from tests.support.frames import MakeFrame
 from tests.support.roots import DOCS
 
-GUIDE = DOCS / "cloud.md"
+GUIDE = DOCS / "reference" / "cloud.md"
 
 
 async def test_killed_in_the_middle_it_loses_nothing(bundle: Bundle, make_frame: MakeFrame, tmp_path: Path) -> None:

@@ -7,8 +7,7 @@ import time
 import zlib
 
 from aeic.identifiers import new_id
-from edge_encoder.spool.original import Original
-from edge_encoder.spool.record import Record
+from edge_encoder.spool.record import Original, Record
 from edge_encoder.spool.spool import Spool
 
 

@@ -143,7 +143,7 @@ async def test_a_rejected_frame_or_too_many_starts_end_the_trial(
             async with edge(tmp_path, tiny_bundle, address) as service:
                 assert service.trial.on
         async with edge(tmp_path, tiny_bundle, address) as service:
-            assert service.encoder.bundle.digest == old and "never confirmed" in stage.state.refused
+            assert service.encoder.bundle.digest == old and "not confirmed within" in stage.state.refused
 
 
 def test_a_damaged_state_file_is_no_reason_to_stay_down(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

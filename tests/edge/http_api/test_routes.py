@@ -184,7 +184,7 @@ async def test_too_many_at_once_get_429_while_the_encoder_is_at_work(tmp_path: P
         await until(lambda: sum(post.done() for post in posts) == 27)
         refused = [post.result() for post in posts if post.done()]
         assert {response.status_code for response in refused} == {429}
-        is_problem(refused[0], 429, "come again")
+        is_problem(refused[0], 429, "try again")
         assert int(refused[0].headers["retry-after"]) >= 1
         go.set()
         answers = await asyncio.gather(*posts)

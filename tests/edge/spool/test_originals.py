@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from edge_encoder.spool.original import Original
-from edge_encoder.spool.record import DamagedRecord, IdTaken, State
+from edge_encoder.errors import IdTaken
+from edge_encoder.spool.record import DamagedRecord, Original, State
 from edge_encoder.spool.spool import Spool
 from tests.support.roots import ROOT
 from tests.support.spooled import made_of, new_original
@@ -163,7 +163,8 @@ import resource
 from pathlib import Path
 from tests.support.spooled import made_of, new_original
 from edge_encoder.spool.spool import Spool
-from edge_encoder.spool.record import SpoolError, State
+from edge_encoder.errors import SpoolError
+from edge_encoder.spool.record import State
 folder = Path({folder!r})
 def size():
     return max(p.stat().st_size for p in folder.glob("spool.sqlite3*"))  # not the reserve, which is larger

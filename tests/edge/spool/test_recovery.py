@@ -14,7 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from edge_encoder.spool.record import Record, SpoolError, State
+from edge_encoder.errors import SpoolError
+from edge_encoder.spool.record import Record, State
 from edge_encoder.spool.spool import Spool
 from tests.support.roots import ROOT
 from tests.support.spooled import new_record, put
@@ -98,7 +99,8 @@ import os, resource
 from pathlib import Path
 from tests.support.spooled import new_record
 from edge_encoder.spool.spool import Spool
-from edge_encoder.spool.record import SpoolError, State
+from edge_encoder.errors import SpoolError
+from edge_encoder.spool.record import State
 folder = Path({folder!r})
 spool = Spool(folder)
 first = new_record(0); spool.put(first).result(10)

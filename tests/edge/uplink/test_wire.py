@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import shutil
 import subprocess
 from pathlib import Path
@@ -49,7 +50,7 @@ async def test_an_answer_that_a_client_waits_for_is_not_gathered(
     monkeypatch.setattr(acks, "GATHER_SECONDS", 1e9)  # what is gathered never comes
     cloud = FakeCloud()
     async with serving(cloud) as address, shipping(tmp_path, address) as (spool, uplink):
-        uplink._prompt = lambda ident: True
+        uplink._context = dataclasses.replace(uplink._context, prompt=lambda ident: True)
         await until(lambda: uplink.status.state == "connected")
         for _ in range(10):
             await put_frames(spool, 1)
@@ -62,7 +63,7 @@ async def test_a_cloud_that_counts_too_many_is_left(tmp_path: Path) -> None:
     async with serving(cloud) as address, shipping(tmp_path, address) as (spool, uplink):
         await put_frames(spool, 2)
         await until(lambda: uplink.status.state == "refused")
-        assert spool.pending_frames == 2 and "miscounts" in uplink.status.detail
+        assert spool.pending_frames == 2 and "not sent" in uplink.status.detail
 
 
 def _openssl(folder: Path, *arguments: str) -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 from pathlib import Path
 
-from edge_encoder.uplink.window import LEAST, Window
+import dataclasses
+from edge_encoder.uplink.in_flight import LEAST, Window
 from tests.support.edge_fakes import FakeCloud, serving
 from tests.support.spooled import new_record
 from tests.support.uplink import exactly, put_frames, shipping
@@ -32,7 +33,8 @@ async def test_an_urgent_frame_is_soon_under_way_on_a_slow_link(tmp_path: Path) 
 
     cloud = FakeCloud(window=64, seconds_a_frame=0.03)
     async with serving(cloud) as address, shipping(tmp_path, address) as (spool, uplink):
-        uplink._window = Window(64, slow_seconds=0.4, quick_seconds=0.2)
+        window = Window(64, slow_seconds=0.4, quick_seconds=0.2)
+        uplink._context = dataclasses.replace(uplink._context, window=window)
         records = await put_frames(spool, 140)
         await until(lambda: len(cloud.order) >= 90)
         urgent, before = new_record(7, priority=9), len(cloud.order)

@@ -1,4 +1,4 @@
-"""Fixtures that the tests of the cloud, of its client and of the fleet share; tests/conftest.py loads them."""
+"""Fixtures that the tests of the cloud, of its client and of the fleet share; their conftest modules import them."""
 
 from __future__ import annotations
 
@@ -12,13 +12,6 @@ from cloud_decoder.inference.decoder import Decoder
 from tests.support.cloud import FakeGenerator
 from tests.support.frames import MakeFrame, frame_maker
 from tests.support.postgres import Postgres, missing
-from tests.support.tiny_bundle import write_tiny_bundle
-
-
-@pytest.fixture(scope="session")
-def tiny_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a complete random bundle."""
-    return write_tiny_bundle(tmp_path_factory.mktemp("bundle") / "tiny")
 
 
 @pytest.fixture(scope="session")
