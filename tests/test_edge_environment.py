@@ -5,8 +5,6 @@ Kept in .venv-edge and reused while the pins stay as they are; the first time ta
 
 from __future__ import annotations
 
-from tests.support.roots import ROOT
-
 import hashlib
 import json
 import os
@@ -15,6 +13,8 @@ import sys
 from pathlib import Path
 
 import pytest
+
+from tests.support.roots import ROOT
 
 LOCKS = ("requirements/build.txt", "requirements/edge-cpu.txt")
 PINS = (ROOT / "pyproject.toml", *(ROOT / lock for lock in LOCKS))

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from tests.support.roots import ROOT
-
 import re
 import subprocess
 import sys
@@ -11,6 +9,8 @@ import tomllib
 from pathlib import Path
 
 import pytest
+
+from tests.support.roots import ROOT
 
 TEXTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 MAKEFILE = (ROOT / "Makefile").read_text()

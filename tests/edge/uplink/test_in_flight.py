@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 from pathlib import Path
 
-import dataclasses
 from edge_encoder.uplink.in_flight import LEAST, Window
 from tests.support.edge_fakes import FakeCloud, serving
 from tests.support.spooled import new_record
