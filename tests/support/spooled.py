@@ -5,9 +5,10 @@ from __future__ import annotations
 import random
 import time
 import zlib
+from uuid import UUID
 
 from aeic.identifiers import new_id
-from edge_encoder.spool.record import Original, Record
+from edge_encoder.spool.record import Original, Record, State
 from edge_encoder.spool.spool import Spool
 
 
@@ -21,6 +22,13 @@ def new_record(number: int = 0, *, size: int = 1500, priority: int = 0) -> Recor
 def put(spool: Spool, record: Record) -> None:
     """Put ``record`` into the spool and wait until it is acknowledged."""
     spool.put(record).result(10)
+
+
+def state_of(spool: Spool, id: UUID) -> State:
+    """The state of a frame that the spool knows."""
+    entry = spool.get(id)
+    assert entry is not None, f"the spool does not know {id}"
+    return entry.state
 
 
 def new_original(number: int = 0, *, size: int = 20_000, priority: int = 0, created_ms: int | None = None) -> Original:

@@ -24,9 +24,13 @@ async def shipping(folder: Path, address: str, **changes: object) -> AsyncIterat
     loop = asyncio.get_running_loop()
     holder: list[Uplink] = []
 
+    def wake() -> None:
+        if holder:
+            holder[0].wake()
+
     def changed(*_: object) -> None:
         with contextlib.suppress(RuntimeError):
-            loop.call_soon_threadsafe(lambda: [uplink.wake() for uplink in holder])
+            loop.call_soon_threadsafe(wake)
 
     spool = Spool(folder, on_change=changed)
     config = settings(folder, cloud_address=address, **changes)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import onnxruntime
@@ -68,10 +69,10 @@ def test_a_frame_over_the_formats_limit_is_not_made(encoder: Encoder, monkeypatc
 def test_what_cannot_be_encoded(encoder: Encoder) -> None:
     for bad in (noise(64, 64).astype(np.float32), noise(64, 64)[..., 0], noise(8, 64), noise(9000, 16)):
         with pytest.raises(InputError):
-            encoder.encode(bad)
+            encoder.encode(cast(Any, bad))
     for nothing in ("owl.jpg", Path("owl.jpg"), None):
         with pytest.raises(TypeError, match="read_bytes"):
-            encoder.encode(nothing)
+            encoder.encode(cast(Any, nothing))
     with pytest.raises(RateError, match="r1"):
         encoder.encode(noise(64, 64), rate=7)
     with pytest.raises(RateError, match="max_bytes=12"):

@@ -14,7 +14,6 @@ import numpy as np
 import pytest
 
 from edge_encoder.service import EdgeService
-from edge_encoder.sources import camera as camera_module
 from edge_encoder.sources.camera import Camera
 from edge_encoder.sources.capture_process import Job, shots
 from edge_encoder.sources.motion import Motion
@@ -119,7 +118,7 @@ time.sleep(60)
         assert program == sys.executable and arguments == ("-m", "edge_encoder.sources.capture_process")
         return await start(program, str(fake), **pipes)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(camera_module.asyncio, "create_subprocess_exec", replaced)
+    monkeypatch.setattr(asyncio, "create_subprocess_exec", replaced)
 
     wishes = {"camera_url": "rtsp://me:s3cret@camera/1", "camera_timeout_seconds": 0.5, "camera_fps": 50.0}
     async with service(tmp_path, tiny_bundle, **wishes) as edge:
@@ -141,6 +140,7 @@ async def test_the_capture_process_says_what_is_wrong_without_the_address(tmp_pa
         env=dict(os.environ),
     )  # fmt: skip
     wanted = {"url": str(tmp_path / "s3cret.mp4"), "fps": 1, "motion": 0, "still_seconds": 0, "live": False}
+    assert process.stdin is not None
     process.stdin.write(json.dumps({**wanted, "timeout_seconds": 5}).encode() + b"\n")
     out, told = await process.communicate()
     assert process.returncode == 1 and out == b"" and b"s3cret" not in told and b"No such file" in told

@@ -15,7 +15,7 @@ from edge_encoder.errors import IdTaken
 from edge_encoder.spool.record import DamagedRecord, Original, State
 from edge_encoder.spool.spool import Spool
 from tests.support.roots import ROOT
-from tests.support.spooled import made_of, new_original
+from tests.support.spooled import made_of, new_original, state_of
 
 
 def test_it_survives_its_row_and_tells_every_flipped_bit() -> None:
@@ -115,7 +115,7 @@ def test_old_originals_expire_and_may_be_posted_again(tmp_path: Path) -> None:
         spool.receive(each).result(5)
     assert spool.oldest_age_seconds() > 90
     assert spool.expire(now - 50_000).result(5) == 1
-    assert spool.get(old.id).state is State.DROPPED and spool.originals == 2
+    assert state_of(spool, old.id) is State.DROPPED and spool.originals == 2
     assert spool.receive(old).result(5).state is State.RECEIVED
     spool.close()
 

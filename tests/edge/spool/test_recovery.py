@@ -18,7 +18,7 @@ from edge_encoder.errors import SpoolError
 from edge_encoder.spool.record import Record, State
 from edge_encoder.spool.spool import Spool
 from tests.support.roots import ROOT
-from tests.support.spooled import new_record, put
+from tests.support.spooled import new_record, put, state_of
 
 CHILD = """
 import sys; sys.path.insert(0, {root!r})
@@ -43,6 +43,7 @@ def test_kill_9_loses_nothing_that_was_acknowledged(tmp_path: Path) -> None:
             stdout=subprocess.PIPE,
             text=True,
         )
+        assert child.stdout is not None
         acknowledged.append(child.stdout.readline().strip())
         time.sleep(rng.uniform(0.02, 0.2))
         child.send_signal(signal.SIGKILL)
@@ -224,5 +225,5 @@ def test_a_record_with_flipped_bits_is_dropped_counted_and_never_sent(tmp_path: 
     assert victim.id not in {record.id for record in spool.lease(10)}
     assert spool.unreadable == 1
     spool.put(new_record(7)).result(5)
-    assert spool.get(victim.id).state is State.DROPPED
+    assert state_of(spool, victim.id) is State.DROPPED
     spool.close()

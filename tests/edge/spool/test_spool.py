@@ -12,7 +12,7 @@ from aeic.identifiers import new_id, parse_id
 from edge_encoder.errors import IdTaken, SpoolError, SpoolFull
 from edge_encoder.spool.record import DamagedRecord, Record, State
 from edge_encoder.spool.spool import Spool
-from tests.support.spooled import new_record, put
+from tests.support.spooled import new_record, put, state_of
 
 
 def test_ids_are_uuid7_and_rise() -> None:
@@ -47,11 +47,11 @@ def test_a_frame_goes_through_its_states(tmp_path: Path) -> None:
     assert spool.pending_frames == 1 and spool.pending_bytes > 1500
     (leased,) = spool.lease(8)
     assert leased == record
-    assert spool.get(record.id).state is State.SENDING
+    assert state_of(spool, record.id) is State.SENDING
     assert spool.lease(8) == []
     assert spool.finish(record.id, State.DELIVERED).result(5) is True
     assert spool.finish(record.id, State.DELIVERED).result(5) is False
-    assert spool.get(record.id).state is State.DELIVERED
+    assert state_of(spool, record.id) is State.DELIVERED
     assert (spool.pending_frames, spool.pending_bytes) == (0, 0)
     assert seen == [State.SPOOLED, State.DELIVERED]
     spool.close()
@@ -65,11 +65,11 @@ def test_released_frames_rest_longer_each_time_and_others_overtake(tmp_path: Pat
     assert [r.id for r in spool.lease(1)] == [first.id]
     spool.release([first.id], 0.05)
     assert [r.id for r in spool.lease(2)] == [second.id]
-    assert 0 < spool.next_retry_seconds() <= 0.05
+    assert 0 < (spool.next_retry_seconds() or 0) <= 0.05
     time.sleep(0.06)
     assert [r.id for r in spool.lease(2)] == [first.id]
     spool.release([first.id], 0.05)
-    assert 0.05 < spool.next_retry_seconds() <= 0.1
+    assert 0.05 < (spool.next_retry_seconds() or 0) <= 0.1
     spool.close()
 
 
@@ -126,7 +126,7 @@ def test_full_drops_by_the_declared_rule_and_says_so(tmp_path: Path, policy, gon
     put(spool, new_record(9, priority=5))
     assert [[r.id for r in records].index(i) for i, _ in dropped] == gone
     assert policy in dropped[0][1]
-    assert spool.get(records[gone[0]].id).state is State.DROPPED
+    assert state_of(spool, records[gone[0]].id) is State.DROPPED
     if policy == "drop-lowest-priority":
         with pytest.raises(SpoolFull):  # nobody is less important than this one
             put(spool, new_record(10, priority=0))
@@ -147,8 +147,8 @@ def test_old_frames_expire_but_never_those_of_an_unset_clock(tmp_path: Path) -> 
     for record in (old, unset, new_record()):
         put(spool, record)
     assert spool.expire(now - 50_000).result(5) == 1
-    assert spool.get(old.id).state is State.DROPPED
-    assert spool.get(unset.id).state is State.SPOOLED
+    assert state_of(spool, old.id) is State.DROPPED
+    assert state_of(spool, unset.id) is State.SPOOLED
     spool.close()
 
 

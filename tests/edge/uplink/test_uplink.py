@@ -11,7 +11,7 @@ import pytest
 from edge_encoder.backoff import Backoff
 from edge_encoder.spool.record import State
 from tests.support.edge_fakes import FakeCloud, Proxy, serving
-from tests.support.spooled import new_record
+from tests.support.spooled import new_record, state_of
 from tests.support.uplink import DIGEST, exactly, put_frames, shipping
 from tests.support.waiting import until
 
@@ -25,7 +25,7 @@ async def test_frames_arrive_in_order_with_one_hello(tmp_path: Path) -> None:
         (hello,) = cloud.hellos
         assert (hello.source_id, hello.bundle_digest, hello.token) == ("mast-7", DIGEST, "s3cret")
         assert uplink.status.state == "connected" and uplink.status.last_ack is not None
-        assert spool.get(records[0].id).state is State.DELIVERED
+        assert state_of(spool, records[0].id) is State.DELIVERED
 
 
 async def test_window_of_the_cloud_is_kept(tmp_path: Path) -> None:
@@ -35,7 +35,7 @@ async def test_window_of_the_cloud_is_kept(tmp_path: Path) -> None:
         await until(lambda: cloud.received == 5)
         await asyncio.sleep(0.1)
         assert cloud.received == 5
-        assert sum(spool.get(r.id).state is State.SENDING for r in records) == 5
+        assert sum(state_of(spool, r.id) is State.SENDING for r in records) == 5
 
 
 async def test_broken_streams_lose_nothing(tmp_path: Path) -> None:
@@ -98,7 +98,7 @@ async def test_cloud_that_is_down_and_comes_back(tmp_path: Path) -> None:
         records = await put_frames(spool, 5)
         await until(lambda: uplink.status.failures_in_a_row >= 3)
         assert uplink.status.state == "unreachable" and spool.pending_frames == 5
-        assert spool.get(records[0].id).state is State.SPOOLED
+        assert state_of(spool, records[0].id) is State.SPOOLED
         async with serving(cloud, address):
             await until(lambda: spool.pending_frames == 0)
         assert exactly(cloud, records)
@@ -132,7 +132,7 @@ async def test_rejected_frame_is_final_and_its_neighbours_go(tmp_path: Path) -> 
     async with serving(cloud) as address, shipping(tmp_path, address) as (spool, _):
         await until(lambda: spool.pending_frames == 0)
         entry = spool.get(bad.id)
-        assert entry.state is State.REJECTED and entry.reason == "damaged frame"
+        assert entry is not None and entry.state is State.REJECTED and entry.reason == "damaged frame"
         assert exactly(cloud, good) and cloud.received == 5
 
 
@@ -143,7 +143,7 @@ async def test_a_frame_that_breaks_every_stream_lets_the_others_pass(tmp_path: P
     cloud.break_on = {poison.id}
     async with serving(cloud) as address, shipping(tmp_path, address) as (spool, _):
         await until(lambda: exactly(cloud, good))
-        assert spool.get(poison.id).state in (State.SPOOLED, State.SENDING)
+        assert state_of(spool, poison.id) in (State.SPOOLED, State.SENDING)
         cloud.break_on.clear()
         await until(lambda: spool.pending_frames == 0)
 
