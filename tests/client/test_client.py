@@ -116,7 +116,7 @@ def test_following_survives_a_restart_and_misses_nothing(
                     seen.append(frame.id)
 
         threading.Thread(target=listen, daemon=True).start()
-        wait_until(lambda: len(first.cloud.hub) > 0)
+        wait_until(lambda: len(first.cloud.event_bus) > 0)
         time.sleep(0.2)
         before = [first.put(make_frame(seed)).id for seed in (2, 3)]
         wait_until(lambda: len(seen) == 2)
@@ -139,7 +139,7 @@ async def test_the_same_by_asyncio(running: CloudThread, make_frame: MakeFrame) 
     async with AsyncClient(running.cloud.http) as cloud:
         following = aio.AsyncClient.pictures(cloud, "webp", 64)
         task = asyncio.ensure_future(anext(following))
-        await until(lambda: len(running.cloud.hub) > 0)
+        await until(lambda: len(running.cloud.event_bus) > 0)
         await asyncio.sleep(0.2)
         new = running.put(make_frame(1))
         frame, picture = await asyncio.wait_for(task, 20)
