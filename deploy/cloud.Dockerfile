@@ -1,7 +1,7 @@
 # The cloud: ONNX Runtime on the CPU, about 400 MB; with EXTRA=cloud torch and its CUDA wheels, several GB.
 #   docker build -f deploy/cloud.Dockerfile -t aeic-cloud .
 #   docker build -f deploy/cloud.Dockerfile --build-arg EXTRA=cloud -t aeic-cloud-gpu .
-#   docker build -f deploy/cloud.Dockerfile --build-arg EXTRA=cloud-cpu,fleet-ray -t aeic-cloud-fleet .   docs/fleet.md
+#   docker build -f deploy/cloud.Dockerfile --build-arg EXTRA=cloud-cpu,fleet-ray -t aeic-cloud-fleet .   docs/how-to/fleet.md
 # A slim base in both cases: torch's wheels bring their own CUDA libraries. Triton needs gcc at run time, hence the
 # optional packages.
 ARG BASE=python:3.12-slim

@@ -11,11 +11,15 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent.parent
-TEXTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+TEXTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 MAKEFILE = (ROOT / "Makefile").read_text()
 
 
-@pytest.mark.parametrize("path", TEXTS, ids=lambda path: path.name)
+def _name(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
+
+
+@pytest.mark.parametrize("path", TEXTS, ids=_name)
 def test_make_targets_named_in_texts_exist(path: Path) -> None:
     targets = set(re.findall(r"^([a-z-]+):", MAKEFILE, re.M))
     named = set(re.findall(r"(?:^|`)make ([a-z-]+)", path.read_text(), re.M))
@@ -31,7 +35,7 @@ def test_every_target_has_its_line_of_help() -> None:
     assert {"install", "demo", "run", "test", "check"} <= set(re.findall(r"make (\S+)", shown))
 
 
-@pytest.mark.parametrize("path", TEXTS, ids=lambda path: path.name)
+@pytest.mark.parametrize("path", TEXTS, ids=_name)
 def test_subcommands_named_in_texts_exist(path: Path) -> None:
     from typer.main import get_command
 
@@ -42,7 +46,7 @@ def test_subcommands_named_in_texts_exist(path: Path) -> None:
     assert named <= commands, f"{path.name} names {sorted(named - commands)}"
 
 
-@pytest.mark.parametrize("path", TEXTS, ids=lambda path: path.name)
+@pytest.mark.parametrize("path", TEXTS, ids=_name)
 def test_links_to_files_lead_somewhere(path: Path) -> None:
     for link in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", path.read_text()):
         assert (path.parent / link).exists(), f"{path.name} links to {link}"
