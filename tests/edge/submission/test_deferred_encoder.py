@@ -34,10 +34,10 @@ def held(service: EdgeService) -> Iterator[list[bytes]]:
     encode, go = service.encoder.encode, threading.Event()
     order: list[bytes] = []
 
-    def slow(data: Any, *rest: Any, **kw: Any) -> Any:
-        order.append(data)
+    def slow(*args: Any, **kw: Any) -> Any:
+        order.append(args[0])
         go.wait(20)
-        return encode(data, *rest, **kw)
+        return encode(*args, **kw)
 
     service.encoder.encode = slow  # type: ignore[method-assign]
     try:
