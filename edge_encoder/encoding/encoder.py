@@ -119,7 +119,13 @@ class Encoder:
         low, high = 0, ceiling
         while low <= high:
             middle = (low + high) // 2
-            data = self._codec.encode(y, middle, width, height)
+            try:
+                data = self._codec.encode(y, middle, width, height)
+            except TooLarge:  # over what any frame may have: the next lower one may fit
+                if middle == 0:
+                    raise
+                high = middle - 1
+                continue
             if len(data) <= limit:
                 best, low = (middle, data), middle + 1
             else:

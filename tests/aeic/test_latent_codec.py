@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
-from aeic import rans
+from aeic import latent_codec, rans
 from aeic.bitstream import HEADER_BYTES, Frame
 from aeic.bundle import Bundle
 from aeic.entropy_model import EntropyModel
@@ -21,7 +22,7 @@ def codec(tiny_bundle: Path) -> LatentCodec:
     return LatentCodec(Bundle.load(tiny_bundle), threads=1)
 
 
-def some_latents(width: int, height: int, seed: int = 0) -> np.ndarray:
+def some_latents(width: int, height: int, seed: int = 0) -> NDArray[np.float32]:
     """Smooth and noisy at once, (8, h, w): something to predict and something to code."""
     rng = np.random.default_rng(seed)
     shape = (8, -(-height // 64) * 2, -(-width // 64) * 2)
@@ -69,7 +70,7 @@ def test_threads_do_not_matter(tiny_bundle: Path, codec: LatentCodec) -> None:
 
 def test_skipped_elements_are_zero_on_both_sides(codec: LatentCodec) -> None:
     """The fault of the research code: y far from a mean that is skipped must not disturb what follows."""
-    y = some_latents(512, 512) * 3
+    y = some_latents(512, 512) * np.float32(3)
     y[:2] += 50  # the tiny bundle skips most of its first channels
     latents = codec.decode(codec.encode(y, 1, 512, 512))
     assert (latents.symbols[0] == 0).mean() > 0.5
@@ -112,6 +113,15 @@ def test_more_bytes_than_the_picture_can_need(codec: LatentCodec) -> None:
     data = Frame(16, 16, 0, codec.bundle.fingerprint, b"\x01" * 1000).to_bytes()
     with pytest.raises(Damaged, match="more bytes"):
         codec.decode(data)
+
+
+def test_no_frame_is_made_that_a_decoder_refuses(codec: LatentCodec, monkeypatch: pytest.MonkeyPatch) -> None:
+    size = len(codec.encode(some_latents(100, 70), 1, 100, 70)) - HEADER_BYTES
+    monkeypatch.setattr(latent_codec, "MAX_PAYLOAD_BYTES", size)
+    codec.encode(some_latents(100, 70), 1, 100, 70)
+    monkeypatch.setattr(latent_codec, "MAX_PAYLOAD_BYTES", size - 1)
+    with pytest.raises(TooLarge, match="lower rate point"):
+        codec.encode(some_latents(100, 70), 1, 100, 70)
 
 
 def test_bad_arguments(codec: LatentCodec) -> None:
