@@ -74,7 +74,10 @@ def recover(path: Path, target: sqlite3.Connection, image: Path, system: System)
     for part in (path, log_path):
         if part.is_file() and part.stat().st_size:
             salvage.search(part)
-    return salvage.finish()
+    recovery = salvage.finish()
+    with _writing():
+        tables.insert_recovery(target, int(system.wall_seconds() * 1000), recovery.lost, recovery.complete)
+    return recovery
 
 
 def _has_tables(path: Path) -> bool:
@@ -136,6 +139,7 @@ class _Salvage:
     missing: dict[bytes, tuple[Any, ...]] = field(default_factory=dict)
     unnamed: set[tuple[str, int]] = field(default_factory=set)  # lost rows whose id is not known either
     failures: int = 0
+    earlier: bool = False  # whether the earlier recoveries were read
 
     # -- through SQLite ----------------------------------------------------------------------------------------
 
@@ -144,11 +148,24 @@ class _Salvage:
         try:
             with contextlib.closing(_open(path)) as source:
                 source.execute("SELECT COUNT(*) FROM sqlite_schema").fetchone()
+                self._earlier(source)
                 self._frames(source)
                 self._originals(source)
         except sqlite3.Error as error:
             log.error("spool %s cannot be read as a database (%s); its bytes are searched", path.name, error)
             self.found.complete = False
+
+    def _earlier(self, source: sqlite3.Connection) -> None:
+        if self.earlier:
+            return
+        rows: list[Any] = []
+        with contextlib.suppress(sqlite3.DatabaseError):  # a spool of an earlier release has no such table
+            rows = source.execute("SELECT at_ms, lost, complete FROM recoveries").fetchall()
+            self.earlier = True
+        for row in rows:
+            if all(isinstance(value, int) for value in row):
+                with _writing():
+                    tables.insert_recovery(self.target, *row)
 
     def _frames(self, source: sqlite3.Connection) -> None:
         names = dict(_indexed(source, "SELECT seq, id FROM frames INDEXED BY sqlite_autoindex_frames_1"))

@@ -272,6 +272,12 @@ class Spool:
         """False once the writer's thread has ended."""
         return self._writer.alive
 
+    def recoveries(self) -> list[tuple[int, int, bool]]:
+        """The recoveries of this spool so far: when (milliseconds since 1970), how many frames and originals were lost,
+        and whether that is all."""
+        rows = self._reader.all("SELECT at_ms, lost, complete FROM recoveries ORDER BY seq")
+        return [(int(at_ms), int(lost), bool(complete)) for at_ms, lost, complete in rows]
+
     @property
     def restarts(self) -> int:
         """Unexpected errors that the writer survived."""
@@ -290,6 +296,7 @@ class Spool:
         """Tests whether the spool can be written, by writing; the future ends with SpoolError when not. A commit within
         the last seconds counts as the test."""
         done: Future[None] = Future()
+        done.set_running_or_notify_cancel()  # it cannot be cancelled
         recent = self._system.steady_seconds() - self._writer.last_commit < _PROVEN_SECONDS
         if recent and not self.problem and not self.misplaced():
             done.set_result(None)

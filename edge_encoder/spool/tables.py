@@ -2,7 +2,8 @@
 
 `frames` has one row per frame; `record` (record.py) is cleared when the frame is finished, the rest of the row stays as
 history, so that its state can be asked for and a repeated POST is recognised. `originals` holds pictures that are not
-encoded yet, `tries` how often the encoding of each was attempted. `arrived_ms` is spool time (clock.py); 0 is unknown.
+encoded yet, `tries` how often the encoding of each was attempted. `recoveries` says what each recovery of the file
+lost. `arrived_ms` is spool time (clock.py); 0 is unknown.
 """
 
 from __future__ import annotations
@@ -65,6 +66,14 @@ CREATE TABLE IF NOT EXISTS originals (
 CREATE INDEX IF NOT EXISTS waiting ON originals (priority DESC, seq);
 CREATE TABLE IF NOT EXISTS tries (id BLOB PRIMARY KEY, count INTEGER NOT NULL) WITHOUT ROWID;
 """
+_RECOVERIES = """
+CREATE TABLE IF NOT EXISTS recoveries (
+    seq INTEGER PRIMARY KEY,
+    at_ms INTEGER NOT NULL,
+    lost INTEGER NOT NULL,
+    complete INTEGER NOT NULL
+);
+"""
 _ARRIVED = "arrived_ms INTEGER NOT NULL DEFAULT 0"
 _OLDEST = f"CREATE INDEX IF NOT EXISTS arrived ON frames (arrived_ms) WHERE {WAITING};"
 
@@ -77,7 +86,7 @@ def create(connection: sqlite3.Connection) -> None:
         connection.execute(f"ALTER TABLE {name} ADD COLUMN {_ARRIVED}")
     if old:
         connection.execute("DROP INDEX IF EXISTS oldest")  # by the wall clock
-    connection.executescript(_SCHEMA.format(arrived=", " + _ARRIVED, oldest=_OLDEST) + clock.SCHEMA)
+    connection.executescript(_SCHEMA.format(arrived=", " + _ARRIVED, oldest=_OLDEST) + clock.SCHEMA + _RECOVERIES)
 
 
 def _has_arrived(connection: sqlite3.Connection, table: str) -> bool:
@@ -130,6 +139,11 @@ def insert_history(
         f"INSERT INTO frames (id, state, reason, {names}) VALUES (?,?,?,?,?,?,?,?,?,?,?,?)",
         (ident, state.value, reason, *(numbers[name] for name in names.split(", "))),
     )
+
+
+def insert_recovery(connection: sqlite3.Connection, at_ms: int, lost: int, complete: bool) -> None:
+    """Records what a recovery lost; `complete` where nothing else can be missing."""
+    connection.execute("INSERT INTO recoveries (at_ms, lost, complete) VALUES (?,?,?)", (at_ms, lost, int(complete)))
 
 
 def insert_original(connection: sqlite3.Connection, original: Original, arrived_ms: int = 0) -> int:

@@ -124,6 +124,7 @@ class Writer:
             _refuse(batch, SpoolError(f"the spool cannot write ({self.failure}); look at its disk"))
             return
         results: list[tuple[Op, Any, SpoolError | None]] = []
+        written = connection.total_changes
         try:
             connection.execute("BEGIN IMMEDIATE")
             for op in batch:
@@ -148,8 +149,9 @@ class Writer:
                 kind = SpoolFull if full else SpoolError
                 _refuse(batch, kind(f"the spool cannot write ({error}); look at its disk"))
             return
-        self.last_commit = self._system.steady_seconds()
-        self._works()
+        if connection.total_changes > written:  # an empty transaction does not touch the disk
+            self.last_commit = self._system.steady_seconds()
+            self._works()
         if not self._reserve.whole:
             self._write_back()
             if self._reserve.make():

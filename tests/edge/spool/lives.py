@@ -265,24 +265,26 @@ class Life:
             entry = spool.get(ident)
             if entry is not None and entry.state is State.DROPPED and entry.reason.startswith("damaged on disk"):
                 self.finished.add(ident)
+        self.recoveries = spool.recoveries()
         if spool.pending_frames or spool.originals:
             raise Broken(f"{spool.pending_frames} frames and {spool.originals} originals stay in the spool")
         self.close()
 
     def check(self) -> None:
         missing = self.promised - set(self.delivered)
-        evidence = list(self.place.glob("spool.sqlite3.damaged-*"))
+        counted = max(self.counted, sum(lost for _, lost, _ in self.recoveries))
+        uncertain = any(not complete for _, _, complete in self.recoveries)
         if self.damage == "none":
             if missing:
                 raise Broken(f"{len(missing)} lost without damage")
-            if self.counted:
-                raise Broken(f"{self.counted} counted as lost, and none is")
-            if evidence:
-                raise Broken("a whole spool is kept as a damaged one")
+            if counted:
+                raise Broken(f"{counted} counted as lost, and none is")
+            if uncertain or list(self.place.glob("spool.sqlite3.damaged-*")):
+                raise Broken("a whole spool is taken for a damaged one")
         unexplained = missing - self.finished
-        # What was counted by a process that was killed right after is still visible: the damaged file is kept.
-        if len(unexplained) > self.counted and not evidence:
-            raise Broken(f"{len(unexplained)} lost and {self.counted} counted")
+        # Where the tables or their indexes are gone, the recovery says that more may be missing than it counted.
+        if len(unexplained) > counted and not uncertain:
+            raise Broken(f"{len(unexplained)} lost and {counted} counted")
         if self.damage.startswith("flip") and len(missing) > FLIP_LOSES:
             raise Broken(f"one flipped bit lost {len(missing)} of {len(self.promised)}")
 
