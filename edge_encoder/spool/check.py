@@ -15,8 +15,9 @@ from edge_encoder.spool.record import DamagedRecord, Original, Record
 
 @dataclass
 class Report:
-    """What was found. `database` and `log` are "ok" or what is wrong; `unreadable` of the waiting `frames` and
-    `originals` cannot be read; `recoveries` are those so far, with what they lost; `kept` are files of earlier recoveries, of which `damaged` ones may hold more."""
+    """What was found. `database` and `log` are "ok" or say what is wrong; `unreadable` of the waiting `frames` and
+    `originals` cannot be read; `recoveries` are those so far, with what each lost; `kept` are files that they left, of
+    which `damaged` ones may hold more."""
 
     spool: str
     in_use: bool

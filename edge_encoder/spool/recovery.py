@@ -33,8 +33,8 @@ from edge_encoder.spool.system import System
 log = logging.getLogger("aeic.edge.spool")
 
 _BLOCK = 1 << 20
-# Ranges of rows that may fail before the rest is given up: enough for 100,000 rows of which none can be read.
-_MAX_FAILURES = 300_000
+# Ranges of rows that may fail before the rest is given up: enough for 30,000 rows of which none can be read.
+_MAX_FAILURES = 100_000
 _REASON = "damaged on disk"
 
 
@@ -224,7 +224,7 @@ class _Salvage:
             try:
                 query = f"SELECT {columns} FROM {table} WHERE seq BETWEEN ? AND ? ORDER BY seq"
                 for row in source.execute(query, (low, high)):
-                    low = row[0] + 1
+                    low = max(low, row[0] + 1)  # the rows of a damaged table need not rise
                     yield row
             except (sqlite3.DatabaseError, OverflowError, MemoryError):
                 self.failures += 1
