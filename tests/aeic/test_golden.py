@@ -117,3 +117,11 @@ def test_check_zero_is_what_it_says(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_payload_sizes() -> None:
     sizes = {stream["name"]: stream["bytes"] - 9 for stream in LISTING["streams"]}
     assert sizes["one-byte"] == 1 and sizes["one-word"] == 4 and 4 < sizes["two-words"] <= 8
+
+
+@pytest.mark.parametrize("name", ["bundle", "bundle-extreme"])
+def test_tables_hold_what_is_specified(name: str) -> None:
+    ints = [f"{kind}_{part}" for kind in "yz" for part in ("lengths", "offsets", "freqs")]
+    with np.load(GOLDEN / name / "tables.npz") as arrays:
+        assert set(arrays.files) == {*ints, "z_medians", "gains", "inverse_gains"}
+        assert all(arrays[array].dtype == np.int32 for array in ints)
