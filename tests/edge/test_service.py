@@ -30,7 +30,7 @@ def test_it_says_where_it_is_and_drains_on_sigterm(start_edge):
     code, log = edge.stop(signal.SIGTERM)
     assert code == 0
     lines = [json.loads(line) for line in log.splitlines()]
-    assert any("1 frames stay in the spool" in line["event"] for line in lines)
+    assert any("1 frames and 0 originals stay in the spool" in line["event"] for line in lines)
 
 
 def test_sigterm_finishes_what_was_taken_and_sends_it(start_edge):

@@ -19,7 +19,7 @@ Scenario = Callable[[Running], Awaitable[None]]
 Run = Callable[..., None]
 
 
-@pytest.fixture(params=["edge", "cloud"])
+@pytest.fixture(params=["edge"])
 def run(request: pytest.FixtureRequest, tiny_bundle: Path, tmp_path: Path) -> Run:
     """Runs a scenario against a service with the given settings changed."""
 
