@@ -12,8 +12,8 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.edge.conftest import picture
-from tests.service.services import BODY_BYTES, BODY_SECONDS, Running, running
+from tests.support.pictures import picture
+from tests.support.services import BODY_BYTES, BODY_SECONDS, Running, running
 
 Scenario = Callable[[Running], Awaitable[None]]
 Run = Callable[..., None]

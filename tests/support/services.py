@@ -16,7 +16,7 @@ from aeic_service.http_server import HttpServer
 from cloud_decoder.inference.decoder import Decoder
 from edge_encoder.__main__ import http_server
 from edge_encoder.service import EdgeService
-from tests.cloud.conftest import FakeGenerator, running_cloud
+from tests.support.cloud import FakeGenerator, running_cloud
 from tests.support.edge_fakes import settings as edge_settings
 
 BODY_SECONDS = 0.6
