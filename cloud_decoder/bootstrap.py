@@ -2,35 +2,27 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import fcntl
 import os
 import secrets
 import socket
-from collections.abc import Callable
-from typing import Any
 
 from sqlalchemy import URL
 
 from cloud_decoder.errors import StoreUnavailable
-from cloud_decoder.images.disk_cache import Cache
+from cloud_decoder.images.cache import PictureCache
+from cloud_decoder.images.disk_cache import DiskCache
 from cloud_decoder.settings import Settings
 
 
-def soon(loop: asyncio.AbstractEventLoop, callback: Callable[[], None]) -> None:
-    """Call it in the loop, from any thread; a loop that has closed needs it no more."""
-    with contextlib.suppress(RuntimeError):
-        loop.call_soon_threadsafe(callback)
-
-
-def cache_of(settings: Settings) -> Any:
+def cache_of(settings: Settings) -> PictureCache:
     """The fleet's shared cache, or this machine's own."""
     if settings.cache_url:
-        from cloud_decoder.images.object_cache import SharedCache
+        from cloud_decoder.images.object_cache import ObjectCache
 
-        return SharedCache(settings.cache_url, settings.cache_bytes)
-    return Cache(settings.data_dir / "cache", settings.cache_bytes)
+        return ObjectCache(settings.cache_url, settings.cache_bytes)
+    return DiskCache(settings.data_dir / "cache", settings.cache_bytes)
 
 
 def own_folder(settings: Settings) -> contextlib.ExitStack:

@@ -22,7 +22,7 @@ _HEADER = len(_MAGIC) + hashlib.sha256().digest_size
 _NAME = re.compile(r"[0-9a-f]{64}-[a-z0-9]{1,24}\Z")
 
 
-class Cache:
+class DiskCache:
     """``root`` is created.
 
     At most ``max_bytes`` of files lie in it, oldest use first to go. Safe from several threads.
@@ -100,6 +100,10 @@ class Cache:
             with contextlib.suppress(OSError):
                 temporary.unlink()
         return True
+
+    def trim(self) -> int:
+        """Nothing to do: :meth:`put` stays within the limit."""
+        return 0
 
     def _read(self, name: str) -> bytes | None:
         try:

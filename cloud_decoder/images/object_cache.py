@@ -3,7 +3,7 @@
 The same sealed files as :mod:`cloud_decoder.images.disk_cache` has, under the same names, through obstore: ``s3://bucket/prefix``,
 ``gs://``, ``az://``, ``file:///mnt/shared`` (credentials as the providers' own environment variables). No index is
 kept: another process may have written or removed anything. A bucket is bounded by its own lifecycle rule, or, like a
-folder, by :meth:`SharedCache.trim`.
+folder, by :meth:`ObjectCache.trim`.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ PATIENCE = {
 """A bucket that is away must not hold the threads of those who can do without it."""
 
 
-class SharedCache:
+class ObjectCache:
     """``url`` names the place; ``max_bytes`` is what :meth:`trim` leaves there. Safe from several threads."""
 
     def __init__(self, url: str, max_bytes: int) -> None:

@@ -56,7 +56,7 @@ def test_retention_empties_what_is_old_or_too_much_and_says_so(
             httpx.AsyncClient(base_url=cloud.http) as http,
         ):
             cloud.store.add(old, time.time())
-            cloud.worker.wake()
+            cloud.backend.wake()
             for _ in range(200):
                 await asyncio.sleep(0.05)
                 if cloud.store.counts()["pruned"] >= 2:

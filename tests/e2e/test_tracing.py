@@ -159,7 +159,7 @@ def test_spans_leave_for_the_collector_that_is_named() -> None:
         "OTEL_EXPORTER_OTLP_ENDPOINT": f"http://127.0.0.1:{server.server_port}",
         "OTEL_EXPORTER_OTLP_COMPRESSION": "none",
     }
-    code = "from aeic import tracing; tracing.set_up('aeic-test'); tracing.span('edge.read', 0.5)"
+    code = "from aeic_service import tracing; tracing.set_up('aeic-test'); tracing.span('edge.read', 0.5)"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True)
     server.shutdown()
     server.server_close()

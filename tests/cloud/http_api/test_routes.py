@@ -153,9 +153,9 @@ def test_decode_and_its_refusals(
             waiting[1].cancel()  # the client hangs up: its work leaves the queue
             for _ in range(100):
                 await asyncio.sleep(0.02)
-                if len(cloud.worker.scheduler.jobs) == 1:
+                if len(cloud.backend.scheduler.jobs) == 1:
                     break
-            assert len(cloud.worker.scheduler.jobs) == 1
+            assert len(cloud.backend.scheduler.jobs) == 1
             generator.gate.set()
             assert (await waiting[0]).status_code == 200
 
@@ -262,7 +262,7 @@ def test_a_damaged_frame_is_shown_in_quarantine_with_its_reason(
     async def scenario() -> None:
         async with running_cloud(decoder, tmp_path) as cloud, httpx.AsyncClient(base_url=cloud.http) as http:
             cloud.store.add([new], time.time())
-            cloud.worker.wake()
+            cloud.backend.wake()
             answer = await http.get(f"/v1/frames/{new.id}/image?wait=10")
             assert answer.status_code == 422  # told by the decoder, or by the store a moment later
             for _ in range(100):

@@ -136,7 +136,7 @@ def test_the_service_decodes_each_frame_with_its_bundle_and_all_rates_with_one_d
                 for data in frames.values():
                     assert (await http.post("/v1/decode", content=data)).status_code == 200
                 cloud.store.add(stored, time.time())
-                cloud.worker.wake()
+                cloud.backend.wake()
                 end = time.monotonic() + 20
                 while cloud.store.counts()["done"] < len(stored):
                     assert time.monotonic() < end

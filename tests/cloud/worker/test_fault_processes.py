@@ -18,9 +18,9 @@ from aeic.bundle import Bundle
 from cloud_decoder.inference.decoder import Decoder
 from cloud_decoder.inference.subprocess_backend import RemoteGenerator
 from cloud_decoder.store.store import State, Store
+from tests.cloud.backend.test_faults import timed, until, value
 from tests.cloud.conftest import Edge, MakeFrame, new_frame, running_cloud
 from tests.cloud.test_service import process
-from tests.cloud.worker.test_faults import timed, until, value
 
 
 @pytest.fixture
@@ -46,7 +46,7 @@ def test_a_decoder_process_killed_in_the_middle_of_a_batch(
             victim = child_of(isolated)
             os.kill(victim, signal.SIGSTOP)  # so that the next batch is surely in it
             cloud.store.add(new, time.time())
-            cloud.worker.wake()
+            cloud.backend.wake()
             asked = [asyncio.create_task(http.post("/v1/decode", content=make_frame(s))) for s in range(50, 54)]
             await until(lambda: value(cloud, "batch_pieces_count") >= 1)
             await asyncio.sleep(0.1)
@@ -85,7 +85,7 @@ def test_where_no_decoder_process_comes_up_everybody_is_told_and_frames_stay(
             victim = child_of(isolated)
             os.kill(victim, signal.SIGSTOP)
             cloud.store.add(new, time.time())
-            cloud.worker.wake()
+            cloud.backend.wake()
             asked = [asyncio.create_task(http.post("/v1/decode", content=make_frame(s))) for s in range(50, 54)]
             await until(lambda: value(cloud, "batch_pieces_count") >= 1)
             monkeypatch.setattr(RemoteGenerator, "_spawn", cannot_start)

@@ -15,11 +15,12 @@ import pytest
 from aeic.errors import Damaged, TooLarge, WrongModel
 from cloud_decoder.errors import Draining, Expired, Overloaded, Undecodable
 from cloud_decoder.events import EventBus
-from cloud_decoder.images.disk_cache import Cache
+from cloud_decoder.images.disk_cache import DiskCache
 from cloud_decoder.inference.decoder import Decoder
+from cloud_decoder.inference.model_pool import ModelPool
 from cloud_decoder.metrics import Metrics
 from cloud_decoder.store.store import State, Store
-from cloud_decoder.worker.worker import Worker
+from cloud_decoder.worker.worker import Worker, WorkerSettings
 from tests.cloud.conftest import FakeGenerator, MakeFrame, new_frame
 
 
@@ -27,7 +28,9 @@ from tests.cloud.conftest import FakeGenerator, MakeFrame, new_frame
 def running(decoder: Decoder, store: Store, tmp_path: Path) -> Callable[..., object]:
     @asynccontextmanager
     async def run(**options: object) -> AsyncIterator[Worker]:
-        worker = Worker(decoder, store, Cache(tmp_path / "cache", 10**8), Metrics(), EventBus(), **options)  # type: ignore
+        settings = WorkerSettings(**options)  # type: ignore[arg-type]
+        cache = DiskCache(tmp_path / "cache", 10**8)
+        worker = Worker(ModelPool.of(decoder), store, cache, Metrics(), EventBus(), settings)
         await worker.start()
         try:
             yield worker
@@ -66,7 +69,7 @@ def test_a_stored_frame_becomes_a_picture(
     assert row is not None and row.timings is not None and row.available_ms is not None
     assert set(row.timings) == {"queue", "entropy", "device_wait", "synthesis", "image"}
     assert row.latents_digest == decoder.entropy_decode(new.bitstream).digest
-    assert Cache(tmp_path / "cache", 10**8).has(new.digest, "png")
+    assert DiskCache(tmp_path / "cache", 10**8).has(new.digest, "png")
 
 
 def test_a_backlog_leaves_in_full_batches_of_one_shape(
@@ -278,7 +281,7 @@ def test_a_full_cache_disk_loses_nothing(
     def full(*_: object) -> bool:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(Cache, "put", full)
+    monkeypatch.setattr(DiskCache, "put", full)
     store.add([new_frame(make_frame(1))], time.time())
 
     async def scenario() -> None:
