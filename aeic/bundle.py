@@ -28,13 +28,9 @@ from aeic.tables import Rows
 
 FORMAT = 1
 DEFAULT_NAME = "aeic-se-nano"
-REQUIRED = (
-    "tables.npz",
-    "analysis.onnx",
-    "hyper_analysis.onnx",
-    "hyper_synthesis.onnx",
-    *(f"context_{index}.onnx" for index in range(4)),
-)
+DECODING = ("tables.npz", "hyper_synthesis.onnx", *(f"context_{index}.onnx" for index in range(4)))
+"""What a frame is decoded with. The fingerprint covers at least these."""
+REQUIRED = (*DECODING, "analysis.onnx", "hyper_analysis.onnx")
 """What both sides need. The decoder is ``synthesis.onnx`` (CPUs), ``weights.safetensors`` (torch), or both; a bundle
 without either encodes only."""
 
@@ -173,15 +169,19 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
 def _check_manifest(manifest: dict[str, Any]) -> None:
     if manifest["format"] != FORMAT:
         raise BundleError(f"bundle format {manifest['format']}: this program reads format {FORMAT}, update it")
-    files, rates = manifest["files"], manifest["rates"]
+    files, rates, defining = manifest["files"], manifest["rates"], manifest["defines_bitstream"]
     missing = [name for name in REQUIRED if name not in files]
     _require(not missing, f"files lacks {', '.join(missing)}")
     _require(all(Path(name).name == name for name in files), "a file name holds a folder")
+    _require(set(DECODING) <= set(defining) <= set(files), "defines_bitstream")
+    _require(len(defining) == len(set(defining)), "defines_bitstream names a file twice")
+    numbers = [manifest[name] for name in ("latent_channels", "hyper_channels", "default_rate")]
+    _require(all(type(number) is int for number in numbers), "a number that is not whole")
     _require(1 <= len(rates) <= MAX_RATES and 0 <= manifest["default_rate"] < len(rates), "rates or default_rate")
     _require(4 <= manifest["latent_channels"] <= 4096 and manifest["latent_channels"] % 4 == 0, "latent_channels")
     _require(1 <= manifest["hyper_channels"] <= 4096, "hyper_channels")
     _require(all(isinstance(rate["name"], str) and float(rate["bpp"]) > 0 for rate in rates), "rates")
-    made = hashlib.sha256(_lines(manifest["defines_bitstream"], files)).hexdigest()[:6]
+    made = hashlib.sha256(_lines(defining, files)).hexdigest()[:6]
     _require(manifest["fingerprint"] == made, f"the fingerprint should be {made}")
     _require(isinstance(manifest["name"], str), "name")
 

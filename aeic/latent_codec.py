@@ -5,12 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 import numpy as np
+from numpy.typing import NDArray
 
 from aeic import rans
-from aeic.bitstream import MAX_SIDE, Frame
+from aeic.bitstream import MAX_PAYLOAD_BYTES, MAX_SIDE, Frame
 from aeic.bundle import Bundle
 from aeic.entropy_model import EntropyModel, Symbols
-from aeic.errors import BundleError, Damaged, WrongModel
+from aeic.errors import BundleError, Damaged, TooLarge, WrongModel
 from aeic.passes import PASS_COUNT, gather, scatter
 from aeic.quantise import Floats, check_value, dequantise, digest, hyper_size, quantise_hyper
 
@@ -29,6 +30,25 @@ class Latents:
     digest: str
 
 
+@dataclass(frozen=True)
+class Coded:
+    """A decoded frame as the specification defines it: everything is in the units that were coded.
+
+    ``z_symbols`` (Cz, hz, wz) int32, ``symbols`` (M, h, w) int16, ``y_hat`` (M, h, w) float32 before the gain is
+    undone.
+    """
+
+    z_symbols: NDArray[np.int32]
+    symbols: Symbols
+    y_hat: Floats
+    frame: Frame
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of ``y_hat`` in hex: what two machines compare."""
+        return digest(self.y_hat)
+
+
 class LatentCodec:
     """The codec of one bundle. ``threads`` for its graphs, 0 for all cores; safe to share between threads.
 
@@ -44,7 +64,8 @@ class LatentCodec:
         """Code y (M, h, w) float32, as the analysis graph gave it, into a whole frame.
 
         ``width`` and ``height`` are the picture's before padding. ``ValueError`` if y has another shape or dtype,
-        ``RateError`` for an unknown rate, ``BundleError`` if the model gave numbers that are not finite.
+        ``RateError`` for an unknown rate, ``BundleError`` if the model gave numbers that are not finite, ``TooLarge``
+        for a frame over ``MAX_PAYLOAD_BYTES`` (a huge picture full of detail).
         """
         tables = self.bundle.tables
         number = self.bundle.rate(rate).number
@@ -71,12 +92,24 @@ class LatentCodec:
             raise BundleError(
                 f"the entropy model of bundle {self.bundle.name} does not fit its tables: {error}"
             ) from error
+        if len(payload) > MAX_PAYLOAD_BYTES:
+            raise TooLarge(
+                f"the frame would have {len(payload)} bytes of payload, over the limit of {MAX_PAYLOAD_BYTES}:"
+                " choose a lower rate point or scale the picture down"
+            )
         return replace(frame, payload=payload).to_bytes()
 
     def decode(self, data: bytes) -> Latents:
+        """Decode a whole frame of any origin to what the synthesis takes. Errors and costs of :meth:`decode_coded`."""
+        coded = self.decode_coded(data)
+        y_hat = coded.y_hat * self.bundle.tables.inverse_gains[coded.frame.rate][:, None, None]
+        return Latents(y_hat, coded.symbols, coded.frame, coded.digest)
+
+    def decode_coded(self, data: bytes) -> Coded:
         """Decode a whole frame of any origin. ``BitstreamError`` in one of its kinds if it is not one of this bundle's.
 
-        Costs what a frame of the size in its header costs, whatever its payload: ``max_pixels`` is the bound.
+        The refusals and their order are those of docs/bitstream.md section 5.2. Costs what a frame of the size in its
+        header costs, whatever its payload: ``max_pixels`` is the bound.
         """
         frame = Frame.parse(data, max_pixels=self.max_pixels)
         tables = self.bundle.tables
@@ -108,8 +141,7 @@ class LatentCodec:
                 "the frame's check value does not hold: it was changed on the way, or this machine computes the entropy"
                 " model differently from the one that made it"
             )
-        y_hat = base * tables.inverse_gains[frame.rate][:, None, None]
-        return Latents(y_hat, symbols, frame, digest(base))
+        return Coded(z_symbols, symbols, base, frame)
 
 
 def _channel_ids(shape: tuple[int, ...]) -> rans.Ints:

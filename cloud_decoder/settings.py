@@ -1,6 +1,6 @@
 """The service's settings.
 
-Environment ``AEIC_CLOUD_*``, units in the names. docs/cloud.md has the same table; a test compares.
+Environment ``AEIC_CLOUD_*``, units in the names. docs/reference/cloud.md has the same table; a test compares.
 """
 
 from __future__ import annotations

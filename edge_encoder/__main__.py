@@ -1,4 +1,4 @@
-"""`python -m edge_encoder`: the edge service. Settings: AEIC_EDGE_* (docs/edge.md); the flags go before them.
+"""`python -m edge_encoder`: the edge service. Settings: AEIC_EDGE_* (docs/reference/edge.md); the flags override them.
 
 When it is ready, one JSON line on stdout names the address. SIGTERM and SIGINT drain and end with 0.
 """
@@ -31,10 +31,10 @@ from edge_encoder.sources.watched_folder import WatchedFolder
 
 _GRACE_SECONDS = 10
 _CONNECTIONS = 1024
-# How long the entropy coder's Python may keep the loop from answering, five times less than by default.
+# How long the entropy coder's Python code may hold the GIL while the loop waits; the default is 5 ms.
 _SWITCH_SECONDS = 0.001
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of malloc.h
-_RESTART = 75  # EX_TEMPFAIL: start me again
+_RESTART = 75  # EX_TEMPFAIL: restart the service
 
 
 class _Server(uvicorn.Server):
@@ -66,7 +66,7 @@ async def serve(settings: EdgeSettings) -> int:
     loop = asyncio.get_running_loop()
 
     def stop() -> None:
-        service.stopping.set()  # whoever waits for delivery is answered now
+        service.stopping.set()  # answers the clients that wait for delivery
         server.should_exit = True
 
     for name in (signal.SIGTERM, signal.SIGINT):
@@ -101,7 +101,7 @@ def _sources(service: EdgeService, settings: EdgeSettings) -> Iterator[WatchedFo
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Exit code: 0 after a drain, 75 to be started again with another bundle, 2 for wrong settings, 5 for a bundle that
+    """Exit code: 0 after a drain, 75 to be restarted with another bundle, 2 for wrong settings, 5 for a bundle that
     cannot be used, 1 for other failures."""
     parser = argparse.ArgumentParser(prog="python -m edge_encoder", description="The AEIC edge service.")
     parser.add_argument("--host", help="address to listen on [env: AEIC_EDGE_HOST]")
@@ -113,7 +113,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         unknown = unknown_variables(os.environ)
         if unknown:
-            raise ValueError(f"unknown setting {', '.join(unknown)}; docs/edge.md lists those that exist")
+            raise ValueError(f"unknown setting {', '.join(unknown)}; docs/reference/edge.md lists those that exist")
         settings = EdgeSettings(**given)
     except (ValidationError, ValueError, OSError) as error:
         print(f"edge: wrong settings: {_readable(error)}", file=sys.stderr)
@@ -132,9 +132,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _give_large_blocks_back() -> None:
-    """Blocks as large as a picture go back to the system when they are freed. By default glibc learns to keep them, so
-    that one large picture would leave the service large for good."""
-    with contextlib.suppress(OSError, AttributeError):  # another C library: it has its own ways
+    """Makes glibc return picture-sized blocks to the system when they are freed. By default it raises its threshold and
+    keeps them, so that one large picture would enlarge the process until its end."""
+    with contextlib.suppress(OSError, AttributeError):  # another C library, without mallopt
         libc = ctypes.CDLL(None)
         libc.mallopt(_M_MMAP_THRESHOLD, 8 << 20)
         libc.mallopt(_M_TRIM_THRESHOLD, 32 << 20)
@@ -143,7 +143,7 @@ def _give_large_blocks_back() -> None:
 def _readable(error: Exception) -> str:
     if not isinstance(error, ValidationError):
         return str(error)
-    # Never the input: it may be a secret.
+    # Without the input value, which may be a secret.
     return "; ".join(f"{'.'.join(map(str, e['loc'])) or 'settings'}: {e['msg']}" for e in error.errors())
 
 

@@ -6,7 +6,13 @@ from pathlib import Path
 
 import pytest
 
+from tests.support import skips
 from tests.support.tiny_bundle import write_tiny_bundle
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Skips are noted, and failures where AEIC_CI is set."""
+    skips.register(config)
 
 
 @pytest.fixture(scope="session")

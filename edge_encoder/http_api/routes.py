@@ -16,7 +16,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 import aeic
-from aeic.identifiers import parse_id
+from aeic.identifiers import is_name, parse_id
 from aeic_service import api_page, tracing
 from aeic_service.head import Head
 from edge_encoder import problems
@@ -25,7 +25,7 @@ from edge_encoder.encoding.encode_queue import Busy
 from edge_encoder.http_api import status
 from edge_encoder.service import EdgeService
 from edge_encoder.settings import Wait
-from edge_encoder.spool.record import Entry, State, is_name
+from edge_encoder.spool.record import Entry, State
 from edge_encoder.submission.request import Accepted, EncodeRequest
 
 _WAIT = "Answer when the picture is on disk (received), when its frame is (spooled), when the cloud has it (delivered)."

@@ -1,4 +1,4 @@
-"""The client's example in docs/cloud.md, run as it stands against a cloud with one frame."""
+"""The client's example in docs/reference/cloud.md, run as it stands against a cloud with one frame."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from aeic.bundle import Bundle
 from tests.client.test_client import Running
 from tests.cloud.conftest import MakeFrame
 
-DOCS = Path(__file__).parents[2] / "docs" / "cloud.md"
+DOCS = Path(__file__).parents[2] / "docs" / "reference" / "cloud.md"
 
 
 def test_the_example_runs(bundle: Bundle, make_frame: MakeFrame, tmp_path: Path) -> None:

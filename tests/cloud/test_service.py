@@ -24,7 +24,7 @@ from cloud_decoder.metrics import Metrics
 from cloud_decoder.settings import Settings
 from tests.cloud.conftest import Edge, MakeFrame
 
-DOCS = Path(__file__).parents[2] / "docs" / "cloud.md"
+DOCS = Path(__file__).parents[2] / "docs" / "reference" / "cloud.md"
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""Settings: environment, file, bounds, secrets; and the table in docs/edge.md is the truth."""
+"""Settings: environment, file, bounds, secrets; and the table in docs/reference/edge.md is the truth."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_misspelt_variables_are_found():
 
 
 def test_the_table_in_the_docs_is_the_truth():
-    text = (ROOT / "docs" / "edge.md").read_text()
+    text = (ROOT / "docs" / "reference" / "edge.md").read_text()
     rows = dict(re.findall(r"^\| `AEIC_EDGE_(\w+)` \| (.*) \|$", text, re.M))
     rows.pop("CONFIG", None)
     fields = EdgeSettings.model_fields
@@ -63,7 +63,7 @@ def test_the_table_in_the_docs_is_the_truth():
 
 
 def test_every_metric_is_in_the_docs():
-    text = (ROOT / "docs" / "edge.md").read_text()
+    text = (ROOT / "docs" / "reference" / "edge.md").read_text()
     for family in Metrics().registry.collect():
         name = family.name + ("_total" if family.type == "counter" else "")
         assert f"| `{name}` |" in text and family.documentation in text

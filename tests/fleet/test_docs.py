@@ -1,4 +1,4 @@
-"""docs/fleet.md lists every setting of the fleet with its default."""
+"""docs/how-to/fleet.md lists every setting of the fleet with its default."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 from cloud_decoder.fleet.settings import FleetSettings
 
-DOCS = Path(__file__).parents[2] / "docs" / "fleet.md"
+DOCS = Path(__file__).parents[2] / "docs" / "how-to" / "fleet.md"
 
 
 def test_the_docs_list_every_setting_with_its_default() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import io
 import json
@@ -65,9 +66,11 @@ def test_encode_info_decode_latents(aeic: Aeic, photo: Path, tmp_path: Path) -> 
 
     done = aeic("latents", frame, npz)
     assert done.returncode == 0, done.stderr
-    assert len(done.stdout.split()[0]) == 64
     with np.load(npz) as arrays:
         assert arrays["y_hat"].dtype == np.float32 and arrays["y_hat"].shape[1:] == (4, 4)
+        assert hashlib.sha256(arrays["y_hat"].astype("<f4").tobytes()).hexdigest() == done.stdout.decode().strip()
+        assert arrays["inverse_gains"].shape == arrays["y_hat"].shape[:1]
+        assert arrays["symbols"].shape == arrays["y_hat"].shape and arrays["z_symbols"].shape == (4, 1, 1)
         assert arrays["size"].tolist() == [70, 100]
     assert aeic("latents", frame, "/dev/null", "-f").stdout == done.stdout
 

@@ -147,7 +147,7 @@ def test_a_rejected_frame_or_too_many_starts_end_the_trial(tmp_path, tiny_bundle
                 async with edge(tmp_path, tiny_bundle, address) as service:
                     assert service.trial.on
             async with edge(tmp_path, tiny_bundle, address) as service:
-                assert service.encoder.bundle.digest == old and "never confirmed" in stage.state.refused
+                assert service.encoder.bundle.digest == old and "not confirmed within" in stage.state.refused
 
     run(scenario())
 

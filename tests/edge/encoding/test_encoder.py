@@ -9,6 +9,7 @@ import numpy as np
 import onnxruntime
 import pytest
 
+from aeic.bitstream import HEADER_BYTES
 from aeic.bundle import Bundle
 from aeic.errors import BundleError, InputError, RateError, TooLarge
 from aeic.latent_codec import LatentCodec
@@ -50,6 +51,18 @@ def test_target_bytes_is_a_wish_and_max_bytes_a_limit(encoder):
     assert encoder.encode(rgb, target_bytes=1, max_bytes=len(low)).data == low
     with pytest.raises(RateError):
         encoder.encode(rgb, target_bytes=1, max_bytes=len(low) - 1)
+
+
+def test_a_frame_over_the_formats_limit_is_not_made(encoder, monkeypatch):
+    rgb = noise(128, 192)
+    low, high = (encoder.encode(rgb, rate=rate).data for rate in (0, 1))
+    monkeypatch.setattr("aeic.latent_codec.MAX_PAYLOAD_BYTES", len(high) - HEADER_BYTES - 1)
+    assert encoder.encode(rgb, target_bytes=len(high)).data == low
+    with pytest.raises(TooLarge, match="lower rate point"):
+        encoder.encode(rgb, rate=1)
+    monkeypatch.setattr("aeic.latent_codec.MAX_PAYLOAD_BYTES", 1)
+    with pytest.raises(TooLarge):
+        encoder.encode(rgb, target_bytes=len(high))
 
 
 def test_what_cannot_be_encoded(encoder):

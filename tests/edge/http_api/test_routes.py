@@ -216,7 +216,7 @@ def test_too_many_at_once_get_429_at_once(tmp_path, tiny_bundle):
             refused = [(response, seconds) for response, seconds in answers if response.status_code == 429]
             assert len(taken) == 3 and len(refused) == 27
             assert max(taken) < 1.0 and max(seconds for _, seconds in refused) < 0.25
-            is_problem(refused[0][0], 429, "come again")
+            is_problem(refused[0][0], 429, "try again")
             assert int(refused[0][0].headers["retry-after"]) >= 1
             assert service.queue.pending == 0
 

@@ -12,8 +12,8 @@ import zlib
 import pytest
 
 from aeic.identifiers import new_id
-from edge_encoder.spool.original import Original
-from edge_encoder.spool.record import DamagedRecord, IdTaken, Record, State
+from edge_encoder.errors import IdTaken
+from edge_encoder.spool.record import DamagedRecord, Original, Record, State
 from edge_encoder.spool.spool import Spool
 from tests.edge.conftest import ROOT
 
@@ -175,7 +175,8 @@ import resource
 from pathlib import Path
 from tests.edge.spool.test_originals import made_of, original
 from edge_encoder.spool.spool import Spool
-from edge_encoder.spool.record import SpoolError, State
+from edge_encoder.errors import SpoolError
+from edge_encoder.spool.record import State
 folder = Path({folder!r})
 def size():
     return max(p.stat().st_size for p in folder.glob("spool.sqlite3*"))  # not the reserve, which is larger

@@ -14,7 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from edge_encoder.spool.record import Record, SpoolError, State
+from edge_encoder.errors import SpoolError
+from edge_encoder.spool.record import Record, State
 from edge_encoder.spool.spool import Spool
 from tests.edge.spool.test_spool import ROOT, frame, put
 
@@ -97,7 +98,8 @@ import os, resource
 from pathlib import Path
 from tests.edge.spool.test_spool import frame
 from edge_encoder.spool.spool import Spool
-from edge_encoder.spool.record import SpoolError, State
+from edge_encoder.errors import SpoolError
+from edge_encoder.spool.record import State
 folder = Path({folder!r})
 spool = Spool(folder)
 first = frame(0); spool.put(first).result(10)

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from aeic.identifiers import new_id, parse_id
-from edge_encoder.spool.record import DamagedRecord, IdTaken, Record, SpoolError, SpoolFull, State
+from edge_encoder.errors import IdTaken, SpoolError, SpoolFull
+from edge_encoder.spool.record import DamagedRecord, Record, State
 from edge_encoder.spool.spool import Spool
 
 ROOT = Path(__file__).resolve().parents[3]

@@ -15,8 +15,7 @@ import httpx
 
 from aeic.identifiers import new_id
 from edge_encoder.service import EdgeService
-from edge_encoder.spool.original import Original
-from edge_encoder.spool.record import State
+from edge_encoder.spool.record import Original, State
 from edge_encoder.spool.spool import Spool
 from edge_encoder.submission.deferred_encoder import TRIES
 from tests.edge.conftest import picture
@@ -161,7 +160,7 @@ def test_beyond_the_caps_429_and_urgent_ones_go_first(tmp_path, tiny_bundle):
                 is_problem(refused, 429, "AEIC_EDGE_RECEIVED_MAX_BYTES")
                 assert (await client.post(POST, content=picture())).status_code == 202
                 answers = await asyncio.gather(*(client.post(POST, content=picture()) for _ in range(20)))
-                is_problem(answers[0], 429, "AEIC_EDGE_RECEIVED_MAX_FRAMES", "come again")
+                is_problem(answers[0], 429, "AEIC_EDGE_RECEIVED_MAX_FRAMES", "try again")
                 assert {a.status_code for a in answers} == {429} and int(answers[0].headers["retry-after"]) >= 1
                 other = asyncio.create_task(client.post("/v1/frames", content=picture(seed=9)))  # has places of its own
                 await until(lambda: service.queue.pending == 3)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import shutil
 import subprocess
 import time
@@ -50,7 +51,7 @@ def test_an_answer_somebody_waits_for_is_not_gathered(tmp_path):
     async def scenario() -> None:
         cloud = FakeCloud()
         async with serving(cloud) as address, shipping(tmp_path, address) as (spool, uplink):
-            uplink._prompt = lambda ident: True
+            uplink._context = dataclasses.replace(uplink._context, prompt=lambda ident: True)
             await until(lambda: uplink.status.state == "connected")
             begin = time.monotonic()
             for _ in range(10):
@@ -68,7 +69,7 @@ def test_a_cloud_that_counts_too_many_is_left(tmp_path):
         async with serving(cloud) as address, shipping(tmp_path, address) as (spool, uplink):
             await put(spool, 2)
             await until(lambda: uplink.status.state == "refused")
-            assert spool.pending_frames == 2 and "miscounts" in uplink.status.detail
+            assert spool.pending_frames == 2 and "not sent" in uplink.status.detail
 
     run(scenario())
 

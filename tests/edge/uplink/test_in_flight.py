@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 
-from edge_encoder.uplink.window import LEAST, Window
+from edge_encoder.uplink.in_flight import LEAST, Window
 from tests.edge.spool.test_spool import frame
 from tests.edge.uplink.test_uplink import exactly, put, run, shipping, until
 from tests.support.edge_fakes import FakeCloud, serving
@@ -31,7 +32,8 @@ def test_an_urgent_frame_is_soon_under_way_on_a_slow_link(tmp_path):
     async def scenario() -> None:
         cloud = FakeCloud(window=64, seconds_a_frame=0.03)
         async with serving(cloud) as address, shipping(tmp_path, address) as (spool, uplink):
-            uplink._window = Window(64, slow_seconds=0.4, quick_seconds=0.2)
+            window = Window(64, slow_seconds=0.4, quick_seconds=0.2)
+            uplink._context = dataclasses.replace(uplink._context, window=window)
             records = await put(spool, 140)
             await until(lambda: len(cloud.order) >= 90)
             urgent, before = frame(7, priority=9), len(cloud.order)
