@@ -14,7 +14,8 @@ from typing import Any
 import httpx
 import pytest
 
-from cloud_decoder.http_api import edge_proxy, page
+from cloud_decoder.http_api import edge_proxy
+from cloud_decoder.http_api.routers import page
 from cloud_decoder.inference.decoder import Decoder
 from tests.cloud.conftest import FakeGenerator, MakeFrame, new_frame, running_cloud
 

@@ -18,9 +18,9 @@ from aeic.bundle import Bundle
 from cloud_decoder.inference.decoder import Decoder
 from cloud_decoder.inference.subprocess_backend import RemoteGenerator
 from cloud_decoder.store.store import State, Store
-from tests.cloud.backend.test_faults import timed, until, value
 from tests.cloud.conftest import Edge, MakeFrame, new_frame, running_cloud
 from tests.cloud.test_service import process
+from tests.cloud.worker.test_faults import timed, until, value
 
 
 @pytest.fixture
