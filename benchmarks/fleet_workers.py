@@ -73,11 +73,11 @@ class Crew:
         for start in range(0, len(new), step):
             if rate and (early := begun + start / rate - time.time()) > 0:
                 await asyncio.sleep(early)
-            await asyncio.to_thread(self._store.add, new[start : start + step], time.time())
-        while (backlog := await asyncio.to_thread(self._store.waiting, time.time())).ready or backlog.leased:
+            await asyncio.to_thread(self._store.frames.add, new[start : start + step], time.time())
+        while (backlog := await asyncio.to_thread(self._store.queue.waiting, time.time())).ready or backlog.leased:
             await asyncio.sleep(0.5)  # each look costs the workers' cores something
         self._still()
-        rows = await asyncio.to_thread(self._store.page, "", len(new))
+        rows = await asyncio.to_thread(self._store.frames.page, "", len(new))
         assert all(row.state is State.DONE for row in rows)
         ends = sorted((row.available_ms or 0) / 1000 for row in rows)
         # Without the start, and without the end, where some have no more work.

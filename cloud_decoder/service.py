@@ -195,7 +195,7 @@ class Cloud:
             keep = settings.retention_bytes or None
             if older or keep:
                 with contextlib.suppress(StoreUnavailable):
-                    await asyncio.to_thread(self.store.prune, older_than_ms=older, keep_bytes=keep)
+                    await asyncio.to_thread(self.store.frames.prune, older_than_ms=older, keep_bytes=keep)
             await asyncio.sleep(PRUNE_SECONDS)
 
 

@@ -79,8 +79,8 @@ class FleetUp:
     async def look(self) -> None:
         """Once: the right number of workers."""
         try:
-            backlog = await asyncio.to_thread(lambda: self.store.waiting(self.store.clock()))
-            arrived = await asyncio.to_thread(self.store.arrived)
+            backlog = await asyncio.to_thread(lambda: self.store.queue.waiting(self.store.clock()))
+            arrived = await asyncio.to_thread(self.store.frames.arrived)
         except StoreUnavailable as error:
             log.warning("%s", error)
             return

@@ -1,6 +1,6 @@
 """The front end's :class:`~cloud_decoder.decode_backend.DecodeBackend`: it queues work and waits for the workers.
 
-Front ends have no device. A picture that a caller waits for is a job ahead of all others (:meth:`Store.demand`), and
+Front ends have no device. A picture that a caller waits for is a job ahead of all others (:meth:`JobQueue.demand`), and
 the picture comes out of the shared cache. POST /v1/decode stores its frame for as long as the caller waits, under a
 tenant that no token can name.
 """
@@ -92,7 +92,7 @@ class QueueBackend:
             self._demanded = {seq: at for seq, at in self._demanded.items() if moment - at <= DEMAND_AGAIN_SECONDS}
             self._demanded[row.seq] = moment
             now = await self._on_thread(self._store.clock)
-            await self._on_thread(self._store.demand, row.tenant, row.id, now, now + DEMAND_SECONDS)
+            await self._on_thread(self._store.queue.demand, row.tenant, row.id, now, now + DEMAND_SECONDS)
         return None
 
     async def decode(self, data: bytes, *, timeout: float, priority: int = DEMAND_PRIORITY) -> Decoded:
@@ -119,12 +119,12 @@ class QueueBackend:
         self._callers += 1
         try:
             now = await self._on_thread(self._store.clock)
-            await self._on_thread(self._store.add, [new], now, now + timeout)
+            await self._on_thread(self._store.frames.add, [new], now, now + timeout)
             return await self._picture(new, time.monotonic() + timeout)
         finally:
             self._callers -= 1
             with contextlib.suppress(StoreUnavailable, RuntimeError):  # retention removes what is left here
-                self._threads.submit(self._store.forget, new.tenant, new.id)
+                self._threads.submit(self._store.frames.forget, new.tenant, new.id)
 
     async def encode(self, picture: Picture, format: str, width: int | None = None) -> bytes:
         """See :meth:`DecodeBackend.encode <cloud_decoder.decode_backend.DecodeBackend.encode>`."""
@@ -137,7 +137,7 @@ class QueueBackend:
         while time.monotonic() < end:
             if self.draining:
                 raise stopping()
-            row = await self._on_thread(self._store.get, new.tenant, new.id)
+            row = await self._on_thread(self._store.frames.get, new.tenant, new.id)
             if row is None or row.state is State.FAILED:
                 raise Undecodable(str(row.reason) if row else "the frame is gone")
             if row.state is State.DONE:

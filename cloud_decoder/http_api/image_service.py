@@ -63,7 +63,7 @@ class ImageService:
         end = time.monotonic() + wait
         with self._event_bus.subscribe(tenant) as events:
             while True:
-                row = await self._on_thread(self._store.get, tenant, id)
+                row = await self._on_thread(self._store.frames.get, tenant, id)
                 left = end - time.monotonic()
                 if row is not None:
                     return row

@@ -158,18 +158,6 @@ def transposed(values: list[dict[str, Any]]) -> dict[str, list[Any]]:
     return {name: [row[name] for row in values] for name in values[0]}
 
 
-class StoreBase:
-    """What the parts of the store stand on. ``aging_seconds``: this much waiting is worth one of priority."""
-
-    def __init__(self, database: Database, aging_seconds: float = 2.0) -> None:
-        self.database, self.aging_seconds = database, aging_seconds
-        self.clock, self.close = database.clock, database.close
-
-    def turn(self, now: float, priority: int) -> int:
-        """Where in the queue a job of that priority goes: smaller is sooner."""
-        return int(now // self.aging_seconds) - priority
-
-
 def _cause(error: SQLAlchemyError) -> str:
     """The driver's own words: SQLAlchemy's carry the statement and its values."""
     return str(getattr(error, "orig", None) or type(error).__name__).strip()

@@ -57,7 +57,7 @@ class Claimer:
 
     async def recover(self) -> None:
         """Return the frames that an earlier run of this owner held when it died."""
-        freed = await self._on_thread(self._store.recover, self._settings.owner)
+        freed = await self._on_thread(self._store.queue.recover, self._settings.owner)
         if freed:
             log.info("returned %d frames that an earlier run held", freed)
 
@@ -87,7 +87,7 @@ class Claimer:
         """
         claimed: LeasedFrame | None = None
         if row.state is State.DONE:
-            data = await self._on_thread(self._store.bitstream, row.tenant, row.id)
+            data = await self._on_thread(self._store.frames.bitstream, row.tenant, row.id)
         else:
             claimed = await self._on_thread(self._claim_one, row)
             data = claimed.bitstream if claimed else None
@@ -104,24 +104,24 @@ class Claimer:
         if rows := seqs(jobs):
             self._forget(rows)
             with contextlib.suppress(StoreUnavailable):  # the leases run out by themselves
-                await self._on_thread(self._store.release, rows, self._settings.owner)
+                await self._on_thread(self._store.queue.release, rows, self._settings.owner)
 
     def release_soon(self, job: Job) -> None:
         """:meth:`release` without waiting for it."""
         if rows := seqs([job]):
             self._forget(rows)
-            self._threads.submit(self._store.release, rows, self._settings.owner)
+            self._threads.submit(self._store.queue.release, rows, self._settings.owner)
 
     async def finish(self, results: Sequence[DecodeResult], now: float) -> None:
         """Record these frames as decoded. ``StoreUnavailable``: they are claimed again when the leases run out."""
         self._forget(one.seq for one in results)
-        await self._on_thread(self._store.finish, results, now)
+        await self._on_thread(self._store.queue.finish, results, now)
 
     async def fail(self, job: Job, reason: str) -> None:
         """Put the frames of ``job`` into quarantine. ``StoreUnavailable`` as in :meth:`finish`."""
         rows = seqs([job])
         self._forget(rows)
-        await self._on_thread(self._store.fail, rows, reason)
+        await self._on_thread(self._store.queue.fail, rows, reason)
 
     @property
     def _stopped(self) -> bool:
@@ -140,7 +140,7 @@ class Claimer:
         while not self._stopped and (room := self._room(fingerprint)):
             claimed = await self._on_thread(self._claim_some, fingerprint, room)
             if self._scheduler.broken:
-                await self._on_thread(self._store.release, [one.row.seq for one in claimed], self._settings.owner)
+                await self._on_thread(self._store.queue.release, [one.row.seq for one in claimed], self._settings.owner)
                 return
             for one in claimed:
                 job = self._scheduler.jobs.get(one.row.digest)
@@ -154,15 +154,15 @@ class Claimer:
     def _claim_some(self, fingerprint: str, limit: int) -> list[LeasedFrame]:
         settings, alike = self._settings, self._settings.max_leased is not None
         lease = (self._store.clock(), settings.lease_seconds, settings.max_attempts)
-        return self._store.claim(settings.owner, fingerprint, limit, *lease, alike=alike)
+        return self._store.queue.claim(settings.owner, fingerprint, limit, *lease, alike=alike)
 
     def _claim_one(self, row: StoredFrame) -> LeasedFrame | None:
         settings = self._settings
         lease = (self._store.clock(), settings.lease_seconds, settings.max_attempts)
-        return self._store.claim_one(row.tenant, row.id, settings.owner, *lease)
+        return self._store.queue.claim_one(row.tenant, row.id, settings.owner, *lease)
 
     def _renew(self, rows: list[int]) -> None:
-        self._store.renew(rows, self._settings.owner, self._store.clock() + self._settings.lease_seconds)
+        self._store.queue.renew(rows, self._settings.owner, self._store.clock() + self._settings.lease_seconds)
 
     def _attach(self, job: Job, claimed: LeasedFrame | None) -> None:
         """Have the picture of ``job`` kept in the cache, and ``claimed`` finished with it."""

@@ -45,7 +45,7 @@ class Running:
     def put(self, data: bytes, **changed: Any) -> Any:
         """Store a frame as ingest does."""
         new = new_frame(data, **changed)
-        self.cloud.store.add([new], time.time())
+        self.cloud.store.frames.add([new], time.time())
         self.loop.call_soon_threadsafe(self.cloud.commits.announce, [new])
         return new
 
@@ -107,7 +107,7 @@ def test_refusals_are_problems(running: Running, make_frame: MakeFrame) -> None:
                 call()
             assert caught.value.status == status and caught.value.detail
         sleeping = new_frame(make_frame(3), wanted=False)
-        running.cloud.store.add([sleeping], time.time())
+        running.cloud.store.frames.add([sleeping], time.time())
         with pytest.raises(NotReady) as early:
             cloud.image(sleeping.id, wait=0)
         assert early.value.retry_after == 1.0

@@ -105,7 +105,7 @@ def test_it_comes_up_decodes_and_goes(
         assert time.monotonic() - started < 45
         assert left_of(family) == []
     store = Store(url)
-    counts = store.counts()
+    counts = store.frames.counts()
     assert counts["done"] == 1 and sum(counts.values()) == 1
 
     with typed(environment) as (process, said):  # again, and this time it is killed: the database knows everything
@@ -119,5 +119,5 @@ def test_it_comes_up_decodes_and_goes(
         asyncio.run(send_and_see(said, first, second))
         process.send_signal(signal.SIGTERM)
         assert process.wait(60) == 0
-    assert store.counts()["done"] == 2
+    assert store.frames.counts()["done"] == 2
     store.close()

@@ -63,10 +63,13 @@ def test_a_front_end_and_a_worker_do_what_one_machine_does(
             assert (await http.get("/readyz")).status_code == 200
             assert (await http.get(worker.http + "/readyz")).status_code == 200
             for _ in range(40):
-                if sum(front.store.counts(TRANSIENT_TENANT).values()) == 0:
+                if sum(front.store.frames.counts(TRANSIENT_TENANT).values()) == 0:
                     break
                 await asyncio.sleep(0.05)
-            assert sum(front.store.counts(TRANSIENT_TENANT).values()) == 0 and front.store.counts()["done"] == 1
+            assert (
+                sum(front.store.frames.counts(TRANSIENT_TENANT).values()) == 0
+                and front.store.frames.counts()["done"] == 1
+            )
         await worker.stop()
         await front.stop()
 
@@ -82,10 +85,10 @@ def test_without_workers_a_front_end_takes_frames_and_says_that_pictures_wait(
         front = Cloud(settings(tmp_path, url, role="ingest", max_queue=1, bundle=bundle.path))
         await front.start()
         new = new_frame(make_frame(1), wanted=False)
-        front.store.add([new], time.time())
+        front.store.frames.add([new], time.time())
         async with httpx.AsyncClient(base_url=front.http, timeout=20) as http:
             assert (await http.get(f"/v1/frames/{new.id}/image")).status_code == 202
-            assert front.store.waiting(time.time()).ready == 1  # asked for: a job before all others
+            assert front.store.queue.waiting(time.time()).ready == 1  # asked for: a job before all others
             both = await asyncio.gather(
                 *(http.post("/v1/decode?timeout=0.5", content=make_frame(n, 64, 64)) for n in (2, 3))
             )
@@ -111,7 +114,7 @@ def test_one_of_many_workers_claims_little_and_by_the_clock_of_the_store(
     now = [start]
     store.clock = lambda: now[0]  # type: ignore[method-assign]
     new = [new_frame(make_frame(n, *size)) for n, size in enumerate([(128, 96), (64, 64)] * 5)]
-    store.add(new, start)
+    store.frames.add(new, start)
     fingerprint = new[0].fingerprint
 
     async def scenario() -> None:
@@ -134,11 +137,11 @@ def test_one_of_many_workers_claims_little_and_by_the_clock_of_the_store(
             scheduler.remove(first[1])
             await claimer._claim(fingerprint)
             assert len(scheduler.jobs) == 4
-            others = store.claim("other", fingerprint, 100, start, 60, 3)
+            others = store.queue.claim("other", fingerprint, 100, start, 60, 3)
             assert len(others) == 5 and others[0].row.state is State.DECODING
             now[0] = start + 30
             claimer._renew([first[2].rows[0].seq])
-            assert len(store.claim("third", fingerprint, 100, start + 70, 60, 3)) == 8
+            assert len(store.queue.claim("third", fingerprint, 100, start + 70, 60, 3)) == 8
 
     asyncio.run(scenario())
     store.close()
@@ -170,14 +173,14 @@ def test_listeners_of_a_front_end_hear_of_the_workers(store_url: str, make_frame
     async def scenario() -> None:
         with event_bus.subscribe("") as events:
             assert event_bus.tenants == {""}
-            store.add(new, time.time())
-            poller.publish_changes("", store.page("", 10))
-            claimed = store.claim("w", new[0].fingerprint, 2, time.time(), 60, 3)
-            poller.publish_changes("", store.page("", 10))
-            store.finish([DecodeResult(claimed[0].row.seq, "", {})], time.time())
-            store.fail([claimed[1].row.seq], "no")
-            poller.publish_changes("", store.page("", 10))
-            poller.publish_changes("", store.page("", 10))
+            store.frames.add(new, time.time())
+            poller.publish_changes("", store.frames.page("", 10))
+            claimed = store.queue.claim("w", new[0].fingerprint, 2, time.time(), 60, 3)
+            poller.publish_changes("", store.frames.page("", 10))
+            store.queue.finish([DecodeResult(claimed[0].row.seq, "", {})], time.time())
+            store.queue.fail([claimed[1].row.seq], "no")
+            poller.publish_changes("", store.frames.page("", 10))
+            poller.publish_changes("", store.frames.page("", 10))
             heard = [await events.next(0.1) for _ in range(3)]
             assert {(one["event"], one["id"]) for one in heard[:2] if one} == {
                 ("done", str(new[0].id)),

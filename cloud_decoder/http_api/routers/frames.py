@@ -44,7 +44,7 @@ def router(
     ) -> dict[str, Any]:
         """The newest arrivals first. ``next_cursor`` goes into ``cursor`` for the next page; null at the end."""
         rows = await asyncio.to_thread(
-            store.page,
+            store.frames.page,
             tenant,
             limit + 1,
             None if cursor is None else int(cursor),
@@ -69,7 +69,7 @@ def router(
     async def get_bitstream(tenant: Tenant, id: FrameId) -> Response:
         """The frame as it came: an .aeic file."""
         row = await images.row(tenant, id)
-        data = await asyncio.to_thread(store.bitstream, tenant, row.id)
+        data = await asyncio.to_thread(store.frames.bitstream, tenant, row.id)
         if data is None:
             raise Gone(f"frame {row.id} was pruned by retention")
         headers = cache_headers(row.digest) | {"Content-Disposition": f'attachment; filename="{row.id}.aeic"'}

@@ -30,8 +30,8 @@ def router(
     @routes.get("/v1/sources")
     async def list_sources(tenant: Tenant) -> dict[str, Any]:
         """Who has sent frames, the latest first: how many wait to be decoded, and whether its stream is open now."""
-        backlog = await asyncio.to_thread(store.backlog, tenant)
-        sources = await asyncio.to_thread(store.sources, tenant)
+        backlog = await asyncio.to_thread(store.frames.backlog, tenant)
+        sources = await asyncio.to_thread(store.frames.sources, tenant)
         return {
             "sources": [
                 source_json(one, backlog.get(one["source"], 0), presence.is_connected(tenant, one["source"]))
@@ -46,7 +46,7 @@ def router(
             "version": aeic.__version__,
             **bundles_json(model_pool),
             "device": backend.device,
-            "frames": await asyncio.to_thread(store.counts, tenant),
+            "frames": await asyncio.to_thread(store.frames.counts, tenant),
             "waiting": backend.waiting,
             "ready": serving(),
         }
@@ -76,7 +76,7 @@ def metrics_router(
         metrics.cache_bytes.set(cache.total_bytes)
         metrics.models_bytes.set(model_pool.loaded_bytes)
         metrics.ready.set(ready())
-        for state, count in (await asyncio.to_thread(store.counts)).items():
+        for state, count in (await asyncio.to_thread(store.frames.counts)).items():
             metrics.stored.labels(state).set(count)
         return Response(metrics.exposition(), media_type="text/plain; version=0.0.4; charset=utf-8")
 

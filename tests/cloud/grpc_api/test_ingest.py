@@ -33,7 +33,7 @@ def test_frames_are_stored_acknowledged_in_order_and_decoded(
             assert [ack.id for ack in acks] == [id.bytes for id in ids]
             assert {ack.status for ack in acks} == {pb.ACK_STATUS_STORED}
             for number, id in enumerate(ids):
-                assert cloud.store.bitstream("", id) == make_frame(number, 64, 64)
+                assert cloud.store.frames.bitstream("", id) == make_frame(number, 64, 64)
             commits = cloud.metrics.registry.get_sample_value("aeic_cloud_commit_frames_count")
             assert commits is not None and 1 <= commits <= 20
             await edge.send(make_frame(0, 64, 64), ids[0])
@@ -41,7 +41,7 @@ def test_frames_are_stored_acknowledged_in_order_and_decoded(
             await edge.send(make_frame(1, 64, 64), ids[0])
             conflict = await edge.ack()
             assert conflict.status == pb.ACK_STATUS_REJECTED and "taken" in conflict.reason
-            while cloud.store.counts()["done"] < 20:
+            while cloud.store.frames.counts()["done"] < 20:
                 await asyncio.sleep(0.02)
             assert ("", "box-1") in cloud.presence.connected
             await edge.finish()
@@ -85,7 +85,7 @@ def test_bad_frames_are_rejected_with_a_reason_and_the_stream_goes_on(
             assert "only frames" in (await edge.ack()).reason
             await edge.send(good, uuid4())
             assert (await edge.ack()).status == pb.ACK_STATUS_STORED
-            assert sum(cloud.store.counts().values()) == 1
+            assert sum(cloud.store.frames.counts().values()) == 1
 
     asyncio.run(scenario())
 
@@ -175,7 +175,7 @@ def test_draining_ends_streams_after_the_last_acknowledgement(
                     break
             await stopping
             store = Store(f"sqlite:///{tmp_path / 'store.db'}")
-            assert sum(store.counts().values()) >= acks
+            assert sum(store.frames.counts().values()) >= acks
             store.close()
 
     asyncio.run(scenario())
@@ -232,7 +232,7 @@ def test_cameras_behind_a_box_are_sources_of_their_own(
                     assert ack.status == pb.ACK_STATUS_REJECTED and "source_id" in ack.reason
                 # All are taken; how many of one stream are shown as connected is bounded.
                 assert set(cloud.presence.connected) == {("", "box-1"), ("", "north"), ("", "south")}
-                rows = cloud.store.page("", 10)
+                rows = cloud.store.frames.page("", 10)
                 assert {(row.source, row.wanted) for row in rows} == {
                     ("box-1", False), ("north", True), ("south", False), ("east", False),
                 }  # fmt: skip

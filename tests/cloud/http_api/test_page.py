@@ -94,7 +94,7 @@ def test_sizes_beside_png_and_jpeg(
     async def scenario() -> None:
         async with running_cloud(decoder, tmp_path) as cloud, httpx.AsyncClient(base_url=cloud.http) as http:
             generator.gate.clear()
-            cloud.store.add([new], time.time())
+            cloud.store.frames.add([new], time.time())
             cloud.commits.announce([new])
             assert (await http.get(f"/v1/frames/{new.id}/sizes")).status_code == 202
             sources = (await http.get("/v1/sources")).json()["sources"]

@@ -135,10 +135,10 @@ def test_the_service_decodes_each_frame_with_its_bundle_and_all_rates_with_one_d
                 assert (await edge.hello(bundles[1])).window > 0
                 for data in frames.values():
                     assert (await http.post("/v1/decode", content=data)).status_code == 200
-                cloud.store.add(stored, time.time())
+                cloud.store.frames.add(stored, time.time())
                 cloud.backend.wake()
                 end = time.monotonic() + 20
-                while cloud.store.counts()["done"] < len(stored):
+                while cloud.store.frames.counts()["done"] < len(stored):
                     assert time.monotonic() < end
                     await asyncio.sleep(0.02)
                 metrics = (await http.get("/metrics")).text

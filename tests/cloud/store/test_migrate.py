@@ -91,11 +91,11 @@ def test_a_store_from_before_keeps_its_frames_and_its_queue(store_url: str) -> N
         command = [sys.executable, "-m", "cloud_decoder.store.migrate", store_url]
         subprocess.run(command, check=True, timeout=60)
         store = Store(store_url)
-    assert store.counts() == {"received": 3, "decoding": 0, "done": 1, "failed": 1, "pruned": 0}
+    assert store.frames.counts() == {"received": 3, "decoding": 0, "done": 1, "failed": 1, "pruned": 0}
     assert [c.row.id for c in claim(store)] == [new[1].id, new[0].id]
-    assert store.bitstream("", new[4].id) == b"f4"
-    assert store.add([new[2], frame()], NOW) == [Added.DUPLICATE, Added.STORED]
-    rows = store.page("", 10)
+    assert store.frames.bitstream("", new[4].id) == b"f4"
+    assert store.frames.add([new[2], frame()], NOW) == [Added.DUPLICATE, Added.STORED]
+    rows = store.frames.page("", 10)
     assert rows[0].seq > 5 and rows[-1].state is State.DECODING and rows[-1].attempts == 2
     store.close()
 

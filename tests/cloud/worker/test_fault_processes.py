@@ -45,7 +45,7 @@ def test_a_decoder_process_killed_in_the_middle_of_a_batch(
             expected = [isolated.decode([one.bitstream])[0] for one in new[:1]]
             victim = child_of(isolated)
             os.kill(victim, signal.SIGSTOP)  # so that the next batch is surely in it
-            cloud.store.add(new, time.time())
+            cloud.store.frames.add(new, time.time())
             cloud.backend.wake()
             asked = [asyncio.create_task(http.post("/v1/decode", content=make_frame(s))) for s in range(50, 54)]
             await until(lambda: value(cloud, "batch_pieces_count") >= 1)
@@ -53,9 +53,9 @@ def test_a_decoder_process_killed_in_the_middle_of_a_batch(
             assert (await http.get("/healthz")).status_code == 200  # the service itself never waits for it
             os.kill(victim, signal.SIGKILL)
             assert {answer.status_code for answer in await asyncio.gather(*asked)} == {200}
-            await until(lambda: cloud.store.counts()["done"] == len(new))
+            await until(lambda: cloud.store.frames.counts()["done"] == len(new))
             assert child_of(isolated) != victim and value(cloud, "decoder_deaths_total") == 1
-            assert cloud.store.counts()["failed"] == 0
+            assert cloud.store.frames.counts()["failed"] == 0
             assert (isolated.decode([new[0].bitstream])[0] == expected[0]).all()
 
     asyncio.run(scenario())
@@ -84,7 +84,7 @@ def test_where_no_decoder_process_comes_up_everybody_is_told_and_frames_stay(
         async with running_cloud(isolated, tmp_path) as cloud, httpx.AsyncClient(base_url=cloud.http) as http:
             victim = child_of(isolated)
             os.kill(victim, signal.SIGSTOP)
-            cloud.store.add(new, time.time())
+            cloud.store.frames.add(new, time.time())
             cloud.backend.wake()
             asked = [asyncio.create_task(http.post("/v1/decode", content=make_frame(s))) for s in range(50, 54)]
             await until(lambda: value(cloud, "batch_pieces_count") >= 1)
@@ -95,8 +95,8 @@ def test_where_no_decoder_process_comes_up_everybody_is_told_and_frames_stay(
             assert isinstance(answer, httpx.Response) and answer.status_code == 503 and seconds < 1
             assert int(answer.headers["retry-after"]) >= 1
             assert (await http.get("/readyz")).status_code == 503
-            await until(lambda: cloud.store.counts()["received"] == len(new))
-            assert cloud.store.counts()["failed"] == 0
+            await until(lambda: cloud.store.frames.counts()["received"] == len(new))
+            assert cloud.store.frames.counts()["failed"] == 0
 
     asyncio.run(scenario())
 
@@ -149,10 +149,10 @@ def test_sigterm_under_load_answers_everybody_and_loses_nothing(
     assert set(statuses) <= {200, 503} and 200 in statuses
     store = Store(f"sqlite:///{tmp_path / 'store.db'}")
     try:
-        assert store.counts()["decoding"] == 0 and store.counts()["failed"] == 0
+        assert store.frames.counts()["decoding"] == 0 and store.frames.counts()["failed"] == 0
         for id in stored:
-            row = store.get("", id)
+            row = store.frames.get("", id)
             assert row is not None and row.state in (State.RECEIVED, State.DONE)
-            assert store.bitstream("", id) == sent[id]
+            assert store.frames.bitstream("", id) == sent[id]
     finally:
         store.close()

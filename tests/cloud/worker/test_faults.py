@@ -145,11 +145,13 @@ def test_out_of_memory_and_a_poison_frame_under_load(
     async def scenario() -> None:
         async with running_cloud(decoder, tmp_path) as cloud, httpx.AsyncClient(base_url=cloud.http) as http:
             generator.most = 2
-            cloud.store.add(new, time.time())
+            cloud.store.frames.add(new, time.time())
             cloud.backend.wake()
             asked = [http.post("/v1/decode", content=make_frame(seed)) for seed in range(100, 116)]
             assert {answer.status_code for answer in await asyncio.gather(*asked)} == {200}
-            await until(lambda: cloud.store.counts()["done"] == 15 and cloud.store.counts()["failed"] == 1)
+            await until(
+                lambda: cloud.store.frames.counts()["done"] == 15 and cloud.store.frames.counts()["failed"] == 1
+            )
             answer = await http.get(f"/v1/frames/{new[5].id}/image")
             assert answer.status_code == 422 and "ZeroDivisionError" in answer.json()["detail"]
             assert value(cloud, "batch_splits_total") > 0
@@ -191,7 +193,7 @@ def test_a_full_disk_under_the_store_refuses_and_takes_frames_again_later(
                 assert isinstance(answer, httpx.Response) and answer.status_code == 200 and seconds < 2
             pages(0)
             assert await deliver(cloud) == set(sent)
-            assert cloud.store.counts()["received"] == len(sent)
+            assert cloud.store.frames.counts()["received"] == len(sent)
 
     asyncio.run(scenario())
 
@@ -227,7 +229,7 @@ def test_a_full_disk_under_the_cache_costs_the_cache_only(
 
     async def scenario() -> None:
         async with running_cloud(decoder, tmp_path) as cloud, httpx.AsyncClient(base_url=cloud.http) as http:
-            cloud.store.add(new, time.time())
+            cloud.store.frames.add(new, time.time())
             cloud.backend.wake()
             for one in new:
                 answer = await http.get(f"/v1/frames/{one.id}/image?wait=10&format=webp&width=32")
@@ -242,9 +244,9 @@ def test_every_corrupt_cache_file_is_made_again(decoder: Decoder, make_frame: Ma
 
     async def scenario() -> None:
         async with running_cloud(decoder, tmp_path) as cloud, httpx.AsyncClient(base_url=cloud.http) as http:
-            cloud.store.add(new, time.time())
+            cloud.store.frames.add(new, time.time())
             cloud.backend.wake()
-            await until(lambda: cloud.store.counts()["done"] == len(new))
+            await until(lambda: cloud.store.frames.counts()["done"] == len(new))
             before = [(await http.get(f"/v1/frames/{one.id}/image")).content for one in new]
             for number, file in enumerate(sorted((tmp_path / "cache").glob("??/*"))):
                 data = bytearray(file.read_bytes())

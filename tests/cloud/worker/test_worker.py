@@ -59,13 +59,13 @@ def test_a_stored_frame_becomes_a_picture(
 
     async def scenario() -> None:
         async with running() as worker:
-            store.add([new], time.time())
+            store.frames.add([new], time.time())
             worker.wake()
-            await until(lambda: store.counts()["done"] == 1)
+            await until(lambda: store.frames.counts()["done"] == 1)
             await until(lambda: value(worker.metrics, "end_to_end_seconds_count") == 1)  # counted after the commit
 
     asyncio.run(scenario())
-    row = store.get("", new.id)
+    row = store.frames.get("", new.id)
     assert row is not None and row.timings is not None and row.available_ms is not None
     assert set(row.timings) == {"queue", "entropy", "device_wait", "synthesis", "image"}
     assert row.latents_digest == decoder.entropy_decode(new.bitstream).digest
@@ -75,11 +75,11 @@ def test_a_stored_frame_becomes_a_picture(
 def test_a_backlog_leaves_in_full_batches_of_one_shape(
     running, generator: FakeGenerator, store: Store, make_frame: MakeFrame
 ) -> None:
-    store.add([new_frame(make_frame(i, 128, 96 if i % 2 else 160)) for i in range(24)], time.time())
+    store.frames.add([new_frame(make_frame(i, 128, 96 if i % 2 else 160)) for i in range(24)], time.time())
 
     async def scenario() -> None:
         async with running():
-            await until(lambda: store.counts()["done"] == 24)
+            await until(lambda: store.frames.counts()["done"] == 24)
 
     asyncio.run(scenario())
     sizes = [shape[0] for shape in generator.batches[1:]]  # the first is the warm-up
@@ -138,14 +138,14 @@ def test_a_poison_frame_goes_to_quarantine_alone(
     new = [new_frame(make_frame(i)) for i in range(8)]
     bad = decoder.entropy_decode(new[5].bitstream).y_hat
     generator.poison = lambda y_hat: y_hat.shape == bad.shape and bool((y_hat == bad).all())
-    store.add(new, time.time())
+    store.frames.add(new, time.time())
 
     async def scenario() -> None:
         async with running():
-            await until(lambda: store.counts()["done"] == 7 and store.counts()["failed"] == 1)
+            await until(lambda: store.frames.counts()["done"] == 7 and store.frames.counts()["failed"] == 1)
 
     asyncio.run(scenario())
-    row = store.get("", new[5].id)
+    row = store.frames.get("", new[5].id)
     assert row is not None and row.state is State.FAILED and "ZeroDivisionError" in str(row.reason)
 
 
@@ -154,7 +154,7 @@ def test_damaged_bytes_are_told_by_kind(running, store: Store, make_frame: MakeF
     flipped = bytearray(data)
     flipped[len(data) // 2] ^= 4
     new = new_frame(bytes(flipped))
-    store.add([new], time.time())
+    store.frames.add([new], time.time())
 
     async def scenario() -> None:
         async with running(max_pixels=128 * 96) as worker:
@@ -166,11 +166,11 @@ def test_damaged_bytes_are_told_by_kind(running, store: Store, make_frame: MakeF
                 await worker.decode(bytes(foreign), timeout=5)
             with pytest.raises(TooLarge):
                 await worker.decode(make_frame(1, 256, 256), timeout=5)
-            await until(lambda: store.counts()["failed"] == 1)
+            await until(lambda: store.frames.counts()["failed"] == 1)
             await worker.decode(data, timeout=5)
 
     asyncio.run(scenario())
-    row = store.get("", new.id)
+    row = store.frames.get("", new.id)
     assert row is not None and str(row.reason).startswith("Damaged")
 
 
@@ -222,13 +222,13 @@ def test_a_caller_with_a_deadline_does_not_take_a_stored_frame_with_it(
             await asyncio.sleep(0.05)
             impatient = asyncio.create_task(worker.decode(data, timeout=0.3))
             await asyncio.sleep(0.05)
-            store.add([new_frame(data)], time.time())
+            store.frames.add([new_frame(data)], time.time())
             worker.wake()
             with pytest.raises(Expired):
                 await impatient
             generator.gate.set()
             await blocking
-            await until(lambda: store.counts()["done"] == 1)
+            await until(lambda: store.frames.counts()["done"] == 1)
 
     asyncio.run(scenario())
 
@@ -236,7 +236,7 @@ def test_a_caller_with_a_deadline_does_not_take_a_stored_frame_with_it(
 def test_stopping_gives_back_what_it_has_not_begun(
     running, generator: FakeGenerator, store: Store, make_frame: MakeFrame
 ) -> None:
-    store.add([new_frame(make_frame(i)) for i in range(12)], time.time())
+    store.frames.add([new_frame(make_frame(i)) for i in range(12)], time.time())
 
     async def scenario() -> None:
         async with running() as worker:
@@ -254,7 +254,7 @@ def test_stopping_gives_back_what_it_has_not_begun(
                 await worker.decode(make_frame(78), timeout=1)
 
     asyncio.run(scenario())
-    counts = store.counts()
+    counts = store.frames.counts()
     assert counts["decoding"] == 0 and counts["done"] + counts["received"] == 12 and counts["done"] > 0
 
 
@@ -282,11 +282,11 @@ def test_a_full_cache_disk_loses_nothing(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(DiskCache, "put", full)
-    store.add([new_frame(make_frame(1))], time.time())
+    store.frames.add([new_frame(make_frame(1))], time.time())
 
     async def scenario() -> None:
         async with running() as worker:
-            await until(lambda: store.counts()["done"] == 1)
+            await until(lambda: store.frames.counts()["done"] == 1)
             assert value(worker.metrics, "cache_errors_total") == 1
 
     asyncio.run(scenario())
@@ -296,10 +296,10 @@ def test_overlapped_stages_on_a_device_of_its_own(
     running, decoder: Decoder, store: Store, make_frame: MakeFrame
 ) -> None:
     decoder.device, decoder.entropy_workers = "cuda:fake", 2
-    store.add([new_frame(make_frame(i)) for i in range(12)], time.time())
+    store.frames.add([new_frame(make_frame(i)) for i in range(12)], time.time())
 
     async def scenario() -> None:
         async with running():
-            await until(lambda: store.counts()["done"] == 12)
+            await until(lambda: store.frames.counts()["done"] == 12)
 
     asyncio.run(scenario())
