@@ -37,8 +37,8 @@ from cloud_decoder.http_api.edge_proxy import EdgeProxy
 from cloud_decoder.http_api.image_service import ImageService
 from cloud_decoder.http_api.routers import decode, edge, events, frames, page, status
 from cloud_decoder.http_server import HttpServer
-from cloud_decoder.inference.backend import choose_device
-from cloud_decoder.inference.decoder import Decoder
+from cloud_decoder.inference.decoder import Decoder, DecoderSettings
+from cloud_decoder.inference.devices import choose_device
 from cloud_decoder.inference.model_pool import ModelPool
 from cloud_decoder.metrics import Metrics
 from cloud_decoder.presence import Presence
@@ -231,17 +231,17 @@ def _model_pool(settings: Settings) -> ModelPool:
     """The pool of the bundles in the settings. Only the default one is loaded when the service starts."""
     others = [part.strip() for part in settings.other_bundles.split(",") if part.strip()]
 
+    decoder_settings = DecoderSettings(
+        threads=settings.threads,
+        entropy_workers=settings.entropy_workers,
+        max_batch=settings.max_batch,
+        max_batch_pixels=settings.max_batch_pixels,
+        isolate=settings.isolate,
+        batch_seconds=settings.batch_seconds,
+    )
+
     def load(path: Path) -> Decoder:
-        return Decoder.from_bundle(
-            path,
-            settings.device,
-            settings.threads,
-            entropy_workers=settings.entropy_workers,
-            max_batch=settings.max_batch,
-            max_batch_pixels=settings.max_batch_pixels,
-            isolate=settings.isolate,
-            batch_seconds=settings.batch_seconds,
-        )
+        return Decoder.from_bundle(path, settings.device, decoder_settings)
 
     if settings.role == "ingest":  # it reads the bundles' manifests and never loads a model
         if not settings.cache_url:

@@ -13,7 +13,7 @@ from cloud_decoder.errors import ServiceError, StoreUnavailable
 from cloud_decoder.events import EventBus
 from cloud_decoder.images import formats
 from cloud_decoder.images.cache import PictureCache
-from cloud_decoder.inference.subprocess_backend import RemoteFailure
+from cloud_decoder.inference.subprocess_backend import GeneratorFailure
 from cloud_decoder.metrics import Metrics
 from cloud_decoder.store.store import DecodeResult
 from cloud_decoder.worker import tracing
@@ -118,5 +118,5 @@ def reason_of(error: Exception) -> str:
     if isinstance(error, BitstreamError | ServiceError):
         return f"{type(error).__name__}: {error}"
     log.error("the decoder failed on a frame", exc_info=error)
-    kind = error.kind if isinstance(error, RemoteFailure) else type(error).__name__
+    kind = error.kind if isinstance(error, GeneratorFailure) else type(error).__name__
     return f"the decoder failed on it ({kind})"

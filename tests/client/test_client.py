@@ -21,7 +21,7 @@ from PIL import Image
 from aeic.bundle import Bundle
 from aeic_client import AsyncClient, Client, NotReady, Problem, aio, client
 from aeic_client.messages import EventParser, Frame, Known
-from cloud_decoder.inference.decoder import Decoder
+from cloud_decoder.inference.decoder import Decoder, DecoderSettings
 from cloud_decoder.inference.onnx_backend import OnnxGenerator
 from cloud_decoder.service import Cloud
 from cloud_decoder.settings import Settings
@@ -32,7 +32,7 @@ class Running:
     """A cloud in a thread of its own, as a client in a script meets it; frames are put into its store."""
 
     def __init__(self, bundle: Bundle, folder: Path, **changed: Any) -> None:
-        decoder = Decoder(bundle, OnnxGenerator(bundle.path, 1), threads=1)
+        decoder = Decoder(bundle, OnnxGenerator(bundle.path, 1), settings=DecoderSettings(threads=1))
         settings = {"host": "127.0.0.1", "port": 0, "grpc_port": 0, "data_dir": folder, **changed}
         self.cloud = Cloud(Settings(**settings), decoder)
         self.loop = asyncio.new_event_loop()

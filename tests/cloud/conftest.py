@@ -22,7 +22,8 @@ from aeic.bundle import Bundle
 from aeic.latent_codec import LatentCodec
 from aeic.v1 import ingest_pb2 as pb
 from aeic.v1 import ingest_pb2_grpc as pb_grpc
-from cloud_decoder.inference.decoder import Decoder
+from cloud_decoder.inference.backend import GeneratorBackend
+from cloud_decoder.inference.decoder import Decoder, DecoderSettings
 from cloud_decoder.inference.onnx_backend import OnnxGenerator
 from cloud_decoder.service import Cloud
 from cloud_decoder.settings import Settings
@@ -32,7 +33,7 @@ from tests.support.postgres import Postgres, missing
 MakeFrame = Callable[..., bytes]
 
 
-class FakeGenerator:
+class FakeGenerator(GeneratorBackend):
     """Runs the tiny bundle's synthesis, remembers its batches, and fails or waits as a test wants."""
 
     def __init__(self, bundle: Bundle) -> None:
@@ -82,7 +83,7 @@ def generator(bundle: Bundle) -> FakeGenerator:
 
 @pytest.fixture
 def decoder(bundle: Bundle, generator: FakeGenerator) -> Decoder:
-    return Decoder(bundle, generator, threads=1, max_batch=4)
+    return Decoder(bundle, generator, settings=DecoderSettings(threads=1, max_batch=4))
 
 
 @pytest.fixture

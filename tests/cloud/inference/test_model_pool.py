@@ -17,7 +17,7 @@ from aeic.bundle import Bundle
 from aeic.errors import BundleError, WrongModel
 from aeic.latent_codec import LatentCodec
 from cloud_decoder.errors import ModelUnavailable
-from cloud_decoder.inference.decoder import Decoder
+from cloud_decoder.inference.decoder import Decoder, DecoderSettings
 from cloud_decoder.inference.model_pool import ModelPool, size_of
 from cloud_decoder.service import Cloud
 from cloud_decoder.settings import Settings
@@ -43,7 +43,7 @@ def frame_of(bundle: Bundle, seed: int, rate: int = 0) -> bytes:
 
 
 def load(path: Path) -> Decoder:
-    return Decoder.from_bundle(path, "onnx", 1)
+    return Decoder.from_bundle(path, "onnx", DecoderSettings(threads=1))
 
 
 def test_the_one_used_longest_ago_goes_first(bundles: list[Bundle]) -> None:

@@ -15,8 +15,8 @@ import httpx
 import pytest
 
 from aeic.bundle import Bundle
-from cloud_decoder.inference.decoder import Decoder
-from cloud_decoder.inference.subprocess_backend import RemoteGenerator
+from cloud_decoder.inference.decoder import Decoder, DecoderSettings
+from cloud_decoder.inference.subprocess_backend import SubprocessGenerator
 from cloud_decoder.store.store import State, Store
 from tests.cloud.conftest import Edge, MakeFrame, new_frame, running_cloud
 from tests.cloud.test_service import process
@@ -26,7 +26,8 @@ from tests.cloud.worker.test_faults import timed, until, value
 @pytest.fixture
 def isolated(bundle: Bundle) -> Decoder:
     """A decoder whose generator is in a process of its own."""
-    return Decoder(bundle, RemoteGenerator(bundle.path, "onnx", 1, batch_seconds=20), threads=1, max_batch=4)
+    generator = SubprocessGenerator(bundle.path, "onnx", 1, batch_seconds=20)
+    return Decoder(bundle, generator, settings=DecoderSettings(threads=1, max_batch=4))
 
 
 def child_of(decoder: Decoder) -> int:
@@ -63,8 +64,8 @@ def test_a_decoder_process_killed_in_the_middle_of_a_batch(
 
 
 def test_a_decoder_process_that_hangs_is_killed_and_replaced(bundle: Bundle, make_frame: MakeFrame) -> None:
-    generator = RemoteGenerator(bundle.path, "onnx", 1, batch_seconds=0.5)
-    decoder = Decoder(bundle, generator, threads=1)
+    generator = SubprocessGenerator(bundle.path, "onnx", 1, batch_seconds=0.5)
+    decoder = Decoder(bundle, generator, settings=DecoderSettings(threads=1))
     data = make_frame(1)
     (expected,) = decoder.decode([data])
     os.kill(child_of(decoder), signal.SIGSTOP)
@@ -88,7 +89,7 @@ def test_where_no_decoder_process_comes_up_everybody_is_told_and_frames_stay(
             cloud.backend.wake()
             asked = [asyncio.create_task(http.post("/v1/decode", content=make_frame(s))) for s in range(50, 54)]
             await until(lambda: value(cloud, "batch_pieces_count") >= 1)
-            monkeypatch.setattr(RemoteGenerator, "_spawn", cannot_start)
+            monkeypatch.setattr(SubprocessGenerator, "_spawn", cannot_start)
             os.kill(victim, signal.SIGKILL)
             assert {answer.status_code for answer in await asyncio.gather(*asked)} == {503}
             answer, seconds = await timed(http.post("/v1/decode", content=make_frame(60)))
@@ -101,7 +102,7 @@ def test_where_no_decoder_process_comes_up_everybody_is_told_and_frames_stay(
     asyncio.run(scenario())
 
 
-def cannot_start(_: RemoteGenerator) -> None:
+def cannot_start(_: SubprocessGenerator) -> None:
     raise OSError(12, "Cannot allocate memory")
 
 
