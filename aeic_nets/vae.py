@@ -11,6 +11,9 @@ from torch.nn import functional as F
 
 from aeic.profiles import VAESizes
 
+VAE_INPUTS = 4
+"""Channels that the half decoder's conv_in has in its file."""
+
 
 class PictureDecoder(nn.Module):
     """Features (N, in_channels, H/8, W/8) to a picture (N, 3, H, W), about [-1, 1], not clamped."""

@@ -11,7 +11,6 @@ from typing import Protocol
 
 from aeic.bitstream import Frame
 from aeic.errors import Damaged, TooLarge
-from cloud_decoder.errors import Draining
 from cloud_decoder.inference.model_pool import ModelPool
 from cloud_decoder.store.records import DEMAND_PRIORITY, StoredFrame
 from cloud_decoder.tiling import Picture
@@ -99,8 +98,3 @@ def check_frame(data: bytes, model_pool: ModelPool, max_pixels: int) -> Frame:
     if frame.width * frame.height > max_pixels:
         raise TooLarge(f"{frame.width}x{frame.height} is over this cloud's {max_pixels} pixels: send it smaller")
     return frame
-
-
-def stopping() -> Draining:
-    """The error for a request that arrives, or still waits, while the service stops."""
-    return Draining("the service is stopping: ask again in a moment", retry_after=5.0)

@@ -22,6 +22,8 @@ import aeic
 from aeic.bundle import Bundle
 from aeic.errors import AeicError
 from aeic_service import tracing
+from aeic_service.http_server import HttpServer, ServerSettings
+from aeic_service.request_body import Limits
 from cloud_decoder import bootstrap
 from cloud_decoder.auth import Tokens
 from cloud_decoder.decode_backend import DecodeBackend
@@ -36,7 +38,6 @@ from cloud_decoder.http_api.app import build_app
 from cloud_decoder.http_api.edge_proxy import EdgeProxy
 from cloud_decoder.http_api.image_service import ImageService
 from cloud_decoder.http_api.routers import decode, edge, events, frames, page, status
-from cloud_decoder.http_server import HttpServer
 from cloud_decoder.inference.decoder import Decoder, DecoderSettings
 from cloud_decoder.inference.devices import choose_device
 from cloud_decoder.inference.model_pool import ModelPool
@@ -90,7 +91,9 @@ class Cloud:
         if settings.role != "worker":
             self._grpc_server = GrpcServer(settings, self.ingest, self.backend, self.tokens)
             self.grpc = await self._grpc_server.start()
-        self._http_server = HttpServer(settings, build_app(self.tokens, self.metrics, self._routers()))
+        self._http_server = HttpServer(
+            build_app(self.tokens, self.metrics, self._routers()), _server_settings(settings)
+        )
         try:
             self.http = await self._http_server.start()
         except OSError:
@@ -162,15 +165,17 @@ class Cloud:
     def _routers(self) -> list[APIRouter]:
         settings, store, images, backend = self.settings, self.store, self.image_service, self.backend
         bundles, max_wait = self.model_pool.bundles, settings.max_wait_seconds
-        bodies = {"body_timeout": settings.body_timeout_seconds}
+        seconds = settings.body_timeout_seconds
+        frame_limits = Limits(settings.max_bitstream_bytes, seconds, "AEIC_CLOUD_MAX_BITSTREAM_BYTES")
+        upload_limits = Limits(settings.max_upload_bytes, seconds, "AEIC_CLOUD_MAX_UPLOAD_BYTES")
         return [
             frames.router(store, images, bundles, max_wait=max_wait, public=not self.tokens.required),
-            decode.router(backend, max_wait=max_wait, max_bytes=settings.max_bitstream_bytes, **bodies),
+            decode.router(backend, frame_limits, max_wait=max_wait),
             events.router(self.event_bus, images, backend, bundles),
             status.router(store, self.presence, self.model_pool, backend, lambda: self._serving),
             status.metrics_router(self.metrics, store, self._cache, self.model_pool, lambda: self.ready),
             page.router(),
-            edge.router(self._edge_proxy, max_bytes=settings.max_upload_bytes, **bodies),
+            edge.router(self._edge_proxy, upload_limits),
         ]
 
     @property
@@ -250,6 +255,17 @@ def _model_pool(settings: Settings) -> ModelPool:
         choose_device(settings.device)
     return ModelPool(
         [Bundle.load(path, verify=False) for path in (settings.bundle, *others)], load, settings.model_bytes
+    )
+
+
+def _server_settings(settings: Settings) -> ServerSettings:
+    return ServerSettings(
+        settings.host,
+        settings.port,
+        settings.prefix,
+        header_seconds=settings.body_timeout_seconds,
+        grace_seconds=5,
+        reuse_port=settings.reuse_port,
     )
 
 

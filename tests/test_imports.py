@@ -42,6 +42,17 @@ def test_the_cloud_loads_torch_only_when_asked(module: str) -> None:
     assert result.stdout.strip() == "False"
 
 
+def test_decoding_with_torch_needs_no_training_package() -> None:
+    """``aeic[cloud]`` has torch and diffusers, and neither CompressAI, torchvision nor onnx."""
+    absent = ("compressai", "torchvision", "onnx", "onnxscript")
+    code = (
+        f"import sys\nsys.modules.update(dict.fromkeys({absent!r}))\n"
+        "import aeic_nets.runtime.torch_backend, aeic_nets.integer.torch_ops"
+    )
+    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+
+
 def test_one_machine_loads_nothing_of_the_fleet() -> None:
     """A cloud on SQLite starts without psycopg, Alembic, obstore and Ray, store included."""
     fleet = ("psycopg", "alembic", "obstore", "ray", "cloud_decoder.fleet", "cloud_decoder.store.migrations")

@@ -26,7 +26,7 @@ from torch import Tensor
 from aeic import profiles
 from aeic.errors import InputError
 from aeic.profiles import LATENT_STRIDE, SCALE_MIN, Profile
-from aeic_nets.codec import Codec, Synthesis
+from aeic_nets.codec import Codec
 from aeic_nets.folding import channel_averages
 from aeic_nets.likelihood import LIKELIHOOD_MIN
 from aeic_nets.official import keys, range_coder, tables
@@ -34,6 +34,7 @@ from aeic_nets.official.flows import FLOWS, encode_flow
 from aeic_nets.official.golden_weights import GoldenTensors, golden_picture
 from aeic_nets.official.onnx_parts import run_by_onnx
 from aeic_nets.official.weights import load_codec, load_unet, load_vae
+from aeic_nets.synthesis import Synthesis
 from aeic_nets.unet import UNet
 from aeic_nets.vae import PictureDecoder
 

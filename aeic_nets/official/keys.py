@@ -18,14 +18,12 @@ from aeic.errors import BundleError
 from aeic.profiles import Profile
 from aeic_nets.codec import Codec
 from aeic_nets.unet import UNet
-from aeic_nets.vae import PictureDecoder
+from aeic_nets.vae import VAE_INPUTS, PictureDecoder
 
 Shape = tuple[int, ...]
 LORA_RANK = 32
 LORA_SCALING = 0.25
 """Alpha 8 over rank 32."""
-VAE_INPUTS = 4
-"""Channels that the half decoder's conv_in has in its file."""
 TRAINED_ENDS = ("conv_in", "conv_out")
 """The two convolutions of the UNet that the AEIC checkpoint replaces."""
 _LORA_LEAVES = ("to_q", "to_k", "to_v", "to_out.0", "proj_in", "proj_out", "ff.net.0.proj", "ff.net.2")

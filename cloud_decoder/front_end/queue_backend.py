@@ -18,8 +18,9 @@ from typing import TypeVar
 from uuid import uuid4
 
 from aeic.bitstream import Frame
-from cloud_decoder.decode_backend import Decoded, check_frame, stopping
-from cloud_decoder.errors import Expired, Overloaded, StoreUnavailable, Undecodable
+from aeic_service.errors import Draining, Overloaded
+from cloud_decoder.decode_backend import Decoded, check_frame
+from cloud_decoder.errors import Expired, StoreUnavailable, Undecodable
 from cloud_decoder.images import formats
 from cloud_decoder.images.cache import PictureCache
 from cloud_decoder.inference.model_pool import ModelPool
@@ -86,7 +87,7 @@ class QueueBackend:
         """Move the frame's job to the front of the queue, or create it. Always None: a worker decodes it."""
         self._model_pool.bundle(row.fingerprint)  # WrongModel where no worker of this fleet can decode it
         if self.draining:
-            raise stopping()
+            raise Draining()
         moment = time.monotonic()
         if moment - self._demanded.get(row.seq, -math.inf) > DEMAND_AGAIN_SECONDS:  # callers ask twice a second
             self._demanded = {seq: at for seq, at in self._demanded.items() if moment - at <= DEMAND_AGAIN_SECONDS}
@@ -99,7 +100,7 @@ class QueueBackend:
         """See :meth:`DecodeBackend.decode <cloud_decoder.decode_backend.DecodeBackend.decode>`."""
         frame = self.check(data)
         if self.draining:
-            raise stopping()
+            raise Draining()
         if self._callers >= self._max_queue:
             self._metrics.sheds.labels("queue_full").inc()
             raise Overloaded(f"{self._max_queue} pictures wait already: ask again later", retry_after=2.0)
@@ -136,7 +137,7 @@ class QueueBackend:
     async def _picture(self, new: NewFrame, end: float) -> Decoded:
         while time.monotonic() < end:
             if self.draining:
-                raise stopping()
+                raise Draining()
             row = await self._on_thread(self._store.frames.get, new.tenant, new.id)
             if row is None or row.state is State.FAILED:
                 raise Undecodable(str(row.reason) if row else "the frame is gone")

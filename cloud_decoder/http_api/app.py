@@ -8,9 +8,8 @@ from fastapi import APIRouter, FastAPI
 from fastapi.responses import HTMLResponse, Response
 
 import aeic
-from aeic_service import api_page
+from aeic_service import api_page, problems
 from aeic_service.head import Head
-from cloud_decoder import problems
 from cloud_decoder.auth import Tokens
 from cloud_decoder.http_api.middleware import RequestMetrics
 from cloud_decoder.metrics import Metrics

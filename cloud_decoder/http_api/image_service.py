@@ -11,8 +11,9 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 from uuid import UUID
 
-from cloud_decoder.decode_backend import DecodeBackend, stopping
-from cloud_decoder.errors import Expired, Gone, Overloaded, Undecodable, UnknownFrame
+from aeic_service.errors import Draining, Overloaded
+from cloud_decoder.decode_backend import DecodeBackend
+from cloud_decoder.errors import Expired, Gone, Undecodable, UnknownFrame
 from cloud_decoder.events import EventBus, Subscription
 from cloud_decoder.images import formats
 from cloud_decoder.images.cache import PictureCache
@@ -102,7 +103,7 @@ class ImageService:
                     return row, None
                 await _until_event(events, id, min(left, POLL_SECONDS))
                 if self._backend.draining:
-                    raise stopping()
+                    raise Draining()
                 row = await self.row(tenant, id)
 
     async def sizes(self, tenant: str, id: UUID) -> dict[str, int] | None:

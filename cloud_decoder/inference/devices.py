@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 from pathlib import Path
 
-from cloud_decoder.errors import ServiceError
+from aeic_service.errors import ServiceError
 from cloud_decoder.inference.backend import GeneratorBackend
 
 DEVICES = ("auto", "onnx", "cpu", "cuda")

@@ -9,7 +9,8 @@ import time
 from concurrent.futures import Executor
 
 from aeic.errors import BitstreamError
-from cloud_decoder.errors import ServiceError, StoreUnavailable
+from aeic_service.errors import ServiceError
+from cloud_decoder.errors import StoreUnavailable
 from cloud_decoder.events import EventBus
 from cloud_decoder.images import formats
 from cloud_decoder.images.cache import PictureCache

@@ -12,8 +12,8 @@ import time
 from collections.abc import Callable, Iterator
 
 from aeic.bitstream import Frame
-from cloud_decoder.decode_backend import stopping
-from cloud_decoder.errors import DeviceUnavailable, Overloaded
+from aeic_service.errors import Draining, Overloaded
+from cloud_decoder.errors import DeviceUnavailable
 from cloud_decoder.metrics import Metrics
 from cloud_decoder.tiling import Tile
 from cloud_decoder.worker.batcher import Batcher, Bucket, WorkItem
@@ -69,7 +69,7 @@ class Scheduler:
             raise DeviceUnavailable("the decoder has stopped working; its log says why", retry_after=10.0)
         if self.draining:
             self.metrics.sheds.labels("draining").inc()
-            raise stopping()
+            raise Draining()
         if sum(1 for job in self.jobs.values() if job.priority >= DEMAND_PRIORITY) >= self.max_demanded:
             self.metrics.sheds.labels("queue_full").inc()
             seconds = (self.entropy.cost + self.device.cost) / self.pixels_per_second

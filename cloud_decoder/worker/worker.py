@@ -22,7 +22,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from aeic.bitstream import Frame
-from cloud_decoder.decode_backend import Decoded, check_frame, stopping
+from aeic_service.errors import Draining
+from cloud_decoder.decode_backend import Decoded, check_frame
 from cloud_decoder.errors import DeviceUnavailable, Expired
 from cloud_decoder.events import EventBus
 from cloud_decoder.images import formats
@@ -125,7 +126,7 @@ class Worker:
         while left := list(self.scheduler):  # callers that arrive while leases are returned are answered too
             await self._claimer.release(left)
             for job in left:
-                self.scheduler.end(job, stopping())
+                self.scheduler.end(job, Draining())
         self._pipeline.close()
         for threads in (self._store_threads, self._image_threads):
             threads.shutdown(wait=True)

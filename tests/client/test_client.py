@@ -145,7 +145,7 @@ def test_following_survives_a_restart_and_misses_nothing(
                     seen.append(frame.id)
 
         threading.Thread(target=listen, daemon=True).start()
-        _until(lambda: len(first.cloud.hub) > 0)
+        _until(lambda: len(first.cloud.event_bus) > 0)
         time.sleep(0.2)
         before = [first.put(make_frame(seed)).id for seed in (2, 3)]
         _until(lambda: len(seen) == 2)
@@ -176,7 +176,7 @@ def test_the_same_by_asyncio(running: Running, make_frame: MakeFrame) -> None:
         async with AsyncClient(running.cloud.http) as cloud:
             following = aio.AsyncClient.pictures(cloud, "webp", 64)
             task = asyncio.ensure_future(anext(following))
-            while not len(running.cloud.hub):
+            while not len(running.cloud.event_bus):
                 await asyncio.sleep(0.02)
             await asyncio.sleep(0.2)
             new = running.put(make_frame(1))

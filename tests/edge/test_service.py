@@ -99,7 +99,7 @@ def test_slow_and_oversized_clients_over_a_real_socket(start_edge):
 @pytest.mark.parametrize(
     ("environment", "words"),
     [
-        ({"AEIC_EDGE_PORT": "many"}, "port"),
+        ({"AEIC_EDGE_PORT": "many"}, "AEIC_EDGE_PORT: "),
         ({"AEIC_EDGE_PROT": "8080"}, "AEIC_EDGE_PROT"),
         ({"AEIC_EDGE_TLS_CERT": "/nowhere.pem"}, "tls_key"),
         ({"AEIC_EDGE_CONFIG": "/nowhere.toml"}, "nowhere"),

@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 from aeic.passes import PASS_COUNT, pass_mask
 from aeic.quantise import dequantise, quantise_residual
 from aeic.tables import Rows, gaussian_rows
-from aeic_nets.integer.export import context_graph, entropy_graph, hyper_synthesis_graph, symbol_limits
+from aeic_nets.integer.export import context_graph, entropy_graph, hyper_synthesis_graph
 from aeic_nets.integer.reference import Reference
+from aeic_nets.integer.scale_index import symbol_limits
 from tests.exact.models import SMALL, small_model
 
 LEVELS = [

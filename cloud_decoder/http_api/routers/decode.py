@@ -7,14 +7,15 @@ import time
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
+from aeic_service.request_body import Limits, read_body
 from cloud_decoder.decode_backend import DecodeBackend
 from cloud_decoder.http_api.dependencies import Tenant, Wait, Width
-from cloud_decoder.http_api.requests import read_body, while_connected
+from cloud_decoder.http_api.requests import while_connected
 from cloud_decoder.images import formats
 
 
-def router(backend: DecodeBackend, *, max_wait: float, max_bytes: int, body_timeout: float) -> APIRouter:
-    """``max_wait`` and ``body_timeout`` in seconds, ``max_bytes`` of the bitstream."""
+def router(backend: DecodeBackend, body_limits: Limits, *, max_wait: float) -> APIRouter:
+    """``max_wait`` seconds limit ``timeout=``."""
     routes = APIRouter()
 
     @routes.post("/v1/decode")
@@ -23,7 +24,7 @@ def router(backend: DecodeBackend, *, max_wait: float, max_bytes: int, body_time
     ) -> Response:
         """A bitstream in the body, its picture in the answer; nothing is stored."""
         media_type = formats.media_type(format)
-        data = await read_body(request, max_bytes, body_timeout)
+        data = await read_body(request, body_limits)
         seconds = max_wait if timeout is None else min(timeout, max_wait)
         decoded = await while_connected(request, backend.decode(data, timeout=seconds))
         started = time.monotonic()

@@ -6,16 +6,16 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request
 
-from cloud_decoder.errors import ServiceError
+from aeic_service.errors import ServiceError
+from aeic_service.request_body import Limits, read_body
 from cloud_decoder.http_api.dependencies import Tenant
 from cloud_decoder.http_api.edge_proxy import EdgeProxy
-from cloud_decoder.http_api.requests import read_body
 
 Rate = Annotated[str | None, Query(max_length=32, description="rate point, number or name")]
 
 
-def router(edge_proxy: EdgeProxy, *, max_bytes: int, body_timeout: float) -> APIRouter:
-    """``max_bytes`` of a picture file, ``body_timeout`` in seconds."""
+def router(edge_proxy: EdgeProxy, body_limits: Limits) -> APIRouter:
+    """The edge's status, and pictures for it to encode."""
     routes = APIRouter()
 
     @routes.get("/v1/edge")
@@ -32,7 +32,7 @@ def router(edge_proxy: EdgeProxy, *, max_bytes: int, body_timeout: float) -> API
     async def encode(request: Request, tenant: Tenant, rate: Rate = None) -> dict[str, Any]:
         """A JPEG, PNG or WebP file in the body goes to the configured edge; the answer names the frame to come."""
         with edge_proxy.place(tenant):
-            picture = await read_body(request, max_bytes, body_timeout)
+            picture = await read_body(request, body_limits)
             return await edge_proxy.encode(picture, rate)
 
     return routes

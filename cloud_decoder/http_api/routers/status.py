@@ -10,7 +10,7 @@ from fastapi import APIRouter
 from fastapi.responses import JSONResponse, Response
 
 import aeic
-from cloud_decoder import problems
+from aeic_service import problems
 from cloud_decoder.decode_backend import DecodeBackend
 from cloud_decoder.http_api.dependencies import Tenant
 from cloud_decoder.http_api.serializers import bundles_json, source_json

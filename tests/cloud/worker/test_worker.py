@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 
 from aeic.errors import Damaged, TooLarge, WrongModel
-from cloud_decoder.errors import Draining, Expired, Overloaded, Undecodable
+from aeic_service.errors import Draining, Overloaded
+from cloud_decoder.errors import Expired, Undecodable
 from cloud_decoder.events import EventBus
 from cloud_decoder.images.disk_cache import DiskCache
 from cloud_decoder.inference.decoder import Decoder

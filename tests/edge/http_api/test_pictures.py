@@ -101,7 +101,7 @@ def test_bad_pictures_get_a_clear_answer_and_harm_nothing(tmp_path, tiny_bundle)
         async with edge(tmp_path, tiny_bundle) as (client, service):
             for content, status, word in BAD.values():
                 is_problem(await client.post("/v1/frames", content=content), status, word)
-                assert service.spool.pending_frames == 0 and service.queue.pending == 0 and service.upload_bytes == 0
+                assert service.spool.pending_frames == 0 and service.queue.pending == 0 and service.uploads.held == 0
             assert (await client.post("/v1/frames", content=picture())).status_code == 202
 
     run(scenario)
@@ -121,6 +121,6 @@ def test_random_damage_never_causes_a_5xx(tmp_path, tiny_bundle):
                         del mutated[int(rng.integers(1, len(mutated))) :]
                     response = await client.post("/v1/frames", content=bytes(mutated))
                     assert response.status_code in (202, 413, 415, 422), response.text
-            assert service.upload_bytes == 0 and service.queue.pending == 0
+            assert service.uploads.held == 0 and service.queue.pending == 0
 
     run(scenario)

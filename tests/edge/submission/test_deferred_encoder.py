@@ -115,7 +115,7 @@ def test_every_picture_is_taken_or_refused_by_its_head_or_fails_with_the_reason(
             small = (await client.post(f"{POST}&max_bytes=10", content=picture())).json()
             assert "max_bytes" in (await encoded(client, small["id"]))["reason"]
             assert f"aeic_edge_failed_total {failed + 1}.0" in (await client.get("/metrics")).text and failed == 3
-            assert service.spool.originals == 0 and service.queue.pending == 0 and service.upload_bytes == 0
+            assert service.spool.originals == 0 and service.queue.pending == 0 and service.uploads.held == 0
 
     run(scenario)
 
