@@ -28,6 +28,7 @@ class GeneratorBackend(Protocol):
 
     def warm_up(self, max_batch: int) -> None:
         """Prepare for batches of up to ``max_batch`` pictures."""
+        return None
 
     @property
     def parts(self) -> dict[str, float]:
@@ -41,6 +42,7 @@ class GeneratorBackend(Protocol):
 
     def close(self) -> None:
         """Release processes and memory. No call may follow."""
+        return None
 
 
 def is_out_of_memory(error: BaseException) -> bool:
