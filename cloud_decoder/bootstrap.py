@@ -1,4 +1,4 @@
-"""What a cloud of one role shares with its fleet, and what is its own: the store's address, the cache, its name."""
+"""From the settings: the address of the store, the cache, the lock of the data folder, the name on leases."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from cloud_decoder.settings import Settings
 
 
 def cache_of(settings: Settings) -> PictureCache:
-    """The fleet's shared cache, or this machine's own."""
+    """The shared cache of the fleet, or a cache in the data folder."""
     if settings.cache_url:
         from cloud_decoder.images.object_cache import ObjectCache
 
@@ -26,8 +26,9 @@ def cache_of(settings: Settings) -> PictureCache:
 
 
 def own_folder(settings: Settings) -> contextlib.ExitStack:
-    """Holds the data folder's lock until it is closed, where the store is there. ``StoreUnavailable`` where another
-    cloud works there: each would take the other's leases for those of its own last life.
+    """Hold the lock of the data folder until it is closed, where the store is in that folder.
+
+    ``StoreUnavailable`` where another cloud works there: each would return the leases of the other to the queue.
     """
     held = contextlib.ExitStack()
     if settings.database_url is None:
@@ -43,14 +44,14 @@ def own_folder(settings: Settings) -> contextlib.ExitStack:
 
 
 def owner_of(settings: Settings) -> str:
-    """The name of the leases: two living processes must not share one."""
+    """The name on the leases of this process. No two living processes may have the same."""
     if settings.role == "all" or settings.instance != Settings.model_fields["instance"].default:
         return settings.instance
     return f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"[-128:]
 
 
 def database_url(settings: Settings) -> str | URL:
-    """Where the store is."""
+    """The address of the store."""
     if settings.database_url is not None:
         return settings.database_url.get_secret_value()
     return URL.create("sqlite", database=str(settings.data_dir / "store.db"))

@@ -11,13 +11,13 @@ import contextlib
 
 from cloud_decoder.errors import StoreUnavailable
 from cloud_decoder.events import EventBus
-from cloud_decoder.store.records import State, StoredFrame
+from cloud_decoder.store.records import FrameState, StoredFrame
 from cloud_decoder.store.store import Store
 
 POLL_SECONDS = 1.0
 NEWEST = 200
 """Frames read for each tenant. Older ones cause no event; requests for them still see their state."""
-EVENTS = {State.DONE: "done", State.FAILED: "failed"}
+EVENTS = {FrameState.DONE: "done", FrameState.FAILED: "failed"}
 
 
 class EventPoller:
@@ -43,4 +43,4 @@ class EventPoller:
         for row in rows:
             if row.seq in before and (event := EVENTS.get(row.state)):
                 self._event_bus.publish(tenant, {"event": event, "id": str(row.id)})
-        self._waiting[tenant] = {row.seq for row in rows if row.state in (State.RECEIVED, State.DECODING)}
+        self._waiting[tenant] = {row.seq for row in rows if row.state in (FrameState.RECEIVED, FrameState.DECODING)}

@@ -25,7 +25,7 @@ from cloud_decoder.images import formats
 from cloud_decoder.images.cache import PictureCache
 from cloud_decoder.inference.model_pool import ModelPool
 from cloud_decoder.metrics import Metrics
-from cloud_decoder.store.records import DEMAND_PRIORITY, NewFrame, State, StoredFrame
+from cloud_decoder.store.records import DEMAND_PRIORITY, FrameState, NewFrame, StoredFrame
 from cloud_decoder.store.store import Store
 from cloud_decoder.tiling import Picture
 
@@ -139,9 +139,9 @@ class QueueBackend:
             if self.draining:
                 raise Draining()
             row = await self._on_thread(self._store.frames.get, new.tenant, new.id)
-            if row is None or row.state is State.FAILED:
+            if row is None or row.state is FrameState.FAILED:
                 raise Undecodable(str(row.reason) if row else "the frame is gone")
-            if row.state is State.DONE:
+            if row.state is FrameState.DONE:
                 master = await self._on_thread(self._cache.get, new.digest, formats.MASTER)
                 if master is None:
                     raise Undecodable("its picture did not reach the shared cache: ask again")

@@ -18,7 +18,7 @@ from cloud_decoder.events import EventBus, Subscription
 from cloud_decoder.images import formats
 from cloud_decoder.images.cache import PictureCache
 from cloud_decoder.metrics import Metrics
-from cloud_decoder.store.store import State, Store, StoredFrame
+from cloud_decoder.store.store import FrameState, Store, StoredFrame
 from cloud_decoder.tiling import Picture
 
 T = TypeVar("T")
@@ -84,12 +84,12 @@ class ImageService:
         row = await self.row(tenant, id, wait)
         with self._event_bus.subscribe(tenant) as events:
             while True:
-                if row.state is State.FAILED:
+                if row.state is FrameState.FAILED:
                     raise Undecodable(f"frame {id} is in quarantine: {row.reason}")
                 found = await self._on_thread(self._cached, row, format, width)
                 if found is not None:
                     return row, found
-                if row.state is State.PRUNED:
+                if row.state is FrameState.PRUNED:
                     raise Gone(f"frame {id} was pruned by retention and its picture is not kept any more")
                 left = end - time.monotonic()
                 try:

@@ -13,15 +13,15 @@ import sqlalchemy as sa
 
 from aeic.bitstream import Frame
 from cloud_decoder.store.database import Database
-from cloud_decoder.store.records import DEMAND_PRIORITY, Added, NewFrame, State, StoredFrame
+from cloud_decoder.store.records import DEMAND_PRIORITY, Added, FrameState, NewFrame, StoredFrame
 from cloud_decoder.store.schema import NEVER_MS, frames, jobs, sources, tallies
 from cloud_decoder.tiling import tile_shape
 
 Key = tuple[str, UUID]
 
-_HELD = sa.and_(frames.c.state == State.RECEIVED.value, jobs.c.lease_until.is_not(None))
+_HELD = sa.and_(frames.c.state == FrameState.RECEIVED.value, jobs.c.lease_until.is_not(None))
 _DERIVED = {
-    "state": sa.case((_HELD, State.DECODING.value), else_=frames.c.state).label("state"),
+    "state": sa.case((_HELD, FrameState.DECODING.value), else_=frames.c.state).label("state"),
     "attempts": sa.func.coalesce(jobs.c.attempts, 0).label("attempts"),
 }
 ROW_COLUMNS = [_DERIVED[name] if name in _DERIVED else frames.c[name] for name in StoredFrame.__dataclass_fields__]
@@ -31,7 +31,7 @@ _WITH_JOBS = frames.outerjoin(jobs, jobs.c.seq == frames.c.seq)
 def row_of(found: Any) -> StoredFrame:
     """A row of a query for ``ROW_COLUMNS``."""
     values = {name: getattr(found, name) for name in StoredFrame.__dataclass_fields__}
-    values["state"] = State(values["state"])
+    values["state"] = FrameState(values["state"])
     return StoredFrame(**values)
 
 
@@ -95,7 +95,7 @@ class Frames:
         before: int | None = None,
         *,
         source: str | None = None,
-        state: State | None = None,
+        state: FrameState | None = None,
         rate: int | None = None,
         since_ms: int | None = None,
         until_ms: int | None = None,
@@ -112,11 +112,11 @@ class Frames:
         ):
             if value is not None:
                 query = query.where(matches(value))
-        if state is State.DECODING:
+        if state is FrameState.DECODING:
             query = query.where(_HELD)
         elif state is not None:
             query = query.where(frames.c.state == state.value)
-            query = query.where(jobs.c.lease_until.is_(None)) if state is State.RECEIVED else query
+            query = query.where(jobs.c.lease_until.is_(None)) if state is FrameState.RECEIVED else query
         with self._database.read() as connection:
             return [row_of(found) for found in connection.execute(query.order_by(frames.c.seq.desc()).limit(limit))]
 
@@ -129,7 +129,7 @@ class Frames:
 
     def backlog(self, tenant: str) -> dict[str, int]:
         """Frames that wait to be decoded, by source; sources without any are left out."""
-        waits = sa.and_(frames.c.tenant == tenant, frames.c.state == State.RECEIVED.value, jobs.c.wanted)
+        waits = sa.and_(frames.c.tenant == tenant, frames.c.state == FrameState.RECEIVED.value, jobs.c.wanted)
         query = sa.select(frames.c.source, sa.func.count()).select_from(jobs.join(frames, frames.c.seq == jobs.c.seq))
         with self._database.read() as connection:
             found = connection.execute(query.where(waits).group_by(frames.c.source))
@@ -148,24 +148,24 @@ class Frames:
             query, held = query.where(tallies.c.tenant == tenant), held.where(frames.c.tenant == tenant)
         with self._database.read() as connection:
             counted = {str(state): int(count) for state, count in connection.execute(query)}
-            decoding = min(int(connection.scalar(held) or 0), counted.get(State.RECEIVED.value, 0))
-        counted[State.DECODING.value] = decoding
-        counted[State.RECEIVED.value] = counted.get(State.RECEIVED.value, 0) - decoding
-        return {state.value: counted.get(state.value, 0) for state in State}
+            decoding = min(int(connection.scalar(held) or 0), counted.get(FrameState.RECEIVED.value, 0))
+        counted[FrameState.DECODING.value] = decoding
+        counted[FrameState.RECEIVED.value] = counted.get(FrameState.RECEIVED.value, 0) - decoding
+        return {state.value: counted.get(state.value, 0) for state in FrameState}
 
     def prune(self, *, older_than_ms: int | None = None, keep_bytes: int | None = None, limit: int = 1000) -> int:
         """Empty finished frames: those received before ``older_than_ms``, and the oldest beyond ``keep_bytes`` in all.
 
         At most ``limit`` frames at once. Returns how many were emptied.
         """
-        finished = frames.c.state.in_([State.DONE.value, State.FAILED.value])
+        finished = frames.c.state.in_([FrameState.DONE.value, FrameState.FAILED.value])
         oldest = sa.select(frames.c.seq, frames.c.bytes).where(finished).order_by(frames.c.seq).limit(limit)
         with self._database.write() as connection:
             doomed: list[int] = []
             if older_than_ms is not None:
                 doomed += connection.execute(oldest.where(frames.c.received_ms < older_than_ms)).scalars().all()
             if keep_bytes is not None:
-                kept = tallies.c.state != State.PRUNED.value
+                kept = tallies.c.state != FrameState.PRUNED.value
                 total = int(connection.scalar(sa.select(sa.func.sum(tallies.c.bytes)).where(kept)) or 0)
                 for seq, size in connection.execute(oldest):
                     if total <= keep_bytes:
@@ -175,7 +175,7 @@ class Frames:
             if doomed:
                 emptied = sa.update(frames).where(frames.c.seq.in_(doomed))
                 connection.execute(
-                    emptied.values(state=State.PRUNED.value, bitstream=None, reason="pruned by retention")
+                    emptied.values(state=FrameState.PRUNED.value, bitstream=None, reason="pruned by retention")
                 )
                 connection.execute(sa.delete(jobs).where(jobs.c.seq.in_(doomed)))
         return len(set(doomed))
@@ -232,7 +232,7 @@ class Frames:
         return values | {
             "received_ms": int(now * 1000),
             "bytes": len(new.bitstream),
-            "state": State.RECEIVED.value,
+            "state": FrameState.RECEIVED.value,
         }
 
     def _job(self, seq: int, frame: NewFrame, now: float, deadline: float | None) -> dict[str, Any]:

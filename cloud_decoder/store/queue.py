@@ -15,7 +15,7 @@ import sqlalchemy as sa
 
 from cloud_decoder.store.database import Database, transposed
 from cloud_decoder.store.frames import ROW_COLUMNS, bucket_of, row_of, turn_of
-from cloud_decoder.store.records import DEMAND_PRIORITY, Backlog, DecodeResult, LeasedFrame, State
+from cloud_decoder.store.records import DEMAND_PRIORITY, Backlog, DecodeResult, FrameState, LeasedFrame
 from cloud_decoder.store.schema import NEVER_MS, frames, jobs
 
 _ORDER = (jobs.c.turn, jobs.c.deadline_ms, jobs.c.seq)
@@ -63,7 +63,7 @@ class JobQueue:
         self, tenant: str, id: UUID, owner: str, now: float, lease: float, max_attempts: int
     ) -> LeasedFrame | None:
         """This frame if it waits, wanted or not; None where it is in another state or leased."""
-        waits = sa.and_(frames.c.tenant == tenant, frames.c.id == id, frames.c.state == State.RECEIVED.value)
+        waits = sa.and_(frames.c.tenant == tenant, frames.c.id == id, frames.c.state == FrameState.RECEIVED.value)
         with self._database.write() as connection:
             if not self._queue(connection, waits, now, wanted=False):
                 return None
@@ -78,7 +78,7 @@ class JobQueue:
         A frame that was decoded before, and whose picture is gone from the cache, gets a new job. False for a frame
         that is unknown, in quarantine or pruned.
         """
-        open_states = [State.RECEIVED.value, State.DONE.value]
+        open_states = [FrameState.RECEIVED.value, FrameState.DONE.value]
         asked = sa.and_(frames.c.tenant == tenant, frames.c.id == id, frames.c.state.in_(open_states))
         with self._database.write() as connection:
             return self._queue(connection, asked, now, wanted=True, deadline=deadline)
@@ -179,9 +179,9 @@ class JobQueue:
             given, parameters = self._database.columns(types).subquery("given").c, transposed(values)
         done = (
             sa.update(frames)
-            .where(frames.c.seq == given["of_seq"], frames.c.state != State.PRUNED.value)
+            .where(frames.c.seq == given["of_seq"], frames.c.state != FrameState.PRUNED.value)
             .values(
-                state=State.DONE.value,
+                state=FrameState.DONE.value,
                 available_ms=sa.func.coalesce(frames.c.available_ms, int(now * 1000)),
                 reason=None,
                 latents_digest=given["of_latents"],
@@ -203,8 +203,8 @@ class JobQueue:
     def _fail(self, connection: sa.Connection, seqs: list[int], reason: str) -> None:
         connection.execute(
             sa.update(frames)
-            .where(frames.c.seq.in_(seqs), frames.c.state != State.PRUNED.value)
-            .values(state=State.FAILED.value, reason=reason)
+            .where(frames.c.seq.in_(seqs), frames.c.state != FrameState.PRUNED.value)
+            .values(state=FrameState.FAILED.value, reason=reason)
         )
         connection.execute(sa.delete(jobs).where(jobs.c.seq.in_(seqs)))
 

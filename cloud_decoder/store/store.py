@@ -24,9 +24,9 @@ import sqlalchemy as sa
 from cloud_decoder.store.database import Database
 from cloud_decoder.store.frames import Frames
 from cloud_decoder.store.queue import JobQueue
-from cloud_decoder.store.records import Added, Backlog, DecodeResult, LeasedFrame, NewFrame, State, StoredFrame
+from cloud_decoder.store.records import Added, Backlog, DecodeResult, FrameState, LeasedFrame, NewFrame, StoredFrame
 
-__all__ = ["Added", "Backlog", "DecodeResult", "LeasedFrame", "NewFrame", "State", "Store", "StoredFrame"]
+__all__ = ["Added", "Backlog", "DecodeResult", "FrameState", "LeasedFrame", "NewFrame", "Store", "StoredFrame"]
 
 
 class Store:

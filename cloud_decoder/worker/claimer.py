@@ -17,8 +17,8 @@ from typing import TypeVar
 from aeic.bitstream import Frame
 from cloud_decoder.errors import StoreUnavailable
 from cloud_decoder.inference.model_pool import ModelPool
-from cloud_decoder.store.store import DecodeResult, LeasedFrame, State, Store, StoredFrame
-from cloud_decoder.worker.job import DEMAND_PRIORITY, Job, seqs
+from cloud_decoder.store.store import DecodeResult, FrameState, LeasedFrame, Store, StoredFrame
+from cloud_decoder.worker.job import DEMAND_PRIORITY, DecodeJob, seqs
 from cloud_decoder.worker.scheduler import POLL_SECONDS, Scheduler
 
 log = logging.getLogger(__name__)
@@ -73,20 +73,20 @@ class Claimer:
             except StoreUnavailable as error:
                 log.warning("%s", error)
 
-    async def renew(self, held: Callable[[], Iterable[Job]]) -> None:
+    async def renew(self, held: Callable[[], Iterable[DecodeJob]]) -> None:
         """Renew the leases of ``held()`` until cancelled."""
         while True:
             await asyncio.sleep(self._settings.lease_seconds / 3)
             with contextlib.suppress(StoreUnavailable):
                 await self._on_thread(self._renew, seqs(held()))
 
-    async def demand(self, row: StoredFrame) -> Job | None:
+    async def demand(self, row: StoredFrame) -> DecodeJob | None:
         """The job for a frame that a caller waits for; None where another worker has it, or it is just ending.
 
         Not subject to the limits on claims: a caller waits.
         """
         claimed: LeasedFrame | None = None
-        if row.state is State.DONE:
+        if row.state is FrameState.DONE:
             data = await self._on_thread(self._store.frames.bitstream, row.tenant, row.id)
         else:
             claimed = await self._on_thread(self._claim_one, row)
@@ -99,14 +99,14 @@ class Claimer:
         self._attach(job, claimed)
         return job
 
-    async def release(self, jobs: Iterable[Job]) -> None:
+    async def release(self, jobs: Iterable[DecodeJob]) -> None:
         """Return frames to the queue untried."""
         if rows := seqs(jobs):
             self._forget(rows)
             with contextlib.suppress(StoreUnavailable):  # the leases run out by themselves
                 await self._on_thread(self._store.queue.release, rows, self._settings.owner)
 
-    def release_soon(self, job: Job) -> None:
+    def release_soon(self, job: DecodeJob) -> None:
         """:meth:`release` without waiting for it."""
         if rows := seqs([job]):
             self._forget(rows)
@@ -117,7 +117,7 @@ class Claimer:
         self._forget(one.seq for one in results)
         await self._on_thread(self._store.queue.finish, results, now)
 
-    async def fail(self, job: Job, reason: str) -> None:
+    async def fail(self, job: DecodeJob, reason: str) -> None:
         """Put the frames of ``job`` into quarantine. ``StoreUnavailable`` as in :meth:`finish`."""
         rows = seqs([job])
         self._forget(rows)
@@ -164,7 +164,7 @@ class Claimer:
     def _renew(self, rows: list[int]) -> None:
         self._store.queue.renew(rows, self._settings.owner, self._store.clock() + self._settings.lease_seconds)
 
-    def _attach(self, job: Job, claimed: LeasedFrame | None) -> None:
+    def _attach(self, job: DecodeJob, claimed: LeasedFrame | None) -> None:
         """Have the picture of ``job`` kept in the cache, and ``claimed`` finished with it."""
         job.keep = True
         if claimed:

@@ -19,7 +19,7 @@ from cloud_decoder.metrics import Metrics
 from cloud_decoder.store.store import DecodeResult
 from cloud_decoder.worker import tracing
 from cloud_decoder.worker.claimer import Claimer
-from cloud_decoder.worker.job import Decoded, Job
+from cloud_decoder.worker.job import Decoded, DecodeJob
 
 log = logging.getLogger(__name__)
 
@@ -37,9 +37,9 @@ class Completion:
         self._image_threads = image_threads
         self._tasks: set[asyncio.Task[None]] = set()
         self._room = asyncio.Semaphore(BATCHES)
-        self.held: list[Job] = []
+        self.held: list[DecodeJob] = []
 
-    async def start(self, finished: list[Job]) -> None:
+    async def start(self, finished: list[DecodeJob]) -> None:
         """Complete these jobs in the background. Waits while :data:`BATCHES` are in progress."""
         self.held += finished
         await self._room.acquire()
@@ -51,7 +51,7 @@ class Completion:
         """Wait until all jobs are complete. :meth:`start` must not be called after it."""
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
-    async def fail(self, job: Job, reason: str) -> None:
+    async def fail(self, job: DecodeJob, reason: str) -> None:
         """Put the frames of ``job`` into quarantine with ``reason``. Its callers have been answered."""
         self._metrics.decodes.labels("failed").inc()
         if not job.rows:
@@ -61,7 +61,7 @@ class Completion:
         for row in job.rows:
             self._event_bus.publish(row.tenant, {"event": "failed", "id": str(row.id)})
 
-    async def _complete(self, finished: list[Job]) -> None:
+    async def _complete(self, finished: list[DecodeJob]) -> None:
         try:
             await asyncio.gather(*(self._cache_picture(job) for job in finished if job.keep))
             now = time.time()
@@ -81,7 +81,7 @@ class Completion:
             self.held = [job for job in self.held if job not in finished]
             self._room.release()
 
-    def _answer(self, job: Job, now: float) -> None:
+    def _answer(self, job: DecodeJob, now: float) -> None:
         self._metrics.decodes.labels("done").inc()
         self._metrics.pixels.inc(job.frame.width * job.frame.height)
         tracing.decoded(job)
@@ -94,10 +94,10 @@ class Completion:
             assert job.assembler is not None, "a finished job has its picture"
             job.done.set_result(Decoded(job.assembler.picture, job.latents_digest, job.timings))
 
-    async def _cache_picture(self, job: Job) -> None:
+    async def _cache_picture(self, job: DecodeJob) -> None:
         await asyncio.get_running_loop().run_in_executor(self._image_threads, self._write_picture, job)
 
-    def _write_picture(self, job: Job) -> None:
+    def _write_picture(self, job: DecodeJob) -> None:
         assert job.assembler is not None, "a finished job has its picture"
         started = time.monotonic()
         data = formats.encode(job.assembler.picture, formats.MASTER)

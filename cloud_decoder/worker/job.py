@@ -14,11 +14,11 @@ from cloud_decoder.store.records import DEMAND_PRIORITY, StoredFrame
 from cloud_decoder.tiling import Tile, TileAssembler, synthesis_cost
 from cloud_decoder.worker.batcher import WorkItem
 
-__all__ = ["DEMAND_PRIORITY", "Decoded", "Job", "seqs"]
+__all__ = ["DEMAND_PRIORITY", "DecodeJob", "Decoded", "seqs"]
 
 
 @dataclass(eq=False)
-class Job:
+class DecodeJob:
     """``digest`` (SHA-256 of the bitstream, hex) identifies it. It is dropped once it is no longer :attr:`wanted`."""
 
     digest: str
@@ -71,6 +71,6 @@ class Job:
         ]
 
 
-def seqs(jobs: Iterable[Job]) -> list[int]:
+def seqs(jobs: Iterable[DecodeJob]) -> list[int]:
     """The sequence numbers in the store of all frames of these jobs."""
     return [row.seq for job in jobs for row in job.rows]

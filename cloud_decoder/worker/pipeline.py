@@ -29,11 +29,11 @@ from cloud_decoder.tiling import Tile, TileAssembler
 from cloud_decoder.worker import tracing
 from cloud_decoder.worker.claimer import Claimer
 from cloud_decoder.worker.completion import Completion, reason_of
-from cloud_decoder.worker.job import Job
+from cloud_decoder.worker.job import DecodeJob
 from cloud_decoder.worker.scheduler import Scheduler
 
 T = TypeVar("T")
-Work = tuple[Job, Tile]
+Work = tuple[DecodeJob, Tile]
 
 AHEAD = 4
 """Frames that each thread entropy-decodes before synthesis has its turn on shared cores: each change of turns costs
@@ -133,7 +133,7 @@ class Pipeline:
         if job.rows:  # there may be room for more stored frames
             self._claimer.wake()
 
-    def _entropy_decode(self, job: Job) -> tuple[str, TileAssembler]:
+    def _entropy_decode(self, job: DecodeJob) -> tuple[str, TileAssembler]:
         started = time.monotonic()
         job.timings["queue"] = started - job.arrived
         with self._model_pool.acquire(job.frame.fingerprint) as decoder:
@@ -155,7 +155,7 @@ class Pipeline:
             if "device_wait" not in job.timings:
                 job.timings["device_wait"] = started - job.ready_at
                 self._metrics.device_wait_seconds.observe(job.timings["device_wait"])
-        self._metrics.batch_pieces.observe(len(batch))
+        self._metrics.batch_items.observe(len(batch))
         self._metrics.batch_fill.observe(cost / self._max_batch_pixels)
         failed = await self._on(self._device_thread, self._synthesise, work)
         seconds = time.monotonic() - started
@@ -183,7 +183,7 @@ class Pipeline:
         with self._model_pool.acquire(self._model_pool.default.fingerprint) as decoder:
             decoder.warm_up()
 
-    def _synthesise(self, work: Sequence[Work]) -> dict[Job, Exception]:
+    def _synthesise(self, work: Sequence[Work]) -> dict[DecodeJob, Exception]:
         """Run one batch, on the device's thread. Returns the jobs that failed, each with its error."""
         try:
             with self._model_pool.acquire(work[0][0].frame.fingerprint) as decoder:
@@ -197,7 +197,7 @@ class Pipeline:
         except ModelUnavailable as error:
             return {job: error for job, _ in work}
 
-    def _run_halving(self, decoder: Decoder, work: Sequence[Work]) -> dict[Job, Exception]:
+    def _run_halving(self, decoder: Decoder, work: Sequence[Work]) -> dict[DecodeJob, Exception]:
         """Run a batch. One that fails is run again in halves, down to single items."""
         try:
             whole = all(_assembler(job).whole for job, _ in work)
@@ -225,7 +225,7 @@ class Pipeline:
 
     # -- endings ----------------------------------------------------------------------------------------------------
 
-    async def _fail(self, job: Job, error: Exception) -> None:
+    async def _fail(self, job: DecodeJob, error: Exception) -> None:
         if isinstance(error, ModelUnavailable):
             self._scheduler.end(job, error)
             await self._claimer.release([job])
@@ -244,6 +244,6 @@ class Pipeline:
         return await asyncio.get_running_loop().run_in_executor(threads, function, *arguments)
 
 
-def _assembler(job: Job) -> TileAssembler:
+def _assembler(job: DecodeJob) -> TileAssembler:
     assert job.assembler is not None, "only entropy-decoded jobs reach the device"
     return job.assembler

@@ -17,7 +17,7 @@ from cloud_decoder.errors import DeviceUnavailable
 from cloud_decoder.metrics import Metrics
 from cloud_decoder.tiling import Tile
 from cloud_decoder.worker.batcher import Batcher, Bucket, WorkItem
-from cloud_decoder.worker.job import DEMAND_PRIORITY, Decoded, Job
+from cloud_decoder.worker.job import DEMAND_PRIORITY, Decoded, DecodeJob
 
 POLL_SECONDS = 1.0
 """The longest sleep of :meth:`Scheduler.change`, so that passed deadlines are noticed."""
@@ -43,7 +43,7 @@ class Scheduler:
         self.max_demanded = max_demanded
         self.draining = False
         self.broken = False
-        self.jobs: dict[str, Job] = {}
+        self.jobs: dict[str, DecodeJob] = {}
         self.entropy: Batcher[str] = Batcher(max_cost=2**62, max_items=1, aging_seconds=aging_seconds, ready=ready)
         self.device: Batcher[tuple[str, Tile]] = Batcher(
             max_cost=max_batch_pixels, max_items=max_batch, aging_seconds=aging_seconds, ready=ready
@@ -51,10 +51,10 @@ class Scheduler:
         self.pixels_per_second = 1e6  # a running mean, for Retry-After
         self._changed = asyncio.Event()
 
-    def __iter__(self) -> Iterator[Job]:
+    def __iter__(self) -> Iterator[DecodeJob]:
         return iter(list(self.jobs.values()))
 
-    def has(self, job: Job) -> bool:
+    def has(self, job: DecodeJob) -> bool:
         """Whether ``job`` is still scheduled; it is not once it ended or was dropped."""
         return self.jobs.get(job.digest) is job
 
@@ -76,30 +76,30 @@ class Scheduler:
             message = f"{self.max_demanded} pictures wait already: ask again later"
             raise Overloaded(message, retry_after=min(60.0, max(1.0, seconds)))
 
-    def add(self, digest: str, data: bytes, frame: Frame, priority: int, deadline: float = math.inf) -> Job:
+    def add(self, digest: str, data: bytes, frame: Frame, priority: int, deadline: float = math.inf) -> DecodeJob:
         """A new job, waiting for entropy decoding."""
         done: asyncio.Future[Decoded] = asyncio.get_running_loop().create_future()
         done.add_done_callback(_retrieve_exception)
-        job = Job(digest, data, frame, priority, time.monotonic(), done, deadline)
+        job = DecodeJob(digest, data, frame, priority, time.monotonic(), done, deadline)
         self.jobs[digest] = job
         self.entropy.add(job.entropy_item())
         self.touch()
         return job
 
-    def add_tiles(self, job: Job) -> None:
+    def add_tiles(self, job: DecodeJob) -> None:
         """The next row of a job's tiles waits for the device."""
         for item in job.tile_items():
             self.device.add(item)
             job.outstanding += 1
         self.touch()
 
-    def join(self, job: Job, priority: int, deadline: float) -> None:
+    def join(self, job: DecodeJob, priority: int, deadline: float) -> None:
         """Add a caller: the job takes the highest priority and the latest deadline of its callers."""
         job.priority = max(job.priority, priority)
         job.deadline = max(job.deadline, deadline)
         self.requeue(job)
 
-    def requeue(self, job: Job) -> None:
+    def requeue(self, job: DecodeJob) -> None:
         """Move a waiting job to its new place after its priority or deadline has changed."""
         if job.digest in self.entropy:
             self.entropy.discard([job.digest])
@@ -109,23 +109,23 @@ class Scheduler:
                 self.device.discard([item.key])
                 self.device.add(item)
 
-    def take_entropy(self) -> Job | None:
+    def take_entropy(self) -> DecodeJob | None:
         """The most urgent job that waits for entropy decoding."""
         items = self.entropy.take(time.monotonic())
         return self.jobs[items[0].key] if items else None
 
-    def take_batch(self) -> list[tuple[Job, WorkItem[tuple[str, Tile]]]]:
+    def take_batch(self) -> list[tuple[DecodeJob, WorkItem[tuple[str, Tile]]]]:
         """The best batch for the device."""
         return [(self.jobs[item.key[0]], item) for item in self.device.take(time.monotonic())]
 
-    def take_expired(self) -> list[Job]:
+    def take_expired(self) -> list[DecodeJob]:
         """The jobs whose deadline has passed. They are taken from the queues; the caller has to :meth:`end` them."""
         now = time.monotonic()
         late = [item.key for item in self.entropy.take_expired(now)]
         late += [item.key[0] for item in self.device.take_expired(now)]
         return [self.jobs[digest] for digest in dict.fromkeys(late)]
 
-    def end(self, job: Job, error: Exception | None) -> None:
+    def end(self, job: DecodeJob, error: Exception | None) -> None:
         """Remove a job and answer its callers with ``error``, or with a cancellation where that is None."""
         self.remove(job)
         if not job.done.done():
@@ -134,7 +134,7 @@ class Scheduler:
             else:
                 job.done.set_exception(error)
 
-    def remove(self, job: Job) -> None:
+    def remove(self, job: DecodeJob) -> None:
         """Remove a job whose callers are answered later."""
         if self.has(job):
             del self.jobs[job.digest]

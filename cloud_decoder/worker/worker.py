@@ -34,7 +34,7 @@ from cloud_decoder.store.store import Store, StoredFrame
 from cloud_decoder.tiling import Picture
 from cloud_decoder.worker.claimer import Claimer, ClaimSettings
 from cloud_decoder.worker.completion import Completion
-from cloud_decoder.worker.job import DEMAND_PRIORITY, Job
+from cloud_decoder.worker.job import DEMAND_PRIORITY, DecodeJob
 from cloud_decoder.worker.pipeline import READY_BATCHES, Pipeline
 from cloud_decoder.worker.scheduler import Scheduler
 
@@ -101,7 +101,7 @@ class Worker:
         self._loops: list[asyncio.Task[None]] = []
         self._renewing: asyncio.Task[None] | None = None
 
-    # -- life -------------------------------------------------------------------------------------------------------
+    # -- start and stop ---------------------------------------------------------------------------------------------
 
     async def start(self) -> None:
         """Return what an earlier run held to the queue, warm up, and begin."""
@@ -178,7 +178,7 @@ class Worker:
             raise _expired(timeout)
         return await self.wait(job, timeout, pin=True)
 
-    async def demand(self, row: StoredFrame) -> Job | None:
+    async def demand(self, row: StoredFrame) -> DecodeJob | None:
         """The job that decodes a stored frame; None where another worker has it, or it is just ending."""
         self._model_pool.bundle(row.fingerprint)
         if job := self.scheduler.jobs.get(row.digest):
@@ -188,7 +188,7 @@ class Worker:
         self.scheduler.admit()
         return await self._claimer.demand(row)
 
-    async def wait(self, job: Job, timeout: float, *, pin: bool = False) -> Decoded:
+    async def wait(self, job: DecodeJob, timeout: float, *, pin: bool = False) -> Decoded:
         """Wait for a job, which is dropped once no caller and no stored frame needs it.
 
         With ``pin`` the job stays when the time runs out: the caller will ask again. ``Expired`` after ``timeout``.
@@ -212,7 +212,7 @@ class Worker:
         self.metrics.image_seconds.observe(time.monotonic() - started)
         return data
 
-    def _drop(self, job: Job) -> None:
+    def _drop(self, job: DecodeJob) -> None:
         """End a job that is not wanted any more, before it reaches the device, and return its frames to the queue."""
         self.metrics.decodes.labels("cancelled").inc()
         self.scheduler.end(job, None)

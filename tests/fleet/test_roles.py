@@ -24,7 +24,7 @@ from cloud_decoder.metrics import Metrics
 from cloud_decoder.service import Cloud
 from cloud_decoder.settings import Settings
 from cloud_decoder.store.records import DecodeResult
-from cloud_decoder.store.store import State, Store
+from cloud_decoder.store.store import FrameState, Store
 from cloud_decoder.worker.claimer import Claimer, ClaimSettings
 from cloud_decoder.worker.scheduler import Scheduler
 from tests.cloud.conftest import Edge, FakeGenerator, MakeFrame, new_frame
@@ -138,7 +138,7 @@ def test_one_of_many_workers_claims_little_and_by_the_clock_of_the_store(
             await claimer._claim(fingerprint)
             assert len(scheduler.jobs) == 4
             others = store.queue.claim("other", fingerprint, 100, start, 60, 3)
-            assert len(others) == 5 and others[0].row.state is State.DECODING
+            assert len(others) == 5 and others[0].row.state is FrameState.DECODING
             now[0] = start + 30
             claimer._renew([first[2].rows[0].seq])
             assert len(store.queue.claim("third", fingerprint, 100, start + 70, 60, 3)) == 8

@@ -17,7 +17,7 @@ from cloud_decoder.http_api.image_service import ImageService
 from cloud_decoder.http_api.requests import while_connected
 from cloud_decoder.http_api.serializers import frame_json, milliseconds
 from cloud_decoder.images import formats
-from cloud_decoder.store.store import State, Store
+from cloud_decoder.store.store import FrameState, Store
 
 
 def router(
@@ -37,7 +37,7 @@ def router(
         limit: Annotated[int, Query(ge=1, le=200)] = 50,
         cursor: Annotated[str | None, Query(pattern=r"^[0-9]{1,18}$")] = None,
         source: Annotated[str | None, Query(max_length=128)] = None,
-        state: State | None = None,
+        state: FrameState | None = None,
         rate: Annotated[int | None, Query(ge=0, le=31)] = None,
         since: datetime | None = None,
         until: datetime | None = None,
@@ -84,8 +84,8 @@ def router(
         if given := request.headers.get("if-none-match"):
             row = await images.row(tenant, id)
             headers = cache_headers(f"{row.digest}-{formats.variant(format, width)}")
-            matches = row.state is State.DONE if given.strip() == "*" else headers["ETag"] in given
-            if matches and row.state is not State.FAILED:
+            matches = row.state is FrameState.DONE if given.strip() == "*" else headers["ETag"] in given
+            if matches and row.state is not FrameState.FAILED:
                 return Response(status_code=304, headers=headers)
         with images.waiter():
             work = images.image(tenant, id, format, width, min(wait, max_wait))

@@ -16,7 +16,7 @@ from aeic.v1 import ingest_pb2 as pb
 from aeic.v1 import ingest_pb2_grpc as pb_grpc
 from cloud_decoder.errors import StoreUnavailable
 from cloud_decoder.inference.decoder import Decoder
-from cloud_decoder.store.store import Store
+from cloud_decoder.store.frames import Frames
 from tests.cloud.conftest import Edge, FakeGenerator, MakeFrame, running_cloud
 
 
@@ -141,7 +141,7 @@ def test_a_store_that_cannot_write_acknowledges_nothing(
     async def scenario() -> None:
         async with running_cloud(decoder, tmp_path) as cloud:
             with monkeypatch.context() as broken:
-                broken.setattr(Store, "add", full)
+                broken.setattr(Frames, "add", full)
                 async with Edge(cloud.grpc) as edge:
                     await edge.hello(bundle)
                     await edge.send(make_frame(1), id)

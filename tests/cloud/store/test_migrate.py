@@ -11,7 +11,7 @@ import sqlalchemy as sa
 from cloud_decoder.errors import StoreUnavailable
 from cloud_decoder.store import migrate
 from cloud_decoder.store.schema import metadata
-from cloud_decoder.store.store import Added, State, Store
+from cloud_decoder.store.store import Added, FrameState, Store
 from tests.cloud.store.test_store import NOW, claim, frame
 
 pytest.importorskip("alembic", reason="Alembic is not installed (extra fleet)")
@@ -96,7 +96,7 @@ def test_a_store_from_before_keeps_its_frames_and_its_queue(store_url: str) -> N
     assert store.frames.bitstream("", new[4].id) == b"f4"
     assert store.frames.add([new[2], frame()], NOW) == [Added.DUPLICATE, Added.STORED]
     rows = store.frames.page("", 10)
-    assert rows[0].seq > 5 and rows[-1].state is State.DECODING and rows[-1].attempts == 2
+    assert rows[0].seq > 5 and rows[-1].state is FrameState.DECODING and rows[-1].attempts == 2
     store.close()
 
 

@@ -12,7 +12,7 @@ from uuid import UUID, uuid4
 import pytest
 
 from cloud_decoder.errors import StoreUnavailable
-from cloud_decoder.store.store import Added, DecodeResult, LeasedFrame, NewFrame, State, Store
+from cloud_decoder.store.store import Added, DecodeResult, FrameState, LeasedFrame, NewFrame, Store
 
 NOW = 1_700_000_000.0
 
@@ -116,7 +116,7 @@ def test_finish_keeps_the_first_time_of_availability(store: Store) -> None:
     for later in (1, 2):
         store.queue.finish([DecodeResult(held.row.seq, "d" * 64, {"entropy": 0.1})], NOW + later)
     row = store.frames.get("", new.id)
-    assert row is not None and row.state is State.DONE and row.available_ms == int((NOW + 1) * 1000)
+    assert row is not None and row.state is FrameState.DONE and row.available_ms == int((NOW + 1) * 1000)
     assert row.timings == {"entropy": 0.1} and row.attempts == 0
 
 
@@ -129,7 +129,7 @@ def test_pages_filters_and_sources(store: Store) -> None:
     assert len(store.frames.page("", 10, source="box-0")) == 4
     assert len(store.frames.page("", 10, rate=2)) == 2
     assert len(store.frames.page("", 10, since_ms=int(NOW * 1000) + 1)) == 1
-    assert len(store.frames.page("", 10, until_ms=int(NOW * 1000) + 1, state=State.RECEIVED)) == 7
+    assert len(store.frames.page("", 10, until_ms=int(NOW * 1000) + 1, state=FrameState.RECEIVED)) == 7
     listed = store.frames.sources("")
     assert (listed[0]["source"], listed[0]["frames"]) == ("late", 1)
     store.frames.saw("", "box-0", NOW + 20)
@@ -204,7 +204,7 @@ def test_a_demand_goes_before_everything_and_makes_a_job_where_there_is_none(sto
     assert not store.queue.demand("", uuid4(), NOW) and not store.queue.demand("other", quiet.id, NOW)
     assert [c.row.id for c in claim(store)] == [quiet.id, done.id, loud.id]
     row = store.frames.get("", done.id)
-    assert row is not None and row.state is State.DONE  # it has been available all the time
+    assert row is not None and row.state is FrameState.DONE  # it has been available all the time
     assert store.frames.counts()["decoding"] == 2
     store.queue.fail([row.seq], "no")
     assert not store.queue.demand("", done.id, NOW)
@@ -251,7 +251,7 @@ def test_front_ends_that_store_the_same_frames_at_once_agree(store_url: str) -> 
         thread.join()
     assert sorted(answers) == [Added.DUPLICATE] * 120 + [Added.STORED] * 60
     assert len(claim(stores[0], 100)) == 60
-    assert sum(source["frames"] for source in stores[0].sources("")) == 60
+    assert sum(source["frames"] for source in stores[0].frames.sources("")) == 60
     for one in stores:
         one.close()
 

@@ -17,7 +17,7 @@ import pytest
 from aeic.bundle import Bundle
 from cloud_decoder.inference.decoder import Decoder, DecoderSettings
 from cloud_decoder.inference.subprocess_backend import SubprocessGenerator
-from cloud_decoder.store.store import State, Store
+from cloud_decoder.store.store import FrameState, Store
 from tests.cloud.conftest import Edge, MakeFrame, new_frame, running_cloud
 from tests.cloud.test_service import process
 from tests.cloud.worker.test_faults import timed, until, value
@@ -153,7 +153,7 @@ def test_sigterm_under_load_answers_everybody_and_loses_nothing(
         assert store.frames.counts()["decoding"] == 0 and store.frames.counts()["failed"] == 0
         for id in stored:
             row = store.frames.get("", id)
-            assert row is not None and row.state in (State.RECEIVED, State.DONE)
+            assert row is not None and row.state in (FrameState.RECEIVED, FrameState.DONE)
             assert store.frames.bitstream("", id) == sent[id]
     finally:
         store.close()

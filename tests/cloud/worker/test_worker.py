@@ -20,7 +20,7 @@ from cloud_decoder.images.disk_cache import DiskCache
 from cloud_decoder.inference.decoder import Decoder
 from cloud_decoder.inference.model_pool import ModelPool
 from cloud_decoder.metrics import Metrics
-from cloud_decoder.store.store import State, Store
+from cloud_decoder.store.store import FrameState, Store
 from cloud_decoder.worker.worker import Worker, WorkerSettings
 from tests.cloud.conftest import FakeGenerator, MakeFrame, new_frame
 
@@ -147,7 +147,7 @@ def test_a_poison_frame_goes_to_quarantine_alone(
 
     asyncio.run(scenario())
     row = store.frames.get("", new[5].id)
-    assert row is not None and row.state is State.FAILED and "ZeroDivisionError" in str(row.reason)
+    assert row is not None and row.state is FrameState.FAILED and "ZeroDivisionError" in str(row.reason)
 
 
 def test_damaged_bytes_are_told_by_kind(running, store: Store, make_frame: MakeFrame) -> None:
