@@ -10,7 +10,7 @@ The channels stand in four equal consecutive groups G0..G3; a position's class i
 
 Every (channel, position) is in exactly one pass, and in one pass every position belongs to exactly one group. So a pass
 is a dense array of a quarter of the channels: element (c, row, col) of pass ``i`` is channel ``group * M/4 + c`` there.
-Source: ARCHITECTURE section 2.4.
+Source: docs/bitstream.md section 6.2.
 """
 
 from __future__ import annotations

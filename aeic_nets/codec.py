@@ -1,6 +1,6 @@
 """What is trained in the codec proper: g_a, h_a, h_s, the four-pass context model, the factorised prior, g_s.
 
-Parameter names are those of the official ``state_dict_codec``. Source: ARCHITECTURE sections 2 and 2.4.
+Parameter names are those of the official ``state_dict_codec``. Source: docs/model.md section 4.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 The picture decoder's conv_in is a 4-channel kernel repeated 64 times and divided by 64. So the UNet's conv_out, the
 residual half of the last g_s adapter and conv_in shrink to 4 channels with the same result.
-Source: COMPLEXITY, "An exact saving in the decoder". Holds for the official decoder, not for one trained at full width.
+Source: docs/model.md section 8.3. Holds for the official decoder, not for one trained at full width.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The picture decoder: diffusers' VAE decoder, halved in the published sizes, smaller still in nano.
 
-Source: ARCHITECTURE section 3.3.
+Source: docs/model.md section 5.2.
 """
 
 from __future__ import annotations

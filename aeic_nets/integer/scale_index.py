@@ -2,7 +2,7 @@
 
 A wide scale s (float32, the same on every machine) is clipped to [0, 256] and turned into a cell number,
 ``floor(512 min(s, 16)) + floor(8 s)``: steps of 1/512 below 16, of 1/8 above. Every cell has one index. So the
-thresholds of ARCHITECTURE 2.2 are moved up to the next multiple of 1/512 (or 1/8), less than 2 % of a scale.
+thresholds of docs/model.md section 4.5 are moved up to the next multiple of 1/512 (or 1/8), less than 2 % of a scale.
 """
 
 from __future__ import annotations

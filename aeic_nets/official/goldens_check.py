@@ -47,7 +47,7 @@ SAFE_MARGIN = 1e-4
 """Of a flow whose vectors lie nearer than this to a rounding boundary, or to the scale below which nothing is coded,
 the arrays are shown, not required."""
 _INDEX_SLACK = 4
-"""Scale indexes may differ by one step at this many places: no vector protects them (GOLDENS section 3)."""
+"""Scale indexes may differ by one step at this many places: no vector protects them (docs/model.md section 8.6)."""
 
 Arrays = dict[str, NDArray[Any]]
 

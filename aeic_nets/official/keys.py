@@ -1,7 +1,7 @@
 """The tensors of the official files: names and shapes, derived from our own classes, and every form of the names.
 
 An AEIC checkpoint holds ``state_dict_codec`` and ``state_dict_unet``; SD-Turbo's UNet and the half VAE decoder come
-from files of their own. Source: ARCHITECTURE sections 3.2, 3.3 and 4.
+from files of their own. Source: docs/model.md sections 8.1 to 8.3.
 """
 
 from __future__ import annotations
