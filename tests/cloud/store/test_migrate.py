@@ -116,3 +116,9 @@ def test_a_current_store_needs_no_alembic(store_url: str) -> None:
         f"from cloud_decoder.store.store import Store; Store({store_url!r}).close()"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+def test_migrations_do_not_import_the_program() -> None:
+    """A migration describes the tables of the release that introduced it, whatever the program has become."""
+    for path in sorted((migrate.MIGRATIONS / "versions").glob("*.py")):
+        assert "cloud_decoder" not in path.read_text(), path.name
