@@ -1,5 +1,5 @@
-"""Front end and worker in one process each of their own store handle: what a caller of one machine's cloud can do, he
-can do here; what is shared is the database and the cache."""
+"""Front end and worker in one process, each with its own store handle: callers can do what they can do with a cloud on
+one machine. Only the database and the cache are shared."""
 
 from __future__ import annotations
 

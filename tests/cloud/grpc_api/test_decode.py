@@ -1,4 +1,4 @@
-"""Machine clients: many frames over one stream, each answered by its tag, none ending the others."""
+"""Machine clients: many frames over one stream; each is answered by its tag, and none ends the stream."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The HTTP API in process: what is asked is answered, and nothing a stranger sends harms."""
+"""The HTTP API in this process: requests are answered, and hostile ones do no harm."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ async def one_unasked_frame(
         yield cloud, http, f"/v1/frames/{new.id}/image"
 
 
-async def test_the_way_of_a_frame(decoder: Decoder, make_frame: MakeFrame, tmp_path: Path) -> None:
+async def test_a_frame_from_its_arrival_to_its_picture(decoder: Decoder, make_frame: MakeFrame, tmp_path: Path) -> None:
     data, id = make_frame(1), uuid4()
 
     async with running_cloud(decoder, tmp_path) as cloud, httpx.AsyncClient(base_url=cloud.http) as http:
@@ -65,7 +65,7 @@ async def test_the_way_of_a_frame(decoder: Decoder, make_frame: MakeFrame, tmp_p
             assert (await http.get(path)).status_code == 200, path
 
 
-async def test_a_picture_that_left_the_cache_is_made_again(
+async def test_a_picture_evicted_from_the_cache_is_decoded_again(
     decoder: Decoder, make_frame: MakeFrame, tmp_path: Path
 ) -> None:
     async with one_unasked_frame(decoder, make_frame(2), tmp_path) as (cloud, http, url):
@@ -78,7 +78,7 @@ async def test_a_picture_that_left_the_cache_is_made_again(
         assert cloud.store.counts()["done"] == 1
 
 
-async def test_forms_names_and_conditions_that_clients_use(
+async def test_formats_and_conditional_requests_of_clients(
     decoder: Decoder, make_frame: MakeFrame, tmp_path: Path
 ) -> None:
     async with one_unasked_frame(decoder, make_frame(1), tmp_path) as (_, http, url):

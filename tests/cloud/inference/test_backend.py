@@ -1,4 +1,4 @@
-"""Memory that does not suffice: whoever asked is told what would fit, and nothing of the runtime's inside."""
+"""Out of memory: the error names the size that would fit and hides the runtime's own message."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The batcher: one shape at a time, never over the cap, nobody starves, a lone piece goes at once."""
+"""The batcher: one shape a batch, never over the cap, no item starves, and a lone item goes at once."""
 
 from __future__ import annotations
 

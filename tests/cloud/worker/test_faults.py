@@ -1,7 +1,7 @@
-"""What can break, broken on purpose: each time nothing is lost, and everybody is answered in bounded time.
+"""Injected faults: after each of them nothing is lost and every caller is answered in bounded time.
 
-Over the real wires, with the service in process; dying processes are in test_fault_processes. The smaller pieces have
-their own tests: halving and quarantine in test_worker, damaged files in test_cache.
+Over real sockets, with the service in this process. Processes that die are in test_fault_processes, halved batches and
+quarantine in test_worker, damaged files in test_disk_cache.
 """
 
 from __future__ import annotations
