@@ -18,7 +18,7 @@ from PIL import Image
 
 from cloud_decoder.inference.decoder import Decoder
 from cloud_decoder.service import Cloud
-from tests.support.cloud import FakeGenerator, running_cloud
+from tests.support.cloud import FakeGenerator, jobs_of, running_cloud
 from tests.support.frames import MakeFrame, new_frame
 
 
@@ -146,9 +146,9 @@ async def test_decode_and_its_refusals(
         waiting[1].cancel()  # the client hangs up: its work leaves the queue
         for _ in range(100):
             await asyncio.sleep(0.02)
-            if len(cloud.backend.scheduler.jobs) == 1:
+            if len(jobs_of(cloud)) == 1:
                 break
-        assert len(cloud.backend.scheduler.jobs) == 1
+        assert len(jobs_of(cloud)) == 1
         generator.gate.set()
         assert (await waiting[0]).status_code == 200
 
