@@ -37,12 +37,12 @@ def resolve(target: str, folder: str, page: str) -> str | None:
     if not path or re.match(r"[a-z]+:", target) or path.startswith("/"):
         return target
     named = posixpath.normpath(posixpath.join(folder, path))
-    if not (ROOT / named).exists():
-        log.warning("%s links to %s, and there is no %s", page, target, named)
     inside = posixpath.relpath(named, "docs")
     if named == "README.md":
         inside = "index.md"
     elif inside.startswith(".."):
+        if not (ROOT / named).exists():
+            log.warning("%s links to %s, and there is no %s", page, target, named)
         return None
     elif (ROOT / named).is_dir():
         entries = [f"{inside}/{name}" for name in ("index.md", "README.md") if (ROOT / named / name).exists()]

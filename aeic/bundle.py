@@ -1,7 +1,9 @@
 """A model on disk: manifest, ONNX graphs, integer tables. Both sides load the same one.
 
 ``bundle.json`` names every file with its SHA-256. The *fingerprint*, three bytes that every frame carries, is made of
-the digests of the files that define the bitstream; the *digest* of all of them, and it is what an edge tells its cloud.
+the digests of the files that define the bitstream; the *digest* of all under ``files``, and it is what an edge sends to
+its cloud. What stands under ``auxiliary`` (integer.npz, the entropy model for a GPU) repeats what other files define,
+so it is verified but counts in neither.
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ from numpy.typing import NDArray
 from aeic import hub
 from aeic.bitstream import MAX_RATES
 from aeic.errors import BundleError, RateError
+from aeic.npz import read_npz
 from aeic.profiles import SCALE_COUNT
 from aeic.tables import Rows
 
@@ -33,6 +36,9 @@ DECODING = ("tables.npz", "hyper_synthesis.onnx", *(f"context_{index}.onnx" for 
 REQUIRED = (*DECODING, "analysis.onnx", "hyper_analysis.onnx")
 """What both sides need. The decoder is ``synthesis.onnx`` (CPUs), ``weights.safetensors`` (torch), or both; a bundle
 without either encodes only."""
+
+MAX_TABLE_BYTES = 64 << 20
+"""Of tables.npz unpacked; that of the largest published size takes 3 MB."""
 
 SHARED_FROM = 256
 """Latent channels from which the entropy graphs (``se``, ``me``) are worth more than one thread for one picture."""
@@ -113,6 +119,14 @@ class Bundle:
         """Whether the bundle holds the file ``name``."""
         return name in self.manifest["files"]
 
+    def auxiliary(self, name: str) -> Path | None:
+        """The file ``name`` among the auxiliary ones, its digest verified; ``None`` where it is not there."""
+        wanted = self.manifest.get("auxiliary", {}).get(name)
+        if wanted is None or not (self.path / name).exists():
+            return None
+        _verify(self.path, {name: wanted})
+        return self.path / name
+
     def rate(self, wanted: int | str | None) -> Rate:
         """The rate point of a number or a name; the default one for ``None``. ``RateError`` lists the known ones."""
         if wanted is None:
@@ -172,7 +186,9 @@ def _check_manifest(manifest: dict[str, Any]) -> None:
     files, rates, defining = manifest["files"], manifest["rates"], manifest["defines_bitstream"]
     missing = [name for name in REQUIRED if name not in files]
     _require(not missing, f"files lacks {', '.join(missing)}")
-    _require(all(Path(name).name == name for name in files), "a file name holds a folder")
+    auxiliary = manifest.get("auxiliary", {})
+    _require(all(Path(name).name == name for name in (*files, *auxiliary)), "a file name holds a folder")
+    _require(not set(files) & set(auxiliary), "a file is among files and auxiliary")
     _require(set(DECODING) <= set(defining) <= set(files), "defines_bitstream")
     _require(len(defining) == len(set(defining)), "defines_bitstream names a file twice")
     numbers = [manifest[name] for name in ("latent_channels", "hyper_channels", "default_rate")]
@@ -210,8 +226,7 @@ def _read_tables(folder: Path, manifest: Mapping[str, Any]) -> Tables:
     path, rates = folder / "tables.npz", len(manifest["rates"])
     channels, hyper_channels = manifest["latent_channels"], manifest["hyper_channels"]
     try:
-        with np.load(path, allow_pickle=False) as arrays:
-            a = {name: arrays[name] for name in arrays.files}
+        a = read_npz(path, MAX_TABLE_BYTES)
         _require(a["y_lengths"].shape == (SCALE_COUNT,), f"y_lengths needs {SCALE_COUNT} rows")
         _require(a["z_lengths"].shape == a["z_offsets"].shape == (rates, hyper_channels), "z_lengths or z_offsets")
         y = Rows(a["y_lengths"], a["y_offsets"], a["y_freqs"])

@@ -210,6 +210,7 @@ MEASUREMENTS = {
     "goldens": ("aeic_nets.official.goldens_check", "train", "Golden vectors of the published networks."),
     "decode": ("benchmarks.decode", "dev", "Decoding with a full-size profile, beside plain PyTorch."),
     "desync": ("benchmarks.desync", "dev", "Frames lost to arithmetic: integer and float32 entropy models."),
+    "exact": ("benchmarks.exact", "dev", "Equality of every executor of the entropy model; frames decoded together."),
     "encode": ("benchmarks.encode", "dev", "Encoding with a full-size profile, beside plain PyTorch."),
     "entropy": ("benchmarks.entropy", "train", "The exact entropy step: speed beside float32, and its price in bits."),
     "rans": ("benchmarks.rans", "train", "The entropy coder: speed and overhead beside CompressAI's."),

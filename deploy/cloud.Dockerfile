@@ -12,7 +12,7 @@ COPY pyproject.toml hatch_build.py README.md LICENSE ./
 COPY requirements requirements
 # Everything by its hash: what builds the wheel, and what the image holds.
 RUN python3 -m venv /opt/build && /opt/build/bin/pip install --no-cache-dir --require-hashes -r requirements/build.txt
-RUN python3 -m venv /opt/aeic && for extra in $(echo "$EXTRA" | tr , ' '); do \
+RUN python3 -m venv /opt/aeic && IFS=, && for extra in $EXTRA; do \
       /opt/aeic/bin/pip install --no-cache-dir --require-hashes -r "requirements/$extra.txt" || exit 1; \
     done
 COPY aeic aeic

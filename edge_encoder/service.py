@@ -9,7 +9,6 @@ import logging
 import os
 import time
 import uuid
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -18,9 +17,10 @@ from numpy.typing import NDArray
 import aeic
 from aeic.errors import AeicError
 from aeic_service import tracing
+from aeic_service.request_body import Budget
 from edge_encoder import systemd
 from edge_encoder.bundle_update.trial import Trial
-from edge_encoder.encoding.encode_queue import Busy, EncodeQueue
+from edge_encoder.encoding.encode_queue import EncodeQueue
 from edge_encoder.encoding.encoder import Encoder
 from edge_encoder.encoding.rate_control import RateControl
 from edge_encoder.errors import SpoolError
@@ -53,7 +53,7 @@ class EdgeService:
         self.settings = settings
         self.metrics = Metrics()
         self.queue = EncodeQueue(settings.encode_workers or _cores(), settings.encode_queue_frames)
-        self.upload_bytes = 0  # reserved for bodies being received
+        self.uploads = Budget(settings.uploads_max_bytes)
         self.stopping = asyncio.Event()
         self.restart = asyncio.Event()  # set when the service should end and be restarted
         self.ready = False
@@ -159,17 +159,6 @@ class EdgeService:
         log.info(
             "stopped; %d frames and %d originals stay in the spool", self.spool.pending_frames, self.spool.originals
         )
-
-    @contextlib.contextmanager
-    def upload(self, size: int) -> Iterator[None]:
-        """Reserves memory for a body of `size` bytes; Busy when all bodies together would exceed uploads_max_bytes."""
-        if self.upload_bytes + size > self.settings.uploads_max_bytes:
-            raise Busy("too many bytes are being received at once; try again in 1 s", 1)
-        self.upload_bytes += size
-        try:
-            yield
-        finally:
-            self.upload_bytes -= size
 
     # -- from the spool ----------------------------------------------------------------------------------------
 

@@ -7,26 +7,26 @@ docs/reference/edge.md holds the same table; a test compares the two.
 
 from __future__ import annotations
 
-import os
 import socket
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
 from pydantic import Field, SecretStr, model_validator
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
+from pydantic_settings import SettingsConfigDict
 
 from aeic.identifiers import is_name
+from aeic_service.settings import ServiceSettings
 from edge_encoder.encoding import ProviderChoice
 from edge_encoder.spool.record import FullPolicy
 
 Wait = Literal["received", "spooled", "delivered"]
 
 
-class EdgeSettings(BaseSettings):
+class EdgeSettings(ServiceSettings):
     """Settings of one edge; construct without arguments to read environment and file."""
 
-    model_config = SettingsConfigDict(env_prefix="AEIC_EDGE_", extra="forbid", env_ignore_empty=True)
+    prefix = "AEIC_EDGE_"
+    model_config = SettingsConfigDict(env_prefix=prefix)
 
     host: str = Field("127.0.0.1", description="Address the HTTP API listens on.")
     port: int = Field(8080, ge=0, le=65535, description="Port of the HTTP API; 0 takes a free one.")
@@ -149,25 +149,3 @@ class EdgeSettings(BaseSettings):
         if self.cloud_address and ":" not in self.cloud_address:
             raise ValueError(f"cloud_address {self.cloud_address!r} has no port; write host:port")
         return self
-
-    @classmethod
-    def settings_customise_sources(
-        cls,
-        settings_cls: type[BaseSettings],
-        init_settings: PydanticBaseSettingsSource,
-        env_settings: PydanticBaseSettingsSource,
-        dotenv_settings: PydanticBaseSettingsSource,
-        file_secret_settings: PydanticBaseSettingsSource,
-    ) -> tuple[PydanticBaseSettingsSource, ...]:
-        config = os.environ.get("AEIC_EDGE_CONFIG")
-        if not config:
-            return init_settings, env_settings
-        if not Path(config).is_file():
-            raise FileNotFoundError(f"AEIC_EDGE_CONFIG names {config}, which does not exist")
-        return init_settings, env_settings, TomlConfigSettingsSource(settings_cls, config)
-
-
-def unknown_variables(environment: Mapping[str, str]) -> list[str]:
-    """Variables with the prefix AEIC_EDGE_ that name no setting, so that a misspelt one is reported and not ignored."""
-    known = {"AEIC_EDGE_" + name.upper() for name in EdgeSettings.model_fields} | {"AEIC_EDGE_CONFIG"}
-    return sorted(name for name in environment if name.upper().startswith("AEIC_EDGE_") and name.upper() not in known)

@@ -10,19 +10,9 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
-from aeic.errors import AeicError
+from aeic_service.errors import Overloaded
 
 T = TypeVar("T")
-
-
-class Busy(AeicError):
-    """The queue is full; retry after `retry_after_seconds`."""
-
-    http_status = 429
-
-    def __init__(self, message: str, retry_after_seconds: int) -> None:
-        super().__init__(message)
-        self.retry_after_seconds = retry_after_seconds
 
 
 class EncodeQueue:
@@ -38,13 +28,13 @@ class EncodeQueue:
         self._pool = ThreadPoolExecutor(workers, "encode")
 
     def check(self) -> None:
-        """Raises Busy if run() would."""
+        """Raises Overloaded if run() would."""
         if self.pending - self._unbounded >= self._limit:
             seconds = self.seconds(self.pending)
-            raise Busy(
+            raise Overloaded(
                 f"{self.pending} pictures are being encoded or wait; try again in {seconds} s,"
                 " or raise AEIC_EDGE_ENCODE_QUEUE_FRAMES",
-                seconds,
+                retry_after=seconds,
             )
 
     def seconds(self, jobs: int) -> int:
@@ -52,8 +42,8 @@ class EncodeQueue:
         return max(1, math.ceil(jobs * self._seconds / self.workers))
 
     async def run(self, job: Callable[[], T], *, unbounded: bool = False) -> T:
-        """Runs the job in a worker thread and returns its result. Raises Busy at once when the queue is full, unless
-        the job is `unbounded`: the caller limits the number of those."""
+        """Runs the job in a worker thread and returns its result. Raises Overloaded at once when the queue is full,
+        unless the job is `unbounded`: the caller limits the number of those."""
         if not unbounded:
             self.check()
         self.pending += 1

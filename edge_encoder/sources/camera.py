@@ -23,8 +23,8 @@ import numpy as np
 from aeic.bitstream import MAX_SIDE
 from aeic.errors import InputError
 from aeic.identifiers import derived_id
+from aeic_service.errors import Overloaded
 from edge_encoder.backoff import Backoff
-from edge_encoder.encoding.encode_queue import Busy
 from edge_encoder.errors import SpoolError
 from edge_encoder.service import EdgeService
 from edge_encoder.settings import EdgeSettings
@@ -124,7 +124,7 @@ class Camera:
                 log.warning("a frame of the camera was refused: %s", error)
                 count.labels("refused").inc()
                 return
-            except (Busy, SpoolError) as error:
+            except (Overloaded, SpoolError) as error:
                 if self._file is None:
                     count.labels("busy").inc()
                     return

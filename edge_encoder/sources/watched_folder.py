@@ -16,7 +16,7 @@ from pathlib import Path
 
 from aeic.errors import InputError
 from aeic.identifiers import derived_id
-from edge_encoder.encoding.encode_queue import Busy
+from aeic_service.errors import Overloaded
 from edge_encoder.errors import IdTaken, SpoolError
 from edge_encoder.service import EdgeService
 from edge_encoder.submission.request import EncodeRequest
@@ -54,7 +54,7 @@ class WatchedFolder:
         for path in sorted(still, key=lambda path: (present[path][1], path.name)):
             try:
                 taken += await self._take(path, present[path])
-            except (Busy, SpoolError) as error:
+            except (Overloaded, SpoolError) as error:
                 log.info("%s waits: %s", path.name, error)
                 break
         return taken

@@ -15,7 +15,8 @@ import logging
 from collections.abc import Iterator
 
 from aeic.errors import InputError, RateError
-from edge_encoder.encoding.encode_queue import Busy, EncodeQueue
+from aeic_service.errors import Overloaded
+from edge_encoder.encoding.encode_queue import EncodeQueue
 from edge_encoder.errors import SpoolError
 from edge_encoder.spool.record import Original, State
 from edge_encoder.spool.spool import Spool
@@ -46,16 +47,16 @@ class DeferredEncoder:
 
     @contextlib.contextmanager
     def place(self, size: int) -> Iterator[None]:
-        """Reserves room for an original of up to `size` bytes while it is received; Busy when there is none."""
+        """Reserves room for an original of up to `size` bytes while it is received; Overloaded when there is none."""
         waiting = self._spool.originals + self._arriving
         # A single original is accepted whatever its size.
         full = waiting and self._spool.original_bytes + self._arriving_bytes + size > self._max_bytes
         if full or waiting >= self._max_originals:
             seconds = self._queue.seconds(waiting)
-            raise Busy(
+            raise Overloaded(
                 f"{waiting} originals wait to be encoded; try again in {seconds} s, or raise"
                 f" {'AEIC_EDGE_RECEIVED_MAX_BYTES' if full else 'AEIC_EDGE_RECEIVED_MAX_FRAMES'}",
-                seconds,
+                retry_after=seconds,
             )
         self._arriving += 1
         self._arriving_bytes += size

@@ -65,7 +65,7 @@ class Submitter:
     async def take(self, picture: bytes | NDArray[np.uint8], encode_request: EncodeRequest) -> Accepted:
         """Encodes and spools one picture file, or (H, W, 3) RGB; returns once it is durable.
 
-        Raises InputError, RateError, Busy, IdTaken, SpoolFull or SpoolError.
+        Raises InputError, RateError, Overloaded, IdTaken, SpoolFull or SpoolError.
         """
         crc = zlib.crc32(picture if isinstance(picture, bytes) else picture.data.cast("B"))
         known = await self._known(encode_request, crc)

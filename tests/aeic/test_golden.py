@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from functools import cache
 from typing import Any
 
@@ -15,23 +14,16 @@ from aeic.bitstream import VERSION
 from aeic.bundle import Bundle
 from aeic.latent_codec import LatentCodec
 from tests.aeic import second_decoder
-from tests.aeic.make_golden import GOLDEN, STREAMS
+from tests.aeic.make_golden import STREAMS
+from tests.support.golden import GOLDEN, LISTING, REFUSED, frame_bytes, refused, streams
 
-LISTING = json.loads((GOLDEN / "golden.json").read_text())
-REFUSED = json.loads((GOLDEN / "refused" / "refused.json").read_text())
 FIRST_SEVEN = "34413b2ed21de21ca701a8efe9f7738f00e70857f6af612a6c0cc29f5da1f2b5"
-streams = pytest.mark.parametrize("stream", LISTING["streams"], ids=lambda stream: str(stream["name"]))
-refused = pytest.mark.parametrize("frame", REFUSED["frames"], ids=lambda frame: str(frame["name"]))
 coders = pytest.mark.parametrize("accelerated", [rans.AVAILABLE, False], ids=["preferred", "plain"])
 
 
 @cache
 def codec(name: str) -> LatentCodec:
     return LatentCodec(Bundle.load(GOLDEN / name), threads=1)
-
-
-def frame_bytes(frame: dict[str, Any]) -> bytes:
-    return (GOLDEN / "refused" / f"{frame['name']}.aeic").read_bytes() + b"\1" * int(frame["fill"])
 
 
 def test_version() -> None:
@@ -117,3 +109,11 @@ def test_check_zero_is_what_it_says(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_payload_sizes() -> None:
     sizes = {stream["name"]: stream["bytes"] - 9 for stream in LISTING["streams"]}
     assert sizes["one-byte"] == 1 and sizes["one-word"] == 4 and 4 < sizes["two-words"] <= 8
+
+
+@pytest.mark.parametrize("name", ["bundle", "bundle-extreme"])
+def test_tables_hold_what_is_specified(name: str) -> None:
+    ints = [f"{kind}_{part}" for kind in "yz" for part in ("lengths", "offsets", "freqs")]
+    with np.load(GOLDEN / name / "tables.npz") as arrays:
+        assert set(arrays.files) == {*ints, "z_medians", "gains", "inverse_gains"}
+        assert all(arrays[array].dtype == np.int32 for array in ints)

@@ -13,6 +13,7 @@ import numpy as np
 
 from aeic import rans
 from aeic.bundle import Bundle
+from aeic.entropy_model import EntropyModel, fill
 from aeic.latent_codec import LatentCodec
 from aeic.passes import PASS_COUNT, gather
 
@@ -35,11 +36,12 @@ def steps() -> list[str]:
     runs: list[tuple[str, list[tuple[tuple[int, int, int], int]], Any]] = [
         ("z", [((channel, 0, 0), channel) for channel in range(len(coded.z_symbols))], tables.z[0])
     ]
-    base = codec._model.hyper_synthesis(coded.z_symbols, *coded.symbols.shape[1:])
+    model = EntropyModel(codec.bundle, threads=1)
+    base = model.hyper_synthesis(coded.z_symbols[None], *coded.symbols.shape[1:])
     for index in range(PASS_COUNT):
-        _, ids = codec._model.context(index, base)
-        runs.append(("y", coded_elements(coded.symbols.shape, index, ids), tables.y))
-        base = codec._model.fill(base, index, gather(coded.y_hat, index))
+        _, ids = model.context(index, base)
+        runs.append(("y", coded_elements(coded.symbols.shape, index, ids[0]), tables.y))
+        base = fill(base, index, gather(coded.y_hat, index)[None])
     decoder, lines = rans.Decoder(data[9:], accelerate=False), []
     for name, elements, rows in runs:
         for (channel, row, column), table in elements:

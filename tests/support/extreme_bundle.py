@@ -87,9 +87,8 @@ def _write_tables(folder: Path) -> None:
         ints[f"{name}_offsets"] = np.array([first for first, _ in rows], np.int32).reshape(shape)
         ints[f"{name}_freqs"] = np.array([freq for _, freqs in rows for freq in freqs], np.int32)
     medians = np.array([0.25], np.float32)
-    np.savez_compressed(
-        folder / "tables.npz", z_medians=medians, gains=gains, inverse_gains=1 / gains, allow_pickle=False, **ints
-    )
+    floats = {"z_medians": medians, "gains": gains, "inverse_gains": 1 / gains}
+    np.savez_compressed(folder / "tables.npz", **ints, **floats)
 
 
 def _write_encoder_graphs(folder: Path) -> None:

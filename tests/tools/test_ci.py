@@ -40,6 +40,19 @@ def test_pre_commit_calls_the_same_verbs() -> None:
     assert verbs == ["lint", "types"] and set(verbs) <= TARGETS
 
 
+@pytest.mark.parametrize(
+    ("schema", "name"),
+    [("vendor.github-workflows", ".github/workflows/ci.yml"), ("vendor.citation-file-format", "CITATION.cff")],
+)
+def test_files_for_others_fit_their_schemas(schema: str, name: str) -> None:
+    checker = Path(sys.executable).with_name("check-jsonschema")
+    if not checker.exists():
+        pytest.skip("check-jsonschema is not installed: make install")
+    command = [checker, "--builtin-schema", schema, name]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
 def _ci(tmp_path: Path, outcome: str) -> subprocess.CompletedProcess[str]:
     """.ci/run with a `make` that prints pytest's closing lines instead of testing."""
     checkout = tmp_path / "checkout"
