@@ -14,7 +14,7 @@ import pytest
 
 from aeic.v1 import ingest_pb2 as pb
 from aeic.v1 import ingest_pb2_grpc as pb_grpc
-from cloud_decoder.errors import Overloaded
+from aeic_service.errors import Overloaded
 from cloud_decoder.inference.decoder import Decoder
 from tests.support.cloud import FakeGenerator, running_cloud
 from tests.support.frames import MakeFrame

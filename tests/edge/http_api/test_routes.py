@@ -79,10 +79,11 @@ async def test_rate_and_max_bytes(tmp_path: Path, tiny_bundle: Path) -> None:
 
     async with edge(tmp_path, tiny_bundle) as (client, _):
 
-        async def post(**encode_request: object) -> dict[str, Any]:
+        async def post(**encode_request: str | int) -> dict[str, Any]:
             response = await client.post("/v1/frames", params=encode_request, content=noise.getvalue())
             assert response.status_code == 202, response.text
-            return response.json()
+            body: dict[str, Any] = response.json()
+            return body
 
         low, high = await post(rate="r1"), await post(rate=1)
         assert (low["rate"], high["rate"]) == (0, 1) and low["bytes"] < high["bytes"]
@@ -96,6 +97,7 @@ async def test_the_default_rate_follows_the_link(tmp_path: Path, tiny_bundle: Pa
         client,
         service,
     ):
+        assert service.rate_control is not None
         service.rate_control.rate = service.rate_control._ceiling = 1
         assert (await client.post("/v1/frames", content=picture())).json()["rate"] == 1
         await asyncio.sleep(1.6)  # the cloud is down and the frame grows old

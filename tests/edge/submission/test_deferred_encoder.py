@@ -30,13 +30,14 @@ POST = "/v1/frames?wait=received"
 
 @contextlib.contextmanager
 def held(service: EdgeService) -> Iterator[list[bytes]]:
-    """Within it nothing gets out of the encoder; what went into it, in order."""
-    encode, go, order = service.encoder.encode, threading.Event(), []
+    """Hold every encoding back while the context lasts; yields the pictures given to the encoder, in order."""
+    encode, go = service.encoder.encode, threading.Event()
+    order: list[bytes] = []
 
-    def slow(data: bytes, *rest: Any, **kw: Any) -> Any:
-        order.append(data)
+    def slow(*args: Any, **kw: Any) -> Any:
+        order.append(args[0])
         go.wait(20)
-        return encode(data, *rest, **kw)
+        return encode(*args, **kw)
 
     service.encoder.encode = slow  # type: ignore[method-assign]
     try:
