@@ -32,7 +32,7 @@ def _settings(arguments: list[str]) -> Settings:
         name: value for name, value in vars(parser.parse_args(arguments)).items() if value is not None and name != "ray"
     }
     if given.get("port") == 0:
-        given.setdefault("grpc_port", 0)  # whoever wants one free port wants two
+        given.setdefault("grpc_port", 0)  # a free HTTP port implies a free gRPC port
     try:
         Settings.refuse_unknown(os.environ, "docs/reference/cloud.md")
         return Settings(**given)

@@ -11,7 +11,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disa
 STAGE_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 END_TO_END_SECONDS = (0.1, 0.25, 0.5, 1, 2, 5, 10, 30, 60, 300, 3600)
 MODEL_SECONDS = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300)
-BATCH_PIECES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 64)
+BATCH_ITEMS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 64)
 FRAME_BYTES = (256, 512, 1024, 2048, 4096, 8192, 16384, 65536, 262144, 1048576)
 
 disable_created_metrics()  # type: ignore[no-untyped-call]  # a second series for each, which nothing here reads
@@ -35,7 +35,7 @@ class Metrics:
         self.frames = counter("frames_total", "Frames offered by edges: stored, duplicate or rejected.", ("status",))
         self.frame_bytes = histogram("frame_bytes", "Size of stored frames.", FRAME_BYTES)
         self.commit_seconds = histogram("commit_seconds", "One commit of received frames.", STAGE_SECONDS)
-        self.commit_frames = histogram("commit_frames", "Frames in one commit.", BATCH_PIECES)
+        self.commit_frames = histogram("commit_frames", "Frames in one commit.", BATCH_ITEMS)
         self.streams = gauge("streams", "Edges connected now.")
 
         self.queue_seconds = histogram("queue_seconds", "Waiting before entropy decoding.", STAGE_SECONDS)
@@ -54,7 +54,7 @@ class Metrics:
             "From capture (from arrival where unknown) to the picture being available.",
             END_TO_END_SECONDS,
         )
-        self.batch_pieces = histogram("batch_pieces", "Pictures or tiles in one batch.", BATCH_PIECES)
+        self.batch_items = histogram("batch_pieces", "Pictures or tiles in one batch.", BATCH_ITEMS)
         self.batch_fill = histogram(
             "batch_fill_ratio", "Pixels of one batch over the cap.", (0.1, 0.25, 0.5, 0.75, 0.9, 1.0)
         )

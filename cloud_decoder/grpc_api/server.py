@@ -1,4 +1,4 @@
-"""The gRPC side of the cloud: its services, their health, reflection, one port."""
+"""The gRPC server: the services, their health, and reflection, on one port."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from grpc_reflection.v1alpha import reflection
 from aeic.v1 import decode_pb2_grpc
 from aeic.v1 import ingest_pb2_grpc as pb_grpc
 from cloud_decoder.auth import Tokens
+from cloud_decoder.decode_backend import DecodeBackend
 from cloud_decoder.grpc_api.decode import Decode, DecodeStream
 from cloud_decoder.grpc_api.ingest import Ingest
 from cloud_decoder.settings import Settings
-from cloud_decoder.worker.worker import Worker
 
 SERVICES = ("aeic.v1.IngestService", "aeic.v1.DecodeService", "aeic.v1.DecodeStreamService")
 
 
 class GrpcServer:
-    """``await start()`` gives the address; ``await refuse()``, then ``await stop()``. Made in a running event loop."""
+    """``await start()``, then ``await refuse()`` and ``await stop()``. Create it in a running event loop."""
 
-    def __init__(self, settings: Settings, ingest: Ingest, worker: Worker, tokens: Tokens) -> None:
+    def __init__(self, settings: Settings, ingest: Ingest, backend: DecodeBackend, tokens: Tokens) -> None:
         self._settings = settings
         options = [
             ("grpc.max_receive_message_length", settings.max_bitstream_bytes + 65536),
@@ -33,8 +33,8 @@ class GrpcServer:
         ]
         server = grpc.aio.server(options=options, maximum_concurrent_rpcs=settings.max_streams)
         pb_grpc.add_IngestServiceServicer_to_server(ingest, server)
-        pb_grpc.add_DecodeServiceServicer_to_server(Decode(worker, tokens, settings.max_wait_seconds), server)
-        many = DecodeStream(worker, tokens, settings.max_wait_seconds)
+        pb_grpc.add_DecodeServiceServicer_to_server(Decode(backend, tokens, settings.max_wait_seconds), server)
+        many = DecodeStream(backend, tokens, settings.max_wait_seconds)
         decode_pb2_grpc.add_DecodeStreamServiceServicer_to_server(many, server)
         self._health = health.aio.HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
@@ -42,7 +42,7 @@ class GrpcServer:
         self._server = server
 
     async def start(self) -> str:
-        """Listen, healthy; the address that clients connect to. ``OSError`` where the port is not to be had."""
+        """Listen, report health, and return the address to connect to. ``OSError`` where the port is taken."""
         settings = self._settings
         for name in ("", *SERVICES):
             await self._health.set(name, health_pb2.HealthCheckResponse.SERVING)
@@ -58,11 +58,11 @@ class GrpcServer:
         return f"{settings.host}:{port}"
 
     async def refuse(self) -> None:
-        """Tell who watches its health that it is going."""
+        """Report to health checks that the server is about to stop."""
         await self._health.enter_graceful_shutdown()
 
     async def stop(self) -> None:
-        """No new calls; those that run have two seconds."""
+        """Refuse new calls, and give those in progress two seconds."""
         await self._server.stop(2.0)
 
 

@@ -1,4 +1,4 @@
-"""What is done about every HTTP request, whatever its route."""
+"""Middleware for every HTTP request."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from cloud_decoder.metrics import Metrics
 
 
 class RequestMetrics:
-    """Counts and times every request by its route, and adds the headers that every answer has."""
+    """Counts and times every request by its route, and adds the headers that every response has."""
 
     def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
         self._app, self._metrics = app, metrics

@@ -62,7 +62,7 @@ class Watch:
         end = time.monotonic() + seconds
         while time.monotonic() < end:
             with contextlib.suppress(StoreUnavailable):
-                counts = await asyncio.to_thread(self._store.counts)
+                counts = await asyncio.to_thread(self._store.frames.counts)
                 if counts["done"] + counts["failed"] >= count:
                     return True
             await asyncio.sleep(0.2)

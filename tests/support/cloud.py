@@ -22,7 +22,8 @@ import numpy as np
 from aeic.bundle import Bundle
 from aeic.v1 import ingest_pb2 as pb
 from aeic.v1 import ingest_pb2_grpc as pb_grpc
-from cloud_decoder.inference.decoder import Decoder
+from cloud_decoder.inference.backend import GeneratorBackend
+from cloud_decoder.inference.decoder import Decoder, DecoderSettings
 from cloud_decoder.inference.onnx_backend import OnnxGenerator
 from cloud_decoder.metrics import Metrics
 from cloud_decoder.service import Cloud
@@ -31,7 +32,7 @@ from cloud_decoder.store.store import NewFrame
 from tests.support.frames import new_frame
 
 
-class FakeGenerator:
+class FakeGenerator(GeneratorBackend):
     """Runs the tiny bundle's synthesis, remembers its batches, and fails or waits as a test wants."""
 
     def __init__(self, bundle: Bundle) -> None:
@@ -94,7 +95,7 @@ class CloudThread:
     """A cloud in a thread of its own, for clients without an event loop; ``put`` stores a frame as ingest does."""
 
     def __init__(self, bundle: Bundle, folder: Path, **changed: Any) -> None:
-        decoder = Decoder(bundle, OnnxGenerator(bundle.path, 1), threads=1)
+        decoder = Decoder(bundle, OnnxGenerator(bundle.path, 1), settings=DecoderSettings(threads=1))
         settings = {"host": "127.0.0.1", "port": 0, "grpc_port": 0, "data_dir": folder, **changed}
         self.cloud = Cloud(Settings(**settings), decoder)
         self.loop = asyncio.new_event_loop()
@@ -107,7 +108,7 @@ class CloudThread:
     def put(self, data: bytes, **changed: Any) -> NewFrame:
         """Store the frame ``data``; the record that was stored."""
         new = new_frame(data, **changed)
-        self.cloud.store.add([new], time.time())
+        self.cloud.store.frames.add([new], time.time())
         self.loop.call_soon_threadsafe(self.cloud.commits.announce, [new])
         return new
 

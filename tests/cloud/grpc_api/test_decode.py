@@ -67,13 +67,13 @@ async def test_a_stream_is_read_no_further_than_its_window_and_a_client_that_lea
         generator.gate.clear()
         call = many_grpc.DecodeStreamServiceStub(channel).DecodeMany(requests())
         await asyncio.sleep(0.5)
-        assert len(cloud.worker.scheduler.jobs) == 5
+        assert len(cloud.backend.scheduler.jobs) == 5
         call.cancel()
         for _ in range(200):
             await asyncio.sleep(0.01)
-            if not cloud.worker.scheduler.jobs:
+            if not cloud.backend.scheduler.jobs:
                 break
-        assert not cloud.worker.scheduler.jobs
+        assert not cloud.backend.scheduler.jobs
         generator.gate.set()
         answers = [a async for a in many_grpc.DecodeStreamServiceStub(channel).DecodeMany(requests())]
         assert len(answers) == 12 and all(answer.HasField("picture") for answer in answers)

@@ -56,6 +56,6 @@ def test_it_crosses_from_the_generators_own_process(monkeypatch: pytest.MonkeyPa
 
 def test_a_runtimes_words_on_its_allocator_stay_here(decoder: Decoder, generator: FakeGenerator) -> None:
     generator.most = 0
-    with pytest.raises(DeviceOutOfMemory, match=r"latents of 1 x 8 x 4 x 4: onnx has not the memory") as failure:
+    with pytest.raises(DeviceOutOfMemory, match=r"latents of 1 x 8 x 4 x 4: onnx does not have the memory") as failure:
         decoder.run([np.zeros((8, 4, 4), np.float32)])
     assert "requested buffer" not in str(failure.value)

@@ -15,7 +15,7 @@ from aeic.bitstream import Frame
 from aeic.bundle import Bundle
 from aeic.errors import BundleError, WrongModel
 from cloud_decoder.errors import ModelUnavailable
-from cloud_decoder.inference.decoder import Decoder
+from cloud_decoder.inference.decoder import Decoder, DecoderSettings
 from cloud_decoder.inference.model_pool import ModelPool, size_of
 from cloud_decoder.service import Cloud
 from cloud_decoder.settings import Settings
@@ -36,7 +36,7 @@ def bundles(bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> list[Bu
 
 
 def load(path: Path) -> Decoder:
-    return Decoder.from_bundle(path, "onnx", 1)
+    return Decoder.from_bundle(path, "onnx", DecoderSettings(threads=1))
 
 
 def test_the_one_used_longest_ago_goes_first(bundles: list[Bundle]) -> None:
@@ -129,10 +129,10 @@ async def test_the_service_decodes_each_frame_with_its_bundle_and_all_rates_with
             assert (await edge.hello(bundles[1])).window > 0
             for data in frames.values():
                 assert (await http.post("/v1/decode", content=data)).status_code == 200
-            cloud.store.add(stored, time.time())
-            cloud.worker.wake()
+            cloud.store.frames.add(stored, time.time())
+            cloud.backend.wake()
             end = time.monotonic() + 20
-            while cloud.store.counts()["done"] < len(stored):
+            while cloud.store.frames.counts()["done"] < len(stored):
                 assert time.monotonic() < end
                 await asyncio.sleep(0.02)
             metrics = (await http.get("/metrics")).text

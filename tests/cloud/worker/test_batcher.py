@@ -97,7 +97,7 @@ def test_discarded_pieces_never_come_out() -> None:
 
 
 def test_among_equals_what_is_at_hand_goes_first_and_the_other_waits_no_longer_than_aging() -> None:
-    batcher: Batcher[str] = Batcher(max_cost=100, max_items=4, aging_seconds=2.0, at_hand=lambda b: b == "loaded")
+    batcher: Batcher[str] = Batcher(max_cost=100, max_items=4, aging_seconds=2.0, ready=lambda b: b == "loaded")
     batcher.add(WorkItem("a", "other", 1, 0, math.inf, 0.0))
     batcher.add(WorkItem("b", "loaded", 1, 0, math.inf, 0.1))
     assert [item.key for item in batcher.take(0.2)] == ["b"]
