@@ -30,7 +30,7 @@ class Settings(ServiceSettings):
     grpc_tls_key: Path | None = Field(None, description="PEM private key of the certificate.")
     tokens: SecretStr = Field(
         SecretStr(""),
-        description="Bearer tokens as `tenant:token,tenant:token`; empty lets everybody in as one tenant.",
+        description="Bearer tokens as `tenant:token,tenant:token`; empty: no token is needed, and all callers are one tenant.",
     )
 
     role: Literal["all", "ingest", "worker"] = Field(
@@ -42,12 +42,12 @@ class Settings(ServiceSettings):
         None, description="Folder of the model; empty takes `AEIC_BUNDLE`, then the one shipped."
     )
     other_bundles: str = Field(
-        "", description="Folders of further models, separated by commas; loaded when a frame of theirs comes."
+        "", description="Folders of further models, separated by commas; each is loaded at its first frame."
     )
     model_bytes: int = Field(
         8 * 2**30, ge=0, description="Size of the models held in memory, last used stays; 0 keeps all."
     )
-    isolate: bool = Field(True, description="Synthesis in a process of its own, which may die without the service.")
+    isolate: bool = Field(True, description="Synthesis runs in a process of its own, whose death the service survives.")
     batch_seconds: float = Field(120.0, gt=0, description="A batch that takes longer hangs; its process is killed.")
     device: str = Field("auto", description="`auto`, `onnx` (CPU, no torch), `cpu` or `cuda` (torch).")
     threads: int = Field(0, ge=0, description="CPU threads of one inference; 0 takes all cores.")
@@ -56,12 +56,15 @@ class Settings(ServiceSettings):
     data_dir: Path = Field(Path("var/cloud"), description="Folder of the store and the cache; made when missing.")
     database_url: SecretStr | None = Field(None, description="SQLAlchemy URL; empty takes SQLite in the data folder.")
     instance: str = Field(
-        "cloud", description="Name of this worker; at start its own old leases are freed. In a fleet: made up."
+        "cloud",
+        description="Name of this worker; at start it ends the leases of that name. In a fleet it is generated.",
     )
     claim_frames: int = Field(0, ge=0, description="Frames a `worker` leases at once; 0 takes four batches.")
     poll_seconds: float = Field(0.25, gt=0, description="How often an idle `worker` looks for frames.")
-    eager: str = Field("all", description="What is decoded unasked: `all`, `none`, or sources separated by commas.")
-    lease_seconds: float = Field(60.0, gt=0, description="How long a frame belongs to a worker that stopped talking.")
+    eager: str = Field("all", description="What is decoded on arrival: `all`, `none`, or sources separated by commas.")
+    lease_seconds: float = Field(
+        60.0, gt=0, description="How long a frame stays leased to a worker that does not renew its lease."
+    )
     max_attempts: int = Field(3, ge=1, description="Deaths of the decoder on one frame before it goes to quarantine.")
     retention_days: float = Field(0.0, ge=0, description="Age at which decoded frames are pruned; 0 keeps them.")
     retention_bytes: int = Field(0, ge=0, description="Bytes of bitstreams kept, oldest decoded go first; 0 keeps all.")
@@ -86,7 +89,7 @@ class Settings(ServiceSettings):
     max_streams: int = Field(1024, ge=1, description="gRPC calls at once.")
     commit_frames: int = Field(256, ge=1, description="Most frames in one commit of the store.")
     tracing: bool = Field(False, description="OpenTelemetry traces to OTEL_EXPORTER_OTLP_ENDPOINT; extra `tracing`.")
-    drain_seconds: float = Field(20.0, gt=0, description="Time for work in hand after SIGTERM.")
+    drain_seconds: float = Field(20.0, gt=0, description="Time to finish the work in progress after SIGTERM.")
 
     @field_validator("database_url")
     @classmethod
