@@ -30,7 +30,7 @@ class Settings(ServiceSettings):
     grpc_tls_key: Path | None = Field(None, description="PEM private key of the certificate.")
     tokens: SecretStr = Field(
         SecretStr(""),
-        description="Bearer tokens as `tenant:token,tenant:token`; empty: no token is needed, all callers are one tenant.",
+        description="Bearer tokens as `tenant:token,tenant:token`; empty: no token is needed, one tenant.",
     )
 
     role: Literal["all", "ingest", "worker"] = Field(
