@@ -124,10 +124,6 @@ class EdgeSettings(ServiceSettings):
         5.0, ge=0, description="After SIGTERM, time to send what is spooled; the rest is sent after the next start."
     )
     tracing: bool = Field(False, description="OpenTelemetry traces to OTEL_EXPORTER_OTLP_ENDPOINT; extra `tracing`.")
-    log_level: Literal["debug", "info", "warning", "error"] = Field(
-        "info", description="Least severe level that is logged."
-    )
-    log_format: Literal["json", "text"] = Field("json", description="Log lines on stderr as JSON or for people.")
 
     @model_validator(mode="after")
     def _belong_together(self) -> EdgeSettings:

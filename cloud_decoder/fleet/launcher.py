@@ -159,7 +159,7 @@ async def run(settings: Settings, fleet: FleetSettings) -> None:
 def main(settings: Settings) -> int:
     """Call :func:`run` in the cluster that AEIC_FLEET_ADDRESS names, or in one on this machine."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
-    fleet = FleetSettings()  # type: ignore[call-arg]  # from the environment
+    fleet = FleetSettings()  # from the environment
     try:
         connect(fleet)
         asyncio.run(run(settings, fleet))

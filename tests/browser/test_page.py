@@ -129,7 +129,7 @@ def test_the_drop_zone_and_the_slider(open_page: OpenPage, services: Pair) -> No
     assert page.get_attribute(".compare input", "aria-valuetext") in ("79 % original", "80 % original", "81 % original")
 
 
-def test_what_is_no_picture_is_told_kindly(browser: Any, services: Pair) -> None:
+def test_a_file_that_is_no_picture_gets_a_helpful_message(browser: Any, services: Pair) -> None:
     page = browser.new_page()
     page.goto(services.cloud.http)
     page.wait_for_selector("#file:enabled")
@@ -195,7 +195,7 @@ def test_it_fits_and_can_be_read(open_page: OpenPage, services: Pair, width: int
     assert dim == [], "text with less than 4.5 : 1 of contrast"
 
 
-def test_it_needs_nobody_else(open_page: OpenPage, services: Pair) -> None:
+def test_the_page_needs_no_other_host(open_page: OpenPage, services: Pair) -> None:
     """Offline: nothing but the service itself is asked; and the policy would not allow it."""
     page = open_page()
     asked = page.evaluate("performance.getEntriesByType('resource').map(e => new URL(e.name).origin)")

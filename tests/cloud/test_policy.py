@@ -1,4 +1,4 @@
-"""What the settings decide: which frames are decoded unasked, how long they are kept, and what a list shows of them."""
+"""Settings: which frames are decoded without a request, how long frames are kept, and how lists are filtered."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``aeic cloud --ray`` as somebody types it: one command, front ends and workers, and after SIGTERM nothing is left."""
+"""``aeic cloud --ray`` from the command line: it starts front ends and workers, and after SIGTERM nothing is left."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""Front end and worker in one process each of their own store handle: what a caller of one machine's cloud can do, he
-can do here; what is shared is the database and the cache."""
+"""Front end and worker in one process, each with its own store handle: callers can do what they can do with a cloud on
+one machine. Only the database and the cache are shared."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import asyncio
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
 import httpx
@@ -111,7 +112,7 @@ async def test_one_of_many_workers_claims_little_and_by_the_clock_of_the_store(
     store.frames.add(new, start)
     fingerprint = new[0].fingerprint
     model_pool = ModelPool.of(decoder)
-    limits = {"max_demanded": 1, "max_batch": 4, "max_batch_pixels": 2**22, "aging_seconds": 2.0}
+    limits: dict[str, Any] = {"max_demanded": 1, "max_batch": 4, "max_batch_pixels": 2**22, "aging_seconds": 2.0}
     scheduler = Scheduler(Metrics(), **limits, loaded=model_pool.loaded)
     with ThreadPoolExecutor(2) as threads:
         claimer = Claimer(store, scheduler, threads, model_pool, ClaimSettings(owner="w", max_leased=4))

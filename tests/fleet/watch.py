@@ -1,4 +1,4 @@
-"""What the database knew all along: how long leases lay about that nobody kept, and what became of every frame."""
+"""What the database shows during a run: how long expired leases stayed, and what became of every frame."""
 
 from __future__ import annotations
 

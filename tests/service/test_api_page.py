@@ -44,7 +44,7 @@ DESCRIPTION = {
 }
 
 
-def test_everything_is_told_and_escaped() -> None:
+def test_the_page_lists_everything_and_escapes_it() -> None:
     page = api_page.render(DESCRIPTION)
     for part in (
         "POST /v1/things/{id}",

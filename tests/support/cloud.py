@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 import zlib
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any, cast
@@ -29,6 +29,7 @@ from cloud_decoder.metrics import Metrics
 from cloud_decoder.service import Cloud
 from cloud_decoder.settings import Settings
 from cloud_decoder.store.store import NewFrame
+from cloud_decoder.worker.worker import Worker
 from tests.support.frames import new_frame
 
 
@@ -60,6 +61,12 @@ class FakeGenerator(GeneratorBackend):
 def metric(metrics: Metrics, name: str, **labels: str) -> float:
     """The value of the cloud's metric ``aeic_cloud_<name>``; 0 if it has not been set."""
     return metrics.registry.get_sample_value(f"aeic_cloud_{name}", labels) or 0.0
+
+
+def jobs_of(cloud: Cloud) -> Mapping[str, object]:
+    """The jobs of the cloud's own worker, by the digest of their frames."""
+    assert isinstance(cloud.backend, Worker)
+    return cloud.backend.scheduler.jobs
 
 
 @asynccontextmanager

@@ -1,4 +1,4 @@
-"""Ingest over loopback: acknowledged means stored, the same id twice is harmless, a stranger's bytes are told why."""
+"""Ingest over loopback: acknowledged means stored, an id may be sent twice, and each refusal gives its reason."""
 
 from __future__ import annotations
 

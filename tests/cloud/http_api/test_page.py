@@ -1,4 +1,4 @@
-"""The page's own routes: its policy, sizes beside PNG and JPEG, and pictures on their way to an edge that may err."""
+"""The page's own routes: its policy, sizes beside PNG and JPEG, and uploads to an edge that may fail."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ STATUS = {"source_id": "roof", "spool": SPOOL, "uplink": {"state": "connected"}}
 
 
 class FakeEdge:
-    """An HTTP server that answers as it is told, and remembers what it was sent."""
+    """An HTTP server with a canned answer; it remembers what it received."""
 
     def __init__(self) -> None:
         self.answer: tuple[int, bytes] = (202, json.dumps(FRAME).encode())

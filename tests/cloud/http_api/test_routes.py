@@ -1,4 +1,4 @@
-"""The HTTP API in process: what is asked is answered, and nothing a stranger sends harms."""
+"""The HTTP API in this process: requests are answered, and hostile ones do no harm."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from PIL import Image
 
 from cloud_decoder.inference.decoder import Decoder
 from cloud_decoder.service import Cloud
-from tests.support.cloud import FakeGenerator, running_cloud
+from tests.support.cloud import FakeGenerator, jobs_of, running_cloud
 from tests.support.frames import MakeFrame, new_frame
 
 
@@ -37,7 +37,7 @@ async def one_unasked_frame(
         yield cloud, http, f"/v1/frames/{new.id}/image"
 
 
-async def test_the_way_of_a_frame(decoder: Decoder, make_frame: MakeFrame, tmp_path: Path) -> None:
+async def test_a_frame_from_its_arrival_to_its_picture(decoder: Decoder, make_frame: MakeFrame, tmp_path: Path) -> None:
     data, id = make_frame(1), uuid4()
 
     async with running_cloud(decoder, tmp_path) as cloud, httpx.AsyncClient(base_url=cloud.http) as http:
@@ -65,7 +65,7 @@ async def test_the_way_of_a_frame(decoder: Decoder, make_frame: MakeFrame, tmp_p
             assert (await http.get(path)).status_code == 200, path
 
 
-async def test_a_picture_that_left_the_cache_is_made_again(
+async def test_a_picture_evicted_from_the_cache_is_decoded_again(
     decoder: Decoder, make_frame: MakeFrame, tmp_path: Path
 ) -> None:
     async with one_unasked_frame(decoder, make_frame(2), tmp_path) as (cloud, http, url):
@@ -78,7 +78,7 @@ async def test_a_picture_that_left_the_cache_is_made_again(
         assert cloud.store.frames.counts()["done"] == 1
 
 
-async def test_forms_names_and_conditions_that_clients_use(
+async def test_formats_and_conditional_requests_of_clients(
     decoder: Decoder, make_frame: MakeFrame, tmp_path: Path
 ) -> None:
     async with one_unasked_frame(decoder, make_frame(1), tmp_path) as (_, http, url):
@@ -146,9 +146,9 @@ async def test_decode_and_its_refusals(
         waiting[1].cancel()  # the client hangs up: its work leaves the queue
         for _ in range(100):
             await asyncio.sleep(0.02)
-            if len(cloud.backend.scheduler.jobs) == 1:
+            if len(jobs_of(cloud)) == 1:
                 break
-        assert len(cloud.backend.scheduler.jobs) == 1
+        assert len(jobs_of(cloud)) == 1
         generator.gate.set()
         assert (await waiting[0]).status_code == 200
 

@@ -1,4 +1,4 @@
-"""The cache: bounded, and never wrong."""
+"""The disk cache: its size is bounded, and it never returns damaged bytes."""
 
 from __future__ import annotations
 

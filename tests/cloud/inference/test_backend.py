@@ -1,8 +1,9 @@
-"""Memory that does not suffice: whoever asked is told what would fit, and nothing of the runtime's inside."""
+"""Out of memory: the error names the size that would fit and hides the runtime's own message."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any, cast
 
 import httpx
 import numpy as np
@@ -49,7 +50,7 @@ def test_it_crosses_from_the_generators_own_process(monkeypatch: pytest.MonkeyPa
     inbox, y_hat = SharedBuffer(), np.zeros((1, 8, 4, 4), np.float32)
     inbox.write(y_hat)
     child = Child(inbox, SharedBuffer())
-    child._generator = Planned(monkeypatch)
+    child._generator = cast(Any, Planned(monkeypatch))
     told = child.answer({"shape": list(y_hat.shape), "pictures": False})
     assert told["failed"] == "memory" and "at most 2304x2304 pixels fit" in told["what"]
 

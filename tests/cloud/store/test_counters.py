@@ -1,4 +1,4 @@
-"""The numbers by state are those that counting would find, and cost no counting."""
+"""The counts by state equal those of a full scan, and no scan is made for them."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def test_after_anything_that_can_happen_to_frames_the_tallies_are_right(store: S
     assert told == {state: count for state, (count, _) in found.items()}
 
 
-def test_many_at_once_count_right_and_do_not_wait_in_a_circle(store_url: str) -> None:
+def test_concurrent_writers_count_right_and_do_not_deadlock(store_url: str) -> None:
     stores, failures = [Store(store_url) for _ in range(4)], Counter[str]()
 
     def work(number: int) -> None:
@@ -109,7 +109,7 @@ def fill(store: Store, many: int) -> None:
         connection.exec_driver_sql(insert)
 
 
-def test_telling_the_numbers_looks_at_no_frame(store: Store) -> None:
+def test_counts_read_no_frame(store: Store) -> None:
     fill(store, 1000)
     asked: list[str] = []
 
@@ -125,7 +125,7 @@ def test_telling_the_numbers_looks_at_no_frame(store: Store) -> None:
 
 
 @pytest.mark.perf
-def test_telling_the_numbers_takes_as_long_for_many_as_for_few(store: Store) -> None:
+def test_counts_take_as_long_for_many_frames_as_for_few(store: Store) -> None:
     many = 100_000
     fill(store, many)
     telling, counting = [], []

@@ -1,4 +1,4 @@
-"""Old stores come up to what the program makes of an empty one, with everything in them."""
+"""Old stores are migrated to the schema of a new one and keep everything in them."""
 
 from __future__ import annotations
 

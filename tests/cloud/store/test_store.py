@@ -1,4 +1,4 @@
-"""The store: once means once, a lease comes back, nothing is handed to two workers. All of it on both databases."""
+"""The store on both databases: an id is stored once, leases expire, and no frame is leased to two workers."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def test_a_lease_that_ran_out_is_claimed_again_and_three_deaths_end_in_quarantin
     assert store.frames.counts()["failed"] == 1
 
 
-def test_release_and_recover_cost_no_more_than_they_should(store: Store) -> None:
+def test_release_and_recover_change_only_the_leases_of_their_owner(store: Store) -> None:
     store.frames.add([stored_frame(), stored_frame()], NOW)
     held = claim(store)
     store.queue.release([held[0].row.seq], "somebody else")
@@ -190,7 +190,7 @@ def test_a_demand_goes_before_everything_and_makes_a_job_where_there_is_none(sto
     assert not store.queue.demand("", done.id, NOW)
 
 
-def test_the_backlog_is_what_nobody_holds(store: Store) -> None:
+def test_the_backlog_counts_the_frames_without_a_lease(store: Store) -> None:
     assert store.queue.waiting(NOW).ready == 0
     store.frames.add([stored_frame(), stored_frame()], NOW - 7)
     store.frames.add([stored_frame(fingerprint="123456"), stored_frame(wanted=False)], NOW)

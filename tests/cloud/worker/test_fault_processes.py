@@ -1,4 +1,4 @@
-"""Processes that die, hang, do not come up, or are told to stop, with work in hand: see test_faults.py."""
+"""Processes that die, hang, fail to start or get SIGTERM while they work; see test_faults.py."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def test_a_decoder_process_that_hangs_is_killed_and_replaced(bundle: Bundle, mak
     decoder.close()
 
 
-async def test_where_no_decoder_process_comes_up_everybody_is_told_and_frames_stay(
+async def test_where_no_decoder_process_starts_callers_get_503_and_frames_stay(
     isolated: Decoder, make_frame: MakeFrame, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     new = [new_frame(make_frame(seed)) for seed in range(6)]
@@ -101,7 +101,7 @@ def cannot_start(_: SubprocessGenerator) -> None:
     raise OSError(12, "Cannot allocate memory")
 
 
-async def test_sigterm_under_load_answers_everybody_and_loses_nothing(
+async def test_sigterm_under_load_answers_every_request_and_loses_nothing(
     bundle: Bundle, make_frame: MakeFrame, tmp_path: Path
 ) -> None:
     sent = {uuid4(): make_frame(seed, 256, 256) for seed in range(40)}

@@ -1,7 +1,7 @@
-"""What can break, broken on purpose: each time nothing is lost, and everybody is answered in bounded time.
+"""Injected faults: after each of them nothing is lost and every caller is answered in bounded time.
 
-Over the real wires, with the service in process; dying processes are in test_fault_processes. The smaller pieces have
-their own tests: halving and quarantine in test_worker, damaged files in test_cache.
+Over real sockets, with the service in this process. Processes that die are in test_fault_processes, halved batches and
+quarantine in test_worker, damaged files in test_disk_cache.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from cloud_decoder.images.disk_cache import DiskCache
 from cloud_decoder.inference.decoder import Decoder
 from cloud_decoder.service import Cloud
 from cloud_decoder.store.store import Store
-from tests.support.cloud import FakeGenerator, IngestClient, metric, running_cloud
+from tests.support.cloud import FakeGenerator, IngestClient, jobs_of, metric, running_cloud
 from tests.support.frames import MakeFrame, new_frame
 from tests.support.waiting import until
 
@@ -42,7 +42,7 @@ async def test_overload_is_refused_on_both_wires_while_the_device_stands_still(
         generator.gate.clear()
         frames = [make_frame(seed, 64, 64) for seed in range(28)]
         accepted = [asyncio.create_task(http.post("/v1/decode", content=data)) for data in frames[:8]]
-        await until(lambda: len(cloud.backend.scheduler.jobs) == 8)
+        await until(lambda: len(jobs_of(cloud)) == 8)
         for data in frames[8:]:
             answer = await http.post("/v1/decode", content=data)
             assert answer.status_code == 429
@@ -70,7 +70,7 @@ async def test_cancelled_and_expired_work_never_reaches_the_device(
         gone = [asyncio.create_task(http.post("/v1/decode", content=make_frame(i))) for i in range(1, 9)]
         late = asyncio.create_task(http.post("/v1/decode?timeout=0.3", content=make_frame(20)))
         late_grpc = stub.Decode(pb.DecodeRequest(bitstream=make_frame(21)), timeout=0.3)
-        await until(lambda: len(cloud.backend.scheduler.jobs) == 11)
+        await until(lambda: len(jobs_of(cloud)) == 11)
         for request in gone:
             request.cancel()
         answer = await late
@@ -78,7 +78,7 @@ async def test_cancelled_and_expired_work_never_reaches_the_device(
         with pytest.raises(grpc.aio.AioRpcError) as error:
             await late_grpc
         assert error.value.code() == grpc.StatusCode.DEADLINE_EXCEEDED
-        await until(lambda: len(cloud.backend.scheduler.jobs) == 1)
+        await until(lambda: len(jobs_of(cloud)) == 1)
         generator.gate.set()
         assert (await first).status_code == 200
         assert sum(shape[0] for shape in generator.batches[1:]) == 1

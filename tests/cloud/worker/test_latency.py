@@ -16,7 +16,7 @@ from aeic.v1 import ingest_pb2 as pb
 from aeic.v1 import ingest_pb2_grpc as pb_grpc
 from aeic_service.errors import Overloaded
 from cloud_decoder.inference.decoder import Decoder
-from tests.support.cloud import FakeGenerator, running_cloud
+from tests.support.cloud import FakeGenerator, jobs_of, running_cloud
 from tests.support.frames import MakeFrame
 from tests.support.waiting import until
 
@@ -59,7 +59,7 @@ async def test_overload_is_refused_at_once_by_the_worker_and_on_both_wires(
         generator.gate.clear()
         frames = [make_frame(seed, 64, 64) for seed in range(28)]
         accepted = [asyncio.create_task(http.post("/v1/decode", content=data)) for data in frames[:8]]
-        await until(lambda: len(cloud.backend.scheduler.jobs) == 8)
+        await until(lambda: len(jobs_of(cloud)) == 8)
         with pytest.raises(Overloaded):
             await cloud.backend.decode(frames[8], timeout=20)
         waited: dict[str, list[float]] = {"worker": [], "http": [], "grpc": []}

@@ -1,4 +1,4 @@
-"""The worker: everybody gets his picture or a reason, the device gets full batches, nothing is lost."""
+"""The worker: each caller gets a picture or a reason, the device gets full batches, and nothing is lost."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ async def test_the_worker_makes_the_same_picture_as_the_bare_decoder(
         assert (decoded.picture == expected).all()
 
 
-async def test_out_of_memory_halves_the_batch_and_everybody_is_served(
+async def test_out_of_memory_halves_the_batch_and_every_caller_is_served(
     running: Running, generator: FakeGenerator, make_frame: MakeFrame
 ) -> None:
     async with running() as worker:
@@ -119,7 +119,7 @@ async def test_a_poison_frame_goes_to_quarantine_alone(
     assert row is not None and row.state is FrameState.FAILED and "ZeroDivisionError" in str(row.reason)
 
 
-async def test_damaged_bytes_are_told_by_kind(running: Running, store: Store, make_frame: MakeFrame) -> None:
+async def test_each_kind_of_damage_has_its_error(running: Running, store: Store, make_frame: MakeFrame) -> None:
     data = make_frame(1)
     flipped = bytearray(data)
     flipped[len(data) // 2] ^= 4
