@@ -90,7 +90,7 @@ async def _ask(port: int, request: bytes) -> bytes:
 
 
 @pytest.mark.parametrize("unlimited", [False, True], ids=["derived", "out of files"])
-def test_more_half_requests_than_files_stop_nobody(unlimited: bool) -> None:
+async def test_more_half_requests_than_files_stop_nobody(unlimited: bool) -> None:
     process = subprocess.Popen(
         [sys.executable, "-c", _SERVER % (1024, unlimited)],
         stdin=subprocess.PIPE,
@@ -114,7 +114,7 @@ def test_more_half_requests_than_files_stop_nobody(unlimited: bool) -> None:
         assert b" 200 " in await _ask(port, b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
 
     try:
-        asyncio.run(scenario())
+        await scenario()
     finally:
         _, errors = process.communicate("\n", timeout=30)
     assert process.returncode == 0

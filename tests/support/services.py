@@ -13,7 +13,7 @@ import httpx
 
 from aeic.bundle import Bundle
 from aeic_service.http_server import HttpServer
-from cloud_decoder.inference.decoder import Decoder
+from cloud_decoder.inference.decoder import Decoder, DecoderSettings
 from edge_encoder.__main__ import http_server
 from edge_encoder.service import EdgeService
 from tests.support.cloud import FakeGenerator, running_cloud
@@ -88,7 +88,7 @@ async def _edge(bundle: Path, folder: Path, **changed: Any) -> AsyncIterator[Run
 @contextlib.asynccontextmanager
 async def _cloud(bundle: Path, folder: Path, **changed: Any) -> AsyncIterator[Running]:
     loaded = Bundle.load(bundle)
-    decoder = Decoder(loaded, FakeGenerator(loaded), threads=1, max_batch=4)
+    decoder = Decoder(loaded, FakeGenerator(loaded), settings=DecoderSettings(threads=1, max_batch=4))
     limits = {"body_timeout_seconds": BODY_SECONDS, "max_bitstream_bytes": BODY_BYTES}
     async with (
         running_cloud(decoder, folder, **{**limits, **changed}) as cloud,
@@ -96,10 +96,10 @@ async def _cloud(bundle: Path, folder: Path, **changed: Any) -> AsyncIterator[Ru
     ):
 
         async def drain() -> None:
-            await cloud.worker.stop()
+            await cloud.backend.stop()
 
         def break_down() -> None:
-            cloud.worker.decode = _broken  # type: ignore[method-assign]
+            cloud.backend.decode = _broken  # type: ignore[method-assign]
 
         where = httpx.URL(cloud.http)
         yield Running(
