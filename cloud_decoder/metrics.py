@@ -38,17 +38,21 @@ class Metrics:
         self.commit_frames = histogram("commit_frames", "Frames in one commit.", BATCH_ITEMS)
         self.streams = gauge("streams", "Edges connected now.")
 
-        self.queue_seconds = histogram("queue_seconds", "Waiting before entropy decoding.", STAGE_SECONDS)
+        self.queue_seconds = histogram(
+            "queue_seconds", "Time that a frame waits before entropy decoding.", STAGE_SECONDS
+        )
         self.entropy_seconds = histogram("entropy_seconds", "Entropy decoding of one frame.", STAGE_SECONDS)
-        self.device_wait_seconds = histogram("device_wait_seconds", "Waiting, decoded, for the device.", STAGE_SECONDS)
+        self.device_wait_seconds = histogram(
+            "device_wait_seconds", "Time that decoded latents wait for the device.", STAGE_SECONDS
+        )
         self.synthesis_seconds = histogram("synthesis_seconds", "One batch on the device.", STAGE_SECONDS)
         self.part_seconds = histogram(
             "synthesis_part_seconds",
-            "One batch by part of the network (g_s, unet, vae), where the generator is torch.",
+            "One batch by part of the network (g_s, unet, vae); only with torch.",
             STAGE_SECONDS,
             ("part",),
         )
-        self.image_seconds = histogram("image_encode_seconds", "Writing one picture as a file.", STAGE_SECONDS)
+        self.image_seconds = histogram("image_encode_seconds", "Encoding one picture as a file.", STAGE_SECONDS)
         self.end_to_end_seconds = histogram(
             "end_to_end_seconds",
             "From capture (from arrival where unknown) to the picture being available.",
@@ -62,7 +66,7 @@ class Metrics:
         self.decodes = counter("decodes_total", "Pictures asked for: done, failed, cancelled or expired.", ("result",))
         self.sheds = counter("sheds_total", "Work refused, by reason.", ("reason",))
         self.splits = counter("batch_splits_total", "Batches halved because memory ran out.")
-        self.decoder_deaths = counter("decoder_deaths_total", "Decoder processes lost with a batch in them.")
+        self.decoder_deaths = counter("decoder_deaths_total", "Decoder processes lost while they had a batch.")
         self.model_load_seconds = histogram("model_load_seconds", "Loading a bundle on demand.", MODEL_SECONDS)
         self.models_bytes = gauge("models_bytes", "Size of the bundles in memory.")
         self.gpu_memory = gauge("gpu_memory_bytes", "GPU memory held by torch after the last batch.", ("kind",))
