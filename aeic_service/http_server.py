@@ -83,7 +83,7 @@ class HttpServer:
         except OSError as error:
             where = f"{address_text(settings.host, settings.port)} ({error.strerror})"
             raise OSError(
-                f"HTTP cannot listen on {where}: choose another {settings.prefix}HOST or {settings.prefix}PORT"
+                f"HTTP cannot listen on {where}: choose another {settings.prefix}PORT or {settings.prefix}HOST"
             ) from error
         return f"http://{address_text(settings.host, self._listener.getsockname()[1])}"
 

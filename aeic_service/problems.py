@@ -98,7 +98,7 @@ def install(app: FastAPI) -> None:
             return problem(404, _no_route(request))
         if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
             methods = _methods(request)
-            detail = f"{request.method} is not possible at {_path(request)}: it takes {methods}"
+            detail = f"{request.method[:16]} is not possible here: this route takes {methods}"
             return problem(405, detail, headers={"Allow": methods})
         return problem(error.status_code, str(error.detail), headers=error.headers)
 
@@ -130,20 +130,17 @@ def _no_route(request: Request) -> str:
         path for path in known if path.endswith(request.url.path)
     ]
     remedy = f"did you mean {nearest[0]}? " if nearest else ""
-    return f"there is nothing at {_path(request)}: {remedy}GET /docs lists what there is"
+    return f"there is no such route: {remedy}GET /docs lists them all"  # without the path, which may be hostile
 
 
 def _methods(request: Request) -> str:
     """All methods of the path, where the router names those of its first route only."""
-    found: set[str] = set()
-    for route in request.app.routes:
-        if route.matches(request.scope)[0] is not Match.NONE:
-            found |= getattr(route, "methods", None) or set()
+    found = {
+        method
+        for method in ("DELETE", "GET", "PATCH", "POST", "PUT")
+        if any(route.matches({**request.scope, "method": method})[0] is Match.FULL for route in request.app.routes)
+    }
     return ", ".join(sorted(found | ({"HEAD"} if "GET" in found else set())))
-
-
-def _path(request: Request) -> str:
-    return request.url.path[:80]
 
 
 def _kebab(error: type[AeicError]) -> str:

@@ -21,7 +21,7 @@ from fastapi import APIRouter
 import aeic
 from aeic.bundle import Bundle
 from aeic.errors import AeicError
-from aeic_service import tracing
+from aeic_service import logs, tracing
 from aeic_service.http_server import HttpServer, ServerSettings
 from aeic_service.request_body import Limits
 from cloud_decoder import bootstrap
@@ -92,7 +92,7 @@ class Cloud:
             self._grpc_server = GrpcServer(settings, self.ingest, self.backend, self.tokens)
             self.grpc = await self._grpc_server.start()
         self._http_server = HttpServer(
-            build_app(self.tokens, self.metrics, self._routers()), _server_settings(settings)
+            build_app(settings, self.tokens, self.metrics, self._routers()), _server_settings(settings)
         )
         try:
             self.http = await self._http_server.start()
@@ -220,7 +220,7 @@ async def run(settings: Settings) -> None:
 
 def main(settings: Settings) -> int:
     """Call :func:`run`; report an error as one line on stderr, and return the exit status."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    logs.set_up(settings.log_level, settings.log_format)
     try:
         asyncio.run(run(settings))
     except AeicError as error:
@@ -265,6 +265,7 @@ def _server_settings(settings: Settings) -> ServerSettings:
         settings.prefix,
         header_seconds=settings.body_timeout_seconds,
         grace_seconds=5,
+        max_connections=settings.max_connections,
         reuse_port=settings.reuse_port,
     )
 

@@ -19,6 +19,7 @@ from typing import Any
 
 import ray
 
+from aeic_service import logs
 from cloud_decoder.bootstrap import database_url
 from cloud_decoder.errors import StoreUnavailable
 from cloud_decoder.fleet.actors import start
@@ -158,7 +159,7 @@ async def run(settings: Settings, fleet: FleetSettings) -> None:
 
 def main(settings: Settings) -> int:
     """Call :func:`run` in the cluster that AEIC_FLEET_ADDRESS names, or in one on this machine."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    logs.set_up(settings.log_level, settings.log_format)
     fleet = FleetSettings()  # from the environment
     try:
         connect(fleet)

@@ -8,6 +8,7 @@ from grpc_reflection.v1alpha import reflection
 
 from aeic.v1 import decode_pb2_grpc
 from aeic.v1 import ingest_pb2_grpc as pb_grpc
+from aeic_service.http_server import address_text
 from cloud_decoder.auth import Tokens
 from cloud_decoder.decode_backend import DecodeBackend
 from cloud_decoder.grpc_api.decode import Decode, DecodeStream
@@ -46,7 +47,7 @@ class GrpcServer:
         settings = self._settings
         for name in ("", *SERVICES):
             await self._health.set(name, health_pb2.HealthCheckResponse.SERVING)
-        address, credentials = f"{settings.host}:{settings.grpc_port}", _tls(settings)
+        address, credentials = address_text(settings.host, settings.grpc_port), _tls(settings)
         try:
             if credentials:
                 port = self._server.add_secure_port(address, credentials)
@@ -55,7 +56,7 @@ class GrpcServer:
         except RuntimeError as error:
             raise OSError(f"gRPC cannot listen on {address} ({error}): choose another AEIC_CLOUD_GRPC_PORT") from error
         await self._server.start()
-        return f"{settings.host}:{port}"
+        return address_text(settings.host, port)
 
     async def refuse(self) -> None:
         """Report to health checks that the server is about to stop."""

@@ -1,33 +1,23 @@
-"""The HTTP application: routers, error handlers and middleware."""
+"""The HTTP application: the rules of both services, the cloud's metrics and its routers."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 
 from fastapi import APIRouter, FastAPI
-from fastapi.responses import HTMLResponse, Response
+from starlette.middleware import Middleware
 
-import aeic
-from aeic_service import api_page, problems
-from aeic_service.head import Head
+from aeic_service.app import new_app
 from cloud_decoder.auth import Tokens
 from cloud_decoder.http_api.middleware import RequestMetrics
 from cloud_decoder.metrics import Metrics
+from cloud_decoder.settings import Settings
 
 
-def build_app(tokens: Tokens, metrics: Metrics, routers: Iterable[APIRouter]) -> FastAPI:
+def build_app(settings: Settings, tokens: Tokens, metrics: Metrics, routers: Iterable[APIRouter]) -> FastAPI:
     """The application that serves ``routers``, and ``/docs`` with their description."""
-    about = "Frames in, pictures out."
-    app = FastAPI(title="AEIC cloud", version=aeic.__version__, description=about, docs_url=None, redoc_url=None)
+    app = new_app("AEIC cloud", "Frames in, pictures out.", settings, [Middleware(RequestMetrics, metrics=metrics)])
     app.state.tokens = tokens
-    problems.install(app)
-    app.add_middleware(RequestMetrics, metrics=metrics)
-    app.add_middleware(Head)
     for router in routers:
         app.include_router(router)
-
-    @app.get("/docs", include_in_schema=False)
-    async def docs() -> Response:
-        return HTMLResponse(api_page.render(app.openapi()), headers=api_page.HEADERS)
-
     return app

@@ -11,6 +11,7 @@ from aeic_service import api_page
 from cloud_decoder.http_api.app import build_app
 from cloud_decoder.http_api.routers import decode, frames, status
 from cloud_decoder.metrics import Metrics
+from cloud_decoder.settings import Settings
 from edge_encoder.http_api import routes as edge
 from edge_encoder.settings import EdgeSettings
 
@@ -69,7 +70,7 @@ def test_both_services_show_it() -> None:
         status.router(nothing, nothing, nothing, nothing, lambda: True),
     ]
     box = SimpleNamespace(settings=EdgeSettings())
-    for app in (edge.create_app(cast(Any, box)), build_app(nothing, Metrics(), routers)):
+    for app in (edge.create_app(cast(Any, box)), build_app(Settings(), nothing, Metrics(), routers)):
         with TestClient(app) as client:
             answer = client.get("/docs")
             assert answer.status_code == 200 and "/v1/frames/{id}" in answer.text and "cdn" not in answer.text

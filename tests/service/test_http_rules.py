@@ -12,14 +12,13 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.support.pictures import picture
 from tests.support.services import BODY_BYTES, BODY_SECONDS, Running, running
 
 Scenario = Callable[[Running], Awaitable[None]]
 Run = Callable[..., None]
 
 
-@pytest.fixture(params=["edge"])
+@pytest.fixture(params=["edge", "cloud"])
 def run(request: pytest.FixtureRequest, tiny_bundle: Path, tmp_path: Path) -> Run:
     """Runs a scenario against a service with the given settings changed."""
 
@@ -232,8 +231,7 @@ def test_cors_where_it_is_wanted(run: Run) -> None:
 def test_while_draining_new_work_gets_503(run: Run) -> None:
     async def scenario(service: Running) -> None:
         await service.drain()
-        body = picture() if service.name == "edge" else _frame()
-        answer = await service.http.post(service.post, content=body)
+        answer = await service.http.post(service.post, content=service.body)
         is_problem(answer, 503, "draining", "stopping")
         assert int(answer.headers["retry-after"]) >= 1
         assert (await service.http.get("/healthz")).status_code == 200
@@ -244,8 +242,7 @@ def test_while_draining_new_work_gets_503(run: Run) -> None:
 def test_an_internal_error_hides_its_words(run: Run, caplog: pytest.LogCaptureFixture) -> None:
     async def scenario(service: Running) -> None:
         service.break_down()
-        body = picture() if service.name == "edge" else _frame()
-        answer = await service.http.post(service.post, content=body)
+        answer = await service.http.post(service.post, content=service.body)
         is_problem(answer, 500, "internal-server-error", "log")
         assert "secret words" not in answer.text
 
@@ -256,15 +253,15 @@ def test_an_internal_error_hides_its_words(run: Run, caplog: pytest.LogCaptureFi
 
 def test_what_curl_does_wrong_is_named(run: Run) -> None:
     async def scenario(service: Running) -> None:
-        form = await service.http.post(service.post, files={"file": picture()})
+        form = await service.http.post(service.post, files={"file": service.body})
         is_problem(form, 415, "unsupported-body", "--data-binary")
         zipped = await service.http.post(service.post, content=b"\x1f\x8b", headers={"Content-Encoding": "gzip"})
         is_problem(zipped, 415, "unsupported-body", "gzip")
-        stripped = (picture() if service.name == "edge" else _frame()).translate(None, b"\0\r\n")
+        stripped = service.body.translate(None, b"\0\r\n")
         headers = {"Content-Type": "application/x-www-form-urlencoded"}
         answer = await service.http.post(service.post, content=stripped, headers=headers)
         assert answer.status_code in (409, 415, 422) and "--data-binary" in answer.json()["detail"], answer.text
-        whole = await service.http.post(service.post, content=picture(), headers=headers)
+        whole = await service.http.post(service.post, content=service.body, headers=headers)
         assert "--data-binary" not in whole.text
 
     run(scenario)
@@ -309,8 +306,3 @@ def test_it_listens_on_ipv6(run: Run) -> None:
 
 
 _KINDS = {"edge": "unreadable", "cloud": "not-a-bitstream"}
-
-
-def _frame() -> bytes:
-    """Bytes that are as far as the front of a frame goes right, and damaged behind it."""
-    return bytes.fromhex("ae") + bytes(range(1, 60))

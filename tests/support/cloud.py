@@ -72,7 +72,9 @@ def jobs_of(cloud: Cloud) -> Mapping[str, object]:
 @asynccontextmanager
 async def running_cloud(decoder: Decoder, data_dir: Path, **changed: Any) -> AsyncIterator[Cloud]:
     """A whole cloud on free loopback ports in this process."""
-    cloud = Cloud(Settings(host="127.0.0.1", port=0, grpc_port=0, data_dir=data_dir, **changed), decoder)
+    cloud = Cloud(
+        Settings(**{"host": "127.0.0.1", "port": 0, "grpc_port": 0, "data_dir": data_dir, **changed}), decoder
+    )
     await cloud.start()
     try:
         yield cloud

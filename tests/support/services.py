@@ -18,6 +18,8 @@ from edge_encoder.__main__ import http_server
 from edge_encoder.service import EdgeService
 from tests.support.cloud import FakeGenerator, running_cloud
 from tests.support.edge_fakes import settings as edge_settings
+from tests.support.frames import frame_maker
+from tests.support.pictures import picture
 
 BODY_SECONDS = 0.6
 BODY_BYTES = 20_000
@@ -36,6 +38,8 @@ class Running:
     listing: str
     parameter: str
     """A query parameter of ``listing`` that is a whole number."""
+    body: bytes
+    """What ``post`` takes: a picture or a frame."""
     drain: Callable[[], Awaitable[None]]
     """Begins to stop, and leaves the HTTP server running."""
     break_down: Callable[[], None]
@@ -79,7 +83,17 @@ async def _edge(bundle: Path, folder: Path, **changed: Any) -> AsyncIterator[Run
     async with httpx.AsyncClient(base_url=url) as http:
         where = httpx.URL(url)
         yield Running(
-            "edge", http, where.host, where.port or 0, server, "/v1/frames", "/v1/frames", "priority", drain, break_down
+            "edge",
+            http,
+            where.host,
+            where.port or 0,
+            server,
+            "/v1/frames",
+            "/v1/frames",
+            "priority",
+            picture(),
+            drain,
+            break_down,
         )
     await server.stop()
     await service.stop()
@@ -111,6 +125,7 @@ async def _cloud(bundle: Path, folder: Path, **changed: Any) -> AsyncIterator[Ru
             "/v1/decode",
             "/v1/frames",
             "limit",
+            frame_maker(loaded)(1),
             drain,
             break_down,
         )
