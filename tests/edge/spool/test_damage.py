@@ -210,7 +210,8 @@ def test_what_was_not_fully_recovered_is_never_deleted(tmp_path: Path) -> None:
     spool = Spool(folder)
     assert len(list(folder.glob("spool.sqlite3.damaged-*"))) == 3 and len(spool.recoveries()) == 3
     report = check(folder)
-    assert report.in_use and report.ok and len(report.kept) == 3 and sum(each["lost"] for each in report.recoveries)
+    assert report.in_use and report.ok and len(report.kept) == 3
+    assert sum(each["lost"] for each in report.recoveries) > 0
     spool.close()
 
 

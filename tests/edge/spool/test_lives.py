@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 
 from edge_encoder.errors import SpoolError
-from edge_encoder.spool import database, writer
+from edge_encoder.spool import database, recovery, writer
 from edge_encoder.spool.system import System
 from tests.edge.spool.lives import Broken, live
 
@@ -55,7 +55,7 @@ def set_aside_first(patch: pytest.MonkeyPatch) -> None:
         for suffix in "", "-wal":
             if path.with_name(path.name + suffix).exists():
                 system.rename(path.with_name(path.name + suffix), aside.with_name(aside.name + suffix))
-        recover = database.recover
+        recover = recovery.recover
         patch.setattr(database, "recover", lambda _, *rest: recover(aside, *rest))
         try:
             return original(path, system)
