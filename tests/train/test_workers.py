@@ -1,0 +1,95 @@
+"""Several processes of one run: gradients averaged, weights equal to the bit, signals passed on."""
+
+from __future__ import annotations
+
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from aeic_train.loop import Trainer
+from aeic_train.recipe import Recipe
+from aeic_train.workers import StopSignal, Workers, launch
+from tests.train.test_reproducible import short_smoke_recipe
+
+
+def _average(workers: Workers, folder: Path) -> None:
+    parameter, without = nn.Parameter(torch.zeros(3)), nn.Parameter(torch.zeros(2))
+    parameter.grad = torch.tensor([1.0, 2.0, 3.0]) * (1 + workers.rank)
+    numbers = workers.average([parameter, without], torch.tensor([10.0 + workers.rank, 0.25]))
+    topics = [workers.gather(topic, {"rank": workers.rank}) for topic in ("a", "b")]
+    torch.save({"gradient": parameter.grad, "numbers": numbers, "topics": topics}, folder / f"{workers.rank}.pt")
+
+
+def test_gradients_are_averaged_and_numbers_are_those_of_all(tmp_path: Path) -> None:
+    launch(_average, (tmp_path,), 2)
+    first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1))
+    for found in (first, second):
+        torch.testing.assert_close(found["gradient"], torch.tensor([1.5, 3.0, 4.5]))
+        torch.testing.assert_close(found["numbers"], torch.tensor([[10.0, 0.25], [11.0, 0.25]]))
+    assert first["topics"] == [[{"rank": 0}, {"rank": 1}]] * 2
+    assert second["topics"] == [[], []]
+
+
+def test_one_process_needs_no_others() -> None:
+    parameter = nn.Parameter(torch.zeros(2))
+    parameter.grad = torch.tensor([1.0, 2.0])
+    assert Workers().average([parameter], torch.tensor([3.0])).tolist() == [[3.0]]
+    assert parameter.grad.tolist() == [1.0, 2.0]
+    assert Workers().gather("log", 7) == [7]
+
+
+def _train(workers: Workers, recipe: Recipe, photographs: Path, folder: Path) -> None:
+    torch.set_num_threads(1)
+    trainer = Trainer(recipe, photographs, photographs, folder / "run", workers=workers)
+    first_crops = next(iter(trainer._crops(recipe.stages[0], workers)))
+    trainer.train()
+    assert trainer.adversary
+    torch.save(
+        {
+            "model": trainer.model.state_dict(),
+            "average": trainer.average.state_dict(),
+            "discriminator": trainer.adversary.discriminator.state_dict(),
+            "steering": trainer.steering.state_dict(),
+            "crops": first_crops,
+        },
+        folder / f"{workers.rank}.pt",
+    )
+
+
+@pytest.mark.slow
+def test_two_processes_see_other_crops_and_keep_equal_weights(photographs: Path, tmp_path: Path) -> None:
+    launch(_train, (short_smoke_recipe(), photographs, tmp_path), 2)
+    first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1))
+    assert not torch.equal(first.pop("crops"), second.pop("crops"))
+    assert first.pop("steering") == second.pop("steering")
+    for part, tensors in first.items():
+        assert all(torch.equal(tensor, second[part][name]) for name, tensor in tensors.items()), part
+    assert (tmp_path / "run" / "state.pt").exists()
+
+
+def _fail(workers: Workers) -> None:
+    if workers.rank == 1:
+        raise ValueError("process one is broken")
+    workers.average([], torch.zeros(1))  # waits for the other
+
+
+def test_the_failure_of_one_process_ends_all() -> None:
+    with pytest.raises(Exception, match="process one is broken"):
+        launch(_fail, (), 2)
+
+
+def test_a_second_signal_is_not_caught() -> None:
+    before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
+    try:
+        stop = StopSignal().listen()
+        assert not stop.received
+        signal.raise_signal(signal.SIGTERM)
+        assert stop.received
+        assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+        signal.raise_signal(signal.SIGINT)  # Ctrl-C of the terminal, after the parent's SIGTERM: nothing new
+    finally:
+        signal.signal(signal.SIGTERM, before[0])
+        signal.signal(signal.SIGINT, before[1])
