@@ -61,10 +61,10 @@ golden: install ## make the golden frames again, after a change of the format (n
 	$(BIN)/python -m tests.aeic.make_golden
 
 results: install ## tables and plots of docs/results from the committed figures
-	$(BIN)/python -m aeic_train.costs --draw --out docs/results
-	$(BIN)/python -m aeic_train.history models/aeic-se-nano/training_log.jsonl
-	$(BIN)/python -m aeic_train.arms
-	$(BIN)/python -m aeic_train.plots
+	$(BIN)/python -m aeic_train.studies.costs --draw --out docs/results
+	$(BIN)/python -m aeic_train.reports.training_curves models/aeic-se-nano/training_log.jsonl
+	$(BIN)/python -m aeic_train.reports.ablation_plots
+	$(BIN)/python -m aeic_train.reports.rd_plots
 
 test-full: install ## the slow tests, full-size conversion (8 GB of memory); golden vectors if AEIC_GOLDENS names their folder
 	AEIC_FULL=$${AEIC_FULL:-se} $(BIN)/python -m pytest -m slow

@@ -9,7 +9,7 @@ import numpy as np
 from aeic import rans
 from aeic.bitstream import MAX_SIDE, Frame
 from aeic.bundle import Bundle
-from aeic.context import EntropyModel, Symbols
+from aeic.entropy_model import EntropyModel, Symbols
 from aeic.errors import BundleError, Damaged, WrongModel
 from aeic.passes import PASS_COUNT, gather, scatter
 from aeic.quantise import Floats, check_value, dequantise, digest, hyper_size, quantise_hyper

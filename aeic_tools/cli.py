@@ -17,7 +17,7 @@ import typer
 
 from aeic import __version__
 from aeic.errors import AeicError
-from aeic_tools import report
+from aeic_tools import output
 from aeic_tools.extras import needs
 from aeic_tools.files import UsageError
 
@@ -55,10 +55,10 @@ def encode(
     quiet: Quiet = False,
 ) -> None:
     """A picture (JPEG, PNG, WebP) into a frame of one or two kilobytes."""
-    from aeic_tools import coding
+    from aeic_tools import codec_commands
 
-    options = coding.Options(model, threads, force, json, quiet)
-    _finish(coding.encode(source, target, rate, max_bytes, options))
+    options = codec_commands.Options(model, threads, force, json, quiet)
+    _finish(codec_commands.encode(source, target, rate, max_bytes, options))
 
 
 @app.command()
@@ -76,18 +76,18 @@ def decode(
     quiet: Quiet = False,
 ) -> None:
     """A frame back into a picture."""
-    from aeic_tools import coding
+    from aeic_tools import codec_commands
 
-    options = coding.Options(model, threads, force, json, quiet)
-    _finish(coding.decode(source, target, picture_format, device, options))
+    options = codec_commands.Options(model, threads, force, json, quiet)
+    _finish(codec_commands.decode(source, target, picture_format, device, options))
 
 
 @app.command()
 def info(source: Annotated[str, typer.Argument(metavar="FILE")], model: Model = None, json: Json = False) -> None:
     """What a frame's header says. Needs no model."""
-    from aeic_tools import coding
+    from aeic_tools import codec_commands
 
-    _finish(coding.info(source, bundle=model, as_json=json))
+    _finish(codec_commands.info(source, bundle=model, as_json=json))
 
 
 @app.command()
@@ -99,9 +99,9 @@ def latents(
     force: Force = False,
 ) -> None:
     """The decoded latents as an npz, and their digest on stdout: two machines that print the same agree bit for bit."""
-    from aeic_tools import coding
+    from aeic_tools import codec_commands
 
-    _finish(coding.latents(source, target, bundle=model, threads=threads, force=force))
+    _finish(codec_commands.latents(source, target, bundle=model, threads=threads, force=force))
 
 
 @app.command(context_settings=PASS_ON, add_help_option=False)
@@ -135,7 +135,7 @@ def upgrade(
         from sqlalchemy import make_url
         from sqlalchemy.exc import ArgumentError, NoSuchModuleError, OperationalError
 
-        from cloud_decoder.revisions import upgrade as bring_up
+        from cloud_decoder.store.migrate import upgrade as bring_up
     try:
         bring_up(make_url(url))
     except (ArgumentError, NoSuchModuleError):  # without the text: it may hold a password
@@ -148,7 +148,7 @@ def upgrade(
 def train(context: typer.Context) -> None:
     """Train a model (train). docs/training.md."""
     with needs("train"):
-        from aeic_train.loop import main as run
+        from aeic_train.training.trainer import main as run
     _pass_on(run, context.args)
 
 
@@ -156,7 +156,7 @@ def train(context: typer.Context) -> None:
 def export(context: typer.Context) -> None:
     """Pack a checkpoint into a bundle (train)."""
     with needs("train"):
-        from aeic_train.export import main as run
+        from aeic_train.export.bundle import main as run
     _pass_on(run, context.args)
 
 
@@ -164,7 +164,7 @@ def export(context: typer.Context) -> None:
 def convert(context: typer.Context) -> None:
     """Make a bundle of the official AEIC files (train). docs/official.md."""
     with needs("train"):
-        from aeic_train.convert import main as run
+        from aeic_train.export.from_official import main as run
     _pass_on(run, context.args)
 
 
@@ -194,11 +194,15 @@ def speed(
 
 
 MEASUREMENTS = {
-    "rd": ("aeic_train.evaluate", "train", "Rate, distortion and perception over a folder, beside other codecs."),
-    "artefacts": ("aeic_train.artefacts", "train", "What the network adds to flat pictures, ramps, text, noise."),
-    "ablation": ("aeic_train.ablation", "train", "The same short training in arms that differ in one thing."),
+    "rd": ("aeic_train.evaluation.rd", "train", "Rate, distortion and perception over a folder, beside other codecs."),
+    "artefacts": (
+        "aeic_train.studies.artefacts",
+        "train",
+        "What the network adds to flat pictures, ramps, text, noise.",
+    ),
+    "ablation": ("aeic_train.studies.ablation", "train", "The same short training in arms that differ in one thing."),
     "complexity": ("aeic_nets.official.complexity", "train", "Parameters and MACs, beside the published table."),
-    "costs": ("aeic_train.costs", "train", "Encode and decode times and multiply-adds beside other codecs."),
+    "costs": ("aeic_train.studies.costs", "train", "Encode and decode times and multiply-adds beside other codecs."),
     "goldens": ("aeic_nets.official.goldens_check", "train", "Golden vectors of the published networks."),
     "decode": ("benchmarks.decode", "dev", "Decoding with a full-size profile, beside plain PyTorch."),
     "desync": ("benchmarks.desync", "dev", "Frames lost to arithmetic: integer and float32 entropy models."),
@@ -275,7 +279,7 @@ def main(run: Callable[[], Any] = app) -> None:
         run()
     except (AeicError, UsageError) as error:
         print(f"aeic: {error}", file=sys.stderr)
-        sys.exit(report.exit_code(error))
+        sys.exit(output.exit_code(error))
     except KeyboardInterrupt:
         sys.exit(130)
 

@@ -21,11 +21,11 @@ from numpy.typing import NDArray
 
 from aeic.errors import AeicError
 from aeic.pixels import load_picture
-from aeic_tools import processes
-from aeic_tools.client import RequestFailed, travel
-from aeic_tools.coding import PICTURE_SUFFIXES
+from aeic_tools import local_services
+from aeic_tools.codec_commands import PICTURE_SUFFIXES
+from aeic_tools.demo_client import RequestFailed, travel
+from aeic_tools.local_services import Pair, ServiceFailed
 from aeic_tools.montage import Exhibit, montage
-from aeic_tools.processes import Pair, ServiceFailed
 
 HEAD = f"{'frame':<24}{'size':>10}{'bytes':>7}{'bpp':>8}{'encode':>9}{'decode':>9}{'end to end':>12}{'PSNR':>9}"
 
@@ -124,7 +124,7 @@ def keep(data: Path, bundle: Path | None) -> int:
 
     signal.signal(signal.SIGTERM, interrupt)
     try:
-        with processes.pair(data, data, bundle) as pair:
+        with local_services.pair(data, data, bundle) as pair:
             edge, cloud = pair.edge.http, pair.cloud.http
             print(f"edge   {edge}   (API: {edge}/docs)")
             print(f"cloud  {cloud}   (pictures as they arrive; API: {cloud}/docs; gRPC {pair.cloud.addresses['grpc']})")
@@ -156,7 +156,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         files = pictures(options.pictures)
         start = time.perf_counter()
         with tempfile.TemporaryDirectory(prefix="aeic-demo-") as data:
-            with processes.pair(Path(data), options.out, options.model) as pair:
+            with local_services.pair(Path(data), options.out, options.model) as pair:
                 ready = time.perf_counter() - start
                 print(f"both services ready after {ready:.1f} s: edge {pair.edge.http}, cloud {pair.cloud.http}\n")
                 all_ok = show(pair, files, options.out, options.rate)

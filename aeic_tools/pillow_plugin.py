@@ -78,12 +78,12 @@ def _save(image: Image.Image, file: IO[bytes], filename: str | bytes) -> None:
 
 def _decoder(bundle: str | Path | None) -> Any:
     with _loading:
-        return _loaded("cloud_decoder.decoder", "Decoder", "cloud-cpu", bundle)
+        return _loaded("cloud_decoder.inference.decoder", "Decoder", "cloud-cpu", bundle)
 
 
 def _encoder(bundle: str | Path | None) -> Any:
     with _loading:
-        return _loaded("edge_encoder.encoder", "Encoder", "edge-cpu", bundle)
+        return _loaded("edge_encoder.encoding.encoder", "Encoder", "edge-cpu", bundle)
 
 
 @functools.lru_cache(maxsize=4)

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from aeic_tools.coding import PICTURE_SUFFIXES
+from aeic_tools.codec_commands import PICTURE_SUFFIXES
 from aeic_tools.extras import needs
 from aeic_tools.files import UsageError
 
@@ -21,8 +21,8 @@ HEAD = f"{'picture':<24}{'size':>10}{'bytes':>7}{'encode':>10}{'decode':>10}"
 def run(pictures: Path, reps: int, bundle: Path | None, threads: int) -> int:
     """Print a table for people and, as the last line, one JSON for programs. Times are medians, in milliseconds."""
     with needs("edge-cpu and cloud-cpu"):
-        from cloud_decoder.decoder import Decoder
-        from edge_encoder.encoder import Encoder
+        from cloud_decoder.inference.decoder import Decoder
+        from edge_encoder.encoding.encoder import Encoder
     paths = [pictures] if pictures.is_file() else sorted(pictures.glob("*") if pictures.is_dir() else [])
     paths = [path for path in paths if path.suffix.lower() in PICTURE_SUFFIXES]
     if not paths:

@@ -16,8 +16,8 @@ import sys
 import time
 from pathlib import Path
 
-from cloud_decoder import pictures
-from cloud_decoder.decoder import Decoder
+from cloud_decoder.images import formats
+from cloud_decoder.inference.decoder import Decoder
 from tests.fleet.members import ROOT
 
 AHEAD = 2
@@ -85,7 +85,7 @@ def main(bundle: str, folder: str) -> int:
         moments = [time.time()]
         while moments[-1] - moments[0] < float(line):
             for picture in decoder.decode([next(frames) for _ in range(AHEAD)]):
-                pictures.encode(picture, pictures.MASTER)
+                formats.encode(picture, formats.MASTER)
                 moments.append(time.time())
         print(json.dumps(moments), flush=True)
     decoder.close()

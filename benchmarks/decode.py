@@ -34,10 +34,10 @@ from aeic.pixels import from_tensor
 from aeic.profiles import profile
 from aeic_nets.network import AEIC
 from aeic_nets.official.golden_weights import golden_picture
-from aeic_train.convert import build
+from aeic_train.export.from_official import build
 from benchmarks.golden_bundle import golden_codec, golden_files, write_golden_bundle
-from cloud_decoder.decoder import Decoder
-from edge_encoder.encoder import Encoder
+from cloud_decoder.inference.decoder import Decoder
+from edge_encoder.encoding.encoder import Encoder
 
 GOAL, MOST_GIGABYTES = 1.3, 4.5
 

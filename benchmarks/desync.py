@@ -27,7 +27,7 @@ import torch
 from numpy.typing import NDArray
 
 from aeic.bundle import Bundle
-from aeic.context import EntropyModel
+from aeic.entropy_model import EntropyModel
 from aeic.errors import BitstreamError
 from aeic.latent_codec import LatentCodec
 from aeic.pixels import load_picture
@@ -35,10 +35,10 @@ from aeic.quantise import check_value
 from aeic_nets.codec import Codec
 from aeic_nets.integer.export import export_entropy
 from aeic_nets.official.golden_weights import golden_picture
-from aeic_train.frequencies import hyper_medians
-from aeic_train.graphs import ContextGraph, HyperSynthesisGraph
+from aeic_train.export.onnx_graphs import ContextGraph, HyperSynthesisGraph
+from aeic_train.export.tables import hyper_medians
 from benchmarks.golden_bundle import golden_codec, write_golden_bundle
-from edge_encoder.encoder import Encoder
+from edge_encoder.encoding.encoder import Encoder
 
 
 class GpuForm(EntropyModel):

@@ -24,14 +24,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from aeic import openvino_session
 from aeic.pixels import from_tensor, load_picture, pad_picture, to_tensor
+from aeic.runtime import openvino
 from aeic_nets.codec import Codec
 from aeic_nets.official.golden_weights import golden_picture
 from benchmarks.entropy_float import FloatStep
 from benchmarks.golden_bundle import golden_codec, write_golden_bundle
-from cloud_decoder.decoder import Decoder
-from edge_encoder.encoder import Encoder
+from cloud_decoder.inference.decoder import Decoder
+from edge_encoder.encoding.encoder import Encoder
 from edge_encoder.settings import ProviderChoice
 
 GOAL = 3.0
@@ -94,7 +94,7 @@ def quality(pictures: Path) -> dict[str, dict[str, float]]:
 
 
 def providers() -> list[ProviderChoice]:
-    return ["cpu", "openvino"] if openvino_session.AVAILABLE else ["cpu"]
+    return ["cpu", "openvino"] if openvino.AVAILABLE else ["cpu"]
 
 
 def main() -> int:

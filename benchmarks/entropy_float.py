@@ -17,7 +17,7 @@ from aeic_nets.integer import network
 from aeic_nets.integer.calibrate import sizes_of
 from aeic_nets.integer.export import _info, symbol_limits
 from aeic_nets.integer.fake_quant import layer_weights
-from aeic_nets.integer.graph import FLOAT, INT8, INT16, INT32, Graph
+from aeic_nets.integer.onnx_builder import FLOAT, INT8, INT16, INT32, Graph
 
 LOG_STEP = float(np.log(SCALE_MAX / SCALE_MIN)) / (SCALE_COUNT - 1)
 

@@ -30,8 +30,8 @@ from aeic.bundle import Bundle
 from benchmarks.fleet_queue import measure_claims, measure_ingest
 from benchmarks.fleet_workers import measure_workers
 from benchmarks.others import Others
-from tests.cloud.postgres import Postgres
-from tests.tiny_bundle import write_tiny_bundle
+from tests.support.postgres import Postgres
+from tests.support.tiny_bundle import write_tiny_bundle
 
 PARTS = ("queue", "workers")
 

@@ -10,7 +10,7 @@ import numpy as np
 from aeic.bitstream import Frame
 from aeic.bundle import Bundle
 from aeic.latent_codec import LatentCodec
-from cloud_decoder.records import NewFrame
+from cloud_decoder.store.records import NewFrame
 
 
 def make_frames(bundle: Bundle, count: int, *, width: int = 512, height: int = 384, spread: float = 3.0) -> list[bytes]:

@@ -18,11 +18,11 @@ import sqlalchemy as sa
 
 from aeic.bundle import Bundle
 from benchmarks.fleet_frames import make_frames
-from cloud_decoder.records import Finished, NewFrame
-from cloud_decoder.store import Store
-from tests.cloud.postgres import Postgres
+from cloud_decoder.store.records import Finished, NewFrame
+from cloud_decoder.store.store import Store
 from tests.fleet.camera import Camera
 from tests.fleet.members import Member, reserved_port
+from tests.support.postgres import Postgres
 
 FRAME_BYTES = 1500
 CAMERAS = 8

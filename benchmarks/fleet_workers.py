@@ -19,10 +19,10 @@ from benchmarks.bare_decoder import BareDecoder, rates
 from benchmarks.fleet_frames import make_frames, stored
 from benchmarks.fleet_simulator import Pool, simulate, steady
 from benchmarks.others import Others
-from cloud_decoder.records import State
-from cloud_decoder.store import Store
-from tests.cloud.postgres import Postgres
+from cloud_decoder.store.records import State
+from cloud_decoder.store.store import Store
 from tests.fleet.members import Member
+from tests.support.postgres import Postgres
 
 POLL_SECONDS = 0.25
 STEP_SECONDS = 0.1

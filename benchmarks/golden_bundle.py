@@ -16,10 +16,10 @@ from aeic_nets.integer.export import export_entropy
 from aeic_nets.official import keys
 from aeic_nets.official.golden_weights import GoldenTensors, golden_picture
 from aeic_nets.official.weights import load_codec
-from aeic_train.convert import build
-from aeic_train.export import write_manifest, write_weights
-from aeic_train.frequencies import hyper_medians, write_tables
-from aeic_train.graphs import write_encoder_graphs, write_float_entropy
+from aeic_train.export.bundle import write_manifest, write_weights
+from aeic_train.export.from_official import build
+from aeic_train.export.onnx_graphs import write_encoder_graphs, write_float_entropy
+from aeic_train.export.tables import hyper_medians, write_tables
 
 
 def golden_codec(name: str) -> Codec:

@@ -12,8 +12,8 @@ from typing import Any
 import litserve
 from starlette.responses import Response
 
-from cloud_decoder import pictures
-from cloud_decoder.decoder import Decoder
+from cloud_decoder.images import formats
+from cloud_decoder.inference.decoder import Decoder
 
 
 class Rival(litserve.LitAPI):
@@ -42,7 +42,7 @@ class Rival(litserve.LitAPI):
 
     def encode_response(self, picture: Any) -> Response:
         """A picture to a PNG."""
-        return Response(pictures.encode(picture, pictures.MASTER), media_type="image/png")
+        return Response(formats.encode(picture, formats.MASTER), media_type="image/png")
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ class Rival:
     """A frame in, a PNG out."""
 
     def __init__(self, cap: int) -> None:
-        from cloud_decoder.decoder import Decoder
+        from cloud_decoder.inference.decoder import Decoder
 
         self.decoder = Decoder.from_bundle(max_batch=cap)
         self.decoder.warm_up()
@@ -33,9 +33,9 @@ class Rival:
     @serve.batch(max_batch_size=CAP, batch_wait_timeout_s=0.01 if CAP > 1 else 0.0)
     async def decode(self, frames: list[bytes]) -> list[bytes]:
         """A batch, as Ray seals it."""
-        from cloud_decoder import pictures
+        from cloud_decoder.images import formats
 
-        return [pictures.encode(picture, pictures.MASTER) for picture in self.decoder.decode(frames)]
+        return [formats.encode(picture, formats.MASTER) for picture in self.decoder.decode(frames)]
 
     async def __call__(self, request: Request) -> Any:
         """One request."""

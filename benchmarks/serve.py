@@ -38,8 +38,8 @@ from aeic.bitstream import Frame
 from aeic.bundle import Bundle
 from aeic.latent_codec import LatentCodec
 from benchmarks.served import Service, our_cloud, rival
-from cloud_decoder import pictures
-from cloud_decoder.decoder import Decoder
+from cloud_decoder.images import formats
+from cloud_decoder.inference.decoder import Decoder
 
 SIZES = ((768, 512), (512, 768), (640, 480), (512, 512))
 
@@ -68,7 +68,7 @@ def run_bare(decoder: Decoder, frames: list[bytes]) -> float:
         written = []
         for start in range(0, len(order), size):
             for picture in decoder.decode(order[start : start + size]):
-                written.append(threads.submit(pictures.encode, picture, pictures.MASTER))
+                written.append(threads.submit(formats.encode, picture, formats.MASTER))
         for one in written:
             one.result()
     return time.perf_counter() - started
@@ -112,7 +112,7 @@ def low_load(service: Service, decoder: Decoder, frames: list[bytes]) -> list[tu
     for data in frames:
         started = time.perf_counter()
         (picture,) = decoder.decode([data])
-        pictures.encode(picture, pictures.MASTER)
+        formats.encode(picture, formats.MASTER)
         middle = time.perf_counter()
         asyncio.run(service.run([data], 1))
         times.append((middle - started, time.perf_counter() - middle))

@@ -2,5 +2,6 @@
 is free.
 
 The bitstream is the truth and lives in the store; a reconstruction is a cache entry that can be made again.
-``python -m cloud_decoder`` runs the service; :class:`cloud_decoder.decoder.Decoder` is the same decoder as a library.
+``python -m cloud_decoder`` runs the service; :class:`cloud_decoder.inference.decoder.Decoder` is the same
+decoder as a library.
 """

@@ -43,7 +43,7 @@ def _settings(arguments: list[str]) -> Settings:
 
 def _run(arguments: list[str]) -> int:
     if "--ray" in arguments:
-        from cloud_decoder.fleet.up import main as up
+        from cloud_decoder.fleet.launcher import main as up
 
         return up(_settings([word for word in arguments if word != "--ray"]))
     return main(_settings(arguments))

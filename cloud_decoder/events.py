@@ -36,7 +36,7 @@ class Subscription:
             return None
 
 
-class Hub:
+class EventBus:
     """Hands each event to the listeners of its tenant. Call from the event loop only."""
 
     def __init__(self) -> None:

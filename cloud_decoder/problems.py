@@ -1,7 +1,4 @@
-"""Errors on the two wires.
-
-HTTP problem+json (RFC 9457) and gRPC status codes. The tree says the number, this the form.
-"""
+"""Errors as HTTP problem+json (RFC 9457). The error's class has the status; this module has the form."""
 
 from __future__ import annotations
 
@@ -10,36 +7,15 @@ import math
 from http import HTTPStatus
 from typing import Any
 
-import grpc
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
 
-from aeic.errors import AeicError, BitstreamError, WrongModel
+from aeic.errors import AeicError
 from cloud_decoder.errors import ServiceError
 
 log = logging.getLogger(__name__)
-
-_GRPC = {
-    400: grpc.StatusCode.INVALID_ARGUMENT,
-    401: grpc.StatusCode.UNAUTHENTICATED,
-    404: grpc.StatusCode.NOT_FOUND,
-    409: grpc.StatusCode.FAILED_PRECONDITION,
-    410: grpc.StatusCode.NOT_FOUND,
-    413: grpc.StatusCode.INVALID_ARGUMENT,
-    422: grpc.StatusCode.FAILED_PRECONDITION,
-    429: grpc.StatusCode.RESOURCE_EXHAUSTED,
-    503: grpc.StatusCode.UNAVAILABLE,
-    504: grpc.StatusCode.DEADLINE_EXCEEDED,
-}
-
-
-def grpc_status(error: AeicError) -> grpc.StatusCode:
-    """The gRPC code of an error of the tree."""
-    if isinstance(error, BitstreamError) and not isinstance(error, WrongModel):
-        return grpc.StatusCode.INVALID_ARGUMENT
-    return _GRPC.get(error.http_status, grpc.StatusCode.INTERNAL)
 
 
 def problem(status: int, detail: str, kind: str = "", headers: dict[str, str] | None = None) -> Response:

@@ -18,29 +18,31 @@ from pathlib import Path
 from typing import Any, cast
 
 import aeic
-from aeic import tracing
 from aeic.bundle import Bundle
 from aeic.errors import AeicError
-from cloud_decoder import roles
-from cloud_decoder.api import Parts, build_app
+from aeic_service import tracing
+from cloud_decoder import bootstrap
 from cloud_decoder.auth import Tokens
-from cloud_decoder.decoder import Decoder
 from cloud_decoder.errors import StoreUnavailable
-from cloud_decoder.events import Hub
-from cloud_decoder.front import Front
-from cloud_decoder.gallery import Gallery
-from cloud_decoder.generator import choose_device
-from cloud_decoder.grpc_server import GrpcServer
+from cloud_decoder.events import EventBus
+from cloud_decoder.front_end.event_poller import EventPoller
+from cloud_decoder.front_end.queue_backend import QueueBackend
+from cloud_decoder.grpc_api.group_commit import GroupCommit
+from cloud_decoder.grpc_api.ingest import Ingest, IngestSettings
+from cloud_decoder.grpc_api.server import GrpcServer
+from cloud_decoder.http_api.edge_proxy import EdgeProxy
+from cloud_decoder.http_api.image_service import ImageService
+from cloud_decoder.http_api.routes import Parts, build_app
 from cloud_decoder.http_server import HttpServer
-from cloud_decoder.ingest import Ingest, Limits
+from cloud_decoder.inference.backend import choose_device
+from cloud_decoder.inference.decoder import Decoder
+from cloud_decoder.inference.model_pool import ModelPool
 from cloud_decoder.metrics import Metrics
-from cloud_decoder.news import News
-from cloud_decoder.relay import Relay
+from cloud_decoder.presence import Presence
 from cloud_decoder.settings import Settings
-from cloud_decoder.share import Share
-from cloud_decoder.shelf import Shelf
-from cloud_decoder.store import Store
-from cloud_decoder.worker import Worker
+from cloud_decoder.store.store import Store
+from cloud_decoder.worker.share import Share
+from cloud_decoder.worker.worker import Worker
 
 log = logging.getLogger(__name__)
 
@@ -56,11 +58,11 @@ class Cloud:
             tracing.set_up("aeic-cloud")
         settings.data_dir.mkdir(parents=True, exist_ok=True)
         self.settings = settings
-        self.shelf = Shelf.of(decoder) if decoder else _shelf(settings)
+        self.model_pool = ModelPool.of(decoder) if decoder else _model_pool(settings)
         self.metrics = Metrics()
         self.tokens = Tokens(settings.tokens.get_secret_value())
-        self._folder = roles.own_folder(settings)
-        self.store = Store(roles.database_url(settings), settings.aging_seconds)
+        self._folder = bootstrap.own_folder(settings)
+        self.store = Store(bootstrap.database_url(settings), settings.aging_seconds)
         self.http = ""
         self.grpc = ""
         self._tasks: list[asyncio.Task[None]] = []
@@ -68,30 +70,31 @@ class Cloud:
 
     async def start(self) -> None:
         """Everything up and ready, or an error that says what is missing."""
-        settings, bundle, hub = self.settings, self.shelf.default, Hub()
-        self.hub = hub
-        cache = roles.cache_of(settings)
+        settings, bundle, event_bus = self.settings, self.model_pool.default, EventBus()
+        self.event_bus = event_bus
+        cache = bootstrap.cache_of(settings)
         self.metrics.cache_limit_bytes.set(settings.cache_bytes)
-        decoder = None if settings.role == "ingest" else self.shelf.first()
+        decoder = None if settings.role == "ingest" else self.model_pool.first()
         device = decoder.device if decoder else "none"
         self.metrics.info.labels(aeic.__version__, bundle.fingerprint, device).set(1)
-        self.worker = cast(Any, self._worker(decoder, cache, hub) if decoder else self._front(cache))
-        self.gallery = Gallery(self.store, cache, self.worker, hub, self.metrics, settings.max_waiters)
-        self.ingest = Ingest(
-            self.store,
-            self.metrics,
-            hub,
-            self.tokens,
-            bundle_name=" or ".join(f"{one.name} ({one.digest[:6].hex()})" for one in self.shelf.bundles.values()),
-            speaks=self.shelf.speaks,
-            check=self.worker.check,
-            wanted=_eager(settings.eager),
-            wake=self.worker.wake,
-            limits=Limits(settings.ingest_window, settings.max_bitstream_bytes, settings.commit_frames),
+        self.worker = cast(Any, self._worker(decoder, cache, event_bus) if decoder else self._front(cache))
+        self.image_service = ImageService(self.store, cache, self.worker, event_bus, self.metrics, settings.max_waiters)
+        self.presence = Presence()
+        self.commits = GroupCommit(
+            self.store, event_bus, self.metrics, max_frames=settings.commit_frames, wake=self.worker.wake
         )
-        relay = Relay(settings.edge_url, settings.edge_tenant)
+        self.ingest = Ingest(self.commits, self.presence, self.tokens, self.metrics, self._ingest_settings())
+        edge_proxy = EdgeProxy(settings.edge_url, settings.edge_tenant)
         self.parts = Parts(
-            settings, self.store, self.worker, self.gallery, hub, self.ingest, self.tokens, self.metrics, relay
+            settings,
+            self.store,
+            self.worker,
+            self.image_service,
+            event_bus,
+            self.presence,
+            self.tokens,
+            self.metrics,
+            edge_proxy,
         )
         await self.worker.start()
         if settings.role != "worker":
@@ -107,7 +110,7 @@ class Cloud:
         self.parts.ready = True
         self._tasks.append(asyncio.create_task(self._prune()))
         if settings.role == "ingest":
-            self._tasks.append(asyncio.create_task(News(self.store, hub).run()))
+            self._tasks.append(asyncio.create_task(EventPoller(self.store, event_bus).run()))
         elif self._shares:
             self._tasks.append(asyncio.create_task(self._look()))
 
@@ -120,14 +123,14 @@ class Cloud:
             async with asyncio.timeout(self.settings.drain_seconds):
                 await self.ingest.drain()
                 await self.worker.stop()
-        self.hub.wake_all()
+        self.event_bus.wake_all()
         servers = (self._http_server, self._grpc_server)
         await asyncio.gather(*(server.stop() for server in servers if server is not None))
         for task in self._tasks:
             task.cancel()
-        self.parts.relay.close()
-        self.gallery.close()
-        self.shelf.close()
+        self.parts.edge_proxy.close()
+        self.image_service.close()
+        self.model_pool.close()
         self.store.close()
         self._folder.close()
 
@@ -136,21 +139,21 @@ class Cloud:
         """Whether other workers may pull from the same queue."""
         return self.settings.role == "worker" or not self.store.database.sqlite
 
-    def _worker(self, decoder: Decoder, cache: Any, hub: Hub) -> Worker:
+    def _worker(self, decoder: Decoder, cache: Any, event_bus: EventBus) -> Worker:
         settings = self.settings
         store: Any = self.store
         if self._shares:
             loop = asyncio.get_running_loop()
             frames = settings.claim_frames or max(8, 4 * decoder.max_batch)
-            store = Share(self.store, frames, lambda: roles.soon(loop, self.worker.wake))
+            store = Share(self.store, frames, lambda: bootstrap.soon(loop, self.worker.wake))
         return Worker(
             decoder,
             store,
             cache,
             self.metrics,
-            hub,
-            shelf=self.shelf,
-            owner=roles.owner_of(settings),
+            event_bus,
+            model_pool=self.model_pool,
+            owner=bootstrap.owner_of(settings),
             lease_seconds=settings.lease_seconds,
             max_attempts=settings.max_attempts,
             max_queue=settings.max_queue,
@@ -158,10 +161,21 @@ class Cloud:
             aging_seconds=settings.aging_seconds,
         )
 
-    def _front(self, cache: Any) -> Front:
+    def _front(self, cache: Any) -> QueueBackend:
         settings = self.settings
         limits = {"max_queue": settings.max_queue, "max_pixels": settings.max_pixels}
-        return Front(self.shelf, self.store, cache, self.metrics, **limits)
+        return QueueBackend(self.model_pool, self.store, cache, self.metrics, **limits)
+
+    def _ingest_settings(self) -> IngestSettings:
+        settings, bundles = self.settings, self.model_pool.bundles.values()
+        return IngestSettings(
+            window=settings.ingest_window,
+            max_bitstream_bytes=settings.max_bitstream_bytes,
+            bundle_name=" or ".join(f"{one.name} ({one.digest[:6].hex()})" for one in bundles),
+            knows_bundle=self.model_pool.knows_bundle,
+            check=self.worker.check,
+            decode_on_arrival=_eager(settings.eager),
+        )
 
     async def _look(self) -> None:
         """Other processes take the frames in: nobody tells this worker of them."""
@@ -213,7 +227,7 @@ def main(settings: Settings) -> int:
     return 0
 
 
-def _shelf(settings: Settings) -> Shelf:
+def _model_pool(settings: Settings) -> ModelPool:
     """The bundles of the settings; the default one is loaded when the service starts."""
     others = [part.strip() for part in settings.other_bundles.split(",") if part.strip()]
 
@@ -234,7 +248,9 @@ def _shelf(settings: Settings) -> Shelf:
             raise ValueError("AEIC_CLOUD_ROLE=ingest needs AEIC_CLOUD_CACHE_URL: its pictures are made elsewhere")
     else:
         choose_device(settings.device)
-    return Shelf([Bundle.load(path, verify=False) for path in (settings.bundle, *others)], load, settings.model_bytes)
+    return ModelPool(
+        [Bundle.load(path, verify=False) for path in (settings.bundle, *others)], load, settings.model_bytes
+    )
 
 
 def _eager(policy: str) -> Callable[[str], bool]:

@@ -20,13 +20,14 @@ import uvicorn
 from pydantic import ValidationError
 
 from aeic.errors import AeicError
-from edge_encoder import logs, systemd
-from edge_encoder.api import create_app
-from edge_encoder.camera import Camera
+from aeic_service import logs
+from edge_encoder import systemd
 from edge_encoder.connection import connection_class
+from edge_encoder.http_api.routes import create_app
 from edge_encoder.service import EdgeService
 from edge_encoder.settings import EdgeSettings, unknown_variables
-from edge_encoder.watched_folder import WatchedFolder
+from edge_encoder.sources.camera import Camera
+from edge_encoder.sources.watched_folder import WatchedFolder
 
 _GRACE_SECONDS = 10
 _CONNECTIONS = 1024

@@ -12,7 +12,7 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 from aeic.errors import AeicError
-from edge_encoder.encode_queue import Busy
+from edge_encoder.encoding.encode_queue import Busy
 
 log = logging.getLogger("aeic.edge.http")
 

@@ -16,22 +16,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 import aeic
-from aeic import tracing
 from aeic.errors import AeicError
+from aeic_service import tracing
 from edge_encoder import systemd
-from edge_encoder.backlog import Backlog
-from edge_encoder.encode_queue import Busy, EncodeQueue
-from edge_encoder.encoder import Encoder
-from edge_encoder.intake import Intake
+from edge_encoder.bundle_update.trial import Trial
+from edge_encoder.encoding.encode_queue import Busy, EncodeQueue
+from edge_encoder.encoding.encoder import Encoder
+from edge_encoder.encoding.rate_control import RateControl
 from edge_encoder.metrics import Metrics
-from edge_encoder.rate_control import RateControl
-from edge_encoder.records import Entry, SpoolError, State
 from edge_encoder.settings import EdgeSettings
-from edge_encoder.spool import Spool
-from edge_encoder.trial import Trial
-from edge_encoder.uplink import Uplink, ask
-from edge_encoder.waiting import Waiting
-from edge_encoder.wish import Taken, Wish
+from edge_encoder.spool.record import Entry, SpoolError, State
+from edge_encoder.spool.spool import Spool
+from edge_encoder.submission.deferred_encoder import DeferredEncoder
+from edge_encoder.submission.delivery_waiters import DeliveryWaiters
+from edge_encoder.submission.request import Accepted, EncodeRequest
+from edge_encoder.submission.submitter import Submitter
+from edge_encoder.uplink.uplink import Uplink, ask
 
 log = logging.getLogger("aeic.edge")
 
@@ -59,12 +59,12 @@ class EdgeService:
         self.trial: Trial
         self.encoder: Encoder
         self.spool: Spool
-        self.intake: Intake
-        self.backlog: Backlog
+        self.submitter: Submitter
+        self.deferred_encoder: DeferredEncoder
         self.uplink: Uplink
         self.rate_control: RateControl | None = None
         self._tasks: list[asyncio.Task[None]] = []
-        self.waiting = Waiting(self.entry, self.stopping)
+        self.waiting = DeliveryWaiters(self.entry, self.stopping)
 
     async def start(self) -> None:
         """Loads the bundle, warms up, opens the spool and begins to ship. AeicError or OSError when it cannot."""
@@ -106,7 +106,7 @@ class EdgeService:
         )
         if settings.target_age_seconds:
             self.rate_control = RateControl(bundle.default_rate, settings.target_age_seconds)
-        self.intake = Intake(
+        self.submitter = Submitter(
             self.encoder,
             self.queue,
             self.spool,
@@ -115,14 +115,14 @@ class EdgeService:
             source_id=settings.source_id,
             default_rate=lambda: self.rate_control.rate if self.rate_control else None,
         )
-        self.backlog = Backlog(
+        self.deferred_encoder = DeferredEncoder(
             self.spool,
             self.queue,
-            self.intake,
+            self.submitter,
             max_originals=settings.received_max_frames,
             max_bytes=settings.received_max_bytes,
         )
-        self.backlog.start()
+        self.deferred_encoder.start()
         self._tasks = [asyncio.create_task(self.uplink.run()), asyncio.create_task(self._keep_house())]
         self.ready = True
         log.info(
@@ -143,9 +143,9 @@ class EdgeService:
         )
         return self.encoder.warm_up()
 
-    async def take(self, picture: bytes | NDArray[np.uint8], wish: Wish) -> Taken:
+    async def take(self, picture: bytes | NDArray[np.uint8], encode_request: EncodeRequest) -> Accepted:
         """Encodes and spools one picture: Intake.take."""
-        return await self.intake.take(picture, wish)
+        return await self.submitter.take(picture, encode_request)
 
     async def entry(self, ident: uuid.UUID) -> Entry | None:
         """The frame's present state, or None if it is not known (any more)."""
@@ -155,7 +155,7 @@ class EdgeService:
         """Finishes what is in line, gives the uplink drain_timeout_seconds, closes the spool, which keeps the rest."""
         self.ready = False
         self.stopping.set()
-        await self.backlog.stop()
+        await self.deferred_encoder.stop()
         await self.queue.close()
         await self.uplink.drain(self.settings.drain_timeout_seconds)
         for task in self._tasks:
@@ -185,7 +185,7 @@ class EdgeService:
 
     def _changed(self, ident: uuid.UUID, state: State, reason: str) -> None:
         if state is State.RECEIVED:
-            self.backlog.wake()
+            self.deferred_encoder.wake()
             return
         if state is State.SPOOLED:
             self.uplink.wake()

@@ -16,7 +16,7 @@ from typing import Literal
 from pydantic import Field, SecretStr, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
 
-from edge_encoder.records import is_name
+from edge_encoder.spool.record import is_name
 
 FullPolicy = Literal["refuse", "drop-oldest", "drop-lowest-priority"]
 Wait = Literal["received", "spooled", "delivered"]
@@ -40,7 +40,7 @@ class EdgeSettings(BaseSettings):
     bundle: Path | None = Field(None, description="Model bundle; by default AEIC_BUNDLE, else the one that ships.")
 
     bundles_dir: Path | None = Field(
-        None, description="Folder of staged bundles (edge_encoder.bundles); their current one goes before bundle."
+        None, description="Folder of staged bundles (edge_encoder.bundle_update); their current one goes before bundle."
     )
     bundle_trial_frames: int = Field(20, ge=1, description="Accepted frames that confirm a bundle on trial.")
 

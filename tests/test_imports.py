@@ -21,7 +21,7 @@ def test_import_contracts() -> None:
 
 
 @pytest.mark.parametrize(
-    "module", ["edge_encoder.service", "edge_encoder.encoder", "aeic.latent_codec", "aeic_tools.cli"]
+    "module", ["edge_encoder.service", "edge_encoder.encoding.encoder", "aeic.latent_codec", "aeic_tools.cli"]
 )
 def test_a_fresh_interpreter_stays_light(module: str) -> None:
     """Importing the edge loads nothing heavy, even where it is installed."""
@@ -31,7 +31,7 @@ def test_a_fresh_interpreter_stays_light(module: str) -> None:
     assert result.stdout.strip() == "[]"
 
 
-@pytest.mark.parametrize("module", ["cloud_decoder.service", "cloud_decoder.decoder"])
+@pytest.mark.parametrize("module", ["cloud_decoder.service", "cloud_decoder.inference.decoder"])
 def test_the_cloud_loads_torch_only_when_asked(module: str) -> None:
     """The CPU cloud has no torch: importing must not need it."""
     code = f"import sys, {module}\nprint('torch' in sys.modules)"
@@ -42,9 +42,9 @@ def test_the_cloud_loads_torch_only_when_asked(module: str) -> None:
 
 def test_one_machine_loads_nothing_of_the_fleet() -> None:
     """A cloud on SQLite starts without psycopg, Alembic, obstore and Ray, store included."""
-    fleet = ("psycopg", "alembic", "obstore", "ray", "cloud_decoder.fleet", "cloud_decoder.migrations")
+    fleet = ("psycopg", "alembic", "obstore", "ray", "cloud_decoder.fleet", "cloud_decoder.store.migrations")
     code = (
-        "import sys, cloud_decoder.service, cloud_decoder.__main__\nfrom cloud_decoder.store import Store\n"
+        "import sys, cloud_decoder.service, cloud_decoder.__main__\nfrom cloud_decoder.store.store import Store\n"
         f"Store('sqlite://').close()\nprint([name for name in {fleet!r} if name in sys.modules])"
     )
     result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)

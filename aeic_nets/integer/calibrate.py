@@ -17,7 +17,7 @@ from aeic.passes import PASS_COUNT
 from aeic_nets.codec import Codec, coding_mask
 from aeic_nets.integer import network
 from aeic_nets.integer.fake_quant import Codes, TorchOps, Watcher, layer_weights, quantise_weight, weight_limbs
-from aeic_nets.integer.gelu import gelu_shift
+from aeic_nets.integer.gelu_table import gelu_shift
 from aeic_nets.integer.model import MEAN_EXPONENT, IntegerModel, Layer, Site, Sizes, bias_shift
 
 SITE_BITS: tuple[tuple[str, int], ...] = (

@@ -17,12 +17,12 @@ from aeic.tables import Rows, gaussian_rows
 from aeic_nets.codec import Codec
 from aeic_nets.integer import network
 from aeic_nets.integer.calibrate import calibrate, quantise
-from aeic_nets.integer.graph import FLOAT, INT8, INT16, INT32, Graph
-from aeic_nets.integer.indexes import COARSE, FINE, SWITCH, index_table
 from aeic_nets.integer.lower_cpu import CpuLowering
 from aeic_nets.integer.lower_gpu import FloatLowering, classes, coded_groups
 from aeic_nets.integer.model import IntegerModel, Site
+from aeic_nets.integer.onnx_builder import FLOAT, INT8, INT16, INT32, Graph
 from aeic_nets.integer.proof import prove
+from aeic_nets.integer.scale_index import COARSE, FINE, SWITCH, index_table
 
 Target = Literal["cpu", "gpu"]
 TO_LAST, TO_FIRST = [0, 2, 3, 1], [0, 3, 1, 2]

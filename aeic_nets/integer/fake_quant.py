@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from aeic_nets.integer.gelu import gelu_table
+from aeic_nets.integer.gelu_table import gelu_table
 from aeic_nets.integer.model import Site, bias_shift
 
 WEIGHT_LIMITS = {7: 63, 14: 63 * 128 + 63}

@@ -10,9 +10,9 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from aeic_nets.integer.graph import FLOAT, MICROSOFT
 from aeic_nets.integer.lower_gpu import Codes, FloatLowering, matrix
 from aeic_nets.integer.model import Layer, Site
+from aeic_nets.integer.onnx_builder import FLOAT, MICROSOFT
 
 
 class CpuLowering(FloatLowering):

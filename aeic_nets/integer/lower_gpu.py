@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 
 from aeic.passes import group_tile
 from aeic_nets.integer.fake_quant import norm_floor
-from aeic_nets.integer.graph import DOUBLE, FLOAT, Graph
 from aeic_nets.integer.model import Exponents, IntegerModel, Layer, Site
+from aeic_nets.integer.onnx_builder import DOUBLE, FLOAT, Graph
 
 FAR = 2**31 - 1
 

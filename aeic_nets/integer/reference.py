@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 from aeic.passes import PASS_COUNT, pass_mask
 from aeic_nets.integer import network
 from aeic_nets.integer.fake_quant import norm_floor
-from aeic_nets.integer.gelu import gelu_table
-from aeic_nets.integer.indexes import cells, index_table
+from aeic_nets.integer.gelu_table import gelu_table
 from aeic_nets.integer.model import Exponents, IntegerModel, Layer, Site
+from aeic_nets.integer.scale_index import cells, index_table
 
 Floats = NDArray[np.float32]
 

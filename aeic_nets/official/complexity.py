@@ -26,8 +26,8 @@ from torch import Tensor, nn
 from aeic import profiles
 from aeic.passes import PASS_COUNT
 from aeic.profiles import HYPER_STRIDE, LATENT_STRIDE, PICTURE_MULTIPLE, Profile
+from aeic_nets.folding import shrink
 from aeic_nets.network import AEIC
-from aeic_nets.official.fold import shrink
 from aeic_nets.official.keys import LORA_RANK, lora_modules
 
 PUBLISHED = {

@@ -27,10 +27,10 @@ from aeic import profiles
 from aeic.errors import InputError
 from aeic.profiles import LATENT_STRIDE, SCALE_MIN, Profile
 from aeic_nets.codec import Codec, Synthesis
+from aeic_nets.folding import channel_averages
 from aeic_nets.likelihood import LIKELIHOOD_MIN
 from aeic_nets.official import keys, range_coder, tables
 from aeic_nets.official.flows import FLOWS, encode_flow
-from aeic_nets.official.fold import channel_averages
 from aeic_nets.official.golden_weights import GoldenTensors, golden_picture
 from aeic_nets.official.onnx_parts import run_by_onnx
 from aeic_nets.official.weights import load_codec, load_unet, load_vae

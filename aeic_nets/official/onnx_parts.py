@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from aeic.passes import PASS_COUNT
-from aeic_nets.analysis import fast_analysis
 from aeic_nets.codec import Codec
-from aeic_nets.graphs import write_graph
+from aeic_nets.fast_analysis import fast_analysis
+from aeic_nets.onnx_export import write_graph
 
 
 class OnnxPart(nn.Module):

@@ -25,11 +25,11 @@ import onnxruntime
 import torch
 from numpy.typing import NDArray
 
-from aeic import gpu
 from aeic.quantise import hyper_size
+from aeic.runtime import cuda
 from aeic_nets.integer.export import export_entropy
 from aeic_nets.official.golden_weights import golden_picture
-from aeic_train.frequencies import hyper_medians
+from aeic_train.export.tables import hyper_medians
 from benchmarks.golden_bundle import golden_codec, write_golden_bundle
 
 SIZES = ((512, 768), (1088, 1920), (256, 192))
@@ -42,15 +42,15 @@ def open_on(path: Path, wanted: str) -> tuple[onnxruntime.InferenceSession, str]
     """The session on ``wanted`` and what it really runs on; on the CPU, with the reason printed, where that fails."""
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
-    cpu = onnxruntime.InferenceSession(str(path), options, providers=[gpu.CPU])
+    cpu = onnxruntime.InferenceSession(str(path), options, providers=[cuda.CPU])
     if wanted == "cpu":
-        return cpu, gpu.CPU
-    first = gpu.TENSORRT if wanted == "tensorrt" else gpu.CUDA
+        return cpu, cuda.CPU
+    first = cuda.TENSORRT if wanted == "tensorrt" else cuda.CUDA
     if first not in onnxruntime.get_available_providers():
         print(f"{path.name}: this build of ONNX Runtime has no {first}, the CPU takes its place")
-        return cpu, gpu.CPU
-    gpu.prepare()
-    lists = gpu.providers(wanted, path, cpu.get_inputs()[0].name, path.parent / "engines")
+        return cpu, cuda.CPU
+    cuda.prepare()
+    lists = cuda.providers(wanted, path, cpu.get_inputs()[0].name, path.parent / "engines")
     session = onnxruntime.InferenceSession(str(path), options, providers=lists)
     session.disable_fallback()
     got = session.get_providers()[0]
@@ -114,7 +114,7 @@ def main(argv: list[str] | None = None) -> int:
             pairs = zip(exact.run(None, feeds), session.run(None, feeds), strict=True)
             different = sum(int((one != other).sum()) for one, other in pairs)
             note(f"entropy model {width}x{height}", different == 0, different=different, provider=got)
-        note(f"{options.provider} was used", options.provider == "cpu" or got != gpu.CPU, provider=got)
+        note(f"{options.provider} was used", options.provider == "cpu" or got != cuda.CPU, provider=got)
     report["ok"] = all(check["ok"] for check in report["checks"].values())
     print(json.dumps(report))
     return 0 if report["ok"] else 1

@@ -26,8 +26,8 @@ import torch
 from aeic.pixels import from_tensor
 from aeic_nets.official.golden_weights import golden_picture
 from benchmarks.golden_bundle import golden_codec, write_golden_bundle
-from cloud_decoder.decoder import Decoder
-from edge_encoder.encoder import Encoder
+from cloud_decoder.inference.decoder import Decoder
+from edge_encoder.encoding.encoder import Encoder
 from edge_encoder.settings import ProviderChoice
 
 PUBLISHED_MS: dict[str, dict[str, dict[str, tuple[float, float]]]] = {

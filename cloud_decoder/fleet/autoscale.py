@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from cloud_decoder.records import Backlog
+from cloud_decoder.store.records import Backlog
 
 
 @dataclass

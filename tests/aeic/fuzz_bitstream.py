@@ -27,7 +27,7 @@ from aeic.bitstream import HEADER_BYTES, Frame
 from aeic.bundle import Bundle
 from aeic.errors import BitstreamError
 from aeic.latent_codec import LatentCodec
-from tests.tiny_bundle import write_tiny_bundle
+from tests.support.tiny_bundle import write_tiny_bundle
 
 SLOWEST_SECONDS = 20.0
 MOST_MEMORY_MIB = 1500

@@ -20,7 +20,7 @@ import numpy as np
 from aeic.bitstream import VERSION, Frame
 from aeic.bundle import Bundle
 from aeic.latent_codec import LatentCodec
-from tests.tiny_bundle import write_tiny_bundle
+from tests.support.tiny_bundle import write_tiny_bundle
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 BUNDLE_SEED = 2026

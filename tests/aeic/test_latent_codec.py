@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 from aeic import rans
 from aeic.bitstream import HEADER_BYTES, Frame
 from aeic.bundle import Bundle
-from aeic.context import EntropyModel
+from aeic.entropy_model import EntropyModel
 from aeic.errors import BitstreamError, BundleError, Damaged, RateError, TooLarge, Truncated, WrongModel
 from aeic.latent_codec import LatentCodec
-from tests.tiny_bundle import write_tiny_bundle
+from tests.support.tiny_bundle import write_tiny_bundle
 
 
 @pytest.fixture(scope="session")

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from aeic_tools import processes
-from aeic_tools.processes import Pair
+from aeic_tools import local_services
+from aeic_tools.local_services import Pair
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
@@ -33,5 +33,5 @@ def browser() -> Iterator[Any]:
 def services(browser: Any, tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
     """Both services with the tiny bundle; the cloud's page knows the edge."""
     folder = tmp_path_factory.mktemp("browser")
-    with processes.pair(folder, folder, tiny_bundle) as running:
+    with local_services.pair(folder, folder, tiny_bundle) as running:
         yield running

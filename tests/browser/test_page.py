@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 
-from aeic_tools.client import request
-from aeic_tools.processes import Pair
+from aeic_tools.demo_client import request
+from aeic_tools.local_services import Pair
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 OpenPage = Callable[..., Any]
@@ -205,9 +205,9 @@ def test_it_needs_nobody_else(open_page: OpenPage, services: Pair) -> None:
 
 
 def test_without_an_edge_it_says_so(browser: Any, tiny_bundle: Path, tmp_path: Path) -> None:
-    from aeic_tools import processes
+    from aeic_tools import local_services
 
-    with processes.cloud(tmp_path, tmp_path, tiny_bundle, AEIC_CLOUD_TOKENS="a:secret-token-1") as cloud:
+    with local_services.cloud(tmp_path, tmp_path, tiny_bundle, AEIC_CLOUD_TOKENS="a:secret-token-1") as cloud:
         page = browser.new_page()
         page.goto(cloud.http)
         page.wait_for_selector("#login:not([hidden])")

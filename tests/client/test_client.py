@@ -21,8 +21,8 @@ from PIL import Image
 from aeic.bundle import Bundle
 from aeic_client import AsyncClient, Client, NotReady, Problem, aio, client
 from aeic_client.messages import EventParser, Frame, Known
-from cloud_decoder.decoder import Decoder
-from cloud_decoder.onnx_generator import OnnxGenerator
+from cloud_decoder.inference.decoder import Decoder
+from cloud_decoder.inference.onnx_backend import OnnxGenerator
 from cloud_decoder.service import Cloud
 from cloud_decoder.settings import Settings
 from tests.cloud.conftest import MakeFrame, new_frame
@@ -46,7 +46,7 @@ class Running:
         """Store a frame as ingest does."""
         new = new_frame(data, **changed)
         self.cloud.store.add([new], time.time())
-        self.loop.call_soon_threadsafe(self.cloud.ingest._stored, [new])
+        self.loop.call_soon_threadsafe(self.cloud.commits.announce, [new])
         return new
 
     def stop(self) -> None:

@@ -22,12 +22,12 @@ from aeic.bundle import Bundle
 from aeic.latent_codec import LatentCodec
 from aeic.v1 import ingest_pb2 as pb
 from aeic.v1 import ingest_pb2_grpc as pb_grpc
-from cloud_decoder.decoder import Decoder
-from cloud_decoder.onnx_generator import OnnxGenerator
+from cloud_decoder.inference.decoder import Decoder
+from cloud_decoder.inference.onnx_backend import OnnxGenerator
 from cloud_decoder.service import Cloud
 from cloud_decoder.settings import Settings
-from cloud_decoder.store import NewFrame, Store
-from tests.cloud.postgres import Postgres, missing
+from cloud_decoder.store.store import NewFrame, Store
+from tests.support.postgres import Postgres, missing
 
 MakeFrame = Callable[..., bytes]
 

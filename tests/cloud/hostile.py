@@ -32,9 +32,9 @@ from aeic.bundle import Bundle
 from aeic.latent_codec import LatentCodec
 from aeic.v1 import ingest_pb2 as pb
 from tests.cloud.conftest import Edge
-from tests.cloud.stranger import HEADERS, SECRET, SHARES, Findings, Stranger
 from tests.cloud.test_service import process
-from tests.tiny_bundle import write_tiny_bundle
+from tests.support.stranger import HEADERS, SECRET, SHARES, Findings, Stranger
+from tests.support.tiny_bundle import write_tiny_bundle
 
 MOST_GROWTH_MIB = 64
 

@@ -12,7 +12,7 @@ import pytest
 
 from aeic.bundle import Bundle
 from cloud_decoder import service
-from cloud_decoder.decoder import Decoder
+from cloud_decoder.inference.decoder import Decoder
 from tests.cloud.conftest import Edge, FakeGenerator, MakeFrame, new_frame, running_cloud
 
 

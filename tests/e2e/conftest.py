@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from aeic_tools import processes
-from aeic_tools.processes import Pair
+from aeic_tools import local_services
+from aeic_tools.local_services import Pair
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -17,7 +17,7 @@ ROOT = Path(__file__).parent.parent.parent
 def pair(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
     """An edge and its cloud, up for all tests of a module."""
     folder = tmp_path_factory.mktemp("pair")
-    with processes.pair(folder, folder, tiny_bundle) as running:
+    with local_services.pair(folder, folder, tiny_bundle) as running:
         yield running
 
 

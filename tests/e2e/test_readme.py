@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from aeic_tools.processes import Pair
+from aeic_tools.local_services import Pair
 
 ROOT = Path(__file__).parent.parent.parent
 README = (ROOT / "README.md").read_text()

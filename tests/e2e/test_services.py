@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from aeic_tools import processes
-from aeic_tools.client import RequestFailed, request, travel
-from aeic_tools.processes import Pair
+from aeic_tools import local_services
+from aeic_tools.demo_client import RequestFailed, request, travel
+from aeic_tools.local_services import Pair
 
 
 def get(url: str) -> Any:
@@ -110,27 +110,27 @@ def test_a_cloud_that_is_down_loses_nothing(tiny_bundle: Path, tmp_path: Path, o
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     address = f"127.0.0.1:{port}"
-    with processes.edge(tmp_path, tmp_path, address, tiny_bundle) as edge:
+    with local_services.edge(tmp_path, tmp_path, address, tiny_bundle) as edge:
         accepted = json.loads(request(f"{edge.http}/v1/frames", owl))
         assert accepted["state"] == "spooled"
         assert get(f"{edge.http}/v1/frames/{accepted['id']}")["state"] in ("spooled", "sending")
-    with processes.edge(tmp_path, tmp_path, address, tiny_bundle) as edge:
+    with local_services.edge(tmp_path, tmp_path, address, tiny_bundle) as edge:
         assert get(f"{edge.http}/v1/frames/{accepted['id']}")["state"] in ("spooled", "sending")
-        with processes.cloud(tmp_path, tmp_path, tiny_bundle, grpc_port=port) as cloud:
+        with local_services.cloud(tmp_path, tmp_path, tiny_bundle, grpc_port=port) as cloud:
             wait_for_state(edge.http, accepted["id"], "delivered")
             image = request(f"{cloud.http}/v1/frames/{accepted['id']}/image?format=png&wait=30")
             assert image[:4] == b"\x89PNG"
 
 
 def test_services_stop_cleanly(tiny_bundle: Path, tmp_path: Path) -> None:
-    with processes.pair(tmp_path, tmp_path, tiny_bundle) as running:
+    with local_services.pair(tmp_path, tmp_path, tiny_bundle) as running:
         pass
     assert (running.edge.process.returncode, running.cloud.process.returncode) == (0, 0)
 
 
 def test_a_service_that_cannot_start_says_why(tmp_path: Path) -> None:
     with (
-        pytest.raises(processes.ServiceFailed, match="bundle"),
-        processes.cloud(tmp_path, tmp_path, tmp_path / "no-such-bundle"),
+        pytest.raises(local_services.ServiceFailed, match="bundle"),
+        local_services.cloud(tmp_path, tmp_path, tmp_path / "no-such-bundle"),
     ):
         pass

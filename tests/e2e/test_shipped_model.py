@@ -12,8 +12,8 @@ import pytest
 
 from aeic.pixels import load_picture
 from aeic_tools.demo import psnr
-from cloud_decoder.decoder import Decoder
-from edge_encoder.encoder import Encoder
+from cloud_decoder.inference.decoder import Decoder
+from edge_encoder.encoding.encoder import Encoder
 
 ROOT = Path(__file__).parent.parent.parent
 BUNDLE = ROOT / "models" / "aeic-se-nano"

@@ -17,15 +17,15 @@ from uuid import UUID
 import httpx
 import pytest
 
-from aeic import tracing
 from aeic.v1 import ingest_pb2 as pb
+from aeic_service import tracing
 from cloud_decoder.service import Cloud
 from cloud_decoder.settings import Settings
-from edge_encoder.api import create_app
-from edge_encoder.records import Record
+from edge_encoder.http_api.routes import create_app
 from edge_encoder.service import EdgeService
 from edge_encoder.settings import EdgeSettings
-from edge_encoder.stream import Stream
+from edge_encoder.spool.record import Record
+from edge_encoder.uplink.stream import Stream
 
 ROOT = Path(__file__).parents[2]
 CALLER = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
@@ -61,7 +61,7 @@ def journey(folder: Path, bundle: Path, pictures: list[bytes]) -> list[str]:
                 posted = [http.post("/v1/frames", content=p, headers={"traceparent": CALLER}) for p in pictures]
                 ids = [answer.json()["id"] for answer in await asyncio.gather(*posted)]
             for id in ids:
-                row, image = await cloud.gallery.image("", UUID(id), "png", None, 30.0)
+                row, image = await cloud.image_service.image("", UUID(id), "png", None, 30.0)
                 assert image and row
             await asyncio.sleep(0.2)  # the spans of the last one are told beside its answer
             return ids
@@ -113,7 +113,7 @@ def test_off_it_costs_no_byte_and_no_import() -> None:
     sent = Stream._frame(stream, record)
     assert sent == pb.Frame(id=record.id.bytes, bitstream=b"frame", crc32=zlib.crc32(b"frame"))
     code = (
-        "import sys, edge_encoder.uplink, cloud_decoder.traces\n"
+        "import sys, edge_encoder.uplink.uplink, cloud_decoder.worker.tracing\n"
         "print([m for m in sys.modules if m.startswith('opentelemetry.sdk')])"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
@@ -121,10 +121,10 @@ def test_off_it_costs_no_byte_and_no_import() -> None:
 
 
 def test_a_context_of_a_wrong_length_is_ignored(spans: Any) -> None:
-    from cloud_decoder import traces
+    from cloud_decoder.grpc_api import ingest
 
     for context in (b"", b"x", bytes(24), bytes(26), bytes(10_000)):
-        traces.arrived(UUID(int=1), context, 0.0)
+        ingest.trace_arrival(UUID(int=1), context, 0.0)
     assert spans() == () and tracing.kept(UUID(int=1)) == b""
     for number in range(tracing.KEPT + 10):
         tracing.keep(UUID(int=number), bytes(24) + b"\1")

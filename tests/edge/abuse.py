@@ -29,7 +29,7 @@ import psutil
 from PIL import Image
 
 from tests.edge.conftest import ROOT, Edge, picture
-from tests.tiny_bundle import write_tiny_bundle
+from tests.support.tiny_bundle import write_tiny_bundle
 
 SAMPLES = {
     "jpeg": picture(160, 120),

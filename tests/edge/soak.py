@@ -27,12 +27,12 @@ from pathlib import Path
 
 import httpx
 
-from edge_encoder.encoder import Encoder
-from edge_encoder.ids import new_id
+from aeic.identifiers import new_id
+from edge_encoder.encoding.encoder import Encoder
 from tests.edge.conftest import picture
-from tests.edge.fakes import Proxy
-from tests.edge.restarted import Process
-from tests.tiny_bundle import write_tiny_bundle
+from tests.support.edge_fakes import Proxy
+from tests.support.restarted import Process
+from tests.support.tiny_bundle import write_tiny_bundle
 
 PICTURES = 48
 CLIENTS = 6

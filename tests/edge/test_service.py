@@ -16,7 +16,7 @@ import pytest
 
 from edge_encoder.__main__ import main
 from tests.edge.conftest import ROOT, picture
-from tests.edge.fakes import FakeCloud, serving
+from tests.support.edge_fakes import FakeCloud, serving
 
 
 def test_it_says_where_it_is_and_drains_on_sigterm(start_edge):

@@ -18,7 +18,7 @@ from aeic_nets.codec import Codec
 from aeic_nets.integer.calibrate import calibrate, quantise
 from aeic_nets.integer.export import write_graphs
 from aeic_nets.integer.model import IntegerModel
-from tests import tiny_bundle
+from tests.support import tiny_bundle
 
 SMALL: Profile = replace(
     NANO, name="small", analysis_widths=(8, 8, 8, 8, 32), latent_channels=32, context_width=48, context_depth=1

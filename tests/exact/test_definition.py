@@ -17,11 +17,11 @@ from aeic_nets.codec import Codec
 from aeic_nets.integer import network
 from aeic_nets.integer.calibrate import calibrate, quantise, sizes_of
 from aeic_nets.integer.fake_quant import Codes, TorchOps, code_limbs, weight_limbs
-from aeic_nets.integer.gelu import MARGIN, gelu_shift, gelu_table
-from aeic_nets.integer.indexes import CELLS, cells, index_table
+from aeic_nets.integer.gelu_table import MARGIN, gelu_shift, gelu_table
 from aeic_nets.integer.model import ExactnessError, IntegerModel, Layer, Site
 from aeic_nets.integer.proof import EXACT, prove
 from aeic_nets.integer.reference import Reference
+from aeic_nets.integer.scale_index import CELLS, cells, index_table
 from aeic_nets.integer.training import disable_quantisation, enable_quantisation, price, set_sites
 from tests.exact.models import SMALL, latents, small_codec, small_model
 

@@ -22,7 +22,7 @@ import time
 from collections import Counter
 from pathlib import Path
 
-from cloud_decoder.store import Store
+from cloud_decoder.store.store import Store
 from tests.fleet.camera import Camera
 from tests.fleet.client import Client
 from tests.fleet.fleet import LEASE, Fleet, make_frames

@@ -13,10 +13,10 @@ import numpy as np
 from aeic.bitstream import Frame
 from aeic.bundle import Bundle
 from aeic.latent_codec import LatentCodec
-from cloud_decoder.store import Store
-from tests.cloud.postgres import Postgres
+from cloud_decoder.store.store import Store
 from tests.fleet.members import Member
-from tests.tiny_bundle import write_tiny_bundle
+from tests.support.postgres import Postgres
+from tests.support.tiny_bundle import write_tiny_bundle
 
 LEASE = 3.0
 """Seconds, of every worker here."""

@@ -14,10 +14,10 @@ from typing import Any
 
 import ray
 
+from cloud_decoder.fleet.launcher import FleetUp, connect
 from cloud_decoder.fleet.settings import FleetSettings
-from cloud_decoder.fleet.up import FleetUp, connect
 from cloud_decoder.settings import Settings
-from cloud_decoder.store import Store
+from cloud_decoder.store.store import Store
 from tests.fleet.fleet import Fleet
 from tests.fleet.members import ROOT
 

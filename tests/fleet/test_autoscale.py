@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from cloud_decoder.fleet.autoscale import Autoscaler
-from cloud_decoder.records import Backlog
+from cloud_decoder.store.records import Backlog
 
 
 def scaler(**changed: float) -> Autoscaler:

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from cloud_decoder.shared_cache import SharedCache
-from tests.cloud.postgres import free_port
+from cloud_decoder.images.object_cache import SharedCache
+from tests.support.postgres import free_port
 
 pytest.importorskip("obstore", reason="obstore is not installed (extra fleet)")
 

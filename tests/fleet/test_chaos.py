@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cloud.postgres import missing
+from tests.support.postgres import missing
 
 pytest.importorskip("obstore", reason="obstore is not installed (extra fleet)")
 ROOT = Path(__file__).parents[2]

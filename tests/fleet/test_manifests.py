@@ -17,8 +17,8 @@ import pytest
 import yaml
 
 from cloud_decoder.fleet.settings import FleetSettings
-from cloud_decoder.schema import metadata
 from cloud_decoder.settings import Settings
+from cloud_decoder.store.schema import metadata
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
 FOREIGN = {"ScaledObject", "TriggerAuthentication", "RayCluster", "Kustomization"}
@@ -112,7 +112,7 @@ def test_settings_named_there_exist() -> None:
 def test_the_scaler_asks_for_columns_that_exist(store_url: str) -> None:
     import sqlalchemy as sa
 
-    from cloud_decoder.store import Store
+    from cloud_decoder.store.store import Store
 
     (scaled,) = (one for one in written() if one["kind"] == "ScaledObject")
     store = Store(store_url)

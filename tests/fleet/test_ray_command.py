@@ -20,11 +20,11 @@ import psutil
 import pytest
 
 from aeic.bundle import Bundle
-from cloud_decoder.store import Store
+from cloud_decoder.store.store import Store
 from tests.cloud.conftest import MakeFrame
-from tests.cloud.postgres import Postgres
 from tests.fleet.camera import Camera
 from tests.fleet.members import ROOT
+from tests.support.postgres import Postgres
 
 pytest.importorskip("ray", reason="Ray is not installed (extra fleet-ray)")
 pytest.importorskip("obstore", reason="obstore is not installed (extra fleet)")

@@ -12,17 +12,17 @@ import httpx
 import pytest
 
 from aeic.bundle import Bundle
-from cloud_decoder.cache import Cache
-from cloud_decoder.decoder import Decoder
-from cloud_decoder.events import Hub
-from cloud_decoder.front import VISITORS
-from cloud_decoder.news import News
-from cloud_decoder.records import Finished
+from cloud_decoder.events import EventBus
+from cloud_decoder.front_end.event_poller import EventPoller
+from cloud_decoder.front_end.queue_backend import TRANSIENT_TENANT
+from cloud_decoder.images.disk_cache import Cache
+from cloud_decoder.images.object_cache import SharedCache
+from cloud_decoder.inference.decoder import Decoder
 from cloud_decoder.service import Cloud
 from cloud_decoder.settings import Settings
-from cloud_decoder.share import Share
-from cloud_decoder.shared_cache import SharedCache
-from cloud_decoder.store import State, Store
+from cloud_decoder.store.records import DecodeResult
+from cloud_decoder.store.store import State, Store
+from cloud_decoder.worker.share import Share
 from tests.cloud.conftest import Edge, FakeGenerator, MakeFrame, new_frame
 
 pytest.importorskip("obstore", reason="obstore is not installed (extra fleet)")
@@ -59,10 +59,10 @@ def test_a_front_end_and_a_worker_do_what_one_machine_does(
             assert (await http.get("/readyz")).status_code == 200
             assert (await http.get(worker.http + "/readyz")).status_code == 200
             for _ in range(40):
-                if sum(front.store.counts(VISITORS).values()) == 0:
+                if sum(front.store.counts(TRANSIENT_TENANT).values()) == 0:
                     break
                 await asyncio.sleep(0.05)
-            assert sum(front.store.counts(VISITORS).values()) == 0 and front.store.counts()["done"] == 1
+            assert sum(front.store.counts(TRANSIENT_TENANT).values()) == 0 and front.store.counts()["done"] == 1
         await worker.stop()
         await front.stop()
 
@@ -138,17 +138,17 @@ def test_a_shared_cache_is_one_place_for_many(tmp_path: Path) -> None:
 
 
 def test_listeners_of_a_front_end_hear_of_the_workers(store_url: str, make_frame: MakeFrame) -> None:
-    store, hub = Store(store_url), Hub()
-    news, new = News(store, hub), [new_frame(make_frame(n)) for n in range(3)]
+    store, event_bus = Store(store_url), EventBus()
+    news, new = EventPoller(store, event_bus), [new_frame(make_frame(n)) for n in range(3)]
 
     async def scenario() -> None:
-        with hub.subscribe("") as events:
-            assert hub.tenants == {""}
+        with event_bus.subscribe("") as events:
+            assert event_bus.tenants == {""}
             store.add(new, time.time())
             news.tell("", store.page("", 10))
             claimed = store.claim("w", new[0].fingerprint, 2, time.time(), 60, 3)
             news.tell("", store.page("", 10))
-            store.finish([Finished(claimed[0].row.seq, "", {})], time.time())
+            store.finish([DecodeResult(claimed[0].row.seq, "", {})], time.time())
             store.fail([claimed[1].row.seq], "no")
             news.tell("", store.page("", 10))
             news.tell("", store.page("", 10))

@@ -11,8 +11,8 @@ from uuid import UUID
 import sqlalchemy as sa
 
 from cloud_decoder.errors import StoreUnavailable
-from cloud_decoder.schema import frames, jobs
-from cloud_decoder.store import Store
+from cloud_decoder.store.schema import frames, jobs
+from cloud_decoder.store.store import Store
 
 
 class Watch:

@@ -17,11 +17,11 @@ from aeic import profiles
 from aeic.bundle import Bundle
 from aeic.errors import BundleError
 from aeic.latent_codec import LatentCodec
-from aeic_nets.generator import TorchGenerator
 from aeic_nets.official.pickles import read_file
-from aeic_tools import processes
-from aeic_tools.client import travel
-from aeic_train import convert
+from aeic_nets.runtime.torch_backend import TorchGenerator
+from aeic_tools import local_services
+from aeic_tools.demo_client import travel
+from aeic_train.export import from_official
 from tests.official.official_files import write_official
 from tests.official.small import SMALL, small_model
 
@@ -48,7 +48,7 @@ def arguments(official: Path, out: Path) -> list[str]:
 @pytest.mark.slow
 def test_the_official_files_become_a_bundle(official: Path, tmp_path: Path) -> None:
     out = tmp_path / "bundle"
-    assert convert.main([*arguments(official, out), "--calibration", str(official)]) == 0
+    assert from_official.main([*arguments(official, out), "--calibration", str(official)]) == 0
     assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
     bundle = Bundle.load(out)
     assert bundle.manifest["profile"] == "small"
@@ -61,7 +61,9 @@ def test_the_official_files_become_a_bundle(official: Path, tmp_path: Path) -> N
         whole = small_model().generate(torch.from_numpy(latents.y_hat[None])).clamp(-1, 1).numpy()
     picture = TorchGenerator(out)(latents.y_hat[None])
     (onnx,) = bundle.session("synthesis", 1).run(None, {"y_hat": latents.y_hat[None]})
-    with processes.pair(tmp_path / "data", tmp_path, out) as running:  # by ONNX Runtime: the services know no "small"
+    with local_services.pair(
+        tmp_path / "data", tmp_path, out
+    ) as running:  # by ONNX Runtime: the services know no "small"
         journey = travel(running, (official / "0.png").read_bytes())
     with Image.open(io.BytesIO(journey.image)) as image:
         assert image.size == (192, 128)
@@ -77,7 +79,7 @@ def test_missing_tensors_are_listed_and_nothing_is_written(official: Path, tmp_p
     command = arguments(official, tmp_path / "bundle")
     command[command.index("--checkpoint") + 1] = str(tmp_path / "aeic.pkl")
     with pytest.raises(BundleError) as error:
-        convert.main([*command, "--float-entropy"])
+        from_official.main([*command, "--float-entropy"])
     assert "unet_ckpt: missing mid_block.resnets.0.conv1.lora_A.default.weight" in str(error.value)
     assert "codec: h_a.reduction.0.body.0.bias (3,), wanted" in str(error.value)
     assert [path.name for path in tmp_path.iterdir()] == ["aeic.pkl"]
@@ -92,18 +94,18 @@ def test_a_pickle_that_runs_code_is_refused(tmp_path: Path) -> None:
 
 
 def test_extra_tensors_are_named(official: Path, tmp_path: Path) -> None:
-    files = convert.read_official(
-        official / "sd-turbo" / convert.SD_TURBO_FILES[1],
+    files = from_official.read_official(
+        official / "sd-turbo" / from_official.SD_TURBO_FILES[1],
         official / "halfDecoder.ckpt",
         official / "aeic.pkl",
         tmp_path,
     )
-    assert convert.choose_profile(files, list(profiles.PROFILES.values())).name == "small"
+    assert from_official.choose_profile(files, list(profiles.PROFILES.values())).name == "small"
     files["codec"] = dict(files["codec"]) | {"g_a.more": torch.zeros(1)}
-    assert convert.check(files, profiles.PROFILES["small"]) == ["codec: g_a.more"]
+    assert from_official.check(files, profiles.PROFILES["small"]) == ["codec: g_a.more"]
 
 
 def test_a_bundle_says_what_it_was_made_from(official: Path) -> None:
     with pytest.raises(BundleError, match=r"no UNet weights under"):
-        convert.find_sd_turbo(official)
-    assert json.loads(json.dumps(convert.SD_TURBO_FILES))[0].startswith("unet/")
+        from_official.find_sd_turbo(official)
+    assert json.loads(json.dumps(from_official.SD_TURBO_FILES))[0].startswith("unet/")

@@ -14,10 +14,10 @@ from PIL import Image
 from aeic import profiles
 from aeic.bundle import Bundle
 from aeic.latent_codec import LatentCodec
-from aeic_nets.generator import TorchGenerator
-from aeic_tools import processes
-from aeic_tools.client import request, travel
-from aeic_train import convert
+from aeic_nets.runtime.torch_backend import TorchGenerator
+from aeic_tools import local_services
+from aeic_tools.demo_client import request, travel
+from aeic_train.export import from_official
 from tests.official.official_files import write_official
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -35,18 +35,18 @@ def test_full_size_from_the_official_files_to_a_picture(
         shutil.copy(EXAMPLES / name, tmp_path / "pictures" / name)
     out = tmp_path / "bundle"
     command = [*sources, "--calibration", str(tmp_path / "pictures"), "--out", str(out)]
-    assert convert.main(command) == 0
+    assert from_official.main(command) == 0
     shutil.rmtree(tmp_path / "official")
     bundle = Bundle.load(out)
     assert bundle.manifest["profile"] == profile
     assert "synthesis.onnx" not in bundle.manifest["files"]
     assert "weights.safetensors" in bundle.manifest["defines_bitstream"]
 
-    monkeypatch.setattr(processes, "START_SECONDS", 240.0)
+    monkeypatch.setattr(local_services, "START_SECONDS", 240.0)
     sent = io.BytesIO()
     with Image.open(EXAMPLES / "owl.jpg") as owl:
         owl.resize((192, 128)).save(sent, "png")
-    with processes.pair(tmp_path / "data", tmp_path, out) as running:
+    with local_services.pair(tmp_path / "data", tmp_path, out) as running:
         journey = travel(running, sent.getvalue(), seconds=240)
         frame = request(f"{running.cloud.http}/v1/frames/{journey.accepted['id']}/bitstream")
     with Image.open(io.BytesIO(journey.image)) as image:

@@ -7,7 +7,7 @@ import torch
 from torch.nn import functional as F
 
 from aeic.errors import BundleError
-from aeic_nets.official.fold import channel_averages, fold
+from aeic_nets.folding import channel_averages, fold
 from aeic_nets.official.keys import LORA_SCALING
 from aeic_nets.official.weights import load_unet, merge_lora
 from tests.official.small import official_files, small_model

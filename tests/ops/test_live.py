@@ -21,9 +21,9 @@ from typing import Any
 import pytest
 import yaml
 
-from aeic_tools import processes
-from aeic_tools.client import RequestFailed, request
-from aeic_tools.processes import Pair
+from aeic_tools import local_services
+from aeic_tools.demo_client import RequestFailed, request
+from aeic_tools.local_services import Pair
 from tests.cloud.test_ops import DEPLOY, RULES, dashboard_module, metrics_in
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -77,7 +77,7 @@ class Prometheus:
 def prometheus(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prometheus]:
     """Prometheus and both services, under traffic as long as the tests run."""
     folder = tmp_path_factory.mktemp("ops")
-    with processes.pair(folder, folder, tiny_bundle) as pair:
+    with local_services.pair(folder, folder, tiny_bundle) as pair:
         targets = {"edge": pair.edge.http, "cloud": pair.cloud.http}
         server = Prometheus(folder, {name: url.removeprefix("http://") for name, url in targets.items()})
         over = threading.Event()

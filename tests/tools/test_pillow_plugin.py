@@ -14,8 +14,8 @@ from PIL import Image
 import aeic_tools.pillow_plugin as plugin
 from aeic.bitstream import HEADER_BYTES, Frame
 from aeic_tools.demo import psnr
-from cloud_decoder.decoder import Decoder
-from edge_encoder.encoder import Encoder
+from cloud_decoder.inference.decoder import Decoder
+from edge_encoder.encoding.encoder import Encoder
 
 ROOT = Path(__file__).parents[2]
 BUNDLE = ROOT / "models" / "aeic-se-nano"

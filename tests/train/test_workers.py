@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import nn
 
-from aeic_train.loop import Trainer
-from aeic_train.recipe import Recipe
+from aeic_train.training.recipe import Recipe
+from aeic_train.training.trainer import Trainer
 from aeic_train.workers import StopSignal, Workers, launch
-from tests.train.test_reproducible import short_smoke_recipe
+from tests.train.training.test_reproducible import short_smoke_recipe
 
 
 def _average(workers: Workers, folder: Path) -> None:

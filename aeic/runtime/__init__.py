@@ -1,0 +1,1 @@
+"""Execution backends for the graphs of a bundle: ONNX Runtime sessions, CUDA and OpenVINO."""

@@ -1,0 +1,163 @@
+"""The commands encode, decode, info and latents: the Python API, file by file."""
+
+from __future__ import annotations
+
+import io
+import json
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from aeic.errors import AeicError
+from aeic_tools import files, output
+from aeic_tools.extras import needs
+from aeic_tools.files import PIPE, Job, UsageError
+
+PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
+FORMATS = {".png": "png", ".webp": "webp", ".jpg": "jpeg", ".jpeg": "jpeg"}
+
+
+@dataclass(frozen=True)
+class Options:
+    """What encode and decode have in common: the bundle's folder, threads (0 is all), how to write, how to report."""
+
+    bundle: Path | None = None
+    threads: int = 0
+    force: bool = False
+    as_json: bool = False
+    quiet: bool = False
+
+
+def encode(source: str, target: str, rate: str | None, max_bytes: int | None, options: Options) -> int:
+    """Pictures to frames. Returns the exit code."""
+    jobs = files.plan(source, target, PICTURE_SUFFIXES, ".aeic")
+    for job in jobs:
+        if Path(job.target).suffix.lower() in PICTURE_SUFFIXES:
+            raise UsageError(f"{job.target} is named like a picture: name the frame .aeic")
+    with needs("edge-cpu"):
+        from edge_encoder.encoding.encoder import Encoder
+    encoder = Encoder.from_bundle(options.bundle, threads=options.threads)
+    wanted = None if rate is None else encoder.bundle.rate(rate).number
+
+    def work(job: Job) -> None:
+        files.refuse_overwrite(job.target, options.force)
+        data = files.read(job.source)
+        start = time.perf_counter()
+        encoded = encoder.encode(data, rate=wanted, max_bytes=max_bytes)
+        facts: dict[str, Any] = {
+            "input": job.source,
+            "output": job.target,
+            "width": encoded.width,
+            "height": encoded.height,
+            "bytes": len(encoded.data),
+            "bpp": encoded.bpp,
+            "rate": encoded.rate,
+            "seconds": time.perf_counter() - start,
+            "timings": encoded.timings,
+        }
+        files.write(job.target, encoded.data, options.force)
+        output.say(job.target, output.size_line(job, facts), facts, options.as_json, options.quiet)
+
+    return output.each(jobs, work)
+
+
+def decode(source: str, target: str, picture_format: str | None, device: str, options: Options) -> int:
+    """Frames to pictures. The format is the target's suffix, or ``picture_format``; png for a pipe or a folder."""
+    suffix = f".{(picture_format or 'png').lower()}"
+    jobs = files.plan(source, target, (".aeic",), suffix)
+    for job in jobs:
+        _format_of(job.target, picture_format)
+    with needs("cloud-cpu"):
+        from aeic.pixels import save_picture
+        from cloud_decoder.inference.decoder import Decoder
+    try:
+        decoder = Decoder.from_bundle(options.bundle, device=device, threads=options.threads)
+    except (ValueError, RuntimeError, AssertionError) as error:  # not known, or nothing that torch can open here
+        raise UsageError(f"--device {device}: {str(error).splitlines()[0]}; leave it out, or take onnx") from error
+
+    def work(job: Job) -> None:
+        from aeic.bitstream import Frame
+
+        files.refuse_overwrite(job.target, options.force)
+        data = files.read(job.source)
+        start = time.perf_counter()
+        info = Frame.parse(data).info
+        picture = decoder.decode([data])[0]
+        encoded = save_picture(picture, _format_of(job.target, picture_format))
+        facts: dict[str, Any] = {
+            "input": job.source,
+            "output": job.target,
+            "width": info.width,
+            "height": info.height,
+            "bytes": info.bytes,
+            "bpp": info.bpp,
+            "rate": info.rate,
+            "seconds": time.perf_counter() - start,
+        }
+        files.write(job.target, encoded, options.force)
+        output.say(job.target, output.size_line(job, facts), facts, options.as_json, options.quiet)
+
+    return output.each(jobs, work)
+
+
+def _format_of(target: str, wanted: str | None) -> str:
+    if wanted and f".{wanted.lower()}" not in FORMATS:
+        raise UsageError(f"--format {wanted}: choose png, webp or jpeg")
+    suffix = f".{wanted.lower()}" if wanted else ".png" if target == PIPE else Path(target).suffix.lower()
+    if suffix not in FORMATS:
+        raise UsageError(f"{target} does not end in .png, .webp or .jpg: name it so, or give --format")
+    return FORMATS[suffix]
+
+
+def info(source: str, *, bundle: Path | None, as_json: bool) -> int:
+    """A frame's header, and where its bytes go. Needs no model; names the rate if the bundle at hand made the frame."""
+    with needs("edge-cpu"):
+        from aeic.bitstream import HEADER_BYTES, Frame
+        from aeic.bundle import Bundle
+
+    def work(job: Job) -> None:
+        found = Frame.parse(files.read(job.source)).info
+        facts: dict[str, Any] = {"file": job.source, **found.as_dict(), "header_bytes": HEADER_BYTES, "model": None}
+        try:
+            loaded = Bundle.load(bundle, verify=False)
+            if loaded.fingerprint == found.fingerprint:
+                facts |= {"model": loaded.name, "rate_name": loaded.rate(found.rate).name}
+        except AeicError:
+            if bundle is not None:
+                raise
+        if as_json:
+            print(json.dumps(facts))
+            return
+        model = facts["model"] or "another model than the one here"
+        print(
+            f"{job.source}: AEIC version {found.version}, {found.width}x{found.height}, "
+            f"{found.bytes} bytes, {found.bpp:.4f} bpp\n"
+            f"  header   {HEADER_BYTES} bytes\n"
+            f"  payload  {found.payload_bytes} bytes\n"
+            f"  rate     {found.rate}{' (' + facts['rate_name'] + ')' if 'rate_name' in facts else ''}\n"
+            f"  model    {found.fingerprint} ({model})"
+        )
+
+    return output.each([files.one(source, PIPE)], work)
+
+
+def latents(source: str, target: str, *, bundle: Path | None, threads: int, force: bool) -> int:
+    """The decoded y_hat (M, h, w) float32, gain undone, as an npz; the digest of the latents on stdout. No torch."""
+    with needs("cloud-cpu"):
+        import numpy as np
+
+        from aeic.bundle import Bundle
+        from aeic.latent_codec import LatentCodec
+
+    def work(job: Job) -> None:
+        files.refuse_overwrite(job.target, force)
+        decoded = LatentCodec(Bundle.load(bundle), threads).decode(files.read(job.source))
+        size = np.array([decoded.frame.height, decoded.frame.width], np.int32)
+        buffer = io.BytesIO()
+        np.savez(buffer, y_hat=decoded.y_hat, symbols=decoded.symbols, size=size)
+        files.write(job.target, buffer.getvalue(), force)
+        if job.target != PIPE:
+            print(decoded.digest)
+
+    return output.each([files.one(source, target)], work)

@@ -1,0 +1,1 @@
+"""Codecs behind one interface: ours, and the baselines it is compared with."""

@@ -1,0 +1,1 @@
+"""Training pictures: photographs and synthetic crops."""

@@ -1,0 +1,1 @@
+"""Rate, distortion and perception: metrics, runs over a folder, result tables and curves."""

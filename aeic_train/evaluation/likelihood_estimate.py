@@ -1,0 +1,47 @@
+"""Rate and quality of weights that are not exported yet: bits of the rounded latents by likelihood, no file written.
+
+Within half a percent of real files (rounding to integer tables and 13 bytes a file, which are added). For ablations and
+for a look at a run; figures that are published come from ``aeic bench rd`` and real files.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.nn import functional as F
+
+from aeic.profiles import PICTURE_MULTIPLE
+from aeic_nets.network import AEIC
+from aeic_nets.runtime.precision import autocast
+from aeic_train.evaluation.metrics import Judges, frechet, summary
+
+FILE_BYTES = 13
+"""Header, check value and what the coder loses: what a file holds beyond the likelihoods' bits."""
+
+
+@torch.inference_mode()
+def reconstruct(model: AEIC, picture: NDArray[np.uint8], rate: int) -> tuple[NDArray[np.uint8], float]:
+    """``picture`` uint8 (H, W, 3) through ``model`` at a rate point: the reconstruction and its bits per pixel."""
+    height, width = picture.shape[:2]
+    x = torch.from_numpy(np.array(picture)).permute(2, 0, 1)[None].float().div(127.5).sub(1)
+    # Edge and not reflection, which fails on sides under half the multiple; the border is cut off again.
+    x = F.pad(x, (0, -width % PICTURE_MULTIPLE, 0, -height % PICTURE_MULTIPLE), mode="replicate")
+    model.codec.zero_skipped = True
+    with autocast(x.device):
+        out = model(x, rate)
+    bits = float(out["y_bits_hard"] + out["z_bits_hard"]) + 8 * FILE_BYTES
+    result = out["x_hat"][0, :, :height, :width].float().clamp(-1, 1).add(1).mul(127.5).round().byte()
+    return result.permute(1, 2, 0).numpy(), bits / (height * width)
+
+
+def point(model: AEIC, pictures: list[NDArray[np.uint8]], rate: int, judges: Judges) -> dict[str, float]:
+    """Means over ``pictures`` of bpp and every metric: one point of a curve (curves.py)."""
+    rows, originals, results = [], [], []
+    for picture in pictures:
+        result, bpp = reconstruct(model, picture, rate)
+        metrics, original_features, result_features = judges.judge(picture, result)
+        rows.append({"bpp": bpp, **metrics})
+        originals.append(original_features)
+        results.append(result_features)
+    return summary(rows) | {"efflite_fd": frechet(np.concatenate(originals), np.concatenate(results))}

@@ -1,0 +1,191 @@
+"""Rate, distortion and perception on a folder: real file bytes, every picture, our codec and its rivals.
+
+    aeic bench rd FOLDER --out DIR [--bundle BUNDLE] [--rates 0,4]
+    aeic bench rd FOLDER --out DIR --codecs ours,vvc,avif-half,heic-half,jxl-half --bpp 0.015,0.03,0.06
+    aeic bench rd FOLDER --out DIR --codecs ours,vvc --known docs/results/rivals_val12.csv --every 3 --limit 12
+
+Ours is measured at its rate points; for the others the settings are sought whose mean over the pictures meets --bpp,
+and every setting tried is a point of the curve. Codecs: see
+aeic_train/codecs/baselines.py (also: models of CompressAI's zoo, and any program by a .toml of command
+templates). Writes into DIR:
+
+    pictures.csv   a row a picture, codec and setting; a second run computes only what is missing
+    results.json   a list, one entry a codec in CompressAI's shape ("results": {"bpp": [...], "psnr-rgb": [...], ...})
+    summary.json   BD-rates of ours against each rival, and each codec's measures at equal bits
+    features/      pooled features for efflite_fd; pictures/ with --keep: what the codecs made of each picture
+
+--known takes rows from an earlier run on the same pictures, and their efflite_fd from the .json beside it. The last
+line is one JSON object with "rates": the means of each of our rate points (of the first codec, if ours is not there).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from aeic.bundle import Bundle
+from aeic.errors import AeicError, InputError
+from aeic_train.codecs.base import Codec, CodecFailed, CodecUnavailable
+from aeic_train.codecs.baselines import build
+from aeic_train.codecs.ours import Pair
+from aeic_train.evaluation import rd_curves
+from aeic_train.evaluation.metrics import Judges
+from aeic_train.evaluation.results_table import Table
+from aeic_train.evaluation.runner import Bench, curve
+
+SUFFIXES = {".jpg", ".jpeg", ".png", ".webp"}
+
+
+def compare(curves_by_name: dict[str, list[dict[str, Any]]], targets: Sequence[float]) -> dict[str, Any]:
+    """BD-rates (percent) of the first codec against each other, and every codec's measures at ``targets`` bpp."""
+    ours, *rivals = curves_by_name
+    rates = {
+        rival: {
+            measure: None if value is None else round(value, 2)
+            for measure in rd_curves.COMPARED
+            for value in [rd_curves.bd_rate(curves_by_name[rival], curves_by_name[ours], measure)]
+        }
+        for rival in rivals
+    }
+    equal = {
+        f"{bpp:g}": {
+            name: {
+                measure: None if value is None else round(value, 5)
+                for measure in rd_curves.MEASURES
+                for value in [rd_curves.at(points, measure, bpp)]
+            }
+            for name, points in curves_by_name.items()
+        }
+        for bpp in targets
+    }
+    return {"codec": ours, "bd_rates": rates, "at_bpp": equal}
+
+
+def _known_distances(tables: Sequence[Path], paths: Sequence[Path]) -> dict[str, Any]:
+    """``efflite_fd`` by "codec setting" from the JSON beside each table, if it is of the very same pictures."""
+    found = {}
+    for table in tables:
+        beside = table.with_name("results.json" if table.name == "pictures.csv" else f"{table.stem}.json")
+        for entry in json.loads(beside.read_text()) if beside.exists() else []:
+            if entry.get("pictures") == [path.name for path in paths] and "efflite-fd" in entry["results"]:
+                for setting, value in zip(entry["settings"], entry["results"]["efflite-fd"]):
+                    found[f"{entry['name']} {setting}"] = value
+    return found
+
+
+def _print(name: str, points: list[dict[str, Any]]) -> None:
+    heads = ("bpp", "bytes", "PSNR", "MS-SSIM", "ST-LPIPS", "eff.LPIPS", "eff.DISTS", "eff.FD", "enc s", "dec s")
+    names = ("bpp", "bytes", *rd_curves.MEASURES, "encode_seconds", "decode_seconds")
+    print(f"\n{name}\n{'setting':>8} " + " ".join(f"{head:>9}" for head in heads))
+    for point in points:
+        values = [point.get(measure, math.nan) for measure in names]
+        print(f"{point['setting']:>8} " + " ".join(f"{value:9.4g}" for value in values))
+
+
+def _floats(text: str) -> list[float]:
+    return sorted(float(part) for part in text.split(","))
+
+
+def main(argv: list[str] | None = None) -> None:
+    form = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(prog="aeic bench rd", description=__doc__, formatter_class=form)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--codecs", default="ours", help="with commas; default: ours")
+    parser.add_argument("--codec", action="append", default=[], help="one more, whose name may hold commas")
+    parser.add_argument("--bpp", type=_floats, default=[0.015, 0.02, 0.03, 0.04, 0.05, 0.06], help="rates to meet")
+    parser.add_argument("--bundle", "-m", type=Path, help="default: the one in models/")
+    parser.add_argument("--rates", help="our rate numbers with commas; default: all")
+    parser.add_argument("--every", type=int, default=1, help="only every so-manieth picture")
+    parser.add_argument("--limit", type=int, help="only the first so many pictures (of those)")
+    parser.add_argument("--known", type=Path, action="append", default=[], help="pictures.csv of an earlier run")
+    parser.add_argument("--keep", action="store_true", help="write the reconstructions as PNG")
+    parser.add_argument("--threads", type=int, default=0, help="of our own codec and the judges; 0: all")
+    parser.add_argument("--frechet", action="store_true", help="kept for old command lines: it is always computed")
+    options = parser.parse_args(argv)
+    try:
+        _run(options)
+    except (AeicError, OSError) as error:
+        print(f"aeic bench rd: {error}", file=sys.stderr)
+        raise SystemExit(getattr(error, "exit_code", 1)) from error
+
+
+def _codecs(options: argparse.Namespace) -> list[Codec]:
+    """All that can be had, ours first; the others are named and left out."""
+    codecs: list[Codec] = []
+    for name in [*filter(None, options.codecs.split(",")), *options.codec]:
+        try:
+            if name == "ours":
+                rates = [int(rate) for rate in options.rates.split(",")] if options.rates else None
+                codecs.insert(0, Pair(Bundle.load(options.bundle), options.threads, rates))
+            else:
+                codecs.append(build(name))
+        except CodecUnavailable as error:
+            print(f"left out: {error}", file=sys.stderr)
+    if not codecs:
+        raise CodecUnavailable("none of the codecs asked for can be had here")
+    return codecs
+
+
+def _run(options: argparse.Namespace) -> None:
+    if options.threads:
+        import torch
+
+        torch.set_num_threads(options.threads)
+    if not options.folder.is_dir():
+        raise InputError(f"{options.folder} is not a folder of pictures")
+    found = sorted(p for p in options.folder.iterdir() if p.suffix.lower() in SUFFIXES)
+    paths = found[:: options.every][: options.limit]
+    if not paths:
+        raise InputError(f"no pictures ({', '.join(sorted(SUFFIXES))}) in {options.folder}")
+    codecs = _codecs(options)
+    options.out.mkdir(parents=True, exist_ok=True)
+    bench = Bench(paths, options.out, Table(options.out / "pictures.csv", options.known), Judges(), options.keep)
+    known = _known_distances([*options.known, bench.table.path], paths)
+    by_name: dict[str, list[dict[str, Any]]] = {}
+    documents = []
+    for codec in codecs:
+        searched = not isinstance(codec, Pair) and len(codec.settings) > 10
+        try:
+            points = curve(bench, codec, options.bpp if searched else None, known)
+        except CodecFailed as error:
+            print(f"left out: {error}", file=sys.stderr)
+            continue
+        by_name[codec.name] = points
+        description = f"mean over {len(paths)} pictures of {options.folder.resolve().name}; bpp of the whole file"
+        settings = [point["setting"] for point in sorted(points, key=lambda point: point["bpp"])]
+        more = {"settings": settings, "pictures": [path.name for path in paths]}
+        documents.append(rd_curves.document(codec.name, description, points, **more))
+        (options.out / "results.json").write_text(json.dumps(documents, indent=1) + "\n")
+    if not by_name:
+        raise CodecFailed("no codec got through; see above")
+    for name, points in by_name.items():
+        _print(name, points)
+    comparison = compare(by_name, options.bpp)
+    (options.out / "summary.json").write_text(json.dumps(comparison, indent=1) + "\n")
+    first = next(iter(by_name))
+    if len(by_name) > 1:
+        print(
+            f"\nBD-rate of {first}, percent (negative: fewer bits)\n{'':>16} "
+            + " ".join(map(_wide, rd_curves.COMPARED))
+        )
+        for rival, values in comparison["bd_rates"].items():
+            print(f"{rival:>16} " + " ".join(_wide("-" if v is None else f"{v:+.1f}") for v in values.values()))
+    rates = [
+        {"rate": p["setting"], **{n: round(v, 5) for n, v in p.items() if n != "setting" and math.isfinite(v)}}
+        for p in by_name[first]
+    ]
+    print(json.dumps({"codec": first, "pictures": len(paths), "rates": rates, "bd_rates": comparison["bd_rates"]}))
+
+
+def _wide(text: str) -> str:
+    return f"{text:>13}"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,87 @@
+"""A trained model as the ONNX graphs of a bundle, in float; the integer entropy graphs are aeic_nets.integer's."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from aeic.profiles import LATENT_STRIDE, SCALE_COUNT, SCALE_MAX, SCALE_MIN, SKIP_SCALE
+from aeic_nets.codec import Codec
+from aeic_nets.fast_analysis import HalfAnalysis, fast_analysis
+from aeic_nets.network import AEIC
+from aeic_nets.onnx_export import write_graph
+from aeic_train.export.tables import hyper_medians
+
+LARGEST_SYNTHESIS = 100_000_000
+"""Parameters up to which ``synthesis.onnx`` is written. ONNX Runtime keeps it in float32 and needs the memory twice
+while loading, and the file format ends at 2 GiB; larger decoders run in torch, from ``weights.safetensors``."""
+
+
+class HyperSynthesisGraph(nn.Module):
+    """z symbols (N, Cz, hz, wz) int32 to the first base; adds the medians."""
+
+    def __init__(self, codec: Codec) -> None:
+        super().__init__()
+        self.h_s = codec.h_s
+        self.register_buffer("medians", torch.from_numpy(hyper_medians(codec))[None, :, None, None])
+
+    def forward(self, z_symbols: Tensor) -> Tensor:
+        base: Tensor = self.h_s(z_symbols.float() + self.medians)
+        return base
+
+
+class ContextGraph(nn.Module):
+    """One pass: base (N, M, h, w) to means float32 and table indexes int8 (-1: skipped)."""
+
+    def __init__(self, codec: Codec, index: int) -> None:
+        super().__init__()
+        self.adapter_in, self.g_c, self.adapter_out = codec.adapter_in[index], codec.g_c, codec.adapter_out[index]
+
+    def forward(self, base: Tensor) -> tuple[Tensor, Tensor]:
+        means, scales = self.adapter_out(self.g_c(self.adapter_in(base))).chunk(2, dim=1)
+        step = float(np.log(SCALE_MAX / SCALE_MIN)) / (SCALE_COUNT - 1)
+        indexes = ((scales.clamp_min(1e-5).log() - float(np.log(SCALE_MIN))) / step).floor().clamp(0, SCALE_COUNT - 1)
+        return means, torch.where(scales < SKIP_SCALE, -1.0, indexes).to(torch.int8)
+
+
+class SynthesisGraph(nn.Module):
+    """y_hat (N, M, h, w), gain undone, to a picture (N, 3, 32h, 32w) in [-1, 1]."""
+
+    def __init__(self, model: AEIC) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, y_hat: Tensor) -> Tensor:
+        return self.model.generate(y_hat).clamp(-1, 1)
+
+
+def write_graphs(model: AEIC, folder: Path) -> None:
+    """The ONNX graphs that only one side runs, in float, with dynamic batch and sides."""
+    codec, profile = model.codec, model.profile
+    write_encoder_graphs(codec, folder)
+    if sum(p.numel() for part in (codec.g_s, model.unet, model.vae) for p in part.parameters()) <= LARGEST_SYNTHESIS:
+        latent = torch.zeros(2, profile.latent_channels, 128 // LATENT_STRIDE, 192 // LATENT_STRIDE)
+        write_graph(SynthesisGraph(model), latent, folder / "synthesis.onnx", "y_hat", ["image"], half=True)
+
+
+def write_encoder_graphs(codec: Codec, folder: Path) -> None:
+    """analysis.onnx (rewritten for speed, aeic_nets.fast_analysis), hyper_analysis.onnx, and what a card runs of the
+    published sizes, analysis_half.onnx."""
+    m, picture = codec.profile.latent_channels, torch.zeros(2, 3, 128, 192)
+    write_graph(fast_analysis(codec.g_a), picture, folder / "analysis.onnx", "image", ["y"])
+    if codec.profile.rates == 1:
+        write_graph(HalfAnalysis(codec.g_a), picture, folder / "analysis_half.onnx", "image", ["y"])
+    write_graph(codec.h_a, torch.zeros(2, m, 8, 12), folder / "hyper_analysis.onnx", "y", ["z"])
+
+
+def write_float_entropy(codec: Codec, folder: Path) -> None:
+    """The entropy graphs in float32: for comparison only. They hold on one machine, not between two."""
+    m, n = codec.profile.latent_channels, codec.profile.hyper_channels
+    symbols = torch.zeros(2, n, 2, 3, dtype=torch.int32)
+    write_graph(HyperSynthesisGraph(codec), symbols, folder / "hyper_synthesis.onnx", "z_symbols", ["base"])
+    for i in range(4):
+        graph, base = ContextGraph(codec, i), torch.zeros(2, m, 4, 6)
+        write_graph(graph, base, folder / f"context_{i}.onnx", "base", ["means", "indexes"])

@@ -1,0 +1,1 @@
+"""What training minimises: picture losses, the discriminator, distillation, the decoder's prior."""

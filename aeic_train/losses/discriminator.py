@@ -1,0 +1,79 @@
+"""The adversarial term: a small discriminator on the frozen feature maps that the picture loss computes anyway.
+
+Projected GAN in small (arXiv 2111.01007), which is built on this very EfficientNet-lite0. Both pictures come randomly
+shifted and jittered (losses.py): the augmentation that keeps it from learning 1,500 photographs by heart.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.utils.parametrizations import spectral_norm
+
+from aeic_train.losses.picture_loss import TAP_WIDTHS
+from aeic_train.workers import Workers
+
+JUDGED = (1, 2, 4)
+"""Which of the loss's maps are judged: 1/4, 1/8 and 1/16 scale."""
+WIDTH = 64
+
+
+class Discriminator(nn.Module):
+    """Feature maps to a map of logits for each judged scale: fixed random 1x1, then two 3x3 under spectral norm."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mixers = nn.ModuleList(nn.Conv2d(TAP_WIDTHS[i], WIDTH, 1).requires_grad_(False) for i in JUDGED)
+        self.heads = nn.ModuleList(
+            nn.Sequential(
+                spectral_norm(nn.Conv2d(WIDTH, WIDTH, 3, padding=1)),
+                nn.LeakyReLU(0.2),
+                spectral_norm(nn.Conv2d(WIDTH, 1, 3, padding=1)),
+            )
+            for _ in JUDGED
+        )
+
+    def forward(self, maps: list[Tensor]) -> list[Tensor]:
+        return [head(mixer(maps[i].float())) for i, mixer, head in zip(JUDGED, self.mixers, self.heads)]
+
+
+class Adversary:
+    """The discriminator with its optimiser. One ``learn`` after every generator step."""
+
+    def __init__(self, device: torch.device | str = "cpu", learning_rate: float = 2e-4) -> None:
+        self.discriminator = Discriminator().to(device)
+        heads = self.discriminator.heads.parameters()
+        self.optimizer = torch.optim.AdamW(heads, lr=learning_rate, betas=(0.5, 0.9))
+
+    def generator_loss(self, maps: list[Tensor]) -> Tensor:
+        """What the generator lowers: minus the mean logit of its pictures."""
+        return -torch.stack([logits.mean() for logits in self.discriminator(maps)]).mean()
+
+    def learn(self, real: list[Tensor], fake: list[Tensor], workers: Workers | None = None) -> Tensor:
+        """One hinge step on the same maps, detached; returns its loss, a scalar (2 where it tells nothing apart).
+
+        ``workers``: those whose gradients are averaged; all of them call this in the same step.
+        """
+        losses = [
+            F.relu(1 - a).mean() + F.relu(1 + b).mean()
+            for a, b in zip(
+                self.discriminator([m.detach() for m in real]), self.discriminator([m.detach() for m in fake])
+            )
+        ]
+        loss = torch.stack(losses).mean()
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        if workers:
+            workers.average(list(self.discriminator.heads.parameters()), loss.new_zeros(0))
+        self.optimizer.step()
+        return loss.detach()
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"discriminator": self.discriminator.state_dict(), "optimizer": self.optimizer.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.discriminator.load_state_dict(state["discriminator"])
+        self.optimizer.load_state_dict(state["optimizer"])

@@ -1,0 +1,1 @@
+"""Experiments: ablations, artefacts, costs."""

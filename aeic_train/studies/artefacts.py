@@ -1,0 +1,166 @@
+"""What the network adds of its own to pictures that hide nothing: flat ones, ramps, pages, text, noise, small ones.
+
+    aeic bench artefacts [--bundle BUNDLE] [--rates 0,4] [--out docs/results]
+
+Real frames, encoded and decoded. In levels of 0 to 255, of the error, which is decoded minus original:
+
+    offset   its mean in the channel where that is largest: a shift of brightness or colour
+    worst    its largest value: rings, borders, blotches (of sharp edges and noise it says nothing: they get lost)
+    grid     rms of what all squares of 32 pixels have in common, less its mean: a pattern in step with the latents (of
+             sharp edges and noise it says nothing either)
+    colour   largest deviation of a channel from the mean of the three, in means over 16 pixels a side: colour blotches
+
+The last line is one JSON object with the worst of each, of the strong colours apart. With --out: artefacts.md, the
+table, and artefacts.jpg, the pictures above what came of them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
+
+from aeic.bundle import Bundle
+from aeic.profiles import LATENT_STRIDE
+from aeic_train.codecs.ours import Pair
+
+Picture = NDArray[np.uint8]
+MEASURES = ("offset", "worst", "grid", "colour")
+HEIGHT, WIDTH, BLOTCH, COLUMNS = 192, 256, 16, 7
+SHARP = ("frame", "bars", "text", "text-inverse", "noise", "grain")
+"""Pictures with edges or noise that no codec keeps at such rates: their ``worst`` and ``grid`` say nothing."""
+STRONG = ("red", "green", "blue", "ramp-colours")
+"""Colours that photographs hardly have: judged apart."""
+COLOURS = {
+    **{"grey": (128, 128, 128), "black": (0, 0, 0), "white": (255, 255, 255), "dark": (40, 40, 40)},
+    **{"light": (215, 215, 215), "red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255)},
+    **{"sky": (135, 180, 230), "skin": (224, 172, 140), "leaf": (70, 100, 40)},
+}
+
+
+def pictures() -> dict[str, Picture]:
+    """All by name, uint8 (H, W, 3); the same ones every time."""
+    found = {name: flat(colour) for name, colour in COLOURS.items()}
+    across, down = np.linspace(0, 255, WIDTH), np.linspace(0, 255, HEIGHT)
+    grey = np.broadcast_to(across[None, :, None], (HEIGHT, WIDTH, 3))
+    hues = np.broadcast_arrays(across[None], down[:, None], 255 - across[None])
+    found |= {"ramp": _levels(grey), "ramp-colours": _levels(np.stack(hues, 2))}
+    page, bars = flat(COLOURS["white"]), flat(COLOURS["black"])
+    page[24:-24, 24:-24] = 0
+    bars[:, WIDTH // 4 : WIDTH // 2] = bars[:, 3 * WIDTH // 4 :] = 255
+    found |= {"frame": page, "bars": bars, "text": text(255, 0), "text-inverse": text(0, 255)}
+    rng = np.random.default_rng(0)
+    found["noise"] = rng.integers(0, 256, (HEIGHT, WIDTH, 3), dtype=np.uint8)
+    found["grain"] = _levels(128 + rng.normal(0, 12, (HEIGHT, WIDTH, 1)).repeat(3, 2))
+    found |= {f"grey-{w}x{h}": flat(COLOURS["grey"], h, w) for w, h in ((16, 16), (33, 17), (65, 20))}
+    found |= {"white-16x16": flat(COLOURS["white"], 16, 16), "ramp-16x16": _levels(grey[:16, ::16])}
+    return found
+
+
+def flat(colour: tuple[int, int, int], height: int = HEIGHT, width: int = WIDTH) -> Picture:
+    return np.full((height, width, 3), colour, np.uint8)
+
+
+def _levels(values: NDArray[np.float64]) -> Picture:
+    return np.clip(np.rint(values), 0, 255).astype(np.uint8)
+
+
+def text(ground: int, ink: int) -> Picture:
+    image = Image.new("RGB", (WIDTH, HEIGHT), (ground,) * 3)
+    lines = "The quick brown fox\njumps over the lazy\ndog. 0123456789\nSphinx of black\nquartz, judge my vow"
+    ImageDraw.Draw(image).multiline_text((12, 10), lines, (ink,) * 3, ImageFont.load_default(24))
+    return np.asarray(image)
+
+
+def measure(original: Picture, decoded: Picture) -> dict[str, float]:
+    """The four measures; ``grid`` is 0 where not even one square fits, ``colour`` is of the whole where it is small."""
+    error = decoded.astype(np.float64) - original
+    offsets = error.mean((0, 1))
+    return {
+        "offset": float(offsets[np.abs(offsets).argmax()]),
+        "worst": float(np.abs(error).max()),
+        "grid": _grid(error),
+        "colour": _blotch(error - error.mean(2, keepdims=True)),
+    }
+
+
+def _grid(error: NDArray[np.float64]) -> float:
+    side = LATENT_STRIDE
+    rows, columns = (length // side for length in error.shape[:2])
+    if rows * columns < 4:  # what few squares have in common is no pattern yet
+        return 0.0
+    squares = error[: rows * side, : columns * side].reshape(rows, side, columns, side, 3).mean((0, 2))
+    return float(np.sqrt((squares - squares.mean((0, 1))).var((0, 1)).max()))
+
+
+def _blotch(error: NDArray[np.float64]) -> float:
+    rows, columns = (max(1, length // BLOTCH) for length in error.shape[:2])
+    height, width = (min(BLOTCH, length) for length in error.shape[:2])
+    cut = error[: rows * height, : columns * width]
+    return float(np.abs(cut.reshape(rows, height, columns, width, 3).mean((1, 3))).max())
+
+
+def worst(rows: dict[str, dict[str, float]], strong: bool) -> dict[str, float]:
+    """The largest of each measure by size, over the pictures that it says something about: of STRONG or of the rest."""
+    of = {picture: row for picture, row in rows.items() if (picture in STRONG) == strong}
+    blind = {"worst", "grid"}
+    return {m: max(abs(row[m]) for name, row in of.items() if m not in blind or name not in SHARP) for m in MEASURES}
+
+
+def run(pair: Pair, rate: int) -> tuple[dict[str, dict[str, float]], dict[str, Picture]]:
+    """All pictures through ``pair`` at a rate point: the measures, and what was decoded."""
+    decoded = {name: pair.decode(pair.encode(picture, rate)) for name, picture in pictures().items()}
+    return {name: measure(picture, decoded[name]) for name, picture in pictures().items()}, decoded
+
+
+def table(name: str, rates: dict[int, dict[str, dict[str, float]]]) -> str:
+    """Markdown: a row a picture, the measures at each rate point."""
+    head = [f"{measure}, r{rate}" for rate in rates for measure in MEASURES]
+    lines = [f"What {name} adds of its own, in levels of 255 (`aeic bench artefacts`).\n"]
+    lines += ["| picture | " + " | ".join(head) + " |", "|---|" + "---|" * len(head)]
+    for picture in pictures():
+        cells = [f"{rows[picture][m]:.1f}" for rows in rates.values() for m in MEASURES]
+        lines.append(f"| {picture} | " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def sheet(decoded: dict[str, Picture]) -> Image.Image:
+    """The large pictures, what was decoded below each."""
+    names = [name for name, picture in pictures().items() if picture.shape[0] == HEIGHT]
+    columns = [np.concatenate([pictures()[name], decoded[name]]) for name in names]
+    columns += [np.zeros_like(columns[0])] * (-len(columns) % COLUMNS)
+    rows = [np.concatenate(columns[i : i + COLUMNS], axis=1) for i in range(0, len(columns), COLUMNS)]
+    return Image.fromarray(np.concatenate(rows))
+
+
+def main(argv: list[str] | None = None) -> None:
+    form = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(prog="aeic bench artefacts", description=__doc__, formatter_class=form)
+    parser.add_argument("--bundle", "-m", type=Path, help="default: the one in models/")
+    parser.add_argument("--rates", default="0,4", help="our rate numbers with commas")
+    parser.add_argument("--out", type=Path, help="folder for artefacts.md and .jpg")
+    options = parser.parse_args(argv)
+    pair = Pair(Bundle.load(options.bundle), rates=[int(rate) for rate in options.rates.split(",")])
+    found = {rate: run(pair, rate) for rate in pair.settings}
+    rates = {rate: rows for rate, (rows, _) in found.items()}
+    print(table(pair.name, rates))
+    if options.out:
+        options.out.mkdir(parents=True, exist_ok=True)
+        (options.out / "artefacts.md").write_text(table(pair.name, rates))
+        sheet(found[pair.settings[-1]][1]).save(options.out / "artefacts.jpg", quality=85)
+    found_worst = {
+        str(rate): {
+            kind: {name: round(value, 2) for name, value in worst(rows, kind == "strong").items()}
+            for kind in ("plain", "strong")
+        }
+        for rate, rows in rates.items()
+    }
+    print(json.dumps({"bench": "artefacts", "codec": pair.name, "worst": found_worst}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""The training loop: recipes, schedule, optimiser, rate control, run log."""

@@ -1,0 +1,32 @@
+"""How fast each parameter learns: the learning rate over a stage, and which parameters go faster."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from aeic_nets.network import AEIC
+from aeic_train.training.recipe import Stage
+
+GAINS = ("log_gain", "log_inverse_gain")
+GAIN_SPEED = 8.0
+"""The gains learn faster than the rest: a row of them is used in one step of six, and sets the bits of its rate point.
+Too slow, and lambda does their work: it rises tenfold over what the bits are worth, and the picture pays."""
+
+
+def parameter_groups(model: AEIC, parameters: list[Tensor]) -> list[dict[str, Any]]:
+    """``parameters`` in two groups with their ``speed``, a factor on the learning rate: all the rest, and the gains."""
+    gains = [p for name, p in model.codec.named_parameters() if name in GAINS and p.requires_grad]
+    rest = [p for p in parameters if all(p is not gain for gain in gains)]
+    groups = ({"params": rest, "speed": 1.0}, {"params": gains, "speed": GAIN_SPEED})
+    return [group for group in groups if group["params"]]
+
+
+def learning_rate(stage: Stage, step: int) -> float:
+    """Linear warm-up, constant, then linear fall to a fiftieth over the last ``decay`` share."""
+    scale = min(1.0, (step + 1) / stage.warmup) if stage.warmup else 1.0
+    if stage.decay:
+        left = (stage.steps - step) / (stage.decay * stage.steps)
+        scale *= 0.02 + 0.98 * min(1.0, left)
+    return stage.learning_rate * scale

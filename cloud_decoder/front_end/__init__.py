@@ -1,0 +1,1 @@
+"""The role without a device: HTTP and gRPC in front of a shared job queue."""

@@ -1,0 +1,120 @@
+"""Decoding for machine clients: bitstream in, image out, one call each or many over a stream; nothing is stored."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import AsyncIterator
+from typing import Any
+
+import grpc
+
+from aeic.errors import AeicError
+from aeic.v1 import decode_pb2 as many
+from aeic.v1 import decode_pb2_grpc as many_grpc
+from aeic.v1 import ingest_pb2 as pb
+from aeic.v1 import ingest_pb2_grpc as pb_grpc
+from cloud_decoder.auth import Tokens
+from cloud_decoder.errors import BadRequest, ServiceError
+from cloud_decoder.grpc_api.status import grpc_status
+from cloud_decoder.images import formats
+from cloud_decoder.worker.worker import Worker
+
+Context = grpc.aio.ServicerContext[Any, Any]
+
+WINDOW = 64
+"""Frames of one stream in work; the next one is read when one of them is answered."""
+WIDTHS = range(16, 8193)
+
+
+def authenticate(tokens: Tokens, context: Context) -> None:
+    """``NotAllowed`` without a known token in the call's ``authorization`` metadata."""
+    metadata = dict(context.invocation_metadata() or ())
+    tokens.tenant_of_header(str(metadata.get("authorization", "")))
+
+
+class Decode(pb_grpc.DecodeServiceServicer):
+    """One frame a call; the queue, its limits and its batches are the worker's."""
+
+    def __init__(self, worker: Worker, tokens: Tokens, max_seconds: float) -> None:
+        self._worker, self._tokens, self._max_seconds = worker, tokens, max_seconds
+
+    async def Decode(self, request: pb.DecodeRequest, context: Context) -> pb.DecodeResponse:
+        """A caller's deadline is the decode's; a caller that leaves takes his work out of the queue."""
+        try:
+            authenticate(self._tokens, context)
+            format = request.format or formats.MASTER
+            formats.media_type(format)
+            left = context.time_remaining()
+            timeout = self._max_seconds if left is None else min(left, self._max_seconds)
+            decoded = await self._worker.decode(request.bitstream, timeout=timeout)
+            image = await self._worker.encode(decoded.picture, format)
+        except AeicError as error:
+            await context.abort(grpc_status(error), str(error))
+        height, width, _ = decoded.picture.shape
+        return pb.DecodeResponse(image=image, width=width, height=height)
+
+
+class DecodeStream(many_grpc.DecodeStreamServiceServicer):
+    """Many frames over one stream, answered as they are finished."""
+
+    def __init__(self, worker: Worker, tokens: Tokens, max_seconds: float) -> None:
+        self._worker, self._tokens, self._max_seconds = worker, tokens, max_seconds
+
+    async def DecodeMany(
+        self, requests: AsyncIterator[many.DecodeManyRequest], context: Context
+    ) -> AsyncIterator[many.DecodeManyResponse]:
+        """A client that leaves takes all its work out of the queue."""
+        try:
+            authenticate(self._tokens, context)
+        except AeicError as error:
+            await context.abort(grpc_status(error), str(error))
+        answers: asyncio.Queue[many.DecodeManyResponse | None] = asyncio.Queue()
+        reader = asyncio.create_task(self._read(requests, answers))
+        try:
+            while (answer := await answers.get()) is not None:
+                yield answer
+            await reader
+        finally:
+            reader.cancel()
+            await asyncio.gather(reader, return_exceptions=True)
+
+    async def _read(
+        self,
+        requests: AsyncIterator[many.DecodeManyRequest],
+        answers: asyncio.Queue[many.DecodeManyResponse | None],
+    ) -> None:
+        room = asyncio.Semaphore(WINDOW)
+
+        async def answer(request: many.DecodeManyRequest) -> None:
+            try:
+                answers.put_nowait(await self._answer(request))
+            finally:
+                room.release()
+
+        try:
+            async with asyncio.TaskGroup() as group:
+                async for request in requests:
+                    await room.acquire()
+                    group.create_task(answer(request))
+        finally:
+            answers.put_nowait(None)
+
+    async def _answer(self, request: many.DecodeManyRequest) -> many.DecodeManyResponse:
+        try:
+            format = request.format or formats.MASTER
+            formats.media_type(format)
+            if request.width and request.width not in WIDTHS:
+                raise BadRequest(f"width {request.width}: it must be {WIDTHS.start} to {WIDTHS.stop - 1}, or 0")
+            timeout = min(request.timeout_ms / 1000 or math.inf, self._max_seconds)
+            decoded = await self._worker.decode(request.bitstream, timeout=timeout)
+            image = await self._worker.encode(decoded.picture, format, request.width or None)
+        except AeicError as error:
+            after = error.retry_after if isinstance(error, ServiceError) else None
+            failure = many.DecodeFailure(
+                code=grpc_status(error).value[0], reason=str(error), retry_after_ms=math.ceil(1000 * (after or 0.0))
+            )
+            return many.DecodeManyResponse(tag=request.tag, failure=failure)
+        height, width, _ = decoded.picture.shape
+        picture = many.DecodedPicture(image=image, width=width, height=height, latents_digest=decoded.latents_digest)
+        return many.DecodeManyResponse(tag=request.tag, picture=picture)

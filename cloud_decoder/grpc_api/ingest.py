@@ -1,0 +1,230 @@
+"""The ingest stream: frames from edges, acknowledged when they are committed and not before.
+
+Each stream begins with Hello; frames follow, and their answers come in the same order (acks.py). A frame that this
+cloud can never decode is rejected with the reason. A store that cannot write ends the stream, so that the edge keeps
+its frames and connects again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+import hashlib
+import logging
+import time
+import zlib
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+from typing import Any
+from uuid import UUID
+
+import grpc
+
+from aeic.bitstream import Frame
+from aeic.errors import AeicError
+from aeic.v1 import ingest_pb2 as pb
+from aeic.v1 import ingest_pb2_grpc as pb_grpc
+from aeic_service import tracing
+from cloud_decoder.auth import Tokens
+from cloud_decoder.errors import StoreUnavailable
+from cloud_decoder.grpc_api.acks import Answers
+from cloud_decoder.grpc_api.group_commit import GroupCommit
+from cloud_decoder.grpc_api.status import grpc_status
+from cloud_decoder.metrics import Metrics
+from cloud_decoder.presence import Presence
+from cloud_decoder.store.store import Added, NewFrame
+
+log = logging.getLogger(__name__)
+
+HELLO_SECONDS = 10.0
+MAX_PRIORITY = 2**31 - 1
+MAX_CAMERAS = 256
+"""Cameras of one stream that are shown as connected; the frames of all of them are accepted."""
+
+
+@dataclass(frozen=True)
+class IngestSettings:
+    """Limits of a stream, and the checks that its frames go through."""
+
+    window: int
+    """Unacknowledged frames allowed on one stream."""
+    max_bitstream_bytes: int
+    bundle_name: str
+    """The bundles of this cloud, for the message to an edge that has another one."""
+    knows_bundle: Callable[[bytes], bool]
+    """Whether this cloud decodes the bundle of a digest."""
+    check: Callable[[bytes], Frame]
+    """The header of a bitstream; raises an ``AeicError`` where it cannot be decoded here."""
+    decode_on_arrival: Callable[[str], bool]
+    """Whether the frames of a source are decoded before anyone asks for them."""
+
+
+class Reject(Exception):
+    """The reason why a frame will never be accepted."""
+
+
+class Ingest(pb_grpc.IngestServiceServicer):
+    """The servicer of IngestService."""
+
+    def __init__(
+        self, commits: GroupCommit, presence: Presence, tokens: Tokens, metrics: Metrics, settings: IngestSettings
+    ) -> None:
+        self._commits, self._presence, self._tokens = commits, presence, tokens
+        self._metrics, self._settings = metrics, settings
+        self._draining = asyncio.Event()
+        self._open_streams = 0
+
+    async def drain(self) -> None:
+        """End every stream after its last acknowledgement, and commit the frames that wait."""
+        self._draining.set()
+        while self._open_streams:
+            await asyncio.sleep(0.01)
+        await self._commits.close()
+
+    async def Deliver(
+        self, requests: AsyncIterator[pb.DeliverRequest], context: grpc.aio.ServicerContext[Any, Any]
+    ) -> AsyncIterator[pb.DeliverResponse]:
+        """One edge's stream."""
+        tenant, source, window = await self._greet(requests, context)
+        keys = {(tenant, source)}  # the edge itself, and the cameras behind it as their frames arrive
+        self._open_streams += 1
+        self._presence.connect(tenant, source)
+        self._metrics.streams.inc()
+        answers = Answers(min(window, self._settings.window), functools.partial(self._ack, context))
+        room = asyncio.Semaphore(2 * self._settings.window)  # an edge that exceeds its window is not read any further
+        reader = asyncio.create_task(self._read(requests, tenant, source, answers, room, keys))
+        stopper = asyncio.create_task(self._cancel_on_drain(reader))
+        try:
+            await self._commits.saw(tenant, source)
+            yield pb.DeliverResponse(welcome=pb.Welcome(window=self._settings.window))
+            async with contextlib.aclosing(answers.messages()) as messages:
+                async for frames, message in messages:
+                    yield message
+                    for _ in range(frames):
+                        room.release()
+        finally:
+            stopper.cancel()
+            reader.cancel()
+            self._metrics.streams.dec()
+            for key in keys:
+                self._presence.disconnect(*key)
+            self._open_streams -= 1
+
+    async def _greet(
+        self, requests: AsyncIterator[pb.DeliverRequest], context: grpc.aio.ServicerContext[Any, Any]
+    ) -> tuple[str, str, int]:
+        """The tenant, the source and the edge's window of a stream, or its end with a reason."""
+        if self._draining.is_set():
+            await context.abort(grpc.StatusCode.UNAVAILABLE, "the service is stopping: come again in a moment")
+        try:
+            async with asyncio.timeout(HELLO_SECONDS):
+                first = await anext(requests)
+        except (TimeoutError, StopAsyncIteration):
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "no Hello came: it must be the first message")
+        if first.WhichOneof("message") != "hello":
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "the first message must be Hello")
+        hello = first.hello
+        if not _is_name(hello.source_id):
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "source_id must be 1 to 128 printable characters")
+        try:
+            tenant = self._tokens.tenant(hello.token)
+        except AeicError as error:
+            await context.abort(grpc_status(error), "the token in Hello is missing or wrong")
+        if not self._settings.knows_bundle(hello.bundle_digest):
+            digest = hello.bundle_digest[:6].hex()
+            log.warning("source %r has bundle %s, which this cloud does not decode", hello.source_id, digest)
+            await context.abort(
+                grpc.StatusCode.FAILED_PRECONDITION,
+                f"this cloud decodes bundle {self._settings.bundle_name}, the edge has"
+                f" {digest or 'none'}: install the same bundle on both sides",
+            )
+        log.info("source %r connected (%s)", hello.source_id, hello.software[:80])
+        return tenant, hello.source_id, hello.window
+
+    async def _read(
+        self,
+        requests: AsyncIterator[pb.DeliverRequest],
+        tenant: str,
+        source: str,
+        answers: Answers[asyncio.Future[Added] | str],
+        room: asyncio.Semaphore,
+        keys: set[tuple[str, str]],
+    ) -> None:
+        try:
+            async for request in requests:
+                await room.acquire()
+                if request.WhichOneof("message") != "frame":
+                    answers.add(b"", "only frames may follow Hello")
+                    continue
+                try:
+                    began = time.monotonic()
+                    frame = await self._accept(request.frame, tenant, source)
+                    trace_arrival(frame.id, request.frame.trace_context, time.monotonic() - began)
+                    answers.add(request.frame.id, self._commits.add(frame), request.frame.prompt)
+                    if (camera := (tenant, frame.source)) not in keys and len(keys) < MAX_CAMERAS:
+                        keys.add(camera)
+                        self._presence.connect(*camera)
+                except Reject as reason:
+                    answers.add(request.frame.id, str(reason))
+        finally:
+            answers.end()
+
+    async def _accept(self, message: pb.Frame, tenant: str, source: str) -> NewFrame:
+        if len(message.id) != 16:
+            raise Reject(f"an id has 16 bytes, this one {len(message.id)}")
+        if len(message.bitstream) > self._settings.max_bitstream_bytes:
+            raise Reject(f"{len(message.bitstream)} bytes are over the limit of {self._settings.max_bitstream_bytes}")
+        if zlib.crc32(message.bitstream) != message.crc32:
+            raise Reject("the CRC-32 does not fit the bitstream: it was damaged before it was sent")
+        if message.source_id and not _is_name(message.source_id):
+            raise Reject("source_id must be 1 to 128 printable characters")
+        try:
+            frame = self._settings.check(message.bitstream)
+        except AeicError as error:
+            raise Reject(f"{type(error).__name__}: {error}") from None
+        return NewFrame(
+            tenant=tenant,
+            id=UUID(bytes=message.id),
+            source=message.source_id or source,
+            captured_ms=min(message.captured_unix_ms, 2**53),
+            priority=min(message.priority, MAX_PRIORITY),
+            width=frame.width,
+            height=frame.height,
+            rate=frame.rate,
+            fingerprint=frame.fingerprint,
+            digest=hashlib.sha256(message.bitstream).hexdigest(),
+            bitstream=message.bitstream,
+            wanted=self._settings.decode_on_arrival(message.source_id or source),
+        )
+
+    async def _ack(
+        self, context: grpc.aio.ServicerContext[Any, Any], id: bytes, result: asyncio.Future[Added] | str
+    ) -> pb.Ack:
+        if isinstance(result, str):
+            self._metrics.frames.labels("rejected").inc()
+            return pb.Ack(id=id, status=pb.ACK_STATUS_REJECTED, reason=result)
+        try:
+            added = await result
+        except StoreUnavailable as error:
+            await context.abort(grpc.StatusCode.UNAVAILABLE, str(error))
+        if added is Added.CONFLICT:
+            self._metrics.frames.labels("rejected").inc()
+            return pb.Ack(id=id, status=pb.ACK_STATUS_REJECTED, reason="this id is taken by other bytes")
+        self._metrics.frames.labels(added.value).inc()
+        status = pb.ACK_STATUS_STORED if added is Added.STORED else pb.ACK_STATUS_DUPLICATE
+        return pb.Ack(id=id, status=status)
+
+    async def _cancel_on_drain(self, reader: asyncio.Task[None]) -> None:
+        await self._draining.wait()
+        reader.cancel()
+
+
+def _is_name(text: str) -> bool:
+    return 1 <= len(text) <= 128 and text.isprintable()
+
+
+def trace_arrival(frame: UUID, context: bytes, seconds: float) -> None:
+    """Record the span of a frame that came with a trace context; checking the frame took ``seconds``."""
+    if tracing.on() and len(context) == tracing.CONTEXT_BYTES:
+        tracing.keep(frame, tracing.span("cloud.ingest", seconds, under=context, attributes={"aeic.frame": str(frame)}))

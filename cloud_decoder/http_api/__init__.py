@@ -1,0 +1,1 @@
+"""HTTP: frames, images, events, status, and the page."""

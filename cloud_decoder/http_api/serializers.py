@@ -1,0 +1,92 @@
+"""Frames, sources and bundles as the API tells them. Sizes in bytes, times in seconds or RFC 3339."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Any
+
+from aeic.bundle import Bundle
+from cloud_decoder.errors import BadRequest
+from cloud_decoder.inference.model_pool import ModelPool
+from cloud_decoder.store.store import StoredFrame
+
+
+def frame_json(row: StoredFrame, bundles: Mapping[str, Bundle]) -> dict[str, Any]:
+    """A stored frame: bpp of the whole of it; its rate's name from its own bundle, where ``bundles`` has that."""
+    bundle = bundles.get(row.fingerprint)
+    return {
+        "id": str(row.id),
+        "state": row.state.value,
+        "source": row.source,
+        "width": row.width,
+        "height": row.height,
+        "bytes": row.bytes,
+        "bpp": round(8 * row.bytes / (row.width * row.height), 5),
+        "rate": row.rate,
+        "rate_name": bundle.rates[row.rate].name if bundle and row.rate < len(bundle.rates) else None,
+        "fingerprint": row.fingerprint,
+        "digest": row.digest,
+        "latents_digest": row.latents_digest,
+        "priority": row.priority,
+        "captured_at": rfc3339(row.captured_ms),
+        "received_at": rfc3339(row.received_ms),
+        "available_at": rfc3339(row.available_ms),
+        "reason": row.reason,
+        "timings": row.timings,
+    }
+
+
+def source_json(one: Mapping[str, Any], waiting: int, connected: bool) -> dict[str, Any]:
+    """A sender, of those that the store lists."""
+    return {
+        "source": one["source"],
+        "frames": one["frames"],
+        "bytes": one["bytes"],
+        "waiting": waiting,
+        "first_seen_at": rfc3339(one["first_seen_ms"]),
+        "last_seen_at": rfc3339(one["last_seen_ms"]),
+        "connected": connected,
+    }
+
+
+def bundles_json(model_pool: ModelPool) -> dict[str, Any]:
+    """``bundles``: all that are known, the default one first, whether each is in memory, and its rates.
+
+    ``bundle`` and ``rates`` are those of the default one.
+    """
+    told = [bundle_json(one) | {"loaded": model_pool.loaded(one.fingerprint)} for one in model_pool.bundles.values()]
+    names = ("name", "fingerprint", "digest")
+    return {"bundle": {name: told[0][name] for name in names}, "rates": told[0]["rates"], "bundles": told}
+
+
+def bundle_json(bundle: Bundle) -> dict[str, Any]:
+    """A bundle by its names, and the rate points that its frames may have."""
+    return {
+        "name": bundle.name,
+        "fingerprint": bundle.fingerprint,
+        "digest": bundle.digest.hex(),
+        "rates": [{"number": rate.number, "name": rate.name, "bpp": rate.bpp} for rate in bundle.rates],
+    }
+
+
+def rfc3339(ms: int | None) -> str | None:
+    """A time of the store; None where it is none."""
+    if not ms:
+        return None
+    try:
+        return datetime.fromtimestamp(ms / 1000, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    except (OverflowError, ValueError, OSError):
+        return None  # an edge's clock may say anything
+
+
+def milliseconds(time: datetime | None) -> int | None:
+    """A time as the store has it. ``BadRequest`` beyond what can be."""
+    if time is None:
+        return None
+    aware = time if time.tzinfo else time.replace(tzinfo=UTC)
+    try:
+        return math.floor(aware.timestamp() * 1000)
+    except (OverflowError, ValueError):
+        raise BadRequest("that time is out of range") from None

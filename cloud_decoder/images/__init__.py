@@ -1,0 +1,1 @@
+"""Reconstructed pictures: formats and caches."""

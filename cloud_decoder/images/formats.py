@@ -1,0 +1,71 @@
+"""Pictures as files: the formats that are served, and smaller copies."""
+
+from __future__ import annotations
+
+import io
+import os
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from cloud_decoder.errors import BadRequest
+from cloud_decoder.tiling import Picture
+
+FORMATS: dict[str, tuple[str, dict[str, Any]]] = {
+    "png": ("image/png", {"compress_level": 1}),
+    "webp": ("image/webp", {"quality": 90, "method": 2}),
+    "jpeg": ("image/jpeg", {"quality": 92, "subsampling": 0}),
+    "avif": ("image/avif", {"quality": 80, "speed": 8}),
+}
+"""Name -> (media type, how it is written). Only PNG is exact; it is what the cache keeps of every picture."""
+OTHER_NAMES = {"jpg": "jpeg"}
+MASTER = "png"
+THREADS = max(2, os.cpu_count() or 1)
+"""Pictures written at once: a fast device makes them faster than one core writes them."""
+
+
+def known_format(name: str) -> str:
+    """The format that somebody means, in any case and by its other names. ``BadRequest`` lists the known ones."""
+    format = OTHER_NAMES.get(name.lower(), name.lower())
+    if format not in FORMATS:
+        raise BadRequest(f"unknown picture format {name[:20]!r}: choose one of {', '.join(FORMATS)}")
+    return format
+
+
+def media_type(format: str) -> str:
+    """The media type of a format."""
+    return FORMATS[known_format(format)][0]
+
+
+def encode(picture: Picture, format: str, width: int | None = None) -> bytes:
+    """A picture (H, W, 3) uint8 as a file, made ``width`` pixels wide where that is narrower."""
+    format = known_format(format)
+    image = Image.fromarray(picture)
+    if width is not None and width < image.width:
+        image = image.resize((width, max(1, round(image.height * width / image.width))), Image.Resampling.LANCZOS)
+    out = io.BytesIO()
+    image.save(out, format.upper(), **FORMATS[format][1])
+    return out.getvalue()
+
+
+def sizes(picture: Picture) -> dict[str, int]:
+    """Bytes of a picture as the files people know: PNG, lossless; JPEG at quality 75, what most programs write."""
+    image, found = Image.fromarray(picture), {}
+    for name, how in (("png", {"compress_level": 6}), ("jpeg", {"quality": 75, "optimize": True})):
+        out = io.BytesIO()
+        image.save(out, name.upper(), **how)
+        found[name] = out.tell()
+    return found
+
+
+def decode_master(data: bytes) -> Picture:
+    """The picture of a cached master file. Only for files that :func:`encode` wrote: nothing is limited here."""
+    with Image.open(io.BytesIO(data), formats=["PNG"]) as image:
+        return np.asarray(image.convert("RGB"))
+
+
+def variant(format: str, width: int | None) -> str:
+    """The cache's name for a form of a picture, like ``webpw320``."""
+    format = known_format(format)
+    return format if width is None else f"{format}w{width}"

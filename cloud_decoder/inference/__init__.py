@@ -1,0 +1,1 @@
+"""From bitstreams to pixels: the decoder, its backends, and the pool of loaded models."""

@@ -1,0 +1,242 @@
+"""The generator in a process of its own: when it is killed, or has to be, the service lives on and starts another.
+
+::
+
+    service                                        child: python -m cloud_decoder.inference.subprocess_child
+    +--------------------+   control (socket)     +--------------------+
+    | RemoteGenerator    | -- {"shape": ...} -->  | the real generator |     one line of JSON each way
+    |                    | <- {"shape": ...} ---  |                    |
+    +--------------------+                        +--------------------+
+         latents  ->  inbox, shared memory  ->   pictures  ->  outbox, shared memory
+
+Latents are float32, pictures float32 or uint8; each is copied once on each side of the child. The child ends when its
+control socket closes, so it never outlives the service.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import mmap
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from aeic.errors import BundleError
+from cloud_decoder.errors import DecoderDied, DeviceOutOfMemory, DeviceUnavailable
+
+log = logging.getLogger(__name__)
+
+START_SECONDS = 600.0
+"""A large model from a slow disk."""
+STARTS = 3
+"""Attempts at starting before :class:`DeviceUnavailable`."""
+
+
+class RemoteFailure(Exception):
+    """The generator raised something. ``kind`` is the name of its class."""
+
+    def __init__(self, kind: str, what: str) -> None:
+        super().__init__(f"{kind}: {what}")
+        self.kind = kind
+
+
+class SharedBuffer:
+    """One array that two processes see, one of which writes. Grows, never shrinks."""
+
+    def __init__(self, fd: int | None = None) -> None:
+        self.fd = _anonymous_file() if fd is None else fd
+        self._map: mmap.mmap | None = None
+
+    def write(self, array: NDArray[Any]) -> None:
+        """Put ``array`` there; its shape and dtype go another way."""
+        if os.fstat(self.fd).st_size < array.nbytes:
+            os.ftruncate(self.fd, array.nbytes)
+        np.copyto(self.view(array.shape, array.dtype), array)
+
+    def view(self, shape: tuple[int, ...], dtype: Any = np.float32) -> NDArray[Any]:
+        """What is there, in that form; valid until the next write."""
+        size = np.dtype(dtype).itemsize * int(np.prod(shape))
+        if self._map is None or len(self._map) < size:
+            self._map = mmap.mmap(self.fd, os.fstat(self.fd).st_size)  # the old one goes with its last view
+        return np.ndarray(shape, dtype, buffer=self._map)
+
+    def close(self) -> None:
+        """Give the file back; views stay valid."""
+        os.close(self.fd)
+
+
+class Control:
+    """Lines of JSON over a socket."""
+
+    def __init__(self, end: socket.socket) -> None:
+        self._end = end
+        self._buffer = b""
+
+    def send(self, message: dict[str, Any]) -> None:
+        """``OSError`` where the other side is gone."""
+        self._end.sendall(json.dumps(message).encode() + b"\n")
+
+    def receive(self, seconds: float | None = None) -> dict[str, Any] | None:
+        """The next message, None where the other side is gone. ``TimeoutError`` after ``seconds``."""
+        end = None if seconds is None else time.monotonic() + seconds
+        while b"\n" not in self._buffer:
+            self._end.settimeout(None if end is None else max(0.001, end - time.monotonic()))
+            try:
+                got = self._end.recv(65536)
+            except ConnectionError:
+                return None
+            if not got:
+                return None
+            self._buffer += got
+        line, _, self._buffer = self._buffer.partition(b"\n")
+        return dict(json.loads(line))
+
+    def close(self) -> None:
+        """Tell the other side that this one is gone."""
+        self._end.close()
+
+
+class RemoteGenerator:
+    """See :class:`cloud_decoder.inference.backend.Generator`; the one of the bundle in ``bundle``, in a child.
+
+    Starts at once. A call that takes longer than ``batch_seconds`` is a hang: the child is killed. ``BundleError`` for
+    a bundle that cannot be loaded, ``DeviceUnavailable`` where no child comes up, ``DecoderDied`` for one lost in a
+    call, ``DeviceOutOfMemory`` and :class:`RemoteFailure` for what the generator raised.
+    """
+
+    def __init__(self, bundle: Path, device: str, threads: int, *, batch_seconds: float = 120.0) -> None:
+        self._arguments = {"bundle": str(bundle.resolve()), "device": device, "threads": threads}
+        self._batch_seconds = batch_seconds
+        self._max_batch = 1
+        self._child: subprocess.Popen[bytes] | None = None
+        self.parts: dict[str, float] = {}
+        self.memory: dict[str, int] = {}
+        self._start()
+
+    @property
+    def pid(self) -> int | None:
+        """The child's process id."""
+        return None if self._child is None else self._child.pid
+
+    def __call__(self, y_hat: NDArray[np.float32]) -> NDArray[np.float32]:
+        """(N, M, h, w) float32 -> (N, 3, 32 h, 32 w) float32, valid until the next call."""
+        return self._run(y_hat, np.float32)
+
+    def pictures(self, y_hat: NDArray[np.float32]) -> NDArray[np.uint8]:
+        """(N, M, h, w) float32 -> (N, 32 h, 32 w, 3) uint8, valid until the next call."""
+        return self._run(y_hat, np.uint8)
+
+    def _run(self, y_hat: NDArray[np.float32], dtype: type[Any]) -> NDArray[Any]:
+        self._ensure()
+        self._inbox.write(y_hat)
+        answer = self._ask({"shape": y_hat.shape, "pictures": dtype is np.uint8}, self._batch_seconds)
+        self.parts, self.memory = answer.get("parts", {}), answer.get("memory", {})
+        return self._outbox.view(tuple(answer["shape"]), dtype)
+
+    def warm_up(self, max_batch: int) -> None:
+        """As the generator has it; a child that comes later is warmed up the same way."""
+        self._max_batch = max_batch
+        self._ensure()
+        self._ask({"warm_up": max_batch}, START_SECONDS)
+
+    def close(self) -> None:
+        """End the child."""
+        if self._child is None:
+            return
+        self._control.close()  # it leaves by itself, unless it hangs
+        try:
+            self._child.wait(2.0)
+        except subprocess.TimeoutExpired:
+            self._child.kill()
+            self._child.wait()
+        self._child = None
+        self._inbox.close()
+        self._outbox.close()
+
+    def _ensure(self) -> None:
+        if self._child is None:
+            self._start()
+            self._ask({"warm_up": self._max_batch}, START_SECONDS)
+
+    def _start(self) -> None:
+        for attempt in range(STARTS):
+            try:
+                self._spawn()
+                self._ask(self._arguments, START_SECONDS)
+                return
+            except RemoteFailure as error:
+                self.close()
+                raise DeviceUnavailable(str(error)) from error
+            except (DecoderDied, OSError) as error:
+                log.error("the decoder's process did not start (%s)", error)
+                time.sleep(0.2 * 2**attempt)
+        raise DeviceUnavailable(f"the decoder's process did not start {STARTS} times: its messages are in the log")
+
+    def _spawn(self) -> None:
+        ours, theirs = socket.socketpair()
+        self._control, self._inbox, self._outbox = Control(ours), SharedBuffer(), SharedBuffer()
+        fds = (theirs.fileno(), self._inbox.fd, self._outbox.fd)
+        source = str(Path(__file__).parents[2])
+        paths = os.pathsep.join(filter(None, (source, os.environ.get("PYTHONPATH", ""))))
+        try:
+            self._child = subprocess.Popen(
+                [sys.executable, "-m", "cloud_decoder.inference.subprocess_child", *map(str, fds)],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,  # the service's own says one line, for programs
+                env=os.environ | {"PYTHONPATH": paths},
+                pass_fds=fds,
+                start_new_session=True,  # Ctrl-C is for the service, which drains first
+            )
+        finally:
+            theirs.close()
+
+    def _ask(self, message: dict[str, Any], seconds: float) -> dict[str, Any]:
+        try:
+            self._control.send(message)
+            answer = self._control.receive(seconds)
+        except TimeoutError:
+            answer = None
+            log.error("the decoder's process has not answered for %g s and is killed", seconds)
+        except OSError:
+            answer = None
+        if answer is None:
+            raise DecoderDied(f"the decoder's process was lost ({self._reap()})", retry_after=1.0)
+        failed = answer.get("failed")
+        if failed == "memory":
+            raise DeviceOutOfMemory(answer["what"])
+        if failed == "BundleError":
+            self.close()
+            raise BundleError(answer["what"])
+        if failed:
+            raise RemoteFailure(failed, answer["what"])
+        return answer
+
+    def _reap(self) -> str:
+        """Kill what is left of the child; how it ended, in words."""
+        assert self._child is not None, "it was asked a moment ago"
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._child.wait(0.2)  # a crash may still be on its way to the table of processes
+        code = self._child.poll()
+        self._child.kill()
+        self.close()
+        if code is None:
+            return "it hung"
+        return f"signal {-code}" if code < 0 else f"status {code}"
+
+
+def _anonymous_file() -> int:
+    """A file without a name; in memory where the system has such."""
+    if hasattr(os, "memfd_create"):
+        return os.memfd_create("aeic")
+    with tempfile.TemporaryFile() as file:
+        return os.dup(file.fileno())

@@ -1,1 +1,0 @@
-"""The store's revisions, applied by Alembic. :mod:`cloud_decoder.revisions` says when."""

@@ -1,0 +1,1 @@
+"""The store: frames and their jobs in SQLite or PostgreSQL."""

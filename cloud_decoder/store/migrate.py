@@ -1,0 +1,90 @@
+"""Which form the tables of a store have, and how an older one is brought up.
+
+A new store is made as :mod:`.schema` has it and needs nothing more; one of this revision costs one look.
+Only an older one needs Alembic (extra ``fleet``), which is imported here and nowhere else. SQLite has one process and
+is brought up at once. PostgreSQL is brought up by ``aeic store upgrade``, when its operator wants it: other processes,
+of the old version, may be working on it.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from pathlib import Path
+
+import sqlalchemy as sa
+
+from cloud_decoder.errors import StoreUnavailable
+from cloud_decoder.store.counters import triggers
+from cloud_decoder.store.schema import metadata
+
+HEAD = "0003"
+MIGRATIONS = Path(__file__).parent / "migrations"
+LOCK = 1095059779
+"""The PostgreSQL advisory lock under which tables are created and altered, because front ends start together."""
+_version = sa.Table("alembic_version", sa.MetaData(), sa.Column("version_num", sa.String(32), primary_key=True))
+
+
+def ensure(engine: sa.Engine, write: Callable[[], AbstractContextManager[sa.Connection]]) -> None:
+    """Tables of this revision, or ``StoreUnavailable`` with the remedy."""
+    with write() as connection:
+        found = current(connection)
+        if found is None:
+            if connection.dialect.name == "postgresql":
+                lock_tables(connection)
+                found = current(connection)
+            if found is None:
+                metadata.create_all(connection)
+                for statement in triggers(connection.dialect.name):
+                    connection.exec_driver_sql(statement)
+                _version.create(connection)
+                connection.execute(_version.insert().values(version_num=HEAD))
+                return
+    if found == HEAD:
+        return
+    if found > HEAD:
+        raise StoreUnavailable(f"the store is of revision {found}, this program knows {HEAD}: install a newer aeic")
+    if engine.dialect.name == "sqlite":
+        upgrade(engine.url)
+    else:
+        raise StoreUnavailable(f"the store is of revision {found}, this program needs {HEAD}: aeic store upgrade")
+
+
+def lock_tables(connection: sa.Connection) -> None:
+    """Hold the advisory lock of this schema until the transaction ends. PostgreSQL only."""
+    connection.execute(sa.text(f"SELECT pg_advisory_xact_lock({LOCK})"))
+
+
+def current(connection: sa.Connection) -> str | None:
+    """The revision of the tables there; None where there are none."""
+    tables = sa.inspect(connection)
+    if tables.has_table("alembic_version"):
+        return str(connection.execute(sa.select(_version.c.version_num)).scalar_one())
+    return "0001" if tables.has_table("frames") else None  # before revisions were counted
+
+
+def upgrade(url: sa.URL, revision: str = HEAD) -> None:
+    """Bring the store at ``url`` up to ``revision``, in one transaction."""
+    try:
+        from alembic import command
+        from alembic.config import Config
+    except ModuleNotFoundError as error:
+        raise StoreUnavailable(
+            f"the store is of an older form, and bringing it up to {revision} needs Alembic: pip install 'aeic[fleet]'"
+        ) from error
+    config = Config()
+    config.set_main_option("script_location", str(MIGRATIONS))
+    config.attributes["url"] = url
+    engine = sa.create_engine(url)
+    with engine.connect() as connection:
+        unmarked = not sa.inspect(connection).has_table("alembic_version")
+        older = sa.inspect(connection).has_table("frames")
+    engine.dispose()
+    if unmarked and older:
+        command.stamp(config, "0001")
+    command.upgrade(config, revision)
+
+
+if __name__ == "__main__":  # python -m cloud_decoder.store.migrate URL
+    upgrade(sa.make_url(sys.argv[1]))

@@ -1,0 +1,118 @@
+"""The tables of the store, for SQLite and PostgreSQL alike. What they mean stands in :mod:`cloud_decoder.store.store`.
+
+``frames`` is written twice in a frame's life (received, decoded) and kept; ``jobs`` is the queue: narrow, short-lived
+rows that are leased and deleted, so that the churn of the queue never rewrites a bitstream. A change here needs a
+revision in ``cloud_decoder/migrations``; a test compares the two.
+"""
+
+from __future__ import annotations
+
+from sqlalchemy import (
+    DDL,
+    JSON,
+    BigInteger,
+    Boolean,
+    Column,
+    Float,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    String,
+    Table,
+    Text,
+    UniqueConstraint,
+    Uuid,
+    and_,
+    event,
+)
+
+metadata = MetaData()
+
+NEVER_MS = 2**62
+"""The deadline of what has none: later than any other, and no NULL, which the two databases sort differently."""
+
+frames = Table(
+    "frames",
+    metadata,
+    # Order of arrival; the cursor of lists. SQLite counts up by itself only in a column that is exactly INTEGER.
+    Column("seq", BigInteger().with_variant(Integer, "sqlite"), primary_key=True, autoincrement=True),
+    Column("tenant", String(64), nullable=False),
+    Column("id", Uuid, nullable=False),
+    Column("source", String(128), nullable=False),
+    Column("captured_ms", BigInteger, nullable=False),  # by the edge's clock; 0 where unknown
+    Column("received_ms", BigInteger, nullable=False),
+    Column("available_ms", BigInteger),  # when its picture was first there
+    Column("priority", Integer, nullable=False),
+    Column("width", Integer, nullable=False),
+    Column("height", Integer, nullable=False),
+    Column("rate", Integer, nullable=False),
+    Column("fingerprint", String(6), nullable=False),
+    Column("bytes", Integer, nullable=False),
+    Column("digest", String(64), nullable=False),  # sha256 of the bitstream, hex
+    Column("bitstream", LargeBinary),  # NULL once pruned
+    Column("state", String(10), nullable=False),
+    Column("wanted", Boolean, nullable=False),  # decode unasked
+    Column("reason", Text),
+    Column("latents_digest", String(64)),
+    Column("timings", JSON),  # seconds: queue, entropy, synthesis, image
+    UniqueConstraint("tenant", "id", name="frames_tenant_id_key"),
+    Index("frames_by_state", "state", "seq"),
+    Index("frames_by_source", "tenant", "source", "seq"),
+    sqlite_autoincrement=True,
+)
+
+# No foreign key: both rows are written by one transaction, and its check would lock the frame at every claim.
+jobs = Table(
+    "jobs",
+    metadata,
+    Column("seq", BigInteger().with_variant(Integer, "sqlite"), primary_key=True, autoincrement=False),
+    Column("fingerprint", String(6), nullable=False),
+    Column("bucket", String(16), nullable=False),  # jobs of one bucket can share a batch
+    # When its turn is, in units of aging_seconds: its arrival less its priority. Constant, so an index can hold it,
+    # and yet a job that waits overtakes a more important one that came later.
+    Column("turn", BigInteger, nullable=False),
+    Column("deadline_ms", BigInteger, nullable=False),
+    Column("queued_ms", BigInteger, nullable=False),
+    Column("wanted", Boolean, nullable=False),  # claimed unasked
+    Column("attempts", Integer, nullable=False),
+    Column("lease_owner", String(128)),
+    Column("lease_until", Float(53)),  # seconds since 1970, by the store's clock
+)
+
+
+def _ready_index(name: str, *columns: str) -> None:
+    ready = and_(jobs.c.lease_until.is_(None), jobs.c.wanted)
+    Index(name, *(jobs.c[column] for column in columns), sqlite_where=ready, postgresql_where=ready)
+
+
+_ready_index("jobs_ready", "fingerprint", "turn", "deadline_ms", "seq")
+_ready_index("jobs_ready_alike", "fingerprint", "bucket", "turn", "deadline_ms", "seq")
+_leased = jobs.c.lease_until.is_not(None)
+Index("jobs_leased", jobs.c.lease_until, sqlite_where=_leased, postgresql_where=_leased)
+
+# A queue's rows die young: the defaults would let ten times as many dead rows as living ones lie about.
+JOBS_STORAGE = "ALTER TABLE jobs SET (autovacuum_vacuum_scale_factor = 0.05, autovacuum_vacuum_threshold = 2000)"
+event.listen(jobs, "after_create", DDL(JOBS_STORAGE).execute_if(dialect="postgresql"))
+
+sources = Table(
+    "sources",
+    metadata,
+    Column("tenant", String(64), primary_key=True),
+    Column("source", String(128), primary_key=True),
+    Column("first_seen_ms", BigInteger, nullable=False),
+    Column("last_seen_ms", BigInteger, nullable=False),
+    Column("frames", BigInteger, nullable=False),
+    Column("bytes", BigInteger, nullable=False),
+)
+
+# Written by triggers only (cloud_decoder.store.counters): frames and their bytes by state.
+tallies = Table(
+    "tallies",
+    metadata,
+    Column("tenant", String(64), primary_key=True),
+    Column("state", String(10), primary_key=True),
+    Column("slot", Integer, primary_key=True, autoincrement=False),
+    Column("frames", BigInteger, nullable=False),  # of one slot alone it may be less than none
+    Column("bytes", BigInteger, nullable=False),
+)

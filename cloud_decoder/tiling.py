@@ -1,0 +1,177 @@
+"""A picture as tiles of latents, so that memory stays bounded whatever its size.
+
+::
+
+    latents (M, h, w)     tile 32 x 32, overlap at least 8      picture, by bands of tile rows
+    +-----------+         +------+--+------+
+    |           |         |      |//|      |                    weights ramp linearly over the overlap
+    |           |   -->   +------+--+------+                    and are normalised to sum to one
+    |           |         |//////|//|//////|                    a band is finished, turned to uint8 and dropped
+    +-----------+         +------+--+------+                    as soon as no later row touches it
+
+A picture of at most ``WHOLE_PIXELS`` is one tile of its own shape, with no blending at all. Only the synthesis is
+tiled; the latents are always those of the whole picture.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from aeic.bitstream import Frame
+from aeic.pixels import from_tensor
+from aeic.profiles import LATENT_STRIDE
+
+Floats = NDArray[np.float32]
+Picture = NDArray[np.uint8]
+Synthesis = Callable[[Floats], Floats]
+
+WHOLE_PIXELS = 1536 * 1536
+"""Larger pictures (padded) are synthesised in tiles."""
+TILE = 32
+OVERLAP = 8
+"""Both in latents: 1024 and 256 pixels."""
+
+
+@dataclass(frozen=True)
+class Tile:
+    """A place in the latents: its row of tiles, and its top and left in latents."""
+
+    row: int
+    column: int
+    top: int
+    left: int
+
+
+def tile_shape(frame: Frame) -> tuple[int, int]:
+    """(height, width) in latents of the tiles of a frame; the whole latent where the picture is small enough."""
+    height, width = frame.latent_size
+    if height * width * LATENT_STRIDE**2 <= WHOLE_PIXELS:
+        return height, width
+    return min(TILE, height), min(TILE, width)
+
+
+def synthesis_cost(frame: Frame) -> int:
+    """Pixels that the device makes for this frame, overlaps included."""
+    (height, width), (tall, wide) = frame.latent_size, tile_shape(frame)
+    return len(_starts(height, tall)) * len(_starts(width, wide)) * tall * wide * LATENT_STRIDE**2
+
+
+class TileAssembler:
+    """The tiles of one picture on the way through the device.
+
+    Call :meth:`tiles` for a row, :meth:`cut` and :meth:`put` each of them, then the next row; after the last one
+    ``picture`` (H, W, 3) uint8 is complete.
+    """
+
+    def __init__(self, y_hat: Floats, frame: Frame) -> None:
+        self.frame = frame
+        self.shape = tile_shape(frame)
+        self._y_hat = y_hat
+        height, width = frame.latent_size
+        self._tops, self._lefts = _starts(height, self.shape[0]), _starts(width, self.shape[1])
+        self._row_weights = _weights(height, *_axis(self._tops, self.shape[0]))
+        self._column_weights = _weights(width, *_axis(self._lefts, self.shape[1]))
+        self._row = 0
+        self._missing = len(self._lefts)
+        self.picture: Picture = np.empty((frame.height, frame.width, 3), np.uint8)
+        band = (3, self.shape[0] * LATENT_STRIDE, width * LATENT_STRIDE)
+        self._band: Floats | None = None if self.whole else np.zeros(band, np.float32)
+
+    @property
+    def whole(self) -> bool:
+        """Whether the picture is one tile, which nothing is blended with."""
+        return self.rows == len(self._lefts) == 1
+
+    @property
+    def rows(self) -> int:
+        """Rows of tiles."""
+        return len(self._tops)
+
+    @property
+    def done(self) -> bool:
+        """Whether ``picture`` is complete."""
+        return self._row == self.rows
+
+    def tiles(self) -> list[Tile]:
+        """The tiles of the row that comes next; none when done."""
+        if self.done:
+            return []
+        return [Tile(self._row, column, self._tops[self._row], left) for column, left in enumerate(self._lefts)]
+
+    def cut(self, tile: Tile) -> Floats:
+        """The latents of a tile, (M, *shape) float32, a view."""
+        return self._y_hat[:, tile.top : tile.top + self.shape[0], tile.left : tile.left + self.shape[1]]
+
+    def put(self, tile: Tile, image: NDArray[Any]) -> None:
+        """Take a tile's picture (3, 32 * height, 32 * width) float32 in [-1, 1]; once each, rows in order.
+
+        Where the picture is ``whole`` also as (32 * height, 32 * width, 3) uint8.
+        """
+        if image.dtype == np.uint8:
+            self.picture[...] = image[: self.frame.height, : self.frame.width]
+            self._row = self.rows
+            return
+        if tile.row != self._row:
+            raise ValueError(f"tile of row {tile.row} while row {self._row} is being made")
+        if self._band is None:
+            self._emit(image, 0)
+        else:
+            left = tile.left * LATENT_STRIDE
+            weights = self._row_weights[tile.row][:, None] * self._column_weights[tile.column][None]
+            self._band[:, :, left : left + image.shape[2]] += image * weights
+        self._missing -= 1
+        if not self._missing:
+            self._finish_row()
+
+    def _finish_row(self) -> None:
+        if self._band is not None:
+            top = self._tops[self._row]
+            below = self._tops[self._row + 1] if self._row + 1 < self.rows else top + self.shape[0]
+            finished = (below - top) * LATENT_STRIDE
+            self._emit(self._band[:, :finished], top * LATENT_STRIDE)
+            kept = self._band.shape[1] - finished
+            self._band[:, :kept] = self._band[:, finished:].copy()
+            self._band[:, kept:] = 0
+        self._row += 1
+        self._missing = len(self._lefts)
+
+    def _emit(self, image: Floats, top: int) -> None:
+        """Rows from ``top`` on are final: crop the padding, round to uint8."""
+        rows = self.picture[top : top + image.shape[1]]
+        visible = image[:, : rows.shape[0], : rows.shape[1]]
+        rows[...] = from_tensor(np.nan_to_num(visible))
+
+
+def _starts(size: int, tile: int) -> list[int]:
+    """Where tiles begin on an axis of ``size`` latents: evenly spread, overlapping by at least OVERLAP."""
+    if tile >= size:
+        return [0]
+    count = -(-(size - OVERLAP) // (tile - OVERLAP))
+    return [round(index * (size - tile) / (count - 1)) for index in range(count)]
+
+
+def _axis(starts: list[int], tile: int) -> tuple[list[int], int]:
+    return [start * LATENT_STRIDE for start in starts], tile * LATENT_STRIDE
+
+
+def _weights(size: int, starts: list[int], length: int) -> list[Floats]:
+    """The weight of each pixel of each tile along one axis; over all tiles they sum to one at every pixel."""
+    ramp = OVERLAP * LATENT_STRIDE
+    place = np.arange(length, dtype=np.float32) + 0.5
+    tiles = []
+    for start in starts:
+        weight = np.ones(length, np.float32)
+        if start > 0:
+            weight = np.minimum(weight, place / ramp)
+        if start + length < size * LATENT_STRIDE:
+            weight = np.minimum(weight, (length - place) / ramp)
+        tiles.append(weight)
+    total = np.zeros(size * LATENT_STRIDE, np.float32)
+    for start, weight in zip(starts, tiles, strict=True):
+        total[start : start + length] += weight
+    return [weight / total[start : start + length] for start, weight in zip(starts, tiles, strict=True)]

@@ -1,0 +1,1 @@
+"""The worker: claims jobs, forms batches, decodes them and stores the results."""

@@ -1,0 +1,78 @@
+"""One frame on its way through the worker, shared by everybody who waits for the same bytes."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from dataclasses import dataclass, field
+
+from aeic.bitstream import Frame
+from aeic.profiles import LATENT_STRIDE
+from cloud_decoder.store.records import DEMAND_PRIORITY, StoredFrame
+from cloud_decoder.tiling import Picture, Tile, TileAssembler, synthesis_cost
+from cloud_decoder.worker.batcher import WorkItem
+
+__all__ = ["DEMAND_PRIORITY", "Decoded", "Job"]
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """A finished picture (H, W, 3) uint8, the digest of its latents, and seconds by stage."""
+
+    picture: Picture
+    latents_digest: str
+    timings: dict[str, float]
+
+
+@dataclass(eq=False)
+class Job:
+    """``digest`` (SHA-256 of the frame, hex) names it. It lives while anybody wants it."""
+
+    digest: str
+    data: bytes
+    frame: Frame
+    priority: int
+    arrived: float  # monotonic seconds, like deadline
+    done: asyncio.Future[Decoded]
+    deadline: float = math.inf
+    rows: list[StoredFrame] = field(default_factory=list)  # stored frames of this content, leased by this worker
+    waiters: int = 0
+    keep: bool = False  # its picture goes to the cache
+    pinned: bool = False  # decode it though nobody waits: the asker will come again
+    cost: int = 0
+    assembler: TileAssembler | None = None
+    latents_digest: str = ""
+    outstanding: int = 0  # tiles that wait for the device or are on it
+    ready_at: float = 0.0
+    deaths: int = 0  # decoder processes lost while they had it alone
+    timings: dict[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.cost = synthesis_cost(self.frame)
+
+    @property
+    def wanted(self) -> bool:
+        """Whether anybody still wants the picture."""
+        return self.waiters > 0 or self.pinned or any(row.wanted for row in self.rows)
+
+    @property
+    def effective_deadline(self) -> float:
+        """A stored frame has none: it is decoded however late."""
+        return math.inf if self.rows or self.pinned else self.deadline
+
+    def entropy_piece(self) -> WorkItem[str]:
+        """The job as it waits for entropy decoding."""
+        return WorkItem(
+            self.digest, (self.frame.fingerprint,), self.cost, self.priority, self.effective_deadline, self.arrived
+        )
+
+    def tile_items(self) -> list[WorkItem[tuple[str, Tile]]]:
+        """The next row of its tiles as they wait for the device."""
+        if self.assembler is None:
+            return []
+        shape = (self.frame.fingerprint, *self.assembler.shape)
+        cost = self.assembler.shape[0] * self.assembler.shape[1] * LATENT_STRIDE**2
+        return [
+            WorkItem((self.digest, tile), shape, cost, self.priority, self.effective_deadline, self.arrived)
+            for tile in self.assembler.tiles()
+        ]

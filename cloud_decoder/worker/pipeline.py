@@ -1,0 +1,244 @@
+"""The two stages that crunch numbers: entropy decoding on threads, then synthesis in batches on the device.
+
+Where synthesis runs on the CPU they take turns, decoding ahead until a batch is full; on a GPU they overlap. A batch
+that fails is halved until the culprit is alone: out of memory means smaller batches, a lost process means another one,
+anything else means one frame in quarantine.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
+from typing import TypeVar
+
+from aeic.errors import BitstreamError
+from cloud_decoder.errors import (
+    DecoderDied,
+    DeviceOutOfMemory,
+    DeviceUnavailable,
+    Expired,
+    ModelUnavailable,
+    Undecodable,
+)
+from cloud_decoder.inference.decoder import Decoder
+from cloud_decoder.inference.model_pool import ModelPool
+from cloud_decoder.metrics import Metrics
+from cloud_decoder.tiling import Tile, TileAssembler
+from cloud_decoder.worker import tracing
+from cloud_decoder.worker.claimer import Claimer
+from cloud_decoder.worker.completion import Completion, reason_of
+from cloud_decoder.worker.job import Job
+from cloud_decoder.worker.scheduler import Scheduler
+
+T = TypeVar("T")
+Work = tuple[Job, Tile]
+
+AHEAD = 4
+"""Frames entropy-decoded in one turn of a thread, where it shares the cores with synthesis: each change costs cold
+caches and a pause."""
+
+
+class Pipeline:
+    """What runs between the pool and the delivery. ``decoder`` is the default one, whose limits hold for all."""
+
+    def __init__(
+        self,
+        decoder: Decoder,
+        model_pool: ModelPool,
+        scheduler: Scheduler,
+        completion: Completion,
+        metrics: Metrics,
+        *,
+        ready_limit: int,
+        max_deaths: int,
+        claimer: Claimer,
+    ) -> None:
+        self._model_pool, self._scheduler, self._completion, self._metrics = model_pool, scheduler, completion, metrics
+        self._ready_limit, self._max_deaths, self._claimer = ready_limit, max_deaths, claimer
+        self._entropy_workers, self._shares_cpu = decoder.entropy_workers, decoder.shares_cpu
+        self._max_batch_pixels = decoder.max_batch_pixels
+        self._entropy_threads = ThreadPoolExecutor(decoder.entropy_workers, "entropy")
+        self._device_thread = ThreadPoolExecutor(1, "device")
+
+    async def warm_up(self) -> None:
+        """Have the default bundle ready."""
+        await self._on(self._device_thread, self._warm_up)
+
+    def pumps(self) -> list[Callable[[], Awaitable[None]]]:
+        """What has to run, each until the pool drains."""
+        overlapped = [self._run_entropy] * self._entropy_workers + [self._run_device]
+        return [self._take_turns] if self._shares_cpu else list(overlapped)
+
+    def close(self) -> None:
+        """Stop the threads; the pumps have ended."""
+        self._entropy_threads.shutdown(wait=True)
+        self._device_thread.shutdown(wait=True)
+
+    async def _take_turns(self) -> None:
+        scheduler = self._scheduler
+        while not scheduler.draining:
+            self._expire()
+            if len(scheduler.entropy) and not scheduler.device.full and self._room:
+                await asyncio.gather(*(self._entropy_step() for _ in range(AHEAD * self._entropy_workers)))
+            elif len(scheduler.device):
+                await self._device_step()
+            else:
+                await scheduler.change()
+
+    async def _run_entropy(self) -> None:
+        while not self._scheduler.draining:
+            self._expire()
+            if len(self._scheduler.entropy) and self._room:
+                await self._entropy_step()
+            else:
+                await self._scheduler.change()
+
+    async def _run_device(self) -> None:
+        while not self._scheduler.draining:
+            self._expire()
+            if len(self._scheduler.device):
+                await self._device_step()
+            else:
+                await self._scheduler.change()
+
+    @property
+    def _room(self) -> bool:
+        return len(self._scheduler.device) < self._ready_limit
+
+    # -- entropy decoding -------------------------------------------------------------------------------------------
+
+    async def _entropy_step(self) -> None:
+        job = self._scheduler.take_entropy()
+        if job is None:
+            return
+        try:
+            digest, assembler = await self._on(self._entropy_threads, self._entropy_decode, job)
+        except DeviceUnavailable:
+            raise
+        except Exception as error:
+            await self._fail(job, error)
+            return
+        self._metrics.queue_seconds.observe(job.timings["queue"])
+        self._metrics.entropy_seconds.observe(job.timings["entropy"])
+        if self._scheduler.has(job):  # nobody may want it any more
+            job.latents_digest, job.assembler = digest, assembler
+            self._scheduler.add_tiles(job)
+        if job.rows:  # there may be room for more of the store's; asking it costs a query
+            self._claimer.wake()
+
+    def _entropy_decode(self, job: Job) -> tuple[str, TileAssembler]:
+        started = time.monotonic()
+        job.timings["queue"] = started - job.arrived
+        with self._model_pool.acquire(job.frame.fingerprint) as decoder:
+            latents = decoder.entropy_decode(job.data)
+        assembler = TileAssembler(latents.y_hat, job.frame)
+        job.ready_at = time.monotonic()
+        job.timings["entropy"] = job.ready_at - started
+        return latents.digest, assembler
+
+    # -- the device -------------------------------------------------------------------------------------------------
+
+    async def _device_step(self) -> None:
+        started = time.monotonic()
+        batch = self._scheduler.take_batch()
+        work = [(job, item.key[1]) for job, item in batch]
+        cost = sum(item.cost for _, item in batch)
+        jobs = list(dict.fromkeys(job for job, _ in work))
+        for job in jobs:
+            if "device_wait" not in job.timings:
+                job.timings["device_wait"] = started - job.ready_at
+                self._metrics.device_wait_seconds.observe(job.timings["device_wait"])
+        self._metrics.batch_pieces.observe(len(batch))
+        self._metrics.batch_fill.observe(cost / self._max_batch_pixels)
+        failed = await self._on(self._device_thread, self._synthesise, work)
+        seconds = time.monotonic() - started
+        self._metrics.synthesis_seconds.observe(seconds)
+        tracing.batch(jobs, len(batch), seconds)
+        self._scheduler.pixels_per_second += 0.2 * (cost / max(seconds, 1e-6) - self._scheduler.pixels_per_second)
+        for job, error in failed.items():
+            await self._fail(job, error)
+        finished = []
+        for job in jobs:
+            job.outstanding -= sum(1 for other, _ in work if other is job)
+            job.timings["synthesis"] = job.timings.get("synthesis", 0.0) + seconds
+            if not self._scheduler.has(job):
+                continue  # failed or dropped
+            if _mosaic(job).done:
+                finished.append(job)
+            elif job.outstanding == 0:
+                self._scheduler.add_tiles(job)
+        if finished:
+            for job in finished:
+                self._scheduler.remove(job)
+            await self._completion.start(finished)
+
+    def _warm_up(self) -> None:
+        with self._model_pool.acquire(self._model_pool.default.fingerprint) as decoder:
+            decoder.warm_up()
+
+    def _synthesise(self, work: Sequence[Work]) -> dict[Job, Exception]:
+        """One batch on the device, on its thread. Returns who failed, and why."""
+        try:
+            with self._model_pool.acquire(work[0][0].frame.fingerprint) as decoder:
+                decoder.warm_up()  # where it was loaded just now
+                failed = self._halving(decoder, work)
+                for part, seconds in decoder.parts.items():
+                    self._metrics.part_seconds.labels(part).observe(seconds)
+                for kind, held in decoder.memory.items():
+                    self._metrics.gpu_memory.labels(kind).set(held)
+                return failed
+        except ModelUnavailable as error:
+            return {job: error for job, _ in work}
+
+    def _halving(self, decoder: Decoder, work: Sequence[Work]) -> dict[Job, Exception]:
+        """One batch; what fails is halved until it is alone."""
+        try:
+            whole = all(_mosaic(job).whole for job, _ in work)
+            images = decoder.run([_mosaic(job).cut(tile) for job, tile in work], whole=whole)
+            for (job, tile), image in zip(work, images, strict=True):
+                _mosaic(job).put(tile, image)
+            return {}
+        except DeviceUnavailable:
+            raise
+        except Exception as error:
+            failure = error
+        failure.__traceback__ = None  # it would keep the batch in memory
+        if isinstance(failure, DecoderDied):
+            self._metrics.decoder_deaths.inc()
+        if len(work) == 1:
+            job = work[0][0]
+            job.deaths += isinstance(failure, DecoderDied)
+            if isinstance(failure, DecoderDied) and job.deaths < self._max_deaths:
+                return self._halving(decoder, work)  # it need not have been this frame's fault
+            return {job: failure}
+        if isinstance(failure, DeviceOutOfMemory):
+            self._metrics.splits.inc()
+        half = len(work) // 2
+        return self._halving(decoder, work[:half]) | self._halving(decoder, work[half:])
+
+    # -- endings ----------------------------------------------------------------------------------------------------
+
+    async def _fail(self, job: Job, error: Exception) -> None:
+        if isinstance(error, ModelUnavailable):
+            self._scheduler.end(job, error)
+            await self._claimer.release([job])
+            return
+        reason = reason_of(error)
+        if self._scheduler.has(job):
+            self._scheduler.end(job, error if isinstance(error, BitstreamError) else Undecodable(reason))
+        await self._completion.fail(job, reason)
+
+    def _expire(self) -> None:
+        for job in self._scheduler.take_expired():
+            self._metrics.decodes.labels("expired").inc()
+            self._scheduler.end(job, Expired("its deadline passed while it waited: ask again", retry_after=1.0))
+
+    async def _on(self, threads: Executor, function: Callable[..., T], *arguments: object) -> T:
+        return await asyncio.get_running_loop().run_in_executor(threads, function, *arguments)
+
+
+def _mosaic(job: Job) -> TileAssembler:
+    assert job.assembler is not None, "it was entropy-decoded before it came here"
+    return job.assembler

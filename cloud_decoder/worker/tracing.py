@@ -1,0 +1,45 @@
+"""What a trace tells of a frame in the cloud: its arrival, its stages, and the batch that it shared.
+
+A batch serves frames of many traces, so it has one of its own and links to each; each frame's synthesis links back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from weakref import WeakKeyDictionary
+
+from aeic_service import tracing
+from cloud_decoder.worker.job import Job
+
+_STAGES = ("queue", "entropy", "device_wait", "synthesis", "image")
+_batches: WeakKeyDictionary[Job, bytes] = WeakKeyDictionary()
+
+
+def batch(jobs: Sequence[Job], items: int, seconds: float) -> None:
+    """A batch has left the device; it was there for ``seconds`` until now."""
+    if not tracing.on():
+        return
+    links = [tracing.kept(row.id) for job in jobs for row in job.rows]
+    attributes = {"aeic.pieces": items, "aeic.frames": len(jobs)}
+    made = tracing.span("cloud.batch", seconds, links=links, attributes=attributes)
+    for job in jobs:
+        _batches[job] = made
+
+
+def decoded(job: Job) -> None:
+    """The stages of a finished job, under the trace of each frame that it served."""
+    if not tracing.on():
+        return
+    whole = sum(job.timings.get(stage, 0.0) for stage in _STAGES)
+    for row in job.rows:
+        context = tracing.kept(row.id)
+        if not context:
+            continue
+        begun = job.arrived
+        attributes = {"aeic.frame": str(row.id), "aeic.bytes": row.bytes, "aeic.pixels": row.width * row.height}
+        over = tracing.span("cloud.decode", whole, ended=begun + whole, under=context, attributes=attributes)
+        for stage in _STAGES:
+            seconds = job.timings.get(stage, 0.0)
+            begun += seconds
+            links = [_batches.get(job, b"")] if stage == "synthesis" else []
+            tracing.span(f"cloud.{stage}", seconds, ended=begun, under=over, links=links)

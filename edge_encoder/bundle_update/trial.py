@@ -1,0 +1,79 @@
+"""Which bundle a start uses, and the watch over one that is on trial (staging.py).
+
+A bundle on trial is taken up only where no frame can be lost by it: no frame of another model waits in the spool, and
+the cloud greets it. Where the cloud cannot be asked the current one goes on, and the next start asks again. So many
+frames accepted confirm it; one frame rejected ends it, and the service ends too, to be started again with the old one.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+from aeic.bitstream import Frame
+from aeic.bundle import Bundle
+from aeic.errors import AeicError
+from edge_encoder.bundle_update.staging import Staging
+from edge_encoder.settings import EdgeSettings
+from edge_encoder.spool.spool import Spool
+
+log = logging.getLogger("aeic.edge.staging")
+
+
+class Trial:
+    """`ask(digest)` asks the cloud: "" when it greets that bundle, else the state that the uplink would be in."""
+
+    def __init__(self, settings: EdgeSettings, spool: Spool, ask: Callable[[bytes], Awaitable[str]]) -> None:
+        self.staging = Staging(settings.bundles_dir) if settings.bundles_dir is not None else None
+        self.on = False
+        self._settings = settings
+        self._spool = spool
+        self._ask = ask
+        self._accepted = 0
+
+    @property
+    def current(self) -> Path | None:
+        """The folder of the bundle that is not on trial; None for the one that ships."""
+        staged = self.staging.path(self.staging.state.current) if self.staging is not None else None
+        return staged or self._settings.bundle
+
+    async def choose(self) -> Path | None:
+        """The folder of the bundle for this start."""
+        if self.staging is None or not self.staging.state.trial:
+            return self.current
+        path = self.staging.path(self.staging.state.trial)
+        try:
+            bundle = Bundle.load(path)
+            waiting = self._spool.oldest()
+            made_with = None if waiting is None else Frame.parse(waiting.data).fingerprint
+        except AeicError as error:
+            self.staging.refuse(str(error))
+            return self.current
+        if made_with is None:
+            state = await self._ask(bundle.digest) if self._settings.cloud_address else ""
+            if state == "model-mismatch":
+                self.staging.refuse("the cloud does not decode it")
+                return self.current
+            if state:
+                log.warning("the trial of bundle %s waits: the cloud is %s", bundle.name, state)
+                return self.current
+        elif made_with != bundle.fingerprint:
+            log.warning("the trial of bundle %s waits: frames of another model are in the spool", bundle.name)
+            return self.current
+        self.on = bool(self.staging.begin_trial())
+        return path if self.on else self.current
+
+    def delivered(self) -> None:
+        """The cloud has accepted a frame."""
+        if self.on and self.staging is not None:
+            self._accepted += 1
+            if self._accepted >= self._settings.bundle_trial_frames:
+                self.on = False
+                self.staging.confirm()
+
+    def failed(self, reason: str) -> None:
+        """It does not load, or the cloud has rejected a frame of it."""
+        if self.on and self.staging is not None:
+            self.on = False
+            self.staging.refuse(reason)

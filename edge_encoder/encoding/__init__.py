@@ -1,0 +1,1 @@
+"""From a picture to a frame: execution providers, analysis, entropy coding, rate control."""

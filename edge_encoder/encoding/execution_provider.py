@@ -1,0 +1,148 @@
+"""Which ONNX Runtime execution provider runs the analysis, and whether it really does.
+
+A list of "available" providers proves nothing: a missing CUDA library only logs a line and leaves a CPU session. So
+the session is made, asked what it got, and its answer to a known picture is compared with the CPU's. Only the
+analysis may run on a GPU; what steers the entropy coder runs on the CPU on both sides (docs/determinism.md).
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.metadata
+import logging
+import os
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+import onnxruntime
+from numpy.typing import NDArray
+
+from aeic.errors import BundleError
+from aeic.runtime import cuda
+from aeic.runtime.openvino import OpenVinoSession
+from edge_encoder.settings import ProviderChoice
+
+log = logging.getLogger("aeic.edge.provider")
+
+_CPU, _CUDA, _TENSORRT = cuda.CPU, cuda.CUDA, cuda.TENSORRT
+# y is rounded to integers after a gain; an error this small moves few of them, and only the encoder's own choice.
+_TOLERANCE = 0.02
+Session: TypeAlias = "onnxruntime.InferenceSession | OpenVinoSession"
+
+
+def open_session(path: Path, choice: ProviderChoice, threads: int, half: Path | None = None) -> tuple[Session, str]:
+    """The session of the graph at `path`, and the name of the provider that it really uses.
+
+    `auto` takes CUDA when it is there and passes the known-answer test, else the CPU. A provider asked for by name
+    and not got is a BundleError that says what is missing. On a GPU the float16 graph `half` is used if it is given and
+    passes that test too.
+    """
+    _refuse_two_runtimes()
+    cpu = _session(path, [_CPU], threads)
+    if choice == "cpu" or (choice == "auto" and _CUDA not in onnxruntime.get_available_providers()):
+        return cpu, _CPU
+    if choice == "openvino":
+        quick = OpenVinoSession(path, threads)
+        try:
+            _known_answer(quick, cpu)
+        except BundleError as error:
+            raise BundleError(f"provider openvino does not work here ({error}); set AEIC_EDGE_PROVIDER=cpu") from error
+        return quick, quick.get_providers()[0]
+    wanted = "cuda" if choice == "auto" else choice
+    first = _TENSORRT if wanted == "tensorrt" else _CUDA
+    try:
+        if first not in onnxruntime.get_available_providers():
+            raise BundleError(f"this build of ONNX Runtime has no {first}")
+        cuda.prepare()
+        if half is not None:
+            try:
+                return _accelerated(half, wanted, first, threads, cpu), first
+            except Exception as error:
+                log.warning("the float16 analysis is not used: %s", error)
+        return _accelerated(path, wanted, first, threads, cpu), first
+    except Exception as error:
+        if choice == "auto":
+            log.warning("analysis runs on the CPU: %s", error)
+            return cpu, _CPU
+        raise BundleError(
+            f"provider {choice} does not work here ({error}); install the edge-gpu extra with its CUDA libraries,"
+            " or set AEIC_EDGE_PROVIDER=cpu"
+        ) from error
+
+
+def _accelerated(
+    path: Path, wanted: str, first: str, threads: int, cpu: onnxruntime.InferenceSession
+) -> onnxruntime.InferenceSession:
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "aeic" / "tensorrt"
+    session = _session(path, cuda.providers(wanted, path, cpu.get_inputs()[0].name, cache), threads)
+    if session.get_providers()[0] != first:
+        raise BundleError(f"ONNX Runtime gave {session.get_providers()[0]} instead of {first}")
+    _known_answer(session, cpu)
+    return session
+
+
+def run_bound(
+    session: Session, image: NDArray[np.float32], options: onnxruntime.RunOptions | None = None
+) -> NDArray[np.float32]:
+    """Runs the graph with its input and output bound, so that a GPU copies each once and nothing in between."""
+    if isinstance(session, OpenVinoSession):
+        return session.run(None, {session.get_inputs()[0].name: image})[0]
+    binding = session.io_binding()
+    binding.bind_cpu_input(session.get_inputs()[0].name, image)
+    binding.bind_output(session.get_outputs()[0].name)
+    session.run_with_iobinding(binding, options)
+    result: NDArray[np.float32] = binding.copy_outputs_to_cpu()[0]
+    return result
+
+
+def _session(path: Path, providers: list[Any], threads: int) -> onnxruntime.InferenceSession:
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 3
+    # Planned memory blocks, one for every size met, are never shared: without them a third less memory, no slower.
+    options.enable_mem_pattern = False
+    # Memory is taken as asked for, not doubled each time; that is set for the whole process.
+    _share_arena()
+    options.add_session_config_entry("session.use_env_allocators", "1")
+    # Threads that spin while they wait win a few per cent on an idle machine and cost a multiple on a busy one.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    try:
+        session = onnxruntime.InferenceSession(str(path), options, providers=providers)
+    except Exception as error:  # ONNX Runtime's own errors share no narrower base
+        raise BundleError(f"{path.name} cannot be loaded ({error}): fetch the bundle again") from error
+    session.disable_fallback()
+    return session
+
+
+@functools.cache
+def _share_arena() -> None:
+    memory = onnxruntime.OrtMemoryInfo(
+        "Cpu", onnxruntime.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, onnxruntime.OrtMemType.DEFAULT
+    )
+    onnxruntime.create_and_register_allocator(memory, onnxruntime.OrtArenaCfg({"arena_extend_strategy": 1}))
+
+
+def _known_answer(session: Session, cpu: onnxruntime.InferenceSession) -> None:
+    rng = np.random.default_rng(7)
+    image = rng.uniform(-1, 1, (1, 3, 128, 192)).astype(np.float32)
+    got, want = (run_bound(each, image) for each in (session, cpu))
+    scale = float(np.abs(want).max()) or 1.0
+    worst = float(np.abs(got - want).max()) / scale
+    if not worst <= _TOLERANCE:
+        raise BundleError(f"its answer to a known picture is off by {worst:.3g} of the largest value")
+
+
+def _refuse_two_runtimes() -> None:
+    installed = []
+    for name in ("onnxruntime", "onnxruntime-gpu"):
+        try:
+            importlib.metadata.version(name)
+            installed.append(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    if len(installed) > 1:
+        raise BundleError(
+            "onnxruntime and onnxruntime-gpu are both installed and overwrite each other's files;"
+            " uninstall both, then install the edge-cpu or the edge-gpu extra"
+        )

@@ -1,0 +1,1 @@
+"""HTTP: pictures in, status out."""

@@ -1,0 +1,257 @@
+"""The HTTP face of the edge: routes only. Reading and limits: body.py. Errors: problems.py. Work: service.py."""
+
+from __future__ import annotations
+
+import asyncio
+import datetime
+import time
+import uuid
+from http import HTTPStatus
+from typing import Annotated, Any
+
+from fastapi import FastAPI, Header, Path, Query, Request, Response
+from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse
+from prometheus_client import CONTENT_TYPE_LATEST
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+import aeic
+from aeic.identifiers import parse_id
+from aeic_service import api_page, tracing
+from aeic_service.head import Head
+from edge_encoder import problems
+from edge_encoder.body import body_size, discard, read_body
+from edge_encoder.encoding.encode_queue import Busy
+from edge_encoder.http_api import status
+from edge_encoder.service import EdgeService
+from edge_encoder.settings import Wait
+from edge_encoder.spool.record import Entry, State, is_name
+from edge_encoder.submission.request import Accepted, EncodeRequest
+
+_WAIT = "Answer when the picture is on disk (received), when its frame is (spooled), when the cloud has it (delivered)."
+_WAITED = "aeic.wait"  # in a request's scope, for _Timed; not there when the request was malformed
+_PICTURES = ("image/jpeg", "image/png", "image/webp", "application/octet-stream")
+_REQUEST_BODY = {
+    "requestBody": {
+        "required": True,
+        "description": "The bytes of one JPEG, PNG or WebP file; what it is, is seen from the bytes.",
+        "content": {kind: {"schema": {"type": "string", "format": "binary"}} for kind in _PICTURES},
+    }
+}
+_FRAME_EXAMPLE = {
+    "id": "019acb2e-6f5d-7c30-9d0e-3f3a2b1c4d5e",
+    "state": "spooled",
+    "width": 768,
+    "height": 512,
+    "bytes": 1432,
+    "bpp": 0.0291,
+    "rate": 1,
+    "priority": 0,
+}
+_POST_EXAMPLES = {
+    "spooled": {"summary": "Encoded, the frame is on disk.", "value": _FRAME_EXAMPLE},
+    "received": {
+        "summary": "wait=received: the picture is on disk and will be encoded.",
+        "value": {**_FRAME_EXAMPLE, "state": "received", "bytes": None, "bpp": None, "rate": None},
+    },
+}
+
+
+def _problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    return {
+        status: {
+            "description": HTTPStatus(status).phrase,
+            "content": {
+                "application/problem+json": {"schema": problems.PROBLEM_SCHEMA, "example": problems.example(status)}
+            },
+        }
+        for status in statuses
+    }
+
+
+def create_app(service: EdgeService) -> FastAPI:
+    """The ASGI app of a service; start and stop the service around it."""
+    about = "A photograph in, one or two kilobytes sent."
+    app = FastAPI(title="AEIC edge", version=aeic.__version__, summary=about, docs_url=None, redoc_url=None)
+    problems.install(app)
+    app.add_middleware(_Timed, service=service)
+    app.add_middleware(Head)
+
+    @app.post(
+        "/v1/frames",
+        status_code=202,
+        openapi_extra=_REQUEST_BODY,
+        responses={
+            202: {"description": "Safely on disk.", "content": {"application/json": {"examples": _POST_EXAMPLES}}},
+            **_problems(400, 408, 409, 413, 415, 422, 429, 503, 507),
+        },
+    )
+    async def post_frame(
+        request: Request,
+        rate: Annotated[str | None, Query(max_length=32, description="Rate point, by number or name.")] = None,
+        max_bytes: Annotated[int | None, Query(ge=1, le=1 << 30, description="Best rate point that fits.")] = None,
+        target_bytes: Annotated[int | None, Query(ge=1, le=1 << 30, description="The same, or the lowest.")] = None,
+        priority: Annotated[int, Query(ge=0, le=255, description="Larger goes first.")] = 0,
+        wait: Annotated[Wait, Query(description=_WAIT)] = service.settings.default_wait,
+        timeout: Annotated[float, Query(ge=0, le=3600, description="Seconds, for wait=delivered.")] = 30.0,
+        x_source_id: Annotated[str | None, Header(max_length=512)] = None,
+        x_captured_at: Annotated[str | None, Header(max_length=64, description="RFC 3339, or ms since 1970.")] = None,
+        idempotency_key: Annotated[str | None, Header(max_length=64, description="UUID, becomes the id.")] = None,
+    ) -> JSONResponse:
+        request.scope[_WAITED] = wait
+        if service.stopping.is_set():
+            raise HTTPException(503, "the service is stopping; try again shortly", {"Retry-After": "5"})
+        try:
+            encode_request = EncodeRequest(
+                rate=rate,
+                max_bytes=max_bytes,
+                target_bytes=target_bytes,
+                priority=priority,
+                source_id=_source_id(x_source_id),
+                captured_ms=_captured_ms(x_captured_at),
+                prompt=wait == "delivered",
+                id=None if idempotency_key is None else _id(idempotency_key, "Idempotency-Key"),
+            )
+            with tracing.request("edge.post", request.headers.get("traceparent")):
+                size = await body_size(request, service)
+                if wait == "received":
+                    with service.deferred_encoder.place(size):
+                        taken = await service.submitter.receive(await read_body(request, service, size), encode_request)
+                else:
+                    service.queue.check()
+                    taken = await service.submitter.take(await read_body(request, service, size), encode_request)
+        except Busy:
+            await discard(request)
+            raise
+        entry = taken.entry
+        if wait == "delivered":
+            await service.waiting.settled(entry.id, min(timeout, service.settings.wait_max_seconds))
+            entry = await service.entry(entry.id) or entry
+        return JSONResponse(_posted(entry, taken), 202, {"Location": f"/v1/frames/{entry.id}"})
+
+    @app.get(
+        "/v1/frames/{id}",
+        responses={
+            200: {
+                "description": "What is known of the frame.",
+                "content": {"application/json": {"example": {**_FRAME_EXAMPLE, "state": "delivered"}}},
+            },
+            **_problems(404, 422, 503),
+        },
+    )
+    async def get_frame(id: Annotated[str, Path(max_length=64)]) -> dict[str, Any]:
+        entry = await service.entry(_id(id, "id"))
+        if entry is None:
+            raise HTTPException(404, f"no frame {id} is known here; finished ones are forgotten after some time")
+        return _shown(entry)
+
+    @app.get("/v1/status", responses=_problems(503))
+    async def get_status() -> dict[str, Any]:
+        return await asyncio.to_thread(status.status, service)
+
+    @app.get("/docs", include_in_schema=False)
+    async def docs() -> Response:
+        return HTMLResponse(api_page.render(app.openapi()), headers=api_page.HEADERS)
+
+    @app.get("/healthz")
+    async def healthz() -> Response:
+        if not service.spool.alive:
+            return problems.problem(503, "the spool's writer has ended; restart the service")
+        return JSONResponse({"status": "ok"})
+
+    @app.get("/readyz")
+    async def readyz() -> Response:
+        if not service.ready or not service.spool.alive:
+            return problems.problem(503, "not ready: starting or stopping")
+        return JSONResponse({"status": "ready", "provider": service.encoder.analysis.provider})
+
+    @app.get("/metrics", response_class=PlainTextResponse)
+    async def metrics() -> Response:
+        text = await asyncio.to_thread(status.render_metrics, service)
+        return Response(text, headers={"Content-Type": CONTENT_TYPE_LATEST})
+
+    return app
+
+
+def _id(text: str, name: str) -> uuid.UUID:
+    try:
+        return parse_id(text)
+    except ValueError:
+        raise HTTPException(422, f"{name} is not a UUID in the form 8-4-4-4-12") from None
+
+
+def _source_id(text: str | None) -> str:
+    """The name in a header, whose bytes are read as UTF-8; what a cloud would reject for ever is refused here."""
+    try:
+        name = (text or "").encode("latin-1").decode()
+    except UnicodeDecodeError:
+        name = "\0"
+    if name and not is_name(name):
+        raise HTTPException(422, "X-Source-Id is no name; send 1 to 128 printable characters in UTF-8")
+    return name
+
+
+def _captured_ms(text: str | None) -> int:
+    """Milliseconds since 1970 of an RFC 3339 time (UTC where it names no zone) or of that very number; 0 for none."""
+    if not text:
+        return 0
+    try:
+        if text.isascii() and text.isdigit():
+            value = int(text)
+        else:
+            moment = datetime.datetime.fromisoformat(text)
+            value = int((moment if moment.tzinfo else moment.replace(tzinfo=datetime.UTC)).timestamp() * 1000)
+    except (ValueError, OverflowError):
+        value = -1
+    if not 0 <= value < 1 << 53:
+        raise HTTPException(422, "X-Captured-At is no time; send RFC 3339 (2026-11-23T14:00:00Z) or ms since 1970")
+    return value
+
+
+def _shown(entry: Entry) -> dict[str, Any]:
+    encoded = entry.size > 0
+    shown = {
+        "id": str(entry.id),
+        "state": State(entry.state).name.lower(),
+        "width": entry.width,
+        "height": entry.height,
+        "bytes": entry.size if encoded else None,
+        "bpp": round(8 * entry.size / (entry.width * entry.height), 6) if encoded else None,
+        "rate": entry.rate if encoded else None,
+        "priority": entry.priority,
+        "created_unix_ms": entry.created_ms,
+        "finished_unix_ms": entry.finished_ms,
+    }
+    return {**shown, "reason": entry.reason} if entry.reason else shown
+
+
+def _posted(entry: Entry, taken: Accepted) -> dict[str, Any]:
+    if taken.known:
+        return {**_shown(entry), "encode_ms": 0.0, "duplicate": True}
+    if taken.encoded is None:
+        return _shown(entry)
+    timings = {stage: round(seconds * 1000, 3) for stage, seconds in taken.encoded.timings.items()}
+    return {**_shown(entry), "encode_ms": round(sum(timings.values()), 3), "timings_ms": timings}
+
+
+class _Timed:
+    """Measures every POST /v1/frames, refused ones too, by the status it got."""
+
+    def __init__(self, app: ASGIApp, service: EdgeService) -> None:
+        self._app = app
+        self._service = service
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["method"] != "POST" or scope["path"] != "/v1/frames":
+            await self._app(scope, receive, send)
+            return
+        begin = time.perf_counter()
+
+        async def watch(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                seconds = time.perf_counter() - begin
+                labels = str(message["status"]), scope.get(_WAITED, "")
+                self._service.metrics.request_seconds.labels(*labels).observe(seconds)
+            await send(message)
+
+        await self._app(scope, receive, watch)

@@ -1,0 +1,1 @@
+"""Sources of pictures besides HTTP: cameras and watched folders."""

@@ -1,0 +1,1 @@
+"""The durable spool between encoding and the uplink."""

@@ -1,0 +1,197 @@
+"""A picture's way to the spool: encoded first (take), or kept as it came (receive) and encoded later (encode).
+
+    take:     picture -> encode -> spool, 202
+    receive:  picture -> look at its head -> spool, 202 ... backlog.py ... encode -> the frame in its place
+
+Knows nothing of HTTP, nor of what becomes of a frame in the spool.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import time
+import uuid
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from aeic.identifiers import new_id
+from aeic.pixels import picture_size
+from aeic_service import tracing
+from edge_encoder.encoding.encode_queue import EncodeQueue
+from edge_encoder.encoding.encoder import Encoded, Encoder
+from edge_encoder.metrics import Metrics
+from edge_encoder.spool.original import Original
+from edge_encoder.spool.record import Entry, IdTaken, Record, State
+from edge_encoder.spool.spool import Spool
+from edge_encoder.submission.delivery_waiters import DeliveryWaiters
+from edge_encoder.submission.request import Accepted, EncodeRequest
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedFrame:
+    """A frame on its way into the spool, and what its making took."""
+
+    record: Record
+    encoded: Encoded
+
+
+class Submitter:
+    """`default_rate()` is the rate point of pictures that ask for none, None for the bundle's; `source_id` names the
+    box. Lives in one asyncio loop."""
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        queue: EncodeQueue,
+        spool: Spool,
+        waiting: DeliveryWaiters,
+        metrics: Metrics,
+        *,
+        source_id: str,
+        default_rate: Callable[[], int | None],
+    ) -> None:
+        self._encoder = encoder
+        self._queue = queue
+        self._spool = spool
+        self._waiting = waiting
+        self._metrics = metrics
+        self._source_id = source_id
+        self._default_rate = default_rate
+
+    async def take(self, picture: bytes | NDArray[np.uint8], encode_request: EncodeRequest) -> Accepted:
+        """Encodes and spools one picture file, or (H, W, 3) RGB; returns when a power cut can no longer take it.
+
+        Raises InputError, RateError, Busy, IdTaken, SpoolFull or SpoolError.
+        """
+        crc = zlib.crc32(picture if isinstance(picture, bytes) else picture.data.cast("B"))
+        known = await self._known(encode_request, crc)
+        if known is not None:
+            return Accepted(known, known=True)
+        made = await self._make(picture, encode_request, encode_request.id or new_id(), crc)
+        tracing.keep_current(made.record.id)
+        with self._waiting.expecting(made.record.id, encode_request.prompt):
+            entry = await self.put(made)
+        self._metrics.picture_bytes.inc(len(picture) if isinstance(picture, bytes) else picture.nbytes)
+        return Accepted(entry, made.encoded)
+
+    async def receive(self, picture: bytes, encode_request: EncodeRequest) -> Accepted:
+        """Spools one picture file as it is, after a look at its head; returns when a power cut can no longer take it.
+
+        Raises InputError, RateError, IdTaken, SpoolFull or SpoolError.
+        """
+        original = await asyncio.to_thread(self._original, picture, encode_request)
+        known = await self._known(encode_request, original.picture_crc)
+        if known is not None:
+            return Accepted(known, known=True)
+        begin = time.perf_counter()
+        tracing.keep_current(original.id)
+        context = tracing.kept(original.id)
+        entry = await asyncio.wrap_future(self._spool.receive(original))
+        self._observe(context, {"receive": time.perf_counter() - begin})
+        self._metrics.picture_bytes.inc(len(picture))
+        return Accepted(entry)
+
+    async def encode(self, original: Original) -> EncodedFrame:
+        """The frame of an original, to be put in its place. InputError or RateError when there can never be one."""
+        encode_request = EncodeRequest(
+            rate=original.rate,
+            max_bytes=original.max_bytes,
+            target_bytes=original.target_bytes,
+            priority=original.priority,
+            source_id=original.source_id,
+            captured_ms=original.captured_ms,
+        )
+        waited = max(0.0, time.time() - original.created_ms / 1000)
+        self._metrics.stage_seconds.labels("wait").observe(waited)
+        return await self._make(
+            original.picture,
+            encode_request,
+            original.id,
+            original.picture_crc,
+            created_ms=original.created_ms,
+            unbounded=True,
+        )
+
+    async def put(self, made: EncodedFrame) -> Entry:
+        """Spools a frame, in place of its original where there is one; SpoolFull, IdTaken or SpoolError."""
+        begin = time.perf_counter()
+        context = tracing.kept(made.record.id)  # before it can be sent: a cloud in this process keeps its own
+        entry = await asyncio.wrap_future(self._spool.put(made.record))
+        self._observe(context, {**made.encoded.timings, "spool": time.perf_counter() - begin})
+        self._metrics.frame_bytes.labels(str(made.encoded.rate)).observe(len(made.encoded.data))
+        return entry
+
+    async def _known(self, encode_request: EncodeRequest, crc: int) -> Entry | None:
+        """The entry that answers this picture, when the client's id was seen before; IdTaken for another picture's."""
+        if encode_request.id is None:
+            return None
+        known = await asyncio.to_thread(self._spool.get, encode_request.id)
+        if known is not None and known.picture_crc != crc:
+            raise IdTaken(f"id {encode_request.id} belongs to another picture; use a fresh id for each picture")
+        return None if known is None or known.state is State.DROPPED else known
+
+    async def _make(
+        self,
+        picture: bytes | NDArray[np.uint8],
+        encode_request: EncodeRequest,
+        ident: uuid.UUID,
+        crc: int,
+        *,
+        created_ms: int = 0,
+        unbounded: bool = False,
+    ) -> EncodedFrame:
+        free = encode_request.rate is None and encode_request.max_bytes is None and encode_request.target_bytes is None
+        encoded = await self._queue.run(
+            functools.partial(
+                self._encoder.encode,
+                picture,
+                rate=self._default_rate() if free else encode_request.rate,
+                max_bytes=encode_request.max_bytes,
+                target_bytes=encode_request.target_bytes,
+            ),
+            unbounded=unbounded,
+        )
+        record = Record(
+            id=ident,
+            data=encoded.data,
+            width=encoded.width,
+            height=encoded.height,
+            rate=encoded.rate,
+            priority=encode_request.priority,
+            created_ms=created_ms or int(time.time() * 1000),
+            captured_ms=encode_request.captured_ms,
+            picture_crc=crc,
+            source_id=encode_request.source_id or self._source_id,
+        )
+        return EncodedFrame(record, encoded)
+
+    def _original(self, picture: bytes, encode_request: EncodeRequest) -> Original:
+        self._encoder.bundle.rate(encode_request.rate)
+        width, height = picture_size(picture, max_pixels=self._encoder.max_pixels)
+        return Original(
+            id=encode_request.id or new_id(),
+            picture=picture,
+            picture_crc=zlib.crc32(picture),
+            width=width,
+            height=height,
+            priority=encode_request.priority,
+            created_ms=int(time.time() * 1000),
+            captured_ms=encode_request.captured_ms,
+            source_id=encode_request.source_id or self._source_id,
+            rate=encode_request.rate,
+            max_bytes=encode_request.max_bytes,
+            target_bytes=encode_request.target_bytes,
+        )
+
+    def _observe(self, context: bytes, timings: dict[str, float]) -> None:
+        """Tells the stages of a frame, the last of which has just ended, under its trace's context."""
+        ended = time.monotonic()
+        for stage, seconds in reversed(timings.items()):
+            self._metrics.stage_seconds.labels(stage).observe(seconds)
+            tracing.span(f"edge.{stage}", seconds, ended=ended, under=context)
+            ended -= seconds

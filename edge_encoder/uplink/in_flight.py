@@ -1,0 +1,71 @@
+"""The frames of one stream that were leased and have no answer yet, in the order in which they are sent.
+
+Answers come in that order too, so a count is enough to name them. Knows nothing of gRPC or the spool.
+"""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Iterable
+from dataclasses import dataclass
+from itertools import islice
+
+
+@dataclass(slots=True)
+class _Sent:
+    size: int
+    at: float | None = None  # when it was handed to gRPC, monotonic seconds; None before
+
+
+class InFlight:
+    """Keyed by frame id. `progress` is when the last answer came, or the first frame after a quiet time left."""
+
+    def __init__(self) -> None:
+        self.progress = 0.0  # monotonic seconds
+        self._frames: dict[uuid.UUID, _Sent] = {}
+        self._sent = 0
+
+    def __len__(self) -> int:
+        return len(self._frames)
+
+    @property
+    def sent(self) -> int:
+        """How many were handed to gRPC."""
+        return self._sent
+
+    def lease(self, ident: uuid.UUID, size: int) -> None:
+        """The frame was leased; it has `size` bytes."""
+        self._frames[ident] = _Sent(size)
+
+    def send(self, ident: uuid.UUID) -> None:
+        """The frame is handed to gRPC now."""
+        now = time.monotonic()
+        if not self._sent:
+            self.progress = now
+        self._sent += 1
+        self._frames[ident].at = now
+
+    def first(self, count: int) -> list[uuid.UUID]:
+        """The next `count` frames that wait for an answer; ValueError when fewer were sent."""
+        if count > self._sent:
+            raise ValueError(f"{count} frames answered, {self._sent} sent")
+        return list(islice(self._frames, count))
+
+    def answer(self, ident: uuid.UUID) -> tuple[int, float | None]:
+        """The frame has its answer: its bytes, and the seconds since it was sent; (0, None) for an unknown one."""
+        frame = self._frames.pop(ident, None)
+        if frame is None:
+            return 0, None
+        self.progress = time.monotonic()
+        if frame.at is None:
+            return frame.size, None
+        self._sent -= 1
+        return frame.size, self.progress - frame.at
+
+    def clear(self) -> Iterable[uuid.UUID]:
+        """Forgets and returns all of them."""
+        idents = list(self._frames)
+        self._frames.clear()
+        self._sent = 0
+        return idents

@@ -1,0 +1,217 @@
+"""One stream to the cloud, from Hello to its end: what is sent, what is answered, and when it counts as broken.
+
+Three tasks share it: one leases frames and writes them, one reads answers, one watches that answers come at all.
+Whatever ends it is raised as StreamFailed; what is then still under way is given back by the uplink (uplink.py).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+import uuid
+import zlib
+from collections.abc import Callable
+from typing import TypeAlias
+
+import grpc
+
+from aeic.v1 import ingest_pb2 as pb
+from aeic_service import tracing
+from edge_encoder.metrics import Metrics
+from edge_encoder.settings import EdgeSettings
+from edge_encoder.spool.record import Record, State
+from edge_encoder.spool.spool import Spool
+from edge_encoder.uplink.in_flight import InFlight
+from edge_encoder.uplink.window import Window
+
+log = logging.getLogger("aeic.edge.uplink")
+
+Call: TypeAlias = "grpc.aio.StreamStreamCall[pb.DeliverRequest, pb.DeliverResponse]"
+
+_GRPC_PREFIX_BYTES = 5
+# Frames leased at a time. More would be lost to a more urgent one that comes meanwhile: it goes only after them.
+_LEASE_FRAMES = 8
+_ACKS = {
+    pb.ACK_STATUS_STORED: ("stored", State.DELIVERED),
+    pb.ACK_STATUS_DUPLICATE: ("duplicate", State.DELIVERED),
+    pb.ACK_STATUS_REJECTED: ("rejected", State.REJECTED),
+}
+# What the operator should read when the cloud turns the whole box away.
+REFUSALS = {
+    grpc.StatusCode.FAILED_PRECONDITION: "model-mismatch",
+    grpc.StatusCode.UNAUTHENTICATED: "unauthorised",
+    grpc.StatusCode.PERMISSION_DENIED: "unauthorised",
+    grpc.StatusCode.UNIMPLEMENTED: "wrong-service",
+    grpc.StatusCode.INVALID_ARGUMENT: "refused",
+}
+
+
+class StreamFailed(Exception):
+    """The stream is over; `cause` is a short word for state and metrics."""
+
+    def __init__(self, cause: str, detail: str) -> None:
+        super().__init__(detail)
+        self.cause = cause
+
+
+class Stream:
+    """One stream over `call`. `window` is the edge's own; `wake` is set when there may be something to send;
+    `prompt(id)` is true while somebody waits for that frame; `answered(bytes)` is told of each delivered frame."""
+
+    def __init__(
+        self,
+        call: Call,
+        spool: Spool,
+        settings: EdgeSettings,
+        metrics: Metrics,
+        *,
+        window: Window,
+        wake: asyncio.Event,
+        prompt: Callable[[uuid.UUID], bool],
+        answered: Callable[[int], None],
+    ) -> None:
+        self.window = 1  # the cloud's
+        self._own_window = window
+        self._call = call
+        self._spool = spool
+        self._settings = settings
+        self._metrics = metrics
+        self._wake = wake
+        self._prompt = prompt
+        self._answered = answered
+        self._in_flight = InFlight()
+        self._leasing: asyncio.Future[list[Record]] | None = None
+
+    async def greet(self, hello: pb.Hello) -> None:
+        """Sends Hello and takes the window from Welcome."""
+        self._metrics.stream_bytes.labels("up").inc(hello.ByteSize() + _GRPC_PREFIX_BYTES)
+        self.window = max(1, await greet(self._call, hello, self._settings.ack_timeout_seconds))
+
+    async def ship(self) -> None:
+        """Sends and takes answers until the stream breaks."""
+        tasks = [asyncio.ensure_future(work()) for work in (self._send, self._receive, self._watch)]
+        try:
+            await asyncio.gather(*tasks)
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def give_back(self) -> None:
+        """Returns what is under way to the spool. The cloud answers in order, so if a frame broke the stream it is the
+        first: that one rests, the others do not."""
+        if self._leasing is not None:
+            leased = (await asyncio.gather(self._leasing, return_exceptions=True))[0]
+            for record in leased if isinstance(leased, list) else ():
+                self._in_flight.lease(record.id, len(record.data))
+        for place, ident in enumerate(self._in_flight.clear()):
+            self._spool.release([ident], 0.0 if place else self._settings.backoff_min_seconds)
+        self._metrics.in_flight.set(0)
+
+    async def _send(self) -> None:
+        while True:
+            self._wake.clear()
+            limit = min(self.window, self._own_window.frames)
+            room = limit - len(self._in_flight)
+            records = await self._lease(min(room, _LEASE_FRAMES)) if room > 0 else []
+            for record in records:
+                self._in_flight.send(record.id)
+                frame = self._frame(record)
+                if record is records[-1] and len(self._in_flight) >= limit:
+                    frame.prompt = True  # nothing can follow what fills the window: no company to wait for
+                await self._write(pb.DeliverRequest(frame=frame))
+            self._metrics.in_flight.set(len(self._in_flight))
+            if not records:
+                rest = self._spool.next_retry_seconds() if room > 0 else None
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(self._wake.wait(), None if rest is None else rest + 0.01)
+
+    async def _lease(self, room: int) -> list[Record]:
+        # The future is kept: if the stream breaks meanwhile, give_back() must still learn what was leased.
+        self._leasing = asyncio.get_running_loop().run_in_executor(None, self._spool.lease, room)
+        records = await asyncio.shield(self._leasing)
+        self._leasing = None
+        for record in records:
+            self._in_flight.lease(record.id, len(record.data))
+        return records
+
+    async def _receive(self) -> None:
+        while True:
+            answer = await self._call.read()
+            if not isinstance(answer, pb.DeliverResponse):
+                raise await _ended(self._call)
+            self._metrics.stream_bytes.labels("down").inc(answer.ByteSize() + _GRPC_PREFIX_BYTES)
+            match answer.WhichOneof("message"):
+                case "stored":
+                    try:
+                        idents = self._in_flight.first(answer.stored)
+                    except ValueError as error:
+                        raise StreamFailed("refused", f"the cloud miscounts: {error}") from None
+                    for ident in idents:
+                        self._acknowledged(ident, pb.ACK_STATUS_STORED, "")
+                case "ack" if len(answer.ack.id) == 16 and answer.ack.status in _ACKS:
+                    self._acknowledged(uuid.UUID(bytes=answer.ack.id), answer.ack.status, answer.ack.reason)
+                case "ack":
+                    log.warning("the cloud sent an Ack without a known id or status; it is ignored")
+
+    async def _watch(self) -> None:
+        timeout = self._settings.ack_timeout_seconds
+        while True:
+            await asyncio.sleep(min(1.0, timeout / 4))
+            if self._in_flight.sent and time.monotonic() - self._in_flight.progress > timeout:
+                raise StreamFailed("stalled", f"{len(self._in_flight)} frames under way, no answer for {timeout:g} s")
+
+    async def _write(self, message: pb.DeliverRequest) -> None:
+        await self._call.write(message)
+        self._metrics.stream_bytes.labels("up").inc(message.ByteSize() + _GRPC_PREFIX_BYTES)
+
+    def _acknowledged(self, ident: uuid.UUID, status: pb.AckStatus, reason: str) -> None:
+        word, state = _ACKS[status]
+        size, seconds = self._in_flight.answer(ident)
+        self._answered(size)
+        self._metrics.acks.labels(word).inc()
+        self._metrics.in_flight.set(len(self._in_flight))
+        if seconds is not None:
+            self._own_window.answered(seconds)
+            self._metrics.stage_seconds.labels("ship").observe(seconds)
+        if state is State.REJECTED:
+            log.error("the cloud rejected frame %s: %s", ident, reason)
+        future = self._spool.finish(ident, state, reason[:200])
+        # Not recorded (disk full): rest the frame and send it again; the cloud will say DUPLICATE.
+        future.add_done_callback(lambda done: self._spool.release([ident], 5.0) if done.exception() else None)
+        self._wake.set()
+
+    def _frame(self, record: Record) -> pb.Frame:
+        return pb.Frame(
+            id=record.id.bytes,
+            bitstream=record.data,
+            crc32=zlib.crc32(record.data),
+            captured_unix_ms=record.captured_ms,
+            priority=record.priority,
+            source_id="" if record.source_id == self._settings.source_id else record.source_id,
+            prompt=self._prompt(record.id),
+            trace_context=tracing.kept(record.id),
+        )
+
+
+async def greet(call: Call, hello: pb.Hello, seconds: float) -> int:
+    """Sends Hello; the window of the Welcome that answers it. StreamFailed or AioRpcError when none comes."""
+    try:
+        async with asyncio.timeout(seconds):
+            await call.write(pb.DeliverRequest(hello=hello))
+            answer = await call.read()
+    except TimeoutError:
+        raise StreamFailed("stalled", f"no Welcome within {seconds:g} s") from None
+    if not isinstance(answer, pb.DeliverResponse):
+        raise await _ended(call)
+    if answer.WhichOneof("message") != "welcome":
+        raise StreamFailed("refused", "the cloud did not answer Hello with Welcome")
+    return answer.welcome.window or 1
+
+
+async def _ended(call: Call) -> StreamFailed:
+    code = await call.code()
+    cause = "closed" if code is grpc.StatusCode.OK else REFUSALS.get(code, "unreachable")
+    return StreamFailed(cause, f"{code.name}: {await call.details() or 'the cloud ended the stream'}")

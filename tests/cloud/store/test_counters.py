@@ -1,0 +1,115 @@
+"""The numbers by state are those that counting would find, and cost no counting."""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+
+import pytest
+import sqlalchemy as sa
+
+from cloud_decoder.store.records import DecodeResult
+from cloud_decoder.store.schema import frames, tallies
+from cloud_decoder.store.store import Store
+from tests.cloud.store.test_store import NOW, claim, frame
+
+
+@pytest.fixture
+def store(store_url: str) -> Iterator[Store]:
+    opened = Store(store_url)
+    yield opened
+    opened.close()
+
+
+def counted(store: Store, tenant: str | None = None) -> dict[str, tuple[int, int]]:
+    """Frames and bytes by state, by looking at every frame."""
+    query = sa.select(frames.c.state, sa.func.count(), sa.func.sum(frames.c.bytes)).group_by(frames.c.state)
+    with store.database.read() as connection:
+        found = connection.execute(query if tenant is None else query.where(frames.c.tenant == tenant))
+        return {state: (int(count), int(size)) for state, count, size in found}
+
+
+def tallied(store: Store, tenant: str | None = None) -> dict[str, tuple[int, int]]:
+    query = sa.select(tallies.c.state, sa.func.sum(tallies.c.frames), sa.func.sum(tallies.c.bytes))
+    query = query.group_by(tallies.c.state)
+    with store.database.read() as connection:
+        found = connection.execute(query if tenant is None else query.where(tallies.c.tenant == tenant))
+        return {state: (int(count), int(size)) for state, count, size in found if count or size}
+
+
+def test_after_anything_that_can_happen_to_frames_the_tallies_are_right(store: Store) -> None:
+    chance, known = random.Random(5), []
+    for step in range(40):
+        new = [frame(b"x" * chance.randint(1, 50), tenant=chance.choice("ab")) for _ in range(chance.randint(1, 5))]
+        known += new
+        store.add([*new, chance.choice(known), new[0]], NOW + step)  # what is there already counts once
+        held = claim(store, chance.randint(1, 4), NOW + step)
+        seqs = [one.row.seq for one in held]
+        match step % 4:
+            case 0:
+                store.fail(seqs, "no")
+            case 1:
+                store.release(seqs, "w")
+            case _:
+                store.finish([DecodeResult(seq, "", {}) for seq in seqs], NOW + step)
+        if step % 10 == 9:
+            store.prune(keep_bytes=400, limit=5)
+            gone = known.pop(chance.randrange(len(known)))
+            store.forget(gone.tenant, gone.id)
+        for tenant in (None, "a", "b"):
+            assert tallied(store, tenant) == counted(store, tenant)
+    assert set(counted(store)) == {"received", "done", "failed", "pruned"}
+    told, found = store.counts("a"), counted(store, "a")
+    assert told.pop("received") + told.pop("decoding") == found.pop("received")[0]
+    assert told == {state: count for state, (count, _) in found.items()}
+
+
+def test_many_at_once_count_right_and_do_not_wait_in_a_circle(store_url: str) -> None:
+    stores, failures = [Store(store_url) for _ in range(4)], Counter[str]()
+
+    def work(number: int) -> None:
+        chance = random.Random(number)
+        try:
+            for _ in range(15):
+                stores[number].add([frame(tenant=chance.choice("abc")) for _ in range(6)], NOW)
+                held = claim(stores[number], 5, owner=str(number))
+                stores[number].fail([one.row.seq for one in held[:1]], "no")
+                stores[number].finish([DecodeResult(one.row.seq, "", {}) for one in held[1:]], NOW)
+        except Exception as error:
+            failures[repr(error)] += 1
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not failures
+    assert tallied(stores[0]) == counted(stores[0]) and sum(stores[0].counts().values()) == 360
+    for one in stores:
+        one.close()
+
+
+def test_telling_the_numbers_takes_as_long_for_many_as_for_few(store: Store) -> None:
+    many = 100_000
+    id = "lower(hex(randomblob(16)))" if store.database.sqlite else "gen_random_uuid()"
+    same = {"source": "'box'", "captured_ms": "1", "received_ms": "1", "priority": "0", "width": "64", "height": "48"}
+    same |= {"rate": "1", "fingerprint": "'abcdef'", "bytes": "7", "digest": "'d'", "state": "'done'"}
+    same |= {"tenant": "''", "id": id, "wanted": "true"}
+    numbers = f"WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < {many})"
+    fill = f"INSERT INTO frames ({', '.join(same)}) {numbers} SELECT {', '.join(same.values())} FROM n"
+    if not store.database.sqlite:
+        fill = f"{numbers} INSERT INTO frames ({', '.join(same)}) SELECT {', '.join(same.values())} FROM n"
+    with store.database.write() as connection:
+        connection.exec_driver_sql(fill)
+    telling, counting = [], []
+    for _ in range(5):
+        started = time.perf_counter()
+        assert store.counts()["done"] == many
+        middle = time.perf_counter()
+        assert counted(store)["done"] == (many, 7 * many)
+        telling.append(middle - started)
+        counting.append(time.perf_counter() - middle)
+    assert min(counting) > 3 * min(telling)

@@ -1,0 +1,83 @@
+"""Tiles: every pixel once, seams that sum to one, whatever the size."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from aeic.bitstream import Frame
+from cloud_decoder.tiling import TileAssembler, _starts, _weights, synthesis_cost, tile_shape
+
+
+def assembler(width: int, height: int, seed: int = 0) -> TileAssembler:
+    frame = Frame(width, height, 0, "abcdef", b"")
+    y_hat = np.random.default_rng(seed).uniform(-1, 1, (3, *frame.latent_size)).astype(np.float32)
+    return TileAssembler(y_hat, frame)
+
+
+def enlarge(latents: np.ndarray) -> np.ndarray:
+    """A generator whose tiles agree where they overlap: each latent becomes 32 x 32 equal pixels."""
+    return latents.repeat(32, 1).repeat(32, 2)
+
+
+def run(one: TileAssembler) -> np.ndarray:
+    while tiles := one.tiles():
+        for tile in tiles:
+            one.put(tile, enlarge(one.cut(tile)))
+    return one.picture
+
+
+@given(st.integers(1, 256), st.integers(9, 40))
+def test_tiles_cover_the_axis_and_weights_sum_to_one(size: int, tile: int) -> None:
+    starts = _starts(size, min(tile, size))
+    length = min(tile, size)
+    assert starts[0] == 0 and starts[-1] + length == size
+    assert all(b - a <= max(tile - 8, 1) for a, b in pairwise(starts))
+    total = np.zeros(size * 32)
+    for start, weight in zip(starts, _weights(size, [s * 32 for s in starts], length * 32), strict=True):
+        assert (weight > 0).all()
+        total[start * 32 : (start + length) * 32] += weight
+    assert np.allclose(total, 1, atol=1e-5)
+
+
+@settings(max_examples=4, deadline=None)
+@given(st.sampled_from([(1537, 1600), (3000, 900), (900, 3000), (4096, 600), (1100, 2500)]))
+def test_a_tiled_picture_equals_the_whole_one(size: tuple[int, int]) -> None:
+    width, height = size
+    one = assembler(width, height)
+    assert one.rows * len(one._lefts) > 1
+    whole = enlarge(one._y_hat)[:, :height, :width].transpose(1, 2, 0)
+    expected = np.clip(np.rint(whole * np.float32(127.5) + np.float32(127.5)), 0, 255)
+    assert np.abs(run(one).astype(int) - expected).max() <= 1
+    assert one.done and one.tiles() == []
+
+
+def test_a_small_picture_is_one_tile_and_exact() -> None:
+    one = assembler(100, 70)
+    assert tile_shape(one.frame) == one.frame.latent_size and len(one.tiles()) == 1
+    assert run(one).shape == (70, 100, 3)
+    assert synthesis_cost(one.frame) == 128 * 128
+
+
+def test_the_band_is_all_the_memory_there_is() -> None:
+    one = assembler(1024, 8192)
+    assert one._band is not None and one._band.shape == (3, 1024, 1024)
+
+
+def test_rows_come_in_order() -> None:
+    one = assembler(1024, 8192)
+    (first, *_) = one.tiles()
+    one.put(first, enlarge(one.cut(first)))
+    with pytest.raises(ValueError, match="row"):
+        one.put(first, enlarge(one.cut(first)))
+
+
+def test_numbers_that_are_none_become_grey() -> None:
+    one = assembler(64, 64)
+    (tile,) = one.tiles()
+    one.put(tile, np.full((3, 64, 64), np.nan, np.float32))
+    assert (one.picture == 128).all()

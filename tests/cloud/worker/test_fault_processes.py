@@ -1,0 +1,158 @@
+"""Processes that die, hang, do not come up, or are told to stop, with work in hand: see test_faults.py."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from uuid import UUID, uuid4
+
+import grpc
+import httpx
+import pytest
+
+from aeic.bundle import Bundle
+from cloud_decoder.inference.decoder import Decoder
+from cloud_decoder.inference.subprocess_backend import RemoteGenerator
+from cloud_decoder.store.store import State, Store
+from tests.cloud.conftest import Edge, MakeFrame, new_frame, running_cloud
+from tests.cloud.test_service import process
+from tests.cloud.worker.test_faults import timed, until, value
+
+
+@pytest.fixture
+def isolated(bundle: Bundle) -> Decoder:
+    """A decoder whose generator is in a process of its own."""
+    return Decoder(bundle, RemoteGenerator(bundle.path, "onnx", 1, batch_seconds=20), threads=1, max_batch=4)
+
+
+def child_of(decoder: Decoder) -> int:
+    pid = decoder._generator.pid  # type: ignore[attr-defined]
+    assert pid is not None
+    return int(pid)
+
+
+def test_a_decoder_process_killed_in_the_middle_of_a_batch(
+    isolated: Decoder, make_frame: MakeFrame, tmp_path: Path
+) -> None:
+    new = [new_frame(make_frame(seed)) for seed in range(12)]
+
+    async def scenario() -> None:
+        async with running_cloud(isolated, tmp_path) as cloud, httpx.AsyncClient(base_url=cloud.http) as http:
+            expected = [isolated.decode([one.bitstream])[0] for one in new[:1]]
+            victim = child_of(isolated)
+            os.kill(victim, signal.SIGSTOP)  # so that the next batch is surely in it
+            cloud.store.add(new, time.time())
+            cloud.worker.wake()
+            asked = [asyncio.create_task(http.post("/v1/decode", content=make_frame(s))) for s in range(50, 54)]
+            await until(lambda: value(cloud, "batch_pieces_count") >= 1)
+            await asyncio.sleep(0.1)
+            assert (await http.get("/healthz")).status_code == 200  # the service itself never waits for it
+            os.kill(victim, signal.SIGKILL)
+            assert {answer.status_code for answer in await asyncio.gather(*asked)} == {200}
+            await until(lambda: cloud.store.counts()["done"] == len(new))
+            assert child_of(isolated) != victim and value(cloud, "decoder_deaths_total") == 1
+            assert cloud.store.counts()["failed"] == 0
+            assert (isolated.decode([new[0].bitstream])[0] == expected[0]).all()
+
+    asyncio.run(scenario())
+    assert isolated._generator.pid is None  # type: ignore[attr-defined]
+
+
+def test_a_decoder_process_that_hangs_is_killed_and_replaced(bundle: Bundle, make_frame: MakeFrame) -> None:
+    generator = RemoteGenerator(bundle.path, "onnx", 1, batch_seconds=0.5)
+    decoder = Decoder(bundle, generator, threads=1)
+    data = make_frame(1)
+    (expected,) = decoder.decode([data])
+    os.kill(child_of(decoder), signal.SIGSTOP)
+    with pytest.raises(Exception, match="it hung"):
+        decoder.decode([data])
+    (again,) = decoder.decode([data])
+    assert (again == expected).all()
+    decoder.close()
+
+
+def test_where_no_decoder_process_comes_up_everybody_is_told_and_frames_stay(
+    isolated: Decoder, make_frame: MakeFrame, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    new = [new_frame(make_frame(seed)) for seed in range(6)]
+
+    async def scenario() -> None:
+        async with running_cloud(isolated, tmp_path) as cloud, httpx.AsyncClient(base_url=cloud.http) as http:
+            victim = child_of(isolated)
+            os.kill(victim, signal.SIGSTOP)
+            cloud.store.add(new, time.time())
+            cloud.worker.wake()
+            asked = [asyncio.create_task(http.post("/v1/decode", content=make_frame(s))) for s in range(50, 54)]
+            await until(lambda: value(cloud, "batch_pieces_count") >= 1)
+            monkeypatch.setattr(RemoteGenerator, "_spawn", cannot_start)
+            os.kill(victim, signal.SIGKILL)
+            assert {answer.status_code for answer in await asyncio.gather(*asked)} == {503}
+            answer, seconds = await timed(http.post("/v1/decode", content=make_frame(60)))
+            assert isinstance(answer, httpx.Response) and answer.status_code == 503 and seconds < 1
+            assert int(answer.headers["retry-after"]) >= 1
+            assert (await http.get("/readyz")).status_code == 503
+            await until(lambda: cloud.store.counts()["received"] == len(new))
+            assert cloud.store.counts()["failed"] == 0
+
+    asyncio.run(scenario())
+
+
+def cannot_start(_: RemoteGenerator) -> None:
+    raise OSError(12, "Cannot allocate memory")
+
+
+def test_sigterm_under_load_answers_everybody_and_loses_nothing(
+    bundle: Bundle, make_frame: MakeFrame, tmp_path: Path
+) -> None:
+    sent = {uuid4(): make_frame(seed, 256, 256) for seed in range(40)}
+    statuses: list[int] = []
+
+    async def load(told: dict[str, str], stop: Callable[[], None]) -> set[UUID]:
+        stored: set[UUID] = set()
+        async with Edge(told["grpc"]) as edge, httpx.AsyncClient(base_url=told["http"], timeout=30) as http:
+            await edge.hello(bundle)
+
+            async def client(number: int) -> None:
+                for seed in range(200):
+                    try:
+                        answer = await http.post("/v1/decode", content=make_frame(1000 * number + seed, 128, 128))
+                    except httpx.TransportError:
+                        return  # the door is closed: nothing was taken
+                    statuses.append(answer.status_code)
+                    if answer.status_code == 503:
+                        assert int(answer.headers["retry-after"]) >= 1
+                        return
+
+            clients = [asyncio.create_task(client(number)) for number in range(8)]
+            for id, data in sent.items():
+                await edge.send(data, id)
+            for _ in range(len(sent) // 2):
+                stored.add(UUID(bytes=(await edge.ack()).id))
+            # On a slow machine forty frames are stored before the first batch is decoded.
+            await until(lambda: 200 in statuses)
+            stop()
+            try:
+                while True:
+                    stored.add(UUID(bytes=(await edge.ack()).id))
+            except (EOFError, grpc.aio.AioRpcError, asyncio.InvalidStateError):
+                pass
+            await asyncio.wait_for(asyncio.gather(*clients), 20)
+        return stored
+
+    with process(bundle, tmp_path) as (running, told):
+        stored = asyncio.run(load(told, lambda: running.send_signal(signal.SIGTERM)))
+        assert running.wait(20) == 0
+    assert set(statuses) <= {200, 503} and 200 in statuses
+    store = Store(f"sqlite:///{tmp_path / 'store.db'}")
+    try:
+        assert store.counts()["decoding"] == 0 and store.counts()["failed"] == 0
+        for id in stored:
+            row = store.get("", id)
+            assert row is not None and row.state in (State.RECEIVED, State.DONE)
+            assert store.bitstream("", id) == sent[id]
+    finally:
+        store.close()

@@ -1,0 +1,160 @@
+"""Encoder and analysis: the Python API, the strips of large pictures, the provider that is really used."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import pytest
+
+from aeic.bundle import Bundle
+from aeic.errors import BundleError, InputError, RateError, TooLarge
+from aeic.latent_codec import LatentCodec
+from edge_encoder.encoding import execution_provider
+from edge_encoder.encoding.analysis import Analysis, spans
+from edge_encoder.encoding.encoder import Encoder
+from tests.edge.conftest import picture
+from tests.support.tiny_bundle import write_tiny_bundle
+
+
+@pytest.fixture(scope="module")
+def encoder(tiny_bundle) -> Encoder:
+    return Encoder.from_bundle(tiny_bundle, threads=1)
+
+
+def noise(height: int, width: int) -> np.ndarray:
+    return np.random.default_rng(1).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+def test_file_and_array_give_the_same_frame(encoder, tiny_bundle):
+    from aeic.pixels import load_picture
+
+    data = picture(130, 90, form="PNG")
+    one, two = encoder.encode(data), encoder.encode(load_picture(data))
+    assert one.data == two.data
+    assert (one.width, one.height, one.rate) == (130, 90, encoder.bundle.default_rate)
+    assert one.bpp == 8 * len(one.data) / (130 * 90)
+    latents = LatentCodec(Bundle.load(tiny_bundle), 1).decode(one.data)
+    assert latents.y_hat.shape[1:] == (4, 6)
+    assert set(one.timings) == {"read", "analyse", "entropy"}
+
+
+def test_target_bytes_is_a_wish_and_max_bytes_a_limit(encoder):
+    rgb = noise(128, 192)
+    low, high = (encoder.encode(rgb, rate=rate).data for rate in (0, 1))
+    assert encoder.encode(rgb, target_bytes=len(high)).data == high
+    assert encoder.encode(rgb, target_bytes=len(high) - 1).data == low
+    assert encoder.encode(rgb, target_bytes=1).data == low
+    assert encoder.encode(rgb, target_bytes=1, max_bytes=len(low)).data == low
+    with pytest.raises(RateError):
+        encoder.encode(rgb, target_bytes=1, max_bytes=len(low) - 1)
+
+
+def test_what_cannot_be_encoded(encoder):
+    for bad in (noise(64, 64).astype(np.float32), noise(64, 64)[..., 0], noise(8, 64), noise(9000, 16)):
+        with pytest.raises(InputError):
+            encoder.encode(bad)
+    for nothing in ("owl.jpg", Path("owl.jpg"), None):
+        with pytest.raises(TypeError, match="read_bytes"):
+            encoder.encode(nothing)
+    with pytest.raises(RateError, match="r1"):
+        encoder.encode(noise(64, 64), rate=7)
+    with pytest.raises(RateError, match="max_bytes=12"):
+        encoder.encode(noise(64, 64), max_bytes=12)
+    with pytest.raises(TooLarge):
+        Encoder(encoder.bundle, encoder.analysis, encoder._codec, 5000).encode(noise(100, 100))
+
+
+@pytest.mark.parametrize(("length", "side"), [(640, 128), (2176, 1192), (3840, 1192), (64, 64), (8192, 10)])
+def test_spans_cover_everything_once(length, side):
+    parts = list(spans(length, side, 128))
+    assert parts[0][0] == 0 and parts[-1][1] == length
+    assert all(a[1] == b[0] for a, b in itertools.pairwise(parts))
+    for begin, end, first, last in parts:
+        assert 0 <= first <= max(0, begin - 128) and begin < end and min(length, end + 128) <= last <= length
+        assert end - begin <= max(64, side)
+        assert not any(edge % 64 for edge in (begin, end, first, last))
+    assert len({last - first for _, _, first, last in parts}) == 1
+
+
+def test_tiles_change_nothing_where_the_margin_covers_the_reach(tiny_bundle):
+    bundle = Bundle.load(tiny_bundle)
+    rgb = noise(500, 700)
+    whole = Analysis(bundle, threads=1)(rgb)
+    cut = Analysis(bundle, threads=1, whole_pixels=0, tile_pixels=320 * 320, margin=64)(rgb)
+    assert whole.shape == cut.shape == (bundle.channels, 16, 22)
+    np.testing.assert_allclose(whole, cut, atol=1e-5)
+
+
+class Accelerated:
+    """A session of the CPU that says it is one of CUDA, as far as a machine without a GPU can try that path."""
+
+    def __init__(self, session: onnxruntime.InferenceSession) -> None:
+        self._session = session
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._session, name)
+
+    def get_providers(self) -> list[str]:
+        return ["CUDAExecutionProvider", "CPUExecutionProvider"]
+
+
+@pytest.fixture
+def cuda(monkeypatch):
+    """ONNX Runtime as if it had CUDA; returns the graphs that were opened for it."""
+    plain, opened = execution_provider._session, []
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider"])
+    monkeypatch.setattr(execution_provider, "_refuse_two_runtimes", lambda: None)
+
+    def session(path, providers, threads):
+        if providers == ["CPUExecutionProvider"]:
+            return plain(path, providers, threads)
+        assert providers[0][0] == "CUDAExecutionProvider" and providers[0][1]["use_tf32"] == "0"
+        opened.append(path.name)
+        return Accelerated(plain(path, ["CPUExecutionProvider"], threads))
+
+    monkeypatch.setattr(execution_provider, "_session", session)
+    return opened
+
+
+def test_a_gpu_runs_the_float16_analysis_where_it_agrees_with_the_cpu(tiny_bundle, tmp_path, cuda, caplog):
+    from aeic_train.export.float16 import add_half
+
+    bundle = add_half(tiny_bundle, tmp_path / "gpu")
+    assert bundle.fingerprint == Bundle.load(tiny_bundle).fingerprint and bundle.has("analysis_half.onnx")
+    analysis = Analysis(bundle, provider="cuda", threads=1)
+    assert (cuda, analysis.provider) == (["analysis_half.onnx"], "CUDAExecutionProvider")
+    rgb = noise(128, 192)
+    whole = Analysis(bundle, provider="cpu", threads=1)(rgb)
+    half = analysis(rgb)
+    assert half.dtype == np.float32 and 0 < np.abs(half - whole).max() < 0.02 * np.abs(whole).max()
+
+    other = write_tiny_bundle(tmp_path / "other", seed=3)  # a half graph of another model: its answer is wrong
+    (bundle.path / "analysis_half.onnx").write_bytes((other / "analysis.onnx").read_bytes())
+    assert Analysis(bundle, provider="auto", threads=1).provider == "CUDAExecutionProvider"
+    assert cuda[1:] == ["analysis_half.onnx", "analysis.onnx"] and "float16 analysis is not used" in caplog.text
+
+
+def test_a_gpu_whose_answer_is_wrong_is_not_used(tiny_bundle, monkeypatch, cuda, caplog):
+    right = execution_provider.run_bound
+
+    def wrong(session, image, options=None):
+        return right(session, image, options) * (1.1 if isinstance(session, Accelerated) else 1.0)
+
+    monkeypatch.setattr(execution_provider, "run_bound", wrong)
+    bundle = Bundle.load(tiny_bundle)
+    assert Analysis(bundle, provider="auto", threads=1).provider == "CPUExecutionProvider"
+    assert "known picture" in caplog.text
+    with pytest.raises(BundleError, match="known picture"):
+        Analysis(bundle, provider="cuda", threads=1)
+
+
+def test_the_provider_is_read_back(tiny_bundle):
+    bundle = Bundle.load(tiny_bundle)
+    assert Analysis(bundle, provider="cpu").provider == "CPUExecutionProvider"
+    if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
+        assert Analysis(bundle, provider="auto").provider == "CPUExecutionProvider"
+        with pytest.raises(BundleError, match="AEIC_EDGE_PROVIDER=cpu"):
+            Analysis(bundle, provider="cuda")
