@@ -9,10 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from aeic_train.training.recipe import Recipe
-from aeic_train.training.trainer import Trainer
 from aeic_train.workers import StopSignal, Workers, launch
-from tests.train.training.test_reproducible import short_smoke_recipe
 
 
 def _average(workers: Workers, folder: Path) -> None:
@@ -39,35 +36,6 @@ def test_one_process_needs_no_others() -> None:
     assert Workers().average([parameter], torch.tensor([3.0])).tolist() == [[3.0]]
     assert parameter.grad.tolist() == [1.0, 2.0]
     assert Workers().gather("log", 7) == [7]
-
-
-def _train(workers: Workers, recipe: Recipe, photographs: Path, folder: Path) -> None:
-    torch.set_num_threads(1)
-    trainer = Trainer(recipe, photographs, photographs, folder / "run", workers=workers)
-    first_crops = next(iter(trainer._crops(recipe.stages[0], workers)))
-    trainer.train()
-    assert trainer.adversary
-    torch.save(
-        {
-            "model": trainer.model.state_dict(),
-            "average": trainer.average.state_dict(),
-            "discriminator": trainer.adversary.discriminator.state_dict(),
-            "steering": trainer.steering.state_dict(),
-            "crops": first_crops,
-        },
-        folder / f"{workers.rank}.pt",
-    )
-
-
-@pytest.mark.slow
-def test_two_processes_see_other_crops_and_keep_equal_weights(photographs: Path, tmp_path: Path) -> None:
-    launch(_train, (short_smoke_recipe(), photographs, tmp_path), 2)
-    first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1))
-    assert not torch.equal(first.pop("crops"), second.pop("crops"))
-    assert first.pop("steering") == second.pop("steering")
-    for part, tensors in first.items():
-        assert all(torch.equal(tensor, second[part][name]) for name, tensor in tensors.items()), part
-    assert (tmp_path / "run" / "state.pt").exists()
 
 
 def _fail(workers: Workers) -> None:

@@ -14,7 +14,7 @@ from aeic_train.export import bundle as export
 from aeic_train.training import trainer as loop
 from aeic_train.training.recipe import Recipe
 from aeic_train.training.trainer import Trainer
-from aeic_train.workers import StopSignal
+from aeic_train.workers import StopSignal, Workers, launch
 
 SMOKE = Path(loop.__file__).parents[1] / "recipes" / "smoke.toml"
 
@@ -98,6 +98,35 @@ def test_sigterm_saves_and_the_resumed_run_becomes_what_it_would_have_become(
     assert saved(tmp_path / "run")["position"] == [1, 2, 3]
     monkeypatch.undo()
     assert differences(saved(run), train(recipe, photographs, tmp_path / "run")) == []
+
+
+def _train_and_keep(workers: Workers, recipe: Recipe, photographs: Path, folder: Path) -> None:
+    torch.set_num_threads(1)
+    trainer = Trainer(recipe, photographs, photographs, folder / "run", workers=workers)
+    first_crops = next(iter(trainer._crops(recipe.stages[0], workers)))
+    trainer.train()
+    assert trainer.adversary
+    torch.save(
+        {
+            "model": trainer.model.state_dict(),
+            "average": trainer.average.state_dict(),
+            "discriminator": trainer.adversary.discriminator.state_dict(),
+            "steering": trainer.steering.state_dict(),
+            "crops": first_crops,
+        },
+        folder / f"{workers.rank}.pt",
+    )
+
+
+@pytest.mark.slow
+def test_two_processes_see_other_crops_and_keep_equal_weights(photographs: Path, tmp_path: Path) -> None:
+    launch(_train_and_keep, (short_smoke_recipe(), photographs, tmp_path), 2)
+    first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1))
+    assert not torch.equal(first.pop("crops"), second.pop("crops"))
+    assert first.pop("steering") == second.pop("steering")
+    for part, tensors in first.items():
+        assert all(torch.equal(tensor, second[part][name]) for name, tensor in tensors.items()), part
+    assert (tmp_path / "run" / "state.pt").exists()
 
 
 @pytest.mark.slow
