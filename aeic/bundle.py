@@ -1,7 +1,9 @@
 """A model on disk: manifest, ONNX graphs, integer tables. Both sides load the same one.
 
 ``bundle.json`` names every file with its SHA-256. The *fingerprint*, three bytes that every frame carries, is made of
-the digests of the files that define the bitstream; the *digest* of all of them, and it is what an edge tells its cloud.
+the digests of the files that define the bitstream; the *digest* of all under ``files``, and it is what an edge sends to
+its cloud. What stands under ``auxiliary`` (integer.npz, the entropy model for a GPU) repeats what other files define,
+so it is verified but counts in neither.
 """
 
 from __future__ import annotations
@@ -23,20 +25,20 @@ from numpy.typing import NDArray
 from aeic import hub
 from aeic.bitstream import MAX_RATES
 from aeic.errors import BundleError, RateError
+from aeic.npz import read_npz
 from aeic.profiles import SCALE_COUNT
 from aeic.tables import Rows
 
 FORMAT = 1
 DEFAULT_NAME = "aeic-se-nano"
-REQUIRED = (
-    "tables.npz",
-    "analysis.onnx",
-    "hyper_analysis.onnx",
-    "hyper_synthesis.onnx",
-    *(f"context_{index}.onnx" for index in range(4)),
-)
+DECODING = ("tables.npz", "hyper_synthesis.onnx", *(f"context_{index}.onnx" for index in range(4)))
+"""What a frame is decoded with. The fingerprint covers at least these."""
+REQUIRED = (*DECODING, "analysis.onnx", "hyper_analysis.onnx")
 """What both sides need. The decoder is ``synthesis.onnx`` (CPUs), ``weights.safetensors`` (torch), or both; a bundle
 without either encodes only."""
+
+MAX_TABLE_BYTES = 64 << 20
+"""Of tables.npz unpacked; that of the largest published size takes 3 MB."""
 
 SHARED_FROM = 256
 """Latent channels from which the entropy graphs (``se``, ``me``) are worth more than one thread for one picture."""
@@ -117,6 +119,14 @@ class Bundle:
         """Whether the bundle holds the file ``name``."""
         return name in self.manifest["files"]
 
+    def auxiliary(self, name: str) -> Path | None:
+        """The file ``name`` among the auxiliary ones, its digest verified; ``None`` where it is not there."""
+        wanted = self.manifest.get("auxiliary", {}).get(name)
+        if wanted is None or not (self.path / name).exists():
+            return None
+        _verify(self.path, {name: wanted})
+        return self.path / name
+
     def rate(self, wanted: int | str | None) -> Rate:
         """The rate point of a number or a name; the default one for ``None``. ``RateError`` lists the known ones."""
         if wanted is None:
@@ -173,15 +183,21 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
 def _check_manifest(manifest: dict[str, Any]) -> None:
     if manifest["format"] != FORMAT:
         raise BundleError(f"bundle format {manifest['format']}: this program reads format {FORMAT}, update it")
-    files, rates = manifest["files"], manifest["rates"]
+    files, rates, defining = manifest["files"], manifest["rates"], manifest["defines_bitstream"]
     missing = [name for name in REQUIRED if name not in files]
     _require(not missing, f"files lacks {', '.join(missing)}")
-    _require(all(Path(name).name == name for name in files), "a file name holds a folder")
+    auxiliary = manifest.get("auxiliary", {})
+    _require(all(Path(name).name == name for name in (*files, *auxiliary)), "a file name holds a folder")
+    _require(not set(files) & set(auxiliary), "a file is among files and auxiliary")
+    _require(set(DECODING) <= set(defining) <= set(files), "defines_bitstream")
+    _require(len(defining) == len(set(defining)), "defines_bitstream names a file twice")
+    numbers = [manifest[name] for name in ("latent_channels", "hyper_channels", "default_rate")]
+    _require(all(type(number) is int for number in numbers), "a number that is not whole")
     _require(1 <= len(rates) <= MAX_RATES and 0 <= manifest["default_rate"] < len(rates), "rates or default_rate")
     _require(4 <= manifest["latent_channels"] <= 4096 and manifest["latent_channels"] % 4 == 0, "latent_channels")
     _require(1 <= manifest["hyper_channels"] <= 4096, "hyper_channels")
     _require(all(isinstance(rate["name"], str) and float(rate["bpp"]) > 0 for rate in rates), "rates")
-    made = hashlib.sha256(_lines(manifest["defines_bitstream"], files)).hexdigest()[:6]
+    made = hashlib.sha256(_lines(defining, files)).hexdigest()[:6]
     _require(manifest["fingerprint"] == made, f"the fingerprint should be {made}")
     _require(isinstance(manifest["name"], str), "name")
 
@@ -210,8 +226,7 @@ def _read_tables(folder: Path, manifest: Mapping[str, Any]) -> Tables:
     path, rates = folder / "tables.npz", len(manifest["rates"])
     channels, hyper_channels = manifest["latent_channels"], manifest["hyper_channels"]
     try:
-        with np.load(path, allow_pickle=False) as arrays:
-            a = {name: arrays[name] for name in arrays.files}
+        a = read_npz(path, MAX_TABLE_BYTES)
         _require(a["y_lengths"].shape == (SCALE_COUNT,), f"y_lengths needs {SCALE_COUNT} rows")
         _require(a["z_lengths"].shape == a["z_offsets"].shape == (rates, hyper_channels), "z_lengths or z_offsets")
         y = Rows(a["y_lengths"], a["y_offsets"], a["y_freqs"])

@@ -3,13 +3,13 @@
 Both sides must get the same numbers from it, to the bit, or the frame is noise (docs/determinism.md). So nothing here
 computes: it feeds graphs, and all that is done between them is element-wise (aeic.quantise).
 
-Arrays are one picture's, without the batch axis: y, base, means (M, h, w) float32, indexes (M, h, w) int8,
-z (Cz, hz, wz).
+What the decoder asks for is batched over pictures of one size: base, means (N, M, h, w) float32, indexes (N, M, h, w)
+int8, z (N, Cz, hz, wz). What only the encoder asks for is of one picture, without the batch axis.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +22,22 @@ from aeic.quantise import Floats, dequantise, hyper_size, pad_latent, quantise_r
 
 Symbols = NDArray[np.int16]
 Indexes = NDArray[np.int8]
+
+
+def fill(base: Floats, index: int, values: Floats) -> Floats:
+    """``base`` (..., M, h, w) with the elements of pass ``index`` replaced by ``values`` (..., M/4, h, w)."""
+    filled: Floats = np.where(pass_mask(index, *base.shape[-3:]), scatter(values, index), base)
+    return filled
+
+
+class EntropyDecoderModel(Protocol):
+    """What decoding needs of an entropy model. Every implementation gives the same numbers, to the bit."""
+
+    def hyper_synthesis(self, z_symbols: NDArray[np.int32], height: int, width: int) -> Floats:
+        """h_s: symbols of z (N, Cz, hz, wz) to the first base, cropped to (N, M, height, width)."""
+
+    def context(self, index: int, base: Floats) -> tuple[Floats, Indexes]:
+        """Means and table indexes of the elements of pass ``index``, gathered: (N, M/4, h, w) each."""
 
 
 class EntropyModel:
@@ -37,22 +53,17 @@ class EntropyModel:
         return self._expect(z[0], (self._bundle.hyper_channels, *hyper_size(*y.shape[1:])), np.float32)
 
     def hyper_synthesis(self, z_symbols: NDArray[np.int32], height: int, width: int) -> Floats:
-        """h_s: symbols of z (Cz, hz, wz) to the first base, cropped to (M, height, width)."""
-        (base,) = self._run("hyper_synthesis", z_symbols=z_symbols[None])
+        """h_s: symbols of z (N, Cz, hz, wz) to the first base, cropped to (N, M, height, width)."""
+        (base,) = self._run("hyper_synthesis", z_symbols=z_symbols)
         sides = tuple(HYPER_STRIDE * side for side in hyper_size(height, width))
-        full = self._expect(base[0], (self._bundle.channels, *sides), np.float32)
-        return np.ascontiguousarray(full[:, :height, :width])
+        full = self._expect(base, (len(z_symbols), self._bundle.channels, *sides), np.float32)
+        return np.ascontiguousarray(full[..., :height, :width])
 
     def context(self, index: int, base: Floats) -> tuple[Floats, Indexes]:
-        """Means and table indexes of the elements of pass ``index``, gathered: (M/4, h, w) each."""
-        means, indexes = self._run(f"context_{index}", base=base[None])
-        means = self._expect(means[0], base.shape, np.float32)
-        return gather(means, index), gather(self._indexes(indexes[0], base.shape), index)
-
-    def fill(self, base: Floats, index: int, values: Floats) -> Floats:
-        """``base`` with the elements of pass ``index`` replaced by ``values`` (M/4, h, w)."""
-        filled: Floats = np.where(pass_mask(index, *base.shape), scatter(values, index), base)
-        return filled
+        """Means and table indexes of the elements of pass ``index``, gathered: (N, M/4, h, w) each."""
+        means, indexes = self._run(f"context_{index}", base=base)
+        means = self._expect(means, base.shape, np.float32)
+        return gather(means, index), gather(self._indexes(indexes, base.shape), index)
 
     def quantise(self, y: Floats, z_symbols: NDArray[np.int32]) -> tuple[Symbols, Indexes, Floats]:
         """All four passes of the encoder: y with its gain to ``(symbols, indexes, y_hat)``, each (M, h, w)."""
@@ -64,15 +75,15 @@ class EntropyModel:
                 raise BundleError(f"entropy.onnx of bundle {self._bundle.name} codes what it skips: export it again")
             return symbols, indexes, self._expect(y_hat[0], y.shape, np.float32) + np.float32(0)
         rows = self._bundle.tables.y
-        base = self.hyper_synthesis(z_symbols, *y.shape[1:])
+        base = self.hyper_synthesis(z_symbols[None], *y.shape[1:])
         symbols, indexes = np.zeros(y.shape, np.int16), np.full(y.shape, -1, np.int8)
         for index in range(PASS_COUNT):
             means, tables = self.context(index, base)
-            found = quantise_residual(gather(y, index), means, tables, rows)
-            base = self.fill(base, index, dequantise(found, means))
+            found = quantise_residual(gather(y, index), means[0], tables[0], rows)
+            base = fill(base, index, dequantise(found, means[0])[None])
             symbols += scatter(found, index)
-            indexes += scatter(tables + np.int8(1), index)
-        return symbols, indexes, base
+            indexes += scatter(tables[0] + np.int8(1), index)
+        return symbols, indexes, base[0]
 
     def _run(self, name: str, **inputs: NDArray[Any]) -> list[NDArray[Any]]:
         session = self._bundle.session(name, self._threads)

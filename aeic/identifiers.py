@@ -1,4 +1,7 @@
-"""Frame ids: UUIDv7 (RFC 9562), so that ids sort by time and an index of them grows at its end."""
+"""Names of frames and sources.
+
+A frame id is a UUIDv7 (RFC 9562): ids sort by time, so an index of them grows at its end.
+"""
 
 from __future__ import annotations
 
@@ -38,3 +41,11 @@ def parse_id(text: str) -> uuid.UUID:
     if str(value) != text.lower():
         raise ValueError(f"{text[:64]!r} is not a UUID in the form 8-4-4-4-12")
     return value
+
+
+def is_name(text: str) -> bool:
+    """Whether `text` can name a source: 1 to 128 printable characters, at most 255 bytes of UTF-8.
+
+    A cloud rejects frames of any other name, and a spooled record has no room for it.
+    """
+    return 1 <= len(text) <= 128 and text.isprintable() and len(text.encode()) <= 255

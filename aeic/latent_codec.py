@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+from numpy.typing import NDArray
 
 from aeic import rans
-from aeic.bitstream import MAX_SIDE, Frame
+from aeic.bitstream import MAX_PAYLOAD_BYTES, MAX_SIDE, Frame
 from aeic.bundle import Bundle
-from aeic.entropy_model import EntropyModel, Symbols
-from aeic.errors import BundleError, Damaged, WrongModel
+from aeic.entropy_model import EntropyDecoderModel, EntropyModel, Symbols, fill
+from aeic.errors import BitstreamError, BundleError, Damaged, TooLarge, WrongModel
 from aeic.passes import PASS_COUNT, gather, scatter
 from aeic.quantise import Floats, check_value, dequantise, digest, hyper_size, quantise_hyper
 
@@ -29,22 +32,50 @@ class Latents:
     digest: str
 
 
+@dataclass(frozen=True)
+class Coded:
+    """A decoded frame as the specification defines it: everything is in the units that were coded.
+
+    ``z_symbols`` (Cz, hz, wz) int32, ``symbols`` (M, h, w) int16, ``y_hat`` (M, h, w) float32 before the gain is
+    undone.
+    """
+
+    z_symbols: NDArray[np.int32]
+    symbols: Symbols
+    y_hat: Floats
+    frame: Frame
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of ``y_hat`` in hex: what two machines compare."""
+        return digest(self.y_hat)
+
+
 class LatentCodec:
     """The codec of one bundle. ``threads`` for its graphs, 0 for all cores; safe to share between threads.
 
-    ``max_pixels`` bounds what a frame may ask of :meth:`decode`.
+    ``max_pixels`` bounds what a frame may ask of :meth:`decode`. ``decoding`` takes the place of the bundle's graphs in
+    decoding, for example on a GPU; it must give the same numbers to the bit.
     """
 
-    def __init__(self, bundle: Bundle, threads: int = 0, max_pixels: int = MAX_SIDE * MAX_SIDE) -> None:
+    def __init__(
+        self,
+        bundle: Bundle,
+        threads: int = 0,
+        max_pixels: int = MAX_SIDE * MAX_SIDE,
+        decoding: EntropyDecoderModel | None = None,
+    ) -> None:
         self.bundle = bundle
         self.max_pixels = max_pixels
         self._model = EntropyModel(bundle, threads)
+        self._decoding = decoding
 
     def encode(self, y: Floats, rate: int, width: int, height: int) -> bytes:
         """Code y (M, h, w) float32, as the analysis graph gave it, into a whole frame.
 
         ``width`` and ``height`` are the picture's before padding. ``ValueError`` if y has another shape or dtype,
-        ``RateError`` for an unknown rate, ``BundleError`` if the model gave numbers that are not finite.
+        ``RateError`` for an unknown rate, ``BundleError`` if the model gave numbers that are not finite, ``TooLarge``
+        for a frame over ``MAX_PAYLOAD_BYTES`` (a huge picture full of detail).
         """
         tables = self.bundle.tables
         number = self.bundle.rate(rate).number
@@ -71,15 +102,50 @@ class LatentCodec:
             raise BundleError(
                 f"the entropy model of bundle {self.bundle.name} does not fit its tables: {error}"
             ) from error
+        if len(payload) > MAX_PAYLOAD_BYTES:
+            raise TooLarge(
+                f"the frame would have {len(payload)} bytes of payload, over the limit of {MAX_PAYLOAD_BYTES}:"
+                " choose a lower rate point or scale the picture down"
+            )
         return replace(frame, payload=payload).to_bytes()
 
     def decode(self, data: bytes) -> Latents:
+        """Decode a whole frame of any origin to what the synthesis takes. Errors and costs of :meth:`decode_coded`."""
+        return self._latents(self.decode_coded(data))
+
+    def decode_coded(self, data: bytes) -> Coded:
         """Decode a whole frame of any origin. ``BitstreamError`` in one of its kinds if it is not one of this bundle's.
 
-        Costs what a frame of the size in its header costs, whatever its payload: ``max_pixels`` is the bound.
+        The refusals and their order are those of docs/bitstream.md section 5.2. Costs what a frame of the size in its
+        header costs, whatever its payload: ``max_pixels`` is the bound.
         """
+        (outcome,) = self._decode_batch([self._parse(data)])
+        if isinstance(outcome, BitstreamError):
+            raise outcome
+        return outcome
+
+    def decode_many(self, frames: Sequence[bytes]) -> list[Latents | BitstreamError]:
+        """:meth:`decode` of several frames, in order; what is wrong with one stands in its place and harms no other.
+
+        Frames whose latents have one size share every call of the entropy model, which is what a GPU needs.
+        """
+        outcomes: dict[int, Latents | BitstreamError] = {}
+        sizes: defaultdict[tuple[int, int], list[tuple[int, Frame]]] = defaultdict(list)
+        for number, data in enumerate(frames):
+            try:
+                frame = self._parse(data)
+            except BitstreamError as error:
+                outcomes[number] = error
+            else:
+                sizes[frame.latent_size].append((number, frame))
+        for same in sizes.values():
+            for (number, _), outcome in zip(same, self._decode_batch([frame for _, frame in same]), strict=True):
+                outcomes[number] = outcome if isinstance(outcome, BitstreamError) else self._latents(outcome)
+        return [outcomes[number] for number in range(len(frames))]
+
+    def _parse(self, data: bytes) -> Frame:
+        """The frame, once everything is checked that its header can be checked for."""
         frame = Frame.parse(data, max_pixels=self.max_pixels)
-        tables = self.bundle.tables
         if frame.fingerprint != self.bundle.fingerprint:
             raise WrongModel(
                 f"the frame was made with bundle {frame.fingerprint}, this is {self.bundle.fingerprint}"
@@ -88,28 +154,73 @@ class LatentCodec:
         if frame.rate >= len(self.bundle.rates):
             raise Damaged(f"the frame names rate point {frame.rate}, which its bundle has not: fetch it again")
         height, width = frame.latent_size
-        hyper_shape = (self.bundle.hyper_channels, *hyper_size(height, width))
-        if len(frame.payload) > 4 * (self.bundle.channels * height * width + int(np.prod(hyper_shape))):
+        hyper_elements = int(np.prod(self._hyper_shape(frame)))
+        if len(frame.payload) > 4 * (self.bundle.channels * height * width + hyper_elements):
             raise Damaged("the frame has more bytes than its picture can need: fetch it again")
-        decoder = rans.Decoder(frame.payload)
-        z_symbols = decoder.read(_channel_ids(hyper_shape), tables.z[frame.rate]).reshape(hyper_shape)
-        base = self._model.hyper_synthesis(z_symbols, height, width)
+        return frame
+
+    def _hyper_shape(self, frame: Frame) -> tuple[int, int, int]:
+        return (self.bundle.hyper_channels, *hyper_size(*frame.latent_size))
+
+    def _decode_batch(self, frames: Sequence[Frame]) -> list[Coded | BitstreamError]:
+        """Frames of one latent size. A frame that turns out damaged leaves the batch at the next pass."""
+        outcomes: list[Coded | BitstreamError | None] = [None] * len(frames)
+        readers: dict[int, rans.Decoder] = {}
+        hyper: dict[int, NDArray[np.int32]] = {}
+        for number, frame in enumerate(frames):
+            shape = self._hyper_shape(frame)
+            try:
+                readers[number] = reader = rans.Decoder(frame.payload)
+                values = reader.read(_channel_ids(shape), self.bundle.tables.z[frame.rate])
+                hyper[number] = values.reshape(shape)
+            except BitstreamError as error:
+                outcomes[number] = error
+        live = [number for number, outcome in enumerate(outcomes) if outcome is None]
+        if not live:
+            return [outcome for outcome in outcomes if outcome is not None]
+        model = self._decoding or self._model
+        base = model.hyper_synthesis(np.stack([hyper[number] for number in live]), *frames[0].latent_size)
         symbols = np.zeros(base.shape, np.int16)
         for index in range(PASS_COUNT):
-            means, ids = self._model.context(index, base)
+            means, ids = model.context(index, base)
             found = np.zeros(ids.shape, np.int16)
-            coded = ids >= 0
-            found[coded] = decoder.read(ids[coded], tables.y)
-            base = self._model.fill(base, index, dequantise(found, means))
+            whole: list[int] = []
+            for row, number in enumerate(live):
+                coded = ids[row] >= 0
+                try:
+                    found[row][coded] = readers[number].read(ids[row][coded], self.bundle.tables.y)
+                    whole.append(row)
+                except BitstreamError as error:
+                    outcomes[number] = error
+            base = fill(base, index, dequantise(found, means))
             symbols += scatter(found, index)
-        check = decoder.finish()
-        if check != check_value(z_symbols, symbols, base, frame.rate, frame.width, frame.height):
-            raise Damaged(
+            if len(whole) < len(live):
+                live, base, symbols = [live[row] for row in whole], base[whole], symbols[whole]
+                if not live:
+                    break
+        for row, number in enumerate(live):
+            outcomes[number] = self._checked(frames[number], readers[number], hyper[number], symbols[row], base[row])
+        return [outcome for outcome in outcomes if outcome is not None]
+
+    def _checked(
+        self, frame: Frame, reader: rans.Decoder, hyper: NDArray[np.int32], symbols: Symbols, base: Floats
+    ) -> Coded | BitstreamError:
+        """What was coded, if the stream ends where it should and its check value holds."""
+        try:
+            check = reader.finish()
+        except BitstreamError as error:
+            return error
+        if check != check_value(hyper, symbols, base, frame.rate, frame.width, frame.height):
+            return Damaged(
                 "the frame's check value does not hold: it was changed on the way, or this machine computes the entropy"
                 " model differently from the one that made it"
             )
-        y_hat = base * tables.inverse_gains[frame.rate][:, None, None]
-        return Latents(y_hat, symbols, frame, digest(base))
+        return Coded(hyper, symbols, base, frame)
+
+    def _latents(self, coded: Coded) -> Latents:
+        """With the gain undone: what the synthesis takes."""
+        y_hat = coded.y_hat * self.bundle.tables.inverse_gains[coded.frame.rate][:, None, None]
+        return Latents(y_hat, coded.symbols, coded.frame, coded.digest)
 
 
 def _channel_ids(shape: tuple[int, ...]) -> rans.Ints:

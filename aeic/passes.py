@@ -10,7 +10,7 @@ The channels stand in four equal consecutive groups G0..G3; a position's class i
 
 Every (channel, position) is in exactly one pass, and in one pass every position belongs to exactly one group. So a pass
 is a dense array of a quarter of the channels: element (c, row, col) of pass ``i`` is channel ``group * M/4 + c`` there.
-Source: ARCHITECTURE section 2.4.
+Source: docs/bitstream.md section 6.2.
 """
 
 from __future__ import annotations
@@ -53,22 +53,23 @@ def pass_mask(index: int, channels: int, height: int, width: int) -> NDArray[np.
 
 
 def gather(array: NDArray[T], index: int) -> NDArray[T]:
-    """The elements of ``array`` (M, h, w) that pass ``index`` codes, as (M/4, h, w)."""
-    channels, height, width = array.shape
-    grouped = array.reshape(PASS_COUNT, channels // PASS_COUNT, height, width)
-    picked = np.empty(grouped.shape[1:], array.dtype)
+    """The elements of ``array`` (..., M, h, w) that pass ``index`` codes, as (..., M/4, h, w)."""
+    *batch, channels, height, width = array.shape
+    quarter = channels // PASS_COUNT
+    grouped = array.reshape(*batch, PASS_COUNT, quarter, height, width)
+    picked = np.empty((*batch, quarter, height, width), array.dtype)
     for row, column, group in _parities(index):  # four strided copies: quicker than fancy indexing
-        picked[:, row::2, column::2] = grouped[group, :, row::2, column::2]
+        picked[..., row::2, column::2] = grouped[..., group, :, row::2, column::2]
     return picked
 
 
 def scatter(values: NDArray[T], index: int) -> NDArray[T]:
-    """The inverse of :func:`gather`: (M/4, h, w) to (M, h, w), zero elsewhere."""
-    quarter, height, width = values.shape
-    grouped = np.zeros((PASS_COUNT, quarter, height, width), values.dtype)
+    """The inverse of :func:`gather`: (..., M/4, h, w) to (..., M, h, w), zero elsewhere."""
+    *batch, quarter, height, width = values.shape
+    grouped = np.zeros((*batch, PASS_COUNT, quarter, height, width), values.dtype)
     for row, column, group in _parities(index):
-        grouped[group, :, row::2, column::2] = values[:, row::2, column::2]
-    return grouped.reshape(PASS_COUNT * quarter, height, width)
+        grouped[..., group, :, row::2, column::2] = values[..., row::2, column::2]
+    return grouped.reshape(*batch, PASS_COUNT * quarter, height, width)
 
 
 def _parities(index: int) -> list[tuple[int, int, int]]:

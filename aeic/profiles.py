@@ -1,6 +1,6 @@
 """The sizes of every network, once: ``se`` and ``me`` as published, ``nano`` ours. No other file holds a width.
 
-Source: ARCHITECTURE section 2 (AEIC, arXiv 2512.12229) for ``se`` and ``me``.
+Source: arXiv 2512.12229 for ``se`` and ``me``; all sizes side by side in docs/model.md section 2.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ A *row* is one distribution: ``freqs[k]`` is the weight of the value ``offset + 
 is at least 1 and a row sums to exactly ``TOTAL``. There is no escape: the encoder clips to the row's range.
 
 The bundle ships the rows as integers; the two builders below run once, at export.
-Source: ARCHITECTURE sections 2.1 and 2.2, with 24 instead of 16 bits and without escapes.
+Source: docs/model.md sections 4.3 and 4.5; the format is that of docs/bitstream.md section 4.3.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The building blocks. All take and return (N, C, H, W); parameter names are those of the official checkpoints.
 
-Source: ARCHITECTURE section 1.
+Source: docs/model.md section 3.
 """
 
 from __future__ import annotations

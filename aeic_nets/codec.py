@@ -1,6 +1,6 @@
 """What is trained in the codec proper: g_a, h_a, h_s, the four-pass context model, the factorised prior, g_s.
 
-Parameter names are those of the official ``state_dict_codec``. Source: ARCHITECTURE sections 2 and 2.4.
+Parameter names are those of the official ``state_dict_codec``. Source: docs/model.md section 4.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from aeic.passes import PASS_COUNT, group_tile
 from aeic.profiles import HYPER_STRIDE, SKIP_SCALE, Profile
 from aeic_nets.blocks import Adapter, Downsample, GatedBlock, InceptionNeXt, StarBlock, Upsample
 from aeic_nets.likelihood import gaussian_likelihood
+from aeic_nets.synthesis import Synthesis
 
 
 class Analysis(nn.Module):
@@ -85,25 +86,6 @@ class ContextNet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.block(x)
-
-
-class Synthesis(nn.Module):
-    """g_s: y_hat (N, M, h, w) to l (N, unet_channels, 4h, 4w) and the residual (N, residual_channels, 4h, 4w)."""
-
-    def __init__(self, profile: Profile) -> None:
-        super().__init__()
-        widths = profile.synthesis_widths
-        layers: list[nn.Module] = [Adapter(profile.latent_channels, widths[0])]
-        for width, following in zip(widths, (*widths[1:], None)):
-            layers += [StarBlock(width), StarBlock(width)]
-            if following is not None:
-                layers.append(Upsample(width, following))
-        self.outputs = (profile.unet_channels, profile.residual_channels)
-        self.synthesis_transform = nn.Sequential(*layers, Adapter(widths[-1], sum(self.outputs)))
-
-    def forward(self, y_hat: Tensor) -> tuple[Tensor, Tensor]:
-        latent, residual = torch.split(self.synthesis_transform(y_hat), self.outputs, dim=1)
-        return latent, residual
 
 
 class Codec(nn.Module):

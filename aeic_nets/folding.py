@@ -2,7 +2,7 @@
 
 The picture decoder's conv_in is a 4-channel kernel repeated 64 times and divided by 64. So the UNet's conv_out, the
 residual half of the last g_s adapter and conv_in shrink to 4 channels with the same result.
-Source: COMPLEXITY, "An exact saving in the decoder". Holds for the official decoder, not for one trained at full width.
+Source: docs/model.md section 8.3. Holds for the official decoder, not for one trained at full width.
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ from torch import Tensor, nn
 
 from aeic.errors import BundleError
 from aeic_nets.blocks import Adapter
-from aeic_nets.network import AEIC
-from aeic_nets.official.keys import VAE_INPUTS
+from aeic_nets.synthesis import PictureGenerator
+from aeic_nets.vae import VAE_INPUTS
 
 _TOLERANCE = 1e-6
 
 
-def fold(model: AEIC) -> None:
+def fold(model: PictureGenerator) -> None:
     """Shrinks ``model`` in place; ``BundleError`` if the picture decoder's conv_in is not a repeated kernel."""
     kernel = model.vae.decoder.conv_in.weight.detach()
     channels = kernel.shape[1]
@@ -39,7 +39,7 @@ def fold(model: AEIC) -> None:
         model.vae.decoder.conv_in.weight.copy_(groups.sum(dim=1))
 
 
-def shrink(model: AEIC) -> None:
+def shrink(model: PictureGenerator) -> None:
     """Gives ``model`` in place the folded sizes, with the weights of the three layers still to be set."""
     outputs = model.profile.unet_channels
     adapter = _last_adapter(model)
@@ -57,13 +57,13 @@ def channel_averages(x: Tensor) -> Tensor:
     return x.unflatten(1, (x.shape[1] // VAE_INPUTS, VAE_INPUTS)).mean(dim=1)
 
 
-def _last_adapter(model: AEIC) -> Adapter:
+def _last_adapter(model: PictureGenerator) -> Adapter:
     adapter = model.codec.g_s.synthesis_transform[-1]
     assert isinstance(adapter, Adapter)
     return adapter
 
 
-def _residual_ends(model: AEIC) -> tuple[nn.Conv2d, nn.Conv2d]:
+def _residual_ends(model: PictureGenerator) -> tuple[nn.Conv2d, nn.Conv2d]:
     adapter = _last_adapter(model)
     return adapter.branch1[4], adapter.branch2
 

@@ -14,7 +14,7 @@ _likelihood_bound = LowerBound(LIKELIHOOD_MIN)
 
 
 def gaussian_likelihood(value: Tensor, scale: Tensor) -> Tensor:
-    """P(value - 1/2 < N(0, scale) < value + 1/2), elementwise, float32. Source: ARCHITECTURE section 2.2."""
+    """P(value - 1/2 < N(0, scale) < value + 1/2), elementwise, float32. Source: docs/model.md section 4.5."""
     scale = _scale_bound(scale.float())
     distance = value.float().abs()
     upper = torch.special.ndtr((0.5 - distance) / scale)

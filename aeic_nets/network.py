@@ -2,29 +2,20 @@
 
 from __future__ import annotations
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from aeic.profiles import Profile
 from aeic_nets.codec import Codec
-from aeic_nets.unet import UNet
-from aeic_nets.vae import PictureDecoder
+from aeic_nets.synthesis import PictureGenerator
 
 
-class AEIC(nn.Module):
+class AEIC(PictureGenerator):
     """A whole network: ``codec``, ``unet`` and ``vae`` of one profile."""
 
-    def __init__(self, profile: Profile) -> None:
-        super().__init__()
-        self.profile = profile
-        self.codec = Codec(profile)
-        self.unet = UNet(profile.unet, profile.unet_channels, profile.residual_channels)
-        self.vae = PictureDecoder(profile.vae, profile.residual_channels)
+    codec: Codec
 
-    def generate(self, y_hat: Tensor) -> Tensor:
-        """y_hat (N, M, h, w), gain undone, to a picture (N, 3, 32h, 32w), about [-1, 1], not clamped."""
-        latent, residual = self.codec.g_s(y_hat)
-        picture: Tensor = self.vae(self.unet(latent) + residual)
-        return picture
+    def __init__(self, profile: Profile) -> None:
+        super().__init__(profile, Codec(profile))
 
     def forward(self, x: Tensor, rate: int = 0) -> dict[str, Tensor]:
         """Picture (N, 3, H, W) in [-1, 1], sides multiples of 64, to ``x_hat`` and the codec's outputs."""

@@ -1,7 +1,7 @@
 """The one-step UNet at 1/8 scale, composed of diffusers blocks: no time embedding, no text, no cross-attention.
 
 Parameter names are those of diffusers' ``UNet2DConditionModel`` in the SD 2.x layout: SD-Turbo's tensors load by name.
-Source: ARCHITECTURE section 3.1.
+Source: docs/model.md section 5.1.
 """
 
 from __future__ import annotations
@@ -98,6 +98,6 @@ class UNet(nn.Module):
 
 
 def widen_conv_in(weight: Tensor, channels: int, divisor: float) -> Tensor:
-    """Repeats a kernel's inputs to ``channels``, W'[:, c] = W[:, c mod n] / divisor. Source: ARCHITECTURE 3.3."""
+    """Repeats a kernel's inputs to ``channels``: W'[:, c] = W[:, c mod n] / divisor (docs/model.md section 8.3)."""
     repeats = torch.arange(channels) % weight.shape[1]
     return weight[:, repeats] / divisor

@@ -1,6 +1,6 @@
 """The picture decoder: diffusers' VAE decoder, halved in the published sizes, smaller still in nano.
 
-Source: ARCHITECTURE section 3.3.
+Source: docs/model.md section 5.2.
 """
 
 from __future__ import annotations
@@ -10,6 +10,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from aeic.profiles import VAESizes
+
+VAE_INPUTS = 4
+"""Channels that the half decoder's conv_in has in its file."""
 
 
 class PictureDecoder(nn.Module):

@@ -98,7 +98,11 @@ def latents(
     threads: Threads = 0,
     force: Force = False,
 ) -> None:
-    """The decoded latents as an npz, and their digest on stdout: two machines that print the same agree bit for bit."""
+    """The decoded latents as an npz, and a digest on stdout: two machines that print the same agree bit for bit.
+
+    The digest is the SHA-256 of the npz's y_hat: little-endian float32, in C order, before the gain is undone. The
+    synthesis takes y_hat times inverse_gains, channel by channel.
+    """
     from aeic_tools import codec_commands
 
     _finish(codec_commands.latents(source, target, bundle=model, threads=threads, force=force))
@@ -106,19 +110,19 @@ def latents(
 
 @app.command(context_settings=PASS_ON, add_help_option=False)
 def edge(context: typer.Context) -> None:
-    """Run the edge service (edge-cpu). Settings: AEIC_EDGE_*, docs/edge.md."""
+    """Run the edge service (edge-cpu). Settings: AEIC_EDGE_*, docs/reference/edge.md."""
     _run_module("edge_encoder", "edge-cpu", context.args)
 
 
 @app.command(context_settings=PASS_ON, add_help_option=False)
 def cloud(context: typer.Context) -> None:
-    """Run the cloud service (cloud-cpu or cloud). Settings: AEIC_CLOUD_*, docs/cloud.md."""
+    """Run the cloud service (cloud-cpu or cloud). Settings: AEIC_CLOUD_*, docs/reference/cloud.md."""
     _run_module("cloud_decoder", "cloud-cpu", context.args)
 
 
 @app.command(context_settings=PASS_ON, add_help_option=False)
 def worker(context: typer.Context) -> None:
-    """Run one worker of a fleet (fleet): aeic cloud --role worker. docs/fleet.md."""
+    """Run one worker of a fleet (fleet): aeic cloud --role worker. docs/how-to/fleet.md."""
     _run_module("cloud_decoder", "cloud-cpu", ["--role", "worker", *context.args])
 
 
@@ -130,7 +134,7 @@ app.add_typer(store_app, name="store")
 def upgrade(
     url: Annotated[str, typer.Argument(envvar="AEIC_CLOUD_DATABASE_URL", help="SQLAlchemy URL of the store.")],
 ) -> None:
-    """Bring an older store up to this program's revision (fleet); safe to repeat. docs/fleet.md."""
+    """Bring an older store up to this program's revision (fleet); safe to repeat. docs/how-to/fleet.md."""
     with needs("fleet"):
         from sqlalchemy import make_url
         from sqlalchemy.exc import ArgumentError, NoSuchModuleError, OperationalError
@@ -162,7 +166,7 @@ def export(context: typer.Context) -> None:
 
 @app.command(context_settings=PASS_ON, add_help_option=False)
 def convert(context: typer.Context) -> None:
-    """Make a bundle of the official AEIC files (train). docs/official.md."""
+    """Make a bundle of the official AEIC files (train). docs/how-to/official.md."""
     with needs("train"):
         from aeic_train.export.from_official import main as run
     _pass_on(run, context.args)
@@ -206,6 +210,7 @@ MEASUREMENTS = {
     "goldens": ("aeic_nets.official.goldens_check", "train", "Golden vectors of the published networks."),
     "decode": ("benchmarks.decode", "dev", "Decoding with a full-size profile, beside plain PyTorch."),
     "desync": ("benchmarks.desync", "dev", "Frames lost to arithmetic: integer and float32 entropy models."),
+    "exact": ("benchmarks.exact", "dev", "Equality of every executor of the entropy model; frames decoded together."),
     "encode": ("benchmarks.encode", "dev", "Encoding with a full-size profile, beside plain PyTorch."),
     "entropy": ("benchmarks.entropy", "train", "The exact entropy step: speed beside float32, and its price in bits."),
     "rans": ("benchmarks.rans", "train", "The entropy coder: speed and overhead beside CompressAI's."),

@@ -143,7 +143,12 @@ def info(source: str, *, bundle: Path | None, as_json: bool) -> int:
 
 
 def latents(source: str, target: str, *, bundle: Path | None, threads: int, force: bool) -> int:
-    """The decoded y_hat (M, h, w) float32, gain undone, as an npz; the digest of the latents on stdout. No torch."""
+    """The decoded latents as an npz, and the digest of its ``y_hat`` on stdout. Needs no torch.
+
+    The npz holds ``y_hat`` (M, h, w) float32 as docs/bitstream.md defines it, ``inverse_gains`` (M,) float32, by which
+    the synthesis multiplies it, ``symbols`` (M, h, w) int16, ``z_symbols`` (Cz, hz, wz) int32, and ``size`` (2,) int32,
+    height and width of the picture in pixels.
+    """
     with needs("cloud-cpu"):
         import numpy as np
 
@@ -152,12 +157,19 @@ def latents(source: str, target: str, *, bundle: Path | None, threads: int, forc
 
     def work(job: Job) -> None:
         files.refuse_overwrite(job.target, force)
-        decoded = LatentCodec(Bundle.load(bundle), threads).decode(files.read(job.source))
-        size = np.array([decoded.frame.height, decoded.frame.width], np.int32)
+        codec = LatentCodec(Bundle.load(bundle), threads)
+        coded = codec.decode_coded(files.read(job.source))
+        arrays = {
+            "y_hat": coded.y_hat,
+            "inverse_gains": codec.bundle.tables.inverse_gains[coded.frame.rate],
+            "symbols": coded.symbols,
+            "z_symbols": coded.z_symbols,
+            "size": np.array([coded.frame.height, coded.frame.width], np.int32),
+        }
         buffer = io.BytesIO()
-        np.savez(buffer, y_hat=decoded.y_hat, symbols=decoded.symbols, size=size)
+        np.savez(buffer, **arrays)
         files.write(job.target, buffer.getvalue(), force)
         if job.target != PIPE:
-            print(decoded.digest)
+            print(coded.digest)
 
     return output.each([files.one(source, target)], work)

@@ -31,8 +31,8 @@ from aeic_nets.official.golden_weights import golden_picture
 from benchmarks.entropy_float import FloatStep
 from benchmarks.golden_bundle import golden_codec, write_golden_bundle
 from cloud_decoder.inference.decoder import Decoder
+from edge_encoder.encoding import ProviderChoice
 from edge_encoder.encoding.encoder import Encoder
-from edge_encoder.settings import ProviderChoice
 
 GOAL = 3.0
 """Ours must be this many times faster."""

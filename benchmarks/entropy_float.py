@@ -15,9 +15,10 @@ from aeic.profiles import SCALE_COUNT, SCALE_MAX, SCALE_MIN, SKIP_SCALE
 from aeic_nets.codec import Codec, coding_mask
 from aeic_nets.integer import network
 from aeic_nets.integer.calibrate import sizes_of
-from aeic_nets.integer.export import _info, symbol_limits
+from aeic_nets.integer.export import _info
 from aeic_nets.integer.fake_quant import layer_weights
 from aeic_nets.integer.onnx_builder import FLOAT, INT8, INT16, INT32, Graph
+from aeic_nets.integer.scale_index import symbol_limits
 
 LOG_STEP = float(np.log(SCALE_MAX / SCALE_MIN)) / (SCALE_COUNT - 1)
 

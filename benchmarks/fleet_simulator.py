@@ -226,7 +226,7 @@ def main() -> None:
     limit = min(by_cores, by_log)
     print(
         f"one PostgreSQL: {by_cores:.0f} frames/s by {costs.database_cores} cores, {by_log:.0f} frames/s by"
-        f" {arguments.database_log_megabytes:.0f} MB/s of log; beyond, docs/fleet.md"
+        f" {arguments.database_log_megabytes:.0f} MB/s of log; beyond, docs/how-to/fleet.md"
     )
     print(json.dumps({"simulation": "fleet", "one_database_frames_per_second": round(limit), "plans": plans}))
 

@@ -52,7 +52,7 @@ def write_golden_bundle(codec: Codec, folder: Path, exact: bool = True, decoder:
     write_encoder_graphs(codec, folder)
     if exact:
         latents = [codec.g_a(golden_picture(256, 384, phase)) for phase in (0.0, 3.0)]
-        export_entropy(codec, latents, folder, hyper_medians(codec))
+        export_entropy(codec, latents, folder, hyper_medians(codec)).save(folder / "integer.npz")
     else:
         write_float_entropy(codec, folder)
     if decoder:

@@ -6,39 +6,38 @@ import argparse
 import os
 import sys
 
-from pydantic import ValidationError
-
+from aeic_service.settings import readable
 from cloud_decoder.service import main
-from cloud_decoder.settings import Settings, unknown_variables
+from cloud_decoder.settings import Settings
 
 
 def _settings(arguments: list[str]) -> Settings:
     parser = argparse.ArgumentParser(
         prog="python -m cloud_decoder",
         description="Receives AEIC frames over gRPC, stores them, and serves the pictures over HTTP.",
-        epilog="All settings are environment variables AEIC_CLOUD_*; docs/cloud.md lists them.",
+        epilog="All settings are environment variables AEIC_CLOUD_*; docs/reference/cloud.md lists them.",
     )
     parser.add_argument("--host", help="address to listen on [env: AEIC_CLOUD_HOST]")
     parser.add_argument(
         "--port", type=int, help="HTTP port, 0 for a free one (then gRPC takes one too) [env: AEIC_CLOUD_PORT]"
     )
     parser.add_argument(
-        "--role", choices=["all", "ingest", "worker"], help="a part of a fleet, docs/fleet.md [env: AEIC_CLOUD_ROLE]"
+        "--role",
+        choices=["all", "ingest", "worker"],
+        help="a part of a fleet, docs/how-to/fleet.md [env: AEIC_CLOUD_ROLE]",
     )
     parser.add_argument("--grpc-port", type=int, help="gRPC port, 0 for a free one [env: AEIC_CLOUD_GRPC_PORT]")
     parser.add_argument("--ray", action="store_true", help="a whole fleet on Ray (extra fleet), AEIC_FLEET_*")
     given = {
         name: value for name, value in vars(parser.parse_args(arguments)).items() if value is not None and name != "ray"
     }
-    if unknown := unknown_variables(os.environ):
-        parser.error(f"unknown setting {', '.join(unknown)}; docs/cloud.md lists those that exist")
     if given.get("port") == 0:
         given.setdefault("grpc_port", 0)  # whoever wants one free port wants two
     try:
+        Settings.refuse_unknown(os.environ, "docs/reference/cloud.md")
         return Settings(**given)
-    except ValidationError as error:
-        said = "; ".join(f"AEIC_CLOUD_{str(part['loc'][-1]).upper()}: {part['msg']}" for part in error.errors())
-        parser.error(said)
+    except (ValueError, OSError) as error:
+        parser.error(readable(error, Settings.prefix))
 
 
 def _run(arguments: list[str]) -> int:

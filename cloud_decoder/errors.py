@@ -1,18 +1,13 @@
-"""What can go wrong in the cloud besides :mod:`aeic.errors`; the same tree, one branch more.
+"""What can go wrong in the cloud besides :mod:`aeic.errors` and :mod:`aeic_service.errors`.
 
 ::
 
-    AeicError
-     +- ServiceError             the service cannot do it now, or not at all
-         +- Overloaded           the queue is full             HTTP 429, RESOURCE_EXHAUSTED
+    ServiceError                 the service cannot do it now, or not at all
          +- Expired              its deadline passed waiting   HTTP 504, DEADLINE_EXCEEDED
-         +- Draining             the service is stopping       HTTP 503, UNAVAILABLE
          +- StoreUnavailable     the store cannot write        HTTP 503, UNAVAILABLE
          +- NotAllowed           no or a wrong token           HTTP 401, UNAUTHENTICATED
          +- UnknownFrame         no such frame here            HTTP 404, NOT_FOUND
          +- Gone                 pruned by retention           HTTP 410, NOT_FOUND
-         +- BadRequest           an argument out of its range  HTTP 400, INVALID_ARGUMENT
-         +- BodyTooLarge         more bytes than allowed       HTTP 413, RESOURCE_EXHAUSTED
          +- Undecodable          quarantined, with its reason  HTTP 422, FAILED_PRECONDITION
          +- DeviceOutOfMemory    a batch too large             HTTP 500, INTERNAL
          +- DecoderDied          its process was lost          HTTP 503, UNAVAILABLE
@@ -22,35 +17,13 @@
 
 from __future__ import annotations
 
-from aeic.errors import AeicError
-
-
-class ServiceError(AeicError):
-    """Root of the cloud's own errors. ``retry_after`` is in seconds, where trying again can help."""
-
-    http_status = 500
-
-    def __init__(self, message: str, *, retry_after: float | None = None) -> None:
-        super().__init__(message)
-        self.retry_after = retry_after
-
-
-class Overloaded(ServiceError):
-    """Too much is waiting already."""
-
-    http_status = 429
+from aeic_service.errors import ServiceError
 
 
 class Expired(ServiceError):
     """The work was not done before its deadline, so it never reached the device."""
 
     http_status = 504
-
-
-class Draining(ServiceError):
-    """The service is stopping and takes nothing new."""
-
-    http_status = 503
 
 
 class StoreUnavailable(ServiceError):
@@ -75,18 +48,6 @@ class Gone(ServiceError):
     """The frame was here; retention has removed it."""
 
     http_status = 410
-
-
-class BadRequest(ServiceError):
-    """An argument that makes no sense."""
-
-    http_status = 400
-
-
-class BodyTooLarge(ServiceError):
-    """A request body above the limit."""
-
-    http_status = 413
 
 
 class Undecodable(ServiceError):

@@ -21,6 +21,7 @@ import aeic
 from aeic.bundle import Bundle
 from aeic.errors import AeicError
 from aeic_service import tracing
+from aeic_service.http_server import HttpServer, ServerSettings
 from cloud_decoder import bootstrap
 from cloud_decoder.auth import Tokens
 from cloud_decoder.errors import StoreUnavailable
@@ -33,7 +34,6 @@ from cloud_decoder.grpc_api.server import GrpcServer
 from cloud_decoder.http_api.edge_proxy import EdgeProxy
 from cloud_decoder.http_api.image_service import ImageService
 from cloud_decoder.http_api.routes import Parts, build_app
-from cloud_decoder.http_server import HttpServer
 from cloud_decoder.inference.backend import choose_device
 from cloud_decoder.inference.decoder import Decoder
 from cloud_decoder.inference.model_pool import ModelPool
@@ -100,7 +100,7 @@ class Cloud:
         if settings.role != "worker":
             self._grpc_server = GrpcServer(settings, self.ingest, self.worker, self.tokens)
             self.grpc = await self._grpc_server.start()
-        self._http_server = HttpServer(settings, build_app(self.parts))
+        self._http_server = HttpServer(build_app(self.parts), _server_settings(settings))
         try:
             self.http = await self._http_server.start()
         except OSError:
@@ -250,6 +250,17 @@ def _model_pool(settings: Settings) -> ModelPool:
         choose_device(settings.device)
     return ModelPool(
         [Bundle.load(path, verify=False) for path in (settings.bundle, *others)], load, settings.model_bytes
+    )
+
+
+def _server_settings(settings: Settings) -> ServerSettings:
+    return ServerSettings(
+        settings.host,
+        settings.port,
+        settings.prefix,
+        header_seconds=settings.body_timeout_seconds,
+        grace_seconds=5,
+        reuse_port=settings.reuse_port,
     )
 
 

@@ -1,24 +1,27 @@
 """The service's settings.
 
-Environment ``AEIC_CLOUD_*``, units in the names. docs/cloud.md has the same table; a test compares.
+Environment ``AEIC_CLOUD_*``, then the TOML file of ``AEIC_CLOUD_CONFIG``; units in the names. docs/reference/cloud.md
+has the same table; a test compares.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
 from pydantic import Field, SecretStr, field_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import SettingsConfigDict
 from sqlalchemy import make_url
 from sqlalchemy.exc import ArgumentError
 
+from aeic_service.settings import ServiceSettings
 
-class Settings(BaseSettings):
+
+class Settings(ServiceSettings):
     """Every knob, with its default. ``model_fields`` is what the docs table is tested against."""
 
-    model_config = SettingsConfigDict(env_prefix="AEIC_CLOUD_", extra="forbid", env_ignore_empty=True)
+    prefix = "AEIC_CLOUD_"
+    model_config = SettingsConfigDict(env_prefix=prefix)
 
     host: str = Field("127.0.0.1", description="Address that HTTP and gRPC listen on.")
     port: int = Field(8081, ge=0, le=65535, description="HTTP port; 0 takes a free one.")
@@ -92,9 +95,3 @@ class Settings(BaseSettings):
             return url if url is None or make_url(url.get_secret_value()) else None
         except (ArgumentError, ValueError):  # without the text: it may hold a password
             raise ValueError("this is no SQLAlchemy URL: write postgresql+psycopg://USER:PASSWORD@HOST/NAME") from None
-
-
-def unknown_variables(environment: Mapping[str, str]) -> list[str]:
-    """Variables that look like ours and are not. A misspelt AEIC_CLOUD_TOKENS would let everybody in."""
-    known = {"AEIC_CLOUD_" + name.upper() for name in Settings.model_fields}
-    return sorted(name for name in environment if name.upper().startswith("AEIC_CLOUD_") and name.upper() not in known)

@@ -1,24 +1,31 @@
 # The cloud: ONNX Runtime on the CPU, about 400 MB; with EXTRA=cloud torch and its CUDA wheels, several GB.
 #   docker build -f deploy/cloud.Dockerfile -t aeic-cloud .
 #   docker build -f deploy/cloud.Dockerfile --build-arg EXTRA=cloud -t aeic-cloud-gpu .
-#   docker build -f deploy/cloud.Dockerfile --build-arg EXTRA=cloud-cpu,fleet-ray -t aeic-cloud-fleet .   docs/fleet.md
+#   docker build -f deploy/cloud.Dockerfile --build-arg EXTRA=cloud-cpu,fleet-ray -t aeic-cloud-fleet .   docs/how-to/fleet.md
 # A slim base in both cases: torch's wheels bring their own CUDA libraries. Triton needs gcc at run time, hence the
 # optional packages.
 ARG BASE=python:3.12-slim
 FROM ${BASE} AS build
 ARG EXTRA=cloud-cpu
 WORKDIR /src
-COPY pyproject.toml constraints.txt hatch_build.py README.md LICENSE ./
-RUN python3 -m venv /opt/aeic
+COPY pyproject.toml hatch_build.py README.md LICENSE ./
+COPY requirements requirements
+# Everything by its hash: what builds the wheel, and what the image holds.
+RUN python3 -m venv /opt/build && /opt/build/bin/pip install --no-cache-dir --require-hashes -r requirements/build.txt
+RUN python3 -m venv /opt/aeic && IFS=, && for extra in $EXTRA; do \
+      /opt/aeic/bin/pip install --no-cache-dir --require-hashes -r "requirements/$extra.txt" || exit 1; \
+    done
 COPY aeic aeic
 COPY edge_encoder edge_encoder
 COPY cloud_decoder cloud_decoder
+COPY aeic_service aeic_service
 COPY aeic_nets aeic_nets
 COPY aeic_train aeic_train
 COPY aeic_client aeic_client
 COPY aeic_tools aeic_tools
 COPY models models
-RUN /opt/aeic/bin/pip install --no-cache-dir -c constraints.txt ".[${EXTRA}]"
+RUN /opt/build/bin/pip wheel --no-cache-dir --no-deps --no-build-isolation -w /dist . && \
+    /opt/aeic/bin/pip install --no-cache-dir --no-deps --no-index /dist/*.whl
 
 FROM ${BASE}
 ARG EXTRA=cloud-cpu

@@ -5,17 +5,23 @@ ARG BASE=python:3.12-slim
 FROM ${BASE} AS build
 ARG RUNTIME=edge-cpu
 WORKDIR /src
-COPY pyproject.toml constraints.txt hatch_build.py README.md LICENSE ./
-RUN python3 -m venv /opt/aeic
+COPY pyproject.toml hatch_build.py README.md LICENSE ./
+COPY requirements requirements
+# Everything by its hash: what builds the wheel, and what the image holds.
+RUN python3 -m venv /opt/build && /opt/build/bin/pip install --no-cache-dir --require-hashes -r requirements/build.txt
+RUN python3 -m venv /opt/aeic && \
+    /opt/aeic/bin/pip install --no-cache-dir --require-hashes -r "requirements/$RUNTIME.txt"
 COPY aeic aeic
 COPY edge_encoder edge_encoder
 COPY cloud_decoder cloud_decoder
+COPY aeic_service aeic_service
 COPY aeic_nets aeic_nets
 COPY aeic_train aeic_train
 COPY aeic_client aeic_client
 COPY aeic_tools aeic_tools
 COPY models models
-RUN /opt/aeic/bin/pip install --no-cache-dir -c constraints.txt ".[${RUNTIME}]"
+RUN /opt/build/bin/pip wheel --no-cache-dir --no-deps --no-build-isolation -w /dist . && \
+    /opt/aeic/bin/pip install --no-cache-dir --no-deps --no-index /dist/*.whl
 
 FROM ${BASE}
 RUN useradd --uid 10001 --create-home aeic && install -d -o aeic /var/lib/aeic

@@ -1,4 +1,4 @@
-"""`python -m edge_encoder`: the edge service. Settings: AEIC_EDGE_* (docs/edge.md); the flags go before them.
+"""`python -m edge_encoder`: the edge service. Settings: AEIC_EDGE_* (docs/reference/edge.md); the flags override them.
 
 When it is ready, one JSON line on stdout names the address. SIGTERM and SIGINT drain and end with 0.
 """
@@ -12,84 +12,64 @@ import ctypes
 import json
 import os
 import signal
-import socket
 import sys
 from collections.abc import Iterator, Sequence
 
-import uvicorn
-from pydantic import ValidationError
-
 from aeic.errors import AeicError
 from aeic_service import logs
+from aeic_service.http_server import HttpServer, ServerSettings
+from aeic_service.settings import readable
 from edge_encoder import systemd
-from edge_encoder.connection import connection_class
 from edge_encoder.http_api.routes import create_app
 from edge_encoder.service import EdgeService
-from edge_encoder.settings import EdgeSettings, unknown_variables
+from edge_encoder.settings import EdgeSettings
 from edge_encoder.sources.camera import Camera
 from edge_encoder.sources.watched_folder import WatchedFolder
 
 _GRACE_SECONDS = 10
-_CONNECTIONS = 1024
-# How long the entropy coder's Python may keep the loop from answering, five times less than by default.
+# How long the entropy coder's Python code may hold the GIL while the loop waits; the default is 5 ms.
 _SWITCH_SECONDS = 0.001
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of malloc.h
-_RESTART = 75  # EX_TEMPFAIL: start me again
-
-
-class _Server(uvicorn.Server):
-    """uvicorn without its signal handling, which would end the process by the signal and not with 0."""
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        yield
+_RESTART = 75  # EX_TEMPFAIL: restart the service
 
 
 async def serve(settings: EdgeSettings) -> int:
     """Runs until SIGTERM or SIGINT, then drains; the exit code."""
-    listener = socket.create_server((settings.host, settings.port), backlog=256, reuse_port=False)
     service = EdgeService(settings)
-    server = _Server(
-        uvicorn.Config(
-            create_app(service),
-            http=connection_class(settings.read_timeout_seconds),
-            limit_concurrency=_CONNECTIONS,
-            ws="none",
-            lifespan="off",
-            log_config=None,
-            access_log=False,
-            server_header=False,
-            timeout_keep_alive=30,
-            timeout_graceful_shutdown=_GRACE_SECONDS,
-        )
+    server = HttpServer(
+        create_app(service),
+        ServerSettings(
+            settings.host,
+            settings.port,
+            settings.prefix,
+            header_seconds=settings.read_timeout_seconds,
+            grace_seconds=_GRACE_SECONDS,
+        ),
     )
+    server.bind()
     loop = asyncio.get_running_loop()
-
-    def stop() -> None:
-        service.stopping.set()  # whoever waits for delivery is answered now
-        server.should_exit = True
-
     for name in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(name, stop)
+        loop.add_signal_handler(name, service.stopping.set)
     await service.start()
-    serving = asyncio.create_task(server.serve(sockets=[listener]))
-    while not server.started and not serving.done():
-        await asyncio.sleep(0.005)
+    url = await server.start()
+    stopping = asyncio.create_task(service.stopping.wait())
     restarting = asyncio.create_task(service.restart.wait())
-    restarting.add_done_callback(lambda task: None if task.cancelled() else stop())
+    ended = asyncio.create_task(server.ended())
     sources = [asyncio.create_task(source.run()) for source in _sources(service, settings)]
     systemd.notify("READY=1")
-    host, port = listener.getsockname()[:2]
-    print(json.dumps({"service": "edge", "http": f"http://{host}:{port}"}), flush=True)
+    print(json.dumps({"service": "edge", "http": url}), flush=True)
     try:
-        await serving
+        await asyncio.wait((stopping, restarting, ended), return_when=asyncio.FIRST_COMPLETED)
     finally:
-        for source in sources:
-            source.cancel()
-        await asyncio.gather(*sources, return_exceptions=True)
-        restarting.cancel()
+        service.stopping.set()  # whoever waits for delivery is answered now
         systemd.notify("STOPPING=1")
-        await service.stop()
+        try:
+            await server.stop()
+        finally:
+            for task in (stopping, restarting, ended, *sources):
+                task.cancel()
+            await asyncio.gather(*sources, return_exceptions=True)
+            await service.stop()
     return _RESTART if service.restart.is_set() else 0
 
 
@@ -101,7 +81,7 @@ def _sources(service: EdgeService, settings: EdgeSettings) -> Iterator[WatchedFo
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Exit code: 0 after a drain, 75 to be started again with another bundle, 2 for wrong settings, 5 for a bundle that
+    """Exit code: 0 after a drain, 75 to be restarted with another bundle, 2 for wrong settings, 5 for a bundle that
     cannot be used, 1 for other failures."""
     parser = argparse.ArgumentParser(prog="python -m edge_encoder", description="The AEIC edge service.")
     parser.add_argument("--host", help="address to listen on [env: AEIC_EDGE_HOST]")
@@ -111,12 +91,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--cloud-address", help="host:port of the cloud's gRPC [env: AEIC_EDGE_CLOUD_ADDRESS]")
     given = {name: value for name, value in vars(parser.parse_args(arguments)).items() if value is not None}
     try:
-        unknown = unknown_variables(os.environ)
-        if unknown:
-            raise ValueError(f"unknown setting {', '.join(unknown)}; docs/edge.md lists those that exist")
+        EdgeSettings.refuse_unknown(os.environ, "docs/reference/edge.md")
         settings = EdgeSettings(**given)
-    except (ValidationError, ValueError, OSError) as error:
-        print(f"edge: wrong settings: {_readable(error)}", file=sys.stderr)
+    except (ValueError, OSError) as error:
+        print(f"edge: wrong settings: {readable(error, EdgeSettings.prefix)}", file=sys.stderr)
         return 2
     logs.set_up(settings.log_level, settings.log_format)
     sys.setswitchinterval(_SWITCH_SECONDS)
@@ -132,19 +110,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _give_large_blocks_back() -> None:
-    """Blocks as large as a picture go back to the system when they are freed. By default glibc learns to keep them, so
-    that one large picture would leave the service large for good."""
-    with contextlib.suppress(OSError, AttributeError):  # another C library: it has its own ways
+    """Makes glibc return picture-sized blocks to the system when they are freed. By default it raises its threshold and
+    keeps them, so that one large picture would enlarge the process until its end."""
+    with contextlib.suppress(OSError, AttributeError):  # another C library, without mallopt
         libc = ctypes.CDLL(None)
         libc.mallopt(_M_MMAP_THRESHOLD, 8 << 20)
         libc.mallopt(_M_TRIM_THRESHOLD, 32 << 20)
-
-
-def _readable(error: Exception) -> str:
-    if not isinstance(error, ValidationError):
-        return str(error)
-    # Never the input: it may be a secret.
-    return "; ".join(f"{'.'.join(map(str, e['loc'])) or 'settings'}: {e['msg']}" for e in error.errors())
 
 
 if __name__ == "__main__":

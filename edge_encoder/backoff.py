@@ -1,4 +1,4 @@
-"""How long to pause before the next try: growing by 1.6, within a ceiling, shaken so that a fleet does not march."""
+"""Exponential backoff: pauses grow by a factor of 1.6 up to a ceiling, with jitter against synchronised fleets."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ _JITTER = 0.2
 
 
 class Backoff:
-    """Pauses in seconds, from `least` to `most`; never ends."""
+    """Pauses in seconds, from `least` to `most`, without end."""
 
     def __init__(self, least: float, most: float, rng: random.Random | None = None) -> None:
         self.least = least
@@ -18,11 +18,11 @@ class Backoff:
         self._next = least
 
     def pause(self) -> float:
-        """The pause to make now; the following one is longer."""
+        """The next pause in seconds; each is longer than the one before."""
         now = self._next
         self._next = min(self.most, now * _FACTOR)
         return now * self._rng.uniform(1 - _JITTER, 1 + _JITTER)
 
     def reset(self) -> None:
-        """It works again: begin with the shortest pause next time."""
+        """After a success: the next pause is the shortest again."""
         self._next = self.least

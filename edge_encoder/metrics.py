@@ -5,13 +5,13 @@ from __future__ import annotations
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 STAGES = ("receive", "wait", "read", "analyse", "entropy", "spool", "ship")
-# A bucket edge stands on each promise: 50 ms to answer, 250 ms to encode 768x512.
+# There is a bucket boundary at each documented target: 50 ms to answer, 250 ms to encode 768x512.
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 3600.0)
 _BYTES = (256, 512, 1024, 1536, 2048, 3072, 4096, 8192, 16384, 65536, 262144)
 
 
 class Metrics:
-    """The registry and what is in it; one per service, so that tests do not meet each other's numbers."""
+    """The registry and its metrics; one instance per service, so that services in one process do not share numbers."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
@@ -100,5 +100,5 @@ class Metrics:
         )
 
     def render(self) -> bytes:
-        """The text that Prometheus reads."""
+        """The metrics in Prometheus' text format."""
         return generate_latest(self.registry)

@@ -1,4 +1,4 @@
-"""The edge box as one object: encoder, spool and uplink wired together. The HTTP API is a shell round it (api.py)."""
+"""The edge service: encoder, spool and uplink wired together. The HTTP API (http_api/routes.py) wraps it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import logging
 import os
 import time
 import uuid
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -18,14 +17,16 @@ from numpy.typing import NDArray
 import aeic
 from aeic.errors import AeicError
 from aeic_service import tracing
+from aeic_service.request_body import Budget
 from edge_encoder import systemd
 from edge_encoder.bundle_update.trial import Trial
-from edge_encoder.encoding.encode_queue import Busy, EncodeQueue
+from edge_encoder.encoding.encode_queue import EncodeQueue
 from edge_encoder.encoding.encoder import Encoder
 from edge_encoder.encoding.rate_control import RateControl
+from edge_encoder.errors import SpoolError
 from edge_encoder.metrics import Metrics
 from edge_encoder.settings import EdgeSettings
-from edge_encoder.spool.record import Entry, SpoolError, State
+from edge_encoder.spool.record import Entry, State
 from edge_encoder.spool.spool import Spool
 from edge_encoder.submission.deferred_encoder import DeferredEncoder
 from edge_encoder.submission.delivery_waiters import DeliveryWaiters
@@ -36,7 +37,7 @@ from edge_encoder.uplink.uplink import Uplink, ask
 log = logging.getLogger("aeic.edge")
 
 _HOUSEKEEPING_SECONDS = 1.0
-_HUNG_SECONDS = 300.0  # no picture takes so long: the watchdog is fed no more
+_HUNG_SECONDS = 300.0  # no picture takes this long: the watchdog is no longer notified
 _SOFTWARE = f"aeic-edge {aeic.__version__}"
 _MOST_WORKERS = 4  # each holds the buffers of one picture
 
@@ -52,9 +53,9 @@ class EdgeService:
         self.settings = settings
         self.metrics = Metrics()
         self.queue = EncodeQueue(settings.encode_workers or _cores(), settings.encode_queue_frames)
-        self.upload_bytes = 0  # held for bodies now being received
+        self.uploads = Budget(settings.uploads_max_bytes)
         self.stopping = asyncio.Event()
-        self.restart = asyncio.Event()  # set when the service should end and be started again
+        self.restart = asyncio.Event()  # set when the service should end and be restarted
         self.ready = False
         self.trial: Trial
         self.encoder: Encoder
@@ -67,7 +68,7 @@ class EdgeService:
         self.waiting = DeliveryWaiters(self.entry, self.stopping)
 
     async def start(self) -> None:
-        """Loads the bundle, warms up, opens the spool and begins to ship. AeicError or OSError when it cannot."""
+        """Opens the spool, loads the bundle, warms up and starts delivery. AeicError or OSError when it cannot."""
         settings = self.settings
         if settings.tracing:
             tracing.set_up("aeic-edge")
@@ -106,15 +107,8 @@ class EdgeService:
         )
         if settings.target_age_seconds:
             self.rate_control = RateControl(bundle.default_rate, settings.target_age_seconds)
-        self.submitter = Submitter(
-            self.encoder,
-            self.queue,
-            self.spool,
-            self.waiting,
-            self.metrics,
-            source_id=settings.source_id,
-            default_rate=lambda: self.rate_control.rate if self.rate_control else None,
-        )
+        self.submitter = Submitter(self.encoder, self.queue, self.spool, self.waiting, self.metrics, settings)
+        self.submitter.rate_control = self.rate_control
         self.deferred_encoder = DeferredEncoder(
             self.spool,
             self.queue,
@@ -136,7 +130,7 @@ class EdgeService:
         )
 
     def _load(self, path: Path | None) -> float:
-        """Loads and warms up the encoder of the bundle at `path`; seconds the warm-up took."""
+        """Loads and warms up the encoder of the bundle at `path`; returns the seconds the warm-up took."""
         settings = self.settings
         self.encoder = Encoder.from_bundle(
             path, settings.threads, provider=settings.provider, max_pixels=settings.max_pixels
@@ -144,7 +138,7 @@ class EdgeService:
         return self.encoder.warm_up()
 
     async def take(self, picture: bytes | NDArray[np.uint8], encode_request: EncodeRequest) -> Accepted:
-        """Encodes and spools one picture: Intake.take."""
+        """Encodes and spools one picture: Submitter.take."""
         return await self.submitter.take(picture, encode_request)
 
     async def entry(self, ident: uuid.UUID) -> Entry | None:
@@ -152,7 +146,7 @@ class EdgeService:
         return await asyncio.to_thread(self.spool.get, ident)
 
     async def stop(self) -> None:
-        """Finishes what is in line, gives the uplink drain_timeout_seconds, closes the spool, which keeps the rest."""
+        """Finishes pending pictures, gives the uplink drain_timeout_seconds, then closes the spool."""
         self.ready = False
         self.stopping.set()
         await self.deferred_encoder.stop()
@@ -163,24 +157,13 @@ class EdgeService:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await asyncio.to_thread(self.spool.close)
         log.info(
-            "stopped; %d frames stay in the spool and %d originals", self.spool.pending_frames, self.spool.originals
+            "stopped; %d frames and %d originals stay in the spool", self.spool.pending_frames, self.spool.originals
         )
-
-    @contextlib.contextmanager
-    def upload(self, size: int) -> Iterator[None]:
-        """Reserves memory for a body of `size` bytes; Busy when all bodies together would be too much."""
-        if self.upload_bytes + size > self.settings.uploads_max_bytes:
-            raise Busy("too many bytes are being received at once; come again in 1 s", 1)
-        self.upload_bytes += size
-        try:
-            yield
-        finally:
-            self.upload_bytes -= size
 
     # -- from the spool ----------------------------------------------------------------------------------------
 
     def _on_change(self, ident: uuid.UUID, state: State, reason: str) -> None:
-        with contextlib.suppress(RuntimeError):  # the loop has ended: nobody waits any more
+        with contextlib.suppress(RuntimeError):  # the loop has ended, and all waits with it
             self._loop.call_soon_threadsafe(self._changed, ident, state, reason)
 
     def _changed(self, ident: uuid.UUID, state: State, reason: str) -> None:
@@ -200,9 +183,9 @@ class EdgeService:
         elif state is State.DELIVERED:
             self.trial.delivered()
         elif state is State.REJECTED and self.trial.on:
-            self.trial.failed(f"the cloud rejected a frame of it: {reason}")
+            self.trial.failed(f"the cloud rejected one of its frames: {reason}")
             self.restart.set()
-        self.waiting.tell(ident)
+        self.waiting.notify(ident)
 
     async def _keep_house(self) -> None:
         while True:
@@ -215,7 +198,7 @@ class EdgeService:
                     await asyncio.wrap_future(self.spool.expire(limit))
             if self.rate_control is not None:
                 with contextlib.suppress(SpoolError):
-                    # What waits for the encoder says nothing of the link.
+                    # Originals wait for the encoder, not for the link.
                     age = functools.partial(self.spool.oldest_age_seconds, originals=False)
                     oldest = await asyncio.to_thread(age)
                     before = self.rate_control.rate

@@ -1,32 +1,32 @@
-"""Every dial of the edge box: its name, unit, default and bounds.
+"""Every setting of the edge: its name, unit, default and bounds.
 
 Values come from the environment (`AEIC_EDGE_PORT=8080`), then from the TOML file that AEIC_EDGE_CONFIG names
-(`port = 8080`), then from the defaults here. An unknown or impossible value stops the start with a message.
-docs/edge.md holds the same table; a test compares the two.
+(`port = 8080`), then from the defaults here. An unknown setting or an invalid value ends the start with a message.
+docs/reference/edge.md holds the same table; a test compares the two.
 """
 
 from __future__ import annotations
 
-import os
 import socket
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
 from pydantic import Field, SecretStr, model_validator
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
+from pydantic_settings import SettingsConfigDict
 
-from edge_encoder.spool.record import is_name
+from aeic.identifiers import is_name
+from aeic_service.settings import ServiceSettings
+from edge_encoder.encoding import ProviderChoice
+from edge_encoder.spool.record import FullPolicy
 
-FullPolicy = Literal["refuse", "drop-oldest", "drop-lowest-priority"]
 Wait = Literal["received", "spooled", "delivered"]
-ProviderChoice = Literal["auto", "cpu", "openvino", "cuda", "tensorrt"]
 
 
-class EdgeSettings(BaseSettings):
-    """Settings of one edge box; construct with no arguments to read environment and file."""
+class EdgeSettings(ServiceSettings):
+    """Settings of one edge; construct without arguments to read environment and file."""
 
-    model_config = SettingsConfigDict(env_prefix="AEIC_EDGE_", extra="forbid", env_ignore_empty=True)
+    prefix = "AEIC_EDGE_"
+    model_config = SettingsConfigDict(env_prefix=prefix)
 
     host: str = Field("127.0.0.1", description="Address the HTTP API listens on.")
     port: int = Field(8080, ge=0, le=65535, description="Port of the HTTP API; 0 takes a free one.")
@@ -34,13 +34,14 @@ class EdgeSettings(BaseSettings):
         default_factory=socket.gethostname,
         min_length=1,
         max_length=128,
-        description="Name of this box, told to the cloud; the host name by default.",
+        description="Name of this box, sent to the cloud; the host name by default.",
     )
     data_dir: Path = Field(Path("var/edge"), description="Folder of the spool; made when missing.")
     bundle: Path | None = Field(None, description="Model bundle; by default AEIC_BUNDLE, else the one that ships.")
 
     bundles_dir: Path | None = Field(
-        None, description="Folder of staged bundles (edge_encoder.bundle_update); their current one goes before bundle."
+        None,
+        description="Folder of staged bundles (edge_encoder.bundle_update); the current one overrides bundle.",
     )
     bundle_trial_frames: int = Field(20, ge=1, description="Accepted frames that confirm a bundle on trial.")
 
@@ -69,7 +70,7 @@ class EdgeSettings(BaseSettings):
     received_max_bytes: int = Field(64 << 20, ge=1024, description="Their bytes, all together; beyond is 429.")
 
     watch_dir: Path | None = Field(None, description="A folder whose new pictures are taken too; none by default.")
-    watch_seconds: float = Field(1.0, gt=0, description="Time between two looks into watch_dir.")
+    watch_seconds: float = Field(1.0, gt=0, description="Time between two scans of watch_dir.")
     watch_keep: bool = Field(True, description="Move taken files to watch_dir/done; otherwise delete them.")
 
     camera_url: SecretStr | None = Field(
@@ -78,25 +79,27 @@ class EdgeSettings(BaseSettings):
     camera_source_id: str = Field("", max_length=128, description="Name of the camera; the box's own by default.")
     camera_fps: float = Field(1.0, gt=0, le=60, description="Frames a second taken from the camera.")
     camera_motion: float = Field(
-        0.0, ge=0, le=1, description="Leave out frames in which a smaller share than this changed; 0 leaves out none."
+        0.0, ge=0, le=1, description="Skip frames in which a smaller share than this changed; 0 skips none."
     )
     camera_still_seconds: float = Field(
-        60.0, ge=0, description="With camera_motion: after this time a frame is sent all the same; 0 never."
+        60.0, ge=0, description="With camera_motion: after this time without motion a frame is sent anyway; 0 never."
     )
     camera_timeout_seconds: float = Field(
-        10.0, gt=0, description="A camera that is silent for this long is opened again."
+        10.0, gt=0, description="A camera that delivers nothing for this long is reopened."
     )
 
     spool_max_bytes: int = Field(256 << 20, ge=1 << 16, description="Cap on frames not yet acknowledged, in bytes.")
     spool_max_age_seconds: float = Field(
-        0.0, ge=0, description="Frames older than this are dropped unsent and counted; 0 keeps them for ever."
+        0.0, ge=0, description="Frames older than this are dropped unsent and counted; 0 keeps them without limit."
     )
     spool_full_policy: FullPolicy = Field(
         "refuse", description="At the cap: refuse the new frame (507), drop-oldest, or drop-lowest-priority."
     )
     history_frames: int = Field(20_000, ge=0, description="Finished frames whose state is remembered, without bytes.")
     target_age_seconds: float = Field(
-        0.0, ge=0, description="Keep the oldest frame younger than this by lowering the default rate; 0 never does."
+        0.0,
+        ge=0,
+        description="Keep the oldest frame younger than this by lowering the default rate; 0 never lowers it.",
     )
 
     cloud_address: str = Field("127.0.0.1:9090", description="host:port of the cloud's gRPC; empty never sends.")
@@ -106,20 +109,24 @@ class EdgeSettings(BaseSettings):
     tls_cert: Path | None = Field(None, description="PEM certificate of this box, for mutual TLS.")
     tls_key: Path | None = Field(None, description="PEM key that belongs to tls_cert.")
     tls_server_name: str = Field("", description="Name expected in the cloud's certificate, if not the address.")
-    window_frames: int = Field(64, ge=1, le=10_000, description="Frames under way without an acknowledgement.")
+    window_frames: int = Field(64, ge=1, le=10_000, description="Frames sent and not yet acknowledged, at most.")
     ack_timeout_seconds: float = Field(
-        30.0, gt=0, description="No acknowledgement for this long while frames are under way: reconnect."
+        30.0, gt=0, description="No acknowledgement for this long while frames are in flight: reconnect."
     )
     backoff_min_seconds: float = Field(0.5, gt=0, description="First pause after a broken stream.")
     backoff_max_seconds: float = Field(60.0, gt=0, description="Longest pause; the uplink never gives up.")
-    keepalive_seconds: float = Field(60.0, ge=10, description="HTTP/2 ping on a silent stream, against half-open NAT.")
+    keepalive_seconds: float = Field(
+        60.0, ge=10, description="HTTP/2 ping on an idle stream, to detect a half-open NAT connection."
+    )
     keepalive_timeout_seconds: float = Field(20.0, ge=1, description="A ping unanswered for this long: reconnect.")
 
     drain_timeout_seconds: float = Field(
         5.0, ge=0, description="After SIGTERM, time to send what is spooled; the rest is sent after the next start."
     )
     tracing: bool = Field(False, description="OpenTelemetry traces to OTEL_EXPORTER_OTLP_ENDPOINT; extra `tracing`.")
-    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least severe line logged.")
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        "info", description="Least severe level that is logged."
+    )
     log_format: Literal["json", "text"] = Field("json", description="Log lines on stderr as JSON or for people.")
 
     @model_validator(mode="after")
@@ -142,25 +149,3 @@ class EdgeSettings(BaseSettings):
         if self.cloud_address and ":" not in self.cloud_address:
             raise ValueError(f"cloud_address {self.cloud_address!r} has no port; write host:port")
         return self
-
-    @classmethod
-    def settings_customise_sources(
-        cls,
-        settings_cls: type[BaseSettings],
-        init_settings: PydanticBaseSettingsSource,
-        env_settings: PydanticBaseSettingsSource,
-        dotenv_settings: PydanticBaseSettingsSource,
-        file_secret_settings: PydanticBaseSettingsSource,
-    ) -> tuple[PydanticBaseSettingsSource, ...]:
-        config = os.environ.get("AEIC_EDGE_CONFIG")
-        if not config:
-            return init_settings, env_settings
-        if not Path(config).is_file():
-            raise FileNotFoundError(f"AEIC_EDGE_CONFIG names {config}, which does not exist")
-        return init_settings, env_settings, TomlConfigSettingsSource(settings_cls, config)
-
-
-def unknown_variables(environment: Mapping[str, str]) -> list[str]:
-    """Variables that look like ours and are not, so that a misspelt one is told and not silently ignored."""
-    known = {"AEIC_EDGE_" + name.upper() for name in EdgeSettings.model_fields} | {"AEIC_EDGE_CONFIG"}
-    return sorted(name for name in environment if name.upper().startswith("AEIC_EDGE_") and name.upper() not in known)

@@ -1,7 +1,7 @@
-"""Tells systemd that the service is ready, alive or stopping (sd_notify), where systemd asked to be told.
+"""Notifies systemd that the service is ready, alive or stopping (sd_notify), when the unit has `Type=notify`.
 
-READY comes after warm-up, and WATCHDOG from the loop that does the work, not from a timer thread: a loop that hangs is
-restarted.
+READY is sent after warm-up. WATCHDOG is sent from the event loop and not from a timer thread, so that systemd restarts
+a service whose loop hangs.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import socket
 
 
 def notify(message: str) -> bool:
-    """Sends `READY=1`, `WATCHDOG=1` or `STOPPING=1`; False where nobody listens."""
+    """Sends `READY=1`, `WATCHDOG=1` or `STOPPING=1`; False without a notification socket."""
     address = os.environ.get("NOTIFY_SOCKET", "")
     if not address.startswith(("/", "@")):
         return False

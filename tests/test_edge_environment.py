@@ -14,8 +14,10 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parent.parent
-PINS = (ROOT / "pyproject.toml", ROOT / "constraints.txt")
+from tests.support.roots import ROOT
+
+LOCKS = ("requirements/build.txt", "requirements/edge-cpu.txt")
+PINS = (ROOT / "pyproject.toml", *(ROOT / lock for lock in LOCKS))
 
 
 @pytest.fixture(scope="module")
@@ -27,8 +29,10 @@ def edge_python() -> Path:
     if not stamp.exists() or stamp.read_text() != state:
         if not python.exists():
             subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
-        command = [str(python), "-m", "pip", "install", "-qq", "--disable-pip-version-check", "-c", "constraints.txt"]
-        subprocess.run([*command, "-e", ".[edge-cpu]"], cwd=ROOT, check=True)
+        command = [str(python), "-m", "pip", "install", "-qq", "--disable-pip-version-check"]
+        named = [word for lock in LOCKS for word in ("-r", lock)]
+        subprocess.run([*command, "--require-hashes", *named], cwd=ROOT, check=True)
+        subprocess.run([*command, "--no-deps", "--no-build-isolation", "-e", "."], cwd=ROOT, check=True)
         stamp.write_text(state)
     return python
 

@@ -1,4 +1,4 @@
-"""ONNX Runtime on NVIDIA cards: the options that avoid the known traps. Not yet run on a GPU (docs/gpu.md).
+"""ONNX Runtime on NVIDIA cards: the options that avoid the known traps. Not yet run on a GPU (docs/how-to/gpu.md).
 
 Nothing here touches a card by itself; whoever opens a session must still ask what it got and test its answers.
 """

@@ -13,7 +13,6 @@ from torch import Tensor
 
 from aeic.passes import PASS_COUNT
 from aeic.profiles import SCALE_MAX
-from aeic.tables import Rows, gaussian_rows
 from aeic_nets.codec import Codec
 from aeic_nets.integer import network
 from aeic_nets.integer.calibrate import calibrate, quantise
@@ -22,7 +21,7 @@ from aeic_nets.integer.lower_gpu import FloatLowering, classes, coded_groups
 from aeic_nets.integer.model import IntegerModel, Site
 from aeic_nets.integer.onnx_builder import FLOAT, INT8, INT16, INT32, Graph
 from aeic_nets.integer.proof import prove
-from aeic_nets.integer.scale_index import COARSE, FINE, SWITCH, index_table
+from aeic_nets.integer.scale_index import COARSE, FINE, SWITCH, index_table, symbol_limits
 
 Target = Literal["cpu", "gpu"]
 TO_LAST, TO_FIRST = [0, 2, 3, 1], [0, 3, 1, 2]
@@ -155,12 +154,6 @@ class Tiling:
         by_class = [g.op("Concat", *groups, axis=-1) for groups in grid]
         folded = g.op("Reshape", g.op("Concat", *by_class, axis=1), self._folded)
         return g.op("Reshape", g.op("Transpose", folded, perm=[0, 3, 1, 4, 2, 5]), self._shape)
-
-
-def symbol_limits() -> NDArray[np.float32]:
-    """(64,) the largest symbol of each coding table; the tables are symmetric."""
-    limits = Rows(*gaussian_rows()).highest
-    return limits
 
 
 def _packed_table() -> NDArray[np.float64]:

@@ -15,7 +15,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from aeic.npz import read_npz
+
 Exponents = NDArray[np.int64]
+
+MAX_BYTES = 512 << 20
+"""Of integer.npz unpacked; that of ME takes 40 MB."""
 
 MEAN_EXPONENT = -8
 """Means and bases are multiples of 2**MEAN_EXPONENT, so that symbol + mean is exact in float32."""
@@ -121,11 +126,12 @@ class IntegerModel:
 
     @classmethod
     def load(cls, path: Path) -> IntegerModel:
-        with np.load(path, allow_pickle=False) as arrays:
-            head = json.loads(arrays["head"].tobytes())
-            layers = {}
-            for name, (groups, shift) in head["layers"].items():
-                limbs = tuple(arrays[f"{name}/limb{i}"] for i in range(2) if f"{name}/limb{i}" in arrays)
-                layers[name] = Layer(limbs, arrays[f"{name}/exponents"], arrays[f"{name}/bias"], groups, shift)
-            sites = {name: Site(**site) for name, site in head["sites"].items()}
-            return cls(Sizes(**head["sizes"]), sites, layers, arrays["medians"])
+        """What :meth:`save` wrote. ``ValueError`` where it is larger than any model of ours."""
+        arrays = read_npz(path, MAX_BYTES)
+        head = json.loads(arrays["head"].tobytes())
+        layers = {}
+        for name, (groups, shift) in head["layers"].items():
+            limbs = tuple(arrays[f"{name}/limb{i}"] for i in range(2) if f"{name}/limb{i}" in arrays)
+            layers[name] = Layer(limbs, arrays[f"{name}/exponents"], arrays[f"{name}/bias"], groups, shift)
+        sites = {name: Site(**site) for name, site in head["sites"].items()}
+        return cls(Sizes(**head["sizes"]), sites, layers, arrays["medians"])

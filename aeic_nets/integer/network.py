@@ -6,7 +6,7 @@ to it is exact: the residual paths. What an operation does to either is the inte
 must give the same numbers, to the bit.
 
 Names are those of the codec's parameters; ``.u``/``.v`` are the two halves of a block's fc1, with the norm's scale and
-shift folded in. Source: ARCHITECTURE 1 and 2.
+shift folded in. Source: docs/model.md sections 3 and 4.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 A wide scale s (float32, the same on every machine) is clipped to [0, 256] and turned into a cell number,
 ``floor(512 min(s, 16)) + floor(8 s)``: steps of 1/512 below 16, of 1/8 above. Every cell has one index. So the
-thresholds of ARCHITECTURE 2.2 are moved up to the next multiple of 1/512 (or 1/8), less than 2 % of a scale.
+thresholds of docs/model.md section 4.5 are moved up to the next multiple of 1/512 (or 1/8), less than 2 % of a scale.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from aeic.profiles import SCALE_COUNT, SCALE_MAX, SCALE_MIN, SKIP_SCALE
+from aeic.tables import Rows, gaussian_rows
 
 SWITCH, FINE, COARSE = 16.0, 512.0, 8.0
 CELLS = int(SWITCH * FINE + SCALE_MAX * COARSE) + 1
@@ -35,3 +36,9 @@ def index_table() -> NDArray[np.int8]:
         edge = np.float32(min(math.ceil(threshold * grid - 1e-6) / grid, SCALE_MAX))
         table[cells(np.array([edge]))[0] :] = number
     return table
+
+
+def symbol_limits() -> NDArray[np.float32]:
+    """(64,) the largest symbol of each coding table; the tables are symmetric."""
+    limits = Rows(*gaussian_rows()).highest
+    return limits

@@ -3,10 +3,10 @@
     aeic import-official STREAM OUT.npz --checkpoint FILE [--indexes FILE.npz] [--size WIDTHxHEIGHT]
 
 STREAM is the research code's file (12 bytes of sizes, then the coder's stream) or, with ``--size``, the stream alone.
-The decoder must meet the encoder's scale indexes to the last one, and those come from floats (HAZARDS 1 and 2): where
-they were stored beside the stream, ``--indexes`` gives them (``coded_idx``: the four passes, -1 where nothing is coded)
-and decoding is certain. Without, they are computed here, which succeeds where this machine computes as that one did; a
-stream that does not come out even is refused as damaged, not shown as a wrong picture.
+The decoder must meet the encoder's scale indexes to the last one, and those come from floats (docs/determinism.md).
+Where they were stored beside the stream, ``--indexes`` gives them (``coded_idx``: the four passes, -1 where nothing is
+coded) and decoding is certain. Without, they are computed here, which succeeds where this machine computes as that one
+did; a stream that does not come out even is refused as damaged, not shown as a wrong picture.
 
 OUT.npz holds z_symbols (C, hz, wz) int32, symbols (M, h, w) int32 and y_hat (M, h, w) float32.
 """

@@ -2,7 +2,7 @@
 
     aeic bench complexity [--size 768x512]
 
-Rules (COMPLEXITY.md): one MAC is one multiply-add of a convolution or linear layer, no bias, norm, activation or
+Rules: one MAC is one multiply-add of a convolution or linear layer, no bias, norm, activation or
 element-wise work; attention products apart, since they grow with the picture; thousands of MACs per picture pixel.
 Encoding is g_a, h_a, h_s and four context passes. The published decoding figures count the LoRA beside its layers and,
 in parameters, everything but g_a; what is really run is merged, folded and without h_a, and stands beside them.

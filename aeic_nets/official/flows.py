@@ -1,4 +1,4 @@
-"""The research code's encoder loops, with everything that the golden vectors record. Source: GOLDENS section 3."""
+"""The research code's encoder loops, with everything that the golden vectors record. docs/model.md section 8.6."""
 
 from __future__ import annotations
 

@@ -26,7 +26,7 @@ from torch import Tensor
 from aeic import profiles
 from aeic.errors import InputError
 from aeic.profiles import LATENT_STRIDE, SCALE_MIN, Profile
-from aeic_nets.codec import Codec, Synthesis
+from aeic_nets.codec import Codec
 from aeic_nets.folding import channel_averages
 from aeic_nets.likelihood import LIKELIHOOD_MIN
 from aeic_nets.official import keys, range_coder, tables
@@ -34,6 +34,7 @@ from aeic_nets.official.flows import FLOWS, encode_flow
 from aeic_nets.official.golden_weights import GoldenTensors, golden_picture
 from aeic_nets.official.onnx_parts import run_by_onnx
 from aeic_nets.official.weights import load_codec, load_unet, load_vae
+from aeic_nets.synthesis import Synthesis
 from aeic_nets.unet import UNet
 from aeic_nets.vae import PictureDecoder
 
@@ -46,7 +47,7 @@ SAFE_MARGIN = 1e-4
 """Of a flow whose vectors lie nearer than this to a rounding boundary, or to the scale below which nothing is coded,
 the arrays are shown, not required."""
 _INDEX_SLACK = 4
-"""Scale indexes may differ by one step at this many places: no vector protects them (GOLDENS section 3)."""
+"""Scale indexes may differ by one step at this many places: no vector protects them (docs/model.md section 8.6)."""
 
 Arrays = dict[str, NDArray[Any]]
 

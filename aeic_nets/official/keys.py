@@ -1,7 +1,7 @@
 """The tensors of the official files: names and shapes, derived from our own classes, and every form of the names.
 
 An AEIC checkpoint holds ``state_dict_codec`` and ``state_dict_unet``; SD-Turbo's UNet and the half VAE decoder come
-from files of their own. Source: ARCHITECTURE sections 3.2, 3.3 and 4.
+from files of their own. Source: docs/model.md sections 8.1 to 8.3.
 """
 
 from __future__ import annotations
@@ -18,14 +18,12 @@ from aeic.errors import BundleError
 from aeic.profiles import Profile
 from aeic_nets.codec import Codec
 from aeic_nets.unet import UNet
-from aeic_nets.vae import PictureDecoder
+from aeic_nets.vae import VAE_INPUTS, PictureDecoder
 
 Shape = tuple[int, ...]
 LORA_RANK = 32
 LORA_SCALING = 0.25
 """Alpha 8 over rank 32."""
-VAE_INPUTS = 4
-"""Channels that the half decoder's conv_in has in its file."""
 TRAINED_ENDS = ("conv_in", "conv_out")
 """The two convolutions of the UNet that the AEIC checkpoint replaces."""
 _LORA_LEAVES = ("to_q", "to_k", "to_v", "to_out.0", "proj_in", "proj_out", "ff.net.0.proj", "ff.net.2")

@@ -1,6 +1,6 @@
 """The research code's entropy coder in plain Python: byte-wise rANS, 32-bit state, two substreams, escapes.
 
-Every read is checked: a short or altered stream raises, it does not read on. Source: ARCHITECTURE section 2.6.
+Every read is checked: a short or altered stream raises, it does not read on. Source: docs/model.md section 8.4.
 """
 
 from __future__ import annotations

@@ -22,7 +22,7 @@ LAYERS = 5
 
 
 def logits(values: Tensor, arrays: dict[str, Tensor]) -> Tensor:
-    """The cumulative logit of (C, 1, n) values. Source: ARCHITECTURE section 2.1."""
+    """The cumulative logit of (C, 1, n) values. Source: docs/model.md section 4.3."""
     for i in range(LAYERS):
         values = torch.matmul(F.softplus(arrays[f"matrix{i}"]), values) + arrays[f"bias{i}"]
         if i < LAYERS - 1:

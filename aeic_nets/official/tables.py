@@ -1,6 +1,6 @@
 """The research code's 16-bit frequency tables, built as it builds them, for reading its streams.
 
-Our own bitstream has 24-bit tables without escapes (aeic.tables). Source: ARCHITECTURE sections 2.1 to 2.3.
+Our own bitstream has 24-bit tables without escapes (aeic.tables). Source: docs/model.md section 8.4.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Large pictures as the research code decodes them: the UNet and the picture decoder in tiles, with its defaults.
 
 Reproduces its peculiarities, to match its pictures: the blend is half a sample off down the picture, group norms of the
-picture decoder pool tile statistics, and attention stays inside a tile. Source: ARCHITECTURE section 3.4, read in the
-code and not covered by golden vectors.
+picture decoder pool tile statistics, and attention stays inside a tile. Source: docs/model.md section 8.5, read in
+the authors' code and not covered by golden vectors.
 """
 
 from __future__ import annotations

@@ -20,10 +20,10 @@ from torch import nn
 from aeic import profiles
 from aeic.errors import BundleError
 from aeic_nets.folding import shrink
-from aeic_nets.network import AEIC
 from aeic_nets.runtime import memory_plan
 from aeic_nets.runtime.cuda_graphs import AGAIN, CudaRecorder, Graphed
 from aeic_nets.runtime.precision import best_dtype, stored
+from aeic_nets.synthesis import PictureGenerator
 
 log = logging.getLogger(__name__)
 
@@ -59,7 +59,7 @@ class TorchGenerator:
         if self.device.type == "cpu":  # torch itself counts the machine's cores; more threads than ours wait spinning
             torch.set_num_threads(threads or _cores())
         with torch.device("meta"):
-            self._model = AEIC(profiles.profile(manifest["profile"]))
+            self._model = PictureGenerator(profiles.profile(manifest["profile"]))
         wanted = {name for name, _ in self._model.named_parameters() if name.startswith(_PARTS)}
         with safe_open(folder / "weights.safetensors", "pt") as file:
             known = set(file.keys())
@@ -204,7 +204,7 @@ def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _is_folded(file: Any, model: AEIC) -> bool:
+def _is_folded(file: Any, model: PictureGenerator) -> bool:
     """Whether the bundle's weights are those of the folded network (aeic_nets.folding)."""
     return _PICTURE_ENTRY in file.keys() and (  # noqa: SIM118 - the file is no mapping
         file.get_slice(_PICTURE_ENTRY).get_shape()[1] != model.vae.decoder.conv_in.in_channels

@@ -1,7 +1,7 @@
 """What a codec is to the benchmarks: a name, an ordered list of settings, and two functions between pictures and bytes.
 
 Pictures are (H, W, 3) uint8. The size of the picture is told to ``decode``: in the favour of codecs whose bare streams
-do not hold it. Our own is pair.py, the others are in rivals.py.
+do not hold it. Our own is in ours.py, the others are in baselines.py.
 """
 
 from __future__ import annotations

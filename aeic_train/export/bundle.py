@@ -37,6 +37,8 @@ from aeic_train.export.onnx_graphs import write_float_entropy, write_graphs
 from aeic_train.export.tables import hyper_medians, write_tables
 
 DEFINES_BITSTREAM = ("tables.npz", "hyper_synthesis.onnx", *(f"context_{i}.onnx" for i in range(4)))
+AUXILIARY = ("integer.npz",)
+"""Other forms of what the bundle defines already: neither in the fingerprint nor in the digest that an edge sends."""
 DECODERS = ("synthesis.onnx", "weights.safetensors")
 """The first of them that a bundle holds defines its bitstream too: another decoder is another model."""
 
@@ -73,9 +75,11 @@ def write_manifest(
     card: dict[str, object],
 ) -> None:
     """bundle.json with the digest of every file beside it."""
-    files = {
+    digests = {
         p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted(folder.iterdir()) if p.name != "bundle.json"
     }
+    auxiliary = {name: digests.pop(name) for name in AUXILIARY if name in digests}
+    files = digests
     defining = sorted((*DEFINES_BITSTREAM, *[name for name in DECODERS if name in files][:1]))
     lines = "".join(f"{file} {files[file]}\n" for file in defining)
     manifest = {
@@ -89,6 +93,7 @@ def write_manifest(
         "defines_bitstream": defining,
         "fingerprint": hashlib.sha256(lines.encode()).hexdigest()[:6],
         "files": files,
+        "auxiliary": auxiliary,
         "card": card,
     }
     (folder / "bundle.json").write_text(json.dumps(manifest, indent=2) + "\n")
@@ -139,7 +144,8 @@ def export(
         if sites is None:
             write_float_entropy(model.codec, folder)
         else:
-            export_entropy(model.codec, sites, folder, hyper_medians(model.codec))
+            integers = export_entropy(model.codec, sites, folder, hyper_medians(model.codec))
+            integers.save(folder / "integer.npz")
         write_weights(model, folder / "weights.safetensors")
         for extra in extras:
             shutil.copy(extra, folder / extra.name)

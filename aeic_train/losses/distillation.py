@@ -1,7 +1,8 @@
 """Distillation on both sides: a student's analysis features, latents and UNet features drawn towards a teacher's.
 
-Source: the paper's two stages. Its weights and layers are not published beyond the eleven UNet taps (ARCHITECTURE
-section 5), so the distance is ours: the squared difference in units of the teacher's energy, the mean over the taps.
+Source: the paper's two stages. Its weights and layers are not published beyond the eleven UNet taps
+(docs/model.md section 5.1), so the distance is ours: the squared difference in units of the teacher's energy,
+the mean over the taps.
 """
 
 from __future__ import annotations

@@ -1,1 +1,1 @@
-"""What an owner of a card runs: see docs/gpu.md."""
+"""What an owner of a card runs: see docs/how-to/gpu.md."""

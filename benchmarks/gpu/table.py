@@ -5,7 +5,7 @@
 Encoding: pixels to the bytes of a frame, the analysis on the card, the exact entropy model on the CPU. Decoding: the
 bytes of a frame to pixels, the decoder on the card in bfloat16. Frames one after the other and, for frames a second,
 in batches. Without --bundle the weights are made from their names: the same work. The last line is JSON. With --device
-cpu it runs anywhere, to try the script; docs/gpu.md says what has been run on a GPU so far.
+cpu it runs anywhere, to try the script; docs/how-to/gpu.md says what has been run on a GPU so far.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ from aeic.pixels import from_tensor
 from aeic_nets.official.golden_weights import golden_picture
 from benchmarks.golden_bundle import golden_codec, write_golden_bundle
 from cloud_decoder.inference.decoder import Decoder
+from edge_encoder.encoding import ProviderChoice
 from edge_encoder.encoding.encoder import Encoder
-from edge_encoder.settings import ProviderChoice
 
 PUBLISHED_MS: dict[str, dict[str, dict[str, tuple[float, float]]]] = {
     "se": {

@@ -19,7 +19,8 @@ from typing import Any, TypeVar
 from uuid import uuid4
 
 from aeic.bitstream import Frame
-from cloud_decoder.errors import Draining, Expired, Overloaded, StoreUnavailable, Undecodable
+from aeic_service.errors import Draining, Overloaded
+from cloud_decoder.errors import Expired, StoreUnavailable, Undecodable
 from cloud_decoder.images import formats
 from cloud_decoder.inference.model_pool import ModelPool
 from cloud_decoder.metrics import Metrics
@@ -90,7 +91,7 @@ class QueueBackend:
         """Move the frame's job to the front, or make one. There is never a job here to wait for: look again."""
         self.model_pool.bundle(row.fingerprint)  # or why not
         if self.scheduler.draining:
-            raise Draining("the service is stopping: ask again in a moment", retry_after=5.0)
+            raise Draining()
         moment = time.monotonic()
         if moment - self._asked.get(row.seq, -math.inf) > AGAIN_SECONDS:  # waiting callers come by twice a second
             self._asked = {seq: at for seq, at in self._asked.items() if moment - at <= AGAIN_SECONDS}
@@ -107,7 +108,7 @@ class QueueBackend:
         """Through the queue and back. Raises what :meth:`Worker.decode` raises."""
         frame = self.check(data)
         if self.scheduler.draining:
-            raise Draining("the service is stopping: ask again in a moment", retry_after=5.0)
+            raise Draining()
         if self._waiting >= self.max_queue:
             self.metrics.sheds.labels("queue_full").inc()
             raise Overloaded(f"{self.max_queue} pictures wait already: ask again later", retry_after=2.0)
@@ -144,7 +145,7 @@ class QueueBackend:
     async def _decoded(self, new: NewFrame, end: float) -> Decoded:
         while time.monotonic() < end:
             if self.scheduler.draining:
-                raise Draining("the service is stopping: ask again in a moment", retry_after=5.0)
+                raise Draining()
             row = await self._on(self.store.get, new.tenant, new.id)
             if row is None or row.state is State.FAILED:
                 raise Undecodable(str(row.reason) if row else "the frame is gone")

@@ -14,8 +14,8 @@ from aeic.v1 import decode_pb2 as many
 from aeic.v1 import decode_pb2_grpc as many_grpc
 from aeic.v1 import ingest_pb2 as pb
 from aeic.v1 import ingest_pb2_grpc as pb_grpc
+from aeic_service.errors import InvalidParameter, ServiceError
 from cloud_decoder.auth import Tokens
-from cloud_decoder.errors import BadRequest, ServiceError
 from cloud_decoder.grpc_api.status import grpc_status
 from cloud_decoder.images import formats
 from cloud_decoder.worker.worker import Worker
@@ -105,7 +105,7 @@ class DecodeStream(many_grpc.DecodeStreamServiceServicer):
             format = request.format or formats.MASTER
             formats.media_type(format)
             if request.width and request.width not in WIDTHS:
-                raise BadRequest(f"width {request.width}: it must be {WIDTHS.start} to {WIDTHS.stop - 1}, or 0")
+                raise InvalidParameter(f"width {request.width}: it must be {WIDTHS.start} to {WIDTHS.stop - 1}, or 0")
             timeout = min(request.timeout_ms / 1000 or math.inf, self._max_seconds)
             decoded = await self._worker.decode(request.bitstream, timeout=timeout)
             image = await self._worker.encode(decoded.picture, format, request.width or None)

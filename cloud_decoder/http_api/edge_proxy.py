@@ -17,7 +17,8 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from cloud_decoder.errors import ServiceError, UnknownFrame
+from aeic_service.errors import Overloaded, ServiceError
+from cloud_decoder.errors import UnknownFrame
 
 AT_ONCE = 4
 """Pictures that may be on their way; each is held in memory."""
@@ -38,12 +39,6 @@ class EdgeRefused(ServiceError):
     def __init__(self, status: int, detail: str) -> None:
         super().__init__(detail)
         self.http_status = status
-
-
-class Busy(ServiceError):
-    """Enough pictures are on their way."""
-
-    http_status = 429
 
 
 class EdgeProxy:
@@ -71,12 +66,12 @@ class EdgeProxy:
     def place(self, tenant: str) -> Iterator[None]:
         """Room for one picture, from before its body is read: it is held in memory.
 
-        ``UnknownFrame`` where nothing could take it, ``Busy`` where too many are under way.
+        ``UnknownFrame`` where nothing could take it, ``Overloaded`` where too many are under way.
         """
         if not self.serves(tenant):
             raise UnknownFrame(self.why_not())
         if self._under_way >= AT_ONCE:
-            raise Busy(f"{AT_ONCE} pictures are being encoded already: try again in a moment", retry_after=1.0)
+            raise Overloaded(f"{AT_ONCE} pictures are being encoded already: try again in a moment", retry_after=1.0)
         self._under_way += 1
         try:
             yield

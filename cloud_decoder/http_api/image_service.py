@@ -11,7 +11,8 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 from uuid import UUID
 
-from cloud_decoder.errors import Draining, Expired, Gone, Overloaded, Undecodable, UnknownFrame
+from aeic_service.errors import Draining, Overloaded
+from cloud_decoder.errors import Expired, Gone, Undecodable, UnknownFrame
 from cloud_decoder.events import EventBus, Subscription
 from cloud_decoder.images import formats
 from cloud_decoder.images.disk_cache import Cache
@@ -105,7 +106,7 @@ class ImageService:
                     return row, await self.on_thread(self._derive, row, decoded.picture, format, width)
                 await _until_event(events, id, min(left, POLL_SECONDS))
                 if self._worker.scheduler.draining:
-                    raise Draining("the service is stopping: ask again in a moment", retry_after=5.0)
+                    raise Draining()
                 row = await self.row(tenant, id)
 
     async def sizes(self, tenant: str, id: UUID) -> dict[str, int] | None:

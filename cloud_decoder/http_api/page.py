@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Any
 from fastapi import Depends, FastAPI, Query, Request
 from fastapi.responses import FileResponse, JSONResponse, Response
 
-from cloud_decoder.errors import ServiceError, UnknownFrame
-from cloud_decoder.http_api.requests import frame_id, read_body, while_connected
+from aeic_service.errors import ServiceError
+from aeic_service.request_body import Limits, read_body
+from cloud_decoder.errors import UnknownFrame
+from cloud_decoder.http_api.requests import frame_id, while_connected
 
 if TYPE_CHECKING:
     from cloud_decoder.http_api.routes import Parts
@@ -32,6 +34,7 @@ PAGE_HEADERS = {
 def install(app: FastAPI, parts: Parts, tenant_of: Callable[[Request], Awaitable[str]]) -> None:
     """Add the page's routes. ``tenant_of`` says who asks, or raises ``NotAllowed``."""
     settings, image_service, edge_proxy = parts.settings, parts.image_service, parts.edge_proxy
+    upload = Limits(settings.max_upload_bytes, settings.body_timeout_seconds, "AEIC_CLOUD_MAX_UPLOAD_BYTES")
 
     @app.get("/", include_in_schema=False)
     async def page() -> Response:
@@ -69,5 +72,5 @@ def install(app: FastAPI, parts: Parts, tenant_of: Callable[[Request], Awaitable
     ) -> dict[str, Any]:
         """A JPEG, PNG or WebP file in the body goes to the configured edge; the answer names the frame to come."""
         with edge_proxy.place(tenant):
-            picture = await read_body(request, settings.max_upload_bytes, settings.body_timeout_seconds)
+            picture = await read_body(request, upload)
             return await edge_proxy.encode(picture, rate)

@@ -13,9 +13,9 @@ from fastapi import Depends, FastAPI, Query, Request
 from fastapi.responses import HTMLResponse, JSONResponse, Response, StreamingResponse
 
 import aeic
-from aeic_service import api_page
+from aeic_service import api_page, problems
 from aeic_service.head import Head
-from cloud_decoder import problems
+from aeic_service.request_body import Limits, read_body
 from cloud_decoder.auth import Tokens
 from cloud_decoder.errors import Gone
 from cloud_decoder.events import EventBus
@@ -23,7 +23,7 @@ from cloud_decoder.http_api import page
 from cloud_decoder.http_api.edge_proxy import EdgeProxy
 from cloud_decoder.http_api.image_service import ImageService
 from cloud_decoder.http_api.middleware import RequestMetrics
-from cloud_decoder.http_api.requests import frame_id, read_body, while_connected
+from cloud_decoder.http_api.requests import frame_id, while_connected
 from cloud_decoder.http_api.serializers import bundles_json, frame_json, milliseconds, source_json
 from cloud_decoder.images import formats
 from cloud_decoder.metrics import Metrics
@@ -70,6 +70,7 @@ def build_app(parts: Parts) -> FastAPI:
     longest = parts.settings.max_wait_seconds
     settings, store, image_service, worker = parts.settings, parts.store, parts.image_service, parts.worker
     bundles = worker.model_pool.bundles
+    frame_limits = Limits(settings.max_bitstream_bytes, settings.body_timeout_seconds, "AEIC_CLOUD_MAX_BITSTREAM_BYTES")
 
     @app.get("/v1/frames")
     async def list_frames(
@@ -141,7 +142,7 @@ def build_app(parts: Parts) -> FastAPI:
     ) -> Response:
         """A bitstream in the body, its picture in the answer; nothing is stored."""
         kind = formats.media_type(format)
-        data = await read_body(request, settings.max_bitstream_bytes, settings.body_timeout_seconds)
+        data = await read_body(request, frame_limits)
         seconds = longest if timeout is None else min(timeout, longest)
         decoded = await while_connected(request, worker.decode(data, timeout=seconds))
         started = time.monotonic()

@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from aeic.bundle import Bundle
-from cloud_decoder.errors import BadRequest
+from aeic_service.errors import InvalidParameter
 from cloud_decoder.inference.model_pool import ModelPool
 from cloud_decoder.store.store import StoredFrame
 
@@ -82,11 +82,11 @@ def rfc3339(ms: int | None) -> str | None:
 
 
 def milliseconds(time: datetime | None) -> int | None:
-    """A time as the store has it. ``BadRequest`` beyond what can be."""
+    """A time as the store has it. ``InvalidParameter`` beyond what can be."""
     if time is None:
         return None
     aware = time if time.tzinfo else time.replace(tzinfo=UTC)
     try:
         return math.floor(aware.timestamp() * 1000)
     except (OverflowError, ValueError):
-        raise BadRequest("that time is out of range") from None
+        raise InvalidParameter("that time is out of range") from None

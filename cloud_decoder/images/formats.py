@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from cloud_decoder.errors import BadRequest
+from aeic_service.errors import InvalidParameter
 from cloud_decoder.tiling import Picture
 
 FORMATS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -26,10 +26,10 @@ THREADS = max(2, os.cpu_count() or 1)
 
 
 def known_format(name: str) -> str:
-    """The format that somebody means, in any case and by its other names. ``BadRequest`` lists the known ones."""
+    """The format that somebody means, in any case and by its other names. ``InvalidParameter`` lists the known ones."""
     format = OTHER_NAMES.get(name.lower(), name.lower())
     if format not in FORMATS:
-        raise BadRequest(f"unknown picture format {name[:20]!r}: choose one of {', '.join(FORMATS)}")
+        raise InvalidParameter(f"unknown picture format {name[:20]!r}: choose one of {', '.join(FORMATS)}")
     return format
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from aeic.pixels import from_tensor
-from cloud_decoder.errors import ServiceError
+from aeic_service.errors import ServiceError
 
 DEVICES = ("auto", "onnx", "cpu", "cuda")
 

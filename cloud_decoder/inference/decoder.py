@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 from aeic.bundle import Bundle
 from aeic.latent_codec import LatentCodec, Latents
 from aeic.profiles import LATENT_STRIDE
-from cloud_decoder.errors import DeviceOutOfMemory, ServiceError
+from aeic_service.errors import ServiceError
+from cloud_decoder.errors import DeviceOutOfMemory
 from cloud_decoder.inference.backend import (
     Generator,
     build_generator,

@@ -11,7 +11,8 @@ from concurrent.futures import Executor
 from typing import TypeVar
 
 from aeic.errors import BitstreamError
-from cloud_decoder.errors import ServiceError, StoreUnavailable
+from aeic_service.errors import ServiceError
+from cloud_decoder.errors import StoreUnavailable
 from cloud_decoder.events import EventBus
 from cloud_decoder.images import formats
 from cloud_decoder.images.disk_cache import Cache

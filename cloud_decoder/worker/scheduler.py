@@ -13,7 +13,8 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from aeic.bitstream import Frame
-from cloud_decoder.errors import DeviceUnavailable, Draining, Overloaded
+from aeic_service.errors import Draining, Overloaded
+from cloud_decoder.errors import DeviceUnavailable
 from cloud_decoder.metrics import Metrics
 from cloud_decoder.tiling import Tile
 from cloud_decoder.worker.batcher import Batcher, WorkItem
@@ -69,7 +70,7 @@ class Scheduler:
             raise DeviceUnavailable("the decoder has stopped working; its log says why", retry_after=10.0)
         if self.draining:
             self.metrics.sheds.labels("draining").inc()
-            raise Draining("the service is stopping: ask again in a moment", retry_after=5.0)
+            raise Draining()
         if sum(1 for job in self.jobs.values() if job.priority >= DEMAND_PRIORITY) >= self.max_demanded:
             self.metrics.sheds.labels("queue_full").inc()
             seconds = (self.entropy.cost + self.device.cost) / self.pixels_per_second

@@ -22,7 +22,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 from aeic.bitstream import Frame
 from aeic.errors import Damaged, TooLarge
-from cloud_decoder.errors import DeviceUnavailable, Draining, Expired
+from aeic_service.errors import Draining
+from cloud_decoder.errors import DeviceUnavailable, Expired
 from cloud_decoder.events import EventBus
 from cloud_decoder.images import formats
 from cloud_decoder.images.disk_cache import Cache
@@ -129,7 +130,7 @@ class Worker:
         while left := list(self.scheduler):  # whoever asked while leases were given back is answered too
             await self._claimer.release(left)
             for job in left:
-                self.scheduler.end(job, Draining("the service is stopping: ask again in a moment", retry_after=5.0))
+                self.scheduler.end(job, Draining())
         self._stages.close()
         for threads in (self._store_threads, self._image_threads):
             threads.shutdown(wait=True)

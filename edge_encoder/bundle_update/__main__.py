@@ -1,6 +1,6 @@
-"""`python -m edge_encoder.bundle_update stage|status|rollback`: what an operator does with model bundles (staging.py).
+"""`python -m edge_encoder.bundle_update stage|status|rollback`: manages model bundles (staging.py).
 
-Works on AEIC_EDGE_BUNDLES_DIR, or --dir. The service takes a staged bundle up at its next start.
+Works on AEIC_EDGE_BUNDLES_DIR, or --dir. The service uses a staged bundle from its next start on.
 """
 
 from __future__ import annotations

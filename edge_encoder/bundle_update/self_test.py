@@ -1,10 +1,10 @@
-"""Tests a bundle on this very box: `python -m edge_encoder.bundle_update.self_test FOLDER`.
+"""Tests a bundle on this machine: `python -m edge_encoder.bundle_update.self_test FOLDER`.
 
-staging.py runs it in a process of its own, since a broken runtime may end the process instead of raising.
+staging.py runs it in its own process, since a broken runtime may crash instead of raising.
 
-A made-up picture goes through every rate point and its frame back to latents: the frame's check value holds only if the
-entropy model gives the same numbers twice. The provider is tested against the CPU when it is opened (provider.py). One
-line of JSON tells time and memory; exit code 5 when the bundle cannot be used.
+A synthetic picture is encoded at every rate point and each frame is decoded to latents: the check value of the frame
+matches only if the entropy model gives the same numbers twice. The provider is compared with the CPU when it is opened
+(execution_provider.py). One line of JSON reports time and memory; exit code 5 when the bundle cannot be used.
 """
 
 from __future__ import annotations

@@ -1,12 +1,12 @@
 """Model bundles on a box without containers: staged, tested here, put on trial, confirmed or rolled back.
 
-    stage -> copied and tested (bundle_check.py, own process) -> trial at the next start -> frames accepted -> current
-                |                                                  |                                          |
-                refused: nothing changes                           refused, or it does not come up: back      previous
+    stage -> copied and tested (self_test.py, own process) -> trial at the next start -> frames accepted -> current
+                |                                               |                                          |
+                refused: nothing changes                        refused, or it fails to start: undone      previous
 
-The folder holds one folder per bundle, named by its digest, and state.json, replaced as a whole. A trial begins only
-when no frame of another model waits in the spool and the cloud greets the bundle, so that no frame is made that nobody
-can decode. Two bundles are kept, so `rollback` works at any time. Knows nothing of pictures or gRPC.
+The folder holds one folder per bundle, named by its digest, and state.json, which is replaced atomically. A trial
+starts only when no frame of another model waits in the spool and the cloud accepts the bundle, so that every frame can
+be decoded. Two bundles are kept, so `rollback` works at any time. Knows nothing of pictures or gRPC.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from aeic.errors import BundleError
 log = logging.getLogger("aeic.edge.staging")
 
 TRIAL_STARTS = 3
-"""Starts that a bundle on trial has to be confirmed; one more means that it brings the service down."""
+"""Starts within which a bundle on trial must be confirmed; after them it is taken to crash the service."""
 _CHECK_SECONDS = 300
 _NAME_CHARS = 16
 
@@ -54,7 +54,7 @@ class Staging:
 
     @property
     def state(self) -> State:
-        """As it is on disk; an unreadable file counts as empty, with a line in the log."""
+        """The state on disk; an unreadable file is logged and counts as empty."""
         try:
             return State(**json.loads((self.folder / "state.json").read_text()))
         except FileNotFoundError:
@@ -94,10 +94,10 @@ class Staging:
         return name
 
     def begin_trial(self) -> str:
-        """Counts a start with the bundle on trial: its name, or "" when there is none or it had its chances."""
+        """Counts a start with the bundle on trial and returns its name; "" without one, or after TRIAL_STARTS."""
         with self._changing() as state:
             if state.trial and state.starts >= TRIAL_STARTS:
-                state.refused = f"{state.trial}: {TRIAL_STARTS} starts and never confirmed"
+                state.refused = f"{state.trial}: not confirmed within {TRIAL_STARTS} starts"
                 log.error("bundle on trial is rolled back: %s", state.refused)
                 state.trial = ""
             state.starts += bool(state.trial)
@@ -122,7 +122,7 @@ class Staging:
         """Ends a trial, or goes back to the previous bundle at the next start; returns the name then in use."""
         with self._changing() as state:
             if state.trial:
-                state.refused, state.trial = f"{state.trial}: rolled back by hand", ""
+                state.refused, state.trial = f"{state.trial}: rolled back by the operator", ""
             else:
                 state.current, state.previous = state.previous, state.current
             return state.current

@@ -1,8 +1,9 @@
-"""Which bundle a start uses, and the watch over one that is on trial (staging.py).
+"""Chooses the bundle of a start, and confirms or refuses one that is on trial (staging.py).
 
-A bundle on trial is taken up only where no frame can be lost by it: no frame of another model waits in the spool, and
-the cloud greets it. Where the cloud cannot be asked the current one goes on, and the next start asks again. So many
-frames accepted confirm it; one frame rejected ends it, and the service ends too, to be started again with the old one.
+A bundle on trial is used only when no frame can be lost by it: no frame of another model waits in the spool, and the
+cloud accepts the bundle. While the cloud cannot be reached, the current bundle stays in use and the next start asks
+again. bundle_trial_frames accepted frames confirm the bundle; one rejected frame ends the trial and the service, which
+is restarted with the previous bundle.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ log = logging.getLogger("aeic.edge.staging")
 
 
 class Trial:
-    """`ask(digest)` asks the cloud: "" when it greets that bundle, else the state that the uplink would be in."""
+    """`ask(digest)` asks the cloud: "" when it accepts that bundle, else the state the uplink would be in."""
 
     def __init__(self, settings: EdgeSettings, spool: Spool, ask: Callable[[bytes], Awaitable[str]]) -> None:
         self.staging = Staging(settings.bundles_dir) if settings.bundles_dir is not None else None
@@ -56,10 +57,10 @@ class Trial:
                 self.staging.refuse("the cloud does not decode it")
                 return self.current
             if state:
-                log.warning("the trial of bundle %s waits: the cloud is %s", bundle.name, state)
+                log.warning("the trial of bundle %s is postponed: the cloud is %s", bundle.name, state)
                 return self.current
         elif made_with != bundle.fingerprint:
-            log.warning("the trial of bundle %s waits: frames of another model are in the spool", bundle.name)
+            log.warning("the trial of bundle %s is postponed: frames of another model are in the spool", bundle.name)
             return self.current
         self.on = bool(self.staging.begin_trial())
         return path if self.on else self.current
@@ -73,7 +74,7 @@ class Trial:
                 self.staging.confirm()
 
     def failed(self, reason: str) -> None:
-        """It does not load, or the cloud has rejected a frame of it."""
+        """The bundle on trial does not load, or the cloud has rejected one of its frames."""
         if self.on and self.staging is not None:
             self.on = False
             self.staging.refuse(reason)

@@ -1,9 +1,9 @@
 """The analysis transform g_a: picture (H, W, 3) uint8 -> latent y (M, h, w) float32, h = padded H / 32.
 
-Large pictures go through in tiles, each with a margin all round that is computed and thrown away, so that memory
-follows the tile and not the picture. The margin is shorter than the farthest reach of g_a's convolutions: y in tiles
-differs from y in one piece by a little near the seams, which costs no exactness, since y is the encoder's own choice.
-Knows nothing of rates or entropy.
+Large pictures are analysed in tiles, each with a margin that is computed and discarded, so that memory depends on the
+tile and not on the picture. The margin is smaller than g_a's receptive field: near tile borders y differs slightly from
+the y of the whole picture. That does not affect decoding, since y is the encoder's own choice. Knows nothing of rates
+or entropy.
 """
 
 from __future__ import annotations
@@ -19,21 +19,21 @@ from numpy.typing import NDArray
 from aeic.bundle import Bundle
 from aeic.pixels import pad_picture, to_tensor
 from aeic.profiles import LATENT_STRIDE, PICTURE_MULTIPLE
+from edge_encoder.encoding import ProviderChoice
 from edge_encoder.encoding.execution_provider import open_session, run_bound
-from edge_encoder.settings import ProviderChoice
 
 WHOLE_PIXELS = 1 << 19
-"""A picture up to this size (padded) goes through in one piece."""
+"""A picture up to this size (padded) is analysed in one piece."""
 TILE_PIXELS = 1 << 18
-"""A tile with its margins has at most about this size: some 80 MB of memory, and no slower than larger ones."""
+"""The approximate size limit of a tile with its margins: about 80 MB of memory; larger tiles are not faster."""
 MARGIN = 64
-"""Pixels round a tile that only serve as surroundings; a multiple of 64."""
+"""Pixels of context around a tile; a multiple of 64."""
 
 Latent = NDArray[np.float32]
 
 
 class Analysis:
-    """g_a of one bundle on one provider. `provider` is the one really used, read back from the session."""
+    """g_a of one bundle on one provider. `provider` is the one in use, as the session reports it."""
 
     def __init__(
         self,
@@ -50,7 +50,7 @@ class Analysis:
         self._whole_pixels = whole_pixels
         self._tile_pixels = tile_pixels
         self._margin = margin
-        # A picture in tiles needs more memory than ordinary ones, and now and then only: it is given back at its end.
+        # A picture in tiles needs more memory than most, and rarely: the arena shrinks after its last tile.
         self._last = onnxruntime.RunOptions()
         self._last.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
 
@@ -77,16 +77,16 @@ class Analysis:
         return y
 
     def warm_up(self) -> float:
-        """Runs once on a small picture, so that the first real one is not the slow one; seconds it took."""
+        """Runs once on a small picture, so that the first request is not slow; the seconds it took."""
         begin = time.perf_counter()
         self(np.zeros((PICTURE_MULTIPLE, PICTURE_MULTIPLE, 3), np.uint8))
         return time.perf_counter() - begin
 
 
 def spans(length: int, side: int, margin: int) -> Iterator[tuple[int, int, int, int]]:
-    """(begin, end, first, last): [begin, end) are even parts of [0, length), each at most `side`, read with at least
-    its margins as [first, last). All are multiples of 64, and all that is read is of one length: ONNX Runtime keeps
-    memory for every size it meets."""
+    """(begin, end, first, last): [begin, end) divide [0, length) evenly, each at most `side` long, and are read
+    with their margins as [first, last). All are multiples of 64, and all reads have the same length, since ONNX Runtime
+    keeps memory for every input size."""
     blocks = length // PICTURE_MULTIPLE
     parts = -(-blocks // max(1, side // PICTURE_MULTIPLE))
     read = min(length, -(-blocks // parts) * PICTURE_MULTIPLE + 2 * margin)

@@ -1,4 +1,4 @@
-"""A short, bounded line in front of the encoder: a place in it, or an answer at once when to come again."""
+"""A bounded queue in front of the encoder, which refuses at once when it is full and says when to retry."""
 
 from __future__ import annotations
 
@@ -10,56 +10,46 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
-from aeic.errors import AeicError
+from aeic_service.errors import Overloaded
 
 T = TypeVar("T")
 
 
-class Busy(AeicError):
-    """No place is free; `retry_after_seconds` is when one should be."""
-
-    http_status = 429
-
-    def __init__(self, message: str, retry_after_seconds: int) -> None:
-        super().__init__(message)
-        self.retry_after_seconds = retry_after_seconds
-
-
 class EncodeQueue:
-    """At most `workers` jobs at a time in threads of their own, at most `waiting` more in line."""
+    """At most `workers` jobs at a time, each in a thread of its pool, and at most `waiting` more in the queue."""
 
     def __init__(self, workers: int, waiting: int) -> None:
         self.pending = 0
         self.workers = workers
         self._limit = workers + waiting
-        self._placeless = 0  # of those pending, the jobs that took no place
+        self._unbounded = 0  # how many of the pending jobs do not count against the limit
         self._seconds = 0.2  # smoothed time of one job
         self._begun: dict[object, float] = {}  # when each job now running began, monotonic
         self._pool = ThreadPoolExecutor(workers, "encode")
 
     def check(self) -> None:
-        """Raises Busy if run() would."""
-        if self.pending - self._placeless >= self._limit:
+        """Raises Overloaded if run() would."""
+        if self.pending - self._unbounded >= self._limit:
             seconds = self.seconds(self.pending)
-            raise Busy(
-                f"{self.pending} pictures are being encoded or wait; come again in {seconds} s,"
+            raise Overloaded(
+                f"{self.pending} pictures are being encoded or wait; try again in {seconds} s,"
                 " or raise AEIC_EDGE_ENCODE_QUEUE_FRAMES",
-                seconds,
+                retry_after=seconds,
             )
 
     def seconds(self, jobs: int) -> int:
-        """How long so many jobs should take, at least 1."""
+        """The estimated time of that many jobs, at least 1 s."""
         return max(1, math.ceil(jobs * self._seconds / self.workers))
 
     async def run(self, job: Callable[[], T], *, unbounded: bool = False) -> T:
-        """The job's result, from a worker's thread. Raises Busy without waiting when the line is full, unless the job
-        takes no place in it; whoever runs those bounds them himself."""
+        """Runs the job in a worker thread and returns its result. Raises Overloaded at once when the queue is full,
+        unless the job is `unbounded`: the caller limits the number of those."""
         if not unbounded:
             self.check()
         self.pending += 1
-        self._placeless += unbounded
+        self._unbounded += unbounded
         future = asyncio.get_running_loop().run_in_executor(self._pool, self._timed, job)
-        # Counted until it is really done: a client that hung up does not make its picture cheaper.
+        # Counted until the job has ended, even when its client has hung up.
         future.add_done_callback(functools.partial(self._done, unbounded))
         return await asyncio.shield(future)
 
@@ -75,15 +65,15 @@ class EncodeQueue:
 
     def _done(self, unbounded: bool, future: asyncio.Future[T]) -> None:
         self.pending -= 1
-        self._placeless -= unbounded
+        self._unbounded -= unbounded
         if not future.cancelled():
-            future.exception()  # fetched, so that an abandoned failure is not reported as forgotten
+            future.exception()  # retrieved, so that asyncio does not log it as never retrieved
 
     def longest_seconds(self) -> float:
-        """How long the oldest job now running has taken so far."""
+        """How long the longest-running job has taken so far."""
         begun = list(self._begun.values())
         return time.monotonic() - min(begun) if begun else 0.0
 
     async def close(self) -> None:
-        """Waits for the jobs in line."""
+        """Waits for the pending jobs."""
         await asyncio.to_thread(self._pool.shutdown)

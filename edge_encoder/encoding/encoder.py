@@ -19,8 +19,8 @@ from aeic.bundle import Bundle
 from aeic.errors import InputError, RateError, TooLarge
 from aeic.latent_codec import LatentCodec
 from aeic.pixels import load_picture, save_picture
+from edge_encoder.encoding import ProviderChoice
 from edge_encoder.encoding.analysis import Analysis, Latent
-from edge_encoder.settings import ProviderChoice
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +44,7 @@ class Encoder:
         self.analysis = analysis
         self.max_pixels = max_pixels
         self._codec = codec
-        # A picture takes seven bytes a pixel while it is read: the largest, 470 MB. So one at a time.
+        # Reading takes seven bytes a pixel, up to 470 MB for the largest picture, so one picture is read at a time.
         self._reading = threading.Lock()
 
     @classmethod
@@ -58,11 +58,11 @@ class Encoder:
     ) -> Encoder:
         """The encoder of the bundle in the folder `path` (default: AEIC_BUNDLE, else the one that ships).
 
-        `threads` serve the analysis, 0 takes every core; the entropy graphs of small models are not worth sharing.
+        `threads` are used by the analysis, 0 takes every core; the entropy graphs of small models run in one thread.
         BundleError when the bundle is missing, altered, or the provider does not work.
         """
         bundle = Bundle.load(path)
-        # Of a large model margins cost more than memory: 1920x1088 goes through whole.
+        # With a large model the margins of tiles cost more than memory does, so 1920x1088 is analysed whole.
         sizes = {"whole_pixels": 1 << 21, "tile_pixels": 1 << 20} if bundle.shares_threads else {}
         analysis = Analysis(bundle, provider=provider, threads=threads, **sizes)
         return cls(bundle, analysis, LatentCodec(bundle, threads if bundle.shares_threads else 1), max_pixels)
@@ -119,7 +119,13 @@ class Encoder:
         low, high = 0, ceiling
         while low <= high:
             middle = (low + high) // 2
-            data = self._codec.encode(y, middle, width, height)
+            try:
+                data = self._codec.encode(y, middle, width, height)
+            except TooLarge:  # over what any frame may have: the next lower one may fit
+                if middle == 0:
+                    raise
+                high = middle - 1
+                continue
             if len(data) <= limit:
                 best, low = (middle, data), middle + 1
             else:
@@ -129,8 +135,8 @@ class Encoder:
         return best
 
     def warm_up(self) -> float:
-        """Encodes a small file of each format, so that every graph and reader is loaded before the first real one;
-        seconds it took."""
+        """Encodes a small file of each format, so that every graph and image reader is loaded before the first
+        request; the seconds it took."""
         begin = time.perf_counter()
         for form in ("jpeg", "png", "webp"):
             self.encode(save_picture(np.full((128, 128, 3), 128, np.uint8), form))
@@ -139,7 +145,9 @@ class Encoder:
 
 def _checked(rgb: NDArray[np.uint8]) -> NDArray[np.uint8]:
     if not isinstance(rgb, np.ndarray):
-        raise TypeError(f"a {type(rgb).__name__} is no picture: give a file's bytes (Path.read_bytes), or an array")
+        raise TypeError(
+            f"a {type(rgb).__name__} is not a picture: pass the bytes of a file (Path.read_bytes) or an array"
+        )
     if rgb.dtype != np.uint8 or rgb.ndim != 3 or rgb.shape[2] != 3:
         raise InputError(f"the array is {rgb.dtype} {rgb.shape}: give (H, W, 3) uint8")
     if not all(MIN_SIDE <= side <= MAX_SIDE for side in rgb.shape[:2]):

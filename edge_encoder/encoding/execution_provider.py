@@ -1,8 +1,9 @@
-"""Which ONNX Runtime execution provider runs the analysis, and whether it really does.
+"""Chooses the ONNX Runtime execution provider of the analysis and verifies that it works.
 
-A list of "available" providers proves nothing: a missing CUDA library only logs a line and leaves a CPU session. So
-the session is made, asked what it got, and its answer to a known picture is compared with the CPU's. Only the
-analysis may run on a GPU; what steers the entropy coder runs on the CPU on both sides (docs/determinism.md).
+The list of available providers is not enough: when a CUDA library is missing, ONNX Runtime logs a line and returns a
+CPU session. So the session is opened, its actual provider is read back, and its output for a known picture is compared
+with the CPU's. Only the analysis may run on a GPU; everything that drives the entropy coder runs on the CPU on both
+sides (docs/determinism.md).
 """
 
 from __future__ import annotations
@@ -21,22 +22,22 @@ from numpy.typing import NDArray
 from aeic.errors import BundleError
 from aeic.runtime import cuda
 from aeic.runtime.openvino import OpenVinoSession
-from edge_encoder.settings import ProviderChoice
+from edge_encoder.encoding import ProviderChoice
 
 log = logging.getLogger("aeic.edge.provider")
 
 _CPU, _CUDA, _TENSORRT = cuda.CPU, cuda.CUDA, cuda.TENSORRT
-# y is rounded to integers after a gain; an error this small moves few of them, and only the encoder's own choice.
+# y is rounded to integers after a gain; an error this small changes few of them, and never correctness.
 _TOLERANCE = 0.02
 Session: TypeAlias = "onnxruntime.InferenceSession | OpenVinoSession"
 
 
 def open_session(path: Path, choice: ProviderChoice, threads: int, half: Path | None = None) -> tuple[Session, str]:
-    """The session of the graph at `path`, and the name of the provider that it really uses.
+    """The session of the graph at `path`, and the name of the provider it uses.
 
-    `auto` takes CUDA when it is there and passes the known-answer test, else the CPU. A provider asked for by name
-    and not got is a BundleError that says what is missing. On a GPU the float16 graph `half` is used if it is given and
-    passes that test too.
+    `auto` takes CUDA when it is available and passes the known-answer test, else the CPU. When a provider named
+    explicitly does not work, the BundleError says what is missing. On a GPU the float16 graph `half` is used if it is
+    given and passes the test too.
     """
     _refuse_two_runtimes()
     cpu = _session(path, [_CPU], threads)
@@ -85,7 +86,7 @@ def _accelerated(
 def run_bound(
     session: Session, image: NDArray[np.float32], options: onnxruntime.RunOptions | None = None
 ) -> NDArray[np.float32]:
-    """Runs the graph with its input and output bound, so that a GPU copies each once and nothing in between."""
+    """Runs the graph with input and output bound, so that a GPU run copies each exactly once."""
     if isinstance(session, OpenVinoSession):
         return session.run(None, {session.get_inputs()[0].name: image})[0]
     binding = session.io_binding()
@@ -100,12 +101,12 @@ def _session(path: Path, providers: list[Any], threads: int) -> onnxruntime.Infe
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 3
-    # Planned memory blocks, one for every size met, are never shared: without them a third less memory, no slower.
+    # Memory patterns are kept for every input size and never shared; without them a third less memory, no slower.
     options.enable_mem_pattern = False
-    # Memory is taken as asked for, not doubled each time; that is set for the whole process.
+    # The arena grows by what is requested instead of doubling; the setting is process-wide.
     _share_arena()
     options.add_session_config_entry("session.use_env_allocators", "1")
-    # Threads that spin while they wait win a few per cent on an idle machine and cost a multiple on a busy one.
+    # Spinning gains a few per cent on an idle machine and slows down a busy one several times.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     try:
         session = onnxruntime.InferenceSession(str(path), options, providers=providers)
@@ -130,7 +131,7 @@ def _known_answer(session: Session, cpu: onnxruntime.InferenceSession) -> None:
     scale = float(np.abs(want).max()) or 1.0
     worst = float(np.abs(got - want).max()) / scale
     if not worst <= _TOLERANCE:
-        raise BundleError(f"its answer to a known picture is off by {worst:.3g} of the largest value")
+        raise BundleError(f"its output for a known picture deviates by {worst:.3g} of the largest value")
 
 
 def _refuse_two_runtimes() -> None:

@@ -1,9 +1,9 @@
-"""Chooses the rate point so that the spool's oldest frame stays young on a link of unknown speed.
+"""Chooses the default rate point so that frames stay below a target age on a link of unknown speed.
 
-The wait that a new frame must expect is the larger of two: the age of the oldest frame now, and the backlog divided by
-what the link has carried lately. Above three quarters of the wished age the rate goes one point down, and again after
-each quarter of that age; below a quarter, held for a whole wished age, it goes one point up, never above the ceiling.
-A simple rule with a wide dead band: pictures should not flicker between qualities. Pure: no clock, no spool of its own.
+The expected wait of a new frame is the larger of the age of the oldest frame and the backlog divided by the recent
+throughput of the link. When it exceeds three quarters of the target age, the rate drops by one point, and by another
+after each further quarter. When it stays below one quarter for a whole target age, the rate rises by one point, up to
+the ceiling. The wide dead band keeps the quality from oscillating. Pure: no clock and no spool of its own.
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ _SMOOTHING_SECONDS = 10.0
 class RateControl:
     """Rate points 0..ceiling; begins at the ceiling. Times are seconds of any steady clock."""
 
-    def __init__(self, ceiling: int, wished_age_seconds: float) -> None:
+    def __init__(self, ceiling: int, target_age_seconds: float) -> None:
         self.rate = ceiling
         self._ceiling = ceiling
-        self._wished = wished_age_seconds
+        self._target_age = target_age_seconds
         self._link: float | None = None  # bytes per second while there was something to send
         self._moved: float | None = None
         self._calm_since: float | None = None
         self._last: tuple[float, int] | None = None
 
     def observe(self, now: float, oldest_seconds: float, backlog_bytes: int, sent_bytes: int) -> int:
-        """Takes the state at `now` (`sent_bytes` counts up for ever) and returns the rate point for new frames."""
+        """Takes the state at `now` (`sent_bytes` never decreases) and returns the rate point for new frames."""
         if self._last is not None:
             span, sent = now - self._last[0], sent_bytes - self._last[1]
             if span > 0 and (backlog_bytes or sent):
@@ -34,19 +34,19 @@ class RateControl:
                 self._link = speed if self._link is None else self._link + weight * (speed - self._link)
         self._last = (now, sent_bytes)
         wait = max(oldest_seconds, self._drain_seconds(backlog_bytes))
-        if wait > _DOWN_AT * self._wished:
+        if wait > _DOWN_AT * self._target_age:
             self._calm_since = None
-            if self.rate > 0 and (self._moved is None or now - self._moved >= self._wished / 4):
+            if self.rate > 0 and (self._moved is None or now - self._moved >= self._target_age / 4):
                 self.rate, self._moved = self.rate - 1, now
-        elif wait < _UP_AT * self._wished:
+        elif wait < _UP_AT * self._target_age:
             if self._calm_since is None:
                 self._calm_since = now
-            elif self.rate < self._ceiling and now - self._calm_since >= self._wished:
+            elif self.rate < self._ceiling and now - self._calm_since >= self._target_age:
                 self.rate, self._moved, self._calm_since = self.rate + 1, now, now
         else:
             self._calm_since = None
         return self.rate
 
     def _drain_seconds(self, backlog_bytes: int) -> float:
-        # Without a measured link only the oldest frame's age speaks.
+        # Without a measured throughput only the age of the oldest frame counts.
         return backlog_bytes / self._link if backlog_bytes and self._link else 0.0

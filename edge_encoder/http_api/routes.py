@@ -1,4 +1,4 @@
-"""The HTTP face of the edge: routes only. Reading and limits: body.py. Errors: problems.py. Work: service.py."""
+"""The HTTP face of the edge: routes only. Bodies, errors and what all routes share: aeic_service. Work: service.py."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import asyncio
 import datetime
 import time
 import uuid
-from http import HTTPStatus
 from typing import Annotated, Any
 
 from fastapi import FastAPI, Header, Path, Query, Request, Response
@@ -16,18 +15,29 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 import aeic
-from aeic.identifiers import parse_id
-from aeic_service import api_page, tracing
+from aeic.identifiers import is_name, parse_id
+from aeic_service import api_page, problems, tracing
+from aeic_service.errors import Draining, InvalidParameter, Overloaded
 from aeic_service.head import Head
-from edge_encoder import problems
-from edge_encoder.body import body_size, discard, read_body
-from edge_encoder.encoding.encode_queue import Busy
+from aeic_service.request_body import Limits, discard, read_body, stated_size
 from edge_encoder.http_api import status
 from edge_encoder.service import EdgeService
 from edge_encoder.settings import Wait
-from edge_encoder.spool.record import Entry, State, is_name
+from edge_encoder.spool.record import Entry, State
 from edge_encoder.submission.request import Accepted, EncodeRequest
 
+_PROBLEM_EXAMPLES = {
+    400: "no rate point 'r9' in aeic-se-nano: choose one of 0 (r1, 0.0265 bpp), 1 (r2, 0.03 bpp)",
+    404: "no frame 019acb2e-6f5d-7c30-9d0e-3f3a2b1c4d5e is known here; finished ones are forgotten after some time",
+    408: "the body did not arrive within 20 s; send it faster or smaller",
+    409: "id 019acb2e-6f5d-7c30-9d0e-3f3a2b1c4d5e belongs to another picture; use a fresh id for each picture",
+    413: "the picture is 9000x20: at most 67108864 pixels and 8192 a side are taken, scale it down",
+    415: "this is GIF: send JPEG, PNG or WebP",
+    422: "the picture is cut short or damaged: send it again in full",
+    429: "9 pictures are being encoded or wait; try again in 1 s, or raise AEIC_EDGE_ENCODE_QUEUE_FRAMES",
+    503: "the service is stopping: try again in a moment",
+    507: "the spool holds 268435456 of 268435456 bytes; wait for the uplink or raise AEIC_EDGE_SPOOL_MAX_BYTES",
+}
 _WAIT = "Answer when the picture is on disk (received), when its frame is (spooled), when the cloud has it (delivered)."
 _WAITED = "aeic.wait"  # in a request's scope, for _Timed; not there when the request was malformed
 _PICTURES = ("image/jpeg", "image/png", "image/webp", "application/octet-stream")
@@ -58,15 +68,7 @@ _POST_EXAMPLES = {
 
 
 def _problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    return {
-        status: {
-            "description": HTTPStatus(status).phrase,
-            "content": {
-                "application/problem+json": {"schema": problems.PROBLEM_SCHEMA, "example": problems.example(status)}
-            },
-        }
-        for status in statuses
-    }
+    return problems.responses(_PROBLEM_EXAMPLES, *statuses)
 
 
 def create_app(service: EdgeService) -> FastAPI:
@@ -76,6 +78,9 @@ def create_app(service: EdgeService) -> FastAPI:
     problems.install(app)
     app.add_middleware(_Timed, service=service)
     app.add_middleware(Head)
+
+    settings = service.settings
+    body = Limits(settings.max_body_bytes, settings.read_timeout_seconds, "AEIC_EDGE_MAX_BODY_BYTES")
 
     @app.post(
         "/v1/frames",
@@ -100,7 +105,7 @@ def create_app(service: EdgeService) -> FastAPI:
     ) -> JSONResponse:
         request.scope[_WAITED] = wait
         if service.stopping.is_set():
-            raise HTTPException(503, "the service is stopping; try again shortly", {"Retry-After": "5"})
+            raise Draining()
         try:
             encode_request = EncodeRequest(
                 rate=rate,
@@ -113,14 +118,18 @@ def create_app(service: EdgeService) -> FastAPI:
                 id=None if idempotency_key is None else _id(idempotency_key, "Idempotency-Key"),
             )
             with tracing.request("edge.post", request.headers.get("traceparent")):
-                size = await body_size(request, service)
+                size = stated_size(request, body)
                 if wait == "received":
                     with service.deferred_encoder.place(size):
-                        taken = await service.submitter.receive(await read_body(request, service, size), encode_request)
+                        taken = await service.submitter.receive(
+                            await read_body(request, body, service.uploads), encode_request
+                        )
                 else:
                     service.queue.check()
-                    taken = await service.submitter.take(await read_body(request, service, size), encode_request)
-        except Busy:
+                    taken = await service.submitter.take(
+                        await read_body(request, body, service.uploads), encode_request
+                    )
+        except Overloaded:
             await discard(request)
             raise
         entry = taken.entry
@@ -136,7 +145,7 @@ def create_app(service: EdgeService) -> FastAPI:
                 "description": "What is known of the frame.",
                 "content": {"application/json": {"example": {**_FRAME_EXAMPLE, "state": "delivered"}}},
             },
-            **_problems(404, 422, 503),
+            **_problems(400, 404, 503),
         },
     )
     async def get_frame(id: Annotated[str, Path(max_length=64)]) -> dict[str, Any]:
@@ -177,7 +186,7 @@ def _id(text: str, name: str) -> uuid.UUID:
     try:
         return parse_id(text)
     except ValueError:
-        raise HTTPException(422, f"{name} is not a UUID in the form 8-4-4-4-12") from None
+        raise InvalidParameter(f"{name} is not a UUID in the form 8-4-4-4-12") from None
 
 
 def _source_id(text: str | None) -> str:
@@ -187,7 +196,7 @@ def _source_id(text: str | None) -> str:
     except UnicodeDecodeError:
         name = "\0"
     if name and not is_name(name):
-        raise HTTPException(422, "X-Source-Id is no name; send 1 to 128 printable characters in UTF-8")
+        raise InvalidParameter("X-Source-Id is no name; send 1 to 128 printable characters in UTF-8")
     return name
 
 
@@ -204,7 +213,7 @@ def _captured_ms(text: str | None) -> int:
     except (ValueError, OverflowError):
         value = -1
     if not 0 <= value < 1 << 53:
-        raise HTTPException(422, "X-Captured-At is no time; send RFC 3339 (2026-11-23T14:00:00Z) or ms since 1970")
+        raise InvalidParameter("X-Captured-At is no time; send RFC 3339 (2026-11-23T14:00:00Z) or ms since 1970")
     return value
 
 

@@ -1,4 +1,4 @@
-"""What the service tells of itself: the answer of GET /v1/status, and the gauges of GET /metrics that are read then."""
+"""The answer of GET /v1/status, and GET /metrics with the gauges that are read on request."""
 
 from __future__ import annotations
 

@@ -1,10 +1,11 @@
-"""A camera, a video file or a stream as a source: frames come from a capture process and go the way of every picture.
+"""A camera, video file or stream as a source. A capture process delivers its frames, which are encoded and spooled.
 
-    URL -> capture.py (own process: decode, frame rate, nothing-new skip) -> pipe -> encode -> spool
+    URL -> capture_process.py (own process: decode, frame rate, motion filter) -> pipe -> encode -> spool
 
-A live source that breaks or falls silent for timeout_seconds is killed and opened again, with growing pauses, for ever;
-frames for which the encoder has no room are left out and counted. A file is read once, to its end, and waits for room;
-its frames have ids made from name, time and place in it, so that a restart sends nothing twice. Knows nothing of HTTP.
+A live source that breaks or delivers nothing for timeout_seconds is killed and reopened, without limit and with growing
+pauses; frames that find the encode queue full are skipped and counted. A file is read once, to its end, and waits for
+room in the queue; the ids of its frames derive from its name, modification time and their position, so that a restart
+sends nothing twice. Knows nothing of HTTP.
 """
 
 from __future__ import annotations
@@ -22,12 +23,12 @@ import numpy as np
 from aeic.bitstream import MAX_SIDE
 from aeic.errors import InputError
 from aeic.identifiers import derived_id
+from aeic_service.errors import Overloaded
 from edge_encoder.backoff import Backoff
-from edge_encoder.encoding.encode_queue import Busy
+from edge_encoder.errors import SpoolError
 from edge_encoder.service import EdgeService
 from edge_encoder.settings import EdgeSettings
 from edge_encoder.sources.capture_process import Job
-from edge_encoder.spool.record import SpoolError
 from edge_encoder.submission.request import EncodeRequest
 
 log = logging.getLogger("aeic.edge.camera")
@@ -60,11 +61,11 @@ class Camera:
             try:
                 await self._capture()
                 if self._file is not None:
-                    log.info("the video %s is at its end", self._file.name)
+                    log.info("the video %s has ended", self._file.name)
                     return
-                log.warning("the camera's stream ended; opening it again")
+                log.warning("the camera's stream ended; reopening it")
             except (OSError, EOFError, ValueError) as error:
-                log.warning("the camera cannot be read: %s", str(error) or "nothing came in time")
+                log.warning("the camera cannot be read: %s", str(error) or "it delivered nothing in time")
             await asyncio.sleep(self._pauses.pause())
 
     async def _capture(self) -> None:
@@ -78,7 +79,7 @@ class Camera:
         )
         assert process.stdin and process.stdout and process.stderr
         try:
-            # Not an argument: it may hold a password, and arguments are for all to see.
+            # Not an argument, since it may contain a password and every user can read a process's arguments.
             process.stdin.write(json.dumps(dataclasses.asdict(self._job)).encode() + b"\n")
             await process.stdin.drain()
             while True:
@@ -95,7 +96,7 @@ class Camera:
             await process.wait()
 
     def _silence(self) -> float | None:
-        """Seconds after which a live source that sends nothing counts as hung; None where silence may last."""
+        """Seconds without data after which a live source counts as hung; None where there is no such limit."""
         if not self._job.live or (self._job.motion and not self._job.still_seconds):
             return None
         still = self._job.still_seconds if self._job.motion else 0.0
@@ -104,7 +105,7 @@ class Camera:
     async def _take(self, head: dict[str, float], pixels: asyncio.StreamReader) -> None:
         width, height = int(head["width"]), int(head["height"])
         if not (0 < width <= MAX_SIDE and 0 < height <= MAX_SIDE):
-            raise ValueError(f"the source has frames of {width}x{height}: sides up to {MAX_SIDE} are taken")
+            raise ValueError(f"the source has frames of {width}x{height}: sides up to {MAX_SIDE} are accepted")
         count = self._service.metrics.camera_frames
         count.labels("still").inc(head["skipped"])
         raw = await asyncio.wait_for(pixels.readexactly(width * height * 3), self._timeout)
@@ -120,10 +121,10 @@ class Camera:
                 count.labels("taken").inc()
                 return
             except InputError as error:
-                log.warning("a frame of the camera is refused: %s", error)
+                log.warning("a frame of the camera was refused: %s", error)
                 count.labels("refused").inc()
                 return
-            except (Busy, SpoolError) as error:
+            except (Overloaded, SpoolError) as error:
                 if self._file is None:
                     count.labels("busy").inc()
                     return
@@ -131,7 +132,8 @@ class Camera:
                 await asyncio.sleep(_PAUSE_SECONDS)
 
     def _of_file(self, encode_request: EncodeRequest, file: Path) -> EncodeRequest:
-        """Times of a video file count from the moment it was last written; its frames have the same id every time."""
+        """The request for a frame of a video file: its time counts from the file's modification time, and its id is
+        the same each time the file is read."""
         facts = file.stat()
         captured = facts.st_mtime_ns // 1_000_000 + encode_request.captured_ms
         name = f"{file.name}\0{facts.st_size}\0{facts.st_mtime_ns}\0{encode_request.captured_ms}"

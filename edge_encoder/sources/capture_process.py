@@ -1,13 +1,13 @@
-"""The process that reads a camera: `python -m edge_encoder.sources.capture_process`, started and watched by camera.py.
+"""Reads a camera: `python -m edge_encoder.sources.capture_process`, started and supervised by camera.py.
 
-A process of its own, since a read from a camera may never return and can only be killed. Decodes with PyAV (the extra
-`edge-camera`): a video file, an RTSP or HTTP URL, or /dev/video0. Takes `fps` frames a second, leaves out those that
-show nothing new (motion.py). A live source never waits: while the other side is busy the newest frame replaces the one
-that waits. A file waits, so that no frame of it is lost.
+It is a separate process because a read from a camera may never return and can only be killed. Decodes with PyAV (the
+extra `edge-camera`): a video file, an RTSP or HTTP URL, or /dev/video0. Takes `fps` frames a second and skips those
+without motion (motion.py). A live source never waits: while the service is busy, the newest frame replaces the one
+that is pending. A file waits, so that none of its frames is lost.
 
 stdin: one line of JSON (Job). stdout, for each frame: a line of JSON {width, height, seconds, skipped}, then the
-pixels, height * width * 3 bytes RGB. `seconds` is the frame's time in a file, or the wall clock when it came. Ends with
-0 at the end of a file, with 1 and a line on stderr otherwise.
+pixels, height * width * 3 bytes RGB. `seconds` is the frame's time in a file, or the wall-clock time of its arrival.
+Exits with 0 at the end of a file, otherwise with 1 and a line on stderr.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from edge_encoder.sources.motion import CELLS, Motion
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Job:
-    """What to read and which frames to take; `live` sources are not waited for."""
+    """What to read and which frames to take. `live`: frames are dropped rather than delayed."""
 
     url: str
     fps: float
@@ -41,7 +41,7 @@ class Job:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Shot:
-    """One frame: rgb (H, W, 3) uint8, its time in seconds, and how many were left out before it as nothing new."""
+    """One frame: rgb (H, W, 3) uint8, its time in seconds, and the number of frames skipped before it."""
 
     rgb: NDArray[np.uint8]
     seconds: float
@@ -57,12 +57,12 @@ def shots(job: Job) -> Iterator[Shot]:
     motion, due, skipped = Motion(job.motion, job.still_seconds), None, 0
     with av.open(job.url, format=form, options=options, timeout=job.timeout_seconds) as source:
         stream = source.streams.video[0]
-        stream.thread_type = "NONE"  # the other cores have pictures to encode
+        stream.thread_type = "NONE"  # the other cores encode
         for frame in source.decode(stream):
             seconds = time.time() if job.live else float(frame.time or 0.0)
             if due is not None and seconds < due - 1e-6:
                 continue
-            # Keeps the beat, and never runs behind it.
+            # Keeps the frame rate without falling behind.
             due = seconds + 1 / job.fps if due is None else max(due + 1 / job.fps, seconds + 0.5 / job.fps)
             grey: NDArray[Any] = frame.reformat(width=CELLS[1], height=CELLS[0], format="gray").to_ndarray()
             if not motion.is_new(grey, seconds):
@@ -74,7 +74,7 @@ def shots(job: Job) -> Iterator[Shot]:
 
 
 class _Newest:
-    """Writes frames in a thread; one that waits is replaced by a newer one."""
+    """Writes frames in a thread; a newer frame replaces a pending one."""
 
     def __init__(self, out: BinaryIO) -> None:
         self._out = out
@@ -100,7 +100,7 @@ class _Newest:
 
 
 def write(out: BinaryIO, shot: Shot) -> None:
-    """Head and pixels of one frame."""
+    """Writes the header line and the pixels of one frame."""
     height, width, _ = shot.rgb.shape
     head = {"width": width, "height": height, "seconds": shot.seconds, "skipped": shot.skipped}
     out.write(json.dumps(head).encode() + b"\n")
@@ -129,7 +129,7 @@ def main() -> int:
     except ImportError:
         print('PyAV is missing: pip install "aeic[edge-camera]"', file=sys.stderr)
         return 1
-    except Exception as error:  # what FFmpeg's many readers raise has no narrower base
+    except Exception as error:  # the errors of FFmpeg's readers have no narrower common base
         # Never the URL: it may hold a password.
         print(str(error).replace(job.url, "the source"), file=sys.stderr)
         return 1

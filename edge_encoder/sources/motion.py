@@ -1,7 +1,7 @@
-"""Whether a camera's frame shows anything new: compared, small and grey, with the last one that was sent.
+"""Motion filter: whether a camera's frame differs from the last one that was sent.
 
-A thumbnail is divided into cells; a cell has changed when its grey level moved by more than LEVELS. Slow changes (dawn)
-add up, since the comparison is with the last frame sent and not with the last one seen. Pure: no camera, no clock.
+Frames are compared as small grey thumbnails, cell by cell; a cell has changed when its grey level differs by more than
+LEVELS. Slow changes (dawn) add up, since the comparison is with the last frame sent. Pure: no camera, no clock.
 """
 
 from __future__ import annotations
@@ -12,14 +12,14 @@ from numpy.typing import NDArray
 CELLS = (36, 64)
 """Rows and columns of the thumbnail."""
 LEVELS = 10
-"""A grey level of 0..255 moves by less than this through noise and compression."""
+"""Noise and compression change a grey level (0..255) by less than this."""
 
 Grey = NDArray[np.uint8]
 
 
 class Motion:
     """`least` is the share of cells, 0..1, that must have changed; with 0 every frame is new. After `still_seconds`
-    without one (0: never) a frame counts as new all the same, to show that the camera lives."""
+    without one (0: never) a frame counts as new anyway, to show that the camera works."""
 
     def __init__(self, least: float, still_seconds: float) -> None:
         self._least = least

@@ -1,11 +1,11 @@
-"""A folder as a source: pictures that appear in it are encoded and spooled, then moved away or deleted.
+"""A folder as a source: new pictures in it are encoded and spooled, then moved or deleted.
 
-    in/boat.jpg -> (unchanged for one look) -> spooled -> in/done/boat.jpg, or deleted
-                                            -> not a picture we take -> in/refused/boat.jpg, and a line in the log
+    in/boat.jpg -> (unchanged between two scans) -> spooled -> in/done/boat.jpg, or deleted
+                                                 -> not an accepted picture -> in/refused/boat.jpg, and a log line
 
-A crash between spooling and moving does no harm: the id is made from the file's name, time and bytes, so the second
-look finds the frame in the spool. While the encoder is busy or the spool full, files simply stay. Writers should write
-to a name that starts with a dot and rename. Knows nothing of HTTP.
+A crash between spooling and moving does no harm: the id derives from the file's name, time and bytes, so the next scan
+finds the frame in the spool. While the encoder is busy or the spool is full, files stay where they are. Writers should
+write to a name that starts with a dot and rename. Knows nothing of HTTP.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from pathlib import Path
 
 from aeic.errors import InputError
 from aeic.identifiers import derived_id
-from edge_encoder.encoding.encode_queue import Busy
+from aeic_service.errors import Overloaded
+from edge_encoder.errors import IdTaken, SpoolError
 from edge_encoder.service import EdgeService
-from edge_encoder.spool.record import IdTaken, SpoolError
 from edge_encoder.submission.request import EncodeRequest
 
 log = logging.getLogger("aeic.edge.folder")
@@ -27,14 +27,14 @@ _SUFFIXES = {".jpg", ".jpeg", ".png", ".webp"}
 
 
 class WatchedFolder:
-    """Looks into `folder` every `seconds`; `keep` moves what was taken into done/, otherwise it is deleted."""
+    """Scans `folder` every `seconds`; `keep` moves taken files into done/, otherwise they are deleted."""
 
     def __init__(self, service: EdgeService, folder: Path, seconds: float, keep: bool) -> None:
         self._service = service
         self._folder = folder
         self._seconds = seconds
         self._keep = keep
-        self._seen: dict[Path, tuple[int, int]] = {}  # size and time at the last look
+        self._seen: dict[Path, tuple[int, int]] = {}  # size and time at the last scan
 
     async def run(self) -> None:
         """Until cancelled."""
@@ -42,11 +42,11 @@ class WatchedFolder:
             try:
                 await self.look()
             except OSError as error:
-                log.error("the folder %s cannot be used: %s", self._folder, error)
+                log.error("the folder %s cannot be read: %s", self._folder, error)
             await asyncio.sleep(self._seconds)
 
     async def look(self) -> int:
-        """One look; takes every file that has not changed since the last one. Returns how many were taken."""
+        """One scan: takes every file that has not changed since the previous one. Returns how many were taken."""
         taken = 0
         present = await asyncio.to_thread(self._list)
         still = [path for path, mark in present.items() if self._seen.get(path) == mark]
@@ -54,7 +54,7 @@ class WatchedFolder:
         for path in sorted(still, key=lambda path: (present[path][1], path.name)):
             try:
                 taken += await self._take(path, present[path])
-            except (Busy, SpoolError) as error:
+            except (Overloaded, SpoolError) as error:
                 log.info("%s waits: %s", path.name, error)
                 break
         return taken

@@ -12,8 +12,7 @@ import sqlite3
 import time
 from pathlib import Path
 
-from edge_encoder.spool.original import Original
-from edge_encoder.spool.record import Record, State
+from edge_encoder.spool.record import Original, Record, State
 from edge_encoder.spool.recovery import recover
 
 log = logging.getLogger("aeic.edge.spool")
@@ -22,6 +21,12 @@ log = logging.getLogger("aeic.edge.spool")
 ROW_BYTES = 256
 # Files up to this size are checked through and through at start; larger ones when something looks wrong.
 _CHECKED_AT_START_BYTES = 64 << 20
+
+# A literal and not a parameter, since SQLite uses a partial index only where it sees the same condition.
+SPOOLED = f"state = {State.SPOOLED.value}"
+"""The condition of frames that wait to be sent."""
+FINISHED = f"state != {State.SPOOLED.value}"
+"""The condition of frames of which only the history is kept."""
 
 _SCHEMA = f"""
 CREATE TABLE IF NOT EXISTS frames (
@@ -40,9 +45,9 @@ CREATE TABLE IF NOT EXISTS frames (
     reason TEXT,
     record BLOB
 );
-CREATE INDEX IF NOT EXISTS pending ON frames (priority DESC, seq) WHERE state = {State.SPOOLED.value};
-CREATE INDEX IF NOT EXISTS oldest ON frames (created_ms) WHERE state = {State.SPOOLED.value};
-CREATE INDEX IF NOT EXISTS finished ON frames (finished_ms) WHERE state != {State.SPOOLED.value};
+CREATE INDEX IF NOT EXISTS pending ON frames (priority DESC, seq) WHERE {SPOOLED};
+CREATE INDEX IF NOT EXISTS oldest ON frames (created_ms) WHERE {SPOOLED};
+CREATE INDEX IF NOT EXISTS finished ON frames (finished_ms) WHERE {FINISHED};
 CREATE TABLE IF NOT EXISTS originals (
     seq INTEGER PRIMARY KEY AUTOINCREMENT,
     id BLOB NOT NULL UNIQUE,
@@ -151,7 +156,7 @@ def open_spool(path: Path) -> tuple[sqlite3.Connection, int]:
         return rebuild(path)
     try:
         connection.executescript(_SCHEMA)
-        connection.execute("SELECT COUNT(*), SUM(cost), MAX(seq) FROM frames WHERE state = 0").fetchone()
+        connection.execute(f"SELECT COUNT(*), SUM(cost), MAX(seq) FROM frames WHERE {SPOOLED}").fetchone()
         if path.stat().st_size <= _CHECKED_AT_START_BYTES:
             check(connection)
         return connection, 0

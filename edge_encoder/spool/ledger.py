@@ -12,13 +12,13 @@ import time
 import uuid
 from typing import Any
 
-from edge_encoder.settings import FullPolicy
+from edge_encoder.errors import IdTaken, SpoolFull
 from edge_encoder.spool import database
+from edge_encoder.spool.database import FINISHED, SPOOLED
 from edge_encoder.spool.leases import Leases
-from edge_encoder.spool.original import Original
 from edge_encoder.spool.originals import ENTRY as ORIGINAL
 from edge_encoder.spool.originals import Originals
-from edge_encoder.spool.record import Entry, IdTaken, Record, SpoolFull, State
+from edge_encoder.spool.record import Entry, FullPolicy, Original, Record, State
 
 ENTRY = "id, state, width, height, size, rate, priority, picture_crc, created_ms, finished_ms, COALESCE(reason, '')"
 """The columns of an Entry, in its order."""
@@ -43,9 +43,9 @@ class Ledger:
 
     def recount(self, connection: sqlite3.Connection) -> None:
         """Takes the counts from the table."""
-        pending = "SELECT COUNT(*), COALESCE(SUM(cost), 0) FROM frames WHERE state = 0"
+        pending = f"SELECT COUNT(*), COALESCE(SUM(cost), 0) FROM frames WHERE {SPOOLED}"
         self.frames, self.bytes = connection.execute(pending).fetchone()
-        self.history = connection.execute("SELECT COUNT(*) FROM frames WHERE state != 0").fetchone()[0]
+        self.history = connection.execute(f"SELECT COUNT(*) FROM frames WHERE {FINISHED}").fetchone()[0]
         self.originals.recount(connection)
 
     def entry(self, row: Any) -> Entry:
@@ -107,7 +107,7 @@ class Ledger:
         victims: list[bytes] = []
         if self.full_policy != "refuse" and cost <= self.max_bytes:
             order = "seq" if oldest_first else "priority, seq"
-            query = f"SELECT id, cost FROM frames WHERE state = 0 AND priority <= ? ORDER BY {order}"
+            query = f"SELECT id, cost FROM frames WHERE {SPOOLED} AND priority <= ? ORDER BY {order}"
             for ident, freed in connection.execute(query, (2**32 if oldest_first else priority,)):
                 if self._leases.is_out(ident):
                     continue  # it is on the wire; its acknowledgement will free it
@@ -160,7 +160,7 @@ class Ledger:
         """Drops frames and originals created before that moment, except those made before the clock was set; returns
         how many."""
         old = "created_ms < ?1 AND created_ms >= ?2"
-        query = f"SELECT id FROM frames WHERE state = 0 AND {old} UNION ALL SELECT id FROM originals WHERE {old}"
+        query = f"SELECT id FROM frames WHERE {SPOOLED} AND {old} UNION ALL SELECT id FROM originals WHERE {old}"
         rows = connection.execute(query, (older_than_ms, _CLOCK_SET_MS)).fetchall()
         return sum(self.finish(connection, row[0], State.DROPPED, "too old", changes) for row in rows)
 
@@ -169,6 +169,6 @@ class Ledger:
         # In slices of a twentieth, so that not every commit pays for a deletion.
         over = self.history - self.history_frames
         if over > self.history_frames // 20:
-            oldest = "SELECT seq FROM frames WHERE state != 0 ORDER BY finished_ms LIMIT ?"
+            oldest = f"SELECT seq FROM frames WHERE {FINISHED} ORDER BY finished_ms LIMIT ?"
             connection.execute(f"DELETE FROM frames WHERE seq IN ({oldest})", (over,))
             self.history -= over

@@ -10,8 +10,7 @@ import sqlite3
 import uuid
 
 from edge_encoder.spool import database
-from edge_encoder.spool.original import Original
-from edge_encoder.spool.record import State
+from edge_encoder.spool.record import Original, State
 
 ENTRY = f"id, {State.RECEIVED.value}, width, height, 0, 0, priority, picture_crc, created_ms, NULL, ''"
 """The columns of an Entry (records.py), in its order."""

@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from edge_encoder.errors import SpoolError
 from edge_encoder.spool import database
-from edge_encoder.spool.record import SpoolError
 from edge_encoder.spool.writer import Op
 
 

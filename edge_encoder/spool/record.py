@@ -8,13 +8,17 @@ from a frame. Nothing here knows SQLite. The errors of the spool stand here too.
 
 from __future__ import annotations
 
+import dataclasses
 import enum
+import json
 import struct
 import uuid
 import zlib
 from dataclasses import dataclass
+from typing import Literal
 
-from aeic.errors import AeicError
+FullPolicy = Literal["refuse", "drop-oldest", "drop-lowest-priority"]
+"""What happens when the spool's cap is reached."""
 
 MAGIC = b"AEICREC1"
 _LENGTH = struct.Struct("<I")
@@ -104,29 +108,6 @@ class Record:
         )
 
 
-def is_name(text: str) -> bool:
-    """Whether a cloud takes `text` as the name of a source, and a record can hold it: what it rejects is lost."""
-    return 1 <= len(text) <= 128 and text.isprintable() and len(text.encode()) <= 255
-
-
-class SpoolError(AeicError):
-    """The spool cannot do this now."""
-
-    http_status = 503
-
-
-class SpoolFull(SpoolError):
-    """The cap is reached, or the disk is."""
-
-    http_status = 507
-
-
-class IdTaken(SpoolError):
-    """The id belongs to a frame made from another picture."""
-
-    http_status = 409
-
-
 @dataclass(frozen=True, slots=True)
 class Entry:
     """What is remembered of a frame. `size` is the bytes of the .aeic file, 0 where the original was not encoded; times
@@ -143,3 +124,42 @@ class Entry:
     created_ms: int
     finished_ms: int | None
     reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Original:
+    """`picture` is a JPEG, PNG or WebP file, `picture_crc` its CRC-32, `width` and `height` what its header says; times
+    are milliseconds since 1970 UTC. `rate`, `max_bytes` and `target_bytes` as in Encoder.encode."""
+
+    id: uuid.UUID
+    picture: bytes
+    picture_crc: int
+    width: int
+    height: int
+    priority: int = 0
+    created_ms: int = 0
+    captured_ms: int = 0
+    source_id: str = ""
+    rate: str | None = None
+    max_bytes: int | None = None
+    target_bytes: int | None = None
+
+    def meta(self) -> bytes:
+        """All but the picture, as it lies in the spool."""
+        facts = {name: getattr(self, name) for name in _FACTS}
+        return json.dumps({**facts, "id": self.id.hex}, separators=(",", ":")).encode()
+
+    def check(self, meta: bytes) -> int:
+        """The check value that lies beside `meta`."""
+        return zlib.crc32(meta, self.picture_crc)
+
+    @classmethod
+    def parse(cls, meta: bytes, check: int, picture: bytes) -> Original:
+        """The original of a row; DamagedRecord when it is not what was written."""
+        if zlib.crc32(meta, zlib.crc32(picture)) != check:
+            raise DamagedRecord("the check value does not fit")
+        facts = json.loads(meta)
+        return cls(**{**facts, "id": uuid.UUID(hex=facts["id"])}, picture=picture)
+
+
+_FACTS = tuple(field.name for field in dataclasses.fields(Original) if field.name not in ("id", "picture"))

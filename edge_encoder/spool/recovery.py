@@ -18,8 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from edge_encoder.spool.original import Original
-from edge_encoder.spool.record import MAGIC, DamagedRecord, Record, State
+from edge_encoder.spool.record import MAGIC, DamagedRecord, Original, Record, State
 
 log = logging.getLogger("aeic.edge.spool")
 

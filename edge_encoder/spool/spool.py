@@ -22,14 +22,14 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
-from edge_encoder.settings import FullPolicy
+from edge_encoder.errors import SpoolError, SpoolFull
 from edge_encoder.spool import database
+from edge_encoder.spool.database import SPOOLED
 from edge_encoder.spool.disk_reserve import DiskReserve
 from edge_encoder.spool.leases import Leases
 from edge_encoder.spool.ledger import KNOWN, Changes, Ledger
-from edge_encoder.spool.original import Original
 from edge_encoder.spool.reader import Reader
-from edge_encoder.spool.record import DamagedRecord, Entry, Record, SpoolError, SpoolFull, State
+from edge_encoder.spool.record import DamagedRecord, Entry, FullPolicy, Original, Record, State
 from edge_encoder.spool.writer import Op, Writer
 
 
@@ -100,13 +100,13 @@ class Spool:
         """Up to `limit` frames to send now, most urgent first, then oldest first. Each must be finished or released."""
         busy = self._leases.busy()
         rows = self._reader.all(
-            "SELECT id FROM frames WHERE state = 0 ORDER BY priority DESC, seq LIMIT ?", (limit + len(busy),)
+            f"SELECT id FROM frames WHERE {SPOOLED} ORDER BY priority DESC, seq LIMIT ?", (limit + len(busy),)
         )
         records: list[Record] = []
         for (ident,) in rows:
             if ident in busy or len(records) >= limit:
                 continue
-            row = self._reader.one("SELECT record FROM frames WHERE id = ? AND state = 0", (ident,))
+            row = self._reader.one(f"SELECT record FROM frames WHERE id = ? AND {SPOOLED}", (ident,))
             if row is None:
                 continue
             try:
@@ -177,7 +177,7 @@ class Spool:
 
     def oldest(self) -> Record | None:
         """The oldest readable frame that waits, whether or not it is leased; it stays as it is."""
-        for (raw,) in self._reader.all("SELECT record FROM frames WHERE state = 0 ORDER BY seq LIMIT 16"):
+        for (raw,) in self._reader.all(f"SELECT record FROM frames WHERE {SPOOLED} ORDER BY seq LIMIT 16"):
             with contextlib.suppress(DamagedRecord):
                 return Record.parse(raw or b"")
         return None
@@ -199,7 +199,7 @@ class Spool:
         """Age of the oldest frame not yet acknowledged (or original, if those count); 0 when there is none or the clock
         went back."""
         oldest = "SELECT MIN(created_ms) FROM"
-        times = [self._reader.one(f"{oldest} frames WHERE state = 0")[0]]
+        times = [self._reader.one(f"{oldest} frames WHERE {SPOOLED}")[0]]
         if originals:
             times.append(self._reader.one(f"{oldest} originals")[0])
         ages = [time.time() - created / 1000 for created in times if created is not None]

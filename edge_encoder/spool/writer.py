@@ -16,9 +16,9 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any
 
+from edge_encoder.errors import SpoolError, SpoolFull
 from edge_encoder.spool import database
 from edge_encoder.spool.disk_reserve import DiskReserve
-from edge_encoder.spool.record import SpoolError, SpoolFull
 
 log = logging.getLogger("aeic.edge.spool")
 

@@ -1,1 +1,1 @@
-"""How a picture becomes a spooled frame: now, or later when the box is busy."""
+"""How a picture becomes a spooled frame: encoded at once, or stored and encoded later."""

@@ -1,10 +1,10 @@
-"""The originals that wait in the spool for the encoder: how many may, and the work on them, most urgent first.
+"""Encodes the originals that wait in the spool, most urgent first, and limits how many may wait.
 
     place() -> receive -> spool -> next_original() -> encode -> put, or FAILED with the reason
 
-They go through the same encode queue as the pictures of clients that wait, a few at a time, so that neither starves the
-other. After a crash what was in work is begun again, alone; an original that was begun TRIES times without an end is
-given up, so that one that kills the process cannot do so for ever. Knows nothing of HTTP.
+Originals share the encode queue with pictures whose clients wait for the result, a few at a time, so that neither
+starves the other. After a crash, an original that was being encoded is tried again on its own; after TRIES attempts it
+is marked FAILED, so that a picture that crashes the process cannot do so indefinitely. Knows nothing of HTTP.
 """
 
 from __future__ import annotations
@@ -15,13 +15,14 @@ import logging
 from collections.abc import Iterator
 
 from aeic.errors import InputError, RateError
-from edge_encoder.encoding.encode_queue import Busy, EncodeQueue
-from edge_encoder.spool.original import Original
-from edge_encoder.spool.record import SpoolError, State
+from aeic_service.errors import Overloaded
+from edge_encoder.encoding.encode_queue import EncodeQueue
+from edge_encoder.errors import SpoolError
+from edge_encoder.spool.record import Original, State
 from edge_encoder.spool.spool import Spool
 from edge_encoder.submission.submitter import EncodedFrame, Submitter
 
-log = logging.getLogger("aeic.edge.backlog")
+log = logging.getLogger("aeic.edge.deferred_encoder")
 
 TRIES = 5
 _PAUSE_SECONDS = 1.0
@@ -41,21 +42,21 @@ class DeferredEncoder:
         self._arriving = self._arriving_bytes = 0
         self._wake = asyncio.Event()
         self._stopping = False
-        self._turn = asyncio.Lock()  # of whoever looks for the next original, or encodes a suspect
+        self._turn = asyncio.Lock()  # held to look for the next original, or to encode a suspect alone
         self._tasks: list[asyncio.Task[None]] = []
 
     @contextlib.contextmanager
     def place(self, size: int) -> Iterator[None]:
-        """Holds a place for an original of up to `size` bytes while it arrives; Busy when there is none."""
+        """Reserves room for an original of up to `size` bytes while it is received; Overloaded when there is none."""
         waiting = self._spool.originals + self._arriving
-        # However large, one alone has its place.
+        # A single original is accepted whatever its size.
         full = waiting and self._spool.original_bytes + self._arriving_bytes + size > self._max_bytes
         if full or waiting >= self._max_originals:
             seconds = self._queue.seconds(waiting)
-            raise Busy(
-                f"{waiting} originals wait to be encoded; come again in {seconds} s, or raise"
+            raise Overloaded(
+                f"{waiting} originals wait to be encoded; try again in {seconds} s, or raise"
                 f" {'AEIC_EDGE_RECEIVED_MAX_BYTES' if full else 'AEIC_EDGE_RECEIVED_MAX_FRAMES'}",
-                seconds,
+                retry_after=seconds,
             )
         self._arriving += 1
         self._arriving_bytes += size
@@ -66,15 +67,15 @@ class DeferredEncoder:
             self._arriving_bytes -= size
 
     def wake(self) -> None:
-        """There is a new original."""
+        """Call when an original was added."""
         self._wake.set()
 
     def start(self) -> None:
-        """Begins to encode; one more at a time than there are workers, so that each finds its next one in line."""
+        """Starts encoding, one original more at a time than there are workers, so that no worker idles in between."""
         self._tasks = [asyncio.create_task(self._work()) for _ in range(self._queue.workers + 1)]
 
     async def stop(self) -> None:
-        """Finishes what is in work; the rest stays in the spool."""
+        """Finishes the originals being encoded; the others stay in the spool."""
         self._stopping = True
         self._wake.set()
         await asyncio.gather(*self._tasks)
@@ -85,10 +86,10 @@ class DeferredEncoder:
                 if not await self._next() and not self._stopping:
                     with contextlib.suppress(TimeoutError):
                         await asyncio.wait_for(self._wake.wait(), self._spool.next_original_seconds())
-            except Exception as error:  # a spool that cannot be read now, or a fault of ours: the work must go on
+            except Exception as error:  # an unreadable spool or a programming error must not end the task
                 log.log(
                     logging.WARNING if isinstance(error, SpoolError) else logging.ERROR,
-                    "the originals must wait: %s", error, exc_info=not isinstance(error, SpoolError),
+                    "originals are not encoded for now: %s", error, exc_info=not isinstance(error, SpoolError),
                 )  # fmt: skip
                 await self._pause()
 
@@ -99,9 +100,9 @@ class DeferredEncoder:
             found = await asyncio.to_thread(self._spool.next_original)
             if found is None:
                 return False
-            self._wake.set()  # the others look too
+            self._wake.set()  # wakes the other tasks
             original, tries = found
-            if tries > 1:  # it may have ended the last process: alone, so that no other is suspected with it
+            if tries > 1:  # it may have crashed the last process: encode it alone, so that no other is suspected
                 await self._encode(original, tries)
                 return True
         await self._encode(original, tries)
@@ -110,7 +111,9 @@ class DeferredEncoder:
     async def _encode(self, original: Original, tries: int) -> None:
         try:
             if tries > TRIES:
-                await self._fail(original, f"it was begun {TRIES} times and never done; the log has the errors")
+                await self._fail(
+                    original, f"encoding was attempted {TRIES} times without success; see the log for the errors"
+                )
                 return
             made = await self._submitter.encode(original)
         except (InputError, RateError) as error:
@@ -123,7 +126,7 @@ class DeferredEncoder:
         try:
             await self._submitter.put(made)
         except SpoolError as error:
-            log.warning("the frame of original %s must wait: %s", original.id, error)
+            log.warning("the frame of original %s cannot be spooled yet: %s", original.id, error)
             with contextlib.suppress(SpoolError):
                 await asyncio.wrap_future(self._spool.absolve_original(original.id))
             await self._put_late(made)
@@ -144,7 +147,7 @@ class DeferredEncoder:
             raise
 
     async def _pause(self) -> None:
-        """A while, or until the service stops."""
+        """Sleeps for _PAUSE_SECONDS, or until the service stops."""
         for _ in range(10):
             if not self._stopping:
                 await asyncio.sleep(_PAUSE_SECONDS / 10)

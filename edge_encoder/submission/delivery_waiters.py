@@ -1,4 +1,7 @@
-"""Who waits for which frame to be delivered, so that its answer is asked for at once and its clients hear of it."""
+"""Clients that wait for the delivery of a frame (`?wait=delivered`).
+
+The uplink asks the cloud for a prompt acknowledgement of these frames.
+"""
 
 from __future__ import annotations
 
@@ -12,8 +15,8 @@ from edge_encoder.spool.record import FINAL, Entry
 
 
 class DeliveryWaiters:
-    """Waiters by frame id; used in one asyncio loop. `lookup(id)` tells a frame's present state; once `stopping` is set
-    nobody waits any more."""
+    """Waiters by frame id; used in one asyncio loop. `lookup(id)` returns a frame's present state; all waits end once
+    `stopping` is set."""
 
     def __init__(self, lookup: Callable[[uuid.UUID], Awaitable[Entry | None]], stopping: asyncio.Event) -> None:
         self._lookup = lookup
@@ -26,7 +29,7 @@ class DeliveryWaiters:
 
     @contextlib.contextmanager
     def expecting(self, ident: uuid.UUID, expected: bool = True) -> Iterator[None]:
-        """Within it the frame counts as waited for, though it may not be spooled yet."""
+        """Within the context the frame counts as waited for, even before it is spooled."""
         if not expected:
             yield
             return
@@ -39,13 +42,13 @@ class DeliveryWaiters:
                 del self._expected[ident]
 
     async def settled(self, ident: uuid.UUID, seconds: float) -> None:
-        """Waits until the frame is delivered, rejected or dropped, the time is over, or the service stops."""
+        """Waits until the frame has a final state, `seconds` have passed, or the service stops."""
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         waiters = self._waiters.setdefault(ident, [])
         waiters.append(future)
         stopping = asyncio.create_task(self._stopping.wait())
         try:
-            entry = await self._lookup(ident)  # after the waiter stands there, so that no change is missed
+            entry = await self._lookup(ident)  # after the waiter is registered, so that no change is missed
             if entry is not None and entry.state not in FINAL:
                 either: list[asyncio.Future[Any]] = [future, stopping]
                 await asyncio.wait(either, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
@@ -55,8 +58,8 @@ class DeliveryWaiters:
             if not waiters:
                 self._waiters.pop(ident, None)
 
-    def tell(self, ident: uuid.UUID) -> None:
-        """The frame is delivered, rejected or dropped."""
+    def notify(self, ident: uuid.UUID) -> None:
+        """The frame has reached a final state: ends its waits."""
         for future in self._waiters.get(ident, ()):
             if not future.done():
                 future.set_result(None)

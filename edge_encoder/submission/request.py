@@ -1,4 +1,4 @@
-"""What is asked for with a picture, and what became of it: the border between a source and the service."""
+"""The interface between sources and the service: what is requested for a picture, and the result."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from edge_encoder.spool.record import Entry
 
 @dataclass(frozen=True, slots=True)
 class EncodeRequest:
-    """What a client or another source asks for with a picture."""
+    """How a picture is to be encoded and sent. `prompt`: a client waits for its delivery."""
 
     rate: str | None = None
     max_bytes: int | None = None
@@ -20,13 +20,13 @@ class EncodeRequest:
     source_id: str = ""
     captured_ms: int = 0
     id: uuid.UUID | None = None
-    prompt: bool = False  # somebody waits for its delivery
+    prompt: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Accepted:
-    """A picture that is safely spooled. `encoded` is None when it is not encoded yet, or when the id was `known` and
-    nothing had to be done."""
+    """A picture that is durably spooled. `encoded` is None when it is not encoded yet, or when the id was `known`
+    already."""
 
     entry: Entry
     encoded: Encoded | None = None

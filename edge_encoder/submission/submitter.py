@@ -1,9 +1,9 @@
-"""A picture's way to the spool: encoded first (take), or kept as it came (receive) and encoded later (encode).
+"""Submits pictures to the spool: encoded first (take), or stored as received and encoded later (receive, encode).
 
     take:     picture -> encode -> spool, 202
-    receive:  picture -> look at its head -> spool, 202 ... backlog.py ... encode -> the frame in its place
+    receive:  picture -> check its header -> spool, 202 ... deferred_encoder.py ... encode -> the frame replaces it
 
-Knows nothing of HTTP, nor of what becomes of a frame in the spool.
+Knows nothing of HTTP, nor of delivery.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ import functools
 import time
 import uuid
 import zlib
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,9 +23,11 @@ from aeic.pixels import picture_size
 from aeic_service import tracing
 from edge_encoder.encoding.encode_queue import EncodeQueue
 from edge_encoder.encoding.encoder import Encoded, Encoder
+from edge_encoder.encoding.rate_control import RateControl
+from edge_encoder.errors import IdTaken
 from edge_encoder.metrics import Metrics
-from edge_encoder.spool.original import Original
-from edge_encoder.spool.record import Entry, IdTaken, Record, State
+from edge_encoder.settings import EdgeSettings
+from edge_encoder.spool.record import Entry, Original, Record, State
 from edge_encoder.spool.spool import Spool
 from edge_encoder.submission.delivery_waiters import DeliveryWaiters
 from edge_encoder.submission.request import Accepted, EncodeRequest
@@ -34,15 +35,15 @@ from edge_encoder.submission.request import Accepted, EncodeRequest
 
 @dataclass(frozen=True, slots=True)
 class EncodedFrame:
-    """A frame on its way into the spool, and what its making took."""
+    """A frame to be spooled, with its encoding result and timings."""
 
     record: Record
     encoded: Encoded
 
 
 class Submitter:
-    """`default_rate()` is the rate point of pictures that ask for none, None for the bundle's; `source_id` names the
-    box. Lives in one asyncio loop."""
+    """Used in one asyncio loop. Pictures that ask for no rate point get that of `rate_control`; without one, the
+    bundle's default."""
 
     def __init__(
         self,
@@ -51,22 +52,20 @@ class Submitter:
         spool: Spool,
         waiting: DeliveryWaiters,
         metrics: Metrics,
-        *,
-        source_id: str,
-        default_rate: Callable[[], int | None],
+        settings: EdgeSettings,
     ) -> None:
+        self.rate_control: RateControl | None = None
         self._encoder = encoder
         self._queue = queue
         self._spool = spool
         self._waiting = waiting
         self._metrics = metrics
-        self._source_id = source_id
-        self._default_rate = default_rate
+        self._source_id = settings.source_id
 
     async def take(self, picture: bytes | NDArray[np.uint8], encode_request: EncodeRequest) -> Accepted:
-        """Encodes and spools one picture file, or (H, W, 3) RGB; returns when a power cut can no longer take it.
+        """Encodes and spools one picture file, or (H, W, 3) RGB; returns once it is durable.
 
-        Raises InputError, RateError, Busy, IdTaken, SpoolFull or SpoolError.
+        Raises InputError, RateError, Overloaded, IdTaken, SpoolFull or SpoolError.
         """
         crc = zlib.crc32(picture if isinstance(picture, bytes) else picture.data.cast("B"))
         known = await self._known(encode_request, crc)
@@ -80,7 +79,7 @@ class Submitter:
         return Accepted(entry, made.encoded)
 
     async def receive(self, picture: bytes, encode_request: EncodeRequest) -> Accepted:
-        """Spools one picture file as it is, after a look at its head; returns when a power cut can no longer take it.
+        """Spools one picture file as received, after a check of its header; returns once it is durable.
 
         Raises InputError, RateError, IdTaken, SpoolFull or SpoolError.
         """
@@ -97,7 +96,7 @@ class Submitter:
         return Accepted(entry)
 
     async def encode(self, original: Original) -> EncodedFrame:
-        """The frame of an original, to be put in its place. InputError or RateError when there can never be one."""
+        """Encodes an original. InputError or RateError when it can never be encoded."""
         encode_request = EncodeRequest(
             rate=original.rate,
             max_bytes=original.max_bytes,
@@ -120,14 +119,16 @@ class Submitter:
     async def put(self, made: EncodedFrame) -> Entry:
         """Spools a frame, in place of its original where there is one; SpoolFull, IdTaken or SpoolError."""
         begin = time.perf_counter()
-        context = tracing.kept(made.record.id)  # before it can be sent: a cloud in this process keeps its own
+        context = tracing.kept(
+            made.record.id
+        )  # before the frame can be sent, since a cloud in the same process keeps its own context
         entry = await asyncio.wrap_future(self._spool.put(made.record))
         self._observe(context, {**made.encoded.timings, "spool": time.perf_counter() - begin})
         self._metrics.frame_bytes.labels(str(made.encoded.rate)).observe(len(made.encoded.data))
         return entry
 
     async def _known(self, encode_request: EncodeRequest, crc: int) -> Entry | None:
-        """The entry that answers this picture, when the client's id was seen before; IdTaken for another picture's."""
+        """The entry of the client's id, when it is known for this very picture; IdTaken for another picture."""
         if encode_request.id is None:
             return None
         known = await asyncio.to_thread(self._spool.get, encode_request.id)
@@ -145,12 +146,15 @@ class Submitter:
         created_ms: int = 0,
         unbounded: bool = False,
     ) -> EncodedFrame:
-        free = encode_request.rate is None and encode_request.max_bytes is None and encode_request.target_bytes is None
+        rate: str | int | None = encode_request.rate
+        unlimited = encode_request.max_bytes is None and encode_request.target_bytes is None
+        if rate is None and unlimited and self.rate_control is not None:
+            rate = self.rate_control.rate
         encoded = await self._queue.run(
             functools.partial(
                 self._encoder.encode,
                 picture,
-                rate=self._default_rate() if free else encode_request.rate,
+                rate=rate,
                 max_bytes=encode_request.max_bytes,
                 target_bytes=encode_request.target_bytes,
             ),
@@ -189,7 +193,7 @@ class Submitter:
         )
 
     def _observe(self, context: bytes, timings: dict[str, float]) -> None:
-        """Tells the stages of a frame, the last of which has just ended, under its trace's context."""
+        """Records the stages of a frame, the last of which has just ended, as metrics and spans under `context`."""
         ended = time.monotonic()
         for stage, seconds in reversed(timings.items()):
             self._metrics.stage_seconds.labels(stage).observe(seconds)

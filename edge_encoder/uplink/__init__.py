@@ -1,1 +1,1 @@
-"""The gRPC stream to the cloud: window, acknowledgements, reconnects."""
+"""The gRPC stream to the cloud: flow control, acknowledgements and reconnects."""

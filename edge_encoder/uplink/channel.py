@@ -19,13 +19,13 @@ def open_channel(settings: EdgeSettings) -> grpc.aio.Channel:
         ("grpc.keepalive_time_ms", int(settings.keepalive_seconds * 1000)),
         ("grpc.keepalive_timeout_ms", int(settings.keepalive_timeout_seconds * 1000)),
         ("grpc.keepalive_permit_without_calls", 1),
-        # By default C-core stops after two pings without data, which is just when a half-open NAT needs the third.
+        # By default C-core stops after two pings without data; a half-open NAT connection is detected by later ones.
         ("grpc.http2.max_pings_without_data", 0),
-        # Each try is a fresh connection whose pauses are ours (backoff.py), not the library's.
+        # Each attempt opens a fresh connection; backoff.py sets the pauses between attempts, not gRPC.
         ("grpc.use_local_subchannel_pool", 1),
         ("grpc.enable_retries", 0),
         ("grpc.max_receive_message_length", 64 << 10),
-        # Pings that measure the link for larger windows; ours are large enough, and each costs 17 bytes each way.
+        # These pings only serve to enlarge HTTP/2 windows, which are large enough here; each costs 17 bytes each way.
         ("grpc.http2.bdp_probe", 0),
         ("grpc.primary_user_agent", "aeic-edge"),
     ]

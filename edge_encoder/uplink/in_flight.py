@@ -1,6 +1,7 @@
-"""The frames of one stream that were leased and have no answer yet, in the order in which they are sent.
+"""Frames in flight: those of one stream that are leased and not yet answered, and how many there may be.
 
-Answers come in that order too, so a count is enough to name them. Knows nothing of gRPC or the spool.
+Frames are answered in the order in which they were sent, so a count is enough to name them. Knows nothing of gRPC or
+the spool.
 """
 
 from __future__ import annotations
@@ -11,15 +12,20 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import islice
 
+LEAST = 2
+SLOW_SECONDS = 3.0
+QUICK_SECONDS = 1.5
+
 
 @dataclass(slots=True)
 class _Sent:
     size: int
-    at: float | None = None  # when it was handed to gRPC, monotonic seconds; None before
+    at: float | None = None  # monotonic time of the hand-over to gRPC; None before
 
 
 class InFlight:
-    """Keyed by frame id. `progress` is when the last answer came, or the first frame after a quiet time left."""
+    """Keyed by frame id, in sending order. `progress` is the time of the last answer, or of the first frame sent after
+    an idle period."""
 
     def __init__(self) -> None:
         self.progress = 0.0  # monotonic seconds
@@ -47,13 +53,13 @@ class InFlight:
         self._frames[ident].at = now
 
     def first(self, count: int) -> list[uuid.UUID]:
-        """The next `count` frames that wait for an answer; ValueError when fewer were sent."""
+        """The ids of the next `count` frames to be answered; ValueError when fewer were sent."""
         if count > self._sent:
-            raise ValueError(f"{count} frames answered, {self._sent} sent")
+            raise ValueError(f"{count} frames answered, but only {self._sent} sent")
         return list(islice(self._frames, count))
 
     def answer(self, ident: uuid.UUID) -> tuple[int, float | None]:
-        """The frame has its answer: its bytes, and the seconds since it was sent; (0, None) for an unknown one."""
+        """Removes an answered frame: its bytes, and the seconds since it was sent; (0, None) for an unknown id."""
         frame = self._frames.pop(ident, None)
         if frame is None:
             return 0, None
@@ -64,8 +70,30 @@ class InFlight:
         return frame.size, self.progress - frame.at
 
     def clear(self) -> Iterable[uuid.UUID]:
-        """Forgets and returns all of them."""
+        """Removes all frames and returns their ids, in sending order."""
         idents = list(self._frames)
         self._frames.clear()
         self._sent = 0
         return idents
+
+
+class Window:
+    """The number of frames that may be in flight, `frames`: from LEAST (or `most`, if that is less) to `most`.
+
+    A frame in flight cannot be overtaken. On a slow link a full window would delay an urgent frame by minutes, so the
+    window shrinks by one with every answer that took longer than SLOW_SECONDS and grows by one with every answer that
+    took less than QUICK_SECONDS. It starts full and outlives its stream. Pure: no clock.
+    """
+
+    def __init__(self, most: int, slow_seconds: float = SLOW_SECONDS, quick_seconds: float = QUICK_SECONDS) -> None:
+        self.frames = most
+        self._most = most
+        self._slow_seconds = slow_seconds
+        self._quick_seconds = quick_seconds
+
+    def answered(self, seconds: float) -> None:
+        """An answer arrived `seconds` after its frame was sent."""
+        if seconds > self._slow_seconds:
+            self.frames = max(min(LEAST, self._most), self.frames - 1)
+        elif seconds < self._quick_seconds:
+            self.frames = min(self._most, self.frames + 1)

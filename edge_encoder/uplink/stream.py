@@ -1,7 +1,7 @@
 """One stream to the cloud, from Hello to its end: what is sent, what is answered, and when it counts as broken.
 
-Three tasks share it: one leases frames and writes them, one reads answers, one watches that answers come at all.
-Whatever ends it is raised as StreamFailed; what is then still under way is given back by the uplink (uplink.py).
+Three tasks share it: one leases frames and sends them, one reads answers, one checks that answers arrive at all.
+Every end of the stream is raised as StreamFailed; the uplink (uplink.py) then returns unanswered frames to the spool.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import time
 import uuid
 import zlib
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TypeAlias
 
 import grpc
@@ -23,22 +24,21 @@ from edge_encoder.metrics import Metrics
 from edge_encoder.settings import EdgeSettings
 from edge_encoder.spool.record import Record, State
 from edge_encoder.spool.spool import Spool
-from edge_encoder.uplink.in_flight import InFlight
-from edge_encoder.uplink.window import Window
+from edge_encoder.uplink.in_flight import InFlight, Window
 
 log = logging.getLogger("aeic.edge.uplink")
 
 Call: TypeAlias = "grpc.aio.StreamStreamCall[pb.DeliverRequest, pb.DeliverResponse]"
 
 _GRPC_PREFIX_BYTES = 5
-# Frames leased at a time. More would be lost to a more urgent one that comes meanwhile: it goes only after them.
+# Frames leased at a time. An urgent frame that arrives meanwhile is sent after them, so the number is small.
 _LEASE_FRAMES = 8
 _ACKS = {
     pb.ACK_STATUS_STORED: ("stored", State.DELIVERED),
     pb.ACK_STATUS_DUPLICATE: ("duplicate", State.DELIVERED),
     pb.ACK_STATUS_REJECTED: ("rejected", State.REJECTED),
 }
-# What the operator should read when the cloud turns the whole box away.
+# The uplink's state when the cloud refuses the box as a whole.
 REFUSALS = {
     grpc.StatusCode.FAILED_PRECONDITION: "model-mismatch",
     grpc.StatusCode.UNAUTHENTICATED: "unauthorised",
@@ -56,31 +56,36 @@ class StreamFailed(Exception):
         self.cause = cause
 
 
-class Stream:
-    """One stream over `call`. `window` is the edge's own; `wake` is set when there may be something to send;
-    `prompt(id)` is true while somebody waits for that frame; `answered(bytes)` is told of each delivered frame."""
+@dataclass(frozen=True, slots=True)
+class StreamContext:
+    """What the streams of one uplink share.
 
-    def __init__(
-        self,
-        call: Call,
-        spool: Spool,
-        settings: EdgeSettings,
-        metrics: Metrics,
-        *,
-        window: Window,
-        wake: asyncio.Event,
-        prompt: Callable[[uuid.UUID], bool],
-        answered: Callable[[int], None],
-    ) -> None:
-        self.window = 1  # the cloud's
-        self._own_window = window
+    `window` is the edge's own limit; `wake` is set when there may be something to send; `prompt(id)` is true while a
+    client waits for that frame; `answered(bytes)` is called for each acknowledged frame.
+    """
+
+    spool: Spool
+    settings: EdgeSettings
+    metrics: Metrics
+    window: Window
+    wake: asyncio.Event
+    prompt: Callable[[uuid.UUID], bool]
+    answered: Callable[[int], None]
+
+
+class Stream:
+    """One stream over `call`: `greet()`, then `ship()` until it raises, then `give_back()`."""
+
+    def __init__(self, call: Call, context: StreamContext) -> None:
+        self.window = 1  # the cloud's limit, from its Welcome
         self._call = call
-        self._spool = spool
-        self._settings = settings
-        self._metrics = metrics
-        self._wake = wake
-        self._prompt = prompt
-        self._answered = answered
+        self._own_window = context.window
+        self._spool = context.spool
+        self._settings = context.settings
+        self._metrics = context.metrics
+        self._wake = context.wake
+        self._prompt = context.prompt
+        self._answered = context.answered
         self._in_flight = InFlight()
         self._leasing: asyncio.Future[list[Record]] | None = None
 
@@ -90,7 +95,7 @@ class Stream:
         self.window = max(1, await greet(self._call, hello, self._settings.ack_timeout_seconds))
 
     async def ship(self) -> None:
-        """Sends and takes answers until the stream breaks."""
+        """Sends frames and reads answers until the stream breaks."""
         tasks = [asyncio.ensure_future(work()) for work in (self._send, self._receive, self._watch)]
         try:
             await asyncio.gather(*tasks)
@@ -100,8 +105,8 @@ class Stream:
             await asyncio.gather(*tasks, return_exceptions=True)
 
     async def give_back(self) -> None:
-        """Returns what is under way to the spool. The cloud answers in order, so if a frame broke the stream it is the
-        first: that one rests, the others do not."""
+        """Returns unanswered frames to the spool. The cloud answers in order, so a frame that broke the stream is the
+        first one: only that one waits before its next attempt."""
         if self._leasing is not None:
             leased = (await asyncio.gather(self._leasing, return_exceptions=True))[0]
             for record in leased if isinstance(leased, list) else ():
@@ -120,7 +125,9 @@ class Stream:
                 self._in_flight.send(record.id)
                 frame = self._frame(record)
                 if record is records[-1] and len(self._in_flight) >= limit:
-                    frame.prompt = True  # nothing can follow what fills the window: no company to wait for
+                    frame.prompt = (
+                        True  # it fills the window, so the cloud must not wait for more frames before it answers
+                    )
                 await self._write(pb.DeliverRequest(frame=frame))
             self._metrics.in_flight.set(len(self._in_flight))
             if not records:
@@ -129,7 +136,7 @@ class Stream:
                     await asyncio.wait_for(self._wake.wait(), None if rest is None else rest + 0.01)
 
     async def _lease(self, room: int) -> list[Record]:
-        # The future is kept: if the stream breaks meanwhile, give_back() must still learn what was leased.
+        # The future is kept: if the stream breaks during the lease, give_back() still needs its result.
         self._leasing = asyncio.get_running_loop().run_in_executor(None, self._spool.lease, room)
         records = await asyncio.shield(self._leasing)
         self._leasing = None
@@ -148,7 +155,9 @@ class Stream:
                     try:
                         idents = self._in_flight.first(answer.stored)
                     except ValueError as error:
-                        raise StreamFailed("refused", f"the cloud miscounts: {error}") from None
+                        raise StreamFailed(
+                            "refused", f"the cloud acknowledged frames that were not sent: {error}"
+                        ) from None
                     for ident in idents:
                         self._acknowledged(ident, pb.ACK_STATUS_STORED, "")
                 case "ack" if len(answer.ack.id) == 16 and answer.ack.status in _ACKS:
@@ -161,7 +170,7 @@ class Stream:
         while True:
             await asyncio.sleep(min(1.0, timeout / 4))
             if self._in_flight.sent and time.monotonic() - self._in_flight.progress > timeout:
-                raise StreamFailed("stalled", f"{len(self._in_flight)} frames under way, no answer for {timeout:g} s")
+                raise StreamFailed("stalled", f"{len(self._in_flight)} frames in flight, no answer for {timeout:g} s")
 
     async def _write(self, message: pb.DeliverRequest) -> None:
         await self._call.write(message)
@@ -179,7 +188,7 @@ class Stream:
         if state is State.REJECTED:
             log.error("the cloud rejected frame %s: %s", ident, reason)
         future = self._spool.finish(ident, state, reason[:200])
-        # Not recorded (disk full): rest the frame and send it again; the cloud will say DUPLICATE.
+        # The delivery could not be recorded (disk full): send the frame again later; the cloud answers DUPLICATE.
         future.add_done_callback(lambda done: self._spool.release([ident], 5.0) if done.exception() else None)
         self._wake.set()
 
@@ -197,7 +206,7 @@ class Stream:
 
 
 async def greet(call: Call, hello: pb.Hello, seconds: float) -> int:
-    """Sends Hello; the window of the Welcome that answers it. StreamFailed or AioRpcError when none comes."""
+    """Sends Hello and returns the window of the Welcome. StreamFailed or AioRpcError when no Welcome arrives."""
     try:
         async with asyncio.timeout(seconds):
             await call.write(pb.DeliverRequest(hello=hello))

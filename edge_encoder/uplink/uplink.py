@@ -2,9 +2,10 @@
 
     connect -> Hello -> Welcome(window) -> Frame ... Frame | answer ... answer -> (stream breaks) -> pause -> connect
 
-A frame leaves the spool when its own answer came. When the stream breaks, or no answer comes for ack_timeout_seconds
-while frames are under way, what was under way goes back to the spool and is sent again; the cloud knows it by its id.
-Runs in one asyncio loop. Knows nothing of pictures or HTTP; stream.py is one stream, this is their succession.
+A frame leaves the spool when the cloud has acknowledged it. When the stream breaks, or no answer arrives for
+ack_timeout_seconds while frames are in flight, the unanswered frames return to the spool and are sent again; the cloud
+recognises repeated frames by their id. Runs in one asyncio loop. Knows nothing of pictures or HTTP; stream.py is one
+stream, this module opens one after another.
 """
 
 from __future__ import annotations
@@ -22,20 +23,20 @@ import grpc
 from aeic.v1 import ingest_pb2 as pb
 from aeic.v1.ingest_pb2_grpc import IngestServiceStub
 from edge_encoder.backoff import Backoff
+from edge_encoder.errors import SpoolError
 from edge_encoder.metrics import Metrics
 from edge_encoder.settings import EdgeSettings
-from edge_encoder.spool.record import SpoolError
 from edge_encoder.spool.spool import Spool
 from edge_encoder.uplink.channel import open_channel
-from edge_encoder.uplink.stream import REFUSALS, Stream, StreamFailed, greet
-from edge_encoder.uplink.window import Window
+from edge_encoder.uplink.in_flight import Window
+from edge_encoder.uplink.stream import REFUSALS, Stream, StreamContext, StreamFailed, greet
 
 log = logging.getLogger("aeic.edge.uplink")
 
 
 @dataclass(slots=True)
 class UplinkStatus:
-    """What /v1/status tells. `state`: off, connecting, connected, unreachable, stalled, model-mismatch,
+    """The uplink's part of /v1/status. `state`: off, connecting, connected, unreachable, stalled, model-mismatch,
     unauthorised, refused, wrong-service."""
 
     state: str = "connecting"
@@ -47,7 +48,7 @@ class UplinkStatus:
 
 class Uplink:
     """Ships one spool. `run()` until cancelled; `wake()` when a frame was spooled; `drain()` before stopping.
-    `prompt(id)` is true for a frame whose answer somebody waits for."""
+    `prompt(id)` is true for a frame whose delivery a client waits for."""
 
     def __init__(
         self,
@@ -60,16 +61,17 @@ class Uplink:
         prompt: Callable[[uuid.UUID], bool] = lambda ident: False,
     ) -> None:
         self.status = UplinkStatus(state="connecting" if settings.cloud_address else "off", since=time.time())
-        self.delivered_bytes = 0  # of acknowledged frames; tells what the link carries
+        self.delivered_bytes = 0  # of acknowledged frames: measures the link
         self._spool = spool
         self._settings = settings
         self._metrics = metrics
-        self._prompt = prompt
         if settings.token and settings.token.get_secret_value() and not settings.tls:
             log.warning("the token travels unencrypted; set AEIC_EDGE_TLS=1 outside a trusted network")
         self._hello = _hello(settings, bundle_digest, software)
         self._wake = asyncio.Event()
-        self._window = Window(settings.window_frames)
+        self._context = StreamContext(
+            spool, settings, metrics, Window(settings.window_frames), self._wake, prompt, self._answered
+        )
 
     def wake(self) -> None:
         """There may be something to send, or room in the window."""
@@ -87,8 +89,8 @@ class Uplink:
                 self._failed(failure)
             except (OSError, SpoolError) as error:
                 self._failed(StreamFailed("local", str(error)))
-            except Exception as error:  # a fault of ours must not end the shipping for two years
-                log.exception("the uplink stumbled; it goes on")
+            except Exception as error:  # a programming error must not end delivery until the next restart
+                log.exception("unexpected error in the uplink; it reconnects")
                 self._failed(StreamFailed("internal", repr(error)))
             finally:
                 self._metrics.connected.set(0)
@@ -105,16 +107,7 @@ class Uplink:
             channel = await stack.enter_async_context(open_channel(self._settings))
             call = IngestServiceStub(channel).Deliver(wait_for_ready=False)
             stack.callback(call.cancel)
-            stream = Stream(
-                call,
-                self._spool,
-                self._settings,
-                self._metrics,
-                window=self._window,
-                wake=self._wake,
-                prompt=self._prompt,
-                answered=self._answered,
-            )
+            stream = Stream(call, self._context)
             stack.push_async_callback(stream.give_back)
             try:
                 await stream.greet(self._hello)
@@ -150,7 +143,7 @@ class Uplink:
 
 
 async def ask(settings: EdgeSettings, bundle_digest: bytes, software: str) -> str:
-    """Whether the cloud would take frames of that bundle now: "" if so, else the state the uplink would be in."""
+    """Whether the cloud accepts frames of that bundle now: "" if so, else the state the uplink would be in."""
     async with open_channel(settings) as channel:
         call = IngestServiceStub(channel).Deliver(wait_for_ready=False)
         try:

@@ -5,6 +5,7 @@ It is slow and plain on purpose. If it and aeic disagree, the document or the pr
 
 from __future__ import annotations
 
+import hashlib
 import json
 import zlib
 from pathlib import Path
@@ -14,10 +15,24 @@ import numpy as np
 import onnxruntime
 
 GROUPS = ["abcd", "dcba", "cdab", "badc"]  # [pass][group]: the position class coded
+DECODING = {"tables.npz", "hyper_synthesis.onnx", *(f"context_{i}.onnx" for i in range(4))}
+
+
+class Refused(Exception):
+    """``error`` and ``step`` as in section 5.2."""
+
+    def __init__(self, step: int, error: str) -> None:
+        super().__init__(f"step {step}: {error}")
+        self.step, self.error = step, error
+
+
+def require(holds: bool, step: int, error: str) -> None:
+    if not holds:
+        raise Refused(step, error)
 
 
 class Stack:
-    """The coder of section 4."""
+    """The coder of section 7.2."""
 
     def __init__(self, payload: bytes) -> None:
         padded = payload + bytes(-len(payload) % 4)
@@ -47,18 +62,38 @@ def rows(lengths: Any, offsets: Any, freqs: Any) -> list[tuple[int, list[int]]]:
     return [(int(o), freqs[e - n : e].tolist()) for n, o, e in zip(lengths.ravel(), offsets.ravel(), ends, strict=True)]
 
 
+def load(bundle: Path) -> dict[str, Any]:
+    """bundle.json, after the digests of the files that decoding needs, and the fingerprint, have been compared."""
+    manifest: dict[str, Any] = json.loads((bundle / "bundle.json").read_text())
+    files, defining = manifest["files"], manifest["defines_bitstream"]
+    assert manifest["format"] == 1 and set(defining) >= DECODING
+    for name in DECODING:
+        assert hashlib.sha256((bundle / name).read_bytes()).hexdigest() == files[name], name
+    lines = "".join(f"{name} {files[name]}\n" for name in sorted(defining))
+    assert hashlib.sha256(lines.encode()).hexdigest()[:6] == manifest["fingerprint"]
+    return manifest
+
+
 def decode(bundle: Path, data: bytes) -> Any:
-    """y_hat (M, h, w) float32 of a frame, before the gain is undone."""
-    manifest = json.loads((bundle / "bundle.json").read_text())
-    tables = np.load(bundle / "tables.npz")
-    assert data[0] == 0xAE and data[1] >> 5 == 1
-    rate, packed = data[1] % 32, int.from_bytes(data[2:6], "little")
-    width, height = packed % 2**13 + 1, packed // 2**13 % 2**13 + 1
-    assert packed // 2**26 == 0 and data[6:9].hex() == manifest["fingerprint"]
+    """y_hat (M, h, w) float32 of a frame, in the units that were coded; ``Refused`` for what is no frame of it."""
+    manifest = load(bundle)
     channels, hyper_channels = manifest["latent_channels"], manifest["hyper_channels"]
+    require(not data or data[0] == 0xAE, 1, "NotABitstream")
+    require(len(data) > 9, 2, "Truncated")
+    packed = int.from_bytes(data[2:6], "little")
+    require(data[1] >> 5 == 1 and packed // 2**26 == 0, 3, "UnsupportedVersion")
+    rate, width, height = data[1] % 32, packed % 2**13 + 1, packed // 2**13 % 2**13 + 1
+    require(min(width, height) >= 16, 4, "Damaged")
+    payload = data[9:]
+    require(len(payload) <= 2**20, 6, "Damaged")
+    require(data[6:9].hex() == manifest["fingerprint"], 7, "WrongModel")
+    require(rate < len(manifest["rates"]), 8, "Damaged")
     h, w = (height + 63) // 64 * 2, (width + 63) // 64 * 2
     hz, wz = (h + 3) // 4, (w + 3) // 4
-    stack = Stack(data[9:])
+    require(len(payload) <= 4 * (channels * h * w + hyper_channels * hz * wz), 9, "Damaged")
+    require(payload[-1] != 0, 10, "Damaged")
+    stack = Stack(payload)
+    tables = np.load(bundle / "tables.npz", allow_pickle=False)
 
     all_z = rows(tables["z_lengths"], tables["z_offsets"], tables["z_freqs"])
     z = np.zeros((hyper_channels, hz, wz), np.int32)
@@ -84,10 +119,10 @@ def decode(bundle: Path, data: bytes) -> Any:
             offset, freqs = y_rows[indexes[place]]
             symbols[place] = offset + stack.symbol(freqs)
         for place in places:
-            base[place] = np.float32(symbols[place]) + means[place] + np.float32(0)
+            base[place] = np.float32(symbols[place]) + means[place]
 
     crc = zlib.crc32(z.astype("<i2").tobytes() + symbols.astype("<i2").tobytes())
     crc = zlib.crc32(bytes([rate]) + width.to_bytes(2, "little") + height.to_bytes(2, "little"), crc)
     crc = zlib.crc32(base.astype("<f4").tobytes(), crc)
-    assert not stack.words and stack.state == (crc % 2**24 or 1), "damaged"
+    require(not stack.words and stack.state == (crc % 2**24 or 1), 11, "Damaged")
     return base

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from pathlib import Path
@@ -109,6 +110,8 @@ def test_tables_that_do_not_fit(copy: Path, name: str, change: Any) -> None:
         {"default_rate": 2},
         {"latent_channels": 7},
         {"latent_channels": "8"},
+        {"latent_channels": 8.0},
+        {"default_rate": False},
         {"hyper_channels": 0},
         {"name": None},
         {"defines_bitstream": ["nothing.onnx"]},
@@ -125,6 +128,17 @@ def test_manifests_that_do_not_fit(copy: Path, change: dict[str, Any]) -> None:
 def test_manifests_that_are_none(copy: Path, text: str) -> None:
     (copy / "bundle.json").write_text(text)
     with pytest.raises(BundleError, match=r"bundle\.json"):
+        Bundle.load(copy)
+
+
+@pytest.mark.parametrize("change", [lambda names: names[1:], lambda names: [*names, names[0]], lambda names: []])
+def test_a_fingerprint_that_does_not_cover_decoding_is_refused(copy: Path, change: Any) -> None:
+    manifest = json.loads((copy / "bundle.json").read_text())
+    names = manifest["defines_bitstream"] = change(manifest["defines_bitstream"])
+    lines = "".join(f"{name} {manifest['files'][name]}\n" for name in sorted(names))
+    manifest["fingerprint"] = hashlib.sha256(lines.encode()).hexdigest()[:6]
+    (copy / "bundle.json").write_text(json.dumps(manifest))
+    with pytest.raises(BundleError, match="defines_bitstream"):
         Bundle.load(copy)
 
 

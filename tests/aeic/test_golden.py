@@ -3,59 +3,117 @@
 from __future__ import annotations
 
 import hashlib
-import json
-import re
+from functools import cache
 from typing import Any
 
 import numpy as np
 import pytest
 
+from aeic import errors, latent_codec, rans
 from aeic.bitstream import VERSION
 from aeic.bundle import Bundle
 from aeic.latent_codec import LatentCodec
 from tests.aeic import second_decoder
-from tests.aeic.make_golden import GOLDEN
+from tests.aeic.make_golden import STREAMS
+from tests.support.golden import GOLDEN, LISTING, REFUSED, frame_bytes, refused, streams
 
-LISTING = json.loads((GOLDEN / "golden.json").read_text())
-streams = pytest.mark.parametrize("stream", LISTING["streams"], ids=lambda stream: str(stream["name"]))
+FIRST_SEVEN = "34413b2ed21de21ca701a8efe9f7738f00e70857f6af612a6c0cc29f5da1f2b5"
+coders = pytest.mark.parametrize("accelerated", [rans.AVAILABLE, False], ids=["preferred", "plain"])
 
 
-@pytest.fixture(scope="module")
-def codec() -> LatentCodec:
-    return LatentCodec(Bundle.load(GOLDEN / "bundle"), threads=1)
+@cache
+def codec(name: str) -> LatentCodec:
+    return LatentCodec(Bundle.load(GOLDEN / name), threads=1)
 
 
 def test_version() -> None:
-    assert LISTING["version"] == VERSION, "a new version needs new streams: python -m tests.aeic.make_golden"
+    assert LISTING["version"] == REFUSED["version"] == VERSION, "a new version needs new streams"
 
 
+def test_the_first_frames_never_change() -> None:
+    """The frames of the first release, by the digest of all their digests: golden.json cannot be changed with them."""
+    digests = "".join(stream["sha256"] for stream in LISTING["streams"][:7])
+    assert hashlib.sha256(digests.encode()).hexdigest() == FIRST_SEVEN
+
+
+def test_every_file_is_listed() -> None:
+    listed = {f"{stream['name']}.aeic" for stream in LISTING["streams"]}
+    assert listed == {path.name for path in GOLDEN.glob("*.aeic")} == {f"{stream.name}.aeic" for stream in STREAMS}
+    listed = {f"{frame['name']}.aeic" for frame in REFUSED["frames"]}
+    assert listed == {path.name for path in (GOLDEN / "refused").glob("*.aeic")}
+
+
+@coders
 @streams
-def test_decodes_to_the_same_latents(codec: LatentCodec, stream: dict[str, Any]) -> None:
+def test_decodes_to_the_same_latents(
+    stream: dict[str, Any], accelerated: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rans, "ACCELERATED", accelerated)
     data = (GOLDEN / f"{stream['name']}.aeic").read_bytes()
     assert (len(data), hashlib.sha256(data).hexdigest()) == (stream["bytes"], stream["sha256"])
     wanted = np.load(GOLDEN / f"{stream['name']}.npz")
-    found = codec.decode(data)
-    assert found.digest == stream["latents"]
-    assert (found.symbols == wanted["symbols"]).all()
-    gains = codec.bundle.tables.gains[stream["rate"]][:, None, None]
-    assert (found.y_hat * gains == wanted["y_hat"]).all()
+    coded, latents = codec(stream["bundle"]).decode_coded(data), codec(stream["bundle"]).decode(data)
+    assert coded.digest == latents.digest == stream["latents"]
+    assert (coded.symbols == wanted["symbols"]).all() and (coded.y_hat == wanted["y_hat"]).all()
+    inverse = codec(stream["bundle"]).bundle.tables.inverse_gains[stream["rate"]][:, None, None]
+    assert (latents.y_hat == coded.y_hat * inverse).all() and (latents.symbols == coded.symbols).all()
 
 
+@coders
 @streams
-def test_encodes_to_the_same_bytes(codec: LatentCodec, stream: dict[str, Any]) -> None:
+def test_encodes_to_the_same_bytes(stream: dict[str, Any], accelerated: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rans, "ACCELERATED", accelerated)
     y = np.load(GOLDEN / f"{stream['name']}.npz")["y"]
-    data = codec.encode(y, stream["rate"], stream["width"], stream["height"])
+    data = codec(stream["bundle"]).encode(y, stream["rate"], stream["width"], stream["height"])
     assert data == (GOLDEN / f"{stream['name']}.aeic").read_bytes()
-
-
-def test_the_example_in_the_document() -> None:
-    text = (GOLDEN.parents[1] / "docs" / "bitstream.md").read_text()
-    example = text.split("```")[-2]
-    digits = "".join(re.findall(r"^((?:[0-9a-f]{2} ?)+)", example, re.MULTILINE)).replace(" ", "")
-    assert bytes.fromhex(digits) == (GOLDEN / "smallest.aeic").read_bytes()
 
 
 @streams
 def test_the_document_is_enough(stream: dict[str, Any]) -> None:
-    y_hat = second_decoder.decode(GOLDEN / "bundle", (GOLDEN / f"{stream['name']}.aeic").read_bytes())
+    y_hat = second_decoder.decode(GOLDEN / stream["bundle"], (GOLDEN / f"{stream['name']}.aeic").read_bytes())
     assert hashlib.sha256(y_hat.astype("<f4").tobytes()).hexdigest() == stream["latents"]
+
+
+@coders
+@refused
+def test_refuses_by_the_right_name(frame: dict[str, Any], accelerated: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rans, "ACCELERATED", accelerated)
+    with pytest.raises(errors.BitstreamError) as caught:
+        codec(frame["bundle"]).decode(frame_bytes(frame))
+    assert type(caught.value) is getattr(errors, frame["error"])
+
+
+@refused
+def test_the_document_refuses_at_the_same_step(frame: dict[str, Any]) -> None:
+    with pytest.raises(second_decoder.Refused) as caught:
+        second_decoder.decode(GOLDEN / frame["bundle"], frame_bytes(frame))
+    assert (caught.value.step, caught.value.error) == (frame["step"], frame["error"])
+
+
+def test_check_zero_is_what_it_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The CRC of this frame really ends in 24 zero bits: without the rule, its check value would be 0."""
+    found = []
+    crc32 = latent_codec.check_value.__globals__["zlib"].crc32
+
+    class Spy:
+        @staticmethod
+        def crc32(data: bytes, crc: int = 0) -> int:
+            found.append(crc32(data, crc))
+            return int(found[-1])
+
+    monkeypatch.setitem(latent_codec.check_value.__globals__, "zlib", Spy)
+    codec("bundle").decode((GOLDEN / "check-zero.aeic").read_bytes())
+    assert found[-1] & 0xFFFFFF == 0 and found[-1] != 0
+
+
+def test_payload_sizes() -> None:
+    sizes = {stream["name"]: stream["bytes"] - 9 for stream in LISTING["streams"]}
+    assert sizes["one-byte"] == 1 and sizes["one-word"] == 4 and 4 < sizes["two-words"] <= 8
+
+
+@pytest.mark.parametrize("name", ["bundle", "bundle-extreme"])
+def test_tables_hold_what_is_specified(name: str) -> None:
+    ints = [f"{kind}_{part}" for kind in "yz" for part in ("lengths", "offsets", "freqs")]
+    with np.load(GOLDEN / name / "tables.npz") as arrays:
+        assert set(arrays.files) == {*ints, "z_medians", "gains", "inverse_gains"}
+        assert all(arrays[array].dtype == np.int32 for array in ints)

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from aeic import rans
+from aeic import latent_codec, rans
 from aeic.bitstream import HEADER_BYTES, Frame
 from aeic.bundle import Bundle
 from aeic.entropy_model import EntropyModel
@@ -112,6 +112,15 @@ def test_more_bytes_than_the_picture_can_need(codec: LatentCodec) -> None:
     data = Frame(16, 16, 0, codec.bundle.fingerprint, b"\x01" * 1000).to_bytes()
     with pytest.raises(Damaged, match="more bytes"):
         codec.decode(data)
+
+
+def test_no_frame_is_made_that_a_decoder_refuses(codec: LatentCodec, monkeypatch: pytest.MonkeyPatch) -> None:
+    size = len(codec.encode(some_latents(100, 70), 1, 100, 70)) - HEADER_BYTES
+    monkeypatch.setattr(latent_codec, "MAX_PAYLOAD_BYTES", size)
+    codec.encode(some_latents(100, 70), 1, 100, 70)
+    monkeypatch.setattr(latent_codec, "MAX_PAYLOAD_BYTES", size - 1)
+    with pytest.raises(TooLarge, match="lower rate point"):
+        codec.encode(some_latents(100, 70), 1, 100, 70)
 
 
 def test_bad_arguments(codec: LatentCodec) -> None:

@@ -1,4 +1,4 @@
-"""The client's example in docs/cloud.md, run as it stands against a cloud with one frame."""
+"""The client's example in docs/reference/cloud.md, run as it stands against a cloud with one frame."""
 
 from __future__ import annotations
 
@@ -7,16 +7,17 @@ import threading
 from pathlib import Path
 
 from aeic.bundle import Bundle
-from tests.client.test_client import Running
-from tests.cloud.conftest import MakeFrame
+from tests.support.cloud import CloudThread
+from tests.support.frames import MakeFrame
+from tests.support.roots import DOCS
 
-DOCS = Path(__file__).parents[2] / "docs" / "cloud.md"
+GUIDE = DOCS / "reference" / "cloud.md"
 
 
 def test_the_example_runs(bundle: Bundle, make_frame: MakeFrame, tmp_path: Path) -> None:
-    code = re.search(r"test_docs\.py -->\n```python\n(.*?)```", DOCS.read_text(), re.S)
+    code = re.search(r"test_docs\.py -->\n```python\n(.*?)```", GUIDE.read_text(), re.S)
     assert code
-    running = Running(bundle, tmp_path)
+    running = CloudThread(bundle, tmp_path)
     try:
         new = running.put(make_frame(1), source="roof-camera-1")
         later = threading.Timer(1.5, lambda: running.put(make_frame(2)))

@@ -23,7 +23,7 @@ from aeic_nets.integer.proof import EXACT, prove
 from aeic_nets.integer.reference import Reference
 from aeic_nets.integer.scale_index import CELLS, cells, index_table
 from aeic_nets.integer.training import disable_quantisation, enable_quantisation, price, set_sites
-from tests.exact.models import SMALL, latents, small_codec, small_model
+from tests.support.exact_models import SMALL, latents, small_codec, small_model
 
 
 def test_the_network_is_the_float_codec() -> None:

@@ -3,8 +3,9 @@
     python -m tests.official.second_network OUT --profile me --size 256x192 --parts vae
 
 Nothing of aeic or aeic_nets is imported: plain functions over a mapping from key names to weights, which are made from
-the names (GOLDENS section 1). What this and `aeic bench goldens OUT --profile me` agree on was computed twice. The
-picture's phase is searched, as for the published vectors, so that no latent lies near a rounding boundary.
+the names as aeic_nets/official/golden_weights.py says. What this and `aeic bench goldens OUT --profile me` agree on was
+computed twice. The picture's phase is searched, as for the published vectors, so that no latent lies near a rounding
+boundary.
 """
 
 from __future__ import annotations

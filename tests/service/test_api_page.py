@@ -62,7 +62,9 @@ def test_everything_is_told_and_escaped() -> None:
 
 def test_both_services_show_it() -> None:
     """Their routes are built by hand here: no picture is decoded for a page."""
-    parts = SimpleNamespace(settings=Settings(), metrics=Metrics(), tokens=None, store=None, image_service=None, edge_proxy=None)
+    parts = SimpleNamespace(
+        settings=Settings(), metrics=Metrics(), tokens=None, store=None, image_service=None, edge_proxy=None
+    )
     parts.worker = SimpleNamespace(model_pool=SimpleNamespace(bundles={}, default=None))
     box = SimpleNamespace(settings=EdgeSettings())
     for app in (edge.create_app(cast(Any, box)), cloud.build_app(cast(Any, parts))):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import io
 import json
@@ -17,8 +18,8 @@ from PIL import Image
 
 from aeic.bitstream import Frame
 from aeic_tools.cli import MEASUREMENTS
+from tests.support.roots import ROOT
 
-ROOT = Path(__file__).parent.parent.parent
 FOREIGN = Frame(100, 70, 0, "000000", b"abc").to_bytes()  # of a bundle that is nowhere
 Aeic = Callable[..., subprocess.CompletedProcess[bytes]]
 
@@ -65,9 +66,11 @@ def test_encode_info_decode_latents(aeic: Aeic, photo: Path, tmp_path: Path) -> 
 
     done = aeic("latents", frame, npz)
     assert done.returncode == 0, done.stderr
-    assert len(done.stdout.split()[0]) == 64
     with np.load(npz) as arrays:
         assert arrays["y_hat"].dtype == np.float32 and arrays["y_hat"].shape[1:] == (4, 4)
+        assert hashlib.sha256(arrays["y_hat"].astype("<f4").tobytes()).hexdigest() == done.stdout.decode().strip()
+        assert arrays["inverse_gains"].shape == arrays["y_hat"].shape[:1]
+        assert arrays["symbols"].shape == arrays["y_hat"].shape and arrays["z_symbols"].shape == (4, 1, 1)
         assert arrays["size"].tolist() == [70, 100]
     assert aeic("latents", frame, "/dev/null", "-f").stdout == done.stdout
 

@@ -16,8 +16,8 @@ from aeic.bitstream import HEADER_BYTES, Frame
 from aeic_tools.demo import psnr
 from cloud_decoder.inference.decoder import Decoder
 from edge_encoder.encoding.encoder import Encoder
+from tests.support.roots import ROOT
 
-ROOT = Path(__file__).parents[2]
 BUNDLE = ROOT / "models" / "aeic-se-nano"
 
 

@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from edge_encoder.errors import SpoolFull
 from edge_encoder.spool.disk_reserve import DiskReserve
-from edge_encoder.spool.record import Record, SpoolFull, State
+from edge_encoder.spool.record import Record, State
 from edge_encoder.spool.spool import Spool
 
 

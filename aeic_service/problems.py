@@ -1,0 +1,111 @@
+"""Errors as RFC 9457 problem+json, by one rule for each status at both services.
+
+The error tree says the status and its class name becomes the type (``BodyTooLarge``: ``urn:aeic:body-too-large``), so
+that a client may tell two kinds of 400 or 503 apart.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Mapping
+from http import HTTPStatus
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse, Response
+from starlette.exceptions import HTTPException
+
+from aeic.errors import AeicError
+from aeic_service.errors import InvalidParameter, ServiceError
+
+log = logging.getLogger("aeic.http")
+
+SCHEMA = {
+    "type": "object",
+    "required": ["type", "title", "status", "detail"],
+    "properties": {
+        "type": {"type": "string", "examples": ["urn:aeic:unsupported-format"]},
+        "title": {"type": "string"},
+        "status": {"type": "integer"},
+        "detail": {"type": "string", "description": "What was wrong, and what to do about it."},
+    },
+}
+# The standard library renamed the first two in Python 3.13, and does not know nginx's 499.
+_TITLES = {413: "Content Too Large", 422: "Unprocessable Content", 499: "Client Closed Request"}
+_FULL_DISK_SECONDS = 30
+_LONGEST_DETAIL = 500
+
+
+def problem(status: int, detail: str, kind: str = "", headers: Mapping[str, str] | None = None) -> Response:
+    """A problem+json answer. ``kind`` is a short kebab-case name, by default the status's phrase."""
+    return JSONResponse(_body(status, detail, kind), status, headers, media_type="application/problem+json")
+
+
+def problem_of(error: AeicError) -> Response:
+    """The answer for an error of the tree."""
+    headers = {}
+    retry_after = error.retry_after if isinstance(error, ServiceError) else None
+    if error.http_status == HTTPStatus.INSUFFICIENT_STORAGE and retry_after is None:
+        retry_after = _FULL_DISK_SECONDS
+    if retry_after is not None:
+        headers["Retry-After"] = str(math.ceil(retry_after))
+    if error.http_status in (408, 413):
+        headers["Connection"] = "close"  # the rest of the body is not worth reading
+    if error.http_status == HTTPStatus.UNAUTHORIZED:
+        headers["WWW-Authenticate"] = "Bearer"
+    return problem(error.http_status, str(error), _kebab(type(error)), headers)
+
+
+def responses(examples: Mapping[int, str], *statuses: int) -> dict[int | str, dict[str, Any]]:
+    """What the OpenAPI description says of these statuses; ``examples`` has a detail for each."""
+    return {
+        status: {
+            "description": _title(status),
+            "content": {"application/problem+json": {"schema": SCHEMA, "example": _body(status, examples[status], "")}},
+        }
+        for status in statuses
+    }
+
+
+def install(app: FastAPI) -> None:
+    """Make every error of ``app`` a problem. An unforeseen one is logged; its words do not reach the client."""
+
+    async def ours(request: Request, error: Exception) -> Response:
+        assert isinstance(error, AeicError)
+        if error.http_status >= 500 and not isinstance(error, ServiceError):
+            log.error("%s at %s %s", error, request.method, request.url.path, exc_info=error)
+        return problem_of(error)
+
+    async def invalid(_: Request, error: Exception) -> Response:
+        assert isinstance(error, RequestValidationError)
+        said = "; ".join(f"{part['loc'][-1]}: {part['msg']}" for part in error.errors())
+        return problem_of(InvalidParameter(said[:_LONGEST_DETAIL]))
+
+    async def http(_: Request, error: Exception) -> Response:
+        assert isinstance(error, HTTPException)
+        return problem(error.status_code, str(error.detail), headers=error.headers)
+
+    async def unforeseen(request: Request, error: Exception) -> Response:
+        log.error("unforeseen error at %s %s", request.method, request.url.path, exc_info=error)
+        return problem(500, "an internal error; the service's log has the details")
+
+    app.add_exception_handler(AeicError, ours)
+    app.add_exception_handler(RequestValidationError, invalid)
+    app.add_exception_handler(HTTPException, http)
+    app.add_exception_handler(Exception, unforeseen)
+
+
+def _body(status: int, detail: str, kind: str) -> dict[str, Any]:
+    title = _title(status)
+    name = kind or title.lower().replace(" ", "-")
+    return {"type": f"urn:aeic:{name}", "title": title, "status": status, "detail": detail}
+
+
+def _title(status: int) -> str:
+    return _TITLES.get(status) or HTTPStatus(status).phrase
+
+
+def _kebab(error: type[AeicError]) -> str:
+    return "".join(f"-{c.lower()}" if c.isupper() else c for c in error.__name__).strip("-")

@@ -1,0 +1,108 @@
+"""Reads a request's body with three limits: its size, the time it may take, and the memory of all bodies together."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from dataclasses import dataclass, field
+
+from fastapi import Request
+from starlette.requests import ClientDisconnect
+
+from aeic_service.errors import BodyTooLarge, ClientGone, Overloaded, SlowBody
+
+# An answer sent while the client still writes may be lost with the connection; so a refused body is first read and
+# thrown away, up to this much and this long.
+_DISCARD_BYTES = 8 << 20
+_DISCARD_SECONDS = 0.5
+
+
+@dataclass
+class Budget:
+    """Memory for the bodies that are being received, all together.
+
+    It counts the bytes that have arrived and not those announced: a client that announces a large body and sends none
+    of it keeps no room from the others.
+    """
+
+    limit: int
+    """Bytes."""
+    held: int = field(default=0, init=False)
+    """Bytes that bodies hold now."""
+
+    def take(self, size: int) -> None:
+        """Count ``size`` more bytes. ``Overloaded`` where there is no room for them."""
+        if self.held + size > self.limit:
+            raise Overloaded("too many bytes are being received at once; try again in 1 s", retry_after=1.0)
+        self.held += size
+
+    def give_back(self, size: int) -> None:
+        """Count ``size`` fewer bytes."""
+        self.held -= size
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What one body may be."""
+
+    max_bytes: int
+    seconds: float
+    """From the first look at the body to its last byte."""
+    setting: str = ""
+    """The variable that raises ``max_bytes``, named to the client; none where it would not help."""
+
+
+def stated_size(request: Request, limits: Limits) -> int:
+    """What the body may become, in bytes: its stated length, else the limit. ``BodyTooLarge``."""
+    stated = request.headers.get("content-length", "")
+    size = int(stated) if stated.isdecimal() and len(stated) < 20 else limits.max_bytes + bool(stated)
+    if size > limits.max_bytes:
+        raise _too_large(limits)
+    return size
+
+
+async def read_body(request: Request, limits: Limits, budget: Budget | None = None) -> bytes:
+    """The whole body.
+
+    ``BodyTooLarge`` as soon as that is known, ``SlowBody``, ``ClientGone``, or ``Overloaded`` where ``budget`` has no
+    room. The budget is released when the body is complete: from then on the route bounds what it holds.
+    """
+    held = 0
+    try:
+        stated_size(request, limits)
+        received = bytearray()
+        async with asyncio.timeout(limits.seconds):
+            async for chunk in request.stream():
+                if len(received) + len(chunk) > limits.max_bytes:
+                    raise _too_large(limits)
+                if budget is not None:
+                    budget.take(len(chunk))
+                    held += len(chunk)
+                received += chunk
+        return bytes(received)
+    except TimeoutError:
+        raise SlowBody(f"the body did not arrive within {limits.seconds:g} s; send it faster or smaller") from None
+    except ClientDisconnect:
+        raise ClientGone("the client hung up before the body was complete") from None
+    except (BodyTooLarge, Overloaded):
+        await discard(request)
+        raise
+    finally:
+        if budget is not None:
+            budget.give_back(held)
+
+
+async def discard(request: Request) -> None:
+    """Reads and forgets what the client is still sending, within bounds."""
+    seen = 0
+    with contextlib.suppress(TimeoutError, ClientDisconnect, RuntimeError):  # RuntimeError: read before
+        async with asyncio.timeout(_DISCARD_SECONDS):
+            async for chunk in request.stream():
+                seen += len(chunk)
+                if seen > _DISCARD_BYTES:
+                    return
+
+
+def _too_large(limits: Limits) -> BodyTooLarge:
+    remedy = f"send a smaller file or raise {limits.setting}" if limits.setting else "send a smaller file"
+    return BodyTooLarge(f"the body is over {limits.max_bytes} bytes; {remedy}")

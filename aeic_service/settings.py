@@ -1,0 +1,72 @@
+"""What both services' settings share: the environment, a TOML file, and unknown variables that stop the start."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import ClassVar
+
+from pydantic import ValidationError
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
+
+
+class ServiceSettings(BaseSettings):
+    """Settings from the arguments, then the environment, then the TOML file that ``PREFIX + CONFIG`` names (keys
+    without the prefix, in lower case), then the defaults. An unknown key or an impossible value is an error."""
+
+    model_config = SettingsConfigDict(extra="forbid", env_ignore_empty=True)
+    prefix: ClassVar[str]
+    """Of the service's variables, as ``env_prefix`` has it."""
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """The order above; files of secrets and ``.env`` are not read."""
+        variable = cls.prefix + "CONFIG"
+        config = os.environ.get(variable)
+        if not config:
+            return init_settings, env_settings
+        if not Path(config).is_file():
+            raise FileNotFoundError(f"{variable} names {config}, which does not exist")
+        return init_settings, env_settings, TomlConfigSettingsSource(settings_cls, config)
+
+    @classmethod
+    def unknown_variables(cls, environment: Mapping[str, str]) -> list[str]:
+        """Variables that look like this service's and are not: a misspelt one must not be ignored."""
+        known = cls._variables()
+        return sorted(name for name in environment if name.upper().startswith(cls.prefix) and name.upper() not in known)
+
+    @classmethod
+    def refuse_unknown(cls, environment: Mapping[str, str], docs: str) -> None:
+        """``ValueError`` that names each unknown variable and the nearest known one; ``docs`` lists them all."""
+        unknown = cls.unknown_variables(environment)
+        if unknown:
+            known = cls._variables()
+            named = [
+                name + "".join(f" (perhaps {one})" for one in difflib.get_close_matches(name.upper(), known, 1))
+                for name in unknown
+            ]
+            raise ValueError(f"unknown setting {', '.join(named)}; {docs} lists those that exist")
+
+    @classmethod
+    def _variables(cls) -> set[str]:
+        return {cls.prefix + name.upper() for name in cls.model_fields} | {cls.prefix + "CONFIG"}
+
+
+def readable(error: Exception, prefix: str = "") -> str:
+    """What is wrong with settings, in one line. Never the value: it may be a secret."""
+    if not isinstance(error, ValidationError):
+        return str(error)
+    return "; ".join(f"{_name(part['loc'], prefix)}: {part['msg']}" for part in error.errors(include_input=False))
+
+
+def _name(location: tuple[int | str, ...], prefix: str) -> str:
+    return prefix + ".".join(map(str, location)).upper() if location else "settings"

@@ -1,0 +1,120 @@
+"""docs/model.md against the networks: sizes, parameters, and the sections that the code refers to."""
+
+from __future__ import annotations
+
+import re
+from functools import cache
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from aeic.profiles import PROFILES, Profile
+from aeic_nets.network import AEIC
+
+ROOT = Path(__file__).parents[2]
+TEXT = (ROOT / "docs" / "model.md").read_text()
+
+
+def table(first: str) -> dict[str, dict[str, str]]:
+    """[row][profile] of the table whose head begins with ``first``."""
+    lines = TEXT[TEXT.index(f"| {first} |") :].split("\n\n")[0].splitlines()
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    return {row[0]: dict(zip(rows[0][1:], row[1:], strict=True)) for row in rows[2:]}
+
+
+def sizes(p: Profile) -> dict[str, str]:
+    def listed(numbers: tuple[int, ...]) -> str:
+        return ", ".join(map(str, numbers))
+
+    return {
+        "widths of g_a": listed(p.analysis_widths),
+        "blocks a stage of g_a": str(p.analysis_depth),
+        "M, channels of y": str(p.latent_channels),
+        "Cz = M/2, channels of z": str(p.hyper_channels),
+        "X, context width": str(p.context_width),
+        "context depth": str(p.context_depth),
+        "widths of g_s": listed(p.synthesis_widths),
+        "l, channels into the UNet": str(p.unet_channels),
+        "residual channels": str(p.residual_channels),
+        "widths of the UNet": listed(p.unet.widths),
+        "UNet stages with attention": listed(tuple(i for i, on in enumerate(p.unet.attention) if on)) or "none",
+        "residual blocks a UNet stage": str(p.unet.layers),
+        "channels a head": str(p.unet.head_width),
+        "groups of the UNet's norms": str(p.unet.norm_groups),
+        "widths of the picture decoder": listed(p.vae.widths),
+        "residual blocks a decoder stage": str(p.vae.layers),
+        "attention in the decoder's middle": "yes" if p.vae.mid_attention else "no",
+        "groups of the decoder's norms": str(p.vae.norm_groups),
+        "patch, final pixel shuffle": str(p.vae.patch),
+        "rate points": str(p.rates),
+    }
+
+
+@cache
+def network(name: str) -> AEIC:
+    with torch.device("meta"):
+        return AEIC(PROFILES[name])
+
+
+@pytest.mark.parametrize("name", PROFILES)
+def test_sizes(name: str) -> None:
+    written = table("size")
+    assert {row: cells[name] for row, cells in written.items()} == sizes(PROFILES[name])
+    assert set(next(iter(written.values()))) == set(PROFILES)
+
+
+@pytest.mark.parametrize("name", PROFILES)
+def test_parameters(name: str) -> None:
+    model = network(name)
+    codec = model.codec
+    parts: dict[str, nn.Module] = {
+        "g_a": codec.g_a,
+        "h_a": codec.h_a,
+        "h_s": codec.h_s,
+        "adapter_in (4)": codec.adapter_in,
+        "g_c": codec.g_c,
+        "adapter_out (4)": codec.adapter_out,
+        "factorised prior": codec.entropy_bottleneck,
+        "g_s": codec.g_s,
+        "UNet": model.unet,
+        "picture decoder": model.vae,
+    }
+    counts = {part: sum(p.numel() for p in module.parameters()) for part, module in parts.items()}
+    counts["gains"] = sum(p.numel() for p in model.parameters()) - sum(counts.values())
+    assert {row: int(cells[name].replace(",", "")) for row, cells in table("parameters").items()} == counts
+
+
+def test_the_residual_blocks_of_nano() -> None:
+    """The worked table of section 5.1."""
+    unet = network("nano").unet
+    widths = [[(block.conv1.in_channels, block.conv1.out_channels) for block in up.resnets] for up in unet.up_blocks]
+    written = [
+        [(sum(map(int, a.split("+"))), int(b)) for a, b in re.findall(r"Res\(([\d+]+), (\d+)\)", line)]
+        for line in re.findall(r"^\| up \d \| (.*?) \|", TEXT, re.MULTILINE)
+    ]
+    assert written == widths
+    down = [
+        (block.conv1.in_channels, block.conv1.out_channels) for stage in unet.down_blocks for block in stage.resnets
+    ]
+    (line,) = re.findall(r"^\| down 0, 1, 2 \| (.*?) \|", TEXT, re.MULTILINE)
+    assert [(int(a), int(b)) for a, b in re.findall(r"Res\((\d+), (\d+)\)", line)] == down
+
+
+def test_the_code_refers_to_sections_that_exist() -> None:
+    for document in ("model", "bitstream"):
+        text = (ROOT / "docs" / f"{document}.md").read_text()
+        headings = {heading.rstrip(".") for heading in re.findall(r"^#+ ([\d.]+) ", text, re.MULTILINE)}
+        assert headings, document
+        found = 0
+        for folder in ("aeic", "aeic_nets", "aeic_train", "aeic_tools", "tests"):
+            for path in (ROOT / folder).rglob("*.py"):
+                source = re.sub(r"\s+", " ", path.read_text())
+                for numbers in re.findall(
+                    rf"docs/{document}\.md,? sections? ([\d.]+(?:(?: to | and )[\d.]+)?)", source
+                ):
+                    found += 1
+                    for number in re.findall(r"\d+(?:\.\d+)*", numbers):
+                        assert number in headings, f"{path}: docs/{document}.md section {number}"
+        assert found
