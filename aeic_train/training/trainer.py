@@ -1,6 +1,6 @@
 """The training loop: seeded and resumable, in one process or in several that average their gradients.
 
-It writes one JSON line to the log every 50 steps and sample grids, and keeps a moving average of the weights.
+It writes one JSON line to the log every 50 steps and at the end of a stage, and sample grids, and keeps a moving average of the weights.
 
 aeic train --recipe nano.toml --photographs DIR --validation DIR --run runs/nano --processes 2
 """
@@ -189,7 +189,7 @@ class Trainer:
             self.total_steps += 1
             if self.total_steps % AVERAGE_STEPS == 0 or self.step == stage.steps:
                 self._move_average()
-            if self.step % LOG_STEPS == 0:
+            if self.step % LOG_STEPS == 0 or self.step == stage.steps:
                 now = time.monotonic()
                 self.seconds += now - started
                 self.journal.write(self._place(stage), stage.steps, now - started)
@@ -203,7 +203,6 @@ class Trainer:
             if time.monotonic() - saved > SAVE_SECONDS:
                 self.save()
                 saved = time.monotonic()
-        self.seconds += time.monotonic() - started
         return True
 
     def _crops(self, stage: Stage, workers: Workers, first: int = 0) -> Crops:

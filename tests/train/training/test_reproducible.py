@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 from dataclasses import replace
 from pathlib import Path
@@ -68,6 +69,14 @@ def run(photographs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.slow
 def test_two_runs_of_one_seed_are_equal_to_the_bit(run: Path, photographs: Path, tmp_path: Path) -> None:
     assert differences(saved(run), train(short_smoke_recipe(), photographs, tmp_path / "run")) == []
+
+
+@pytest.mark.slow
+def test_no_step_of_the_smoke_recipe_is_left_out(run: Path) -> None:
+    """Else the tests of this file would compare networks that have not moved."""
+    lines = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    assert [line["stage"] for line in lines] == ["prior", "rates", "decoder"]
+    assert all(line["skipped"] == 0.0 for line in lines)
 
 
 @pytest.mark.slow
