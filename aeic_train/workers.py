@@ -125,8 +125,6 @@ def launch(function: Callable[..., None], arguments: tuple[Any, ...], count: int
 def _join_and_run(
     rank: int, function: Callable[..., None], arguments: tuple[Any, ...], count: int, meeting: Path
 ) -> None:
-    workers = Workers.join(rank, count, meeting)
-    try:
-        function(workers, *arguments)
-    finally:
-        dist.destroy_process_group()
+    function(Workers.join(rank, count, meeting), *arguments)
+    # Not after an error: the others would fail at the closed connection before this process has reported its own.
+    dist.destroy_process_group()
