@@ -42,7 +42,7 @@ class GroupCommit:
         """Record that a source has connected. A store that cannot write is ignored: nothing depends on this record."""
         with contextlib.suppress(StoreUnavailable):
             loop = asyncio.get_running_loop()
-            await loop.run_in_executor(self._thread, self._store.saw, tenant, source, time.time())
+            await loop.run_in_executor(self._thread, self._store.frames.saw, tenant, source, time.time())
 
     async def close(self) -> None:
         """Commit the frames that wait, then stop."""
@@ -64,7 +64,7 @@ class GroupCommit:
             started = time.monotonic()
             try:
                 loop = asyncio.get_running_loop()
-                added = await loop.run_in_executor(self._thread, self._store.add, new, time.time())
+                added = await loop.run_in_executor(self._thread, self._store.frames.add, new, time.time())
             except Exception as error:
                 log.error("%s", error)
                 self._metrics.sheds.labels("store").inc(len(batch))

@@ -44,7 +44,7 @@ def written_decoder() -> Any:
         if not holds:
             raise Refused(error)
 
-    def little(size: int) -> Any:
+    def little(size: str) -> Any:
         return lambda values: np.asarray(values).astype(f"<{size}").tobytes()
 
     words: dict[str, Any] = {

@@ -93,7 +93,8 @@ def test_the_document_refuses_at_the_same_step(frame: dict[str, Any]) -> None:
 def test_check_zero_is_what_it_says(monkeypatch: pytest.MonkeyPatch) -> None:
     """The CRC of this frame really ends in 24 zero bits: without the rule, its check value would be 0."""
     found = []
-    crc32 = latent_codec.check_value.__globals__["zlib"].crc32
+    check_value: Any = vars(latent_codec)["check_value"]
+    crc32 = check_value.__globals__["zlib"].crc32
 
     class Spy:
         @staticmethod
@@ -101,7 +102,7 @@ def test_check_zero_is_what_it_says(monkeypatch: pytest.MonkeyPatch) -> None:
             found.append(crc32(data, crc))
             return int(found[-1])
 
-    monkeypatch.setitem(latent_codec.check_value.__globals__, "zlib", Spy)
+    monkeypatch.setitem(check_value.__globals__, "zlib", Spy)
     codec("bundle").decode((GOLDEN / "check-zero.aeic").read_bytes())
     assert found[-1] & 0xFFFFFF == 0 and found[-1] != 0
 

@@ -20,7 +20,7 @@ from PIL import Image
 
 from aeic.bundle import Bundle
 from aeic_client import AsyncClient, Client, NotReady, Problem, aio, client
-from aeic_client.messages import EventParser, Frame, Known
+from aeic_client.messages import Event, EventParser, Frame, Known
 from tests.support.cloud import CloudThread
 from tests.support.frames import MakeFrame, new_frame
 from tests.support.waiting import until, wait_until
@@ -78,7 +78,7 @@ def test_refusals_are_problems(running: CloudThread, make_frame: MakeFrame) -> N
                 call()
             assert caught.value.status == status and caught.value.detail
         sleeping = new_frame(make_frame(3), wanted=False)
-        running.cloud.store.add([sleeping], time.time())
+        running.cloud.store.frames.add([sleeping], time.time())
         with pytest.raises(NotReady) as early:
             cloud.image(sleeping.id, wait=0)
         assert early.value.retry_after == 1.0
@@ -137,7 +137,7 @@ def test_following_survives_a_restart_and_misses_nothing(
 
 async def test_the_same_by_asyncio(running: CloudThread, make_frame: MakeFrame) -> None:
     async with AsyncClient(running.cloud.http) as cloud:
-        following = aio.AsyncClient.pictures(cloud, "webp", 64)
+        following: Any = cloud.pictures("webp", 64)
         task = asyncio.ensure_future(anext(following))
         await until(lambda: len(running.cloud.event_bus) > 0)
         await asyncio.sleep(0.2)
@@ -188,7 +188,7 @@ def test_events_cut_anywhere() -> None:
     frame += ' "bytes": 2, "bpp": 16, "rate": 0, "digest": "d", "received_at": "2026-11-24T10:00:00.000Z", "new": 1}'
     text = f'retry: 2000\n\n: still here\n\nevent: done\ndata: {{"event": "done", "frame": {frame}}}\n\n'
     for size in (1, 3, 7, 1000):
-        parser, found = EventParser(), []
+        parser, found = EventParser(), list[Event]()
         for at in range(0, len(text), size):
             found += parser.feed(text[at : at + size])
         (event,) = found

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import threading
 from pathlib import Path
+from typing import Any
 
 from aeic.bundle import Bundle
 from tests.support.cloud import CloudThread
@@ -22,7 +23,7 @@ def test_the_example_runs(bundle: Bundle, make_frame: MakeFrame, tmp_path: Path)
         new = running.put(make_frame(1), source="roof-camera-1")
         later = threading.Timer(1.5, lambda: running.put(make_frame(2)))
         later.start()
-        names = {"url": running.cloud.http, "id": new.id}
+        names: dict[str, Any] = {"url": running.cloud.http, "id": new.id}
         exec(code.group(1), names)
         assert names["picture"][:2] == b"\xff\xd8" and names["again"][:4] == b"\x89PNG"
         assert names["frame"].id != new.id
