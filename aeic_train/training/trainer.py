@@ -1,7 +1,7 @@
 """The training loop: seeded and resumable, in one process or in several that average their gradients.
 
-It writes one JSON line to the log every 50 steps and at the end of a stage, draws sample grids, and keeps a moving average
-of the weights.
+It writes one JSON line to the log every 50 steps and at the end of a stage, draws sample grids, and keeps a moving
+average of the weights.
 
 aeic train --recipe nano.toml --photographs DIR --validation DIR --run runs/nano --processes 2
 """
