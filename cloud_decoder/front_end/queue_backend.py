@@ -12,9 +12,7 @@ import contextlib
 import hashlib
 import math
 import time
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import TypeVar
 from uuid import uuid4
 
 from aeic.bitstream import Frame
@@ -27,9 +25,9 @@ from cloud_decoder.inference.model_pool import ModelPool
 from cloud_decoder.metrics import Metrics
 from cloud_decoder.store.records import DEMAND_PRIORITY, FrameState, NewFrame, StoredFrame
 from cloud_decoder.store.store import Store
+from cloud_decoder.threads import run_on
 from cloud_decoder.tiling import Picture
 
-T = TypeVar("T")
 TRANSIENT_TENANT = ":decode"
 """The tenant of frames that are stored only while a caller waits; the tenant of a token cannot contain a colon."""
 POLL_SECONDS = 0.05
@@ -92,8 +90,8 @@ class QueueBackend:
         if moment - self._demanded.get(row.seq, -math.inf) > DEMAND_AGAIN_SECONDS:  # callers ask twice a second
             self._demanded = {seq: at for seq, at in self._demanded.items() if moment - at <= DEMAND_AGAIN_SECONDS}
             self._demanded[row.seq] = moment
-            now = await self._on_thread(self._store.clock)
-            await self._on_thread(self._store.queue.demand, row.tenant, row.id, now, now + DEMAND_SECONDS)
+            now = await run_on(self._threads, self._store.clock)
+            await run_on(self._threads, self._store.queue.demand, row.tenant, row.id, now, now + DEMAND_SECONDS)
         return None
 
     async def decode(self, data: bytes, *, timeout: float, priority: int = DEMAND_PRIORITY) -> Decoded:
@@ -119,8 +117,8 @@ class QueueBackend:
         )
         self._callers += 1
         try:
-            now = await self._on_thread(self._store.clock)
-            await self._on_thread(self._store.frames.add, [new], now, now + timeout)
+            now = await run_on(self._threads, self._store.clock)
+            await run_on(self._threads, self._store.frames.add, [new], now, now + timeout)
             return await self._picture(new, time.monotonic() + timeout)
         finally:
             self._callers -= 1
@@ -130,7 +128,7 @@ class QueueBackend:
     async def encode(self, picture: Picture, format: str, width: int | None = None) -> bytes:
         """See :meth:`DecodeBackend.encode <cloud_decoder.decode_backend.DecodeBackend.encode>`."""
         started = time.monotonic()
-        data = await self._on_thread(formats.encode, picture, format, width)
+        data = await run_on(self._threads, formats.encode, picture, format, width)
         self._metrics.image_seconds.observe(time.monotonic() - started)
         return data
 
@@ -138,18 +136,15 @@ class QueueBackend:
         while time.monotonic() < end:
             if self.draining:
                 raise Draining()
-            row = await self._on_thread(self._store.frames.get, new.tenant, new.id)
+            row = await run_on(self._threads, self._store.frames.get, new.tenant, new.id)
             if row is None or row.state is FrameState.FAILED:
                 raise Undecodable(str(row.reason) if row else "the frame is gone")
             if row.state is FrameState.DONE:
-                master = await self._on_thread(self._cache.get, new.digest, formats.MASTER)
+                master = await run_on(self._threads, self._cache.get, new.digest, formats.MASTER)
                 if master is None:
                     raise Undecodable("its picture did not reach the shared cache: ask again")
-                picture = await self._on_thread(formats.decode_master, master)
+                picture = await run_on(self._threads, formats.decode_master, master)
                 return Decoded(picture, row.latents_digest or "", row.timings or {})
             await asyncio.sleep(POLL_SECONDS)
         self._metrics.decodes.labels("expired").inc()
         raise Expired("not decoded in time: ask again, or allow more time", retry_after=1.0)
-
-    async def _on_thread(self, function: Callable[..., T], *arguments: object) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self._threads, function, *arguments)

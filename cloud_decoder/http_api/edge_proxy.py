@@ -6,7 +6,6 @@ answers are untrusted: limited in size, parsed, and passed on field by field.
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import json
 import time
@@ -19,6 +18,7 @@ from typing import Any
 
 from aeic_service.errors import Overloaded, ServiceError
 from cloud_decoder.errors import UnknownFrame
+from cloud_decoder.threads import run_on
 
 AT_ONCE = 4
 """Pictures in progress at once; each is held in memory."""
@@ -106,8 +106,7 @@ class EdgeProxy:
         self._threads.shutdown(wait=False, cancel_futures=True)
 
     async def _ask(self, path: str, body: bytes | None) -> dict[str, Any]:
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._threads, self._exchange, path, body)
+        return await run_on(self._threads, self._exchange, path, body)
 
     def _exchange(self, path: str, body: bytes | None) -> dict[str, Any]:
         headers = {"X-Source-Id": "page", "X-Captured-At": str(int(time.time() * 1000))} if body is not None else {}

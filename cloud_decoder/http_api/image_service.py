@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import TypeVar
 from uuid import UUID
 
 from aeic_service.errors import Draining, Overloaded
@@ -19,9 +17,9 @@ from cloud_decoder.images import formats
 from cloud_decoder.images.cache import PictureCache
 from cloud_decoder.metrics import Metrics
 from cloud_decoder.store.store import FrameState, Store, StoredFrame
+from cloud_decoder.threads import run_on
 from cloud_decoder.tiling import Picture
 
-T = TypeVar("T")
 POLL_SECONDS = 0.5
 """How often the store is read while a caller waits: another process may decode the frame and publish no event here."""
 
@@ -64,7 +62,7 @@ class ImageService:
         end = time.monotonic() + wait
         with self._event_bus.subscribe(tenant) as events:
             while True:
-                row = await self._on_thread(self._store.frames.get, tenant, id)
+                row = await run_on(self._threads, self._store.frames.get, tenant, id)
                 left = end - time.monotonic()
                 if row is not None:
                     return row
@@ -86,7 +84,7 @@ class ImageService:
             while True:
                 if row.state is FrameState.FAILED:
                     raise Undecodable(f"frame {id} is in quarantine: {row.reason}")
-                found = await self._on_thread(self._cached, row, format, width)
+                found = await run_on(self._threads, self._cached, row, format, width)
                 if found is not None:
                     return row, found
                 if row.state is FrameState.PRUNED:
@@ -98,7 +96,7 @@ class ImageService:
                     return row, None
                 if decoded is not None:
                     # Not read back from the cache, which may be too small to keep it.
-                    return row, await self._on_thread(self._derive, row, decoded.picture, format, width)
+                    return row, await run_on(self._threads, self._derive, row, decoded.picture, format, width)
                 if left <= 0:
                     return row, None
                 await _until_event(events, id, min(left, POLL_SECONDS))
@@ -109,7 +107,7 @@ class ImageService:
     async def sizes(self, tenant: str, id: UUID) -> dict[str, int] | None:
         """Bytes of the frame and of its reconstruction as ``png`` and ``jpeg``; None where it is not decoded yet."""
         row, master = await self.image(tenant, id, formats.MASTER, None, 0.0)
-        return None if master is None else await self._on_thread(self._sizes, row, master)
+        return None if master is None else await run_on(self._threads, self._sizes, row, master)
 
     def _sizes(self, row: StoredFrame, master: bytes) -> dict[str, int]:
         kept = self._cache.get(row.digest, "sizes")
@@ -138,9 +136,6 @@ class ImageService:
         except OSError:
             self._metrics.cache_errors.inc()
         return data
-
-    async def _on_thread(self, function: Callable[..., T], *arguments: object) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self._threads, function, *arguments)
 
 
 async def _until_event(events: Subscription, id: UUID, timeout: float) -> None:

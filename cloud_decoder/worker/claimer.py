@@ -12,17 +12,16 @@ import logging
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
-from typing import TypeVar
 
 from aeic.bitstream import Frame
 from cloud_decoder.errors import StoreUnavailable
 from cloud_decoder.inference.model_pool import ModelPool
 from cloud_decoder.store.store import DecodeResult, FrameState, LeasedFrame, Store, StoredFrame
+from cloud_decoder.threads import run_on
 from cloud_decoder.worker.job import DEMAND_PRIORITY, DecodeJob, seqs
 from cloud_decoder.worker.scheduler import POLL_SECONDS, Scheduler
 
 log = logging.getLogger(__name__)
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -57,7 +56,7 @@ class Claimer:
 
     async def recover(self) -> None:
         """Return the frames that an earlier run of this owner held when it died."""
-        freed = await self._on_thread(self._store.queue.recover, self._settings.owner)
+        freed = await run_on(self._threads, self._store.queue.recover, self._settings.owner)
         if freed:
             log.info("returned %d frames that an earlier run held", freed)
 
@@ -78,7 +77,7 @@ class Claimer:
         while True:
             await asyncio.sleep(self._settings.lease_seconds / 3)
             with contextlib.suppress(StoreUnavailable):
-                await self._on_thread(self._renew, seqs(held()))
+                await run_on(self._threads, self._renew, seqs(held()))
 
     async def demand(self, row: StoredFrame) -> DecodeJob | None:
         """The job for a frame that a caller waits for; None where another worker has it, or it is just ending.
@@ -87,9 +86,9 @@ class Claimer:
         """
         claimed: LeasedFrame | None = None
         if row.state is FrameState.DONE:
-            data = await self._on_thread(self._store.frames.bitstream, row.tenant, row.id)
+            data = await run_on(self._threads, self._store.frames.bitstream, row.tenant, row.id)
         else:
-            claimed = await self._on_thread(self._claim_one, row)
+            claimed = await run_on(self._threads, self._claim_one, row)
             data = claimed.bitstream if claimed else None
         if data is None:
             return None
@@ -104,7 +103,7 @@ class Claimer:
         if rows := seqs(jobs):
             self._forget(rows)
             with contextlib.suppress(StoreUnavailable):  # the leases run out by themselves
-                await self._on_thread(self._store.queue.release, rows, self._settings.owner)
+                await run_on(self._threads, self._store.queue.release, rows, self._settings.owner)
 
     def release_soon(self, job: DecodeJob) -> None:
         """:meth:`release` without waiting for it."""
@@ -115,13 +114,13 @@ class Claimer:
     async def finish(self, results: Sequence[DecodeResult], now: float) -> None:
         """Record these frames as decoded. ``StoreUnavailable``: they are claimed again when the leases run out."""
         self._forget(one.seq for one in results)
-        await self._on_thread(self._store.queue.finish, results, now)
+        await run_on(self._threads, self._store.queue.finish, results, now)
 
     async def fail(self, job: DecodeJob, reason: str) -> None:
         """Put the frames of ``job`` into quarantine. ``StoreUnavailable`` as in :meth:`finish`."""
         rows = seqs([job])
         self._forget(rows)
-        await self._on_thread(self._store.queue.fail, rows, reason)
+        await run_on(self._threads, self._store.queue.fail, rows, reason)
 
     @property
     def _stopped(self) -> bool:
@@ -138,9 +137,11 @@ class Claimer:
 
     async def _claim(self, fingerprint: str) -> None:
         while not self._stopped and (room := self._room(fingerprint)):
-            claimed = await self._on_thread(self._claim_some, fingerprint, room)
+            claimed = await run_on(self._threads, self._claim_some, fingerprint, room)
             if self._scheduler.broken:
-                await self._on_thread(self._store.queue.release, [one.row.seq for one in claimed], self._settings.owner)
+                await run_on(
+                    self._threads, self._store.queue.release, [one.row.seq for one in claimed], self._settings.owner
+                )
                 return
             for one in claimed:
                 job = self._scheduler.jobs.get(one.row.digest)
@@ -175,6 +176,3 @@ class Claimer:
     def _forget(self, rows: Iterable[int]) -> None:
         self._leased.difference_update(rows)
         self.wake()
-
-    async def _on_thread(self, function: Callable[..., T], *arguments: object) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self._threads, function, *arguments)

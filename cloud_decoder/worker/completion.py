@@ -17,6 +17,7 @@ from cloud_decoder.images.cache import PictureCache
 from cloud_decoder.inference.subprocess_backend import GeneratorFailure
 from cloud_decoder.metrics import Metrics
 from cloud_decoder.store.store import DecodeResult
+from cloud_decoder.threads import run_on
 from cloud_decoder.worker import tracing
 from cloud_decoder.worker.claimer import Claimer
 from cloud_decoder.worker.job import Decoded, DecodeJob
@@ -95,7 +96,7 @@ class Completion:
             job.done.set_result(Decoded(job.assembler.picture, job.latents_digest, job.timings))
 
     async def _cache_picture(self, job: DecodeJob) -> None:
-        await asyncio.get_running_loop().run_in_executor(self._image_threads, self._write_picture, job)
+        await run_on(self._image_threads, self._write_picture, job)
 
     def _write_picture(self, job: DecodeJob) -> None:
         assert job.assembler is not None, "a finished job has its picture"

@@ -10,8 +10,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from concurrent.futures import Executor, ThreadPoolExecutor
-from typing import TypeVar
+from concurrent.futures import ThreadPoolExecutor
 
 from aeic.errors import BitstreamError
 from cloud_decoder.errors import (
@@ -25,6 +24,7 @@ from cloud_decoder.errors import (
 from cloud_decoder.inference.decoder import Decoder
 from cloud_decoder.inference.model_pool import ModelPool
 from cloud_decoder.metrics import Metrics
+from cloud_decoder.threads import run_on
 from cloud_decoder.tiling import Tile, TileAssembler
 from cloud_decoder.worker import tracing
 from cloud_decoder.worker.claimer import Claimer
@@ -32,7 +32,6 @@ from cloud_decoder.worker.completion import Completion, reason_of
 from cloud_decoder.worker.job import DecodeJob
 from cloud_decoder.worker.scheduler import Scheduler
 
-T = TypeVar("T")
 Work = tuple[DecodeJob, Tile]
 
 AHEAD = 4
@@ -69,7 +68,7 @@ class Pipeline:
 
     async def warm_up(self) -> None:
         """Run the default bundle once, so that the first frame is not slower than the others."""
-        await self._on(self._device_thread, self._warm_up)
+        await run_on(self._device_thread, self._warm_up)
 
     def loops(self) -> list[Callable[[], Awaitable[None]]]:
         """Coroutines to run, each of which ends when the scheduler drains."""
@@ -119,7 +118,7 @@ class Pipeline:
         if job is None:
             return
         try:
-            digest, assembler = await self._on(self._entropy_threads, self._entropy_decode, job)
+            digest, assembler = await run_on(self._entropy_threads, self._entropy_decode, job)
         except DeviceUnavailable:
             raise
         except Exception as error:
@@ -157,7 +156,7 @@ class Pipeline:
                 self._metrics.device_wait_seconds.observe(job.timings["device_wait"])
         self._metrics.batch_items.observe(len(batch))
         self._metrics.batch_fill.observe(cost / self._max_batch_pixels)
-        failed = await self._on(self._device_thread, self._synthesise, work)
+        failed = await run_on(self._device_thread, self._synthesise, work)
         seconds = time.monotonic() - started
         self._metrics.synthesis_seconds.observe(seconds)
         tracing.batch(jobs, len(batch), seconds)
@@ -239,9 +238,6 @@ class Pipeline:
         for job in self._scheduler.take_expired():
             self._metrics.decodes.labels("expired").inc()
             self._scheduler.end(job, Expired("its deadline passed while it waited: ask again", retry_after=1.0))
-
-    async def _on(self, threads: Executor, function: Callable[..., T], *arguments: object) -> T:
-        return await asyncio.get_running_loop().run_in_executor(threads, function, *arguments)
 
 
 def _assembler(job: DecodeJob) -> TileAssembler:

@@ -31,6 +31,7 @@ from cloud_decoder.images.cache import PictureCache
 from cloud_decoder.inference.model_pool import ModelPool
 from cloud_decoder.metrics import Metrics
 from cloud_decoder.store.store import Store, StoredFrame
+from cloud_decoder.threads import run_on
 from cloud_decoder.tiling import Picture
 from cloud_decoder.worker.claimer import Claimer, ClaimSettings
 from cloud_decoder.worker.completion import Completion
@@ -207,8 +208,8 @@ class Worker:
 
     async def encode(self, picture: Picture, format: str, width: int | None = None) -> bytes:
         """:func:`cloud_decoder.images.formats.encode` on a thread, counted."""
-        loop, started = asyncio.get_running_loop(), time.monotonic()
-        data = await loop.run_in_executor(self._image_threads, formats.encode, picture, format, width)
+        started = time.monotonic()
+        data = await run_on(self._image_threads, formats.encode, picture, format, width)
         self.metrics.image_seconds.observe(time.monotonic() - started)
         return data
 

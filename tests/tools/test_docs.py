@@ -91,6 +91,18 @@ def test_names_in_the_tour_are_in_the_files_beside_them() -> None:
             assert re.search(rf"^\s*(?:async )?(?:def|class) {part}\b", source, re.M), f"{name} is not in {file}"
 
 
+def test_the_layers_in_the_docs_are_those_that_import_linter_checks() -> None:
+    contracts = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
+    checked = {c.get("containers", [""])[0]: c["layers"] for c in contracts if c["type"] == "layers"}
+    text = (ROOT / "docs" / "architecture.md").read_text().partition("may import which")[2]
+    blocks = text.partition("```\n")[2].partition("```")[0].split("\n\n")
+    assert len(blocks) == len(checked) == 4
+    for block, package in zip(blocks, ("", "cloud_decoder", "edge_encoder", "aeic_train"), strict=True):
+        shown = [set(re.findall(r"\w+", line[11:])) for line in block.splitlines()]
+        layers = [set(re.findall(r"\w+", layer)) for layer in checked[package]]
+        assert [layer for layer in layers if layer in shown] == shown, f"layers of {package or 'the packages'}"
+
+
 def test_pages_named_in_the_code_exist() -> None:
     listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True)
     if listed.returncode:

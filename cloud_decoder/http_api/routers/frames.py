@@ -67,7 +67,7 @@ def router(
 
     @routes.get("/v1/frames/{id}/bitstream")
     async def get_bitstream(tenant: Tenant, id: FrameId) -> Response:
-        """The frame as it came: an .aeic file."""
+        """The frame as it arrived: an .aeic file."""
         row = await images.row(tenant, id)
         data = await asyncio.to_thread(store.frames.bitstream, tenant, row.id)
         if data is None:
