@@ -9,7 +9,7 @@ PIP_FLAGS := -qq --disable-pip-version-check
 PINS := pyproject.toml constraints.txt $(wildcard requirements/*.txt)
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo run test check lint types format lock lock-check docs dist protos bench fuzz soak abuse golden results \
+.PHONY: help install demo run test perf check lint types format lock lock-check docs dist protos bench fuzz soak abuse golden results \
   test-full test-edge test-isa test-fleet test-hostile test-browser test-ops test-images test-skipped clean \
   packages-browser packages-ops packages-fleet packages-isa packages-images
 
@@ -26,6 +26,9 @@ run: $(DEMO_VENV)/.installed ## the same two services, kept up until Ctrl-C, add
 
 test: install ## set up and run all tests
 	$(BIN)/python -m pytest
+
+perf: install ## tests that assert how long something takes: the machine should be at rest
+	$(BIN)/python -m pytest -m perf
 
 test-skipped: install packages-browser packages-ops packages-fleet ## what the last `make test` skipped, with Debian's packages; a skip fails
 	$(BIN)/python -m tests.support.skips

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from cloud_decoder.images import formats
 from cloud_decoder.inference.decoder import Decoder
-from tests.fleet.members import ROOT
+from tests.support.roots import ROOT
 
 AHEAD = 2
 """Frames entropy-decoded before they are synthesised; as many as the measured workers hold."""

@@ -14,7 +14,8 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parent.parent
+from tests.support.roots import ROOT
+
 LOCKS = ("requirements/build.txt", "requirements/edge-cpu.txt")
 PINS = (ROOT / "pyproject.toml", *(ROOT / lock for lock in LOCKS))
 

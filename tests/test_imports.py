@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parent.parent
+from tests.support.roots import ROOT
+
 HEAVY = ("torch", "torchvision", "diffusers", "compressai", "sqlalchemy", "aeic_nets")
 
 

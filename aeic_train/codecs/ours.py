@@ -7,8 +7,7 @@ from collections.abc import Sequence
 from aeic.bundle import Bundle
 from aeic.latent_codec import LatentCodec
 from aeic.pixels import from_tensor, pad_picture, to_tensor
-from aeic_train.codecs.base import CodecUnavailable
-from aeic_train.codecs.base import Picture
+from aeic_train.codecs.base import CodecUnavailable, Picture
 
 
 class Pair:

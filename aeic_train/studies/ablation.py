@@ -45,7 +45,7 @@ class Ablation:
     """By arm what the stage (or the profile) has that the recipe's has not, and what starts anew in all of them."""
 
     about: str
-    ablation_plots: dict[str, dict[str, Any]]
+    arms: dict[str, dict[str, Any]]
     stage: dict[str, Any] = field(default_factory=dict)  # of all arms
     fresh: tuple[str, ...] = ()
     profiles: dict[str, Profile] = field(default_factory=dict)

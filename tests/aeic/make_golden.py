@@ -169,7 +169,9 @@ def make() -> int:
         if not (GOLDEN / name).exists():
             write(GOLDEN / name)
     codecs = {name: LatentCodec(Bundle.load(GOLDEN / name), threads=1) for name in (TINY, EXTREME)}
-    entries, frames, differs = [], {}, []
+    entries: list[dict[str, Any]] = []
+    frames: dict[str, bytes] = {}
+    differs: list[str] = []
     for stream in STREAMS:
         codec = codecs[stream.bundle]
         y = latents(stream.width, stream.height, stream.spread, stream.seed, codec.bundle.channels)

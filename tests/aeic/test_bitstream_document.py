@@ -16,7 +16,7 @@ import pytest
 
 from aeic.bitstream import HEADER_BYTES, MAX_PAYLOAD_BYTES
 from tests.aeic import worked_example
-from tests.aeic.test_golden import GOLDEN, LISTING, REFUSED, frame_bytes, refused, streams
+from tests.support.golden import GOLDEN, LISTING, REFUSED, frame_bytes, refused, streams
 
 TEXT = (GOLDEN.parents[1] / "docs" / "bitstream.md").read_text()
 
@@ -44,7 +44,7 @@ def written_decoder() -> Any:
         if not holds:
             raise Refused(error)
 
-    def little(size: int) -> Any:
+    def little(size: str) -> Any:
         return lambda values: np.asarray(values).astype(f"<{size}").tobytes()
 
     words: dict[str, Any] = {

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from pathlib import Path
+
+from tests.support.roots import ROOT
 
 
 def test_two_seconds_of_fuzzing() -> None:
     command = [sys.executable, "-m", "tests.aeic.fuzz_bitstream", "--seconds", "2", "--seed", "1"]
-    done = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
 from aeic import latent_codec, rans
 from aeic.bitstream import HEADER_BYTES, Frame
@@ -21,7 +22,7 @@ def codec(tiny_bundle: Path) -> LatentCodec:
     return LatentCodec(Bundle.load(tiny_bundle), threads=1)
 
 
-def some_latents(width: int, height: int, seed: int = 0) -> np.ndarray:
+def some_latents(width: int, height: int, seed: int = 0) -> NDArray[np.float32]:
     """Smooth and noisy at once, (8, h, w): something to predict and something to code."""
     rng = np.random.default_rng(seed)
     shape = (8, -(-height // 64) * 2, -(-width // 64) * 2)
@@ -69,7 +70,7 @@ def test_threads_do_not_matter(tiny_bundle: Path, codec: LatentCodec) -> None:
 
 def test_skipped_elements_are_zero_on_both_sides(codec: LatentCodec) -> None:
     """The fault of the research code: y far from a mean that is skipped must not disturb what follows."""
-    y = some_latents(512, 512) * 3
+    y = some_latents(512, 512) * np.float32(3)
     y[:2] += 50  # the tiny bundle skips most of its first channels
     latents = codec.decode(codec.encode(y, 1, 512, 512))
     assert (latents.symbols[0] == 0).mean() > 0.5

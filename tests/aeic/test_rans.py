@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import contextlib
 from functools import cache
+from typing import Any
 
 import numpy as np
 import pytest
@@ -24,7 +25,7 @@ def gaussians() -> Rows:
 @cache
 def odd_rows() -> Rows:
     """A certain symbol, an even choice, a nearly certain one, and a long row."""
-    pmfs = [[1.0], [1.0, 1.0], [1.0, 1e-12, 1e-12], np.linspace(1, 2, 999)]
+    pmfs: list[Any] = [[1.0], [1.0, 1.0], [1.0, 1e-12, 1e-12], np.linspace(1, 2, 999)]
     return Rows(*rows_from_pmf(pmfs, [5, 0, -1, -400]))
 
 
@@ -40,7 +41,7 @@ def draw_values(rng: np.random.Generator, ids: np.ndarray, rows: Rows) -> np.nda
 
 def draw_runs(seed: int, sizes: list[int]) -> list[rans.Run]:
     rng = np.random.default_rng(seed)
-    runs = []
+    runs: list[rans.Run] = []
     for number, size in enumerate(sizes):
         rows = odd_rows() if number % 2 else gaussians()
         ids = rng.integers(0, len(rows), size).astype(np.int8)

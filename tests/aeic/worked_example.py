@@ -21,9 +21,9 @@ GOLDEN = Path(__file__).parents[1] / "golden"
 HEAD = " #  element    table  state                q       value  c         f         next state"
 
 
-def coded_elements(shape: tuple[int, int, int], index: int, ids: Any) -> list[tuple[tuple[int, int, int], int]]:
+def coded_elements(shape: tuple[int, ...], index: int, ids: Any) -> list[tuple[tuple[int, int, int], int]]:
     """((channel, row, column), table) of every coded element of pass ``index``, in the order of the stream."""
-    places = np.stack(np.indices(shape), -1).reshape(*shape, 3)
+    places = np.moveaxis(np.indices(shape), 0, -1).reshape(*shape, 3)
     listed = np.stack([gather(np.ascontiguousarray(places[..., axis]), index).ravel() for axis in range(3)], -1)
     found = [(tuple(place), int(table)) for place, table in zip(listed.tolist(), ids.ravel().tolist()) if table >= 0]
     return sorted(found, key=lambda one: one[1])  # type: ignore[return-value]
@@ -42,7 +42,8 @@ def steps() -> list[str]:
         _, ids = model.context(index, base)
         runs.append(("y", coded_elements(coded.symbols.shape, index, ids[0]), tables.y))
         base = fill(base, index, gather(coded.y_hat, index)[None])
-    decoder, lines = rans.Decoder(data[9:], accelerate=False), []
+    decoder = rans.Decoder(data[9:], accelerate=False)
+    lines: list[str] = []
     for name, elements, rows in runs:
         for (channel, row, column), table in elements:
             state = decoder._state

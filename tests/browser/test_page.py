@@ -16,8 +16,8 @@ import pytest
 
 from aeic_tools.demo_client import request
 from aeic_tools.local_services import Pair
+from tests.support.roots import EXAMPLES
 
-EXAMPLES = Path(__file__).parents[2] / "examples"
 OpenPage = Callable[..., Any]
 
 
@@ -53,8 +53,9 @@ def until(page: Any, script: str, argument: Any = None, seconds: float = 20) -> 
 def post(services: Pair, name: str, source: str) -> str:
     """A picture to the edge; the id of its frame."""
     body = (EXAMPLES / name).read_bytes()
-    headers = {"X_Source_Id": source, "X_Captured_At": str(int(1000 * time.time()))}
-    return str(json.loads(request(f"{services.edge.http}/v1/frames", body, **headers))["id"])
+    captured = str(int(1000 * time.time()))
+    answer = request(f"{services.edge.http}/v1/frames", body, X_Source_Id=source, X_Captured_At=captured)
+    return str(json.loads(answer)["id"])
 
 
 def available(services: Pair, id: str) -> float:

@@ -20,49 +20,20 @@ from PIL import Image
 
 from aeic.bundle import Bundle
 from aeic_client import AsyncClient, Client, NotReady, Problem, aio, client
-from aeic_client.messages import EventParser, Frame, Known
-from cloud_decoder.inference.decoder import Decoder
-from cloud_decoder.inference.onnx_backend import OnnxGenerator
-from cloud_decoder.service import Cloud
-from cloud_decoder.settings import Settings
-from tests.cloud.conftest import MakeFrame, new_frame
-
-
-class Running:
-    """A cloud in a thread of its own, as a client in a script meets it; frames are put into its store."""
-
-    def __init__(self, bundle: Bundle, folder: Path, **changed: Any) -> None:
-        decoder = Decoder(bundle, OnnxGenerator(bundle.path, 1), threads=1)
-        settings = {"host": "127.0.0.1", "port": 0, "grpc_port": 0, "data_dir": folder, **changed}
-        self.cloud = Cloud(Settings(**settings), decoder)
-        self.loop = asyncio.new_event_loop()
-        threading.Thread(target=self.loop.run_forever, daemon=True).start()
-        self._run(self.cloud.start())
-
-    def _run(self, work: Any) -> Any:
-        return asyncio.run_coroutine_threadsafe(work, self.loop).result(30)
-
-    def put(self, data: bytes, **changed: Any) -> Any:
-        """Store a frame as ingest does."""
-        new = new_frame(data, **changed)
-        self.cloud.store.add([new], time.time())
-        self.loop.call_soon_threadsafe(self.cloud.commits.announce, [new])
-        return new
-
-    def stop(self) -> None:
-        """Drain and end."""
-        self._run(self.cloud.stop())
-        self.loop.call_soon_threadsafe(self.loop.stop)
+from aeic_client.messages import Event, EventParser, Frame, Known
+from tests.support.cloud import CloudThread
+from tests.support.frames import MakeFrame, new_frame
+from tests.support.waiting import until, wait_until
 
 
 @pytest.fixture
-def running(bundle: Bundle, tmp_path: Path) -> Iterator[Running]:
-    started = Running(bundle, tmp_path)
+def running(bundle: Bundle, tmp_path: Path) -> Iterator[CloudThread]:
+    started = CloudThread(bundle, tmp_path)
     yield started
     started.stop()
 
 
-def test_list_wait_image_decode(running: Running, make_frame: MakeFrame) -> None:
+def test_list_wait_image_decode(running: CloudThread, make_frame: MakeFrame) -> None:
     with Client(running.cloud.http) as cloud:
         news = [running.put(make_frame(seed), source=f"box-{seed % 2}") for seed in range(5)]
         picture = cloud.image(news[0].id, "png", wait=20)
@@ -85,7 +56,7 @@ def test_list_wait_image_decode(running: Running, make_frame: MakeFrame) -> None
 
 
 def test_pages_are_fetched_as_needed(
-    running: Running,
+    running: CloudThread,
     make_frame: MakeFrame,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -95,7 +66,7 @@ def test_pages_are_fetched_as_needed(
         assert [one.id for one in cloud.frames()] == [new.id for new in reversed(news)]
 
 
-def test_refusals_are_problems(running: Running, make_frame: MakeFrame) -> None:
+def test_refusals_are_problems(running: CloudThread, make_frame: MakeFrame) -> None:
     with Client(running.cloud.http) as cloud:
         for call, status in (
             (lambda: cloud.frame(uuid4()), 404),
@@ -114,7 +85,7 @@ def test_refusals_are_problems(running: Running, make_frame: MakeFrame) -> None:
 
 
 def test_a_wrong_token_ends_following(bundle: Bundle, tmp_path: Path) -> None:
-    started = Running(bundle, tmp_path, tokens="a:a-long-token")
+    started = CloudThread(bundle, tmp_path, tokens="a:a-long-token")
     try:
         with Client(started.cloud.http, "another-token") as cloud, pytest.raises(Problem) as caught:
             next(cloud.follow())
@@ -132,7 +103,7 @@ def test_following_survives_a_restart_and_misses_nothing(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(client, "RETRY_SECONDS", 0.1)
-    first = Running(bundle, tmp_path)
+    first = CloudThread(bundle, tmp_path)
     old = first.put(make_frame(1))
     seen: list[Any] = []
     with Client(first.cloud.http) as cloud:
@@ -145,52 +116,41 @@ def test_following_survives_a_restart_and_misses_nothing(
                     seen.append(frame.id)
 
         threading.Thread(target=listen, daemon=True).start()
-        _until(lambda: len(first.cloud.event_bus) > 0)
+        wait_until(lambda: len(first.cloud.event_bus) > 0)
         time.sleep(0.2)
         before = [first.put(make_frame(seed)).id for seed in (2, 3)]
-        _until(lambda: len(seen) == 2)
+        wait_until(lambda: len(seen) == 2)
         first.stop()
         port = int(first.cloud.http.rsplit(":", 1)[1])
-        second = Running(bundle, tmp_path)  # nobody listens to this one: what it decodes is missed
+        second = CloudThread(bundle, tmp_path)  # nobody listens to this one: what it decodes is missed
         missed = second.put(make_frame(4)).id
         with Client(second.cloud.http) as other:
             other.image(missed, wait=20)
         second.stop()
-        third = Running(bundle, tmp_path, port=port)  # the same address again, as a restarted service has it
-        _until(lambda: len(seen) == 3)
+        third = CloudThread(bundle, tmp_path, port=port)  # the same address again, as a restarted service has it
+        wait_until(lambda: len(seen) == 3)
         after = third.put(make_frame(5)).id
-        _until(lambda: len(seen) == 4)
+        wait_until(lambda: len(seen) == 4)
         third.stop()
     assert sorted(seen) == sorted([*before, missed, after]) and seen[-1] == after
 
 
-def _until(true: Any, seconds: float = 20) -> None:
-    end = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < end
-        time.sleep(0.02)
-
-
-def test_the_same_by_asyncio(running: Running, make_frame: MakeFrame) -> None:
-    async def scenario() -> None:
-        async with AsyncClient(running.cloud.http) as cloud:
-            following = aio.AsyncClient.pictures(cloud, "webp", 64)
-            task = asyncio.ensure_future(anext(following))
-            while not len(running.cloud.event_bus):
-                await asyncio.sleep(0.02)
-            await asyncio.sleep(0.2)
-            new = running.put(make_frame(1))
-            frame, picture = await asyncio.wait_for(task, 20)
-            assert frame.id == new.id and Image.open(io.BytesIO(picture)).size == (64, 48)
-            await following.aclose()
-            assert [one.id async for one in cloud.frames()] == [new.id]
-            assert (await cloud.frame(new.id)).state == "done"
-            assert await cloud.bitstream(new.id) == new.bitstream
-            assert Image.open(io.BytesIO(await cloud.decode(new.bitstream))).size == (128, 96)
-            with pytest.raises(Problem):
-                await cloud.image(uuid4(), wait=0)
-
-    asyncio.run(scenario())
+async def test_the_same_by_asyncio(running: CloudThread, make_frame: MakeFrame) -> None:
+    async with AsyncClient(running.cloud.http) as cloud:
+        following: Any = cloud.pictures("webp", 64)
+        task = asyncio.ensure_future(anext(following))
+        await until(lambda: len(running.cloud.event_bus) > 0)
+        await asyncio.sleep(0.2)
+        new = running.put(make_frame(1))
+        frame, picture = await asyncio.wait_for(task, 20)
+        assert frame.id == new.id and Image.open(io.BytesIO(picture)).size == (64, 48)
+        await following.aclose()
+        assert [one.id async for one in cloud.frames()] == [new.id]
+        assert (await cloud.frame(new.id)).state == "done"
+        assert await cloud.bitstream(new.id) == new.bitstream
+        assert Image.open(io.BytesIO(await cloud.decode(new.bitstream))).size == (128, 96)
+        with pytest.raises(Problem):
+            await cloud.image(uuid4(), wait=0)
 
 
 class _Awaited(ast.NodeTransformer):
@@ -228,7 +188,7 @@ def test_events_cut_anywhere() -> None:
     frame += ' "bytes": 2, "bpp": 16, "rate": 0, "digest": "d", "received_at": "2026-11-24T10:00:00.000Z", "new": 1}'
     text = f'retry: 2000\n\n: still here\n\nevent: done\ndata: {{"event": "done", "frame": {frame}}}\n\n'
     for size in (1, 3, 7, 1000):
-        parser, found = EventParser(), []
+        parser, found = EventParser(), list[Event]()
         for at in range(0, len(text), size):
             found += parser.feed(text[at : at + size])
         (event,) = found

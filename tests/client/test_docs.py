@@ -5,23 +5,25 @@ from __future__ import annotations
 import re
 import threading
 from pathlib import Path
+from typing import Any
 
 from aeic.bundle import Bundle
-from tests.client.test_client import Running
-from tests.cloud.conftest import MakeFrame
+from tests.support.cloud import CloudThread
+from tests.support.frames import MakeFrame
+from tests.support.roots import DOCS
 
-DOCS = Path(__file__).parents[2] / "docs" / "reference" / "cloud.md"
+GUIDE = DOCS / "reference" / "cloud.md"
 
 
 def test_the_example_runs(bundle: Bundle, make_frame: MakeFrame, tmp_path: Path) -> None:
-    code = re.search(r"test_docs\.py -->\n```python\n(.*?)```", DOCS.read_text(), re.S)
+    code = re.search(r"test_docs\.py -->\n```python\n(.*?)```", GUIDE.read_text(), re.S)
     assert code
-    running = Running(bundle, tmp_path)
+    running = CloudThread(bundle, tmp_path)
     try:
         new = running.put(make_frame(1), source="roof-camera-1")
         later = threading.Timer(1.5, lambda: running.put(make_frame(2)))
         later.start()
-        names = {"url": running.cloud.http, "id": new.id}
+        names: dict[str, Any] = {"url": running.cloud.http, "id": new.id}
         exec(code.group(1), names)
         assert names["picture"][:2] == b"\xff\xd8" and names["again"][:4] == b"\x89PNG"
         assert names["frame"].id != new.id

@@ -24,15 +24,12 @@ from typing import Any
 from uuid import UUID, uuid4
 
 import httpx
-import numpy as np
 import psutil
 
-from aeic.bitstream import Frame
 from aeic.bundle import Bundle
-from aeic.latent_codec import LatentCodec
 from aeic.v1 import ingest_pb2 as pb
-from tests.cloud.conftest import Edge
-from tests.cloud.test_service import process
+from tests.support.cloud import IngestClient, cloud_process
+from tests.support.frames import frame_maker
 from tests.support.stranger import HEADERS, SECRET, SHARES, Findings, Stranger
 from tests.support.tiny_bundle import write_tiny_bundle
 
@@ -43,8 +40,9 @@ def run(requests: int, seed: int = 0) -> dict[str, Any]:
     """All attacks; ``wrong`` of the result lists what must not have been."""
     with tempfile.TemporaryDirectory() as folder:
         bundle = Bundle.load(write_tiny_bundle(Path(folder) / "bundle"))
-        good = [_frame(bundle, number) for number in range(6)]
-        others = {uuid4(): _frame(bundle, 100 + number, 96, 64) for number in range(5)}
+        make_frame = frame_maker(bundle)
+        good = [make_frame(number) for number in range(6)]
+        others = {uuid4(): make_frame(100 + number, 96, 64) for number in range(5)}
         digests = [hashlib.sha256(data).hexdigest().encode() for data in others.values()]
         findings = Findings([SECRET.encode(), *digests, *others.values()])
         settings = {
@@ -55,7 +53,7 @@ def run(requests: int, seed: int = 0) -> dict[str, Any]:
             "AEIC_CLOUD_THREADS": "1",
         }
         started = time.monotonic()
-        with process(bundle, Path(folder) / "data", **settings) as (running, told):
+        with cloud_process(bundle, Path(folder) / "data", **settings) as (running, told):
             log = ThreadPoolExecutor(1)
             words = log.submit(running.stderr.read)  # type: ignore[union-attr]  # a full pipe would stop the service
             asyncio.run(_deliver(told["grpc"], bundle, others))
@@ -98,17 +96,11 @@ def run(requests: int, seed: int = 0) -> dict[str, Any]:
 
 
 async def _deliver(address: str, bundle: Bundle, frames: dict[UUID, bytes]) -> None:
-    async with Edge(address) as edge:
+    async with IngestClient(address) as edge:
         await edge.hello(bundle, source=SECRET, token="token-of-acme")
         for id, data in frames.items():
             await edge.send(data, id)
             assert (await edge.ack()).status == pb.ACK_STATUS_STORED
-
-
-def _frame(bundle: Bundle, seed: int, width: int = 128, height: int = 96) -> bytes:
-    size = Frame(width, height, 0, bundle.fingerprint, b"").latent_size
-    y = np.random.default_rng(seed).normal(0, 20, (bundle.channels, *size)).astype(np.float32)
-    return LatentCodec(bundle, 1).encode(y, 0, width, height)
 
 
 def _held(service: psutil.Process) -> tuple[int, int]:

@@ -2,30 +2,19 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import re
 import shutil
 import subprocess
-from pathlib import Path
-from types import ModuleType
 
 import pytest
 
 from cloud_decoder.metrics import Metrics
 from edge_encoder.metrics import Metrics as EdgeMetrics
+from tests.support.dashboards import RULES, dashboard_module, metrics_in
+from tests.support.roots import DEPLOY
 
-DEPLOY = Path(__file__).parents[2] / "deploy"
-RULES = DEPLOY / "prometheus" / "rules.yml"
 TESTS = sorted((DEPLOY / "prometheus").glob("rules*_test.yml"))
-
-
-def dashboard_module() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("make_dashboard", DEPLOY / "grafana" / "make_dashboard.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def known_names() -> set[str]:
@@ -35,10 +24,6 @@ def known_names() -> set[str]:
             ends = {"counter": ("_total",), "histogram": ("_bucket", "_sum", "_count")}.get(metric.type, ("",))
             names |= {metric.name + end for end in ends}
     return names
-
-
-def metrics_in(text: str) -> set[str]:
-    return set(re.findall(r"\baeic_(?:cloud|edge)_\w+", text))
 
 
 def test_the_dashboard_is_what_its_program_writes_and_asks_for_what_exists() -> None:

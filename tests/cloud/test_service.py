@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-import json
 import os
 import re
 import signal
@@ -11,8 +9,6 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from uuid import uuid4
 
@@ -22,43 +18,30 @@ from aeic.bundle import Bundle
 from aeic.v1 import ingest_pb2 as pb
 from cloud_decoder.metrics import Metrics
 from cloud_decoder.settings import Settings
-from tests.cloud.conftest import Edge, MakeFrame
+from tests.support.cloud import IngestClient, cloud_process
+from tests.support.frames import MakeFrame
+from tests.support.roots import DOCS
 
-DOCS = Path(__file__).parents[2] / "docs" / "reference" / "cloud.md"
-
-
-@contextmanager
-def process(bundle: Bundle, data_dir: Path, **settings: str) -> Iterator[tuple[subprocess.Popen[str], dict[str, str]]]:
-    environment = os.environ | {"AEIC_CLOUD_BUNDLE": str(bundle.path), "AEIC_CLOUD_DATA_DIR": str(data_dir)} | settings
-    command = [sys.executable, "-m", "cloud_decoder", "--port", "0"]
-    running = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    try:
-        assert running.stdout is not None and running.stderr is not None
-        line = running.stdout.readline()
-        assert line, running.stderr.read()
-        yield running, json.loads(line)
-    finally:
-        running.kill()
-        running.communicate()
+GUIDE = DOCS / "reference" / "cloud.md"
 
 
-def test_killed_in_the_middle_it_loses_nothing(bundle: Bundle, make_frame: MakeFrame, tmp_path: Path) -> None:
+async def test_killed_in_the_middle_it_loses_nothing(bundle: Bundle, make_frame: MakeFrame, tmp_path: Path) -> None:
     sent = {uuid4(): make_frame(seed, 256, 256) for seed in range(30)}
 
     async def feed(address: str) -> None:
-        async with Edge(address) as edge:
+        async with IngestClient(address) as edge:
             await edge.hello(bundle)
             for id, data in sent.items():
                 await edge.send(data, id)
             for _ in sent:
                 assert (await edge.ack()).status == pb.ACK_STATUS_STORED
 
-    with process(bundle, tmp_path) as (running, told):
+    with cloud_process(bundle, tmp_path) as (running, told):
         assert told["service"] == "cloud"
-        asyncio.run(feed(told["grpc"]))
+        await feed(told["grpc"])
         running.send_signal(signal.SIGKILL)  # acknowledged a moment ago, hardly any decoded
         running.wait(10)
-    with process(bundle, tmp_path) as (running, told), httpx.Client(base_url=told["http"]) as http:
+    with cloud_process(bundle, tmp_path) as (running, told), httpx.Client(base_url=told["http"]) as http:
         end = time.monotonic() + 20
         while http.get("/v1/status").json()["frames"]["done"] < len(sent):
             assert time.monotonic() < end
@@ -93,7 +76,7 @@ def test_what_is_wrong_at_the_start_is_one_line(bundle: Bundle, tmp_path: Path) 
 
 
 def test_two_clouds_do_not_share_a_folder(bundle: Bundle, tmp_path: Path) -> None:
-    with process(bundle, tmp_path):
+    with cloud_process(bundle, tmp_path):
         second = subprocess.run(
             [sys.executable, "-m", "cloud_decoder", "--port", "0"],
             env=os.environ | {"AEIC_CLOUD_BUNDLE": str(bundle.path), "AEIC_CLOUD_DATA_DIR": str(tmp_path)},
@@ -115,7 +98,7 @@ def test_a_port_that_is_taken_is_one_line(bundle: Bundle, tmp_path: Path) -> Non
 
 
 def test_the_docs_list_every_setting_with_its_default() -> None:
-    rows = dict(re.findall(r"^\| `AEIC_CLOUD_(\w+)` \| (.*) \|$", DOCS.read_text(), re.M))
+    rows = dict(re.findall(r"^\| `AEIC_CLOUD_(\w+)` \| (.*) \|$", GUIDE.read_text(), re.M))
     assert rows.pop("CONFIG")
     fields = Settings.model_fields
     assert set(rows) == {name.upper() for name in fields}
@@ -127,7 +110,7 @@ def test_the_docs_list_every_setting_with_its_default() -> None:
 
 
 def test_the_docs_list_every_metric() -> None:
-    listed = set(re.findall(r"^\| `(aeic_cloud_\w+)` ", DOCS.read_text(), re.M))
+    listed = set(re.findall(r"^\| `(aeic_cloud_\w+)` ", GUIDE.read_text(), re.M))
     made = {metric.name + ("_total" if metric.type == "counter" else "") for metric in Metrics().registry.collect()}
     assert listed == made
 

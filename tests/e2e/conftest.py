@@ -9,8 +9,7 @@ import pytest
 
 from aeic_tools import local_services
 from aeic_tools.local_services import Pair
-
-ROOT = Path(__file__).parent.parent.parent
+from tests.support.roots import ROOT
 
 
 @pytest.fixture(scope="module")

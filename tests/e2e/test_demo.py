@@ -12,7 +12,8 @@ from pathlib import Path
 
 from PIL import Image
 
-ROOT = Path(__file__).parent.parent.parent
+from tests.support.roots import ROOT
+
 KEYS = {"name", "width", "height", "bytes", "bpp", "encode_ms", "decode_ms", "end_to_end_ms", "psnr_db"}
 
 

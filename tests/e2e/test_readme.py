@@ -13,8 +13,8 @@ import pytest
 from PIL import Image
 
 from aeic_tools.local_services import Pair
+from tests.support.roots import ROOT
 
-ROOT = Path(__file__).parent.parent.parent
 README = (ROOT / "README.md").read_text()
 
 

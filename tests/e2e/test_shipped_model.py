@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,8 +13,8 @@ from aeic.pixels import load_picture
 from aeic_tools.demo import psnr
 from cloud_decoder.inference.decoder import Decoder
 from edge_encoder.encoding.encoder import Encoder
+from tests.support.roots import ROOT
 
-ROOT = Path(__file__).parent.parent.parent
 BUNDLE = ROOT / "models" / "aeic-se-nano"
 PICTURES = sorted(path for path in (ROOT / "examples").iterdir() if path.suffix != ".md")
 
@@ -62,7 +61,7 @@ def test_more_rate_is_more_bytes_and_no_worse_picture(encoder: Encoder, decoder:
         assert last > first
 
 
-@pytest.mark.slow
+@pytest.mark.perf
 def test_times(encoder: Encoder, decoder: Decoder) -> None:
     """768x512 on two cores: image bytes to frame under 250 ms, frame to pixels under 1.5 s. Best of five."""
     if os.getloadavg()[0] > 1.5 * (os.cpu_count() or 1) + 1:

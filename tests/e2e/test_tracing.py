@@ -26,8 +26,8 @@ from edge_encoder.service import EdgeService
 from edge_encoder.settings import EdgeSettings
 from edge_encoder.spool.record import Record
 from edge_encoder.uplink.stream import Stream
+from tests.support.roots import ROOT
 
-ROOT = Path(__file__).parents[2]
 CALLER = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 
 
@@ -46,35 +46,31 @@ def spans() -> Any:
     tracing.use(None)
 
 
-def journey(folder: Path, bundle: Path, pictures: list[bytes]) -> list[str]:
+async def journey(folder: Path, bundle: Path, pictures: list[bytes]) -> list[str]:
     """The pictures through an edge and a cloud in this process; their ids, once each is decoded."""
-
-    async def scenario() -> list[str]:
-        free = {"host": "127.0.0.1", "port": 0, "grpc_port": 0}
-        cloud = Cloud(Settings(**free, data_dir=folder / "cloud", bundle=bundle, device="onnx"))  # type: ignore[arg-type]
-        await cloud.start()
-        edge = EdgeService(EdgeSettings(data_dir=folder / "edge", bundle=bundle, cloud_address=cloud.grpc))
-        await edge.start()
-        try:
-            transport = httpx.ASGITransport(create_app(edge))
-            async with httpx.AsyncClient(transport=transport, base_url="http://edge") as http:
-                posted = [http.post("/v1/frames", content=p, headers={"traceparent": CALLER}) for p in pictures]
-                ids = [answer.json()["id"] for answer in await asyncio.gather(*posted)]
-            for id in ids:
-                row, image = await cloud.image_service.image("", UUID(id), "png", None, 30.0)
-                assert image and row
-            await asyncio.sleep(0.2)  # the spans of the last one are told beside its answer
-            return ids
-        finally:
-            await edge.stop()
-            await cloud.stop()
-
-    return asyncio.run(scenario())
+    free: dict[str, Any] = {"host": "127.0.0.1", "port": 0, "grpc_port": 0}
+    cloud = Cloud(Settings(**free, data_dir=folder / "cloud", bundle=bundle, device="onnx"))
+    await cloud.start()
+    edge = EdgeService(EdgeSettings(data_dir=folder / "edge", bundle=bundle, cloud_address=cloud.grpc))
+    await edge.start()
+    try:
+        transport = httpx.ASGITransport(create_app(edge))
+        async with httpx.AsyncClient(transport=transport, base_url="http://edge") as http:
+            posted = [http.post("/v1/frames", content=p, headers={"traceparent": CALLER}) for p in pictures]
+            ids = [answer.json()["id"] for answer in await asyncio.gather(*posted)]
+        for id in ids:
+            row, image = await cloud.image_service.image("", UUID(id), "png", None, 30.0)
+            assert image and row
+        await asyncio.sleep(0.2)  # the spans of the last one are told beside its answer
+        return ids
+    finally:
+        await edge.stop()
+        await cloud.stop()
 
 
-def test_one_trace_from_post_to_picture(spans: Any, tiny_bundle: Path, tmp_path: Path, owl: bytes) -> None:
+async def test_one_trace_from_post_to_picture(spans: Any, tiny_bundle: Path, tmp_path: Path, owl: bytes) -> None:
     coffee = (ROOT / "examples" / "coffee.jpg").read_bytes()
-    ids = journey(tmp_path, tiny_bundle, [owl, coffee])
+    ids = await journey(tmp_path, tiny_bundle, [owl, coffee])
     found = spans()
     named: dict[str, list[Any]] = {}
     for one in found:

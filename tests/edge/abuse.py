@@ -28,7 +28,9 @@ import httpx
 import psutil
 from PIL import Image
 
-from tests.edge.conftest import ROOT, Edge, picture
+from tests.support.edge_process import EdgeProcess
+from tests.support.pictures import picture
+from tests.support.roots import ROOT
 from tests.support.tiny_bundle import write_tiny_bundle
 
 SAMPLES = {
@@ -75,7 +77,7 @@ def mutated(sample: bytes, rng: random.Random) -> bytes:
 class Abuse:
     """One edge process and what it answered."""
 
-    def __init__(self, edge: Edge, seed: int) -> None:
+    def __init__(self, edge: EdgeProcess, seed: int) -> None:
         self.edge = edge
         self.rng = random.Random(seed)
         self.statuses: Counter[int] = Counter()
@@ -159,7 +161,7 @@ def schema(url: str, examples: int) -> str:
 def run(mutations: int, examples: int, slow: int, seed: int, folder: Path, bomb_side: int = 8192) -> dict[str, object]:
     """All of it, once; see the module's docstring."""
     bundle = write_tiny_bundle(folder / "bundle")
-    edge = Edge(
+    edge = EdgeProcess(
         AEIC_BUNDLE=str(bundle),
         AEIC_EDGE_DATA_DIR=str(folder / "spool"),
         AEIC_EDGE_CLOUD_ADDRESS="",

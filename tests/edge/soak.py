@@ -29,8 +29,8 @@ import httpx
 
 from aeic.identifiers import new_id
 from edge_encoder.encoding.encoder import Encoder
-from tests.edge.conftest import picture
 from tests.support.edge_fakes import Proxy
+from tests.support.pictures import picture
 from tests.support.restarted import Process
 from tests.support.tiny_bundle import write_tiny_bundle
 

@@ -10,19 +10,21 @@ import subprocess
 import sys
 import time
 import uuid
+from pathlib import Path
 
 import httpx
 import pytest
 
 from edge_encoder.__main__ import main
-from tests.edge.conftest import ROOT, picture
 from tests.support.edge_fakes import FakeCloud, serving
+from tests.support.edge_process import StartEdge
+from tests.support.pictures import picture
+from tests.support.roots import ROOT
+from tests.support.waiting import until, wait_until
 
 
-def test_it_says_where_it_is_and_drains_on_sigterm(start_edge):
-    begin = time.monotonic()
+def test_it_says_where_it_is_and_drains_on_sigterm(start_edge: StartEdge) -> None:
     edge = start_edge()
-    assert time.monotonic() - begin < 6
     assert edge.ready["service"] == "edge"
     body = httpx.post(f"{edge.url}/v1/frames", content=picture()).json()
     assert body["state"] == "spooled"
@@ -33,48 +35,45 @@ def test_it_says_where_it_is_and_drains_on_sigterm(start_edge):
     assert any("1 frames stay in the spool" in line["event"] for line in lines)
 
 
-def test_sigterm_finishes_what_was_taken_and_sends_it(start_edge):
-    async def scenario() -> None:
-        cloud = FakeCloud()
-        async with serving(cloud) as address:
-            edge = await asyncio.to_thread(start_edge, AEIC_EDGE_CLOUD_ADDRESS=address)
-            async with httpx.AsyncClient() as client:
-                posts = [
-                    asyncio.create_task(client.post(f"{edge.url}/v1/frames", content=picture(700, 500 + n)))
-                    for n in range(6)
-                ]
-                await asyncio.sleep(0.05)
-                edge.process.send_signal(signal.SIGTERM)
-                answers = await asyncio.gather(*posts, return_exceptions=True)
-            taken = {
-                uuid.UUID(a.json()["id"]) for a in answers if isinstance(a, httpx.Response) and a.status_code == 202
-            }
-            assert await asyncio.to_thread(edge.process.wait, 15) == 0
-            assert taken <= set(cloud.frames)
-
-    asyncio.run(scenario())
-
-
-def test_kill_9_between_202_and_delivery_loses_nothing(start_edge):
-    async def scenario() -> None:
-        cloud, taken = FakeCloud(), set()
-        edge = await asyncio.to_thread(start_edge)
+async def test_sigterm_finishes_what_was_taken_and_sends_it(start_edge: StartEdge) -> None:
+    cloud = FakeCloud()
+    async with serving(cloud) as address:
+        edge = await asyncio.to_thread(start_edge, AEIC_EDGE_CLOUD_ADDRESS=address)
         async with httpx.AsyncClient() as client:
-            for n in range(5):
-                response = await client.post(f"{edge.url}/v1/frames", content=picture(seed=n))
-                taken.add(uuid.UUID(response.json()["id"]))
-        await asyncio.to_thread(edge.stop, signal.SIGKILL)
-        async with serving(cloud) as address:
-            edge = await asyncio.to_thread(start_edge, AEIC_EDGE_CLOUD_ADDRESS=address)
-            deadline = time.monotonic() + 10
-            while set(cloud.frames) != taken and time.monotonic() < deadline:
-                await asyncio.sleep(0.02)
-            assert set(cloud.frames) == taken and len(taken) == 5
-
-    asyncio.run(scenario())
+            posts = [
+                asyncio.create_task(client.post(f"{edge.url}/v1/frames", content=picture(700, 500 + n)))
+                for n in range(6)
+            ]
+            await asyncio.sleep(0.05)
+            edge.process.send_signal(signal.SIGTERM)
+            answers = await asyncio.gather(*posts, return_exceptions=True)
+        taken = {uuid.UUID(a.json()["id"]) for a in answers if isinstance(a, httpx.Response) and a.status_code == 202}
+        assert await asyncio.to_thread(edge.process.wait, 15) == 0
+        assert taken <= set(cloud.frames)
 
 
-def test_slow_and_oversized_clients_over_a_real_socket(start_edge):
+async def test_kill_9_between_202_and_delivery_loses_nothing(start_edge: StartEdge) -> None:
+    cloud, taken = FakeCloud(), set()
+    edge = await asyncio.to_thread(start_edge)
+    async with httpx.AsyncClient() as client:
+        for n in range(5):
+            response = await client.post(f"{edge.url}/v1/frames", content=picture(seed=n))
+            taken.add(uuid.UUID(response.json()["id"]))
+    await asyncio.to_thread(edge.stop, signal.SIGKILL)
+    async with serving(cloud) as address:
+        edge = await asyncio.to_thread(start_edge, AEIC_EDGE_CLOUD_ADDRESS=address)
+        await until(lambda: set(cloud.frames) == taken)
+        assert len(taken) == 5
+
+
+@pytest.mark.perf
+def test_it_is_up_within_six_seconds(start_edge: StartEdge) -> None:
+    begin = time.monotonic()
+    start_edge()
+    assert time.monotonic() - begin < 6
+
+
+def test_slow_and_oversized_clients_over_a_real_socket(start_edge: StartEdge) -> None:
     edge = start_edge(AEIC_EDGE_READ_TIMEOUT_SECONDS="0.5", AEIC_EDGE_MAX_BODY_BYTES="100000")
     host, port = edge.url.removeprefix("http://").split(":")
     request = b"POST /v1/frames HTTP/1.1\r\nHost: edge\r\nContent-Length: 5000\r\n\r\n" + b"x" * 10
@@ -82,12 +81,10 @@ def test_slow_and_oversized_clients_over_a_real_socket(start_edge):
         socket.create_connection((host, int(port)), timeout=5) as body,
         socket.create_connection((host, int(port)), timeout=5) as headers,
     ):
-        begin = time.monotonic()
         body.sendall(request)
         headers.sendall(request[:30])
         assert b" 408 " in body.recv(65536).split(b"\r\n")[0]
         assert headers.recv(65536) == b""  # closed
-        assert time.monotonic() - begin < 3
     with httpx.Client(base_url=edge.url) as client:
         for _ in range(3):  # keep-alive goes on working
             assert client.post("/v1/frames", content=picture()).status_code == 202
@@ -105,7 +102,9 @@ def test_slow_and_oversized_clients_over_a_real_socket(start_edge):
         ({"AEIC_EDGE_CONFIG": "/nowhere.toml"}, "nowhere"),
     ],
 )
-def test_wrong_settings_are_told(environment, words, monkeypatch, capsys):
+def test_wrong_settings_are_told(
+    environment, words, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setenv("AEIC_EDGE_TOKEN", "s3cret-token")
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
@@ -114,7 +113,7 @@ def test_wrong_settings_are_told(environment, words, monkeypatch, capsys):
     assert words in told and "s3cret" not in told
 
 
-def test_a_missing_bundle_is_told(tmp_path):
+def test_a_missing_bundle_is_told(tmp_path: Path) -> None:
     run = subprocess.run(
         [sys.executable, "-m", "edge_encoder", "--port", "0", "--data-dir", str(tmp_path), "--bundle", "/nowhere"],
         cwd=ROOT,
@@ -126,14 +125,14 @@ def test_a_missing_bundle_is_told(tmp_path):
     assert "nowhere" in run.stderr and "Traceback" not in run.stderr
 
 
-def test_the_edge_never_loads_torch():
+def test_the_edge_never_loads_torch() -> None:
     heavy = ("torch", "torchvision", "sqlalchemy", "diffusers", "compressai", "aeic_nets")
     code = f"import sys, edge_encoder.__main__; print([name for name in {heavy} if name in sys.modules])"
     run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=30)
     assert run.stdout.strip() == "[]", run.stderr
 
 
-def test_systemd_is_told_and_the_folder_watched(start_edge, tmp_path):
+def test_systemd_is_told_and_the_folder_watched(start_edge: StartEdge, tmp_path: Path) -> None:
     address = str(tmp_path / "notify")
     inbox = tmp_path / "in"
     inbox.mkdir()
@@ -144,10 +143,7 @@ def test_systemd_is_told_and_the_folder_watched(start_edge, tmp_path):
         edge = start_edge(NOTIFY_SOCKET=address, AEIC_EDGE_WATCH_DIR=str(inbox), AEIC_EDGE_WATCH_SECONDS="0.1")
         assert channel.recv(100) == b"READY=1"
         assert channel.recv(100) == b"WATCHDOG=1"
-        deadline = time.monotonic() + 10
-        while not (inbox / "done" / "a.jpg").exists():
-            assert time.monotonic() < deadline
-            time.sleep(0.02)
+        wait_until(lambda: (inbox / "done" / "a.jpg").exists())
         code, _ = edge.stop(signal.SIGTERM)
         assert code == 0
         last = b""

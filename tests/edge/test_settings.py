@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import pytest
 from pydantic import ValidationError
 
 from edge_encoder.metrics import Metrics
 from edge_encoder.settings import EdgeSettings
-from tests.edge.conftest import ROOT
+from tests.support.roots import ROOT
 
 
-def test_environment_beats_the_file_beats_the_default(tmp_path, monkeypatch):
+def test_environment_beats_the_file_beats_the_default(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "edge.toml"
     file.write_text('port = 1234\nwindow_frames = 9\nsource_id = "mast"\n')
     monkeypatch.setenv("AEIC_EDGE_CONFIG", str(file))
@@ -25,12 +26,12 @@ def test_environment_beats_the_file_beats_the_default(tmp_path, monkeypatch):
         EdgeSettings()
 
 
-def test_secrets_are_never_shown():
+def test_secrets_are_never_shown() -> None:
     settings = EdgeSettings(token="s3cret")
     assert "s3cret" not in repr(settings) + str(settings.model_dump())
 
 
-def test_impossible_settings_are_refused(tmp_path):
+def test_impossible_settings_are_refused(tmp_path: Path) -> None:
     for bad in (
         {"port": 70_000},
         {"tls_key": tmp_path / "k"},
@@ -44,12 +45,12 @@ def test_impossible_settings_are_refused(tmp_path):
             EdgeSettings(**bad)
 
 
-def test_misspelt_variables_are_found():
+def test_misspelt_variables_are_found() -> None:
     given = {"AEIC_EDGE_PORT": "1", "AEIC_EDGE_PROT": "1", "HOME": "/"}
     assert EdgeSettings.unknown_variables(given) == ["AEIC_EDGE_PROT"]
 
 
-def test_the_table_in_the_docs_is_the_truth():
+def test_the_table_in_the_docs_is_the_truth() -> None:
     text = (ROOT / "docs" / "reference" / "edge.md").read_text()
     rows = dict(re.findall(r"^\| `AEIC_EDGE_(\w+)` \| (.*) \|$", text, re.M))
     rows.pop("CONFIG", None)
@@ -63,7 +64,7 @@ def test_the_table_in_the_docs_is_the_truth():
             assert default.strip("`") == shown, name
 
 
-def test_every_metric_is_in_the_docs():
+def test_every_metric_is_in_the_docs() -> None:
     text = (ROOT / "docs" / "reference" / "edge.md").read_text()
     for family in Metrics().registry.collect():
         name = family.name + ("_total" if family.type == "counter" else "")

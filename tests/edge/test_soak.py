@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
+from pathlib import Path
 
 import pytest
 
@@ -10,7 +10,7 @@ from tests.edge.soak import Soak
 
 
 @pytest.mark.slow
-def test_every_acknowledged_frame_is_in_the_cloud_once_bit_for_bit(tmp_path):
-    result = asyncio.run(asyncio.wait_for(Soak(tmp_path, 2000, 1, True).run(), 600))
+async def test_every_acknowledged_frame_is_in_the_cloud_once_bit_for_bit(tmp_path: Path) -> None:
+    result = await Soak(tmp_path, 2000, 1, True).run()
     assert (result["frames"], result["lost"], result["wrong"], result["duplicated"]) == (2000, 0, 0, 0)
     assert result["edge_exit"] == 0 and result["troubles"]

@@ -25,8 +25,8 @@ from PIL import Image
 
 from aeic.bundle import Bundle, default_bundle_path
 from aeic.errors import BundleError
+from tests.support.roots import ROOT
 
-ROOT = Path(__file__).parents[2]
 WORKER = Path(__file__).with_name("isa_worker.py")
 SIDE = (128, 192)
 MACHINES = ("native", "haswell", "cortex-a72", "arm64-max")
@@ -79,7 +79,7 @@ def exact_bundle(named: Path | None, folder: Path) -> Path:
     except BundleError:
         if named:
             raise
-    from tests.exact.models import write_exact_bundle
+    from tests.support.exact_models import write_exact_bundle
 
     print("no bundle with an exact entropy model: using a small random one")
     return write_exact_bundle(folder)

@@ -16,7 +16,7 @@ from aeic.tables import Rows, gaussian_rows
 from aeic_nets.integer.export import context_graph, entropy_graph, hyper_synthesis_graph
 from aeic_nets.integer.reference import Reference
 from aeic_nets.integer.scale_index import symbol_limits
-from tests.exact.models import SMALL, small_model
+from tests.support.exact_models import MODELS, SMALL, bases, small_model
 
 LEVELS = [
     ort.GraphOptimizationLevel.ORT_DISABLE_ALL,
@@ -24,7 +24,6 @@ LEVELS = [
     ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED,
     ort.GraphOptimizationLevel.ORT_ENABLE_ALL,
 ]
-MODELS = {"8 bit": (), "14-bit weights at the ends": (("adapter_*.branch?*", 14), ("h_s.increase.?.body.0", 14))}
 M, CZ = SMALL.latent_channels, SMALL.hyper_channels
 
 
@@ -41,20 +40,6 @@ def run(data: bytes, level: Any = LEVELS[-1], threads: int = 1, **feeds: NDArray
     session = ort.InferenceSession(data, options, providers=["CPUExecutionProvider"])
     outputs: list[NDArray[Any]] = session.run(None, feeds)
     return outputs
-
-
-def bases() -> dict[str, NDArray[np.float32]]:
-    """Random and extreme: whatever a foreign frame may lead to must be the same everywhere, too."""
-    rng, shape = np.random.default_rng(1), (1, M, 6, 10)
-    return {
-        "usual": (np.rint(rng.normal(size=shape) * 3 * 256) / 256).astype(np.float32),
-        "wide": (np.rint(rng.normal(size=shape) * 300 * 256) / 256).astype(np.float32),
-        "zero": np.zeros(shape, np.float32),
-        "alternating": np.where(rng.integers(0, 2, shape) > 0, 3500, -3500).astype(np.float32),
-        "half steps": (rng.integers(-9, 9, shape) + 0.5).astype(np.float32) / 256,
-        "one pixel": np.pad(np.full((1, M, 1, 1), 40, np.float32), ((0, 0), (0, 0), (0, 1), (0, 1))),
-        "two frames": (np.rint(rng.normal(size=(2, M, 4, 6)) * 512) / 256).astype(np.float32),
-    }
 
 
 @pytest.mark.parametrize("target", ["cpu", "gpu"])

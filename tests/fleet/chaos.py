@@ -21,6 +21,7 @@ import tempfile
 import time
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 from cloud_decoder.store.store import Store
 from tests.fleet.camera import Camera
@@ -73,7 +74,8 @@ async def run(options: argparse.Namespace, folder: Path) -> dict[str, object]:
             else:
                 trouble = asyncio.create_task(fleet.trouble(rng, events, over))
                 load = asyncio.gather(*sending)
-                await asyncio.wait({trouble, load}, return_when=asyncio.FIRST_COMPLETED)
+                both: set[asyncio.Future[Any]] = {trouble, load}
+                await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
                 over.set()
                 await trouble  # where it broke, it says so now
                 await load

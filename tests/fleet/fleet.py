@@ -6,6 +6,7 @@ import asyncio
 import random
 from collections import Counter
 from pathlib import Path
+from typing import Any
 from uuid import UUID, uuid4
 
 import numpy as np
@@ -43,7 +44,7 @@ class Fleet:
         self.postgres = Postgres(durable=True)
         self.bundle = Bundle.load(write_tiny_bundle(folder / "bundle"))
         self.http, self.grpc = f"http://127.0.0.1:{http}", f"127.0.0.1:{grpc}"
-        self.settings: dict[str, object] = {
+        self.settings: dict[str, Any] = {
             "bundle": folder / "bundle",
             "device": "onnx",
             "database_url": self.postgres.url,
@@ -52,9 +53,9 @@ class Fleet:
             "max_attempts": 20,  # kills are ours, not the frames'
             "drain_seconds": 10,
         }
-        front = {"role": "ingest", "reuse_port": True, "port": http, "grpc_port": grpc}
+        front: dict[str, Any] = {"role": "ingest", "reuse_port": True, "port": http, "grpc_port": grpc}
         self.fronts = [Member(f"front-{n}", folder, **self.settings | front) for n in range(fronts)]
-        worker = {"role": "worker", "port": 0, "grpc_port": 0, "poll_seconds": 0.1}
+        worker: dict[str, Any] = {"role": "worker", "port": 0, "grpc_port": 0, "poll_seconds": 0.1}
         self.workers = [Member(f"worker-{n}", folder, **self.settings | worker) for n in range(workers)]
 
     async def start(self) -> None:

@@ -19,7 +19,7 @@ from cloud_decoder.fleet.settings import FleetSettings
 from cloud_decoder.settings import Settings
 from cloud_decoder.store.store import Store
 from tests.fleet.fleet import Fleet
-from tests.fleet.members import ROOT
+from tests.support.roots import ROOT
 
 
 class RayFleet(Fleet):

@@ -5,14 +5,13 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
 from tests.support.postgres import missing
+from tests.support.roots import ROOT
 
 pytest.importorskip("obstore", reason="obstore is not installed (extra fleet)")
-ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.slow

@@ -10,7 +10,6 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,8 +18,8 @@ import yaml
 from cloud_decoder.fleet.settings import FleetSettings
 from cloud_decoder.settings import Settings
 from cloud_decoder.store.schema import metadata
+from tests.support.roots import DEPLOY
 
-DEPLOY = Path(__file__).parents[2] / "deploy"
 FOREIGN = {"ScaledObject", "TriggerAuthentication", "RayCluster", "Kustomization"}
 
 

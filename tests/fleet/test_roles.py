@@ -23,7 +23,8 @@ from cloud_decoder.settings import Settings
 from cloud_decoder.store.records import DecodeResult
 from cloud_decoder.store.store import State, Store
 from cloud_decoder.worker.share import Share
-from tests.cloud.conftest import Edge, FakeGenerator, MakeFrame, new_frame
+from tests.support.cloud import FakeGenerator, IngestClient
+from tests.support.frames import MakeFrame, new_frame
 
 pytest.importorskip("obstore", reason="obstore is not installed (extra fleet)")
 
@@ -33,65 +34,59 @@ def settings(folder: Path, url: str, **more: object) -> Settings:
     return Settings(**given | {"cache_url": f"file://{folder}/pictures"} | more)  # type: ignore[arg-type]
 
 
-def test_a_front_end_and_a_worker_do_what_one_machine_does(
+async def test_a_front_end_and_a_worker_do_what_one_machine_does(
     bundle: Bundle, decoder: Decoder, make_frame: MakeFrame, store_url: str, tmp_path: Path
 ) -> None:
-    async def scenario() -> None:
-        front = Cloud(settings(tmp_path, store_url, role="ingest", bundle=bundle.path))
-        worker = Cloud(settings(tmp_path, store_url, role="worker"), decoder)
-        await front.start()
-        await worker.start()
-        assert worker.grpc == ""
-        async with httpx.AsyncClient(base_url=front.http, timeout=20) as http, Edge(front.grpc) as edge:
-            await edge.hello(bundle)
-            id, data = uuid4(), make_frame(5)
-            await edge.send(data, id)
-            await edge.ack()
-            image = await http.get(f"/v1/frames/{id}/image?wait=10")
-            assert image.status_code == 200 and image.content[:4] == b"\x89PNG"
-            for file in (tmp_path / "pictures").rglob("*-png"):
-                file.unlink()
-            again = await http.get(f"/v1/frames/{id}/image?wait=10")  # its job is made anew
-            assert again.content == image.content
-            passing = await http.post("/v1/decode?timeout=10", content=make_frame(6, 64, 64))
-            assert passing.status_code == 200 and passing.headers["x-latents-digest"]
-            assert (await http.post("/v1/decode", content=b"nonsense")).status_code == 422
-            assert (await http.get("/readyz")).status_code == 200
-            assert (await http.get(worker.http + "/readyz")).status_code == 200
-            for _ in range(40):
-                if sum(front.store.counts(TRANSIENT_TENANT).values()) == 0:
-                    break
-                await asyncio.sleep(0.05)
-            assert sum(front.store.counts(TRANSIENT_TENANT).values()) == 0 and front.store.counts()["done"] == 1
-        await worker.stop()
-        await front.stop()
-
-    asyncio.run(scenario())
+    front = Cloud(settings(tmp_path, store_url, role="ingest", bundle=bundle.path))
+    worker = Cloud(settings(tmp_path, store_url, role="worker"), decoder)
+    await front.start()
+    await worker.start()
+    assert worker.grpc == ""
+    async with httpx.AsyncClient(base_url=front.http, timeout=20) as http, IngestClient(front.grpc) as edge:
+        await edge.hello(bundle)
+        id, data = uuid4(), make_frame(5)
+        await edge.send(data, id)
+        await edge.ack()
+        image = await http.get(f"/v1/frames/{id}/image?wait=10")
+        assert image.status_code == 200 and image.content[:4] == b"\x89PNG"
+        for file in (tmp_path / "pictures").rglob("*-png"):
+            file.unlink()
+        again = await http.get(f"/v1/frames/{id}/image?wait=10")  # its job is made anew
+        assert again.content == image.content
+        passing = await http.post("/v1/decode?timeout=10", content=make_frame(6, 64, 64))
+        assert passing.status_code == 200 and passing.headers["x-latents-digest"]
+        assert (await http.post("/v1/decode", content=b"nonsense")).status_code == 422
+        assert (await http.get("/readyz")).status_code == 200
+        assert (await http.get(worker.http + "/readyz")).status_code == 200
+        for _ in range(40):
+            if sum(front.store.counts(TRANSIENT_TENANT).values()) == 0:
+                break
+            await asyncio.sleep(0.05)
+        assert sum(front.store.counts(TRANSIENT_TENANT).values()) == 0 and front.store.counts()["done"] == 1
+    await worker.stop()
+    await front.stop()
 
 
-def test_without_workers_a_front_end_takes_frames_and_says_that_pictures_wait(
+async def test_without_workers_a_front_end_takes_frames_and_says_that_pictures_wait(
     bundle: Bundle, make_frame: MakeFrame, tmp_path: Path
 ) -> None:
     url = f"sqlite:///{tmp_path / 'store.db'}"
 
-    async def scenario() -> None:
-        front = Cloud(settings(tmp_path, url, role="ingest", max_queue=1, bundle=bundle.path))
-        await front.start()
-        new = new_frame(make_frame(1), wanted=False)
-        front.store.add([new], time.time())
-        async with httpx.AsyncClient(base_url=front.http, timeout=20) as http:
-            assert (await http.get(f"/v1/frames/{new.id}/image")).status_code == 202
-            assert front.store.waiting(time.time()).ready == 1  # asked for: a job before all others
-            both = await asyncio.gather(
-                *(http.post("/v1/decode?timeout=0.5", content=make_frame(n, 64, 64)) for n in (2, 3))
-            )
-            assert sorted(answer.status_code for answer in both) == [429, 504]
-            foreign = bytearray(make_frame(1))
-            foreign[6] ^= 1
-            assert (await http.post("/v1/decode", content=bytes(foreign))).status_code == 409
-        await front.stop()
-
-    asyncio.run(scenario())
+    front = Cloud(settings(tmp_path, url, role="ingest", max_queue=1, bundle=bundle.path))
+    await front.start()
+    new = new_frame(make_frame(1), wanted=False)
+    front.store.add([new], time.time())
+    async with httpx.AsyncClient(base_url=front.http, timeout=20) as http:
+        assert (await http.get(f"/v1/frames/{new.id}/image")).status_code == 202
+        assert front.store.waiting(time.time()).ready == 1  # asked for: a job before all others
+        both = await asyncio.gather(
+            *(http.post("/v1/decode?timeout=0.5", content=make_frame(n, 64, 64)) for n in (2, 3))
+        )
+        assert sorted(answer.status_code for answer in both) == [429, 504]
+        foreign = bytearray(make_frame(1))
+        foreign[6] ^= 1
+        assert (await http.post("/v1/decode", content=bytes(foreign))).status_code == 409
+    await front.stop()
 
 
 def test_a_front_end_needs_to_know_where_pictures_are(bundle: Bundle, tmp_path: Path) -> None:
@@ -137,45 +132,39 @@ def test_a_shared_cache_is_one_place_for_many(tmp_path: Path) -> None:
     assert one.get("3" * 64, "png") is not None and one.get("0" * 64, "png") is None
 
 
-def test_listeners_of_a_front_end_hear_of_the_workers(store_url: str, make_frame: MakeFrame) -> None:
+async def test_listeners_of_a_front_end_hear_of_the_workers(store_url: str, make_frame: MakeFrame) -> None:
     store, event_bus = Store(store_url), EventBus()
     news, new = EventPoller(store, event_bus), [new_frame(make_frame(n)) for n in range(3)]
 
-    async def scenario() -> None:
-        with event_bus.subscribe("") as events:
-            assert event_bus.tenants == {""}
-            store.add(new, time.time())
-            news.tell("", store.page("", 10))
-            claimed = store.claim("w", new[0].fingerprint, 2, time.time(), 60, 3)
-            news.tell("", store.page("", 10))
-            store.finish([DecodeResult(claimed[0].row.seq, "", {})], time.time())
-            store.fail([claimed[1].row.seq], "no")
-            news.tell("", store.page("", 10))
-            news.tell("", store.page("", 10))
-            heard = [await events.next(0.1) for _ in range(3)]
-            assert {(one["event"], one["id"]) for one in heard[:2] if one} == {
-                ("done", str(new[0].id)),
-                ("failed", str(new[1].id)),
-            }
-            assert heard[2] is None
-
-    asyncio.run(scenario())
+    with event_bus.subscribe("") as events:
+        assert event_bus.tenants == {""}
+        store.add(new, time.time())
+        news.tell("", store.page("", 10))
+        claimed = store.claim("w", new[0].fingerprint, 2, time.time(), 60, 3)
+        news.tell("", store.page("", 10))
+        store.finish([DecodeResult(claimed[0].row.seq, "", {})], time.time())
+        store.fail([claimed[1].row.seq], "no")
+        news.tell("", store.page("", 10))
+        news.tell("", store.page("", 10))
+        heard = [await events.next(0.1) for _ in range(3)]
+        assert {(one["event"], one["id"]) for one in heard[:2] if one} == {
+            ("done", str(new[0].id)),
+            ("failed", str(new[1].id)),
+        }
+        assert heard[2] is None
     store.close()
 
 
-def test_a_poisoned_picture_reaches_the_caller_of_a_front_end(
+async def test_a_poisoned_picture_reaches_the_caller_of_a_front_end(
     bundle: Bundle, decoder: Decoder, generator: FakeGenerator, make_frame: MakeFrame, store_url: str, tmp_path: Path
 ) -> None:
-    async def scenario() -> None:
-        front = Cloud(settings(tmp_path, store_url, role="ingest", bundle=bundle.path))
-        worker = Cloud(settings(tmp_path, store_url, role="worker"), decoder)
-        await front.start()
-        await worker.start()
-        generator.poison = lambda _: True
-        async with httpx.AsyncClient(base_url=front.http, timeout=20) as http:
-            answer = await http.post("/v1/decode?timeout=10", content=make_frame(6, 64, 64))
-        assert answer.status_code == 422 and "ZeroDivisionError" in answer.text
-        await worker.stop()
-        await front.stop()
-
-    asyncio.run(scenario())
+    front = Cloud(settings(tmp_path, store_url, role="ingest", bundle=bundle.path))
+    worker = Cloud(settings(tmp_path, store_url, role="worker"), decoder)
+    await front.start()
+    await worker.start()
+    generator.poison = lambda _: True
+    async with httpx.AsyncClient(base_url=front.http, timeout=20) as http:
+        answer = await http.post("/v1/decode?timeout=10", content=make_frame(6, 64, 64))
+    assert answer.status_code == 422 and "ZeroDivisionError" in answer.text
+    await worker.stop()
+    await front.stop()

@@ -5,14 +5,12 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 
 from benchmarks.fleet_simulator import Costs, Pool, plan, random, simulate, steady, workers_needed
-
-ROOT = Path(__file__).parents[2]
+from tests.support.roots import ROOT
 
 
 def test_a_backlog_takes_as_long_as_its_work() -> None:

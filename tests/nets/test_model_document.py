@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -88,7 +89,7 @@ def test_parameters(name: str) -> None:
 
 def test_the_residual_blocks_of_nano() -> None:
     """The worked table of section 5.1."""
-    unet = network("nano").unet
+    unet: Any = network("nano").unet
     widths = [[(block.conv1.in_channels, block.conv1.out_channels) for block in up.resnets] for up in unet.up_blocks]
     written = [
         [(sum(map(int, a.split("+"))), int(b)) for a, b in re.findall(r"Res\(([\d+]+), (\d+)\)", line)]

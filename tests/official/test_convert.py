@@ -22,8 +22,8 @@ from aeic_nets.runtime.torch_backend import TorchGenerator
 from aeic_tools import local_services
 from aeic_tools.demo_client import travel
 from aeic_train.export import from_official
-from tests.official.official_files import write_official
-from tests.official.small import SMALL, small_model
+from tests.support.official_files import write_official
+from tests.support.official_model import SMALL, small_model
 
 
 @pytest.fixture(scope="module")

@@ -18,9 +18,8 @@ from aeic_nets.runtime.torch_backend import TorchGenerator
 from aeic_tools import local_services
 from aeic_tools.demo_client import request, travel
 from aeic_train.export import from_official
-from tests.official.official_files import write_official
-
-EXAMPLES = Path(__file__).parents[2] / "examples"
+from tests.support.official_files import write_official
+from tests.support.roots import EXAMPLES
 
 
 @pytest.mark.slow

@@ -7,7 +7,7 @@ from itertools import pairwise
 import torch
 
 from aeic_nets.official.tiling import _in_step, _spans, _starts, _steps, blend_tiles, decode_tiled
-from tests.official.small import small_model
+from tests.support.official_model import small_model
 
 
 def test_the_grid_of_the_unet_ends_at_the_border() -> None:

@@ -24,9 +24,9 @@ import yaml
 from aeic_tools import local_services
 from aeic_tools.demo_client import RequestFailed, request
 from aeic_tools.local_services import Pair
-from tests.cloud.test_ops import DEPLOY, RULES, dashboard_module, metrics_in
+from tests.support.dashboards import RULES, dashboard_module, metrics_in
+from tests.support.roots import DEPLOY, EXAMPLES
 
-EXAMPLES = Path(__file__).parents[2] / "examples"
 SECONDS = 60.0
 
 pytestmark = pytest.mark.skipif(

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any
 
 import httpx
 
@@ -24,10 +22,6 @@ async def edge(folder: Path, bundle: Path, **changes: object) -> AsyncIterator[t
     async with httpx.AsyncClient(transport=transport, base_url="http://edge") as client:
         yield client, service
     await service.stop()
-
-
-def run(scenario: Callable[[], Coroutine[Any, Any, None]]) -> None:
-    asyncio.run(asyncio.wait_for(scenario(), 30))
 
 
 def is_problem(response: httpx.Response, status: int, *words: str) -> None:

@@ -66,26 +66,15 @@ class Postgres:
         self.url = f"postgresql+psycopg://aeic@127.0.0.1:{self.port}/postgres"
         self._settings = SETTINGS | {"port": str(self.port)} | ({} if durable else {"fsync": "off"})
         self._process: subprocess.Popen[bytes] | None = None
-        initdb = [
-            *self._as,
-            folder / "initdb",
-            "-D",
-            self.folder / "data",
-            "-U",
-            "aeic",
-            "-A",
-            "trust",
-            "-E",
-            "UTF8",
-            "--no-sync",
-        ]
+        options = ["-D", str(self.folder / "data"), "-U", "aeic", "-A", "trust", "-E", "UTF8", "--no-sync"]
+        initdb = [*self._as, str(folder / "initdb"), *options]
         done = subprocess.run(initdb, cwd=self.folder, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
 
     def start(self) -> Postgres:
         """Up and taking connections."""
         options = [word for name, value in self._settings.items() for word in ("-c", f"{name}={value}")]
-        command = [*self._as, self._bin / "postgres", "-D", self.folder / "data", *options]
+        command = [*self._as, str(self._bin / "postgres"), "-D", str(self.folder / "data"), *options]
         with (self.folder / "log").open("ab") as log:
             self._process = subprocess.Popen(command, cwd=self.folder, stdout=log, stderr=log)
         self.wait()

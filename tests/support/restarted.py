@@ -13,7 +13,7 @@ from pathlib import Path
 
 import psutil
 
-from tests.edge.conftest import ROOT
+from tests.support.roots import ROOT
 
 
 @dataclass
@@ -37,6 +37,7 @@ class Process:
             stdout=asyncio.subprocess.PIPE,
             stderr=self.log.open("ab"),
         )  # fmt: skip
+        assert self.process.stdout is not None
         line = await self.process.stdout.readline()
         if not line:
             raise RuntimeError(f"{self.module} did not start; see {self.log}")

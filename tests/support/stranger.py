@@ -78,7 +78,8 @@ class Stranger:
 
         described = httpx.get(f"{self.address}/openapi.json").json()
         described["paths"].pop("/v1/events", None)  # it never ends; wire() opens it and leaves
-        operations = [found.ok() for found in schemathesis.openapi.from_dict(described).get_all_operations()]
+        found: list[Any] = list(schemathesis.openapi.from_dict(described).get_all_operations())
+        operations = [one.ok() for one in found]
         modes = (GenerationMode.POSITIVE, GenerationMode.NEGATIVE)
         jobs = [(operation, mode) for operation in operations for mode in modes]
         each, turns = -(-count // len(jobs)), itertools.count()
@@ -95,7 +96,7 @@ class Stranger:
                 @given(case=operation.as_strategy(generation_mode=mode))
                 def send(case: Any) -> None:
                     told = case.as_transport_kwargs(base_url=self.address)
-                    query = [
+                    query: list[tuple[str, str | int | float | bool | None]] = [
                         (key, "0.02" if key == "wait" and _number(value) else value)
                         for key, value in _pairs(told.get("params"))
                     ]
@@ -176,7 +177,7 @@ class Stranger:
             for number in range(count - 2 * third):
                 await self._deliver(channel, number)
 
-    async def _deliver(self, channel: grpc.aio.Channel, number: int) -> None:
+    async def _deliver(self, channel: Any, number: int) -> None:
         chance = random.Random(self.seed * 7919 + number)
         hello = pb.Hello(
             source_id=chance.choice(["box", "", "x" * 300, "\0\n", SECRET]),
@@ -186,7 +187,7 @@ class Stranger:
         frame = pb.Frame(id=chance.randbytes(chance.choice([0, 16, 40])), bitstream=self._damaged(number), crc32=number)
         messages = [pb.DeliverRequest(hello=hello), pb.DeliverRequest(frame=frame), pb.DeliverRequest()]
         chance.shuffle(messages)
-        call = pb_grpc.IngestServiceStub(channel).Deliver(iter(messages), timeout=10)
+        call: Any = pb_grpc.IngestServiceStub(channel).Deliver(iter(messages), timeout=10)
         try:
             async for answer in call:
                 self.findings.leak("deliver", str(number), answer.SerializeToString())

@@ -48,7 +48,7 @@ def test_files_for_others_fit_their_schemas(schema: str, name: str) -> None:
     checker = Path(sys.executable).with_name("check-jsonschema")
     if not checker.exists():
         pytest.skip("check-jsonschema is not installed: make install")
-    command = [checker, "--builtin-schema", schema, name]
+    command = [str(checker), "--builtin-schema", schema, name]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
 

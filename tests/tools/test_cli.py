@@ -18,8 +18,8 @@ from PIL import Image
 
 from aeic.bitstream import Frame
 from aeic_tools.cli import MEASUREMENTS
+from tests.support.roots import ROOT
 
-ROOT = Path(__file__).parent.parent.parent
 FOREIGN = Frame(100, 70, 0, "000000", b"abc").to_bytes()  # of a bundle that is nowhere
 Aeic = Callable[..., subprocess.CompletedProcess[bytes]]
 

@@ -17,8 +17,8 @@ import yaml
 
 from cloud_decoder.settings import Settings as CloudSettings
 from edge_encoder.settings import EdgeSettings
+from tests.support.roots import ROOT
 
-ROOT = Path(__file__).parent.parent.parent
 DEPLOY = ROOT / "deploy"
 COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
 IMAGES = sorted(DEPLOY.glob("*.Dockerfile"))

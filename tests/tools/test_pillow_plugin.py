@@ -6,6 +6,7 @@ import io
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,8 +17,8 @@ from aeic.bitstream import HEADER_BYTES, Frame
 from aeic_tools.demo import psnr
 from cloud_decoder.inference.decoder import Decoder
 from edge_encoder.encoding.encoder import Encoder
+from tests.support.roots import ROOT
 
-ROOT = Path(__file__).parents[2]
 BUNDLE = ROOT / "models" / "aeic-se-nano"
 
 
@@ -28,6 +29,11 @@ def frame(tiny_bundle: Path, tmp_path: Path) -> Path:
     return path
 
 
+def decoded_with(image: Image.Image, bundle: Path) -> None:
+    """Name the bundle that decodes ``image``; only images of this plugin have the attribute."""
+    image.bundle = bundle  # type: ignore[attr-defined]
+
+
 @pytest.mark.skipif(not (BUNDLE / "bundle.json").exists(), reason="no model is shipped")
 def test_there_and_back_with_the_shipped_model(tmp_path: Path) -> None:
     path = tmp_path / "coffee.aeic"
@@ -36,7 +42,7 @@ def test_there_and_back_with_the_shipped_model(tmp_path: Path) -> None:
         before = np.asarray(original)
     assert path.stat().st_size < 4000 and Frame.parse(path.read_bytes()).rate == 2
     with Image.open(path) as image:
-        image.bundle = BUNDLE
+        decoded_with(image, BUNDLE)
         after = np.asarray(image)
     assert image.info["bpp"] < 0.1 and psnr(before, after) > 18
     assert (after == Decoder.from_bundle(BUNDLE).decode([path.read_bytes()])[0]).all()
@@ -59,7 +65,7 @@ def test_open_reads_the_header_only(frame: Path, monkeypatch: pytest.MonkeyPatch
     file = Counting(frame.read_bytes())
     image = Image.open(file, formats=["AEIC"])  # other plugins that are registered here may read all of it to refuse it
     assert (image.size, image.mode, image.format, image.info["rate"]) == ((768, 512), "RGB", "AEIC", 0)
-    assert Image.MIME[image.format] == "image/x-aeic"
+    assert image.format is not None and Image.MIME[image.format] == "image/x-aeic"
     assert file.taken <= 16 < len(file.getvalue())  # Pillow itself looks at sixteen
     with pytest.raises(AssertionError):
         image.load()
@@ -67,12 +73,12 @@ def test_open_reads_the_header_only(frame: Path, monkeypatch: pytest.MonkeyPatch
 
 def test_an_image_like_any_other(frame: Path, tiny_bundle: Path) -> None:
     with Image.open(frame) as image:
-        image.bundle = tiny_bundle
+        decoded_with(image, tiny_bundle)
         small = image.resize((96, 64))
         assert small.size == (96, 64) and image.load() is not None  # a second load does nothing
         assert np.asarray(image).shape == (512, 768, 3)
     image = Image.open(io.BytesIO(frame.read_bytes()))
-    image.bundle = tiny_bundle
+    decoded_with(image, tiny_bundle)
     image.thumbnail((100, 100))
     assert image.size == (100, 67)
 
@@ -85,9 +91,14 @@ def test_modes_and_limits_of_saving(tiny_bundle: Path, tmp_path: Path) -> None:
     path = tmp_path / "clear.aeic"
     Image.new("RGBA", (64, 64), (0, 0, 0, 0)).save(path, bundle=tiny_bundle)  # transparent is white, not black
     with Image.open(path) as image:
-        image.bundle = tiny_bundle
+        decoded_with(image, tiny_bundle)
         assert np.asarray(image).mean() > 150  # the tiny bundle is coarse
-    for size, options in (((8, 8), {}), ((64, 64), {"rate": 99}), ((64, 64), {"max_bytes": 5})):
+    refused: list[tuple[tuple[int, int], dict[str, Any]]] = [
+        ((8, 8), {}),
+        ((64, 64), {"rate": 99}),
+        ((64, 64), {"max_bytes": 5}),
+    ]
+    for size, options in refused:
         with pytest.raises(OSError, match="cannot write"):
             Image.new("RGB", size).save(tmp_path / "no.aeic", bundle=tiny_bundle, **options)
 
@@ -98,7 +109,11 @@ def test_any_mode_is_saved_as_the_command_line_would(tiny_bundle: Path, tmp_path
     turned = Image.Exif()
     turned[0x0112] = 6
     deep = Image.fromarray(pixels.astype(np.uint16) * 257)
-    for name, image, more in (("deep.png", deep, {}), ("turned.jpg", Image.fromarray(pixels), {"exif": turned})):
+    pictures: list[tuple[str, Image.Image, dict[str, Any]]] = [
+        ("deep.png", deep, {}),
+        ("turned.jpg", Image.fromarray(pixels), {"exif": turned}),
+    ]
+    for name, image, more in pictures:
         image.save(tmp_path / name, **more)
         expected = Encoder.from_bundle(tiny_bundle).encode((tmp_path / name).read_bytes()).data
         with Image.open(tmp_path / name) as opened:
@@ -114,7 +129,7 @@ def test_hostile_files(frame: Path, tiny_bundle: Path) -> None:
             Image.open(io.BytesIO(bad))
     for bad in (data[:-3], data[: HEADER_BYTES + 1], data[:-1] + bytes([data[-1] ^ 1]), data + bytes(2 << 20)):
         image = Image.open(io.BytesIO(bad))
-        image.bundle = tiny_bundle
+        decoded_with(image, tiny_bundle)
         with pytest.raises(OSError, match="cannot decode"):
             image.load()
 

@@ -3,12 +3,33 @@
 from __future__ import annotations
 
 import asyncio
-import time
+import contextlib
+from types import SimpleNamespace
+
+import pytest
 
 from aeic.v1 import ingest_pb2 as pb
-from cloud_decoder.grpc_api.acks import GATHER_SECONDS, Answers
+from cloud_decoder.grpc_api import acks
+from cloud_decoder.grpc_api.acks import Answers
 
 STORED, DUPLICATE = pb.ACK_STATUS_STORED, pb.ACK_STATUS_DUPLICATE
+
+
+class Clock:
+    """The clock of the answers; it stands still until a test moves it, so that a slow machine changes nothing."""
+
+    def __init__(self, patch: pytest.MonkeyPatch) -> None:
+        self.now = 1_000_000.0
+        self._patch = patch
+        patch.setattr(acks, "time", SimpleNamespace(monotonic=lambda: self.now))
+
+    def gather_for(self, seconds: float) -> None:
+        self._patch.setattr(acks, "GATHER_SECONDS", seconds)
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    return Clock(monkeypatch)
 
 
 async def _resolve(id: bytes, status: pb.AckStatus) -> pb.Ack:
@@ -34,48 +55,44 @@ def _added(window: int, *statuses: pb.AckStatus, end: bool = True) -> Answers[pb
     return answers
 
 
-def test_runs_are_counted_and_the_order_is_kept() -> None:
+async def test_runs_are_counted_and_the_order_is_kept() -> None:
     answers = _added(64, STORED, STORED, DUPLICATE, STORED, DUPLICATE, DUPLICATE)
-    assert asyncio.run(_told(answers)) == ["stored 2", "ack 2", "stored 1", "ack 4", "ack 5"]
+    assert await _told(answers) == ["stored 2", "ack 2", "stored 1", "ack 4", "ack 5"]
 
 
-def test_half_a_window_does_not_wait() -> None:
-    answers = _added(8, *[STORED] * 8, end=False)
-    begin = time.monotonic()
-    assert asyncio.run(_told(answers, 8)) == ["stored 4", "stored 4"]
-    assert time.monotonic() - begin < GATHER_SECONDS
+async def test_half_a_window_does_not_wait(clock: Clock) -> None:
+    clock.gather_for(3600)
+    assert await _told(_added(8, *[STORED] * 8, end=False), 8) == ["stored 4", "stored 4"]
 
 
-def test_an_edge_without_a_window_gets_every_ack() -> None:
-    assert asyncio.run(_told(_added(0, STORED, STORED))) == ["ack 0", "ack 1"]
+async def test_an_edge_without_a_window_gets_every_ack() -> None:
+    assert await _told(_added(0, STORED, STORED)) == ["ack 0", "ack 1"]
 
 
-def test_a_first_frame_and_a_prompt_one_are_answered_at_once_others_are_gathered() -> None:
-    async def scenario() -> None:
-        answers: Answers[pb.AckStatus] = Answers(64, _resolve)
-        times: list[tuple[int, float]] = []
-
-        async def listen() -> None:
-            async for frames, _ in answers.messages():
-                times.append((frames, time.monotonic()))
-
-        listening = asyncio.create_task(listen())
-        begin = time.monotonic()
+async def test_a_first_frame_and_a_prompt_one_are_answered_at_once_others_are_gathered(clock: Clock) -> None:
+    clock.gather_for(3600)
+    answers: Answers[pb.AckStatus] = Answers(64, _resolve)
+    async with contextlib.aclosing(answers.messages()) as messages:
         answers.add(b"first", STORED)
-        await asyncio.sleep(0.02)
+        assert (await anext(messages))[0] == 1
+        coming = asyncio.ensure_future(anext(messages))
+        for _ in range(2):
+            answers.add(b"gathered", STORED)
+            await asyncio.sleep(0.02)
+        assert not coming.done()
+        answers.add(b"prompt", STORED, True)
+        assert (await coming)[0] == 3
+
+
+async def test_gathered_frames_are_answered_when_their_time_is_over(clock: Clock) -> None:
+    clock.gather_for(0.2)
+    answers: Answers[pb.AckStatus] = Answers(64, _resolve)
+    async with contextlib.aclosing(answers.messages()) as messages:
+        answers.add(b"first", STORED)
+        assert (await anext(messages))[0] == 1
         for _ in range(3):
             answers.add(b"gathered", STORED)
-        await asyncio.sleep(GATHER_SECONDS + 0.1)
-        answers.add(b"gathered", STORED)
-        await asyncio.sleep(0.02)
-        answers.add(b"gathered", STORED)
-        answers.add(b"prompt", STORED, True)
-        await asyncio.sleep(0.05)
-        answers.end()
-        await listening
-        assert [frames for frames, _ in times] == [1, 3, 3]
-        assert times[0][1] - begin < 0.1
-        assert GATHER_SECONDS - 0.01 <= times[1][1] - times[0][1] < GATHER_SECONDS + 0.1
-        assert times[2][1] - times[1][1] < GATHER_SECONDS
-
-    asyncio.run(scenario())
+        assert (await anext(messages))[0] == 3
+        clock.now += 0.2  # a quiet time
+        answers.add(b"first again", STORED)
+        assert (await anext(messages))[0] == 1

@@ -17,40 +17,38 @@ from aeic.v1 import ingest_pb2_grpc as pb_grpc
 from cloud_decoder.errors import StoreUnavailable
 from cloud_decoder.inference.decoder import Decoder
 from cloud_decoder.store.store import Store
-from tests.cloud.conftest import Edge, FakeGenerator, MakeFrame, running_cloud
+from tests.support.cloud import FakeGenerator, IngestClient, running_cloud
+from tests.support.frames import MakeFrame
 
 
-def test_frames_are_stored_acknowledged_in_order_and_decoded(
+async def test_frames_are_stored_acknowledged_in_order_and_decoded(
     bundle: Bundle, decoder: Decoder, make_frame: MakeFrame, tmp_path: Path
 ) -> None:
-    async def scenario() -> None:
-        async with running_cloud(decoder, tmp_path) as cloud, Edge(cloud.grpc) as edge:
-            assert (await edge.hello(bundle)).window == cloud.settings.ingest_window
-            ids = [uuid4() for _ in range(20)]
-            for number, id in enumerate(ids):
-                await edge.send(make_frame(number, 64, 64), id, captured_unix_ms=1000 + number)
-            acks = [await edge.ack() for _ in ids]
-            assert [ack.id for ack in acks] == [id.bytes for id in ids]
-            assert {ack.status for ack in acks} == {pb.ACK_STATUS_STORED}
-            for number, id in enumerate(ids):
-                assert cloud.store.bitstream("", id) == make_frame(number, 64, 64)
-            commits = cloud.metrics.registry.get_sample_value("aeic_cloud_commit_frames_count")
-            assert commits is not None and 1 <= commits <= 20
-            await edge.send(make_frame(0, 64, 64), ids[0])
-            assert (await edge.ack()).status == pb.ACK_STATUS_DUPLICATE
-            await edge.send(make_frame(1, 64, 64), ids[0])
-            conflict = await edge.ack()
-            assert conflict.status == pb.ACK_STATUS_REJECTED and "taken" in conflict.reason
-            while cloud.store.counts()["done"] < 20:
-                await asyncio.sleep(0.02)
-            assert ("", "box-1") in cloud.presence.connected
-            await edge.finish()
-            assert await edge.ended()
-
-    asyncio.run(scenario())
+    async with running_cloud(decoder, tmp_path) as cloud, IngestClient(cloud.grpc) as edge:
+        assert (await edge.hello(bundle)).window == cloud.settings.ingest_window
+        ids = [uuid4() for _ in range(20)]
+        for number, id in enumerate(ids):
+            await edge.send(make_frame(number, 64, 64), id, captured_unix_ms=1000 + number)
+        acks = [await edge.ack() for _ in ids]
+        assert [ack.id for ack in acks] == [id.bytes for id in ids]
+        assert {ack.status for ack in acks} == {pb.ACK_STATUS_STORED}
+        for number, id in enumerate(ids):
+            assert cloud.store.bitstream("", id) == make_frame(number, 64, 64)
+        commits = cloud.metrics.registry.get_sample_value("aeic_cloud_commit_frames_count")
+        assert commits is not None and 1 <= commits <= 20
+        await edge.send(make_frame(0, 64, 64), ids[0])
+        assert (await edge.ack()).status == pb.ACK_STATUS_DUPLICATE
+        await edge.send(make_frame(1, 64, 64), ids[0])
+        conflict = await edge.ack()
+        assert conflict.status == pb.ACK_STATUS_REJECTED and "taken" in conflict.reason
+        while cloud.store.counts()["done"] < 20:
+            await asyncio.sleep(0.02)
+        assert ("", "box-1") in cloud.presence.connected
+        await edge.finish()
+        assert await edge.ended()
 
 
-def test_bad_frames_are_rejected_with_a_reason_and_the_stream_goes_on(
+async def test_bad_frames_are_rejected_with_a_reason_and_the_stream_goes_on(
     bundle: Bundle, decoder: Decoder, make_frame: MakeFrame, tmp_path: Path
 ) -> None:
     good = make_frame(1)
@@ -69,25 +67,22 @@ def test_bad_frames_are_rejected_with_a_reason_and_the_stream_goes_on(
         "over the limit": good + bytes(5000),
     }
 
-    async def scenario() -> None:
-        limits = {"max_bitstream_bytes": 4096, "max_pixels": 10**6}
-        async with running_cloud(decoder, tmp_path, **limits) as cloud, Edge(cloud.grpc) as edge:
-            await edge.hello(bundle)
-            for reason, data in bad.items():
-                await edge.send(data, uuid4())
-                ack = await edge.ack()
-                assert ack.status == pb.ACK_STATUS_REJECTED and reason in ack.reason
-            await edge.send(good, uuid4(), crc=1)
-            assert "CRC" in (await edge.ack()).reason
-            await edge.raw(pb.DeliverRequest(frame=pb.Frame(id=b"short", bitstream=good)))
-            assert "16 bytes" in (await edge.ack()).reason
-            await edge.raw(pb.DeliverRequest())
-            assert "only frames" in (await edge.ack()).reason
-            await edge.send(good, uuid4())
-            assert (await edge.ack()).status == pb.ACK_STATUS_STORED
-            assert sum(cloud.store.counts().values()) == 1
-
-    asyncio.run(scenario())
+    limits = {"max_bitstream_bytes": 4096, "max_pixels": 10**6}
+    async with running_cloud(decoder, tmp_path, **limits) as cloud, IngestClient(cloud.grpc) as edge:
+        await edge.hello(bundle)
+        for reason, data in bad.items():
+            await edge.send(data, uuid4())
+            ack = await edge.ack()
+            assert ack.status == pb.ACK_STATUS_REJECTED and reason in ack.reason
+        await edge.send(good, uuid4(), crc=1)
+        assert "CRC" in (await edge.ack()).reason
+        await edge.raw(pb.DeliverRequest(frame=pb.Frame(id=b"short", bitstream=good)))
+        assert "16 bytes" in (await edge.ack()).reason
+        await edge.raw(pb.DeliverRequest())
+        assert "only frames" in (await edge.ack()).reason
+        await edge.send(good, uuid4())
+        assert (await edge.ack()).status == pb.ACK_STATUS_STORED
+        assert sum(cloud.store.counts().values()) == 1
 
 
 @pytest.mark.parametrize(
@@ -100,7 +95,7 @@ def test_bad_frames_are_rejected_with_a_reason_and_the_stream_goes_on(
         ("x" * 129, "right-token", None, grpc.StatusCode.INVALID_ARGUMENT),
     ],
 )
-def test_a_wrong_hello_ends_the_stream_once_and_clearly(
+async def test_a_wrong_hello_ends_the_stream_once_and_clearly(
     bundle: Bundle,
     decoder: Decoder,
     tmp_path: Path,
@@ -109,28 +104,22 @@ def test_a_wrong_hello_ends_the_stream_once_and_clearly(
     digest: bytes | None,
     code: grpc.StatusCode,
 ) -> None:
-    async def scenario() -> None:
-        async with running_cloud(decoder, tmp_path, tokens="acme:right-token") as cloud, Edge(cloud.grpc) as edge:
-            with pytest.raises(grpc.aio.AioRpcError) as error:
-                await edge.hello(bundle, source, token, digest)
-            assert error.value.code() is code and error.value.details()
-            if code is grpc.StatusCode.FAILED_PRECONDITION:
-                assert "same bundle" in str(error.value.details())
-
-    asyncio.run(scenario())
+    async with running_cloud(decoder, tmp_path, tokens="acme:right-token") as cloud, IngestClient(cloud.grpc) as edge:
+        with pytest.raises(grpc.aio.AioRpcError) as error:
+            await edge.hello(bundle, source, token, digest)
+        assert error.value.code() is code and error.value.details()
+        if code is grpc.StatusCode.FAILED_PRECONDITION:
+            assert "same bundle" in str(error.value.details())
 
 
-def test_a_frame_before_hello_is_refused(decoder: Decoder, tmp_path: Path) -> None:
-    async def scenario() -> None:
-        async with running_cloud(decoder, tmp_path) as cloud, Edge(cloud.grpc) as edge:
-            await edge.send(b"x", uuid4())
-            with pytest.raises(grpc.aio.AioRpcError, match="Hello"):
-                await edge.ack()
-
-    asyncio.run(scenario())
+async def test_a_frame_before_hello_is_refused(decoder: Decoder, tmp_path: Path) -> None:
+    async with running_cloud(decoder, tmp_path) as cloud, IngestClient(cloud.grpc) as edge:
+        await edge.send(b"x", uuid4())
+        with pytest.raises(grpc.aio.AioRpcError, match="Hello"):
+            await edge.ack()
 
 
-def test_a_store_that_cannot_write_acknowledges_nothing(
+async def test_a_store_that_cannot_write_acknowledges_nothing(
     bundle: Bundle, decoder: Decoder, make_frame: MakeFrame, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     id = uuid4()
@@ -138,105 +127,93 @@ def test_a_store_that_cannot_write_acknowledges_nothing(
     def full(*_: object) -> None:
         raise StoreUnavailable("the store cannot commit (database or disk is full): free its disk")
 
-    async def scenario() -> None:
-        async with running_cloud(decoder, tmp_path) as cloud:
-            with monkeypatch.context() as broken:
-                broken.setattr(Store, "add", full)
-                async with Edge(cloud.grpc) as edge:
-                    await edge.hello(bundle)
-                    await edge.send(make_frame(1), id)
-                    with pytest.raises(grpc.aio.AioRpcError) as error:
-                        await edge.ack()
-                    assert error.value.code() is grpc.StatusCode.UNAVAILABLE
-            async with Edge(cloud.grpc) as edge:  # the disk has room again, the edge comes again
+    async with running_cloud(decoder, tmp_path) as cloud:
+        with monkeypatch.context() as broken:
+            broken.setattr(Store, "add", full)
+            async with IngestClient(cloud.grpc) as edge:
                 await edge.hello(bundle)
                 await edge.send(make_frame(1), id)
-                assert (await edge.ack()).status == pb.ACK_STATUS_STORED
+                with pytest.raises(grpc.aio.AioRpcError) as error:
+                    await edge.ack()
+                assert error.value.code() is grpc.StatusCode.UNAVAILABLE
+        async with IngestClient(cloud.grpc) as edge:  # the disk has room again, the edge comes again
+            await edge.hello(bundle)
+            await edge.send(make_frame(1), id)
+            assert (await edge.ack()).status == pb.ACK_STATUS_STORED
 
-    asyncio.run(scenario())
 
-
-def test_draining_ends_streams_after_the_last_acknowledgement(
+async def test_draining_ends_streams_after_the_last_acknowledgement(
     bundle: Bundle, decoder: Decoder, generator: FakeGenerator, make_frame: MakeFrame, tmp_path: Path
 ) -> None:
-    async def scenario() -> None:
-        async with running_cloud(decoder, tmp_path) as cloud, Edge(cloud.grpc) as edge:
-            await edge.hello(bundle)
-            for number in range(5):
-                await edge.send(make_frame(number), uuid4())
-            assert (await edge.ack()).status == pb.ACK_STATUS_STORED
-            stopping = asyncio.create_task(cloud.stop())
-            acks = 1
-            while True:
-                try:
-                    await edge.ack()
-                    acks += 1
-                except EOFError:
-                    break
-            await stopping
-            store = Store(f"sqlite:///{tmp_path / 'store.db'}")
-            assert sum(store.counts().values()) >= acks
-            store.close()
-
-    asyncio.run(scenario())
+    async with running_cloud(decoder, tmp_path) as cloud, IngestClient(cloud.grpc) as edge:
+        await edge.hello(bundle)
+        for number in range(5):
+            await edge.send(make_frame(number), uuid4())
+        assert (await edge.ack()).status == pb.ACK_STATUS_STORED
+        stopping = asyncio.create_task(cloud.stop())
+        acks = 1
+        while True:
+            try:
+                await edge.ack()
+                acks += 1
+            except EOFError:
+                break
+        await stopping
+        store = Store(f"sqlite:///{tmp_path / 'store.db'}")
+        assert sum(store.counts().values()) >= acks
+        store.close()
 
 
-def test_health_reflection_and_decode_for_machines(
+async def test_health_reflection_and_decode_for_machines(
     bundle: Bundle, decoder: Decoder, make_frame: MakeFrame, tmp_path: Path
 ) -> None:
     data = make_frame(4)
 
-    async def scenario() -> None:
-        async with running_cloud(decoder, tmp_path) as cloud, grpc.aio.insecure_channel(cloud.grpc) as channel:
-            health = health_pb2_grpc.HealthStub(channel)
-            for name in ("", "aeic.v1.IngestService"):
-                answer = await health.Check(health_pb2.HealthCheckRequest(service=name))
-                assert answer.status == health_pb2.HealthCheckResponse.SERVING
-            ask = reflection_pb2.ServerReflectionRequest(list_services="")
-            listing = reflection_pb2_grpc.ServerReflectionStub(channel).ServerReflectionInfo(iter([ask]))
-            (listed,) = [answer async for answer in listing]
-            assert "aeic.v1.DecodeService" in {one.name for one in listed.list_services_response.service}
-            decode = pb_grpc.DecodeServiceStub(channel).Decode
-            answer = await decode(pb.DecodeRequest(bitstream=data, format="webp"), timeout=10)
-            assert (answer.width, answer.height) == (128, 96) and answer.image[8:12] == b"WEBP"
-            foreign = bytearray(data)
-            foreign[6] ^= 1
-            for bad, format, code in [
-                (data[:20], "png", grpc.StatusCode.INVALID_ARGUMENT),
-                (b"", "png", grpc.StatusCode.INVALID_ARGUMENT),
-                (data, "bmp", grpc.StatusCode.INVALID_ARGUMENT),
-                (bytes(foreign), "", grpc.StatusCode.FAILED_PRECONDITION),
-            ]:
-                with pytest.raises(grpc.aio.AioRpcError) as error:
-                    await decode(pb.DecodeRequest(bitstream=bad, format=format), timeout=10)
-                assert error.value.code() is code
-
-    asyncio.run(scenario())
+    async with running_cloud(decoder, tmp_path) as cloud, grpc.aio.insecure_channel(cloud.grpc) as channel:
+        health = health_pb2_grpc.HealthStub(channel)
+        for name in ("", "aeic.v1.IngestService"):
+            answer = await health.Check(health_pb2.HealthCheckRequest(service=name))
+            assert answer.status == health_pb2.HealthCheckResponse.SERVING
+        ask = reflection_pb2.ServerReflectionRequest(list_services="")
+        listing = reflection_pb2_grpc.ServerReflectionStub(channel).ServerReflectionInfo(iter([ask]))
+        (listed,) = [answer async for answer in listing]
+        assert "aeic.v1.DecodeService" in {one.name for one in listed.list_services_response.service}
+        decode = pb_grpc.DecodeServiceStub(channel).Decode
+        answer = await decode(pb.DecodeRequest(bitstream=data, format="webp"), timeout=10)
+        assert (answer.width, answer.height) == (128, 96) and answer.image[8:12] == b"WEBP"
+        foreign = bytearray(data)
+        foreign[6] ^= 1
+        for bad, format, code in [
+            (data[:20], "png", grpc.StatusCode.INVALID_ARGUMENT),
+            (b"", "png", grpc.StatusCode.INVALID_ARGUMENT),
+            (data, "bmp", grpc.StatusCode.INVALID_ARGUMENT),
+            (bytes(foreign), "", grpc.StatusCode.FAILED_PRECONDITION),
+        ]:
+            with pytest.raises(grpc.aio.AioRpcError) as error:
+                await decode(pb.DecodeRequest(bitstream=bad, format=format), timeout=10)
+            assert error.value.code() is code
 
 
-def test_cameras_behind_a_box_are_sources_of_their_own(
+async def test_cameras_behind_a_box_are_sources_of_their_own(
     bundle: Bundle, decoder: Decoder, make_frame: MakeFrame, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("cloud_decoder.grpc_api.ingest.MAX_CAMERAS", 3)
 
-    async def scenario() -> None:
-        async with running_cloud(decoder, tmp_path, eager="north") as cloud:
-            async with Edge(cloud.grpc) as edge:
-                await edge.hello(bundle)
-                for number, camera in enumerate(("", "north", "south", "east")):
-                    await edge.send(make_frame(number), uuid4(), source_id=camera)
-                    assert (await edge.ack()).status == pb.ACK_STATUS_STORED
-                for name in ("x" * 129, "two\nlines", "\x00"):
-                    await edge.send(make_frame(9), uuid4(), source_id=name)
-                    ack = await edge.ack()
-                    assert ack.status == pb.ACK_STATUS_REJECTED and "source_id" in ack.reason
-                # All are taken; how many of one stream are shown as connected is bounded.
-                assert set(cloud.presence.connected) == {("", "box-1"), ("", "north"), ("", "south")}
-                rows = cloud.store.page("", 10)
-                assert {(row.source, row.wanted) for row in rows} == {
-                    ("box-1", False), ("north", True), ("south", False), ("east", False),
-                }  # fmt: skip
-            while cloud.presence.connected:
-                await asyncio.sleep(0.02)
-
-    asyncio.run(scenario())
+    async with running_cloud(decoder, tmp_path, eager="north") as cloud:
+        async with IngestClient(cloud.grpc) as edge:
+            await edge.hello(bundle)
+            for number, camera in enumerate(("", "north", "south", "east")):
+                await edge.send(make_frame(number), uuid4(), source_id=camera)
+                assert (await edge.ack()).status == pb.ACK_STATUS_STORED
+            for name in ("x" * 129, "two\nlines", "\x00"):
+                await edge.send(make_frame(9), uuid4(), source_id=name)
+                ack = await edge.ack()
+                assert ack.status == pb.ACK_STATUS_REJECTED and "source_id" in ack.reason
+            # All are taken; how many of one stream are shown as connected is bounded.
+            assert set(cloud.presence.connected) == {("", "box-1"), ("", "north"), ("", "south")}
+            rows = cloud.store.page("", 10)
+            assert {(row.source, row.wanted) for row in rows} == {
+                ("box-1", False), ("north", True), ("south", False), ("east", False),
+            }  # fmt: skip
+        while cloud.presence.connected:
+            await asyncio.sleep(0.02)

@@ -18,7 +18,8 @@ from PIL import Image
 
 from cloud_decoder.inference.decoder import Decoder
 from cloud_decoder.service import Cloud
-from tests.cloud.conftest import FakeGenerator, MakeFrame, new_frame, running_cloud
+from tests.support.cloud import FakeGenerator, running_cloud
+from tests.support.frames import MakeFrame, new_frame
 
 
 def pixels(data: bytes) -> np.ndarray:
@@ -36,73 +37,68 @@ async def one_unasked_frame(
         yield cloud, http, f"/v1/frames/{new.id}/image"
 
 
-def test_the_way_of_a_frame(decoder: Decoder, make_frame: MakeFrame, tmp_path: Path) -> None:
+async def test_the_way_of_a_frame(decoder: Decoder, make_frame: MakeFrame, tmp_path: Path) -> None:
     data, id = make_frame(1), uuid4()
 
-    async def scenario() -> None:
-        async with running_cloud(decoder, tmp_path) as cloud, httpx.AsyncClient(base_url=cloud.http) as http:
-            late = asyncio.create_task(http.get(f"/v1/frames/{id}/image?wait=10"))  # before it has arrived
-            await asyncio.sleep(0.1)
-            new = new_frame(data, id)
-            cloud.store.add([new], time.time())
-            cloud.commits.announce([new])
-            answer = await late
-            assert answer.status_code == 200 and answer.headers["content-type"] == "image/png"
-            assert (pixels(answer.content) == decoder.decode([data])[0]).all()
-            assert "immutable" in answer.headers["cache-control"]
-            again = await http.get(f"/v1/frames/{id}/image", headers={"If-None-Match": answer.headers["etag"]})
-            assert again.status_code == 304 and not again.content
-            for format in ("webp", "jpeg", "avif"):
-                small = await http.get(f"/v1/frames/{id}/image?format={format}&width=32")
-                assert small.headers["content-type"] == f"image/{format}" and pixels(small.content).shape == (24, 32, 3)
-            frame = (await http.get(f"/v1/frames/{id}")).json()
-            assert frame["state"] == "done" and frame["bytes"] == len(data) and frame["source"] == "box-1"
-            assert frame["bpp"] == pytest.approx(8 * len(data) / (128 * 96), abs=1e-5)
-            assert (await http.get(f"/v1/frames/{id}/bitstream")).content == data
-            assert (await http.get("/v1/frames")).json()["frames"][0]["id"] == str(id)
-            assert (await http.get("/v1/status")).json()["frames"]["done"] == 1
-            for path in ("/healthz", "/readyz", "/metrics", "/", "/viewer/app.js", "/openapi.json"):
-                assert (await http.get(path)).status_code == 200, path
-
-    asyncio.run(scenario())
+    async with running_cloud(decoder, tmp_path) as cloud, httpx.AsyncClient(base_url=cloud.http) as http:
+        late = asyncio.create_task(http.get(f"/v1/frames/{id}/image?wait=10"))  # before it has arrived
+        await asyncio.sleep(0.1)
+        new = new_frame(data, id)
+        cloud.store.add([new], time.time())
+        cloud.commits.announce([new])
+        answer = await late
+        assert answer.status_code == 200 and answer.headers["content-type"] == "image/png"
+        assert (pixels(answer.content) == decoder.decode([data])[0]).all()
+        assert "immutable" in answer.headers["cache-control"]
+        again = await http.get(f"/v1/frames/{id}/image", headers={"If-None-Match": answer.headers["etag"]})
+        assert again.status_code == 304 and not again.content
+        for format in ("webp", "jpeg", "avif"):
+            small = await http.get(f"/v1/frames/{id}/image?format={format}&width=32")
+            assert small.headers["content-type"] == f"image/{format}" and pixels(small.content).shape == (24, 32, 3)
+        frame = (await http.get(f"/v1/frames/{id}")).json()
+        assert frame["state"] == "done" and frame["bytes"] == len(data) and frame["source"] == "box-1"
+        assert frame["bpp"] == pytest.approx(8 * len(data) / (128 * 96), abs=1e-5)
+        assert (await http.get(f"/v1/frames/{id}/bitstream")).content == data
+        assert (await http.get("/v1/frames")).json()["frames"][0]["id"] == str(id)
+        assert (await http.get("/v1/status")).json()["frames"]["done"] == 1
+        for path in ("/healthz", "/readyz", "/metrics", "/", "/viewer/app.js", "/openapi.json"):
+            assert (await http.get(path)).status_code == 200, path
 
 
-def test_a_picture_that_left_the_cache_is_made_again(decoder: Decoder, make_frame: MakeFrame, tmp_path: Path) -> None:
-    async def scenario() -> None:
-        async with one_unasked_frame(decoder, make_frame(2), tmp_path) as (cloud, http, url):
-            assert (await http.get(url)).status_code == 202
-            first = await http.get(url + "?wait=10")
-            (file,) = (tmp_path / "cache").glob("??/*png")
-            file.write_bytes(b"what a broken disk gives back")
-            second = await http.get(url + "?wait=10")
-            assert first.content == second.content
-            assert cloud.store.counts()["done"] == 1
-
-    asyncio.run(scenario())
-
-
-def test_forms_names_and_conditions_that_clients_use(decoder: Decoder, make_frame: MakeFrame, tmp_path: Path) -> None:
-    async def scenario() -> None:
-        async with one_unasked_frame(decoder, make_frame(1), tmp_path) as (_, http, url):
-            assert (await http.get(url, headers={"If-None-Match": "*"})).status_code == 202  # there is none yet
-            whole = await http.get(url + "?wait=10")
-            head = await http.head(url)
-            assert head.status_code == 200 and not head.content
-            assert head.headers["content-length"] == str(len(whole.content))
-            assert head.headers["etag"] == whole.headers["etag"]
-            for given in ("*", whole.headers["etag"]):
-                assert (await http.get(url, headers={"If-None-Match": given})).status_code == 304
-            jpeg, png = await http.get(url + "?format=JPG"), await http.get(url + "?format=PNG")
-            assert jpeg.headers["content-type"] == "image/jpeg" and png.content == whole.content
-            assert (await http.head("/healthz")).status_code == 200
-            wrong = await http.get(url + "?width=1")
-            assert wrong.status_code == 400 and wrong.json()["type"] == "urn:aeic:invalid-parameter"
-            assert (await http.get("/v2")).json()["type"] == "urn:aeic:not-found"
-
-    asyncio.run(scenario())
+async def test_a_picture_that_left_the_cache_is_made_again(
+    decoder: Decoder, make_frame: MakeFrame, tmp_path: Path
+) -> None:
+    async with one_unasked_frame(decoder, make_frame(2), tmp_path) as (cloud, http, url):
+        assert (await http.get(url)).status_code == 202
+        first = await http.get(url + "?wait=10")
+        (file,) = (tmp_path / "cache").glob("??/*png")
+        file.write_bytes(b"what a broken disk gives back")
+        second = await http.get(url + "?wait=10")
+        assert first.content == second.content
+        assert cloud.store.counts()["done"] == 1
 
 
-def test_decode_and_its_refusals(
+async def test_forms_names_and_conditions_that_clients_use(
+    decoder: Decoder, make_frame: MakeFrame, tmp_path: Path
+) -> None:
+    async with one_unasked_frame(decoder, make_frame(1), tmp_path) as (_, http, url):
+        assert (await http.get(url, headers={"If-None-Match": "*"})).status_code == 202  # there is none yet
+        whole = await http.get(url + "?wait=10")
+        head = await http.head(url)
+        assert head.status_code == 200 and not head.content
+        assert head.headers["content-length"] == str(len(whole.content))
+        assert head.headers["etag"] == whole.headers["etag"]
+        for given in ("*", whole.headers["etag"]):
+            assert (await http.get(url, headers={"If-None-Match": given})).status_code == 304
+        jpeg, png = await http.get(url + "?format=JPG"), await http.get(url + "?format=PNG")
+        assert jpeg.headers["content-type"] == "image/jpeg" and png.content == whole.content
+        assert (await http.head("/healthz")).status_code == 200
+        wrong = await http.get(url + "?width=1")
+        assert wrong.status_code == 400 and wrong.json()["type"] == "urn:aeic:invalid-parameter"
+        assert (await http.get("/v2")).json()["type"] == "urn:aeic:not-found"
+
+
+async def test_decode_and_its_refusals(
     decoder: Decoder, generator: FakeGenerator, make_frame: MakeFrame, tmp_path: Path
 ) -> None:
     data = make_frame(1)
@@ -111,58 +107,53 @@ def test_decode_and_its_refusals(
     flipped = bytearray(data)
     flipped[-1] ^= 1
 
-    async def scenario() -> None:
-        options = {"max_bitstream_bytes": 4096, "max_queue": 2, "body_timeout_seconds": 0.3}
-        async with running_cloud(decoder, tmp_path, **options) as cloud, httpx.AsyncClient(base_url=cloud.http) as http:
-            answer = await http.post("/v1/decode?format=png", content=data)
-            assert (pixels(answer.content) == decoder.decode([data])[0]).all()
-            assert "synthesis;dur=" in answer.headers["server-timing"]
-            refused = {
-                422: [b"", b"hello, I am a text file", data[:9], data[:40], bytes(flipped)],
-                409: [bytes(foreign)],
-                413: [bytes(5000)],
-            }
-            for status, bodies in refused.items():
-                for body in bodies:
-                    answer = await http.post("/v1/decode", content=body)
-                    assert answer.status_code == status, (body[:20], answer.text)
-                    assert answer.headers["content-type"] == "application/problem+json"
-                    assert answer.json()["status"] == status and answer.json()["detail"]
+    options = {"max_bitstream_bytes": 4096, "max_queue": 2, "body_timeout_seconds": 0.3}
+    async with running_cloud(decoder, tmp_path, **options) as cloud, httpx.AsyncClient(base_url=cloud.http) as http:
+        answer = await http.post("/v1/decode?format=png", content=data)
+        assert (pixels(answer.content) == decoder.decode([data])[0]).all()
+        assert "synthesis;dur=" in answer.headers["server-timing"]
+        refused = {
+            422: [b"", b"hello, I am a text file", data[:9], data[:40], bytes(flipped)],
+            409: [bytes(foreign)],
+            413: [bytes(5000)],
+        }
+        for status, bodies in refused.items():
+            for body in bodies:
+                answer = await http.post("/v1/decode", content=body)
+                assert answer.status_code == status, (body[:20], answer.text)
+                assert answer.headers["content-type"] == "application/problem+json"
+                assert answer.json()["status"] == status and answer.json()["detail"]
 
-            async def endless():  # type: ignore[no-untyped-def]
-                while True:
-                    yield bytes(1000)
+        async def endless():  # type: ignore[no-untyped-def]
+            while True:
+                yield bytes(1000)
 
-            async def stuck():  # type: ignore[no-untyped-def]
-                yield b"\xae"
-                await asyncio.sleep(0.8)
+        async def stuck():  # type: ignore[no-untyped-def]
+            yield b"\xae"
+            await asyncio.sleep(0.8)
 
-            for body, status in ((endless(), 413), (stuck(), 408)):
-                with contextlib.suppress(httpx.TransportError):  # closed under the client's hands, which is as good
-                    assert (await http.post("/v1/decode", content=body)).status_code == status
-            assert (await http.post("/v1/decode?format=exe", content=data)).status_code == 400
-            assert (await http.post("/v1/decode?width=1", content=data)).status_code == 400
+        for body, status in ((endless(), 413), (stuck(), 408)):
+            with contextlib.suppress(httpx.TransportError):  # closed under the client's hands, which is as good
+                assert (await http.post("/v1/decode", content=body)).status_code == status
+        assert (await http.post("/v1/decode?format=exe", content=data)).status_code == 400
+        assert (await http.post("/v1/decode?width=1", content=data)).status_code == 400
 
-            generator.gate.clear()
-            waiting = [asyncio.create_task(http.post("/v1/decode", content=make_frame(i))) for i in (10, 11)]
-            await asyncio.sleep(0.3)
-            start = time.perf_counter()
-            full = await http.post("/v1/decode", content=make_frame(12))
-            assert full.status_code == 429 and int(full.headers["retry-after"]) >= 1
-            assert time.perf_counter() - start < 0.25
-            waiting[1].cancel()  # the client hangs up: its work leaves the queue
-            for _ in range(100):
-                await asyncio.sleep(0.02)
-                if len(cloud.worker.scheduler.jobs) == 1:
-                    break
-            assert len(cloud.worker.scheduler.jobs) == 1
-            generator.gate.set()
-            assert (await waiting[0]).status_code == 200
-
-    asyncio.run(scenario())
+        generator.gate.clear()
+        waiting = [asyncio.create_task(http.post("/v1/decode", content=make_frame(i))) for i in (10, 11)]
+        await asyncio.sleep(0.3)
+        full = await http.post("/v1/decode", content=make_frame(12))
+        assert full.status_code == 429 and int(full.headers["retry-after"]) >= 1
+        waiting[1].cancel()  # the client hangs up: its work leaves the queue
+        for _ in range(100):
+            await asyncio.sleep(0.02)
+            if len(cloud.worker.scheduler.jobs) == 1:
+                break
+        assert len(cloud.worker.scheduler.jobs) == 1
+        generator.gate.set()
+        assert (await waiting[0]).status_code == 200
 
 
-def test_hostile_ids_and_queries(decoder: Decoder, tmp_path: Path) -> None:
+async def test_hostile_ids_and_queries(decoder: Decoder, tmp_path: Path) -> None:
     ids = [
         "..%2f..%2fetc%2fpasswd",
         "%00",
@@ -175,38 +166,37 @@ def test_hostile_ids_and_queries(decoder: Decoder, tmp_path: Path) -> None:
         "<script>",
     ]
 
-    async def scenario() -> None:
-        async with running_cloud(decoder, tmp_path) as cloud, httpx.AsyncClient(base_url=cloud.http) as http:
-            for id in ids:
-                for tail in ("", "/image", "/bitstream"):
-                    answer = await http.get(f"/v1/frames/{id}{tail}")
-                    assert answer.status_code in (400, 404), (id, answer.status_code)
-                    assert "passwd" not in answer.text
-            unknown = uuid4()
-            for tail in ("", "/image?wait=0.1", "/bitstream"):
-                assert (await http.get(f"/v1/frames/{unknown}{tail}")).status_code == 404
-            queries = ["limit=0", "limit=x", "cursor=-1", "cursor=1e9", "state=gone", "rate=99", "since=never"]
-            queries += [
-                "since=0001-01-01T00:00:00Z",
-                "until=9999-12-31T23:59:59Z",
-                f"source={'x' * 200}",
-                "cursor=" + "9" * 18,
-            ]
-            for query in queries:
-                assert (await http.get(f"/v1/frames?{query}")).status_code in (200, 400), query
-            for query in ("wait=-1", "wait=nan", "wait=inf", "format=../../x", "width=99999"):
-                assert (await http.get(f"/v1/frames/{unknown}/image?{query}")).status_code in (400, 404), query
-            for name in ("..%2fapi.py", "api.py", "%2e%2e/api.py"):
-                assert (await http.get(f"/viewer/{name}")).status_code == 404
-            with contextlib.suppress(httpx.TransportError):  # closed on, which is as good
-                assert (await http.get("/", headers={"X-Long": "x" * 600_000})).status_code in (400, 431)
-            assert (await http.request("PATCH", "/v1/frames")).status_code == 405
-            assert (await http.get("/readyz")).status_code == 200
-
-    asyncio.run(scenario())
+    async with running_cloud(decoder, tmp_path) as cloud, httpx.AsyncClient(base_url=cloud.http) as http:
+        for id in ids:
+            for tail in ("", "/image", "/bitstream"):
+                answer = await http.get(f"/v1/frames/{id}{tail}")
+                assert answer.status_code in (400, 404), (id, answer.status_code)
+                assert "passwd" not in answer.text
+        unknown = uuid4()
+        for tail in ("", "/image?wait=0.1", "/bitstream"):
+            assert (await http.get(f"/v1/frames/{unknown}{tail}")).status_code == 404
+        queries = ["limit=0", "limit=x", "cursor=-1", "cursor=1e9", "state=gone", "rate=99", "since=never"]
+        queries += [
+            "since=0001-01-01T00:00:00Z",
+            "until=9999-12-31T23:59:59Z",
+            f"source={'x' * 200}",
+            "cursor=" + "9" * 18,
+        ]
+        for query in queries:
+            assert (await http.get(f"/v1/frames?{query}")).status_code in (200, 400), query
+        for query in ("wait=-1", "wait=nan", "wait=inf", "format=../../x", "width=99999"):
+            assert (await http.get(f"/v1/frames/{unknown}/image?{query}")).status_code in (400, 404), query
+        for name in ("..%2fapi.py", "api.py", "%2e%2e/api.py"):
+            assert (await http.get(f"/viewer/{name}")).status_code == 404
+        with contextlib.suppress(httpx.TransportError):  # closed on, which is as good
+            assert (await http.get("/", headers={"X-Long": "x" * 600_000})).status_code in (400, 431)
+        assert (await http.request("PATCH", "/v1/frames")).status_code == 405
+        assert (await http.get("/readyz")).status_code == 200
 
 
-def test_fuzzed_bitstreams_never_make_a_server_error(decoder: Decoder, make_frame: MakeFrame, tmp_path: Path) -> None:
+async def test_fuzzed_bitstreams_never_make_a_server_error(
+    decoder: Decoder, make_frame: MakeFrame, tmp_path: Path
+) -> None:
     chance = random.Random(7)
     good = [make_frame(i, 64, 64) for i in range(4)]
 
@@ -220,110 +210,92 @@ def test_fuzzed_bitstreams_never_make_a_server_error(decoder: Decoder, make_fram
             data += chance.randbytes(chance.randrange(50))
         return bytes(data)
 
-    async def scenario() -> None:
-        options = {"max_pixels": 512 * 512}
-        async with running_cloud(decoder, tmp_path, **options) as cloud, httpx.AsyncClient(base_url=cloud.http) as http:
-            for _ in range(80):
-                answer = await http.post("/v1/decode", content=mutate())
-                assert answer.status_code in (200, 409, 413, 422), answer.text
-
-    asyncio.run(scenario())
+    options = {"max_pixels": 512 * 512}
+    async with running_cloud(decoder, tmp_path, **options) as cloud, httpx.AsyncClient(base_url=cloud.http) as http:
+        for _ in range(80):
+            answer = await http.post("/v1/decode", content=mutate())
+            assert answer.status_code in (200, 409, 413, 422), answer.text
 
 
-def test_tenants_do_not_see_each_other(decoder: Decoder, make_frame: MakeFrame, tmp_path: Path) -> None:
+async def test_tenants_do_not_see_each_other(decoder: Decoder, make_frame: MakeFrame, tmp_path: Path) -> None:
     new = new_frame(make_frame(1), tenant="acme")
 
-    async def scenario() -> None:
-        tokens = "acme:token-of-acme,other:token-of-other"
-        async with running_cloud(decoder, tmp_path, tokens=tokens) as cloud:
-            cloud.store.add([new], time.time())
-            for token, status in (("token-of-acme", 200), ("token-of-other", 404), ("wrong", 401), ("", 401)):
-                header = {"Authorization": f"Bearer {token}"} if token else {}
-                async with httpx.AsyncClient(base_url=cloud.http, headers=header) as http:
-                    for tail in ("", "/bitstream", f"/image?wait={10 if status == 200 else 0.1}"):
-                        answer = await http.get(f"/v1/frames/{new.id}{tail}")
-                        assert answer.status_code == status, (token, tail)
-                    listed = await http.get("/v1/frames")
-                    if listed.status_code == 200:
-                        assert len(listed.json()["frames"]) == (token == "token-of-acme")
-                    if token == "token-of-acme":
-                        assert "private" in (await http.get(f"/v1/frames/{new.id}/image")).headers["cache-control"]
-
-    asyncio.run(scenario())
+    tokens = "acme:token-of-acme,other:token-of-other"
+    async with running_cloud(decoder, tmp_path, tokens=tokens) as cloud:
+        cloud.store.add([new], time.time())
+        for token, status in (("token-of-acme", 200), ("token-of-other", 404), ("wrong", 401), ("", 401)):
+            header = {"Authorization": f"Bearer {token}"} if token else {}
+            async with httpx.AsyncClient(base_url=cloud.http, headers=header) as http:
+                for tail in ("", "/bitstream", f"/image?wait={10 if status == 200 else 0.1}"):
+                    answer = await http.get(f"/v1/frames/{new.id}{tail}")
+                    assert answer.status_code == status, (token, tail)
+                listed = await http.get("/v1/frames")
+                if listed.status_code == 200:
+                    assert len(listed.json()["frames"]) == (token == "token-of-acme")
+                if token == "token-of-acme":
+                    assert "private" in (await http.get(f"/v1/frames/{new.id}/image")).headers["cache-control"]
 
 
-def test_a_damaged_frame_is_shown_in_quarantine_with_its_reason(
+async def test_a_damaged_frame_is_shown_in_quarantine_with_its_reason(
     decoder: Decoder, make_frame: MakeFrame, tmp_path: Path
 ) -> None:
     flipped = bytearray(make_frame(1))
     flipped[-2] ^= 8
     new = new_frame(bytes(flipped))
 
-    async def scenario() -> None:
-        async with running_cloud(decoder, tmp_path) as cloud, httpx.AsyncClient(base_url=cloud.http) as http:
-            cloud.store.add([new], time.time())
-            cloud.worker.wake()
-            answer = await http.get(f"/v1/frames/{new.id}/image?wait=10")
-            assert answer.status_code == 422  # told by the decoder, or by the store a moment later
-            for _ in range(100):
-                frame = (await http.get(f"/v1/frames/{new.id}")).json()
-                if frame["state"] == "failed":
-                    break
-                await asyncio.sleep(0.02)
-            assert frame["state"] == "failed" and "Damaged" in frame["reason"]
-            assert (await http.get("/v1/frames?state=failed")).json()["frames"][0]["id"] == str(new.id)
-
-    asyncio.run(scenario())
+    async with running_cloud(decoder, tmp_path) as cloud, httpx.AsyncClient(base_url=cloud.http) as http:
+        cloud.store.add([new], time.time())
+        cloud.worker.wake()
+        answer = await http.get(f"/v1/frames/{new.id}/image?wait=10")
+        assert answer.status_code == 422  # told by the decoder, or by the store a moment later
+        for _ in range(100):
+            frame = (await http.get(f"/v1/frames/{new.id}")).json()
+            if frame["state"] == "failed":
+                break
+            await asyncio.sleep(0.02)
+        assert frame["state"] == "failed" and "Damaged" in frame["reason"]
+        assert (await http.get("/v1/frames?state=failed")).json()["frames"][0]["id"] == str(new.id)
 
 
-def test_pages_follow_the_cursor(decoder: Decoder, make_frame: MakeFrame, tmp_path: Path) -> None:
-    async def scenario() -> None:
-        async with (
-            running_cloud(decoder, tmp_path, eager="none") as cloud,
-            httpx.AsyncClient(base_url=cloud.http) as http,
-        ):
-            cloud.store.add([new_frame(make_frame(i, 64, 64), wanted=False) for i in range(7)], time.time())
-            seen: list[str] = []
-            cursor = ""
-            while cursor is not None:
-                page = (await http.get("/v1/frames?limit=3" + (f"&cursor={cursor}" if cursor else ""))).json()
-                seen += [frame["id"] for frame in page["frames"]]
-                cursor = page["next_cursor"]
-            assert len(seen) == len(set(seen)) == 7
-
-    asyncio.run(scenario())
+async def test_pages_follow_the_cursor(decoder: Decoder, make_frame: MakeFrame, tmp_path: Path) -> None:
+    async with (
+        running_cloud(decoder, tmp_path, eager="none") as cloud,
+        httpx.AsyncClient(base_url=cloud.http) as http,
+    ):
+        cloud.store.add([new_frame(make_frame(i, 64, 64), wanted=False) for i in range(7)], time.time())
+        seen: list[str] = []
+        cursor = ""
+        while cursor is not None:
+            page = (await http.get("/v1/frames?limit=3" + (f"&cursor={cursor}" if cursor else ""))).json()
+            seen += [frame["id"] for frame in page["frames"]]
+            cursor = page["next_cursor"]
+        assert len(seen) == len(set(seen)) == 7
 
 
-def test_events_tell_of_new_frames(decoder: Decoder, make_frame: MakeFrame, tmp_path: Path) -> None:
+async def test_events_tell_of_new_frames(decoder: Decoder, make_frame: MakeFrame, tmp_path: Path) -> None:
     new = new_frame(make_frame(1))
 
-    async def scenario() -> None:
-        async with running_cloud(decoder, tmp_path) as cloud, httpx.AsyncClient(base_url=cloud.http) as http:
-            async with asyncio.timeout(15), http.stream("GET", "/v1/events") as stream:
-                lines = stream.aiter_lines()
-                assert await anext(lines) == "retry: 2000"
-                cloud.store.add([new], time.time())
-                cloud.commits.announce([new])
-                seen = []
-                async for line in lines:
-                    if line.startswith("event: "):
-                        seen.append(line[7:])
-                    if line.startswith("data: "):
-                        assert str(new.id) in line
-                    if seen[-1:] == ["done"] and line.startswith("data: "):
-                        break
-                assert seen == ["received", "done"]
-            assert (await http.get("/v1/sources")).json()["sources"][0]["source"] == "box-1"
-
-    asyncio.run(scenario())
+    async with running_cloud(decoder, tmp_path) as cloud, httpx.AsyncClient(base_url=cloud.http) as http:
+        async with asyncio.timeout(15), http.stream("GET", "/v1/events") as stream:
+            lines = stream.aiter_lines()
+            assert await anext(lines) == "retry: 2000"
+            cloud.store.add([new], time.time())
+            cloud.commits.announce([new])
+            seen = []
+            async for line in lines:
+                if line.startswith("event: "):
+                    seen.append(line[7:])
+                if line.startswith("data: "):
+                    assert str(new.id) in line
+                if seen[-1:] == ["done"] and line.startswith("data: "):
+                    break
+            assert seen == ["received", "done"]
+        assert (await http.get("/v1/sources")).json()["sources"][0]["source"] == "box-1"
 
 
-def test_ids_in_capitals_are_the_same_frame(decoder: Decoder, make_frame: MakeFrame, tmp_path: Path) -> None:
+async def test_ids_in_capitals_are_the_same_frame(decoder: Decoder, make_frame: MakeFrame, tmp_path: Path) -> None:
     new = new_frame(make_frame(1), UUID("0198C0DE-ABCD-7000-8000-00000000ABCD"))
 
-    async def scenario() -> None:
-        async with running_cloud(decoder, tmp_path) as cloud, httpx.AsyncClient(base_url=cloud.http) as http:
-            cloud.store.add([new], time.time())
-            assert (await http.get(f"/v1/frames/{str(new.id).upper()}")).status_code == 200
-
-    asyncio.run(scenario())
+    async with running_cloud(decoder, tmp_path) as cloud, httpx.AsyncClient(base_url=cloud.http) as http:
+        cloud.store.add([new], time.time())
+        assert (await http.get(f"/v1/frames/{str(new.id).upper()}")).status_code == 200

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from pathlib import Path
 
 import httpx
@@ -16,7 +15,8 @@ from cloud_decoder.errors import DeviceOutOfMemory
 from cloud_decoder.inference.decoder import Decoder
 from cloud_decoder.inference.subprocess_backend import SharedBuffer
 from cloud_decoder.inference.subprocess_child import Child
-from tests.cloud.conftest import FakeGenerator, MakeFrame, running_cloud
+from tests.support.cloud import FakeGenerator, running_cloud
+from tests.support.frames import MakeFrame
 
 
 class Planned:
@@ -30,22 +30,19 @@ class Planned:
         raise AssertionError("it does not fit")
 
 
-def test_the_size_that_would_fit_reaches_the_caller(
+async def test_the_size_that_would_fit_reaches_the_caller(
     decoder: Decoder,
     generator: FakeGenerator,
     make_frame: MakeFrame,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    async def scenario() -> None:
-        async with running_cloud(decoder, tmp_path) as cloud, httpx.AsyncClient(base_url=cloud.http) as http:
-            generator._inner = Planned(monkeypatch)  # type: ignore[assignment]
-            answer = await http.post("/v1/decode", content=make_frame(1))
-            assert answer.status_code == 422
-            assert "1 of 8192x8192 pixels would take 103" in answer.json()["detail"]
-            assert "at most 2304x2304 pixels fit" in answer.json()["detail"]
-
-    asyncio.run(scenario())
+    async with running_cloud(decoder, tmp_path) as cloud, httpx.AsyncClient(base_url=cloud.http) as http:
+        generator._inner = Planned(monkeypatch)  # type: ignore[assignment]
+        answer = await http.post("/v1/decode", content=make_frame(1))
+        assert answer.status_code == 422
+        assert "1 of 8192x8192 pixels would take 103" in answer.json()["detail"]
+        assert "at most 2304x2304 pixels fit" in answer.json()["detail"]
 
 
 def test_it_crosses_from_the_generators_own_process(monkeypatch: pytest.MonkeyPatch) -> None:

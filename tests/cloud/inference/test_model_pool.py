@@ -9,19 +9,18 @@ import time
 from pathlib import Path
 
 import httpx
-import numpy as np
 import pytest
 
 from aeic.bitstream import Frame
 from aeic.bundle import Bundle
 from aeic.errors import BundleError, WrongModel
-from aeic.latent_codec import LatentCodec
 from cloud_decoder.errors import ModelUnavailable
 from cloud_decoder.inference.decoder import Decoder
 from cloud_decoder.inference.model_pool import ModelPool, size_of
 from cloud_decoder.service import Cloud
 from cloud_decoder.settings import Settings
-from tests.cloud.conftest import Edge, MakeFrame, new_frame
+from tests.support.cloud import IngestClient
+from tests.support.frames import MakeFrame, frame_maker, new_frame
 from tests.support.tiny_bundle import write_tiny_bundle
 
 
@@ -34,12 +33,6 @@ def bundles(bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> list[Bu
         manifest["rates"] = [rate | {"name": f"{path.name}-{rate['name']}"} for rate in manifest["rates"]]
         (path / "bundle.json").write_text(json.dumps(manifest))
     return [bundle, *map(Bundle.load, paths)]
-
-
-def frame_of(bundle: Bundle, seed: int, rate: int = 0) -> bytes:
-    size = Frame(128, 96, rate, bundle.fingerprint, b"").latent_size
-    y = np.random.default_rng(seed).normal(0, 20, (bundle.channels, *size)).astype(np.float32)
-    return LatentCodec(bundle, 1).encode(y, rate, 128, 96)
 
 
 def load(path: Path) -> Decoder:
@@ -102,7 +95,7 @@ def test_a_bundle_that_breaks_is_left_alone_for_a_while(bundles: list[Bundle]) -
         pass
 
 
-def test_the_service_decodes_each_frame_with_its_bundle_and_all_rates_with_one_decoder(
+async def test_the_service_decodes_each_frame_with_its_bundle_and_all_rates_with_one_decoder(
     bundles: list[Bundle], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     loads: list[str] = []
@@ -124,40 +117,39 @@ def test_the_service_decodes_each_frame_with_its_bundle_and_all_rates_with_one_d
         threads=1,
         max_batch=4,
     )
-    frames = {(bundle.fingerprint, rate): frame_of(bundle, 7 + rate, rate) for bundle in bundles for rate in (0, 1)}
-    stored = [new_frame(frame_of(bundle, seed)) for seed in range(3) for bundle in bundles]
+    frames = {
+        (bundle.fingerprint, rate): frame_maker(bundle)(7 + rate, rate=rate) for bundle in bundles for rate in (0, 1)
+    }
+    stored = [new_frame(frame_maker(bundle)(seed)) for seed in range(3) for bundle in bundles]
 
-    async def scenario() -> None:
-        cloud = Cloud(settings)
-        await cloud.start()
-        try:
-            async with httpx.AsyncClient(base_url=cloud.http, timeout=30) as http, Edge(cloud.grpc) as edge:
-                assert (await edge.hello(bundles[1])).window > 0
-                for data in frames.values():
-                    assert (await http.post("/v1/decode", content=data)).status_code == 200
-                cloud.store.add(stored, time.time())
-                cloud.worker.wake()
-                end = time.monotonic() + 20
-                while cloud.store.counts()["done"] < len(stored):
-                    assert time.monotonic() < end
-                    await asyncio.sleep(0.02)
-                metrics = (await http.get("/metrics")).text
-                held = float(metrics.split("\naeic_cloud_models_bytes ")[1].split("\n")[0])
-                assert 0 < held <= settings.model_bytes
-                told = (await http.get("/v1/status")).json()
-                assert told["bundle"]["fingerprint"] == bundles[0].fingerprint and told["rates"]
-                assert [one["fingerprint"] for one in told["bundles"]] == [one.fingerprint for one in bundles]
-                assert sum(one["loaded"] for one in told["bundles"]) in (1, 2)  # two have room
-                for one, bundle in zip(told["bundles"], bundles, strict=True):
-                    assert one["rates"] == [{"number": r.number, "name": r.name, "bpp": r.bpp} for r in bundle.rates]
-                listed = (await http.get("/v1/frames")).json()["frames"]
-                assert {one["fingerprint"] for one in listed} == {bundle.fingerprint for bundle in bundles}
-                names = {bundle.fingerprint: bundle.rates[0].name for bundle in bundles}
-                assert all(one["rate_name"] == names[one["fingerprint"]] for one in listed)
-        finally:
-            await cloud.stop()
-
-    asyncio.run(scenario())
+    cloud = Cloud(settings)
+    await cloud.start()
+    try:
+        async with httpx.AsyncClient(base_url=cloud.http, timeout=30) as http, IngestClient(cloud.grpc) as edge:
+            assert (await edge.hello(bundles[1])).window > 0
+            for data in frames.values():
+                assert (await http.post("/v1/decode", content=data)).status_code == 200
+            cloud.store.add(stored, time.time())
+            cloud.worker.wake()
+            end = time.monotonic() + 20
+            while cloud.store.counts()["done"] < len(stored):
+                assert time.monotonic() < end
+                await asyncio.sleep(0.02)
+            metrics = (await http.get("/metrics")).text
+            held = float(metrics.split("\naeic_cloud_models_bytes ")[1].split("\n")[0])
+            assert 0 < held <= settings.model_bytes
+            told = (await http.get("/v1/status")).json()
+            assert told["bundle"]["fingerprint"] == bundles[0].fingerprint and told["rates"]
+            assert [one["fingerprint"] for one in told["bundles"]] == [one.fingerprint for one in bundles]
+            assert sum(one["loaded"] for one in told["bundles"]) in (1, 2)  # two have room
+            for one, bundle in zip(told["bundles"], bundles, strict=True):
+                assert one["rates"] == [{"number": r.number, "name": r.name, "bpp": r.bpp} for r in bundle.rates]
+            listed = (await http.get("/v1/frames")).json()["frames"]
+            assert {one["fingerprint"] for one in listed} == {bundle.fingerprint for bundle in bundles}
+            names = {bundle.fingerprint: bundle.rates[0].name for bundle in bundles}
+            assert all(one["rate_name"] == names[one["fingerprint"]] for one in listed)
+    finally:
+        await cloud.stop()
     assert loads[:3] == [bundle.fingerprint for bundle in bundles]  # both rates of each by one load
     assert len(loads) <= 3 + len(stored)
 

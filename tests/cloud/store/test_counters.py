@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 import threading
 import time
 from collections import Counter
@@ -14,7 +15,7 @@ import sqlalchemy as sa
 from cloud_decoder.store.records import DecodeResult
 from cloud_decoder.store.schema import frames, tallies
 from cloud_decoder.store.store import Store
-from tests.cloud.store.test_store import NOW, claim, frame
+from tests.support.frames import NOW, claim, stored_frame
 
 
 @pytest.fixture
@@ -43,7 +44,9 @@ def tallied(store: Store, tenant: str | None = None) -> dict[str, tuple[int, int
 def test_after_anything_that_can_happen_to_frames_the_tallies_are_right(store: Store) -> None:
     chance, known = random.Random(5), []
     for step in range(40):
-        new = [frame(b"x" * chance.randint(1, 50), tenant=chance.choice("ab")) for _ in range(chance.randint(1, 5))]
+        new = [
+            stored_frame(b"x" * chance.randint(1, 50), tenant=chance.choice("ab")) for _ in range(chance.randint(1, 5))
+        ]
         known += new
         store.add([*new, chance.choice(known), new[0]], NOW + step)  # what is there already counts once
         held = claim(store, chance.randint(1, 4), NOW + step)
@@ -74,7 +77,7 @@ def test_many_at_once_count_right_and_do_not_wait_in_a_circle(store_url: str) ->
         chance = random.Random(number)
         try:
             for _ in range(15):
-                stores[number].add([frame(tenant=chance.choice("abc")) for _ in range(6)], NOW)
+                stores[number].add([stored_frame(tenant=chance.choice("abc")) for _ in range(6)], NOW)
                 held = claim(stores[number], 5, owner=str(number))
                 stores[number].fail([one.row.seq for one in held[:1]], "no")
                 stores[number].finish([DecodeResult(one.row.seq, "", {}) for one in held[1:]], NOW)
@@ -92,18 +95,39 @@ def test_many_at_once_count_right_and_do_not_wait_in_a_circle(store_url: str) ->
         one.close()
 
 
-def test_telling_the_numbers_takes_as_long_for_many_as_for_few(store: Store) -> None:
-    many = 100_000
+def fill(store: Store, many: int) -> None:
+    """Put ``many`` decoded frames of 7 bytes into the store with one statement."""
     id = "lower(hex(randomblob(16)))" if store.database.sqlite else "gen_random_uuid()"
     same = {"source": "'box'", "captured_ms": "1", "received_ms": "1", "priority": "0", "width": "64", "height": "48"}
     same |= {"rate": "1", "fingerprint": "'abcdef'", "bytes": "7", "digest": "'d'", "state": "'done'"}
     same |= {"tenant": "''", "id": id, "wanted": "true"}
     numbers = f"WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < {many})"
-    fill = f"INSERT INTO frames ({', '.join(same)}) {numbers} SELECT {', '.join(same.values())} FROM n"
+    insert = f"INSERT INTO frames ({', '.join(same)}) {numbers} SELECT {', '.join(same.values())} FROM n"
     if not store.database.sqlite:
-        fill = f"{numbers} INSERT INTO frames ({', '.join(same)}) SELECT {', '.join(same.values())} FROM n"
+        insert = f"{numbers} INSERT INTO frames ({', '.join(same)}) SELECT {', '.join(same.values())} FROM n"
     with store.database.write() as connection:
-        connection.exec_driver_sql(fill)
+        connection.exec_driver_sql(insert)
+
+
+def test_telling_the_numbers_looks_at_no_frame(store: Store) -> None:
+    fill(store, 1000)
+    asked: list[str] = []
+
+    def remember(connection: object, cursor: object, statement: str, *_: object) -> None:
+        asked.append(" ".join(statement.split()))
+
+    sa.event.listen(store.database.engine, "before_cursor_execute", remember)
+    assert store.counts()["done"] == 1000
+    assert any("FROM tallies" in statement for statement in asked)
+    assert not [statement for statement in asked if re.search(r"FROM frames\b", statement)]
+    assert counted(store)["done"] == (1000, 7000)
+    assert re.search(r"FROM frames\b", asked[-1])  # so the pattern finds what it looks for
+
+
+@pytest.mark.perf
+def test_telling_the_numbers_takes_as_long_for_many_as_for_few(store: Store) -> None:
+    many = 100_000
+    fill(store, many)
     telling, counting = [], []
     for _ in range(5):
         started = time.perf_counter()

@@ -12,7 +12,7 @@ from cloud_decoder.errors import StoreUnavailable
 from cloud_decoder.store import migrate
 from cloud_decoder.store.schema import metadata
 from cloud_decoder.store.store import Added, State, Store
-from tests.cloud.store.test_store import NOW, claim, frame
+from tests.support.frames import NOW, claim, stored_frame
 
 pytest.importorskip("alembic", reason="Alembic is not installed (extra fleet)")
 
@@ -75,7 +75,7 @@ def test_a_store_from_before_keeps_its_frames_and_its_queue(store_url: str) -> N
         table = sa.Table("frames", old, autoload_with=connection)
         sa.Table("alembic_version", old, autoload_with=connection).drop(connection)  # it did not count them
         states = [("received", True), ("decoding", True), ("done", True), ("failed", True), ("received", False)]
-        new = [frame(f"f{i}".encode(), priority=i % 2) for i in range(len(states))]
+        new = [stored_frame(f"f{i}".encode(), priority=i % 2) for i in range(len(states))]
         for one, (state, wanted) in zip(new, states, strict=True):
             values = {name: getattr(one, name) for name in one.__dataclass_fields__}
             values["id"] = one.id if "uuid" in str(table.c.id.type).lower() else one.id.hex
@@ -94,7 +94,7 @@ def test_a_store_from_before_keeps_its_frames_and_its_queue(store_url: str) -> N
     assert store.counts() == {"received": 3, "decoding": 0, "done": 1, "failed": 1, "pruned": 0}
     assert [c.row.id for c in claim(store)] == [new[1].id, new[0].id]
     assert store.bitstream("", new[4].id) == b"f4"
-    assert store.add([new[2], frame()], NOW) == [Added.DUPLICATE, Added.STORED]
+    assert store.add([new[2], stored_frame()], NOW) == [Added.DUPLICATE, Added.STORED]
     rows = store.page("", 10)
     assert rows[0].seq > 5 and rows[-1].state is State.DECODING and rows[-1].attempts == 2
     store.close()

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import hashlib
 import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from uuid import UUID, uuid4
+from uuid import uuid4
 
 import pytest
 
 from cloud_decoder.errors import StoreUnavailable
-from cloud_decoder.store.store import Added, DecodeResult, LeasedFrame, NewFrame, State, Store
-
-NOW = 1_700_000_000.0
+from cloud_decoder.store.store import Added, DecodeResult, State, Store
+from tests.support.frames import NOW, claim, stored_frame
 
 
 @pytest.fixture
@@ -24,55 +22,34 @@ def store(store_url: str) -> Iterator[Store]:
     opened.close()
 
 
-def frame(content: bytes = b"frame", id: UUID | None = None, **changed: object) -> NewFrame:
-    values: dict[str, object] = {
-        "tenant": "",
-        "id": id or uuid4(),
-        "source": "box-1",
-        "captured_ms": 1,
-        "priority": 0,
-        "width": 64,
-        "height": 48,
-        "rate": 1,
-        "fingerprint": "abcdef",
-        "digest": hashlib.sha256(content).hexdigest(),
-        "bitstream": content,
-    }
-    return NewFrame(**(values | changed))  # type: ignore[arg-type]
-
-
-def claim(store: Store, limit: int = 10, now: float = NOW, owner: str = "w") -> list[LeasedFrame]:
-    return store.claim(owner, "abcdef", limit, now, 60, 3)
-
-
 def test_same_id_twice_is_a_duplicate_and_other_bytes_a_conflict(store: Store) -> None:
-    first = frame(b"one")
-    assert store.add([first, frame(b"two"), first], NOW) == [Added.STORED, Added.STORED, Added.DUPLICATE]
+    first = stored_frame(b"one")
+    assert store.add([first, stored_frame(b"two"), first], NOW) == [Added.STORED, Added.STORED, Added.DUPLICATE]
     assert store.add([first], NOW) == [Added.DUPLICATE]
-    assert store.add([frame(b"other", id=first.id)], NOW) == [Added.CONFLICT]
+    assert store.add([stored_frame(b"other", id=first.id)], NOW) == [Added.CONFLICT]
     assert store.bitstream("", first.id) == b"one"
 
 
 def test_an_id_belongs_to_its_tenant(store: Store) -> None:
-    mine = frame(b"mine", tenant="a")
-    assert store.add([mine, frame(b"theirs", id=mine.id, tenant="b")], NOW) == [Added.STORED, Added.STORED]
+    mine = stored_frame(b"mine", tenant="a")
+    assert store.add([mine, stored_frame(b"theirs", id=mine.id, tenant="b")], NOW) == [Added.STORED, Added.STORED]
     assert store.bitstream("b", mine.id) == b"theirs"
     assert store.get("c", mine.id) is None
     assert [row.tenant for row in store.page("a", 10)] == ["a"]
 
 
 def test_claims_go_by_priority_then_age_and_only_once(store: Store) -> None:
-    low, high, later = frame(), frame(priority=5), frame()
+    low, high, later = stored_frame(), stored_frame(priority=5), stored_frame()
     store.add([low, high, later], NOW)
     assert [c.row.id for c in claim(store, 2)] == [high.id, low.id]
     assert [c.row.id for c in claim(store)] == [later.id]
     assert claim(store) == []
-    store.add([frame(fingerprint="123456")], NOW)
+    store.add([stored_frame(fingerprint="123456")], NOW)
     assert claim(store) == []  # another bundle's: left for a worker that has it
 
 
 def test_unwanted_frames_wait_until_asked_for(store: Store) -> None:
-    quiet = frame(wanted=False)
+    quiet = stored_frame(wanted=False)
     store.add([quiet], NOW)
     assert claim(store) == []
     asked = store.claim_one("", quiet.id, "w", NOW, 60, 3)
@@ -81,7 +58,7 @@ def test_unwanted_frames_wait_until_asked_for(store: Store) -> None:
 
 
 def test_a_lease_that_ran_out_is_claimed_again_and_three_deaths_end_in_quarantine(store: Store) -> None:
-    store.add([frame()], NOW)
+    store.add([stored_frame()], NOW)
     for attempt in range(3):
         (claimed,) = claim(store, now=NOW + 100 * attempt)
         assert claimed.row.attempts == attempt + 1
@@ -91,7 +68,7 @@ def test_a_lease_that_ran_out_is_claimed_again_and_three_deaths_end_in_quarantin
 
 
 def test_release_and_recover_cost_no_more_than_they_should(store: Store) -> None:
-    store.add([frame(), frame()], NOW)
+    store.add([stored_frame(), stored_frame()], NOW)
     held = claim(store)
     store.release([held[0].row.seq], "somebody else")
     assert store.counts()["decoding"] == 2
@@ -103,14 +80,14 @@ def test_release_and_recover_cost_no_more_than_they_should(store: Store) -> None
 
 
 def test_renewed_leases_hold(store: Store) -> None:
-    store.add([frame()], NOW)
+    store.add([stored_frame()], NOW)
     (held,) = claim(store)
     store.renew([held.row.seq], "w", NOW + 500)
     assert claim(store, now=NOW + 100) == []
 
 
 def test_finish_keeps_the_first_time_of_availability(store: Store) -> None:
-    new = frame()
+    new = stored_frame()
     store.add([new], NOW)
     (held,) = claim(store)
     for later in (1, 2):
@@ -121,8 +98,8 @@ def test_finish_keeps_the_first_time_of_availability(store: Store) -> None:
 
 
 def test_pages_filters_and_sources(store: Store) -> None:
-    store.add([frame(source=f"box-{i % 2}", rate=i % 3) for i in range(7)], NOW)
-    store.add([frame(source="late")], NOW + 10)
+    store.add([stored_frame(source=f"box-{i % 2}", rate=i % 3) for i in range(7)], NOW)
+    store.add([stored_frame(source="late")], NOW + 10)
     first = store.page("", 3)
     rest = store.page("", 10, before=first[-1].seq)
     assert [row.seq for row in first + rest] == list(range(8, 0, -1))
@@ -137,7 +114,7 @@ def test_pages_filters_and_sources(store: Store) -> None:
 
 
 def test_pruning_takes_the_oldest_decoded_and_remembers_the_id(store: Store) -> None:
-    new = [frame(b"x" * 100) for _ in range(4)]
+    new = [stored_frame(b"x" * 100) for _ in range(4)]
     store.add(new, NOW)
     held = claim(store, 3)
     store.finish([DecodeResult(c.row.seq, "", {}) for c in held], NOW)
@@ -149,7 +126,7 @@ def test_pruning_takes_the_oldest_decoded_and_remembers_the_id(store: Store) -> 
 
 
 def test_many_threads_claim_each_frame_once(store: Store) -> None:
-    store.add([frame() for _ in range(60)], NOW)
+    store.add([stored_frame() for _ in range(60)], NOW)
     taken: list[int] = []
 
     def work(name: str) -> None:
@@ -170,15 +147,15 @@ def test_a_store_that_cannot_write_says_so(tmp_path: Path) -> None:
     with store.database.engine.connect() as connection:
         connection.exec_driver_sql("PRAGMA max_page_count = 20")  # what a full disk does, on this one pooled connection
     with pytest.raises(StoreUnavailable, match="full"):
-        store.add([frame(bytes(200_000))], NOW)
+        store.add([stored_frame(bytes(200_000))], NOW)
     assert store.counts()["received"] == 0
     store.close()
 
 
 def test_a_claim_of_alike_frames_fills_one_batch(store: Store) -> None:
     wide, tall = {"width": 128, "height": 64}, {"width": 64, "height": 128}
-    store.add([frame(**(wide if i % 2 else tall)) for i in range(8)], NOW)  # type: ignore[arg-type]
-    store.add([frame(**wide, priority=9)], NOW)  # type: ignore[arg-type]
+    store.add([stored_frame(**(wide if i % 2 else tall)) for i in range(8)], NOW)  # type: ignore[arg-type]
+    store.add([stored_frame(**wide, priority=9)], NOW)  # type: ignore[arg-type]
     first = store.claim("w", "abcdef", 10, NOW, 60, 3, alike=True)
     assert len(first) == 5 and {c.row.width for c in first} == {128} and first[0].row.priority == 9
     assert {c.row.width for c in store.claim("w", "abcdef", 3, NOW, 60, 3, alike=True)} == {64}
@@ -186,16 +163,16 @@ def test_a_claim_of_alike_frames_fills_one_batch(store: Store) -> None:
 
 
 def test_waiting_is_worth_priority_and_a_deadline_goes_first_among_equals(store: Store) -> None:
-    old = frame(priority=0)
+    old = stored_frame(priority=0)
     store.add([old], NOW - 20)  # ten times aging_seconds: worth ten of priority
-    urgent, plain, dated = frame(priority=9), frame(priority=4), frame(priority=4)
+    urgent, plain, dated = stored_frame(priority=9), stored_frame(priority=4), stored_frame(priority=4)
     store.add([urgent, plain], NOW)
     store.add([dated], NOW, deadline=NOW + 5)
     assert [c.row.id for c in claim(store)] == [old.id, urgent.id, dated.id, plain.id]
 
 
 def test_a_demand_goes_before_everything_and_makes_a_job_where_there_is_none(store: Store) -> None:
-    quiet, loud, done = frame(wanted=False), frame(priority=2**31 - 1), frame()
+    quiet, loud, done = stored_frame(wanted=False), stored_frame(priority=2**31 - 1), stored_frame()
     store.add([done], NOW)
     store.finish([DecodeResult(c.row.seq, "", {}) for c in claim(store)], NOW)
     store.add([quiet, loud], NOW)
@@ -212,8 +189,8 @@ def test_a_demand_goes_before_everything_and_makes_a_job_where_there_is_none(sto
 
 def test_the_backlog_is_what_nobody_holds(store: Store) -> None:
     assert store.waiting(NOW).ready == 0
-    store.add([frame(), frame()], NOW - 7)
-    store.add([frame(fingerprint="123456"), frame(wanted=False)], NOW)
+    store.add([stored_frame(), stored_frame()], NOW - 7)
+    store.add([stored_frame(fingerprint="123456"), stored_frame(wanted=False)], NOW)
     assert (store.waiting(NOW).ready, store.waiting(NOW).leased, store.waiting(NOW).oldest_seconds) == (3, 0, 7.0)
     claim(store)
     assert (store.waiting(NOW).ready, store.waiting(NOW).leased) == (1, 2)
@@ -222,7 +199,7 @@ def test_the_backlog_is_what_nobody_holds(store: Store) -> None:
 
 
 def test_forgotten_is_as_if_it_had_never_come(store: Store) -> None:
-    new = frame()
+    new = stored_frame()
     store.add([new], NOW)
     store.forget("other", new.id)
     store.forget("", new.id)
@@ -232,7 +209,7 @@ def test_forgotten_is_as_if_it_had_never_come(store: Store) -> None:
 
 def test_front_ends_that_store_the_same_frames_at_once_agree(store_url: str) -> None:
     stores = [Store(store_url) for _ in range(3)]
-    same = [frame(source=f"box-{i % 7}") for i in range(60)]
+    same = [stored_frame(source=f"box-{i % 7}") for i in range(60)]
     answers: list[Added] = []
 
     def work(number: int) -> None:

@@ -18,9 +18,9 @@ from aeic.bundle import Bundle
 from cloud_decoder.inference.decoder import Decoder
 from cloud_decoder.inference.subprocess_backend import RemoteGenerator
 from cloud_decoder.store.store import State, Store
-from tests.cloud.conftest import Edge, MakeFrame, new_frame, running_cloud
-from tests.cloud.test_service import process
-from tests.cloud.worker.test_faults import timed, until, value
+from tests.support.cloud import IngestClient, cloud_process, metric, running_cloud
+from tests.support.frames import MakeFrame, new_frame
+from tests.support.waiting import until
 
 
 @pytest.fixture
@@ -35,30 +35,27 @@ def child_of(decoder: Decoder) -> int:
     return int(pid)
 
 
-def test_a_decoder_process_killed_in_the_middle_of_a_batch(
+async def test_a_decoder_process_killed_in_the_middle_of_a_batch(
     isolated: Decoder, make_frame: MakeFrame, tmp_path: Path
 ) -> None:
     new = [new_frame(make_frame(seed)) for seed in range(12)]
 
-    async def scenario() -> None:
-        async with running_cloud(isolated, tmp_path) as cloud, httpx.AsyncClient(base_url=cloud.http) as http:
-            expected = [isolated.decode([one.bitstream])[0] for one in new[:1]]
-            victim = child_of(isolated)
-            os.kill(victim, signal.SIGSTOP)  # so that the next batch is surely in it
-            cloud.store.add(new, time.time())
-            cloud.worker.wake()
-            asked = [asyncio.create_task(http.post("/v1/decode", content=make_frame(s))) for s in range(50, 54)]
-            await until(lambda: value(cloud, "batch_pieces_count") >= 1)
-            await asyncio.sleep(0.1)
-            assert (await http.get("/healthz")).status_code == 200  # the service itself never waits for it
-            os.kill(victim, signal.SIGKILL)
-            assert {answer.status_code for answer in await asyncio.gather(*asked)} == {200}
-            await until(lambda: cloud.store.counts()["done"] == len(new))
-            assert child_of(isolated) != victim and value(cloud, "decoder_deaths_total") == 1
-            assert cloud.store.counts()["failed"] == 0
-            assert (isolated.decode([new[0].bitstream])[0] == expected[0]).all()
-
-    asyncio.run(scenario())
+    async with running_cloud(isolated, tmp_path) as cloud, httpx.AsyncClient(base_url=cloud.http) as http:
+        expected = [isolated.decode([one.bitstream])[0] for one in new[:1]]
+        victim = child_of(isolated)
+        os.kill(victim, signal.SIGSTOP)  # so that the next batch is surely in it
+        cloud.store.add(new, time.time())
+        cloud.worker.wake()
+        asked = [asyncio.create_task(http.post("/v1/decode", content=make_frame(s))) for s in range(50, 54)]
+        await until(lambda: metric(cloud.metrics, "batch_pieces_count") >= 1)
+        await asyncio.sleep(0.1)
+        assert (await http.get("/healthz")).status_code == 200  # the service itself never waits for it
+        os.kill(victim, signal.SIGKILL)
+        assert {answer.status_code for answer in await asyncio.gather(*asked)} == {200}
+        await until(lambda: cloud.store.counts()["done"] == len(new))
+        assert child_of(isolated) != victim and metric(cloud.metrics, "decoder_deaths_total") == 1
+        assert cloud.store.counts()["failed"] == 0
+        assert (isolated.decode([new[0].bitstream])[0] == expected[0]).all()
     assert isolated._generator.pid is None  # type: ignore[attr-defined]
 
 
@@ -75,37 +72,35 @@ def test_a_decoder_process_that_hangs_is_killed_and_replaced(bundle: Bundle, mak
     decoder.close()
 
 
-def test_where_no_decoder_process_comes_up_everybody_is_told_and_frames_stay(
+async def test_where_no_decoder_process_comes_up_everybody_is_told_and_frames_stay(
     isolated: Decoder, make_frame: MakeFrame, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     new = [new_frame(make_frame(seed)) for seed in range(6)]
 
-    async def scenario() -> None:
-        async with running_cloud(isolated, tmp_path) as cloud, httpx.AsyncClient(base_url=cloud.http) as http:
-            victim = child_of(isolated)
-            os.kill(victim, signal.SIGSTOP)
-            cloud.store.add(new, time.time())
-            cloud.worker.wake()
-            asked = [asyncio.create_task(http.post("/v1/decode", content=make_frame(s))) for s in range(50, 54)]
-            await until(lambda: value(cloud, "batch_pieces_count") >= 1)
-            monkeypatch.setattr(RemoteGenerator, "_spawn", cannot_start)
-            os.kill(victim, signal.SIGKILL)
-            assert {answer.status_code for answer in await asyncio.gather(*asked)} == {503}
-            answer, seconds = await timed(http.post("/v1/decode", content=make_frame(60)))
-            assert isinstance(answer, httpx.Response) and answer.status_code == 503 and seconds < 1
-            assert int(answer.headers["retry-after"]) >= 1
-            assert (await http.get("/readyz")).status_code == 503
-            await until(lambda: cloud.store.counts()["received"] == len(new))
-            assert cloud.store.counts()["failed"] == 0
-
-    asyncio.run(scenario())
+    async with running_cloud(isolated, tmp_path) as cloud, httpx.AsyncClient(base_url=cloud.http) as http:
+        victim = child_of(isolated)
+        os.kill(victim, signal.SIGSTOP)
+        cloud.store.add(new, time.time())
+        cloud.worker.wake()
+        asked = [asyncio.create_task(http.post("/v1/decode", content=make_frame(s))) for s in range(50, 54)]
+        await until(lambda: metric(cloud.metrics, "batch_pieces_count") >= 1)
+        monkeypatch.setattr(RemoteGenerator, "_spawn", cannot_start)
+        os.kill(victim, signal.SIGKILL)
+        assert {answer.status_code for answer in await asyncio.gather(*asked)} == {503}
+        async with asyncio.timeout(10):  # half of batch_seconds: it does not wait for a batch
+            answer = await http.post("/v1/decode", content=make_frame(60))
+        assert answer.status_code == 503
+        assert int(answer.headers["retry-after"]) >= 1
+        assert (await http.get("/readyz")).status_code == 503
+        await until(lambda: cloud.store.counts()["received"] == len(new))
+        assert cloud.store.counts()["failed"] == 0
 
 
 def cannot_start(_: RemoteGenerator) -> None:
     raise OSError(12, "Cannot allocate memory")
 
 
-def test_sigterm_under_load_answers_everybody_and_loses_nothing(
+async def test_sigterm_under_load_answers_everybody_and_loses_nothing(
     bundle: Bundle, make_frame: MakeFrame, tmp_path: Path
 ) -> None:
     sent = {uuid4(): make_frame(seed, 256, 256) for seed in range(40)}
@@ -113,7 +108,7 @@ def test_sigterm_under_load_answers_everybody_and_loses_nothing(
 
     async def load(told: dict[str, str], stop: Callable[[], None]) -> set[UUID]:
         stored: set[UUID] = set()
-        async with Edge(told["grpc"]) as edge, httpx.AsyncClient(base_url=told["http"], timeout=30) as http:
+        async with IngestClient(told["grpc"]) as edge, httpx.AsyncClient(base_url=told["http"], timeout=30) as http:
             await edge.hello(bundle)
 
             async def client(number: int) -> None:
@@ -143,8 +138,8 @@ def test_sigterm_under_load_answers_everybody_and_loses_nothing(
             await asyncio.wait_for(asyncio.gather(*clients), 20)
         return stored
 
-    with process(bundle, tmp_path) as (running, told):
-        stored = asyncio.run(load(told, lambda: running.send_signal(signal.SIGTERM)))
+    with cloud_process(bundle, tmp_path) as (running, told):
+        stored = await load(told, lambda: running.send_signal(signal.SIGTERM))
         assert running.wait(20) == 0
     assert set(statuses) <= {200, 503} and 200 in statuses
     store = Store(f"sqlite:///{tmp_path / 'store.db'}")

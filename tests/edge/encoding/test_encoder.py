@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import onnxruntime
@@ -16,12 +17,12 @@ from aeic.latent_codec import LatentCodec
 from edge_encoder.encoding import execution_provider
 from edge_encoder.encoding.analysis import Analysis, spans
 from edge_encoder.encoding.encoder import Encoder
-from tests.edge.conftest import picture
+from tests.support.pictures import picture
 from tests.support.tiny_bundle import write_tiny_bundle
 
 
 @pytest.fixture(scope="module")
-def encoder(tiny_bundle) -> Encoder:
+def encoder(tiny_bundle: Path) -> Encoder:
     return Encoder.from_bundle(tiny_bundle, threads=1)
 
 
@@ -29,7 +30,7 @@ def noise(height: int, width: int) -> np.ndarray:
     return np.random.default_rng(1).integers(0, 256, (height, width, 3), dtype=np.uint8)
 
 
-def test_file_and_array_give_the_same_frame(encoder, tiny_bundle):
+def test_file_and_array_give_the_same_frame(encoder: Encoder, tiny_bundle: Path) -> None:
     from aeic.pixels import load_picture
 
     data = picture(130, 90, form="PNG")
@@ -42,7 +43,7 @@ def test_file_and_array_give_the_same_frame(encoder, tiny_bundle):
     assert set(one.timings) == {"read", "analyse", "entropy"}
 
 
-def test_target_bytes_is_a_wish_and_max_bytes_a_limit(encoder):
+def test_target_bytes_is_a_wish_and_max_bytes_a_limit(encoder: Encoder) -> None:
     rgb = noise(128, 192)
     low, high = (encoder.encode(rgb, rate=rate).data for rate in (0, 1))
     assert encoder.encode(rgb, target_bytes=len(high)).data == high
@@ -53,7 +54,7 @@ def test_target_bytes_is_a_wish_and_max_bytes_a_limit(encoder):
         encoder.encode(rgb, target_bytes=1, max_bytes=len(low) - 1)
 
 
-def test_a_frame_over_the_formats_limit_is_not_made(encoder, monkeypatch):
+def test_a_frame_over_the_formats_limit_is_not_made(encoder: Encoder, monkeypatch: pytest.MonkeyPatch) -> None:
     rgb = noise(128, 192)
     low, high = (encoder.encode(rgb, rate=rate).data for rate in (0, 1))
     monkeypatch.setattr("aeic.latent_codec.MAX_PAYLOAD_BYTES", len(high) - HEADER_BYTES - 1)
@@ -65,13 +66,13 @@ def test_a_frame_over_the_formats_limit_is_not_made(encoder, monkeypatch):
         encoder.encode(rgb, target_bytes=len(high))
 
 
-def test_what_cannot_be_encoded(encoder):
+def test_what_cannot_be_encoded(encoder: Encoder) -> None:
     for bad in (noise(64, 64).astype(np.float32), noise(64, 64)[..., 0], noise(8, 64), noise(9000, 16)):
         with pytest.raises(InputError):
-            encoder.encode(bad)
+            encoder.encode(cast(Any, bad))
     for nothing in ("owl.jpg", Path("owl.jpg"), None):
         with pytest.raises(TypeError, match="read_bytes"):
-            encoder.encode(nothing)
+            encoder.encode(cast(Any, nothing))
     with pytest.raises(RateError, match="r1"):
         encoder.encode(noise(64, 64), rate=7)
     with pytest.raises(RateError, match="max_bytes=12"):
@@ -81,7 +82,7 @@ def test_what_cannot_be_encoded(encoder):
 
 
 @pytest.mark.parametrize(("length", "side"), [(640, 128), (2176, 1192), (3840, 1192), (64, 64), (8192, 10)])
-def test_spans_cover_everything_once(length, side):
+def test_spans_cover_everything_once(length, side) -> None:
     parts = list(spans(length, side, 128))
     assert parts[0][0] == 0 and parts[-1][1] == length
     assert all(a[1] == b[0] for a, b in itertools.pairwise(parts))
@@ -92,7 +93,7 @@ def test_spans_cover_everything_once(length, side):
     assert len({last - first for _, _, first, last in parts}) == 1
 
 
-def test_tiles_change_nothing_where_the_margin_covers_the_reach(tiny_bundle):
+def test_tiles_change_nothing_where_the_margin_covers_the_reach(tiny_bundle: Path) -> None:
     bundle = Bundle.load(tiny_bundle)
     rgb = noise(500, 700)
     whole = Analysis(bundle, threads=1)(rgb)
@@ -115,7 +116,7 @@ class Accelerated:
 
 
 @pytest.fixture
-def cuda(monkeypatch):
+def cuda(monkeypatch: pytest.MonkeyPatch):
     """ONNX Runtime as if it had CUDA; returns the graphs that were opened for it."""
     plain, opened = execution_provider._session, []
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider"])
@@ -132,7 +133,9 @@ def cuda(monkeypatch):
     return opened
 
 
-def test_a_gpu_runs_the_float16_analysis_where_it_agrees_with_the_cpu(tiny_bundle, tmp_path, cuda, caplog):
+def test_a_gpu_runs_the_float16_analysis_where_it_agrees_with_the_cpu(
+    tiny_bundle: Path, tmp_path: Path, cuda, caplog: pytest.LogCaptureFixture
+) -> None:
     from aeic_train.export.float16 import add_half
 
     bundle = add_half(tiny_bundle, tmp_path / "gpu")
@@ -150,7 +153,9 @@ def test_a_gpu_runs_the_float16_analysis_where_it_agrees_with_the_cpu(tiny_bundl
     assert cuda[1:] == ["analysis_half.onnx", "analysis.onnx"] and "float16 analysis is not used" in caplog.text
 
 
-def test_a_gpu_whose_answer_is_wrong_is_not_used(tiny_bundle, monkeypatch, cuda, caplog):
+def test_a_gpu_whose_answer_is_wrong_is_not_used(
+    tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch, cuda, caplog: pytest.LogCaptureFixture
+) -> None:
     right = execution_provider.run_bound
 
     def wrong(session, image, options=None):
@@ -164,7 +169,7 @@ def test_a_gpu_whose_answer_is_wrong_is_not_used(tiny_bundle, monkeypatch, cuda,
         Analysis(bundle, provider="cuda", threads=1)
 
 
-def test_the_provider_is_read_back(tiny_bundle):
+def test_the_provider_is_read_back(tiny_bundle: Path) -> None:
     bundle = Bundle.load(tiny_bundle)
     assert Analysis(bundle, provider="cpu").provider == "CPUExecutionProvider"
     if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():

@@ -30,12 +30,12 @@ def simulate(link: list[float], wished: float = 20.0) -> tuple[list[int], list[f
     return rates, ages
 
 
-def test_a_wide_link_keeps_the_best_rate():
+def test_a_wide_link_keeps_the_best_rate() -> None:
     rates, ages = simulate([10_000.0] * 300)
     assert set(rates) == {5} and max(ages) == 0
 
 
-def test_a_narrow_link_finds_a_rate_that_fits_and_holds_the_age():
+def test_a_narrow_link_finds_a_rate_that_fits_and_holds_the_age() -> None:
     rates, ages = simulate([1300.0] * 1500)
     assert max(ages) <= 30
     settled = rates[500:]
@@ -45,12 +45,12 @@ def test_a_narrow_link_finds_a_rate_that_fits_and_holds_the_age():
     assert changes <= len(settled) / 10
 
 
-def test_it_comes_back_after_an_outage():
+def test_it_comes_back_after_an_outage() -> None:
     rates, ages = simulate([4000.0] * 200 + [0.0] * 100 + [4000.0] * 600)
     assert rates[299] == 0 and ages[299] >= 99
     assert rates[-1] == 5 and ages[-1] == 0
 
 
-def test_a_link_too_narrow_for_anything_stays_at_the_lowest():
+def test_a_link_too_narrow_for_anything_stays_at_the_lowest() -> None:
     rates, _ = simulate([100.0] * 300)
     assert set(rates[100:]) == {0}

@@ -14,7 +14,6 @@ import numpy as np
 import pytest
 
 from edge_encoder.service import EdgeService
-from edge_encoder.sources import camera as camera_module
 from edge_encoder.sources.camera import Camera
 from edge_encoder.sources.capture_process import Job, shots
 from edge_encoder.sources.motion import Motion
@@ -43,7 +42,7 @@ def job(path: Path, **changes: object) -> Job:
     return Job(str(path), **{**values, **changes})  # type: ignore[arg-type]
 
 
-def test_motion_adds_up_slow_changes_and_ignores_noise():
+def test_motion_adds_up_slow_changes_and_ignores_noise() -> None:
     motion, rng = Motion(0.02, 30.0), np.random.default_rng(0)
     grey = np.full((36, 64), 100, np.uint8)
     assert motion.is_new(grey, 0.0)
@@ -55,7 +54,7 @@ def test_motion_adds_up_slow_changes_and_ignores_noise():
     assert every.is_new(grey, 0) and every.is_new(grey, 1)
 
 
-def test_frames_come_at_the_rate_asked_for(tmp_path):
+def test_frames_come_at_the_rate_asked_for(tmp_path: Path) -> None:
     path = video(tmp_path / "v.mp4")
     times = [round(shot.seconds, 2) for shot in shots(job(path))]
     assert times == [0.0, 0.5, 1.0, 1.5, 2.0, 2.5]
@@ -63,7 +62,7 @@ def test_frames_come_at_the_rate_asked_for(tmp_path):
     assert next(shots(job(path))).rgb.shape == (96, 128, 3)
 
 
-def test_frames_without_anything_new_are_left_out_and_counted(tmp_path):
+def test_frames_without_anything_new_are_left_out_and_counted(tmp_path: Path) -> None:
     path = video(tmp_path / "v.mp4", moving_from=2.0)
     got = [(round(shot.seconds, 1), shot.skipped) for shot in shots(job(path, motion=0.01))]
     assert got == [(0.0, 0), (2.0, 3), (2.5, 0)]
@@ -81,24 +80,23 @@ def count(edge: EdgeService, outcome: str) -> float:
     return edge.metrics.registry.get_sample_value("aeic_edge_camera_frames_total", {"outcome": outcome}) or 0.0
 
 
-def test_a_file_is_read_once_and_a_restart_sends_nothing_twice(tmp_path, tiny_bundle):
+async def test_a_file_is_read_once_and_a_restart_sends_nothing_twice(tmp_path: Path, tiny_bundle: Path) -> None:
     path = video(tmp_path / "v.mp4")
 
-    async def scenario() -> None:
-        wishes = {"camera_url": str(path), "camera_fps": 2.0, "camera_source_id": "gate", "encode_queue_frames": 1}
-        async with service(tmp_path, tiny_bundle, **wishes) as edge:
-            await Camera(edge, edge.settings).run()
-            assert count(edge, "taken") == 6
-            records = edge.spool.lease(10)
-            assert {record.source_id for record in records} == {"gate"} and len(records) == 6
-            assert [r.captured_ms - records[0].captured_ms for r in records] == [0, 500, 1000, 1500, 2000, 2500]
-            await Camera(edge, edge.settings).run()
-            assert edge.spool.pending_frames == 6
-
-    asyncio.run(asyncio.wait_for(scenario(), 60))
+    wishes = {"camera_url": str(path), "camera_fps": 2.0, "camera_source_id": "gate", "encode_queue_frames": 1}
+    async with service(tmp_path, tiny_bundle, **wishes) as edge:
+        await Camera(edge, edge.settings).run()
+        assert count(edge, "taken") == 6
+        records = edge.spool.lease(10)
+        assert {record.source_id for record in records} == {"gate"} and len(records) == 6
+        assert [r.captured_ms - records[0].captured_ms for r in records] == [0, 500, 1000, 1500, 2000, 2500]
+        await Camera(edge, edge.settings).run()
+        assert edge.spool.pending_frames == 6
 
 
-def test_a_source_that_breaks_or_hangs_is_opened_again(tmp_path, tiny_bundle, monkeypatch, caplog):
+async def test_a_source_that_breaks_or_hangs_is_opened_again(
+    tmp_path: Path, tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     """The capture process is replaced: it fails, then hangs, then sends a frame."""
     fake, runs = tmp_path / "capture.py", tmp_path / "runs"
     fake.write_text(
@@ -120,34 +118,29 @@ time.sleep(60)
         assert program == sys.executable and arguments == ("-m", "edge_encoder.sources.capture_process")
         return await start(program, str(fake), **pipes)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(camera_module.asyncio, "create_subprocess_exec", replaced)
+    monkeypatch.setattr(asyncio, "create_subprocess_exec", replaced)
 
-    async def scenario() -> None:
-        wishes = {"camera_url": "rtsp://me:s3cret@camera/1", "camera_timeout_seconds": 0.5, "camera_fps": 50.0}
-        async with service(tmp_path, tiny_bundle, **wishes) as edge:
-            running = asyncio.create_task(Camera(edge, edge.settings).run())
-            while not count(edge, "taken"):
-                await asyncio.sleep(0.02)
-            running.cancel()
-            await asyncio.gather(running, return_exceptions=True)
-            assert len(runs.read_text()) == 3 and count(edge, "still") == 2
-            assert "s3cret" not in repr(edge.settings)
-
-    asyncio.run(asyncio.wait_for(scenario(), 60))
+    wishes = {"camera_url": "rtsp://me:s3cret@camera/1", "camera_timeout_seconds": 0.5, "camera_fps": 50.0}
+    async with service(tmp_path, tiny_bundle, **wishes) as edge:
+        running = asyncio.create_task(Camera(edge, edge.settings).run())
+        while not count(edge, "taken"):
+            await asyncio.sleep(0.02)
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+        assert len(runs.read_text()) == 3 and count(edge, "still") == 2
+        assert "s3cret" not in repr(edge.settings)
     assert "no such camera" in caplog.text and "delivered nothing in time" in caplog.text
     assert "s3cret" not in caplog.text
 
 
-def test_the_capture_process_says_what_is_wrong_without_the_address(tmp_path):
-    async def scenario() -> None:
-        process = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "edge_encoder.sources.capture_process",
-            stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
-            env=dict(os.environ),
-        )  # fmt: skip
-        wanted = {"url": str(tmp_path / "s3cret.mp4"), "fps": 1, "motion": 0, "still_seconds": 0, "live": False}
-        process.stdin.write(json.dumps({**wanted, "timeout_seconds": 5}).encode() + b"\n")
-        out, told = await process.communicate()
-        assert process.returncode == 1 and out == b"" and b"s3cret" not in told and b"No such file" in told
-
-    asyncio.run(asyncio.wait_for(scenario(), 60))
+async def test_the_capture_process_says_what_is_wrong_without_the_address(tmp_path: Path) -> None:
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "edge_encoder.sources.capture_process",
+        stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
+        env=dict(os.environ),
+    )  # fmt: skip
+    wanted = {"url": str(tmp_path / "s3cret.mp4"), "fps": 1, "motion": 0, "still_seconds": 0, "live": False}
+    assert process.stdin is not None
+    process.stdin.write(json.dumps({**wanted, "timeout_seconds": 5}).encode() + b"\n")
+    out, told = await process.communicate()
+    assert process.returncode == 1 and out == b"" and b"s3cret" not in told and b"No such file" in told

@@ -7,31 +7,19 @@ import subprocess
 import sys
 import time
 import uuid
-import zlib
+from pathlib import Path
 
 import pytest
 
-from aeic.identifiers import new_id
 from edge_encoder.errors import IdTaken
-from edge_encoder.spool.record import DamagedRecord, Original, Record, State
+from edge_encoder.spool.record import DamagedRecord, Original, State
 from edge_encoder.spool.spool import Spool
-from tests.edge.conftest import ROOT
+from tests.support.roots import ROOT
+from tests.support.spooled import made_of, new_original, state_of
 
 
-def original(number: int = 0, *, size: int = 20_000, priority: int = 0, created_ms: int | None = None) -> Original:
-    data = random.Random(number).randbytes(size)
-    now = int(time.time() * 1000) if created_ms is None else created_ms
-    return Original(new_id(), data, zlib.crc32(data), 96, 64, priority, now, 7, "mast-7", "r1", None, 900)
-
-
-def made_of(original: Original) -> Record:
-    return Record(
-        original.id, original.picture[:900], 96, 64, 0, original.priority, original.created_ms, 7, original.picture_crc
-    )
-
-
-def test_it_survives_its_row_and_tells_every_flipped_bit():
-    kept = original(size=200)
+def test_it_survives_its_row_and_tells_every_flipped_bit() -> None:
+    kept = new_original(size=200)
     meta = kept.meta()
     assert Original.parse(meta, kept.check(meta), kept.picture) == kept
     for place in range(len(meta) + len(kept.picture)):
@@ -41,10 +29,10 @@ def test_it_survives_its_row_and_tells_every_flipped_bit():
             Original.parse(bytes(row[: len(meta)]), kept.check(meta), bytes(row[len(meta) :]))
 
 
-def test_an_original_becomes_a_frame_and_is_never_both(tmp_path):
+def test_an_original_becomes_a_frame_and_is_never_both(tmp_path: Path) -> None:
     seen: list[State] = []
     spool = Spool(tmp_path, on_change=lambda ident, state, reason: seen.append(state))
-    kept = original()
+    kept = new_original()
     assert spool.receive(kept).result(5).state is State.RECEIVED
     assert (spool.originals, spool.pending_frames) == (1, 0) and spool.original_bytes > 20_000
     assert spool.next_original() == (kept, 1) and spool.next_original() is None
@@ -58,10 +46,10 @@ def test_an_original_becomes_a_frame_and_is_never_both(tmp_path):
     spool.close()
 
 
-def test_the_same_id_is_one_picture_in_every_state(tmp_path):
+def test_the_same_id_is_one_picture_in_every_state(tmp_path: Path) -> None:
     spool = Spool(tmp_path)
-    kept = original()
-    other = original(1)
+    kept = new_original()
+    other = new_original(1)
     other = Original(kept.id, other.picture, other.picture_crc, 96, 64)
 
     def again(state: State) -> None:
@@ -78,7 +66,7 @@ def test_the_same_id_is_one_picture_in_every_state(tmp_path):
     again(State.SPOOLED)
     spool.finish(kept.id, State.DELIVERED).result(5)
     again(State.DELIVERED)
-    kept = original(2)
+    kept = new_original(2)
     other = Original(kept.id, other.picture, other.picture_crc, 96, 64)
     spool.receive(kept).result(5)
     assert spool.finish(kept.id, State.FAILED, "no picture").result(5) is True
@@ -89,9 +77,9 @@ def test_the_same_id_is_one_picture_in_every_state(tmp_path):
     spool.close()
 
 
-def test_urgent_first_then_oldest_and_the_released_rest(tmp_path):
+def test_urgent_first_then_oldest_and_the_released_rest(tmp_path: Path) -> None:
     spool = Spool(tmp_path)
-    kept = [original(i, size=50, priority=p) for i, p in enumerate([0, 5, 0, 9, 5])]
+    kept = [new_original(i, size=50, priority=p) for i, p in enumerate([0, 5, 0, 9, 5])]
     for each in kept:
         spool.receive(each).result(5)
     order = [kept.index(spool.next_original()[0]) for _ in range(5)]  # type: ignore[index]
@@ -103,8 +91,8 @@ def test_urgent_first_then_oldest_and_the_released_rest(tmp_path):
     spool.close()
 
 
-def test_tries_are_counted_across_crashes_and_forgiven(tmp_path):
-    kept = original()
+def test_tries_are_counted_across_crashes_and_forgiven(tmp_path: Path) -> None:
+    kept = new_original()
     spool = Spool(tmp_path)
     spool.receive(kept).result(5)
     for number in (1, 2, 3):
@@ -119,15 +107,15 @@ def test_tries_are_counted_across_crashes_and_forgiven(tmp_path):
     spool.close()
 
 
-def test_old_originals_expire_and_may_be_posted_again(tmp_path):
+def test_old_originals_expire_and_may_be_posted_again(tmp_path: Path) -> None:
     spool = Spool(tmp_path)
     now = int(time.time() * 1000)
-    old, unset, fresh = original(1, created_ms=now - 100_000), original(2, created_ms=1000), original(3)
+    old, unset, fresh = new_original(1, created_ms=now - 100_000), new_original(2, created_ms=1000), new_original(3)
     for each in (old, unset, fresh):
         spool.receive(each).result(5)
     assert spool.oldest_age_seconds() > 90
     assert spool.expire(now - 50_000).result(5) == 1
-    assert spool.get(old.id).state is State.DROPPED and spool.originals == 2
+    assert state_of(spool, old.id) is State.DROPPED and spool.originals == 2
     assert spool.receive(old).result(5).state is State.RECEIVED
     spool.close()
 
@@ -135,11 +123,11 @@ def test_old_originals_expire_and_may_be_posted_again(tmp_path):
 CHILD = """
 import sys; sys.path.insert(0, {root!r})
 from pathlib import Path
-from tests.edge.spool.test_originals import made_of, original
+from tests.support.spooled import made_of, new_original
 from edge_encoder.spool.spool import Spool
 spool = Spool(Path({folder!r}))
 for number in range(100_000):
-    batch = [original(number * 4 + k, size=30_000) for k in range(4)]
+    batch = [new_original(number * 4 + k, size=30_000) for k in range(4)]
     for each, future in [(each, spool.receive(each)) for each in batch]:
         future.result(10)
         print(each.id, flush=True)
@@ -147,7 +135,7 @@ for number in range(100_000):
 """
 
 
-def test_kill_9_loses_no_acknowledged_original_and_doubles_none(tmp_path):
+def test_kill_9_loses_no_acknowledged_original_and_doubles_none(tmp_path: Path) -> None:
     acknowledged: list[uuid.UUID] = []
     rng = random.Random(5)
     for _ in range(3):
@@ -173,7 +161,7 @@ FAILING = """
 import sys; sys.path.insert(0, {root!r})
 import resource
 from pathlib import Path
-from tests.edge.spool.test_originals import made_of, original
+from tests.support.spooled import made_of, new_original
 from edge_encoder.spool.spool import Spool
 from edge_encoder.errors import SpoolError
 from edge_encoder.spool.record import State
@@ -191,10 +179,10 @@ def tried(change, point):
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
 spool = Spool(folder)
-before = size(); spool.receive(original(0, size=9000)).result(10); growth = size() - before
+before = size(); spool.receive(new_original(0, size=9000)).result(10); growth = size() - before
 kept, moved, refused = {{}}, {{}}, 0
 for step, point in enumerate(at + more for at in range(0, growth, 4120) for more in (0, 23, 24, 1030)):
-    one = original(step + 1, size=9000)
+    one = new_original(step + 1, size=9000)
     if tried(lambda: spool.receive(one), point):
         kept[one.id] = one
     else:
@@ -220,7 +208,7 @@ print(refused, len(kept), len(moved))
 """
 
 
-def test_writes_that_fail_at_every_point_leave_either_the_original_or_the_frame(tmp_path):
+def test_writes_that_fail_at_every_point_leave_either_the_original_or_the_frame(tmp_path: Path) -> None:
     command = [sys.executable, "-c", FAILING.format(root=str(ROOT), folder=str(tmp_path / "spool"))]
     run = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert run.returncode == 0, run.stderr[-3000:]
@@ -229,9 +217,9 @@ def test_writes_that_fail_at_every_point_leave_either_the_original_or_the_frame(
 
 
 @pytest.mark.parametrize("where", ["middle", "flipped"])
-def test_after_damage_what_is_readable_is_there(tmp_path, where):
+def test_after_damage_what_is_readable_is_there(tmp_path: Path, where) -> None:
     spool = Spool(tmp_path)
-    kept = {each.id: each for each in (original(number) for number in range(40))}
+    kept = {each.id: each for each in (new_original(number) for number in range(40))}
     for each in kept.values():
         spool.receive(each).result(5)
     spool.close()

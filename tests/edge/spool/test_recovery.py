@@ -17,23 +17,24 @@ import pytest
 from edge_encoder.errors import SpoolError
 from edge_encoder.spool.record import Record, State
 from edge_encoder.spool.spool import Spool
-from tests.edge.spool.test_spool import ROOT, frame, put
+from tests.support.roots import ROOT
+from tests.support.spooled import new_record, put, state_of
 
 CHILD = """
 import sys; sys.path.insert(0, {root!r})
 from pathlib import Path
-from tests.edge.spool.test_spool import frame
+from tests.support.spooled import new_record
 from edge_encoder.spool.spool import Spool
 spool = Spool(Path({folder!r}))
 for number in range(100_000):
-    batch = [frame(number * 8 + k, size=300) for k in range(8)]
+    batch = [new_record(number * 8 + k, size=300) for k in range(8)]
     for record, future in [(r, spool.put(r)) for r in batch]:
         future.result(10)
         print(record.id, flush=True)
 """
 
 
-def test_kill_9_loses_nothing_that_was_acknowledged(tmp_path):
+def test_kill_9_loses_nothing_that_was_acknowledged(tmp_path: Path) -> None:
     acknowledged: list[str] = []
     rng = random.Random(5)
     for _ in range(2):
@@ -42,6 +43,7 @@ def test_kill_9_loses_nothing_that_was_acknowledged(tmp_path):
             stdout=subprocess.PIPE,
             text=True,
         )
+        assert child.stdout is not None
         acknowledged.append(child.stdout.readline().strip())
         time.sleep(rng.uniform(0.02, 0.2))
         child.send_signal(signal.SIGKILL)
@@ -56,14 +58,14 @@ def test_kill_9_loses_nothing_that_was_acknowledged(tmp_path):
     spool.close()
 
 
-def test_power_cut_at_every_point_of_the_log(tmp_path):
+def test_power_cut_at_every_point_of_the_log(tmp_path: Path) -> None:
     """What a power cut leaves is the synced part of the WAL and any piece of what came after it."""
     live = tmp_path / "live"
     spool = Spool(live)
     wal = live / "spool.sqlite3-wal"
     records, safe_at = [], []
     for number in range(6):
-        record = frame(number, size=900)
+        record = new_record(number, size=900)
         put(spool, record)
         records.append(record)
         safe_at.append(wal.stat().st_size)
@@ -87,7 +89,7 @@ def test_power_cut_at_every_point_of_the_log(tmp_path):
                 assert present.get(record.id) == record
         assert set(present) <= {r.id for r in records}
         assert after.unreadable == 0
-        put(after, frame(100))
+        put(after, new_record(100))
         after.close()
     spool.close()
 
@@ -96,33 +98,33 @@ FAILING = """
 import sys; sys.path.insert(0, {root!r})
 import os, resource
 from pathlib import Path
-from tests.edge.spool.test_spool import frame
+from tests.support.spooled import new_record
 from edge_encoder.spool.spool import Spool
 from edge_encoder.errors import SpoolError
 from edge_encoder.spool.record import State
 folder = Path({folder!r})
 spool = Spool(folder)
-first = frame(0); spool.put(first).result(10)
+first = new_record(0); spool.put(first).result(10)
 kept = {{first.id: first}}
 refused = 0
 def size():
     return max(p.stat().st_size for p in folder.glob("spool.sqlite3*"))  # not the reserve, which is larger
 before = size()
-record = frame(1, size=900); spool.put(record).result(10); kept[record.id] = record
+record = new_record(1, size=900); spool.put(record).result(10); kept[record.id] = record
 growth = size() - before  # what one transaction writes: 24 bytes and a page of 4096, several times
 inner = {{at + more for at in range(0, growth, 4120) for more in (0, 1, 23, 24)}}
 points = sorted(set(range(0, growth, 1030)) | inner)
 for step, point in enumerate(points):
     # Every write beyond the limit fails with EFBIG: the transaction breaks in its first, second, ... write, or between.
     resource.setrlimit(resource.RLIMIT_FSIZE, (size() + point, resource.RLIM_INFINITY))
-    record = frame(step + 2, size=900)
+    record = new_record(step + 2, size=900)
     try:
         spool.put(record).result(10); kept[record.id] = record
     except SpoolError:
         refused += 1
     resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
     if step % 10 == 9:  # and it works again at once when there is room
-        record = frame(1000 + step); spool.put(record).result(10); kept[record.id] = record
+        record = new_record(1000 + step); spool.put(record).result(10); kept[record.id] = record
 assert spool.pending_frames == len(kept), (spool.pending_frames, len(kept))
 assert {{r.id: r for r in spool.lease(1000)}} == kept
 spool.close()
@@ -132,7 +134,7 @@ print(refused, sum(point < growth - 8240 for point in points), len(points), len(
 """
 
 
-def test_writes_that_fail_at_every_point_of_a_transaction(tmp_path):
+def test_writes_that_fail_at_every_point_of_a_transaction(tmp_path: Path) -> None:
     run = subprocess.run(
         [sys.executable, "-c", FAILING.format(root=str(ROOT), folder=str(tmp_path / "spool"))],
         capture_output=True,
@@ -146,7 +148,7 @@ def test_writes_that_fail_at_every_point_of_a_transaction(tmp_path):
 
 def spooled(folder: Path, count: int = 300) -> dict[uuid.UUID, Record]:
     spool = Spool(folder)
-    records = [frame(i) for i in range(count)]
+    records = [new_record(i) for i in range(count)]
     for future in [spool.put(record) for record in records]:
         future.result(10)
     spool.close()
@@ -154,7 +156,7 @@ def spooled(folder: Path, count: int = 300) -> dict[uuid.UUID, Record]:
 
 
 @pytest.mark.parametrize("where", ["header", "middle", "everywhere", "truncated", "text", "empty"])
-def test_starts_after_corruption_and_keeps_what_is_readable(tmp_path, where):
+def test_starts_after_corruption_and_keeps_what_is_readable(tmp_path: Path, where) -> None:
     records = spooled(tmp_path)
     path = tmp_path / "spool.sqlite3"
     raw = bytearray(path.read_bytes())
@@ -183,17 +185,17 @@ def test_starts_after_corruption_and_keeps_what_is_readable(tmp_path, where):
     present = {record.id: record for record in spool.lease(1000)}
     assert least <= len(present)
     assert all(records[ident] == record for ident, record in present.items())
-    put(spool, frame(5000))
+    put(spool, new_record(5000))
     spool.close()
     spool = Spool(tmp_path)
     assert len(spool.lease(1000)) == len(present) + 1
     spool.close()
 
 
-def test_damage_found_while_running_is_repaired_while_running(tmp_path):
+def test_damage_found_while_running_is_repaired_while_running(tmp_path: Path) -> None:
     records = spooled(tmp_path)
     spool = Spool(tmp_path)
-    put(spool, frame(999))
+    put(spool, new_record(999))
     raw = (tmp_path / "spool.sqlite3").read_bytes()
     with open(tmp_path / "spool.sqlite3", "r+b") as file:
         file.seek(len(raw) // 2 // 4096 * 4096)
@@ -207,11 +209,11 @@ def test_damage_found_while_running_is_repaired_while_running(tmp_path):
             time.sleep(0.05)
     assert len(present) >= 250
     assert all(records[ident] == record for ident, record in present.items() if ident in records)
-    put(spool, frame(1000))
+    put(spool, new_record(1000))
     spool.close()
 
 
-def test_a_record_with_flipped_bits_is_dropped_counted_and_never_sent(tmp_path):
+def test_a_record_with_flipped_bits_is_dropped_counted_and_never_sent(tmp_path: Path) -> None:
     records = spooled(tmp_path, 3)
     path = tmp_path / "spool.sqlite3"
     raw = bytearray(path.read_bytes())
@@ -222,6 +224,6 @@ def test_a_record_with_flipped_bits_is_dropped_counted_and_never_sent(tmp_path):
     spool = Spool(tmp_path)
     assert victim.id not in {record.id for record in spool.lease(10)}
     assert spool.unreadable == 1
-    spool.put(frame(7)).result(5)
-    assert spool.get(victim.id).state is State.DROPPED
+    spool.put(new_record(7)).result(5)
+    assert state_of(spool, victim.id) is State.DROPPED
     spool.close()

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import random
 import time
 import uuid
-import zlib
 from pathlib import Path
 
 import pytest
@@ -14,21 +12,10 @@ from aeic.identifiers import new_id, parse_id
 from edge_encoder.errors import IdTaken, SpoolError, SpoolFull
 from edge_encoder.spool.record import DamagedRecord, Record, State
 from edge_encoder.spool.spool import Spool
-
-ROOT = Path(__file__).resolve().parents[3]
-
-
-def frame(number: int = 0, *, size: int = 1500, priority: int = 0) -> Record:
-    data = random.Random(number).randbytes(size)
-    now = int(time.time() * 1000)
-    return Record(new_id(), data, 768, 512, 1, priority, now, now, zlib.crc32(data), "mast-7")
+from tests.support.spooled import new_record, put, state_of
 
 
-def put(spool: Spool, record: Record) -> None:
-    spool.put(record).result(10)
-
-
-def test_ids_are_uuid7_and_rise():
+def test_ids_are_uuid7_and_rise() -> None:
     ids = [new_id() for _ in range(5000)]
     assert ids == sorted(ids) and len(set(ids)) == 5000
     assert all(i.version == 7 and i.variant == uuid.RFC_4122 for i in ids)
@@ -38,8 +25,8 @@ def test_ids_are_uuid7_and_rise():
             parse_id(bad)
 
 
-def test_record_survives_its_bytes_and_tells_every_flipped_bit():
-    record = frame(1, size=200)
+def test_record_survives_its_bytes_and_tells_every_flipped_bit() -> None:
+    record = new_record(1, size=200)
     raw = record.to_bytes()
     assert Record.parse(raw) == record
     for at in range(len(raw)):
@@ -49,10 +36,10 @@ def test_record_survives_its_bytes_and_tells_every_flipped_bit():
             Record.parse(bytes(damaged))
 
 
-def test_a_frame_goes_through_its_states(tmp_path):
+def test_a_frame_goes_through_its_states(tmp_path: Path) -> None:
     seen = []
     spool = Spool(tmp_path, on_change=lambda ident, state, reason: seen.append(state))
-    record = frame()
+    record = new_record()
     put(spool, record)
     entry = spool.get(record.id)
     assert entry is not None and entry.state is State.SPOOLED
@@ -60,44 +47,44 @@ def test_a_frame_goes_through_its_states(tmp_path):
     assert spool.pending_frames == 1 and spool.pending_bytes > 1500
     (leased,) = spool.lease(8)
     assert leased == record
-    assert spool.get(record.id).state is State.SENDING
+    assert state_of(spool, record.id) is State.SENDING
     assert spool.lease(8) == []
     assert spool.finish(record.id, State.DELIVERED).result(5) is True
     assert spool.finish(record.id, State.DELIVERED).result(5) is False
-    assert spool.get(record.id).state is State.DELIVERED
+    assert state_of(spool, record.id) is State.DELIVERED
     assert (spool.pending_frames, spool.pending_bytes) == (0, 0)
     assert seen == [State.SPOOLED, State.DELIVERED]
     spool.close()
 
 
-def test_released_frames_rest_longer_each_time_and_others_overtake(tmp_path):
+def test_released_frames_rest_longer_each_time_and_others_overtake(tmp_path: Path) -> None:
     spool = Spool(tmp_path)
-    first, second = frame(1), frame(2)
+    first, second = new_record(1), new_record(2)
     put(spool, first)
     put(spool, second)
     assert [r.id for r in spool.lease(1)] == [first.id]
     spool.release([first.id], 0.05)
     assert [r.id for r in spool.lease(2)] == [second.id]
-    assert 0 < spool.next_retry_seconds() <= 0.05
+    assert 0 < (spool.next_retry_seconds() or 0) <= 0.05
     time.sleep(0.06)
     assert [r.id for r in spool.lease(2)] == [first.id]
     spool.release([first.id], 0.05)
-    assert 0.05 < spool.next_retry_seconds() <= 0.1
+    assert 0.05 < (spool.next_retry_seconds() or 0) <= 0.1
     spool.close()
 
 
-def test_priority_overtakes_then_age_decides(tmp_path):
+def test_priority_overtakes_then_age_decides(tmp_path: Path) -> None:
     spool = Spool(tmp_path)
-    records = [frame(i, priority=p) for i, p in enumerate([0, 5, 0, 9, 5])]
+    records = [new_record(i, priority=p) for i, p in enumerate([0, 5, 0, 9, 5])]
     for record in records:
         put(spool, record)
     assert [records.index(r) for r in spool.lease(9)] == [3, 1, 4, 0, 2]
     spool.close()
 
 
-def test_same_id_is_idempotent_and_another_picture_is_refused(tmp_path):
+def test_same_id_is_idempotent_and_another_picture_is_refused(tmp_path: Path) -> None:
     spool = Spool(tmp_path)
-    record = frame(1)
+    record = new_record(1)
     put(spool, record)
     put(spool, record)
     assert spool.pending_frames == 1
@@ -109,23 +96,23 @@ def test_same_id_is_idempotent_and_another_picture_is_refused(tmp_path):
     spool.close()
 
 
-def test_full_refuses(tmp_path):
+def test_full_refuses(tmp_path: Path) -> None:
     spool = Spool(tmp_path, max_bytes=10_000)
     kept = []
     with pytest.raises(SpoolFull, match="AEIC_EDGE_SPOOL_MAX_BYTES"):
         for number in range(50):
-            record = frame(number)
+            record = new_record(number)
             put(spool, record)
             kept.append(record)
     assert spool.pending_frames == len(kept) == 5
     assert spool.pending_bytes <= 10_000
     spool.finish(kept[0].id, State.DELIVERED).result(5)
-    put(spool, frame(99))
+    put(spool, new_record(99))
     spool.close()
 
 
 @pytest.mark.parametrize(("policy", "gone"), [("drop-oldest", [0]), ("drop-lowest-priority", [2])])
-def test_full_drops_by_the_declared_rule_and_says_so(tmp_path, policy, gone):
+def test_full_drops_by_the_declared_rule_and_says_so(tmp_path: Path, policy, gone) -> None:
     dropped = []
     spool = Spool(
         tmp_path,
@@ -133,18 +120,18 @@ def test_full_drops_by_the_declared_rule_and_says_so(tmp_path, policy, gone):
         full_policy=policy,
         on_change=lambda ident, state, reason: dropped.append((ident, reason)) if state is State.DROPPED else None,
     )
-    records = [frame(i, priority=p) for i, p in enumerate([5, 5, 1, 5, 5])]
+    records = [new_record(i, priority=p) for i, p in enumerate([5, 5, 1, 5, 5])]
     for record in records:
         put(spool, record)
-    put(spool, frame(9, priority=5))
+    put(spool, new_record(9, priority=5))
     assert [[r.id for r in records].index(i) for i, _ in dropped] == gone
     assert policy in dropped[0][1]
-    assert spool.get(records[gone[0]].id).state is State.DROPPED
+    assert state_of(spool, records[gone[0]].id) is State.DROPPED
     if policy == "drop-lowest-priority":
         with pytest.raises(SpoolFull):  # nobody is less important than this one
-            put(spool, frame(10, priority=0))
+            put(spool, new_record(10, priority=0))
     with pytest.raises(SpoolFull):
-        put(spool, frame(11, size=20_000, priority=9))
+        put(spool, new_record(11, size=20_000, priority=9))
     assert spool.pending_frames == 5
     # A frame that was dropped may be posted again under its id.
     if policy == "drop-oldest":
@@ -152,23 +139,23 @@ def test_full_drops_by_the_declared_rule_and_says_so(tmp_path, policy, gone):
     spool.close()
 
 
-def test_old_frames_expire_but_never_those_of_an_unset_clock(tmp_path):
+def test_old_frames_expire_but_never_those_of_an_unset_clock(tmp_path: Path) -> None:
     spool = Spool(tmp_path)
     now = int(time.time() * 1000)
     old = Record(new_id(), b"a", 16, 16, 0, created_ms=now - 100_000)
     unset = Record(new_id(), b"b", 16, 16, 0, created_ms=1000)
-    for record in (old, unset, frame()):
+    for record in (old, unset, new_record()):
         put(spool, record)
     assert spool.expire(now - 50_000).result(5) == 1
-    assert spool.get(old.id).state is State.DROPPED
-    assert spool.get(unset.id).state is State.SPOOLED
+    assert state_of(spool, old.id) is State.DROPPED
+    assert state_of(spool, unset.id) is State.SPOOLED
     spool.close()
 
 
-def test_history_is_bounded(tmp_path):
+def test_history_is_bounded(tmp_path: Path) -> None:
     spool = Spool(tmp_path, history_frames=100)
     for number in range(150):
-        record = frame(number, size=20)
+        record = new_record(number, size=20)
         put(spool, record)
         spool.finish(record.id, State.DELIVERED).result(5)
     rows = spool._reader.one("SELECT COUNT(*) FROM frames")[0]
@@ -176,7 +163,7 @@ def test_history_is_bounded(tmp_path):
     spool.close()
 
 
-def test_two_edges_cannot_share_a_folder(tmp_path):
+def test_two_edges_cannot_share_a_folder(tmp_path: Path) -> None:
     spool = Spool(tmp_path)
     with pytest.raises(SpoolError, match="another edge"):
         Spool(tmp_path)
@@ -184,16 +171,16 @@ def test_two_edges_cannot_share_a_folder(tmp_path):
     Spool(tmp_path).close()
 
 
-def test_put_after_close_is_refused(tmp_path):
+def test_put_after_close_is_refused(tmp_path: Path) -> None:
     spool = Spool(tmp_path)
     spool.close()
     with pytest.raises(SpoolError):
-        put(spool, frame())
+        put(spool, new_record())
 
 
-def test_group_commit_many_at_once(tmp_path):
+def test_group_commit_many_at_once(tmp_path: Path) -> None:
     spool = Spool(tmp_path)
-    records = [frame(i, size=300) for i in range(1000)]
+    records = [new_record(i, size=300) for i in range(1000)]
     for future in [spool.put(record) for record in records]:
         future.result(20)
     assert spool.pending_frames == 1000
@@ -203,12 +190,12 @@ def test_group_commit_many_at_once(tmp_path):
     spool.close()
 
 
-def test_a_caller_that_gives_up_does_not_stop_the_writer(tmp_path):
+def test_a_caller_that_gives_up_does_not_stop_the_writer(tmp_path: Path) -> None:
     spool = Spool(tmp_path)
-    records = [frame(i, size=300) for i in range(200)]
+    records = [new_record(i, size=300) for i in range(200)]
     futures = [spool.put(record) for record in records]
     given_up = [future.cancel() for future in futures]
-    put(spool, frame(999))
+    put(spool, new_record(999))
     assert spool.alive and any(given_up)
     kept = {record.id for record in spool.lease(1000)}
     assert {record.id for record, gone in zip(records, given_up, strict=True) if not gone} <= kept

@@ -8,7 +8,8 @@ import threading
 import time
 import uuid
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -18,38 +19,31 @@ from edge_encoder.service import EdgeService
 from edge_encoder.spool.record import Original, State
 from edge_encoder.spool.spool import Spool
 from edge_encoder.submission.deferred_encoder import TRIES
-from tests.edge.conftest import picture
-from tests.edge.http_api.test_pictures import BAD, GOOD
-from tests.edge.spool.test_originals import original
-from tests.edge.spool.test_spool import frame
 from tests.support.edge_fakes import FakeCloud, serving
-from tests.support.in_process import edge, is_problem, run
+from tests.support.in_process import edge, is_problem
+from tests.support.pictures import BAD, GOOD, picture
+from tests.support.spooled import new_original, new_record
+from tests.support.waiting import until
 
 POST = "/v1/frames?wait=received"
 
 
 @contextlib.contextmanager
 def held(service: EdgeService) -> Iterator[list[bytes]]:
-    """Within it nothing gets out of the encoder; what went into it, in order."""
-    encode, go, order = service.encoder.encode, threading.Event(), []
+    """Hold every encoding back while the context lasts; yields the pictures given to the encoder, in order."""
+    encode, go = service.encoder.encode, threading.Event()
+    order: list[bytes] = []
 
-    def slow(data: bytes, *rest: Any, **kw: Any) -> Any:
-        order.append(data)
+    def slow(*args: Any, **kw: Any) -> Any:
+        order.append(args[0])
         go.wait(20)
-        return encode(data, *rest, **kw)
+        return encode(*args, **kw)
 
     service.encoder.encode = slow  # type: ignore[method-assign]
     try:
         yield order
     finally:
         go.set()
-
-
-async def until(condition: Callable[[], object], seconds: float = 10.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        await asyncio.sleep(0.01)
 
 
 async def encoded(client: httpx.AsyncClient, ident: object) -> dict[str, Any]:
@@ -61,184 +55,166 @@ async def encoded(client: httpx.AsyncClient, ident: object) -> dict[str, Any]:
     return shown
 
 
-def test_it_is_received_at_once_and_delivered_later_as_if_posted_the_other_way(tmp_path, tiny_bundle):
-    async def scenario() -> None:
-        cloud = FakeCloud()
-        async with serving(cloud) as address, edge(tmp_path, tiny_bundle, cloud_address=address) as (client, service):
-            twin = (await client.post("/v1/frames?rate=r1", content=picture(100, 70))).json()
-            with held(service):
-                headers = {"X-Source-Id": "camera-2", "X-Captured-At": "1700000000000"}
-                response = await client.post(f"{POST}&rate=r1&priority=3", content=picture(100, 70), headers=headers)
-                body = response.json()
-                assert response.status_code == 202 and body["state"] == "received"
-                assert (body["width"], body["height"], body["priority"]) == (100, 70, 3)
-                assert body["bytes"] is body["bpp"] is body["rate"] is None
-                shown = (await client.get(response.headers["location"])).json()
-                assert shown["state"] == "received" and shown["bytes"] is None
-                received = (await client.get("/v1/status")).json()["received"]
-                assert (received["frames"], received["max_frames"]) == (1, 100) and received["bytes"] > 1000
-                assert "aeic_edge_received_frames 1.0" in (await client.get("/metrics")).text
-            ident = uuid.UUID(body["id"])
-            await service.waiting.settled(ident, 10)
-            shown = (await client.get(f"/v1/frames/{ident}")).json()
-            assert (shown["state"], shown["bytes"], shown["rate"]) == ("delivered", twin["bytes"], 0)
-            assert shown["created_unix_ms"] == body["created_unix_ms"]
-            assert cloud.frames[ident] == cloud.frames[uuid.UUID(twin["id"])]
-            text = (await client.get("/metrics")).text
-            for wait in ("received", "spooled"):
-                assert f'aeic_edge_request_seconds_count{{status="202",wait="{wait}"}} 1.0' in text
-            for stage in ("receive", "wait"):
-                assert f'aeic_edge_stage_seconds_count{{stage="{stage}"}} 1.0' in text
-
-    run(scenario)
-
-
-def test_every_picture_is_taken_or_refused_by_its_head_or_fails_with_the_reason(tmp_path, tiny_bundle):
-    async def scenario() -> None:
-        failed = 0
-        async with edge(tmp_path, tiny_bundle) as (client, service):
-            for name, content in GOOD.items():
-                body = (await client.post(POST, content=content)).json()
-                shown = await encoded(client, body["id"])
-                assert shown["state"] == "spooled" and shown["bytes"], name
-                assert (shown["width"], shown["height"]) == (body["width"], body["height"]), name
-            for name, (content, status, word) in BAD.items():
-                response = await client.post(POST, content=content)
-                if response.status_code != 202:
-                    is_problem(response, status, word)
-                    continue
-                assert "truncated" in name or "bomb" in name
-                failed += 1
-                shown = await encoded(client, response.json()["id"])
-                assert shown["state"] == "failed" and word in shown["reason"] and shown["bytes"] is None
-            is_problem(await client.post(f"{POST}&rate=r9", content=picture()), 400, "r1")
-            small = (await client.post(f"{POST}&max_bytes=10", content=picture())).json()
-            assert "max_bytes" in (await encoded(client, small["id"]))["reason"]
-            assert f"aeic_edge_failed_total {failed + 1}.0" in (await client.get("/metrics")).text and failed == 3
-            assert service.spool.originals == 0 and service.queue.pending == 0 and service.uploads.held == 0
-
-    run(scenario)
+async def test_it_is_received_at_once_and_delivered_later_as_if_posted_the_other_way(
+    tmp_path: Path, tiny_bundle: Path
+) -> None:
+    cloud = FakeCloud()
+    async with serving(cloud) as address, edge(tmp_path, tiny_bundle, cloud_address=address) as (client, service):
+        twin = (await client.post("/v1/frames?rate=r1", content=picture(100, 70))).json()
+        with held(service):
+            headers = {"X-Source-Id": "camera-2", "X-Captured-At": "1700000000000"}
+            response = await client.post(f"{POST}&rate=r1&priority=3", content=picture(100, 70), headers=headers)
+            body = response.json()
+            assert response.status_code == 202 and body["state"] == "received"
+            assert (body["width"], body["height"], body["priority"]) == (100, 70, 3)
+            assert body["bytes"] is body["bpp"] is body["rate"] is None
+            shown = (await client.get(response.headers["location"])).json()
+            assert shown["state"] == "received" and shown["bytes"] is None
+            received = (await client.get("/v1/status")).json()["received"]
+            assert (received["frames"], received["max_frames"]) == (1, 100) and received["bytes"] > 1000
+            assert "aeic_edge_received_frames 1.0" in (await client.get("/metrics")).text
+        ident = uuid.UUID(body["id"])
+        await service.waiting.settled(ident, 10)
+        shown = (await client.get(f"/v1/frames/{ident}")).json()
+        assert (shown["state"], shown["bytes"], shown["rate"]) == ("delivered", twin["bytes"], 0)
+        assert shown["created_unix_ms"] == body["created_unix_ms"]
+        assert cloud.frames[ident] == cloud.frames[uuid.UUID(twin["id"])]
+        text = (await client.get("/metrics")).text
+        for wait in ("received", "spooled"):
+            assert f'aeic_edge_request_seconds_count{{status="202",wait="{wait}"}} 1.0' in text
+        for stage in ("receive", "wait"):
+            assert f'aeic_edge_stage_seconds_count{{stage="{stage}"}} 1.0' in text
 
 
-def test_one_key_is_one_frame_in_every_state(tmp_path, tiny_bundle):
+async def test_every_picture_is_taken_or_refused_by_its_head_or_fails_with_the_reason(
+    tmp_path: Path, tiny_bundle: Path
+) -> None:
+    failed = 0
+    async with edge(tmp_path, tiny_bundle) as (client, service):
+        for name, content in GOOD.items():
+            body = (await client.post(POST, content=content)).json()
+            shown = await encoded(client, body["id"])
+            assert shown["state"] == "spooled" and shown["bytes"], name
+            assert (shown["width"], shown["height"]) == (body["width"], body["height"]), name
+        for name, (content, status, word) in BAD.items():
+            response = await client.post(POST, content=content)
+            if response.status_code != 202:
+                is_problem(response, status, word)
+                continue
+            assert "truncated" in name or "bomb" in name
+            failed += 1
+            shown = await encoded(client, response.json()["id"])
+            assert shown["state"] == "failed" and word in shown["reason"] and shown["bytes"] is None
+        is_problem(await client.post(f"{POST}&rate=r9", content=picture()), 400, "r1")
+        small = (await client.post(f"{POST}&max_bytes=10", content=picture())).json()
+        assert "max_bytes" in (await encoded(client, small["id"]))["reason"]
+        assert f"aeic_edge_failed_total {failed + 1}.0" in (await client.get("/metrics")).text and failed == 3
+        assert service.spool.originals == 0 and service.queue.pending == 0 and service.uploads.held == 0
+
+
+async def test_one_key_is_one_frame_in_every_state(tmp_path: Path, tiny_bundle: Path) -> None:
     key = str(uuid.uuid4())
 
-    async def scenario() -> None:
-        async with edge(tmp_path, tiny_bundle) as (client, service):
+    async with edge(tmp_path, tiny_bundle) as (client, service):
 
-            async def post(url: str, seed: int = 0) -> httpx.Response:
-                return await client.post(url, content=picture(seed=seed), headers={"Idempotency-Key": key})
+        async def post(url: str, seed: int = 0) -> httpx.Response:
+            return await client.post(url, content=picture(seed=seed), headers={"Idempotency-Key": key})
 
-            with held(service):
-                answers = await asyncio.gather(*(post(POST) for _ in range(5)))
-                assert {a.status_code for a in answers} == {202} and service.spool.originals == 1
-                for url in (POST, "/v1/frames"):
-                    body = (await post(url)).json()
-                    assert (body["id"], body["state"], body["duplicate"]) == (key, "received", True)
-                    is_problem(await post(url, seed=1), 409, "fresh id")
-            await encoded(client, key)
-            body = (await post(POST)).json()
-            assert (body["state"], body["duplicate"]) == ("spooled", True) and body["bytes"]
-            assert service.spool.pending_frames == 1
-
-    run(scenario)
+        with held(service):
+            answers = await asyncio.gather(*(post(POST) for _ in range(5)))
+            assert {a.status_code for a in answers} == {202} and service.spool.originals == 1
+            for url in (POST, "/v1/frames"):
+                body = (await post(url)).json()
+                assert (body["id"], body["state"], body["duplicate"]) == (key, "received", True)
+                is_problem(await post(url, seed=1), 409, "fresh id")
+        await encoded(client, key)
+        body = (await post(POST)).json()
+        assert (body["state"], body["duplicate"]) == ("spooled", True) and body["bytes"]
+        assert service.spool.pending_frames == 1
 
 
-def test_beyond_the_caps_429_and_urgent_ones_go_first(tmp_path, tiny_bundle):
-    async def scenario() -> None:
-        caps = {"received_max_frames": 6, "received_max_bytes": 60_000, "encode_workers": 1, "encode_queue_frames": 1}
-        async with edge(tmp_path, tiny_bundle, **caps) as (client, service):
-            with held(service) as order:
-                for _ in range(2):  # one in the encoder and one behind it
-                    await client.post(POST, content=picture())
-                await until(lambda: service.queue.pending == 2)
-                kinds = [picture(seed=n) for n in (1, 2, 3)]
-                for content, priority in zip(kinds, (0, 200, 7), strict=True):
-                    assert (await client.post(f"{POST}&priority={priority}", content=content)).status_code == 202
-                large = picture(600, 600, form="PNG", seed=5)
-                refused = await client.post(POST, content=large)
-                is_problem(refused, 429, "AEIC_EDGE_RECEIVED_MAX_BYTES")
-                assert (await client.post(POST, content=picture())).status_code == 202
-                answers = await asyncio.gather(*(client.post(POST, content=picture()) for _ in range(20)))
-                is_problem(answers[0], 429, "AEIC_EDGE_RECEIVED_MAX_FRAMES", "try again")
-                assert {a.status_code for a in answers} == {429} and int(answers[0].headers["retry-after"]) >= 1
-                other = asyncio.create_task(client.post("/v1/frames", content=picture(seed=9)))  # has places of its own
-                await until(lambda: service.queue.pending == 3)
-            assert (await other).json()["state"] == "spooled"
-            await until(lambda: service.spool.originals == 0)
-            assert [kinds.index(data) for data in order if data in kinds] == [1, 2, 0]
-            assert (await client.post(POST, content=large)).status_code == 202  # alone it has its place
-
-    run(scenario)
+async def test_beyond_the_caps_429_and_urgent_ones_go_first(tmp_path: Path, tiny_bundle: Path) -> None:
+    caps = {"received_max_frames": 6, "received_max_bytes": 60_000, "encode_workers": 1, "encode_queue_frames": 1}
+    async with edge(tmp_path, tiny_bundle, **caps) as (client, service):
+        with held(service) as order:
+            for _ in range(2):  # one in the encoder and one behind it
+                await client.post(POST, content=picture())
+            await until(lambda: service.queue.pending == 2)
+            kinds = [picture(seed=n) for n in (1, 2, 3)]
+            for content, priority in zip(kinds, (0, 200, 7), strict=True):
+                assert (await client.post(f"{POST}&priority={priority}", content=content)).status_code == 202
+            large = picture(600, 600, form="PNG", seed=5)
+            refused = await client.post(POST, content=large)
+            is_problem(refused, 429, "AEIC_EDGE_RECEIVED_MAX_BYTES")
+            assert (await client.post(POST, content=picture())).status_code == 202
+            answers = await asyncio.gather(*(client.post(POST, content=picture()) for _ in range(20)))
+            is_problem(answers[0], 429, "AEIC_EDGE_RECEIVED_MAX_FRAMES", "try again")
+            assert {a.status_code for a in answers} == {429} and int(answers[0].headers["retry-after"]) >= 1
+            other = asyncio.create_task(client.post("/v1/frames", content=picture(seed=9)))  # has places of its own
+            await until(lambda: service.queue.pending == 3)
+        assert (await other).json()["state"] == "spooled"
+        await until(lambda: service.spool.originals == 0)
+        assert [kinds.index(data) for data in order if data in kinds] == [1, 2, 0]
+        assert (await client.post(POST, content=large)).status_code == 202  # alone it has its place
 
 
-def test_what_waits_is_encoded_after_the_next_start_and_what_kills_is_given_up(tmp_path, tiny_bundle):
-    killer, content = original(1), picture()
+async def test_what_waits_is_encoded_after_the_next_start_and_what_kills_is_given_up(
+    tmp_path: Path, tiny_bundle: Path
+) -> None:
+    killer, content = new_original(1), picture()
     good = Original(new_id(), content, zlib.crc32(content), 96, 64)
 
-    async def scenario() -> None:
+    spool = Spool(tmp_path)
+    for each in (killer, good):
+        spool.receive(each).result(5)
+    for _ in range(TRIES):
+        assert spool.next_original() is not None
+        spool.close()  # as after a kill: begun and not done
         spool = Spool(tmp_path)
-        for each in (killer, good):
-            spool.receive(each).result(5)
-        for _ in range(TRIES):
-            assert spool.next_original() is not None
-            spool.close()  # as after a kill: begun and not done
-            spool = Spool(tmp_path)
-        spool.close()
-        async with edge(tmp_path, tiny_bundle) as (client, _):
-            shown = await encoded(client, killer.id)
-            assert shown["state"] == "failed" and f"{TRIES} times" in shown["reason"]
-            assert (await encoded(client, good.id))["state"] == "spooled"
-
-    run(scenario)
+    spool.close()
+    async with edge(tmp_path, tiny_bundle) as (client, _):
+        shown = await encoded(client, killer.id)
+        assert shown["state"] == "failed" and f"{TRIES} times" in shown["reason"]
+        assert (await encoded(client, good.id))["state"] == "spooled"
 
 
-def test_an_error_of_ours_is_tried_again_later(tmp_path, tiny_bundle):
-    async def scenario() -> None:
-        async with edge(tmp_path, tiny_bundle) as (client, service):
-            encode, tries = service.encoder.encode, []
+async def test_an_error_of_ours_is_tried_again_later(tmp_path: Path, tiny_bundle: Path) -> None:
+    async with edge(tmp_path, tiny_bundle) as (client, service):
+        encode, tries = service.encoder.encode, []
 
-            def broken(*args: Any, **kw: Any) -> Any:
-                tries.append(1)
-                if len(tries) < 2:
-                    raise MemoryError
-                return encode(*args, **kw)
+        def broken(*args: Any, **kw: Any) -> Any:
+            tries.append(1)
+            if len(tries) < 2:
+                raise MemoryError
+            return encode(*args, **kw)
 
-            service.encoder.encode = broken  # type: ignore[method-assign]
-            body = (await client.post(POST, content=picture())).json()
-            assert (await encoded(client, body["id"]))["state"] == "spooled" and len(tries) == 2
-
-    run(scenario)
+        service.encoder.encode = broken  # type: ignore[method-assign]
+        body = (await client.post(POST, content=picture())).json()
+        assert (await encoded(client, body["id"]))["state"] == "spooled" and len(tries) == 2
 
 
-def test_while_the_spool_is_full_the_frame_waits(tmp_path, tiny_bundle):
-    async def scenario() -> None:
-        async with edge(tmp_path, tiny_bundle, spool_max_bytes=65536) as (client, service):
-            filler = frame(size=65536 - 400)
-            await asyncio.wrap_future(service.spool.put(filler))
-            body = (await client.post(POST, content=picture())).json()
-            await asyncio.sleep(0.5)
-            assert (await client.get(f"/v1/frames/{body['id']}")).json()["state"] == "received"
-            await asyncio.wrap_future(service.spool.finish(filler.id, State.DELIVERED))
-            assert (await encoded(client, body["id"]))["state"] == "spooled"
-
-    run(scenario)
+async def test_while_the_spool_is_full_the_frame_waits(tmp_path: Path, tiny_bundle: Path) -> None:
+    async with edge(tmp_path, tiny_bundle, spool_max_bytes=65536) as (client, service):
+        filler = new_record(size=65536 - 400)
+        await asyncio.wrap_future(service.spool.put(filler))
+        body = (await client.post(POST, content=picture())).json()
+        await asyncio.sleep(0.5)
+        assert (await client.get(f"/v1/frames/{body['id']}")).json()["state"] == "received"
+        await asyncio.wrap_future(service.spool.finish(filler.id, State.DELIVERED))
+        assert (await encoded(client, body["id"]))["state"] == "spooled"
 
 
-def test_the_default_is_the_operators_and_sigterm_keeps_what_waits(tmp_path, tiny_bundle):
-    async def scenario() -> None:
-        async with edge(tmp_path, tiny_bundle, default_wait="received", encode_workers=1) as (client, service):
-            with held(service):
-                for seed in range(4):
-                    body = (await client.post("/v1/frames", content=picture(seed=seed))).json()
-                    assert body["state"] == "received"
-                await until(lambda: service.queue.pending == 2)
-                stopping = asyncio.create_task(service.deferred_encoder.stop())
-                await asyncio.sleep(0.05)
-            await stopping
-            assert (service.spool.originals, service.spool.pending_frames) == (2, 2)
-        async with edge(tmp_path, tiny_bundle) as (_, service):
-            await until(lambda: service.spool.originals == 0)
-            assert service.spool.pending_frames == 4
-
-    run(scenario)
+async def test_the_default_is_the_operators_and_sigterm_keeps_what_waits(tmp_path: Path, tiny_bundle: Path) -> None:
+    async with edge(tmp_path, tiny_bundle, default_wait="received", encode_workers=1) as (client, service):
+        with held(service):
+            for seed in range(4):
+                body = (await client.post("/v1/frames", content=picture(seed=seed))).json()
+                assert body["state"] == "received"
+            await until(lambda: service.queue.pending == 2)
+            stopping = asyncio.create_task(service.deferred_encoder.stop())
+            await asyncio.sleep(0.05)
+        await stopping
+        assert (service.spool.originals, service.spool.pending_frames) == (2, 2)
+    async with edge(tmp_path, tiny_bundle) as (_, service):
+        await until(lambda: service.spool.originals == 0)
+        assert service.spool.pending_frames == 4

@@ -3,246 +3,166 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import random
-import time
-from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import pytest
 
 from edge_encoder.backoff import Backoff
-from edge_encoder.metrics import Metrics
-from edge_encoder.spool.record import Record, State
-from edge_encoder.spool.spool import Spool
-from edge_encoder.uplink.uplink import Uplink
-from tests.edge.spool.test_spool import frame
-from tests.support.edge_fakes import FakeCloud, Proxy, serving, settings
-
-DIGEST = b"d" * 32
+from edge_encoder.spool.record import State
+from tests.support.edge_fakes import FakeCloud, Proxy, serving
+from tests.support.spooled import new_record, state_of
+from tests.support.uplink import DIGEST, exactly, put_frames, shipping
+from tests.support.waiting import until
 
 
-@contextlib.asynccontextmanager
-async def shipping(folder: Path, address: str, **changes: object) -> AsyncIterator[tuple[Spool, Uplink]]:
-    loop = asyncio.get_running_loop()
-    holder: list[Uplink] = []
-
-    def changed(*_: object) -> None:
-        with contextlib.suppress(RuntimeError):
-            loop.call_soon_threadsafe(lambda: holder and holder[0].wake())
-
-    spool = Spool(folder, on_change=changed)
-    config = settings(folder, cloud_address=address, **changes)
-    uplink = Uplink(spool, config, Metrics(), bundle_digest=DIGEST, software="test")
-    holder.append(uplink)
-    task = asyncio.create_task(uplink.run())
-    try:
-        yield spool, uplink
-    finally:
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
-        await asyncio.to_thread(spool.close)
+async def test_frames_arrive_in_order_with_one_hello(tmp_path: Path) -> None:
+    cloud = FakeCloud(window=8, token="s3cret", digest=DIGEST)
+    async with serving(cloud) as address, shipping(tmp_path, address, token="s3cret") as (spool, uplink):
+        records = await put_frames(spool, 100)
+        await until(lambda: spool.pending_frames == 0)
+        assert exactly(cloud, records) and cloud.order == [r.id for r in records]
+        (hello,) = cloud.hellos
+        assert (hello.source_id, hello.bundle_digest, hello.token) == ("mast-7", DIGEST, "s3cret")
+        assert uplink.status.state == "connected" and uplink.status.last_ack is not None
+        assert state_of(spool, records[0].id) is State.DELIVERED
 
 
-async def put(spool: Spool, count: int, size: int = 1500) -> list[Record]:
-    records = [frame(random.randrange(1 << 30), size=size) for _ in range(count)]
-    await asyncio.gather(*(asyncio.wrap_future(spool.put(record)) for record in records))
-    return records
+async def test_window_of_the_cloud_is_kept(tmp_path: Path) -> None:
+    cloud = FakeCloud(window=5, silent=True)
+    async with serving(cloud) as address, shipping(tmp_path, address) as (spool, _):
+        records = await put_frames(spool, 20)
+        await until(lambda: cloud.received == 5)
+        await asyncio.sleep(0.1)
+        assert cloud.received == 5
+        assert sum(state_of(spool, r.id) is State.SENDING for r in records) == 5
 
 
-async def until(condition: Callable[[], bool], seconds: float = 10.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen in time"
-        await asyncio.sleep(0.01)
+async def test_broken_streams_lose_nothing(tmp_path: Path) -> None:
+    cloud = FakeCloud(break_after=[0, 3, 1, 7, 2])
+    async with serving(cloud) as address, shipping(tmp_path, address) as (spool, _):
+        records = await put_frames(spool, 60)
+        await until(lambda: spool.pending_frames == 0)
+        assert exactly(cloud, records)
+        assert len(cloud.hellos) == 6
 
 
-def exactly(cloud: FakeCloud, records: list[Record]) -> bool:
-    return cloud.frames == {record.id: record.data for record in records}
+async def test_cut_connections_lose_nothing(tmp_path: Path) -> None:
+    cloud = FakeCloud()
+    async with (
+        serving(cloud) as address,
+        Proxy(address) as proxy,
+        shipping(tmp_path, proxy.address, backoff_max_seconds=0.05) as (spool, _),
+    ):
+        records = []
+        for _ in range(8):
+            records += await put_frames(spool, 40)
+            await asyncio.sleep(random.uniform(0, 0.05))
+            proxy.cut()
+        await until(lambda: spool.pending_frames == 0)
+        assert exactly(cloud, records)
 
 
-def run(coroutine: object) -> None:
-    asyncio.run(asyncio.wait_for(coroutine, 30))  # type: ignore[arg-type]
+async def test_half_open_connection_is_noticed_by_the_missing_ack(tmp_path: Path) -> None:
+    cloud = FakeCloud()
+    async with (
+        serving(cloud) as address,
+        Proxy(address) as proxy,
+        shipping(tmp_path, proxy.address, ack_timeout_seconds=0.4) as (spool, uplink),
+    ):
+        records = await put_frames(spool, 3)
+        await until(lambda: spool.pending_frames == 0)
+        proxy.stalled = True
+        records += await put_frames(spool, 10)
+        await until(lambda: uplink.status.state == "stalled")
+        assert "no " in uplink.status.detail
+        proxy.stalled = False
+        await until(lambda: spool.pending_frames == 0)
+        assert exactly(cloud, records)
 
 
-def test_frames_arrive_in_order_with_one_hello(tmp_path):
-    async def scenario() -> None:
-        cloud = FakeCloud(window=8, token="s3cret", digest=DIGEST)
-        async with serving(cloud) as address, shipping(tmp_path, address, token="s3cret") as (spool, uplink):
-            records = await put(spool, 100)
+async def test_silent_cloud_without_welcome_is_left(tmp_path: Path) -> None:
+    cloud = FakeCloud(welcomes=False)
+    async with serving(cloud) as address, shipping(tmp_path, address, ack_timeout_seconds=0.2) as (spool, _):
+        records = await put_frames(spool, 2)
+        await until(lambda: len(cloud.hellos) >= 2)
+        cloud.welcomes = True
+        await until(lambda: exactly(cloud, records))
+
+
+async def test_cloud_that_is_down_and_comes_back(tmp_path: Path) -> None:
+    cloud = FakeCloud()
+    async with serving(cloud) as address:
+        pass
+    async with shipping(tmp_path, address) as (spool, uplink):
+        records = await put_frames(spool, 5)
+        await until(lambda: uplink.status.failures_in_a_row >= 3)
+        assert uplink.status.state == "unreachable" and spool.pending_frames == 5
+        assert state_of(spool, records[0].id) is State.SPOOLED
+        async with serving(cloud, address):
             await until(lambda: spool.pending_frames == 0)
-            assert exactly(cloud, records) and cloud.order == [r.id for r in records]
-            (hello,) = cloud.hellos
-            assert (hello.source_id, hello.bundle_digest, hello.token) == ("mast-7", DIGEST, "s3cret")
-            assert uplink.status.state == "connected" and uplink.status.last_ack is not None
-            assert spool.get(records[0].id).state is State.DELIVERED
-
-    run(scenario())
-
-
-def test_window_of_the_cloud_is_kept(tmp_path):
-    async def scenario() -> None:
-        cloud = FakeCloud(window=5, silent=True)
-        async with serving(cloud) as address, shipping(tmp_path, address) as (spool, _):
-            records = await put(spool, 20)
-            await until(lambda: cloud.received == 5)
-            await asyncio.sleep(0.1)
-            assert cloud.received == 5
-            assert sum(spool.get(r.id).state is State.SENDING for r in records) == 5
-
-    run(scenario())
-
-
-def test_broken_streams_lose_nothing(tmp_path):
-    async def scenario() -> None:
-        cloud = FakeCloud(break_after=[0, 3, 1, 7, 2])
-        async with serving(cloud) as address, shipping(tmp_path, address) as (spool, _):
-            records = await put(spool, 60)
-            await until(lambda: spool.pending_frames == 0)
-            assert exactly(cloud, records)
-            assert len(cloud.hellos) == 6
-
-    run(scenario())
-
-
-def test_cut_connections_lose_nothing(tmp_path):
-    async def scenario() -> None:
-        cloud = FakeCloud()
-        async with (
-            serving(cloud) as address,
-            Proxy(address) as proxy,
-            shipping(tmp_path, proxy.address, backoff_max_seconds=0.05) as (spool, _),
-        ):
-            records = []
-            for _ in range(8):
-                records += await put(spool, 40)
-                await asyncio.sleep(random.uniform(0, 0.05))
-                proxy.cut()
-            await until(lambda: spool.pending_frames == 0)
-            assert exactly(cloud, records)
-
-    run(scenario())
-
-
-def test_half_open_connection_is_noticed_by_the_missing_ack(tmp_path):
-    async def scenario() -> None:
-        cloud = FakeCloud()
-        async with (
-            serving(cloud) as address,
-            Proxy(address) as proxy,
-            shipping(tmp_path, proxy.address, ack_timeout_seconds=0.4) as (spool, uplink),
-        ):
-            records = await put(spool, 3)
-            await until(lambda: spool.pending_frames == 0)
-            proxy.stalled = True
-            records += await put(spool, 10)
-            await until(lambda: uplink.status.state == "stalled")
-            assert "no " in uplink.status.detail
-            proxy.stalled = False
-            await until(lambda: spool.pending_frames == 0)
-            assert exactly(cloud, records)
-
-    run(scenario())
-
-
-def test_silent_cloud_without_welcome_is_left(tmp_path):
-    async def scenario() -> None:
-        cloud = FakeCloud(welcomes=False)
-        async with serving(cloud) as address, shipping(tmp_path, address, ack_timeout_seconds=0.2) as (spool, _):
-            records = await put(spool, 2)
-            await until(lambda: len(cloud.hellos) >= 2)
-            cloud.welcomes = True
-            await until(lambda: exactly(cloud, records))
-
-    run(scenario())
-
-
-def test_cloud_that_is_down_and_comes_back(tmp_path):
-    async def scenario() -> None:
-        cloud = FakeCloud()
-        async with serving(cloud) as address:
-            pass
-        async with shipping(tmp_path, address) as (spool, uplink):
-            records = await put(spool, 5)
-            await until(lambda: uplink.status.failures_in_a_row >= 3)
-            assert uplink.status.state == "unreachable" and spool.pending_frames == 5
-            assert spool.get(records[0].id).state is State.SPOOLED
-            async with serving(cloud, address):
-                await until(lambda: spool.pending_frames == 0)
-            assert exactly(cloud, records)
-
-    run(scenario())
+        assert exactly(cloud, records)
 
 
 @pytest.mark.parametrize(
     ("trouble", "state"),
     [({"digest": b"x" * 32}, "model-mismatch"), ({"token": "other"}, "unauthorised")],
 )
-def test_refusals_are_told_clearly_and_frames_kept(tmp_path, caplog, trouble, state):
-    async def scenario() -> None:
-        cloud = FakeCloud(**trouble)
-        async with serving(cloud) as address, shipping(tmp_path, address, token="s3cret") as (spool, uplink):
-            records = await put(spool, 3)
-            await until(lambda: len(cloud.hellos) >= 3)
-            assert uplink.status.state == state
-            assert spool.pending_frames == 3 and cloud.received == 0
-            cloud.digest, cloud.token = b"", ""
-            await until(lambda: exactly(cloud, records))
-
-    run(scenario())
+async def test_refusals_are_told_clearly_and_frames_kept(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, trouble, state
+) -> None:
+    cloud = FakeCloud(**trouble)
+    async with serving(cloud) as address, shipping(tmp_path, address, token="s3cret") as (spool, uplink):
+        records = await put_frames(spool, 3)
+        await until(lambda: len(cloud.hellos) >= 3)
+        assert uplink.status.state == state
+        assert spool.pending_frames == 3 and cloud.received == 0
+        cloud.digest, cloud.token = b"", ""
+        await until(lambda: exactly(cloud, records))
     told = [r for r in caplog.records if state in r.getMessage()]
     assert len(told) == 1
     assert "s3cret" not in caplog.text
 
 
-def test_rejected_frame_is_final_and_its_neighbours_go(tmp_path):
-    async def scenario() -> None:
-        cloud = FakeCloud()
-        async with serving(cloud) as address, shipping(tmp_path, "127.0.0.1:1") as (spool, _):
-            bad, *good = await put(spool, 5)
-        cloud.reject = {bad.id}
-        async with serving(cloud) as address, shipping(tmp_path, address) as (spool, _):
+async def test_rejected_frame_is_final_and_its_neighbours_go(tmp_path: Path) -> None:
+    cloud = FakeCloud()
+    async with serving(cloud) as address, shipping(tmp_path, "127.0.0.1:1") as (spool, _):
+        bad, *good = await put_frames(spool, 5)
+    cloud.reject = {bad.id}
+    async with serving(cloud) as address, shipping(tmp_path, address) as (spool, _):
+        await until(lambda: spool.pending_frames == 0)
+        entry = spool.get(bad.id)
+        assert entry is not None and entry.state is State.REJECTED and entry.reason == "damaged frame"
+        assert exactly(cloud, good) and cloud.received == 5
+
+
+async def test_a_frame_that_breaks_every_stream_lets_the_others_pass(tmp_path: Path) -> None:
+    cloud = FakeCloud()
+    async with shipping(tmp_path, "127.0.0.1:1") as (spool, _):
+        poison, *good = await put_frames(spool, 20)
+    cloud.break_on = {poison.id}
+    async with serving(cloud) as address, shipping(tmp_path, address) as (spool, _):
+        await until(lambda: exactly(cloud, good))
+        assert state_of(spool, poison.id) in (State.SPOOLED, State.SENDING)
+        cloud.break_on.clear()
+        await until(lambda: spool.pending_frames == 0)
+
+
+async def test_lost_acks_make_duplicates_that_change_nothing(tmp_path: Path) -> None:
+    cloud = FakeCloud()
+    async with serving(cloud) as address:
+        async with shipping(tmp_path, address) as (spool, _):
+            records = await put_frames(spool, 10)
             await until(lambda: spool.pending_frames == 0)
-            entry = spool.get(bad.id)
-            assert entry.state is State.REJECTED and entry.reason == "damaged frame"
-            assert exactly(cloud, good) and cloud.received == 5
-
-    run(scenario())
-
-
-def test_a_frame_that_breaks_every_stream_lets_the_others_pass(tmp_path):
-    async def scenario() -> None:
-        cloud = FakeCloud()
-        async with shipping(tmp_path, "127.0.0.1:1") as (spool, _):
-            poison, *good = await put(spool, 20)
-        cloud.break_on = {poison.id}
-        async with serving(cloud) as address, shipping(tmp_path, address) as (spool, _):
-            await until(lambda: exactly(cloud, good))
-            assert spool.get(poison.id).state in (State.SPOOLED, State.SENDING)
-            cloud.break_on.clear()
+        # As if the acks had never been written: a new spool with the same frames.
+        async with shipping(tmp_path / "again", address) as (spool, uplink):
+            await asyncio.gather(*(asyncio.wrap_future(spool.put(record)) for record in records[:5]))
             await until(lambda: spool.pending_frames == 0)
-
-    run(scenario())
-
-
-def test_lost_acks_make_duplicates_that_change_nothing(tmp_path):
-    async def scenario() -> None:
-        cloud = FakeCloud()
-        async with serving(cloud) as address:
-            async with shipping(tmp_path, address) as (spool, _):
-                records = await put(spool, 10)
-                await until(lambda: spool.pending_frames == 0)
-            # As if the acks had never been written: a new spool with the same frames.
-            async with shipping(tmp_path / "again", address) as (spool, uplink):
-                await asyncio.gather(*(asyncio.wrap_future(spool.put(record)) for record in records[:5]))
-                await until(lambda: spool.pending_frames == 0)
-                assert uplink._metrics.acks.labels("duplicate")._value.get() == 5
-            assert exactly(cloud, records)
-
-    run(scenario())
+            assert uplink._metrics.acks.labels("duplicate")._value.get() == 5
+        assert exactly(cloud, records)
 
 
-def test_backoff_grows_shakes_and_never_ends():
+def test_backoff_grows_shakes_and_never_ends() -> None:
     backoff = Backoff(0.5, 60.0, random.Random(1))
     pauses = [backoff.pause() for _ in range(50)]
     assert 0.4 <= pauses[0] <= 0.6
@@ -252,20 +172,17 @@ def test_backoff_grows_shakes_and_never_ends():
     assert backoff.pause() <= 0.6
 
 
-def test_an_urgent_frame_overtakes_a_backlog(tmp_path):
+async def test_an_urgent_frame_overtakes_a_backlog(tmp_path: Path) -> None:
     """At most the window's frames and one lease (8) go before it."""
 
-    async def scenario() -> None:
-        cloud = FakeCloud(window=4, seconds_a_frame=0.005)
-        async with serving(cloud) as address, shipping(tmp_path, address) as (spool, _):
-            records = await put(spool, 120)
-            await until(lambda: len(cloud.order) >= 10)
-            urgent = frame(7, priority=9)
-            await asyncio.wrap_future(spool.put(urgent))
-            before = len(cloud.order)
-            await until(lambda: urgent.id in cloud.frames)
-            assert cloud.order.index(urgent.id) - before <= 4 + 8
-            await until(lambda: spool.pending_frames == 0)
-            assert exactly(cloud, [*records, urgent])
-
-    run(scenario())
+    cloud = FakeCloud(window=4, seconds_a_frame=0.005)
+    async with serving(cloud) as address, shipping(tmp_path, address) as (spool, _):
+        records = await put_frames(spool, 120)
+        await until(lambda: len(cloud.order) >= 10)
+        urgent = new_record(7, priority=9)
+        await asyncio.wrap_future(spool.put(urgent))
+        before = len(cloud.order)
+        await until(lambda: urgent.id in cloud.frames)
+        assert cloud.order.index(urgent.id) - before <= 4 + 8
+        await until(lambda: spool.pending_frames == 0)
+        assert exactly(cloud, [*records, urgent])

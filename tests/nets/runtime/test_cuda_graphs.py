@@ -16,7 +16,8 @@ class FakeRecorder:
     """Replays by calling; counts, and refuses shapes of more than ``most`` values."""
 
     def __init__(self, most: int = 1000) -> None:
-        self.most, self.recorded, self.replayed = most, [], 0
+        self.most, self.replayed = most, 0
+        self.recorded: list[tuple[int, ...]] = []
 
     def __call__(self, function: Callable[[Tensor], Any], example: Tensor) -> Callable[[Tensor], Any]:
         if example.numel() > self.most:

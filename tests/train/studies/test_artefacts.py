@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 
 from aeic.bundle import Bundle
 from aeic_train.codecs.ours import Pair
 from aeic_train.studies import artefacts
+from tests.support.roots import ROOT
 
-BUNDLE = Path(__file__).parents[3] / "models" / "aeic-se-nano"
+BUNDLE = ROOT / "models" / "aeic-se-nano"
 BOUNDS = {
     (0, False): {"offset": 13, "worst": 115, "grid": 1.5, "colour": 14},
     (0, True): {"offset": 23, "worst": 130, "grid": 3.5, "colour": 54},

@@ -23,6 +23,11 @@ from tests.support import tiny_bundle
 SMALL: Profile = replace(
     NANO, name="small", analysis_widths=(8, 8, 8, 8, 32), latent_channels=32, context_width=48, context_depth=1
 )
+MODELS: dict[str, tuple[tuple[str, int], ...]] = {
+    "8 bit": (),
+    "14-bit weights at the ends": (("adapter_*.branch?*", 14), ("h_s.increase.?.body.0", 14)),
+}
+"""Widths of weights that differ from the calibrated ones, by the name of the case."""
 
 
 def latents(count: int = 2, height: int = 8, width: int = 12, seed: int = 0) -> list[torch.Tensor]:
@@ -64,3 +69,19 @@ def write_exact_bundle(folder: Path, target: Any = "cpu") -> Path:
         write_graphs(model, folder, target)
         tiny_bundle._write_manifest(folder)
     return folder
+
+
+def bases() -> dict[str, NDArray[np.float32]]:
+    """Random and extreme: whatever a foreign frame may lead to must be the same everywhere, too."""
+    rng, shape = np.random.default_rng(1), (1, SMALL.latent_channels, 6, 10)
+    return {
+        "usual": (np.rint(rng.normal(size=shape) * 3 * 256) / 256).astype(np.float32),
+        "wide": (np.rint(rng.normal(size=shape) * 300 * 256) / 256).astype(np.float32),
+        "zero": np.zeros(shape, np.float32),
+        "alternating": np.where(rng.integers(0, 2, shape) > 0, 3500, -3500).astype(np.float32),
+        "half steps": (rng.integers(-9, 9, shape) + 0.5).astype(np.float32) / 256,
+        "one pixel": np.pad(
+            np.full((1, SMALL.latent_channels, 1, 1), 40, np.float32), ((0, 0), (0, 0), (0, 1), (0, 1))
+        ),
+        "two frames": (np.rint(rng.normal(size=(2, SMALL.latent_channels, 4, 6)) * 512) / 256).astype(np.float32),
+    }

@@ -1,0 +1,171 @@
+"""A generator under the control of a test, a cloud in this process or in one of its own, and a client of its ingest."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+import zlib
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
+from typing import Any, cast
+from uuid import UUID
+
+import grpc
+import numpy as np
+
+from aeic.bundle import Bundle
+from aeic.v1 import ingest_pb2 as pb
+from aeic.v1 import ingest_pb2_grpc as pb_grpc
+from cloud_decoder.inference.decoder import Decoder
+from cloud_decoder.inference.onnx_backend import OnnxGenerator
+from cloud_decoder.metrics import Metrics
+from cloud_decoder.service import Cloud
+from cloud_decoder.settings import Settings
+from cloud_decoder.store.store import NewFrame
+from tests.support.frames import new_frame
+
+
+class FakeGenerator:
+    """Runs the tiny bundle's synthesis, remembers its batches, and fails or waits as a test wants."""
+
+    def __init__(self, bundle: Bundle) -> None:
+        self._inner: Callable[[np.ndarray], np.ndarray] = OnnxGenerator(bundle.path, 1)
+        self.batches: list[tuple[int, ...]] = []
+        self.most: int | None = None  # a larger batch runs out of memory
+        self.poison: Callable[[np.ndarray], bool] | None = None
+        self.gate = threading.Event()  # the device works only while it is set
+        self.gate.set()
+        self.seconds = 0.0
+        self.entered = 0
+
+    def __call__(self, y_hat: np.ndarray) -> np.ndarray:
+        self.entered += 1
+        assert self.gate.wait(20)
+        time.sleep(self.seconds)
+        self.batches.append(y_hat.shape)
+        if self.most is not None and len(y_hat) > self.most:
+            raise RuntimeError("Failed to allocate memory for requested buffer of size 7")
+        if self.poison is not None and any(self.poison(one) for one in y_hat):
+            raise ZeroDivisionError("a bug that only this frame meets")
+        return self._inner(y_hat)
+
+
+def metric(metrics: Metrics, name: str, **labels: str) -> float:
+    """The value of the cloud's metric ``aeic_cloud_<name>``; 0 if it has not been set."""
+    return metrics.registry.get_sample_value(f"aeic_cloud_{name}", labels) or 0.0
+
+
+@asynccontextmanager
+async def running_cloud(decoder: Decoder, data_dir: Path, **changed: Any) -> AsyncIterator[Cloud]:
+    """A whole cloud on free loopback ports in this process."""
+    cloud = Cloud(Settings(host="127.0.0.1", port=0, grpc_port=0, data_dir=data_dir, **changed), decoder)
+    await cloud.start()
+    try:
+        yield cloud
+    finally:
+        await cloud.stop()
+
+
+@contextmanager
+def cloud_process(
+    bundle: Bundle, data_dir: Path, **settings: str
+) -> Iterator[tuple[subprocess.Popen[str], dict[str, str]]]:
+    """A cloud in a process of its own, and the line that it printed when it was ready; killed at the end."""
+    environment = os.environ | {"AEIC_CLOUD_BUNDLE": str(bundle.path), "AEIC_CLOUD_DATA_DIR": str(data_dir)} | settings
+    command = [sys.executable, "-m", "cloud_decoder", "--port", "0"]
+    running = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        assert running.stdout is not None and running.stderr is not None
+        line = running.stdout.readline()
+        assert line, running.stderr.read()
+        yield running, json.loads(line)
+    finally:
+        running.kill()
+        running.communicate()
+
+
+class CloudThread:
+    """A cloud in a thread of its own, for clients without an event loop; ``put`` stores a frame as ingest does."""
+
+    def __init__(self, bundle: Bundle, folder: Path, **changed: Any) -> None:
+        decoder = Decoder(bundle, OnnxGenerator(bundle.path, 1), threads=1)
+        settings = {"host": "127.0.0.1", "port": 0, "grpc_port": 0, "data_dir": folder, **changed}
+        self.cloud = Cloud(Settings(**settings), decoder)
+        self.loop = asyncio.new_event_loop()
+        threading.Thread(target=self.loop.run_forever, daemon=True).start()
+        self._run(self.cloud.start())
+
+    def _run(self, work: Coroutine[Any, Any, None]) -> None:
+        asyncio.run_coroutine_threadsafe(work, self.loop).result(30)
+
+    def put(self, data: bytes, **changed: Any) -> NewFrame:
+        """Store the frame ``data``; the record that was stored."""
+        new = new_frame(data, **changed)
+        self.cloud.store.add([new], time.time())
+        self.loop.call_soon_threadsafe(self.cloud.commits.announce, [new])
+        return new
+
+    def stop(self) -> None:
+        """Drain the cloud and end its thread."""
+        self._run(self.cloud.stop())
+        self.loop.call_soon_threadsafe(self.loop.stop)
+
+
+class IngestClient:
+    """The edge's end of an ingest stream, one message at a time."""
+
+    def __init__(self, address: str) -> None:
+        self._channel = grpc.aio.insecure_channel(address)
+        self._call: Any = pb_grpc.IngestServiceStub(
+            self._channel
+        ).Deliver()  # the stub's types are those without asyncio
+
+    async def __aenter__(self) -> IngestClient:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._call.cancel()
+        await self._channel.close()
+
+    async def hello(
+        self, bundle: Bundle, source: str = "box-1", token: str = "", digest: bytes | None = None
+    ) -> pb.Welcome:
+        """Open the stream."""
+        given = bundle.digest if digest is None else digest
+        message = pb.Hello(source_id=source, bundle_digest=given, software="test", token=token)
+        await self._call.write(pb.DeliverRequest(hello=message))
+        return (await self._read()).welcome
+
+    async def send(self, data: bytes, id: UUID, crc: int | None = None, **more: Any) -> None:
+        """Send a frame; ``ack`` reads its answer."""
+        frame = pb.Frame(id=id.bytes, bitstream=data, crc32=zlib.crc32(data) if crc is None else crc, **more)
+        await self._call.write(pb.DeliverRequest(frame=frame))
+
+    async def ack(self) -> pb.Ack:
+        """The next answer; EOFError if the cloud has closed the stream."""
+        return (await self._read()).ack
+
+    async def raw(self, request: pb.DeliverRequest) -> None:
+        """Send any message."""
+        await self._call.write(request)
+
+    async def finish(self) -> None:
+        """Close this end of the stream."""
+        await self._call.done_writing()
+
+    async def ended(self) -> bool:
+        """Whether the cloud has closed the stream, cleanly."""
+        return await self._call.read() is grpc.aio.EOF
+
+    async def _read(self) -> pb.DeliverResponse:
+        async with asyncio.timeout(20):
+            response = await self._call.read()
+        if response is grpc.aio.EOF:
+            raise EOFError(f"the stream ended: {await self._call.details()}")
+        return cast(pb.DeliverResponse, response)

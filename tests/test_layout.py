@@ -1,0 +1,78 @@
+"""Rules of the tests themselves: what is shared is in tests/support, and no functional test asserts a duration."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+from tests.support.roots import ROOT
+
+FILES = sorted(ROOT.glob("tests/**/*.py"))
+CLOCKS = ("time.monotonic", "time.perf_counter", "time.process_time")
+
+
+def is_test_module(path: Path) -> bool:
+    return path.name.startswith("test_") or path.name == "conftest.py"
+
+
+def imported(tree: ast.AST) -> Iterator[str]:
+    """Every module that ``tree`` may import, also inside functions; ``from a import b`` may mean ``a.b``."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "relative imports hide where a name comes from"
+            yield str(node.module)
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def forbidden_imports(source: str) -> set[str]:
+    names = {name for name in imported(ast.parse(source)) if name.startswith("tests.")}
+    return {name for name in names if any(is_test_module(Path(f"{part}.py")) for part in name.split("."))}
+
+
+def timed_assertions(source: str) -> list[int]:
+    """Lines of assertions on a difference of clock readings, except in tests with the mark ``perf``."""
+    tree = ast.parse(source)
+    perf = {
+        inner
+        for node in ast.walk(tree)
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+        and any("mark.perf" in ast.unparse(one) for one in node.decorator_list)
+        for inner in ast.walk(node)
+    }
+    return [
+        node.lineno
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Assert)
+        and node not in perf
+        and any(
+            isinstance(part, ast.BinOp) and isinstance(part.op, ast.Sub) and any(c in ast.unparse(part) for c in CLOCKS)
+            for part in ast.walk(node)
+        )
+    ]
+
+
+def test_no_module_imports_a_test_module_or_a_conftest() -> None:
+    found = {path.relative_to(ROOT): forbidden_imports(path.read_text()) for path in FILES}
+    assert {path: names for path, names in found.items() if names} == {}
+
+
+def test_no_functional_test_asserts_a_duration() -> None:
+    found = {path.relative_to(ROOT): timed_assertions(path.read_text()) for path in FILES if is_test_module(path)}
+    assert {path: lines for path, lines in found.items() if lines} == {}
+
+
+def test_coroutine_tests_are_coroutines() -> None:
+    """pytest-asyncio runs them; a test with an event loop of its own would hide a task that was never awaited."""
+    files = [path for path in FILES if path.name.startswith("test_") and path.name != Path(__file__).name]
+    assert [path.relative_to(ROOT) for path in files if "asyncio.run(" in path.read_text()] == []
+
+
+def test_the_rules_find_what_they_look_for() -> None:
+    assert forbidden_imports("def f():\n    from tests.edge.test_spool import frame")
+    assert forbidden_imports("from tests.cloud import conftest") and forbidden_imports("import tests.aeic.test_rans")
+    assert not forbidden_imports("from tests.edge import abuse\nfrom tests.support.roots import ROOT")
+    assert timed_assertions("def test_x():\n    assert time.monotonic() - begin < 6") == [2]
+    assert timed_assertions("@pytest.mark.perf\ndef test_x():\n    assert time.monotonic() - begin < 6") == []
