@@ -35,7 +35,7 @@ Synthesis = Callable[[Floats], Floats]
 WHOLE_PIXELS = 1536 * 1536
 """Larger pictures (padded) are synthesised in tiles, at most this large: it bounds the memory of a call."""
 OVERLAP = 3
-"""In latents: 96 pixels, over which two tiles are blended. More makes no picture closer to the untiled one (measured)."""
+"""In latents: 96 pixels, over which two tiles are blended. More brings no picture closer to the untiled one."""
 
 
 @dataclass(frozen=True)
