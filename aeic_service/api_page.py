@@ -16,7 +16,6 @@ HEADERS = {
         "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
     ),
     "Referrer-Policy": "no-referrer",
-    "X-Content-Type-Options": "nosniff",
 }
 _STYLE = """
 :root { color-scheme: light dark; --line: light-dark(#d5d9d7, #39413e); --quiet: light-dark(#59625e, #a3ada8) }

@@ -1,9 +1,16 @@
-"""uvicorn inside a service's own event loop, with a deadline for headers, which uvicorn itself does not have."""
+"""uvicorn inside a service's own event loop, with the limits that uvicorn itself does not have.
+
+A connection has a deadline for the headers of each request and for taking its answer. The number of connections is
+limited, to fewer than the process may open files: at the limit a new connection takes the place of the one that has
+waited longest without sending a request, and if all are busy the new one is answered 503.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
+import resource
 import socket
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,8 +21,14 @@ import uvicorn
 from fastapi import FastAPI
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from aeic_service import problems
+
 _IDLE_SECONDS = 30
+_SEND_SECONDS = 30.0
 _HEADER_BYTES = 16384
+_BACKLOG = 1024
+_OTHER_FILES = 128  # libraries, logs, the database and the model
+_LEAST_CONNECTIONS = 16
 
 
 @dataclass(frozen=True)
@@ -32,6 +45,7 @@ class ServerSettings:
     grace_seconds: int
     """Time for running requests when the server stops."""
     max_connections: int = 1024
+    """At once; fewer where the process may not open so many files, see :func:`connection_limit`."""
     reuse_port: bool = False
     """Several processes may listen on the same port."""
 
@@ -41,10 +55,10 @@ class HttpServer:
 
     def __init__(self, app: FastAPI, settings: ServerSettings) -> None:
         self._settings = settings
+        self.connections = Connections(connection_limit(settings.max_connections))
         config = uvicorn.Config(
             app,
-            http=connection_class(settings.header_seconds),  # httptools knows no limit on headers
-            limit_concurrency=settings.max_connections,
+            http=_connection_class(self.connections, settings.header_seconds),
             ws="none",
             lifespan="off",
             log_config=None,
@@ -53,6 +67,9 @@ class HttpServer:
             timeout_keep_alive=_IDLE_SECONDS,
             timeout_graceful_shutdown=settings.grace_seconds,
             h11_max_incomplete_event_size=_HEADER_BYTES,
+            # asyncio tries so many accepts in a row, and without free files logs an error for each and sets as many
+            # timers, each of which does the same a second later.
+            backlog=1,
         )
         self._server = _Uvicorn(config)
         self._listener: socket.socket | None = None
@@ -62,17 +79,18 @@ class HttpServer:
         """Take the port; the address as a URL. ``OSError`` where the port is not to be had."""
         settings = self._settings
         try:
-            self._listener = socket.create_server(
-                (settings.host, settings.port), backlog=1024, reuse_port=settings.reuse_port
-            )
+            self._listener = listen(settings.host, settings.port, reuse_port=settings.reuse_port)
         except OSError as error:
-            where = f"{settings.host}:{settings.port} ({error.strerror})"
-            raise OSError(f"HTTP cannot listen on {where}: choose another {settings.prefix}PORT") from error
-        return f"http://{settings.host}:{self._listener.getsockname()[1]}"
+            where = f"{address_text(settings.host, settings.port)} ({error.strerror})"
+            raise OSError(
+                f"HTTP cannot listen on {where}: choose another {settings.prefix}PORT or {settings.prefix}HOST"
+            ) from error
+        return f"http://{address_text(settings.host, self._listener.getsockname()[1])}"
 
     async def start(self) -> str:
         """Serve, on a port taken now where ``bind()`` has not; the address as a URL. ``OSError`` as ``bind()``."""
-        url = self.bind() if self._listener is None else ""
+        if self._listener is None:
+            self.bind()
         assert self._listener is not None
         self._serving = asyncio.create_task(self._server.serve([self._listener]))
         while not self._server.started:
@@ -80,7 +98,8 @@ class HttpServer:
                 self._serving.result()
                 raise OSError("the HTTP server did not start")
             await asyncio.sleep(0.005)
-        return url or f"http://{self._settings.host}:{self._listener.getsockname()[1]}"
+        self._listener.listen(_BACKLOG)  # asyncio gave the kernel its own number
+        return f"http://{address_text(self._settings.host, self._listener.getsockname()[1])}"
 
     async def ended(self) -> None:
         """Returns when the server has ended, for whatever reason."""
@@ -96,6 +115,68 @@ class HttpServer:
             self._listener.close()
 
 
+def connection_limit(wanted: int) -> int:
+    """``wanted`` connections, or what RLIMIT_NOFILE allows: half of the open files that the process does not need for
+    itself."""
+    files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if files == resource.RLIM_INFINITY:
+        return wanted
+    return min(wanted, max(_LEAST_CONNECTIONS, (files - _OTHER_FILES) // 2))
+
+
+def listen(host: str, port: int, *, reuse_port: bool = False) -> socket.socket:
+    """A listening socket for a name or an address, IPv4 or IPv6 (with or without brackets); ``::`` takes both families.
+    ``OSError`` where it is not to be had."""
+    bare = host.strip("[]")
+    found = socket.getaddrinfo(bare or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    # A name with addresses of both families means IPv4: that is what its clients try when it is localhost.
+    family, _, _, _, address = next((one for one in found if one[0] == socket.AF_INET), found[0])
+    both = family == socket.AF_INET6 and bare == "::" and socket.has_dualstack_ipv6()
+    return socket.create_server(address, family=family, backlog=_BACKLOG, reuse_port=reuse_port, dualstack_ipv6=both)
+
+
+def address_text(host: str, port: int) -> str:
+    """``host:port`` as URLs and gRPC write it: an IPv6 address in brackets."""
+    bare = host.strip("[]")
+    return f"[{bare}]:{port}" if ":" in bare else f"{bare}:{port}"
+
+
+class Connections:
+    """The open connections: at most ``limit``, and those among them that wait for a request."""
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self.open: set[H11Protocol] = set()
+        self._waiting: dict[H11Protocol, None] = {}  # the one that has waited longest is first
+
+    def admit(self, connection: H11Protocol) -> bool:
+        """Count a new connection, in the place of the one that has waited longest where there is no other. False where
+        all are busy."""
+        if len(self.open) >= self.limit:
+            oldest = next(iter(self._waiting), None)
+            if oldest is None:
+                return False
+            self.forget(oldest)
+            oldest.transport.abort()
+        self.open.add(connection)
+        self._waiting[connection] = None
+        return True
+
+    def waits(self, connection: H11Protocol) -> None:
+        """Its answer is complete, and no further request has come."""
+        if connection in self.open:
+            self._waiting[connection] = None
+
+    def busy(self, connection: H11Protocol) -> None:
+        """The headers of a request are complete."""
+        self._waiting.pop(connection, None)
+
+    def forget(self, connection: H11Protocol) -> None:
+        """It is closed."""
+        self.open.discard(connection)
+        self._waiting.pop(connection, None)
+
+
 class _Uvicorn(uvicorn.Server):
     """Without its own signal handlers, which would end the process by the signal and not with 0."""
 
@@ -104,27 +185,60 @@ class _Uvicorn(uvicorn.Server):
         yield
 
 
-def connection_class(seconds: float) -> type[asyncio.Protocol]:
-    """The protocol class for uvicorn's `http` option; headers must be complete within `seconds` of their first byte
-    (of the connection, for the first request)."""
+def _connection_class(connections: Connections, header_seconds: float) -> type[asyncio.Protocol]:
+    """The class for uvicorn's ``http`` option; httptools, its default where installed, knows no limit on headers."""
 
     class Connection(H11Protocol):
         _deadline: asyncio.TimerHandle | None = None
+        _unsent: asyncio.TimerHandle | None = None
+        _refused = False
 
         def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+            if not connections.admit(self):
+                self._refused = True
+                transport.write(_answer(503, f"{connections.limit} connections are open; try again in 1 s"))
+                transport.close()
+                return
             super().connection_made(transport)
-            self._deadline = self.loop.call_later(seconds, self._expire)
+            self._deadline = self.loop.call_later(header_seconds, self._expire)
 
         def data_received(self, data: bytes) -> None:
+            if self._refused:
+                return
             super().data_received(data)
             if self.conn.their_state is not h11.IDLE:
+                connections.busy(self)
                 self._disarm()
             elif self._deadline is None:
-                self._deadline = self.loop.call_later(seconds, self._expire)
+                self._deadline = self.loop.call_later(header_seconds, self._expire)
+
+        def on_response_complete(self) -> None:
+            super().on_response_complete()
+            if self.conn.their_state is h11.IDLE:
+                connections.waits(self)
 
         def connection_lost(self, exc: Exception | None) -> None:
+            if self._refused:
+                return
+            connections.forget(self)
             self._disarm()
             super().connection_lost(exc)
+            self.resume_writing()
+
+        def pause_writing(self) -> None:
+            super().pause_writing()
+            if self._unsent is None:
+                self._unsent = self.loop.call_later(_SEND_SECONDS, self.transport.abort)
+
+        def resume_writing(self) -> None:
+            if self._unsent is not None:
+                self._unsent.cancel()
+                self._unsent = None
+            super().resume_writing()
+
+        def send_400_response(self, msg: str) -> None:
+            self.transport.write(_answer(400, "this is no HTTP/1.1 request that can be read"))
+            self.transport.close()
 
         def _disarm(self) -> None:
             if self._deadline is not None:
@@ -134,6 +248,21 @@ def connection_class(seconds: float) -> type[asyncio.Protocol]:
         def _expire(self) -> None:
             self._deadline = None
             if self.conn.their_state is h11.IDLE:
+                self.transport.write(
+                    _answer(408, f"the headers were not complete within {header_seconds:g} s")
+                    if self.conn.trailing_data[0]
+                    else b""
+                )
                 self.transport.close()
 
     return cast(type[asyncio.Protocol], Connection)
+
+
+def _answer(status: int, detail: str) -> bytes:
+    """A whole answer, where there is no request that the app could answer."""
+    body = json.dumps(problems.body(status, detail)).encode()
+    head = (
+        f"HTTP/1.1 {status} {problems.title(status)}\r\nContent-Type: application/problem+json\r\n"
+        f"Content-Length: {len(body)}\r\nConnection: close\r\n"
+    )
+    return (head + ("Retry-After: 1\r\n" if status == 503 else "") + "\r\n").encode() + body

@@ -6,6 +6,7 @@ that a client may tell two kinds of 400 or 503 apart.
 
 from __future__ import annotations
 
+import difflib
 import logging
 import math
 from collections.abc import Mapping
@@ -16,8 +17,9 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
+from starlette.routing import Match
 
-from aeic.errors import AeicError
+from aeic.errors import AeicError, BitstreamError, InputError
 from aeic_service.errors import InvalidParameter, ServiceError
 
 log = logging.getLogger("aeic.http")
@@ -32,15 +34,20 @@ SCHEMA = {
         "detail": {"type": "string", "description": "What was wrong, and what to do about it."},
     },
 }
+ANY = {"description": "A problem", "content": {"application/problem+json": {"schema": SCHEMA}}}
+"""What the OpenAPI description says of any status that it does not name."""
 # The standard library renamed the first two in Python 3.13, and does not know nginx's 499.
 _TITLES = {413: "Content Too Large", 422: "Unprocessable Content", 499: "Client Closed Request"}
+STRIPPED = "aeic.stripped"
+"""In the scope of a request whose body looks as if ``curl -d`` had taken bytes out of it."""
+_STRIPPED_REMEDY = "`curl -d` removes line ends and zero bytes from a file, send it with `curl --data-binary @FILE`"
 _FULL_DISK_SECONDS = 30
 _LONGEST_DETAIL = 500
 
 
 def problem(status: int, detail: str, kind: str = "", headers: Mapping[str, str] | None = None) -> Response:
     """A problem+json answer. ``kind`` is a short kebab-case name, by default the status's phrase."""
-    return JSONResponse(_body(status, detail, kind), status, headers, media_type="application/problem+json")
+    return JSONResponse(body(status, detail, kind), status, headers, media_type="application/problem+json")
 
 
 def problem_of(error: AeicError) -> Response:
@@ -62,8 +69,8 @@ def responses(examples: Mapping[int, str], *statuses: int) -> dict[int | str, di
     """What the OpenAPI description says of these statuses; ``examples`` has a detail for each."""
     return {
         status: {
-            "description": _title(status),
-            "content": {"application/problem+json": {"schema": SCHEMA, "example": _body(status, examples[status], "")}},
+            "description": title(status),
+            "content": {"application/problem+json": {"schema": SCHEMA, "example": body(status, examples[status], "")}},
         }
         for status in statuses
     }
@@ -74,6 +81,8 @@ def install(app: FastAPI) -> None:
 
     async def ours(request: Request, error: Exception) -> Response:
         assert isinstance(error, AeicError)
+        if isinstance(error, InputError | BitstreamError) and request.scope.get(STRIPPED):
+            return problem(error.http_status, f"{error}; {_STRIPPED_REMEDY}", _kebab(type(error)))
         if error.http_status >= 500 and not isinstance(error, ServiceError):
             log.error("%s at %s %s", error, request.method, request.url.path, exc_info=error)
         return problem_of(error)
@@ -83,8 +92,14 @@ def install(app: FastAPI) -> None:
         said = "; ".join(f"{part['loc'][-1]}: {part['msg']}" for part in error.errors())
         return problem_of(InvalidParameter(said[:_LONGEST_DETAIL]))
 
-    async def http(_: Request, error: Exception) -> Response:
+    async def http(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
+        if error.status_code == HTTPStatus.NOT_FOUND and error.detail == "Not Found":  # by the router, not by a route
+            return problem(404, _no_route(request))
+        if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
+            methods = _methods(request)
+            detail = f"{request.method[:16]} is not possible here: this route takes {methods}"
+            return problem(405, detail, headers={"Allow": methods})
         return problem(error.status_code, str(error.detail), headers=error.headers)
 
     async def unforeseen(request: Request, error: Exception) -> Response:
@@ -97,14 +112,35 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(Exception, unforeseen)
 
 
-def _body(status: int, detail: str, kind: str) -> dict[str, Any]:
-    title = _title(status)
-    name = kind or title.lower().replace(" ", "-")
-    return {"type": f"urn:aeic:{name}", "title": title, "status": status, "detail": detail}
+def body(status: int, detail: str, kind: str = "") -> dict[str, Any]:
+    """The members of a problem."""
+    phrase = title(status)
+    name = kind or phrase.lower().replace(" ", "-")
+    return {"type": f"urn:aeic:{name}", "title": phrase, "status": status, "detail": detail}
 
 
-def _title(status: int) -> str:
+def title(status: int) -> str:
+    """The phrase of a status, the same on every version of Python."""
     return _TITLES.get(status) or HTTPStatus(status).phrase
+
+
+def _no_route(request: Request) -> str:
+    known = list(request.app.openapi()["paths"])
+    nearest = difflib.get_close_matches(request.url.path, known, 1) or [
+        path for path in known if path.endswith(request.url.path)
+    ]
+    remedy = f"did you mean {nearest[0]}? " if nearest else ""
+    return f"there is no such route: {remedy}GET /docs lists them all"  # without the path, which may be hostile
+
+
+def _methods(request: Request) -> str:
+    """All methods of the path, where the router names those of its first route only."""
+    found = {
+        method
+        for method in ("DELETE", "GET", "PATCH", "POST", "PUT")
+        if any(route.matches({**request.scope, "method": method})[0] is Match.FULL for route in request.app.routes)
+    }
+    return ", ".join(sorted(found | ({"HEAD"} if "GET" in found else set())))
 
 
 def _kebab(error: type[AeicError]) -> str:

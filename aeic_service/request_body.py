@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 from fastapi import Request
 from starlette.requests import ClientDisconnect
 
-from aeic_service.errors import BodyTooLarge, ClientGone, Overloaded, SlowBody
+from aeic_service.errors import BodyTooLarge, ClientGone, Overloaded, SlowBody, UnsupportedBody
+from aeic_service.problems import STRIPPED
 
 # An answer sent while the client still writes may be lost with the connection; so a refused body is first read and
 # thrown away, up to this much and this long.
@@ -53,7 +54,11 @@ class Limits:
 
 
 def stated_size(request: Request, limits: Limits) -> int:
-    """What the body may become, in bytes: its stated length, else the limit. ``BodyTooLarge``."""
+    """What the body may become, in bytes: its stated length, else the limit.
+
+    ``BodyTooLarge``, or ``UnsupportedBody`` where the headers say that the body is wrapped.
+    """
+    _refuse_wrapped(request)
     stated = request.headers.get("content-length", "")
     size = int(stated) if stated.isdecimal() and len(stated) < 20 else limits.max_bytes + bool(stated)
     if size > limits.max_bytes:
@@ -64,8 +69,9 @@ def stated_size(request: Request, limits: Limits) -> int:
 async def read_body(request: Request, limits: Limits, budget: Budget | None = None) -> bytes:
     """The whole body.
 
-    ``BodyTooLarge`` as soon as that is known, ``SlowBody``, ``ClientGone``, or ``Overloaded`` where ``budget`` has no
-    room. The budget is released when the body is complete: from then on the route bounds what it holds.
+    ``UnsupportedBody`` and ``BodyTooLarge`` as soon as that is known, ``SlowBody``, ``ClientGone``, or ``Overloaded``
+    where ``budget`` has no room. The budget is released when the body is complete: from then on the route bounds what
+    it holds.
     """
     held = 0
     try:
@@ -79,12 +85,13 @@ async def read_body(request: Request, limits: Limits, budget: Budget | None = No
                     budget.take(len(chunk))
                     held += len(chunk)
                 received += chunk
+        request.scope[STRIPPED] = _looks_stripped(request, received)
         return bytes(received)
     except TimeoutError:
         raise SlowBody(f"the body did not arrive within {limits.seconds:g} s; send it faster or smaller") from None
     except ClientDisconnect:
         raise ClientGone("the client hung up before the body was complete") from None
-    except (BodyTooLarge, Overloaded):
+    except (BodyTooLarge, Overloaded, UnsupportedBody):
         await discard(request)
         raise
     finally:
@@ -101,6 +108,21 @@ async def discard(request: Request) -> None:
                 seen += len(chunk)
                 if seen > _DISCARD_BYTES:
                     return
+
+
+def _refuse_wrapped(request: Request) -> None:
+    if request.headers.get("content-type", "").lower().startswith("multipart/"):
+        raise UnsupportedBody(
+            "the body is a form: send the file itself as the body, `curl --data-binary @FILE` instead of `curl -F`"
+        )
+    coding = request.headers.get("content-encoding", "identity").strip().lower()
+    if coding != "identity":
+        raise UnsupportedBody(f"the body is compressed ({coding[:20]}): send the file as it is")
+
+
+def _looks_stripped(request: Request, received: bytearray) -> bool:
+    form = request.headers.get("content-type", "").startswith("application/x-www-form-urlencoded")
+    return form and len(received) > 0 and not any(byte in received for byte in b"\0\r\n")
 
 
 def _too_large(limits: Limits) -> BodyTooLarge:

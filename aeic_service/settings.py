@@ -6,9 +6,9 @@ import difflib
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, Literal
 
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
 
 
@@ -19,6 +19,24 @@ class ServiceSettings(BaseSettings):
     model_config = SettingsConfigDict(extra="forbid", env_ignore_empty=True)
     prefix: ClassVar[str]
     """Of the service's variables, as ``env_prefix`` has it."""
+
+    allowed_hosts: str = Field(
+        "",
+        description="Host names that clients may use besides IP addresses and local names, separated by commas; `*`"
+        " allows all.",
+    )
+    cors_origins: str = Field(
+        "",
+        description="Origins of web pages that may call the API, separated by commas; `*` allows all, empty only the"
+        " service's own.",
+    )
+    max_connections: int = Field(
+        1024, ge=1, le=100_000, description="HTTP connections at once; fewer if the limit on open files is low."
+    )
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        "info", description="Least severe level that is logged."
+    )
+    log_format: Literal["json", "text"] = Field("json", description="Log lines on stderr as JSON or for people.")
 
     @classmethod
     def settings_customise_sources(

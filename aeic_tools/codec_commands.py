@@ -70,9 +70,9 @@ def decode(source: str, target: str, picture_format: str | None, device: str, op
         _format_of(job.target, picture_format)
     with needs("cloud-cpu"):
         from aeic.pixels import save_picture
-        from cloud_decoder.inference.decoder import Decoder
+        from cloud_decoder.inference.decoder import Decoder, DecoderSettings
     try:
-        decoder = Decoder.from_bundle(options.bundle, device=device, threads=options.threads)
+        decoder = Decoder.from_bundle(options.bundle, device, DecoderSettings(threads=options.threads))
     except (ValueError, RuntimeError, AssertionError) as error:  # not known, or nothing that torch can open here
         raise UsageError(f"--device {device}: {str(error).splitlines()[0]}; leave it out, or take onnx") from error
 

@@ -21,14 +21,14 @@ HEAD = f"{'picture':<24}{'size':>10}{'bytes':>7}{'encode':>10}{'decode':>10}"
 def run(pictures: Path, reps: int, bundle: Path | None, threads: int) -> int:
     """Print a table for people and, as the last line, one JSON for programs. Times are medians, in milliseconds."""
     with needs("edge-cpu and cloud-cpu"):
-        from cloud_decoder.inference.decoder import Decoder
+        from cloud_decoder.inference.decoder import Decoder, DecoderSettings
         from edge_encoder.encoding.encoder import Encoder
     paths = [pictures] if pictures.is_file() else sorted(pictures.glob("*") if pictures.is_dir() else [])
     paths = [path for path in paths if path.suffix.lower() in PICTURE_SUFFIXES]
     if not paths:
         raise UsageError(f"no pictures in {pictures}: give a picture or a folder of them")
     encoder = Encoder.from_bundle(bundle, threads=threads)
-    decoder = Decoder.from_bundle(bundle, device="onnx", threads=threads)
+    decoder = Decoder.from_bundle(bundle, "onnx", DecoderSettings(threads=threads))
     print(
         f"bundle {encoder.bundle.name} {encoder.bundle.fingerprint}, {threads or os.cpu_count()} threads, ONNX Runtime;"
     )

@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 
 from cloud_decoder.images import formats
-from cloud_decoder.inference.decoder import Decoder
+from cloud_decoder.inference.decoder import Decoder, DecoderSettings
 from tests.support.roots import ROOT
 
 AHEAD = 2
@@ -77,7 +77,7 @@ def rates(decoders: list[BareDecoder], seconds: float) -> list[float]:
 
 def main(bundle: str, folder: str) -> int:
     """Answer until stdin closes."""
-    decoder = Decoder.from_bundle(bundle, "onnx", 1, entropy_workers=1, isolate=True)
+    decoder = Decoder.from_bundle(bundle, "onnx", DecoderSettings(threads=1, entropy_workers=1, isolate=True))
     decoder.warm_up()
     frames = itertools.cycle([path.read_bytes() for path in sorted(Path(folder).iterdir())])
     print("ready", flush=True)

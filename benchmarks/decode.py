@@ -36,7 +36,7 @@ from aeic_nets.network import AEIC
 from aeic_nets.official.golden_weights import golden_picture
 from aeic_train.export.from_official import build
 from benchmarks.golden_bundle import golden_codec, golden_files, write_golden_bundle
-from cloud_decoder.inference.decoder import Decoder
+from cloud_decoder.inference.decoder import Decoder, DecoderSettings
 from edge_encoder.encoding.encoder import Encoder
 
 GOAL, MOST_GIGABYTES = 1.3, 4.5
@@ -61,7 +61,7 @@ def plain(folder: Path, name: str) -> Callable[[bytes], Picture]:
 
 
 def ours(folder: Path, name: str) -> Callable[[bytes], Picture]:
-    decoder = Decoder.from_bundle(folder, device="cpu", threads=torch.get_num_threads())
+    decoder = Decoder.from_bundle(folder, "cpu", DecoderSettings(threads=torch.get_num_threads()))
     return lambda data: decoder.decode([data])[0]
 
 

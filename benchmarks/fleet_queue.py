@@ -73,11 +73,11 @@ def _claim_all(url: str, number: int, batch: int) -> dict[str, float]:
     began = time.time()
     while True:
         started = time.perf_counter()
-        got = store.claim(f"w{number}", "abcdef", batch, store.clock(), 60, 3, alike=True)
+        got = store.queue.claim(f"w{number}", "abcdef", batch, store.clock(), 60, 3, alike=True)
         middle = time.perf_counter()
         if not got:
             break
-        store.finish([Finished(one.row.seq, "d" * 64, timings) for one in got], time.time())
+        store.queue.finish([Finished(one.row.seq, "d" * 64, timings) for one in got], time.time())
         claims.append(middle - started)
         finishes.append(time.perf_counter() - middle)
     ended = time.time()
@@ -100,7 +100,7 @@ def _fill(store: Store, jobs: int) -> None:
     data = [os.urandom(FRAME_BYTES) for _ in range(64)]
     for start in range(0, jobs, 512):
         new = [_new(data[number % 64], number) for number in range(start, min(jobs, start + 512))]
-        store.add(new, time.time())
+        store.frames.add(new, time.time())
 
 
 def _new(data: bytes, number: int) -> NewFrame:

@@ -19,7 +19,7 @@ from benchmarks.bare_decoder import BareDecoder, rates
 from benchmarks.fleet_frames import make_frames, stored
 from benchmarks.fleet_simulator import Pool, simulate, steady
 from benchmarks.others import Others
-from cloud_decoder.store.records import State
+from cloud_decoder.store.records import FrameState
 from cloud_decoder.store.store import Store
 from tests.fleet.members import Member
 from tests.support.postgres import Postgres
@@ -73,12 +73,12 @@ class Crew:
         for start in range(0, len(new), step):
             if rate and (early := begun + start / rate - time.time()) > 0:
                 await asyncio.sleep(early)
-            await asyncio.to_thread(self._store.add, new[start : start + step], time.time())
-        while (backlog := await asyncio.to_thread(self._store.waiting, time.time())).ready or backlog.leased:
+            await asyncio.to_thread(self._store.frames.add, new[start : start + step], time.time())
+        while (backlog := await asyncio.to_thread(self._store.queue.waiting, time.time())).ready or backlog.leased:
             await asyncio.sleep(0.5)  # each look costs the workers' cores something
         self._still()
-        rows = await asyncio.to_thread(self._store.page, "", len(new))
-        assert all(row.state is State.DONE for row in rows)
+        rows = await asyncio.to_thread(self._store.frames.page, "", len(new))
+        assert all(row.state is FrameState.DONE for row in rows)
         ends = sorted((row.available_ms or 0) / 1000 for row in rows)
         # Without the start, and without the end, where some have no more work.
         first, last = len(ends) // 10, len(ends) * 8 // 10

@@ -13,7 +13,7 @@ import litserve
 from starlette.responses import Response
 
 from cloud_decoder.images import formats
-from cloud_decoder.inference.decoder import Decoder
+from cloud_decoder.inference.decoder import Decoder, DecoderSettings
 
 
 class Rival(litserve.LitAPI):
@@ -21,7 +21,7 @@ class Rival(litserve.LitAPI):
 
     def setup(self, device: str) -> None:
         """Once in the worker."""
-        self.decoder = Decoder.from_bundle(max_batch=self.max_batch_size)
+        self.decoder = Decoder.from_bundle(settings=DecoderSettings(max_batch=self.max_batch_size))
         self.decoder.warm_up()
 
     def decode_request(self, request: dict[str, str]) -> bytes:

@@ -25,9 +25,9 @@ class Rival:
     """A frame in, a PNG out."""
 
     def __init__(self, cap: int) -> None:
-        from cloud_decoder.inference.decoder import Decoder
+        from cloud_decoder.inference.decoder import Decoder, DecoderSettings
 
-        self.decoder = Decoder.from_bundle(max_batch=cap)
+        self.decoder = Decoder.from_bundle(settings=DecoderSettings(max_batch=cap))
         self.decoder.warm_up()
 
     @serve.batch(max_batch_size=CAP, batch_wait_timeout_s=0.01 if CAP > 1 else 0.0)

@@ -39,7 +39,7 @@ from aeic.bundle import Bundle
 from aeic.latent_codec import LatentCodec
 from benchmarks.served import Service, our_cloud, rival
 from cloud_decoder.images import formats
-from cloud_decoder.inference.decoder import Decoder
+from cloud_decoder.inference.decoder import Decoder, DecoderSettings
 
 SIZES = ((768, 512), (512, 768), (640, 480), (512, 512))
 
@@ -121,7 +121,7 @@ def low_load(service: Service, decoder: Decoder, frames: list[bytes]) -> list[tu
 
 def measure(arguments: argparse.Namespace) -> dict[str, object]:
     """Everything, as the last line tells it."""
-    decoder = Decoder.from_bundle(arguments.bundle, arguments.device, max_batch=arguments.max_batch)
+    decoder = Decoder.from_bundle(arguments.bundle, arguments.device, DecoderSettings(max_batch=arguments.max_batch))
     path, cap = decoder.bundle.path.resolve(), decoder.max_batch
     frames = make_frames(decoder.bundle, arguments.pictures, arguments.scale)
     lone = frames[: arguments.lone]

@@ -1,7 +1,6 @@
-"""The cloud: frames of one or two kilobytes come in over gRPC, are stored, and become pictures when somebody's device
-is free.
+"""The cloud receives frames of one or two kilobytes over gRPC, stores them, and decodes them to pictures.
 
-The bitstream is the truth and lives in the store; a reconstruction is a cache entry that can be made again.
+The store keeps the bitstreams. A reconstruction is a cache entry, which can be made again from its bitstream.
 ``python -m cloud_decoder`` runs the service; :class:`cloud_decoder.inference.decoder.Decoder` is the same
 decoder as a library.
 """

@@ -24,7 +24,7 @@ def _settings(arguments: list[str]) -> Settings:
     parser.add_argument(
         "--role",
         choices=["all", "ingest", "worker"],
-        help="a part of a fleet, docs/how-to/fleet.md [env: AEIC_CLOUD_ROLE]",
+        help="role in a fleet, docs/how-to/fleet.md [env: AEIC_CLOUD_ROLE]",
     )
     parser.add_argument("--grpc-port", type=int, help="gRPC port, 0 for a free one [env: AEIC_CLOUD_GRPC_PORT]")
     parser.add_argument("--ray", action="store_true", help="a whole fleet on Ray (extra fleet), AEIC_FLEET_*")
@@ -32,7 +32,7 @@ def _settings(arguments: list[str]) -> Settings:
         name: value for name, value in vars(parser.parse_args(arguments)).items() if value is not None and name != "ray"
     }
     if given.get("port") == 0:
-        given.setdefault("grpc_port", 0)  # whoever wants one free port wants two
+        given.setdefault("grpc_port", 0)  # a free HTTP port implies a free gRPC port
     try:
         Settings.refuse_unknown(os.environ, "docs/reference/cloud.md")
         return Settings(**given)

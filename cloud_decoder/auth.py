@@ -1,4 +1,4 @@
-"""Who asks: bearer tokens, each of one tenant. Tenants cannot see each other's frames, or whether they exist."""
+"""Bearer tokens and their tenants. A tenant cannot see the frames of another one, nor whether they exist."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _TENANT = re.compile(r"[A-Za-z0-9_.-]{1,64}\Z")
 
 
 class Tokens:
-    """``text`` is ``tenant:token,tenant:token``; a tenant may have several. Empty: everybody is the tenant ``""``."""
+    """``text`` is ``tenant:token,tenant:token``; a tenant may have several. Empty: all callers are tenant ``""``."""
 
     def __init__(self, text: str) -> None:
         self._tokens: list[tuple[str, bytes]] = []
@@ -25,11 +25,11 @@ class Tokens:
 
     @property
     def required(self) -> bool:
-        """Whether a token is asked for at all."""
+        """Whether callers need a token."""
         return bool(self._tokens)
 
     def tenant(self, token: str) -> str:
-        """The tenant of a token. ``NotAllowed`` for an unknown one. Every known token is compared, in constant time."""
+        """The tenant of a token; ``NotAllowed`` for an unknown one. Every known token is compared, in constant time."""
         if not self._tokens:
             return ""
         given, found = token.encode(errors="replace"), None
@@ -41,6 +41,6 @@ class Tokens:
         return found
 
     def tenant_of_header(self, header: str | None) -> str:
-        """The same for an ``Authorization`` header."""
+        """The tenant of the token in an ``Authorization`` header."""
         scheme, _, token = (header or "").partition(" ")
         return self.tenant(token.strip() if scheme.lower() == "bearer" else "")

@@ -3,7 +3,7 @@
 ::
 
     ServiceError                 the service cannot do it now, or not at all
-         +- Expired              its deadline passed waiting   HTTP 504, DEADLINE_EXCEEDED
+         +- Expired              its deadline passed in wait   HTTP 504, DEADLINE_EXCEEDED
          +- StoreUnavailable     the store cannot write        HTTP 503, UNAVAILABLE
          +- NotAllowed           no or a wrong token           HTTP 401, UNAUTHENTICATED
          +- UnknownFrame         no such frame here            HTTP 404, NOT_FOUND
@@ -11,7 +11,7 @@
          +- Undecodable          quarantined, with its reason  HTTP 422, FAILED_PRECONDITION
          +- DeviceOutOfMemory    a batch too large             HTTP 500, INTERNAL
          +- DecoderDied          its process was lost          HTTP 503, UNAVAILABLE
-         +- DeviceUnavailable    no generator can be had       HTTP 503, UNAVAILABLE
+         +- DeviceUnavailable    no generator can be started   HTTP 503, UNAVAILABLE
          +- ModelUnavailable     its bundle cannot be loaded   HTTP 503, UNAVAILABLE
 """
 
@@ -33,31 +33,31 @@ class StoreUnavailable(ServiceError):
 
 
 class NotAllowed(ServiceError):
-    """No token, or one that is not known."""
+    """There is no token, or it is not known."""
 
     http_status = 401
 
 
 class UnknownFrame(ServiceError):
-    """No frame of that id, or not this tenant's."""
+    """There is no frame of that id, or it belongs to another tenant."""
 
     http_status = 404
 
 
 class Gone(ServiceError):
-    """The frame was here; retention has removed it."""
+    """Retention has removed the frame."""
 
     http_status = 410
 
 
 class Undecodable(ServiceError):
-    """A frame in quarantine: it failed alone, and the reason is the message."""
+    """A frame in quarantine; the message is the reason."""
 
     http_status = 422
 
 
 class DeviceOutOfMemory(ServiceError):
-    """The device has not the memory for this batch. The worker splits it; a batch of one goes to quarantine."""
+    """The device does not have the memory for this batch. The worker splits it; a batch of one goes to quarantine."""
 
 
 class DecoderDied(ServiceError):
@@ -67,12 +67,12 @@ class DecoderDied(ServiceError):
 
 
 class DeviceUnavailable(ServiceError):
-    """The generator cannot be started: no fault of any frame. Readiness says so."""
+    """The generator cannot be started. No frame is the cause; readiness reports it."""
 
     http_status = 503
 
 
 class ModelUnavailable(ServiceError):
-    """A known bundle cannot be loaded now: no fault of any frame, which stays in the store."""
+    """A known bundle cannot be loaded now. Its frames stay in the store."""
 
     http_status = 503

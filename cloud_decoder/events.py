@@ -1,4 +1,4 @@
-"""Who wants to know what has just happened to frames: event streams and long polls. In memory, in one event loop."""
+"""Events about frames, for event streams and long polls. In memory, in one event loop."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ QUEUE_EVENTS = 256
 
 
 class Subscription:
-    """A listener's queue. One that does not keep up loses events and is told so once (``lost``)."""
+    """The queue of one subscriber. One that does not keep up loses events and gets one ``lost`` event."""
 
     def __init__(self, tenant: str) -> None:
         self.tenant = tenant
@@ -37,36 +37,36 @@ class Subscription:
 
 
 class EventBus:
-    """Hands each event to the listeners of its tenant. Call from the event loop only."""
+    """Delivers each event to the subscribers of its tenant. Call from the event loop only."""
 
     def __init__(self) -> None:
-        self._listeners: set[Subscription] = set()
+        self._subscribers: set[Subscription] = set()
 
     def __len__(self) -> int:
-        return len(self._listeners)
+        return len(self._subscribers)
 
     @property
     def tenants(self) -> set[str]:
-        """Those that anybody listens for."""
-        return {listener.tenant for listener in self._listeners}
+        """The tenants that have subscribers."""
+        return {subscriber.tenant for subscriber in self._subscribers}
 
     @contextmanager
     def subscribe(self, tenant: str) -> Iterator[Subscription]:
         """A subscription for as long as the block runs."""
         subscription = Subscription(tenant)
-        self._listeners.add(subscription)
+        self._subscribers.add(subscription)
         try:
             yield subscription
         finally:
-            self._listeners.discard(subscription)
+            self._subscribers.discard(subscription)
 
     def publish(self, tenant: str, event: dict[str, Any]) -> None:
-        """Tell everybody of that tenant."""
-        for listener in self._listeners:
-            if listener.tenant == tenant:
-                listener.offer(event)
+        """Deliver an event to all subscribers of a tenant."""
+        for subscriber in self._subscribers:
+            if subscriber.tenant == tenant:
+                subscriber.offer(event)
 
     def wake_all(self) -> None:
-        """Let every listener look round now, as when the service stops."""
-        for listener in self._listeners:
-            listener.offer(None)
+        """Wake every subscriber without an event, as when the service stops."""
+        for subscriber in self._subscribers:
+            subscriber.offer(None)

@@ -11,7 +11,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disa
 STAGE_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 END_TO_END_SECONDS = (0.1, 0.25, 0.5, 1, 2, 5, 10, 30, 60, 300, 3600)
 MODEL_SECONDS = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300)
-BATCH_PIECES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 64)
+BATCH_ITEMS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 64)
 FRAME_BYTES = (256, 512, 1024, 2048, 4096, 8192, 16384, 65536, 262144, 1048576)
 
 disable_created_metrics()  # type: ignore[no-untyped-call]  # a second series for each, which nothing here reads
@@ -35,26 +35,30 @@ class Metrics:
         self.frames = counter("frames_total", "Frames offered by edges: stored, duplicate or rejected.", ("status",))
         self.frame_bytes = histogram("frame_bytes", "Size of stored frames.", FRAME_BYTES)
         self.commit_seconds = histogram("commit_seconds", "One commit of received frames.", STAGE_SECONDS)
-        self.commit_frames = histogram("commit_frames", "Frames in one commit.", BATCH_PIECES)
+        self.commit_frames = histogram("commit_frames", "Frames in one commit.", BATCH_ITEMS)
         self.streams = gauge("streams", "Edges connected now.")
 
-        self.queue_seconds = histogram("queue_seconds", "Waiting before entropy decoding.", STAGE_SECONDS)
+        self.queue_seconds = histogram(
+            "queue_seconds", "Time that a frame waits before entropy decoding.", STAGE_SECONDS
+        )
         self.entropy_seconds = histogram("entropy_seconds", "Entropy decoding of one frame.", STAGE_SECONDS)
-        self.device_wait_seconds = histogram("device_wait_seconds", "Waiting, decoded, for the device.", STAGE_SECONDS)
+        self.device_wait_seconds = histogram(
+            "device_wait_seconds", "Time that decoded latents wait for the device.", STAGE_SECONDS
+        )
         self.synthesis_seconds = histogram("synthesis_seconds", "One batch on the device.", STAGE_SECONDS)
         self.part_seconds = histogram(
             "synthesis_part_seconds",
-            "One batch by part of the network (g_s, unet, vae), where the generator is torch.",
+            "One batch by part of the network (g_s, unet, vae); only with torch.",
             STAGE_SECONDS,
             ("part",),
         )
-        self.image_seconds = histogram("image_encode_seconds", "Writing one picture as a file.", STAGE_SECONDS)
+        self.image_seconds = histogram("image_encode_seconds", "Encoding one picture as a file.", STAGE_SECONDS)
         self.end_to_end_seconds = histogram(
             "end_to_end_seconds",
             "From capture (from arrival where unknown) to the picture being available.",
             END_TO_END_SECONDS,
         )
-        self.batch_pieces = histogram("batch_pieces", "Pictures or tiles in one batch.", BATCH_PIECES)
+        self.batch_items = histogram("batch_pieces", "Pictures or tiles in one batch.", BATCH_ITEMS)
         self.batch_fill = histogram(
             "batch_fill_ratio", "Pixels of one batch over the cap.", (0.1, 0.25, 0.5, 0.75, 0.9, 1.0)
         )
@@ -62,7 +66,7 @@ class Metrics:
         self.decodes = counter("decodes_total", "Pictures asked for: done, failed, cancelled or expired.", ("result",))
         self.sheds = counter("sheds_total", "Work refused, by reason.", ("reason",))
         self.splits = counter("batch_splits_total", "Batches halved because memory ran out.")
-        self.decoder_deaths = counter("decoder_deaths_total", "Decoder processes lost with a batch in them.")
+        self.decoder_deaths = counter("decoder_deaths_total", "Decoder processes lost while they had a batch.")
         self.model_load_seconds = histogram("model_load_seconds", "Loading a bundle on demand.", MODEL_SECONDS)
         self.models_bytes = gauge("models_bytes", "Size of the bundles in memory.")
         self.gpu_memory = gauge("gpu_memory_bytes", "GPU memory held by torch after the last batch.", ("kind",))

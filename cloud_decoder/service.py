@@ -1,7 +1,7 @@
 """The running cloud: one process, one event loop, gRPC and HTTP side by side; decoding on threads.
 
-Starting: store, bundle, warm-up, then ready. Stopping (SIGTERM): not ready; streams end after their last
-acknowledgement; the batch in hand is finished, the rest given back; everybody who waits is answered; exit 0.
+At start: store, bundle, warm-up, then ready. At SIGTERM: not ready; streams end after their last acknowledgement; the
+batch on the device is finished and the rest returned to the queue; every caller is answered; exit status 0.
 """
 
 from __future__ import annotations
@@ -15,15 +15,18 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, cast
+
+from fastapi import APIRouter
 
 import aeic
 from aeic.bundle import Bundle
 from aeic.errors import AeicError
-from aeic_service import tracing
+from aeic_service import logs, tracing
 from aeic_service.http_server import HttpServer, ServerSettings
+from aeic_service.request_body import Limits
 from cloud_decoder import bootstrap
 from cloud_decoder.auth import Tokens
+from cloud_decoder.decode_backend import DecodeBackend
 from cloud_decoder.errors import StoreUnavailable
 from cloud_decoder.events import EventBus
 from cloud_decoder.front_end.event_poller import EventPoller
@@ -31,18 +34,18 @@ from cloud_decoder.front_end.queue_backend import QueueBackend
 from cloud_decoder.grpc_api.group_commit import GroupCommit
 from cloud_decoder.grpc_api.ingest import Ingest, IngestSettings
 from cloud_decoder.grpc_api.server import GrpcServer
+from cloud_decoder.http_api.app import build_app
 from cloud_decoder.http_api.edge_proxy import EdgeProxy
 from cloud_decoder.http_api.image_service import ImageService
-from cloud_decoder.http_api.routes import Parts, build_app
-from cloud_decoder.inference.backend import choose_device
-from cloud_decoder.inference.decoder import Decoder
+from cloud_decoder.http_api.routers import decode, edge, events, frames, page, status
+from cloud_decoder.inference.decoder import Decoder, DecoderSettings
+from cloud_decoder.inference.devices import choose_device
 from cloud_decoder.inference.model_pool import ModelPool
 from cloud_decoder.metrics import Metrics
 from cloud_decoder.presence import Presence
 from cloud_decoder.settings import Settings
 from cloud_decoder.store.store import Store
-from cloud_decoder.worker.share import Share
-from cloud_decoder.worker.worker import Worker
+from cloud_decoder.worker.worker import Worker, WorkerSettings
 
 log = logging.getLogger(__name__)
 
@@ -53,118 +56,100 @@ class Cloud:
     """``await start()``, then ``http`` and ``grpc`` hold the addresses; ``await stop()``."""
 
     def __init__(self, settings: Settings, decoder: Decoder | None = None) -> None:
-        """``decoder`` stands in for the one that the settings describe."""
+        """``decoder`` replaces the one that the settings describe."""
         if settings.tracing:
             tracing.set_up("aeic-cloud")
         settings.data_dir.mkdir(parents=True, exist_ok=True)
         self.settings = settings
         self.model_pool = ModelPool.of(decoder) if decoder else _model_pool(settings)
-        self.metrics = Metrics()
+        self.metrics, self.event_bus, self.presence = Metrics(), EventBus(), Presence()
         self.tokens = Tokens(settings.tokens.get_secret_value())
         self._folder = bootstrap.own_folder(settings)
         self.store = Store(bootstrap.database_url(settings), settings.aging_seconds)
         self.http = ""
         self.grpc = ""
+        self._serving = False
         self._tasks: list[asyncio.Task[None]] = []
         self._grpc_server: GrpcServer | None = None
 
     async def start(self) -> None:
-        """Everything up and ready, or an error that says what is missing."""
-        settings, bundle, event_bus = self.settings, self.model_pool.default, EventBus()
-        self.event_bus = event_bus
-        cache = bootstrap.cache_of(settings)
+        """Start everything and become ready, or raise an error that names what is missing."""
+        settings = self.settings
+        self._cache = bootstrap.cache_of(settings)
         self.metrics.cache_limit_bytes.set(settings.cache_bytes)
-        decoder = None if settings.role == "ingest" else self.model_pool.first()
-        device = decoder.device if decoder else "none"
-        self.metrics.info.labels(aeic.__version__, bundle.fingerprint, device).set(1)
-        self.worker = cast(Any, self._worker(decoder, cache, event_bus) if decoder else self._front(cache))
-        self.image_service = ImageService(self.store, cache, self.worker, event_bus, self.metrics, settings.max_waiters)
-        self.presence = Presence()
+        self.backend = self._backend()
+        self.metrics.info.labels(aeic.__version__, self.model_pool.default.fingerprint, self.backend.device).set(1)
+        self.image_service = ImageService(
+            self.store, self._cache, self.backend, self.event_bus, self.metrics, settings.max_waiters
+        )
         self.commits = GroupCommit(
-            self.store, event_bus, self.metrics, max_frames=settings.commit_frames, wake=self.worker.wake
+            self.store, self.event_bus, self.metrics, max_frames=settings.commit_frames, wake=self.backend.wake
         )
         self.ingest = Ingest(self.commits, self.presence, self.tokens, self.metrics, self._ingest_settings())
-        edge_proxy = EdgeProxy(settings.edge_url, settings.edge_tenant)
-        self.parts = Parts(
-            settings,
-            self.store,
-            self.worker,
-            self.image_service,
-            event_bus,
-            self.presence,
-            self.tokens,
-            self.metrics,
-            edge_proxy,
-        )
-        await self.worker.start()
+        self._edge_proxy = EdgeProxy(settings.edge_url, settings.edge_tenant)
+        await self.backend.start()
         if settings.role != "worker":
-            self._grpc_server = GrpcServer(settings, self.ingest, self.worker, self.tokens)
+            self._grpc_server = GrpcServer(settings, self.ingest, self.backend, self.tokens)
             self.grpc = await self._grpc_server.start()
-        self._http_server = HttpServer(build_app(self.parts), _server_settings(settings))
+        self._http_server = HttpServer(
+            build_app(settings, self.tokens, self.metrics, self._routers()), _server_settings(settings)
+        )
         try:
             self.http = await self._http_server.start()
         except OSError:
-            if self._grpc_server is not None:  # it may not outlive the loop
+            if self._grpc_server is not None:  # it must not outlive the event loop
                 await self._grpc_server.stop()
             raise
-        self.parts.ready = True
+        self._serving = True
         self._tasks.append(asyncio.create_task(self._prune()))
         if settings.role == "ingest":
-            self._tasks.append(asyncio.create_task(EventPoller(self.store, event_bus).run()))
-        elif self._shares:
-            self._tasks.append(asyncio.create_task(self._look()))
+            self._tasks.append(asyncio.create_task(EventPoller(self.store, self.event_bus).run()))
+        elif self._shares_queue:
+            self._tasks.append(asyncio.create_task(self._poll_queue()))
 
     async def stop(self) -> None:
-        """Drain: nothing accepted is lost, everybody is answered."""
-        self.parts.ready = False
+        """Drain: no accepted frame is lost, and every caller is answered."""
+        self._serving = False
         if self._grpc_server is not None:
             await self._grpc_server.refuse()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(self.settings.drain_seconds):
                 await self.ingest.drain()
-                await self.worker.stop()
+                await self.backend.stop()
         self.event_bus.wake_all()
         servers = (self._http_server, self._grpc_server)
         await asyncio.gather(*(server.stop() for server in servers if server is not None))
         for task in self._tasks:
             task.cancel()
-        self.parts.edge_proxy.close()
+        self._edge_proxy.close()
         self.image_service.close()
         self.model_pool.close()
         self.store.close()
         self._folder.close()
 
     @property
-    def _shares(self) -> bool:
-        """Whether other workers may pull from the same queue."""
+    def _shares_queue(self) -> bool:
+        """Whether other workers may claim from the same queue."""
         return self.settings.role == "worker" or not self.store.database.sqlite
 
-    def _worker(self, decoder: Decoder, cache: Any, event_bus: EventBus) -> Worker:
+    def _backend(self) -> DecodeBackend:
         settings = self.settings
-        store: Any = self.store
-        if self._shares:
-            loop = asyncio.get_running_loop()
-            frames = settings.claim_frames or max(8, 4 * decoder.max_batch)
-            store = Share(self.store, frames, lambda: bootstrap.soon(loop, self.worker.wake))
-        return Worker(
-            decoder,
-            store,
-            cache,
-            self.metrics,
-            event_bus,
-            model_pool=self.model_pool,
+        if settings.role == "ingest":
+            limits = {"max_queue": settings.max_queue, "max_pixels": settings.max_pixels}
+            return QueueBackend(self.model_pool, self.store, self._cache, self.metrics, **limits)
+        max_leased = None
+        if self._shares_queue:
+            max_leased = settings.claim_frames or max(8, 4 * self.model_pool.first().max_batch)
+        worker_settings = WorkerSettings(
             owner=bootstrap.owner_of(settings),
             lease_seconds=settings.lease_seconds,
             max_attempts=settings.max_attempts,
+            max_leased=max_leased,
             max_queue=settings.max_queue,
             max_pixels=settings.max_pixels,
             aging_seconds=settings.aging_seconds,
         )
-
-    def _front(self, cache: Any) -> QueueBackend:
-        settings = self.settings
-        limits = {"max_queue": settings.max_queue, "max_pixels": settings.max_pixels}
-        return QueueBackend(self.model_pool, self.store, cache, self.metrics, **limits)
+        return Worker(self.model_pool, self.store, self._cache, self.metrics, self.event_bus, worker_settings)
 
     def _ingest_settings(self) -> IngestSettings:
         settings, bundles = self.settings, self.model_pool.bundles.values()
@@ -173,34 +158,54 @@ class Cloud:
             max_bitstream_bytes=settings.max_bitstream_bytes,
             bundle_name=" or ".join(f"{one.name} ({one.digest[:6].hex()})" for one in bundles),
             knows_bundle=self.model_pool.knows_bundle,
-            check=self.worker.check,
+            check=self.backend.check,
             decode_on_arrival=_eager(settings.eager),
         )
 
-    async def _look(self) -> None:
-        """Other processes take the frames in: nobody tells this worker of them."""
+    def _routers(self) -> list[APIRouter]:
+        settings, store, images, backend = self.settings, self.store, self.image_service, self.backend
+        bundles, max_wait = self.model_pool.bundles, settings.max_wait_seconds
+        seconds = settings.body_timeout_seconds
+        frame_limits = Limits(settings.max_bitstream_bytes, seconds, "AEIC_CLOUD_MAX_BITSTREAM_BYTES")
+        upload_limits = Limits(settings.max_upload_bytes, seconds, "AEIC_CLOUD_MAX_UPLOAD_BYTES")
+        return [
+            frames.router(store, images, bundles, max_wait=max_wait, public=not self.tokens.required),
+            decode.router(backend, frame_limits, max_wait=max_wait),
+            events.router(self.event_bus, images, backend, bundles),
+            status.router(store, self.presence, self.model_pool, backend, lambda: self._serving),
+            status.metrics_router(self.metrics, store, self._cache, self.model_pool, lambda: self.ready),
+            page.router(),
+            edge.router(self._edge_proxy, upload_limits),
+        ]
+
+    @property
+    def ready(self) -> bool:
+        """Whether requests are served and the backend works."""
+        return self._serving and self.backend.alive
+
+    async def _poll_queue(self) -> None:
+        """Wake the worker now and then: other processes take the frames in, and send it no signal."""
         while True:
             await asyncio.sleep(self.settings.poll_seconds)
-            self.worker.wake()
+            self.backend.wake()
 
     async def _prune(self) -> None:
-        """Retention: now and then, the oldest decoded bitstreams go, and the oldest pictures of a shared cache."""
+        """Remove the oldest decoded bitstreams, and the oldest pictures of a shared cache, within the limits."""
         settings = self.settings
-        trim = getattr(self.worker.cache, "trim", None) if settings.role != "worker" else None
-        while settings.retention_days or settings.retention_bytes or trim:
-            if trim:
-                with contextlib.suppress(Exception):
-                    await asyncio.to_thread(trim)
+        while True:
+            if settings.role != "worker":
+                with contextlib.suppress(Exception):  # the cache is tried again, and every picture can be made again
+                    await asyncio.to_thread(self._cache.trim)
             older = int((time.time() - 86400 * settings.retention_days) * 1000) if settings.retention_days else None
             keep = settings.retention_bytes or None
             if older or keep:
                 with contextlib.suppress(StoreUnavailable):
-                    await asyncio.to_thread(self.store.prune, older_than_ms=older, keep_bytes=keep)
+                    await asyncio.to_thread(self.store.frames.prune, older_than_ms=older, keep_bytes=keep)
             await asyncio.sleep(PRUNE_SECONDS)
 
 
 async def run(settings: Settings) -> None:
-    """Serve until SIGTERM or SIGINT. Prints one line of JSON with the addresses once everything is ready."""
+    """Serve until SIGTERM or SIGINT. Print one line of JSON with the addresses once everything is ready."""
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -214,8 +219,8 @@ async def run(settings: Settings) -> None:
 
 
 def main(settings: Settings) -> int:
-    """:func:`run`, with errors as one line on stderr and an exit status."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    """Call :func:`run`; report an error as one line on stderr, and return the exit status."""
+    logs.set_up(settings.log_level, settings.log_format)
     try:
         asyncio.run(run(settings))
     except AeicError as error:
@@ -228,22 +233,22 @@ def main(settings: Settings) -> int:
 
 
 def _model_pool(settings: Settings) -> ModelPool:
-    """The bundles of the settings; the default one is loaded when the service starts."""
+    """The pool of the bundles in the settings. Only the default one is loaded when the service starts."""
     others = [part.strip() for part in settings.other_bundles.split(",") if part.strip()]
 
-    def load(path: Path) -> Decoder:
-        return Decoder.from_bundle(
-            path,
-            settings.device,
-            settings.threads,
-            entropy_workers=settings.entropy_workers,
-            max_batch=settings.max_batch,
-            max_batch_pixels=settings.max_batch_pixels,
-            isolate=settings.isolate,
-            batch_seconds=settings.batch_seconds,
-        )
+    decoder_settings = DecoderSettings(
+        threads=settings.threads,
+        entropy_workers=settings.entropy_workers,
+        max_batch=settings.max_batch,
+        max_batch_pixels=settings.max_batch_pixels,
+        isolate=settings.isolate,
+        batch_seconds=settings.batch_seconds,
+    )
 
-    if settings.role == "ingest":  # it knows the bundles by name and limits, and never loads one
+    def load(path: Path) -> Decoder:
+        return Decoder.from_bundle(path, settings.device, decoder_settings)
+
+    if settings.role == "ingest":  # it reads the bundles' manifests and never loads a model
         if not settings.cache_url:
             raise ValueError("AEIC_CLOUD_ROLE=ingest needs AEIC_CLOUD_CACHE_URL: its pictures are made elsewhere")
     else:
@@ -260,12 +265,13 @@ def _server_settings(settings: Settings) -> ServerSettings:
         settings.prefix,
         header_seconds=settings.body_timeout_seconds,
         grace_seconds=5,
+        max_connections=settings.max_connections,
         reuse_port=settings.reuse_port,
     )
 
 
 def _eager(policy: str) -> Callable[[str], bool]:
-    """Which sources' frames are decoded unasked."""
+    """Whether the frames of a source are decoded on arrival."""
     if policy in {"all", "none"}:
         return lambda _: policy == "all"
     chosen = {name.strip() for name in policy.split(",")}

@@ -30,43 +30,53 @@ class Settings(ServiceSettings):
     grpc_tls_key: Path | None = Field(None, description="PEM private key of the certificate.")
     tokens: SecretStr = Field(
         SecretStr(""),
-        description="Bearer tokens as `tenant:token,tenant:token`; empty lets everybody in as one tenant.",
+        description="Bearer tokens as `tenant:token,tenant:token`; empty: no token is needed and there is one tenant.",
     )
 
     role: Literal["all", "ingest", "worker"] = Field(
         "all", description="`all`; in a fleet `ingest` (a front end, no decoder) or `worker` (no gRPC)."
     )
-    reuse_port: bool = Field(False, description="Several front ends of one machine listen on the same ports.")
+    reuse_port: bool = Field(False, description="Let several front ends of one machine listen on the same ports.")
 
     bundle: Path | None = Field(
-        None, description="Folder of the model; empty takes `AEIC_BUNDLE`, then the one shipped."
+        None, description="Folder of the model; empty takes `AEIC_BUNDLE`, then the one that ships."
     )
     other_bundles: str = Field(
-        "", description="Folders of further models, separated by commas; loaded when a frame of theirs comes."
+        "", description="Folders of further models, separated by commas; loaded when one of their frames arrives."
     )
     model_bytes: int = Field(
-        8 * 2**30, ge=0, description="Size of the models held in memory, last used stays; 0 keeps all."
+        8 * 2**30,
+        ge=0,
+        description="Memory for loaded models, in bytes; the least recently used is unloaded; 0 keeps all.",
     )
-    isolate: bool = Field(True, description="Synthesis in a process of its own, which may die without the service.")
-    batch_seconds: float = Field(120.0, gt=0, description="A batch that takes longer hangs; its process is killed.")
+    isolate: bool = Field(
+        True, description="Run the synthesis in a child process, so that a crash does not end the service."
+    )
+    batch_seconds: float = Field(
+        120.0, gt=0, description="Time limit of one batch; after it, the synthesis process is killed."
+    )
     device: str = Field("auto", description="`auto`, `onnx` (CPU, no torch), `cpu` or `cuda` (torch).")
     threads: int = Field(0, ge=0, description="CPU threads of one inference; 0 takes all cores.")
     entropy_workers: int = Field(0, ge=0, description="Frames entropy-decoded at once; 0 takes half the cores.")
 
-    data_dir: Path = Field(Path("var/cloud"), description="Folder of the store and the cache; made when missing.")
+    data_dir: Path = Field(Path("var/cloud"), description="Folder of the store and the cache; created if missing.")
     database_url: SecretStr | None = Field(None, description="SQLAlchemy URL; empty takes SQLite in the data folder.")
     instance: str = Field(
-        "cloud", description="Name of this worker; at start its own old leases are freed. In a fleet: made up."
+        "cloud", description="Name of this worker, whose old leases are freed at start; generated in a fleet."
     )
     claim_frames: int = Field(0, ge=0, description="Frames a `worker` leases at once; 0 takes four batches.")
     poll_seconds: float = Field(0.25, gt=0, description="How often an idle `worker` looks for frames.")
-    eager: str = Field("all", description="What is decoded unasked: `all`, `none`, or sources separated by commas.")
-    lease_seconds: float = Field(60.0, gt=0, description="How long a frame belongs to a worker that stopped talking.")
-    max_attempts: int = Field(3, ge=1, description="Deaths of the decoder on one frame before it goes to quarantine.")
+    eager: str = Field("all", description="What is decoded on arrival: `all`, `none`, or sources separated by commas.")
+    lease_seconds: float = Field(60.0, gt=0, description="How long a worker holds a frame without renewing its lease.")
+    max_attempts: int = Field(3, ge=1, description="Crashes of the decoder on one frame before it goes to quarantine.")
     retention_days: float = Field(0.0, ge=0, description="Age at which decoded frames are pruned; 0 keeps them.")
-    retention_bytes: int = Field(0, ge=0, description="Bytes of bitstreams kept, oldest decoded go first; 0 keeps all.")
+    retention_bytes: int = Field(
+        0, ge=0, description="Bytes of bitstreams kept; the oldest decoded frames are pruned first; 0 keeps all."
+    )
 
-    cache_url: str = Field("", description="Shared cache, `file:///...` or `s3://...`; empty: the data folder's own.")
+    cache_url: str = Field(
+        "", description="Shared cache, `file:///...` or `s3://...`; empty: a folder in the data folder."
+    )
     cache_bytes: int = Field(2 * 2**30, ge=0, description="Bytes of reconstructions kept on disk.")
     max_batch: int = Field(0, ge=0, description="Pictures or tiles in one batch; 0 takes 8 on a GPU, 1 on a CPU.")
     max_batch_pixels: int = Field(4 * 2**20, ge=1, description="Pixels in one batch.")
@@ -75,16 +85,20 @@ class Settings(ServiceSettings):
     max_waiters: int = Field(512, ge=1, description="Long polls and event streams held open; one more is answered 429.")
     max_wait_seconds: float = Field(60.0, ge=0, description="Upper end of `wait=` and `timeout=`.")
 
-    edge_url: str = Field("", description="HTTP address of an edge that encodes pictures dropped on the page; none.")
-    edge_tenant: str = Field("", description="Tenant that the edge at `edge_url` sends as; only its pictures go there.")
+    edge_url: str = Field(
+        "", description="HTTP address of an edge that encodes pictures dropped on the page; none by default."
+    )
+    edge_tenant: str = Field(
+        "", description="Tenant of the edge at `edge_url`; only pictures of this tenant are sent there."
+    )
     max_upload_bytes: int = Field(32 * 2**20, ge=1024, description="Largest picture file passed on to that edge.")
 
-    max_bitstream_bytes: int = Field(2**20, ge=16, description="Largest frame taken.")
-    max_pixels: int = Field(8192 * 8192, ge=256, description="Largest picture decoded.")
+    max_bitstream_bytes: int = Field(2**20, ge=16, description="Largest frame accepted, in bytes.")
+    max_pixels: int = Field(8192 * 8192, ge=256, description="Largest picture decoded, in pixels.")
     body_timeout_seconds: float = Field(10.0, gt=0, description="Time for a request body to arrive.")
     ingest_window: int = Field(64, ge=1, le=4096, description="Unacknowledged frames allowed on one stream.")
-    max_streams: int = Field(1024, ge=1, description="gRPC calls at once.")
-    commit_frames: int = Field(256, ge=1, description="Most frames in one commit of the store.")
+    max_streams: int = Field(1024, ge=1, description="Concurrent gRPC calls, at most.")
+    commit_frames: int = Field(256, ge=1, description="Frames in one commit of the store, at most.")
     tracing: bool = Field(False, description="OpenTelemetry traces to OTEL_EXPORTER_OTLP_ENDPOINT; extra `tracing`.")
     drain_seconds: float = Field(20.0, gt=0, description="Time for work in hand after SIGTERM.")
 

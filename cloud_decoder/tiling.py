@@ -40,7 +40,7 @@ OVERLAP = 3
 
 @dataclass(frozen=True)
 class Tile:
-    """A place in the latents: its row of tiles, and its top and left in latents."""
+    """The row and column of a tile, and its top and left in latents."""
 
     row: int
     column: int
@@ -79,13 +79,13 @@ def _side(size: int, count: int) -> int:
 
 
 def synthesis_cost(frame: Frame) -> int:
-    """Pixels that the device makes for this frame, overlaps included."""
+    """Pixels that the device synthesises for this frame, overlaps included."""
     (height, width), (tall, wide) = frame.latent_size, tile_shape(frame)
     return len(_starts(height, tall)) * len(_starts(width, wide)) * tall * wide * LATENT_STRIDE**2
 
 
 class TileAssembler:
-    """The tiles of one picture on the way through the device.
+    """Assembles one picture from its tiles.
 
     Call :meth:`tiles` for a row, :meth:`cut` and :meth:`put` each of them, then the next row; after the last one
     ``picture`` (H, W, 3) uint8 is complete.
@@ -107,7 +107,7 @@ class TileAssembler:
 
     @property
     def whole(self) -> bool:
-        """Whether the picture is one tile, which nothing is blended with."""
+        """Whether the picture is a single tile, without blending."""
         return self.rows == len(self._lefts) == 1
 
     @property
@@ -121,7 +121,7 @@ class TileAssembler:
         return self._row == self.rows
 
     def tiles(self) -> list[Tile]:
-        """The tiles of the row that comes next; none when done."""
+        """The tiles of the next row; empty when done."""
         if self.done:
             return []
         return [Tile(self._row, column, self._tops[self._row], left) for column, left in enumerate(self._lefts)]
@@ -131,9 +131,9 @@ class TileAssembler:
         return self._y_hat[:, tile.top : tile.top + self.shape[0], tile.left : tile.left + self.shape[1]]
 
     def put(self, tile: Tile, image: NDArray[Any]) -> None:
-        """Take a tile's picture (3, 32 * height, 32 * width) float32 in [-1, 1]; once each, rows in order.
+        """Add a tile's picture (3, 32 * height, 32 * width) float32 in [-1, 1]. Once for each tile, rows in order.
 
-        Where the picture is ``whole`` also as (32 * height, 32 * width, 3) uint8.
+        A ``whole`` picture may also be (32 * height, 32 * width, 3) uint8.
         """
         if image.dtype == np.uint8:
             self.picture[...] = image[: self.frame.height, : self.frame.width]
@@ -171,7 +171,7 @@ class TileAssembler:
 
 
 def _starts(size: int, tile: int) -> list[int]:
-    """Where tiles begin on an axis of ``size`` latents: evenly spread, overlapping by at least OVERLAP."""
+    """The first latent of each tile on an axis of ``size`` latents, evenly spread, overlapping by at least OVERLAP."""
     if tile >= size:
         return [0]
     count = -(-(size - OVERLAP) // (tile - OVERLAP))

@@ -33,10 +33,10 @@ _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of malloc.h
 _RESTART = 75  # EX_TEMPFAIL: restart the service
 
 
-async def serve(settings: EdgeSettings) -> int:
-    """Runs until SIGTERM or SIGINT, then drains; the exit code."""
-    service = EdgeService(settings)
-    server = HttpServer(
+def http_server(service: EdgeService) -> HttpServer:
+    """The server of a service's API, not yet listening."""
+    settings = service.settings
+    return HttpServer(
         create_app(service),
         ServerSettings(
             settings.host,
@@ -44,8 +44,15 @@ async def serve(settings: EdgeSettings) -> int:
             settings.prefix,
             header_seconds=settings.read_timeout_seconds,
             grace_seconds=_GRACE_SECONDS,
+            max_connections=settings.max_connections,
         ),
     )
+
+
+async def serve(settings: EdgeSettings) -> int:
+    """Runs until SIGTERM or SIGINT, then drains; the exit code."""
+    service = EdgeService(settings)
+    server = http_server(service)
     server.bind()
     loop = asyncio.get_running_loop()
     for name in (signal.SIGTERM, signal.SIGINT):

@@ -63,20 +63,23 @@ class EdgeSettings(ServiceSettings):
     read_timeout_seconds: float = Field(20.0, gt=0, le=600, description="Time a client has to send headers and body.")
     wait_max_seconds: float = Field(60.0, ge=0, le=3600, description="Longest wait that ?wait=delivered may ask for.")
 
-    default_wait: Wait = Field("spooled", description="What a POST waits for that names no ?wait=.")
+    default_wait: Wait = Field("spooled", description="What a POST without ?wait= waits for.")
     received_max_frames: int = Field(
-        100, ge=1, le=100_000, description="Originals of ?wait=received that may wait to be encoded; one more gets 429."
+        100,
+        ge=1,
+        le=100_000,
+        description="Originals of ?wait=received that may wait to be encoded; one more is answered 429.",
     )
     received_max_bytes: int = Field(64 << 20, ge=1024, description="Their bytes, all together; beyond is 429.")
 
-    watch_dir: Path | None = Field(None, description="A folder whose new pictures are taken too; none by default.")
+    watch_dir: Path | None = Field(None, description="A folder whose new pictures are encoded too; none by default.")
     watch_seconds: float = Field(1.0, gt=0, description="Time between two scans of watch_dir.")
     watch_keep: bool = Field(True, description="Move taken files to watch_dir/done; otherwise delete them.")
 
     camera_url: SecretStr | None = Field(
         None, description="A camera (/dev/video0), RTSP or HTTP URL or video file as a source; none by default."
     )
-    camera_source_id: str = Field("", max_length=128, description="Name of the camera; the box's own by default.")
+    camera_source_id: str = Field("", max_length=128, description="Name of the camera; the name of the box by default.")
     camera_fps: float = Field(1.0, gt=0, le=60, description="Frames a second taken from the camera.")
     camera_motion: float = Field(
         0.0, ge=0, le=1, description="Skip frames in which a smaller share than this changed; 0 skips none."
@@ -124,10 +127,6 @@ class EdgeSettings(ServiceSettings):
         5.0, ge=0, description="After SIGTERM, time to send what is spooled; the rest is sent after the next start."
     )
     tracing: bool = Field(False, description="OpenTelemetry traces to OTEL_EXPORTER_OTLP_ENDPOINT; extra `tracing`.")
-    log_level: Literal["debug", "info", "warning", "error"] = Field(
-        "info", description="Least severe level that is logged."
-    )
-    log_format: Literal["json", "text"] = Field("json", description="Log lines on stderr as JSON or for people.")
 
     @model_validator(mode="after")
     def _belong_together(self) -> EdgeSettings:

@@ -155,6 +155,9 @@ class TorchGenerator:
                 part.to(memory_format=torch.channels_last).requires_grad_(False)
             self.dtype = torch.float32
 
+    def close(self) -> None:
+        """Nothing to release besides memory, which goes with the object."""
+
     def _measure(self, sample: NDArray[np.float32]) -> tuple[NDArray[np.float32], float]:
         """The picture of ``sample``, and the least seconds it took."""
         picture, taken = self(sample), []

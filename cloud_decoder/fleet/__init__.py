@@ -1,4 +1,4 @@
-"""More than one machine: the same worker and the same front end, placed, restarted and scaled by Ray (extra ``fleet``).
+"""More than one machine: Ray places, restarts and scales the worker and the front end (extra ``fleet-ray``).
 
-Nothing outside this folder imports it. Kubernetes runs the same roles without it (deploy/k8s).
+Only ``__main__`` imports it, for ``--ray``. Kubernetes runs the same roles without it (deploy/k8s).
 """

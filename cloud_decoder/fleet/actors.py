@@ -1,7 +1,7 @@
-"""A member of the fleet as a Ray actor: the same :class:`~cloud_decoder.service.Cloud`, in a process that Ray keeps up.
+"""A member of the fleet as a Ray actor: a :class:`~cloud_decoder.service.Cloud` in a process that Ray restarts.
 
-Ray restarts an actor that dies and calls :meth:`Member.serve` again; the store has its leases. Frames do not travel
-through Ray: the actor pulls them.
+Ray restarts an actor that dies and calls :meth:`Member.serve` again; the store has its leases. Frames do not pass
+through Ray: the actor claims them from the store.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class Member:
         self._cloud: Cloud | None = None
 
     async def serve(self) -> None:
-        """Run until :meth:`stop`. A database that is away at the start is waited for."""
+        """Run until :meth:`stop`. At the start, wait for a database that is out of reach."""
         while not self._stop.is_set():
             try:
                 cloud = Cloud(self._settings)
@@ -46,18 +46,18 @@ class Member:
         self._cloud = None
 
     async def stop(self) -> None:
-        """Drain: what is begun is finished, the rest given back."""
+        """Drain: finish the work in progress and return the rest to the queue."""
         self._stop.set()
 
-    async def told(self) -> dict[str, Any]:
-        """Its process and addresses; ``ready`` once it serves."""
+    async def status(self) -> dict[str, Any]:
+        """Its process id, role and addresses; ``ready`` once it serves."""
         cloud = self._cloud
         addresses = {"http": cloud.http, "grpc": cloud.grpc} if cloud else {}
         return {"pid": os.getpid(), "role": self._settings.role, "ready": cloud is not None, **addresses}
 
 
 def start(settings: Settings, *, cpus: float, gpus: float) -> Any:
-    """A member somewhere in the cluster, restarted as often as it dies."""
+    """Start a member in the cluster, which Ray restarts whenever it dies."""
     actor: Any = ray.remote(Member)
     options = {"num_cpus": cpus, "num_gpus": gpus, "max_concurrency": 16}
     member = actor.options(**options, max_restarts=-1, max_task_retries=-1).remote(settings)

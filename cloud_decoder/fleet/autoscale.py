@@ -1,7 +1,7 @@
-"""How many workers a queue asks for. Pure: no clock, no Ray, no database.
+"""How many workers a queue needs. Pure: no clock, no Ray, no database.
 
-Up at once, by depth (what it takes to be done in time) and by age (one more where the oldest job waits too long). Down
-one at a time, after the queue has been empty for a while: a worker's start costs more than its idling.
+It scales up at once: by depth, to drain the queue in time, and by age, with one more worker where the oldest job waits
+too long. It scales down one at a time, after the queue was empty for a while: starting a worker costs more than idling.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from cloud_decoder.store.records import Backlog
 
 @dataclass
 class Autoscaler:
-    """Feed it with :meth:`want`; it remembers how fast a worker is and since when nothing waits."""
+    """Call :meth:`want` at intervals. It keeps the measured speed of a worker, and since when the queue is empty."""
 
     min_workers: int
     max_workers: int
@@ -22,13 +22,13 @@ class Autoscaler:
     max_age_seconds: float
     idle_seconds: float
     frames_per_second: float = 0.0
-    """Of one worker, as seen; 0 until it was seen."""
+    """Of one worker, as measured; 0 before the first measurement."""
     _done: int | None = None
     _at: float = 0.0
     _idle_since: float | None = None
 
     def want(self, backlog: Backlog, workers: int, done: int, now: float) -> int:
-        """The number of workers for this backlog. ``done`` counts decoded frames for ever, ``now`` is in seconds."""
+        """The number of workers for this backlog. ``done`` counts all frames decoded so far, ``now`` is in seconds."""
         self._learn(backlog, workers, done, now)
         wanted = workers
         if backlog.ready:
@@ -48,8 +48,8 @@ class Autoscaler:
         return max(self.min_workers, min(self.max_workers, wanted))
 
     def _learn(self, backlog: Backlog, workers: int, done: int, now: float) -> None:
-        """A running mean over the times when every worker had enough to do."""
+        """Update the running mean, at times when every worker had enough to do."""
         if self._done is not None and now > self._at and workers and backlog.ready and done > self._done:
-            seen = (done - self._done) / (now - self._at) / workers
-            self.frames_per_second += (0.3 if self.frames_per_second else 1.0) * (seen - self.frames_per_second)
+            measured = (done - self._done) / (now - self._at) / workers
+            self.frames_per_second += (0.3 if self.frames_per_second else 1.0) * (measured - self.frames_per_second)
         self._done, self._at = done, now

@@ -1,7 +1,7 @@
-"""``aeic cloud --ray``: front ends behind one address, workers as many as the queue asks for, until SIGTERM.
+"""``aeic cloud --ray``: front ends behind one address, and as many workers as the queue needs, until SIGTERM.
 
-Started without a cluster it makes one of this machine. The controller holds no state worth keeping: killed and started
-again, it finds everything in the database.
+Without a cluster it starts one on this machine. The controller keeps no state: after a restart it finds everything in
+the database.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from typing import Any
 
 import ray
 
+from aeic_service import logs
 from cloud_decoder.bootstrap import database_url
 from cloud_decoder.errors import StoreUnavailable
 from cloud_decoder.fleet.actors import start
@@ -30,8 +31,8 @@ from cloud_decoder.store.store import Store
 log = logging.getLogger(__name__)
 
 
-class FleetUp:
-    """The members, and the loop that keeps their number right."""
+class FleetController:
+    """The members of the fleet. :meth:`look` adapts the number of workers."""
 
     def __init__(self, settings: Settings, fleet: FleetSettings) -> None:
         if settings.database_url is None or not settings.cache_url:
@@ -50,7 +51,7 @@ class FleetUp:
         self._leaving: list[Any] = []
 
     async def start(self, http: int, grpc: int) -> None:
-        """All front ends on these ports, and the least number of workers."""
+        """Start all front ends on these ports, and the minimum of workers."""
         shared = {"role": "ingest", "reuse_port": True, "port": http, "grpc_port": grpc}
         self._front = self.settings.model_copy(update=shared)
         self._worker = self.settings.model_copy(update={"role": "worker", "port": 0})
@@ -60,7 +61,7 @@ class FleetUp:
             await _until(actor, ready=True)
 
     async def replace(self, group: list[Any], number: int) -> None:
-        """A rolling restart's step: a new member is up before the old one is drained."""
+        """Replace one member, as a step of a rolling restart: the new one is ready before the old one drains."""
         old = group[number]
         group[number] = self._new_front() if group is self.fronts else self._new_worker()
         await _until(group[number], ready=True)
@@ -69,22 +70,22 @@ class FleetUp:
         ray.kill(old)
 
     async def members(self) -> list[dict[str, Any]]:
-        """What each member tells of itself; one that is just being restarted is left out."""
-        told = []
+        """The status of each member. One that is being restarted is left out."""
+        found = []
         for actor in (*self.fronts, *self.workers):
             with contextlib.suppress(Exception):
-                told.append(await asyncio.wait_for(actor.told.remote(), 2.0))
-        return told
+                found.append(await asyncio.wait_for(actor.status.remote(), 2.0))
+        return found
 
     async def look(self) -> None:
-        """Once: the right number of workers."""
+        """Start or stop workers so that their number fits the queue."""
         try:
-            backlog = await asyncio.to_thread(lambda: self.store.waiting(self.store.clock()))
-            arrived = await asyncio.to_thread(self.store.arrived)
+            backlog = await asyncio.to_thread(lambda: self.store.queue.waiting(self.store.clock()))
+            arrived = await asyncio.to_thread(self.store.frames.arrived)
         except StoreUnavailable as error:
             log.warning("%s", error)
             return
-        done = arrived - backlog.ready - backlog.leased  # but for those in quarantine: only its growth is looked at
+        done = arrived - backlog.ready - backlog.leased  # counts those in quarantine too; only the growth is used
         wanted = self.scaler.want(backlog, len(self.workers), done, time.monotonic())
         if wanted != len(self.workers):
             log.info("%d waiting, oldest %.1f s: %d workers", backlog.ready, backlog.oldest_seconds, wanted)
@@ -94,13 +95,13 @@ class FleetUp:
             actor = self.workers.pop()
             actor.stop.remote()
             self._leaving.append(actor)
-        for actor in list(self._leaving):  # drained ones give their place in the cluster back
+        for actor in list(self._leaving):  # drained ones release their resources in the cluster
             if not await _ready(actor):
                 ray.kill(actor)
                 self._leaving.remove(actor)
 
     async def stop(self) -> None:
-        """Front ends first, then the workers; each drains."""
+        """Drain the front ends, then the workers."""
         for group in (self.fronts, self.workers):
             for actor in group:
                 actor.stop.remote()
@@ -118,48 +119,48 @@ class FleetUp:
 
 async def _ready(actor: Any) -> bool:
     try:
-        return bool((await asyncio.wait_for(actor.told.remote(), 2.0))["ready"])
+        return bool((await asyncio.wait_for(actor.status.remote(), 2.0))["ready"])
     except Exception:
         return False
 
 
 async def _until(actor: Any, *, ready: bool) -> None:
-    while (await actor.told.remote())["ready"] is not ready:
+    while (await actor.status.remote())["ready"] is not ready:
         await asyncio.sleep(0.1)
 
 
 @contextlib.contextmanager
 def shared_port(host: str, port: int) -> Iterator[int]:
-    """The number that all front ends of this machine bind; 0 takes a free one and keeps it from others."""
+    """The port that all front ends of this machine listen on; 0 reserves a free one."""
     with socket.socket() as holder:
         holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-        holder.bind((host, port))  # bound, but not listening: no connection ever comes here
+        holder.bind((host, port))  # bound but not listening, so that it gets no connections
         yield int(holder.getsockname()[1])
 
 
 async def run(settings: Settings, fleet: FleetSettings) -> None:
-    """Until SIGTERM or SIGINT. One line of JSON once everything is ready."""
+    """Run until SIGTERM or SIGINT. Print one line of JSON once everything is ready."""
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     with shared_port(settings.host, settings.port) as http, shared_port(settings.host, settings.grpc_port) as grpc:
-        up = FleetUp(settings, fleet)
-        await up.start(http, grpc)
+        members = FleetController(settings, fleet)
+        await members.start(http, grpc)
         addresses = {"http": f"http://{settings.host}:{http}", "grpc": f"{settings.host}:{grpc}"}
         print(json.dumps({"service": "fleet", **addresses}), flush=True)
         while not stop.is_set():
-            await up.look()
+            await members.look()
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(stop.wait(), fleet.look_seconds)
         log.info("draining")
-        await up.stop()
+        await members.stop()
 
 
 def main(settings: Settings) -> int:
-    """:func:`run` in the cluster that AEIC_FLEET_ADDRESS names, or in one of this machine."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
-    fleet = FleetSettings()  # type: ignore[call-arg]  # from the environment
+    """Call :func:`run` in the cluster that AEIC_FLEET_ADDRESS names, or in one on this machine."""
+    logs.set_up(settings.log_level, settings.log_format)
+    fleet = FleetSettings()  # from the environment
     try:
         connect(fleet)
         asyncio.run(run(settings, fleet))
@@ -172,10 +173,10 @@ def main(settings: Settings) -> int:
 
 
 def connect(fleet: FleetSettings, **options: Any) -> None:
-    """Ray, without its dashboard; its own cluster on loopback where none is named."""
+    """Connect to the named cluster, or start one on loopback, without the dashboard."""
     quiet = {"include_dashboard": False, "configure_logging": False, "log_to_driver": False}
     if fleet.address:
         ray.init(fleet.address, namespace="aeic", configure_logging=False)
     else:
-        store_bytes = {"object_store_memory": 80 * 2**20}  # frames do not travel through it
+        store_bytes = {"object_store_memory": 80 * 2**20}  # frames do not pass through it
         ray.init(namespace="aeic", **quiet | store_bytes | options)

@@ -17,7 +17,11 @@ class FleetSettings(BaseSettings):
     max_workers: int = Field(8, ge=1, description="Workers at most.")
     worker_gpus: float = Field(0.0, ge=0, description="GPUs of one worker, for Ray; 0 decodes on CPUs.")
     worker_cpus: float = Field(1.0, ge=0, description="CPU cores of one worker, for Ray.")
-    drain_target_seconds: float = Field(30.0, gt=0, description="A backlog should be gone after this long.")
-    max_age_seconds: float = Field(10.0, gt=0, description="Waiting longer than this asks for one more worker.")
-    idle_seconds: float = Field(120.0, gt=0, description="An empty queue this long sends one worker home.")
-    look_seconds: float = Field(2.0, gt=0, description="How often the queue is looked at.")
+    drain_target_seconds: float = Field(30.0, gt=0, description="Target time in which a backlog is decoded.")
+    max_age_seconds: float = Field(
+        10.0, gt=0, description="One more worker is started when the oldest job waits longer than this."
+    )
+    idle_seconds: float = Field(
+        120.0, gt=0, description="After the queue has been empty this long, one worker is stopped."
+    )
+    look_seconds: float = Field(2.0, gt=0, description="How often the queue is checked.")

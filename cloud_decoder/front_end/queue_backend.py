@@ -1,8 +1,8 @@
-"""What stands in a front end where one machine has its worker: it checks, asks the queue, and waits for the workers.
+"""The front end's :class:`~cloud_decoder.decode_backend.DecodeBackend`: it queues work and waits for the workers.
 
-Front ends have no device. A picture that somebody waits for is a job that goes before all others
-(:meth:`Store.demand`), its picture comes out of the shared cache. POST /v1/decode stores its frame under a tenant that
-no token can name, for as long as the caller waits.
+Front ends have no device. A picture that a caller waits for is a job ahead of all others (:meth:`JobQueue.demand`), and
+the picture comes out of the shared cache. POST /v1/decode stores its frame for as long as the caller waits, under a
+tenant that no token can name.
 """
 
 from __future__ import annotations
@@ -12,106 +12,96 @@ import contextlib
 import hashlib
 import math
 import time
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from typing import Any, TypeVar
 from uuid import uuid4
 
 from aeic.bitstream import Frame
 from aeic_service.errors import Draining, Overloaded
+from cloud_decoder.decode_backend import Decoded, check_frame
 from cloud_decoder.errors import Expired, StoreUnavailable, Undecodable
 from cloud_decoder.images import formats
+from cloud_decoder.images.cache import PictureCache
 from cloud_decoder.inference.model_pool import ModelPool
 from cloud_decoder.metrics import Metrics
-from cloud_decoder.store.records import NewFrame, State, StoredFrame
+from cloud_decoder.store.records import DEMAND_PRIORITY, FrameState, NewFrame, StoredFrame
 from cloud_decoder.store.store import Store
+from cloud_decoder.threads import run_on
 from cloud_decoder.tiling import Picture
-from cloud_decoder.worker.job import DEMAND_PRIORITY, Decoded, Job
-from cloud_decoder.worker.worker import Worker
 
-T = TypeVar("T")
 TRANSIENT_TENANT = ":decode"
-"""The tenant of frames that are only passing; tokens cannot have a colon in their tenant."""
-LOOK_SECONDS = 0.05
-AGAIN_SECONDS = 5.0
-"""A demand is repeated after this long: its picture may have gone again."""
-
-
-@dataclass
-class Pool:
-    """Nothing waits in a front end."""
-
-    draining: bool = False
-    entropy: tuple[()] = ()
-    device: tuple[()] = ()
+"""The tenant of frames that are stored only while a caller waits; the tenant of a token cannot contain a colon."""
+POLL_SECONDS = 0.05
+DEMAND_AGAIN_SECONDS = 5.0
+"""A demand is repeated after this long: the cache may have dropped its picture again."""
+DEMAND_SECONDS = 60.0
+"""The deadline of a demand, which orders it among the others."""
 
 
 class QueueBackend:
-    """In a worker's place. ``max_queue`` callers may wait for POST /v1/decode at once."""
+    """At most ``max_queue`` callers of :meth:`decode` may wait at once."""
 
     def __init__(
         self,
         model_pool: ModelPool,
         store: Store,
-        cache: Any,
+        cache: PictureCache,
         metrics: Metrics,
         *,
         max_queue: int,
         max_pixels: int,
-        demand_seconds: float = 60.0,
     ) -> None:
-        self.model_pool, self.store, self.cache, self.metrics = model_pool, store, cache, metrics
-        self.max_queue, self.max_pixels, self.demand_seconds = max_queue, max_pixels, demand_seconds
-        self.scheduler = Pool()
+        self._model_pool, self._store, self._cache, self._metrics = model_pool, store, cache, metrics
+        self._max_queue, self._max_pixels = max_queue, max_pixels
         self.device = "none"
         self.alive = True
-        self._waiting = 0
-        self._asked: dict[int, float] = {}
-        self._threads = ThreadPoolExecutor(4, "front")
+        self.draining = False
+        self._callers = 0
+        self._demanded: dict[int, float] = {}
+        self._threads = ThreadPoolExecutor(4, "queue-backend")
+
+    @property
+    def waiting(self) -> dict[str, int]:
+        """Nothing waits in a front end."""
+        return {"entropy": 0, "device": 0}
 
     async def start(self) -> None:
-        """Nothing to warm up."""
+        """Nothing to prepare."""
 
     async def stop(self) -> None:
-        """Whoever waits is told so at his next look."""
-        self.scheduler.draining = True
-        while self._waiting:
-            await asyncio.sleep(LOOK_SECONDS)
+        """Wait until every caller of :meth:`decode` has got ``Draining``."""
+        self.draining = True
+        while self._callers:
+            await asyncio.sleep(POLL_SECONDS)
         self._threads.shutdown(wait=True)
 
     def wake(self) -> None:
-        """The workers look by themselves."""
+        """Nothing to do: the workers poll the queue."""
 
     def check(self, data: bytes) -> Frame:
-        """As :meth:`Worker.check`."""
-        return Worker.check(self, data)  # type: ignore[arg-type]
+        """See :func:`cloud_decoder.decode_backend.check_frame`."""
+        return check_frame(data, self._model_pool, self._max_pixels)
 
-    async def demand(self, row: StoredFrame) -> Job | None:
-        """Move the frame's job to the front, or make one. There is never a job here to wait for: look again."""
-        self.model_pool.bundle(row.fingerprint)  # or why not
-        if self.scheduler.draining:
+    async def decode_stored(self, row: StoredFrame, *, timeout: float) -> Decoded | None:
+        """Move the frame's job to the front of the queue, or create it. Always None: a worker decodes it."""
+        self._model_pool.bundle(row.fingerprint)  # WrongModel where no worker of this fleet can decode it
+        if self.draining:
             raise Draining()
         moment = time.monotonic()
-        if moment - self._asked.get(row.seq, -math.inf) > AGAIN_SECONDS:  # waiting callers come by twice a second
-            self._asked = {seq: at for seq, at in self._asked.items() if moment - at <= AGAIN_SECONDS}
-            self._asked[row.seq] = moment
-            now = await self._on(self.store.clock)
-            await self._on(self.store.demand, row.tenant, row.id, now, now + self.demand_seconds)
+        if moment - self._demanded.get(row.seq, -math.inf) > DEMAND_AGAIN_SECONDS:  # callers ask twice a second
+            self._demanded = {seq: at for seq, at in self._demanded.items() if moment - at <= DEMAND_AGAIN_SECONDS}
+            self._demanded[row.seq] = moment
+            now = await run_on(self._threads, self._store.clock)
+            await run_on(self._threads, self._store.queue.demand, row.tenant, row.id, now, now + DEMAND_SECONDS)
         return None
 
-    async def wait(self, job: Job, timeout: float, *, pin: bool = False) -> Decoded:
-        """Never called: :meth:`demand` hands out no job."""
-        raise NotImplementedError
-
     async def decode(self, data: bytes, *, timeout: float, priority: int = DEMAND_PRIORITY) -> Decoded:
-        """Through the queue and back. Raises what :meth:`Worker.decode` raises."""
+        """See :meth:`DecodeBackend.decode <cloud_decoder.decode_backend.DecodeBackend.decode>`."""
         frame = self.check(data)
-        if self.scheduler.draining:
+        if self.draining:
             raise Draining()
-        if self._waiting >= self.max_queue:
-            self.metrics.sheds.labels("queue_full").inc()
-            raise Overloaded(f"{self.max_queue} pictures wait already: ask again later", retry_after=2.0)
+        if self._callers >= self._max_queue:
+            self._metrics.sheds.labels("queue_full").inc()
+            raise Overloaded(f"{self._max_queue} pictures wait already: ask again later", retry_after=2.0)
         new = NewFrame(
             tenant=TRANSIENT_TENANT,
             id=uuid4(),
@@ -125,39 +115,36 @@ class QueueBackend:
             digest=hashlib.sha256(data).hexdigest(),
             bitstream=data,
         )
-        self._waiting += 1
+        self._callers += 1
         try:
-            now = await self._on(self.store.clock)
-            await self._on(self.store.add, [new], now, now + timeout)
-            return await self._decoded(new, time.monotonic() + timeout)
+            now = await run_on(self._threads, self._store.clock)
+            await run_on(self._threads, self._store.frames.add, [new], now, now + timeout)
+            return await self._picture(new, time.monotonic() + timeout)
         finally:
-            self._waiting -= 1
-            with contextlib.suppress(StoreUnavailable, RuntimeError):  # retention takes it, some day
-                self._threads.submit(self.store.forget, new.tenant, new.id)
+            self._callers -= 1
+            with contextlib.suppress(StoreUnavailable, RuntimeError):  # retention removes what is left here
+                self._threads.submit(self._store.frames.forget, new.tenant, new.id)
 
     async def encode(self, picture: Picture, format: str, width: int | None = None) -> bytes:
-        """As :meth:`Worker.encode`."""
+        """See :meth:`DecodeBackend.encode <cloud_decoder.decode_backend.DecodeBackend.encode>`."""
         started = time.monotonic()
-        data = await self._on(formats.encode, picture, format, width)
-        self.metrics.image_seconds.observe(time.monotonic() - started)
+        data = await run_on(self._threads, formats.encode, picture, format, width)
+        self._metrics.image_seconds.observe(time.monotonic() - started)
         return data
 
-    async def _decoded(self, new: NewFrame, end: float) -> Decoded:
+    async def _picture(self, new: NewFrame, end: float) -> Decoded:
         while time.monotonic() < end:
-            if self.scheduler.draining:
+            if self.draining:
                 raise Draining()
-            row = await self._on(self.store.get, new.tenant, new.id)
-            if row is None or row.state is State.FAILED:
+            row = await run_on(self._threads, self._store.frames.get, new.tenant, new.id)
+            if row is None or row.state is FrameState.FAILED:
                 raise Undecodable(str(row.reason) if row else "the frame is gone")
-            if row.state is State.DONE:
-                master = await self._on(self.cache.get, new.digest, formats.MASTER)
+            if row.state is FrameState.DONE:
+                master = await run_on(self._threads, self._cache.get, new.digest, formats.MASTER)
                 if master is None:
                     raise Undecodable("its picture did not reach the shared cache: ask again")
-                picture = await self._on(formats.decode_master, master)
+                picture = await run_on(self._threads, formats.decode_master, master)
                 return Decoded(picture, row.latents_digest or "", row.timings or {})
-            await asyncio.sleep(LOOK_SECONDS)
-        self.metrics.decodes.labels("expired").inc()
+            await asyncio.sleep(POLL_SECONDS)
+        self._metrics.decodes.labels("expired").inc()
         raise Expired("not decoded in time: ask again, or allow more time", retry_after=1.0)
-
-    async def _on(self, function: Callable[..., T], *arguments: object) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self._threads, function, *arguments)

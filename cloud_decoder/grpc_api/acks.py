@@ -1,11 +1,11 @@
-"""The answers of one stream: in the order of its frames, runs of stored frames told together.
+"""The answers of one stream, in the order of its frames. Consecutive stored frames share one message.
 
     STORED STORED STORED REJECTED STORED ...   ->   {stored: 3} {ack: rejected} {stored: 1} ...
 
-A message costs an HTTP/2 header, and the next write of either side pays for window updates: some 60 bytes in all, far
-more than the answer itself. So one message at most goes out in GATHER_SECONDS, unless half the edge's window waits for
-it or somebody waits for a frame (Frame.prompt). A frame that comes after a quiet time is answered at once. An edge that
-names no window in its Hello knows only Ack and gets one for each frame.
+A message costs an HTTP/2 header and window updates, some 60 bytes in all, which is far more than the answer itself. At
+most one message is therefore sent in GATHER_SECONDS, unless half the edge's window waits for it or a caller waits for a
+frame (Frame.prompt). A frame that arrives after a quiet time is answered at once. An edge that names no window in its
+Hello knows only Ack and gets one for each frame.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ Result = TypeVar("Result")
 
 
 class Answers(Generic[Result]):
-    """``resolve(id, result)`` waits for what became of a frame and gives its Ack; ``window`` is the edge's, or 0."""
+    """``resolve(id, result)`` waits for the result of a frame and returns its Ack; ``window`` is the edge's, or 0."""
 
     def __init__(self, window: int, resolve: Callable[[bytes, Result], Awaitable[pb.Ack]]) -> None:
         self._half = window // 2
@@ -32,20 +32,20 @@ class Answers(Generic[Result]):
         self._queue: asyncio.Queue[tuple[bytes, Result, bool] | None] = asyncio.Queue()
 
     def add(self, id: bytes, result: Result, prompt: bool = False) -> None:
-        """The next frame of the stream; its answer is due at once if ``prompt``."""
+        """Add the next frame of the stream. With ``prompt`` its answer is sent at once."""
         self._queue.put_nowait((id, result, prompt))
 
     def end(self) -> None:
-        """There are no more frames."""
+        """No more frames follow."""
         self._queue.put_nowait(None)
 
     async def messages(self) -> AsyncGenerator[tuple[int, pb.DeliverResponse], None]:
-        """What to send, each with the number of frames it answers, until the last frame before ``end`` is answered."""
-        run, told, urgent = 0, 0.0, False
+        """The messages to send, each with the number of frames that it answers, up to the last frame before ``end``."""
+        run, sent, urgent = 0, 0.0, False
         coming = asyncio.ensure_future(self._next())
         try:
             while True:
-                wait = max(0.0, told + GATHER_SECONDS - time.monotonic()) if run else None
+                wait = max(0.0, sent + GATHER_SECONDS - time.monotonic()) if run else None
                 await asyncio.wait((coming,), timeout=wait)
                 other: pb.Ack | None = None
                 answer = coming.result() if (ready := coming.done()) else None
@@ -59,7 +59,7 @@ class Answers(Generic[Result]):
                 ended = ready and answer is None
                 if run and (not ready or ended or other or urgent or run >= self._half):
                     yield run, pb.DeliverResponse(stored=run)
-                    run, told, urgent = 0, time.monotonic(), False
+                    run, sent, urgent = 0, time.monotonic(), False
                 if other is not None:
                     yield 1, pb.DeliverResponse(ack=other)
                 if ended:

@@ -1,4 +1,4 @@
-"""Decoding for machine clients: bitstream in, image out, one call each or many over a stream; nothing is stored."""
+"""Decoding for programs: bitstream in, image out, one call each or many over a stream. Nothing is stored."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from aeic.v1 import ingest_pb2 as pb
 from aeic.v1 import ingest_pb2_grpc as pb_grpc
 from aeic_service.errors import InvalidParameter, ServiceError
 from cloud_decoder.auth import Tokens
+from cloud_decoder.decode_backend import DecodeBackend
 from cloud_decoder.grpc_api.status import grpc_status
 from cloud_decoder.images import formats
-from cloud_decoder.worker.worker import Worker
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
 WINDOW = 64
-"""Frames of one stream in work; the next one is read when one of them is answered."""
+"""Frames of one stream in progress; the next one is read when one of them is answered."""
 WIDTHS = range(16, 8193)
 
 
@@ -34,21 +34,21 @@ def authenticate(tokens: Tokens, context: Context) -> None:
 
 
 class Decode(pb_grpc.DecodeServiceServicer):
-    """One frame a call; the queue, its limits and its batches are the worker's."""
+    """One frame a call. Queueing, its limits and batching are the backend's."""
 
-    def __init__(self, worker: Worker, tokens: Tokens, max_seconds: float) -> None:
-        self._worker, self._tokens, self._max_seconds = worker, tokens, max_seconds
+    def __init__(self, backend: DecodeBackend, tokens: Tokens, max_seconds: float) -> None:
+        self._backend, self._tokens, self._max_seconds = backend, tokens, max_seconds
 
     async def Decode(self, request: pb.DecodeRequest, context: Context) -> pb.DecodeResponse:
-        """A caller's deadline is the decode's; a caller that leaves takes his work out of the queue."""
+        """Decode within the caller's deadline. A caller that leaves takes its work out of the queue."""
         try:
             authenticate(self._tokens, context)
             format = request.format or formats.MASTER
             formats.media_type(format)
             left = context.time_remaining()
             timeout = self._max_seconds if left is None else min(left, self._max_seconds)
-            decoded = await self._worker.decode(request.bitstream, timeout=timeout)
-            image = await self._worker.encode(decoded.picture, format)
+            decoded = await self._backend.decode(request.bitstream, timeout=timeout)
+            image = await self._backend.encode(decoded.picture, format)
         except AeicError as error:
             await context.abort(grpc_status(error), str(error))
         height, width, _ = decoded.picture.shape
@@ -56,15 +56,15 @@ class Decode(pb_grpc.DecodeServiceServicer):
 
 
 class DecodeStream(many_grpc.DecodeStreamServiceServicer):
-    """Many frames over one stream, answered as they are finished."""
+    """Many frames over one stream, answered in the order in which they finish."""
 
-    def __init__(self, worker: Worker, tokens: Tokens, max_seconds: float) -> None:
-        self._worker, self._tokens, self._max_seconds = worker, tokens, max_seconds
+    def __init__(self, backend: DecodeBackend, tokens: Tokens, max_seconds: float) -> None:
+        self._backend, self._tokens, self._max_seconds = backend, tokens, max_seconds
 
     async def DecodeMany(
         self, requests: AsyncIterator[many.DecodeManyRequest], context: Context
     ) -> AsyncIterator[many.DecodeManyResponse]:
-        """A client that leaves takes all its work out of the queue."""
+        """Decode the frames of a stream. A client that leaves takes all its work out of the queue."""
         try:
             authenticate(self._tokens, context)
         except AeicError as error:
@@ -107,8 +107,8 @@ class DecodeStream(many_grpc.DecodeStreamServiceServicer):
             if request.width and request.width not in WIDTHS:
                 raise InvalidParameter(f"width {request.width}: it must be {WIDTHS.start} to {WIDTHS.stop - 1}, or 0")
             timeout = min(request.timeout_ms / 1000 or math.inf, self._max_seconds)
-            decoded = await self._worker.decode(request.bitstream, timeout=timeout)
-            image = await self._worker.encode(decoded.picture, format, request.width or None)
+            decoded = await self._backend.decode(request.bitstream, timeout=timeout)
+            image = await self._backend.encode(decoded.picture, format, request.width or None)
         except AeicError as error:
             after = error.retry_after if isinstance(error, ServiceError) else None
             failure = many.DecodeFailure(

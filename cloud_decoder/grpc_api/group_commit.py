@@ -13,6 +13,7 @@ from cloud_decoder.errors import StoreUnavailable
 from cloud_decoder.events import EventBus
 from cloud_decoder.metrics import Metrics
 from cloud_decoder.store.store import Added, NewFrame, Store
+from cloud_decoder.threads import run_on
 
 log = logging.getLogger(__name__)
 
@@ -41,8 +42,7 @@ class GroupCommit:
     async def saw(self, tenant: str, source: str) -> None:
         """Record that a source has connected. A store that cannot write is ignored: nothing depends on this record."""
         with contextlib.suppress(StoreUnavailable):
-            loop = asyncio.get_running_loop()
-            await loop.run_in_executor(self._thread, self._store.saw, tenant, source, time.time())
+            await run_on(self._thread, self._store.frames.saw, tenant, source, time.time())
 
     async def close(self) -> None:
         """Commit the frames that wait, then stop."""
@@ -63,8 +63,7 @@ class GroupCommit:
             new = [frame for frame, _ in batch]
             started = time.monotonic()
             try:
-                loop = asyncio.get_running_loop()
-                added = await loop.run_in_executor(self._thread, self._store.add, new, time.time())
+                added = await run_on(self._thread, self._store.frames.add, new, time.time())
             except Exception as error:
                 log.error("%s", error)
                 self._metrics.sheds.labels("store").inc(len(batch))

@@ -85,7 +85,7 @@ class Ingest(pb_grpc.IngestServiceServicer):
     async def Deliver(
         self, requests: AsyncIterator[pb.DeliverRequest], context: grpc.aio.ServicerContext[Any, Any]
     ) -> AsyncIterator[pb.DeliverResponse]:
-        """One edge's stream."""
+        """The stream of one edge."""
         tenant, source, window = await self._greet(requests, context)
         keys = {(tenant, source)}  # the edge itself, and the cameras behind it as their frames arrive
         self._open_streams += 1
@@ -114,14 +114,14 @@ class Ingest(pb_grpc.IngestServiceServicer):
     async def _greet(
         self, requests: AsyncIterator[pb.DeliverRequest], context: grpc.aio.ServicerContext[Any, Any]
     ) -> tuple[str, str, int]:
-        """The tenant, the source and the edge's window of a stream, or its end with a reason."""
+        """Read Hello: the tenant, the source and the edge's window. Ends the call with a reason where it is refused."""
         if self._draining.is_set():
-            await context.abort(grpc.StatusCode.UNAVAILABLE, "the service is stopping: come again in a moment")
+            await context.abort(grpc.StatusCode.UNAVAILABLE, "the service is stopping: connect again in a moment")
         try:
             async with asyncio.timeout(HELLO_SECONDS):
                 first = await anext(requests)
         except (TimeoutError, StopAsyncIteration):
-            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "no Hello came: it must be the first message")
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "there was no Hello: it must be the first message")
         if first.WhichOneof("message") != "hello":
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "the first message must be Hello")
         hello = first.hello
@@ -176,7 +176,7 @@ class Ingest(pb_grpc.IngestServiceServicer):
         if len(message.bitstream) > self._settings.max_bitstream_bytes:
             raise Reject(f"{len(message.bitstream)} bytes are over the limit of {self._settings.max_bitstream_bytes}")
         if zlib.crc32(message.bitstream) != message.crc32:
-            raise Reject("the CRC-32 does not fit the bitstream: it was damaged before it was sent")
+            raise Reject("the CRC-32 does not match the bitstream: it was damaged before it was sent")
         if message.source_id and not _is_name(message.source_id):
             raise Reject("source_id must be 1 to 128 printable characters")
         try:

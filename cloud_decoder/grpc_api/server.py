@@ -1,4 +1,4 @@
-"""The gRPC side of the cloud: its services, their health, reflection, one port."""
+"""The gRPC server: the services, their health, and reflection, on one port."""
 
 from __future__ import annotations
 
@@ -8,19 +8,20 @@ from grpc_reflection.v1alpha import reflection
 
 from aeic.v1 import decode_pb2_grpc
 from aeic.v1 import ingest_pb2_grpc as pb_grpc
+from aeic_service.http_server import address_text
 from cloud_decoder.auth import Tokens
+from cloud_decoder.decode_backend import DecodeBackend
 from cloud_decoder.grpc_api.decode import Decode, DecodeStream
 from cloud_decoder.grpc_api.ingest import Ingest
 from cloud_decoder.settings import Settings
-from cloud_decoder.worker.worker import Worker
 
 SERVICES = ("aeic.v1.IngestService", "aeic.v1.DecodeService", "aeic.v1.DecodeStreamService")
 
 
 class GrpcServer:
-    """``await start()`` gives the address; ``await refuse()``, then ``await stop()``. Made in a running event loop."""
+    """``await start()``, then ``await refuse()`` and ``await stop()``. Create it in a running event loop."""
 
-    def __init__(self, settings: Settings, ingest: Ingest, worker: Worker, tokens: Tokens) -> None:
+    def __init__(self, settings: Settings, ingest: Ingest, backend: DecodeBackend, tokens: Tokens) -> None:
         self._settings = settings
         options = [
             ("grpc.max_receive_message_length", settings.max_bitstream_bytes + 65536),
@@ -33,8 +34,8 @@ class GrpcServer:
         ]
         server = grpc.aio.server(options=options, maximum_concurrent_rpcs=settings.max_streams)
         pb_grpc.add_IngestServiceServicer_to_server(ingest, server)
-        pb_grpc.add_DecodeServiceServicer_to_server(Decode(worker, tokens, settings.max_wait_seconds), server)
-        many = DecodeStream(worker, tokens, settings.max_wait_seconds)
+        pb_grpc.add_DecodeServiceServicer_to_server(Decode(backend, tokens, settings.max_wait_seconds), server)
+        many = DecodeStream(backend, tokens, settings.max_wait_seconds)
         decode_pb2_grpc.add_DecodeStreamServiceServicer_to_server(many, server)
         self._health = health.aio.HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
@@ -42,11 +43,11 @@ class GrpcServer:
         self._server = server
 
     async def start(self) -> str:
-        """Listen, healthy; the address that clients connect to. ``OSError`` where the port is not to be had."""
+        """Listen, report health, and return the address to connect to. ``OSError`` where the port is taken."""
         settings = self._settings
         for name in ("", *SERVICES):
             await self._health.set(name, health_pb2.HealthCheckResponse.SERVING)
-        address, credentials = f"{settings.host}:{settings.grpc_port}", _tls(settings)
+        address, credentials = address_text(settings.host, settings.grpc_port), _tls(settings)
         try:
             if credentials:
                 port = self._server.add_secure_port(address, credentials)
@@ -55,14 +56,14 @@ class GrpcServer:
         except RuntimeError as error:
             raise OSError(f"gRPC cannot listen on {address} ({error}): choose another AEIC_CLOUD_GRPC_PORT") from error
         await self._server.start()
-        return f"{settings.host}:{port}"
+        return address_text(settings.host, port)
 
     async def refuse(self) -> None:
-        """Tell who watches its health that it is going."""
+        """Report to health checks that the server is about to stop."""
         await self._health.enter_graceful_shutdown()
 
     async def stop(self) -> None:
-        """No new calls; those that run have two seconds."""
+        """Refuse new calls, and give those in progress two seconds."""
         await self._server.stop(2.0)
 
 

@@ -1,12 +1,11 @@
-"""Pictures dropped on the page, on their way to an edge: the cloud only decodes, so encoding is asked of one that can.
+"""Sends pictures that are dropped on the page to an edge, which encodes them. The cloud itself only decodes.
 
-Same origin for the browser, so the page's content policy stays closed and the edge needs no CORS. What the edge answers
-is a stranger's: bounded, parsed, and passed on field by field. Standard library on threads; a few at a time are plenty.
+The browser talks to the cloud only, so the page's content policy stays closed and the edge needs no CORS. The edge's
+answers are untrusted: limited in size, parsed, and passed on field by field.
 """
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import json
 import time
@@ -19,22 +18,23 @@ from typing import Any
 
 from aeic_service.errors import Overloaded, ServiceError
 from cloud_decoder.errors import UnknownFrame
+from cloud_decoder.threads import run_on
 
 AT_ONCE = 4
-"""Pictures that may be on their way; each is held in memory."""
+"""Pictures in progress at once; each is held in memory."""
 _ANSWER_BYTES = 65536
-_NO_EDGE = "what answers at AEIC_CLOUD_EDGE_URL is no edge: mend the address"
+_NO_EDGE = "the server at AEIC_CLOUD_EDGE_URL is not an edge: correct the address"
 _FRAME_FIELDS = {"id": str, "width": int, "height": int, "bytes": int, "bpp": float, "rate": int, "encode_ms": float}
 
 
 class EdgeUnreachable(ServiceError):
-    """The configured edge does not answer, or not as an edge does."""
+    """The configured edge does not answer, or its answer is not that of an edge."""
 
     http_status = 503
 
 
 class EdgeRefused(ServiceError):
-    """The edge would not take the picture; its own status and words."""
+    """The edge refused the picture; status and detail are the edge's."""
 
     def __init__(self, status: int, detail: str) -> None:
         super().__init__(detail)
@@ -42,41 +42,40 @@ class EdgeRefused(ServiceError):
 
 
 class EdgeProxy:
-    """``url`` is the edge's HTTP address, empty for none; ``tenant`` the only one whose pictures go through it."""
+    """``url`` is the HTTP address of the edge, empty for none. Only pictures of ``tenant`` are sent to it."""
 
     def __init__(self, url: str, tenant: str, seconds: float = 30.0) -> None:
         if url and urllib.parse.urlsplit(url).scheme not in ("http", "https"):
             raise ValueError("AEIC_CLOUD_EDGE_URL must start with http:// or https://")
         self._url, self._tenant, self._seconds = url.rstrip("/"), tenant, seconds
         self._threads = ThreadPoolExecutor(AT_ONCE, "edge-proxy")
-        self._under_way = 0
+        self._in_progress = 0
 
     def serves(self, tenant: str) -> bool:
-        """Whether this tenant's pictures can be encoded. An edge's frames belong to one tenant: no other may add to
-        them."""
+        """Whether this tenant's pictures can be encoded. The frames of an edge belong to one tenant."""
         return bool(self._url) and tenant == self._tenant
 
     def why_not(self) -> str:
-        """For people, where :meth:`serves` is false."""
+        """Why :meth:`serves` is false, as a sentence for the page."""
         if self._url:
             return "The edge beside this cloud belongs to another tenant."
         return "No edge is configured here: set AEIC_CLOUD_EDGE_URL to the HTTP address of one."
 
     @contextlib.contextmanager
     def place(self, tenant: str) -> Iterator[None]:
-        """Room for one picture, from before its body is read: it is held in memory.
+        """Reserve memory for one picture. Enter it before the request's body is read.
 
-        ``UnknownFrame`` where nothing could take it, ``Overloaded`` where too many are under way.
+        ``UnknownFrame`` where no edge encodes for this tenant, ``Overloaded`` where too many pictures are in progress.
         """
         if not self.serves(tenant):
             raise UnknownFrame(self.why_not())
-        if self._under_way >= AT_ONCE:
+        if self._in_progress >= AT_ONCE:
             raise Overloaded(f"{AT_ONCE} pictures are being encoded already: try again in a moment", retry_after=1.0)
-        self._under_way += 1
+        self._in_progress += 1
         try:
             yield
         finally:
-            self._under_way -= 1
+            self._in_progress -= 1
 
     async def encode(self, picture: bytes, rate: str | None) -> dict[str, Any]:
         """The frame that the edge made of a JPEG, PNG or WebP file: id, width, height, bytes, bpp, rate, encode_ms."""
@@ -88,7 +87,7 @@ class EdgeProxy:
             raise EdgeUnreachable(_NO_EDGE) from None
 
     async def status(self) -> dict[str, Any]:
-        """How the edge is: source, frames and bytes in its spool, age of the oldest in seconds, state of its link."""
+        """The edge's source, frames and bytes in its spool, age of the oldest in seconds, and state of its link."""
         found = await self._ask("/v1/status", None)
         try:
             spool, uplink = found["spool"], found["uplink"]
@@ -103,12 +102,11 @@ class EdgeProxy:
             raise EdgeUnreachable(_NO_EDGE) from None
 
     def close(self) -> None:
-        """Let its threads end."""
+        """End the threads."""
         self._threads.shutdown(wait=False, cancel_futures=True)
 
     async def _ask(self, path: str, body: bytes | None) -> dict[str, Any]:
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._threads, self._exchange, path, body)
+        return await run_on(self._threads, self._exchange, path, body)
 
     def _exchange(self, path: str, body: bytes | None) -> dict[str, Any]:
         headers = {"X-Source-Id": "page", "X-Captured-At": str(int(time.time() * 1000))} if body is not None else {}
@@ -120,7 +118,7 @@ class EdgeProxy:
             raise _refusal(error) from None
         except (OSError, ValueError) as error:
             raise EdgeUnreachable(
-                f"the edge does not answer ({type(error).__name__}): start it, or mend AEIC_CLOUD_EDGE_URL",
+                f"the edge does not answer ({type(error).__name__}): start it, or correct AEIC_CLOUD_EDGE_URL",
                 retry_after=5.0,
             ) from None
         if not isinstance(found, dict):

@@ -1,4 +1,4 @@
-"""What is done about every HTTP request, whatever its route."""
+"""Middleware for every HTTP request."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from cloud_decoder.metrics import Metrics
 
 
 class RequestMetrics:
-    """Counts and times every request by its route, and adds the headers that every answer has."""
+    """Counts and times every request by its route."""
 
     def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
         self._app, self._metrics = app, metrics
@@ -25,7 +25,6 @@ class RequestMetrics:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                message["headers"] = [*message["headers"], (b"x-content-type-options", b"nosniff")]
             await send(message)
 
         try:

@@ -1,4 +1,4 @@
-"""Reading requests without trusting them: ids in one form, clients that go away."""
+"""Reading requests: frame ids, and clients that disconnect."""
 
 from __future__ import annotations
 
@@ -17,25 +17,25 @@ _ID = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}\Z")
 
 
 def frame_id(text: str) -> UUID:
-    """A frame id as it stands in a path: 8-4-4-4-12 hexadecimal digits and nothing else."""
+    """A frame id in a path: 8-4-4-4-12 hexadecimal digits and no other form of a UUID."""
     if not _ID.match(text):
         raise InvalidParameter("that is no frame id: it must be a UUID, like 0198c0de-0000-7000-8000-000000000000")
     return UUID(text)
 
 
 async def while_connected(request: Request, work: Awaitable[T]) -> T:
-    """The result of ``work``, which is cancelled when the client closes the connection first. Read the body before."""
+    """The result of ``work``, cancelled when the client disconnects (``ClientGone``). Read the body before."""
     task = asyncio.ensure_future(work)
-    gone = asyncio.ensure_future(_disconnect(request))
+    disconnected = asyncio.ensure_future(_disconnect(request))
     try:
-        await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait({task, disconnected}, return_when=asyncio.FIRST_COMPLETED)
         if task.done():
             return task.result()
-        raise ClientGone("the client has gone")
+        raise ClientGone("the client has disconnected")
     finally:
-        for one in (task, gone):
+        for one in (task, disconnected):
             one.cancel()
-        await asyncio.gather(task, gone, return_exceptions=True)
+        await asyncio.gather(task, disconnected, return_exceptions=True)
 
 
 async def _disconnect(request: Request) -> None:

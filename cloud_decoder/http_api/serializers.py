@@ -1,4 +1,4 @@
-"""Frames, sources and bundles as the API tells them. Sizes in bytes, times in seconds or RFC 3339."""
+"""Frames, sources and bundles as JSON. Sizes in bytes, times in seconds or RFC 3339."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from cloud_decoder.store.store import StoredFrame
 
 
 def frame_json(row: StoredFrame, bundles: Mapping[str, Bundle]) -> dict[str, Any]:
-    """A stored frame: bpp of the whole of it; its rate's name from its own bundle, where ``bundles`` has that."""
+    """A stored frame. bpp counts the whole bitstream; the rate's name is the one in its bundle, where that is known."""
     bundle = bundles.get(row.fingerprint)
     return {
         "id": str(row.id),
@@ -39,7 +39,7 @@ def frame_json(row: StoredFrame, bundles: Mapping[str, Bundle]) -> dict[str, Any
 
 
 def source_json(one: Mapping[str, Any], waiting: int, connected: bool) -> dict[str, Any]:
-    """A sender, of those that the store lists."""
+    """A source, as :meth:`Frames.sources <cloud_decoder.store.frames.Frames.sources>` lists it."""
     return {
         "source": one["source"],
         "frames": one["frames"],
@@ -56,13 +56,13 @@ def bundles_json(model_pool: ModelPool) -> dict[str, Any]:
 
     ``bundle`` and ``rates`` are those of the default one.
     """
-    told = [bundle_json(one) | {"loaded": model_pool.loaded(one.fingerprint)} for one in model_pool.bundles.values()]
+    bundles = [bundle_json(one) | {"loaded": model_pool.loaded(one.fingerprint)} for one in model_pool.bundles.values()]
     names = ("name", "fingerprint", "digest")
-    return {"bundle": {name: told[0][name] for name in names}, "rates": told[0]["rates"], "bundles": told}
+    return {"bundle": {name: bundles[0][name] for name in names}, "rates": bundles[0]["rates"], "bundles": bundles}
 
 
 def bundle_json(bundle: Bundle) -> dict[str, Any]:
-    """A bundle by its names, and the rate points that its frames may have."""
+    """A bundle's names and its rate points."""
     return {
         "name": bundle.name,
         "fingerprint": bundle.fingerprint,
@@ -72,17 +72,17 @@ def bundle_json(bundle: Bundle) -> dict[str, Any]:
 
 
 def rfc3339(ms: int | None) -> str | None:
-    """A time of the store; None where it is none."""
+    """A time of the store; None where it is missing or out of range."""
     if not ms:
         return None
     try:
         return datetime.fromtimestamp(ms / 1000, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
     except (OverflowError, ValueError, OSError):
-        return None  # an edge's clock may say anything
+        return None  # an edge's clock may be wrong by any amount
 
 
 def milliseconds(time: datetime | None) -> int | None:
-    """A time as the store has it. ``InvalidParameter`` beyond what can be."""
+    """A time in the store's unit. ``InvalidParameter`` where it is out of range."""
     if time is None:
         return None
     aware = time if time.tzinfo else time.replace(tzinfo=UTC)

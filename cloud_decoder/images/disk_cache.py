@@ -1,9 +1,9 @@
-"""Pictures on disk that can be made again: a bounded, least-recently-used cache of files.
+"""A bounded, least-recently-used cache of picture files in one folder.
 
 One file per (digest of the bitstream, variant), for instance ``3f/3f9c...-png``. A file is its payload behind a
-header of 36 bytes: four letters and the SHA-256 of the payload. Whatever does not check out is a miss and is removed,
-so a torn write, a flipped bit or a stranger's file costs one decode and nothing else. Files are written whole under
-another name, then moved into place, and never twice while they are there. The cache knows no frames and no formats.
+header of 36 bytes: four letters and the SHA-256 of the payload. A file that does not match its header is a miss and is
+removed, so that a torn write, a flipped bit or a foreign file costs one decode. Files are written under a temporary
+name and then moved into place. A file that exists is not written again. The cache knows no frames and no formats.
 """
 
 from __future__ import annotations
@@ -22,11 +22,8 @@ _HEADER = len(_MAGIC) + hashlib.sha256().digest_size
 _NAME = re.compile(r"[0-9a-f]{64}-[a-z0-9]{1,24}\Z")
 
 
-class Cache:
-    """``root`` is created.
-
-    At most ``max_bytes`` of files lie in it, oldest use first to go. Safe from several threads.
-    """
+class DiskCache:
+    """A cache of at most ``max_bytes`` in the folder ``root``, which is created. Safe from several threads."""
 
     def __init__(self, root: Path, max_bytes: int) -> None:
         self.root = root
@@ -50,12 +47,12 @@ class Cache:
         return len(self._sizes)
 
     def has(self, digest: str, variant: str) -> bool:
-        """Whether a file is there; only :meth:`get` tells whether it is sound."""
+        """Whether there is such a file; :meth:`get` finds out whether it is intact."""
         with self._lock:
             return file_name(digest, variant) in self._sizes
 
     def get(self, digest: str, variant: str) -> bytes | None:
-        """The payload, or None where it is not there or is damaged (then the file is removed)."""
+        """The payload, or None where the file is missing or damaged. A damaged file is removed."""
         name = file_name(digest, variant)
         with self._lock:
             known = name in self._sizes
@@ -75,7 +72,7 @@ class Cache:
     def put(self, digest: str, variant: str, payload: bytes) -> bool:
         """Keep ``payload``.
 
-        False where it was there already or is larger than the whole cache. ``OSError`` on a full disk.
+        False where the file exists or is larger than the whole cache. ``OSError`` on a full disk.
         """
         name = file_name(digest, variant)
         size = _HEADER + len(payload)
@@ -90,7 +87,7 @@ class Cache:
             with self._lock:
                 if name in self._sizes:
                     return False
-                os.replace(temporary, path)  # a file that the index does not know is nobody's
+                os.replace(temporary, path)  # a file outside the index is replaced
                 self._sizes[name] = size
                 self._total += size
                 while self._total > self.max_bytes:
@@ -100,6 +97,10 @@ class Cache:
             with contextlib.suppress(OSError):
                 temporary.unlink()
         return True
+
+    def trim(self) -> int:
+        """Nothing to do: :meth:`put` stays within the limit."""
+        return 0
 
     def _read(self, name: str) -> bytes | None:
         try:
@@ -117,7 +118,7 @@ class Cache:
             self._path(name).unlink()
 
     def _scan(self) -> None:
-        """Find what an earlier run left, oldest first; remove its unfinished files."""
+        """Index the files of an earlier run, oldest first, and remove its unfinished files."""
         for leftover in self.root.glob(".*-*.*"):
             with contextlib.suppress(OSError):
                 leftover.unlink()
@@ -135,7 +136,7 @@ class Cache:
 
 
 def file_name(digest: str, variant: str) -> str:
-    """The name of a picture's file. ``ValueError`` for what can be none."""
+    """The name of a picture's file. ``ValueError`` where digest and variant do not form one."""
     name = f"{digest}-{variant}"
     if not _NAME.match(name):
         raise ValueError(f"not a cache name: {name!r}")
@@ -148,7 +149,7 @@ def seal(payload: bytes) -> bytes:
 
 
 def unseal(data: bytes) -> bytes | None:
-    """The payload of a file, or None where its header does not fit."""
+    """The payload of a file, or None where it does not match its header."""
     payload = data[_HEADER:]
     if data[: len(_MAGIC)] != _MAGIC or data[len(_MAGIC) : _HEADER] != hashlib.sha256(payload).digest():
         return None

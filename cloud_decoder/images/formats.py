@@ -18,15 +18,15 @@ FORMATS: dict[str, tuple[str, dict[str, Any]]] = {
     "jpeg": ("image/jpeg", {"quality": 92, "subsampling": 0}),
     "avif": ("image/avif", {"quality": 80, "speed": 8}),
 }
-"""Name -> (media type, how it is written). Only PNG is exact; it is what the cache keeps of every picture."""
+"""Name -> (media type, options of the encoder). Only PNG is exact; the cache keeps every picture as PNG."""
 OTHER_NAMES = {"jpg": "jpeg"}
 MASTER = "png"
 THREADS = max(2, os.cpu_count() or 1)
-"""Pictures written at once: a fast device makes them faster than one core writes them."""
+"""Pictures encoded at once: a fast device decodes them faster than one core encodes them."""
 
 
 def known_format(name: str) -> str:
-    """The format that somebody means, in any case and by its other names. ``InvalidParameter`` lists the known ones."""
+    """The format of that name, in any case or by an alias. ``InvalidParameter`` lists the known ones."""
     format = OTHER_NAMES.get(name.lower(), name.lower())
     if format not in FORMATS:
         raise InvalidParameter(f"unknown picture format {name[:20]!r}: choose one of {', '.join(FORMATS)}")
@@ -39,7 +39,7 @@ def media_type(format: str) -> str:
 
 
 def encode(picture: Picture, format: str, width: int | None = None) -> bytes:
-    """A picture (H, W, 3) uint8 as a file, made ``width`` pixels wide where that is narrower."""
+    """A picture (H, W, 3) uint8 as a file, scaled down to ``width`` pixels where that is narrower."""
     format = known_format(format)
     image = Image.fromarray(picture)
     if width is not None and width < image.width:
@@ -50,7 +50,7 @@ def encode(picture: Picture, format: str, width: int | None = None) -> bytes:
 
 
 def sizes(picture: Picture) -> dict[str, int]:
-    """Bytes of a picture as the files people know: PNG, lossless; JPEG at quality 75, what most programs write."""
+    """Bytes of a picture as PNG (lossless) and as JPEG at quality 75, which most programs write."""
     image, found = Image.fromarray(picture), {}
     for name, how in (("png", {"compress_level": 6}), ("jpeg", {"quality": 75, "optimize": True})):
         out = io.BytesIO()

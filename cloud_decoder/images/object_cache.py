@@ -1,9 +1,9 @@
-"""The cache of pictures for a fleet: one folder or bucket that every front end reads and every worker writes.
+"""The picture cache of a fleet: one folder or bucket that every front end reads and every worker writes.
 
-The same sealed files as :mod:`cloud_decoder.images.disk_cache` has, under the same names, through obstore: ``s3://bucket/prefix``,
-``gs://``, ``az://``, ``file:///mnt/shared`` (credentials as the providers' own environment variables). No index is
-kept: another process may have written or removed anything. A bucket is bounded by its own lifecycle rule, or, like a
-folder, by :meth:`SharedCache.trim`.
+It holds the files of :mod:`cloud_decoder.images.disk_cache` under the same names, through obstore: ``s3://bucket/prefix``,
+``gs://``, ``az://``, ``file:///mnt/shared`` (credentials in the providers' own environment variables). There is no
+index, because other processes write and remove files. The lifecycle rule of a bucket bounds it, or, as for a folder,
+:meth:`ObjectCache.trim`.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from cloud_decoder.images.disk_cache import file_name, seal, unseal
 PATIENCE = {
     "retry_config": {"max_retries": 2, "retry_timeout": timedelta(seconds=10)},
 }
-"""A bucket that is away must not hold the threads of those who can do without it."""
+"""A bucket that is out of reach must not block threads for long: every picture can be decoded again."""
 
 
-class SharedCache:
-    """``url`` names the place; ``max_bytes`` is what :meth:`trim` leaves there. Safe from several threads."""
+class ObjectCache:
+    """The cache at ``url``. :meth:`trim` leaves ``max_bytes`` there. Safe from several threads."""
 
     def __init__(self, url: str, max_bytes: int) -> None:
         try:
@@ -32,16 +32,16 @@ class SharedCache:
             options: dict[str, Any] = {"mkdir": True} if url.startswith("file:") else dict(PATIENCE)
             self._store: Any = stores.from_url(url, **options)
         except Exception as error:
-            said = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+            reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
             raise StoreUnavailable(
-                f"AEIC_CLOUD_CACHE_URL names no store of objects ({said[:120]}): give file:///..., s3://..., gs:// or az://"
+                f"AEIC_CLOUD_CACHE_URL names no store of objects ({reason[:120]}): give file:///..., s3://..., gs:// or az://"
             ) from error
         self.max_bytes = max_bytes
         self.total_bytes = 0
-        """As the last :meth:`trim` found it."""
+        """As of the last :meth:`trim`."""
 
     def has(self, digest: str, variant: str) -> bool:
-        """Whether a file is there; only :meth:`get` tells whether it is sound."""
+        """Whether there is such a file; :meth:`get` finds out whether it is intact."""
         try:
             self._store.head(_path(digest, variant))
         except Exception:
@@ -49,7 +49,7 @@ class SharedCache:
         return True
 
     def get(self, digest: str, variant: str) -> bytes | None:
-        """The payload, or None where it is not there, is damaged or cannot be reached: then it is made again."""
+        """The payload, or None where it is missing, damaged or out of reach: the picture is then decoded again."""
         try:
             data = bytes(self._store.get(_path(digest, variant)).bytes())
         except ValueError:
@@ -59,29 +59,29 @@ class SharedCache:
         return unseal(data)
 
     def put(self, digest: str, variant: str, payload: bytes) -> bool:
-        """Keep ``payload``; a file of that name is replaced by the same picture. ``OSError`` where it cannot."""
+        """Keep ``payload``, replacing a file of the same picture. ``OSError`` where the cache cannot write."""
         try:
             self._store.put(_path(digest, variant), seal(payload))
-        except Exception as error:  # every provider has its own
-            raise OSError(f"the shared cache takes nothing ({type(error).__name__})") from error
+        except Exception as error:  # each provider raises its own
+            raise OSError(f"the shared cache cannot write ({type(error).__name__})") from error
         return True
 
     def trim(self) -> int:
-        """Remove the oldest files until ``max_bytes`` are left; how many went. Several processes may do it at once."""
+        """Remove the oldest files until ``max_bytes`` are left, and return how many. Several processes may call it."""
         found = [one for page in self._store.list() for one in page]
         self.total_bytes = sum(one["size"] for one in found)
-        doomed = []
+        removed = []
         for one in sorted(found, key=lambda one: one["last_modified"]):
             if self.total_bytes <= self.max_bytes:
                 break
-            doomed.append(one["path"])
+            removed.append(one["path"])
             self.total_bytes -= one["size"]
-        for path in doomed:
+        for path in removed:
             try:
                 self._store.delete(path)
             except FileNotFoundError:
                 continue
-        return len(doomed)
+        return len(removed)
 
 
 def _path(digest: str, variant: str) -> str:

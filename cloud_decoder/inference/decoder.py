@@ -1,4 +1,4 @@
-"""Frames to pictures, as a library: entropy decoding on CPU threads, then the generator. Knows no store and no queue.
+"""Frames to pictures, as a library: entropy decoding on CPU threads, then the generator. No store and no queue.
 
 >>> decoder = Decoder.from_bundle(path)                    # doctest: +SKIP
 >>> (picture,) = decoder.decode([frame_bytes])             # doctest: +SKIP
@@ -10,6 +10,7 @@ import os
 from collections import defaultdict
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,21 +23,36 @@ from aeic.profiles import LATENT_STRIDE
 from aeic_service.errors import ServiceError
 from cloud_decoder.errors import DeviceOutOfMemory
 from cloud_decoder.inference.backend import (
-    Generator,
-    build_generator,
-    choose_device,
+    GeneratorBackend,
     is_out_of_memory,
-    memory_words,
-    pictures_of,
+    out_of_memory_message,
     release_memory,
 )
-from cloud_decoder.inference.subprocess_backend import RemoteGenerator
+from cloud_decoder.inference.devices import build_generator, choose_device
+from cloud_decoder.inference.subprocess_backend import SubprocessGenerator
 from cloud_decoder.tiling import Floats, Picture, Tile, TileAssembler
 
 GPU_BATCH = 8
 CPU_BATCH = 1
-"""On a CPU a batch takes as long per pixel as one picture (measured), so it would only make everybody wait."""
+"""On a CPU a batch takes as long per pixel as one picture (measured), so a larger one would only delay its first."""
 MAX_BATCH_PIXELS = 4 * 2**20
+
+
+@dataclass(frozen=True)
+class DecoderSettings:
+    """Limits of a decoder; 0 takes the default that suits the machine and the device."""
+
+    threads: int = 0
+    """CPU threads of one inference; 0 takes all cores."""
+    entropy_workers: int = 0
+    """Frames entropy-decoded at once; 0 takes half the cores."""
+    max_batch: int = 0
+    """Pictures or tiles in one batch; 0 takes :data:`GPU_BATCH` or :data:`CPU_BATCH`."""
+    max_batch_pixels: int = MAX_BATCH_PIXELS
+    isolate: bool = False
+    """Run the generator in a process of its own."""
+    batch_seconds: float = 120.0
+    """An isolated generator that takes longer for a batch is killed."""
 
 
 class Decoder:
@@ -45,59 +61,37 @@ class Decoder:
     def __init__(
         self,
         bundle: Bundle,
-        generator: Generator,
+        generator: GeneratorBackend,
         *,
         device: str = "onnx",
-        threads: int = 0,
-        entropy_workers: int = 0,
-        max_batch: int = 0,
-        max_batch_pixels: int = MAX_BATCH_PIXELS,
+        settings: DecoderSettings = DecoderSettings(),
     ) -> None:
-        cores = threads or os.cpu_count() or 1
+        cores = settings.threads or os.cpu_count() or 1
         self.bundle = bundle
         self.device = device
-        self.entropy_workers = entropy_workers or max(1, cores // 2)
-        self.max_batch = max_batch or (CPU_BATCH if self.shares_cpu else GPU_BATCH)
-        self.max_batch_pixels = max_batch_pixels
+        self.entropy_workers = settings.entropy_workers or max(1, cores // 2)
+        self.max_batch = settings.max_batch or (CPU_BATCH if self.shares_cpu else GPU_BATCH)
+        self.max_batch_pixels = settings.max_batch_pixels
         self._generator = generator
         self._warm = False
         self._codec = LatentCodec(bundle, max(1, cores // self.entropy_workers))
 
     @classmethod
     def from_bundle(
-        cls,
-        path: str | Path | None = None,
-        device: str = "auto",
-        threads: int = 0,
-        *,
-        entropy_workers: int = 0,
-        max_batch: int = 0,
-        max_batch_pixels: int = MAX_BATCH_PIXELS,
-        isolate: bool = False,
-        batch_seconds: float = 120.0,
+        cls, path: str | Path | None = None, device: str = "auto", settings: DecoderSettings = DecoderSettings()
     ) -> Decoder:
-        """The decoder of the bundle in ``path``, or of the default one.
+        """The decoder of the bundle in ``path``, or of the default bundle.
 
-        ``threads`` 0 takes all cores, ``entropy_workers`` 0 half of them, ``max_batch`` 0 what suits the device. With
-        ``isolate`` the generator runs in a process of its own, which is killed when a batch takes ``batch_seconds``.
         ``BundleError`` for a bundle that is missing or altered, ``ValueError`` for an unknown device.
         """
         bundle = Bundle.load(path)
         chosen = choose_device(device, bundle.has("synthesis.onnx"))
-        generator = (
-            RemoteGenerator(bundle.path, chosen, threads, batch_seconds=batch_seconds)
-            if isolate
-            else build_generator(bundle.path, chosen, threads)
-        )
-        return cls(
-            bundle,
-            generator,
-            device=chosen,
-            threads=threads,
-            entropy_workers=entropy_workers,
-            max_batch=max_batch,
-            max_batch_pixels=max_batch_pixels,
-        )
+        generator: GeneratorBackend
+        if settings.isolate:
+            generator = SubprocessGenerator(bundle.path, chosen, settings.threads, batch_seconds=settings.batch_seconds)
+        else:
+            generator = build_generator(bundle.path, chosen, settings.threads)
+        return cls(bundle, generator, device=chosen, settings=settings)
 
     @property
     def shares_cpu(self) -> bool:
@@ -106,7 +100,7 @@ class Decoder:
 
     def decode(self, frames: Sequence[bytes]) -> list[Picture]:
         """Whole frames to pictures (H, W, 3) uint8, in order. ``BitstreamError`` for a frame that cannot be decoded."""
-        if isinstance(frames, bytes | bytearray | memoryview | str):  # its bytes would be taken for frames, one by one
+        if isinstance(frames, bytes | bytearray | memoryview | str):  # one frame, not a list
             raise TypeError("decode takes a list of frames: decode([frame])")
         if len(frames) == 1 or self.entropy_workers == 1:
             latents = [self.entropy_decode(data) for data in frames]
@@ -116,67 +110,63 @@ class Decoder:
         return self.synthesise(latents)
 
     def entropy_decode(self, data: bytes) -> Latents:
-        """One whole frame to its latents; checks everything a hostile frame can claim."""
+        """One whole frame to its latents. Everything that a hostile frame can claim is checked."""
         return self._codec.decode(data)
 
     def synthesise(self, latents: Sequence[Latents]) -> list[Picture]:
         """Latents to pictures (H, W, 3) uint8, in order; batched by shape, large ones in tiles."""
-        mosaics = [TileAssembler(one.y_hat, one.frame) for one in latents]
-        while any(not assembler.done for assembler in mosaics):
+        assemblers = [TileAssembler(one.y_hat, one.frame) for one in latents]
+        while any(not assembler.done for assembler in assemblers):
             waiting: dict[tuple[int, int], list[tuple[TileAssembler, Tile]]] = defaultdict(list)
-            for assembler in mosaics:
+            for assembler in assemblers:
                 waiting[assembler.shape] += [(assembler, tile) for tile in assembler.tiles()]
             for (height, width), tiles in waiting.items():
                 size = min(self.max_batch, max(1, self.max_batch_pixels // (height * width * LATENT_STRIDE**2)))
                 for start in range(0, len(tiles), size):
                     batch = tiles[start : start + size]
                     whole = all(assembler.whole for assembler, _ in batch)
-                    images = self.run([m.cut(t) for m, t in batch], whole=whole)
+                    images = self.run([assembler.cut(tile) for assembler, tile in batch], whole=whole)
                     for (assembler, tile), image in zip(batch, images, strict=True):
                         assembler.put(tile, image)
-        return [assembler.picture for assembler in mosaics]
+        return [assembler.picture for assembler in assemblers]
 
     def run(self, latents: Sequence[Floats], *, whole: bool = False) -> NDArray[Any]:
         """One batch of latents (M, h, w), all of one shape, to (N, 3, 32 h, 32 w) float32, valid until the next call.
 
-        With ``whole`` nothing is to be blended, and the result is (N, 32 h, 32 w, 3) uint8.
+        With ``whole`` the pictures are complete, and the result is (N, 32 h, 32 w, 3) uint8.
 
         ``DeviceOutOfMemory`` if too many; ``DecoderDied`` where the generator's process did not survive it.
         """
         try:
             y_hat = np.stack(latents)
-            return pictures_of(self._generator, y_hat) if whole else self._generator(y_hat)
-        except ServiceError:  # said already, by the generator's own process
+            return self._generator.pictures(y_hat) if whole else self._generator(y_hat)
+        except ServiceError:  # from the generator's own process, with its message
             raise
-        except Exception as error:  # every runtime has its own class for it
+        except Exception as error:  # each runtime has its own class for running out of memory
             if not is_out_of_memory(error):
                 raise
-            message = memory_words(error, (len(latents), *latents[0].shape), self.device)
+            message = out_of_memory_message(error, (len(latents), *latents[0].shape), self.device)
         # Outside the handler: the exception's traceback would keep the tensors alive.
         release_memory(self.device)
         raise DeviceOutOfMemory(message)
 
     def warm_up(self) -> None:
-        """Get the generator ready and run it once, so that the first frame pays for no set-up. Once; then nothing."""
+        """Prepare the generator and run it once, so that the first frame is not slower. Later calls do nothing."""
         if not self._warm:
-            prepare = getattr(self._generator, "warm_up", None)
-            if prepare is not None:
-                prepare(self.max_batch)
+            self._generator.warm_up(self.max_batch)
             self.run([np.zeros((self.bundle.channels, 4, 4), np.float32)], whole=True)
             self._warm = True
 
     @property
     def parts(self) -> dict[str, float]:
-        """Seconds of the last batch by part of the network, where the generator can tell them apart."""
-        return dict(getattr(self._generator, "parts", {}))
+        """Seconds of the last batch by part of the network, where the generator measures them."""
+        return self._generator.parts
 
     @property
     def memory(self) -> dict[str, int]:
-        """Bytes of device memory by kind (``allocated``, ``reserved``), as of the last batch; empty on a CPU."""
-        return dict(getattr(self._generator, "memory", {}))
+        """Bytes of device memory by kind (``allocated``, ``reserved``) after the last batch; empty on a CPU."""
+        return self._generator.memory
 
     def close(self) -> None:
-        """Give the generator's process and memory back."""
-        close = getattr(self._generator, "close", None)
-        if close is not None:
-            close()
+        """Release the generator's process and memory."""
+        self._generator.close()

@@ -1,8 +1,8 @@
-"""The bundles that this cloud decodes, by fingerprint; the decoders of those in use, within a memory cap.
+"""The bundles that this cloud decodes, by fingerprint, and the decoders of those in use, within a memory limit.
 
-A bundle is loaded when the first frame of it comes, and stays until its room is needed: the one that was used longest
-ago goes first, and none goes that is at work. All rate points of a bundle are one decoder; only its tables tell them
-apart. A bundle's size is that of the files its decoder reads.
+A bundle is loaded when its first frame is decoded, and stays until its memory is needed. The least recently used one is
+unloaded first, and none while it is in use. All rate points of a bundle share one decoder. The size of a bundle is that
+of the files that its decoder reads.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from cloud_decoder.inference.decoder import Decoder
 log = logging.getLogger(__name__)
 
 BROKEN_SECONDS = 60.0
-"""After this a bundle that could not be loaded is tried again."""
+"""A bundle that could not be loaded is tried again after this long."""
 
 
 class ModelPool:
-    """``bundles[0]`` is the default one and what edges without another choice use. Safe from several threads.
+    """The pool of ``bundles``, of which the first one is the default. Safe from several threads.
 
     ``load`` makes the decoder of a bundle; ``max_bytes`` 0 keeps everything loaded. ``BundleError`` for two bundles of
-    one fingerprint, and for one that alone is over the cap.
+    one fingerprint, and for a bundle that alone is over the limit.
     """
 
     def __init__(self, bundles: Sequence[Bundle], load: Callable[[Path], Decoder], max_bytes: int = 0) -> None:
@@ -42,11 +42,13 @@ class ModelPool:
         """Called with the seconds that each load took."""
         self._load = load
         self._decoders: OrderedDict[str, Decoder] = OrderedDict()  # least recently used first
-        self._lent: dict[str, int] = {}
+        self._in_use: dict[str, int] = {}
         self._loading: dict[str, Lock] = {}
         self._broken: dict[str, float] = {}  # when it could not be loaded, monotonic seconds
         self._changed = Condition()
-        self._waiting = 0  # who waits for room; nobody takes what is loaded before them, or they might wait for ever
+        self._waiting = (
+            0  # threads that wait for memory; no other takes a loaded decoder before them, so that they cannot starve
+        )
         self._reserved: dict[str, int] = {}  # fingerprint -> bytes, of what is loaded or being loaded
         for bundle in bundles:
             if bundle.fingerprint in self.bundles:
@@ -59,7 +61,7 @@ class ModelPool:
 
     @classmethod
     def of(cls, decoder: Decoder) -> ModelPool:
-        """One decoder that is there already."""
+        """A pool of one decoder that is loaded already."""
 
         def never(path: Path) -> Decoder:
             raise AssertionError(f"{path} is loaded already")
@@ -69,7 +71,7 @@ class ModelPool:
         return model_pool
 
     def first(self) -> Decoder:
-        """The default bundle's decoder, as it is loaded when the service starts. What is wrong with it is raised."""
+        """The default bundle's decoder, loaded where it is not. Unlike :meth:`acquire`, raises the original error."""
         with self._changed:
             if self.default.fingerprint not in self._decoders:
                 self._make_room(self.default.fingerprint)
@@ -95,21 +97,21 @@ class ModelPool:
         return fingerprint in self._decoders
 
     def usable(self, fingerprint: str) -> bool:
-        """Whether it could be loaded the last time, or that time is long ago."""
+        """False for :data:`BROKEN_SECONDS` after a bundle could not be loaded."""
         return time.monotonic() - self._broken.get(fingerprint, -math.inf) > BROKEN_SECONDS
 
     @property
     def loaded_bytes(self) -> int:
-        """Bytes of what is in memory, as the cap counts them."""
+        """Bytes of the bundles in memory, as the limit counts them."""
         with self._changed:
             return sum(size_of(self.bundles[fingerprint]) for fingerprint in self._decoders)
 
     @contextmanager
     def acquire(self, fingerprint: str) -> Iterator[Decoder]:
-        """The decoder of that bundle, for as long as the block runs. Loads it first where it is not in memory.
+        """The decoder of a bundle for as long as the block runs, loaded first where it is not in memory.
 
-        ``ModelUnavailable`` where that fails. Blocks while what is at work fills the cap; whoever calls holds no other
-        decoder, or two could wait for ever.
+        ``ModelUnavailable`` where loading fails. Blocks while the decoders in use fill the limit. The caller must not
+        hold another decoder, or two callers could block each other.
         """
         with self._loading[fingerprint]:
             with self._changed:
@@ -120,7 +122,7 @@ class ModelPool:
                     self._make_room(fingerprint)
                 else:
                     self._decoders.move_to_end(fingerprint)
-                self._lent[fingerprint] = self._lent.get(fingerprint, 0) + 1
+                self._in_use[fingerprint] = self._in_use.get(fingerprint, 0) + 1
             try:
                 decoder = decoder or self._fetch(fingerprint)
             except Exception as error:
@@ -137,7 +139,7 @@ class ModelPool:
             self._return(fingerprint)
 
     def close(self) -> None:
-        """Unload everything; nothing may be lent."""
+        """Unload everything. No decoder may be in use."""
         with self._changed:
             decoders, self._decoders = list(self._decoders.values()), OrderedDict()
             self._reserved.clear()
@@ -158,10 +160,10 @@ class ModelPool:
         return decoder
 
     def _make_room(self, fingerprint: str) -> None:
-        """Reserve the room of a bundle: unload the idle ones used longest ago, wait for those at work."""
+        """Reserve memory for a bundle: unload idle ones, least recently used first, and wait for those in use."""
         size = size_of(self.bundles[fingerprint])
         while self.max_bytes and sum(self._reserved.values()) + size > self.max_bytes:
-            idle = next((one for one in self._decoders if not self._lent.get(one)), None)
+            idle = next((one for one in self._decoders if not self._in_use.get(one)), None)
             if idle is None:
                 self._waiting += 1
                 self._changed.wait()
@@ -176,15 +178,17 @@ class ModelPool:
 
     def _return(self, fingerprint: str) -> None:
         with self._changed:
-            self._lent[fingerprint] -= 1
-            if not self._lent[fingerprint] and fingerprint not in self._decoders:
-                self._reserved.pop(fingerprint, None)  # it could not be loaded
+            self._in_use[fingerprint] -= 1
+            if not self._in_use[fingerprint] and fingerprint not in self._decoders:
+                self._reserved.pop(fingerprint, None)  # loading has failed
             self._changed.notify_all()
 
 
 def size_of(bundle: Bundle) -> int:
-    """Bytes of the files that decoding reads: the weights or the graph of the synthesis, whichever is larger, and the
-    entropy graphs."""
+    """Bytes of the files that decoding reads.
+
+    These are the entropy graphs, and the weights or the graph of the synthesis, whichever is larger.
+    """
     names = [name for name in bundle.manifest["files"] if name.startswith(("context_", "hyper_synthesis", "tables"))]
     heavy = [name for name in ("synthesis.onnx", "weights.safetensors") if bundle.has(name)]
     return sum(_size(bundle.path / name) for name in names) + max((_size(bundle.path / n) for n in heavy), default=0)
@@ -194,4 +198,4 @@ def _size(path: Path) -> int:
     try:
         return path.stat().st_size
     except OSError:
-        return 0  # loading it will say so
+        return 0  # loading it reports the error

@@ -1,12 +1,12 @@
-"""The generator in a process of its own: when it is killed, or has to be, the service lives on and starts another.
+"""The generator in a process of its own. When that process dies, or has to be killed, the service starts another one.
 
 ::
 
-    service                                        child: python -m cloud_decoder.inference.subprocess_child
-    +--------------------+   control (socket)     +--------------------+
-    | RemoteGenerator    | -- {"shape": ...} -->  | the real generator |     one line of JSON each way
-    |                    | <- {"shape": ...} ---  |                    |
-    +--------------------+                        +--------------------+
+    service                                         child: python -m cloud_decoder.inference.subprocess_child
+    +---------------------+   control (socket)    +--------------------+
+    | SubprocessGenerator | -- {"shape": ...} --> | the real generator |     one line of JSON each way
+    |                     | <- {"shape": ...} --- |                    |
+    +---------------------+                       +--------------------+
          latents  ->  inbox, shared memory  ->   pictures  ->  outbox, shared memory
 
 Latents are float32, pictures float32 or uint8; each is copied once on each side of the child. The child ends when its
@@ -33,17 +33,18 @@ from numpy.typing import NDArray
 
 from aeic.errors import BundleError
 from cloud_decoder.errors import DecoderDied, DeviceOutOfMemory, DeviceUnavailable
+from cloud_decoder.inference.backend import GeneratorBackend
 
 log = logging.getLogger(__name__)
 
 START_SECONDS = 600.0
-"""A large model from a slow disk."""
+"""Enough for a large model on a slow disk."""
 STARTS = 3
 """Attempts at starting before :class:`DeviceUnavailable`."""
 
 
-class RemoteFailure(Exception):
-    """The generator raised something. ``kind`` is the name of its class."""
+class GeneratorFailure(Exception):
+    """The generator raised an exception of the class named ``kind``."""
 
     def __init__(self, kind: str, what: str) -> None:
         super().__init__(f"{kind}: {what}")
@@ -51,43 +52,43 @@ class RemoteFailure(Exception):
 
 
 class SharedBuffer:
-    """One array that two processes see, one of which writes. Grows, never shrinks."""
+    """An array in memory that two processes share; one of them writes. It grows and never shrinks."""
 
     def __init__(self, fd: int | None = None) -> None:
         self.fd = _anonymous_file() if fd is None else fd
         self._map: mmap.mmap | None = None
 
     def write(self, array: NDArray[Any]) -> None:
-        """Put ``array`` there; its shape and dtype go another way."""
+        """Copy ``array`` into the buffer. The reader gets its shape and dtype over the control socket."""
         if os.fstat(self.fd).st_size < array.nbytes:
             os.ftruncate(self.fd, array.nbytes)
         np.copyto(self.view(array.shape, array.dtype), array)
 
     def view(self, shape: tuple[int, ...], dtype: Any = np.float32) -> NDArray[Any]:
-        """What is there, in that form; valid until the next write."""
+        """The contents as an array of that shape; valid until the next write."""
         size = np.dtype(dtype).itemsize * int(np.prod(shape))
         if self._map is None or len(self._map) < size:
             self._map = mmap.mmap(self.fd, os.fstat(self.fd).st_size)  # the old one goes with its last view
         return np.ndarray(shape, dtype, buffer=self._map)
 
     def close(self) -> None:
-        """Give the file back; views stay valid."""
+        """Close the file; views stay valid."""
         os.close(self.fd)
 
 
 class Control:
-    """Lines of JSON over a socket."""
+    """Messages between the two processes: lines of JSON over a socket."""
 
     def __init__(self, end: socket.socket) -> None:
         self._end = end
         self._buffer = b""
 
     def send(self, message: dict[str, Any]) -> None:
-        """``OSError`` where the other side is gone."""
+        """Send a message. ``OSError`` where the other process is gone."""
         self._end.sendall(json.dumps(message).encode() + b"\n")
 
     def receive(self, seconds: float | None = None) -> dict[str, Any] | None:
-        """The next message, None where the other side is gone. ``TimeoutError`` after ``seconds``."""
+        """The next message; None where the other process is gone. ``TimeoutError`` after ``seconds``."""
         end = None if seconds is None else time.monotonic() + seconds
         while b"\n" not in self._buffer:
             self._end.settimeout(None if end is None else max(0.001, end - time.monotonic()))
@@ -102,16 +103,16 @@ class Control:
         return dict(json.loads(line))
 
     def close(self) -> None:
-        """Tell the other side that this one is gone."""
+        """Close the socket, which ends the child."""
         self._end.close()
 
 
-class RemoteGenerator:
-    """See :class:`cloud_decoder.inference.backend.Generator`; the one of the bundle in ``bundle``, in a child.
+class SubprocessGenerator(GeneratorBackend):
+    """The generator of the bundle in the folder ``bundle``, in a child process that starts at once.
 
-    Starts at once. A call that takes longer than ``batch_seconds`` is a hang: the child is killed. ``BundleError`` for
-    a bundle that cannot be loaded, ``DeviceUnavailable`` where no child comes up, ``DecoderDied`` for one lost in a
-    call, ``DeviceOutOfMemory`` and :class:`RemoteFailure` for what the generator raised.
+    A child that does not answer within ``batch_seconds`` is killed. ``BundleError`` for a bundle that cannot be loaded,
+    ``DeviceUnavailable`` where no child starts, ``DecoderDied`` where the child is lost during a call,
+    ``DeviceOutOfMemory`` and :class:`GeneratorFailure` for what the generator raised.
     """
 
     def __init__(self, bundle: Path, device: str, threads: int, *, batch_seconds: float = 120.0) -> None:
@@ -119,9 +120,19 @@ class RemoteGenerator:
         self._batch_seconds = batch_seconds
         self._max_batch = 1
         self._child: subprocess.Popen[bytes] | None = None
-        self.parts: dict[str, float] = {}
-        self.memory: dict[str, int] = {}
+        self._parts: dict[str, float] = {}
+        self._memory: dict[str, int] = {}
         self._start()
+
+    @property
+    def parts(self) -> dict[str, float]:
+        """Seconds of the last batch by part of the network."""
+        return self._parts
+
+    @property
+    def memory(self) -> dict[str, int]:
+        """Bytes of device memory by kind after the last batch."""
+        return self._memory
 
     @property
     def pid(self) -> int | None:
@@ -140,20 +151,20 @@ class RemoteGenerator:
         self._ensure()
         self._inbox.write(y_hat)
         answer = self._ask({"shape": y_hat.shape, "pictures": dtype is np.uint8}, self._batch_seconds)
-        self.parts, self.memory = answer.get("parts", {}), answer.get("memory", {})
+        self._parts, self._memory = answer.get("parts", {}), answer.get("memory", {})
         return self._outbox.view(tuple(answer["shape"]), dtype)
 
     def warm_up(self, max_batch: int) -> None:
-        """As the generator has it; a child that comes later is warmed up the same way."""
+        """Warm the generator up. A child that replaces this one is warmed up in the same way."""
         self._max_batch = max_batch
         self._ensure()
         self._ask({"warm_up": max_batch}, START_SECONDS)
 
     def close(self) -> None:
-        """End the child."""
+        """End the child process."""
         if self._child is None:
             return
-        self._control.close()  # it leaves by itself, unless it hangs
+        self._control.close()  # the child then exits, unless it hangs
         try:
             self._child.wait(2.0)
         except subprocess.TimeoutExpired:
@@ -174,7 +185,7 @@ class RemoteGenerator:
                 self._spawn()
                 self._ask(self._arguments, START_SECONDS)
                 return
-            except RemoteFailure as error:
+            except GeneratorFailure as error:
                 self.close()
                 raise DeviceUnavailable(str(error)) from error
             except (DecoderDied, OSError) as error:
@@ -192,10 +203,10 @@ class RemoteGenerator:
             self._child = subprocess.Popen(
                 [sys.executable, "-m", "cloud_decoder.inference.subprocess_child", *map(str, fds)],
                 stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,  # the service's own says one line, for programs
+                stdout=subprocess.DEVNULL,  # the service prints one line of JSON there, for programs
                 env=os.environ | {"PYTHONPATH": paths},
                 pass_fds=fds,
-                start_new_session=True,  # Ctrl-C is for the service, which drains first
+                start_new_session=True,  # Ctrl-C reaches the service only, which drains first
             )
         finally:
             theirs.close()
@@ -218,14 +229,14 @@ class RemoteGenerator:
             self.close()
             raise BundleError(answer["what"])
         if failed:
-            raise RemoteFailure(failed, answer["what"])
+            raise GeneratorFailure(failed, answer["what"])
         return answer
 
     def _reap(self) -> str:
-        """Kill what is left of the child; how it ended, in words."""
-        assert self._child is not None, "it was asked a moment ago"
+        """Kill what is left of the child, and describe how it ended."""
+        assert self._child is not None, "a message was just sent to it"
         with contextlib.suppress(subprocess.TimeoutExpired):
-            self._child.wait(0.2)  # a crash may still be on its way to the table of processes
+            self._child.wait(0.2)  # a crash may take a moment to show in the exit status
         code = self._child.poll()
         self._child.kill()
         self.close()
@@ -235,7 +246,7 @@ class RemoteGenerator:
 
 
 def _anonymous_file() -> int:
-    """A file without a name; in memory where the system has such."""
+    """A file without a name, in memory where the system supports that."""
     if hasattr(os, "memfd_create"):
         return os.memfd_create("aeic")
     with tempfile.TemporaryFile() as file:

@@ -2,8 +2,8 @@
 
 The arguments are inherited file descriptors; :mod:`.subprocess_backend` is the other side.
 
-Loads one generator and answers until the control socket closes. Whatever the generator raises is an answer too; only
-what takes the process with it is not.
+The process loads one generator and answers messages until the control socket closes. An exception of the generator is
+reported in the answer.
 """
 
 from __future__ import annotations
@@ -15,30 +15,28 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
 from cloud_decoder.inference.backend import (
-    Generator,
-    build_generator,
+    GeneratorBackend,
     is_out_of_memory,
-    memory_words,
-    pictures_of,
+    out_of_memory_message,
     release_memory,
 )
+from cloud_decoder.inference.devices import build_generator
 from cloud_decoder.inference.subprocess_backend import Control, SharedBuffer
 
 
 class Child:
-    """One generator, told what to do."""
+    """Answers the messages of the service with one generator."""
 
     def __init__(self, inbox: SharedBuffer, outbox: SharedBuffer) -> None:
         self._inbox, self._outbox = inbox, outbox
-        self._generator: Generator | None = None
+        self._generator: GeneratorBackend | None = None
         self._device = ""
 
     def answer(self, message: dict[str, Any]) -> dict[str, Any]:
-        """What to say to a message: what it asks for, or how that failed."""
+        """The answer to a message: its result, or ``failed`` with the class of the error and ``what`` with its text."""
         steps: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
             "bundle": self._load,
             "warm_up": self._warm_up,
@@ -50,7 +48,7 @@ class Child:
         except Exception as error:
             failed, what = type(error).__name__, str(error)
             if is_out_of_memory(error):
-                failed, what = "memory", memory_words(error, message.get("shape", ()), self._device)
+                failed, what = "memory", out_of_memory_message(error, message.get("shape", ()), self._device)
         # Outside the handler: the exception's traceback would keep the tensors alive.
         if failed == "memory":
             release_memory(self._device)
@@ -62,25 +60,23 @@ class Child:
         return {"loaded": True}
 
     def _warm_up(self, message: dict[str, Any]) -> dict[str, Any]:
-        prepare = getattr(self._generator, "warm_up", None)
-        if prepare is not None:
-            prepare(message["warm_up"])
+        self._loaded.warm_up(message["warm_up"])
         return {"warm": True}
 
     def _run(self, message: dict[str, Any]) -> dict[str, Any]:
-        assert self._generator is not None, "the first message is the bundle"
-        y_hat = self._inbox.view(tuple(message["shape"]))
-        if message["pictures"]:
-            pictures: NDArray[Any] = pictures_of(self._generator, y_hat)
-        else:
-            pictures = np.asarray(self._generator(y_hat), np.float32)
+        generator, y_hat = self._loaded, self._inbox.view(tuple(message["shape"]))
+        pictures: NDArray[Any] = generator.pictures(y_hat) if message["pictures"] else generator(y_hat)
         self._outbox.write(pictures)
-        told = {name: dict(getattr(self._generator, name, {})) for name in ("parts", "memory")}
-        return {"shape": list(pictures.shape), **told}
+        return {"shape": list(pictures.shape), "parts": generator.parts, "memory": generator.memory}
+
+    @property
+    def _loaded(self) -> GeneratorBackend:
+        assert self._generator is not None, "the first message is the bundle"
+        return self._generator
 
 
 def main(arguments: list[str]) -> int:
-    """Answer until the other side is gone."""
+    """Answer messages until the service is gone."""
     control, inbox, outbox = map(int, arguments)
     line = Control(socket.socket(fileno=control))
     child = Child(SharedBuffer(inbox), SharedBuffer(outbox))

@@ -1,16 +1,16 @@
-"""How many frames are in each state, kept by the database itself: nobody has to count millions of rows to tell.
+"""The number of frames in each state, counted by triggers, so that no query has to count rows.
 
-Triggers write the table ``tallies`` in the transaction that changes a frame, whoever changes it. On PostgreSQL,
-transactions that count in one row would wait for one another's commit: each backend counts in one of ``SLOTS`` rows,
-and readers add them up. All transactions touch the rows in one order, the new state before the old one and then by
-tenant, so that none waits in a circle. SQLite has one writer, and one slot.
+The triggers write the table ``tallies`` in the transaction that changes a frame. On PostgreSQL, transactions that
+update the same row wait for each other's commit. Therefore each backend counts in one of ``SLOTS`` rows, and readers
+add them up. All transactions update the rows in one order, the new state before the old one and then by tenant, so that
+they cannot deadlock. SQLite has one writer, and one slot.
 """
 
 from __future__ import annotations
 
 SLOTS = 16
 
-_CHANGES = {  # name -> what happens to frames, which rows of it count, and how much
+_CHANGES = {  # name -> event, which rows of it count, and how much
     "frames_tally_added": ("INSERT", "NEW", 1),
     "frames_tally_into": ("UPDATE", "NEW", 1),
     "frames_tally_out_of": ("UPDATE", "OLD", -1),  # triggers fire by name: after the one above
@@ -31,7 +31,7 @@ END $$
 
 
 def triggers(dialect: str) -> list[str]:
-    """The statements that make them, for ``postgresql`` or ``sqlite``."""
+    """The statements that create the triggers, for ``postgresql`` or ``sqlite``."""
     if dialect == "postgresql":
         return [_FUNCTION, *(_on_postgresql(name, *change) for name, change in _CHANGES.items())]
     return [_on_sqlite(name, *change) for name, change in _CHANGES.items()]

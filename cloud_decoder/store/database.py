@@ -1,7 +1,7 @@
-"""One connection pool, two databases. The only file that knows how SQLite and PostgreSQL differ.
+"""The connection pool of the store. The only module that knows how SQLite and PostgreSQL differ.
 
 SQLite runs in WAL mode with ``synchronous=FULL``: a commit survives a power cut. PostgreSQL keeps its defaults, which
-promise the same. Whatever goes wrong in the driver is a :class:`~cloud_decoder.errors.StoreUnavailable`.
+promise the same. Every error of the driver becomes a :class:`~cloud_decoder.errors.StoreUnavailable`.
 """
 
 from __future__ import annotations
@@ -23,22 +23,22 @@ from cloud_decoder.store import migrate
 T = TypeVar("T")
 
 CLOCK_SECONDS = 30.0
-"""How long a measured difference to the database's clock is believed."""
+"""How long a measured difference to the database's clock is used."""
 TRIES = 5
 RETRYABLE = {"40001", "40P01"}
-"""PostgreSQL's codes for a transaction that lost against another and may simply be tried again."""
+"""PostgreSQL's codes for a transaction that conflicted with another one and may be tried again."""
 POSTGRESQL = {
     "connect_timeout": 5,
     "keepalives_idle": 10,
     "keepalives_interval": 5,
     "keepalives_count": 3,
-    # Nothing of ours takes this long; a forgotten transaction would keep vacuum from the queue's dead rows.
+    # No statement of ours takes this long, and an open transaction would keep vacuum from the queue's dead rows.
     "options": "-c statement_timeout=60000 -c idle_in_transaction_session_timeout=60000",
 }
 
 
 class Database:
-    """``url`` is SQLAlchemy's, ``sqlite:///path`` or ``postgresql+psycopg://...``; tables are made where missing."""
+    """``url`` is SQLAlchemy's, ``sqlite:///path`` or ``postgresql+psycopg://...``; missing tables are created."""
 
     def __init__(self, url: str | sa.URL) -> None:
         self.url = sa.make_url(url)
@@ -52,8 +52,8 @@ class Database:
             self.engine = sa.create_engine(self.url, **options)
         except ModuleNotFoundError as error:
             raise StoreUnavailable(f"{self.url.drivername} needs {error.name}: pip install 'aeic[fleet]'") from error
-        # SQLite has one writer; waiting here costs nothing, while its own busy handler sleeps. PostgreSQL needs no
-        # lock.
+        # SQLite has one writer, and waiting for this lock is cheaper than its busy handler, which sleeps. PostgreSQL
+        # needs no lock.
         self._write_lock = threading.Lock() if self.sqlite else None
         self._skew = (-CLOCK_SECONDS, 0.0)
         if self.sqlite:
@@ -67,11 +67,11 @@ class Database:
             raise
 
     def close(self) -> None:
-        """Give all connections back."""
+        """Close all connections."""
         self.engine.dispose()
 
     def clock(self) -> float:
-        """Seconds since 1970 as the database counts them: the workers of a fleet need one clock for their leases."""
+        """Seconds since 1970 by the database's clock: the workers of a fleet need one clock for their leases."""
         if self.sqlite:
             return time.time()
         measured, skew = self._skew
@@ -84,7 +84,7 @@ class Database:
         return time.time() + skew
 
     def commit(self, work: Callable[[sa.Connection], T]) -> T:
-        """``work`` in one transaction; once more where it lost against another (a deadlock)."""
+        """Run ``work`` in one transaction, again where it conflicted with another one (a deadlock)."""
         for _ in range(TRIES - 1):
             try:
                 with self.write() as connection:
@@ -99,8 +99,8 @@ class Database:
     def insert_rows(self, connection: sa.Connection, insert: Any, values: list[dict[str, Any]]) -> sa.CursorResult[Any]:
         """Execute ``insert`` for all ``values``, which have the same keys.
 
-        PostgreSQL gets an array for each column, not a placeholder for each value: a statement of ever the same text,
-        which costs the client a tenth.
+        PostgreSQL gets an array for each column, not a placeholder for each value. The statement's text is then always
+        the same, which costs the client a tenth.
         """
         if self.sqlite:
             return connection.execute(insert, values)
@@ -123,10 +123,10 @@ class Database:
 
     @contextmanager
     def write(self, durable: bool = True) -> Iterator[sa.Connection]:
-        """A transaction that commits at the end. A store that cannot write says :class:`StoreUnavailable`.
+        """A transaction that commits at the end. ``StoreUnavailable`` where the store cannot write.
 
-        ``durable`` False is for what may be lost in a power cut, such as a lease: PostgreSQL then answers a commit
-        before its disk has it. Nothing is ever half there.
+        ``durable`` False is for what may be lost in a power cut, such as a lease: PostgreSQL then confirms a commit
+        before it is on disk. The transaction is atomic all the same.
         """
         try:
             if self._write_lock is None:
@@ -139,18 +139,18 @@ class Database:
                     yield connection
         except SQLAlchemyError as error:
             raise StoreUnavailable(
-                f"the store cannot commit ({_cause(error)}): free its disk or mend the database"
+                f"the store cannot commit ({_cause(error)}): free its disk or repair the database"
             ) from error
 
     @contextmanager
     def read(self) -> Iterator[sa.Connection]:
-        """Reading without a transaction that somebody would have to wait for."""
+        """A connection for reading, without a transaction that could block others."""
         engine = self.engine if self.sqlite else self.engine.execution_options(isolation_level="AUTOCOMMIT")
         try:
             with engine.connect() as connection:
                 yield connection
         except SQLAlchemyError as error:
-            raise StoreUnavailable(f"the store cannot be read ({_cause(error)}): mend the database") from error
+            raise StoreUnavailable(f"the store cannot be read ({_cause(error)}): repair the database") from error
 
 
 def transposed(values: list[dict[str, Any]]) -> dict[str, list[Any]]:
@@ -158,25 +158,13 @@ def transposed(values: list[dict[str, Any]]) -> dict[str, list[Any]]:
     return {name: [row[name] for row in values] for name in values[0]}
 
 
-class StoreBase:
-    """What the parts of the store stand on. ``aging_seconds``: this much waiting is worth one of priority."""
-
-    def __init__(self, database: Database, aging_seconds: float = 2.0) -> None:
-        self.database, self.aging_seconds = database, aging_seconds
-        self.clock, self.close = database.clock, database.close
-
-    def turn(self, now: float, priority: int) -> int:
-        """Where in the queue a job of that priority goes: smaller is sooner."""
-        return int(now // self.aging_seconds) - priority
-
-
 def _cause(error: SQLAlchemyError) -> str:
-    """The driver's own words: SQLAlchemy's carry the statement and its values."""
+    """The driver's message. SQLAlchemy's own would contain the statement and its values."""
     return str(getattr(error, "orig", None) or type(error).__name__).strip()
 
 
 def _open_sqlite(connection: Any, _record: Any) -> None:
-    connection.isolation_level = None  # the driver must not begin and commit by itself; _begin_sqlite does
+    connection.isolation_level = None  # _begin_sqlite begins transactions, not the driver
     cursor = connection.cursor()
     for pragma in ("journal_mode=WAL", "synchronous=FULL", "busy_timeout=5000", "foreign_keys=ON", "temp_store=MEMORY"):
         cursor.execute(f"PRAGMA {pragma}")
@@ -184,7 +172,7 @@ def _open_sqlite(connection: Any, _record: Any) -> None:
 
 
 def _begin_sqlite(connection: sa.Connection) -> None:
-    # A transaction that reads first and writes later fails when another process wrote in between; IMMEDIATE waits
+    # A transaction that reads first and writes later fails where another process wrote in between. IMMEDIATE waits
     # instead.
     write = connection.get_execution_options().get("aeic_write")
     connection.exec_driver_sql("BEGIN IMMEDIATE" if write else "BEGIN")

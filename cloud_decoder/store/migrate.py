@@ -1,9 +1,9 @@
-"""Which form the tables of a store have, and how an older one is brought up.
+"""The revision of a store's tables, and the upgrade of older ones.
 
-A new store is made as :mod:`.schema` has it and needs nothing more; one of this revision costs one look.
-Only an older one needs Alembic (extra ``fleet``), which is imported here and nowhere else. SQLite has one process and
-is brought up at once. PostgreSQL is brought up by ``aeic store upgrade``, when its operator wants it: other processes,
-of the old version, may be working on it.
+A new store is created from :mod:`.schema`; for a store of the current revision, checking it is one query. Only an older
+one needs Alembic (extra ``fleet``), which is imported here and nowhere else. SQLite has one process and is upgraded at
+once. The operator of PostgreSQL upgrades it with ``aeic store upgrade``, because processes of the old version may still
+work on it.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _version = sa.Table("alembic_version", sa.MetaData(), sa.Column("version_num", s
 
 
 def ensure(engine: sa.Engine, write: Callable[[], AbstractContextManager[sa.Connection]]) -> None:
-    """Tables of this revision, or ``StoreUnavailable`` with the remedy."""
+    """Create or upgrade the tables, or raise ``StoreUnavailable`` with the remedy."""
     with write() as connection:
         found = current(connection)
         if found is None:
@@ -57,21 +57,21 @@ def lock_tables(connection: sa.Connection) -> None:
 
 
 def current(connection: sa.Connection) -> str | None:
-    """The revision of the tables there; None where there are none."""
+    """The revision of the tables; None where there are none."""
     tables = sa.inspect(connection)
     if tables.has_table("alembic_version"):
         return str(connection.execute(sa.select(_version.c.version_num)).scalar_one())
-    return "0001" if tables.has_table("frames") else None  # before revisions were counted
+    return "0001" if tables.has_table("frames") else None  # from before revisions were recorded
 
 
 def upgrade(url: sa.URL, revision: str = HEAD) -> None:
-    """Bring the store at ``url`` up to ``revision``, in one transaction."""
+    """Upgrade the store at ``url`` to ``revision``, in one transaction."""
     try:
         from alembic import command
         from alembic.config import Config
     except ModuleNotFoundError as error:
         raise StoreUnavailable(
-            f"the store is of an older form, and bringing it up to {revision} needs Alembic: pip install 'aeic[fleet]'"
+            f"the store is of an older revision; its upgrade to {revision} needs Alembic: pip install 'aeic[fleet]'"
         ) from error
     config = Config()
     config.set_main_option("script_location", str(MIGRATIONS))

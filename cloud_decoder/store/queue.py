@@ -1,22 +1,21 @@
-"""The queue: jobs are claimed in batches, held under a lease, and given back, finished or failed.
+"""The job queue: jobs are claimed in batches, held under a lease, and then released, finished or failed.
 
-Every method is the same SQL on SQLite, where one writer at a time makes it safe, and on PostgreSQL, where
-``FOR UPDATE SKIP LOCKED`` lets any number of workers claim at once without waiting for one another. Times are seconds
+Every method is the same SQL on SQLite, where there is one writer at a time, and on PostgreSQL, where
+``FOR UPDATE SKIP LOCKED`` lets any number of workers claim at once without waiting for each other. Times are seconds
 since 1970 by :meth:`cloud_decoder.store.store.Store.clock`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any, Protocol
+from typing import Any
 from uuid import UUID
 
 import sqlalchemy as sa
 
-from cloud_decoder.store.database import StoreBase, transposed
-from cloud_decoder.store.inserts import bucket_of
-from cloud_decoder.store.queries import ROW_COLUMNS, row_of
-from cloud_decoder.store.records import DEMAND_PRIORITY, Backlog, DecodeResult, LeasedFrame, State
+from cloud_decoder.store.database import Database, transposed
+from cloud_decoder.store.frames import ROW_COLUMNS, bucket_of, row_of, turn_of
+from cloud_decoder.store.records import DEMAND_PRIORITY, Backlog, DecodeResult, FrameState, LeasedFrame
 from cloud_decoder.store.schema import NEVER_MS, frames, jobs
 
 _ORDER = (jobs.c.turn, jobs.c.deadline_ms, jobs.c.seq)
@@ -24,32 +23,11 @@ _READY = sa.and_(jobs.c.lease_until.is_(None), jobs.c.wanted)
 _FREE = {"lease_owner": None, "lease_until": None}
 
 
-class Claims(Protocol):
-    """What a worker needs of a queue."""
+class JobQueue:
+    """The jobs of all bundles. ``aging_seconds`` of waiting are worth one level of priority."""
 
-    def clock(self) -> float:
-        """Seconds since 1970, the same for all workers of this queue."""
-
-    def claim(
-        self, owner: str, fingerprint: str, limit: int, now: float, lease: float, max_attempts: int, *, alike: bool
-    ) -> list[LeasedFrame]:
-        """Up to ``limit`` jobs, the most urgent first, leased until ``now + lease``."""
-
-    def renew(self, seqs: Iterable[int], owner: str, until: float) -> None:
-        """The heartbeat: what ``owner`` still holds is held until ``until``."""
-
-    def release(self, seqs: Iterable[int], owner: str) -> None:
-        """Give jobs back untried."""
-
-    def finish(self, finished: Sequence[DecodeResult], now: float) -> None:
-        """Their pictures are there."""
-
-    def fail(self, seqs: Iterable[int], reason: str) -> None:
-        """Never to be tried again by themselves."""
-
-
-class Leases(StoreBase):
-    """The part of the store that workers use."""
+    def __init__(self, database: Database, aging_seconds: float) -> None:
+        self._database, self._aging_seconds = database, aging_seconds
 
     def claim(
         self,
@@ -64,11 +42,11 @@ class Leases(StoreBase):
     ) -> list[LeasedFrame]:
         """Up to ``limit`` waiting frames of one bundle, the most urgent first, leased for ``lease`` seconds.
 
-        ``alike`` leaves it at those that can share a batch with the most urgent one.
+        With ``alike`` only frames that can share a batch with the most urgent one are claimed.
         """
         ready = sa.and_(_READY, jobs.c.fingerprint == fingerprint)
         lapsed = sa.exists().where(jobs.c.lease_until < now)
-        with self.database.read() as connection:  # the usual answer of an idle service costs no write
+        with self._database.read() as connection:  # an idle worker's claim costs no write
             some, stale = connection.execute(sa.select(sa.exists().where(ready), lapsed)).one()
         if not some and not stale:
             return []
@@ -76,7 +54,7 @@ class Leases(StoreBase):
             first = sa.select(jobs.c.bucket).where(ready).order_by(*_ORDER).limit(1)
             ready = sa.and_(ready, jobs.c.bucket == first.scalar_subquery())
         urgent = sa.select(jobs.c.seq).where(ready).order_by(*_ORDER).limit(limit)
-        with self.database.write(durable=False) as connection:
+        with self._database.write(durable=False) as connection:
             if stale:
                 self._take_back(connection, now)
             return self._lease(connection, urgent, owner, now + lease, max_attempts)
@@ -84,9 +62,9 @@ class Leases(StoreBase):
     def claim_one(
         self, tenant: str, id: UUID, owner: str, now: float, lease: float, max_attempts: int
     ) -> LeasedFrame | None:
-        """The named frame if it waits, wanted or not; None where it is in another state."""
-        waits = sa.and_(frames.c.tenant == tenant, frames.c.id == id, frames.c.state == State.RECEIVED.value)
-        with self.database.write() as connection:
+        """This frame if it waits, wanted or not; None where it is in another state or leased."""
+        waits = sa.and_(frames.c.tenant == tenant, frames.c.id == id, frames.c.state == FrameState.RECEIVED.value)
+        with self._database.write() as connection:
             if not self._queue(connection, waits, now, wanted=False):
                 return None
             free = sa.or_(jobs.c.lease_until.is_(None), jobs.c.lease_until < now)
@@ -95,14 +73,14 @@ class Leases(StoreBase):
         return claimed[0] if claimed else None
 
     def demand(self, tenant: str, id: UUID, now: float, deadline: float | None = None) -> bool:
-        """Somebody waits for this picture: its job goes before all that nobody waits for.
+        """Move this frame's job ahead of those that no caller waits for.
 
-        Made where there is none, for a frame decoded before whose picture is gone. False for a frame that is not
-        there, in quarantine or pruned.
+        A frame that was decoded before, and whose picture is gone from the cache, gets a new job. False for a frame
+        that is unknown, in quarantine or pruned.
         """
-        open_states = [State.RECEIVED.value, State.DONE.value]
+        open_states = [FrameState.RECEIVED.value, FrameState.DONE.value]
         asked = sa.and_(frames.c.tenant == tenant, frames.c.id == id, frames.c.state.in_(open_states))
-        with self.database.write() as connection:
+        with self._database.write() as connection:
             return self._queue(connection, asked, now, wanted=True, deadline=deadline)
 
     def _queue(
@@ -112,9 +90,9 @@ class Leases(StoreBase):
         found = connection.execute(sa.select(*columns).where(which)).first()
         if found is None:
             return False
-        turn = self.turn(now, DEMAND_PRIORITY)
+        turn = turn_of(now, DEMAND_PRIORITY, self._aging_seconds)
         deadline_ms = int(deadline * 1000) if deadline else NEVER_MS
-        insert = self.database.insert(jobs).values(
+        insert = self._database.insert(jobs).values(
             seq=found.seq,
             fingerprint=found.fingerprint,
             bucket=bucket_of(found.width, found.height),
@@ -124,7 +102,7 @@ class Leases(StoreBase):
             wanted=wanted,
             attempts=0,
         )
-        if wanted:  # a job that is there moves forward; a second asker changes nothing
+        if wanted:  # an existing job moves forward; further demands change nothing
             later = sa.or_(jobs.c.turn > turn, jobs.c.wanted.is_(False))
             insert = insert.on_conflict_do_update(
                 index_elements=["seq"], set_={"turn": turn, "deadline_ms": deadline_ms, "wanted": True}, where=later
@@ -135,14 +113,14 @@ class Leases(StoreBase):
         return True
 
     def _take_back(self, connection: sa.Connection, now: float) -> None:
-        """Leases that ran out: their jobs wait again, whoever asked for them."""
+        """Return the jobs whose leases have run out to the queue."""
         lapsed = sa.select(jobs.c.seq).where(jobs.c.lease_until < now).with_for_update(skip_locked=True)
         connection.execute(sa.update(jobs).where(jobs.c.seq.in_(lapsed)).values(**_FREE, wanted=True))
 
     def _lease(
         self, connection: sa.Connection, which: sa.Select[Any], owner: str, until: float, max_attempts: int
     ) -> list[LeasedFrame]:
-        # One statement chooses and leases. SQLite leaves FOR UPDATE out, and needs it not.
+        # One statement chooses and leases. SQLAlchemy omits FOR UPDATE on SQLite, which does not need it.
         chosen = which.with_for_update(skip_locked=True, of=jobs).cte("chosen")
         leased = (
             sa.update(jobs)
@@ -161,29 +139,29 @@ class Leases(StoreBase):
         if not order:
             return []
         query = sa.select(*ROW_COLUMNS, frames.c.bitstream).join(jobs, jobs.c.seq == frames.c.seq)
-        rows = connection.execute(query.where(self.database.among(frames.c.seq, order))).all()
+        rows = connection.execute(query.where(self._database.among(frames.c.seq, order))).all()
         rows = sorted(rows, key=lambda row: order[row.seq])
         return [LeasedFrame(row_of(row), bytes(row.bitstream)) for row in rows if row.bitstream is not None]
 
     def renew(self, seqs: Iterable[int], owner: str, until: float) -> None:
-        """Keep the leases that ``owner`` still holds until ``until``."""
+        """Extend the leases that ``owner`` still holds until ``until``."""
         self._update(seqs, owner, lease_until=until)
 
     def release(self, seqs: Iterable[int], owner: str) -> None:
-        """Give frames back untried, as when the service stops."""
+        """Return frames untried, as when the service stops."""
         self._update(seqs, owner, **_FREE, attempts=jobs.c.attempts - 1)
 
     def recover(self, owner: str) -> int:
-        """Free every lease of ``owner``: at start, what an earlier run of the same name held when it died."""
-        with self.database.write() as connection:
+        """End every lease of ``owner``: at start, those of an earlier run of the same name. Returns how many."""
+        with self._database.write() as connection:
             freed = connection.execute(sa.update(jobs).where(jobs.c.lease_owner == owner).values(**_FREE))
             return int(freed.rowcount)
 
     def finish(self, finished: Sequence[DecodeResult], now: float) -> None:
-        """The pictures of these frames are there."""
+        """Record these frames as decoded and remove their jobs."""
         if not finished:
             return
-        # In one order: two workers may finish the same frames when a lease ran out under one of them.
+        # Sorted, so that two workers that finish the same frames after a lease ran out cannot deadlock.
         values = [
             {"of_seq": one.seq, "of_latents": one.latents_digest, "of_timings": one.timings}
             for one in sorted(finished, key=lambda one: one.seq)
@@ -194,16 +172,16 @@ class Leases(StoreBase):
             "of_timings": frames.c.timings.type,
         }
         given: Any
-        if self.database.sqlite:
+        if self._database.sqlite:
             given = {name: sa.bindparam(name, type_=kind) for name, kind in types.items()}
             parameters: Any = values
         else:
-            given, parameters = self.database.columns(types).subquery("given").c, transposed(values)
+            given, parameters = self._database.columns(types).subquery("given").c, transposed(values)
         done = (
             sa.update(frames)
-            .where(frames.c.seq == given["of_seq"], frames.c.state != State.PRUNED.value)
+            .where(frames.c.seq == given["of_seq"], frames.c.state != FrameState.PRUNED.value)
             .values(
-                state=State.DONE.value,
+                state=FrameState.DONE.value,
                 available_ms=sa.func.coalesce(frames.c.available_ms, int(now * 1000)),
                 reason=None,
                 latents_digest=given["of_latents"],
@@ -213,20 +191,20 @@ class Leases(StoreBase):
 
         def work(connection: sa.Connection) -> None:
             connection.execute(done, parameters)
-            connection.execute(sa.delete(jobs).where(self.database.among(jobs.c.seq, [one.seq for one in finished])))
+            connection.execute(sa.delete(jobs).where(self._database.among(jobs.c.seq, [one.seq for one in finished])))
 
-        self.database.commit(work)
+        self._database.commit(work)
 
     def fail(self, seqs: Iterable[int], reason: str) -> None:
-        """Quarantine: these frames are never tried again by themselves."""
-        with self.database.write() as connection:
+        """Put frames into quarantine: they are not tried again."""
+        with self._database.write() as connection:
             self._fail(connection, list(seqs), reason)
 
     def _fail(self, connection: sa.Connection, seqs: list[int], reason: str) -> None:
         connection.execute(
             sa.update(frames)
-            .where(frames.c.seq.in_(seqs), frames.c.state != State.PRUNED.value)
-            .values(state=State.FAILED.value, reason=reason)
+            .where(frames.c.seq.in_(seqs), frames.c.state != FrameState.PRUNED.value)
+            .values(state=FrameState.FAILED.value, reason=reason)
         )
         connection.execute(sa.delete(jobs).where(jobs.c.seq.in_(seqs)))
 
@@ -234,16 +212,16 @@ class Leases(StoreBase):
         listed = list(seqs)
         if not listed:
             return
-        mine = sa.and_(self.database.among(jobs.c.seq, listed), jobs.c.lease_owner == owner)
-        with self.database.write(durable=False) as connection:
+        mine = sa.and_(self._database.among(jobs.c.seq, listed), jobs.c.lease_owner == owner)
+        with self._database.write(durable=False) as connection:
             connection.execute(sa.update(jobs).where(mine).values(**values))
 
     def waiting(self, now: float, fingerprint: str | None = None) -> Backlog:
-        """How much waits, of one bundle or of all: what an autoscaler looks at."""
+        """How much waits, of one bundle or of all. The autoscaler reads this."""
         mine = sa.true() if fingerprint is None else jobs.c.fingerprint == fingerprint
         query = sa.select(sa.func.count(), sa.func.min(jobs.c.queued_ms)).where(_READY, mine)
         held = sa.select(sa.func.count()).select_from(jobs).where(jobs.c.lease_until.is_not(None), mine)
-        with self.database.read() as connection:
+        with self._database.read() as connection:
             ready, oldest = connection.execute(query).one()
             leased = connection.scalar(held) or 0
         return Backlog(int(ready), int(leased), max(0.0, now - oldest / 1000) if oldest is not None else 0.0)

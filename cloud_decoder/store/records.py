@@ -1,4 +1,4 @@
-"""What goes into the store and what comes out of it, as plain values."""
+"""Values that go into the store and come out of it."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from enum import StrEnum
 from uuid import UUID
 
 DEMAND_PRIORITY = 10
-"""Somebody is waiting for it; edges reach at most one less."""
+"""The priority of frames that a caller waits for. Frames from edges have at most one less."""
 
 
-class State(StrEnum):
-    """Where a frame stands. ``decoding`` is told by its job's lease, the others are written in the frame's row."""
+class FrameState(StrEnum):
+    """The state of a frame. ``decoding`` follows from the lease of its job; the others are stored with the frame."""
 
     RECEIVED = "received"
     DECODING = "decoding"
@@ -21,7 +21,7 @@ class State(StrEnum):
 
 
 class Added(StrEnum):
-    """What became of a frame given to :meth:`cloud_decoder.store.store.Store.add`."""
+    """The result for a frame of :meth:`cloud_decoder.store.frames.Frames.add`."""
 
     STORED = "stored"
     DUPLICATE = "duplicate"
@@ -30,7 +30,7 @@ class Added(StrEnum):
 
 @dataclass(frozen=True)
 class NewFrame:
-    """A frame that passed its checks."""
+    """A frame that passed the checks of ingest. ``wanted``: decode it before a caller asks for it."""
 
     tenant: str
     id: UUID
@@ -64,7 +64,7 @@ class StoredFrame:
     fingerprint: str
     bytes: int
     digest: str
-    state: State
+    state: FrameState
     wanted: bool
     attempts: int
     reason: str | None
@@ -74,7 +74,7 @@ class StoredFrame:
 
 @dataclass(frozen=True)
 class LeasedFrame:
-    """A frame that is now this worker's to decode."""
+    """A frame under the lease of a worker, with its bitstream."""
 
     row: StoredFrame
     bitstream: bytes
@@ -82,7 +82,7 @@ class LeasedFrame:
 
 @dataclass(frozen=True)
 class DecodeResult:
-    """What a worker says about a frame that it decoded."""
+    """The result of a decoded frame."""
 
     seq: int
     latents_digest: str
@@ -91,8 +91,7 @@ class DecodeResult:
 
 @dataclass(frozen=True)
 class Backlog:
-    """What waits for a worker: jobs nobody holds, jobs under a lease, and how long the oldest of the first has waited
-    (seconds)."""
+    """The number of jobs that are ready and of those under a lease, and how long the oldest ready one has waited."""
 
     ready: int
     leased: int

@@ -1,8 +1,8 @@
-"""The tables of the store, for SQLite and PostgreSQL alike. What they mean stands in :mod:`cloud_decoder.store.store`.
+"""The tables of the store, for SQLite and PostgreSQL alike. :mod:`cloud_decoder.store.store` explains them.
 
-``frames`` is written twice in a frame's life (received, decoded) and kept; ``jobs`` is the queue: narrow, short-lived
-rows that are leased and deleted, so that the churn of the queue never rewrites a bitstream. A change here needs a
-revision in ``cloud_decoder/migrations``; a test compares the two.
+A row of ``frames`` is written twice, when the frame is received and when it is decoded, and kept. ``jobs`` is the
+queue: narrow, short-lived rows that are leased and deleted, so that the queue never rewrites a bitstream. A change here
+needs a revision in ``cloud_decoder/store/migrations``; a test compares the two.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from sqlalchemy import (
 metadata = MetaData()
 
 NEVER_MS = 2**62
-"""The deadline of what has none: later than any other, and no NULL, which the two databases sort differently."""
+"""The deadline of a job without one. It is later than any other. The databases would sort NULL differently."""
 
 frames = Table(
     "frames",
@@ -42,7 +42,7 @@ frames = Table(
     Column("source", String(128), nullable=False),
     Column("captured_ms", BigInteger, nullable=False),  # by the edge's clock; 0 where unknown
     Column("received_ms", BigInteger, nullable=False),
-    Column("available_ms", BigInteger),  # when its picture was first there
+    Column("available_ms", BigInteger),  # when its picture was first available
     Column("priority", Integer, nullable=False),
     Column("width", Integer, nullable=False),
     Column("height", Integer, nullable=False),
@@ -52,7 +52,7 @@ frames = Table(
     Column("digest", String(64), nullable=False),  # sha256 of the bitstream, hex
     Column("bitstream", LargeBinary),  # NULL once pruned
     Column("state", String(10), nullable=False),
-    Column("wanted", Boolean, nullable=False),  # decode unasked
+    Column("wanted", Boolean, nullable=False),  # decode before a caller asks for it
     Column("reason", Text),
     Column("latents_digest", String(64)),
     Column("timings", JSON),  # seconds: queue, entropy, synthesis, image
@@ -62,19 +62,19 @@ frames = Table(
     sqlite_autoincrement=True,
 )
 
-# No foreign key: both rows are written by one transaction, and its check would lock the frame at every claim.
+# No foreign key: one transaction writes both rows, and the check would lock the frame at every claim.
 jobs = Table(
     "jobs",
     metadata,
     Column("seq", BigInteger().with_variant(Integer, "sqlite"), primary_key=True, autoincrement=False),
     Column("fingerprint", String(6), nullable=False),
     Column("bucket", String(16), nullable=False),  # jobs of one bucket can share a batch
-    # When its turn is, in units of aging_seconds: its arrival less its priority. Constant, so an index can hold it,
-    # and yet a job that waits overtakes a more important one that came later.
+    # The place in the queue: arrival in units of aging_seconds, less priority. It is constant, so that an index can
+    # hold it, and a job that waits still overtakes a more important one that arrives later.
     Column("turn", BigInteger, nullable=False),
     Column("deadline_ms", BigInteger, nullable=False),
     Column("queued_ms", BigInteger, nullable=False),
-    Column("wanted", Boolean, nullable=False),  # claimed unasked
+    Column("wanted", Boolean, nullable=False),  # claimed before a caller asks for it
     Column("attempts", Integer, nullable=False),
     Column("lease_owner", String(128)),
     Column("lease_until", Float(53)),  # seconds since 1970, by the store's clock
@@ -91,9 +91,10 @@ _ready_index("jobs_ready_alike", "fingerprint", "bucket", "turn", "deadline_ms",
 _leased = jobs.c.lease_until.is_not(None)
 Index("jobs_leased", jobs.c.lease_until, sqlite_where=_leased, postgresql_where=_leased)
 
-# A queue's rows die young: the defaults would let ten times as many dead rows as living ones lie about.
+# Rows of a queue are short-lived: with the defaults, dead rows would outnumber living ones ten to one.
 JOBS_STORAGE = "ALTER TABLE jobs SET (autovacuum_vacuum_scale_factor = 0.05, autovacuum_vacuum_threshold = 2000)"
-event.listen(jobs, "after_create", DDL(JOBS_STORAGE).execute_if(dialect="postgresql"))
+_storage = DDL(JOBS_STORAGE)  # type: ignore[no-untyped-call]  # SQLAlchemy leaves it untyped
+event.listen(jobs, "after_create", _storage.execute_if(dialect="postgresql"))
 
 sources = Table(
     "sources",

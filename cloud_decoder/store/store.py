@@ -7,14 +7,14 @@
         +---- lease out ---+  +--fail--> failed
 
 * An id is stored once. The same id with the same bytes again is a duplicate; with other bytes it is a conflict.
-* A claim is a lease: what its owner neither finished nor renewed is claimable again when the lease has run out. Every
-  claim counts as an attempt, so a frame that kills its decoder every time ends in ``failed`` (``max_attempts``).
-* Only ``wanted`` frames are claimed unasked; the others wait until somebody asks (:meth:`Store.claim_one`,
-  :meth:`Store.demand`).
-* Pruning empties the bitstream of the oldest decoded frames and keeps their row, so an id is remembered for ever.
+* A claim is a lease: a job that its owner neither finished nor renewed can be claimed again once the lease has run out.
+  Every claim counts as an attempt, so a frame that kills its decoder every time ends in ``failed`` (``max_attempts``).
+* Only ``wanted`` frames are claimed on arrival; the others wait until a caller asks for them
+  (:meth:`JobQueue.claim_one`, :meth:`JobQueue.demand`).
+* Pruning empties the bitstreams of the oldest decoded frames and keeps their rows, so that an id is never reused.
 
-Times are passed in, seconds since 1970, so tests need no clock; :meth:`Store.clock` is the one that all processes of
-a fleet agree on. Calls block; the service runs them on threads.
+Times are arguments, in seconds since 1970, so that tests need no clock; :meth:`Store.clock` is the one that all
+processes of a fleet agree on. Calls block; the service runs them on threads.
 """
 
 from __future__ import annotations
@@ -22,17 +22,29 @@ from __future__ import annotations
 import sqlalchemy as sa
 
 from cloud_decoder.store.database import Database
-from cloud_decoder.store.inserts import Arrivals
-from cloud_decoder.store.queries import Shelves
-from cloud_decoder.store.queue import Leases
-from cloud_decoder.store.records import Added, Backlog, DecodeResult, LeasedFrame, NewFrame, State, StoredFrame
+from cloud_decoder.store.frames import Frames
+from cloud_decoder.store.queue import JobQueue
+from cloud_decoder.store.records import Added, Backlog, DecodeResult, FrameState, LeasedFrame, NewFrame, StoredFrame
 
-__all__ = ["Added", "Backlog", "DecodeResult", "LeasedFrame", "NewFrame", "State", "Store", "StoredFrame"]
+__all__ = ["Added", "Backlog", "DecodeResult", "FrameState", "LeasedFrame", "NewFrame", "Store", "StoredFrame"]
 
 
-class Store(Arrivals, Leases, Shelves):
-    """``url`` is SQLAlchemy's, ``sqlite:///path`` or ``postgresql+psycopg://...``; tables are made where missing."""
+class Store:
+    """``url`` is SQLAlchemy's, ``sqlite:///path`` or ``postgresql+psycopg://...``. Missing tables are created.
+
+    ``aging_seconds`` of waiting are worth one level of priority.
+    """
 
     def __init__(self, url: str | sa.URL, aging_seconds: float = 2.0) -> None:
-        super().__init__(Database(url), aging_seconds)
+        self.database = Database(url)
         self.url = self.database.url
+        self.frames = Frames(self.database, aging_seconds)
+        self.queue = JobQueue(self.database, aging_seconds)
+
+    def clock(self) -> float:
+        """Seconds since 1970 by the database's clock."""
+        return self.database.clock()
+
+    def close(self) -> None:
+        """Close all connections."""
+        self.database.close()

@@ -1,13 +1,13 @@
-"""Which waiting pieces go to the device together. Pure: no clock, no thread, no tensor.
+"""Which waiting items go to the device together. Pure: no clock, no thread, no tensor.
 
-The device asks when it is free (:meth:`Batcher.take`); nothing is sealed before, so a lone piece never waits for
-company and a backlog always leaves in full batches. The most urgent piece picks the shape; pieces of that shape join
-it in order of urgency until the batch is full.
+A batch is chosen when the device is free (:meth:`Batcher.take`) and not before. A single item therefore never waits
+for others, and a backlog always leaves in full batches. The most urgent item decides the bucket; items of the same
+bucket join it in order of urgency until the batch is full.
 
-Urgency: priority, raised by one for every ``aging_seconds`` waited (so nothing starves), then what the device is set up
-for already, then the earlier deadline, then the earlier arrival.
+Urgency: priority, raised by one for every ``aging_seconds`` of waiting so that nothing starves; then buckets that the
+device is ready for; then the earlier deadline; then the earlier arrival.
 
-A piece whose cost alone exceeds the cap goes alone: it must go some time, and waiting makes it no smaller.
+An item whose cost alone exceeds the limit forms a batch of its own.
 """
 
 from __future__ import annotations
@@ -15,18 +15,20 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 K = TypeVar("K", bound=Hashable)
+Bucket = tuple[Any, ...]
+"""The fingerprint of the bundle, then the latent height and width where they matter."""
 
 
 @dataclass(frozen=True)
 class WorkItem(Generic[K]):
-    """Something the device can do in one go. Times are seconds of one monotonic clock."""
+    """A unit of work for the device. Times are seconds of one monotonic clock."""
 
     key: K
-    bucket: Hashable
-    """Only pieces of one bucket share a batch: same bundle, same latent height and width."""
+    bucket: Bucket
+    """Only items of one bucket share a batch."""
     cost: int
     """Pixels synthesised."""
     priority: int
@@ -36,9 +38,9 @@ class WorkItem(Generic[K]):
 
 
 class Batcher(Generic[K]):
-    """The pieces that wait, and the choice among them. ``max_cost`` in pixels, ``max_items`` in pieces.
+    """The waiting items, and the choice among them. A batch has at most ``max_items`` and ``max_cost`` pixels.
 
-    ``at_hand`` says of a bucket whether the device can begin with it at once; without it every bucket is alike.
+    ``ready`` says whether the device can begin with a bucket at once; by default all buckets are equal.
     """
 
     def __init__(
@@ -47,16 +49,16 @@ class Batcher(Generic[K]):
         max_cost: int,
         max_items: int,
         aging_seconds: float = 2.0,
-        at_hand: Callable[[Hashable], bool] | None = None,
+        ready: Callable[[Bucket], bool] | None = None,
     ) -> None:
         if max_cost < 1 or max_items < 1 or aging_seconds <= 0:
-            raise ValueError("max_cost, max_pieces and aging_seconds must be positive")
+            raise ValueError("max_cost, max_items and aging_seconds must be positive")
         self.max_cost = max_cost
         self.max_items = max_items
         self.aging_seconds = aging_seconds
-        self._at_hand = at_hand or (lambda bucket: True)
-        self._buckets: dict[Hashable, dict[K, WorkItem[K]]] = {}
-        self._bucket_of: dict[K, Hashable] = {}
+        self._ready = ready or (lambda bucket: True)
+        self._buckets: dict[Bucket, dict[K, WorkItem[K]]] = {}
+        self._bucket_of: dict[K, Bucket] = {}
 
     def __len__(self) -> int:
         return len(self._bucket_of)
@@ -71,21 +73,21 @@ class Batcher(Generic[K]):
 
     @property
     def full(self) -> bool:
-        """Whether some bucket could fill a batch."""
+        """Whether a bucket has enough items for a full batch."""
         return any(
             len(bucket) >= self.max_items or sum(item.cost for item in bucket.values()) >= self.max_cost
             for bucket in self._buckets.values()
         )
 
     def add(self, item: WorkItem[K]) -> None:
-        """Let ``item`` wait. ``ValueError`` where its key waits already."""
+        """Add a waiting item. ``ValueError`` where an item with its key waits already."""
         if item.key in self._bucket_of:
             raise ValueError(f"{item.key!r} waits already")
         self._bucket_of[item.key] = item.bucket
         self._buckets.setdefault(item.bucket, {})[item.key] = item
 
     def discard(self, keys: Iterable[K]) -> None:
-        """Forget pieces that nobody wants any more; unknown keys are ignored."""
+        """Remove items; unknown keys are ignored."""
         for key in keys:
             if key in self._bucket_of:
                 bucket = self._bucket_of.pop(key)
@@ -95,13 +97,13 @@ class Batcher(Generic[K]):
                     del self._buckets[bucket]
 
     def take_expired(self, now: float) -> list[WorkItem[K]]:
-        """Remove and return the pieces whose deadline has passed: they must not reach the device."""
-        expired = [p for bucket in self._buckets.values() for p in bucket.values() if p.deadline <= now]
+        """Remove and return the items whose deadline has passed: they must not reach the device."""
+        expired = [item for bucket in self._buckets.values() for item in bucket.values() if item.deadline <= now]
         self.discard(item.key for item in expired)
         return expired
 
     def take(self, now: float) -> list[WorkItem[K]]:
-        """Remove and return the best batch there is; empty only where nothing waits."""
+        """Remove and return the most urgent batch; empty only where nothing waits."""
         if not self._bucket_of:
             return []
         waiting = (item for bucket in self._buckets.values() for item in bucket.values())
@@ -119,4 +121,4 @@ class Batcher(Generic[K]):
 
     def _urgency(self, item: WorkItem[K], now: float) -> tuple[float, bool, float, float]:
         raised = math.floor(max(0.0, now - item.arrived) / self.aging_seconds)
-        return -(item.priority + raised), not self._at_hand(item.bucket), item.deadline, item.arrived
+        return -(item.priority + raised), not self._ready(item.bucket), item.deadline, item.arrived

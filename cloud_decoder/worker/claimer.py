@@ -1,134 +1,178 @@
-"""Between the store and the pool: frames are claimed under a lease, kept while they are worked on, or given back."""
+"""The worker's side of the job queue: claim frames under a lease, renew the leases, return or finish the frames.
+
+A worker that has the queue to itself claims far ahead. One of many claims what it can begin soon and only frames that
+can share a batch, so that a crash costs little and the other workers find something to do.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import logging
-import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Executor
-from typing import TypeVar
+from dataclasses import dataclass
 
 from aeic.bitstream import Frame
 from cloud_decoder.errors import StoreUnavailable
 from cloud_decoder.inference.model_pool import ModelPool
-from cloud_decoder.store.store import LeasedFrame, State, Store, StoredFrame
-from cloud_decoder.worker.completion import seqs
-from cloud_decoder.worker.job import DEMAND_PRIORITY, Job
+from cloud_decoder.store.store import DecodeResult, FrameState, LeasedFrame, Store, StoredFrame
+from cloud_decoder.threads import run_on
+from cloud_decoder.worker.job import DEMAND_PRIORITY, DecodeJob, seqs
 from cloud_decoder.worker.scheduler import POLL_SECONDS, Scheduler
 
 log = logging.getLogger(__name__)
-T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class ClaimSettings:
+    """How a worker claims."""
+
+    owner: str = "cloud"
+    """The name on its leases. No two living workers of one store share a name."""
+    lease_seconds: float = 60.0
+    max_attempts: int = 3
+    """A frame that was claimed more often than this goes to quarantine."""
+    lookahead: int = 32
+    """Frames of one bundle claimed ahead of entropy decoding."""
+    max_leased: int | None = None
+    """Frames leased at once from a queue that other workers share; None for a worker that has the queue to itself."""
 
 
 class Claimer:
-    """Claims for ``owner``, up to ``lookahead`` frames of each bundle on ``model_pool``."""
+    """Claims frames of the bundles in ``model_pool`` for ``scheduler``. Blocking calls run on ``threads``."""
 
     def __init__(
-        self,
-        store: Store,
-        scheduler: Scheduler,
-        threads: Executor,
-        *,
-        model_pool: ModelPool,
-        owner: str,
-        lease_seconds: float,
-        max_attempts: int,
-        lookahead: int,
+        self, store: Store, scheduler: Scheduler, threads: Executor, model_pool: ModelPool, settings: ClaimSettings
     ) -> None:
-        self._store, self._scheduler, self._threads, self._model_pool = store, scheduler, threads, model_pool
-        self._owner, self._lease_seconds, self._max_attempts = owner, lease_seconds, max_attempts
-        self._lookahead = lookahead
-        self._new = asyncio.Event()
+        self._store, self._scheduler, self._threads = store, scheduler, threads
+        self._model_pool, self._settings = model_pool, settings
+        self._leased: set[int] = set()
+        self._changed = asyncio.Event()
 
     def wake(self) -> None:
         """There are new frames in the store, or there is room for more."""
-        self._new.set()
+        self._changed.set()
 
     async def recover(self) -> None:
-        """Free what an earlier run of this owner held."""
-        freed = await self._on(self._store.recover, self._owner)
+        """Return the frames that an earlier run of this owner held when it died."""
+        freed = await run_on(self._threads, self._store.queue.recover, self._settings.owner)
         if freed:
-            log.info("freed %d frames that an earlier run held", freed)
+            log.info("returned %d frames that an earlier run held", freed)
 
     async def run(self) -> None:
-        """Keep enough claimed frames at hand, until the pool drains or breaks."""
+        """Keep enough claimed frames ready until the scheduler drains or breaks."""
         while not self._stopped:
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._new.wait(), POLL_SECONDS)
-            self._new.clear()
+                await asyncio.wait_for(self._changed.wait(), POLL_SECONDS)
+            self._changed.clear()
             try:
                 for fingerprint in filter(self._model_pool.usable, self._model_pool.bundles):
                     await self._claim(fingerprint)
             except StoreUnavailable as error:
                 log.warning("%s", error)
 
-    async def renew(self, held: Callable[[], Iterable[Job]]) -> None:
-        """Renew the leases of what is in hand, for ever."""
+    async def renew(self, held: Callable[[], Iterable[DecodeJob]]) -> None:
+        """Renew the leases of ``held()`` until cancelled."""
         while True:
-            await asyncio.sleep(self._lease_seconds / 3)
-            until = time.time() + self._lease_seconds
+            await asyncio.sleep(self._settings.lease_seconds / 3)
             with contextlib.suppress(StoreUnavailable):
-                await self._on(self._store.renew, seqs(held()), self._owner, until)
+                await run_on(self._threads, self._renew, seqs(held()))
 
-    async def demand(self, row: StoredFrame) -> Job | None:
-        """The job for a frame that somebody waits for; None where another worker has it, or it is just ending."""
+    async def demand(self, row: StoredFrame) -> DecodeJob | None:
+        """The job for a frame that a caller waits for; None where another worker has it, or it is just ending.
+
+        Not subject to the limits on claims: a caller waits.
+        """
         claimed: LeasedFrame | None = None
-        if row.state is State.DONE:
-            data = await self._on(self._store.bitstream, row.tenant, row.id)
+        if row.state is FrameState.DONE:
+            data = await run_on(self._threads, self._store.frames.bitstream, row.tenant, row.id)
         else:
-            lease = (self._owner, time.time(), self._lease_seconds, self._max_attempts)
-            claimed = await self._on(self._store.claim_one, row.tenant, row.id, *lease)
+            claimed = await run_on(self._threads, self._claim_one, row)
             data = claimed.bitstream if claimed else None
         if data is None:
             return None
         job = self._scheduler.jobs.get(row.digest) or self._scheduler.add(
             row.digest, data, Frame.parse(data), DEMAND_PRIORITY
         )
-        self._keep(job, claimed)
+        self._attach(job, claimed)
         return job
 
-    async def release(self, jobs: Iterable[Job]) -> None:
-        """Give frames back untried."""
+    async def release(self, jobs: Iterable[DecodeJob]) -> None:
+        """Return frames to the queue untried."""
         if rows := seqs(jobs):
+            self._forget(rows)
             with contextlib.suppress(StoreUnavailable):  # the leases run out by themselves
-                await self._on(self._store.release, rows, self._owner)
+                await run_on(self._threads, self._store.queue.release, rows, self._settings.owner)
 
-    def release_soon(self, job: Job) -> None:
+    def release_soon(self, job: DecodeJob) -> None:
         """:meth:`release` without waiting for it."""
         if rows := seqs([job]):
-            self._threads.submit(self._store.release, rows, self._owner)
+            self._forget(rows)
+            self._threads.submit(self._store.queue.release, rows, self._settings.owner)
+
+    async def finish(self, results: Sequence[DecodeResult], now: float) -> None:
+        """Record these frames as decoded. ``StoreUnavailable``: they are claimed again when the leases run out."""
+        self._forget(one.seq for one in results)
+        await run_on(self._threads, self._store.queue.finish, results, now)
+
+    async def fail(self, job: DecodeJob, reason: str) -> None:
+        """Put the frames of ``job`` into quarantine. ``StoreUnavailable`` as in :meth:`finish`."""
+        rows = seqs([job])
+        self._forget(rows)
+        await run_on(self._threads, self._store.queue.fail, rows, reason)
 
     @property
     def _stopped(self) -> bool:
         return self._scheduler.draining or self._scheduler.broken
 
+    def _room(self, fingerprint: str) -> int:
+        """How many frames of a bundle to claim now; 0 until half of a limit is free, since each claim is a commit."""
+        limits = [(self._settings.lookahead, self._scheduler.stored(fingerprint))]
+        if self._settings.max_leased is not None:
+            limits.append((self._settings.max_leased, len(self._leased)))
+        if any(limit - used < (limit + 1) // 2 for limit, used in limits):
+            return 0
+        return min(limit - used for limit, used in limits)
+
     async def _claim(self, fingerprint: str) -> None:
-        while not self._stopped:
-            room = self._lookahead - self._scheduler.stored(fingerprint)
-            if room < self._lookahead // 2:
-                return  # in large steps: each claim is a commit
-            lease = (time.time(), self._lease_seconds, self._max_attempts)
-            claimed = await self._on(self._store.claim, self._owner, fingerprint, room, *lease)
+        while not self._stopped and (room := self._room(fingerprint)):
+            claimed = await run_on(self._threads, self._claim_some, fingerprint, room)
             if self._scheduler.broken:
-                await self._on(self._store.release, [one.row.seq for one in claimed], self._owner)
+                await run_on(
+                    self._threads, self._store.queue.release, [one.row.seq for one in claimed], self._settings.owner
+                )
                 return
             for one in claimed:
                 job = self._scheduler.jobs.get(one.row.digest)
                 if job is None:
                     priority = min(one.row.priority, DEMAND_PRIORITY - 1)
                     job = self._scheduler.add(one.row.digest, one.bitstream, Frame.parse(one.bitstream), priority)
-                self._keep(job, one)
+                self._attach(job, one)
             if len(claimed) < room:
                 return
 
-    def _keep(self, job: Job, claimed: LeasedFrame | None) -> None:
-        """Its picture goes to the cache, and ``claimed`` waits for it too."""
+    def _claim_some(self, fingerprint: str, limit: int) -> list[LeasedFrame]:
+        settings, alike = self._settings, self._settings.max_leased is not None
+        lease = (self._store.clock(), settings.lease_seconds, settings.max_attempts)
+        return self._store.queue.claim(settings.owner, fingerprint, limit, *lease, alike=alike)
+
+    def _claim_one(self, row: StoredFrame) -> LeasedFrame | None:
+        settings = self._settings
+        lease = (self._store.clock(), settings.lease_seconds, settings.max_attempts)
+        return self._store.queue.claim_one(row.tenant, row.id, settings.owner, *lease)
+
+    def _renew(self, rows: list[int]) -> None:
+        self._store.queue.renew(rows, self._settings.owner, self._store.clock() + self._settings.lease_seconds)
+
+    def _attach(self, job: DecodeJob, claimed: LeasedFrame | None) -> None:
+        """Have the picture of ``job`` kept in the cache, and ``claimed`` finished with it."""
         job.keep = True
         if claimed:
+            self._leased.add(claimed.row.seq)
             job.rows.append(claimed.row)
-            self._scheduler.requeue(job)  # it has no deadline any more
+            self._scheduler.requeue(job)  # a stored frame has no deadline
 
-    async def _on(self, function: Callable[..., T], *arguments: object) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self._threads, function, *arguments)
+    def _forget(self, rows: Iterable[int]) -> None:
+        self._leased.difference_update(rows)
+        self.wake()

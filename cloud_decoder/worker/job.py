@@ -1,32 +1,25 @@
-"""One frame on its way through the worker, shared by everybody who waits for the same bytes."""
+"""One bitstream on its way through the worker, shared by all callers and stored frames that have the same bytes."""
 
 from __future__ import annotations
 
 import asyncio
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from aeic.bitstream import Frame
 from aeic.profiles import LATENT_STRIDE
+from cloud_decoder.decode_backend import Decoded
 from cloud_decoder.store.records import DEMAND_PRIORITY, StoredFrame
-from cloud_decoder.tiling import Picture, Tile, TileAssembler, synthesis_cost
+from cloud_decoder.tiling import Tile, TileAssembler, synthesis_cost
 from cloud_decoder.worker.batcher import WorkItem
 
-__all__ = ["DEMAND_PRIORITY", "Decoded", "Job"]
-
-
-@dataclass(frozen=True)
-class Decoded:
-    """A finished picture (H, W, 3) uint8, the digest of its latents, and seconds by stage."""
-
-    picture: Picture
-    latents_digest: str
-    timings: dict[str, float]
+__all__ = ["DEMAND_PRIORITY", "DecodeJob", "Decoded", "seqs"]
 
 
 @dataclass(eq=False)
-class Job:
-    """``digest`` (SHA-256 of the frame, hex) names it. It lives while anybody wants it."""
+class DecodeJob:
+    """``digest`` (SHA-256 of the bitstream, hex) identifies it. It is dropped once it is no longer :attr:`wanted`."""
 
     digest: str
     data: bytes
@@ -38,13 +31,13 @@ class Job:
     rows: list[StoredFrame] = field(default_factory=list)  # stored frames of this content, leased by this worker
     waiters: int = 0
     keep: bool = False  # its picture goes to the cache
-    pinned: bool = False  # decode it though nobody waits: the asker will come again
+    pinned: bool = False  # decode it although no caller waits: the caller will ask again
     cost: int = 0
     assembler: TileAssembler | None = None
     latents_digest: str = ""
     outstanding: int = 0  # tiles that wait for the device or are on it
     ready_at: float = 0.0
-    deaths: int = 0  # decoder processes lost while they had it alone
+    deaths: int = 0  # decoder processes that died while they had this job alone
     timings: dict[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -52,22 +45,22 @@ class Job:
 
     @property
     def wanted(self) -> bool:
-        """Whether anybody still wants the picture."""
+        """Whether a caller waits for the picture or a stored frame needs it."""
         return self.waiters > 0 or self.pinned or any(row.wanted for row in self.rows)
 
     @property
     def effective_deadline(self) -> float:
-        """A stored frame has none: it is decoded however late."""
+        """Infinite for stored frames, which are decoded however late."""
         return math.inf if self.rows or self.pinned else self.deadline
 
-    def entropy_piece(self) -> WorkItem[str]:
-        """The job as it waits for entropy decoding."""
+    def entropy_item(self) -> WorkItem[str]:
+        """The job as an item that waits for entropy decoding."""
         return WorkItem(
             self.digest, (self.frame.fingerprint,), self.cost, self.priority, self.effective_deadline, self.arrived
         )
 
     def tile_items(self) -> list[WorkItem[tuple[str, Tile]]]:
-        """The next row of its tiles as they wait for the device."""
+        """The next row of its tiles as items that wait for the device."""
         if self.assembler is None:
             return []
         shape = (self.frame.fingerprint, *self.assembler.shape)
@@ -76,3 +69,8 @@ class Job:
             WorkItem((self.digest, tile), shape, cost, self.priority, self.effective_deadline, self.arrived)
             for tile in self.assembler.tiles()
         ]
+
+
+def seqs(jobs: Iterable[DecodeJob]) -> list[int]:
+    """The sequence numbers in the store of all frames of these jobs."""
+    return [row.seq for job in jobs for row in job.rows]

@@ -1,8 +1,8 @@
-"""The two stages that crunch numbers: entropy decoding on threads, then synthesis in batches on the device.
+"""Entropy decoding on threads, then synthesis in batches on the device.
 
-Where synthesis runs on the CPU they take turns, decoding ahead until a batch is full; on a GPU they overlap. A batch
-that fails is halved until the culprit is alone: out of memory means smaller batches, a lost process means another one,
-anything else means one frame in quarantine.
+Where synthesis runs on the CPU the two stages take turns, and entropy decoding runs ahead until a batch is full. On a
+GPU they overlap. A batch that fails is halved until the failing frame is alone. Out of memory leads to smaller batches,
+a lost process to another process, and any other failure to one frame in quarantine.
 """
 
 from __future__ import annotations
@@ -10,8 +10,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from concurrent.futures import Executor, ThreadPoolExecutor
-from typing import TypeVar
+from concurrent.futures import ThreadPoolExecutor
 
 from aeic.errors import BitstreamError
 from cloud_decoder.errors import (
@@ -25,54 +24,59 @@ from cloud_decoder.errors import (
 from cloud_decoder.inference.decoder import Decoder
 from cloud_decoder.inference.model_pool import ModelPool
 from cloud_decoder.metrics import Metrics
+from cloud_decoder.threads import run_on
 from cloud_decoder.tiling import Tile, TileAssembler
 from cloud_decoder.worker import tracing
 from cloud_decoder.worker.claimer import Claimer
 from cloud_decoder.worker.completion import Completion, reason_of
-from cloud_decoder.worker.job import Job
+from cloud_decoder.worker.job import DecodeJob
 from cloud_decoder.worker.scheduler import Scheduler
 
-T = TypeVar("T")
-Work = tuple[Job, Tile]
+Work = tuple[DecodeJob, Tile]
 
 AHEAD = 4
-"""Frames entropy-decoded in one turn of a thread, where it shares the cores with synthesis: each change costs cold
-caches and a pause."""
+"""Frames that each thread entropy-decodes before synthesis has its turn on shared cores: each change of turns costs
+cold caches and a pause."""
+READY_BATCHES = 8
+"""Decoded latents held, in batches. Enough that frames of mixed shapes still fill batches."""
 
 
 class Pipeline:
-    """What runs between the pool and the delivery. ``decoder`` is the default one, whose limits hold for all."""
+    """Runs the jobs of ``scheduler`` and passes them to ``completion``.
+
+    The default bundle's decoder sets the limits for all bundles. A frame that was alone in ``max_deaths`` decoder
+    processes when they died goes to quarantine.
+    """
 
     def __init__(
         self,
-        decoder: Decoder,
         model_pool: ModelPool,
         scheduler: Scheduler,
         completion: Completion,
-        metrics: Metrics,
-        *,
-        ready_limit: int,
-        max_deaths: int,
         claimer: Claimer,
+        metrics: Metrics,
+        max_deaths: int,
     ) -> None:
+        decoder = model_pool.first()
         self._model_pool, self._scheduler, self._completion, self._metrics = model_pool, scheduler, completion, metrics
-        self._ready_limit, self._max_deaths, self._claimer = ready_limit, max_deaths, claimer
+        self._claimer, self._max_deaths = claimer, max_deaths
+        self._ready_limit = READY_BATCHES * decoder.max_batch
         self._entropy_workers, self._shares_cpu = decoder.entropy_workers, decoder.shares_cpu
         self._max_batch_pixels = decoder.max_batch_pixels
         self._entropy_threads = ThreadPoolExecutor(decoder.entropy_workers, "entropy")
         self._device_thread = ThreadPoolExecutor(1, "device")
 
     async def warm_up(self) -> None:
-        """Have the default bundle ready."""
-        await self._on(self._device_thread, self._warm_up)
+        """Run the default bundle once, so that the first frame is not slower than the others."""
+        await run_on(self._device_thread, self._warm_up)
 
-    def pumps(self) -> list[Callable[[], Awaitable[None]]]:
-        """What has to run, each until the pool drains."""
+    def loops(self) -> list[Callable[[], Awaitable[None]]]:
+        """Coroutines to run, each of which ends when the scheduler drains."""
         overlapped = [self._run_entropy] * self._entropy_workers + [self._run_device]
         return [self._take_turns] if self._shares_cpu else list(overlapped)
 
     def close(self) -> None:
-        """Stop the threads; the pumps have ended."""
+        """Stop the threads, after the loops have ended."""
         self._entropy_threads.shutdown(wait=True)
         self._device_thread.shutdown(wait=True)
 
@@ -114,7 +118,7 @@ class Pipeline:
         if job is None:
             return
         try:
-            digest, assembler = await self._on(self._entropy_threads, self._entropy_decode, job)
+            digest, assembler = await run_on(self._entropy_threads, self._entropy_decode, job)
         except DeviceUnavailable:
             raise
         except Exception as error:
@@ -122,13 +126,13 @@ class Pipeline:
             return
         self._metrics.queue_seconds.observe(job.timings["queue"])
         self._metrics.entropy_seconds.observe(job.timings["entropy"])
-        if self._scheduler.has(job):  # nobody may want it any more
+        if self._scheduler.has(job):  # it may have been dropped meanwhile
             job.latents_digest, job.assembler = digest, assembler
             self._scheduler.add_tiles(job)
-        if job.rows:  # there may be room for more of the store's; asking it costs a query
+        if job.rows:  # there may be room for more stored frames
             self._claimer.wake()
 
-    def _entropy_decode(self, job: Job) -> tuple[str, TileAssembler]:
+    def _entropy_decode(self, job: DecodeJob) -> tuple[str, TileAssembler]:
         started = time.monotonic()
         job.timings["queue"] = started - job.arrived
         with self._model_pool.acquire(job.frame.fingerprint) as decoder:
@@ -150,9 +154,9 @@ class Pipeline:
             if "device_wait" not in job.timings:
                 job.timings["device_wait"] = started - job.ready_at
                 self._metrics.device_wait_seconds.observe(job.timings["device_wait"])
-        self._metrics.batch_pieces.observe(len(batch))
+        self._metrics.batch_items.observe(len(batch))
         self._metrics.batch_fill.observe(cost / self._max_batch_pixels)
-        failed = await self._on(self._device_thread, self._synthesise, work)
+        failed = await run_on(self._device_thread, self._synthesise, work)
         seconds = time.monotonic() - started
         self._metrics.synthesis_seconds.observe(seconds)
         tracing.batch(jobs, len(batch), seconds)
@@ -165,7 +169,7 @@ class Pipeline:
             job.timings["synthesis"] = job.timings.get("synthesis", 0.0) + seconds
             if not self._scheduler.has(job):
                 continue  # failed or dropped
-            if _mosaic(job).done:
+            if _assembler(job).done:
                 finished.append(job)
             elif job.outstanding == 0:
                 self._scheduler.add_tiles(job)
@@ -178,12 +182,12 @@ class Pipeline:
         with self._model_pool.acquire(self._model_pool.default.fingerprint) as decoder:
             decoder.warm_up()
 
-    def _synthesise(self, work: Sequence[Work]) -> dict[Job, Exception]:
-        """One batch on the device, on its thread. Returns who failed, and why."""
+    def _synthesise(self, work: Sequence[Work]) -> dict[DecodeJob, Exception]:
+        """Run one batch, on the device's thread. Returns the jobs that failed, each with its error."""
         try:
             with self._model_pool.acquire(work[0][0].frame.fingerprint) as decoder:
-                decoder.warm_up()  # where it was loaded just now
-                failed = self._halving(decoder, work)
+                decoder.warm_up()  # does nothing unless it was just loaded
+                failed = self._run_halving(decoder, work)
                 for part, seconds in decoder.parts.items():
                     self._metrics.part_seconds.labels(part).observe(seconds)
                 for kind, held in decoder.memory.items():
@@ -192,13 +196,13 @@ class Pipeline:
         except ModelUnavailable as error:
             return {job: error for job, _ in work}
 
-    def _halving(self, decoder: Decoder, work: Sequence[Work]) -> dict[Job, Exception]:
-        """One batch; what fails is halved until it is alone."""
+    def _run_halving(self, decoder: Decoder, work: Sequence[Work]) -> dict[DecodeJob, Exception]:
+        """Run a batch. One that fails is run again in halves, down to single items."""
         try:
-            whole = all(_mosaic(job).whole for job, _ in work)
-            images = decoder.run([_mosaic(job).cut(tile) for job, tile in work], whole=whole)
+            whole = all(_assembler(job).whole for job, _ in work)
+            images = decoder.run([_assembler(job).cut(tile) for job, tile in work], whole=whole)
             for (job, tile), image in zip(work, images, strict=True):
-                _mosaic(job).put(tile, image)
+                _assembler(job).put(tile, image)
             return {}
         except DeviceUnavailable:
             raise
@@ -211,16 +215,16 @@ class Pipeline:
             job = work[0][0]
             job.deaths += isinstance(failure, DecoderDied)
             if isinstance(failure, DecoderDied) and job.deaths < self._max_deaths:
-                return self._halving(decoder, work)  # it need not have been this frame's fault
+                return self._run_halving(decoder, work)  # the process may have died for another reason
             return {job: failure}
         if isinstance(failure, DeviceOutOfMemory):
             self._metrics.splits.inc()
         half = len(work) // 2
-        return self._halving(decoder, work[:half]) | self._halving(decoder, work[half:])
+        return self._run_halving(decoder, work[:half]) | self._run_halving(decoder, work[half:])
 
     # -- endings ----------------------------------------------------------------------------------------------------
 
-    async def _fail(self, job: Job, error: Exception) -> None:
+    async def _fail(self, job: DecodeJob, error: Exception) -> None:
         if isinstance(error, ModelUnavailable):
             self._scheduler.end(job, error)
             await self._claimer.release([job])
@@ -235,10 +239,7 @@ class Pipeline:
             self._metrics.decodes.labels("expired").inc()
             self._scheduler.end(job, Expired("its deadline passed while it waited: ask again", retry_after=1.0))
 
-    async def _on(self, threads: Executor, function: Callable[..., T], *arguments: object) -> T:
-        return await asyncio.get_running_loop().run_in_executor(threads, function, *arguments)
 
-
-def _mosaic(job: Job) -> TileAssembler:
-    assert job.assembler is not None, "it was entropy-decoded before it came here"
+def _assembler(job: DecodeJob) -> TileAssembler:
+    assert job.assembler is not None, "only entropy-decoded jobs reach the device"
     return job.assembler

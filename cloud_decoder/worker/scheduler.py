@@ -1,6 +1,6 @@
-"""The jobs that wait, in one place: by content, for entropy decoding, and tile by tile for the device.
+"""The jobs of a worker: by content, by urgency for entropy decoding, and tile by tile for the device.
 
-Knows urgency and limits; knows no store, no thread and no tensor. One event loop uses it.
+It knows urgency and limits, but no store, no thread and no tensor. Use it from one event loop.
 """
 
 from __future__ import annotations
@@ -10,22 +10,21 @@ import contextlib
 import math
 import time
 from collections.abc import Callable, Iterator
-from typing import Any
 
 from aeic.bitstream import Frame
 from aeic_service.errors import Draining, Overloaded
 from cloud_decoder.errors import DeviceUnavailable
 from cloud_decoder.metrics import Metrics
 from cloud_decoder.tiling import Tile
-from cloud_decoder.worker.batcher import Batcher, WorkItem
-from cloud_decoder.worker.job import DEMAND_PRIORITY, Decoded, Job
+from cloud_decoder.worker.batcher import Batcher, Bucket, WorkItem
+from cloud_decoder.worker.job import DEMAND_PRIORITY, Decoded, DecodeJob
 
 POLL_SECONDS = 1.0
-"""How long :meth:`Scheduler.change` sleeps at most, so that deadlines are seen."""
+"""The longest sleep of :meth:`Scheduler.change`, so that passed deadlines are noticed."""
 
 
 class Scheduler:
-    """``max_demanded`` jobs that somebody waits for; stored frames are bounded by whoever claims them."""
+    """At most ``max_demanded`` jobs that callers wait for. The claimer limits those of stored frames."""
 
     def __init__(
         self,
@@ -37,26 +36,26 @@ class Scheduler:
         aging_seconds: float,
         loaded: Callable[[str], bool],
     ) -> None:
-        def at_hand(bucket: Any) -> bool:
-            return loaded(bucket[0])  # every bucket begins with the bundle's fingerprint
+        def ready(bucket: Bucket) -> bool:
+            return loaded(bucket[0])
 
         self.metrics = metrics
         self.max_demanded = max_demanded
         self.draining = False
         self.broken = False
-        self.jobs: dict[str, Job] = {}
-        self.entropy: Batcher[str] = Batcher(max_cost=2**62, max_items=1, aging_seconds=aging_seconds, at_hand=at_hand)
+        self.jobs: dict[str, DecodeJob] = {}
+        self.entropy: Batcher[str] = Batcher(max_cost=2**62, max_items=1, aging_seconds=aging_seconds, ready=ready)
         self.device: Batcher[tuple[str, Tile]] = Batcher(
-            max_cost=max_batch_pixels, max_items=max_batch, aging_seconds=aging_seconds, at_hand=at_hand
+            max_cost=max_batch_pixels, max_items=max_batch, aging_seconds=aging_seconds, ready=ready
         )
         self.pixels_per_second = 1e6  # a running mean, for Retry-After
         self._changed = asyncio.Event()
 
-    def __iter__(self) -> Iterator[Job]:
+    def __iter__(self) -> Iterator[DecodeJob]:
         return iter(list(self.jobs.values()))
 
-    def has(self, job: Job) -> bool:
-        """Whether this very job still counts; it does not once it ended or was dropped."""
+    def has(self, job: DecodeJob) -> bool:
+        """Whether ``job`` is still scheduled; it is not once it ended or was dropped."""
         return self.jobs.get(job.digest) is job
 
     def stored(self, fingerprint: str) -> int:
@@ -64,7 +63,7 @@ class Scheduler:
         return sum(1 for job in self.jobs.values() if job.rows and job.frame.fingerprint == fingerprint)
 
     def admit(self) -> None:
-        """``Overloaded``, ``Draining`` or ``DeviceUnavailable`` where one more demand is one too many."""
+        """Raise ``Overloaded``, ``Draining`` or ``DeviceUnavailable`` where no further caller can be served."""
         if self.broken:
             self.metrics.sheds.labels("device").inc()
             raise DeviceUnavailable("the decoder has stopped working; its log says why", retry_after=10.0)
@@ -77,56 +76,57 @@ class Scheduler:
             message = f"{self.max_demanded} pictures wait already: ask again later"
             raise Overloaded(message, retry_after=min(60.0, max(1.0, seconds)))
 
-    def add(self, digest: str, data: bytes, frame: Frame, priority: int, deadline: float = math.inf) -> Job:
+    def add(self, digest: str, data: bytes, frame: Frame, priority: int, deadline: float = math.inf) -> DecodeJob:
         """A new job, waiting for entropy decoding."""
         done: asyncio.Future[Decoded] = asyncio.get_running_loop().create_future()
-        done.add_done_callback(_seen)
-        job = Job(digest, data, frame, priority, time.monotonic(), done, deadline)
+        done.add_done_callback(_retrieve_exception)
+        job = DecodeJob(digest, data, frame, priority, time.monotonic(), done, deadline)
         self.jobs[digest] = job
-        self.entropy.add(job.entropy_piece())
+        self.entropy.add(job.entropy_item())
         self.touch()
         return job
 
-    def add_tiles(self, job: Job) -> None:
+    def add_tiles(self, job: DecodeJob) -> None:
         """The next row of a job's tiles waits for the device."""
         for item in job.tile_items():
             self.device.add(item)
             job.outstanding += 1
         self.touch()
 
-    def join(self, job: Job, priority: int, deadline: float) -> None:
-        """One more wants it: it is as urgent as the most urgent, and lives as long as the most patient."""
+    def join(self, job: DecodeJob, priority: int, deadline: float) -> None:
+        """Add a caller: the job takes the highest priority and the latest deadline of its callers."""
         job.priority = max(job.priority, priority)
         job.deadline = max(job.deadline, deadline)
         self.requeue(job)
 
-    def requeue(self, job: Job) -> None:
-        """Its priority or deadline has changed: let it wait at its new place, where it waits at all."""
+    def requeue(self, job: DecodeJob) -> None:
+        """Move a waiting job to its new place after its priority or deadline has changed."""
         if job.digest in self.entropy:
             self.entropy.discard([job.digest])
-            self.entropy.add(job.entropy_piece())
+            self.entropy.add(job.entropy_item())
         for item in job.tile_items():
             if item.key in self.device:
                 self.device.discard([item.key])
                 self.device.add(item)
 
-    def take_entropy(self) -> Job | None:
+    def take_entropy(self) -> DecodeJob | None:
         """The most urgent job that waits for entropy decoding."""
         items = self.entropy.take(time.monotonic())
         return self.jobs[items[0].key] if items else None
 
-    def take_batch(self) -> list[tuple[Job, WorkItem[tuple[str, Tile]]]]:
+    def take_batch(self) -> list[tuple[DecodeJob, WorkItem[tuple[str, Tile]]]]:
         """The best batch for the device."""
         return [(self.jobs[item.key[0]], item) for item in self.device.take(time.monotonic())]
 
-    def take_expired(self) -> list[Job]:
-        """The jobs whose deadline has passed; they wait no longer, but are not ended yet."""
+    def take_expired(self) -> list[DecodeJob]:
+        """The jobs whose deadline has passed. They are taken from the queues; the caller has to :meth:`end` them."""
         now = time.monotonic()
-        late = [p.key for p in self.entropy.take_expired(now)] + [p.key[0] for p in self.device.take_expired(now)]
+        late = [item.key for item in self.entropy.take_expired(now)]
+        late += [item.key[0] for item in self.device.take_expired(now)]
         return [self.jobs[digest] for digest in dict.fromkeys(late)]
 
-    def end(self, job: Job, error: Exception | None) -> None:
-        """Take a job out of everything and answer who waits: with ``error``, or as cancelled."""
+    def end(self, job: DecodeJob, error: Exception | None) -> None:
+        """Remove a job and answer its callers with ``error``, or with a cancellation where that is None."""
         self.remove(job)
         if not job.done.done():
             if error is None:
@@ -134,8 +134,8 @@ class Scheduler:
             else:
                 job.done.set_exception(error)
 
-    def remove(self, job: Job) -> None:
-        """Take a job out of everything; its answer comes later."""
+    def remove(self, job: DecodeJob) -> None:
+        """Remove a job whose callers are answered later."""
         if self.has(job):
             del self.jobs[job.digest]
             self.entropy.discard([job.digest])
@@ -143,11 +143,11 @@ class Scheduler:
         self.touch()
 
     def touch(self) -> None:
-        """Something is different: wake whoever sleeps in :meth:`change`."""
+        """Wake every task that sleeps in :meth:`change`."""
         self._changed.set()
 
     async def change(self) -> None:
-        """Sleep until something is added, taken or ended; or for a second."""
+        """Sleep until a job is added or removed, at most :data:`POLL_SECONDS`."""
         self.metrics.waiting.labels("entropy").set(len(self.entropy))
         self.metrics.waiting.labels("device").set(len(self.device))
         self._changed.clear()
@@ -155,7 +155,7 @@ class Scheduler:
             await asyncio.wait_for(self._changed.wait(), POLL_SECONDS)
 
 
-def _seen(done: asyncio.Future[Decoded]) -> None:
-    """Nobody may be waiting; then an exception is no news."""
+def _retrieve_exception(done: asyncio.Future[Decoded]) -> None:
+    """Without this, asyncio logs the exception of a job that no caller waits for."""
     if not done.cancelled():
         done.exception()

@@ -1,4 +1,4 @@
-"""What a trace tells of a frame in the cloud: its arrival, its stages, and the batch that it shared.
+"""Spans of a frame in the cloud: its stages, and the batch that it was in.
 
 A batch serves frames of many traces, so it has one of its own and links to each; each frame's synthesis links back.
 """
@@ -9,14 +9,14 @@ from collections.abc import Sequence
 from weakref import WeakKeyDictionary
 
 from aeic_service import tracing
-from cloud_decoder.worker.job import Job
+from cloud_decoder.worker.job import DecodeJob
 
 _STAGES = ("queue", "entropy", "device_wait", "synthesis", "image")
-_batches: WeakKeyDictionary[Job, bytes] = WeakKeyDictionary()
+_batches: WeakKeyDictionary[DecodeJob, bytes] = WeakKeyDictionary()
 
 
-def batch(jobs: Sequence[Job], items: int, seconds: float) -> None:
-    """A batch has left the device; it was there for ``seconds`` until now."""
+def batch(jobs: Sequence[DecodeJob], items: int, seconds: float) -> None:
+    """Record a batch that has just left the device after ``seconds``."""
     if not tracing.on():
         return
     links = [tracing.kept(row.id) for job in jobs for row in job.rows]
@@ -26,8 +26,8 @@ def batch(jobs: Sequence[Job], items: int, seconds: float) -> None:
         _batches[job] = made
 
 
-def decoded(job: Job) -> None:
-    """The stages of a finished job, under the trace of each frame that it served."""
+def decoded(job: DecodeJob) -> None:
+    """Record the stages of a finished job under the trace of each of its frames."""
     if not tracing.on():
         return
     whole = sum(job.timings.get(stage, 0.0) for stage in _STAGES)

@@ -2,14 +2,14 @@
 
 ::
 
-    store --feeder--> +---------+ urgency +---------+ best batch +--------+      +----------+  cache, store,
-    demand ---------> | entropy | ------> | entropy | ---------> | device | ---> | delivery | ---> callers
-    POST decode ----> | queue   |         | threads |  by shape  |        |      | threads  |
-                      +---------+         +---------+            +--------+      +----------+
-                         pool             `------------- stages ----------'
+    store -- claimer --> +---------+ urgency +---------+ best batch +--------+      +------------+  cache, store,
+    stored frame ------> | entropy | ------> | entropy | ---------> | device | ---> | completion | ---> callers
+    POST /v1/decode ---> | queue   |         | threads |  by shape  |        |      | threads    |
+                         +---------+         +---------+            +--------+      +------------+
+                          scheduler          `----------- pipeline ------------'
 
-All bookkeeping is in one event loop; only numbers are crunched on threads. Everybody who wants the same bytes shares
-one :class:`~cloud_decoder.worker.job.Job`.
+All bookkeeping happens in one event loop; threads do the computing and the blocking calls. All callers that want the
+same bytes share one :class:`~cloud_decoder.worker.job.Job`.
 """
 
 from __future__ import annotations
@@ -19,135 +19,142 @@ import hashlib
 import logging
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 
 from aeic.bitstream import Frame
-from aeic.errors import Damaged, TooLarge
 from aeic_service.errors import Draining
+from cloud_decoder.decode_backend import Decoded, check_frame
 from cloud_decoder.errors import DeviceUnavailable, Expired
 from cloud_decoder.events import EventBus
 from cloud_decoder.images import formats
-from cloud_decoder.images.disk_cache import Cache
-from cloud_decoder.inference.decoder import Decoder
+from cloud_decoder.images.cache import PictureCache
 from cloud_decoder.inference.model_pool import ModelPool
 from cloud_decoder.metrics import Metrics
 from cloud_decoder.store.store import Store, StoredFrame
+from cloud_decoder.threads import run_on
 from cloud_decoder.tiling import Picture
-from cloud_decoder.worker.claimer import Claimer
+from cloud_decoder.worker.claimer import Claimer, ClaimSettings
 from cloud_decoder.worker.completion import Completion
-from cloud_decoder.worker.job import DEMAND_PRIORITY, Decoded, Job
-from cloud_decoder.worker.pipeline import Pipeline
+from cloud_decoder.worker.job import DEMAND_PRIORITY, DecodeJob
+from cloud_decoder.worker.pipeline import READY_BATCHES, Pipeline
 from cloud_decoder.worker.scheduler import Scheduler
 
 log = logging.getLogger(__name__)
 
 
-class Worker:
-    """Decodes on one device. Make it, ``await start()``, and ``await stop()`` in one event loop.
+@dataclass(frozen=True)
+class WorkerSettings:
+    """Limits of a worker. Those of its claims are explained in :class:`~cloud_decoder.worker.claimer.ClaimSettings`."""
 
-    ``decoder`` is the default bundle's, whose limits hold for all; ``model_pool`` may hold more; its maker
-    closes it.
+    owner: str = "cloud"
+    lease_seconds: float = 60.0
+    max_attempts: int = 3
+    max_leased: int | None = None
+    max_queue: int = 256
+    """Requested decodes that may wait."""
+    max_pixels: int = 8192 * 8192
+    """Pixels of the largest picture."""
+    aging_seconds: float = 2.0
+    """Waiting this long raises a priority by one."""
+
+
+class Worker:
+    """The :class:`~cloud_decoder.decode_backend.DecodeBackend` that decodes here, on one device.
+
+    ``model_pool`` stays its maker's to close; its default bundle's decoder sets the limits for all bundles.
     """
 
     def __init__(
         self,
-        decoder: Decoder,
+        model_pool: ModelPool,
         store: Store,
-        cache: Cache,
+        cache: PictureCache,
         metrics: Metrics,
         event_bus: EventBus,
-        *,
-        model_pool: ModelPool | None = None,
-        owner: str = "cloud",
-        lease_seconds: float = 60.0,
-        max_attempts: int = 3,
-        max_queue: int = 256,
-        max_pixels: int = 8192 * 8192,
-        aging_seconds: float = 2.0,
+        settings: WorkerSettings,
     ) -> None:
-        self.device, self.cache, self.metrics = decoder.device, cache, metrics
-        self.model_pool = model_pool or ModelPool.of(decoder)
-        self.model_pool.on_load = metrics.model_load_seconds.observe
-        self.max_pixels = max_pixels
+        decoder = model_pool.first()
+        model_pool.on_load = metrics.model_load_seconds.observe
+        self.device = decoder.device
+        self._model_pool, self.metrics, self._max_pixels = model_pool, metrics, settings.max_pixels
         self.scheduler = Scheduler(
             metrics,
-            max_demanded=max_queue,
+            max_demanded=settings.max_queue,
             max_batch=decoder.max_batch,
             max_batch_pixels=decoder.max_batch_pixels,
-            aging_seconds=aging_seconds,
-            loaded=self.model_pool.loaded,
+            aging_seconds=settings.aging_seconds,
+            loaded=model_pool.loaded,
         )
-        ready_limit = 8 * decoder.max_batch  # latents held decoded; enough that mixed shapes still fill batches
         self._store_threads = ThreadPoolExecutor(2, "store")
         self._image_threads = ThreadPoolExecutor(formats.THREADS, "image")
-        self.completion = Completion(store, cache, metrics, event_bus, self._store_threads, self._image_threads)
-        self._claimer = Claimer(
-            store,
-            self.scheduler,
-            self._store_threads,
-            model_pool=self.model_pool,
-            owner=owner,
-            lease_seconds=lease_seconds,
-            max_attempts=max_attempts,
-            lookahead=max(32, 2 * ready_limit),
+        claims = ClaimSettings(
+            owner=settings.owner,
+            lease_seconds=settings.lease_seconds,
+            max_attempts=settings.max_attempts,
+            lookahead=max(32, 2 * READY_BATCHES * decoder.max_batch),
+            max_leased=settings.max_leased,
         )
-        self._stages = Pipeline(
-            decoder,
-            self.model_pool,
-            self.scheduler,
-            self.completion,
-            metrics,
-            ready_limit=ready_limit,
-            max_deaths=max_attempts,
-            claimer=self._claimer,
+        self._claimer = Claimer(store, self.scheduler, self._store_threads, model_pool, claims)
+        self._completion = Completion(self._claimer, cache, metrics, event_bus, self._image_threads)
+        self._pipeline = Pipeline(
+            model_pool, self.scheduler, self._completion, self._claimer, metrics, settings.max_attempts
         )
-        self.wake = self._claimer.wake
-        """New frames are in the store."""
-        self._pumps: list[asyncio.Task[None]] = []
+        self._loops: list[asyncio.Task[None]] = []
         self._renewing: asyncio.Task[None] | None = None
 
-    # -- life -------------------------------------------------------------------------------------------------------
+    # -- start and stop ---------------------------------------------------------------------------------------------
 
     async def start(self) -> None:
-        """Free what an earlier run held, warm up, and begin."""
+        """Return what an earlier run held to the queue, warm up, and begin."""
         await self._claimer.recover()
-        await self._stages.warm_up()
-        self._pumps = [asyncio.ensure_future(pump()) for pump in (*self._stages.pumps(), self._claimer.run)]
-        for pump in self._pumps:
-            pump.add_done_callback(self._report)
-        self._renewing = asyncio.create_task(self._claimer.renew(lambda: [*self.scheduler, *self.completion.held]))
+        await self._pipeline.warm_up()
+        self._loops = [asyncio.ensure_future(loop()) for loop in (*self._pipeline.loops(), self._claimer.run)]
+        for loop in self._loops:
+            loop.add_done_callback(self._report)
+        self._renewing = asyncio.create_task(self._claimer.renew(lambda: [*self.scheduler, *self._completion.held]))
 
     async def stop(self) -> None:
-        """Finish what is on the device, give the rest back, answer everybody. Once; a second call does nothing."""
+        """Finish the batch on the device, return the rest, answer every caller. A second call does nothing."""
         if self.scheduler.draining:
             return
         self.scheduler.draining = True
         self.scheduler.touch()
         self.wake()
-        await asyncio.gather(*self._pumps, return_exceptions=True)
-        await self.completion.drain()
+        await asyncio.gather(*self._loops, return_exceptions=True)
+        await self._completion.drain()
         if self._renewing:
             self._renewing.cancel()
-        while left := list(self.scheduler):  # whoever asked while leases were given back is answered too
+        while left := list(self.scheduler):  # callers that arrive while leases are returned are answered too
             await self._claimer.release(left)
             for job in left:
                 self.scheduler.end(job, Draining())
-        self._stages.close()
+        self._pipeline.close()
         for threads in (self._store_threads, self._image_threads):
             threads.shutdown(wait=True)
 
+    def wake(self) -> None:
+        """There are new frames in the store."""
+        self._claimer.wake()
+
     @property
     def alive(self) -> bool:
-        """False once one of its tasks has died, which is a bug or a broken device; readiness says so."""
-        return bool(self._pumps) and not any(task.done() for task in self._pumps)
+        """False once one of its tasks has died, because of a bug or a broken device."""
+        return bool(self._loops) and not any(task.done() for task in self._loops)
 
-    # -- what callers ask -------------------------------------------------------------------------------------------
+    @property
+    def draining(self) -> bool:
+        """Whether :meth:`stop` was called."""
+        return self.scheduler.draining
+
+    @property
+    def waiting(self) -> dict[str, int]:
+        """Items that wait, by stage."""
+        return {"entropy": len(self.scheduler.entropy), "device": len(self.scheduler.device)}
+
+    # -- for callers ------------------------------------------------------------------------------------------------
 
     async def decode(self, data: bytes, *, timeout: float, priority: int = DEMAND_PRIORITY) -> Decoded:
-        """Decode bytes that are not stored. Raises what is wrong with them, or ``Overloaded``, ``Expired``,
-        ``Draining``.
-
-        A caller that is cancelled takes its work out of the queue.
-        """
+        """See :meth:`DecodeBackend.decode <cloud_decoder.decode_backend.DecodeBackend.decode>`."""
         frame = self.check(data)
         digest = hashlib.sha256(data).hexdigest()
         job, deadline = self.scheduler.jobs.get(digest), time.monotonic() + timeout
@@ -159,20 +166,22 @@ class Worker:
         return await self.wait(job, timeout)
 
     def check(self, data: bytes) -> Frame:
-        """The frame if this worker can decode it, else the reason as an exception."""
-        frame = Frame.parse(data)
-        bundle = self.model_pool.bundle(frame.fingerprint)
-        if frame.rate >= len(bundle.rates):
-            raise Damaged(f"the frame names rate point {frame.rate}, which its bundle has not: fetch it again")
-        if frame.width * frame.height > self.max_pixels:
-            raise TooLarge(
-                f"{frame.width}x{frame.height} is over this cloud's {self.max_pixels} pixels: send it smaller"
-            )
-        return frame
+        """See :func:`cloud_decoder.decode_backend.check_frame`."""
+        return check_frame(data, self._model_pool, self._max_pixels)
 
-    async def demand(self, row: StoredFrame) -> Job | None:
-        """The job that makes the picture of a stored frame; None where another worker has it, or it is just ending."""
-        self.model_pool.bundle(row.fingerprint)
+    async def decode_stored(self, row: StoredFrame, *, timeout: float) -> Decoded | None:
+        """See :meth:`DecodeBackend.decode_stored <cloud_decoder.decode_backend.DecodeBackend.decode_stored>`."""
+        job = await self.demand(row)
+        if job is None:
+            return None
+        if timeout <= 0:
+            job.pinned = True
+            raise _expired(timeout)
+        return await self.wait(job, timeout, pin=True)
+
+    async def demand(self, row: StoredFrame) -> DecodeJob | None:
+        """The job that decodes a stored frame; None where another worker has it, or it is just ending."""
+        self._model_pool.bundle(row.fingerprint)
         if job := self.scheduler.jobs.get(row.digest):
             job.keep = True
             self.scheduler.join(job, DEMAND_PRIORITY, job.deadline)
@@ -180,10 +189,10 @@ class Worker:
         self.scheduler.admit()
         return await self._claimer.demand(row)
 
-    async def wait(self, job: Job, timeout: float, *, pin: bool = False) -> Decoded:
-        """Wait for a job. Whoever goes away takes back his interest; a job that nobody wants is dropped.
+    async def wait(self, job: DecodeJob, timeout: float, *, pin: bool = False) -> Decoded:
+        """Wait for a job, which is dropped once no caller and no stored frame needs it.
 
-        With ``pin`` running out of time is no loss of interest: the caller will come again.
+        With ``pin`` the job stays when the time runs out: the caller will ask again. ``Expired`` after ``timeout``.
         """
         job.waiters += 1
         try:
@@ -191,7 +200,7 @@ class Worker:
                 return await asyncio.shield(job.done)
         except TimeoutError:
             job.pinned |= pin
-            raise Expired(f"not decoded within {timeout:g} s: ask again, or allow more time", retry_after=1.0) from None
+            raise _expired(timeout) from None
         finally:
             job.waiters -= 1
             if not job.wanted and self.scheduler.has(job):
@@ -199,23 +208,28 @@ class Worker:
 
     async def encode(self, picture: Picture, format: str, width: int | None = None) -> bytes:
         """:func:`cloud_decoder.images.formats.encode` on a thread, counted."""
-        loop, started = asyncio.get_running_loop(), time.monotonic()
-        data = await loop.run_in_executor(self._image_threads, formats.encode, picture, format, width)
+        started = time.monotonic()
+        data = await run_on(self._image_threads, formats.encode, picture, format, width)
         self.metrics.image_seconds.observe(time.monotonic() - started)
         return data
 
-    def _drop(self, job: Job) -> None:
-        """Nobody wants it: it never reaches the device, and frames that were only asked for go back."""
+    def _drop(self, job: DecodeJob) -> None:
+        """End a job that is not wanted any more, before it reaches the device, and return its frames to the queue."""
         self.metrics.decodes.labels("cancelled").inc()
         self.scheduler.end(job, None)
         self._claimer.release_soon(job)
 
-    def _report(self, pump: asyncio.Future[None]) -> None:
-        if pump.cancelled() or (error := pump.exception()) is None:
+    def _report(self, loop: asyncio.Future[None]) -> None:
+        """Stop accepting work after a loop has died; return all frames for other workers, or for the next run."""
+        if loop.cancelled() or (error := loop.exception()) is None:
             return
-        log.critical("a part of the worker has died; readiness says so", exc_info=error)
+        log.critical("a part of the worker has died; this process is not ready any more", exc_info=error)
         self.scheduler.broken = True
-        said = DeviceUnavailable("the decoder has stopped working; its log says why", retry_after=10.0)
+        unavailable = DeviceUnavailable("the decoder has stopped working; its log says why", retry_after=10.0)
         for job in self.scheduler:
-            self.scheduler.end(job, said)
-            self._claimer.release_soon(job)  # for another worker, or for this one's next life
+            self.scheduler.end(job, unavailable)
+            self._claimer.release_soon(job)
+
+
+def _expired(timeout: float) -> Expired:
+    return Expired(f"not decoded within {timeout:g} s: ask again, or allow more time", retry_after=1.0)

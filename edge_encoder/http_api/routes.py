@@ -9,16 +9,16 @@ import uuid
 from typing import Annotated, Any
 
 from fastapi import FastAPI, Header, Path, Query, Request, Response
-from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse
+from fastapi.responses import JSONResponse, PlainTextResponse
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-import aeic
 from aeic.identifiers import is_name, parse_id
-from aeic_service import api_page, problems, tracing
-from aeic_service.errors import Draining, InvalidParameter, Overloaded
-from aeic_service.head import Head
+from aeic_service import problems, tracing
+from aeic_service.app import new_app
+from aeic_service.errors import Draining, InvalidParameter, ServiceError
 from aeic_service.request_body import Limits, discard, read_body, stated_size
 from edge_encoder.http_api import status
 from edge_encoder.service import EdgeService
@@ -74,12 +74,8 @@ def _problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
 def create_app(service: EdgeService) -> FastAPI:
     """The ASGI app of a service; start and stop the service around it."""
     about = "A photograph in, one or two kilobytes sent."
-    app = FastAPI(title="AEIC edge", version=aeic.__version__, summary=about, docs_url=None, redoc_url=None)
-    problems.install(app)
-    app.add_middleware(_Timed, service=service)
-    app.add_middleware(Head)
-
     settings = service.settings
+    app = new_app("AEIC edge", about, settings, [Middleware(_Timed, service=service)])
     body = Limits(settings.max_body_bytes, settings.read_timeout_seconds, "AEIC_EDGE_MAX_BODY_BYTES")
 
     @app.post(
@@ -129,7 +125,7 @@ def create_app(service: EdgeService) -> FastAPI:
                     taken = await service.submitter.take(
                         await read_body(request, body, service.uploads), encode_request
                     )
-        except Overloaded:
+        except ServiceError:
             await discard(request)
             raise
         entry = taken.entry
@@ -158,10 +154,6 @@ def create_app(service: EdgeService) -> FastAPI:
     async def get_status() -> dict[str, Any]:
         return await asyncio.to_thread(status.status, service)
 
-    @app.get("/docs", include_in_schema=False)
-    async def docs() -> Response:
-        return HTMLResponse(api_page.render(app.openapi()), headers=api_page.HEADERS)
-
     @app.get("/healthz")
     async def healthz() -> Response:
         if not service.spool.alive:
@@ -171,7 +163,7 @@ def create_app(service: EdgeService) -> FastAPI:
     @app.get("/readyz")
     async def readyz() -> Response:
         if not service.ready or not service.spool.alive:
-            return problems.problem(503, "not ready: starting or stopping")
+            return problems.problem(503, "not ready: starting or stopping", headers={"Retry-After": "1"})
         return JSONResponse({"status": "ready", "provider": service.encoder.analysis.provider})
 
     @app.get("/metrics", response_class=PlainTextResponse)

@@ -78,7 +78,7 @@ def test_refusals_are_problems(running: CloudThread, make_frame: MakeFrame) -> N
                 call()
             assert caught.value.status == status and caught.value.detail
         sleeping = new_frame(make_frame(3), wanted=False)
-        running.cloud.store.add([sleeping], time.time())
+        running.cloud.store.frames.add([sleeping], time.time())
         with pytest.raises(NotReady) as early:
             cloud.image(sleeping.id, wait=0)
         assert early.value.retry_after == 1.0

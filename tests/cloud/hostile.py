@@ -1,10 +1,10 @@
-"""A stranger at the door, as ``make test-hostile``: ``python -m tests.cloud.hostile --requests 10000 [--seed 0]``.
+"""A hostile client, as ``make test-hostile``: ``python -m tests.cloud.hostile --requests 10000 [--seed 0]``.
 
-The cloud runs as a process of its own with two tenants; one has frames, the stranger has the other's token, a wrong one
-or none. He sends what Schemathesis makes of the OpenAPI (what fits it and what does not), damaged bitstreams over HTTP
+The cloud runs as a process of its own with two tenants; one has frames. The client has the other's token, a wrong one
+or none. It sends what Schemathesis makes of the OpenAPI (what fits it and what does not), damaged bitstreams over HTTP
 and over both gRPC services, paths that climb, the other tenant's ids, and headers and bodies that are no HTTP at all.
 
-Whatever comes: no status over 499 (504 only where the stranger set the deadline himself), no gRPC status that means a
+Whatever comes: no status over 499 (504 only where the client set the deadline itself), no gRPC status that means a
 bug, nothing of the other tenant in any answer, memory and open files as before, and good frames are decoded afterwards.
 Prints a table and, as the last line, one JSON object; exits 1 if anything was wrong.
 """

@@ -1,4 +1,4 @@
-"""Some hundreds of what ``make test-hostile`` sends by the ten thousand."""
+"""A few hundred of the requests that ``make test-hostile`` sends by the ten thousand."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import schemathesis  # noqa: F401
 from tests.cloud import hostile
 
 
-def test_a_stranger_gets_nothing_and_breaks_nothing() -> None:
+def test_a_hostile_client_gets_nothing_and_breaks_nothing() -> None:
     result = hostile.run(500, seed=1)
     assert result["wrong"] == []
     assert result["requests"] >= 500

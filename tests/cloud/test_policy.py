@@ -1,4 +1,4 @@
-"""What the settings decide: which frames are decoded unasked, how long they are kept, and what a list shows of them."""
+"""Settings: which frames are decoded without a request, how long frames are kept, and how lists are filtered."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ async def test_only_what_the_policy_names_is_decoded_unasked(
                 await edge.ack()
         for _ in range(100):
             await asyncio.sleep(0.02)
-            if cloud.store.counts()["done"] == len(decoded):
+            if cloud.store.frames.counts()["done"] == len(decoded):
                 break
         await asyncio.sleep(0.1)
         for source, id in ids.items():
@@ -52,11 +52,11 @@ async def test_retention_empties_what_is_old_or_too_much_and_says_so(
         running_cloud(decoder, tmp_path, cache_bytes=0, **limit) as cloud,
         httpx.AsyncClient(base_url=cloud.http) as http,
     ):
-        cloud.store.add(old, time.time())
-        cloud.worker.wake()
+        cloud.store.frames.add(old, time.time())
+        cloud.backend.wake()
         for _ in range(200):
             await asyncio.sleep(0.05)
-            if cloud.store.counts()["pruned"] >= 2:
+            if cloud.store.frames.counts()["pruned"] >= 2:
                 break
         frame = (await http.get(f"/v1/frames/{old[0].id}")).json()
         assert frame["state"] == "pruned"
@@ -73,7 +73,7 @@ async def test_lists_are_filtered_by_source_time_rate_and_state(
     ):
         for seed, (source, rate, arrived) in enumerate((("a", 0, 1000.0), ("b", 1, 2000.0), ("a", 1, 3000.0))):
             frame = new_frame(make_frame(seed, rate=rate), source=source, wanted=False)
-            cloud.store.add([frame], arrived)
+            cloud.store.frames.add([frame], arrived)
 
         async def count(**query: str) -> int:
             return len((await http.get("/v1/frames", params=query)).json()["frames"])

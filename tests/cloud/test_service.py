@@ -53,7 +53,7 @@ async def test_killed_in_the_middle_it_loses_nothing(bundle: Bundle, make_frame:
         assert running.wait(20) == 0
 
 
-def test_what_is_wrong_at_the_start_is_one_line(bundle: Bundle, tmp_path: Path) -> None:
+def test_an_error_at_the_start_is_one_line(bundle: Bundle, tmp_path: Path) -> None:
     wrong = [
         ("AEIC_CLOUD_BUNDLE", "/nowhere", 5, "no bundle at"),
         ("AEIC_CLOUD_DEVICE", "abacus", 1, "choose one of"),

@@ -63,7 +63,7 @@ def test_a_small_picture_is_one_tile_and_exact() -> None:
     assert synthesis_cost(one.frame) == 128 * 128
 
 
-def test_the_band_is_all_the_memory_there_is() -> None:
+def test_only_one_band_is_in_memory() -> None:
     one = assembler(1024, 8192)
     assert one._band is not None and one._band.shape == (3, 32 * tile_shape(one.frame)[0], 1024)
     assert one._band.nbytes < 12 * WHOLE_PIXELS
@@ -94,7 +94,7 @@ def test_rows_come_in_order() -> None:
         one.put(first, enlarge(one.cut(first)))
 
 
-def test_numbers_that_are_none_become_grey() -> None:
+def test_nan_becomes_grey() -> None:
     one = assembler(64, 64)
     (tile,) = one.tiles()
     one.put(tile, np.full((3, 64, 64), np.nan, np.float32))

@@ -47,7 +47,7 @@ def test_a_picture_that_fails_is_named_and_is_no_success(tiny_bundle: Path, tmp_
     assert report["all_ok"] is False and report["failures"][0]["name"] == "bad.jpg" and len(report["frames"]) == 1
 
 
-def test_keep_runs_until_it_is_told_to_stop(tiny_bundle: Path) -> None:
+def test_keep_runs_until_sigterm(tiny_bundle: Path) -> None:
     process = demo(tiny_bundle, "--keep")
     assert process.stdout is not None
     first = process.stdout.readline()

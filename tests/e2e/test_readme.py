@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
 import subprocess
 import sys
+import urllib.request
 from pathlib import Path
 
 import pytest
@@ -33,6 +35,19 @@ def test_the_curl_examples(pair: Pair, tmp_path: Path) -> None:
         with Image.open(tmp_path / name) as image:
             assert (image.size, image.format) == ((768, 512), picture_format)
     assert (tmp_path / "owl.aeic").read_bytes()[0] == 0xAE
+
+
+@pytest.mark.parametrize("side", ["edge", "cloud"])
+def test_the_reference_lists_every_route(pair: Pair, side: str) -> None:
+    base = pair.edge.http if side == "edge" else pair.cloud.http
+    with urllib.request.urlopen(f"{base}/openapi.json", timeout=30) as answer:
+        paths = set(json.load(answer)["paths"])
+    assert "/v1/status" in paths
+    text = (
+        (ROOT / "docs" / "reference" / f"{side}.md").read_text().partition("## HTTP API")[2].partition("| status |")[0]
+    )
+    named = set(re.findall(r"`(?:(?:GET|POST) )?(/[^`?]*)[`?]", text))
+    assert paths - named == set(), "routes that the reference does not list"
 
 
 def test_the_command_line_examples(tiny_bundle: Path, tmp_path: Path) -> None:

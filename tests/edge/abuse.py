@@ -1,4 +1,4 @@
-"""Everything a stranger may send, at a real edge process: it answers, says no 5xx, and stays as small as it was.
+"""Hostile requests to an edge in a process of its own: it answers each, never with a 5xx, and its memory does not grow.
 
     python -m tests.edge.abuse --mutations 1000
 

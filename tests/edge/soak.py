@@ -1,4 +1,4 @@
-"""The soak: both services as processes, pictures without end, and everything that can break breaking at random.
+"""The soak: both services as processes, a stream of pictures, and random faults.
 
     python -m tests.edge.soak --frames 2000 --seed 1
 

@@ -1,4 +1,4 @@
-"""What strangers send and what too many send, in short; `make abuse` and `aeic bench edge-overload` do it at length."""
+"""Hostile requests and overload, in short; `make abuse` and `aeic bench edge-overload` do it at length."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Settings: environment, file, bounds, secrets; and the table in docs/reference/edge.md is the truth."""
+"""Settings: environment, file, bounds and secrets; docs/reference/edge.md lists them all."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_misspelt_variables_are_found() -> None:
     assert EdgeSettings.unknown_variables(given) == ["AEIC_EDGE_PROT"]
 
 
-def test_the_table_in_the_docs_is_the_truth() -> None:
+def test_the_docs_list_every_setting_with_its_default() -> None:
     text = (ROOT / "docs" / "reference" / "edge.md").read_text()
     rows = dict(re.findall(r"^\| `AEIC_EDGE_(\w+)` \| (.*) \|$", text, re.M))
     rows.pop("CONFIG", None)

@@ -1,4 +1,4 @@
-"""Somebody who asks the fleet for pictures all the time, and remembers what he is told."""
+"""A client that requests pictures from the fleet all the time and counts the answers."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ RETRYABLE = {429, 503, 504}
 
 
 class Client:
-    """Asks for pictures all the time, and counts what it is told."""
+    """Requests pictures all the time and counts the answers."""
 
     def __init__(self, address: str, frames: list[tuple[UUID, bytes]], cameras: list[Camera]) -> None:
         self._address, self._frames, self._cameras = address, frames, cameras

@@ -14,7 +14,7 @@ from typing import Any
 
 import ray
 
-from cloud_decoder.fleet.launcher import FleetUp, connect
+from cloud_decoder.fleet.launcher import FleetController, connect
 from cloud_decoder.fleet.settings import FleetSettings
 from cloud_decoder.settings import Settings
 from cloud_decoder.store.store import Store
@@ -41,7 +41,7 @@ class RayFleet(Fleet):
         environment = {"env_vars": {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"}}
         connect(self._wanted, num_cpus=4, runtime_env=environment, _temp_dir=str(self.folder / "ray"))
         own: dict[str, Any] = {"threads": 1, "entropy_workers": 1, "poll_seconds": 0.1, "data_dir": self.folder}
-        self.up = FleetUp(Settings(**self.settings | own), self._wanted)  # type: ignore[arg-type]
+        self.up = FleetController(Settings(**self.settings | own), self._wanted)  # type: ignore[arg-type]
         await self.up.start(*self._ports)
         while sum(one["ready"] for one in await self.up.members()) < self._count:
             await asyncio.sleep(0.2)

@@ -1,4 +1,4 @@
-"""``aeic cloud --ray`` as somebody types it: one command, front ends and workers, and after SIGTERM nothing is left."""
+"""``aeic cloud --ray`` from the command line: it starts front ends and workers, and after SIGTERM nothing is left."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ async def test_it_comes_up_decodes_and_goes(
         assert process.wait(45) == 0
         assert left_of(family) == []
     store = Store(url)
-    counts = store.counts()
+    counts = store.frames.counts()
     assert counts["done"] == 1 and sum(counts.values()) == 1
 
     with typed(environment) as (process, said):  # again, and this time it is killed: the database knows everything
@@ -115,5 +115,5 @@ async def test_it_comes_up_decodes_and_goes(
         await send_and_see(said, first, second)
         process.send_signal(signal.SIGTERM)
         assert process.wait(60) == 0
-    assert store.counts()["done"] == 2
+    assert store.frames.counts()["done"] == 2
     store.close()

@@ -1,11 +1,13 @@
-"""Front end and worker in one process each of their own store handle: what a caller of one machine's cloud can do, he
-can do here; what is shared is the database and the cache."""
+"""Front end and worker in one process, each with its own store handle: callers can do what they can do with a cloud on
+one machine. Only the database and the cache are shared."""
 
 from __future__ import annotations
 
 import asyncio
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
 import httpx
@@ -15,14 +17,17 @@ from aeic.bundle import Bundle
 from cloud_decoder.events import EventBus
 from cloud_decoder.front_end.event_poller import EventPoller
 from cloud_decoder.front_end.queue_backend import TRANSIENT_TENANT
-from cloud_decoder.images.disk_cache import Cache
-from cloud_decoder.images.object_cache import SharedCache
+from cloud_decoder.images.disk_cache import DiskCache
+from cloud_decoder.images.object_cache import ObjectCache
 from cloud_decoder.inference.decoder import Decoder
+from cloud_decoder.inference.model_pool import ModelPool
+from cloud_decoder.metrics import Metrics
 from cloud_decoder.service import Cloud
 from cloud_decoder.settings import Settings
 from cloud_decoder.store.records import DecodeResult
-from cloud_decoder.store.store import State, Store
-from cloud_decoder.worker.share import Share
+from cloud_decoder.store.store import FrameState, Store
+from cloud_decoder.worker.claimer import Claimer, ClaimSettings
+from cloud_decoder.worker.scheduler import Scheduler
 from tests.support.cloud import FakeGenerator, IngestClient
 from tests.support.frames import MakeFrame, new_frame
 
@@ -59,10 +64,12 @@ async def test_a_front_end_and_a_worker_do_what_one_machine_does(
         assert (await http.get("/readyz")).status_code == 200
         assert (await http.get(worker.http + "/readyz")).status_code == 200
         for _ in range(40):
-            if sum(front.store.counts(TRANSIENT_TENANT).values()) == 0:
+            if sum(front.store.frames.counts(TRANSIENT_TENANT).values()) == 0:
                 break
             await asyncio.sleep(0.05)
-        assert sum(front.store.counts(TRANSIENT_TENANT).values()) == 0 and front.store.counts()["done"] == 1
+        assert (
+            sum(front.store.frames.counts(TRANSIENT_TENANT).values()) == 0 and front.store.frames.counts()["done"] == 1
+        )
     await worker.stop()
     await front.stop()
 
@@ -75,10 +82,10 @@ async def test_without_workers_a_front_end_takes_frames_and_says_that_pictures_w
     front = Cloud(settings(tmp_path, url, role="ingest", max_queue=1, bundle=bundle.path))
     await front.start()
     new = new_frame(make_frame(1), wanted=False)
-    front.store.add([new], time.time())
+    front.store.frames.add([new], time.time())
     async with httpx.AsyncClient(base_url=front.http, timeout=20) as http:
         assert (await http.get(f"/v1/frames/{new.id}/image")).status_code == 202
-        assert front.store.waiting(time.time()).ready == 1  # asked for: a job before all others
+        assert front.store.queue.waiting(time.time()).ready == 1  # asked for: a job before all others
         both = await asyncio.gather(
             *(http.post("/v1/decode?timeout=0.5", content=make_frame(n, 64, 64)) for n in (2, 3))
         )
@@ -94,32 +101,50 @@ def test_a_front_end_needs_to_know_where_pictures_are(bundle: Bundle, tmp_path: 
         Cloud(Settings(role="ingest", data_dir=tmp_path, bundle=bundle.path))
 
 
-def test_a_share_takes_small_claims_by_the_database_s_clock(store_url: str, make_frame: MakeFrame) -> None:
-    store, woken = Store(store_url), []
-    share = Share(store, 4, lambda: woken.append(1))
+async def test_one_of_many_workers_claims_little_and_by_the_clock_of_the_store(
+    store_url: str, decoder: Decoder, make_frame: MakeFrame
+) -> None:
+    store = Store(store_url)
+    start = store.clock() + 10**6  # no clock of this machine
+    now = [start]
+    store.clock = lambda: now[0]  # type: ignore[method-assign]
     new = [new_frame(make_frame(n, *size)) for n, size in enumerate([(128, 96), (64, 64)] * 5)]
-    store.add(new, time.time())
-    claim = ("w", new[0].fingerprint, 100, 0.0, 60.0, 3)  # its own clock is wrong by decades
-    first = share.claim(*claim)
-    assert len(first) == 4 and {one.row.width for one in first} == {128}
-    assert share.claim(*claim) == []
-    share.release([first[0].row.seq], "w")
-    assert share.claim(*claim) == [] and woken  # not before half is done
-    share.fail([first[1].row.seq], "no")
-    assert len(share.claim(*claim)) == 2
-    assert store.claim("other", new[0].fingerprint, 100, store.clock(), 60, 3)[0].row.state is State.DECODING
-    share.renew([first[2].row.seq], "w", time.time() + 500)
-    assert len(store.claim("third", new[0].fingerprint, 100, store.clock() + 400, 60, 3)) == 8
+    store.frames.add(new, start)
+    fingerprint = new[0].fingerprint
+    model_pool = ModelPool.of(decoder)
+    limits: dict[str, Any] = {"max_demanded": 1, "max_batch": 4, "max_batch_pixels": 2**22, "aging_seconds": 2.0}
+    scheduler = Scheduler(Metrics(), **limits, loaded=model_pool.loaded)
+    with ThreadPoolExecutor(2) as threads:
+        claimer = Claimer(store, scheduler, threads, model_pool, ClaimSettings(owner="w", max_leased=4))
+        await claimer._claim(fingerprint)
+        first = list(scheduler)
+        assert len(first) == 4 and {job.frame.width for job in first} == {128}
+        await claimer._claim(fingerprint)
+        assert len(scheduler.jobs) == 4
+        claimer._changed.clear()
+        await claimer.release(first[:1])
+        scheduler.remove(first[0])
+        await claimer._claim(fingerprint)
+        assert len(scheduler.jobs) == 3 and claimer._changed.is_set()  # not before half is done
+        await claimer.fail(first[1], "no")
+        scheduler.remove(first[1])
+        await claimer._claim(fingerprint)
+        assert len(scheduler.jobs) == 4
+        others = store.queue.claim("other", fingerprint, 100, start, 60, 3)
+        assert len(others) == 5 and others[0].row.state is FrameState.DECODING
+        now[0] = start + 30
+        claimer._renew([first[2].rows[0].seq])
+        assert len(store.queue.claim("third", fingerprint, 100, start + 70, 60, 3)) == 8
     store.close()
 
 
 def test_a_shared_cache_is_one_place_for_many(tmp_path: Path) -> None:
     url, digest = f"file://{tmp_path}/pictures", "ab" * 32
-    one, two = SharedCache(url, 100), SharedCache(url, 100)
+    one, two = ObjectCache(url, 100), ObjectCache(url, 100)
     assert one.get(digest, "png") is None and not one.has(digest, "png")
     one.put(digest, "png", b"picture")
     assert two.get(digest, "png") == b"picture" and two.has(digest, "png")
-    assert Cache(tmp_path / "pictures", 10**6).get(digest, "png") == b"picture"  # the same files
+    assert DiskCache(tmp_path / "pictures", 10**6).get(digest, "png") == b"picture"  # the same files
     (path,) = (tmp_path / "pictures").rglob("*-png")
     path.write_bytes(path.read_bytes()[:-1])
     assert two.get(digest, "png") is None
@@ -134,18 +159,18 @@ def test_a_shared_cache_is_one_place_for_many(tmp_path: Path) -> None:
 
 async def test_listeners_of_a_front_end_hear_of_the_workers(store_url: str, make_frame: MakeFrame) -> None:
     store, event_bus = Store(store_url), EventBus()
-    news, new = EventPoller(store, event_bus), [new_frame(make_frame(n)) for n in range(3)]
+    poller, new = EventPoller(store, event_bus), [new_frame(make_frame(n)) for n in range(3)]
 
     with event_bus.subscribe("") as events:
         assert event_bus.tenants == {""}
-        store.add(new, time.time())
-        news.tell("", store.page("", 10))
-        claimed = store.claim("w", new[0].fingerprint, 2, time.time(), 60, 3)
-        news.tell("", store.page("", 10))
-        store.finish([DecodeResult(claimed[0].row.seq, "", {})], time.time())
-        store.fail([claimed[1].row.seq], "no")
-        news.tell("", store.page("", 10))
-        news.tell("", store.page("", 10))
+        store.frames.add(new, time.time())
+        poller.publish_changes("", store.frames.page("", 10))
+        claimed = store.queue.claim("w", new[0].fingerprint, 2, time.time(), 60, 3)
+        poller.publish_changes("", store.frames.page("", 10))
+        store.queue.finish([DecodeResult(claimed[0].row.seq, "", {})], time.time())
+        store.queue.fail([claimed[1].row.seq], "no")
+        poller.publish_changes("", store.frames.page("", 10))
+        poller.publish_changes("", store.frames.page("", 10))
         heard = [await events.next(0.1) for _ in range(3)]
         assert {(one["event"], one["id"]) for one in heard[:2] if one} == {
             ("done", str(new[0].id)),

@@ -1,4 +1,4 @@
-"""What the database knew all along: how long leases lay about that nobody kept, and what became of every frame."""
+"""What the database shows during a run: how long expired leases stayed, and what became of every frame."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ class Watch:
         end = time.monotonic() + seconds
         while time.monotonic() < end:
             with contextlib.suppress(StoreUnavailable):
-                counts = await asyncio.to_thread(self._store.counts)
+                counts = await asyncio.to_thread(self._store.frames.counts)
                 if counts["done"] + counts["failed"] >= count:
                     return True
             await asyncio.sleep(0.2)

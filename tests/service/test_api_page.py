@@ -8,7 +8,8 @@ from typing import Any, cast
 from fastapi.testclient import TestClient
 
 from aeic_service import api_page
-from cloud_decoder.http_api import routes as cloud
+from cloud_decoder.http_api.app import build_app
+from cloud_decoder.http_api.routers import decode, frames, status
 from cloud_decoder.metrics import Metrics
 from cloud_decoder.settings import Settings
 from edge_encoder.http_api import routes as edge
@@ -44,7 +45,7 @@ DESCRIPTION = {
 }
 
 
-def test_everything_is_told_and_escaped() -> None:
+def test_the_page_lists_everything_and_escapes_it() -> None:
     page = api_page.render(DESCRIPTION)
     for part in (
         "POST /v1/things/{id}",
@@ -62,12 +63,14 @@ def test_everything_is_told_and_escaped() -> None:
 
 def test_both_services_show_it() -> None:
     """Their routes are built by hand here: no picture is decoded for a page."""
-    parts = SimpleNamespace(
-        settings=Settings(), metrics=Metrics(), tokens=None, store=None, image_service=None, edge_proxy=None
-    )
-    parts.worker = SimpleNamespace(model_pool=SimpleNamespace(bundles={}, default=None))
+    nothing = cast(Any, None)
+    routers = [
+        frames.router(nothing, nothing, {}, max_wait=60.0, public=True),
+        decode.router(nothing, nothing, max_wait=60.0),
+        status.router(nothing, nothing, nothing, nothing, lambda: True),
+    ]
     box = SimpleNamespace(settings=EdgeSettings())
-    for app in (edge.create_app(cast(Any, box)), cloud.build_app(cast(Any, parts))):
+    for app in (edge.create_app(cast(Any, box)), build_app(Settings(), nothing, Metrics(), routers)):
         with TestClient(app) as client:
             answer = client.get("/docs")
             assert answer.status_code == 200 and "/v1/frames/{id}" in answer.text and "cdn" not in answer.text

@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 import zlib
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any, cast
@@ -22,16 +22,18 @@ import numpy as np
 from aeic.bundle import Bundle
 from aeic.v1 import ingest_pb2 as pb
 from aeic.v1 import ingest_pb2_grpc as pb_grpc
-from cloud_decoder.inference.decoder import Decoder
+from cloud_decoder.inference.backend import GeneratorBackend
+from cloud_decoder.inference.decoder import Decoder, DecoderSettings
 from cloud_decoder.inference.onnx_backend import OnnxGenerator
 from cloud_decoder.metrics import Metrics
 from cloud_decoder.service import Cloud
 from cloud_decoder.settings import Settings
 from cloud_decoder.store.store import NewFrame
+from cloud_decoder.worker.worker import Worker
 from tests.support.frames import new_frame
 
 
-class FakeGenerator:
+class FakeGenerator(GeneratorBackend):
     """Runs the tiny bundle's synthesis, remembers its batches, and fails or waits as a test wants."""
 
     def __init__(self, bundle: Bundle) -> None:
@@ -61,10 +63,18 @@ def metric(metrics: Metrics, name: str, **labels: str) -> float:
     return metrics.registry.get_sample_value(f"aeic_cloud_{name}", labels) or 0.0
 
 
+def jobs_of(cloud: Cloud) -> Mapping[str, object]:
+    """The jobs of the cloud's own worker, by the digest of their frames."""
+    assert isinstance(cloud.backend, Worker)
+    return cloud.backend.scheduler.jobs
+
+
 @asynccontextmanager
 async def running_cloud(decoder: Decoder, data_dir: Path, **changed: Any) -> AsyncIterator[Cloud]:
     """A whole cloud on free loopback ports in this process."""
-    cloud = Cloud(Settings(host="127.0.0.1", port=0, grpc_port=0, data_dir=data_dir, **changed), decoder)
+    cloud = Cloud(
+        Settings(**{"host": "127.0.0.1", "port": 0, "grpc_port": 0, "data_dir": data_dir, **changed}), decoder
+    )
     await cloud.start()
     try:
         yield cloud
@@ -94,7 +104,7 @@ class CloudThread:
     """A cloud in a thread of its own, for clients without an event loop; ``put`` stores a frame as ingest does."""
 
     def __init__(self, bundle: Bundle, folder: Path, **changed: Any) -> None:
-        decoder = Decoder(bundle, OnnxGenerator(bundle.path, 1), threads=1)
+        decoder = Decoder(bundle, OnnxGenerator(bundle.path, 1), settings=DecoderSettings(threads=1))
         settings = {"host": "127.0.0.1", "port": 0, "grpc_port": 0, "data_dir": folder, **changed}
         self.cloud = Cloud(Settings(**settings), decoder)
         self.loop = asyncio.new_event_loop()
@@ -107,7 +117,7 @@ class CloudThread:
     def put(self, data: bytes, **changed: Any) -> NewFrame:
         """Store the frame ``data``; the record that was stored."""
         new = new_frame(data, **changed)
-        self.cloud.store.add([new], time.time())
+        self.cloud.store.frames.add([new], time.time())
         self.loop.call_soon_threadsafe(self.cloud.commits.announce, [new])
         return new
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from aeic.bundle import Bundle
-from cloud_decoder.inference.decoder import Decoder
+from cloud_decoder.inference.decoder import Decoder, DecoderSettings
 from tests.support.cloud import FakeGenerator
 from tests.support.frames import MakeFrame, frame_maker
 from tests.support.postgres import Postgres, missing
@@ -35,7 +35,7 @@ def generator(bundle: Bundle) -> FakeGenerator:
 @pytest.fixture
 def decoder(bundle: Bundle, generator: FakeGenerator) -> Decoder:
     """The tiny bundle's decoder with that generator."""
-    return Decoder(bundle, generator, threads=1, max_batch=4)
+    return Decoder(bundle, generator, settings=DecoderSettings(threads=1, max_batch=4))
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,4 @@
-"""A cloud of a few lines that keeps what it gets, and can be told to misbehave."""
+"""A fake cloud that keeps the frames it receives and can misbehave, a TCP proxy, and settings for tests."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ class FakeCloud(IngestServiceServicer):
                         message.stored += self.miscounts
                     yield message
         except _Break:
-            await context.abort(grpc.StatusCode.INTERNAL, "told to break")
+            await context.abort(grpc.StatusCode.INTERNAL, "the test breaks this stream")
         finally:
             reader.cancel()
 

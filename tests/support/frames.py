@@ -65,4 +65,4 @@ def stored_frame(content: bytes = b"frame", id: UUID | None = None, **changed: o
 
 def claim(store: Store, limit: int = 10, now: float = NOW, owner: str = "w") -> list[LeasedFrame]:
     """Lease up to ``limit`` frames of the bundle of ``stored_frame`` for 60 s."""
-    return store.claim(owner, "abcdef", limit, now, 60, 3)
+    return store.queue.claim(owner, "abcdef", limit, now, 60, 3)

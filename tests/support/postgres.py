@@ -1,4 +1,4 @@
-"""A real PostgreSQL for the tests: Debian's package, in a temporary folder, run by somebody without rights.
+"""A real PostgreSQL for the tests: Debian's package, in a temporary folder, run by an unprivileged user.
 
 ``python -m tests.support.postgres`` starts one and prints its address until Ctrl-C.
 """
@@ -94,7 +94,7 @@ class Postgres:
                 time.sleep(0.05)
 
     def kill(self) -> None:
-        """As a power cut would: everything of it dies at once, nothing is flushed."""
+        """Kill every process of it at once, as a power cut would: nothing is flushed."""
         if self._process is not None:
             for pid in [*_children(self._process.pid), self._process.pid]:
                 with contextlib.suppress(ProcessLookupError):
@@ -146,7 +146,7 @@ class Postgres:
 
 
 def free_port() -> int:
-    """A TCP port of loopback that nobody has now."""
+    """A free TCP port of loopback."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])

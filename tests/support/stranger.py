@@ -1,4 +1,4 @@
-"""What a stranger sends to the cloud, kind by kind, and what must not come back: driven by tests/cloud/hostile.py."""
+"""What a hostile client sends to the cloud, and what must not come back; tests/cloud/hostile.py runs it."""
 
 from __future__ import annotations
 

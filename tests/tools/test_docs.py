@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import runpy
 import subprocess
 import sys
 import tomllib
@@ -51,6 +52,73 @@ def test_subcommands_named_in_texts_exist(path: Path) -> None:
 def test_links_to_files_lead_somewhere(path: Path) -> None:
     for link in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", path.read_text()):
         assert (path.parent / link).exists(), f"{path.name} links to {link}"
+
+
+PACKAGES = (
+    "aeic|aeic_[a-z]+|edge_encoder|cloud_decoder|benchmarks|deploy|docs|examples|models|protos|requirements|tests"
+)
+NAMED = re.compile(rf"`(?:python )?((?:{PACKAGES})/[\w./-]*)`")
+"""A file or folder of the repository in inline code."""
+
+
+@pytest.mark.parametrize("path", TEXTS, ids=_name)
+def test_files_and_folders_named_in_texts_exist(path: Path) -> None:
+    named = {name for name in NAMED.findall(path.read_text()) if "NAME" not in name}
+    missing = {name for name in named if not (ROOT / name).exists()}
+    assert not missing, f"{path.name} names {sorted(missing)}"
+
+
+@pytest.mark.parametrize("path", TEXTS, ids=_name)
+def test_modules_named_in_texts_exist(path: Path) -> None:
+    named = re.findall(
+        r"python -m ((?:aeic|edge_encoder|cloud_decoder|benchmarks|deploy|tests)[\w.]*)", path.read_text()
+    )
+    places = {name: ROOT / name.replace(".", "/") for name in named}
+    missing = [
+        name for name, at in places.items() if not (at.with_suffix(".py").exists() or (at / "__main__.py").exists())
+    ]
+    assert not missing
+
+
+def test_names_in_the_tour_are_in_the_files_beside_them() -> None:
+    """`Class.method` or `function`, followed by "in `path/file.py`"."""
+    text = (ROOT / "docs" / "tour.md").read_text()
+    pairs = re.findall(r"`([\w.]+)`[^`]*?\bin\s+`([\w/]+\.py)`", text)
+    assert len(pairs) >= 8
+    for name, file in pairs:
+        source = (ROOT / file).read_text()
+        for part in name.split("."):
+            assert re.search(rf"^\s*(?:async )?(?:def|class) {part}\b", source, re.M), f"{name} is not in {file}"
+
+
+def test_the_layers_in_the_docs_are_those_that_import_linter_checks() -> None:
+    contracts = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
+    checked = {c.get("containers", [""])[0]: c["layers"] for c in contracts if c["type"] == "layers"}
+    text = (ROOT / "docs" / "architecture.md").read_text().partition("may import which")[2]
+    blocks = text.partition("```\n")[2].partition("```")[0].split("\n\n")
+    assert len(blocks) == len(checked) == 4
+    for block, package in zip(blocks, ("", "cloud_decoder", "edge_encoder", "aeic_train"), strict=True):
+        shown = [set(re.findall(r"\w+", line[11:])) for line in block.splitlines()]
+        layers = [set(re.findall(r"\w+", layer)) for layer in checked[package]]
+        assert [layer for layer in layers if layer in shown] == shown, f"layers of {package or 'the packages'}"
+
+
+def test_pages_named_in_the_code_exist() -> None:
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True)
+    if listed.returncode:
+        pytest.skip("no git checkout")
+    for name in listed.stdout.split("\0"):
+        if name.endswith((".py", ".toml", ".yml", ".yaml", ".proto", "Makefile", "Dockerfile", ".service")):
+            text = (ROOT / name).read_text()
+            for page in re.findall(r"\bdocs/[\w/-]+\.(?:md|svg|jpg)", text):
+                assert (ROOT / page).exists(), f"{name} names {page}"
+
+
+def test_the_diagrams_are_what_their_script_draws() -> None:
+    folder = ROOT / "docs" / "diagrams"
+    script = runpy.run_path(str(folder / "draw.py"))
+    for theme in script["THEMES"]:
+        assert (folder / f"overview-{theme}.svg").read_text() == script["draw"](theme)
 
 
 def test_the_tree_in_the_readme_names_folders_that_exist() -> None:

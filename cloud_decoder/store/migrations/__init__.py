@@ -1,1 +1,1 @@
-"""The store's revisions, applied by Alembic. :mod:`cloud_decoder.store.migrate` says when."""
+"""The store's revisions, which Alembic applies. :mod:`cloud_decoder.store.migrate` decides when."""

@@ -1,4 +1,4 @@
-"""Alembic's entry: one connection, one transaction; SQLite's tables are rebuilt where it cannot alter them."""
+"""Alembic's entry: one connection, one transaction; tables that SQLite cannot alter are rebuilt."""
 
 import sqlalchemy as sa
 from alembic import context

@@ -1,4 +1,4 @@
-"""Answers: runs of stored frames are told together, in order, soon, and never to an edge that cannot count."""
+"""Answers: consecutive stored frames share a message, in order and soon; an edge without a window gets single acks."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ async def test_half_a_window_does_not_wait(clock: Clock) -> None:
     assert await _told(_added(8, *[STORED] * 8, end=False), 8) == ["stored 4", "stored 4"]
 
 
-async def test_an_edge_without_a_window_gets_every_ack() -> None:
+async def test_an_edge_without_a_window_gets_an_ack_for_each_frame() -> None:
     assert await _told(_added(0, STORED, STORED)) == ["ack 0", "ack 1"]
 
 

@@ -1,4 +1,4 @@
-"""Machine clients: many frames over one stream, each answered by its tag, none ending the others."""
+"""Machine clients: many frames over one stream; each is answered by its tag, and none ends the stream."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from aeic.v1 import decode_pb2 as many
 from aeic.v1 import decode_pb2_grpc as many_grpc
 from cloud_decoder.grpc_api import decode
 from cloud_decoder.inference.decoder import Decoder
-from tests.support.cloud import FakeGenerator, running_cloud
+from tests.support.cloud import FakeGenerator, jobs_of, running_cloud
 from tests.support.frames import MakeFrame
 
 
@@ -67,13 +67,13 @@ async def test_a_stream_is_read_no_further_than_its_window_and_a_client_that_lea
         generator.gate.clear()
         call = many_grpc.DecodeStreamServiceStub(channel).DecodeMany(requests())
         await asyncio.sleep(0.5)
-        assert len(cloud.worker.scheduler.jobs) == 5
+        assert len(jobs_of(cloud)) == 5
         call.cancel()
         for _ in range(200):
             await asyncio.sleep(0.01)
-            if not cloud.worker.scheduler.jobs:
+            if not jobs_of(cloud):
                 break
-        assert not cloud.worker.scheduler.jobs
+        assert not jobs_of(cloud)
         generator.gate.set()
         answers = [a async for a in many_grpc.DecodeStreamServiceStub(channel).DecodeMany(requests())]
         assert len(answers) == 12 and all(answer.HasField("picture") for answer in answers)

@@ -1,4 +1,4 @@
-"""Ingest over loopback: acknowledged means stored, the same id twice is harmless, a stranger's bytes are told why."""
+"""Ingest over loopback: acknowledged means stored, an id may be sent twice, and each refusal gives its reason."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from aeic.v1 import ingest_pb2 as pb
 from aeic.v1 import ingest_pb2_grpc as pb_grpc
 from cloud_decoder.errors import StoreUnavailable
 from cloud_decoder.inference.decoder import Decoder
+from cloud_decoder.store.frames import Frames
 from cloud_decoder.store.store import Store
 from tests.support.cloud import FakeGenerator, IngestClient, running_cloud
 from tests.support.frames import MakeFrame
@@ -33,7 +34,7 @@ async def test_frames_are_stored_acknowledged_in_order_and_decoded(
         assert [ack.id for ack in acks] == [id.bytes for id in ids]
         assert {ack.status for ack in acks} == {pb.ACK_STATUS_STORED}
         for number, id in enumerate(ids):
-            assert cloud.store.bitstream("", id) == make_frame(number, 64, 64)
+            assert cloud.store.frames.bitstream("", id) == make_frame(number, 64, 64)
         commits = cloud.metrics.registry.get_sample_value("aeic_cloud_commit_frames_count")
         assert commits is not None and 1 <= commits <= 20
         await edge.send(make_frame(0, 64, 64), ids[0])
@@ -41,7 +42,7 @@ async def test_frames_are_stored_acknowledged_in_order_and_decoded(
         await edge.send(make_frame(1, 64, 64), ids[0])
         conflict = await edge.ack()
         assert conflict.status == pb.ACK_STATUS_REJECTED and "taken" in conflict.reason
-        while cloud.store.counts()["done"] < 20:
+        while cloud.store.frames.counts()["done"] < 20:
             await asyncio.sleep(0.02)
         assert ("", "box-1") in cloud.presence.connected
         await edge.finish()
@@ -82,7 +83,7 @@ async def test_bad_frames_are_rejected_with_a_reason_and_the_stream_goes_on(
         assert "only frames" in (await edge.ack()).reason
         await edge.send(good, uuid4())
         assert (await edge.ack()).status == pb.ACK_STATUS_STORED
-        assert sum(cloud.store.counts().values()) == 1
+        assert sum(cloud.store.frames.counts().values()) == 1
 
 
 @pytest.mark.parametrize(
@@ -129,7 +130,7 @@ async def test_a_store_that_cannot_write_acknowledges_nothing(
 
     async with running_cloud(decoder, tmp_path) as cloud:
         with monkeypatch.context() as broken:
-            broken.setattr(Store, "add", full)
+            broken.setattr(Frames, "add", full)
             async with IngestClient(cloud.grpc) as edge:
                 await edge.hello(bundle)
                 await edge.send(make_frame(1), id)
@@ -160,7 +161,7 @@ async def test_draining_ends_streams_after_the_last_acknowledgement(
                 break
         await stopping
         store = Store(f"sqlite:///{tmp_path / 'store.db'}")
-        assert sum(store.counts().values()) >= acks
+        assert sum(store.frames.counts().values()) >= acks
         store.close()
 
 
@@ -211,7 +212,7 @@ async def test_cameras_behind_a_box_are_sources_of_their_own(
                 assert ack.status == pb.ACK_STATUS_REJECTED and "source_id" in ack.reason
             # All are taken; how many of one stream are shown as connected is bounded.
             assert set(cloud.presence.connected) == {("", "box-1"), ("", "north"), ("", "south")}
-            rows = cloud.store.page("", 10)
+            rows = cloud.store.frames.page("", 10)
             assert {(row.source, row.wanted) for row in rows} == {
                 ("box-1", False), ("north", True), ("south", False), ("east", False),
             }  # fmt: skip

@@ -1,4 +1,4 @@
-"""The page's own routes: its policy, sizes beside PNG and JPEG, and pictures on their way to an edge that may err."""
+"""The page's own routes: its policy, sizes beside PNG and JPEG, and uploads to an edge that may fail."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from typing import Any
 import httpx
 import pytest
 
-from cloud_decoder.http_api import edge_proxy, page
+from cloud_decoder.http_api import edge_proxy
+from cloud_decoder.http_api.routers import page
 from cloud_decoder.inference.decoder import Decoder
 from tests.support.cloud import FakeGenerator, running_cloud
 from tests.support.frames import MakeFrame, new_frame
@@ -26,7 +27,7 @@ STATUS = {"source_id": "roof", "spool": SPOOL, "uplink": {"state": "connected"}}
 
 
 class FakeEdge:
-    """An HTTP server that answers as it is told, and remembers what it was sent."""
+    """An HTTP server with a canned answer; it remembers what it received."""
 
     def __init__(self) -> None:
         self.answer: tuple[int, bytes] = (202, json.dumps(FRAME).encode())
@@ -90,7 +91,7 @@ async def test_sizes_beside_png_and_jpeg(
 
     async with running_cloud(decoder, tmp_path) as cloud, httpx.AsyncClient(base_url=cloud.http) as http:
         generator.gate.clear()
-        cloud.store.add([new], time.time())
+        cloud.store.frames.add([new], time.time())
         cloud.commits.announce([new])
         assert (await http.get(f"/v1/frames/{new.id}/sizes")).status_code == 202
         sources = (await http.get("/v1/sources")).json()["sources"]

@@ -1,4 +1,4 @@
-"""The HTTP API in process: what is asked is answered, and nothing a stranger sends harms."""
+"""The HTTP API in this process: requests are answered, and hostile ones do no harm."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from PIL import Image
 
 from cloud_decoder.inference.decoder import Decoder
 from cloud_decoder.service import Cloud
-from tests.support.cloud import FakeGenerator, running_cloud
+from tests.support.cloud import FakeGenerator, jobs_of, running_cloud
 from tests.support.frames import MakeFrame, new_frame
 
 
@@ -33,18 +33,18 @@ async def one_unasked_frame(
     """A cloud that decodes only what is asked for, a client of it, and where the picture of its only frame is."""
     new = new_frame(frame, wanted=False)
     async with running_cloud(decoder, folder, eager="none") as cloud, httpx.AsyncClient(base_url=cloud.http) as http:
-        cloud.store.add([new], time.time())
+        cloud.store.frames.add([new], time.time())
         yield cloud, http, f"/v1/frames/{new.id}/image"
 
 
-async def test_the_way_of_a_frame(decoder: Decoder, make_frame: MakeFrame, tmp_path: Path) -> None:
+async def test_a_frame_from_its_arrival_to_its_picture(decoder: Decoder, make_frame: MakeFrame, tmp_path: Path) -> None:
     data, id = make_frame(1), uuid4()
 
     async with running_cloud(decoder, tmp_path) as cloud, httpx.AsyncClient(base_url=cloud.http) as http:
         late = asyncio.create_task(http.get(f"/v1/frames/{id}/image?wait=10"))  # before it has arrived
         await asyncio.sleep(0.1)
         new = new_frame(data, id)
-        cloud.store.add([new], time.time())
+        cloud.store.frames.add([new], time.time())
         cloud.commits.announce([new])
         answer = await late
         assert answer.status_code == 200 and answer.headers["content-type"] == "image/png"
@@ -65,7 +65,7 @@ async def test_the_way_of_a_frame(decoder: Decoder, make_frame: MakeFrame, tmp_p
             assert (await http.get(path)).status_code == 200, path
 
 
-async def test_a_picture_that_left_the_cache_is_made_again(
+async def test_a_picture_evicted_from_the_cache_is_decoded_again(
     decoder: Decoder, make_frame: MakeFrame, tmp_path: Path
 ) -> None:
     async with one_unasked_frame(decoder, make_frame(2), tmp_path) as (cloud, http, url):
@@ -75,10 +75,10 @@ async def test_a_picture_that_left_the_cache_is_made_again(
         file.write_bytes(b"what a broken disk gives back")
         second = await http.get(url + "?wait=10")
         assert first.content == second.content
-        assert cloud.store.counts()["done"] == 1
+        assert cloud.store.frames.counts()["done"] == 1
 
 
-async def test_forms_names_and_conditions_that_clients_use(
+async def test_formats_and_conditional_requests_of_clients(
     decoder: Decoder, make_frame: MakeFrame, tmp_path: Path
 ) -> None:
     async with one_unasked_frame(decoder, make_frame(1), tmp_path) as (_, http, url):
@@ -146,9 +146,9 @@ async def test_decode_and_its_refusals(
         waiting[1].cancel()  # the client hangs up: its work leaves the queue
         for _ in range(100):
             await asyncio.sleep(0.02)
-            if len(cloud.worker.scheduler.jobs) == 1:
+            if len(jobs_of(cloud)) == 1:
                 break
-        assert len(cloud.worker.scheduler.jobs) == 1
+        assert len(jobs_of(cloud)) == 1
         generator.gate.set()
         assert (await waiting[0]).status_code == 200
 
@@ -222,7 +222,7 @@ async def test_tenants_do_not_see_each_other(decoder: Decoder, make_frame: MakeF
 
     tokens = "acme:token-of-acme,other:token-of-other"
     async with running_cloud(decoder, tmp_path, tokens=tokens) as cloud:
-        cloud.store.add([new], time.time())
+        cloud.store.frames.add([new], time.time())
         for token, status in (("token-of-acme", 200), ("token-of-other", 404), ("wrong", 401), ("", 401)):
             header = {"Authorization": f"Bearer {token}"} if token else {}
             async with httpx.AsyncClient(base_url=cloud.http, headers=header) as http:
@@ -244,8 +244,8 @@ async def test_a_damaged_frame_is_shown_in_quarantine_with_its_reason(
     new = new_frame(bytes(flipped))
 
     async with running_cloud(decoder, tmp_path) as cloud, httpx.AsyncClient(base_url=cloud.http) as http:
-        cloud.store.add([new], time.time())
-        cloud.worker.wake()
+        cloud.store.frames.add([new], time.time())
+        cloud.backend.wake()
         answer = await http.get(f"/v1/frames/{new.id}/image?wait=10")
         assert answer.status_code == 422  # told by the decoder, or by the store a moment later
         for _ in range(100):
@@ -262,7 +262,7 @@ async def test_pages_follow_the_cursor(decoder: Decoder, make_frame: MakeFrame, 
         running_cloud(decoder, tmp_path, eager="none") as cloud,
         httpx.AsyncClient(base_url=cloud.http) as http,
     ):
-        cloud.store.add([new_frame(make_frame(i, 64, 64), wanted=False) for i in range(7)], time.time())
+        cloud.store.frames.add([new_frame(make_frame(i, 64, 64), wanted=False) for i in range(7)], time.time())
         seen: list[str] = []
         cursor = ""
         while cursor is not None:
@@ -279,7 +279,7 @@ async def test_events_tell_of_new_frames(decoder: Decoder, make_frame: MakeFrame
         async with asyncio.timeout(15), http.stream("GET", "/v1/events") as stream:
             lines = stream.aiter_lines()
             assert await anext(lines) == "retry: 2000"
-            cloud.store.add([new], time.time())
+            cloud.store.frames.add([new], time.time())
             cloud.commits.announce([new])
             seen = []
             async for line in lines:
@@ -297,5 +297,5 @@ async def test_ids_in_capitals_are_the_same_frame(decoder: Decoder, make_frame: 
     new = new_frame(make_frame(1), UUID("0198C0DE-ABCD-7000-8000-00000000ABCD"))
 
     async with running_cloud(decoder, tmp_path) as cloud, httpx.AsyncClient(base_url=cloud.http) as http:
-        cloud.store.add([new], time.time())
+        cloud.store.frames.add([new], time.time())
         assert (await http.get(f"/v1/frames/{str(new.id).upper()}")).status_code == 200

@@ -1,4 +1,4 @@
-"""The cache: bounded, and never wrong."""
+"""The disk cache: its size is bounded, and it never returns damaged bytes."""
 
 from __future__ import annotations
 
@@ -7,22 +7,22 @@ from pathlib import Path
 
 import pytest
 
-from cloud_decoder.images.disk_cache import Cache
+from cloud_decoder.images.disk_cache import DiskCache
 
 A, B, C = ("a" * 64), ("b" * 64), ("c" * 64)
 
 
 def test_put_get_and_reopen(tmp_path: Path) -> None:
-    cache = Cache(tmp_path, 10_000)
+    cache = DiskCache(tmp_path, 10_000)
     assert cache.get(A, "png") is None
     assert cache.put(A, "png", b"picture") and not cache.put(A, "png", b"picture")
     assert cache.get(A, "png") == b"picture" and cache.has(A, "png")
-    assert Cache(tmp_path, 10_000).get(A, "png") == b"picture"
+    assert DiskCache(tmp_path, 10_000).get(A, "png") == b"picture"
     assert cache.hits == 1 and cache.misses == 1
 
 
 def test_least_recently_used_goes_first(tmp_path: Path) -> None:
-    cache = Cache(tmp_path, 300)
+    cache = DiskCache(tmp_path, 300)
     cache.put(A, "png", bytes(100))
     cache.put(B, "png", bytes(100))
     cache.get(A, "png")
@@ -34,7 +34,7 @@ def test_least_recently_used_goes_first(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("damage", ["flip", "cut", "empty", "gone"])
 def test_a_damaged_file_is_a_miss_and_can_be_put_again(tmp_path: Path, damage: str) -> None:
-    cache = Cache(tmp_path, 10_000)
+    cache = DiskCache(tmp_path, 10_000)
     cache.put(A, "png", b"picture" * 10)
     (path,) = tmp_path.glob("??/*")
     data = bytearray(path.read_bytes())
@@ -48,12 +48,12 @@ def test_a_damaged_file_is_a_miss_and_can_be_put_again(tmp_path: Path, damage: s
 
 
 def test_a_smaller_bound_and_leftovers_at_start(tmp_path: Path) -> None:
-    cache = Cache(tmp_path, 1000)
+    cache = DiskCache(tmp_path, 1000)
     for age, name in enumerate((A, B)):
         cache.put(name, "png", bytes(100))
         os.utime(next(tmp_path.glob(f"{name[:2]}/*")), (age, age))
     (tmp_path / f".{C}-png.1234").write_bytes(b"half a fi")
-    smaller = Cache(tmp_path, 200)
+    smaller = DiskCache(tmp_path, 200)
     assert [smaller.has(x, "png") for x in (A, B)] == [False, True]
     assert not list(tmp_path.glob(".*"))
 
@@ -61,4 +61,4 @@ def test_a_smaller_bound_and_leftovers_at_start(tmp_path: Path) -> None:
 @pytest.mark.parametrize("digest", ["../" * 20 + "aaaa", "A" * 64, "", "a" * 63])
 def test_names_are_never_paths(tmp_path: Path, digest: str) -> None:
     with pytest.raises(ValueError):
-        Cache(tmp_path, 1000).put(digest, "png", b"x")
+        DiskCache(tmp_path, 1000).put(digest, "png", b"x")

@@ -1,8 +1,9 @@
-"""Memory that does not suffice: whoever asked is told what would fit, and nothing of the runtime's inside."""
+"""Out of memory: the error names the size that would fit and hides the runtime's own message."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any, cast
 
 import httpx
 import numpy as np
@@ -49,13 +50,13 @@ def test_it_crosses_from_the_generators_own_process(monkeypatch: pytest.MonkeyPa
     inbox, y_hat = SharedBuffer(), np.zeros((1, 8, 4, 4), np.float32)
     inbox.write(y_hat)
     child = Child(inbox, SharedBuffer())
-    child._generator = Planned(monkeypatch)
+    child._generator = cast(Any, Planned(monkeypatch))
     told = child.answer({"shape": list(y_hat.shape), "pictures": False})
     assert told["failed"] == "memory" and "at most 2304x2304 pixels fit" in told["what"]
 
 
 def test_a_runtimes_words_on_its_allocator_stay_here(decoder: Decoder, generator: FakeGenerator) -> None:
     generator.most = 0
-    with pytest.raises(DeviceOutOfMemory, match=r"latents of 1 x 8 x 4 x 4: onnx has not the memory") as failure:
+    with pytest.raises(DeviceOutOfMemory, match=r"latents of 1 x 8 x 4 x 4: onnx does not have the memory") as failure:
         decoder.run([np.zeros((8, 4, 4), np.float32)])
     assert "requested buffer" not in str(failure.value)

@@ -1,4 +1,4 @@
-"""Several bundles: each frame by its own, loaded on demand, the one used longest ago unloaded, within the cap."""
+"""Several bundles: each frame is decoded by its own, loaded on demand; the least recently used one is unloaded."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from aeic.bitstream import Frame
 from aeic.bundle import Bundle
 from aeic.errors import BundleError, WrongModel
 from cloud_decoder.errors import ModelUnavailable
-from cloud_decoder.inference.decoder import Decoder
+from cloud_decoder.inference.decoder import Decoder, DecoderSettings
 from cloud_decoder.inference.model_pool import ModelPool, size_of
 from cloud_decoder.service import Cloud
 from cloud_decoder.settings import Settings
@@ -36,10 +36,10 @@ def bundles(bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> list[Bu
 
 
 def load(path: Path) -> Decoder:
-    return Decoder.from_bundle(path, "onnx", 1)
+    return Decoder.from_bundle(path, "onnx", DecoderSettings(threads=1))
 
 
-def test_the_one_used_longest_ago_goes_first(bundles: list[Bundle]) -> None:
+def test_the_least_recently_used_bundle_is_unloaded_first(bundles: list[Bundle]) -> None:
     model_pool = ModelPool(bundles, load, max_bytes=2 * size_of(bundles[0]) + 1000)
     first, second, third = (bundle.fingerprint for bundle in bundles)
     for fingerprint in (first, second, first, third):
@@ -51,7 +51,7 @@ def test_the_one_used_longest_ago_goes_first(bundles: list[Bundle]) -> None:
     assert model_pool.loaded_bytes == 0
 
 
-def test_what_is_at_work_is_waited_for_and_nobody_for_ever(bundles: list[Bundle]) -> None:
+def test_a_bundle_in_use_is_waited_for_and_every_caller_gets_its_turn(bundles: list[Bundle]) -> None:
     model_pool = ModelPool(bundles, load, max_bytes=size_of(bundles[0]) + 1000)
     used: list[str] = []
 
@@ -72,7 +72,7 @@ def test_what_is_at_work_is_waited_for_and_nobody_for_ever(bundles: list[Bundle]
     assert len(used) == 24
 
 
-def test_what_cannot_be_is_said_at_the_start(bundles: list[Bundle]) -> None:
+def test_impossible_pools_are_refused_at_the_start(bundles: list[Bundle]) -> None:
     with pytest.raises(BundleError, match="one fingerprint"):
         ModelPool([bundles[0], bundles[0]], load)
     with pytest.raises(BundleError, match="AEIC_CLOUD_MODEL_BYTES"):
@@ -81,7 +81,7 @@ def test_what_cannot_be_is_said_at_the_start(bundles: list[Bundle]) -> None:
         ModelPool(bundles[:2], load).bundle("000000")
 
 
-def test_a_bundle_that_breaks_is_left_alone_for_a_while(bundles: list[Bundle]) -> None:
+def test_a_bundle_that_fails_to_load_is_not_tried_again_at_once(bundles: list[Bundle]) -> None:
     def broken(path: Path) -> Decoder:
         if path == bundles[1].path:
             raise BundleError("it was altered")
@@ -129,10 +129,10 @@ async def test_the_service_decodes_each_frame_with_its_bundle_and_all_rates_with
             assert (await edge.hello(bundles[1])).window > 0
             for data in frames.values():
                 assert (await http.post("/v1/decode", content=data)).status_code == 200
-            cloud.store.add(stored, time.time())
-            cloud.worker.wake()
+            cloud.store.frames.add(stored, time.time())
+            cloud.backend.wake()
             end = time.monotonic() + 20
-            while cloud.store.counts()["done"] < len(stored):
+            while cloud.store.frames.counts()["done"] < len(stored):
                 assert time.monotonic() < end
                 await asyncio.sleep(0.02)
             metrics = (await http.get("/metrics")).text

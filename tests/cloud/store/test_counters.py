@@ -1,4 +1,4 @@
-"""The numbers by state are those that counting would find, and cost no counting."""
+"""The counts by state equal those of a full scan, and no scan is made for them."""
 
 from __future__ import annotations
 
@@ -48,39 +48,39 @@ def test_after_anything_that_can_happen_to_frames_the_tallies_are_right(store: S
             stored_frame(b"x" * chance.randint(1, 50), tenant=chance.choice("ab")) for _ in range(chance.randint(1, 5))
         ]
         known += new
-        store.add([*new, chance.choice(known), new[0]], NOW + step)  # what is there already counts once
+        store.frames.add([*new, chance.choice(known), new[0]], NOW + step)  # what is there already counts once
         held = claim(store, chance.randint(1, 4), NOW + step)
         seqs = [one.row.seq for one in held]
         match step % 4:
             case 0:
-                store.fail(seqs, "no")
+                store.queue.fail(seqs, "no")
             case 1:
-                store.release(seqs, "w")
+                store.queue.release(seqs, "w")
             case _:
-                store.finish([DecodeResult(seq, "", {}) for seq in seqs], NOW + step)
+                store.queue.finish([DecodeResult(seq, "", {}) for seq in seqs], NOW + step)
         if step % 10 == 9:
-            store.prune(keep_bytes=400, limit=5)
+            store.frames.prune(keep_bytes=400, limit=5)
             gone = known.pop(chance.randrange(len(known)))
-            store.forget(gone.tenant, gone.id)
+            store.frames.forget(gone.tenant, gone.id)
         for tenant in (None, "a", "b"):
             assert tallied(store, tenant) == counted(store, tenant)
     assert set(counted(store)) == {"received", "done", "failed", "pruned"}
-    told, found = store.counts("a"), counted(store, "a")
+    told, found = store.frames.counts("a"), counted(store, "a")
     assert told.pop("received") + told.pop("decoding") == found.pop("received")[0]
     assert told == {state: count for state, (count, _) in found.items()}
 
 
-def test_many_at_once_count_right_and_do_not_wait_in_a_circle(store_url: str) -> None:
+def test_concurrent_writers_count_right_and_do_not_deadlock(store_url: str) -> None:
     stores, failures = [Store(store_url) for _ in range(4)], Counter[str]()
 
     def work(number: int) -> None:
         chance = random.Random(number)
         try:
             for _ in range(15):
-                stores[number].add([stored_frame(tenant=chance.choice("abc")) for _ in range(6)], NOW)
+                stores[number].frames.add([stored_frame(tenant=chance.choice("abc")) for _ in range(6)], NOW)
                 held = claim(stores[number], 5, owner=str(number))
-                stores[number].fail([one.row.seq for one in held[:1]], "no")
-                stores[number].finish([DecodeResult(one.row.seq, "", {}) for one in held[1:]], NOW)
+                stores[number].queue.fail([one.row.seq for one in held[:1]], "no")
+                stores[number].queue.finish([DecodeResult(one.row.seq, "", {}) for one in held[1:]], NOW)
         except Exception as error:
             failures[repr(error)] += 1
 
@@ -90,7 +90,7 @@ def test_many_at_once_count_right_and_do_not_wait_in_a_circle(store_url: str) ->
     for thread in threads:
         thread.join()
     assert not failures
-    assert tallied(stores[0]) == counted(stores[0]) and sum(stores[0].counts().values()) == 360
+    assert tallied(stores[0]) == counted(stores[0]) and sum(stores[0].frames.counts().values()) == 360
     for one in stores:
         one.close()
 
@@ -109,7 +109,7 @@ def fill(store: Store, many: int) -> None:
         connection.exec_driver_sql(insert)
 
 
-def test_telling_the_numbers_looks_at_no_frame(store: Store) -> None:
+def test_counts_read_no_frame(store: Store) -> None:
     fill(store, 1000)
     asked: list[str] = []
 
@@ -117,7 +117,7 @@ def test_telling_the_numbers_looks_at_no_frame(store: Store) -> None:
         asked.append(" ".join(statement.split()))
 
     sa.event.listen(store.database.engine, "before_cursor_execute", remember)
-    assert store.counts()["done"] == 1000
+    assert store.frames.counts()["done"] == 1000
     assert any("FROM tallies" in statement for statement in asked)
     assert not [statement for statement in asked if re.search(r"FROM frames\b", statement)]
     assert counted(store)["done"] == (1000, 7000)
@@ -125,13 +125,13 @@ def test_telling_the_numbers_looks_at_no_frame(store: Store) -> None:
 
 
 @pytest.mark.perf
-def test_telling_the_numbers_takes_as_long_for_many_as_for_few(store: Store) -> None:
+def test_counts_take_as_long_for_many_frames_as_for_few(store: Store) -> None:
     many = 100_000
     fill(store, many)
     telling, counting = [], []
     for _ in range(5):
         started = time.perf_counter()
-        assert store.counts()["done"] == many
+        assert store.frames.counts()["done"] == many
         middle = time.perf_counter()
         assert counted(store)["done"] == (many, 7 * many)
         telling.append(middle - started)

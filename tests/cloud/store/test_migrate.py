@@ -1,4 +1,4 @@
-"""Old stores come up to what the program makes of an empty one, with everything in them."""
+"""Old stores are migrated to the schema of a new one and keep everything in them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import sqlalchemy as sa
 from cloud_decoder.errors import StoreUnavailable
 from cloud_decoder.store import migrate
 from cloud_decoder.store.schema import metadata
-from cloud_decoder.store.store import Added, State, Store
+from cloud_decoder.store.store import Added, FrameState, Store
 from tests.support.frames import NOW, claim, stored_frame
 
 pytest.importorskip("alembic", reason="Alembic is not installed (extra fleet)")
@@ -91,12 +91,12 @@ def test_a_store_from_before_keeps_its_frames_and_its_queue(store_url: str) -> N
         command = [sys.executable, "-m", "cloud_decoder.store.migrate", store_url]
         subprocess.run(command, check=True, timeout=60)
         store = Store(store_url)
-    assert store.counts() == {"received": 3, "decoding": 0, "done": 1, "failed": 1, "pruned": 0}
+    assert store.frames.counts() == {"received": 3, "decoding": 0, "done": 1, "failed": 1, "pruned": 0}
     assert [c.row.id for c in claim(store)] == [new[1].id, new[0].id]
-    assert store.bitstream("", new[4].id) == b"f4"
-    assert store.add([new[2], stored_frame()], NOW) == [Added.DUPLICATE, Added.STORED]
-    rows = store.page("", 10)
-    assert rows[0].seq > 5 and rows[-1].state is State.DECODING and rows[-1].attempts == 2
+    assert store.frames.bitstream("", new[4].id) == b"f4"
+    assert store.frames.add([new[2], stored_frame()], NOW) == [Added.DUPLICATE, Added.STORED]
+    rows = store.frames.page("", 10)
+    assert rows[0].seq > 5 and rows[-1].state is FrameState.DECODING and rows[-1].attempts == 2
     store.close()
 
 
@@ -116,3 +116,9 @@ def test_a_current_store_needs_no_alembic(store_url: str) -> None:
         f"from cloud_decoder.store.store import Store; Store({store_url!r}).close()"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+def test_migrations_do_not_import_the_program() -> None:
+    """A migration describes the tables of the release that introduced it, whatever the program has become."""
+    for path in sorted((migrate.MIGRATIONS / "versions").glob("*.py")):
+        assert "cloud_decoder" not in path.read_text(), path.name

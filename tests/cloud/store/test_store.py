@@ -1,4 +1,4 @@
-"""The store: once means once, a lease comes back, nothing is handed to two workers. All of it on both databases."""
+"""The store on both databases: an id is stored once, leases expire, and no frame is leased to two workers."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from uuid import uuid4
 import pytest
 
 from cloud_decoder.errors import StoreUnavailable
-from cloud_decoder.store.store import Added, DecodeResult, State, Store
+from cloud_decoder.store.store import Added, DecodeResult, FrameState, Store
 from tests.support.frames import NOW, claim, stored_frame
 
 
@@ -24,109 +24,112 @@ def store(store_url: str) -> Iterator[Store]:
 
 def test_same_id_twice_is_a_duplicate_and_other_bytes_a_conflict(store: Store) -> None:
     first = stored_frame(b"one")
-    assert store.add([first, stored_frame(b"two"), first], NOW) == [Added.STORED, Added.STORED, Added.DUPLICATE]
-    assert store.add([first], NOW) == [Added.DUPLICATE]
-    assert store.add([stored_frame(b"other", id=first.id)], NOW) == [Added.CONFLICT]
-    assert store.bitstream("", first.id) == b"one"
+    assert store.frames.add([first, stored_frame(b"two"), first], NOW) == [Added.STORED, Added.STORED, Added.DUPLICATE]
+    assert store.frames.add([first], NOW) == [Added.DUPLICATE]
+    assert store.frames.add([stored_frame(b"other", id=first.id)], NOW) == [Added.CONFLICT]
+    assert store.frames.bitstream("", first.id) == b"one"
 
 
 def test_an_id_belongs_to_its_tenant(store: Store) -> None:
     mine = stored_frame(b"mine", tenant="a")
-    assert store.add([mine, stored_frame(b"theirs", id=mine.id, tenant="b")], NOW) == [Added.STORED, Added.STORED]
-    assert store.bitstream("b", mine.id) == b"theirs"
-    assert store.get("c", mine.id) is None
-    assert [row.tenant for row in store.page("a", 10)] == ["a"]
+    assert store.frames.add([mine, stored_frame(b"theirs", id=mine.id, tenant="b")], NOW) == [
+        Added.STORED,
+        Added.STORED,
+    ]
+    assert store.frames.bitstream("b", mine.id) == b"theirs"
+    assert store.frames.get("c", mine.id) is None
+    assert [row.tenant for row in store.frames.page("a", 10)] == ["a"]
 
 
 def test_claims_go_by_priority_then_age_and_only_once(store: Store) -> None:
     low, high, later = stored_frame(), stored_frame(priority=5), stored_frame()
-    store.add([low, high, later], NOW)
+    store.frames.add([low, high, later], NOW)
     assert [c.row.id for c in claim(store, 2)] == [high.id, low.id]
     assert [c.row.id for c in claim(store)] == [later.id]
     assert claim(store) == []
-    store.add([stored_frame(fingerprint="123456")], NOW)
+    store.frames.add([stored_frame(fingerprint="123456")], NOW)
     assert claim(store) == []  # another bundle's: left for a worker that has it
 
 
 def test_unwanted_frames_wait_until_asked_for(store: Store) -> None:
     quiet = stored_frame(wanted=False)
-    store.add([quiet], NOW)
+    store.frames.add([quiet], NOW)
     assert claim(store) == []
-    asked = store.claim_one("", quiet.id, "w", NOW, 60, 3)
+    asked = store.queue.claim_one("", quiet.id, "w", NOW, 60, 3)
     assert asked is not None and asked.bitstream == b"frame"
-    assert store.claim_one("", quiet.id, "w", NOW, 60, 3) is None
+    assert store.queue.claim_one("", quiet.id, "w", NOW, 60, 3) is None
 
 
 def test_a_lease_that_ran_out_is_claimed_again_and_three_deaths_end_in_quarantine(store: Store) -> None:
-    store.add([stored_frame()], NOW)
+    store.frames.add([stored_frame()], NOW)
     for attempt in range(3):
         (claimed,) = claim(store, now=NOW + 100 * attempt)
         assert claimed.row.attempts == attempt + 1
         assert claim(store, now=NOW + 100 * attempt + 59) == []
     assert claim(store, now=NOW + 300) == []
-    assert store.counts()["failed"] == 1
+    assert store.frames.counts()["failed"] == 1
 
 
-def test_release_and_recover_cost_no_more_than_they_should(store: Store) -> None:
-    store.add([stored_frame(), stored_frame()], NOW)
+def test_release_and_recover_change_only_the_leases_of_their_owner(store: Store) -> None:
+    store.frames.add([stored_frame(), stored_frame()], NOW)
     held = claim(store)
-    store.release([held[0].row.seq], "somebody else")
-    assert store.counts()["decoding"] == 2
-    store.release([held[0].row.seq], "w")
-    assert store.counts() | {"pruned": 0} == {"received": 1, "decoding": 1, "done": 0, "failed": 0, "pruned": 0}
-    assert store.recover("other") == 0
-    assert store.recover("w") == 1
+    store.queue.release([held[0].row.seq], "somebody else")
+    assert store.frames.counts()["decoding"] == 2
+    store.queue.release([held[0].row.seq], "w")
+    assert store.frames.counts() | {"pruned": 0} == {"received": 1, "decoding": 1, "done": 0, "failed": 0, "pruned": 0}
+    assert store.queue.recover("other") == 0
+    assert store.queue.recover("w") == 1
     assert sorted(c.row.attempts for c in claim(store)) == [1, 2]
 
 
 def test_renewed_leases_hold(store: Store) -> None:
-    store.add([stored_frame()], NOW)
+    store.frames.add([stored_frame()], NOW)
     (held,) = claim(store)
-    store.renew([held.row.seq], "w", NOW + 500)
+    store.queue.renew([held.row.seq], "w", NOW + 500)
     assert claim(store, now=NOW + 100) == []
 
 
 def test_finish_keeps_the_first_time_of_availability(store: Store) -> None:
     new = stored_frame()
-    store.add([new], NOW)
+    store.frames.add([new], NOW)
     (held,) = claim(store)
     for later in (1, 2):
-        store.finish([DecodeResult(held.row.seq, "d" * 64, {"entropy": 0.1})], NOW + later)
-    row = store.get("", new.id)
-    assert row is not None and row.state is State.DONE and row.available_ms == int((NOW + 1) * 1000)
+        store.queue.finish([DecodeResult(held.row.seq, "d" * 64, {"entropy": 0.1})], NOW + later)
+    row = store.frames.get("", new.id)
+    assert row is not None and row.state is FrameState.DONE and row.available_ms == int((NOW + 1) * 1000)
     assert row.timings == {"entropy": 0.1} and row.attempts == 0
 
 
 def test_pages_filters_and_sources(store: Store) -> None:
-    store.add([stored_frame(source=f"box-{i % 2}", rate=i % 3) for i in range(7)], NOW)
-    store.add([stored_frame(source="late")], NOW + 10)
-    first = store.page("", 3)
-    rest = store.page("", 10, before=first[-1].seq)
+    store.frames.add([stored_frame(source=f"box-{i % 2}", rate=i % 3) for i in range(7)], NOW)
+    store.frames.add([stored_frame(source="late")], NOW + 10)
+    first = store.frames.page("", 3)
+    rest = store.frames.page("", 10, before=first[-1].seq)
     assert [row.seq for row in first + rest] == list(range(8, 0, -1))
-    assert len(store.page("", 10, source="box-0")) == 4
-    assert len(store.page("", 10, rate=2)) == 2
-    assert len(store.page("", 10, since_ms=int(NOW * 1000) + 1)) == 1
-    assert len(store.page("", 10, until_ms=int(NOW * 1000) + 1, state=State.RECEIVED)) == 7
-    listed = store.sources("")
+    assert len(store.frames.page("", 10, source="box-0")) == 4
+    assert len(store.frames.page("", 10, rate=2)) == 2
+    assert len(store.frames.page("", 10, since_ms=int(NOW * 1000) + 1)) == 1
+    assert len(store.frames.page("", 10, until_ms=int(NOW * 1000) + 1, state=FrameState.RECEIVED)) == 7
+    listed = store.frames.sources("")
     assert (listed[0]["source"], listed[0]["frames"]) == ("late", 1)
-    store.saw("", "box-0", NOW + 20)
-    assert store.sources("")[0]["source"] == "box-0" and store.sources("")[0]["frames"] == 4
+    store.frames.saw("", "box-0", NOW + 20)
+    assert store.frames.sources("")[0]["source"] == "box-0" and store.frames.sources("")[0]["frames"] == 4
 
 
 def test_pruning_takes_the_oldest_decoded_and_remembers_the_id(store: Store) -> None:
     new = [stored_frame(b"x" * 100) for _ in range(4)]
-    store.add(new, NOW)
+    store.frames.add(new, NOW)
     held = claim(store, 3)
-    store.finish([DecodeResult(c.row.seq, "", {}) for c in held], NOW)
-    assert store.prune(keep_bytes=250) == 2
-    assert store.prune(keep_bytes=0) == 1  # the frame that is not decoded yet stays
-    assert store.bitstream("", new[0].id) is None
-    assert store.add([new[0]], NOW) == [Added.DUPLICATE]
+    store.queue.finish([DecodeResult(c.row.seq, "", {}) for c in held], NOW)
+    assert store.frames.prune(keep_bytes=250) == 2
+    assert store.frames.prune(keep_bytes=0) == 1  # the frame that is not decoded yet stays
+    assert store.frames.bitstream("", new[0].id) is None
+    assert store.frames.add([new[0]], NOW) == [Added.DUPLICATE]
     assert claim(store)[0].row.id == new[3].id
 
 
 def test_many_threads_claim_each_frame_once(store: Store) -> None:
-    store.add([stored_frame() for _ in range(60)], NOW)
+    store.frames.add([stored_frame() for _ in range(60)], NOW)
     taken: list[int] = []
 
     def work(name: str) -> None:
@@ -147,64 +150,68 @@ def test_a_store_that_cannot_write_says_so(tmp_path: Path) -> None:
     with store.database.engine.connect() as connection:
         connection.exec_driver_sql("PRAGMA max_page_count = 20")  # what a full disk does, on this one pooled connection
     with pytest.raises(StoreUnavailable, match="full"):
-        store.add([stored_frame(bytes(200_000))], NOW)
-    assert store.counts()["received"] == 0
+        store.frames.add([stored_frame(bytes(200_000))], NOW)
+    assert store.frames.counts()["received"] == 0
     store.close()
 
 
 def test_a_claim_of_alike_frames_fills_one_batch(store: Store) -> None:
     wide, tall = {"width": 128, "height": 64}, {"width": 64, "height": 128}
-    store.add([stored_frame(**(wide if i % 2 else tall)) for i in range(8)], NOW)  # type: ignore[arg-type]
-    store.add([stored_frame(**wide, priority=9)], NOW)  # type: ignore[arg-type]
-    first = store.claim("w", "abcdef", 10, NOW, 60, 3, alike=True)
+    store.frames.add([stored_frame(**(wide if i % 2 else tall)) for i in range(8)], NOW)  # type: ignore[arg-type]
+    store.frames.add([stored_frame(**wide, priority=9)], NOW)  # type: ignore[arg-type]
+    first = store.queue.claim("w", "abcdef", 10, NOW, 60, 3, alike=True)
     assert len(first) == 5 and {c.row.width for c in first} == {128} and first[0].row.priority == 9
-    assert {c.row.width for c in store.claim("w", "abcdef", 3, NOW, 60, 3, alike=True)} == {64}
+    assert {c.row.width for c in store.queue.claim("w", "abcdef", 3, NOW, 60, 3, alike=True)} == {64}
     assert len(claim(store)) == 1
 
 
 def test_waiting_is_worth_priority_and_a_deadline_goes_first_among_equals(store: Store) -> None:
     old = stored_frame(priority=0)
-    store.add([old], NOW - 20)  # ten times aging_seconds: worth ten of priority
+    store.frames.add([old], NOW - 20)  # ten times aging_seconds: worth ten of priority
     urgent, plain, dated = stored_frame(priority=9), stored_frame(priority=4), stored_frame(priority=4)
-    store.add([urgent, plain], NOW)
-    store.add([dated], NOW, deadline=NOW + 5)
+    store.frames.add([urgent, plain], NOW)
+    store.frames.add([dated], NOW, deadline=NOW + 5)
     assert [c.row.id for c in claim(store)] == [old.id, urgent.id, dated.id, plain.id]
 
 
 def test_a_demand_goes_before_everything_and_makes_a_job_where_there_is_none(store: Store) -> None:
     quiet, loud, done = stored_frame(wanted=False), stored_frame(priority=2**31 - 1), stored_frame()
-    store.add([done], NOW)
-    store.finish([DecodeResult(c.row.seq, "", {}) for c in claim(store)], NOW)
-    store.add([quiet, loud], NOW)
-    assert store.demand("", done.id, NOW) and store.demand("", quiet.id, NOW, deadline=NOW + 1)
-    assert store.demand("", quiet.id, NOW)  # once more changes nothing
-    assert not store.demand("", uuid4(), NOW) and not store.demand("other", quiet.id, NOW)
+    store.frames.add([done], NOW)
+    store.queue.finish([DecodeResult(c.row.seq, "", {}) for c in claim(store)], NOW)
+    store.frames.add([quiet, loud], NOW)
+    assert store.queue.demand("", done.id, NOW) and store.queue.demand("", quiet.id, NOW, deadline=NOW + 1)
+    assert store.queue.demand("", quiet.id, NOW)  # once more changes nothing
+    assert not store.queue.demand("", uuid4(), NOW) and not store.queue.demand("other", quiet.id, NOW)
     assert [c.row.id for c in claim(store)] == [quiet.id, done.id, loud.id]
-    row = store.get("", done.id)
-    assert row is not None and row.state is State.DONE  # it has been available all the time
-    assert store.counts()["decoding"] == 2
-    store.fail([row.seq], "no")
-    assert not store.demand("", done.id, NOW)
+    row = store.frames.get("", done.id)
+    assert row is not None and row.state is FrameState.DONE  # it has been available all the time
+    assert store.frames.counts()["decoding"] == 2
+    store.queue.fail([row.seq], "no")
+    assert not store.queue.demand("", done.id, NOW)
 
 
-def test_the_backlog_is_what_nobody_holds(store: Store) -> None:
-    assert store.waiting(NOW).ready == 0
-    store.add([stored_frame(), stored_frame()], NOW - 7)
-    store.add([stored_frame(fingerprint="123456"), stored_frame(wanted=False)], NOW)
-    assert (store.waiting(NOW).ready, store.waiting(NOW).leased, store.waiting(NOW).oldest_seconds) == (3, 0, 7.0)
+def test_the_backlog_counts_the_frames_without_a_lease(store: Store) -> None:
+    assert store.queue.waiting(NOW).ready == 0
+    store.frames.add([stored_frame(), stored_frame()], NOW - 7)
+    store.frames.add([stored_frame(fingerprint="123456"), stored_frame(wanted=False)], NOW)
+    assert (
+        store.queue.waiting(NOW).ready,
+        store.queue.waiting(NOW).leased,
+        store.queue.waiting(NOW).oldest_seconds,
+    ) == (3, 0, 7.0)
     claim(store)
-    assert (store.waiting(NOW).ready, store.waiting(NOW).leased) == (1, 2)
-    assert store.waiting(NOW, "abcdef").ready == 0
-    assert store.arrived() == 4
+    assert (store.queue.waiting(NOW).ready, store.queue.waiting(NOW).leased) == (1, 2)
+    assert store.queue.waiting(NOW, "abcdef").ready == 0
+    assert store.frames.arrived() == 4
 
 
 def test_forgotten_is_as_if_it_had_never_come(store: Store) -> None:
     new = stored_frame()
-    store.add([new], NOW)
-    store.forget("other", new.id)
-    store.forget("", new.id)
-    assert store.get("", new.id) is None and claim(store) == []
-    assert store.add([new], NOW) == [Added.STORED]
+    store.frames.add([new], NOW)
+    store.frames.forget("other", new.id)
+    store.frames.forget("", new.id)
+    assert store.frames.get("", new.id) is None and claim(store) == []
+    assert store.frames.add([new], NOW) == [Added.STORED]
 
 
 def test_front_ends_that_store_the_same_frames_at_once_agree(store_url: str) -> None:
@@ -215,7 +222,7 @@ def test_front_ends_that_store_the_same_frames_at_once_agree(store_url: str) -> 
     def work(number: int) -> None:
         for start in range(0, 60, 20):
             part = same[start : start + 20]
-            answers.extend(stores[number].add(part if number else part[::-1], NOW))
+            answers.extend(stores[number].frames.add(part if number else part[::-1], NOW))
 
     threads = [threading.Thread(target=work, args=(number,)) for number in range(3)]
     for thread in threads:
@@ -224,7 +231,7 @@ def test_front_ends_that_store_the_same_frames_at_once_agree(store_url: str) -> 
         thread.join()
     assert sorted(answers) == [Added.DUPLICATE] * 120 + [Added.STORED] * 60
     assert len(claim(stores[0], 100)) == 60
-    assert sum(source["frames"] for source in stores[0].sources("")) == 60
+    assert sum(source["frames"] for source in stores[0].frames.sources("")) == 60
     for one in stores:
         one.close()
 

@@ -1,17 +1,20 @@
-"""The batcher: one shape at a time, never over the cap, nobody starves, a lone piece goes at once."""
+"""The batcher: one shape a batch, never over the cap, no item starves, and a lone item goes at once."""
 
 from __future__ import annotations
 
 import math
+from typing import Any
 
 from hypothesis import given
 from hypothesis import strategies as st
 
 from cloud_decoder.worker.batcher import Batcher, WorkItem
 
+OTHER, LOADED = ("other",), ("loaded",)
+
 
 def item(
-    key: int, bucket: str = "a", cost: int = 10, priority: int = 0, deadline: float = math.inf, at: float = 0.0
+    key: int, bucket: Any = "a", cost: int = 10, priority: int = 0, deadline: float = math.inf, at: float = 0.0
 ) -> WorkItem[int]:
     return WorkItem(key, bucket, cost, priority, deadline, at)
 
@@ -97,11 +100,11 @@ def test_discarded_pieces_never_come_out() -> None:
 
 
 def test_among_equals_what_is_at_hand_goes_first_and_the_other_waits_no_longer_than_aging() -> None:
-    batcher: Batcher[str] = Batcher(max_cost=100, max_items=4, aging_seconds=2.0, at_hand=lambda b: b == "loaded")
-    batcher.add(WorkItem("a", "other", 1, 0, math.inf, 0.0))
-    batcher.add(WorkItem("b", "loaded", 1, 0, math.inf, 0.1))
+    batcher: Batcher[str] = Batcher(max_cost=100, max_items=4, aging_seconds=2.0, ready=lambda b: b == LOADED)
+    batcher.add(WorkItem("a", OTHER, 1, 0, math.inf, 0.0))
+    batcher.add(WorkItem("b", LOADED, 1, 0, math.inf, 0.1))
     assert [item.key for item in batcher.take(0.2)] == ["b"]
-    batcher.add(WorkItem("c", "loaded", 1, 0, math.inf, 1.9))
+    batcher.add(WorkItem("c", LOADED, 1, 0, math.inf, 1.9))
     assert [item.key for item in batcher.take(2.1)] == ["a"]
-    batcher.add(WorkItem("d", "other", 1, 1, math.inf, 2.1))
+    batcher.add(WorkItem("d", OTHER, 1, 1, math.inf, 2.1))
     assert [item.key for item in batcher.take(2.2)] == ["d"]

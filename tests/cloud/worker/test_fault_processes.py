@@ -1,4 +1,4 @@
-"""Processes that die, hang, do not come up, or are told to stop, with work in hand: see test_faults.py."""
+"""Processes that die, hang, fail to start or get SIGTERM while they work; see test_faults.py."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ import httpx
 import pytest
 
 from aeic.bundle import Bundle
-from cloud_decoder.inference.decoder import Decoder
-from cloud_decoder.inference.subprocess_backend import RemoteGenerator
-from cloud_decoder.store.store import State, Store
+from cloud_decoder.inference.decoder import Decoder, DecoderSettings
+from cloud_decoder.inference.subprocess_backend import SubprocessGenerator
+from cloud_decoder.store.store import FrameState, Store
 from tests.support.cloud import IngestClient, cloud_process, metric, running_cloud
 from tests.support.frames import MakeFrame, new_frame
 from tests.support.waiting import until
@@ -26,7 +26,8 @@ from tests.support.waiting import until
 @pytest.fixture
 def isolated(bundle: Bundle) -> Decoder:
     """A decoder whose generator is in a process of its own."""
-    return Decoder(bundle, RemoteGenerator(bundle.path, "onnx", 1, batch_seconds=20), threads=1, max_batch=4)
+    generator = SubprocessGenerator(bundle.path, "onnx", 1, batch_seconds=20)
+    return Decoder(bundle, generator, settings=DecoderSettings(threads=1, max_batch=4))
 
 
 def child_of(decoder: Decoder) -> int:
@@ -44,24 +45,24 @@ async def test_a_decoder_process_killed_in_the_middle_of_a_batch(
         expected = [isolated.decode([one.bitstream])[0] for one in new[:1]]
         victim = child_of(isolated)
         os.kill(victim, signal.SIGSTOP)  # so that the next batch is surely in it
-        cloud.store.add(new, time.time())
-        cloud.worker.wake()
+        cloud.store.frames.add(new, time.time())
+        cloud.backend.wake()
         asked = [asyncio.create_task(http.post("/v1/decode", content=make_frame(s))) for s in range(50, 54)]
         await until(lambda: metric(cloud.metrics, "batch_pieces_count") >= 1)
         await asyncio.sleep(0.1)
         assert (await http.get("/healthz")).status_code == 200  # the service itself never waits for it
         os.kill(victim, signal.SIGKILL)
         assert {answer.status_code for answer in await asyncio.gather(*asked)} == {200}
-        await until(lambda: cloud.store.counts()["done"] == len(new))
+        await until(lambda: cloud.store.frames.counts()["done"] == len(new))
         assert child_of(isolated) != victim and metric(cloud.metrics, "decoder_deaths_total") == 1
-        assert cloud.store.counts()["failed"] == 0
+        assert cloud.store.frames.counts()["failed"] == 0
         assert (isolated.decode([new[0].bitstream])[0] == expected[0]).all()
     assert isolated._generator.pid is None  # type: ignore[attr-defined]
 
 
 def test_a_decoder_process_that_hangs_is_killed_and_replaced(bundle: Bundle, make_frame: MakeFrame) -> None:
-    generator = RemoteGenerator(bundle.path, "onnx", 1, batch_seconds=0.5)
-    decoder = Decoder(bundle, generator, threads=1)
+    generator = SubprocessGenerator(bundle.path, "onnx", 1, batch_seconds=0.5)
+    decoder = Decoder(bundle, generator, settings=DecoderSettings(threads=1))
     data = make_frame(1)
     (expected,) = decoder.decode([data])
     os.kill(child_of(decoder), signal.SIGSTOP)
@@ -72,7 +73,7 @@ def test_a_decoder_process_that_hangs_is_killed_and_replaced(bundle: Bundle, mak
     decoder.close()
 
 
-async def test_where_no_decoder_process_comes_up_everybody_is_told_and_frames_stay(
+async def test_where_no_decoder_process_starts_callers_get_503_and_frames_stay(
     isolated: Decoder, make_frame: MakeFrame, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     new = [new_frame(make_frame(seed)) for seed in range(6)]
@@ -80,11 +81,11 @@ async def test_where_no_decoder_process_comes_up_everybody_is_told_and_frames_st
     async with running_cloud(isolated, tmp_path) as cloud, httpx.AsyncClient(base_url=cloud.http) as http:
         victim = child_of(isolated)
         os.kill(victim, signal.SIGSTOP)
-        cloud.store.add(new, time.time())
-        cloud.worker.wake()
+        cloud.store.frames.add(new, time.time())
+        cloud.backend.wake()
         asked = [asyncio.create_task(http.post("/v1/decode", content=make_frame(s))) for s in range(50, 54)]
         await until(lambda: metric(cloud.metrics, "batch_pieces_count") >= 1)
-        monkeypatch.setattr(RemoteGenerator, "_spawn", cannot_start)
+        monkeypatch.setattr(SubprocessGenerator, "_spawn", cannot_start)
         os.kill(victim, signal.SIGKILL)
         assert {answer.status_code for answer in await asyncio.gather(*asked)} == {503}
         async with asyncio.timeout(10):  # half of batch_seconds: it does not wait for a batch
@@ -92,15 +93,15 @@ async def test_where_no_decoder_process_comes_up_everybody_is_told_and_frames_st
         assert answer.status_code == 503
         assert int(answer.headers["retry-after"]) >= 1
         assert (await http.get("/readyz")).status_code == 503
-        await until(lambda: cloud.store.counts()["received"] == len(new))
-        assert cloud.store.counts()["failed"] == 0
+        await until(lambda: cloud.store.frames.counts()["received"] == len(new))
+        assert cloud.store.frames.counts()["failed"] == 0
 
 
-def cannot_start(_: RemoteGenerator) -> None:
+def cannot_start(_: SubprocessGenerator) -> None:
     raise OSError(12, "Cannot allocate memory")
 
 
-async def test_sigterm_under_load_answers_everybody_and_loses_nothing(
+async def test_sigterm_under_load_answers_every_request_and_loses_nothing(
     bundle: Bundle, make_frame: MakeFrame, tmp_path: Path
 ) -> None:
     sent = {uuid4(): make_frame(seed, 256, 256) for seed in range(40)}
@@ -144,10 +145,10 @@ async def test_sigterm_under_load_answers_everybody_and_loses_nothing(
     assert set(statuses) <= {200, 503} and 200 in statuses
     store = Store(f"sqlite:///{tmp_path / 'store.db'}")
     try:
-        assert store.counts()["decoding"] == 0 and store.counts()["failed"] == 0
+        assert store.frames.counts()["decoding"] == 0 and store.frames.counts()["failed"] == 0
         for id in stored:
-            row = store.get("", id)
-            assert row is not None and row.state in (State.RECEIVED, State.DONE)
-            assert store.bitstream("", id) == sent[id]
+            row = store.frames.get("", id)
+            assert row is not None and row.state in (FrameState.RECEIVED, FrameState.DONE)
+            assert store.frames.bitstream("", id) == sent[id]
     finally:
         store.close()

@@ -1,7 +1,7 @@
-"""What can break, broken on purpose: each time nothing is lost, and everybody is answered in bounded time.
+"""Injected faults: after each of them nothing is lost and every caller is answered in bounded time.
 
-Over the real wires, with the service in process; dying processes are in test_fault_processes. The smaller pieces have
-their own tests: halving and quarantine in test_worker, damaged files in test_cache.
+Over real sockets, with the service in this process. Processes that die are in test_fault_processes, halved batches and
+quarantine in test_worker, damaged files in test_disk_cache.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ import pytest
 from aeic.bundle import Bundle
 from aeic.v1 import ingest_pb2 as pb
 from aeic.v1 import ingest_pb2_grpc as pb_grpc
-from cloud_decoder.images.disk_cache import Cache
+from cloud_decoder.images.disk_cache import DiskCache
 from cloud_decoder.inference.decoder import Decoder
 from cloud_decoder.service import Cloud
 from cloud_decoder.store.store import Store
-from tests.support.cloud import FakeGenerator, IngestClient, metric, running_cloud
+from tests.support.cloud import FakeGenerator, IngestClient, jobs_of, metric, running_cloud
 from tests.support.frames import MakeFrame, new_frame
 from tests.support.waiting import until
 
@@ -42,7 +42,7 @@ async def test_overload_is_refused_on_both_wires_while_the_device_stands_still(
         generator.gate.clear()
         frames = [make_frame(seed, 64, 64) for seed in range(28)]
         accepted = [asyncio.create_task(http.post("/v1/decode", content=data)) for data in frames[:8]]
-        await until(lambda: len(cloud.worker.scheduler.jobs) == 8)
+        await until(lambda: len(jobs_of(cloud)) == 8)
         for data in frames[8:]:
             answer = await http.post("/v1/decode", content=data)
             assert answer.status_code == 429
@@ -70,7 +70,7 @@ async def test_cancelled_and_expired_work_never_reaches_the_device(
         gone = [asyncio.create_task(http.post("/v1/decode", content=make_frame(i))) for i in range(1, 9)]
         late = asyncio.create_task(http.post("/v1/decode?timeout=0.3", content=make_frame(20)))
         late_grpc = stub.Decode(pb.DecodeRequest(bitstream=make_frame(21)), timeout=0.3)
-        await until(lambda: len(cloud.worker.scheduler.jobs) == 11)
+        await until(lambda: len(jobs_of(cloud)) == 11)
         for request in gone:
             request.cancel()
         answer = await late
@@ -78,7 +78,7 @@ async def test_cancelled_and_expired_work_never_reaches_the_device(
         with pytest.raises(grpc.aio.AioRpcError) as error:
             await late_grpc
         assert error.value.code() == grpc.StatusCode.DEADLINE_EXCEEDED
-        await until(lambda: len(cloud.worker.scheduler.jobs) == 1)
+        await until(lambda: len(jobs_of(cloud)) == 1)
         generator.gate.set()
         assert (await first).status_code == 200
         assert sum(shape[0] for shape in generator.batches[1:]) == 1
@@ -89,11 +89,11 @@ async def test_a_second_more_patient_caller_keeps_the_work_alive(
 ) -> None:
     async with running_cloud(decoder, tmp_path) as cloud:
         generator.gate.clear()
-        blocking = asyncio.create_task(cloud.worker.decode(make_frame(0), timeout=20))
+        blocking = asyncio.create_task(cloud.backend.decode(make_frame(0), timeout=20))
         await until(lambda: generator.entered > len(generator.batches))
-        impatient = asyncio.create_task(cloud.worker.decode(make_frame(1), timeout=0.2))
+        impatient = asyncio.create_task(cloud.backend.decode(make_frame(1), timeout=0.2))
         await asyncio.sleep(0.05)
-        patient = asyncio.create_task(cloud.worker.decode(make_frame(1), timeout=20))
+        patient = asyncio.create_task(cloud.backend.decode(make_frame(1), timeout=20))
         assert isinstance((await asyncio.gather(impatient, return_exceptions=True))[0], Exception)
         await asyncio.sleep(0.1)
         generator.gate.set()
@@ -109,11 +109,11 @@ async def test_out_of_memory_and_a_poison_frame_under_load(
 
     async with running_cloud(decoder, tmp_path) as cloud, httpx.AsyncClient(base_url=cloud.http) as http:
         generator.most = 2
-        cloud.store.add(new, time.time())
-        cloud.worker.wake()
+        cloud.store.frames.add(new, time.time())
+        cloud.backend.wake()
         asked = [http.post("/v1/decode", content=make_frame(seed)) for seed in range(100, 116)]
         assert {answer.status_code for answer in await asyncio.gather(*asked)} == {200}
-        await until(lambda: cloud.store.counts()["done"] == 15 and cloud.store.counts()["failed"] == 1)
+        await until(lambda: cloud.store.frames.counts()["done"] == 15 and cloud.store.frames.counts()["failed"] == 1)
         answer = await http.get(f"/v1/frames/{new[5].id}/image")
         assert answer.status_code == 422 and "ZeroDivisionError" in answer.json()["detail"]
         assert metric(cloud.metrics, "batch_splits_total") > 0
@@ -151,7 +151,7 @@ async def test_a_full_disk_under_the_store_refuses_and_takes_frames_again_later(
             assert (await http.get("/v1/frames")).status_code == 200  # within httpx's five seconds
         pages(0)
         assert await deliver(cloud) == set(sent)
-        assert cloud.store.counts()["received"] == len(sent)
+        assert cloud.store.frames.counts()["received"] == len(sent)
 
 
 def page_limit(store: Store, more: int) -> Callable[[int], None]:
@@ -180,12 +180,12 @@ async def test_a_full_disk_under_the_cache_costs_the_cache_only(
     def full(*_: object) -> bool:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(Cache, "put", full)
+    monkeypatch.setattr(DiskCache, "put", full)
     new = [new_frame(make_frame(seed)) for seed in range(4)]
 
     async with running_cloud(decoder, tmp_path) as cloud, httpx.AsyncClient(base_url=cloud.http) as http:
-        cloud.store.add(new, time.time())
-        cloud.worker.wake()
+        cloud.store.frames.add(new, time.time())
+        cloud.backend.wake()
         for one in new:
             answer = await http.get(f"/v1/frames/{one.id}/image?wait=10&format=webp&width=32")
             assert answer.status_code == 200
@@ -196,9 +196,9 @@ async def test_every_corrupt_cache_file_is_made_again(decoder: Decoder, make_fra
     new = [new_frame(make_frame(seed)) for seed in range(6)]
 
     async with running_cloud(decoder, tmp_path) as cloud, httpx.AsyncClient(base_url=cloud.http) as http:
-        cloud.store.add(new, time.time())
-        cloud.worker.wake()
-        await until(lambda: cloud.store.counts()["done"] == len(new))
+        cloud.store.frames.add(new, time.time())
+        cloud.backend.wake()
+        await until(lambda: cloud.store.frames.counts()["done"] == len(new))
         before = [(await http.get(f"/v1/frames/{one.id}/image")).content for one in new]
         for number, file in enumerate(sorted((tmp_path / "cache").glob("??/*"))):
             data = bytearray(file.read_bytes())

@@ -16,7 +16,7 @@ from aeic.v1 import ingest_pb2 as pb
 from aeic.v1 import ingest_pb2_grpc as pb_grpc
 from aeic_service.errors import Overloaded
 from cloud_decoder.inference.decoder import Decoder
-from tests.support.cloud import FakeGenerator, running_cloud
+from tests.support.cloud import FakeGenerator, jobs_of, running_cloud
 from tests.support.frames import MakeFrame
 from tests.support.waiting import until
 
@@ -43,7 +43,7 @@ async def test_the_worker_adds_less_than_ten_milliseconds_to_a_lone_frame(
             start = time.perf_counter()
             decoder.decode([data])
             bare = time.perf_counter() - start
-            overhead.append(await seconds_of(cloud.worker.decode(data, timeout=5)) - bare)
+            overhead.append(await seconds_of(cloud.backend.decode(data, timeout=5)) - bare)
     assert np.median(overhead) < 0.010
 
 
@@ -59,12 +59,12 @@ async def test_overload_is_refused_at_once_by_the_worker_and_on_both_wires(
         generator.gate.clear()
         frames = [make_frame(seed, 64, 64) for seed in range(28)]
         accepted = [asyncio.create_task(http.post("/v1/decode", content=data)) for data in frames[:8]]
-        await until(lambda: len(cloud.worker.scheduler.jobs) == 8)
+        await until(lambda: len(jobs_of(cloud)) == 8)
         with pytest.raises(Overloaded):
-            await cloud.worker.decode(frames[8], timeout=20)
+            await cloud.backend.decode(frames[8], timeout=20)
         waited: dict[str, list[float]] = {"worker": [], "http": [], "grpc": []}
         for data in frames[8:]:
-            waited["worker"].append(await seconds_of(cloud.worker.decode(data, timeout=20)))
+            waited["worker"].append(await seconds_of(cloud.backend.decode(data, timeout=20)))
             waited["http"].append(await seconds_of(http.post("/v1/decode", content=data)))
             waited["grpc"].append(await seconds_of(stub.Decode(pb.DecodeRequest(bitstream=data))))
         generator.gate.set()

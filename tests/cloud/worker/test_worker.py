@@ -1,4 +1,4 @@
-"""The worker: everybody gets his picture or a reason, the device gets full batches, nothing is lost."""
+"""The worker: each caller gets a picture or a reason, the device gets full batches, and nothing is lost."""
 
 from __future__ import annotations
 
@@ -17,11 +17,12 @@ from aeic.errors import Damaged, TooLarge, WrongModel
 from aeic_service.errors import Draining, Overloaded
 from cloud_decoder.errors import Expired, Undecodable
 from cloud_decoder.events import EventBus
-from cloud_decoder.images.disk_cache import Cache
+from cloud_decoder.images.disk_cache import DiskCache
 from cloud_decoder.inference.decoder import Decoder
+from cloud_decoder.inference.model_pool import ModelPool
 from cloud_decoder.metrics import Metrics
-from cloud_decoder.store.store import State, Store
-from cloud_decoder.worker.worker import Worker
+from cloud_decoder.store.store import FrameState, Store
+from cloud_decoder.worker.worker import Worker, WorkerSettings
 from tests.support.cloud import FakeGenerator, metric
 from tests.support.frames import MakeFrame, new_frame
 from tests.support.waiting import until
@@ -33,7 +34,8 @@ Running = Callable[..., AbstractAsyncContextManager[Worker]]
 def running(decoder: Decoder, generator: FakeGenerator, store: Store, tmp_path: Path) -> Running:
     @asynccontextmanager
     async def run(**options: Any) -> AsyncIterator[Worker]:
-        worker = Worker(decoder, store, Cache(tmp_path / "cache", 10**8), Metrics(), EventBus(), **options)
+        cache = DiskCache(tmp_path / "cache", 10**8)
+        worker = Worker(ModelPool.of(decoder), store, cache, Metrics(), EventBus(), WorkerSettings(**options))
         await worker.start()
         try:
             yield worker
@@ -50,24 +52,24 @@ async def test_a_stored_frame_becomes_a_picture(
     new = new_frame(make_frame(1))
 
     async with running() as worker:
-        store.add([new], time.time())
+        store.frames.add([new], time.time())
         worker.wake()
-        await until(lambda: store.counts()["done"] == 1)
+        await until(lambda: store.frames.counts()["done"] == 1)
         await until(lambda: metric(worker.metrics, "end_to_end_seconds_count") == 1)  # counted after the commit
-    row = store.get("", new.id)
+    row = store.frames.get("", new.id)
     assert row is not None and row.timings is not None and row.available_ms is not None
     assert set(row.timings) == {"queue", "entropy", "device_wait", "synthesis", "image"}
     assert row.latents_digest == decoder.entropy_decode(new.bitstream).digest
-    assert Cache(tmp_path / "cache", 10**8).has(new.digest, "png")
+    assert DiskCache(tmp_path / "cache", 10**8).has(new.digest, "png")
 
 
 async def test_a_backlog_leaves_in_full_batches_of_one_shape(
     running: Running, generator: FakeGenerator, store: Store, make_frame: MakeFrame
 ) -> None:
-    store.add([new_frame(make_frame(i, 128, 96 if i % 2 else 160)) for i in range(24)], time.time())
+    store.frames.add([new_frame(make_frame(i, 128, 96 if i % 2 else 160)) for i in range(24)], time.time())
 
     async with running():
-        await until(lambda: store.counts()["done"] == 24)
+        await until(lambda: store.frames.counts()["done"] == 24)
     sizes = [shape[0] for shape in generator.batches[1:]]  # the first is the warm-up
     assert sum(sizes) == 24 and max(sizes) == 4 and np.mean(sizes) >= 3.6
 
@@ -88,7 +90,7 @@ async def test_the_worker_makes_the_same_picture_as_the_bare_decoder(
         assert (decoded.picture == expected).all()
 
 
-async def test_out_of_memory_halves_the_batch_and_everybody_is_served(
+async def test_out_of_memory_halves_the_batch_and_every_caller_is_served(
     running: Running, generator: FakeGenerator, make_frame: MakeFrame
 ) -> None:
     async with running() as worker:
@@ -109,20 +111,20 @@ async def test_a_poison_frame_goes_to_quarantine_alone(
     new = [new_frame(make_frame(i)) for i in range(8)]
     bad = decoder.entropy_decode(new[5].bitstream).y_hat
     generator.poison = lambda y_hat: y_hat.shape == bad.shape and bool((y_hat == bad).all())
-    store.add(new, time.time())
+    store.frames.add(new, time.time())
 
     async with running():
-        await until(lambda: store.counts()["done"] == 7 and store.counts()["failed"] == 1)
-    row = store.get("", new[5].id)
-    assert row is not None and row.state is State.FAILED and "ZeroDivisionError" in str(row.reason)
+        await until(lambda: store.frames.counts()["done"] == 7 and store.frames.counts()["failed"] == 1)
+    row = store.frames.get("", new[5].id)
+    assert row is not None and row.state is FrameState.FAILED and "ZeroDivisionError" in str(row.reason)
 
 
-async def test_damaged_bytes_are_told_by_kind(running: Running, store: Store, make_frame: MakeFrame) -> None:
+async def test_each_kind_of_damage_has_its_error(running: Running, store: Store, make_frame: MakeFrame) -> None:
     data = make_frame(1)
     flipped = bytearray(data)
     flipped[len(data) // 2] ^= 4
     new = new_frame(bytes(flipped))
-    store.add([new], time.time())
+    store.frames.add([new], time.time())
 
     async with running(max_pixels=128 * 96) as worker:
         with pytest.raises(Damaged):
@@ -133,9 +135,9 @@ async def test_damaged_bytes_are_told_by_kind(running: Running, store: Store, ma
             await worker.decode(bytes(foreign), timeout=5)
         with pytest.raises(TooLarge):
             await worker.decode(make_frame(1, 256, 256), timeout=5)
-        await until(lambda: store.counts()["failed"] == 1)
+        await until(lambda: store.frames.counts()["failed"] == 1)
         await worker.decode(data, timeout=5)
-    row = store.get("", new.id)
+    row = store.frames.get("", new.id)
     assert row is not None and str(row.reason).startswith("Damaged")
 
 
@@ -181,19 +183,19 @@ async def test_a_caller_with_a_deadline_does_not_take_a_stored_frame_with_it(
         await asyncio.sleep(0.05)
         impatient = asyncio.create_task(worker.decode(data, timeout=0.3))
         await asyncio.sleep(0.05)
-        store.add([new_frame(data)], time.time())
+        store.frames.add([new_frame(data)], time.time())
         worker.wake()
         with pytest.raises(Expired):
             await impatient
         generator.gate.set()
         await blocking
-        await until(lambda: store.counts()["done"] == 1)
+        await until(lambda: store.frames.counts()["done"] == 1)
 
 
 async def test_stopping_gives_back_what_it_has_not_begun(
     running: Running, generator: FakeGenerator, store: Store, make_frame: MakeFrame
 ) -> None:
-    store.add([new_frame(make_frame(i)) for i in range(12)], time.time())
+    store.frames.add([new_frame(make_frame(i)) for i in range(12)], time.time())
 
     async with running() as worker:
         generator.gate.clear()  # after the warm-up, before its tasks have had a turn
@@ -208,7 +210,7 @@ async def test_stopping_gives_back_what_it_has_not_begun(
             await waiting
         with pytest.raises(Draining):
             await worker.decode(make_frame(78), timeout=1)
-    counts = store.counts()
+    counts = store.frames.counts()
     assert counts["decoding"] == 0 and counts["done"] + counts["received"] == 12 and counts["done"] > 0
 
 
@@ -232,11 +234,11 @@ async def test_a_full_cache_disk_loses_nothing(
     def full(*_: object) -> bool:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(Cache, "put", full)
-    store.add([new_frame(make_frame(1))], time.time())
+    monkeypatch.setattr(DiskCache, "put", full)
+    store.frames.add([new_frame(make_frame(1))], time.time())
 
     async with running() as worker:
-        await until(lambda: store.counts()["done"] == 1)
+        await until(lambda: store.frames.counts()["done"] == 1)
         assert metric(worker.metrics, "cache_errors_total") == 1
 
 
@@ -244,7 +246,7 @@ async def test_overlapped_stages_on_a_device_of_its_own(
     running: Running, decoder: Decoder, store: Store, make_frame: MakeFrame
 ) -> None:
     decoder.device, decoder.entropy_workers = "cuda:fake", 2
-    store.add([new_frame(make_frame(i)) for i in range(12)], time.time())
+    store.frames.add([new_frame(make_frame(i)) for i in range(12)], time.time())
 
     async with running():
-        await until(lambda: store.counts()["done"] == 12)
+        await until(lambda: store.frames.counts()["done"] == 12)

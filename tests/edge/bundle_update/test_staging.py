@@ -1,4 +1,4 @@
-"""Bundles on a box: staged and tested, on trial only where no frame can be lost, confirmed, refused, rolled back."""
+"""Bundle updates: staged and tested, on trial where no frame can be lost, then confirmed, refused or rolled back."""
 
 from __future__ import annotations
 

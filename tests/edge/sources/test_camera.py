@@ -142,5 +142,7 @@ async def test_the_capture_process_says_what_is_wrong_without_the_address(tmp_pa
     wanted = {"url": str(tmp_path / "s3cret.mp4"), "fps": 1, "motion": 0, "still_seconds": 0, "live": False}
     assert process.stdin is not None
     process.stdin.write(json.dumps({**wanted, "timeout_seconds": 5}).encode() + b"\n")
-    out, told = await process.communicate()
-    assert process.returncode == 1 and out == b"" and b"s3cret" not in told and b"No such file" in told
+    # Not communicate(): that closes stdin, and the process leaves at once, with its parent.
+    assert process.stdout is not None and process.stderr is not None
+    out, told = await asyncio.gather(process.stdout.read(), process.stderr.read())
+    assert await process.wait() == 1 and out == b"" and b"s3cret" not in told and b"No such file" in told

@@ -1,4 +1,4 @@
-"""A full disk: nothing new is taken, what is spooled can still be delivered, and then all goes on."""
+"""A full disk: the spool accepts no new frame, still delivers its frames, and then accepts new ones again."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", "-l", str(tmp_path)], check=True)
 
 
-def test_a_full_disk_takes_nothing_new_and_lets_everything_go(small_disk: Path) -> None:
+def test_a_full_disk_accepts_no_frame_and_delivers_every_frame(small_disk: Path) -> None:
     spool = Spool(small_disk)
     for least, together in (500, 50), (1, 1), (1, 1):  # what was delivered is remembered, and takes its room too
         taken: set[uuid.UUID] = set()
@@ -48,7 +48,7 @@ def test_a_full_disk_takes_nothing_new_and_lets_everything_go(small_disk: Path) 
     spool.close()
 
 
-def test_the_room_is_given_up_once_and_taken_again(tmp_path: Path) -> None:
+def test_the_reserve_is_released_once_and_made_again(tmp_path: Path) -> None:
     reserve = DiskReserve(tmp_path / "room", 1 << 16)
     assert reserve.whole and (tmp_path / "room").stat().st_size == 1 << 16
     assert DiskReserve(tmp_path / "room", 1 << 16).whole, "found again after a restart"
@@ -57,6 +57,6 @@ def test_the_room_is_given_up_once_and_taken_again(tmp_path: Path) -> None:
     assert reserve.make() and (tmp_path / "room").exists()
 
 
-def test_what_the_disk_has_not_is_not_taken(tmp_path: Path) -> None:
+def test_a_reserve_larger_than_the_disk_is_not_made(tmp_path: Path) -> None:
     reserve = DiskReserve(tmp_path / "room", 1 << 60)
     assert not reserve.whole and not reserve.spend() and not (tmp_path / "room").exists()

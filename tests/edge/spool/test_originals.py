@@ -1,4 +1,4 @@
-"""Originals in the spool: kept as they came, replaced by their frame in one step, there after kills and full disks."""
+"""Originals: kept unchanged, replaced by their frame in one transaction, there after kills and full disks."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.support.roots import ROOT
 from tests.support.spooled import made_of, new_original, state_of
 
 
-def test_it_survives_its_row_and_tells_every_flipped_bit() -> None:
+def test_an_original_survives_its_row_and_every_flipped_bit_is_found() -> None:
     kept = new_original(size=200)
     meta = kept.meta()
     assert Original.parse(meta, kept.check(meta), kept.picture) == kept

@@ -1,4 +1,4 @@
-"""The spool's promises: what was acknowledged is there, whatever happens to process, disk or file."""
+"""The spool: an acknowledged frame is there, whatever happens to the process, the disk or the file."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def test_ids_are_uuid7_and_rise() -> None:
             parse_id(bad)
 
 
-def test_record_survives_its_bytes_and_tells_every_flipped_bit() -> None:
+def test_a_record_survives_its_bytes_and_every_flipped_bit_is_found() -> None:
     record = new_record(1, size=200)
     raw = record.to_bytes()
     assert Record.parse(raw) == record

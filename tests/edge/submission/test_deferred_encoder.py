@@ -158,7 +158,7 @@ async def test_beyond_the_caps_429_and_urgent_ones_go_first(tmp_path: Path, tiny
         assert (await client.post(POST, content=large)).status_code == 202  # alone it has its place
 
 
-async def test_what_waits_is_encoded_after_the_next_start_and_what_kills_is_given_up(
+async def test_originals_are_encoded_after_a_restart_and_one_that_kills_the_edge_is_given_up(
     tmp_path: Path, tiny_bundle: Path
 ) -> None:
     killer, content = new_original(1), picture()
@@ -178,7 +178,7 @@ async def test_what_waits_is_encoded_after_the_next_start_and_what_kills_is_give
         assert (await encoded(client, good.id))["state"] == "spooled"
 
 
-async def test_an_error_of_ours_is_tried_again_later(tmp_path: Path, tiny_bundle: Path) -> None:
+async def test_an_encoding_that_fails_is_tried_again_later(tmp_path: Path, tiny_bundle: Path) -> None:
     async with edge(tmp_path, tiny_bundle) as (client, service):
         encode, tries = service.encoder.encode, []
 
@@ -204,7 +204,7 @@ async def test_while_the_spool_is_full_the_frame_waits(tmp_path: Path, tiny_bund
         assert (await encoded(client, body["id"]))["state"] == "spooled"
 
 
-async def test_the_default_is_the_operators_and_sigterm_keeps_what_waits(tmp_path: Path, tiny_bundle: Path) -> None:
+async def test_the_operator_sets_the_default_and_sigterm_keeps_what_waits(tmp_path: Path, tiny_bundle: Path) -> None:
     async with edge(tmp_path, tiny_bundle, default_wait="received", encode_workers=1) as (client, service):
         with held(service):
             for seed in range(4):

@@ -1,4 +1,4 @@
-"""The window follows the link: small where answers take long, so that what is urgent is soon on its way."""
+"""The window follows the link: it is small where answers take long, so that an urgent frame is sent soon."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ def test_it_shrinks_with_slow_answers_and_grows_with_quick_ones() -> None:
     assert one.frames == 1
 
 
-async def test_an_urgent_frame_is_soon_under_way_on_a_slow_link(tmp_path: Path) -> None:
-    """The cloud takes 30 ms a frame and allows 64 under way; two seconds of backlog would be in front of it."""
+async def test_an_urgent_frame_is_sent_soon_on_a_slow_link(tmp_path: Path) -> None:
+    """The cloud takes 30 ms a frame and allows 64 in flight; two seconds of backlog would go first."""
 
     cloud = FakeCloud(window=64, seconds_a_frame=0.03)
     async with serving(cloud) as address, shipping(tmp_path, address) as (spool, uplink):

@@ -1,4 +1,4 @@
-"""The uplink against a cloud that drops, stalls, refuses and goes away: every frame arrives once, bit for bit."""
+"""The uplink against a cloud that cuts, stalls, refuses and disappears: every frame arrives once, bit for bit."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ async def test_half_open_connection_is_noticed_by_the_missing_ack(tmp_path: Path
         assert exactly(cloud, records)
 
 
-async def test_silent_cloud_without_welcome_is_left(tmp_path: Path) -> None:
+async def test_a_cloud_that_sends_no_welcome_is_disconnected(tmp_path: Path) -> None:
     cloud = FakeCloud(welcomes=False)
     async with serving(cloud) as address, shipping(tmp_path, address, ack_timeout_seconds=0.2) as (spool, _):
         records = await put_frames(spool, 2)
@@ -108,7 +108,7 @@ async def test_cloud_that_is_down_and_comes_back(tmp_path: Path) -> None:
     ("trouble", "state"),
     [({"digest": b"x" * 32}, "model-mismatch"), ({"token": "other"}, "unauthorised")],
 )
-async def test_refusals_are_told_clearly_and_frames_kept(
+async def test_a_refusal_is_logged_once_and_the_frames_are_kept(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, trouble, state
 ) -> None:
     cloud = FakeCloud(**trouble)
@@ -162,7 +162,7 @@ async def test_lost_acks_make_duplicates_that_change_nothing(tmp_path: Path) -> 
         assert exactly(cloud, records)
 
 
-def test_backoff_grows_shakes_and_never_ends() -> None:
+def test_backoff_grows_with_jitter_up_to_its_limit() -> None:
     backoff = Backoff(0.5, 60.0, random.Random(1))
     pauses = [backoff.pause() for _ in range(50)]
     assert 0.4 <= pauses[0] <= 0.6

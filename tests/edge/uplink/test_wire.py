@@ -57,7 +57,7 @@ async def test_an_answer_that_a_client_waits_for_is_not_gathered(
             await until(lambda: spool.pending_frames == 0)
 
 
-async def test_a_cloud_that_counts_too_many_is_left(tmp_path: Path) -> None:
+async def test_a_cloud_that_acknowledges_too_many_frames_is_disconnected(tmp_path: Path) -> None:
     cloud = FakeCloud()
     cloud.miscounts = 7
     async with serving(cloud) as address, shipping(tmp_path, address) as (spool, uplink):

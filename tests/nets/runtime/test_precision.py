@@ -12,7 +12,7 @@ import torch
 from aeic.bundle import default_bundle_path
 from aeic_nets.runtime import precision
 from aeic_nets.runtime.torch_backend import TorchGenerator
-from cloud_decoder.inference.backend import choose_device
+from cloud_decoder.inference.devices import choose_device
 
 CPU = torch.device("cpu")
 

@@ -1,6 +1,6 @@
 """Frames and sources; the queue is columns of the frames.
 
-This is the form that stores had before revisions were counted.
+Stores had this form before revisions were recorded.
 """
 
 import sqlalchemy as sa

@@ -1,0 +1,100 @@
+"""What turns frames into pictures, as HTTP and gRPC see it.
+
+Two implementations: :class:`cloud_decoder.worker.worker.Worker` decodes in this process, and
+:class:`cloud_decoder.front_end.queue_backend.QueueBackend` leaves the decoding to the workers of a fleet.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from aeic.bitstream import Frame
+from aeic.errors import Damaged, TooLarge
+from cloud_decoder.inference.model_pool import ModelPool
+from cloud_decoder.store.records import DEMAND_PRIORITY, StoredFrame
+from cloud_decoder.tiling import Picture
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """A finished picture (H, W, 3) uint8, the digest of its latents, and the seconds of each stage."""
+
+    picture: Picture
+    latents_digest: str
+    timings: dict[str, float]
+
+
+class DecodeBackend(Protocol):
+    """Use it from one event loop: ``await start()``, any number of calls, ``await stop()``."""
+
+    @property
+    def device(self) -> str:
+        """``onnx``, ``cpu`` or ``cuda``; ``none`` where other processes decode."""
+        ...
+
+    @property
+    def alive(self) -> bool:
+        """False after a failure that only a restart repairs. Readiness reports it."""
+        ...
+
+    @property
+    def draining(self) -> bool:
+        """Whether :meth:`stop` was called."""
+        ...
+
+    @property
+    def waiting(self) -> dict[str, int]:
+        """Pictures that wait in this process, by stage: ``entropy`` and ``device``."""
+        ...
+
+    async def start(self) -> None:
+        """Get ready to decode."""
+        ...
+
+    async def stop(self) -> None:
+        """Finish the work in progress, return the rest to the queue, and answer every caller."""
+        ...
+
+    def wake(self) -> None:
+        """There are new frames in the store."""
+        ...
+
+    def check(self, data: bytes) -> Frame:
+        """The header of a bitstream. Raises what :func:`check_frame` raises."""
+        ...
+
+    async def decode(self, data: bytes, *, timeout: float, priority: int = DEMAND_PRIORITY) -> Decoded:
+        """Decode a bitstream that is not stored, within ``timeout`` seconds.
+
+        Raises ``BitstreamError`` or ``Undecodable`` with the reason, ``Overloaded``, ``Expired``, ``Draining`` or
+        ``DeviceUnavailable``. Cancelling the call takes its work out of the queue.
+        """
+        ...
+
+    async def decode_stored(self, row: StoredFrame, *, timeout: float) -> Decoded | None:
+        """Decode a stored frame ahead of those that no caller waits for. Its picture also goes to the cache.
+
+        None where another process decodes it: the picture will be in the cache. ``Expired`` after ``timeout`` seconds;
+        the decoding goes on. Otherwise raises as :meth:`decode` does.
+        """
+        ...
+
+    async def encode(self, picture: Picture, format: str, width: int | None = None) -> bytes:
+        """:func:`cloud_decoder.images.formats.encode` on a thread, with its time in the metrics."""
+        ...
+
+
+def check_frame(data: bytes, model_pool: ModelPool, max_pixels: int) -> Frame:
+    """The header of a bitstream that this cloud can decode.
+
+    ``BitstreamError`` for what is no frame, ``WrongModel`` for an unknown bundle, ``Damaged`` for a rate point that the
+    bundle does not have, ``TooLarge`` above ``max_pixels``.
+    """
+    frame = Frame.parse(data)
+    bundle = model_pool.bundle(frame.fingerprint)
+    if frame.rate >= len(bundle.rates):
+        raise Damaged(f"the frame names rate point {frame.rate}, which its bundle does not have: fetch it again")
+    if frame.width * frame.height > max_pixels:
+        raise TooLarge(f"{frame.width}x{frame.height} is over this cloud's {max_pixels} pixels: send it smaller")
+    return frame

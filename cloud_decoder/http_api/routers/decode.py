@@ -1,0 +1,40 @@
+"""Decoding without storing: a bitstream in the request, its picture in the response."""
+
+from __future__ import annotations
+
+import time
+
+from fastapi import APIRouter, Request
+from fastapi.responses import Response
+
+from aeic_service.request_body import Limits, read_body
+from cloud_decoder.decode_backend import DecodeBackend
+from cloud_decoder.http_api.dependencies import Tenant, Wait, Width
+from cloud_decoder.http_api.requests import while_connected
+from cloud_decoder.images import formats
+
+
+def router(backend: DecodeBackend, body_limits: Limits, *, max_wait: float) -> APIRouter:
+    """``max_wait`` seconds limit ``timeout=``."""
+    routes = APIRouter()
+
+    @routes.post("/v1/decode")
+    async def decode(
+        request: Request, tenant: Tenant, format: str = "png", width: Width = None, timeout: Wait | None = None
+    ) -> Response:
+        """A bitstream in the body, its picture in the answer; nothing is stored."""
+        media_type = formats.media_type(format)
+        data = await read_body(request, body_limits)
+        seconds = max_wait if timeout is None else min(timeout, max_wait)
+        decoded = await while_connected(request, backend.decode(data, timeout=seconds))
+        started = time.monotonic()
+        image = await backend.encode(decoded.picture, format, width)
+        stages = decoded.timings | {"image": time.monotonic() - started}
+        headers = {
+            "Server-Timing": ", ".join(f"{name};dur={1000 * seconds:.2f}" for name, seconds in stages.items()),
+            "X-Latents-Digest": decoded.latents_digest,
+            "Cache-Control": "no-store",
+        }
+        return Response(image, media_type=media_type, headers=headers)
+
+    return routes

@@ -1,0 +1,38 @@
+"""The edge that encodes pictures dropped on the page."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Query, Request
+
+from aeic_service.errors import ServiceError
+from aeic_service.request_body import Limits, read_body
+from cloud_decoder.http_api.dependencies import Tenant
+from cloud_decoder.http_api.edge_proxy import EdgeProxy
+
+Rate = Annotated[str | None, Query(max_length=32, description="rate point, number or name")]
+
+
+def router(edge_proxy: EdgeProxy, body_limits: Limits) -> APIRouter:
+    """The edge's status, and pictures for it to encode."""
+    routes = APIRouter()
+
+    @routes.get("/v1/edge")
+    async def edge(tenant: Tenant) -> dict[str, Any]:
+        """The edge that encodes pictures dropped on the page: whether there is one, its spool and its link."""
+        if not edge_proxy.serves(tenant):
+            return {"configured": False, "detail": edge_proxy.why_not()}
+        try:
+            return {"configured": True, "reachable": True, **await edge_proxy.status()}
+        except ServiceError as error:
+            return {"configured": True, "reachable": False, "detail": str(error)}
+
+    @routes.post("/v1/encode", status_code=202)
+    async def encode(request: Request, tenant: Tenant, rate: Rate = None) -> dict[str, Any]:
+        """A JPEG, PNG or WebP file in the body goes to the configured edge; the answer names the frame to come."""
+        with edge_proxy.place(tenant):
+            picture = await read_body(request, body_limits)
+            return await edge_proxy.encode(picture, rate)
+
+    return routes

@@ -1,0 +1,46 @@
+"""Server-sent events."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator, Mapping
+
+from fastapi import APIRouter
+from fastapi.responses import Response, StreamingResponse
+
+from aeic.bundle import Bundle
+from cloud_decoder.decode_backend import DecodeBackend
+from cloud_decoder.events import EventBus
+from cloud_decoder.http_api.dependencies import Tenant
+from cloud_decoder.http_api.image_service import ImageService
+from cloud_decoder.http_api.requests import frame_id
+from cloud_decoder.http_api.serializers import frame_json
+
+KEEP_ALIVE_SECONDS = 15.0
+
+
+def router(
+    event_bus: EventBus, images: ImageService, backend: DecodeBackend, bundles: Mapping[str, Bundle]
+) -> APIRouter:
+    """The stream of a tenant's events. It ends when ``backend`` drains."""
+    routes = APIRouter()
+
+    @routes.get("/v1/events")
+    async def events(tenant: Tenant) -> Response:
+        """Server-sent events: ``received``, ``done`` and ``failed`` with the frame, ``lost`` after an overflow."""
+        return StreamingResponse(stream(tenant), media_type="text/event-stream", headers={"X-Accel-Buffering": "no"})
+
+    async def stream(tenant: str) -> AsyncIterator[str]:
+        with images.waiter(), event_bus.subscribe(tenant) as subscription:
+            yield "retry: 2000\n\n"
+            while not backend.draining:
+                event = await subscription.next(KEEP_ALIVE_SECONDS)
+                if event is None:
+                    yield ": still here\n\n"
+                    continue
+                if "id" in event:
+                    row = await images.row(tenant, frame_id(event["id"]))
+                    event = event | {"frame": frame_json(row, bundles)}
+                yield f"event: {event['event']}\ndata: {json.dumps(event)}\n\n"
+
+    return routes

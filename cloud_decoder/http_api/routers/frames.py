@@ -1,0 +1,106 @@
+"""Stored frames: lists, single frames, their bitstreams and their pictures."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Query, Request
+from fastapi.responses import JSONResponse, Response
+
+from aeic.bundle import Bundle
+from cloud_decoder.errors import Gone
+from cloud_decoder.http_api.dependencies import FrameId, Tenant, Wait, Width
+from cloud_decoder.http_api.image_service import ImageService
+from cloud_decoder.http_api.requests import while_connected
+from cloud_decoder.http_api.serializers import frame_json, milliseconds
+from cloud_decoder.images import formats
+from cloud_decoder.store.store import FrameState, Store
+
+
+def router(
+    store: Store, images: ImageService, bundles: Mapping[str, Bundle], *, max_wait: float, public: bool
+) -> APIRouter:
+    """``max_wait`` seconds limit every ``wait=``. ``public``: shared caches may keep pictures and bitstreams."""
+    routes = APIRouter()
+
+    def cache_headers(name: str) -> dict[str, str]:
+        # Weak, since two devices may round a pixel differently; the bitstream itself never changes under its id.
+        scope = "public" if public else "private"
+        return {"ETag": f'W/"{name}"', "Cache-Control": f"{scope}, max-age=31536000, immutable"}
+
+    @routes.get("/v1/frames")
+    async def list_frames(
+        tenant: Tenant,
+        limit: Annotated[int, Query(ge=1, le=200)] = 50,
+        cursor: Annotated[str | None, Query(pattern=r"^[0-9]{1,18}$")] = None,
+        source: Annotated[str | None, Query(max_length=128)] = None,
+        state: FrameState | None = None,
+        rate: Annotated[int | None, Query(ge=0, le=31)] = None,
+        since: datetime | None = None,
+        until: datetime | None = None,
+    ) -> dict[str, Any]:
+        """The newest arrivals first. ``next_cursor`` goes into ``cursor`` for the next page; null at the end."""
+        rows = await asyncio.to_thread(
+            store.frames.page,
+            tenant,
+            limit + 1,
+            None if cursor is None else int(cursor),
+            source=source,
+            state=state,
+            rate=rate,
+            since_ms=milliseconds(since),
+            until_ms=milliseconds(until),
+        )
+        shown = rows[:limit]
+        more = str(shown[-1].seq) if len(rows) > limit else None
+        return {"frames": [frame_json(row, bundles) for row in shown], "next_cursor": more}
+
+    @routes.get("/v1/frames/{id}")
+    async def get_frame(request: Request, tenant: Tenant, id: FrameId, wait: Wait = 0.0) -> dict[str, Any]:
+        """One frame; ``wait`` for one that has not arrived yet."""
+        with images.waiter():
+            row = await while_connected(request, images.row(tenant, id, min(wait, max_wait)))
+        return frame_json(row, bundles)
+
+    @routes.get("/v1/frames/{id}/bitstream")
+    async def get_bitstream(tenant: Tenant, id: FrameId) -> Response:
+        """The frame as it arrived: an .aeic file."""
+        row = await images.row(tenant, id)
+        data = await asyncio.to_thread(store.frames.bitstream, tenant, row.id)
+        if data is None:
+            raise Gone(f"frame {row.id} was pruned by retention")
+        headers = cache_headers(row.digest) | {"Content-Disposition": f'attachment; filename="{row.id}.aeic"'}
+        return Response(data, media_type="application/octet-stream", headers=headers)
+
+    @routes.get("/v1/frames/{id}/image")
+    async def get_image(
+        request: Request, tenant: Tenant, id: FrameId, format: str = "png", width: Width = None, wait: Wait = 0.0
+    ) -> Response:
+        """The reconstruction. 202 with the frame's state where it is not ready within ``wait`` seconds."""
+        format = formats.known_format(format)
+        if given := request.headers.get("if-none-match"):
+            row = await images.row(tenant, id)
+            headers = cache_headers(f"{row.digest}-{formats.variant(format, width)}")
+            matches = row.state is FrameState.DONE if given.strip() == "*" else headers["ETag"] in given
+            if matches and row.state is not FrameState.FAILED:
+                return Response(status_code=304, headers=headers)
+        with images.waiter():
+            work = images.image(tenant, id, format, width, min(wait, max_wait))
+            row, image = await while_connected(request, work)
+        if image is None:
+            return JSONResponse(frame_json(row, bundles), 202, {"Retry-After": "1", "Cache-Control": "no-store"})
+        headers = cache_headers(f"{row.digest}-{formats.variant(format, width)}")
+        return Response(image, media_type=formats.media_type(format), headers=headers)
+
+    @routes.get("/v1/frames/{id}/sizes")
+    async def sizes(request: Request, tenant: Tenant, id: FrameId) -> Response:
+        """Bytes of the frame, and of its reconstruction as PNG and JPEG (quality 75). 202 while it is not decoded."""
+        with images.waiter():
+            found = await while_connected(request, images.sizes(tenant, id))
+        caching = "private, max-age=3600" if found else "no-store"
+        return JSONResponse(found, 200 if found else 202, {"Cache-Control": caching})
+
+    return routes

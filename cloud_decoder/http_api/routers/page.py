@@ -1,0 +1,40 @@
+"""The page at ``/``: its files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from fastapi import APIRouter
+from fastapi.responses import FileResponse, Response
+
+from cloud_decoder.errors import UnknownFrame
+
+STATIC = Path(__file__).parents[1] / "static"
+FILES = frozenset(path.name for path in STATIC.iterdir() if path.suffix in {".js", ".css", ".svg"})
+PAGE_HEADERS = {
+    "Content-Security-Policy": (
+        "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob:; connect-src 'self';"
+        " base-uri 'none'; form-action 'none'; frame-ancestors 'none';"
+        " require-trusted-types-for 'script'; trusted-types 'none'"
+    ),
+    "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cache-Control": "no-cache",
+}
+
+
+def router() -> APIRouter:
+    """The page and the files that it loads."""
+    routes = APIRouter()
+
+    @routes.get("/", include_in_schema=False)
+    async def page() -> Response:
+        return FileResponse(STATIC / "index.html", headers=PAGE_HEADERS)
+
+    @routes.get("/viewer/{name}", include_in_schema=False)
+    async def viewer(name: str) -> Response:
+        if name not in FILES:
+            raise UnknownFrame("there is no such file")
+        return FileResponse(STATIC / name, headers=PAGE_HEADERS)
+
+    return routes

@@ -1,0 +1,83 @@
+"""What operators ask: sources, status, probes and metrics."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+from fastapi import APIRouter
+from fastapi.responses import JSONResponse, Response
+
+import aeic
+from aeic_service import problems
+from cloud_decoder.decode_backend import DecodeBackend
+from cloud_decoder.http_api.dependencies import Tenant
+from cloud_decoder.http_api.serializers import bundles_json, source_json
+from cloud_decoder.images.cache import PictureCache
+from cloud_decoder.inference.model_pool import ModelPool
+from cloud_decoder.metrics import Metrics
+from cloud_decoder.presence import Presence
+from cloud_decoder.store.store import Store
+
+
+def router(
+    store: Store, presence: Presence, model_pool: ModelPool, backend: DecodeBackend, serving: Callable[[], bool]
+) -> APIRouter:
+    """``serving`` is false before the service has started and once it stops."""
+    routes = APIRouter()
+
+    @routes.get("/v1/sources")
+    async def list_sources(tenant: Tenant) -> dict[str, Any]:
+        """Who has sent frames, the latest first: how many wait to be decoded, and whether its stream is open now."""
+        backlog = await asyncio.to_thread(store.frames.backlog, tenant)
+        sources = await asyncio.to_thread(store.frames.sources, tenant)
+        return {
+            "sources": [
+                source_json(one, backlog.get(one["source"], 0), presence.is_connected(tenant, one["source"]))
+                for one in sources
+            ]
+        }
+
+    @routes.get("/v1/status")
+    async def status(tenant: Tenant) -> dict[str, Any]:
+        """The models, the device and how full everything is. Frames are counted by state, this tenant's only."""
+        return {
+            "version": aeic.__version__,
+            **bundles_json(model_pool),
+            "device": backend.device,
+            "frames": await asyncio.to_thread(store.frames.counts, tenant),
+            "waiting": backend.waiting,
+            "ready": serving(),
+        }
+
+    @routes.get("/healthz", include_in_schema=False)
+    async def healthz() -> dict[str, str]:
+        return {"status": "ok"}
+
+    @routes.get("/readyz", include_in_schema=False)
+    async def readyz() -> Response:
+        if serving() and backend.alive:
+            return JSONResponse({"status": "ready"})
+        detail = "a part of the worker has died" if serving() else "starting, or stopping"
+        return problems.problem(503, detail, headers={"Retry-After": "1"})
+
+    return routes
+
+
+def metrics_router(
+    metrics: Metrics, store: Store, cache: PictureCache, model_pool: ModelPool, ready: Callable[[], bool]
+) -> APIRouter:
+    """The metrics, with the gauges that are read at each scrape."""
+    routes = APIRouter()
+
+    @routes.get("/metrics", include_in_schema=False)
+    async def exposition() -> Response:
+        metrics.cache_bytes.set(cache.total_bytes)
+        metrics.models_bytes.set(model_pool.loaded_bytes)
+        metrics.ready.set(ready())
+        for state, count in (await asyncio.to_thread(store.frames.counts)).items():
+            metrics.stored.labels(state).set(count)
+        return Response(metrics.exposition(), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+    return routes

@@ -1,0 +1,129 @@
+"""Addresses and the limit on connections."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import resource
+import socket
+import subprocess
+import sys
+
+import pytest
+
+from aeic_service.http_server import address_text, connection_limit, listen
+
+
+@pytest.mark.parametrize(
+    ("host", "text"),
+    [("127.0.0.1", "127.0.0.1:80"), ("::1", "[::1]:80"), ("[::1]", "[::1]:80"), ("::", "[::]:80"), ("box", "box:80")],
+)
+def test_addresses_as_urls_write_them(host: str, text: str) -> None:
+    assert address_text(host, 80) == text
+
+
+@pytest.mark.parametrize(
+    ("host", "clients"),
+    [
+        ("127.0.0.1", ["127.0.0.1"]),
+        ("localhost", ["127.0.0.1"]),
+        ("::1", ["::1"]),
+        ("[::]", ["::1", "127.0.0.1"]),
+        ("0.0.0.0", ["127.0.0.1"]),
+    ],
+)
+def test_it_listens_where_it_is_told(host: str, clients: list[str]) -> None:
+    with listen(host, 0) as listener:
+        for client in clients:
+            socket.create_connection((client, listener.getsockname()[1]), timeout=5).close()
+
+
+def test_a_host_that_is_not_ours_is_an_os_error() -> None:
+    for host in ("203.0.113.7", "no.such.name.invalid"):
+        with pytest.raises(OSError):
+            listen(host, 0)
+
+
+def test_the_limit_follows_the_open_files(monkeypatch: pytest.MonkeyPatch) -> None:
+    def allow(files: int) -> None:
+        monkeypatch.setattr(resource, "getrlimit", lambda _: (files, files))
+
+    allow(1024)
+    assert connection_limit(1024) == 448
+    allow(100_000)
+    assert connection_limit(1024) == 1024
+    allow(64)
+    assert connection_limit(1024) == 16
+    allow(resource.RLIM_INFINITY)
+    assert connection_limit(5000) == 5000
+
+
+_SERVER = """
+import asyncio, json, resource, sys
+resource.setrlimit(resource.RLIMIT_NOFILE, (256, 256))
+from fastapi import FastAPI
+from aeic_service import logs
+from aeic_service.http_server import HttpServer, ServerSettings
+logs.set_up("info", "json")
+app = FastAPI()
+app.get("/")(lambda: {"ok": True})
+failures = []
+def count(loop, context):
+    failures.append(context)
+    loop.default_exception_handler(context)
+async def main():
+    asyncio.get_running_loop().set_exception_handler(count)
+    limits = dict(header_seconds=30.0, grace_seconds=1, max_connections=%d)
+    server = HttpServer(app, ServerSettings("127.0.0.1", 0, "AEIC_X_", **limits))
+    if %d:
+        server.connections.limit = 10_000  # as if nothing were derived: the process runs out of files
+    print(await server.start(), flush=True)
+    await asyncio.to_thread(sys.stdin.readline)
+    await server.stop()
+asyncio.run(main())
+print(len(failures), flush=True)
+"""
+
+
+async def _ask(port: int, request: bytes) -> bytes:
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    writer.write(request)
+    with contextlib.suppress(TimeoutError, OSError):
+        async with asyncio.timeout(10):
+            return await reader.read(4096)
+    return b""
+
+
+@pytest.mark.parametrize("unlimited", [False, True], ids=["derived", "out of files"])
+async def test_more_half_requests_than_files_stop_nobody(unlimited: bool) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-c", _SERVER % (1024, unlimited)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    port = int(process.stdout.readline().rsplit(":", 1)[1])
+
+    async def scenario() -> None:
+        held = [await asyncio.open_connection("127.0.0.1", port) for _ in range(300)]
+        for _, writer in held:
+            writer.write(b"GET / HTTP/1.1\r\nHost: x\r\nX-")
+        await asyncio.sleep(3 if unlimited else 0.5)
+        if not unlimited:
+            assert b" 200 " in await _ask(port, b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+        for _, writer in held:
+            writer.close()
+        await asyncio.sleep(1.5)
+        assert b" 200 " in await _ask(port, b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+
+    try:
+        await scenario()
+    finally:
+        counted, errors = process.communicate("\n", timeout=30)
+    assert process.returncode == 0
+    assert int(counted) <= (10 if unlimited else 0)  # one a second, and not one for each place in the backlog
+    lines = [line for line in map(json.loads, errors.splitlines()) if line["level"] != "info"]
+    assert len(lines) <= (1 if unlimited else 0), errors[-2000:]

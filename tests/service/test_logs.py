@@ -1,0 +1,68 @@
+"""Log lines: JSON or text, what libraries in C write included, and no message that can forge a line."""
+
+from __future__ import annotations
+
+import json
+import logging
+import subprocess
+import sys
+
+import pytest
+
+from aeic_service import logs
+
+INJECTED = "box\n2026-01-01 INFO forged\r\x1b[2J\x9b31m\u2028\u202etxt"
+
+
+def run(form: str, code: str) -> list[str]:
+    """The lines on stderr of a process that logs in that form."""
+    program = f"import logging, os, sys, time\nfrom aeic_service import logs\nlogs.set_up('info', {form!r})\n{code}"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    return done.stderr.split("\n")[:-1]
+
+
+@pytest.mark.parametrize("form", ["json", "text"])
+def test_a_message_cannot_forge_a_line(form: str) -> None:
+    (line,) = run(form, f"logging.getLogger('x').warning('from %s', {INJECTED!r})")
+    assert "forged" in line and not any(c in line for c in "\r\x1b\x9b\u2028\u202e")
+    if form == "json":
+        assert json.loads(line)["event"] == f"from {INJECTED}"
+
+
+def test_an_exception_cannot_forge_a_line() -> None:
+    code = f"try:\n    raise ValueError({INJECTED!r})\nexcept ValueError:\n    logging.exception('it failed')"
+    (line,) = run("json", code)
+    assert json.loads(line)["error"].startswith("Traceback")
+    first, *others = run("text", code)
+    assert first.endswith("it failed") and others and all(one.startswith("    ") for one in others)
+
+
+def test_lines_of_libraries_in_c_are_in_the_json_log() -> None:
+    absl = "E0000 00:00:1764363600.123456    1234 ssl_transport_security.cc:1884] Handshake failed"
+    code = f"os.write(2, {absl!r}.encode() + b'\\nanother\\n'); time.sleep(0.5); logging.info('end')"
+    grpc, other, end = [json.loads(line) for line in run("json", code)]
+    assert (grpc["logger"], grpc["level"]) == ("grpc", "error") and grpc["event"].endswith("Handshake failed")
+    assert (other["logger"], other["level"], other["event"]) == ("stderr", "warning", "another")
+    assert end["event"] == "end"
+
+
+def test_a_library_that_holds_the_interpreter_is_never_blocked() -> None:
+    """The reader of the pipe cannot run while PyDLL calls: a pipe that blocks would hang here."""
+    code = "import ctypes\nlogging.info('%d', ctypes.PyDLL(None).write(2, b'x' * (4 << 20), 4 << 20))"
+    written = [json.loads(line)["event"] for line in run("json", code)]
+    assert any(one.isdigit() and 0 < int(one) < 4 << 20 for one in written)
+
+
+def test_uvicorns_lines_are_in_the_json_log() -> None:
+    (line,) = run("json", "logging.getLogger('uvicorn.error').warning('Invalid HTTP request received.')")
+    assert json.loads(line)["logger"] == "uvicorn.error"
+
+
+def test_what_a_stranger_can_repeat_is_logged_once_a_minute() -> None:
+    sparse = logs.Sparse(("out of system resource",), 60.0)
+    seen = [
+        sparse.filter(logging.LogRecord("asyncio", logging.ERROR, "", 0, text, (), None))
+        for text in ("socket.accept() out of system resource", "other", "socket.accept() out of system resource")
+    ]
+    assert seen == [True, True, False]

@@ -1,0 +1,135 @@
+"""Either service, running in this process on a real socket, for the tests of the rules that hold for both."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from aeic.bundle import Bundle
+from aeic_service.http_server import HttpServer
+from cloud_decoder.inference.decoder import Decoder, DecoderSettings
+from edge_encoder.__main__ import http_server
+from edge_encoder.service import EdgeService
+from tests.support.cloud import FakeGenerator, running_cloud
+from tests.support.edge_fakes import settings as edge_settings
+from tests.support.frames import frame_maker
+from tests.support.pictures import picture
+
+BODY_SECONDS = 0.6
+BODY_BYTES = 20_000
+
+
+@dataclass
+class Running:
+    """One service; ``post`` is a route that takes a body, ``listing`` one with query parameters."""
+
+    name: str
+    http: httpx.AsyncClient
+    host: str
+    port: int
+    server: HttpServer
+    post: str
+    listing: str
+    parameter: str
+    """A query parameter of ``listing`` that is a whole number."""
+    body: bytes
+    """What ``post`` takes: a picture or a frame."""
+    drain: Callable[[], Awaitable[None]]
+    """Begins to stop, and leaves the HTTP server running."""
+    break_down: Callable[[], None]
+    """From now on the work behind ``post`` fails with an unforeseen error, whose words are ``secret words``."""
+
+    async def raw(self, data: bytes, *, seconds: float = 5.0) -> bytes:
+        """What comes back over a connection of its own until it is closed, or for ``seconds``."""
+        reader, writer = await asyncio.open_connection(self.host, self.port)
+        writer.write(data)
+        received = b""
+        with contextlib.suppress(TimeoutError, OSError):
+            async with asyncio.timeout(seconds):
+                while chunk := await reader.read(65536):
+                    received += chunk
+        writer.close()
+        return received
+
+
+@contextlib.asynccontextmanager
+async def running(name: str, bundle: Path, folder: Path, **changed: Any) -> AsyncIterator[Running]:
+    """The edge or the cloud with small limits."""
+    start = _edge if name == "edge" else _cloud
+    async with start(bundle, folder, **changed) as service:
+        yield service
+
+
+@contextlib.asynccontextmanager
+async def _edge(bundle: Path, folder: Path, **changed: Any) -> AsyncIterator[Running]:
+    limits = {"read_timeout_seconds": BODY_SECONDS, "max_body_bytes": BODY_BYTES, "drain_timeout_seconds": 0.0}
+    service = EdgeService(edge_settings(folder, bundle=bundle, cloud_address="", **{**limits, "port": 0, **changed}))
+    await service.start()
+    server = http_server(service)
+    url = await server.start()
+
+    async def drain() -> None:
+        service.stopping.set()
+
+    def break_down() -> None:
+        service.encoder.encode = _broken  # type: ignore[method-assign]
+
+    async with httpx.AsyncClient(base_url=url) as http:
+        where = httpx.URL(url)
+        yield Running(
+            "edge",
+            http,
+            where.host,
+            where.port or 0,
+            server,
+            "/v1/frames",
+            "/v1/frames",
+            "priority",
+            picture(),
+            drain,
+            break_down,
+        )
+    await server.stop()
+    await service.stop()
+
+
+@contextlib.asynccontextmanager
+async def _cloud(bundle: Path, folder: Path, **changed: Any) -> AsyncIterator[Running]:
+    loaded = Bundle.load(bundle)
+    decoder = Decoder(loaded, FakeGenerator(loaded), settings=DecoderSettings(threads=1, max_batch=4))
+    limits = {"body_timeout_seconds": BODY_SECONDS, "max_bitstream_bytes": BODY_BYTES}
+    async with (
+        running_cloud(decoder, folder, **{**limits, **changed}) as cloud,
+        httpx.AsyncClient(base_url=cloud.http) as http,
+    ):
+
+        async def drain() -> None:
+            await cloud.backend.stop()
+
+        def break_down() -> None:
+            cloud.backend.decode = _broken  # type: ignore[method-assign]
+
+        where = httpx.URL(cloud.http)
+        yield Running(
+            "cloud",
+            http,
+            where.host,
+            where.port or 0,
+            cloud._http_server,
+            "/v1/decode",
+            "/v1/frames",
+            "limit",
+            frame_maker(loaded)(1),
+            drain,
+            break_down,
+        )
+
+
+def _broken(*_: Any, **__: Any) -> Any:
+    raise RuntimeError("secret words")
