@@ -35,7 +35,7 @@ from aeic_train.export.onnx_graphs import write_float_entropy, write_graphs
 from aeic_train.export.tables import hyper_medians, write_tables
 
 DEFINES_BITSTREAM = ("tables.npz", "hyper_synthesis.onnx", *(f"context_{i}.onnx" for i in range(4)))
-AUXILIARY = ("integer.npz",)
+AUXILIARY = ("integer.npz", *(f"analysis_{number}.onnx" for number in range(3)))
 """Other forms of what the bundle defines already: neither in the fingerprint nor in the digest that an edge sends."""
 DECODERS = ("synthesis.onnx", "weights.safetensors")
 """The first of them that a bundle holds defines its bitstream too: another decoder is another model."""
