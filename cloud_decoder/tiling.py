@@ -2,21 +2,23 @@
 
 ::
 
-    latents (M, h, w)     tile 32 x 32, overlap at least 8      picture, by bands of tile rows
+    latents (M, h, w)     tiles of one shape that overlap       picture, by bands of tile rows
     +-----------+         +------+--+------+
     |           |         |      |//|      |                    weights ramp linearly over the overlap
     |           |   -->   +------+--+------+                    and are normalised to sum to one
     |           |         |//////|//|//////|                    a band is finished, turned to uint8 and dropped
     +-----------+         +------+--+------+                    as soon as no later row touches it
 
-A picture of at most ``WHOLE_PIXELS`` is one tile of its own shape, with no blending at all. Only the synthesis is
-tiled; the latents are always those of the whole picture.
+A picture of at most ``WHOLE_PIXELS`` is one tile of its own shape, with no blending at all. A larger one is cut into
+equal tiles of at most as many pixels; :func:`tile_shape` takes the cut that computes the fewest pixels twice. Only the
+synthesis is tiled; the latents are always those of the whole picture.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -31,10 +33,9 @@ Picture = NDArray[np.uint8]
 Synthesis = Callable[[Floats], Floats]
 
 WHOLE_PIXELS = 1536 * 1536
-"""Larger pictures (padded) are synthesised in tiles."""
-TILE = 32
-OVERLAP = 8
-"""Both in latents: 1024 and 256 pixels."""
+"""Larger pictures (padded) are synthesised in tiles, at most this large: it bounds the memory of a call."""
+OVERLAP = 3
+"""In latents: 96 pixels, over which two tiles are blended. More brings no picture closer to the untiled one."""
 
 
 @dataclass(frozen=True)
@@ -49,10 +50,32 @@ class Tile:
 
 def tile_shape(frame: Frame) -> tuple[int, int]:
     """(height, width) in latents of the tiles of a frame; the whole latent where the picture is small enough."""
-    height, width = frame.latent_size
-    if height * width * LATENT_STRIDE**2 <= WHOLE_PIXELS:
+    return _tile_shape(*frame.latent_size)
+
+
+@lru_cache(maxsize=1024)
+def _tile_shape(height: int, width: int) -> tuple[int, int]:
+    budget = WHOLE_PIXELS // LATENT_STRIDE**2
+    if height * width <= budget:
         return height, width
-    return min(TILE, height), min(TILE, width)
+    best = None
+    for columns in range(1, width // OVERLAP):
+        wide = _side(width, columns)
+        # The fewest rows whose tiles fit; more rows would only add overlaps.
+        rows = next((n for n in range(1, height // OVERLAP) if _side(height, n) * wide <= budget), None)
+        if rows is not None:
+            tall = _side(height, rows)
+            cost = rows * columns * tall * wide
+            best = min(best or (cost, tall, wide), (cost, tall, wide))
+        if wide <= 2 * OVERLAP:
+            break
+    assert best is not None, "a frame's sides are bounded, so some cut always fits"
+    return best[1:]
+
+
+def _side(size: int, count: int) -> int:
+    """The length of ``count`` equal tiles that cover ``size`` latents and overlap by ``OVERLAP`` at least."""
+    return -(-(size + (count - 1) * OVERLAP) // count)
 
 
 def synthesis_cost(frame: Frame) -> int:

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from aeic.profiles import PICTURE_MULTIPLE
 from aeic_nets.network import AEIC
+from aeic_nets.runtime.precision import autocast
 from aeic_train.evaluation.metrics import Judges, frechet, summary
 
 FILE_BYTES = 13
@@ -27,7 +28,7 @@ def reconstruct(model: AEIC, picture: NDArray[np.uint8], rate: int) -> tuple[NDA
     # Edge and not reflection, which fails on sides under half the multiple; the border is cut off again.
     x = F.pad(x, (0, -width % PICTURE_MULTIPLE, 0, -height % PICTURE_MULTIPLE), mode="replicate")
     model.codec.zero_skipped = True
-    with torch.autocast("cpu", dtype=torch.bfloat16):
+    with autocast(x.device):
         out = model(x, rate)
     bits = float(out["y_bits_hard"] + out["z_bits_hard"]) + 8 * FILE_BYTES
     result = out["x_hat"][0, :, :height, :width].float().clamp(-1, 1).add(1).mul(127.5).round().byte()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from aeic.profiles import LATENT_STRIDE, SCALE_COUNT, SCALE_MAX, SCALE_MIN, SKIP_SCALE
-from aeic_nets.codec import Codec
+from aeic_nets.codec import Analysis, Codec
 from aeic_nets.fast_analysis import HalfAnalysis, fast_analysis
 from aeic_nets.network import AEIC
 from aeic_nets.onnx_export import write_graph
@@ -72,9 +73,22 @@ def write_encoder_graphs(codec: Codec, folder: Path) -> None:
     published sizes, analysis_half.onnx."""
     m, picture = codec.profile.latent_channels, torch.zeros(2, 3, 128, 192)
     write_graph(fast_analysis(codec.g_a), picture, folder / "analysis.onnx", "image", ["y"])
+    if codec.profile.analysis_depth == 1:  # the edge's tiles count on the receptive field of one StarBlock a stage
+        write_stages(codec.g_a, folder)
     if codec.profile.rates == 1:
         write_graph(HalfAnalysis(codec.g_a), picture, folder / "analysis_half.onnx", "image", ["y"])
     write_graph(codec.h_a, torch.zeros(2, m, 8, 12), folder / "hyper_analysis.onnx", "y", ["z"])
+
+
+def write_stages(g_a: Analysis, folder: Path) -> None:
+    """analysis_0.onnx .. analysis_2.onnx: analysis.onnx in parts for large pictures: stages 0 and 1, 2, 3 and 4."""
+    layers, x = fast_analysis(g_a), torch.zeros(2, 3, 128, 192)
+    ends = (0, 4, 6, len(layers))
+    for number, (begin, end) in enumerate(pairwise(ends)):
+        part = layers[begin:end]
+        write_graph(part, x, folder / f"analysis_{number}.onnx", "features", ["y"])
+        with torch.inference_mode():
+            x = part(x)
 
 
 def write_float_entropy(codec: Codec, folder: Path) -> None:

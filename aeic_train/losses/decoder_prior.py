@@ -42,7 +42,7 @@ class Prior(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         latent = self.encoder(x)
         half = len(x) // 2
-        level = torch.rand(half, 1, 1, 1) * 1.5  # noise deviation, against 1 of the latent
+        level = torch.rand(half, 1, 1, 1, device=x.device) * 1.5  # noise deviation, against 1 of the latent
         noisy = (latent[:half] + level * torch.randn_like(latent[:half])) / (1 + level.square()).sqrt()
         denoised = self.model.unet(noisy) + noisy
         picture: Tensor = self.model.vae(torch.cat((denoised, latent[half:])))

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import random
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from typing import Any
 import torch
 
 from aeic.profiles import NANO, Profile
+from aeic_train.checkpoints import ENTROPY
 from aeic_train.evaluation import likelihood_estimate, rd_curves
 from aeic_train.evaluation.metrics import Judges
 from aeic_train.reports import ablation_plots
@@ -28,7 +28,7 @@ from aeic_train.training.recipe import Recipe
 from aeic_train.training.trainer import Trainer
 
 RECIPE = Path(__file__).parents[1] / "recipes" / "ablation.toml"
-BITS = ("codec.g_a", "codec.h_", "codec.adapter", "codec.g_c", "codec.entropy", "codec.log_")
+BITS = (*ENTROPY, "codec.log_inverse")
 """All that the bits depend on: frozen where an ablation is of the picture alone."""
 TEXTURED = {"mse": 5.0, "features": 0.4, "low": 0.5, "texture": 0.4, "grid": 300.0}
 """The weights of stage 9 (nano_texture.toml), whose decoder the ablations of the picture alone go on from."""
@@ -112,7 +112,6 @@ ABLATIONS = {
 def train_arm(recipe: Recipe, profile: Profile | None, run: Path, options: argparse.Namespace) -> Trainer:
     """A finished (or resumed) training of one arm."""
     folders = options.photographs, options.validation, run
-    random.seed(recipe.seed)  # of rate points and jitter
     trainer = Trainer(recipe, *folders, init=options.init, teacher=options.teacher, profile=profile)
     trainer.train()
     return trainer

@@ -1,16 +1,25 @@
 """The analysis transform g_a: picture (H, W, 3) uint8 -> latent y (M, h, w) float32, h = padded H / 32.
 
-Large pictures are analysed in tiles, each with a margin that is computed and discarded, so that memory depends on the
-tile and not on the picture. The margin is smaller than g_a's receptive field: near tile borders y differs slightly from
-the y of the whole picture. That does not affect decoding, since y is the encoder's own choice. Knows nothing of rates
-or entropy.
+A large picture would take much memory at its full resolution, where g_a's first stages work. So it goes through g_a
+in three parts, each of them in tiles::
+
+    picture --stages 0, 1--> 1/4 --stage 2--> 1/8 --stages 3, 4--> y at 1/32
+
+A tile is read with the margin that the receptive field of its part asks for, so y is that of the whole picture, little
+is computed twice, and memory depends on the tile. A bundle without the graphs of the parts, and a GPU, take tiles
+through all of g_a with a margin smaller than its receptive field: y then differs slightly near the borders of tiles,
+which does not affect decoding, since y is the encoder's own choice.
+
+Knows nothing of rates or entropy.
 """
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import lru_cache, partial
 
 import numpy as np
 import onnxruntime
@@ -20,16 +29,32 @@ from aeic.bundle import Bundle
 from aeic.pixels import pad_picture, to_tensor
 from aeic.profiles import LATENT_STRIDE, PICTURE_MULTIPLE
 from edge_encoder.encoding import ProviderChoice
-from edge_encoder.encoding.execution_provider import open_session, run_bound
+from edge_encoder.encoding.execution_provider import CPU, Session, open_session, run_bound
 
 WHOLE_PIXELS = 1 << 19
 """A picture up to this size (padded) is analysed in one piece."""
 TILE_PIXELS = 1 << 18
-"""The approximate size limit of a tile with its margins: about 80 MB of memory; larger tiles are not faster."""
+"""The approximate size limit of a tile of all of g_a with its margins: about 80 MB of memory."""
 MARGIN = 64
-"""Pixels of context around a tile; a multiple of 64."""
+"""Pixels of context around such a tile; a multiple of 64."""
 
 Latent = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Part:
+    """One graph of g_a. ``stride`` from its input to its output; ``halo`` and ``samples`` count input samples."""
+
+    stride: int
+    halo: int
+    """Receptive field on each side, rounded up to a multiple of ``stride``."""
+    samples: int
+    """The most that a tile takes with its halo: about 200 MB of memory."""
+
+
+# A stage is a 3x3 convolution, an unshuffle by two and a StarBlock, whose widest kernel has 11 taps: it sees 11 samples
+# on each side, and two stages see 33.
+PARTS = (Part(4, 36, 700_000), Part(2, 12, 131_072), Part(4, 36, 100_000))
 
 
 class Analysis:
@@ -46,6 +71,8 @@ class Analysis:
         margin: int = MARGIN,
     ) -> None:
         half = bundle.path / "analysis_half.onnx" if bundle.has("analysis_half.onnx") else None
+        self._bundle, self._choice, self._threads = bundle, provider, threads
+        self._parts: list[Session] | None = None  # opened for the first large picture
         self._session, self.provider = open_session(bundle.path / "analysis.onnx", provider, threads, half)
         self._whole_pixels = whole_pixels
         self._tile_pixels = tile_pixels
@@ -60,6 +87,8 @@ class Analysis:
         height, width, _ = padded.shape
         if height * width <= self._whole_pixels:
             return self._run(padded)
+        if sessions := self._part_sessions():
+            return self._by_parts(padded, sessions)
         side = max(PICTURE_MULTIPLE, math.isqrt(self._tile_pixels) - 2 * self._margin)
         rows = []
         for top, bottom, first, last in spans(height, side, self._margin):
@@ -71,6 +100,24 @@ class Analysis:
                 row.append(y[inner])
             rows.append(np.concatenate(row, axis=2))
         return np.concatenate(rows, axis=1)
+
+    def _part_sessions(self) -> list[Session]:
+        """The sessions of the parts; none where the bundle has no such graphs, or a GPU takes large tiles."""
+        if self._parts is None:
+            paths = [self._bundle.auxiliary(f"analysis_{number}.onnx") for number in range(len(PARTS))]
+            self._parts = []
+            found = [path for path in paths if path is not None]
+            if self.provider == CPU and len(found) == len(PARTS):
+                self._parts = [open_session(path, "cpu", self._threads)[0] for path in found]
+        return self._parts
+
+    def _by_parts(self, padded: NDArray[np.uint8], sessions: list[Session]) -> Latent:
+        height, width, _ = padded.shape
+        features = _in_tiles(PARTS[0], sessions[0], lambda *at: to_tensor(padded[at]), (height, width))
+        for part, session in zip(PARTS[1:], sessions[1:], strict=True):
+            last = self._last if session is sessions[-1] else None
+            features = _in_tiles(part, session, partial(_window, features), features.shape[2:], last)
+        return features[0]
 
     def _run(self, rgb: NDArray[np.uint8], options: onnxruntime.RunOptions | None = None) -> Latent:
         y: Latent = run_bound(self._session, to_tensor(rgb), options)[0]
@@ -87,12 +134,76 @@ def spans(length: int, side: int, margin: int) -> Iterator[tuple[int, int, int, 
     """(begin, end, first, last): [begin, end) divide [0, length) evenly, each at most `side` long, and are read
     with their margins as [first, last). All are multiples of 64, and all reads have the same length, since ONNX Runtime
     keeps memory for every input size."""
-    blocks = length // PICTURE_MULTIPLE
-    parts = -(-blocks // max(1, side // PICTURE_MULTIPLE))
-    read = min(length, -(-blocks // parts) * PICTURE_MULTIPLE + 2 * margin)
+    parts = -(-(length // PICTURE_MULTIPLE) // max(1, side // PICTURE_MULTIPLE))
+    return _divide(length, parts, margin, PICTURE_MULTIPLE)
+
+
+def _in_tiles(
+    part: Part,
+    session: Session,
+    read: Callable[[slice, slice], NDArray[np.float32]],
+    size: tuple[int, int],
+    last: onnxruntime.RunOptions | None = None,
+) -> NDArray[np.float32]:
+    """One part over an input of ``size`` (height, width): (1, C, height / stride, width / stride).
+
+    ``last``: options of the run of the last tile.
+    """
+    whole: NDArray[np.float32] | None = None
+    height, width = size
+    rows, columns = _cuts(height, width, part)
+    for top, bottom, first, end in rows:
+        for left, right, start, stop in columns:
+            options = last if (bottom, right) == (height, width) else None
+            tile = run_bound(session, read(slice(first, end), slice(start, stop)), options)
+            if whole is None:
+                whole = np.empty((1, tile.shape[1], height // part.stride, width // part.stride), np.float32)
+            inner_rows = slice((top - first) // part.stride, (bottom - first) // part.stride)
+            inner_columns = slice((left - start) // part.stride, (right - start) // part.stride)
+            place = (
+                slice(top // part.stride, bottom // part.stride),
+                slice(left // part.stride, right // part.stride),
+            )
+            whole[:, :, place[0], place[1]] = tile[:, :, inner_rows, inner_columns]
+    assert whole is not None
+    return whole
+
+
+def _window(features: NDArray[np.float32], rows: slice, columns: slice) -> NDArray[np.float32]:
+    return np.ascontiguousarray(features[:, :, rows, columns])
+
+
+Spans = tuple[tuple[int, int, int, int], ...]
+
+
+@lru_cache(maxsize=256)
+def _cuts(height: int, width: int, part: Part) -> tuple[Spans, Spans]:
+    """Rows and columns of tiles, as :func:`spans`, that stay within ``part.samples`` and read the fewest samples."""
+    best: tuple[int, Spans, Spans] | None = None
+    for across in range(1, width // part.stride + 1):
+        columns = tuple(_divide(width, across, part.halo, part.stride))
+        wide = columns[0][3] - columns[0][2]
+        for down in range(1, height // part.stride + 1):
+            rows = tuple(_divide(height, down, part.halo, part.stride))
+            tall = rows[0][3] - rows[0][2]
+            if tall * wide <= part.samples:
+                cost = across * down * tall * wide
+                if best is None or cost < best[0]:
+                    best = cost, rows, columns
+                break
+        if best is not None and wide <= 8 * part.halo:
+            break
+    assert best is not None, "a tile of one output sample always fits"
+    return best[1], best[2]
+
+
+def _divide(length: int, parts: int, halo: int, multiple: int) -> Iterator[tuple[int, int, int, int]]:
+    """``parts`` even spans of [0, length), each (begin, end, first, last) and read as [first, last), of one length."""
+    blocks = length // multiple
+    read = min(length, -(-blocks // parts) * multiple + min(parts - 1, 2) * halo)
     for part in range(parts):
-        begin, end = (blocks * edge // parts * PICTURE_MULTIPLE for edge in (part, part + 1))
-        first = min(max(0, begin - margin), length - read)
+        begin, end = (blocks * edge // parts * multiple for edge in (part, part + 1))
+        first = min(max(0, begin - halo), length - read)
         yield begin, end, first, first + read
 
 

@@ -26,7 +26,7 @@ from edge_encoder.encoding import ProviderChoice
 
 log = logging.getLogger("aeic.edge.provider")
 
-_CPU, _CUDA, _TENSORRT = cuda.CPU, cuda.CUDA, cuda.TENSORRT
+CPU, _CUDA, _TENSORRT = cuda.CPU, cuda.CUDA, cuda.TENSORRT
 # y is rounded to integers after a gain; an error this small changes few of them, and never correctness.
 _TOLERANCE = 0.02
 Session: TypeAlias = "onnxruntime.InferenceSession | OpenVinoSession"
@@ -40,9 +40,9 @@ def open_session(path: Path, choice: ProviderChoice, threads: int, half: Path | 
     given and passes the test too.
     """
     _refuse_two_runtimes()
-    cpu = _session(path, [_CPU], threads)
+    cpu = _session(path, [CPU], threads)
     if choice == "cpu" or (choice == "auto" and _CUDA not in onnxruntime.get_available_providers()):
-        return cpu, _CPU
+        return cpu, CPU
     if choice == "openvino":
         quick = OpenVinoSession(path, threads)
         try:
@@ -65,7 +65,7 @@ def open_session(path: Path, choice: ProviderChoice, threads: int, half: Path | 
     except Exception as error:
         if choice == "auto":
             log.warning("analysis runs on the CPU: %s", error)
-            return cpu, _CPU
+            return cpu, CPU
         raise BundleError(
             f"provider {choice} does not work here ({error}); install the edge-gpu extra with its CUDA libraries,"
             " or set AEIC_EDGE_PROVIDER=cpu"

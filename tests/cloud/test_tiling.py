@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from aeic.bitstream import Frame
-from cloud_decoder.tiling import TileAssembler, _starts, _weights, synthesis_cost, tile_shape
+from cloud_decoder.tiling import OVERLAP, WHOLE_PIXELS, TileAssembler, _starts, _weights, synthesis_cost, tile_shape
 
 
 def assembler(width: int, height: int, seed: int = 0) -> TileAssembler:
@@ -36,7 +36,7 @@ def test_tiles_cover_the_axis_and_weights_sum_to_one(size: int, tile: int) -> No
     starts = _starts(size, min(tile, size))
     length = min(tile, size)
     assert starts[0] == 0 and starts[-1] + length == size
-    assert all(b - a <= max(tile - 8, 1) for a, b in pairwise(starts))
+    assert all(b - a <= max(tile - OVERLAP, 1) for a, b in pairwise(starts))
     total = np.zeros(size * 32)
     for start, weight in zip(starts, _weights(size, [s * 32 for s in starts], length * 32), strict=True):
         assert (weight > 0).all()
@@ -65,7 +65,25 @@ def test_a_small_picture_is_one_tile_and_exact() -> None:
 
 def test_only_one_band_is_in_memory() -> None:
     one = assembler(1024, 8192)
-    assert one._band is not None and one._band.shape == (3, 1024, 1024)
+    assert one._band is not None and one._band.shape == (3, 32 * tile_shape(one.frame)[0], 1024)
+    assert one._band.nbytes < 12 * WHOLE_PIXELS
+
+
+@given(st.integers(16, 8192), st.integers(16, 8192))
+def test_tiles_fit_the_budget_and_little_is_computed_twice(width: int, height: int) -> None:
+    frame = Frame(width, height, 0, "abcdef", b"")
+    tall, wide = tile_shape(frame)
+    latents = frame.latent_size[0] * frame.latent_size[1]
+    assert tall * wide * 1024 <= max(WHOLE_PIXELS, 0) or (tall, wide) == frame.latent_size
+    if min(frame.latent_size) >= 16 and latents > 4096:
+        assert synthesis_cost(frame) <= 1.2 * latents * 1024
+
+
+@pytest.mark.parametrize(("width", "height"), [(3840, 2160), (4096, 2160), (4000, 3000), (7680, 4320), (2560, 1440)])
+def test_sizes_of_cameras_cost_hardly_more_than_their_pixels(width: int, height: int) -> None:
+    frame = Frame(width, height, 0, "abcdef", b"")
+    padded = frame.latent_size[0] * frame.latent_size[1] * 1024
+    assert synthesis_cost(frame) <= 1.15 * padded
 
 
 def test_rows_come_in_order() -> None:

@@ -1,0 +1,70 @@
+"""Large pictures in tiles: the latents of the whole picture, at little more than its cost."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from aeic.bundle import Bundle
+from edge_encoder.encoding.analysis import PARTS, Analysis, Part, _cuts
+
+SHIPPED = Path(__file__).parents[3] / "models" / "aeic-se-nano"
+
+
+def picture(width: int, height: int) -> np.ndarray:
+    """Noise over a gradient: every pixel matters."""
+    noise = np.random.default_rng(0).integers(0, 64, (height, width, 3))
+    return (np.linspace(0, 190, width)[None, :, None] + noise).astype(np.uint8)
+
+
+def test_tiles_give_the_latents_of_the_whole_picture() -> None:
+    bundle = Bundle.load(SHIPPED)
+    rgb = picture(1216, 960)
+    whole = Analysis(bundle, provider="cpu", threads=1, whole_pixels=1 << 30)(rgb)
+    tiled = Analysis(bundle, provider="cpu", threads=1)(rgb)
+    assert whole.shape == tiled.shape
+    np.testing.assert_allclose(tiled, whole, atol=2e-4)
+
+
+def test_a_halo_that_is_too_small_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The planted fault: tiles read without most of what they see."""
+    monkeypatch.setattr("edge_encoder.encoding.analysis.PARTS", (Part(4, 8, 700_000), *PARTS[1:]))
+    bundle, rgb = Bundle.load(SHIPPED), picture(1216, 960)
+    whole = Analysis(bundle, provider="cpu", threads=1, whole_pixels=1 << 30)(rgb)
+    assert np.abs(Analysis(bundle, provider="cpu", threads=1)(rgb) - whole).max() > 2e-4
+
+
+def test_a_bundle_without_the_graphs_of_the_parts_still_encodes(tmp_path: Path) -> None:
+    """That is how bundles of earlier releases are."""
+    for file in SHIPPED.iterdir():
+        if not file.name.startswith("analysis_"):
+            (tmp_path / file.name).symlink_to(file)
+    y = Analysis(Bundle.load(tmp_path), provider="cpu", threads=1)(picture(832, 640))
+    assert y.shape == (128, 20, 26) and np.isfinite(y).all()
+
+
+@pytest.mark.parametrize(("width", "height", "most"), [(832, 640, 1.01), (1280, 768, 1.07), (1920, 1088, 1.11)])
+def test_little_is_computed_twice_at_sizes_of_cameras(width: int, height: int, most: float) -> None:
+    """The first part is more than half of the cost, so its ratio bounds that of the whole."""
+    rows, columns = _cuts(height, width, PARTS[0])
+    read = sum((last - first) * (end - start) for _, _, first, last in rows for _, _, start, end in columns)
+    assert read <= most * width * height
+
+
+@pytest.mark.parametrize("part", PARTS)
+@pytest.mark.parametrize(("width", "height"), [(64, 8192), (8192, 64), (3840, 2176), (8192, 8192), (64, 64)])
+def test_tiles_cover_everything_once_and_fit(part: Part, width: int, height: int) -> None:
+    rows, columns = _cuts(height, width, part)
+    for spans, length in ((rows, height), (columns, width)):
+        assert spans[0][0] == 0 and spans[-1][1] == length
+        for before, after in pairwise(spans):
+            assert before[1] == after[0]
+        for begin, end, first, last in spans:
+            assert 0 <= first <= begin < end <= last <= length
+            assert first == 0 or begin - first >= part.halo
+            assert last == length or last - end >= part.halo
+            assert first % part.stride == last % part.stride == 0
+    assert (rows[0][3] - rows[0][2]) * (columns[0][3] - columns[0][2]) <= part.samples
