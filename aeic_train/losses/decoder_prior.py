@@ -31,7 +31,7 @@ class PriorEncoder(nn.Module):
         return latent
 
 
-class Prior(nn.Module):
+class DecoderPrior(nn.Module):
     """Half of each batch is decoded from clean latents, half from what the UNet makes of noised ones."""
 
     def __init__(self, model: AEIC) -> None:

@@ -40,7 +40,7 @@ class Discriminator(nn.Module):
         return [head(mixer(maps[i].float())) for i, mixer, head in zip(JUDGED, self.mixers, self.heads)]
 
 
-class Adversary:
+class DiscriminatorTrainer:
     """The discriminator with its optimiser. One ``learn`` after every generator step."""
 
     def __init__(self, device: torch.device | str = "cpu", learning_rate: float = 2e-4) -> None:

@@ -29,7 +29,7 @@ class Stage:
     skip: bool = False  # force residuals under the skip scale to zero, as the coder does
     exact: bool = False  # the entropy model rounds as the exported integers will (docs/determinism.md)
     distill: dict[str, float] = field(default_factory=dict)  # of distillation.Distillation: analysis, latent, unet
-    adversarial: float = 0.0  # weight of the discriminator's term (adversary.py)
+    adversarial: float = 0.0  # weight of the discriminator's term (losses/discriminator.py)
     synthetic: float = 0.0  # share of made-up crops (synthetic.py); they weigh in the bits that are steered by
     repeat: dict[str, int] = field(default_factory=dict)  # file name prefix -> times that an epoch shows such a picture
     spread_from: int | None = None  # first copy this rate point's prior to all the others

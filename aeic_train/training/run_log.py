@@ -14,7 +14,7 @@ from torch import Tensor
 from aeic_train.workers import Workers
 
 
-class Journal:
+class RunLog:
     """Gathers the parts of each step's loss; ``write`` appends their means and forgets them.
 
     Parts stay tensors until then: turning one into a number waits for the device that computes it.

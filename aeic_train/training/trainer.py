@@ -29,13 +29,13 @@ from aeic_nets.network import AEIC
 from aeic_nets.runtime.precision import autocast
 from aeic_train.checkpoints import ENTROPY, load_weights, spread_rate_prior
 from aeic_train.data.photographs import Crops, Photographs
-from aeic_train.losses.decoder_prior import Prior
-from aeic_train.losses.discriminator import Adversary
+from aeic_train.losses.decoder_prior import DecoderPrior
+from aeic_train.losses.discriminator import DiscriminatorTrainer
 from aeic_train.losses.distillation import Distillation
 from aeic_train.losses.picture_loss import Jitter, Judgement, PictureLoss
-from aeic_train.training.rate_controller import Steering
+from aeic_train.training.rate_controller import RateController
 from aeic_train.training.recipe import Recipe, Stage
-from aeic_train.training.run_log import Journal
+from aeic_train.training.run_log import RunLog
 from aeic_train.training.samples import save_samples
 from aeic_train.training.schedule import learning_rate, parameter_groups
 from aeic_train.training.soap import Soap
@@ -82,7 +82,7 @@ class Trainer:
         self.recipe, self.run, self.device = recipe, run, torch.device(device)
         self.workers, self.stop = workers or Workers(), stop or StopSignal()
         run.mkdir(parents=True, exist_ok=True)
-        self.journal = Journal(run / "log.jsonl", self.workers, run / "tensorboard" if tensorboard else None)
+        self.run_log = RunLog(run / "log.jsonl", self.workers, run / "tensorboard" if tensorboard else None)
         self.photographs = Photographs(photographs, run.parent / "cache")
         self.validation = Photographs(validation, run.parent / "cache")
         self.model = AEIC(profile or profiles.profile(recipe.profile))
@@ -90,10 +90,12 @@ class Trainer:
         if init:
             load_weights(self.model, init, recipe.fresh)
         self.average = copy.deepcopy(self.model).requires_grad_(False)
-        self.prior = Prior(self.model).to(self.device, memory_format=torch.channels_last)
+        self.prior = DecoderPrior(self.model).to(self.device, memory_format=torch.channels_last)
         self.loss = PictureLoss().to(self.device)
-        self.steering = Steering()
-        self.adversary = Adversary(self.device) if any(stage.adversarial for stage in recipe.stages) else None
+        self.rate_controller = RateController()
+        self.discriminator = (
+            DiscriminatorTrainer(self.device) if any(stage.adversarial for stage in recipe.stages) else None
+        )
         self.distillation = self._distillation(teacher)
         self.sites: dict[str, Site] | None = None
         """Where the entropy model rounds, while its weights are trained with that or stand still since."""
@@ -117,8 +119,8 @@ class Trainer:
             "prior": self.prior.state_dict(),
             "average": self.average.state_dict(),
             "optimizer": self.optimizer.state_dict() if self.optimizer else None,
-            "steering": self.steering.state_dict(),
-            "adversary": self.adversary.state_dict() if self.adversary else None,
+            "steering": self.rate_controller.state_dict(),
+            "adversary": self.discriminator.state_dict() if self.discriminator else None,
             "distillation": self.distillation.state_dict() if self.distillation else None,
             "sites": {name: dataclasses.asdict(site) for name, site in self.sites.items()} if self.sites else None,
             "position": [self.stage_index, self.step, self.total_steps],
@@ -131,9 +133,9 @@ class Trainer:
         state = torch.load(self.run / "state.pt", weights_only=True, map_location=self.device)
         self.prior.load_state_dict(state["prior"])
         self.average.load_state_dict(state["average"])
-        self.steering.load_state_dict(state["steering"])
-        if self.adversary and state["adversary"]:
-            self.adversary.load_state_dict(state["adversary"])
+        self.rate_controller.load_state_dict(state["steering"])
+        if self.discriminator and state["adversary"]:
+            self.discriminator.load_state_dict(state["adversary"])
         if self.distillation and state["distillation"]:
             self.distillation.load_state_dict(state["distillation"])
         if sites := state.get("sites"):  # not in the states of older versions
@@ -162,7 +164,7 @@ class Trainer:
     def _train_stage(self, stage: Stage) -> bool:
         """The rest of a stage; false if it was stopped before its end."""
         if self.step == 0:
-            self.steering.lambdas |= stage.lambdas
+            self.rate_controller.lambdas |= stage.lambdas
         if self.step == 0 and stage.spread_from is not None:
             spread_rate_prior(self.model, stage.spread_from)
             spread_rate_prior(self.average, stage.spread_from)
@@ -185,7 +187,7 @@ class Trainer:
                 group["lr"] = group["speed"] * learning_rate(stage, self.step)
             self._seed_step()
             parts, stopped = self._step(stage, next(crops), parameters)
-            self.journal.add(parts)
+            self.run_log.add(parts)
             self.step += 1
             self.total_steps += 1
             if self.total_steps % AVERAGE_STEPS == 0 or self.step == stage.steps:
@@ -193,7 +195,7 @@ class Trainer:
             if self.step % LOG_STEPS == 0 or self.step == stage.steps:
                 now = time.monotonic()
                 self.seconds += now - started
-                self.journal.write(self._place(stage), stage.steps, now - started)
+                self.run_log.write(self._place(stage), stage.steps, now - started)
                 started = now
             if self.step % SAMPLE_STEPS == 0 and self.workers.first:
                 save_samples(self.average, self.validation, self.run / "samples", f"{self.total_steps:06d}", stage)
@@ -268,12 +270,12 @@ class Trainer:
         seen = list(zip(*[iter(numbers)] * 3, strict=True))
         if stage.kind == "codec":
             for bits, which, _ in seen:
-                self.steering.follow(rates[int(which)], bits)
+                self.rate_controller.follow(rates[int(which)], bits)
         healthy = gradient < EXPLOSION  # false for nan too
         if healthy:
             self.optimizer.step()
-            if stage.adversarial and self.adversary:
-                parts["discriminator"] = self.adversary.learn(judgement.target_maps, judgement.maps, self.workers)
+            if stage.adversarial and self.discriminator:
+                parts["discriminator"] = self.discriminator.learn(judgement.target_maps, judgement.maps, self.workers)
         return parts | {"skipped": float(not healthy), "gradient": gradient}, any(stop for _, _, stop in seen)
 
     def _prior_loss(self, stage: Stage, x: Tensor, jitter: Jitter) -> Losses:
@@ -286,7 +288,7 @@ class Trainer:
         """Of one batch at one rate point: picture, bits, and what the stage adds to them."""
         pixels = x.shape[0] * x.shape[2] * x.shape[3]
         # The targets of all rate points move, for another process may draw another one.
-        weights = {each: self.steering.weight(stage, each, self.step) for each in stage.rates}
+        weights = {each: self.rate_controller.weight(stage, each, self.step) for each in stage.rates}
         weight = weights[rate]
         with autocast(self.device):
             out, analysis, taps = self.model.with_taps(x, int(rate))
@@ -299,8 +301,8 @@ class Trainer:
             for name, share in stage.distill.items():
                 loss = loss + share * distances[name]
                 parts[f"distil_{name}"] = distances[name].detach()
-        if stage.adversarial and self.adversary:
-            loss = loss + stage.adversarial * self.adversary.generator_loss(judgement.maps)
+        if stage.adversarial and self.discriminator:
+            loss = loss + stage.adversarial * self.discriminator.generator_loss(judgement.maps)
         bpp = (out["y_bits"] + out["z_bits"]) / pixels
         hard = (out["y_bits_hard"] + out["z_bits_hard"]) / pixels
         # Relative to the middle rate, so that no rate point's gradient drowns the others'.

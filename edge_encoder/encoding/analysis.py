@@ -116,8 +116,8 @@ class Analysis:
         features = _in_tiles(PARTS[0], sessions[0], lambda *at: to_tensor(padded[at]), (height, width))
         for part, session in zip(PARTS[1:], sessions[1:], strict=True):
             last = self._last if session is sessions[-1] else None
-            size = features.shape[2], features.shape[3]
-            features = _in_tiles(part, session, partial(_window, features), size, last)
+            _, _, height, width = features.shape
+            features = _in_tiles(part, session, partial(_window, features), (height, width), last)
         y: Latent = features[0]
         return y
 

@@ -114,13 +114,13 @@ def _train_and_keep(workers: Workers, recipe: Recipe, photographs: Path, folder:
     trainer = Trainer(recipe, photographs, photographs, folder / "run", workers=workers)
     first_crops = next(iter(trainer._crops(recipe.stages[0], workers)))
     trainer.train()
-    assert trainer.adversary
+    assert trainer.discriminator
     torch.save(
         {
             "model": trainer.model.state_dict(),
             "average": trainer.average.state_dict(),
-            "discriminator": trainer.adversary.discriminator.state_dict(),
-            "steering": trainer.steering.state_dict(),
+            "discriminator": trainer.discriminator.discriminator.state_dict(),
+            "steering": trainer.rate_controller.state_dict(),
             "crops": first_crops,
         },
         folder / f"{workers.rank}.pt",

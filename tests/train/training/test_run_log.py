@@ -11,17 +11,17 @@ from typing import Any
 import pytest
 import torch
 
-from aeic_train.training.run_log import Journal
+from aeic_train.training.run_log import RunLog
 
 
 def test_a_line_holds_the_means_since_the_last(tmp_path: Path, capsys: Any) -> None:
-    journal = Journal(tmp_path / "log.jsonl")
+    run_log = RunLog(tmp_path / "log.jsonl")
     place = {"stage": "1", "step": 2, "total": 7, "hours": 0.5}
-    journal.add({"mse": torch.tensor(0.03), "bpp_0": 0.1})
-    journal.add({"mse": 0.05})
-    journal.write(place, 9, 3.0)
-    journal.add({"mse": 0.4})
-    journal.write(place | {"step": 3}, 9, 1.0)
+    run_log.add({"mse": torch.tensor(0.03), "bpp_0": 0.1})
+    run_log.add({"mse": 0.05})
+    run_log.write(place, 9, 3.0)
+    run_log.add({"mse": 0.4})
+    run_log.write(place | {"step": 3}, 9, 1.0)
     first, second = (json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines())
     assert first == place | {"seconds_per_step": 1.5, "psnr": 20.0, "mse": 0.04, "bpp_0": 0.1}
     assert second["mse"] == 0.4 and second["seconds_per_step"] == 1.0 and "bpp_0" not in second
@@ -42,7 +42,7 @@ def test_the_same_goes_to_tensorboard(tmp_path: Path, monkeypatch: pytest.Monkey
             pass
 
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", types.SimpleNamespace(SummaryWriter=Writer))
-    journal = Journal(tmp_path / "log.jsonl", tensorboard=tmp_path / "events")
-    journal.add({"mse": 0.04, "bpp_0": 0.1})
-    journal.write({"stage": "1", "step": 2, "total": 7, "hours": 0.5}, 9, 3.0)
+    run_log = RunLog(tmp_path / "log.jsonl", tensorboard=tmp_path / "events")
+    run_log.add({"mse": 0.04, "bpp_0": 0.1})
+    run_log.write({"stage": "1", "step": 2, "total": 7, "hours": 0.5}, 9, 3.0)
     assert written == {"mse": (0.04, 7), "bpp_0": (0.1, 7), "psnr": (20.0, 7), "seconds_per_step": (3.0, 7)}
