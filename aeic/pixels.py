@@ -1,7 +1,7 @@
-"""Picture files to pixels and tensors, and back. The one file that knows Pillow.
+"""Picture files to pixels and tensors, and back. The only module that uses Pillow.
 
-Every picture is a stranger's: only JPEG, PNG and WebP are opened, and the size is checked from the header before a
-pixel is decoded. Whatever it holds becomes 8-bit RGB, upright, over white. Colour profiles are not applied.
+No picture is trusted: only JPEG, PNG and WebP are opened, and the size in the header is checked before any pixel is
+decoded. The result is always 8-bit RGB, upright, with transparency over white. Colour profiles are not applied.
 
 rgb: (H, W, 3) uint8. image: (3, H, W) float32 in [-1, 1].
 """

@@ -147,7 +147,7 @@ def main() -> None:
     parser.add_argument("--bundle", type=Path, help="model bundle; by default the one that ships")
     parser.add_argument("--frames", type=int, default=200)
     parser.add_argument("--wait", choices=("spooled", "received"), default="spooled", help="what each post waits for")
-    parser.add_argument("--clients", type=int, default=4, help="posts under way at once")
+    parser.add_argument("--clients", type=int, default=4, help="concurrent posts")
     parser.add_argument("--alone", type=int, default=10, help="then so many one after the other, each waited for")
     parser.add_argument("--width", type=int, default=768)
     parser.add_argument("--height", type=int, default=512)
