@@ -167,8 +167,8 @@ async def test_listeners_of_a_front_end_hear_of_the_workers(store_url: str, make
         poller.publish_changes("", store.frames.page("", 10))
         claimed = store.queue.claim("w", new[0].fingerprint, 2, time.time(), 60, 3)
         poller.publish_changes("", store.frames.page("", 10))
-        store.queue.finish([DecodeResult(claimed[0].row.seq, "", {})], time.time())
-        store.queue.fail([claimed[1].row.seq], "no")
+        store.queue.finish([DecodeResult(claimed[0].lease, "", {})], time.time())
+        store.queue.fail([claimed[1].lease], "no")
         poller.publish_changes("", store.frames.page("", 10))
         poller.publish_changes("", store.frames.page("", 10))
         heard = [await events.next(0.1) for _ in range(3)]
