@@ -9,6 +9,9 @@ from safetensors.torch import load_file
 
 from aeic_nets.network import AEIC
 
+ENTROPY = ("codec.g_a", "codec.h_", "codec.adapter", "codec.g_c", "codec.entropy", "codec.log_gain")
+"""Prefixes of the parameters that the bits of a file depend on."""
+
 
 def spread_rate_prior(model: AEIC, source: int) -> None:
     """Copies the factorised prior of one rate point to every other: a start for points that were never trained."""

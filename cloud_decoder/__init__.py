@@ -4,3 +4,5 @@ The store keeps the bitstreams. A reconstruction is a cache entry, which can be 
 ``python -m cloud_decoder`` runs the service; :class:`cloud_decoder.inference.decoder.Decoder` is the same
 decoder as a library.
 """
+
+import aeic  # noqa: F401 - before any import of ONNX Runtime, whose telemetry it switches off

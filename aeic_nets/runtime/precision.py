@@ -34,6 +34,11 @@ def best_dtype(device: torch.device) -> torch.dtype:
     return torch.bfloat16 if device.type == "cuda" or bfloat16_gain() >= GAIN else torch.float32
 
 
+def autocast(device: torch.device) -> torch.autocast:
+    """Autocast to bfloat16 where :func:`best_dtype` is that; elsewhere a context that changes nothing."""
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=best_dtype(device) == torch.bfloat16)
+
+
 def stored(name: str, module: nn.Module, tensor: Tensor, dtype: torch.dtype) -> Tensor:
     """A copy of parameter ``name`` of ``module`` as it is kept: layers that multiply in ``dtype``, all else in float32,
     as autocast computes it."""

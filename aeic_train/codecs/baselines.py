@@ -7,7 +7,7 @@
     path/to/codec.toml                      (any program, by command templates: commands.py)
 
 Packages come with the extra ``bench``; one that is missing costs its codec, not the run. What this module does not
-know: how good a reconstruction is (``metrics.py``), and our own codec (``pair.py``).
+know: how good a reconstruction is (``metrics.py``), and our own codec (``ours.py``).
 """
 
 from __future__ import annotations

@@ -1,13 +1,16 @@
-"""Photographs for training: decoded once into one memory-mapped file, then cropped at random by a background thread."""
+"""Photographs for training: decoded once into one memory-mapped file, then cropped at random by background threads."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import queue
+import os
 import random
-import threading
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
+from itertools import count
 from pathlib import Path
 
 import numpy as np
@@ -17,8 +20,13 @@ from PIL import Image
 from torch import Tensor
 
 from aeic_train.data.synthetic import synthetic_crop
+from aeic_train.workers import Workers
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp"}
+AHEAD = 4
+"""Batches that are made before they are asked for."""
+DECODED_AT_ONCE = 32
+"""Pictures in memory while a folder is decoded."""
 
 
 class Photographs:
@@ -45,18 +53,25 @@ class Photographs:
 
 
 def _decode_all(paths: list[Path], pixels: Path, index: Path) -> None:
+    """Writes both files under names of this process, then renames: several processes may do it at once."""
     rows: list[tuple[str, int, int, int]] = []
     offset = 0
-    partial = pixels.with_suffix(".partial")
-    with partial.open("wb") as file:
-        for path in paths:
-            with Image.open(path) as image:
-                array = np.asarray(image.convert("RGB"))
-            rows.append((path.name, offset, array.shape[0], array.shape[1]))
-            file.write(array.tobytes())
-            offset += array.size
+    partial, partial_index = (path.with_name(f"{path.name}.{os.getpid()}") for path in (pixels, index))
+    with partial.open("wb") as file, ThreadPoolExecutor(os.cpu_count()) as pool:
+        for begin in range(0, len(paths), DECODED_AT_ONCE):
+            some = paths[begin : begin + DECODED_AT_ONCE]
+            for path, array in zip(some, pool.map(_decode, some)):
+                rows.append((path.name, offset, array.shape[0], array.shape[1]))
+                file.write(array.tobytes())
+                offset += array.size
+    partial_index.write_text(json.dumps(rows))
     partial.rename(pixels)
-    index.write_text(json.dumps(rows))
+    partial_index.rename(index)
+
+
+def _decode(path: Path) -> NDArray[np.uint8]:
+    with Image.open(path) as image:
+        return np.asarray(image.convert("RGB"))
 
 
 def random_crop(picture: NDArray[np.uint8], size: int, rng: random.Random) -> NDArray[np.uint8]:
@@ -78,32 +93,73 @@ def random_crop(picture: NDArray[np.uint8], size: int, rng: random.Random) -> ND
 
 
 class Crops:
-    """Endless batches (N, 3, size, size) float32 in [-1, 1], channels last, made by a background thread.
+    """Endless batches (N, 3, size, size) float32 in [-1, 1], channels last, on ``device``, made by background threads.
 
-    ``synthetic`` is the share of made-up pictures (synthetic.py) among them.
+    A batch depends on its number, ``seed`` and ``workers`` only: a run that is resumed sees what it would have seen.
+    Each of the ``workers`` processes sees crops of its own. ``first`` is the number of the first batch, ``synthetic``
+    the share of made-up pictures (synthetic.py), and ``repeat`` says how many times an epoch shows the pictures whose
+    names begin with a prefix: ``{"coco_": 4}``; once by default.
     """
 
-    def __init__(self, photographs: Photographs, size: int, batch: int, seed: int, synthetic: float = 0.0) -> None:
+    def __init__(
+        self,
+        photographs: Photographs,
+        size: int,
+        batch: int,
+        seed: int | str,
+        synthetic: float = 0.0,
+        *,
+        repeat: Mapping[str, int] | None = None,
+        first: int = 0,
+        workers: Workers | None = None,
+        device: torch.device | str = "cpu",
+        threads: int = 2,
+    ) -> None:
         self._photographs, self._size, self._batch, self._synthetic = photographs, size, batch, synthetic
-        self._random = random.Random(seed)
-        self._queue: queue.Queue[Tensor] = queue.Queue(maxsize=4)
-        threading.Thread(target=self._fill, daemon=True).start()
+        self._seed, self._first, self._workers, self._device = seed, first, workers or Workers(), device
+        self._threads = threads
+        self._epoch = [at for at, name in enumerate(photographs.names) for _ in range(_times(name, repeat or {}))]
+        if not self._epoch:
+            raise ValueError(f"repeat leaves no photograph: {repeat}")
+        self._order = lru_cache(maxsize=4)(self._shuffled)
 
-    def _fill(self) -> None:
-        order: list[int] = []
-        while True:
-            crops = []
-            for _ in range(self._batch):
-                if self._synthetic and self._random.random() < self._synthetic:
-                    crops.append(synthetic_crop(self._size, self._random))
-                    continue
-                if not order:
-                    order = list(range(len(self._photographs)))
-                    self._random.shuffle(order)
-                crops.append(random_crop(self._photographs.pictures[order.pop()], self._size, self._random))
-            batch = torch.from_numpy(np.stack(crops)).permute(0, 3, 1, 2)
-            self._queue.put(batch.float().div(127.5).sub(1).contiguous(memory_format=torch.channels_last))
+    def _shuffled(self, epoch: int) -> list[int]:
+        order = list(self._epoch)
+        random.Random(f"{self._seed}/epoch/{epoch}").shuffle(order)
+        return order
+
+    def _crop(self, index: int) -> NDArray[np.uint8]:
+        """Crop number ``index`` of the run, counted over all processes."""
+        rng = random.Random(f"{self._seed}/crop/{index}")
+        if self._synthetic and rng.random() < self._synthetic:
+            return synthetic_crop(self._size, rng)
+        epoch, place = divmod(index, len(self._epoch))
+        return random_crop(self._photographs.pictures[self._order(epoch)[place]], self._size, rng)
+
+    def pixels(self, number: int) -> Tensor:
+        """Batch ``number`` as uint8 (N, 3, size, size)."""
+        begin = (number * self._workers.count + self._workers.rank) * self._batch
+        crops = [self._crop(index) for index in range(begin, begin + self._batch)]
+        return torch.from_numpy(np.stack(crops)).permute(0, 3, 1, 2)
+
+    def to_device(self, pixels: Tensor) -> Tensor:
+        """uint8 pixels, which are the smaller thing to move, to float32 in [-1, 1] on the device."""
+        x = pixels.to(self._device, non_blocking=True).float().div(127.5).sub(1)
+        return x.contiguous(memory_format=torch.channels_last)
 
     def __iter__(self) -> Iterator[Tensor]:
-        while True:
-            yield self._queue.get()
+        with ThreadPoolExecutor(self._threads, thread_name_prefix="crops") as pool:
+            coming = deque(pool.submit(self.pixels, self._first + ahead) for ahead in range(AHEAD))
+            try:
+                for number in count(self._first + AHEAD):
+                    pixels = coming.popleft().result()
+                    coming.append(pool.submit(self.pixels, number))
+                    yield self.to_device(pixels)
+            finally:
+                for future in coming:
+                    future.cancel()
+
+
+def _times(name: str, repeat: Mapping[str, int]) -> int:
+    """How many times an epoch shows the picture called ``name``: as the first prefix that fits says."""
+    return next((times for prefix, times in repeat.items() if name.startswith(prefix)), 1)

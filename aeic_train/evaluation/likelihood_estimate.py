@@ -13,7 +13,8 @@ from torch.nn import functional as F
 
 from aeic.profiles import PICTURE_MULTIPLE
 from aeic_nets.network import AEIC
-from aeic_train.evaluation.metrics import Judges, frechet, summary
+from aeic_nets.runtime.precision import autocast
+from aeic_train.evaluation.metrics import MetricSuite, frechet, summary
 
 FILE_BYTES = 13
 """Header, check value and what the coder loses: what a file holds beyond the likelihoods' bits."""
@@ -27,19 +28,19 @@ def reconstruct(model: AEIC, picture: NDArray[np.uint8], rate: int) -> tuple[NDA
     # Edge and not reflection, which fails on sides under half the multiple; the border is cut off again.
     x = F.pad(x, (0, -width % PICTURE_MULTIPLE, 0, -height % PICTURE_MULTIPLE), mode="replicate")
     model.codec.zero_skipped = True
-    with torch.autocast("cpu", dtype=torch.bfloat16):
+    with autocast(x.device):
         out = model(x, rate)
     bits = float(out["y_bits_hard"] + out["z_bits_hard"]) + 8 * FILE_BYTES
     result = out["x_hat"][0, :, :height, :width].float().clamp(-1, 1).add(1).mul(127.5).round().byte()
     return result.permute(1, 2, 0).numpy(), bits / (height * width)
 
 
-def point(model: AEIC, pictures: list[NDArray[np.uint8]], rate: int, judges: Judges) -> dict[str, float]:
+def point(model: AEIC, pictures: list[NDArray[np.uint8]], rate: int, metric_suite: MetricSuite) -> dict[str, float]:
     """Means over ``pictures`` of bpp and every metric: one point of a curve (curves.py)."""
     rows, originals, results = [], [], []
     for picture in pictures:
         result, bpp = reconstruct(model, picture, rate)
-        metrics, original_features, result_features = judges.judge(picture, result)
+        metrics, original_features, result_features = metric_suite.judge(picture, result)
         rows.append({"bpp": bpp, **metrics})
         originals.append(original_features)
         results.append(result_features)

@@ -36,7 +36,7 @@ TILE = 64
 """Pixels a side of a sample for the Frechet distance: small, so that a few pictures give more samples than channels."""
 
 
-class Judges:
+class MetricSuite:
     """All metrics of pairs of uint8 pictures (H, W, 3)."""
 
     @cached_property

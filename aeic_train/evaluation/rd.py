@@ -34,7 +34,7 @@ from aeic_train.codecs.base import Codec, CodecFailed, CodecUnavailable
 from aeic_train.codecs.baselines import build
 from aeic_train.codecs.ours import Pair
 from aeic_train.evaluation import rd_curves
-from aeic_train.evaluation.metrics import Judges
+from aeic_train.evaluation.metrics import MetricSuite
 from aeic_train.evaluation.results_table import Table
 from aeic_train.evaluation.runner import Bench, curve
 
@@ -145,7 +145,7 @@ def _run(options: argparse.Namespace) -> None:
         raise InputError(f"no pictures ({', '.join(sorted(SUFFIXES))}) in {options.folder}")
     codecs = _codecs(options)
     options.out.mkdir(parents=True, exist_ok=True)
-    bench = Bench(paths, options.out, Table(options.out / "pictures.csv", options.known), Judges(), options.keep)
+    bench = Bench(paths, options.out, Table(options.out / "pictures.csv", options.known), MetricSuite(), options.keep)
     known = _known_distances([*options.known, bench.table.path], paths)
     by_name: dict[str, list[dict[str, Any]]] = {}
     documents = []

@@ -16,7 +16,7 @@ from PIL import Image
 from aeic.pixels import load_picture
 from aeic_train.codecs.base import Codec, CodecFailed
 from aeic_train.evaluation import rd_curves
-from aeic_train.evaluation.metrics import Judges, Pooled, frechet, summary
+from aeic_train.evaluation.metrics import MetricSuite, Pooled, frechet, summary
 from aeic_train.evaluation.results_table import Row, Table
 
 
@@ -27,7 +27,7 @@ class Bench:
     paths: list[Path]
     out: Path
     table: Table
-    judges: Judges
+    metric_suite: MetricSuite
     keep: bool = False
 
     def __post_init__(self) -> None:
@@ -58,7 +58,7 @@ class Bench:
         decoded = time.perf_counter()
         if reconstruction.shape != picture.shape:
             raise CodecFailed(f"{codec.name}: {path.name} came back as {reconstruction.shape}, not {picture.shape}")
-        measures, original, pooled = self.judges.judge(picture, reconstruction)
+        measures, original, pooled = self.metric_suite.judge(picture, reconstruction)
         self._save(self._features("original", "", path), original)
         self._save(self._features(codec.name, setting, path), pooled)
         if self.keep:

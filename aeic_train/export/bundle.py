@@ -2,8 +2,9 @@
 
     aeic export --run runs/nano --calibration examples --out models/aeic-se-nano
 
-The entropy model is exported in integers (docs/determinism.md): its steps are calibrated on the pictures of one folder,
-and what exactness costs in bits is printed, on those of another if --validation names one.
+The entropy model is exported in integers (docs/determinism.md): its steps are those of the run's exact stages, or else
+calibrated on the pictures of one folder. What exactness costs in bits is printed, on the pictures of another folder if
+--validation names one.
 
 What the bundle holds and what each graph takes and gives: docs/bitstream.md and aeic.bundle.
 """
@@ -27,6 +28,7 @@ from aeic.pixels import load_picture, pad_picture, to_tensor
 from aeic_nets.codec import Codec
 from aeic_nets.integer.calibrate import calibrate
 from aeic_nets.integer.export import export_entropy
+from aeic_nets.integer.model import Site
 from aeic_nets.integer.training import price
 from aeic_nets.network import AEIC
 from aeic_train.checkpoints import load_weights
@@ -97,12 +99,18 @@ def write_manifest(
     (folder / "bundle.json").write_text(json.dumps(manifest, indent=2) + "\n")
 
 
+def trained_sites(run: Path) -> dict[str, Site] | None:
+    """Where the entropy model of a run was rounded in training, if its last stages were exact or kept those bits."""
+    sites = torch.load(run / "state.pt", weights_only=True, map_location="cpu").get("sites")
+    return {name: Site(**site) for name, site in sites.items()} if sites else None
+
+
 def load_average(profile: profiles.Profile, run: Path | None, weights: Path | None) -> tuple[AEIC, dict[str, object]]:
     """The averaged weights of a run's state, or a bundle's weights, rounded to float16 as the bundle stores them."""
     model = AEIC(profile)
     facts: dict[str, object] = {}
     if run is not None:
-        state = torch.load(run / "state.pt", weights_only=True)
+        state = torch.load(run / "state.pt", weights_only=True, map_location="cpu")
         model.load_state_dict(state["average"])
         facts = {"steps": state["position"][2], "hours": round(state["seconds"] / 3600, 2)}
     elif weights is not None:
@@ -121,11 +129,11 @@ def export(
     default: int,
     card: dict[str, object],
     extras: list[Path],
-    latents: list[tuple[Tensor, int]] | None,
+    sites: dict[str, Site] | None,
 ) -> None:
     """Writes the bundle into ``out``, at once: a folder made beside it takes its place when it is whole.
 
-    ``latents`` calibrate the integer entropy model; ``None`` exports it in float.
+    ``sites`` say where the integer entropy model rounds; ``None`` exports it in float.
     """
     out.parent.mkdir(parents=True, exist_ok=True)
     folder = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
@@ -133,10 +141,10 @@ def export(
     try:
         write_tables(model.codec, folder / "tables.npz")
         write_graphs(model, folder)
-        if latents is None:
+        if sites is None:
             write_float_entropy(model.codec, folder)
         else:
-            integers = export_entropy(model.codec, with_gain(model.codec, latents), folder, hyper_medians(model.codec))
+            integers = export_entropy(model.codec, sites, folder, hyper_medians(model.codec))
             integers.save(folder / "integer.npz")
         write_weights(model, folder / "weights.safetensors")
         for extra in extras:
@@ -175,15 +183,19 @@ def main(argv: list[str] | None = None) -> None:
     rates = [{"name": f"r{i}", "bpp": float(bpp)} for i, bpp in enumerate(options.rates.split(","))]
     if len(rates) != profile.rates:
         parser.error(f"profile {profile.name} has {profile.rates} rate points: give as many --rates")
-    latents = None if options.float_entropy else sample_latents(model, options.calibration)
-    if latents:
+    sites = None
+    if not options.float_entropy:
+        sites = trained_sites(options.run) if options.run else None
+        latents = sample_latents(model, options.calibration)
+        if not sites:
+            sites = calibrate(model.codec, with_gain(model.codec, latents))
         judged = sample_latents(model, options.validation, limit=48) if options.validation else latents
-        cost = price(model.codec, judged, calibrate(model.codec, with_gain(model.codec, latents)))
+        cost = price(model.codec, judged, sites)
         facts["price_of_exactness_percent"] = round(cost["price_percent"], 2)
         bits = f"{cost['float_bits']:.0f} in float, {cost['exact_bits']:.0f} exact"
         print(f"bits a frame: {bits}: {cost['price_percent']:+.2f} %")
     card = facts | card
-    export(model, options.out, options.name, rates, options.default_rate, card, options.include, latents)
+    export(model, options.out, options.name, rates, options.default_rate, card, options.include, sites)
     size = sum(p.stat().st_size for p in options.out.iterdir())
     print(f"{options.out}: {size / 1e6:.1f} MB, fingerprint {Bundle.load(options.out).fingerprint}")
 

@@ -151,16 +151,18 @@ def main(argv: list[str] | None = None) -> int:
         files.clear()
         name = options.name or f"aeic-{profile.name}-official"
         card: dict[str, object] = {"source": "official checkpoint, converted", "folded": not options.unfolded}
-        latents = None if options.float_entropy else sample_latents(model, options.calibration)
-        if latents:
-            cost = price(model.codec, latents, calibrate(model.codec, with_gain(model.codec, latents)))
+        sites = None
+        if not options.float_entropy:
+            latents = sample_latents(model, options.calibration)
+            sites = calibrate(model.codec, with_gain(model.codec, latents))
+            cost = price(model.codec, latents, sites)
             card["price_of_exactness_percent"] = round(cost["price_percent"], 2)
             bits = f"{cost['float_bits']:.0f} in float, {cost['exact_bits']:.0f} exact"
             print(f"bits a frame: {bits}: {cost['price_percent']:+.2f} %")
         text = Path(scratch) / "model_card.md"
         text.write_text(CARD.format(name=name, upper=profile.name.upper(), sources=_sources(sources)))
         rates: list[dict[str, object]] = [{"name": "r0", "bpp": options.bpp}]
-        export(model, options.out, name, rates, 0, card, [text], latents)
+        export(model, options.out, name, rates, 0, card, [text], sites)
     size = sum(path.stat().st_size for path in options.out.iterdir())
     print(f"{options.out}: {size / 1e6:.1f} MB, fingerprint {Bundle.load(options.out).fingerprint}")
     return 0

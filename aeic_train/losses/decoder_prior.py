@@ -31,7 +31,7 @@ class PriorEncoder(nn.Module):
         return latent
 
 
-class Prior(nn.Module):
+class DecoderPrior(nn.Module):
     """Half of each batch is decoded from clean latents, half from what the UNet makes of noised ones."""
 
     def __init__(self, model: AEIC) -> None:
@@ -42,7 +42,7 @@ class Prior(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         latent = self.encoder(x)
         half = len(x) // 2
-        level = torch.rand(half, 1, 1, 1) * 1.5  # noise deviation, against 1 of the latent
+        level = torch.rand(half, 1, 1, 1, device=x.device) * 1.5  # noise deviation, against 1 of the latent
         noisy = (latent[:half] + level * torch.randn_like(latent[:half])) / (1 + level.square()).sqrt()
         denoised = self.model.unet(noisy) + noisy
         picture: Tensor = self.model.vae(torch.cat((denoised, latent[half:])))

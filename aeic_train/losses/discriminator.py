@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from torch.nn.utils.parametrizations import spectral_norm
 
 from aeic_train.losses.picture_loss import TAP_WIDTHS
+from aeic_train.workers import Workers
 
 JUDGED = (1, 2, 4)
 """Which of the loss's maps are judged: 1/4, 1/8 and 1/16 scale."""
@@ -39,11 +40,11 @@ class Discriminator(nn.Module):
         return [head(mixer(maps[i].float())) for i, mixer, head in zip(JUDGED, self.mixers, self.heads)]
 
 
-class Adversary:
+class DiscriminatorTrainer:
     """The discriminator with its optimiser. One ``learn`` after every generator step."""
 
-    def __init__(self, learning_rate: float = 2e-4) -> None:
-        self.discriminator = Discriminator()
+    def __init__(self, device: torch.device | str = "cpu", learning_rate: float = 2e-4) -> None:
+        self.discriminator = Discriminator().to(device)
         heads = self.discriminator.heads.parameters()
         self.optimizer = torch.optim.AdamW(heads, lr=learning_rate, betas=(0.5, 0.9))
 
@@ -51,8 +52,11 @@ class Adversary:
         """What the generator lowers: minus the mean logit of its pictures."""
         return -torch.stack([logits.mean() for logits in self.discriminator(maps)]).mean()
 
-    def learn(self, real: list[Tensor], fake: list[Tensor]) -> float:
-        """One hinge step on the same maps, detached; returns its loss (2 where it tells nothing apart)."""
+    def learn(self, real: list[Tensor], fake: list[Tensor], workers: Workers | None = None) -> Tensor:
+        """One hinge step on the same maps, detached; returns its loss, a scalar (2 where it tells nothing apart).
+
+        ``workers``: those whose gradients are averaged; all of them call this in the same step.
+        """
         losses = [
             F.relu(1 - a).mean() + F.relu(1 + b).mean()
             for a, b in zip(
@@ -62,8 +66,10 @@ class Adversary:
         loss = torch.stack(losses).mean()
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
+        if workers:
+            workers.average(list(self.discriminator.heads.parameters()), loss.new_zeros(0))
         self.optimizer.step()
-        return float(loss.detach())
+        return loss.detach()
 
     def state_dict(self) -> dict[str, Any]:
         return {"discriminator": self.discriminator.state_dict(), "optimizer": self.optimizer.state_dict()}

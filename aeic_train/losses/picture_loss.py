@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from aeic.profiles import LATENT_STRIDE
+from aeic_nets.runtime.precision import autocast
 
 TAPS = (0, 2, 4, 7, 10)
 """EfficientNet-lite0 blocks whose outputs are compared: 1/2, 1/4, 1/8, 1/16, 1/16 scale."""
@@ -78,7 +79,7 @@ class FrozenConv(nn.Module):
         x = F.pad(x, (half - 1, half, half - 1, half))
         if self.groups == 1:
             return F.conv2d(x, self.weight, self.bias, stride=2)
-        with torch.autocast("cpu", enabled=False):
+        with torch.autocast(x.device.type, enabled=False):
             return F.conv2d(x.float(), self.weight, self.bias, stride=2, groups=self.groups).to(x.dtype)
 
 
@@ -147,9 +148,9 @@ class Jitter:
     brightness: float = 0.0
 
     @classmethod
-    def draw(cls) -> Jitter:
-        shift = random.randrange(MAX_SHIFT), random.randrange(MAX_SHIFT)
-        return cls(*shift, 1 + random.uniform(-JITTER, JITTER), random.uniform(-JITTER, JITTER))
+    def draw(cls, rng: random.Random) -> Jitter:
+        shift = rng.randrange(MAX_SHIFT), rng.randrange(MAX_SHIFT)
+        return cls(*shift, 1 + rng.uniform(-JITTER, JITTER), rng.uniform(-JITTER, JITTER))
 
     def __call__(self, x: Tensor) -> Tensor:
         """The window is always 16 smaller than the picture: one size, so that the convolution kernels are made once."""
@@ -167,9 +168,6 @@ class Judgement:
     maps: list[Tensor]
     target_maps: list[Tensor]
 
-    def numbers(self) -> dict[str, float]:
-        return {name: float(value) for name, value in self.parts.items()}
-
 
 class PictureLoss(nn.Module):
     """The weighted sum of pixel, low-frequency, grid, feature, texture and deep texture terms."""
@@ -180,7 +178,7 @@ class PictureLoss(nn.Module):
 
     def forward(self, x_hat: Tensor, x: Tensor, weights: dict[str, float], jitter: Jitter) -> Judgement:
         parts = {"mse": F.mse_loss(x_hat, x), "low": low_frequency_distance(x_hat, x)}
-        with torch.autocast("cpu", dtype=torch.bfloat16):
+        with autocast(x.device):
             with torch.no_grad():
                 target = self.features(jitter(x))
             maps = self.features(jitter(x_hat))

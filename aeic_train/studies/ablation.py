@@ -6,14 +6,13 @@
 
 Every arm starts from the same weights and sees the same crops. Its curve is estimated from likelihoods (estimate.py) on
 the validation pictures. Arms are resumable; those already trained are only judged. Writes OUT/NAME.json, .md, .svg and
-.png (arms.py). The last line is JSON: BD-rates against the first arm, in percent.
+.png (reports/ablation_plots.py). The last line is JSON: BD-rates against the first arm, in percent.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import random
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -21,14 +20,15 @@ from typing import Any
 import torch
 
 from aeic.profiles import NANO, Profile
+from aeic_train.checkpoints import ENTROPY
 from aeic_train.evaluation import likelihood_estimate, rd_curves
-from aeic_train.evaluation.metrics import Judges
+from aeic_train.evaluation.metrics import MetricSuite
 from aeic_train.reports import ablation_plots
 from aeic_train.training.recipe import Recipe
 from aeic_train.training.trainer import Trainer
 
 RECIPE = Path(__file__).parents[1] / "recipes" / "ablation.toml"
-BITS = ("codec.g_a", "codec.h_", "codec.adapter", "codec.g_c", "codec.entropy", "codec.log_")
+BITS = (*ENTROPY, "codec.log_inverse")
 """All that the bits depend on: frozen where an ablation is of the picture alone."""
 TEXTURED = {"mse": 5.0, "features": 0.4, "low": 0.5, "texture": 0.4, "grid": 300.0}
 """The weights of stage 9 (nano_texture.toml), whose decoder the ablations of the picture alone go on from."""
@@ -112,7 +112,6 @@ ABLATIONS = {
 def train_arm(recipe: Recipe, profile: Profile | None, run: Path, options: argparse.Namespace) -> Trainer:
     """A finished (or resumed) training of one arm."""
     folders = options.photographs, options.validation, run
-    random.seed(recipe.seed)  # of rate points and jitter
     trainer = Trainer(recipe, *folders, init=options.init, teacher=options.teacher, profile=profile)
     trainer.train()
     return trainer
@@ -134,7 +133,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, default=Path("out/ablation"))
     options = parser.parse_args(argv)
     torch.set_num_threads(options.threads)
-    ablation, recipe, judges = ABLATIONS[options.name], Recipe.load(options.recipe), Judges()
+    ablation, recipe, metric_suite = ABLATIONS[options.name], Recipe.load(options.recipe), MetricSuite()
     points: dict[str, list[rd_curves.Point]] = {}
     notes: list[str] = []
     for arm, changes in ablation.arms.items():
@@ -147,14 +146,14 @@ def main(argv: list[str] | None = None) -> None:
         trainer = train_arm(changed, ablation.profiles.get(arm), run, options)
         pictures = trainer.validation.pictures
         chosen = pictures[:: max(1, len(pictures) // options.pictures)][: options.pictures]
-        points[arm] = [likelihood_estimate.point(trainer.average, chosen, rate, judges) for rate in rates]
+        points[arm] = [likelihood_estimate.point(trainer.average, chosen, rate, metric_suite) for rate in rates]
         notes.append(f"{arm}: {trainer.total_steps} steps, {trainer.seconds / 60:.1f} minutes")
         sizes = ", ".join(f"{stage.batch} crops of {stage.crop} pixels" for stage in stages)
         text = f"{ablation.about} {sizes} a step ({'; '.join(notes)}). Mean over {len(chosen)} validation pictures."
         ablation_plots.write(options.name, text, points, options.out)
     if trainer.distillation:
         points["teacher"] = [
-            likelihood_estimate.point(trainer.distillation.teacher, chosen, rate, judges) for rate in rates
+            likelihood_estimate.point(trainer.distillation.teacher, chosen, rate, metric_suite) for rate in rates
         ]
         ablation_plots.write(options.name, text, points, options.out)
     print((options.out / f"{options.name}.md").read_text())

@@ -11,7 +11,7 @@ STEER = 0.015
 """How fast lambda follows the bits: a rate point twice over its target gains 1.5 % a step."""
 
 
-class Steering:
+class RateController:
     """``lambdas`` by rate point, and the bpp that each was last steered to."""
 
     def __init__(self) -> None:

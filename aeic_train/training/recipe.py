@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import tomllib
-from dataclasses import dataclass, field, fields
+from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -15,7 +16,7 @@ class Stage:
     kind: str  # "prior" (stage 0) or "codec"
     steps: int
     crop: int  # pixels a side, a multiple of 64
-    batch: int
+    batch: int  # crops a step, of each process
     learning_rate: float
     decay: float = 0.0  # last share of the steps over which the learning rate falls linearly to a fiftieth
     warmup: int = 200
@@ -28,8 +29,9 @@ class Stage:
     skip: bool = False  # force residuals under the skip scale to zero, as the coder does
     exact: bool = False  # the entropy model rounds as the exported integers will (docs/determinism.md)
     distill: dict[str, float] = field(default_factory=dict)  # of distillation.Distillation: analysis, latent, unet
-    adversarial: float = 0.0  # weight of the discriminator's term (adversary.py)
+    adversarial: float = 0.0  # weight of the discriminator's term (losses/discriminator.py)
     synthetic: float = 0.0  # share of made-up crops (synthetic.py); they weigh in the bits that are steered by
+    repeat: dict[str, int] = field(default_factory=dict)  # file name prefix -> times that an epoch shows such a picture
     spread_from: int | None = None  # first copy this rate point's prior to all the others
 
 
@@ -46,15 +48,30 @@ class Recipe:
 
     @classmethod
     def load(cls, path: Path) -> Recipe:
-        """Reads TOML; ``ValueError`` names any unknown key."""
-        data = tomllib.loads(path.read_text())
-        known = {f.name for f in fields(Stage)}
+        """Reads TOML. The message of a ``ValueError`` is one line: no such file, no TOML, an unknown or missing key."""
+        try:
+            data = tomllib.loads(path.read_text())
+        except OSError as error:
+            raise ValueError(f"recipe {path} cannot be read: {error.strerror}") from None
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise ValueError(f"recipe {path} is not TOML: {error}") from None
+        tables = data.pop("stage", None)
+        if not isinstance(tables, list) or not tables:
+            raise ValueError(f"recipe {path} has no stage: begin each with [[stage]]")
         stages = []
-        for table in data.pop("stage"):
-            unknown = set(table) - known
-            if unknown:
-                raise ValueError(f"{path}: unknown keys in stage {table.get('name')!r}: {', '.join(sorted(unknown))}")
+        for table in tables:
+            _check_keys(Stage, table, f"{path}, stage {table.get('name')!r}")
             table["rates"] = {rate: tuple(span) for rate, span in table.get("rates", {}).items()}
             table["freeze"] = tuple(table.get("freeze", ()))
             stages.append(Stage(**table))
+        _check_keys(cls, data | {"stages": stages}, str(path))
         return cls(stages=tuple(stages), fresh=tuple(data.pop("fresh", ())), **data)
+
+
+def _check_keys(kind: type[Stage] | type[Recipe], table: dict[str, Any], where: str) -> None:
+    known = {f.name for f in fields(kind)}
+    required = {f.name for f in fields(kind) if f.default is MISSING and f.default_factory is MISSING}
+    if unknown := sorted(set(table) - known):
+        raise ValueError(f"{where}: unknown keys: {', '.join(unknown)}")
+    if missing := sorted(required - set(table)):
+        raise ValueError(f"{where}: missing keys: {', '.join(missing)}")

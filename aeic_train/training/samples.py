@@ -24,6 +24,7 @@ def save_samples(model: AEIC, photographs: Photographs, folder: Path, name: str,
         return
     folder.mkdir(parents=True, exist_ok=True)
     assert SIDE % PICTURE_MULTIPLE == 0
+    device = next(model.parameters()).device
     columns = []
     every = max(1, len(photographs) // COUNT)
     for picture in photographs.pictures[::every][:COUNT]:
@@ -31,10 +32,10 @@ def save_samples(model: AEIC, photographs: Photographs, folder: Path, name: str,
         crop = picture[max(0, top) :, max(0, left) :][:SIDE, :SIDE]
         if crop.shape[:2] != (SIDE, SIDE):
             continue
-        x = torch.from_numpy(crop.copy()).permute(2, 0, 1)[None].float().div(127.5).sub(1)
+        x = torch.from_numpy(crop.copy()).permute(2, 0, 1)[None].to(device).float().div(127.5).sub(1)
         rows = [crop]
         for rate in stage.rates:
             x_hat = model(x, int(rate))["x_hat"][0].clamp(-1, 1)
-            rows.append(x_hat.add(1).mul(127.5).round().byte().permute(1, 2, 0).numpy())
+            rows.append(x_hat.add(1).mul(127.5).round().byte().permute(1, 2, 0).cpu().numpy())
         columns.append(np.concatenate(rows))
     Image.fromarray(np.concatenate(columns, axis=1)).save(folder / f"{name}.jpg", quality=88)

@@ -1,13 +1,19 @@
-"""The training loop: resumable, one JSON line in the log every 50 steps, sample grids, a moving average of the weights.
+"""The training loop: seeded and resumable, in one process or in several that average their gradients.
 
-aeic train --recipe nano.toml --photographs DIR --validation DIR --run runs/nano
+It writes one JSON line to the log every 50 steps and at the end of a stage, draws sample grids, and keeps a moving
+average of the weights.
+
+aeic train --recipe nano.toml --photographs DIR --validation DIR --run runs/nano --processes 2
 """
 
 from __future__ import annotations
 
 import argparse
 import copy
+import dataclasses
+import importlib.util
 import math
+import os
 import random
 import time
 from pathlib import Path
@@ -17,20 +23,23 @@ from torch import Tensor, nn
 
 from aeic import profiles
 from aeic.profiles import Profile
-from aeic_nets.integer.training import disable_quantisation, enable_quantisation
+from aeic_nets.integer.model import Site
+from aeic_nets.integer.training import disable_quantisation, enable_quantisation, set_sites
 from aeic_nets.network import AEIC
-from aeic_train.checkpoints import load_weights, spread_rate_prior
+from aeic_nets.runtime.precision import autocast
+from aeic_train.checkpoints import ENTROPY, load_weights, spread_rate_prior
 from aeic_train.data.photographs import Crops, Photographs
-from aeic_train.losses.decoder_prior import Prior
-from aeic_train.losses.discriminator import Adversary
+from aeic_train.losses.decoder_prior import DecoderPrior
+from aeic_train.losses.discriminator import DiscriminatorTrainer
 from aeic_train.losses.distillation import Distillation
 from aeic_train.losses.picture_loss import Jitter, Judgement, PictureLoss
-from aeic_train.training.rate_controller import Steering
+from aeic_train.training.rate_controller import RateController
 from aeic_train.training.recipe import Recipe, Stage
-from aeic_train.training.run_log import Journal
+from aeic_train.training.run_log import RunLog
 from aeic_train.training.samples import save_samples
 from aeic_train.training.schedule import learning_rate, parameter_groups
 from aeic_train.training.soap import Soap
+from aeic_train.workers import StopSignal, Workers, launch
 
 LOG_STEPS = 50
 SAVE_SECONDS = 180
@@ -41,8 +50,16 @@ EXPLOSION = 60.0
 """Steps of a larger gradient are left out: at rate points never trained, four passes can feed on themselves."""
 
 
+Losses = tuple[Judgement, Tensor, dict[str, Tensor | float], Tensor]
+"""Of a batch: what the picture loss found, the total, its parts for the log, and the bpp of the rounded latents."""
+
+
 class Trainer:
-    """Runs a recipe's stages in order from wherever ``run``/state.pt stands."""
+    """Runs a recipe's stages in order from wherever ``run``/state.pt stands.
+
+    Every step draws its random numbers from a seed of its own, so a run that was stopped and resumed takes the steps of
+    one that was not. On one thread of one kind of processor, two runs are equal to the bit.
+    """
 
     def __init__(
         self,
@@ -53,22 +70,35 @@ class Trainer:
         init: Path | None = None,
         teacher: Path | None = None,
         profile: Profile | None = None,
+        *,
+        device: torch.device | str = "cpu",
+        workers: Workers | None = None,
+        stop: StopSignal | None = None,
+        tensorboard: bool = False,
     ) -> None:
         """``profile``: instead of the recipe's, for sizes that no bundle may have (ablation.py)."""
         torch.manual_seed(recipe.seed)
-        self.recipe, self.run = recipe, run
+        self.random = random.Random()
+        self.recipe, self.run, self.device = recipe, run, torch.device(device)
+        self.workers, self.stop = workers or Workers(), stop or StopSignal()
         run.mkdir(parents=True, exist_ok=True)
+        self.run_log = RunLog(run / "log.jsonl", self.workers, run / "tensorboard" if tensorboard else None)
         self.photographs = Photographs(photographs, run.parent / "cache")
         self.validation = Photographs(validation, run.parent / "cache")
-        self.model = AEIC(profile or profiles.profile(recipe.profile)).to(memory_format=torch.channels_last)
+        self.model = AEIC(profile or profiles.profile(recipe.profile))
+        self.model.to(self.device, memory_format=torch.channels_last)
         if init:
             load_weights(self.model, init, recipe.fresh)
         self.average = copy.deepcopy(self.model).requires_grad_(False)
-        self.prior = Prior(self.model).to(memory_format=torch.channels_last)
-        self.loss = PictureLoss()
-        self.steering = Steering()
-        self.adversary = Adversary() if any(stage.adversarial for stage in recipe.stages) else None
+        self.prior = DecoderPrior(self.model).to(self.device, memory_format=torch.channels_last)
+        self.loss = PictureLoss().to(self.device)
+        self.rate_controller = RateController()
+        self.discriminator = (
+            DiscriminatorTrainer(self.device) if any(stage.adversarial for stage in recipe.stages) else None
+        )
         self.distillation = self._distillation(teacher)
+        self.sites: dict[str, Site] | None = None
+        """Where the entropy model rounds, while its weights are trained with that or stand still since."""
         self.stage_index = self.step = self.total_steps = 0
         self.seconds = 0.0  # of training, over all restarts
         self.optimizer: torch.optim.Optimizer | None = None
@@ -79,14 +109,20 @@ class Trainer:
     # -- state ---------------------------------------------------------------------------------------------------
 
     def save(self) -> None:
-        """Writes the whole state beside the old one, then renames: a kill at any moment leaves one good file."""
+        """Writes the whole state beside the old one, then renames: a kill at any moment leaves one good file.
+
+        Only the first of several processes writes; the others have the same state.
+        """
+        if not self.workers.first:
+            return
         state = {
             "prior": self.prior.state_dict(),
             "average": self.average.state_dict(),
             "optimizer": self.optimizer.state_dict() if self.optimizer else None,
-            "steering": self.steering.state_dict(),
-            "adversary": self.adversary.state_dict() if self.adversary else None,
+            "steering": self.rate_controller.state_dict(),
+            "adversary": self.discriminator.state_dict() if self.discriminator else None,
             "distillation": self.distillation.state_dict() if self.distillation else None,
+            "sites": {name: dataclasses.asdict(site) for name, site in self.sites.items()} if self.sites else None,
             "position": [self.stage_index, self.step, self.total_steps],
             "seconds": self.seconds,
         }
@@ -94,14 +130,16 @@ class Trainer:
         (self.run / "state.partial").rename(self.run / "state.pt")
 
     def _resume(self) -> None:
-        state = torch.load(self.run / "state.pt", weights_only=True)
+        state = torch.load(self.run / "state.pt", weights_only=True, map_location=self.device)
         self.prior.load_state_dict(state["prior"])
         self.average.load_state_dict(state["average"])
-        self.steering.load_state_dict(state["steering"])
-        if self.adversary and state["adversary"]:
-            self.adversary.load_state_dict(state["adversary"])
+        self.rate_controller.load_state_dict(state["steering"])
+        if self.discriminator and state["adversary"]:
+            self.discriminator.load_state_dict(state["adversary"])
         if self.distillation and state["distillation"]:
             self.distillation.load_state_dict(state["distillation"])
+        if sites := state.get("sites"):  # not in the states of older versions
+            self.sites = {name: Site(**site) for name, site in sites.items()}
         self.seconds = state["seconds"]
         self.stage_index, self.step, self.total_steps = state["position"]
         self.optimizer_state = state["optimizer"]
@@ -111,19 +149,22 @@ class Trainer:
             return None
         if not (self.recipe.teacher and teacher):
             raise ValueError("the recipe distils: name the teacher's profile in it, and its weights by --teacher")
-        return Distillation.from_weights(self.model, self.recipe.teacher, teacher)
+        return Distillation.from_weights(self.model, self.recipe.teacher, teacher).to(self.device)
 
     # -- one stage -----------------------------------------------------------------------------------------------
 
     def train(self) -> None:
+        """Trains to the end of the recipe, or until ``stop`` is set: then the state is saved, and this returns."""
         while self.stage_index < len(self.recipe.stages):
-            self._train_stage(self.recipe.stages[self.stage_index])
+            if not self._train_stage(self.recipe.stages[self.stage_index]):
+                break
             self.stage_index, self.step, self.optimizer = self.stage_index + 1, 0, None
             self.save()
 
-    def _train_stage(self, stage: Stage) -> None:
+    def _train_stage(self, stage: Stage) -> bool:
+        """The rest of a stage; false if it was stopped before its end."""
         if self.step == 0:
-            self.steering.lambdas |= stage.lambdas
+            self.rate_controller.lambdas |= stage.lambdas
         if self.step == 0 and stage.spread_from is not None:
             spread_rate_prior(self.model, stage.spread_from)
             spread_rate_prior(self.average, stage.spread_from)
@@ -138,31 +179,70 @@ class Trainer:
         if self.optimizer_state:
             self.optimizer.load_state_dict(self.optimizer_state)
             self.optimizer_state = None
-        seed = self.recipe.seed + self.total_steps
-        crops = iter(Crops(self.photographs, stage.crop, stage.batch, seed, stage.synthetic))
-        disable_quantisation(self.model.codec)
-        if stage.exact:
-            enable_quantisation(self.model.codec, [self._latents(next(crops), int(rate)) for rate in stage.rates])
-        journal = Journal(self.run / "log.jsonl")
+        self._set_quantisation(stage)
+        crops = iter(self._crops(stage, self.workers, first=self.step))
         started = saved = time.monotonic()
         while self.step < stage.steps:
             for group in self.optimizer.param_groups:
                 group["lr"] = group["speed"] * learning_rate(stage, self.step)
-            journal.add(self._step(stage, next(crops), parameters))
+            self._seed_step()
+            parts, stopped = self._step(stage, next(crops), parameters)
+            self.run_log.add(parts)
             self.step += 1
             self.total_steps += 1
             if self.total_steps % AVERAGE_STEPS == 0 or self.step == stage.steps:
                 self._move_average()
-            if self.step % LOG_STEPS == 0:
+            if self.step % LOG_STEPS == 0 or self.step == stage.steps:
                 now = time.monotonic()
                 self.seconds += now - started
-                journal.write(self._place(stage), stage.steps, now - started)
+                self.run_log.write(self._place(stage), stage.steps, now - started)
                 started = now
-            if self.step % SAMPLE_STEPS == 0:
+            if self.step % SAMPLE_STEPS == 0 and self.workers.first:
                 save_samples(self.average, self.validation, self.run / "samples", f"{self.total_steps:06d}", stage)
+            if stopped and self.step < stage.steps:
+                self.seconds += time.monotonic() - started
+                self.save()
+                return False
             if time.monotonic() - saved > SAVE_SECONDS:
                 self.save()
                 saved = time.monotonic()
+        return True
+
+    def _crops(self, stage: Stage, workers: Workers, first: int = 0) -> Crops:
+        return Crops(
+            self.photographs,
+            stage.crop,
+            stage.batch,
+            f"{self.recipe.seed}/{self.stage_index}",
+            stage.synthetic,
+            repeat=stage.repeat,
+            first=first,
+            workers=workers,
+            device=self.device,
+        )
+
+    def _seed_step(self) -> None:
+        """Seeds a step's random numbers by the recipe's seed, the step and the process, whatever was drawn before."""
+        self.random.seed(f"{self.recipe.seed}/{self.total_steps}/{self.workers.rank}")
+        torch.manual_seed(self.random.getrandbits(63))
+
+    def _set_quantisation(self, stage: Stage) -> None:
+        """Rounds the entropy model if the stage is exact, or if an exact one came before and its bits stand still."""
+        codec = self.model.codec
+        disable_quantisation(codec)
+        moves = any(p.requires_grad for name, p in self.model.named_parameters() if name.startswith(ENTROPY))
+        if stage.exact and (self.step == 0 or not self.sites):
+            # Crops of the first process for all of them: the sites must be the same.
+            crops = self._crops(stage, Workers())
+            latents = [
+                self._latents(crops.to_device(crops.pixels(number)), int(rate))
+                for number, rate in enumerate(stage.rates)
+            ]
+            self.sites = enable_quantisation(codec, latents)
+        elif self.sites and (stage.exact or not moves):
+            set_sites(codec, self.sites)
+        else:
+            self.sites = None
 
     @torch.no_grad()
     def _latents(self, x: Tensor, rate: int) -> Tensor:
@@ -171,55 +251,68 @@ class Trainer:
         y: Tensor = codec.g_a(x).float() * codec.gains(rate)[0]
         return y
 
-    def _step(self, stage: Stage, x: Tensor, parameters: list[Tensor]) -> dict[str, float]:
+    def _step(self, stage: Stage, x: Tensor, parameters: list[Tensor]) -> tuple[dict[str, Tensor | float], bool]:
+        """One step on ``x``. Returns the parts of its loss, and whether a process was asked to stop."""
+        rates = list(stage.rates)
+        at = self.random.randrange(len(rates)) if rates else 0
+        jitter = Jitter.draw(self.random)
         if stage.kind == "prior":
-            judgement, loss, parts = self._prior_loss(stage, x)
+            judgement, loss, parts, hard = self._prior_loss(stage, x, jitter)
         else:
-            judgement, loss, parts = self._codec_loss(stage, x, random.choice(list(stage.rates)))
+            judgement, loss, parts, hard = self._codec_loss(stage, x, rates[at], jitter)
         assert self.optimizer is not None
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        norm = float(torch.nn.utils.clip_grad_norm_(parameters, stage.clip))
-        healthy = norm < EXPLOSION  # false for nan too
+        own = torch.stack([hard, hard.new_tensor(float(at)), hard.new_tensor(float(self.stop.received))])
+        of_all = self.workers.average(parameters, own)
+        norm = torch.nn.utils.clip_grad_norm_(parameters, stage.clip)
+        gradient, *numbers = torch.cat([norm.detach()[None], of_all.reshape(-1)]).tolist()  # the only wait of a step
+        seen = list(zip(*[iter(numbers)] * 3, strict=True))
+        if stage.kind == "codec":
+            for bits, which, _ in seen:
+                self.rate_controller.follow(rates[int(which)], bits)
+        healthy = gradient < EXPLOSION  # false for nan too
         if healthy:
             self.optimizer.step()
-            if stage.adversarial and self.adversary:
-                parts["discriminator"] = self.adversary.learn(judgement.target_maps, judgement.maps)
-        return parts | {"skipped": float(not healthy), "gradient": norm}
+            if stage.adversarial and self.discriminator:
+                parts["discriminator"] = self.discriminator.learn(judgement.target_maps, judgement.maps, self.workers)
+        return parts | {"skipped": float(not healthy), "gradient": gradient}, any(stop for _, _, stop in seen)
 
-    def _prior_loss(self, stage: Stage, x: Tensor) -> tuple[Judgement, Tensor, dict[str, float]]:
-        with torch.autocast("cpu", dtype=torch.bfloat16):
+    def _prior_loss(self, stage: Stage, x: Tensor, jitter: Jitter) -> Losses:
+        with autocast(self.device):
             picture = self.prior(x)
-        judgement = self.loss(picture.float(), x, stage.weights, Jitter.draw())
-        return judgement, judgement.total, judgement.numbers()
+        judgement = self.loss(picture.float(), x, stage.weights, jitter)
+        return judgement, judgement.total, dict(judgement.parts), x.new_zeros(())
 
-    def _codec_loss(self, stage: Stage, x: Tensor, rate: str) -> tuple[Judgement, Tensor, dict[str, float]]:
+    def _codec_loss(self, stage: Stage, x: Tensor, rate: str, jitter: Jitter) -> Losses:
         """Of one batch at one rate point: picture, bits, and what the stage adds to them."""
         pixels = x.shape[0] * x.shape[2] * x.shape[3]
-        weight = self.steering.weight(stage, rate, self.step)
-        with torch.autocast("cpu", dtype=torch.bfloat16):
+        # The targets of all rate points move, for another process may draw another one.
+        weights = {each: self.rate_controller.weight(stage, each, self.step) for each in stage.rates}
+        weight = weights[rate]
+        with autocast(self.device):
             out, analysis, taps = self.model.with_taps(x, int(rate))
-        judgement = self.loss(out["x_hat"].float(), x, stage.weights, Jitter.draw())
-        parts, loss = judgement.numbers(), judgement.total
+        judgement = self.loss(out["x_hat"].float(), x, stage.weights, jitter)
+        parts: dict[str, Tensor | float] = dict(judgement.parts)
+        loss = judgement.total
         if stage.distill and self.distillation:
-            with torch.autocast("cpu", dtype=torch.bfloat16):
+            with autocast(self.device):
                 distances = self.distillation(x, int(rate), out["y_hat"], analysis, taps)
             for name, share in stage.distill.items():
                 loss = loss + share * distances[name]
-                parts[f"distil_{name}"] = float(distances[name].detach())
-        if stage.adversarial and self.adversary:
-            loss = loss + stage.adversarial * self.adversary.generator_loss(judgement.maps)
+                parts[f"distil_{name}"] = distances[name].detach()
+        if stage.adversarial and self.discriminator:
+            loss = loss + stage.adversarial * self.discriminator.generator_loss(judgement.maps)
         bpp = (out["y_bits"] + out["z_bits"]) / pixels
-        hard = float(out["y_bits_hard"] + out["z_bits_hard"]) / pixels
+        hard = (out["y_bits_hard"] + out["z_bits_hard"]) / pixels
         # Relative to the middle rate, so that no rate point's gradient drowns the others'.
         loss = (loss + weight * bpp) / math.sqrt(max(weight, 0.1))
-        self.steering.follow(rate, hard)
-        parts |= {"bpp": float(bpp.detach()), f"bpp_{rate}": hard, f"lambda_{rate}": weight}
+        parts |= {"bpp": bpp.detach(), f"bpp_{rate}": hard, f"lambda_{rate}": weight}
         parts |= {f"mse_{rate}": parts["mse"], f"features_{rate}": parts["features"]}
         # The implicit pruning of the paper: lower rates by latents of less variance, not by a coarser step.
-        parts[f"log_variance_{rate}"] = float(out["y"].detach().var().log())
-        parts["z_bpp"] = float(out["z_bits_hard"]) / pixels
-        return judgement, loss, parts
+        parts[f"log_variance_{rate}"] = out["y"].detach().var().log()
+        parts["z_bpp"] = out["z_bits_hard"] / pixels
+        return judgement, loss, parts, hard
 
     def _move_average(self) -> None:
         keep = min(self.recipe.average, (1 + self.total_steps) / (10 + self.total_steps)) ** AVERAGE_STEPS
@@ -233,6 +326,27 @@ class Trainer:
         return {"stage": stage.name, "step": self.step, "total": self.total_steps, "hours": hours}
 
 
+def _train(workers: Workers, recipe: Recipe, options: argparse.Namespace) -> None:
+    """One process of a run."""
+    torch.set_num_threads(max(1, options.threads // workers.count))
+    stop = StopSignal().listen()
+    trainer = Trainer(
+        recipe,
+        options.photographs,
+        options.validation,
+        options.run,
+        options.init,
+        options.teacher,
+        device=options.device,
+        workers=workers,
+        stop=stop,
+        tensorboard=options.tensorboard,
+    )
+    trainer.train()
+    if stop.received and workers.first:
+        print(f"stopped after step {trainer.total_steps}: the same command goes on from there", flush=True)
+
+
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="aeic train", description=__doc__)
     parser.add_argument("--recipe", type=Path, default=Path(__file__).parents[1] / "recipes" / "nano.toml")
@@ -242,12 +356,26 @@ def main(argv: list[str] | None = None) -> None:
     )
     parser.add_argument("--run", type=Path, default=Path("runs/nano"), help="folder for state, log and samples")
     parser.add_argument("--init", type=Path, help="weights.safetensors of a bundle, or a run's state.pt, to start from")
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--teacher", type=Path, help="the same of the teacher, where the recipe distils")
+    parser.add_argument("--processes", type=int, default=1, help="on this machine; each takes a recipe's batch a step")
+    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="of all processes together")
+    parser.add_argument("--device", default="cpu", help="where torch computes: cpu, cuda, cuda:1 ...")
+    parser.add_argument("--teacher", type=Path, help="the same as --init of the teacher, where the recipe distils")
+    parser.add_argument("--tensorboard", action="store_true", help="write the log to RUN/tensorboard as well")
     options = parser.parse_args(argv)
-    torch.set_num_threads(options.threads)
-    recipe = Recipe.load(options.recipe)
-    Trainer(recipe, options.photographs, options.validation, options.run, options.init, options.teacher).train()
+    try:
+        recipe = Recipe.load(options.recipe)
+        profiles.profile(recipe.profile)
+        torch.device(options.device)
+    except (ValueError, RuntimeError) as error:
+        parser.error(str(error))
+    if options.processes < 1:
+        parser.error("--processes: at least 1")
+    for folder in (options.photographs, options.validation):
+        if not folder.is_dir():
+            parser.error(f"no folder {folder}")
+    if options.tensorboard and importlib.util.find_spec("tensorboard") is None:
+        parser.error('TensorBoard is not installed: pip install "aeic[tensorboard]"')
+    launch(_train, (recipe, options), options.processes)
 
 
 if __name__ == "__main__":

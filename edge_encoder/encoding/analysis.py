@@ -116,8 +116,10 @@ class Analysis:
         features = _in_tiles(PARTS[0], sessions[0], lambda *at: to_tensor(padded[at]), (height, width))
         for part, session in zip(PARTS[1:], sessions[1:], strict=True):
             last = self._last if session is sessions[-1] else None
-            features = _in_tiles(part, session, partial(_window, features), features.shape[2:], last)
-        return features[0]
+            _, _, height, width = features.shape
+            features = _in_tiles(part, session, partial(_window, features), (height, width), last)
+        y: Latent = features[0]
+        return y
 
     def _run(self, rgb: NDArray[np.uint8], options: onnxruntime.RunOptions | None = None) -> Latent:
         y: Latent = run_bound(self._session, to_tensor(rgb), options)[0]

@@ -11,14 +11,14 @@ import pytest
 
 from aeic_train.codecs.baselines import PillowCodec
 from aeic_train.evaluation import rd
-from aeic_train.evaluation.metrics import Judges, frechet
+from aeic_train.evaluation.metrics import MetricSuite, frechet
 from aeic_train.evaluation.rd import compare, main
 from aeic_train.evaluation.results_table import Table
 from aeic_train.evaluation.runner import Bench, curve
 from aeic_train.reports import rd_plots
 
 
-class QuickJudges(Judges):
+class QuickJudges(MetricSuite):
     """Judges without networks."""
 
     def judge(self, original: Any, reconstruction: Any) -> Any:
@@ -143,12 +143,12 @@ def test_plots_without_figures_say_what_to_run(tmp_path: Path, capsys: Any) -> N
 def test_judges_take_any_size(size: tuple[int, int]) -> None:
     rng = np.random.default_rng(0)
     original = rng.integers(0, 256, (*size, 3), dtype=np.uint8)
-    metrics, features, made = Judges().judge(original, original)
+    metrics, features, made = MetricSuite().judge(original, original)
     assert metrics["st_lpips"] == pytest.approx(0, abs=1e-5) and metrics["psnr"] > 90
     assert np.isnan(metrics["ms_ssim"]) == (min(size) <= 160)
     assert features.shape == made.shape and len(features) >= 1
     with pytest.raises(ValueError, match="one size"):
-        Judges().judge(original, original[1:])
+        MetricSuite().judge(original, original[1:])
 
 
 def test_frechet_of_equal_sets_is_nought_and_grows_with_the_mean() -> None:

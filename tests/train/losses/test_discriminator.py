@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from aeic_train.losses.discriminator import Adversary
+from aeic_train.losses.discriminator import DiscriminatorTrainer
 from aeic_train.losses.picture_loss import TAP_WIDTHS, Features
 
 
@@ -19,14 +19,14 @@ def test_the_widths_are_the_feature_nets() -> None:
 
 def test_it_learns_to_tell_apart_what_differs() -> None:
     torch.manual_seed(0)
-    adversary = Adversary(learning_rate=5e-3)
-    losses = [adversary.learn(maps(1.0), maps(-1.0)) for _ in range(40)]
+    discriminator = DiscriminatorTrainer(learning_rate=5e-3)
+    losses = [discriminator.learn(maps(1.0), maps(-1.0)) for _ in range(40)]
     assert losses[-1] < 0.7 * losses[0]
-    assert adversary.generator_loss(maps(-1.0)) > adversary.generator_loss(maps(1.0))
+    assert discriminator.generator_loss(maps(-1.0)) > discriminator.generator_loss(maps(1.0))
 
 
 def test_its_state_goes_on_where_it_stood() -> None:
-    first, second = Adversary(), Adversary()
+    first, second = DiscriminatorTrainer(), DiscriminatorTrainer()
     first.learn(maps(1.0), maps(-1.0))
     second.load_state_dict(first.state_dict())
     sample = maps(0.0)

@@ -13,7 +13,7 @@ def test_equal_pictures_cost_nothing() -> None:
     weights = {"mse": 1.0, "low": 1.0, "grid": 1.0, "features": 1.0, "texture": 1.0, "deep": 1.0}
     judgement = picture_loss.PictureLoss()(x.clone(), x, weights, picture_loss.Jitter(3, 5, 1.05, -0.05))
     assert float(judgement.total) == pytest.approx(0, abs=1e-5)
-    assert set(judgement.numbers()) == set(weights)
+    assert set(judgement.parts) == set(weights)
 
 
 def test_a_pattern_in_step_with_the_squares_is_seen_and_noise_is_not() -> None:

@@ -2,31 +2,31 @@ from __future__ import annotations
 
 import pytest
 
-from aeic_train.training.rate_controller import Steering
+from aeic_train.training.rate_controller import RateController
 from aeic_train.training.recipe import Stage
 
 STAGE = Stage("x", "codec", 100, 64, 1, 1e-3, rates={"0": (0.04, 0.01), "1": (0.08, 0.08)}, fall=0.5)
 
 
 def test_the_target_falls_and_then_stands() -> None:
-    steering = Steering()
+    rate_controller = RateController()
     for step, target in ((0, 0.04), (25, 0.02), (50, 0.01), (99, 0.01)):
-        steering.weight(STAGE, "0", step)
-        assert steering.targets["0"] == pytest.approx(target)
+        rate_controller.weight(STAGE, "0", step)
+        assert rate_controller.targets["0"] == pytest.approx(target)
 
 
 def test_too_many_bits_raise_the_weight_and_too_few_lower_it() -> None:
-    steering = Steering()
-    before = steering.weight(STAGE, "1", 0)
-    steering.follow("1", 0.16)
-    raised = steering.weight(STAGE, "1", 1)
+    rate_controller = RateController()
+    before = rate_controller.weight(STAGE, "1", 0)
+    rate_controller.follow("1", 0.16)
+    raised = rate_controller.weight(STAGE, "1", 1)
     assert raised > before
-    steering.follow("1", 0.04)
-    assert steering.weight(STAGE, "1", 2) < raised
+    rate_controller.follow("1", 0.04)
+    assert rate_controller.weight(STAGE, "1", 2) < raised
 
 
 def test_a_new_rate_point_starts_from_a_known_one_by_the_power_law() -> None:
-    steering = Steering()
-    steering.lambdas["1"] = 2.0
-    steering.weight(STAGE, "1", 0)
-    assert steering.weight(STAGE, "0", 0) == pytest.approx(2.0 * 2**1.5)
+    rate_controller = RateController()
+    rate_controller.lambdas["1"] = 2.0
+    rate_controller.weight(STAGE, "1", 0)
+    assert rate_controller.weight(STAGE, "0", 0) == pytest.approx(2.0 * 2**1.5)

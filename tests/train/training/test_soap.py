@@ -52,3 +52,22 @@ def test_its_state_survives_a_restart() -> None:
         first.step()
         resumed.step()
     torch.testing.assert_close(one, two)
+
+
+def test_weights_of_one_shape_together_are_moved_as_each_alone() -> None:
+    torch.manual_seed(0)
+    shapes = [(6, 4, 3, 3), (5,), (6, 4, 3, 3), (20, 20), (6, 4, 3, 3), (20, 20)]
+    together = [torch.nn.Parameter(torch.randn(shape)) for shape in shapes]
+    alone = [torch.nn.Parameter(parameter.detach().clone()) for parameter in together]
+    all_of_them, each = Soap(together, lr=0.01), [Soap([parameter], lr=0.01, refresh=1) for parameter in alone]
+    all_of_them.param_groups[0]["refresh"] = 1  # or the place in the list would say when a basis is turned
+    for step in range(12):
+        for at, (a, b) in enumerate(zip(together, alone, strict=True)):
+            # One has no gradient at first, as a part that a stage leaves out, so the stacks change.
+            a.grad = None if at == 2 and step < 5 else torch.randn(a.shape)
+            b.grad = None if a.grad is None else a.grad.clone()
+        all_of_them.step()
+        for optimizer in each:
+            optimizer.step()
+    for a, b in zip(together, alone, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)

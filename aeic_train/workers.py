@@ -1,0 +1,130 @@
+"""The processes of one training run: each computes the gradients of its own crops, gloo averages them.
+
+All processes begin with the same weights and take the same steps, so their weights stay equal to the bit. The first
+one (rank 0) writes the state, the log and the samples.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import tempfile
+from collections.abc import Callable, Sequence
+from datetime import timedelta
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+TIMEOUT = timedelta(hours=12)
+"""How long a process waits for the others: long enough for a run that is paused as a whole or in part."""
+
+
+class Workers:
+    """This process's place among the ``count`` processes of a run. Without arguments: the only one."""
+
+    def __init__(self, rank: int = 0, count: int = 1, store: dist.Store | None = None) -> None:
+        self.rank, self.count, self._store = rank, count, store
+
+    @classmethod
+    def join(cls, rank: int, count: int, meeting: Path) -> Workers:
+        """Waits for the ``count - 1`` other processes of this machine, which name the same file ``meeting``."""
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+        store = dist.FileStore(str(meeting), count)
+        dist.init_process_group("gloo", store=store, rank=rank, world_size=count, timeout=TIMEOUT)
+        return cls(rank, count, store)
+
+    @property
+    def first(self) -> bool:
+        """Whether this process is the one that writes."""
+        return self.rank == 0
+
+    def average(self, parameters: Sequence[Tensor], numbers: Tensor) -> Tensor:
+        """Replaces the gradients of ``parameters`` by their means over all processes.
+
+        ``numbers`` (k,) are this process's own; returns those of all, (count, k) float32, the same everywhere. One
+        collective call for both. Every process must have gradients at the same parameters.
+        """
+        if self.count == 1:
+            return numbers[None]
+        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+        own = torch.zeros(self.count, len(numbers), device=numbers.device)
+        own[self.rank] = numbers
+        flat = torch.cat([*(gradient.reshape(-1) for gradient in gradients), own.reshape(-1)])
+        dist.all_reduce(flat)
+        *averages, everyone = flat.split([*(gradient.numel() for gradient in gradients), own.numel()])
+        for gradient, average in zip(gradients, averages):
+            gradient.copy_(average.view_as(gradient)).div_(self.count)
+        return everyone.view_as(own)
+
+    def gather(self, topic: str, value: Any) -> list[Any]:
+        """``value`` (of JSON) of every process by rank on the first; the others give theirs and get nothing.
+
+        ``topic`` is used once in a run.
+        """
+        if self._store is None:
+            return [value]
+        if not self.first:
+            self._store.set(f"{topic}/{self.rank}", json.dumps(value))
+            return []
+        others = [f"{topic}/{rank}" for rank in range(1, self.count)]
+        values = [json.loads(self._store.get(name)) for name in others]
+        for name in others:
+            self._store.delete_key(name)
+        return [value, *values]
+
+
+class StopSignal:
+    """Set by SIGTERM or SIGINT. The same signal again ends the process at once.
+
+    Ctrl-C reaches the processes of :func:`launch` twice, as SIGINT from the terminal and as SIGTERM from the parent:
+    each of the two is counted for itself.
+    """
+
+    def __init__(self) -> None:
+        self.received = False
+
+    def listen(self) -> StopSignal:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._receive)
+        return self
+
+    def _receive(self, number: int, _: FrameType | None) -> None:
+        self.received = True
+        signal.signal(number, signal.SIG_DFL)
+
+
+def launch(function: Callable[..., None], arguments: tuple[Any, ...], count: int) -> None:
+    """Runs ``function(workers, *arguments)`` in ``count`` processes of this machine and waits for all of them.
+
+    SIGTERM and SIGINT are passed on. If one process fails, the others are ended and its error is raised.
+    """
+    if count == 1:
+        function(Workers(), *arguments)
+        return
+    with tempfile.TemporaryDirectory(prefix="aeic-train-") as folder:
+        context = torch.multiprocessing.spawn(
+            _join_and_run, (function, arguments, count, Path(folder) / "meeting"), nprocs=count, join=False
+        )
+
+        def pass_on(number: int, _: FrameType | None) -> None:
+            for process in context.processes:
+                if process.is_alive():
+                    os.kill(process.pid, signal.SIGTERM)
+
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, pass_on)
+        while not context.join():
+            pass
+
+
+def _join_and_run(
+    rank: int, function: Callable[..., None], arguments: tuple[Any, ...], count: int, meeting: Path
+) -> None:
+    function(Workers.join(rank, count, meeting), *arguments)
+    # Not after an error: the others would fail at the closed connection before this process has reported its own.
+    dist.destroy_process_group()

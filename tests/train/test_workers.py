@@ -1,0 +1,63 @@
+"""Several processes of one run: gradients averaged, weights equal to the bit, signals passed on."""
+
+from __future__ import annotations
+
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from aeic_train.workers import StopSignal, Workers, launch
+
+
+def _average(workers: Workers, folder: Path) -> None:
+    parameter, without = nn.Parameter(torch.zeros(3)), nn.Parameter(torch.zeros(2))
+    parameter.grad = torch.tensor([1.0, 2.0, 3.0]) * (1 + workers.rank)
+    numbers = workers.average([parameter, without], torch.tensor([10.0 + workers.rank, 0.25]))
+    topics = [workers.gather(topic, {"rank": workers.rank}) for topic in ("a", "b")]
+    torch.save({"gradient": parameter.grad, "numbers": numbers, "topics": topics}, folder / f"{workers.rank}.pt")
+
+
+def test_gradients_are_averaged_and_numbers_are_those_of_all(tmp_path: Path) -> None:
+    launch(_average, (tmp_path,), 2)
+    first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1))
+    for found in (first, second):
+        torch.testing.assert_close(found["gradient"], torch.tensor([1.5, 3.0, 4.5]))
+        torch.testing.assert_close(found["numbers"], torch.tensor([[10.0, 0.25], [11.0, 0.25]]))
+    assert first["topics"] == [[{"rank": 0}, {"rank": 1}]] * 2
+    assert second["topics"] == [[], []]
+
+
+def test_one_process_needs_no_others() -> None:
+    parameter = nn.Parameter(torch.zeros(2))
+    parameter.grad = torch.tensor([1.0, 2.0])
+    assert Workers().average([parameter], torch.tensor([3.0])).tolist() == [[3.0]]
+    assert parameter.grad.tolist() == [1.0, 2.0]
+    assert Workers().gather("log", 7) == [7]
+
+
+def _fail(workers: Workers) -> None:
+    if workers.rank == 1:
+        raise ValueError("process one is broken")
+    workers.average([], torch.zeros(1))  # waits for the other
+
+
+def test_the_failure_of_one_process_ends_all() -> None:
+    with pytest.raises(Exception, match="process one is broken"):
+        launch(_fail, (), 2)
+
+
+def test_a_second_signal_is_not_caught() -> None:
+    before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
+    try:
+        stop = StopSignal().listen()
+        assert not stop.received
+        signal.raise_signal(signal.SIGTERM)
+        assert stop.received
+        assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+        signal.raise_signal(signal.SIGINT)  # Ctrl-C of the terminal, after the parent's SIGTERM: nothing new
+    finally:
+        signal.signal(signal.SIGTERM, before[0])
+        signal.signal(signal.SIGINT, before[1])
