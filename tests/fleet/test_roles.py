@@ -133,7 +133,7 @@ async def test_one_of_many_workers_claims_little_and_by_the_clock_of_the_store(
         others = store.queue.claim("other", fingerprint, 100, start, 60, 3)
         assert len(others) == 5 and others[0].row.state is FrameState.DECODING
         now[0] = start + 30
-        claimer._renew([first[2].rows[0].seq])
+        claimer._renew(list(first[2].leases.values()))
         assert len(store.queue.claim("third", fingerprint, 100, start + 70, 60, 3)) == 8
     store.close()
 
