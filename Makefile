@@ -9,7 +9,7 @@ PIP_FLAGS := -qq --disable-pip-version-check
 PINS := pyproject.toml constraints.txt $(wildcard requirements/*.txt)
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo run test perf check lint types format lock lock-check docs dist protos bench fuzz soak abuse golden results \
+.PHONY: help install demo run test perf check lint types format lock lock-check docs dist protos bench fuzz simulate soak abuse golden results \
   test-full test-edge test-isa test-fleet test-hostile test-browser test-ops test-images test-skipped clean \
   packages-browser packages-ops packages-fleet packages-isa packages-images
 
@@ -77,6 +77,10 @@ test-hostile: install ## REQUESTS of a stranger to the cloud: no 5xx, nothing le
 	$(BIN)/python -m tests.cloud.hostile --requests $(REQUESTS)
 
 FRAMES ?= 2000
+LIVES ?= 1000
+simulate: install ## LIVES of the edge's spool with a fault at any I/O step: kill, power cut, EIO, full disk, damage
+	$(BIN)/python -m tests.edge.spool.lives --lives $(LIVES)
+
 soak: install ## FRAMES through edge and cloud with kills, cuts, stalls and a full disk: none lost, none twice
 	$(BIN)/python -m tests.edge.soak --frames $(FRAMES)
 

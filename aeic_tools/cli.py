@@ -6,6 +6,8 @@ missing, altered or another one. Heavy imports happen inside the commands: ``aei
 
 from __future__ import annotations
 
+import dataclasses
+import json as json_module
 import runpy
 import sys
 import warnings
@@ -124,6 +126,23 @@ def cloud(context: typer.Context) -> None:
 def worker(context: typer.Context) -> None:
     """Run one worker of a fleet (fleet): aeic cloud --role worker. docs/how-to/fleet.md."""
     _run_module("cloud_decoder", "cloud-cpu", ["--role", "worker", *context.args])
+
+
+spool_app = typer.Typer(help="The edge's spool.", no_args_is_help=True)
+app.add_typer(spool_app, name="spool")
+
+
+@spool_app.command("check")
+def spool_check(
+    folder: Annotated[Path, typer.Argument(envvar="AEIC_EDGE_DATA_DIR", help="Folder of the spool.")],
+) -> None:
+    """Read an edge's spool without changing it, also while the edge runs; one line of JSON, exit code 4 for damage."""
+    with needs("edge-cpu"):
+        from edge_encoder.spool.check import check
+    report = check(folder)
+    typer.echo(json_module.dumps({"ok": report.ok, **dataclasses.asdict(report)}))
+    if not report.ok:
+        raise typer.Exit(4)
 
 
 store_app = typer.Typer(help="The cloud's store: revisions of its tables.", no_args_is_help=True)

@@ -62,13 +62,16 @@ async def serve(settings: EdgeSettings) -> int:
     stopping = asyncio.create_task(service.stopping.wait())
     restarting = asyncio.create_task(service.restart.wait())
     ended = asyncio.create_task(server.ended())
-    sources = [asyncio.create_task(source.run()) for source in _sources(service, settings)]
+    sources = [
+        service.supervisor.start(source.name, source.run, may_end=source.may_end)
+        for source in _sources(service, settings)
+    ]
     systemd.notify("READY=1")
     print(json.dumps({"service": "edge", "http": url}), flush=True)
     try:
         await asyncio.wait((stopping, restarting, ended), return_when=asyncio.FIRST_COMPLETED)
     finally:
-        service.stopping.set()  # whoever waits for delivery is answered now
+        service.stopping.set()  # ends the waits for delivery
         systemd.notify("STOPPING=1")
         try:
             await server.stop()
@@ -103,6 +106,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         print(f"edge: wrong settings: {readable(error, EdgeSettings.prefix)}", file=sys.stderr)
         return 2
+    os.umask(0o077)  # pictures are for the owner of the service
     logs.set_up(settings.log_level, settings.log_format)
     sys.setswitchinterval(_SWITCH_SECONDS)
     _give_large_blocks_back()

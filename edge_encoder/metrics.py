@@ -93,6 +93,12 @@ class Metrics:
             ["direction"],
             registry=registry,
         )
+        self.task_restarts = Counter(
+            "aeic_edge_task_restarts_total",
+            "Tasks of the service that failed and were started again: uplink, originals, housekeeping, folder, camera.",
+            ["task"],
+            registry=registry,
+        )
         self.in_flight = Gauge("aeic_edge_in_flight_frames", "Sent and not yet acknowledged.", registry=registry)
         self.connected = Gauge("aeic_edge_uplink_connected", "1 while the stream to the cloud is up", registry=registry)
         self.reconnects = Counter(

@@ -32,12 +32,14 @@ from edge_encoder.submission.deferred_encoder import DeferredEncoder
 from edge_encoder.submission.delivery_waiters import DeliveryWaiters
 from edge_encoder.submission.request import Accepted, EncodeRequest
 from edge_encoder.submission.submitter import Submitter
+from edge_encoder.supervisor import Supervisor
 from edge_encoder.uplink.uplink import Uplink, ask
 
 log = logging.getLogger("aeic.edge")
 
 _HOUSEKEEPING_SECONDS = 1.0
 _HUNG_SECONDS = 300.0  # no picture takes this long: the watchdog is no longer notified
+_PROBE_SECONDS = 3.0  # for a test write to the spool
 _SOFTWARE = f"aeic-edge {aeic.__version__}"
 _MOST_WORKERS = 4  # each holds the buffers of one picture
 
@@ -57,6 +59,7 @@ class EdgeService:
         self.stopping = asyncio.Event()
         self.restart = asyncio.Event()  # set when the service should end and be restarted
         self.ready = False
+        self.supervisor = Supervisor(lambda name: self.metrics.task_restarts.labels(name).inc())
         self.trial: Trial
         self.encoder: Encoder
         self.spool: Spool
@@ -116,8 +119,13 @@ class EdgeService:
             max_originals=settings.received_max_frames,
             max_bytes=settings.received_max_bytes,
         )
-        self.deferred_encoder.start()
-        self._tasks = [asyncio.create_task(self.uplink.run()), asyncio.create_task(self._keep_house())]
+        start = self.supervisor.start
+        start("originals", self.deferred_encoder.run, may_end=True)
+        await asyncio.sleep(0)
+        self._tasks = [
+            start("uplink", self.uplink.run, may_end=not settings.cloud_address),
+            start("housekeeping", self._keep_house),
+        ]
         self.ready = True
         log.info(
             "ready: bundle %s (%s) on %s, warmed up in %.2f s; %d frames and %d originals in the spool",
@@ -145,10 +153,26 @@ class EdgeService:
         """The frame's present state, or None if it is not known (any more)."""
         return await asyncio.to_thread(self.spool.get, ident)
 
+    async def problem(self) -> str:
+        """Why the service does not do its work now; empty when it does. Tests a write to the spool."""
+        if not self.ready:
+            return "starting or stopping"
+        try:
+            async with asyncio.timeout(_PROBE_SECONDS):
+                await asyncio.wrap_future(self.spool.probe())
+        except TimeoutError:
+            return f"the spool's disk did not answer within {_PROBE_SECONDS:g} s"
+        except SpoolError as error:
+            return str(error)
+        if self.queue.longest_seconds() > _HUNG_SECONDS:
+            return f"a picture has been in the encoder for over {_HUNG_SECONDS:g} s"
+        return self.supervisor.problem
+
     async def stop(self) -> None:
         """Finishes pending pictures, gives the uplink drain_timeout_seconds, then closes the spool."""
         self.ready = False
         self.stopping.set()
+        self.supervisor.stop()
         await self.deferred_encoder.stop()
         await self.queue.close()
         await self.uplink.drain(self.settings.drain_timeout_seconds)
@@ -190,12 +214,14 @@ class EdgeService:
     async def _keep_house(self) -> None:
         while True:
             await asyncio.sleep(_HOUSEKEEPING_SECONDS)
+            if await asyncio.to_thread(self.spool.misplaced):
+                with contextlib.suppress(SpoolError):
+                    await asyncio.wrap_future(self.spool.probe())  # writes it again
             if self.spool.alive and self.queue.longest_seconds() < _HUNG_SECONDS:
                 systemd.notify("WATCHDOG=1")
             if self.settings.spool_max_age_seconds:
-                limit = int((time.time() - self.settings.spool_max_age_seconds) * 1000)
                 with contextlib.suppress(SpoolError):
-                    await asyncio.wrap_future(self.spool.expire(limit))
+                    await asyncio.wrap_future(self.spool.expire(self.settings.spool_max_age_seconds))
             if self.rate_control is not None:
                 with contextlib.suppress(SpoolError):
                     # Originals wait for the encoder, not for the link.

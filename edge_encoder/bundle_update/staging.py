@@ -20,6 +20,8 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -32,6 +34,8 @@ TRIAL_STARTS = 3
 """Starts within which a bundle on trial must be confirmed; after them it is taken to crash the service."""
 _CHECK_SECONDS = 300
 _NAME_CHARS = 16
+_INCOMING = ".incoming-"
+_ABANDONED_SECONDS = 86_400
 
 
 @dataclasses.dataclass(slots=True)
@@ -76,9 +80,9 @@ class Staging:
         if digest and bundle.digest.hex() != digest.lower():
             raise BundleError(f"{source} has digest {bundle.digest.hex()}, not {digest}: fetch the right bundle")
         name = bundle.digest.hex()[:_NAME_CHARS]
-        incoming = self.folder / f".incoming-{os.getpid()}"
+        incoming = Path(tempfile.mkdtemp(prefix=_INCOMING, dir=self.folder))
+        incoming.chmod(0o755)  # the service may run as another user
         try:
-            incoming.mkdir()
             for file in ("bundle.json", *bundle.manifest["files"]):
                 shutil.copyfile(source / file, incoming / file)
                 _sync(incoming / file)
@@ -109,7 +113,7 @@ class Staging:
             if state.trial:
                 state.previous, state.current, state.trial = state.current, state.trial, ""
                 log.info("bundle %s is confirmed", state.current)
-        self._prune()
+                self._prune(state)
 
     def refuse(self, reason: str) -> None:
         """The trial is over; the current bundle stays."""
@@ -127,11 +131,15 @@ class Staging:
                 state.current, state.previous = state.previous, state.current
             return state.current
 
-    def _prune(self) -> None:
-        state = self.state
+    def _prune(self, state: State) -> None:
+        """Deletes bundles that are not in use, and what a process left that was killed while it copied one. A bundle
+        that another process is staging now stays."""
         for path in self.folder.iterdir():
-            if path.is_dir() and path.name not in (state.current, state.previous, state.trial):
-                shutil.rmtree(path, ignore_errors=True)
+            if not path.is_dir() or path.name in (state.current, state.previous, state.trial):
+                continue
+            if path.name.startswith(_INCOMING) and time.time() - path.stat().st_mtime < _ABANDONED_SECONDS:
+                continue
+            shutil.rmtree(path, ignore_errors=True)
 
     @contextlib.contextmanager
     def _changing(self) -> Iterator[State]:

@@ -162,8 +162,9 @@ def create_app(service: EdgeService) -> FastAPI:
 
     @app.get("/readyz")
     async def readyz() -> Response:
-        if not service.ready or not service.spool.alive:
-            return problems.problem(503, "not ready: starting or stopping", headers={"Retry-After": "1"})
+        problem = await service.problem()
+        if problem:
+            return problems.problem(503, f"not ready: {problem}", headers={"Retry-After": "1"})
         return JSONResponse({"status": "ready", "provider": service.encoder.analysis.provider})
 
     @app.get("/metrics", response_class=PlainTextResponse)

@@ -6,6 +6,7 @@ import dataclasses
 from typing import TYPE_CHECKING, Any
 
 import aeic
+from edge_encoder.errors import SpoolError
 
 if TYPE_CHECKING:
     from edge_encoder.service import EdgeService
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
 def status(service: EdgeService) -> dict[str, Any]:
     """The answer of GET /v1/status; ages in seconds, sizes in bytes."""
     bundle, spool, uplink = service.encoder.bundle, service.spool, service.uplink.status
+    oldest = _oldest_seconds(service)
     return {
         "service": "edge",
         "version": aeic.__version__,
@@ -32,10 +34,11 @@ def status(service: EdgeService) -> dict[str, Any]:
         "spool": {
             "frames": spool.pending_frames,
             "bytes": spool.pending_bytes,
-            "max_bytes": spool.max_bytes,
-            "full_policy": spool.full_policy,
-            "oldest_seconds": round(spool.oldest_age_seconds(), 3),
+            "max_bytes": spool.limits.max_bytes,
+            "full_policy": spool.limits.full_policy,
+            "oldest_seconds": None if oldest is None else round(oldest, 3),
             "unreadable_frames": spool.unreadable,
+            "problem": spool.problem or None,
         },
         "uplink": {
             "cloud": service.settings.cloud_address,
@@ -45,6 +48,7 @@ def status(service: EdgeService) -> dict[str, Any]:
             "last_ack_unix": None if uplink.last_ack is None else round(uplink.last_ack, 3),
             "failures_in_a_row": uplink.failures_in_a_row,
         },
+        "tasks": [dataclasses.asdict(task) for task in service.supervisor.tasks],
         "staging": None if service.trial.staging is None else dataclasses.asdict(service.trial.staging.state),
         "stopping": service.stopping.is_set(),
     }
@@ -60,9 +64,19 @@ def render_metrics(service: EdgeService) -> bytes:
     metrics.spool_bytes.set(spool.pending_bytes)
     metrics.unreadable.set(spool.unreadable)
     metrics.default_rate.set(_default_rate(service))
-    metrics.oldest_seconds.set(spool.oldest_age_seconds())
+    oldest = _oldest_seconds(service)
+    if oldest is not None:
+        metrics.oldest_seconds.set(oldest)
     return metrics.render()
 
 
 def _default_rate(service: EdgeService) -> int:
     return service.rate_control.rate if service.rate_control else service.encoder.bundle.default_rate
+
+
+def _oldest_seconds(service: EdgeService) -> float | None:
+    """None while the spool cannot be read: then the rest is reported all the same."""
+    try:
+        return service.spool.oldest_age_seconds()
+    except SpoolError:
+        return None

@@ -39,11 +39,14 @@ _PAUSE_SECONDS = 0.2
 class Camera:
     """The source that settings.camera_url names."""
 
+    name = "camera"
+
     def __init__(self, service: EdgeService, settings: EdgeSettings) -> None:
         assert settings.camera_url is not None
         self._service = service
         url = settings.camera_url.get_secret_value()
         self._file = Path(url) if "://" not in url and not url.startswith("/dev/") else None
+        self.may_end = self._file is not None
         self._timeout = settings.camera_timeout_seconds
         self._job = Job(
             url=url,

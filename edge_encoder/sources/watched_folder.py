@@ -29,6 +29,9 @@ _SUFFIXES = {".jpg", ".jpeg", ".png", ".webp"}
 class WatchedFolder:
     """Scans `folder` every `seconds`; `keep` moves taken files into done/, otherwise they are deleted."""
 
+    name = "folder"
+    may_end = False
+
     def __init__(self, service: EdgeService, folder: Path, seconds: float, keep: bool) -> None:
         self._service = service
         self._folder = folder

@@ -1,94 +1,65 @@
-"""The spool's file: its schema, how it is opened, and how it is set aside and rebuilt when damaged.
+"""The spool's file: how it is opened, and how a damaged one is replaced by what could be recovered from it.
 
-`frames` keeps one row per frame; `record` (records.py) is cleared when the frame is finished, the rest of the row stays
-as history so that a state can be asked for and a repeated POST recognised. `originals` holds pictures that are not
-encoded yet (original.py), `tries` how often that was begun.
+    spool.sqlite3 (damaged), -wal --recover--> .rebuilding --committed and synced--> .rebuilt-NAME
+                      |                                                                  |
+                      +--renamed to NAME, once .rebuilt-NAME is complete                 +--renamed to spool.sqlite3
+
+Every step can be interrupted: without a complete .rebuilt file the recovery starts again from the damaged files, which
+are untouched; with one, the remaining renames are done. NAME is `salvaged-TIME` where everything was recovered (the
+next recovery deletes those that it needs the room of) and `damaged-TIME` otherwise (never deleted here).
 """
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import logging
+import os
 import sqlite3
-import time
+from collections.abc import Iterator
 from pathlib import Path
 
-from edge_encoder.spool.record import Original, Record, State
-from edge_encoder.spool.recovery import recover
+from edge_encoder.errors import SpoolFull
+from edge_encoder.spool import tables, wal
+from edge_encoder.spool.recovery import Recovery, recover
+from edge_encoder.spool.system import System
 
 log = logging.getLogger("aeic.edge.spool")
 
-# A frame costs its record and about this much for the row and its place in the indexes.
-ROW_BYTES = 256
-# Files up to this size are checked through and through at start; larger ones when something looks wrong.
+# Files up to this size are verified at start; larger ones when an error suggests damage.
 _CHECKED_AT_START_BYTES = 64 << 20
-
-# A literal and not a parameter, since SQLite uses a partial index only where it sees the same condition.
-SPOOLED = f"state = {State.SPOOLED.value}"
-"""The condition of frames that wait to be sent."""
-FINISHED = f"state != {State.SPOOLED.value}"
-"""The condition of frames of which only the history is kept."""
-
-_SCHEMA = f"""
-CREATE TABLE IF NOT EXISTS frames (
-    seq INTEGER PRIMARY KEY AUTOINCREMENT,
-    id BLOB NOT NULL UNIQUE,
-    state INTEGER NOT NULL,
-    priority INTEGER NOT NULL,
-    cost INTEGER NOT NULL,
-    size INTEGER NOT NULL,
-    width INTEGER NOT NULL,
-    height INTEGER NOT NULL,
-    rate INTEGER NOT NULL,
-    picture_crc INTEGER NOT NULL,
-    created_ms INTEGER NOT NULL,
-    finished_ms INTEGER,
-    reason TEXT,
-    record BLOB
-);
-CREATE INDEX IF NOT EXISTS pending ON frames (priority DESC, seq) WHERE {SPOOLED};
-CREATE INDEX IF NOT EXISTS oldest ON frames (created_ms) WHERE {SPOOLED};
-CREATE INDEX IF NOT EXISTS finished ON frames (finished_ms) WHERE {FINISHED};
-CREATE TABLE IF NOT EXISTS originals (
-    seq INTEGER PRIMARY KEY AUTOINCREMENT,
-    id BLOB NOT NULL UNIQUE,
-    priority INTEGER NOT NULL,
-    cost INTEGER NOT NULL,
-    width INTEGER NOT NULL,
-    height INTEGER NOT NULL,
-    picture_crc INTEGER NOT NULL,
-    created_ms INTEGER NOT NULL,
-    meta BLOB NOT NULL,
-    checked INTEGER NOT NULL,
-    picture BLOB NOT NULL
-);
-CREATE INDEX IF NOT EXISTS waiting ON originals (priority DESC, seq);
-CREATE TABLE IF NOT EXISTS tries (id BLOB PRIMARY KEY, count INTEGER NOT NULL) WITHOUT ROWID;
-"""
+_REBUILDING, _REBUILT, _IMAGE = ".rebuilding", ".rebuilt-", ".image"
 
 
-def connect(path: Path) -> sqlite3.Connection:
-    """A connection with the spool's promises switched on: a commit survives a power cut."""
-    connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=30.0)
+def connect(path: Path, system: System) -> sqlite3.Connection:
+    """A connection whose commits survive a power cut."""
+    uri = path.absolute().as_uri() + (f"?vfs={system.vfs}" if system.vfs else "")
+    connection = sqlite3.connect(uri, isolation_level=None, check_same_thread=False, timeout=30.0, uri=True)
     try:
         connection.execute("PRAGMA journal_mode=WAL")
         connection.execute("PRAGMA synchronous=FULL")
         connection.execute(f"PRAGMA journal_size_limit={8 << 20}")
         connection.execute("PRAGMA cache_size=-2048")
-        # To overwrite a deleted original would cost as much as to keep it.
+        # Overwriting a deleted original would cost as much as storing it.
         connection.execute("PRAGMA secure_delete=FAST")
-    except sqlite3.Error:
+    except BaseException:
         connection.close()
         raise
     return connection
 
 
-def is_damage(error: sqlite3.Error) -> bool:
-    """True when the file itself is broken, and not the disk full or busy."""
+def is_damage(error: Exception) -> bool:
+    """True when the file itself is damaged, as opposed to a full, busy or failing disk."""
     return getattr(error, "sqlite_errorcode", 0) & 0xFF in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 
 
+def is_full(error: Exception) -> bool:
+    """True when the disk is full."""
+    return getattr(error, "sqlite_errorcode", 0) == sqlite3.SQLITE_FULL
+
+
 class Broken(sqlite3.DatabaseError):
-    """The check of the file found damage; carries SQLite's own code for it, so that is_damage() knows it."""
+    """The check of the file found damage; carries SQLite's own error code for it, which is_damage() looks at."""
 
     def __init__(self, verdict: str) -> None:
         super().__init__(f"damaged: {verdict}")
@@ -96,104 +67,161 @@ class Broken(sqlite3.DatabaseError):
 
 
 def check(connection: sqlite3.Connection) -> None:
-    """Reads the file through and through; raises a damage error (is_damage) unless all is well."""
+    """Verifies the whole file; raises Broken for damage."""
     verdict = connection.execute("PRAGMA quick_check(1)").fetchone()[0]
     if verdict != "ok":
         raise Broken(verdict)
 
 
-def insert(connection: sqlite3.Connection, record: Record, cost: int) -> None:
-    """Adds the frame as SPOOLED; `cost` is what it takes of the cap, in bytes."""
-    connection.execute(
-        "INSERT INTO frames (id, state, priority, cost, size, width, height, rate, picture_crc, created_ms, record)"
-        " VALUES (?,?,?,?,?,?,?,?,?,?,?)",
-        (
-            record.id.bytes,
-            State.SPOOLED.value,
-            record.priority,
-            cost,
-            len(record.data),
-            record.width,
-            record.height,
-            record.rate,
-            record.picture_crc,
-            record.created_ms,
-            record.to_bytes(),
-        ),
-    )
+def open_spool(path: Path, system: System, *, damaged: bool = False) -> tuple[sqlite3.Connection, Recovery | None]:
+    """Opens or creates the file. One that is `damaged`, or is found to be, is rebuilt: the Recovery says how.
 
-
-def insert_original(connection: sqlite3.Connection, original: Original) -> int:
-    """Adds the original; returns what it costs, in bytes."""
-    meta, cost = original.meta(), len(original.picture) + ROW_BYTES
-    connection.execute(
-        "INSERT INTO originals (id, priority, cost, width, height, picture_crc, created_ms, meta, checked, picture)"
-        " VALUES (?,?,?,?,?,?,?,?,?,?)",
-        (
-            original.id.bytes,
-            original.priority,
-            cost,
-            original.width,
-            original.height,
-            original.picture_crc,
-            original.created_ms,
-            meta,
-            original.check(meta),
-            original.picture,
-        ),
-    )
-    return cost
-
-
-def open_spool(path: Path) -> tuple[sqlite3.Connection, int]:
-    """Opens or makes the file; a damaged one is rebuilt. Returns the connection and how many frames were lost."""
+    SpoolFull when the disk has no room for a recovery; sqlite3.Error or OSError when the disk does not work. Then the
+    files are as they were, and a later call tries again.
+    """
+    _resume(path, system)
     try:
-        connection = connect(path)
-    except sqlite3.Error as error:
-        if not is_damage(error):
+        if damaged:
+            raise Broken("an operation failed")
+        _check_log(path)
+        _make_private(path)
+        connection = connect(path, system)
+        try:
+            tables.create(connection)
+            connection.execute(f"SELECT COUNT(*), SUM(cost), MAX(seq) FROM frames WHERE {tables.WAITING}").fetchone()
+            if path.stat().st_size <= _CHECKED_AT_START_BYTES:
+                check(connection)
+        except BaseException:
+            connection.close()
             raise
-        log.error("spool %s is damaged: %s", path, error)
-        return rebuild(path)
-    try:
-        connection.executescript(_SCHEMA)
-        connection.execute(f"SELECT COUNT(*), SUM(cost), MAX(seq) FROM frames WHERE {SPOOLED}").fetchone()
-        if path.stat().st_size <= _CHECKED_AT_START_BYTES:
-            check(connection)
-        return connection, 0
+        return connection, None
     except sqlite3.Error as error:
-        connection.close()
-        # A foreign schema ("no such column") is as useless to us as a damaged page; a full disk is neither.
+        # A foreign schema ("no such column") cannot be used either.
         foreign = getattr(error, "sqlite_errorcode", 0) == sqlite3.SQLITE_ERROR
         if not is_damage(error) and not foreign:
             raise
         log.error("spool %s is damaged: %s", path, error)
-        return rebuild(path)
+    recovery = _rebuild(path, system)
+    connection = connect(path, system)
+    try:
+        tables.create(connection)
+    except BaseException:
+        connection.close()
+        raise
+    return connection, recovery
 
 
-def rebuild(path: Path) -> tuple[sqlite3.Connection, int]:
-    """Sets the damaged file aside (one is kept, for a look later) and starts a new one with what was readable."""
-    for old in path.parent.glob(path.name + ".damaged*"):
-        old.unlink()
-    aside = path.with_name(f"{path.name}.damaged-{int(time.time())}")
-    for suffix in ("", "-wal"):
-        part = path.with_name(path.name + suffix)
-        if part.exists():
-            part.rename(aside.with_name(aside.name + suffix))
-    path.with_name(path.name + "-shm").unlink(missing_ok=True)
-    found = recover(aside)
-    connection = connect(path)
-    connection.executescript(_SCHEMA)
-    connection.execute("BEGIN IMMEDIATE")
-    for record in sorted(found.records.values(), key=lambda record: (record.created_ms, record.id.bytes)):
-        insert(connection, record, len(record.to_bytes()) + ROW_BYTES)
-    for original in sorted(found.originals.values(), key=lambda original: (original.created_ms, original.id.bytes)):
-        insert_original(connection, original)
-    connection.execute("COMMIT")
+def replace(connection: sqlite3.Connection, path: Path, system: System) -> None:
+    """Writes the content of an open spool, whose file was deleted or replaced, to `path` again."""
+    _resume(path, system)
+    with _clean(path, system), contextlib.closing(_scratch(_part(path, _REBUILDING), system)) as target:
+        connection.backup(target)
+    _finish(path, system, complete=True)
+
+
+def _make_private(path: Path) -> None:
+    """The spool is readable by its owner only; that of an earlier release was not."""
+    if not path.exists():
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
+    for suffix in ("", "-wal", "-shm"):
+        with contextlib.suppress(OSError):
+            os.chmod(_part(path, suffix), 0o600)
+
+
+def _check_log(path: Path) -> None:
+    found = wal.scan(_part(path, "-wal"))
+    if found is None:
+        return
+    if found.damaged:
+        raise Broken("its log does not verify")
+    # SQLite deletes the log of an empty database, unread.
+    if found.committed and (not path.exists() or not path.stat().st_size):
+        raise Broken("it is empty, and its log is not")
+
+
+def _rebuild(path: Path, system: System) -> Recovery:
+    need = 2 * sum(part.stat().st_size for part in (path, _part(path, "-wal")) if part.exists())
+    for old in sorted(path.parent.glob(f"{path.name}.salvaged-*")):
+        if system.free_bytes(path.parent) < need:
+            system.unlink(old)
+    try:
+        with _clean(path, system), contextlib.closing(_scratch(_part(path, _REBUILDING), system)) as target:
+            tables.create(target)
+            target.execute("BEGIN")
+            recovery = recover(path, target, _part(path, _IMAGE), system)
+            target.execute("COMMIT")
+    except (sqlite3.Error, OSError) as error:
+        if is_full(error) or getattr(error, "errno", 0) in (errno.ENOSPC, errno.EDQUOT):
+            raise SpoolFull(
+                f"the recovery of the damaged spool {path} needs up to {need} bytes of free disk: make room;"
+                " nothing is lost, and it is tried again"
+            ) from error
+        raise
+    _finish(path, system, complete=recovery.complete)
     log.error(
-        "spool rebuilt: %d frames and %d originals kept, at least %d lost; the damaged file is %s",
-        len(found.records),
-        len(found.originals),
-        found.unreadable,
-        aside.name,
-    )
-    return connection, found.unreadable
+        "spool recovered: %d frames and %d originals; lost: %s%d",
+        recovery.frames, recovery.originals, "" if recovery.complete else "at least ", recovery.lost,
+    )  # fmt: skip
+    return recovery
+
+
+@contextlib.contextmanager
+def _clean(path: Path, system: System) -> Iterator[None]:
+    """Deletes the unfinished files of a recovery that fails, and the scratch file of one that does not."""
+    parts = [_part(path, _REBUILDING), _part(path, _REBUILDING + "-journal")]
+    try:
+        yield
+    except BaseException:
+        for part in parts:
+            with contextlib.suppress(OSError):
+                system.unlink(part)
+        raise
+    finally:
+        with contextlib.suppress(OSError):
+            system.unlink(_part(path, _IMAGE))
+
+
+def _scratch(path: Path, system: System) -> sqlite3.Connection:
+    """A new database without a journal: as long as it is not complete, it is worth nothing."""
+    system.create(path).close()
+    uri = path.absolute().as_uri() + (f"?vfs={system.vfs}" if system.vfs else "")
+    connection = sqlite3.connect(uri, isolation_level=None, uri=True)
+    connection.execute("PRAGMA journal_mode=OFF")
+    connection.execute("PRAGMA synchronous=OFF")
+    return connection
+
+
+def _finish(path: Path, system: System, *, complete: bool) -> None:
+    """The file under .rebuilding is complete: makes that durable and visible, then takes it into use."""
+    rebuilding = _part(path, _REBUILDING)
+    system.sync(rebuilding)
+    name = f"{'salvaged' if complete else 'damaged'}-{int(system.wall_seconds())}"
+    while _part(path, f".{name}").exists():
+        name += "x"
+    system.rename(rebuilding, _part(path, _REBUILT + name))
+    system.sync(path.parent)
+    _resume(path, system)
+
+
+def _resume(path: Path, system: System) -> None:
+    """Completes a recovery that was interrupted after its file was complete; forgets one that was not."""
+    for part in (_REBUILDING, _REBUILDING + "-journal", _IMAGE):
+        if _part(path, part).exists():
+            system.unlink(_part(path, part))
+    for rebuilt in sorted(path.parent.glob(f"{path.name}{_REBUILT}*")):
+        aside = _part(path, "." + rebuilt.name.removeprefix(path.name + _REBUILT))
+        # The log first: beside the new file it would be taken for its own. A name that is in use was renamed before
+        # the interruption; what stands at the path then is not the damaged file.
+        for suffix in ("-wal", ""):
+            if _part(path, suffix).exists() and not _part(aside, suffix).exists():
+                system.rename(_part(path, suffix), _part(aside, suffix))
+        for suffix in ("-shm", "-journal"):
+            if _part(path, suffix).exists():
+                system.unlink(_part(path, suffix))
+        system.sync(path.parent)
+        system.rename(rebuilt, path)
+        system.sync(path.parent)
+
+
+def _part(path: Path, suffix: str) -> Path:
+    return path.with_name(path.name + suffix)

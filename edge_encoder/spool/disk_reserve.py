@@ -1,44 +1,48 @@
-"""Room on the disk that only acknowledgements may use.
+"""Disk space that only acknowledgements may use.
 
-A delivery must be written before its frame can go, and on a full disk nothing can: the spool would send the same frames
-again for ever and take no others. So a file holds some room from the start. When the disk is full it is given up,
-deliveries are written, and no new frame is taken before it is there again. Knows nothing of SQLite.
+A delivery must be recorded before its frame can be deleted, which a full disk prevents: the spool would send the same
+frames again and again and accept no others. So a file reserves some space from the start. When the disk is full, the
+file is deleted, deliveries are recorded, and no new frame is accepted until the space is reserved again. Knows nothing
+of SQLite.
 """
 
 from __future__ import annotations
 
-import os
+import contextlib
 from pathlib import Path
 
+from edge_encoder.spool.system import System
+
 SIZE_BYTES = 4 << 20
-"""What SQLite's log grows to before it is written back into the spool's file."""
+"""The size at which SQLite writes its log back into the database."""
 
 
 class DiskReserve:
-    """A file of `size` allocated bytes at `path`, made at once if the disk has them. For one thread."""
+    """A file of `size` allocated bytes at `path`, created at once if the disk has the space. For one thread."""
 
-    def __init__(self, path: Path, size: int = SIZE_BYTES) -> None:
-        self._path, self._size = path, size
-        self.whole = path.exists() and path.stat().st_blocks * 512 >= size
+    def __init__(self, path: Path, size: int = SIZE_BYTES, system: System | None = None) -> None:
+        self._path, self._size, self._system = path, size, system or System()
+        self.whole = False
+        with contextlib.suppress(OSError):
+            self.whole = path.stat().st_blocks * 512 >= size
         self.make()
 
     def make(self) -> bool:
-        """Takes the room again, if it is missing; `whole` afterwards."""
-        if self.whole:
-            return True
-        try:
-            handle = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o600)
+        """Reserves the space again, if it is missing; returns `whole`."""
+        if not self.whole:
             try:
-                os.posix_fallocate(handle, 0, self._size)
-            finally:
-                os.close(handle)
-            self.whole = True
-        except OSError:
-            self._path.unlink(missing_ok=True)
+                self._system.allocate(self._path, self._size)
+                self.whole = True
+            except OSError:
+                self._delete()
         return self.whole
 
     def spend(self) -> bool:
-        """Gives the room up; False where it was gone already."""
+        """Gives the space up; False where that was done before."""
         had, self.whole = self.whole, False
-        self._path.unlink(missing_ok=True)
+        self._delete()
         return had
+
+    def _delete(self) -> None:
+        with contextlib.suppress(OSError):
+            self._system.unlink(self._path)

@@ -1,49 +1,58 @@
-"""What a transaction does to the spool's frames, and the counts of them that are kept in memory.
+"""The ledger: what a transaction does to the spool's frames, and the counts of them that are kept in memory.
 
-An id is in one place at a time: among the originals (originals.py) or among the frames. All of it runs in the writer's
-thread (writer.py), inside a transaction. A change that fails is undone by the writer, which then calls recount(). Knows
-nothing of threads or files; leases are only asked about.
+An id is in one table at a time: among the originals (originals.py) or among the frames. All changes run in the writer's
+thread (writer.py), inside a transaction; when one fails, the writer rolls it back and calls recount(). Knows nothing of
+threads or files, and only reads the leases.
 """
 
 from __future__ import annotations
 
 import sqlite3
-import time
 import uuid
+from dataclasses import dataclass
 from typing import Any
 
 from edge_encoder.errors import IdTaken, SpoolFull
-from edge_encoder.spool import database
-from edge_encoder.spool.database import FINISHED, SPOOLED
+from edge_encoder.spool import tables
+from edge_encoder.spool.clock import SpoolClock
 from edge_encoder.spool.leases import Leases
 from edge_encoder.spool.originals import ENTRY as ORIGINAL
 from edge_encoder.spool.originals import Originals
 from edge_encoder.spool.record import Entry, FullPolicy, Original, Record, State
+from edge_encoder.spool.system import System
+from edge_encoder.spool.tables import FINISHED, WAITING
 
 ENTRY = "id, state, width, height, size, rate, priority, picture_crc, created_ms, finished_ms, COALESCE(reason, '')"
 """The columns of an Entry, in its order."""
 KNOWN = f"SELECT {ENTRY} FROM frames WHERE id = ?1 UNION ALL SELECT {ORIGINAL} FROM originals WHERE id = ?1"
 """The row of the Entry of an id."""
-# Before this moment (2025-01-01) a clock was certainly not set, so nothing is dropped for its age.
-_CLOCK_SET_MS = 1_735_689_600_000
-
 Changes = list[tuple[uuid.UUID, State, str]]
 
 
-class Ledger:
-    """`frames` and `bytes` wait to be sent, `history` are finished and remembered; `originals` wait to be encoded."""
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """How much the spool holds: bytes of frames not yet acknowledged, what happens beyond, and finished frames that are
+    remembered."""
 
-    def __init__(self, leases: Leases, max_bytes: int, full_policy: FullPolicy, history_frames: int) -> None:
+    max_bytes: int = 256 << 20
+    full_policy: FullPolicy = "refuse"
+    history_frames: int = 20_000
+
+
+class Ledger:
+    """`frames` of `bytes` wait to be sent, `history` are finished and remembered; `originals` wait to be encoded."""
+
+    def __init__(self, leases: Leases, limits: Limits, clock: SpoolClock, system: System) -> None:
         self.frames = self.bytes = self.history = 0
-        self.max_bytes = max_bytes
-        self.full_policy = full_policy
-        self.history_frames = history_frames
+        self.limits = limits
         self.originals = Originals()
         self._leases = leases
+        self._clock = clock
+        self._system = system
 
     def recount(self, connection: sqlite3.Connection) -> None:
-        """Takes the counts from the table."""
-        pending = f"SELECT COUNT(*), COALESCE(SUM(cost), 0) FROM frames WHERE {SPOOLED}"
+        """Reads the counts from the tables."""
+        pending = f"SELECT COUNT(*), COALESCE(SUM(cost), 0) FROM frames WHERE {WAITING}"
         self.frames, self.bytes = connection.execute(pending).fetchone()
         self.history = connection.execute(f"SELECT COUNT(*) FROM frames WHERE {FINISHED}").fetchone()[0]
         self.originals.recount(connection)
@@ -56,16 +65,17 @@ class Ledger:
         return Entry(uuid.UUID(bytes=ident), state, *row[2:])
 
     def put(self, connection: sqlite3.Connection, record: Record, changes: Changes) -> Entry:
-        """Adds the frame in place of its original, if that is here, dropping others where the policy says so. SpoolFull
+        """Adds the frame in place of its original, if there is one, dropping others where the policy says so. SpoolFull
         or IdTaken before anything is written."""
         known = self._known(connection, record.id, record.picture_crc)
         if known is not None and known.state not in (State.DROPPED, State.RECEIVED):
             return known
-        cost = len(record.to_bytes()) + database.ROW_BYTES
+        cost = tables.cost(record)
         for ident in self._victims(connection, cost, record.priority):
-            self.finish(connection, ident, State.DROPPED, f"spool full, {self.full_policy}", changes)
+            self.finish(connection, ident, State.DROPPED, f"spool full, {self.limits.full_policy}", changes)
+        arrived = self.originals.arrived_ms(connection, record.id)
         self._clear(connection, known)
-        database.insert(connection, record, cost)
+        tables.insert(connection, record, self._clock.now_ms() if arrived is None else arrived)
         self.frames += 1
         self.bytes += cost
         changes.append((record.id, State.SPOOLED, ""))
@@ -77,7 +87,7 @@ class Ledger:
         if known is not None and known.state is not State.DROPPED:
             return known
         self._clear(connection, known)
-        self.originals.insert(connection, original)
+        self.originals.insert(connection, original, self._clock.now_ms())
         changes.append((original.id, State.RECEIVED, ""))
         return self.entry(connection.execute(KNOWN, (original.id.bytes,)).fetchone())
 
@@ -89,7 +99,7 @@ class Ledger:
         return entry
 
     def _clear(self, connection: sqlite3.Connection, known: Entry | None) -> None:
-        """Makes room for a new row of an id that is only an original, or was dropped and starts anew."""
+        """Deletes the row of an id that is an original, or that was dropped and is posted again."""
         if known is None:
             return
         if known.state is State.RECEIVED:
@@ -99,24 +109,24 @@ class Ledger:
             self.history -= 1
 
     def _victims(self, connection: sqlite3.Connection, cost: int, priority: int) -> list[bytes]:
-        """Ids to drop so that `cost` fits; raises SpoolFull (and drops nothing) where the policy gives no room."""
-        missing = self.bytes + cost - self.max_bytes
+        """Ids to drop so that `cost` fits; SpoolFull where the policy allows none."""
+        missing = self.bytes + cost - self.limits.max_bytes
         if missing <= 0:
             return []
-        oldest_first = self.full_policy == "drop-oldest"
+        oldest_first = self.limits.full_policy == "drop-oldest"
         victims: list[bytes] = []
-        if self.full_policy != "refuse" and cost <= self.max_bytes:
+        if self.limits.full_policy != "refuse" and cost <= self.limits.max_bytes:
             order = "seq" if oldest_first else "priority, seq"
-            query = f"SELECT id, cost FROM frames WHERE {SPOOLED} AND priority <= ? ORDER BY {order}"
+            query = f"SELECT id, cost FROM frames WHERE {WAITING} AND priority <= ? ORDER BY {order}"
             for ident, freed in connection.execute(query, (2**32 if oldest_first else priority,)):
                 if self._leases.is_out(ident):
-                    continue  # it is on the wire; its acknowledgement will free it
+                    continue  # it is being sent; its acknowledgement frees it
                 victims.append(ident)
                 missing -= freed
                 if missing <= 0:
                     return victims
         raise SpoolFull(
-            f"the spool holds {self.bytes} of {self.max_bytes} bytes; wait for the uplink, raise"
+            f"the spool holds {self.bytes} of {self.limits.max_bytes} bytes; wait for the uplink, raise"
             " AEIC_EDGE_SPOOL_MAX_BYTES or change AEIC_EDGE_SPOOL_FULL_POLICY"
         )
 
@@ -125,12 +135,12 @@ class Ledger:
         row = connection.execute("SELECT state, cost FROM frames WHERE id = ?", (ident,)).fetchone()
         if row is None:
             return self._give_up(connection, ident, state, reason, changes)
-        # A frame dropped for room while its acknowledgement was on the way has arrived after all.
+        # A frame that was dropped while its acknowledgement was on the way has been delivered.
         if not (row[0] == State.SPOOLED or (row[0] == State.DROPPED and state is State.DELIVERED)):
             return False
         connection.execute(
             "UPDATE frames SET state = ?, reason = ?, finished_ms = ?, record = NULL WHERE id = ?",
-            (state.value, reason[:500], int(time.time() * 1000), ident),
+            (state.value, reason[:500], int(self._system.wall_seconds() * 1000), ident),
         )
         if row[0] == State.SPOOLED:
             self.frames -= 1
@@ -142,12 +152,12 @@ class Ledger:
     def _give_up(
         self, connection: sqlite3.Connection, ident: bytes, state: State, reason: str, changes: Changes
     ) -> bool:
-        """Of an original only the history stays."""
+        """Turns an original into the history of a frame."""
         moved = connection.execute(
             "INSERT INTO frames (id, state, priority, cost, size, width, height, rate, picture_crc, created_ms,"
             " finished_ms, reason) SELECT id, ?, priority, 0, 0, width, height, 0, picture_crc, created_ms, ?, ?"
             " FROM originals WHERE id = ?",
-            (state.value, int(time.time() * 1000), reason[:500], ident),
+            (state.value, int(self._system.wall_seconds() * 1000), reason[:500], ident),
         )
         if not moved.rowcount:
             return False
@@ -156,19 +166,21 @@ class Ledger:
         changes.append((uuid.UUID(bytes=ident), state, reason))
         return True
 
-    def expire(self, connection: sqlite3.Connection, older_than_ms: int, changes: Changes) -> int:
-        """Drops frames and originals created before that moment, except those made before the clock was set; returns
-        how many."""
-        old = "created_ms < ?1 AND created_ms >= ?2"
-        query = f"SELECT id FROM frames WHERE {SPOOLED} AND {old} UNION ALL SELECT id FROM originals WHERE {old}"
-        rows = connection.execute(query, (older_than_ms, _CLOCK_SET_MS)).fetchall()
+    def expire(self, connection: sqlite3.Connection, max_age_seconds: float, changes: Changes) -> int:
+        """Drops frames and originals that arrived longer ago, in spool time; returns how many."""
+        limit = self._clock.now_ms() - int(max_age_seconds * 1000)
+        query = (
+            f"SELECT id FROM frames WHERE {WAITING} AND arrived_ms < ?1"
+            " UNION ALL SELECT id FROM originals WHERE arrived_ms < ?1"
+        )
+        rows = connection.execute(query, (limit,)).fetchall()
         return sum(self.finish(connection, row[0], State.DROPPED, "too old", changes) for row in rows)
 
     def prune(self, connection: sqlite3.Connection) -> None:
-        """Forgets the oldest finished frames beyond history_frames."""
-        # In slices of a twentieth, so that not every commit pays for a deletion.
-        over = self.history - self.history_frames
-        if over > self.history_frames // 20:
+        """Deletes the oldest finished frames beyond history_frames."""
+        # In batches of a twentieth, so that few commits include a deletion.
+        over = self.history - self.limits.history_frames
+        if over > self.limits.history_frames // 20:
             oldest = f"SELECT seq FROM frames WHERE {FINISHED} ORDER BY finished_ms LIMIT ?"
             connection.execute(f"DELETE FROM frames WHERE seq IN ({oldest})", (over,))
             self.history -= over

@@ -1,9 +1,12 @@
-"""A spooled frame as one self-describing, checked run of bytes.
+"""What lies in the spool: frames and originals, each self-describing and with a check value, and their entries.
+
+A frame is one run of bytes:
 
     magic "AEICREC1" | length u32 | header (fixed) | source id (utf-8) | bitstream | crc32 u32 of all before
 
-The magic and the length let salvage.py find records in a file whose tables are gone; the CRC tells a flipped bit
-from a frame. Nothing here knows SQLite. The errors of the spool stand here too.
+The magic and the length let recovery.py find frames in a file whose tables are gone; the CRC-32 distinguishes a frame
+from damaged bytes. An original (a picture file as it was received) is stored with `meta`, one line of JSON, and a
+CRC-32 over both. Nothing here knows SQLite or Pillow.
 """
 
 from __future__ import annotations
@@ -15,7 +18,7 @@ import struct
 import uuid
 import zlib
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 FullPolicy = Literal["refuse", "drop-oldest", "drop-lowest-priority"]
 """What happens when the spool's cap is reached."""
@@ -26,11 +29,12 @@ _LENGTH = struct.Struct("<I")
 _HEADER = struct.Struct("<16sIHHBIQQB")
 _FIXED = len(MAGIC) + _LENGTH.size + _HEADER.size + 4
 MAX_RECORD_BYTES = 8 << 20
+_MAX_MS = 1 << 62  # SQLite's integers are signed
 
 
 class State(enum.IntEnum):
-    """Where a frame is. The numbers stand in the spool file, so they never change. SENDING is never on disk, and
-    RECEIVED is what stands in the table of originals (originals.py)."""
+    """The state of a frame. The numbers are stored in the spool, so they never change. SENDING is never stored, and
+    RECEIVED is the state of the rows of the originals' table."""
 
     SPOOLED = 0
     DELIVERED = 1
@@ -45,12 +49,13 @@ FINAL = (State.DELIVERED, State.REJECTED, State.DROPPED, State.FAILED)
 
 
 class DamagedRecord(ValueError):
-    """The bytes are not a whole record, or its CRC does not fit."""
+    """The bytes are not a whole record, or the check value does not match."""
 
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """One frame on its way. `data` is the whole .aeic file; times are milliseconds since 1970 UTC."""
+    """A frame to be delivered. `data` is the whole .aeic file; times are milliseconds since 1970 UTC; `picture_crc` is
+    the CRC-32 of the picture file, by which a reused id is recognised."""
 
     id: uuid.UUID
     data: bytes
@@ -60,11 +65,11 @@ class Record:
     priority: int = 0
     created_ms: int = 0
     captured_ms: int = 0
-    picture_crc: int = 0  # crc32 of the picture file it was made from, so that a reused id can be told
+    picture_crc: int = 0
     source_id: str = ""
 
     def to_bytes(self) -> bytes:
-        """The record as it lies in the spool."""
+        """The record as it is stored."""
         source = self.source_id.encode()[:255]
         header = _HEADER.pack(
             self.id.bytes,
@@ -82,18 +87,21 @@ class Record:
         return start + _LENGTH.pack(zlib.crc32(start))
 
     @classmethod
-    def parse(cls, raw: bytes | memoryview) -> Record:
-        """Reads the record at the start of `raw`; bytes behind it are ignored. Raises DamagedRecord."""
-        if len(raw) < _FIXED or bytes(raw[:8]) != MAGIC:
-            raise DamagedRecord("no record here")
+    def parse(cls, raw: Any) -> Record:
+        """The record at the start of `raw`; bytes behind it are ignored. DamagedRecord for anything else, of whatever
+        type."""
+        if not isinstance(raw, bytes | memoryview) or len(raw) < _FIXED or bytes(raw[:8]) != MAGIC:
+            raise DamagedRecord("there is no record")
         (length,) = _LENGTH.unpack_from(raw, 8)
         if not _FIXED <= length <= min(MAX_RECORD_BYTES, len(raw)):
-            raise DamagedRecord(f"record claims {length} bytes of {len(raw)}")
+            raise DamagedRecord(f"the record claims {length} bytes of {len(raw)}")
         (crc,) = _LENGTH.unpack_from(raw, length - 4)
         if zlib.crc32(raw[: length - 4]) != crc:
-            raise DamagedRecord("the check value does not fit")
+            raise DamagedRecord("the check value does not match")
         ident, picture_crc, width, height, rate, priority, created, captured, named = _HEADER.unpack_from(raw, 12)
         start = 12 + _HEADER.size
+        if start + named > length - 4 or max(created, captured) >= _MAX_MS:
+            raise DamagedRecord("the header does not match the record")
         return cls(
             id=uuid.UUID(bytes=ident),
             data=bytes(raw[start + named : length - 4]),
@@ -128,8 +136,9 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class Original:
-    """`picture` is a JPEG, PNG or WebP file, `picture_crc` its CRC-32, `width` and `height` what its header says; times
-    are milliseconds since 1970 UTC. `rate`, `max_bytes` and `target_bytes` as in Encoder.encode."""
+    """A picture that is not encoded yet, with what was requested for it. `picture` is a JPEG, PNG or WebP file,
+    `picture_crc` its CRC-32, `width` and `height` are from its header; times are milliseconds since 1970 UTC. `rate`,
+    `max_bytes` and `target_bytes` as in Encoder.encode."""
 
     id: uuid.UUID
     picture: bytes
@@ -145,21 +154,26 @@ class Original:
     target_bytes: int | None = None
 
     def meta(self) -> bytes:
-        """All but the picture, as it lies in the spool."""
+        """Everything but the picture, as it is stored."""
         facts = {name: getattr(self, name) for name in _FACTS}
         return json.dumps({**facts, "id": self.id.hex}, separators=(",", ":")).encode()
 
     def check(self, meta: bytes) -> int:
-        """The check value that lies beside `meta`."""
+        """The check value that is stored beside `meta`."""
         return zlib.crc32(meta, self.picture_crc)
 
     @classmethod
-    def parse(cls, meta: bytes, check: int, picture: bytes) -> Original:
-        """The original of a row; DamagedRecord when it is not what was written."""
+    def parse(cls, meta: Any, check: Any, picture: Any) -> Original:
+        """The original of a row. DamagedRecord when it is not what was written, of whatever types the values are."""
+        if not isinstance(meta, bytes) or not isinstance(picture, bytes):
+            raise DamagedRecord("there is no original")
         if zlib.crc32(meta, zlib.crc32(picture)) != check:
-            raise DamagedRecord("the check value does not fit")
-        facts = json.loads(meta)
-        return cls(**{**facts, "id": uuid.UUID(hex=facts["id"])}, picture=picture)
+            raise DamagedRecord("the check value does not match")
+        try:
+            facts = json.loads(meta)
+            return cls(**{**facts, "id": uuid.UUID(hex=facts["id"])}, picture=picture)
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise DamagedRecord(f"the description cannot be read: {error}") from None
 
 
 _FACTS = tuple(field.name for field in dataclasses.fields(Original) if field.name not in ("id", "picture"))

@@ -1,15 +1,23 @@
-"""Reads what can still be read from a damaged spool file. Never writes to it.
+"""Reads what can still be read from a damaged spool file and its log, and writes it into a new one.
 
-Two passes. Through SQLite: rows are fetched by their number, and a range that fails is halved until the unreadable
-rows stand alone. Then by hand: the raw bytes of the file and its WAL are searched for the magic of records.py, which
-also works when the file's first page is gone. A record longer than a database page is split by SQLite and only the
-first pass can find it; so it is with originals. Frames already delivered may come back; the cloud answers DUPLICATE
-and no harm is done.
+Never writes to the damaged files. Three sources, the most trustworthy first; what one source has decided about an id is
+not changed by a later one:
+
+    1. the database with the pages of its log that SQLite would use, read row by row: a range of rows that fails is
+       halved until the unreadable rows stand alone
+    2. the same with the pages of the log behind the damage
+    3. the raw bytes of both files, searched for the magic of a record (record.py); this also works without a first
+       page. A record or original that is larger than a page is split by SQLite, so this search does not find it
+
+Every record carries its own check value, so nothing damaged is taken over. The indexes of the database say which frames
+were waiting, so that those that are not found are counted as lost. Frames already delivered may be found again; the
+cloud answers DUPLICATE.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import mmap
 import sqlite3
@@ -18,91 +26,322 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from edge_encoder.spool.record import MAGIC, DamagedRecord, Original, Record, State
+from edge_encoder.spool import tables, wal
+from edge_encoder.spool.record import FINAL, MAGIC, DamagedRecord, Original, Record, State
+from edge_encoder.spool.system import System
 
 log = logging.getLogger("aeic.edge.spool")
+
+_BLOCK = 1 << 20
+# Ranges of rows that may fail before the rest is given up: enough for 30,000 rows of which none can be read.
+_MAX_FAILURES = 100_000
+_REASON = "damaged on disk"
 
 
 @dataclass
 class Recovery:
-    """What came out: frames to send again, originals to encode, and how many rows are known to be lost."""
+    """What was found: `frames` to send, `originals` to encode, `lost` of either. `complete` when all tables were read
+    and nothing is missing."""
 
-    records: dict[bytes, Record] = field(default_factory=dict)
-    originals: dict[bytes, Original] = field(default_factory=dict)
-    finished: set[bytes] = field(default_factory=set)  # ids that need no sending
-    unreadable: int = 0
+    frames: int = 0
+    originals: int = 0
+    lost: int = 0
+    complete: bool = True
 
 
-def recover(path: Path) -> Recovery:
-    """Everything readable in the spool file at `path` (its -wal beside it)."""
-    found = Recovery()
-    try:
-        _through_sqlite(path, found)
-    except sqlite3.Error as error:
-        log.error("spool %s cannot be read as a database (%s); searching its bytes", path.name, error)
-    before = len(found.records)
-    for part in (path, path.with_name(path.name + "-wal")):
+def recover(path: Path, target: sqlite3.Connection, image: Path, system: System) -> Recovery:
+    """Copies everything readable from the damaged spool at `path` into the empty tables of `target`, in one transaction
+    that the caller commits. `image` is a file to work in; the caller deletes it. OSError or sqlite3.Error when the new
+    file cannot be written: the damaged files are as they were."""
+    salvage = _Salvage(target)
+    log_path = path.with_name(path.name + "-wal")
+    found = wal.scan(log_path)
+    source = path
+    if found is not None:
+        _copy(path, image, system)
+        _apply(log_path, found, found.committed, image, system)
+        source = image
+    if not _has_tables(source):
+        if source is path:
+            _copy(path, image, system)
+            source = image
+        _replace_first_page(image, found.page_size if found is not None else 4096, system)
+        salvage.found.complete = False
+    salvage.read(source)
+    if found is not None and found.others:
+        _apply(log_path, found, found.others, image, system)
+        salvage.read(image)
+    for part in (path, log_path):
         if part.is_file() and part.stat().st_size:
-            for record in _by_hand(part):
-                if record.id.bytes not in found.finished:
-                    found.records.setdefault(record.id.bytes, record)
-    found.unreadable = max(0, found.unreadable - (len(found.records) - before))
-    return found
+            salvage.search(part)
+    recovery = salvage.finish()
+    with _writing():
+        tables.insert_recovery(target, int(system.wall_seconds() * 1000), recovery.lost, recovery.complete)
+    return recovery
 
 
-def _through_sqlite(path: Path, found: Recovery) -> None:
-    with contextlib.closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as connection:
-        for ident, state, raw in _rows(connection, "frames", "id, state, record", found):
-            if state != State.SPOOLED:
-                found.finished.add(bytes(ident))
-                continue
-            try:
-                record = Record.parse(raw or b"")
-                found.records[record.id.bytes] = record
-            except DamagedRecord:
-                found.unreadable += 1
-        for row in _rows(connection, "originals", "meta, checked, picture", found):
-            try:
-                original = Original.parse(*row)
-            except DamagedRecord:
-                found.unreadable += 1
-                continue
-            if original.id.bytes not in found.finished and original.id.bytes not in found.records:
-                found.originals[original.id.bytes] = original
-
-
-def _rows(connection: sqlite3.Connection, table: str, columns: str, found: Recovery) -> Iterator[tuple[Any, ...]]:
-    """Every readable row; the others are counted."""
+def _has_tables(path: Path) -> bool:
+    """Whether the database's first page is whole: it holds the schema."""
     try:
-        row = connection.execute("SELECT seq FROM sqlite_sequence WHERE name = ?", (table,)).fetchone()
-    except sqlite3.DatabaseError:
-        row = connection.execute(f"SELECT MAX(seq) FROM {table}").fetchone()
-    first = 1
-    with contextlib.suppress(sqlite3.DatabaseError):
-        first = connection.execute(f"SELECT MIN(seq) FROM {table}").fetchone()[0] or 1
-    last = (row[0] if row else 0) or 0
-    pending = [(first, last)]
-    while pending:
-        low, high = pending.pop()
-        if low > high:
-            continue
-        query = f"SELECT {columns} FROM {table} WHERE seq BETWEEN ? AND ?"
+        with contextlib.closing(_open(path)) as source:
+            names = {name for (name,) in source.execute("SELECT name FROM sqlite_schema")}
+            return {b"frames", b"originals"} <= names
+    except sqlite3.Error:
+        return False
+
+
+def _open(path: Path) -> sqlite3.Connection:
+    connection = sqlite3.connect(f"{path.absolute().as_uri()}?immutable=1", uri=True)
+    connection.text_factory = bytes  # a damaged text is not UTF-8
+    return connection
+
+
+def _replace_first_page(image: Path, page_size: int, system: System) -> None:
+    """Gives the image the first page of a new spool. Tables are always created in the same order, so their roots are in
+    the same pages."""
+    with contextlib.closing(sqlite3.connect(":memory:")) as new:
+        new.execute(f"PRAGMA page_size={page_size}")
+        tables.create(new)
+        page = bytearray(new.serialize()[:page_size])
+    with image.open("r+b", buffering=0) as file:
+        pages = max(1, file.seek(0, 2) // page_size)
+        page[28:32] = pages.to_bytes(4, "big")
+        system.write(file, 0, bytes(page))
+
+
+def _copy(path: Path, image: Path, system: System) -> None:
+    offset = 0
+    with system.create(image) as file:
+        if path.is_file():
+            with path.open("rb") as source:
+                while block := source.read(_BLOCK):
+                    system.write(file, offset, block)
+                    offset += len(block)
+
+
+def _apply(log_path: Path, log: wal.Log, pages: list[tuple[int, int]], image: Path, system: System) -> None:
+    """Writes the log's pages into the image."""
+    with log_path.open("rb") as source, image.open("r+b", buffering=0) as file:
+        for number, offset in pages:
+            source.seek(offset)
+            system.write(file, (number - 1) * log.page_size, source.read(log.page_size))
+        if file.seek(0, 2) < log.pages * log.page_size:  # SQLite opens no database that is shorter than it says
+            file.truncate(log.pages * log.page_size)
+
+
+@dataclass
+class _Salvage:
+    """Rows found so far. `placed`: ids that are in the target; `missing`: ids known to have waited, with their row."""
+
+    target: sqlite3.Connection
+    found: Recovery = field(default_factory=Recovery)
+    placed: set[bytes] = field(default_factory=set)
+    missing: dict[bytes, tuple[Any, ...]] = field(default_factory=dict)
+    unnamed: set[tuple[str, int]] = field(default_factory=set)  # lost rows whose id is not known either
+    failures: int = 0
+    earlier: bool = False  # whether the earlier recoveries were read
+
+    # -- through SQLite ----------------------------------------------------------------------------------------
+
+    def read(self, path: Path) -> None:
+        """Reads the tables of a database whose log, if it had one, is applied."""
         try:
-            rows = connection.execute(query, (low, high)).fetchall()
-        except sqlite3.DatabaseError:
-            if low == high:
-                found.unreadable += 1
+            with contextlib.closing(_open(path)) as source:
+                source.execute("SELECT COUNT(*) FROM sqlite_schema").fetchone()
+                self._earlier(source)
+                self._frames(source)
+                self._originals(source)
+        except sqlite3.Error as error:
+            log.error("spool %s cannot be read as a database (%s); its bytes are searched", path.name, error)
+            self.found.complete = False
+
+    def _earlier(self, source: sqlite3.Connection) -> None:
+        if self.earlier:
+            return
+        rows: list[Any] = []
+        with contextlib.suppress(sqlite3.DatabaseError):  # a spool of an earlier release has no such table
+            rows = source.execute("SELECT at_ms, lost, complete FROM recoveries").fetchall()
+            self.earlier = True
+        for row in rows:
+            if all(isinstance(value, int) for value in row):
+                with _writing():
+                    tables.insert_recovery(self.target, *row)
+
+    def _frames(self, source: sqlite3.Connection) -> None:
+        names = dict(_indexed(source, "SELECT seq, id FROM frames INDEXED BY sqlite_autoindex_frames_1"))
+        waiting, sure = _known(source, f"SELECT seq FROM frames INDEXED BY pending WHERE {tables.WAITING}")
+        seen: set[int] = set()
+        for row in self._rows(source, "frames", tables.FRAME_COLUMNS, waiting, sure):
+            seq, ident, state, record = row[0], row[1], row[2], row[-1]
+            seen.add(seq)
+            if _is_id(ident) and state in FINAL:
+                self._history(row)
+                continue
+            try:
+                self._frame(Record.parse(record))
+            except DamagedRecord:
+                if _is_id(ident):
+                    self.missing.setdefault(ident, row)
+                else:
+                    self.unnamed.add(("frames", seq))
+        self._lost("frames", waiting - seen, names)
+
+    def _originals(self, source: sqlite3.Connection) -> None:
+        names = dict(_indexed(source, "SELECT seq, id FROM originals INDEXED BY sqlite_autoindex_originals_1"))
+        waiting, sure = _known(source, "SELECT seq FROM originals INDEXED BY waiting")
+        seen: set[int] = set()
+        for seq, ident, meta, checked, picture in self._rows(
+            source, "originals", "seq, id, meta, checked, picture", waiting, sure
+        ):
+            seen.add(seq)
+            try:
+                original = Original.parse(meta, checked, picture)
+            except DamagedRecord:
+                if _is_id(ident):
+                    self.missing.setdefault(ident, ())
+                else:
+                    self.unnamed.add(("originals", seq))
+                continue
+            if original.id.bytes not in self.placed:
+                self.placed.add(original.id.bytes)
+                with _writing():
+                    tables.insert_original(self.target, original)
+                self.found.originals += 1
+        self._lost("originals", waiting - seen, names)
+
+    def _rows(
+        self, source: sqlite3.Connection, table: str, columns: str, waiting: set[int], sure: bool
+    ) -> Iterator[tuple[Any, ...]]:
+        """Every readable row. Rows that cannot be read are lost where they may have waited: those in `waiting`, or all
+        of them unless that is `sure` to name every one."""
+        self.found.complete &= sure  # without a whole index nothing says that no row is missing
+        pending = [_span(source, table, waiting)]
+        while pending:
+            low, high = pending.pop()
+            if low > high:
+                continue
+            begin = low
+            try:
+                query = f"SELECT {columns} FROM {table} WHERE seq BETWEEN ? AND ? ORDER BY seq"
+                for row in source.execute(query, (low, high)):
+                    low = max(low, row[0] + 1)  # the rows of a damaged table need not rise
+                    yield row
+            except (sqlite3.DatabaseError, OverflowError, MemoryError):
+                self.failures += 1
+                if low > begin:
+                    pending.append((low, high))
+                    continue
+                if self.failures > _MAX_FAILURES:
+                    self.found.complete = False
+                    return
+                if low < high:
+                    middle = (low + high) // 2
+                    pending += [(middle + 1, high), (low, middle)]
+                elif not sure:
+                    self.unnamed.add((table, low))
+
+    def _lost(self, table: str, seqs: set[int], names: dict[int, bytes]) -> None:
+        for seq in seqs:
+            ident = names.get(seq, b"")
+            if _is_id(ident):
+                self.unnamed.discard((table, seq))
+                self.missing.setdefault(ident, ())
             else:
-                middle = (low + high) // 2
-                pending += [(middle + 1, high), (low, middle)]
-            continue
-        yield from rows
+                self.unnamed.add((table, seq))
+
+    # -- by hand -----------------------------------------------------------------------------------------------
+
+    def search(self, path: Path) -> None:
+        """Searches the bytes of the file for records."""
+        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as raw:
+            at = raw.find(MAGIC)
+            while at >= 0:
+                with contextlib.suppress(DamagedRecord):
+                    self._frame(Record.parse(raw[at : at + (1 << 16)]))
+                at = raw.find(MAGIC, at + 1)
+
+    # -- into the target ---------------------------------------------------------------------------------------
+
+    def _frame(self, record: Record) -> None:
+        if record.id.bytes not in self.placed:
+            self.placed.add(record.id.bytes)
+            with _writing():
+                tables.insert(self.target, record)
+            self.found.frames += 1
+
+    def _history(self, row: tuple[Any, ...]) -> None:
+        ident = row[1]
+        if ident in self.placed:
+            return
+        self.placed.add(ident)
+        with _writing():
+            tables.insert_history(self.target, ident, State(row[2]), _numbers(row), _text(row[12]))
+
+    def finish(self) -> Recovery:
+        """Writes down what is lost, and counts it."""
+        for ident, row in self.missing.items():
+            if ident not in self.placed:
+                self.found.lost += 1
+                tables.insert_history(self.target, ident, State.DROPPED, _numbers(row), _REASON)
+        # Their ids are not known, so those that were found elsewhere cannot be told apart: an upper bound.
+        self.found.lost += len(self.unnamed)
+        self.found.complete &= not self.found.lost
+        return self.found
 
 
-def _by_hand(path: Path) -> Iterator[Record]:
-    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as raw:
-        at = raw.find(MAGIC)
-        while at >= 0:
-            with contextlib.suppress(DamagedRecord):
-                yield Record.parse(raw[at : at + (1 << 16)])
-            at = raw.find(MAGIC, at + 1)
+@contextlib.contextmanager
+def _writing() -> Iterator[None]:
+    """Raises what goes wrong with the target as OSError, which no reading of a damaged file does."""
+    try:
+        yield
+    except sqlite3.Error as error:
+        full = getattr(error, "sqlite_errorcode", 0) == sqlite3.SQLITE_FULL
+        raise OSError(errno.ENOSPC if full else errno.EIO, str(error)) from error
+
+
+def _span(source: sqlite3.Connection, table: str, waiting: set[int]) -> tuple[int, int]:
+    """The first and last row number."""
+    first, last = 1, max(waiting, default=0)
+    for query in f"SELECT MIN(seq) FROM {table}", f"SELECT MAX(seq) FROM {table}":
+        with contextlib.suppress(sqlite3.DatabaseError, OverflowError):
+            value = source.execute(query).fetchone()[0]
+            if isinstance(value, int):
+                first, last = (max(1, value), last) if "MIN" in query else (first, max(last, value))
+    with contextlib.suppress(sqlite3.DatabaseError, OverflowError):
+        row = source.execute("SELECT seq FROM sqlite_sequence WHERE name = ?", (table,)).fetchone()
+        if row and isinstance(row[0], int):
+            last = max(last, row[0])
+    return min(first, *waiting) if waiting else first, last
+
+
+def _indexed(source: sqlite3.Connection, query: str) -> Iterator[tuple[int, bytes]]:
+    """Rows of an index, up to the first that cannot be read."""
+    with contextlib.suppress(sqlite3.DatabaseError, OverflowError):
+        yield from source.execute(query)
+
+
+def _known(source: sqlite3.Connection, query: str) -> tuple[set[int], bool]:
+    """The row numbers in an index, and whether all of it could be read."""
+    seqs: set[int] = set()
+    try:
+        for (seq,) in source.execute(query):
+            if isinstance(seq, int):
+                seqs.add(seq)
+    except (sqlite3.DatabaseError, OverflowError):
+        return seqs, False
+    return seqs, True
+
+
+def _is_id(value: Any) -> bool:
+    return isinstance(value, bytes) and len(value) == 16
+
+
+def _numbers(row: tuple[Any, ...]) -> dict[str, int]:
+    """The whole numbers of a row of FRAME_COLUMNS; 0 for what is none."""
+    values = row[3:12] if len(row) > 12 else (0,) * 9
+    names = ("priority", "cost", "size", "width", "height", "rate", "picture_crc", "created_ms", "finished_ms")
+    return {name: value if isinstance(value, int) else 0 for name, value in zip(names, values, strict=True)}
+
+
+def _text(value: Any) -> str:
+    return value.decode(errors="replace")[:500] if isinstance(value, bytes) else ""

@@ -1,21 +1,21 @@
-r"""The spool: frames wait here, on disk, until the cloud has acknowledged them; originals, until they are encoded.
+r"""The spool: a durable outbox. Frames stay here, on disk, until the cloud has acknowledged them; originals, until they
+are encoded.
 
     receive -> RECEIVED -> (next_original) -> put -> SPOOLED -> (lease) SENDING -> DELIVERED | REJECTED
-                   \-> FAILED                DROPPED: the cap or the age limit took it
+                   \-> FAILED                DROPPED: by the cap, the age limit, or damage
 
-Promises. A put or receive that returned survives a power cut (SQLite WAL, synchronous=FULL; writer.py commits in
-groups). A lease lives in memory only (leases.py), so a restart does again what was under way. A frame carries its own
-check value (records.py), and so does an original; a damaged one is dropped and counted, never sent. Knows nothing of
-pictures, HTTP or gRPC.
+A put or receive that has returned survives a power cut (SQLite WAL, synchronous=FULL; writer.py commits in groups). A
+lease exists in memory only (leases.py), so a restart sends again what was being sent. Frames and originals carry a
+check value (record.py); a damaged one is dropped and counted, never sent. A damaged file is rebuilt (recovery.py), and
+a deleted one written again. Knows nothing of pictures, HTTP or gRPC.
 """
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import functools
+import os
 import sqlite3
-import time
 import uuid
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future
@@ -23,58 +23,85 @@ from pathlib import Path
 from typing import Any
 
 from edge_encoder.errors import SpoolError, SpoolFull
-from edge_encoder.spool import database
-from edge_encoder.spool.database import SPOOLED
+from edge_encoder.spool import database, tables
+from edge_encoder.spool.clock import SpoolClock
 from edge_encoder.spool.disk_reserve import DiskReserve
 from edge_encoder.spool.leases import Leases
-from edge_encoder.spool.ledger import KNOWN, Changes, Ledger
+from edge_encoder.spool.ledger import KNOWN, Changes, Ledger, Limits
+from edge_encoder.spool.lock import FolderLock
 from edge_encoder.spool.reader import Reader
 from edge_encoder.spool.record import DamagedRecord, Entry, FullPolicy, Original, Record, State
+from edge_encoder.spool.system import System
+from edge_encoder.spool.tables import WAITING
 from edge_encoder.spool.writer import Op, Writer
+
+_LIMITS = Limits()
+_PROVEN_SECONDS = 2.0  # a commit this recent shows that the spool can be written
 
 
 class Spool:
-    """The outbox of one edge box in `folder`. Thread safe. `on_change(id, state, reason)` is called from the writer's
-    thread after each commit. `unreadable` counts frames lost to damage, since the start."""
+    """The outbox of one edge in `folder`. Thread safe. `on_change(id, state, reason)` is called from the writer's
+    thread after each commit. `unreadable` counts frames lost to damage, since the start.
+
+    SpoolError when another edge uses the folder or its disk does not work, SpoolFull when a recovery needs more room.
+    """
 
     def __init__(
         self,
         folder: Path,
         *,
-        max_bytes: int = 256 << 20,
-        full_policy: FullPolicy = "refuse",
-        history_frames: int = 20_000,
+        max_bytes: int = _LIMITS.max_bytes,
+        full_policy: FullPolicy = _LIMITS.full_policy,
+        history_frames: int = _LIMITS.history_frames,
         on_change: Callable[[uuid.UUID, State, str], None] | None = None,
+        system: System | None = None,
     ) -> None:
         self.path = folder / "spool.sqlite3"
         self.on_change = on_change
-        folder.mkdir(parents=True, exist_ok=True)
-        self._lock_file = (folder / "spool.lock").open("w")
+        self.unreadable = 0
+        self._system = system = system or System()
+        self._folder = folder
+        self._given_up: set[bytes] = set()  # ids that are counted in `unreadable`
+        self._place: tuple[int, int] | None = None  # device and inode of the open file
+        self._clock: SpoolClock | None = None
+        self._ledger: Ledger
+        self._reader: Reader
+        self._writer: Writer
+        self._leases = Leases(system.steady_seconds)
+        self._encoding = Leases(system.steady_seconds)
         try:
-            fcntl.flock(self._lock_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            self._lock_file.close()
-            raise SpoolError(f"another edge already uses {folder}; stop it or set AEIC_EDGE_DATA_DIR") from None
-        connection, self.unreadable = database.open_spool(self.path)
-        self._leases = Leases()
-        self._encoding = Leases()
-        self._ledger = ledger = Ledger(self._leases, max_bytes, full_policy, history_frames)
-        ledger.recount(connection)
-        self._reserve = DiskReserve(folder / "spool.reserve")
-        self._writer = Writer(
-            connection, recount=ledger.recount, rebuild=self._rebuild, prune=ledger.prune, reserve=self._reserve
-        )
-        self._reader = Reader(self.path, self._writer.submit)
+            self._lock = FolderLock(folder)
+        except OSError as error:
+            raise SpoolError(f"the spool's folder {folder} cannot be used ({error}); look at its disk") from error
+        connection: sqlite3.Connection | None = None
+        try:
+            self._reserve = DiskReserve(folder / "spool.reserve", system=system)
+            connection = self._open_first()
+            assert self._clock is not None
+            limits = Limits(max_bytes, full_policy, history_frames)
+            self._ledger = Ledger(self._leases, limits, self._clock, system)
+            self._ledger.recount(connection)
+            self._reader = Reader(self.path, lambda op: self._writer.submit(op), system)
+            self._reader.open()
+        except BaseException as error:
+            if connection is not None:
+                connection.close()
+            self._lock.release()
+            if isinstance(error, sqlite3.Error | OSError):
+                kind = SpoolFull if database.is_full(error) else SpoolError
+                raise kind(f"the spool {self.path} cannot be opened ({error}); look at its disk") from error
+            raise
+        self._writer = Writer(connection, self, self._reserve, system)
 
     def put(self, record: Record) -> Future[Entry]:
-        """Keeps the frame, in place of its original; the future ends after the commit, so its result may be promised.
+        """Stores the frame, in place of its original; the future ends after the commit, so its result may be promised.
 
         The same id with the same picture gives the entry that is there already. Raises (in the future) SpoolFull,
         IdTaken, or SpoolError when the disk fails.
         """
 
         def put(connection: sqlite3.Connection, changes: Changes) -> Entry:
-            if not self._ledger.originals.holds(connection, record.id):  # in place of its original it takes no room
+            if self._ledger.originals.arrived_ms(connection, record.id) is None:  # replacing an original needs no room
                 self._check_room()
             return self._ledger.put(connection, record, changes)
 
@@ -87,9 +114,10 @@ class Spool:
             lambda connection, changes: self._ledger.finish(connection, ident.bytes, state, reason, changes)
         )
 
-    def expire(self, older_than_ms: int) -> Future[int]:
-        """Drops frames created before that moment, except those made before the clock was set. Returns how many."""
-        return self._change(lambda connection, changes: self._ledger.expire(connection, older_than_ms, changes))
+    def expire(self, max_age_seconds: float) -> Future[int]:
+        """Drops frames and originals that have been here for longer, by the machine's uptime and not by its wall clock
+        (clock.py). Returns how many."""
+        return self._change(lambda connection, changes: self._ledger.expire(connection, max_age_seconds, changes))
 
     def get(self, ident: uuid.UUID) -> Entry | None:
         """The frame's entry, or None when it was never here or its history is gone."""
@@ -100,27 +128,31 @@ class Spool:
         """Up to `limit` frames to send now, most urgent first, then oldest first. Each must be finished or released."""
         busy = self._leases.busy()
         rows = self._reader.all(
-            f"SELECT id FROM frames WHERE {SPOOLED} ORDER BY priority DESC, seq LIMIT ?", (limit + len(busy),)
+            f"SELECT id FROM frames WHERE {WAITING} ORDER BY priority DESC, seq LIMIT ?", (limit + len(busy),)
         )
         records: list[Record] = []
-        for (ident,) in rows:
-            if ident in busy or len(records) >= limit:
-                continue
-            row = self._reader.one(f"SELECT record FROM frames WHERE id = ? AND {SPOOLED}", (ident,))
-            if row is None:
-                continue
-            try:
-                record = Record.parse(row[0] or b"")
-            except DamagedRecord as error:
-                self.unreadable += 1
-                self.finish(uuid.UUID(bytes=ident), State.DROPPED, f"damaged on disk: {error}")
-                continue
-            self._leases.take(ident)
-            records.append(record)
+        try:
+            for (ident,) in rows:
+                if ident in busy or len(records) >= limit:
+                    continue
+                row = self._reader.one(f"SELECT record FROM frames WHERE id = ? AND {WAITING}", (ident,))
+                if row is None:
+                    continue
+                try:
+                    record = Record.parse(row[0])
+                except DamagedRecord as error:
+                    self._give_up(ident, error)
+                    continue
+                self._leases.take(ident)
+                records.append(record)
+        except SpoolError:
+            for record in records:  # the caller does not learn of them
+                self._leases.untake(record.id.bytes)
+            raise
         return records
 
     def receive(self, original: Original) -> Future[Entry]:
-        """Keeps the picture until it is encoded; as put() otherwise."""
+        """Stores the picture until it is encoded; as put() otherwise."""
 
         def receive(connection: sqlite3.Connection, changes: Changes) -> Entry:
             self._check_room()
@@ -129,14 +161,21 @@ class Spool:
         return self._change(receive)
 
     def _check_room(self) -> None:
-        if not self._reserve.whole:  # what room there is belongs to the acknowledgements (reserve.py)
+        if not self._reserve.whole:  # the space that is left is for acknowledgements (disk_reserve.py)
             raise SpoolFull(f"the disk of {self.path.parent} is full; make room on it, or wait for the uplink")
 
+    def _give_up(self, ident: bytes, error: DamagedRecord) -> Future[bool]:
+        """Counts a frame or original that cannot be read as lost, once, and records that."""
+        if ident not in self._given_up:
+            self._given_up.add(ident)
+            self.unreadable += 1
+        return self.finish(uuid.UUID(bytes=ident), State.DROPPED, f"damaged on disk: {error}")
+
     def next_original(self) -> tuple[Original, int] | None:
-        """The original to encode now, most urgent first, then oldest, and which try of it this is. It must be put,
+        """The original to encode now, most urgent first, then oldest, and the number of this attempt. It must be put,
         finished or released.
 
-        The try is counted on disk before this returns: an original that ends the process is known by it.
+        The attempt is recorded on disk before this returns, so that an original that crashes the process is recognised.
         """
         while True:
             busy = self._encoding.busy()
@@ -151,8 +190,7 @@ class Spool:
             try:
                 original = Original.parse(*row)
             except DamagedRecord as error:
-                self.unreadable += 1
-                self.finish(uuid.UUID(bytes=free[0]), State.DROPPED, f"damaged on disk: {error}").result()
+                self._give_up(free[0], error).result()
                 continue
             self._encoding.take(free[0])
             try:
@@ -168,52 +206,46 @@ class Spool:
         return self._ledger.originals.begin(connection, ident)
 
     def release_original(self, ident: uuid.UUID, delay_seconds: float = 0.0) -> None:
-        """It was not encoded; it is offered again after the delay, doubled per attempt."""
+        """The original was not encoded; it is offered again after the delay, doubled per attempt."""
         self._encoding.release(ident.bytes, delay_seconds)
 
-    def absolve_original(self, ident: uuid.UUID) -> Future[None]:
-        """The tries of that original so far do not count against it."""
+    def reset_attempts(self, ident: uuid.UUID) -> Future[None]:
+        """The attempts to encode that original so far do not count."""
         return self._change(lambda connection, changes: self._ledger.originals.reset_attempts(connection, ident))
 
     def oldest(self) -> Record | None:
-        """The oldest readable frame that waits, whether or not it is leased; it stays as it is."""
-        for (raw,) in self._reader.all(f"SELECT record FROM frames WHERE {SPOOLED} ORDER BY seq LIMIT 16"):
+        """The oldest readable frame that waits, leased or not; nothing is changed."""
+        for (raw,) in self._reader.all(f"SELECT record FROM frames WHERE {WAITING} ORDER BY seq LIMIT 16"):
             with contextlib.suppress(DamagedRecord):
-                return Record.parse(raw or b"")
+                return Record.parse(raw)
         return None
 
     def release(self, idents: Iterable[uuid.UUID], delay_seconds: float = 0.0) -> None:
-        """Gives leased frames back unsent; each is offered again after the delay, doubled per attempt (leases.py)."""
+        """Returns leased frames unsent; each is offered again after the delay, doubled per attempt (leases.py)."""
         for ident in idents:
             self._leases.release(ident.bytes, delay_seconds)
 
     def next_retry_seconds(self) -> float | None:
-        """Seconds until a resting frame may be sent again, or None when none rests."""
+        """Seconds until a released frame may be sent again, or None when none waits."""
         return self._leases.next_retry_seconds()
 
     def next_original_seconds(self) -> float | None:
-        """Seconds until a resting original may be tried again, or None when none rests."""
+        """Seconds until a released original may be tried again, or None when none waits."""
         return self._encoding.next_retry_seconds()
 
     def oldest_age_seconds(self, *, originals: bool = True) -> float:
-        """Age of the oldest frame not yet acknowledged (or original, if those count); 0 when there is none or the clock
-        went back."""
-        oldest = "SELECT MIN(created_ms) FROM"
-        times = [self._reader.one(f"{oldest} frames WHERE {SPOOLED}")[0]]
+        """How long the oldest frame not yet acknowledged (or original, if those count) has been here; 0 without one."""
+        times = [self._reader.one(f"SELECT MIN(arrived_ms) FROM frames WHERE {WAITING}")[0]]
         if originals:
-            times.append(self._reader.one(f"{oldest} originals")[0])
-        ages = [time.time() - created / 1000 for created in times if created is not None]
-        return max(0.0, *ages) if ages else 0.0
+            times.append(self._reader.one("SELECT MIN(arrived_ms) FROM originals")[0])
+        assert self._clock is not None
+        now = self._clock.now_ms()
+        return max((max(0, now - (arrived or now)) / 1000 for arrived in times if arrived is not None), default=0.0)
 
     @property
-    def max_bytes(self) -> int:
-        """The cap on pending_bytes."""
-        return self._ledger.max_bytes
-
-    @property
-    def full_policy(self) -> FullPolicy:
-        """What happens at the cap."""
-        return self._ledger.full_policy
+    def limits(self) -> Limits:
+        """How much the spool holds."""
+        return self._ledger.limits
 
     @property
     def pending_frames(self) -> int:
@@ -237,17 +269,57 @@ class Spool:
 
     @property
     def alive(self) -> bool:
-        """False once nothing can be written any more."""
+        """False once the writer's thread has ended."""
         return self._writer.alive
+
+    def recoveries(self) -> list[tuple[int, int, bool]]:
+        """The recoveries of this spool so far: when (milliseconds since 1970), how many frames and originals were lost,
+        and whether that is all."""
+        rows = self._reader.all("SELECT at_ms, lost, complete FROM recoveries ORDER BY seq")
+        return [(int(at_ms), int(lost), bool(complete)) for at_ms, lost, complete in rows]
+
+    @property
+    def restarts(self) -> int:
+        """Unexpected errors that the writer survived."""
+        return self._writer.restarts
+
+    @property
+    def problem(self) -> str:
+        """Why the spool accepts no frames now, as far as it is known; empty when it does. probe() finds out."""
+        if not self._writer.alive:
+            return "the spool's writer has ended"
+        if self._writer.failure:
+            return f"the spool cannot write ({self._writer.failure})"
+        return "" if self._reserve.whole else f"the disk of {self._folder} is full"
+
+    def probe(self) -> Future[None]:
+        """Tests whether the spool can be written, by writing; the future ends with SpoolError when not. A commit within
+        the last seconds counts as the test."""
+        done: Future[None] = Future()
+        done.set_running_or_notify_cancel()  # it cannot be cancelled
+        recent = self._system.steady_seconds() - self._writer.last_commit < _PROVEN_SECONDS
+        if recent and not self.problem and not self.misplaced():
+            done.set_result(None)
+            return done
+
+        def finish(written: Future[None]) -> None:
+            error = written.exception()
+            if error is None and self.problem:  # a full disk: this could be written, a frame could not
+                error = SpoolFull(f"{self.problem}; make room on it, or wait for the uplink")
+            done.set_exception(error) if error is not None else done.set_result(None)
+
+        self._change(lambda connection, changes: self._save_clock(connection)).add_done_callback(finish)
+        return done
 
     def close(self) -> None:
         """Commits what was handed in and closes the file. A second call does nothing."""
-        if not self._lock_file.closed:
+        if self._lock.held:
+            self._change(lambda connection, changes: self._save_clock(connection))
             self._writer.close()
             self._reader.close()
-            self._lock_file.close()
+            self._lock.release()
 
-    # -- changes, in the writer's thread -----------------------------------------------------------------------
+    # -- in the writer's thread --------------------------------------------------------------------------------
 
     def _change(self, apply: Callable[[sqlite3.Connection, Changes], Any]) -> Future[Any]:
         changes: Changes = []
@@ -267,9 +339,75 @@ class Spool:
 
         return self._writer.submit(Op(run, after))
 
-    def _rebuild(self) -> sqlite3.Connection:
-        with self._reader.closed():
-            self._writer.connection.close()
-            connection, lost = database.rebuild(self.path)
-        self.unreadable += lost
+    def _save_clock(self, connection: sqlite3.Connection) -> None:
+        assert self._clock is not None
+        self._clock.save(connection)
+
+    def recount(self, connection: sqlite3.Connection) -> None:
+        """For the writer: restores the counts."""
+        self._ledger.recount(connection)
+
+    def prune(self, connection: sqlite3.Connection) -> None:
+        """For the writer: deletes history beyond the limit."""
+        self._ledger.prune(connection)
+
+    def reopen(self, *, damaged: bool) -> sqlite3.Connection:
+        """For the writer: opens the file anew, and rebuilds a damaged one."""
+        self._reader.close()
+        self._lock.take()
+        connection = self._open(damaged=damaged)
+        try:
+            self._reader.open()
+        except BaseException:
+            connection.close()
+            raise
+        return connection
+
+    def misplaced(self) -> bool:
+        """For the writer: whether the file, or the lock, is no longer where it was opened."""
+        try:
+            there = os.stat(self.path)
+        except FileNotFoundError:
+            return True
+        except OSError:
+            return False  # the disk fails: the next operation shows it
+        return self._place != (there.st_dev, there.st_ino) or self._lock.misplaced()
+
+    def put_back(self, connection: sqlite3.Connection) -> None:
+        """For the writer: writes the open spool to its path again."""
+        self._lock.take()
+        database.replace(connection, self.path, self._system)
+
+    def _open_first(self) -> sqlite3.Connection:
+        try:
+            return self._open(damaged=False)
+        except (sqlite3.Error, SpoolFull) as error:
+            # Deliveries must go on with a full disk, and what they need first may be a new table or a recovery.
+            full = isinstance(error, SpoolFull) or database.is_full(error)
+            if not full or not self._reserve.spend():
+                raise
+        return self._open(damaged=False)
+
+    def _open(self, *, damaged: bool) -> sqlite3.Connection:
+        connection, recovery = database.open_spool(self.path, self._system, damaged=damaged)
+        try:
+            facts = os.stat(self.path)
+            if self._clock is None:
+                self._clock = SpoolClock(self._system, connection)
+            connection.execute("BEGIN IMMEDIATE")
+            try:
+                tables.set_unknown_arrivals(connection, self._clock.now_ms())
+                self._clock.save(connection)
+                connection.execute("COMMIT")
+            except sqlite3.Error as error:
+                if connection.in_transaction:
+                    connection.execute("ROLLBACK")
+                if not database.is_full(error):  # ages can wait until the disk has space
+                    raise
+        except BaseException:
+            connection.close()
+            raise
+        self._place = facts.st_dev, facts.st_ino
+        if recovery is not None:
+            self.unreadable += recovery.lost
         return connection

@@ -1,59 +1,81 @@
-"""The one thread that writes to the spool: group commit, and what to do when a commit fails.
+"""The one thread that writes to the spool: group commit, and what happens when a commit fails.
 
-Changes handed in while a commit is under way go into the next one together, so a burst costs one sync, not one per
-frame. When a transaction fails, its changes are tried again one by one, so that only the impossible one is refused;
-a broken file is rebuilt first (spool_file.py). Knows nothing of what the changes are.
+Operations handed in during a commit go into the next one together, so a burst costs one sync instead of one per frame.
+When a transaction fails, its operations are retried one by one, so that only the impossible one is refused. After
+damage, or I/O errors that last, the file is opened anew, and rebuilt if necessary (database.py); while that fails,
+every operation is refused at once and opening is retried. Knows nothing of what the operations are.
 """
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import math
 import queue
 import sqlite3
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 from edge_encoder.errors import SpoolError, SpoolFull
 from edge_encoder.spool import database
 from edge_encoder.spool.disk_reserve import DiskReserve
+from edge_encoder.spool.system import System
 
 log = logging.getLogger("aeic.edge.spool")
 
-_BATCH = 256  # changes in one commit at most
+_BATCH = 256  # operations in one commit at most
+# I/O errors may last this long before the file is opened anew, and this long pass between two attempts to open it.
+_RETRY_SECONDS = 1.0
+# Errors of one transaction, after which the connection still works.
+_PASSING = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_BUSY, sqlite3.SQLITE_CONSTRAINT, sqlite3.SQLITE_NOMEM)
 
 
 @dataclass(slots=True)
 class Op:
-    """A change: `apply` runs inside a transaction and may raise SpoolError before it has written anything;
-    `after` runs once the commit is safe, before the future ends."""
+    """An operation: `apply` runs inside a transaction and may raise SpoolError before it has written anything;
+    `after` runs once the commit is durable, before the future ends."""
 
     apply: Callable[[sqlite3.Connection], Any]
     after: Callable[[], None] | None = None
     done: Future[Any] = field(default_factory=Future)
 
 
-class Writer:
-    """Owns the writing connection. `recount(connection)` is called after a failure, to make good what is counted in
-    memory; `rebuild()` returns a new connection for a broken file; `prune` joins every transaction. On a full disk the
-    `reserve` is spent on what is under way, and taken again as soon as the disk has the room."""
+class Owner(Protocol):
+    """What the writer needs of the spool; all called in its thread."""
 
-    def __init__(
-        self,
-        connection: sqlite3.Connection,
-        *,
-        recount: Callable[[sqlite3.Connection], None],
-        rebuild: Callable[[], sqlite3.Connection],
-        prune: Callable[[sqlite3.Connection], None],
-        reserve: DiskReserve,
-    ) -> None:
-        self.connection = connection
+    def recount(self, connection: sqlite3.Connection) -> None:
+        """Restores the counts kept in memory, after a failure."""
+
+    def prune(self, connection: sqlite3.Connection) -> None:
+        """Joins every transaction."""
+
+    def reopen(self, *, damaged: bool) -> sqlite3.Connection:
+        """Opens the file anew, and rebuilds a damaged one; the old connection is closed."""
+
+    def misplaced(self) -> bool:
+        """Whether the file is no longer where it was opened."""
+
+    def put_back(self, connection: sqlite3.Connection) -> None:
+        """Writes the content of such a file to its path again."""
+
+
+class Writer:
+    """Owns the writing connection. On a full disk the `reserve` is used for deliveries, and reserved again as soon as
+    the disk has the space. `failure`: why nothing can be written now. `restarts`: programming errors survived."""
+
+    def __init__(self, connection: sqlite3.Connection, owner: Owner, reserve: DiskReserve, system: System) -> None:
+        self.failure = ""
+        self.restarts = 0
+        self.last_commit = system.steady_seconds()
+        self._connection: sqlite3.Connection | None = connection
+        self._owner = owner
         self._reserve = reserve
-        self._recount = recount
-        self._rebuild = rebuild
-        self._prune = prune
+        self._system = system
+        self._retry_at = 0.0
+        self._failing_since: float | None = None
         self._queue: queue.SimpleQueue[Op | None] = queue.SimpleQueue()
         self._closed = False
         self._thread = threading.Thread(target=self._loop, name="spool", daemon=True)
@@ -65,7 +87,7 @@ class Writer:
         return self._thread.is_alive()
 
     def submit(self, op: Op) -> Future[Any]:
-        """Queues the change; the future ends after its commit or with a SpoolError."""
+        """Queues the operation; the future ends after its commit or with a SpoolError."""
         if self._closed:
             op.done.set_exception(SpoolError("the spool is closed; the service is stopping"))
         else:
@@ -77,7 +99,7 @@ class Writer:
         self._closed = True
         self._queue.put(None)
         self._thread.join()
-        self.connection.close()
+        self._close_connection()
 
     def _loop(self) -> None:
         stop = False
@@ -86,41 +108,54 @@ class Writer:
             while len(batch) < _BATCH and not self._queue.empty():
                 batch.append(self._queue.get())
             stop = None in batch
-            # From here on it cannot be cancelled; whoever was cancelled before wants nothing any more.
-            self._commit([op for op in batch if op is not None and op.done.set_running_or_notify_cancel()])
+            # From here on an operation cannot be cancelled; those cancelled before are left out.
+            ops = [op for op in batch if op is not None and op.done.set_running_or_notify_cancel()]
+            try:
+                self._commit(ops)
+            except BaseException as error:  # a programming error must neither end the thread nor leave a caller waiting
+                log.exception("unexpected error in the spool's writer; it goes on")
+                self.restarts += 1
+                _refuse(ops, SpoolError(f"the spool failed ({error!r}); see its log"))
+                self._reopen(damaged=False)
 
     def _commit(self, batch: list[Op]) -> None:
+        connection = self._usable()
+        if connection is None:
+            _refuse(batch, SpoolError(f"the spool cannot write ({self.failure}); look at its disk"))
+            return
         results: list[tuple[Op, Any, SpoolError | None]] = []
+        written = connection.total_changes
         try:
-            self.connection.execute("BEGIN IMMEDIATE")
+            connection.execute("BEGIN IMMEDIATE")
             for op in batch:
                 try:
-                    results.append((op, op.apply(self.connection), None))
+                    results.append((op, op.apply(connection), None))
                 except SpoolError as refused:
                     results.append((op, None, refused))
-            self._prune(self.connection)
-            self.connection.execute("COMMIT")
-        except Exception as error:  # whatever it was, the thread must live on and the callers must hear of it
-            self._undo(error)
-            full = getattr(error, "sqlite_errorcode", 0) == sqlite3.SQLITE_FULL
+            self._owner.prune(connection)
+            connection.execute("COMMIT")
+        except Exception as error:
+            self._undo(connection, error)
+            full = database.is_full(error)
             if full and self._reserve.spend():
-                log.error("the disk is full: no frame is taken until it has room; deliveries are still written")
+                log.error("the disk is full: no frame is accepted until it has space; deliveries are still recorded")
                 self._write_back()
                 self._commit(batch)
-                return
-            if len(batch) > 1:
+            elif len(batch) > 1:
                 for op in batch:
                     self._commit([op])
-                return
-            log.error("spool cannot write: %s", error)
-            kind = SpoolFull if full else SpoolError
-            for op in batch:
-                op.done.set_exception(kind(f"the spool cannot write ({error}); look at its disk"))
+            else:
+                log.error("the spool cannot write: %s", error)
+                kind = SpoolFull if full else SpoolError
+                _refuse(batch, kind(f"the spool cannot write ({error}); look at its disk"))
             return
+        if connection.total_changes > written:  # an empty transaction does not touch the disk
+            self.last_commit = self._system.steady_seconds()
+            self._works()
         if not self._reserve.whole:
             self._write_back()
             if self._reserve.make():
-                log.info("the disk has room again")
+                log.info("the disk has space again")
         for op, result, refusal in results:
             if refusal is not None:
                 op.done.set_exception(refusal)
@@ -130,18 +165,90 @@ class Writer:
             op.done.set_result(result)
 
     def _write_back(self) -> None:
-        """Moves SQLite's log into the spool's file and cuts it to nothing: there is the room on a full disk."""
+        """Moves SQLite's log into the database and truncates it: that frees space on a full disk."""
         try:
-            self.connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+            if self._connection is not None:
+                self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
         except sqlite3.Error as error:
-            log.warning("spool cannot write its log back: %s", error)
+            log.warning("the spool cannot write its log back: %s", error)
 
-    def _undo(self, error: Exception) -> None:
+    def _undo(self, connection: sqlite3.Connection, error: Exception) -> None:
+        """Rolls back; opens the file anew after damage, or when I/O errors last."""
+        if isinstance(error, sqlite3.Error) and getattr(error, "sqlite_errorcode", 0) & 0xFF not in _PASSING:
+            self._fails(error)
+        damaged = database.is_damage(error)
         try:
-            if self.connection.in_transaction:
-                self.connection.execute("ROLLBACK")
-            if isinstance(error, sqlite3.Error) and database.is_damage(error):
-                self.connection = self._rebuild()
-            self._recount(self.connection)
+            if connection.in_transaction:
+                connection.execute("ROLLBACK")
+            lasting = self._system.steady_seconds() - (self._failing_since or math.inf) > _RETRY_SECONDS
+            if not damaged and not lasting:
+                self._owner.recount(connection)
+                return
         except sqlite3.Error as again:
-            log.error("spool cannot roll back: %s", again)
+            log.error("the spool cannot roll back: %s", again)
+        self._reopen(damaged=damaged)
+
+    def _fails(self, error: Exception) -> None:
+        self.failure = str(error) or type(error).__name__
+        if self._failing_since is None:
+            self._failing_since = self._system.steady_seconds()
+
+    def _works(self) -> None:
+        if self.failure:
+            log.info("the spool works again")
+        self.failure, self._failing_since = "", None
+
+    # -- the connection ----------------------------------------------------------------------------------------
+
+    def _usable(self) -> sqlite3.Connection | None:
+        """The connection, opened anew where necessary; None when that does not succeed now."""
+        connection = self._connection
+        misplaced = connection is not None and self._owner.misplaced()
+        if (connection is None or misplaced) and self._system.steady_seconds() < self._retry_at:
+            return None
+        if connection is not None and misplaced:
+            log.error("the spool's file was deleted or replaced while in use; it is written again")
+            if not self._attempt(lambda: self._owner.put_back(connection)):
+                return None
+            self._reopen(damaged=False)
+        elif connection is None:
+            self._reopen(damaged=False)
+        return self._connection
+
+    def _reopen(self, *, damaged: bool) -> None:
+        self._close_connection()
+
+        def reopen() -> None:
+            connection = self._owner.reopen(damaged=damaged)
+            try:
+                self._owner.recount(connection)
+            except BaseException:
+                connection.close()
+                raise
+            self._connection = connection
+
+        self._attempt(reopen)
+
+    def _attempt(self, action: Callable[[], None]) -> bool:
+        try:
+            action()
+        except (OSError, sqlite3.Error, SpoolError) as error:
+            if str(error) != self.failure:
+                log.error("the spool cannot be opened: %s", error)
+            self._fails(error)
+            self._retry_at = self._system.steady_seconds() + _RETRY_SECONDS
+            return False
+        self._retry_at = 0.0
+        return True
+
+    def _close_connection(self) -> None:
+        if self._connection is not None:
+            connection, self._connection = self._connection, None
+            with contextlib.suppress(sqlite3.Error):
+                connection.close()
+
+
+def _refuse(batch: list[Op], error: SpoolError) -> None:
+    for op in batch:
+        if not op.done.done():
+            op.done.set_exception(error)

@@ -29,7 +29,7 @@ _PAUSE_SECONDS = 1.0
 
 
 class DeferredEncoder:
-    """Construct, `start()`, `stop()`; all in one asyncio loop. `place()` bounds what is received."""
+    """Construct, `run()`, `stop()`; all in one asyncio loop. `place()` bounds what is received."""
 
     def __init__(
         self, spool: Spool, queue: EncodeQueue, submitter: Submitter, *, max_originals: int, max_bytes: int
@@ -43,7 +43,8 @@ class DeferredEncoder:
         self._wake = asyncio.Event()
         self._stopping = False
         self._turn = asyncio.Lock()  # held to look for the next original, or to encode a suspect alone
-        self._tasks: list[asyncio.Task[None]] = []
+        self._ended = asyncio.Event()  # while run() does not run
+        self._ended.set()
 
     @contextlib.contextmanager
     def place(self, size: int) -> Iterator[None]:
@@ -70,15 +71,22 @@ class DeferredEncoder:
         """Call when an original was added."""
         self._wake.set()
 
-    def start(self) -> None:
-        """Starts encoding, one original more at a time than there are workers, so that no worker idles in between."""
-        self._tasks = [asyncio.create_task(self._work()) for _ in range(self._queue.workers + 1)]
+    async def run(self) -> None:
+        """Encodes until stop(), one original more at a time than there are workers, so that no worker idles in
+        between."""
+        self._ended.clear()
+        try:
+            async with asyncio.TaskGroup() as group:
+                for _ in range(self._queue.workers + 1):
+                    group.create_task(self._work())
+        finally:
+            self._ended.set()
 
     async def stop(self) -> None:
         """Finishes the originals being encoded; the others stay in the spool."""
         self._stopping = True
         self._wake.set()
-        await asyncio.gather(*self._tasks)
+        await self._ended.wait()
 
     async def _work(self) -> None:
         while not self._stopping:
@@ -128,7 +136,7 @@ class DeferredEncoder:
         except SpoolError as error:
             log.warning("the frame of original %s cannot be spooled yet: %s", original.id, error)
             with contextlib.suppress(SpoolError):
-                await asyncio.wrap_future(self._spool.absolve_original(original.id))
+                await asyncio.wrap_future(self._spool.reset_attempts(original.id))
             await self._put_late(made)
 
     async def _put_late(self, made: EncodedFrame) -> None:

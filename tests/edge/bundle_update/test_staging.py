@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import dataclasses
 import json
+import os
 import signal
 from collections.abc import AsyncIterator
 from hashlib import sha256
@@ -165,3 +166,16 @@ async def test_the_service_ends_with_75_when_the_trial_fails(
         assert await asyncio.to_thread(box.process.wait, 15) == 75
         box = await asyncio.to_thread(start_edge, **wishes)
         assert (await asyncio.to_thread(box.stop, signal.SIGTERM))[0] == 0
+
+
+def test_confirming_a_bundle_leaves_what_another_process_is_staging(tmp_path: Path, other: Path, quick: None) -> None:
+    stage = Staging(tmp_path)
+    name = stage.stage(other)
+    incoming, abandoned, old = tmp_path / ".incoming-other", tmp_path / ".incoming-old", tmp_path / "0123456789abcdef"
+    for folder in incoming, abandoned, old:
+        folder.mkdir()
+    os.utime(abandoned, (1_700_000_000, 1_700_000_000))
+    assert stage.begin_trial() == name
+    stage.confirm()
+    assert stage.state.current == name and (tmp_path / name).is_dir()
+    assert incoming.is_dir() and not abandoned.exists() and not old.exists()

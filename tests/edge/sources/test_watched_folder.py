@@ -7,6 +7,7 @@ from pathlib import Path
 
 from edge_encoder.service import EdgeService
 from edge_encoder.sources.watched_folder import WatchedFolder
+from edge_encoder.spool.ledger import Limits
 from tests.support.edge_fakes import settings
 from tests.support.pictures import picture
 
@@ -47,11 +48,11 @@ async def test_files_wait_while_the_spool_is_full(tmp_path: Path, tiny_bundle: P
     config = settings(tmp_path / "spool", bundle=tiny_bundle, drain_timeout_seconds=0)
     service = EdgeService(config)
     await service.start()
-    service.spool._ledger.max_bytes = 10
+    service.spool._ledger.limits = Limits(max_bytes=10)
     folder = WatchedFolder(service, inbox, 0.01, keep=False)
     (inbox / "a.jpg").write_bytes(picture())
     await folder.look()
     assert await folder.look() == 0 and (inbox / "a.jpg").exists()
-    service.spool._ledger.max_bytes = 1 << 20
+    service.spool._ledger.limits = Limits()
     assert await folder.look() == 1 and not (inbox / "a.jpg").exists()
     await service.stop()

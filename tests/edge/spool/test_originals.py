@@ -15,7 +15,7 @@ from edge_encoder.errors import IdTaken
 from edge_encoder.spool.record import DamagedRecord, Original, State
 from edge_encoder.spool.spool import Spool
 from tests.support.roots import ROOT
-from tests.support.spooled import made_of, new_original, state_of
+from tests.support.spooled import made_of, new_original
 
 
 def test_an_original_survives_its_row_and_every_flipped_bit_is_found() -> None:
@@ -100,23 +100,10 @@ def test_tries_are_counted_across_crashes_and_forgiven(tmp_path: Path) -> None:
         spool.close()
         spool = Spool(tmp_path)
         assert spool.originals == 1
-    spool.absolve_original(kept.id).result(5)
+    spool.reset_attempts(kept.id).result(5)
     assert spool.next_original() == (kept, 1)
     spool.put(made_of(kept)).result(5)
     assert spool._reader.all("SELECT * FROM tries") == []
-    spool.close()
-
-
-def test_old_originals_expire_and_may_be_posted_again(tmp_path: Path) -> None:
-    spool = Spool(tmp_path)
-    now = int(time.time() * 1000)
-    old, unset, fresh = new_original(1, created_ms=now - 100_000), new_original(2, created_ms=1000), new_original(3)
-    for each in (old, unset, fresh):
-        spool.receive(each).result(5)
-    assert spool.oldest_age_seconds() > 90
-    assert spool.expire(now - 50_000).result(5) == 1
-    assert state_of(spool, old.id) is State.DROPPED and spool.originals == 2
-    assert spool.receive(old).result(5).state is State.RECEIVED
     spool.close()
 
 

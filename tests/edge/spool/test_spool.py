@@ -139,19 +139,6 @@ def test_full_drops_by_the_declared_rule_and_says_so(tmp_path: Path, policy, gon
     spool.close()
 
 
-def test_old_frames_expire_but_never_those_of_an_unset_clock(tmp_path: Path) -> None:
-    spool = Spool(tmp_path)
-    now = int(time.time() * 1000)
-    old = Record(new_id(), b"a", 16, 16, 0, created_ms=now - 100_000)
-    unset = Record(new_id(), b"b", 16, 16, 0, created_ms=1000)
-    for record in (old, unset, new_record()):
-        put(spool, record)
-    assert spool.expire(now - 50_000).result(5) == 1
-    assert state_of(spool, old.id) is State.DROPPED
-    assert state_of(spool, unset.id) is State.SPOOLED
-    spool.close()
-
-
 def test_history_is_bounded(tmp_path: Path) -> None:
     spool = Spool(tmp_path, history_frames=100)
     for number in range(150):

@@ -1,0 +1,169 @@
+"""The spool's tables, and how rows are added to them.
+
+`frames` has one row per frame; `record` (record.py) is cleared when the frame is finished, the rest of the row stays as
+history, so that its state can be asked for and a repeated POST is recognised. `originals` holds pictures that are not
+encoded yet, `tries` how often the encoding of each was attempted. `recoveries` says what each recovery of the file
+lost. `arrived_ms` is spool time (clock.py); 0 is unknown.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Mapping
+
+from edge_encoder.spool import clock
+from edge_encoder.spool.record import Original, Record, State
+
+ROW_BYTES = 256
+"""What a row costs besides its record or picture: its other columns and its index entries, about."""
+
+# A literal and not a parameter, since SQLite uses a partial index only where it sees the same condition.
+WAITING = f"state = {State.SPOOLED.value}"
+"""The condition of frames that wait to be sent."""
+FINISHED = f"state != {State.SPOOLED.value}"
+"""The condition of frames of which only the history is kept."""
+FRAME_COLUMNS = (
+    "seq, id, state, priority, cost, size, width, height, rate, picture_crc, created_ms, finished_ms, reason, record"
+)
+
+# The order decides in which pages the roots of the tables are; recovery.py relies on it for a database whose first page
+# is lost. So something new is added at the end.
+_SCHEMA = f"""
+CREATE TABLE IF NOT EXISTS frames (
+    seq INTEGER PRIMARY KEY AUTOINCREMENT,
+    id BLOB NOT NULL UNIQUE,
+    state INTEGER NOT NULL,
+    priority INTEGER NOT NULL,
+    cost INTEGER NOT NULL,
+    size INTEGER NOT NULL,
+    width INTEGER NOT NULL,
+    height INTEGER NOT NULL,
+    rate INTEGER NOT NULL,
+    picture_crc INTEGER NOT NULL,
+    created_ms INTEGER NOT NULL,
+    finished_ms INTEGER,
+    reason TEXT,
+    record BLOB
+    {{arrived}}
+);
+CREATE INDEX IF NOT EXISTS pending ON frames (priority DESC, seq) WHERE {WAITING};
+{{oldest}}
+CREATE INDEX IF NOT EXISTS finished ON frames (finished_ms) WHERE {FINISHED};
+CREATE TABLE IF NOT EXISTS originals (
+    seq INTEGER PRIMARY KEY AUTOINCREMENT,
+    id BLOB NOT NULL UNIQUE,
+    priority INTEGER NOT NULL,
+    cost INTEGER NOT NULL,
+    width INTEGER NOT NULL,
+    height INTEGER NOT NULL,
+    picture_crc INTEGER NOT NULL,
+    created_ms INTEGER NOT NULL,
+    meta BLOB NOT NULL,
+    checked INTEGER NOT NULL,
+    picture BLOB NOT NULL
+    {{arrived}}
+);
+CREATE INDEX IF NOT EXISTS waiting ON originals (priority DESC, seq);
+CREATE TABLE IF NOT EXISTS tries (id BLOB PRIMARY KEY, count INTEGER NOT NULL) WITHOUT ROWID;
+"""
+_RECOVERIES = """
+CREATE TABLE IF NOT EXISTS recoveries (
+    seq INTEGER PRIMARY KEY,
+    at_ms INTEGER NOT NULL,
+    lost INTEGER NOT NULL,
+    complete INTEGER NOT NULL
+);
+"""
+_ARRIVED = "arrived_ms INTEGER NOT NULL DEFAULT 0"
+_OLDEST = f"CREATE INDEX IF NOT EXISTS arrived ON frames (arrived_ms) WHERE {WAITING};"
+
+
+def create(connection: sqlite3.Connection) -> None:
+    """Creates what is missing of the tables; adds to those of an earlier release what they lack."""
+    tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_schema WHERE type = 'table'")}
+    old = [name for name in ("frames", "originals") if name in tables and not _has_arrived(connection, name)]
+    for name in old:
+        connection.execute(f"ALTER TABLE {name} ADD COLUMN {_ARRIVED}")
+    if old:
+        connection.execute("DROP INDEX IF EXISTS oldest")  # by the wall clock
+    connection.executescript(_SCHEMA.format(arrived=", " + _ARRIVED, oldest=_OLDEST) + clock.SCHEMA + _RECOVERIES)
+
+
+def _has_arrived(connection: sqlite3.Connection, table: str) -> bool:
+    return any(row[1] == "arrived_ms" for row in connection.execute(f"PRAGMA table_info({table})"))
+
+
+def set_unknown_arrivals(connection: sqlite3.Connection, now_ms: int) -> None:
+    """Frames and originals whose time of arrival is not known age from now on."""
+    for query in (
+        f"UPDATE frames SET arrived_ms = ? WHERE arrived_ms = 0 AND {WAITING}",
+        "UPDATE originals SET arrived_ms = ? WHERE arrived_ms = 0",
+    ):
+        connection.execute(query, (now_ms,))
+
+
+def cost(record: Record) -> int:
+    """What the frame takes of the cap, in bytes."""
+    return len(record.to_bytes()) + ROW_BYTES
+
+
+def insert(connection: sqlite3.Connection, record: Record, arrived_ms: int = 0) -> None:
+    """Adds the frame as SPOOLED."""
+    raw = record.to_bytes()
+    connection.execute(
+        "INSERT INTO frames (id, state, priority, cost, size, width, height, rate, picture_crc, created_ms, record,"
+        " arrived_ms) VALUES (?,?,?,?,?,?,?,?,?,?,?,?)",
+        (
+            record.id.bytes,
+            State.SPOOLED.value,
+            record.priority,
+            len(raw) + ROW_BYTES,
+            len(record.data),
+            record.width,
+            record.height,
+            record.rate,
+            record.picture_crc,
+            record.created_ms,
+            raw,
+            arrived_ms,
+        ),
+    )
+
+
+def insert_history(
+    connection: sqlite3.Connection, ident: bytes, state: State, numbers: Mapping[str, int], reason: str
+) -> None:
+    """Adds the row of a finished frame; `numbers` has its other columns."""
+    names = "priority, cost, size, width, height, rate, picture_crc, created_ms, finished_ms"
+    connection.execute(
+        f"INSERT INTO frames (id, state, reason, {names}) VALUES (?,?,?,?,?,?,?,?,?,?,?,?)",
+        (ident, state.value, reason, *(numbers[name] for name in names.split(", "))),
+    )
+
+
+def insert_recovery(connection: sqlite3.Connection, at_ms: int, lost: int, complete: bool) -> None:
+    """Records what a recovery lost; `complete` where nothing else can be missing."""
+    connection.execute("INSERT INTO recoveries (at_ms, lost, complete) VALUES (?,?,?)", (at_ms, lost, int(complete)))
+
+
+def insert_original(connection: sqlite3.Connection, original: Original, arrived_ms: int = 0) -> int:
+    """Adds the original; returns what it takes of the cap, in bytes."""
+    meta, size = original.meta(), len(original.picture) + ROW_BYTES
+    connection.execute(
+        "INSERT INTO originals (id, priority, cost, width, height, picture_crc, created_ms, meta, checked, picture,"
+        " arrived_ms) VALUES (?,?,?,?,?,?,?,?,?,?,?)",
+        (
+            original.id.bytes,
+            original.priority,
+            size,
+            original.width,
+            original.height,
+            original.picture_crc,
+            original.created_ms,
+            meta,
+            original.check(meta),
+            original.picture,
+            arrived_ms,
+        ),
+    )
+    return size

@@ -1,0 +1,129 @@
+"""SQLite's write-ahead log, read without SQLite: whether it is damaged, and which pages it holds.
+
+SQLite takes the first frame of its log whose checksum does not match for the end of the log, and overwrites what
+follows. After a power cut that is right; after a flipped bit it silently discards every later commit. So the log is
+scanned before SQLite opens the file. Format: https://sqlite.org/fileformat2.html#walformat, section 4.
+
+    header 32 bytes: magic | version | page size | sequence | salt (8) | checksum (8)
+    frame: page number | pages after commit, or 0 | salt (8) | checksum (8) | page
+
+The checksum of a frame continues that of the frame before it, so a frame behind a damaged one can still be verified,
+from the checksum stored in its predecessor.
+"""
+
+from __future__ import annotations
+
+import functools
+import mmap
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+_HEADER = struct.Struct(">IIII8s8s")
+_FRAME = struct.Struct(">II8s8s")
+_VERSION = 3_007_000
+_LITTLE, _BIG = 0x377F0682, 0x377F0683
+_PAGE_SIZE = 4096  # SQLite's default, where the header cannot say it
+
+
+@dataclass(slots=True)
+class Log:
+    """What a log holds. A page is (its number in the database, the offset of its content in the log); `pages` is how
+    many the database has, by the largest commit.
+
+    `committed`: the pages that SQLite would use, in order. `others`: pages of the present generation that verify and
+    that SQLite would not use, in order: behind damage, or of a transaction without a commit.
+    """
+
+    page_size: int
+    damaged: bool = False
+    pages: int = 0
+    committed: list[tuple[int, int]] = field(default_factory=list)
+    others: list[tuple[int, int]] = field(default_factory=list)
+
+
+def scan(path: Path) -> Log | None:
+    """Reads the log at `path`; None when it is missing or holds no frame. OSError when it cannot be read."""
+    try:
+        if path.stat().st_size < _HEADER.size + _FRAME.size:
+            return None
+    except FileNotFoundError:
+        return None
+    with (
+        path.open("rb") as file,
+        mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as raw,
+        memoryview(raw) as view,
+    ):
+        return _scan(view)
+
+
+def _scan(raw: memoryview) -> Log:
+    magic, version, page_size, _, salt, stored = _HEADER.unpack_from(raw)
+    order = ">" if magic == _BIG else "<"
+    fine = magic in (_LITTLE, _BIG) and version == _VERSION and 512 <= page_size <= 65_536
+    fine = fine and not page_size & (page_size - 1)
+    fine = fine and _checksum(bytes(8), raw[:24], order) == stored
+    log = Log(page_size if fine else _PAGE_SIZE, damaged=not fine)
+    if not fine and len(raw) >= _HEADER.size + _FRAME.size:
+        salt = _FRAME.unpack_from(raw, _HEADER.size)[2]
+    intact, open_pages, before = fine, [], bytes(stored)
+    for offset in _frames(raw, log.page_size):
+        number, commit, own_salt, own = _FRAME.unpack_from(raw, offset)
+        start = offset + _FRAME.size
+        matches = False
+        if intact or own_salt == salt:
+            matches = _checksum(before, raw[offset : offset + 8], order, raw[start : start + log.page_size]) == own
+        before = bytes(own)
+        if intact and matches and own_salt == salt:
+            open_pages.append((number, start))
+            if commit:
+                log.pages = max(log.pages, commit)
+                log.committed += open_pages
+                open_pages = []
+            continue
+        # The log ends here for SQLite. Frames of an earlier generation may follow, with another salt.
+        log.damaged |= own_salt == salt or (intact and matches)
+        intact = False
+        if matches and number and own_salt == salt:
+            log.pages = max(log.pages, commit)
+            open_pages.append((number, start))
+    log.others = open_pages
+    return log
+
+
+def _frames(raw: memoryview, page_size: int) -> Iterator[int]:
+    step = _FRAME.size + page_size
+    return iter(range(_HEADER.size, len(raw) - step + 1, step))
+
+
+def _checksum(before: bytes, head: memoryview, order: str, page: memoryview | None = None) -> bytes:
+    """The checksum after the words of `head` and `page`, continued from `before`; 8 bytes as they are stored.
+
+    SQLite adds the words one after another: z[k+2] = z[k+1] + z[k] + word[k] modulo 2^32, starting from the two halves
+    of `before`. That is a linear recurrence, so the last two values are sums of the words, weighted with Fibonacci
+    numbers.
+    """
+    kind = np.dtype(f"{order}u4")
+    words = np.frombuffer(head, kind)
+    if page is not None:
+        words = np.concatenate([words, np.frombuffer(page, kind)])
+    count = len(words)
+    first, second = struct.unpack(">II", before)
+    fibonacci = _fibonacci(count + 2)  # fibonacci[k] is F(k): 0, 1, 1, 2, ...
+    last = int((words[: count - 1] * fibonacci[count - 1 : 0 : -1]).sum(dtype=np.uint32))
+    last += int(fibonacci[count - 1]) * first + int(fibonacci[count]) * second
+    end = int((words * fibonacci[count:0:-1]).sum(dtype=np.uint32))
+    end += int(fibonacci[count]) * first + int(fibonacci[count + 1]) * second
+    return struct.pack(">II", last & 0xFFFFFFFF, end & 0xFFFFFFFF)
+
+
+@functools.cache
+def _fibonacci(count: int) -> NDArray[np.uint32]:
+    values = [0, 1]
+    while len(values) < count:
+        values.append((values[-1] + values[-2]) & 0xFFFFFFFF)
+    return np.array(values[:count], np.uint32)

@@ -1,0 +1,74 @@
+"""Ages: by the machine's uptime, whatever its wall clock does."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from edge_encoder.spool.record import State
+from edge_encoder.spool.spool import Spool
+from tests.support.clocks import Clocks
+from tests.support.spooled import made_of, new_original, new_record, put, state_of
+
+DAY = 86_400.0
+
+
+def test_frames_age_by_uptime_and_expire(tmp_path: Path) -> None:
+    clocks = Clocks()
+    spool = Spool(tmp_path, system=clocks)
+    old, fresh = new_record(1), new_record(2)
+    put(spool, old)
+    clocks.run(60)
+    put(spool, fresh)
+    clocks.run(20)
+    assert spool.oldest_age_seconds() == 80
+    assert spool.expire(70).result(5) == 1
+    assert state_of(spool, old.id) is State.DROPPED and state_of(spool, fresh.id) is State.SPOOLED
+    assert spool.oldest_age_seconds() == 20
+    spool.close()
+
+
+def test_old_originals_expire_and_may_be_posted_again(tmp_path: Path) -> None:
+    clocks = Clocks()
+    spool = Spool(tmp_path, system=clocks)
+    old, encoded, fresh = new_original(1), new_original(2), new_original(3)
+    spool.receive(old).result(5)
+    spool.receive(encoded).result(5)
+    clocks.run(100)
+    spool.receive(fresh).result(5)
+    spool.put(made_of(encoded)).result(5)  # a frame is as old as its picture
+    assert spool.oldest_age_seconds() == 100
+    assert spool.expire(50).result(5) == 2
+    assert state_of(spool, old.id) is State.DROPPED and state_of(spool, encoded.id) is State.DROPPED
+    assert spool.originals == 1
+    assert spool.receive(old).result(5).state is State.RECEIVED
+    spool.close()
+
+
+@pytest.mark.parametrize("jump", [90 * DAY, 2.5, 400 * DAY, -30 * DAY], ids=["ntp", "glitch", "years", "back"])
+def test_no_jump_of_the_wall_clock_makes_a_fresh_frame_old(tmp_path: Path, jump: float) -> None:
+    clocks = Clocks()
+    spool = Spool(tmp_path, system=clocks)
+    put(spool, new_record(1))
+    clocks.wall += jump
+    assert spool.oldest_age_seconds() == 0 and spool.expire(2).result(5) == 0
+    spool.close()
+    spool = Spool(tmp_path, system=clocks)  # the service is restarted, the machine is not
+    assert spool.oldest_age_seconds() == 0 and spool.expire(2).result(5) == 0 and spool.pending_frames == 1
+    spool.close()
+
+
+def test_time_switched_off_counts_where_it_is_plausible(tmp_path: Path) -> None:
+    clocks = Clocks()
+    spool = Spool(tmp_path, system=clocks)
+    put(spool, new_record(1))
+    ages = []
+    for off, error in (3600, 0.0), (3600, -5000.0), (3600, 400 * DAY):
+        spool.close()
+        clocks.reboot(off=off, wall_error=error)
+        spool = Spool(tmp_path, system=clocks)
+        ages.append(spool.oldest_age_seconds())
+        clocks.run(10)
+    assert ages == [3600, 3610, 3620]
+    spool.close()

@@ -1,0 +1,315 @@
+"""Damage and interrupted recoveries: what can be read is kept, what is lost is counted, nothing is deleted."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import random
+import shutil
+import sqlite3
+import subprocess
+import sys
+import uuid
+from pathlib import Path
+
+import pytest
+
+from edge_encoder.errors import SpoolError, SpoolFull
+from edge_encoder.spool import tables, wal
+from edge_encoder.spool.check import check
+from edge_encoder.spool.record import Original, Record, State
+from edge_encoder.spool.recovery import recover
+from edge_encoder.spool.spool import Spool
+from edge_encoder.spool.system import System
+from tests.support.roots import ROOT
+from tests.support.spooled import new_original, new_record, put, state_of
+
+RELEASE = Path(__file__).parent / "data" / "release-0.1"
+
+
+def killed(folder: Path, records: int = 300, originals: int = 0) -> tuple[dict[uuid.UUID, Record], list[Original]]:
+    """The files of a spool whose process was killed, so that its log is full; what it had promised."""
+    spool = Spool(folder.with_name("live"))
+    kept = {record.id: record for record in (new_record(number) for number in range(records))}
+    pictures = [new_original(number, size=9000) for number in range(originals)]
+    for record in kept.values():
+        put(spool, record)
+    for original in pictures:
+        spool.receive(original).result(10)
+    folder.mkdir()
+    for path in folder.with_name("live").glob("spool.sqlite3*"):
+        if not path.name.endswith("-shm"):
+            shutil.copyfile(path, folder / path.name)
+    spool.close()
+    return kept, pictures
+
+
+def present(spool: Spool) -> dict[uuid.UUID, Record]:
+    return {record.id: record for record in spool.lease(10_000)}
+
+
+def test_a_spool_of_the_last_release_opens(tmp_path: Path) -> None:
+    """Made by the release 0.1.0 and killed: part of it is in the log only."""
+    expected = json.loads((RELEASE / "expected.json").read_text())
+    folder = shutil.copytree(RELEASE, tmp_path / "spool")
+    spool = Spool(folder)
+    assert spool.unreadable == 0 and spool.recoveries() == []
+    found = spool.next_original()
+    assert found is not None and (str(found[0].id), found[1] - 1) in expected["begun"].items()
+    originals = {str(found[0].id): hashlib.sha256(found[0].picture).hexdigest()}
+    while (found := spool.next_original()) is not None:
+        originals[str(found[0].id)] = hashlib.sha256(found[0].picture).hexdigest()
+    assert originals == expected["originals"]
+    frames = {str(ident): hashlib.sha256(each.data).hexdigest() for ident, each in present(spool).items()}
+    assert frames == expected["frames"]
+    assert {ident: state_of(spool, uuid.UUID(ident)).name for ident in expected["finished"]} == expected["finished"]
+    assert spool.oldest_age_seconds() < 60  # the wall clock of the release says nothing
+    for ident in frames:
+        assert spool.finish(uuid.UUID(ident), State.DELIVERED).result(10)
+    spool.close()
+    assert check(folder).ok
+
+
+def test_one_flipped_bit_in_the_log_loses_no_later_commit(tmp_path: Path) -> None:
+    kept, pictures = killed(tmp_path / "spool", 60, 10)
+    log = tmp_path / "spool" / "spool.sqlite3-wal"
+    pages = wal.scan(log)
+    assert pages is not None and not pages.damaged and len(pages.committed) > 100
+    raw = bytearray(log.read_bytes())
+    raw[pages.committed[len(pages.committed) // 3][1] + 700] ^= 8
+    log.write_bytes(raw)
+    assert not check(tmp_path / "spool").ok
+    spool = Spool(tmp_path / "spool")
+    found = present(spool)
+    originals = []
+    while (one := spool.next_original()) is not None:
+        originals.append(one[0])
+    assert all(kept[ident] == record for ident, record in found.items())
+    assert len(found) + len(originals) + spool.unreadable >= 70
+    assert len(found) >= 58 and sorted(o.id for o in originals) == sorted(o.id for o in pictures)
+    spool.close()
+
+
+def test_an_empty_database_beside_a_full_log_is_recovered(tmp_path: Path) -> None:
+    kept, _ = killed(tmp_path / "spool", 60)
+    (tmp_path / "spool" / "spool.sqlite3").write_bytes(b"")
+    spool = Spool(tmp_path / "spool")
+    assert present(spool) == kept and spool.unreadable == 0
+    spool.close()
+
+
+@pytest.mark.parametrize("part", range(24))
+def test_a_truncated_database_beside_its_log_is_recovered(tmp_path: Path, part: int) -> None:
+    kept, _ = killed(tmp_path / "spool", 120)
+    path = tmp_path / "spool" / "spool.sqlite3"
+    size = path.stat().st_size
+    with path.open("r+b") as file:
+        file.truncate(size * part // 24)
+    spool = Spool(tmp_path / "spool")
+    found = present(spool)
+    assert all(kept[ident] == record for ident, record in found.items())
+    lost = len(kept) - len(found)
+    assert lost <= spool.unreadable or not all(complete for _, _, complete in spool.recoveries())
+    put(spool, new_record(1000))
+    spool.close()
+
+
+@pytest.mark.parametrize("column", ["id", "state", "record", "created_ms", "priority", "reason", "meta", "checked"])
+@pytest.mark.parametrize("value", [None, b"", "text", -1, 2**63 - 1, 1.5, b"\xff" * 16])
+def test_a_broken_row_is_data_and_no_exception(tmp_path: Path, column: str, value: object) -> None:
+    kept, pictures = killed(tmp_path / "spool", 6, 2)
+    path = tmp_path / "spool" / "spool.sqlite3"
+    table = "originals" if column in ("meta", "checked") else "frames"
+    for query in (
+        "UPDATE sqlite_schema SET sql = replace(sql, ' NOT NULL', '')",  # a damaged page respects none
+        f"UPDATE {table} SET {column} = ? WHERE seq = 2",
+    ):
+        connection = sqlite3.connect(path, isolation_level=None)
+        connection.execute("PRAGMA writable_schema=ON")
+        connection.execute(query, (value,) if "?" in query else ())
+        connection.close()
+    target = sqlite3.connect(":memory:", isolation_level=None)
+    tables.create(target)
+    found = recover(path, target, tmp_path / "image", System())
+    rows = target.execute(f"SELECT record FROM frames WHERE {tables.WAITING}").fetchall()
+    records = [Record.parse(record) for (record,) in rows]
+    assert all(kept[record.id] == record for record in records) and len(records) == found.frames
+    assert found.frames >= 5 and found.originals >= 1 and found.frames + found.originals + found.lost >= 7
+    originals = [Original.parse(*row) for row in target.execute("SELECT meta, checked, picture FROM originals")]
+    assert all(original in pictures for original in originals)
+    target.close()
+
+
+class Failing(System):
+    """Fails the nth file operation with `number`, and every one after it."""
+
+    def __init__(self, at: int, number: int) -> None:
+        self.left, self.number, self.begun = at, number, False
+
+    def _count(self) -> None:
+        self.left -= self.begun
+        if self.begun and self.left < 0:
+            raise OSError(self.number, "planned")
+
+    def create(self, path: Path):  # type: ignore[no-untyped-def]
+        self.begun = True
+        self._count()
+        return super().create(path)
+
+    def write(self, file, offset, data) -> None:  # type: ignore[no-untyped-def]
+        self._count()
+        super().write(file, offset, data)
+
+    def sync(self, path: Path) -> None:
+        self._count()
+        super().sync(path)
+
+    def rename(self, source: Path, target: Path) -> None:
+        self._count()
+        super().rename(source, target)
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EIO])
+def test_a_recovery_that_fails_at_any_step_is_taken_up_again(tmp_path: Path, number: int) -> None:
+    kept, _ = killed(tmp_path / "first", 30)
+    log = tmp_path / "first" / "spool.sqlite3-wal"
+    raw = bytearray(log.read_bytes())
+    raw[len(raw) // 2] ^= 1
+    log.write_bytes(raw)
+    failures = 0
+    for step in range(0, 300, 9):
+        folder = shutil.copytree(tmp_path / "first", tmp_path / str(step))
+        try:
+            Spool(folder, system=Failing(step, number)).close()
+        except SpoolError as error:
+            failures += 1
+            assert isinstance(error, SpoolFull) or "planned" in str(error)
+        else:
+            break
+        spool = Spool(folder)
+        found = present(spool)
+        assert all(kept[ident] == record for ident, record in found.items()) and len(found) >= 29
+        assert spool.pending_frames == len(found)
+        spool.close()
+    assert failures > 3
+
+
+def test_what_was_not_fully_recovered_is_never_deleted(tmp_path: Path) -> None:
+    folder = tmp_path / "spool"
+    for number in range(3):
+        spool = Spool(folder)
+        for index in range(40):
+            put(spool, new_record(100 * number + index))
+        spool.close()
+        path = folder / "spool.sqlite3"
+        raw = bytearray(path.read_bytes())
+        at = len(raw) // 2 // 4096 * 4096
+        raw[at : at + 8192] = random.Random(number).randbytes(8192)
+        path.write_bytes(raw)
+    spool = Spool(folder)
+    assert len(list(folder.glob("spool.sqlite3.damaged-*"))) == 3 and len(spool.recoveries()) == 3
+    report = check(folder)
+    assert report.in_use and report.ok and len(report.kept) == 3
+    assert sum(each["lost"] for each in report.recoveries) > 0
+    spool.close()
+
+
+def test_a_lease_that_fails_half_way_leaves_no_frame_leased(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    spool = Spool(tmp_path)
+    for number in range(5):
+        put(spool, new_record(number))
+    read, calls = spool._reader.one, 0
+
+    def fails(query: str, values: tuple[object, ...] = ()) -> object:
+        nonlocal calls
+        calls += 1
+        if calls == 4:
+            raise SpoolError("planned")
+        return read(query, values)
+
+    monkeypatch.setattr(spool._reader, "one", fails)
+    with pytest.raises(SpoolError, match="planned"):
+        spool.lease(5)
+    assert len(spool.lease(5)) == 5
+    spool.close()
+
+
+def test_a_file_deleted_while_in_use_is_written_again(tmp_path: Path) -> None:
+    spool = Spool(tmp_path)
+    records = [new_record(number) for number in range(20)]
+    for record in records[:10]:
+        put(spool, record)
+    for path in tmp_path.iterdir():
+        path.unlink()
+    assert spool.misplaced()
+    for record in records[10:]:
+        put(spool, record)
+    assert not spool.misplaced() and check(tmp_path).ok
+    with pytest.raises(SpoolError, match="another edge"):
+        Spool(tmp_path)
+    spool.close()
+    spool = Spool(tmp_path)
+    assert present(spool) == {record.id: record for record in records}
+    spool.close()
+
+
+def test_a_rebuild_that_fails_ends_nothing_and_is_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    spool = Spool(tmp_path)
+    put(spool, new_record(1))
+    for error in OSError(errno.EIO, "planned"), sqlite3.OperationalError("planned"):
+        with monkeypatch.context() as patch:
+
+            def fails(*_: object, error: Exception = error, **__: object) -> None:
+                raise error
+
+            patch.setattr("edge_encoder.spool.database.open_spool", fails)
+            spool._writer._reopen(damaged=True)
+            with pytest.raises(SpoolError, match="planned"):
+                put(spool, new_record(2))
+            assert spool.alive and "planned" in spool.problem
+            with pytest.raises(SpoolError):
+                spool.probe().result(5)
+            with pytest.raises(SpoolError):
+                spool.get(uuid.uuid4())
+        spool._writer._retry_at = 0.0
+        put(spool, new_record(3))
+        spool.probe().result(5)
+        assert spool.problem == ""
+    assert spool.pending_frames == 3
+    spool.close()
+
+
+def test_the_files_are_for_their_owner_alone(tmp_path: Path) -> None:
+    folder = shutil.copytree(RELEASE, tmp_path / "spool")
+    for path in folder.iterdir():
+        path.chmod(0o644)
+    spool = Spool(folder)
+    modes = {path.name: path.stat().st_mode & 0o077 for path in folder.glob("spool.sqlite3*")}
+    assert len(modes) == 3 and not any(modes.values())
+    spool.close()
+    fresh = Spool(tmp_path / "new" / "folder")
+    assert not (tmp_path / "new" / "folder").stat().st_mode & 0o077
+    assert not any(path.stat().st_mode & 0o077 for path in (tmp_path / "new" / "folder").glob("spool.sqlite3*"))
+    fresh.close()
+
+
+def test_spool_check_on_the_command_line(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "aeic_tools.cli", "spool", "check"]
+
+    def run(folder: Path) -> tuple[int, dict[str, object]]:
+        done = subprocess.run([*command, str(folder)], cwd=ROOT, capture_output=True, text=True)
+        return done.returncode, json.loads(done.stdout) if done.stdout else {"error": done.stderr}
+
+    code, nothing = run(tmp_path)
+    assert code == 1 and "there is no spool" in str(nothing["error"])
+    folder = shutil.copytree(RELEASE, tmp_path / "spool")
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    code, report = run(folder)
+    assert code == 0 and (report["frames"], report["originals"], report["unreadable"]) == (5, 2, 0)
+    assert {name: (folder / name).read_bytes() for name in before} == before
+    raw = bytearray(before["spool.sqlite3-wal"])
+    raw[5000] ^= 1
+    (folder / "spool.sqlite3-wal").write_bytes(raw)
+    code, report = run(folder)
+    assert code == 4 and not report["ok"] and "damaged" in str(report["log"])
