@@ -15,10 +15,10 @@ from aeic_client.messages import Event, EventParser, Frame, Known, Problem, chec
 
 
 class AsyncClient:
-    """``url`` of the cloud, ``token`` where it asks for one, ``timeout`` seconds of silence that end a request.
+    """``url`` of the cloud, ``token`` if it asks for one, ``timeout`` in seconds for each network operation.
 
-    Every method raises :class:`~aeic_client.messages.Problem` for what the cloud refuses and ``httpx.TransportError``
-    where it cannot be reached.
+    Every method raises :class:`~aeic_client.messages.Problem` if the cloud refuses a request, and
+    ``httpx.TransportError`` if it cannot be reached.
     """
 
     def __init__(self, url: str, token: str | None = None, *, timeout: float = 90.0) -> None:

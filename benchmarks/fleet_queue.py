@@ -18,7 +18,7 @@ import sqlalchemy as sa
 
 from aeic.bundle import Bundle
 from benchmarks.fleet_frames import make_frames
-from cloud_decoder.store.records import Finished, NewFrame
+from cloud_decoder.store.records import DecodeResult, NewFrame
 from cloud_decoder.store.store import Store
 from tests.fleet.camera import Camera
 from tests.fleet.members import Member, reserved_port
@@ -77,7 +77,7 @@ def _claim_all(url: str, number: int, batch: int) -> dict[str, float]:
         middle = time.perf_counter()
         if not got:
             break
-        store.queue.finish([Finished(one.row.seq, "d" * 64, timings) for one in got], time.time())
+        store.queue.finish([DecodeResult(one.lease, "d" * 64, timings) for one in got], time.time())
         claims.append(middle - started)
         finishes.append(time.perf_counter() - middle)
     ended = time.time()

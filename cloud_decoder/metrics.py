@@ -67,6 +67,9 @@ class Metrics:
         self.sheds = counter("sheds_total", "Work refused, by reason.", ("reason",))
         self.splits = counter("batch_splits_total", "Batches halved because memory ran out.")
         self.decoder_deaths = counter("decoder_deaths_total", "Decoder processes lost while they had a batch.")
+        self.lost_leases = counter(
+            "lost_leases_total", "Frames that another worker had claimed before this one ended them; nothing changed."
+        )
         self.model_load_seconds = histogram("model_load_seconds", "Loading a bundle on demand.", MODEL_SECONDS)
         self.models_bytes = gauge("models_bytes", "Size of the bundles in memory.")
         self.gpu_memory = gauge("gpu_memory_bytes", "GPU memory held by torch after the last batch.", ("kind",))

@@ -19,6 +19,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from cloud_decoder.errors import StoreUnavailable
 from cloud_decoder.store import migrate
+from cloud_decoder.store.records import Lease
 
 T = TypeVar("T")
 
@@ -120,6 +121,17 @@ class Database:
         if self.sqlite:
             return column.in_(listed)
         return column == sa.func.any(sa.cast(listed, sa.ARRAY(sa.BigInteger)))
+
+    def leased(
+        self, seq: sa.ColumnElement[int], owner: sa.ColumnElement[Any], leases: Iterable[Lease]
+    ) -> sa.ColumnElement[bool]:
+        """``(seq, owner)`` is one of ``leases``; on PostgreSQL as two arrays."""
+        listed = list(leases)
+        if self.sqlite:
+            return sa.tuple_(seq, owner).in_([(one.seq, one.token) for one in listed])
+        seqs = sa.cast([one.seq for one in listed], sa.ARRAY(sa.BigInteger))
+        tokens = sa.cast([one.token for one in listed], sa.ARRAY(sa.String))
+        return sa.tuple_(seq, owner).in_(sa.select(sa.func.unnest(seqs), sa.func.unnest(tokens)))
 
     @contextmanager
     def write(self, durable: bool = True) -> Iterator[sa.Connection]:

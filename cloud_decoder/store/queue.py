@@ -7,6 +7,7 @@ since 1970 by :meth:`cloud_decoder.store.store.Store.clock`.
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Iterable, Sequence
 from typing import Any
 from uuid import UUID
@@ -15,7 +16,7 @@ import sqlalchemy as sa
 
 from cloud_decoder.store.database import Database, transposed
 from cloud_decoder.store.frames import ROW_COLUMNS, bucket_of, row_of, turn_of
-from cloud_decoder.store.records import DEMAND_PRIORITY, Backlog, DecodeResult, FrameState, LeasedFrame
+from cloud_decoder.store.records import DEMAND_PRIORITY, Backlog, DecodeResult, FrameState, Lease, LeasedFrame
 from cloud_decoder.store.schema import NEVER_MS, frames, jobs
 
 _ORDER = (jobs.c.turn, jobs.c.deadline_ms, jobs.c.seq)
@@ -122,10 +123,11 @@ class JobQueue:
     ) -> list[LeasedFrame]:
         # One statement chooses and leases. SQLAlchemy omits FOR UPDATE on SQLite, which does not need it.
         chosen = which.with_for_update(skip_locked=True, of=jobs).cte("chosen")
+        token = f"{owner}#{secrets.token_hex(4)}"
         leased = (
             sa.update(jobs)
             .where(jobs.c.seq.in_(sa.select(chosen.c.seq)))
-            .values(lease_owner=owner, lease_until=until, attempts=jobs.c.attempts + 1)
+            .values(lease_owner=token, lease_until=until, attempts=jobs.c.attempts + 1)
             .returning(*(jobs.c[name] for name in ("seq", "turn", "deadline_ms", "attempts")))
         )
         order, dead = {}, []
@@ -141,30 +143,36 @@ class JobQueue:
         query = sa.select(*ROW_COLUMNS, frames.c.bitstream).join(jobs, jobs.c.seq == frames.c.seq)
         rows = connection.execute(query.where(self._database.among(frames.c.seq, order))).all()
         rows = sorted(rows, key=lambda row: order[row.seq])
-        return [LeasedFrame(row_of(row), bytes(row.bitstream)) for row in rows if row.bitstream is not None]
+        return [
+            LeasedFrame(row_of(row), bytes(row.bitstream), Lease(row.seq, token))
+            for row in rows
+            if row.bitstream is not None
+        ]
 
-    def renew(self, seqs: Iterable[int], owner: str, until: float) -> None:
-        """Extend the leases that ``owner`` still holds until ``until``."""
-        self._update(seqs, owner, lease_until=until)
+    def renew(self, leases: Iterable[Lease], until: float) -> None:
+        """Extend those of the leases that still hold until ``until``."""
+        self._update(leases, lease_until=until)
 
-    def release(self, seqs: Iterable[int], owner: str) -> None:
+    def release(self, leases: Iterable[Lease]) -> None:
         """Return frames untried, as when the service stops."""
-        self._update(seqs, owner, **_FREE, attempts=jobs.c.attempts - 1)
+        self._update(leases, **_FREE, attempts=jobs.c.attempts - 1)
 
     def recover(self, owner: str) -> int:
         """End every lease of ``owner``: at start, those of an earlier run of the same name. Returns how many."""
+        name = sa.func.substr(jobs.c.lease_owner, 1, len(owner) + 1)  # LIKE would ignore the case on SQLite
         with self._database.write() as connection:
-            freed = connection.execute(sa.update(jobs).where(jobs.c.lease_owner == owner).values(**_FREE))
+            freed = connection.execute(sa.update(jobs).where(name.in_([owner, f"{owner}#"])).values(**_FREE))
             return int(freed.rowcount)
 
-    def finish(self, finished: Sequence[DecodeResult], now: float) -> None:
-        """Record these frames as decoded and remove their jobs."""
+    def finish(self, finished: Sequence[DecodeResult], now: float) -> set[int]:
+        """Record these frames as decoded and remove their jobs.
+
+        Returns the ``seq`` of those whose lease is lost, for which nothing has changed.
+        """
         if not finished:
-            return
-        # Sorted, so that two workers that finish the same frames after a lease ran out cannot deadlock.
+            return set()
         values = [
-            {"of_seq": one.seq, "of_latents": one.latents_digest, "of_timings": one.timings}
-            for one in sorted(finished, key=lambda one: one.seq)
+            {"of_seq": one.lease.seq, "of_latents": one.latents_digest, "of_timings": one.timings} for one in finished
         ]
         types: dict[str, Any] = {
             "of_seq": sa.BigInteger(),
@@ -174,9 +182,8 @@ class JobQueue:
         given: Any
         if self._database.sqlite:
             given = {name: sa.bindparam(name, type_=kind) for name, kind in types.items()}
-            parameters: Any = values
         else:
-            given, parameters = self._database.columns(types).subquery("given").c, transposed(values)
+            given = self._database.columns(types).subquery("given").c
         done = (
             sa.update(frames)
             .where(frames.c.seq == given["of_seq"], frames.c.state != FrameState.PRUNED.value)
@@ -189,30 +196,44 @@ class JobQueue:
             )
         )
 
-        def work(connection: sa.Connection) -> None:
-            connection.execute(done, parameters)
-            connection.execute(sa.delete(jobs).where(self._database.among(jobs.c.seq, [one.seq for one in finished])))
+        def work(connection: sa.Connection) -> set[int]:
+            ended = self._end(connection, [one.lease for one in finished])
+            if mine := [one for one in values if one["of_seq"] in ended]:
+                connection.execute(done, mine if self._database.sqlite else transposed(mine))
+            return {one.lease.seq for one in finished} - ended
 
-        self._database.commit(work)
+        return self._database.commit(work)
 
-    def fail(self, seqs: Iterable[int], reason: str) -> None:
-        """Put frames into quarantine: they are not tried again."""
+    def fail(self, leases: Sequence[Lease], reason: str) -> set[int]:
+        """Put frames into quarantine: they are not tried again. A frame that was decoded before stays ``done``.
+
+        Returns the ``seq`` of those whose lease is lost, for which nothing has changed.
+        """
+        if not leases:
+            return set()
         with self._database.write() as connection:
-            self._fail(connection, list(seqs), reason)
+            ended = self._end(connection, leases)
+            self._fail(connection, list(ended), reason)
+        return {lease.seq for lease in leases} - ended
+
+    def _end(self, connection: sa.Connection, leases: Sequence[Lease]) -> set[int]:
+        """Remove the jobs of the leases that hold. Returns their ``seq``; other workers cannot have them any more."""
+        ended = sa.delete(jobs).where(self._database.leased(jobs.c.seq, jobs.c.lease_owner, leases))
+        return set(connection.execute(ended.returning(jobs.c.seq)).scalars())
 
     def _fail(self, connection: sa.Connection, seqs: list[int], reason: str) -> None:
         connection.execute(
             sa.update(frames)
-            .where(frames.c.seq.in_(seqs), frames.c.state != FrameState.PRUNED.value)
+            .where(frames.c.seq.in_(seqs), frames.c.state == FrameState.RECEIVED.value)
             .values(state=FrameState.FAILED.value, reason=reason)
         )
         connection.execute(sa.delete(jobs).where(jobs.c.seq.in_(seqs)))
 
-    def _update(self, seqs: Iterable[int], owner: str, **values: Any) -> None:
-        listed = list(seqs)
+    def _update(self, leases: Iterable[Lease], **values: Any) -> None:
+        listed = list(leases)
         if not listed:
             return
-        mine = sa.and_(self._database.among(jobs.c.seq, listed), jobs.c.lease_owner == owner)
+        mine = self._database.leased(jobs.c.seq, jobs.c.lease_owner, listed)
         with self._database.write(durable=False) as connection:
             connection.execute(sa.update(jobs).where(mine).values(**values))
 

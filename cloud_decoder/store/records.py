@@ -73,18 +73,31 @@ class StoredFrame:
 
 
 @dataclass(frozen=True)
+class Lease:
+    """One claim of one frame. ``token`` names the owner and the claim: no other claim has the same one.
+
+    A worker passes the lease with every change of the frame. A change under a lease that has since been taken by
+    another worker has no effect.
+    """
+
+    seq: int
+    token: str
+
+
+@dataclass(frozen=True)
 class LeasedFrame:
     """A frame under the lease of a worker, with its bitstream."""
 
     row: StoredFrame
     bitstream: bytes
+    lease: Lease
 
 
 @dataclass(frozen=True)
 class DecodeResult:
-    """The result of a decoded frame."""
+    """The result of a decoded frame, which is recorded only while ``lease`` holds."""
 
-    seq: int
+    lease: Lease
     latents_digest: str
     timings: dict[str, float]
 

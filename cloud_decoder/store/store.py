@@ -8,7 +8,9 @@
 
 * An id is stored once. The same id with the same bytes again is a duplicate; with other bytes it is a conflict.
 * A claim is a lease: a job that its owner neither finished nor renewed can be claimed again once the lease has run out.
-  Every claim counts as an attempt, so a frame that kills its decoder every time ends in ``failed`` (``max_attempts``).
+  Each claim has a token of its own in ``jobs.lease_owner``, so a worker that wakes after another one has claimed its
+  frame changes nothing. A frame that is ``done`` never becomes ``failed``.
+* Every claim counts as an attempt, so a frame that kills its decoder every time ends in ``failed`` (``max_attempts``).
 * Only ``wanted`` frames are claimed on arrival; the others wait until a caller asks for them
   (:meth:`JobQueue.claim_one`, :meth:`JobQueue.demand`).
 * Pruning empties the bitstreams of the oldest decoded frames and keeps their rows, so that an id is never reused.
@@ -24,9 +26,18 @@ import sqlalchemy as sa
 from cloud_decoder.store.database import Database
 from cloud_decoder.store.frames import Frames
 from cloud_decoder.store.queue import JobQueue
-from cloud_decoder.store.records import Added, Backlog, DecodeResult, FrameState, LeasedFrame, NewFrame, StoredFrame
+from cloud_decoder.store.records import (
+    Added,
+    Backlog,
+    DecodeResult,
+    FrameState,
+    Lease,
+    LeasedFrame,
+    NewFrame,
+    StoredFrame,
+)
 
-__all__ = ["Added", "Backlog", "DecodeResult", "FrameState", "LeasedFrame", "NewFrame", "Store", "StoredFrame"]
+__all__ = ["Added", "Backlog", "DecodeResult", "FrameState", "Lease", "LeasedFrame", "NewFrame", "Store", "StoredFrame"]
 
 
 class Store:

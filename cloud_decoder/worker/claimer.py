@@ -16,9 +16,9 @@ from dataclasses import dataclass
 from aeic.bitstream import Frame
 from cloud_decoder.errors import StoreUnavailable
 from cloud_decoder.inference.model_pool import ModelPool
-from cloud_decoder.store.store import DecodeResult, FrameState, LeasedFrame, Store, StoredFrame
+from cloud_decoder.store.store import DecodeResult, FrameState, Lease, LeasedFrame, Store, StoredFrame
 from cloud_decoder.threads import run_on
-from cloud_decoder.worker.job import DEMAND_PRIORITY, DecodeJob, seqs
+from cloud_decoder.worker.job import DEMAND_PRIORITY, DecodeJob, leases_of
 from cloud_decoder.worker.scheduler import POLL_SECONDS, Scheduler
 
 log = logging.getLogger(__name__)
@@ -77,7 +77,7 @@ class Claimer:
         while True:
             await asyncio.sleep(self._settings.lease_seconds / 3)
             with contextlib.suppress(StoreUnavailable):
-                await run_on(self._threads, self._renew, seqs(held()))
+                await run_on(self._threads, self._renew, leases_of(held()))
 
     async def demand(self, row: StoredFrame) -> DecodeJob | None:
         """The job for a frame that a caller waits for; None where another worker has it, or it is just ending.
@@ -100,27 +100,36 @@ class Claimer:
 
     async def release(self, jobs: Iterable[DecodeJob]) -> None:
         """Return frames to the queue untried."""
-        if rows := seqs(jobs):
-            self._forget(rows)
+        if leases := leases_of(jobs):
+            self._forget(leases)
             with contextlib.suppress(StoreUnavailable):  # the leases run out by themselves
-                await run_on(self._threads, self._store.queue.release, rows, self._settings.owner)
+                await run_on(self._threads, self._store.queue.release, leases)
 
     def release_soon(self, job: DecodeJob) -> None:
         """:meth:`release` without waiting for it."""
-        if rows := seqs([job]):
-            self._forget(rows)
-            self._threads.submit(self._store.queue.release, rows, self._settings.owner)
+        if leases := leases_of([job]):
+            self._forget(leases)
+            self._threads.submit(self._store.queue.release, leases)
 
-    async def finish(self, results: Sequence[DecodeResult], now: float) -> None:
-        """Record these frames as decoded. ``StoreUnavailable``: they are claimed again when the leases run out."""
-        self._forget(one.seq for one in results)
-        await run_on(self._threads, self._store.queue.finish, results, now)
+    async def finish(self, results: Sequence[DecodeResult], now: float) -> set[int]:
+        """Record these frames as decoded. ``StoreUnavailable``: they are claimed again when the leases run out.
 
-    async def fail(self, job: DecodeJob, reason: str) -> None:
-        """Put the frames of ``job`` into quarantine. ``StoreUnavailable`` as in :meth:`finish`."""
-        rows = seqs([job])
-        self._forget(rows)
-        await run_on(self._threads, self._store.queue.fail, rows, reason)
+        Returns the ``seq`` of those that another worker has claimed since; theirs is the result that counts.
+        """
+        self._forget(one.lease for one in results)
+        return self._lost(await run_on(self._threads, self._store.queue.finish, results, now))
+
+    async def fail(self, job: DecodeJob, reason: str) -> set[int]:
+        """Put the frames of ``job`` into quarantine. Returns and raises as :meth:`finish`."""
+        leases = leases_of([job])
+        self._forget(leases)
+        return self._lost(await run_on(self._threads, self._store.queue.fail, leases, reason))
+
+    def _lost(self, lost: set[int]) -> set[int]:
+        if lost:
+            log.warning("the leases of %d frames had run out, and another worker has them", len(lost))
+            self._scheduler.metrics.lost_leases.inc(len(lost))
+        return lost
 
     @property
     def _stopped(self) -> bool:
@@ -139,9 +148,7 @@ class Claimer:
         while not self._stopped and (room := self._room(fingerprint)):
             claimed = await run_on(self._threads, self._claim_some, fingerprint, room)
             if self._scheduler.broken:
-                await run_on(
-                    self._threads, self._store.queue.release, [one.row.seq for one in claimed], self._settings.owner
-                )
+                await run_on(self._threads, self._store.queue.release, [one.lease for one in claimed])
                 return
             for one in claimed:
                 job = self._scheduler.jobs.get(one.row.digest)
@@ -162,17 +169,19 @@ class Claimer:
         lease = (self._store.clock(), settings.lease_seconds, settings.max_attempts)
         return self._store.queue.claim_one(row.tenant, row.id, settings.owner, *lease)
 
-    def _renew(self, rows: list[int]) -> None:
-        self._store.queue.renew(rows, self._settings.owner, self._store.clock() + self._settings.lease_seconds)
+    def _renew(self, leases: list[Lease]) -> None:
+        self._store.queue.renew(leases, self._store.clock() + self._settings.lease_seconds)
 
     def _attach(self, job: DecodeJob, claimed: LeasedFrame | None) -> None:
         """Have the picture of ``job`` kept in the cache, and ``claimed`` finished with it."""
         job.keep = True
         if claimed:
             self._leased.add(claimed.row.seq)
-            job.rows.append(claimed.row)
+            if claimed.row.seq not in job.leases:  # else its lease ran out, and this worker has claimed it again
+                job.rows.append(claimed.row)
+            job.leases[claimed.row.seq] = claimed.lease
             self._scheduler.requeue(job)  # a stored frame has no deadline
 
-    def _forget(self, rows: Iterable[int]) -> None:
-        self._leased.difference_update(rows)
+    def _forget(self, leases: Iterable[Lease]) -> None:
+        self._leased.difference_update(lease.seq for lease in leases)
         self.wake()

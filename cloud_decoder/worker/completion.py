@@ -20,7 +20,7 @@ from cloud_decoder.store.store import DecodeResult
 from cloud_decoder.threads import run_on
 from cloud_decoder.worker import tracing
 from cloud_decoder.worker.claimer import Claimer
-from cloud_decoder.worker.job import Decoded, DecodeJob
+from cloud_decoder.worker.job import Decoded, DecodeJob, leases_of
 
 log = logging.getLogger(__name__)
 
@@ -57,22 +57,28 @@ class Completion:
         self._metrics.decodes.labels("failed").inc()
         if not job.rows:
             return
+        lost: set[int] = set()
         with contextlib.suppress(StoreUnavailable):  # the lease runs out and the frame is tried again
-            await self._claimer.fail(job, reason)
+            lost = await self._claimer.fail(job, reason)
         for row in job.rows:
+            if row.seq in lost:
+                continue
             self._event_bus.publish(row.tenant, {"event": "failed", "id": str(row.id)})
 
     async def _complete(self, finished: list[DecodeJob]) -> None:
         try:
             await asyncio.gather(*(self._cache_picture(job) for job in finished if job.keep))
             now = time.time()
-            done = [DecodeResult(row.seq, job.latents_digest, job.timings) for job in finished for row in job.rows]
+            done = [
+                DecodeResult(lease, job.latents_digest, job.timings) for job in finished for lease in leases_of([job])
+            ]
+            lost: set[int] = set()
             try:
-                await self._claimer.finish(done, now)
+                lost = await self._claimer.finish(done, now)
             except StoreUnavailable as error:
                 log.warning("%s; the frames are decoded again once their leases have run out", error)
             for job in finished:
-                self._answer(job, now)
+                self._answer(job, now, lost)
         except Exception as error:
             log.exception("finished jobs could not be completed")
             for job in finished:
@@ -82,11 +88,13 @@ class Completion:
             self.held = [job for job in self.held if job not in finished]
             self._room.release()
 
-    def _answer(self, job: DecodeJob, now: float) -> None:
+    def _answer(self, job: DecodeJob, now: float, lost: set[int]) -> None:
         self._metrics.decodes.labels("done").inc()
         self._metrics.pixels.inc(job.frame.width * job.frame.height)
         tracing.decoded(job)
         for row in job.rows:
+            if row.seq in lost:
+                continue
             if row.available_ms is None:
                 begun = row.captured_ms or row.received_ms
                 self._metrics.end_to_end_seconds.observe(max(0.0, now - begun / 1000))

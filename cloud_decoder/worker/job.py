@@ -10,11 +10,11 @@ from dataclasses import dataclass, field
 from aeic.bitstream import Frame
 from aeic.profiles import LATENT_STRIDE
 from cloud_decoder.decode_backend import Decoded
-from cloud_decoder.store.records import DEMAND_PRIORITY, StoredFrame
+from cloud_decoder.store.records import DEMAND_PRIORITY, Lease, StoredFrame
 from cloud_decoder.tiling import Tile, TileAssembler, synthesis_cost
 from cloud_decoder.worker.batcher import WorkItem
 
-__all__ = ["DEMAND_PRIORITY", "DecodeJob", "Decoded", "seqs"]
+__all__ = ["DEMAND_PRIORITY", "DecodeJob", "Decoded", "leases_of"]
 
 
 @dataclass(eq=False)
@@ -29,6 +29,7 @@ class DecodeJob:
     done: asyncio.Future[Decoded]
     deadline: float = math.inf
     rows: list[StoredFrame] = field(default_factory=list)  # stored frames of this content, leased by this worker
+    leases: dict[int, Lease] = field(default_factory=dict)  # of the rows, by seq
     waiters: int = 0
     keep: bool = False  # its picture goes to the cache
     pinned: bool = False  # decode it although no caller waits: the caller will ask again
@@ -71,6 +72,6 @@ class DecodeJob:
         ]
 
 
-def seqs(jobs: Iterable[DecodeJob]) -> list[int]:
-    """The sequence numbers in the store of all frames of these jobs."""
-    return [row.seq for job in jobs for row in job.rows]
+def leases_of(jobs: Iterable[DecodeJob]) -> list[Lease]:
+    """The leases of all stored frames of these jobs."""
+    return [lease for job in jobs for lease in job.leases.values()]

@@ -133,7 +133,7 @@ async def test_one_of_many_workers_claims_little_and_by_the_clock_of_the_store(
         others = store.queue.claim("other", fingerprint, 100, start, 60, 3)
         assert len(others) == 5 and others[0].row.state is FrameState.DECODING
         now[0] = start + 30
-        claimer._renew([first[2].rows[0].seq])
+        claimer._renew(list(first[2].leases.values()))
         assert len(store.queue.claim("third", fingerprint, 100, start + 70, 60, 3)) == 8
     store.close()
 
@@ -167,8 +167,8 @@ async def test_listeners_of_a_front_end_hear_of_the_workers(store_url: str, make
         poller.publish_changes("", store.frames.page("", 10))
         claimed = store.queue.claim("w", new[0].fingerprint, 2, time.time(), 60, 3)
         poller.publish_changes("", store.frames.page("", 10))
-        store.queue.finish([DecodeResult(claimed[0].row.seq, "", {})], time.time())
-        store.queue.fail([claimed[1].row.seq], "no")
+        store.queue.finish([DecodeResult(claimed[0].lease, "", {})], time.time())
+        store.queue.fail([claimed[1].lease], "no")
         poller.publish_changes("", store.frames.page("", 10))
         poller.publish_changes("", store.frames.page("", 10))
         heard = [await events.next(0.1) for _ in range(3)]

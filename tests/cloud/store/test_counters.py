@@ -50,14 +50,14 @@ def test_after_anything_that_can_happen_to_frames_the_tallies_are_right(store: S
         known += new
         store.frames.add([*new, chance.choice(known), new[0]], NOW + step)  # what is there already counts once
         held = claim(store, chance.randint(1, 4), NOW + step)
-        seqs = [one.row.seq for one in held]
+        leases = [one.lease for one in held]
         match step % 4:
             case 0:
-                store.queue.fail(seqs, "no")
+                store.queue.fail(leases, "no")
             case 1:
-                store.queue.release(seqs, "w")
+                store.queue.release(leases)
             case _:
-                store.queue.finish([DecodeResult(seq, "", {}) for seq in seqs], NOW + step)
+                store.queue.finish([DecodeResult(lease, "", {}) for lease in leases], NOW + step)
         if step % 10 == 9:
             store.frames.prune(keep_bytes=400, limit=5)
             gone = known.pop(chance.randrange(len(known)))
@@ -79,8 +79,8 @@ def test_concurrent_writers_count_right_and_do_not_deadlock(store_url: str) -> N
             for _ in range(15):
                 stores[number].frames.add([stored_frame(tenant=chance.choice("abc")) for _ in range(6)], NOW)
                 held = claim(stores[number], 5, owner=str(number))
-                stores[number].queue.fail([one.row.seq for one in held[:1]], "no")
-                stores[number].queue.finish([DecodeResult(one.row.seq, "", {}) for one in held[1:]], NOW)
+                stores[number].queue.fail([one.lease for one in held[:1]], "no")
+                stores[number].queue.finish([DecodeResult(one.lease, "", {}) for one in held[1:]], NOW)
         except Exception as error:
             failures[repr(error)] += 1
 

@@ -11,7 +11,7 @@ from uuid import uuid4
 import pytest
 
 from cloud_decoder.errors import StoreUnavailable
-from cloud_decoder.store.store import Added, DecodeResult, FrameState, Store
+from cloud_decoder.store.store import Added, DecodeResult, FrameState, Lease, Store
 from tests.support.frames import NOW, claim, stored_frame
 
 
@@ -73,28 +73,77 @@ def test_a_lease_that_ran_out_is_claimed_again_and_three_deaths_end_in_quarantin
 def test_release_and_recover_change_only_the_leases_of_their_owner(store: Store) -> None:
     store.frames.add([stored_frame(), stored_frame()], NOW)
     held = claim(store)
-    store.queue.release([held[0].row.seq], "somebody else")
+    store.queue.release([Lease(held[0].row.seq, "another worker")])
     assert store.frames.counts()["decoding"] == 2
-    store.queue.release([held[0].row.seq], "w")
+    store.queue.release([held[0].lease])
     assert store.frames.counts() | {"pruned": 0} == {"received": 1, "decoding": 1, "done": 0, "failed": 0, "pruned": 0}
     assert store.queue.recover("other") == 0
     assert store.queue.recover("w") == 1
     assert sorted(c.row.attempts for c in claim(store)) == [1, 2]
 
 
+def test_a_worker_that_wakes_after_its_lease_has_run_out_changes_nothing(store: Store) -> None:
+    new = [stored_frame(b"%d" % i) for i in range(4)]
+    store.frames.add(new, NOW)
+    late = [one.lease for one in claim(store, owner="late")]
+    again = [one.lease for one in claim(store, now=NOW + 61, owner="next")]
+    assert [one.seq for one in again] == [one.seq for one in late] and again != late
+    all_of_them = {one.seq for one in late}
+    assert store.queue.finish([DecodeResult(again[0], "d" * 64, {})], NOW + 62) == set()
+    for act in (
+        lambda: store.queue.fail(late, "no"),
+        lambda: store.queue.finish([DecodeResult(one, "e" * 64, {}) for one in late], NOW + 63),
+    ):
+        assert act() == all_of_them
+    store.queue.release(late)
+    store.queue.renew(late, NOW + 1000)
+    assert store.frames.counts() == {"received": 0, "decoding": 3, "done": 1, "failed": 0, "pruned": 0}
+    assert len(claim(store, now=NOW + 122)) == 3  # the late worker's renewal did not extend them
+    row = store.frames.get("", new[0].id)
+    assert row is not None and row.latents_digest == "d" * 64
+
+
+def test_a_claim_by_the_same_worker_after_its_lease_has_run_out_is_another_lease(store: Store) -> None:
+    store.frames.add([stored_frame()], NOW)
+    (first,) = claim(store)
+    (second,) = claim(store, now=NOW + 61)
+    assert store.queue.fail([first.lease], "no") == {first.row.seq}
+    assert store.queue.finish([DecodeResult(second.lease, "", {})], NOW) == set()
+
+
+def test_done_never_becomes_failed(store: Store) -> None:
+    new = stored_frame()
+    store.frames.add([new], NOW)
+    store.queue.finish([DecodeResult(c.lease, "", {}) for c in claim(store)], NOW)
+    assert store.queue.demand("", new.id, NOW)
+    assert store.queue.fail([c.lease for c in claim(store)], "no") == set()
+    assert store.frames.counts()["done"] == 1 and store.queue.waiting(NOW).leased == 0
+
+
+def test_recovery_ends_the_leases_of_one_name_only_even_those_of_the_last_release(store: Store) -> None:
+    store.frames.add([stored_frame() for _ in range(4)], NOW)
+    for owner in ("w", "W", "w1", "other"):
+        claim(store, 1, owner=owner)
+    with store.database.write() as connection:  # the last release stored the bare name
+        connection.exec_driver_sql("UPDATE jobs SET lease_owner = 'w' WHERE lease_owner LIKE 'other%%'")
+    assert store.queue.recover("w") == 2
+    assert store.frames.counts()["decoding"] == 2
+
+
 def test_renewed_leases_hold(store: Store) -> None:
     store.frames.add([stored_frame()], NOW)
     (held,) = claim(store)
-    store.queue.renew([held.row.seq], "w", NOW + 500)
+    store.queue.renew([held.lease], NOW + 500)
     assert claim(store, now=NOW + 100) == []
 
 
 def test_finish_keeps_the_first_time_of_availability(store: Store) -> None:
     new = stored_frame()
     store.frames.add([new], NOW)
-    (held,) = claim(store)
     for later in (1, 2):
-        store.queue.finish([DecodeResult(held.row.seq, "d" * 64, {"entropy": 0.1})], NOW + later)
+        (held,) = claim(store)
+        store.queue.finish([DecodeResult(held.lease, "d" * 64, {"entropy": 0.1})], NOW + later)
+        assert store.queue.demand("", new.id, NOW)
     row = store.frames.get("", new.id)
     assert row is not None and row.state is FrameState.DONE and row.available_ms == int((NOW + 1) * 1000)
     assert row.timings == {"entropy": 0.1} and row.attempts == 0
@@ -120,7 +169,7 @@ def test_pruning_takes_the_oldest_decoded_and_remembers_the_id(store: Store) -> 
     new = [stored_frame(b"x" * 100) for _ in range(4)]
     store.frames.add(new, NOW)
     held = claim(store, 3)
-    store.queue.finish([DecodeResult(c.row.seq, "", {}) for c in held], NOW)
+    store.queue.finish([DecodeResult(c.lease, "", {}) for c in held], NOW)
     assert store.frames.prune(keep_bytes=250) == 2
     assert store.frames.prune(keep_bytes=0) == 1  # the frame that is not decoded yet stays
     assert store.frames.bitstream("", new[0].id) is None
@@ -177,7 +226,7 @@ def test_waiting_is_worth_priority_and_a_deadline_goes_first_among_equals(store:
 def test_a_demand_goes_before_everything_and_makes_a_job_where_there_is_none(store: Store) -> None:
     quiet, loud, done = stored_frame(wanted=False), stored_frame(priority=2**31 - 1), stored_frame()
     store.frames.add([done], NOW)
-    store.queue.finish([DecodeResult(c.row.seq, "", {}) for c in claim(store)], NOW)
+    store.queue.finish([DecodeResult(c.lease, "", {}) for c in claim(store)], NOW)
     store.frames.add([quiet, loud], NOW)
     assert store.queue.demand("", done.id, NOW) and store.queue.demand("", quiet.id, NOW, deadline=NOW + 1)
     assert store.queue.demand("", quiet.id, NOW)  # once more changes nothing
@@ -186,8 +235,6 @@ def test_a_demand_goes_before_everything_and_makes_a_job_where_there_is_none(sto
     row = store.frames.get("", done.id)
     assert row is not None and row.state is FrameState.DONE  # it has been available all the time
     assert store.frames.counts()["decoding"] == 2
-    store.queue.fail([row.seq], "no")
-    assert not store.queue.demand("", done.id, NOW)
 
 
 def test_the_backlog_counts_the_frames_without_a_lease(store: Store) -> None:
