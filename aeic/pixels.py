@@ -1,4 +1,4 @@
-"""Picture files to pixels and tensors, and back. The only module that uses Pillow.
+"""Picture files to pixels and tensors, and back.
 
 No picture is trusted: only JPEG, PNG and WebP are opened, and the size in the header is checked before any pixel is
 decoded. The result is always 8-bit sRGB, upright, with transparency over white. Colour profiles are applied
