@@ -61,10 +61,15 @@ class Workers:
             gradient.copy_(average.view_as(gradient)).div_(self.count)
         return everyone.view_as(own)
 
+    def wait(self) -> None:
+        """Until all processes have come here: what the first has written before is there for all."""
+        if self.count > 1:
+            dist.barrier()
+
     def gather(self, topic: str, value: Any) -> list[Any]:
         """``value`` (of JSON) of every process by rank on the first; the others give theirs and get nothing.
 
-        ``topic`` is used once in a run.
+        ``topic`` is not used again before all have waited for each other.
         """
         if self._store is None:
             return [value]
@@ -87,11 +92,16 @@ class StopSignal:
 
     def __init__(self) -> None:
         self.received = False
+        self._before: dict[signal.Signals, Any] = {}
 
-    def listen(self) -> StopSignal:
+    def __enter__(self) -> StopSignal:
         for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, self._receive)
+            self._before[number] = signal.signal(number, self._receive)
         return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
 
     def _receive(self, number: int, _: FrameType | None) -> None:
         self.received = True

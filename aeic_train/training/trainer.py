@@ -153,13 +153,14 @@ class Trainer:
 
     # -- one stage -----------------------------------------------------------------------------------------------
 
-    def train(self) -> None:
-        """Trains to the end of the recipe, or until ``stop`` is set: then the state is saved, and this returns."""
+    def train(self) -> bool:
+        """Trains to the end of the recipe. False if ``stop`` was set before: then the state is saved."""
         while self.stage_index < len(self.recipe.stages):
             if not self._train_stage(self.recipe.stages[self.stage_index]):
-                break
+                return False
             self.stage_index, self.step, self.optimizer = self.stage_index + 1, 0, None
             self.save()
+        return True
 
     def _train_stage(self, stage: Stage) -> bool:
         """The rest of a stage; false if it was stopped before its end."""
@@ -326,30 +327,42 @@ class Trainer:
         return {"stage": stage.name, "step": self.step, "total": self.total_steps, "hours": hours}
 
 
-def _train(workers: Workers, recipe: Recipe, options: argparse.Namespace) -> None:
-    """One process of a run."""
+def _train(workers: Workers, recipes: list[Recipe], options: argparse.Namespace) -> None:
+    """One process of a run: the recipes one after the other, each from the weights of the one before."""
     torch.set_num_threads(max(1, options.threads // workers.count))
-    stop = StopSignal().listen()
-    trainer = Trainer(
-        recipe,
-        options.photographs,
-        options.validation,
-        options.run,
-        options.init,
-        options.teacher,
-        device=options.device,
-        workers=workers,
-        stop=stop,
-        tensorboard=options.tensorboard,
-    )
-    trainer.train()
-    if stop.received and workers.first:
-        print(f"stopped after step {trainer.total_steps}: the same command goes on from there", flush=True)
+    init = options.init
+    with StopSignal() as stop:
+        for path, recipe in zip(options.recipe, recipes, strict=True):
+            run = options.run if len(recipes) == 1 else options.run / path.stem
+            trainer = Trainer(
+                recipe,
+                options.photographs,
+                options.validation,
+                run,
+                init,
+                options.teacher,
+                device=options.device,
+                workers=workers,
+                stop=stop,
+                tensorboard=options.tensorboard,
+            )
+            if not trainer.train():
+                if workers.first:
+                    print(f"stopped after step {trainer.total_steps}: the same command goes on from there", flush=True)
+                return
+            workers.wait()  # for the state
+            init = run / "state.pt"
 
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="aeic train", description=__doc__)
-    parser.add_argument("--recipe", type=Path, default=Path(__file__).parents[1] / "recipes" / "nano.toml")
+    parser.add_argument(
+        "--recipe",
+        type=Path,
+        nargs="+",
+        default=[Path(__file__).parents[1] / "recipes" / "nano.toml"],
+        help="several are trained one after the other, each in a folder of --run with the recipe's name",
+    )
     parser.add_argument("--photographs", type=Path, required=True, help="folder to train on")
     parser.add_argument(
         "--validation", type=Path, required=True, help="folder whose first pictures fill the sample grids"
@@ -363,8 +376,9 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--tensorboard", action="store_true", help="write the log to RUN/tensorboard as well")
     options = parser.parse_args(argv)
     try:
-        recipe = Recipe.load(options.recipe)
-        profiles.profile(recipe.profile)
+        recipes = [Recipe.load(path) for path in options.recipe]
+        for recipe in recipes:
+            profiles.profile(recipe.profile)
         torch.device(options.device)
     except (ValueError, RuntimeError) as error:
         parser.error(str(error))
@@ -375,7 +389,9 @@ def main(argv: list[str] | None = None) -> None:
             parser.error(f"no folder {folder}")
     if options.tensorboard and importlib.util.find_spec("tensorboard") is None:
         parser.error('TensorBoard is not installed: pip install "aeic[tensorboard]"')
-    launch(_train, (recipe, options), options.processes)
+    if len({path.stem for path in options.recipe}) < len(recipes):
+        parser.error("--recipe: give each recipe once")
+    launch(_train, (recipes, options), options.processes)
 
 
 if __name__ == "__main__":

@@ -183,7 +183,7 @@ def _id(text: str, name: str) -> uuid.UUID:
 
 
 def _source_id(text: str | None) -> str:
-    """The name in a header, whose bytes are read as UTF-8; what a cloud would reject for ever is refused here."""
+    """The name in a header, whose bytes are read as UTF-8; what every cloud would reject is refused here."""
     try:
         name = (text or "").encode("latin-1").decode()
     except UnicodeDecodeError:

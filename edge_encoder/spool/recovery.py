@@ -283,7 +283,7 @@ class _Salvage:
             if ident not in self.placed:
                 self.found.lost += 1
                 tables.insert_history(self.target, ident, State.DROPPED, _numbers(row), _REASON)
-        # Their ids are not known, so those that were found elsewhere cannot be told apart: an upper bound.
+        # Their ids are not known, so the number includes those that were found elsewhere: an upper bound.
         self.found.lost += len(self.unnamed)
         self.found.complete &= not self.found.lost
         return self.found

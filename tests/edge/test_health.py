@@ -97,7 +97,7 @@ def start(disk: Path, bundle: Path) -> EdgeProcess:
     return EdgeProcess(AEIC_BUNDLE=str(bundle), AEIC_EDGE_DATA_DIR=str(disk / "spool"), AEIC_EDGE_CLOUD_ADDRESS="")
 
 
-def test_a_disk_turned_read_only_is_told_by_readiness(disk: Path, tiny_bundle: Path) -> None:
+def test_a_disk_turned_read_only_is_named_by_readiness(disk: Path, tiny_bundle: Path) -> None:
     running = start(disk, tiny_bundle)
     try:
         with httpx.Client(base_url=running.url, timeout=20) as client:

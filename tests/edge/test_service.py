@@ -109,8 +109,8 @@ def test_wrong_settings_are_named(
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     assert main([]) == 2
-    told = capsys.readouterr().err
-    assert words in told and "s3cret" not in told
+    errors = capsys.readouterr().err
+    assert words in errors and "s3cret" not in errors
 
 
 def test_a_missing_bundle_is_named(tmp_path: Path) -> None:

@@ -51,13 +51,10 @@ def test_the_failure_of_one_process_ends_all() -> None:
 
 def test_a_second_signal_is_not_caught() -> None:
     before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
-    try:
-        stop = StopSignal().listen()
+    with StopSignal() as stop:
         assert not stop.received
         signal.raise_signal(signal.SIGTERM)
         assert stop.received
         assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
         signal.raise_signal(signal.SIGINT)  # Ctrl-C of the terminal, after the parent's SIGTERM: nothing new
-    finally:
-        signal.signal(signal.SIGTERM, before[0])
-        signal.signal(signal.SIGINT, before[1])
+    assert before == (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT))

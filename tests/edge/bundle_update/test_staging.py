@@ -117,7 +117,7 @@ async def test_no_trial_where_frames_could_be_lost(tmp_path: Path, tiny_bundle: 
         assert service.encoder.bundle.digest == old and stage.state.trial == name  # one old frame waits
         while service.spool.pending_frames:
             await asyncio.sleep(0.01)
-    async with edge(tmp_path, tiny_bundle, "127.0.0.1:1") as service:  # nobody can be asked
+    async with edge(tmp_path, tiny_bundle, "127.0.0.1:1") as service:  # the cloud cannot be asked
         assert service.encoder.bundle.digest == old and stage.state.trial == name
     assert stage.state.starts == 0
     async with serving(FakeCloud(digest=old)) as address, edge(tmp_path, tiny_bundle, address) as service:

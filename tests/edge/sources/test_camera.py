@@ -83,8 +83,8 @@ def count(edge: EdgeService, outcome: str) -> float:
 async def test_a_file_is_read_once_and_a_restart_sends_nothing_twice(tmp_path: Path, tiny_bundle: Path) -> None:
     path = video(tmp_path / "v.mp4")
 
-    wishes = {"camera_url": str(path), "camera_fps": 2.0, "camera_source_id": "gate", "encode_queue_frames": 1}
-    async with service(tmp_path, tiny_bundle, **wishes) as edge:
+    changes = {"camera_url": str(path), "camera_fps": 2.0, "camera_source_id": "gate", "encode_queue_frames": 1}
+    async with service(tmp_path, tiny_bundle, **changes) as edge:
         await Camera(edge, edge.settings).run()
         assert count(edge, "taken") == 6
         records = edge.spool.lease(10)
@@ -120,8 +120,8 @@ time.sleep(60)
 
     monkeypatch.setattr(asyncio, "create_subprocess_exec", replaced)
 
-    wishes = {"camera_url": "rtsp://me:s3cret@camera/1", "camera_timeout_seconds": 0.5, "camera_fps": 50.0}
-    async with service(tmp_path, tiny_bundle, **wishes) as edge:
+    changes = {"camera_url": "rtsp://me:s3cret@camera/1", "camera_timeout_seconds": 0.5, "camera_fps": 50.0}
+    async with service(tmp_path, tiny_bundle, **changes) as edge:
         running = asyncio.create_task(Camera(edge, edge.settings).run())
         while not count(edge, "taken"):
             await asyncio.sleep(0.02)

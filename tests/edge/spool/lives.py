@@ -302,7 +302,7 @@ class Life:
         return uuid.UUID(int=self.rng.getrandbits(128))
 
     def _promise(self, ident: uuid.UUID) -> None:
-        if self.machine.mode != "dead":  # a stopped machine answers nobody
+        if self.machine.mode != "dead":  # a stopped machine sends no answer
             self.promised.add(ident)
 
     def _made_of(self, original: Original) -> Record:

@@ -23,7 +23,7 @@ from edge_encoder.spool import database, recovery, writer
 from edge_encoder.spool.system import System
 from tests.edge.spool.lives import Broken, live
 
-LIVES = 150
+LIVES = 250
 
 
 @pytest.fixture

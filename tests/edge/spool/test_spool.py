@@ -128,7 +128,7 @@ def test_full_drops_by_the_declared_rule_and_says_so(tmp_path: Path, policy, gon
     assert policy in dropped[0][1]
     assert state_of(spool, records[gone[0]].id) is State.DROPPED
     if policy == "drop-lowest-priority":
-        with pytest.raises(SpoolFull):  # nobody is less important than this one
+        with pytest.raises(SpoolFull):  # no frame is less important than this one
             put(spool, new_record(10, priority=0))
     with pytest.raises(SpoolFull):
         put(spool, new_record(11, size=20_000, priority=9))

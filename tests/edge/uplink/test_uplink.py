@@ -119,8 +119,8 @@ async def test_a_refusal_is_logged_once_and_the_frames_are_kept(
         assert spool.pending_frames == 3 and cloud.received == 0
         cloud.digest, cloud.token = b"", ""
         await until(lambda: exactly(cloud, records))
-    told = [r for r in caplog.records if state in r.getMessage()]
-    assert len(told) == 1
+    logged = [r for r in caplog.records if state in r.getMessage()]
+    assert len(logged) == 1
     assert "s3cret" not in caplog.text
 
 

@@ -89,7 +89,7 @@ def test_another_seed_gives_another_run(run: Path, photographs: Path, tmp_path: 
 def test_sigterm_saves_and_the_resumed_run_becomes_what_it_would_have_become(
     run: Path, photographs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    recipe, before = short_smoke_recipe(), signal.getsignal(signal.SIGTERM)
+    recipe = short_smoke_recipe()
     seed_step = Trainer._seed_step
 
     def end(trainer: Trainer) -> None:
@@ -98,12 +98,9 @@ def test_sigterm_saves_and_the_resumed_run_becomes_what_it_would_have_become(
         seed_step(trainer)
 
     monkeypatch.setattr(Trainer, "_seed_step", end)
-    interrupt = signal.getsignal(signal.SIGINT)
-    try:
-        Trainer(recipe, photographs, photographs, tmp_path / "run", stop=StopSignal().listen()).train()
-    finally:
-        signal.signal(signal.SIGTERM, before)
-        signal.signal(signal.SIGINT, interrupt)
+    with StopSignal() as stop:
+        finished = Trainer(recipe, photographs, photographs, tmp_path / "run", stop=stop).train()
+    assert not finished
     assert saved(tmp_path / "run")["position"] == [1, 2, 3]
     monkeypatch.undo()
     assert differences(saved(run), train(recipe, photographs, tmp_path / "run")) == []

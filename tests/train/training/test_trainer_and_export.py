@@ -137,3 +137,29 @@ def test_weights_of_another_shape_are_refused(run: Path, tiny: Profile) -> None:
     with pytest.raises(ValueError, match="does not fit profile 'wider'"):
         load_weights(wider, run / "state.pt")
     load_weights(wider, run / "state.pt", fresh=("codec.g_a",))
+
+
+def test_recipes_are_trained_one_after_the_other(tiny: Profile, photographs: Path, tmp_path: Path) -> None:
+    head = (
+        'profile = "tiny"\nseed = {seed}\naverage = 0.5\n[[stage]]\nname = "s"\nkind = "codec"\ncrop = 64\nbatch = 1\n'
+    )
+    rest = "steps = {steps}\nlearning_rate = {rate}\nweights = {{ mse = 1.0 }}\nrates = {{ 0 = [0.1, 0.1] }}\n"
+    (tmp_path / "one.toml").write_text((head + rest).format(seed=1, steps=4, rate=1e-3))
+    (tmp_path / "two.toml").write_text((head + rest).format(seed=2, steps=1, rate=0.0))
+    arguments = ["--photographs", str(photographs), "--validation", str(photographs), "--run", str(tmp_path / "run")]
+    trainer.main(["--recipe", str(tmp_path / "one.toml"), str(tmp_path / "two.toml"), *arguments, "--threads", "1"])
+    one, two = (torch.load(tmp_path / "run" / name / "state.pt", weights_only=True) for name in ("one", "two"))
+    assert one["position"] == [1, 0, 4] and two["position"] == [1, 0, 1]
+    # The second, which does not learn, has what the first ended with.
+    assert all(torch.equal(two["average"][name], tensor) for name, tensor in one["average"].items())
+    model = torch.manual_seed(2) and AEIC(tiny)
+    assert not torch.equal(
+        two["average"]["vae.decoder.conv_in.weight"], model.state_dict()["vae.decoder.conv_in.weight"]
+    )
+
+
+def test_one_recipe_cannot_be_named_twice(photographs: Path, tmp_path: Path) -> None:
+    recipe = Path(trainer.__file__).parents[1] / "recipes" / "smoke.toml"
+    folders = ["--photographs", str(photographs), "--validation", str(photographs), "--run", str(tmp_path / "run")]
+    with pytest.raises(SystemExit, match="2"):
+        trainer.main(["--recipe", str(recipe), str(recipe), *folders])
