@@ -1,7 +1,7 @@
 """Picture files to pixels and tensors, and back. The one file that knows Pillow.
 
 Every picture is a stranger's: only JPEG, PNG and WebP are opened, and the size is checked from the header before a
-pixel is decoded. Whatever it holds becomes 8-bit RGB, upright, over white. Colour profiles are not applied.
+pixel is decoded. Whatever it holds becomes 8-bit sRGB, upright, over white: profiles are applied (:mod:`aeic.colour`).
 
 rgb: (H, W, 3) uint8. image: (3, H, W) float32 in [-1, 1].
 """
@@ -17,8 +17,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageOps
 
+from aeic import colour, picture_headers
 from aeic.bitstream import MAX_SIDE, MIN_SIDE
 from aeic.errors import InputError, TooLarge, Unreadable, UnsupportedFormat
+from aeic.picture_headers import JPEG, PNG
 from aeic.profiles import PICTURE_MULTIPLE
 
 Pixels = NDArray[np.uint8]
@@ -26,25 +28,17 @@ Floats = NDArray[np.float32]
 FORMATS = ("JPEG", "PNG", "WEBP")
 MAX_FILE_BYTES = 256 << 20
 _STRIP_ROWS = 512
-_OURS = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"RIFF")
-_OTHERS = {
-    b"GIF8": "GIF",
-    b"BM": "BMP",
-    b"II*\0": "TIFF",
-    b"MM\0*": "TIFF",
-    b"\0\0\0\x0cJXL ": "JPEG XL",
-    b"\xff\x0a": "JPEG XL",
-    b"\0\0\0\x0cjP  ": "JPEG 2000",
-    b"%PDF": "PDF",
-    b"8BPS": "Photoshop",
-    b"\0\0\1\0": "ICO",
-}
+_END_OF_JPEG = b"\xff\xd9"
+_OURS = (JPEG, PNG, b"RIFF")
+_PAST_THE_END = bytes(32)
+"""What a JPEG reader is given behind the data, so that it finishes the last blocks but cannot make up many more."""
 
 
 def load_picture(data: bytes | str | Path, *, max_pixels: int = MAX_SIDE * MAX_SIDE) -> Pixels:
     """Read a picture file, from its bytes or its path, as (H, W, 3) uint8.
 
-    Turned as EXIF says; transparency is laid over white; grey, palette, CMYK and 16-bit pictures are converted.
+    Turned as EXIF says; colours are converted to sRGB; transparency is laid over white; grey, palette, CMYK and 16-bit
+    pictures are converted. A JPEG that lacks only its end marker is read, one that lacks pixels is ``Unreadable``.
     ``UnsupportedFormat``, ``TooLarge`` (over ``max_pixels`` or 8192 a side), ``Unreadable``, or ``InputError`` for
     animations and pictures under 16 a side.
     """
@@ -56,8 +50,12 @@ def load_picture(data: bytes | str | Path, *, max_pixels: int = MAX_SIDE * MAX_S
         warnings.simplefilter("ignore")  # Pillow warns of large or odd files; the limits here are our own
         picture = _open(bytes(data), max_pixels)
         try:
+            if picture.format == "JPEG" and not picture.info.get("progressive"):
+                _load_jpeg(picture, bytes(data))
             picture.load()
             return to_rgb(picture)
+        except InputError:
+            raise
         except Exception as error:  # what Pillow's readers let out of damaged data has no common base
             raise Unreadable(f"the picture is cut short or damaged ({error}): send it again in full") from error
 
@@ -84,10 +82,11 @@ def to_rgb(picture: Image.Image) -> Pixels:
     with contextlib.suppress(Exception):  # a malformed EXIF block says nothing about the pixels: take them as they lie
         ImageOps.exif_transpose(picture, in_place=True)
     width, height = picture.size
+    to_srgb = colour.converter(picture)
     rgb = np.empty((height, width, 3), np.uint8)
     for top in range(0, height, _STRIP_ROWS):  # in strips: a copy of the whole for each step would triple the memory
         bottom = min(height, top + _STRIP_ROWS)
-        rgb[top:bottom] = _strip(picture.crop((0, top, width, bottom)))
+        rgb[top:bottom] = _strip(picture.crop((0, top, width, bottom)), to_srgb)
     return rgb
 
 
@@ -142,19 +141,31 @@ def _read_file(path: Path) -> bytes:
 
 
 def _open(data: bytes, max_pixels: int) -> Image.Image:
+    cicp = None
+    if data.startswith(PNG):
+        cleaned = picture_headers.clean_png(data)
+        data, cicp = cleaned.data, cleaned.cicp
+    elif data.startswith(JPEG):
+        if (scans := picture_headers.jpeg_scans(data)) > picture_headers.MAX_JPEG_SCANS:
+            most = picture_headers.MAX_JPEG_SCANS
+            raise InputError(
+                f"this JPEG has about {scans} scans: at most {most} are read, save it again as a baseline JPEG"
+            )
+        if not data.rstrip(b"\0").endswith(_END_OF_JPEG):
+            data += _END_OF_JPEG
     try:
         picture: Image.Image = Image.open(io.BytesIO(data), formats=FORMATS)
     except Image.DecompressionBombError as error:
         raise TooLarge(f"the picture claims far too many pixels: at most {max_pixels} are taken") from error
     except Exception as error:
-        other = next((name for start, name in _OTHERS.items() if data.startswith(start)), None)
-        other = other or ("HEIF or AVIF" if data[4:8] == b"ftyp" else None)
-        if other:
-            raise UnsupportedFormat(f"this is {other}: send JPEG, PNG or WebP") from None
+        if other := picture_headers.kind(data):
+            raise UnsupportedFormat(f"this is {other}: send JPEG, PNG or WebP of 8 bits a sample") from None
         if data.startswith(b"--") and b"\r\nContent-Disposition:" in data[:1024]:
             raise Unreadable("this is a form around a file: send the file alone, curl --data-binary @FILE") from None
         what = "the picture is cut short or damaged" if data.startswith(_OURS) else "this is no JPEG, PNG or WebP file"
         raise Unreadable(f"{what}: send the file itself, in full") from error
+    if cicp is not None:
+        picture.info["cicp"] = cicp
     width, height = picture.size
     if width * height > max_pixels or max(width, height) > MAX_SIDE:
         raise TooLarge(
@@ -168,13 +179,54 @@ def _open(data: bytes, max_pixels: int) -> Image.Image:
     return picture
 
 
-def _strip(picture: Image.Image) -> Pixels:
+def _load_jpeg(picture: Image.Image, data: bytes) -> None:
+    """Decode a baseline JPEG, and refuse it if rows are missing: libjpeg itself would fill them with grey.
+
+    The data goes in without its end marker. A whole picture is then complete; one that was cut short is not, and gets
+    its last row only from what libjpeg makes up once it sees the end.
+    """
+    codec, extents, _, arguments = picture.tile[0]  # type: ignore[attr-defined]
+    picture.load_prepare()  # type: ignore[attr-defined]
+    decoder = Image._getdecoder(picture.mode, codec, arguments, picture.decoderconfig)  # type: ignore[attr-defined]
+    decoder.setimage(picture.im, extents)
+    try:
+        stream = data.rstrip(b"\0")
+        while stream.endswith(_END_OF_JPEG):
+            stream = stream.removesuffix(_END_OF_JPEG).rstrip(b"\0")
+        stream += _PAST_THE_END
+        taken, failed = decoder.decode(stream)
+        if failed:
+            return  # Pillow's own reading says what is wrong
+        if taken >= 0:  # it wants more
+            last_row = (0, picture.height - 1, picture.width, picture.height)
+            empty = picture.im.crop(last_row).getbbox() is None
+            _, failed = decoder.decode(stream[taken:] + _END_OF_JPEG)
+            if failed:
+                return
+            if empty and picture.im.crop(last_row).getbbox() is not None:
+                raise Unreadable("the picture is cut short, rows are missing: send it again in full")
+        picture.tile = []  # type: ignore[attr-defined]
+    finally:
+        decoder.cleanup()
+
+
+def _strip(picture: Image.Image, to_srgb: colour.Converter | None) -> Pixels:
     if picture.mode.startswith("I"):  # 16-bit grey
         levels = np.asarray(picture).astype(np.uint32)
         grey = ((np.minimum(levels, 65535) * 255 + 32767) // 65535).astype(np.uint8)
-        return np.repeat(grey[:, :, None], 3, axis=2)
+        shown = Image.fromarray(grey)
+        rgb = np.array((to_srgb(shown) if to_srgb else shown).convert("RGB"))
+        if isinstance(clear := picture.info.get("transparency"), int):
+            rgb[levels == clear] = 255
+        return rgb
+    alpha = None
     if picture.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in picture.info:
         picture = picture.convert("RGBA")
-        white = Image.new("RGBA", picture.size, (255, 255, 255, 255))
-        picture = Image.alpha_composite(white, picture)
-    return np.asarray(picture if picture.mode == "RGB" else picture.convert("RGB"))
+        alpha = picture.getchannel("A")
+        picture = picture.convert("RGB")
+    elif picture.mode not in ("RGB", "L", "CMYK"):
+        picture = picture.convert("RGB")
+    picture = to_srgb(picture) if to_srgb else picture.convert("RGB")
+    if alpha is not None:
+        picture = Image.composite(picture, Image.new("RGB", picture.size, (255, 255, 255)), alpha)
+    return np.asarray(picture)
