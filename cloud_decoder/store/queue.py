@@ -7,6 +7,7 @@ since 1970 by :meth:`cloud_decoder.store.store.Store.clock`.
 
 from __future__ import annotations
 
+import logging
 import secrets
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -15,9 +16,11 @@ from uuid import UUID
 import sqlalchemy as sa
 
 from cloud_decoder.store.database import Database, transposed
-from cloud_decoder.store.frames import ROW_COLUMNS, bucket_of, row_of, turn_of
+from cloud_decoder.store.frames import DAMAGED, ROW_COLUMNS, bucket_of, intact, row_of, turn_of
 from cloud_decoder.store.records import DEMAND_PRIORITY, Backlog, DecodeResult, FrameState, Lease, LeasedFrame
 from cloud_decoder.store.schema import NEVER_MS, frames, jobs
+
+log = logging.getLogger(__name__)
 
 _ORDER = (jobs.c.turn, jobs.c.deadline_ms, jobs.c.seq)
 _READY = sa.and_(jobs.c.lease_until.is_(None), jobs.c.wanted)
@@ -144,7 +147,10 @@ class JobQueue:
             return []
         query = sa.select(*ROW_COLUMNS, frames.c.bitstream).join(jobs, jobs.c.seq == frames.c.seq)
         rows = connection.execute(query.where(self._database.among(frames.c.seq, order))).all()
-        rows = sorted(rows, key=lambda row: order[row.seq])
+        if damaged := [row.seq for row in rows if row.bitstream is not None and not intact(row)]:
+            log.error("%d frames are damaged in the store and go to quarantine", len(damaged))
+            self._fail(connection, damaged, DAMAGED)
+        rows = sorted((row for row in rows if row.seq not in damaged), key=lambda row: order[row.seq])
         return [
             LeasedFrame(row_of(row), bytes(row.bitstream), Lease(row.seq, token))
             for row in rows

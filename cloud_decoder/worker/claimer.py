@@ -14,6 +14,7 @@ from concurrent.futures import Executor
 from dataclasses import dataclass
 
 from aeic.bitstream import Frame
+from aeic.errors import BitstreamError
 from cloud_decoder.errors import StoreUnavailable
 from cloud_decoder.inference.model_pool import ModelPool
 from cloud_decoder.store.store import DecodeResult, FrameState, Lease, LeasedFrame, Store, StoredFrame
@@ -161,13 +162,20 @@ class Claimer:
                 await run_on(self._threads, self._store.queue.release, [one.lease for one in claimed])
                 return
             for one in claimed:
-                job = self._scheduler.jobs.get(one.row.digest)
-                if job is None:
-                    priority = min(one.row.priority, DEMAND_PRIORITY - 1)
-                    job = self._scheduler.add(one.row.digest, one.bitstream, Frame.parse(one.bitstream), priority)
-                self._attach(job, one)
+                try:
+                    self._take(one)
+                except BitstreamError as error:  # a row that another release or a hand has written
+                    log.error("frame %s of the store cannot be parsed and goes to quarantine", one.row.id)
+                    await run_on(self._threads, self._store.queue.fail, [one.lease], f"{type(error).__name__}: {error}")
             if len(claimed) < room:
                 return
+
+    def _take(self, one: LeasedFrame) -> None:
+        job = self._scheduler.jobs.get(one.row.digest)
+        if job is None:
+            priority = min(one.row.priority, DEMAND_PRIORITY - 1)
+            job = self._scheduler.add(one.row.digest, one.bitstream, Frame.parse(one.bitstream), priority)
+        self._attach(job, one)
 
     def _claim_some(self, fingerprint: str, limit: int) -> list[LeasedFrame]:
         settings, alike = self._settings, self._settings.max_leased is not None

@@ -9,8 +9,10 @@ from pathlib import Path
 from uuid import uuid4
 
 import pytest
+import sqlalchemy as sa
 
-from cloud_decoder.errors import StoreUnavailable
+from cloud_decoder.errors import StoredDamage, StoreUnavailable
+from cloud_decoder.store.schema import frames
 from cloud_decoder.store.store import Added, DecodeResult, FrameState, Lease, Store
 from tests.support.frames import NOW, claim, stored_frame
 
@@ -164,6 +166,21 @@ def test_frames_in_quarantine_are_queued_again(store: Store) -> None:
     assert [one.bitstream for one in claim(store)] == [b"mine", b"theirs"]
     row = store.frames.get("a", mine.id)
     assert row is not None and row.state is FrameState.DECODING and row.reason is None
+
+
+def test_a_frame_that_the_disk_has_changed_goes_to_quarantine_alone(store: Store) -> None:
+    new = [stored_frame(b"frame %d" % i) for i in range(3)]
+    store.frames.add(new, NOW)
+    bad = new[1].id
+    with store.database.write() as connection:
+        connection.execute(sa.update(frames).where(frames.c.id == bad).values(bitstream=b"Frame 1"))
+    with pytest.raises(StoredDamage, match="restore"):
+        store.frames.bitstream("", bad)
+    assert [one.row.id for one in claim(store)] == [new[0].id, new[2].id]
+    row = store.frames.get("", bad)
+    assert row is not None and row.state is FrameState.FAILED and "changed" in str(row.reason)
+    assert store.queue.claim_one("", bad, "w", NOW, 60, 3) is None
+    assert store.frames.bitstream("", new[0].id) == b"frame 0"
 
 
 def test_renewed_leases_hold(store: Store) -> None:

@@ -24,7 +24,7 @@ from cloud_decoder.metrics import Metrics
 from cloud_decoder.store.store import FrameState, Store
 from cloud_decoder.worker.worker import Worker, WorkerSettings
 from tests.support.cloud import FakeGenerator, metric
-from tests.support.frames import MakeFrame, new_frame
+from tests.support.frames import MakeFrame, new_frame, stored_frame
 from tests.support.waiting import until
 
 Running = Callable[..., AbstractAsyncContextManager[Worker]]
@@ -139,6 +139,17 @@ async def test_a_frame_that_was_on_the_device_when_a_service_ended_is_there_alon
         await until(lambda: store.frames.counts()["done"] == 8)
     assert [size for size, was_suspect in seen if was_suspect] == [1]
     assert max(size for size, _ in seen) > 1
+
+
+async def test_a_stored_frame_that_cannot_be_parsed_does_not_stop_the_others(
+    running: Running, store: Store, make_frame: MakeFrame
+) -> None:
+    data = make_frame(1)
+    good = new_frame(make_frame(2))
+    store.frames.add([stored_frame(b"no frame", fingerprint=good.fingerprint), good, new_frame(data)], time.time())
+    async with running() as worker:
+        await until(lambda: store.frames.counts()["done"] == 2)
+        assert worker.alive and store.frames.counts()["failed"] == 1
 
 
 async def test_each_kind_of_damage_has_its_error(running: Running, store: Store, make_frame: MakeFrame) -> None:
