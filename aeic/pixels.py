@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import ExifTags, Image, ImageOps
+from PIL import ExifTags, Image, ImageFile, ImageOps
 
 from aeic import colour, picture_headers
 from aeic.bitstream import MAX_SIDE, MIN_SIDE
@@ -141,7 +141,7 @@ def _read_file(path: Path) -> bytes:
         raise Unreadable(f"{path} cannot be read ({error.strerror}): check the name and its permissions") from error
 
 
-def _open(data: bytes, max_pixels: int) -> Image.Image:
+def _open(data: bytes, max_pixels: int) -> ImageFile.ImageFile:
     cicp = None
     if data.startswith(PNG):
         cleaned = picture_headers.clean_png(data)
@@ -155,7 +155,7 @@ def _open(data: bytes, max_pixels: int) -> Image.Image:
         if not data.rstrip(b"\0").endswith(_END_OF_JPEG):
             data += _END_OF_JPEG
     try:
-        picture: Image.Image = Image.open(io.BytesIO(data), formats=FORMATS)
+        picture = Image.open(io.BytesIO(data), formats=FORMATS)
     except Image.DecompressionBombError as error:
         raise TooLarge(f"the picture claims far too many pixels: at most {max_pixels} are taken") from error
     except Exception as error:
@@ -180,15 +180,15 @@ def _open(data: bytes, max_pixels: int) -> Image.Image:
     return picture
 
 
-def _load_jpeg(picture: Image.Image, data: bytes) -> None:
+def _load_jpeg(picture: ImageFile.ImageFile, data: bytes) -> None:
     """Decode a baseline JPEG, and refuse it if rows are missing: libjpeg itself would fill them with grey.
 
     The data goes in without its end marker. A whole picture is then complete; one that was cut short is not, and gets
     its last row only from what libjpeg makes up once it sees the end.
     """
-    codec, extents, _, arguments = picture.tile[0]  # type: ignore[attr-defined]
-    picture.load_prepare()  # type: ignore[attr-defined]
-    decoder = Image._getdecoder(picture.mode, codec, arguments, picture.decoderconfig)  # type: ignore[attr-defined]
+    codec, extents, _, arguments = picture.tile[0]
+    picture.load_prepare()
+    decoder = Image._getdecoder(picture.mode, codec, arguments, picture.decoderconfig)
     decoder.setimage(picture.im, extents)
     try:
         stream = data.rstrip(b"\0")
@@ -206,7 +206,7 @@ def _load_jpeg(picture: Image.Image, data: bytes) -> None:
                 return
             if empty and picture.im.crop(last_row).getbbox() is not None:
                 raise Unreadable("the picture is cut short, rows are missing: send it again in full")
-        picture.tile = []  # type: ignore[attr-defined]
+        picture.tile = []
     finally:
         decoder.cleanup()
 

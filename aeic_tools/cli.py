@@ -14,6 +14,7 @@ import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
+from uuid import UUID
 
 import typer
 
@@ -175,6 +176,31 @@ def upgrade(
         ) from None
     except OperationalError as error:
         raise UsageError(f"the database cannot be reached ({error.orig}): check the address") from error
+
+
+@store_app.command()
+def requeue(
+    url: Annotated[str, typer.Argument(envvar="AEIC_CLOUD_DATABASE_URL", help="SQLAlchemy URL of the store.")],
+    tenant: Annotated[str | None, typer.Option(help="Only frames of this tenant.")] = None,
+    id: Annotated[UUID | None, typer.Option(help="Only the frame with this id.")] = None,
+) -> None:
+    """Return failed frames to the queue, after the cause has been fixed. Prints their number."""
+    with needs("cloud-cpu"):
+        from sqlalchemy import make_url
+        from sqlalchemy.exc import ArgumentError, NoSuchModuleError
+
+        from cloud_decoder.store.store import Store
+    try:
+        address = make_url(url)
+        if address.get_backend_name() == "sqlite" and not Path(address.database or "").is_file():
+            raise UsageError("there is no such file: write sqlite:///PATH/store.db")  # do not create one
+        store = Store(address)
+    except (ArgumentError, NoSuchModuleError):  # without the text: it may hold a password
+        raise UsageError("that is not the URL of a database: write sqlite:///PATH/store.db") from None
+    try:
+        print(store.queue.requeue(store.clock(), tenant, id))
+    finally:
+        store.close()
 
 
 @app.command(context_settings=PASS_ON, add_help_option=False)

@@ -8,6 +8,7 @@
          +- NotAllowed           no or a wrong token           HTTP 401, UNAUTHENTICATED
          +- UnknownFrame         no such frame here            HTTP 404, NOT_FOUND
          +- Gone                 pruned by retention           HTTP 410, NOT_FOUND
+         +- StoredDamage         its stored bytes have changed HTTP 500, INTERNAL
          +- Undecodable          quarantined, with its reason  HTTP 422, FAILED_PRECONDITION
          +- DeviceOutOfMemory    a batch too large             HTTP 500, INTERNAL
          +- DecoderDied          its process was lost          HTTP 503, UNAVAILABLE
@@ -48,6 +49,10 @@ class Gone(ServiceError):
     """Retention has removed the frame."""
 
     http_status = 410
+
+
+class StoredDamage(ServiceError):
+    """The stored bitstream is not the one that arrived: the disk or the database has changed it."""
 
 
 class Undecodable(ServiceError):

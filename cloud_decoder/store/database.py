@@ -137,7 +137,7 @@ class Database:
     def write(self, durable: bool = True) -> Iterator[sa.Connection]:
         """A transaction that commits at the end. ``StoreUnavailable`` where the store cannot write.
 
-        ``durable`` False is for what may be lost in a power cut, such as a lease: PostgreSQL then confirms a commit
+        ``durable`` False is for what may be lost in a power cut, such as a lease: the database then confirms a commit
         before it is on disk. The transaction is atomic all the same.
         """
         try:
@@ -147,7 +147,8 @@ class Database:
                         connection.exec_driver_sql("SET LOCAL synchronous_commit = off")
                     yield connection
             else:
-                with self._write_lock, self.engine.execution_options(aeic_write=True).begin() as connection:
+                engine = self.engine.execution_options(aeic_write="FULL" if durable else "NORMAL")
+                with self._write_lock, engine.begin() as connection:
                     yield connection
         except SQLAlchemyError as error:
             raise StoreUnavailable(
@@ -187,4 +188,6 @@ def _begin_sqlite(connection: sa.Connection) -> None:
     # A transaction that reads first and writes later fails where another process wrote in between. IMMEDIATE waits
     # instead.
     write = connection.get_execution_options().get("aeic_write")
+    if write:
+        connection.exec_driver_sql(f"PRAGMA synchronous={write}")
     connection.exec_driver_sql("BEGIN IMMEDIATE" if write else "BEGIN")

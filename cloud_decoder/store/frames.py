@@ -5,6 +5,7 @@ One transaction stores frames and queues their jobs, in as few statements as a b
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from typing import Any
 from uuid import UUID
@@ -12,11 +13,14 @@ from uuid import UUID
 import sqlalchemy as sa
 
 from aeic.bitstream import Frame
+from cloud_decoder.errors import StoredDamage
 from cloud_decoder.store.database import Database
 from cloud_decoder.store.records import DEMAND_PRIORITY, Added, FrameState, NewFrame, StoredFrame
 from cloud_decoder.store.schema import NEVER_MS, frames, jobs, sources, tallies
 from cloud_decoder.tiling import tile_shape
 
+DAMAGED = "its stored bytes have changed since they arrived"
+"""The reason of frames whose bitstream does not have its digest any more."""
 Key = tuple[str, UUID]
 
 _HELD = sa.and_(frames.c.state == FrameState.RECEIVED.value, jobs.c.lease_until.is_not(None))
@@ -33,6 +37,11 @@ def row_of(found: Any) -> StoredFrame:
     values = {name: getattr(found, name) for name in StoredFrame.__dataclass_fields__}
     values["state"] = FrameState(values["state"])
     return StoredFrame(**values)
+
+
+def intact(found: Any) -> bool:
+    """Whether the bitstream of a row has the digest with which it was stored."""
+    return hashlib.sha256(found.bitstream).hexdigest() == str(found.digest)
 
 
 def bucket_of(width: int, height: int) -> str:
@@ -81,12 +90,18 @@ class Frames:
         return None if found is None else row_of(found)
 
     def bitstream(self, tenant: str, frame: UUID) -> bytes | None:
-        """The frame's bytes as they arrived; None where the frame is unknown or pruned."""
+        """The frame's bytes as they arrived; None where the frame is unknown or pruned.
+
+        ``StoredDamage`` where the stored bytes do not have the frame's digest any more.
+        """
+        query = sa.select(frames.c.bitstream, frames.c.digest).where(frames.c.tenant == tenant, frames.c.id == frame)
         with self._database.read() as connection:
-            found = connection.execute(
-                sa.select(frames.c.bitstream).where(frames.c.tenant == tenant, frames.c.id == frame)
-            ).scalar()
-        return None if found is None else bytes(found)
+            found = connection.execute(query).first()
+        if found is None or found.bitstream is None:
+            return None
+        if not intact(found):
+            raise StoredDamage(f"frame {frame}: {DAMAGED}: restore the store from a backup")
+        return bytes(found.bitstream)
 
     def page(
         self,

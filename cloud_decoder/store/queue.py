@@ -7,6 +7,7 @@ since 1970 by :meth:`cloud_decoder.store.store.Store.clock`.
 
 from __future__ import annotations
 
+import logging
 import secrets
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -15,12 +16,16 @@ from uuid import UUID
 import sqlalchemy as sa
 
 from cloud_decoder.store.database import Database, transposed
-from cloud_decoder.store.frames import ROW_COLUMNS, bucket_of, row_of, turn_of
+from cloud_decoder.store.frames import DAMAGED, ROW_COLUMNS, bucket_of, intact, row_of, turn_of
 from cloud_decoder.store.records import DEMAND_PRIORITY, Backlog, DecodeResult, FrameState, Lease, LeasedFrame
 from cloud_decoder.store.schema import NEVER_MS, frames, jobs
 
+log = logging.getLogger(__name__)
+
 _ORDER = (jobs.c.turn, jobs.c.deadline_ms, jobs.c.seq)
 _READY = sa.and_(jobs.c.lease_until.is_(None), jobs.c.wanted)
+_REQUEUED = 1000
+"""Frames of one transaction of :meth:`JobQueue.requeue`."""
 _FREE = {"lease_owner": None, "lease_until": None}
 
 
@@ -127,12 +132,12 @@ class JobQueue:
         leased = (
             sa.update(jobs)
             .where(jobs.c.seq.in_(sa.select(chosen.c.seq)))
-            .values(lease_owner=token, lease_until=until, attempts=jobs.c.attempts + 1)
+            .values(lease_owner=token, lease_until=until)
             .returning(*(jobs.c[name] for name in ("seq", "turn", "deadline_ms", "attempts")))
         )
         order, dead = {}, []
         for found in connection.execute(leased):
-            if found.attempts > max_attempts:
+            if found.attempts >= max_attempts:
                 dead.append(found.seq)
             else:
                 order[found.seq] = (found.turn, found.deadline_ms, found.seq)
@@ -142,7 +147,10 @@ class JobQueue:
             return []
         query = sa.select(*ROW_COLUMNS, frames.c.bitstream).join(jobs, jobs.c.seq == frames.c.seq)
         rows = connection.execute(query.where(self._database.among(frames.c.seq, order))).all()
-        rows = sorted(rows, key=lambda row: order[row.seq])
+        if damaged := [row.seq for row in rows if row.bitstream is not None and not intact(row)]:
+            log.error("%d frames are damaged in the store and go to quarantine", len(damaged))
+            self._fail(connection, damaged, DAMAGED)
+        rows = sorted((row for row in rows if row.seq not in damaged), key=lambda row: order[row.seq])
         return [
             LeasedFrame(row_of(row), bytes(row.bitstream), Lease(row.seq, token))
             for row in rows
@@ -153,9 +161,56 @@ class JobQueue:
         """Extend those of the leases that still hold until ``until``."""
         self._update(leases, lease_until=until)
 
-    def release(self, leases: Iterable[Lease]) -> None:
-        """Return frames untried, as when the service stops."""
-        self._update(leases, **_FREE, attempts=jobs.c.attempts - 1)
+    def begin(self, leases: Iterable[Lease]) -> None:
+        """Count an attempt: these frames are about to reach the device, which may end the worker."""
+        self._update(leases, attempts=jobs.c.attempts + 1)
+
+    def release(self, leases: Iterable[Lease], *, begun: bool = False) -> None:
+        """Return frames, as when the service stops. The attempt of those that have ``begun`` is taken back."""
+        if begun:
+            alive = sa.case((jobs.c.attempts > 0, jobs.c.attempts - 1), else_=0)
+            self._update(leases, **_FREE, attempts=alive)
+        else:
+            self._update(leases, **_FREE)
+
+    def requeue(self, now: float, tenant: str | None = None, id: UUID | None = None) -> int:
+        """Put frames out of quarantine back into the queue, all or those of a tenant or an id. Returns how many.
+
+        Frames that retention has emptied stay as they are.
+        """
+        which = sa.and_(frames.c.state == FrameState.FAILED.value, frames.c.bitstream.is_not(None))
+        for column, given in ((frames.c.tenant, tenant), (frames.c.id, id)):
+            if given is not None:
+                which = sa.and_(which, column == given)
+        columns = (frames.c.seq, frames.c.fingerprint, frames.c.width, frames.c.height, frames.c.priority)
+        some = sa.select(*columns).where(which).order_by(frames.c.seq).limit(_REQUEUED).with_for_update()
+        count = 0
+        while True:
+            with self._database.write() as connection:
+                found = connection.execute(some).all()
+                if not found:
+                    return count
+                values = [
+                    {
+                        "seq": one.seq,
+                        "fingerprint": one.fingerprint,
+                        "bucket": bucket_of(one.width, one.height),
+                        "turn": turn_of(now, min(one.priority, DEMAND_PRIORITY - 1), self._aging_seconds),
+                        "deadline_ms": NEVER_MS,
+                        "queued_ms": int(now * 1000),
+                        "wanted": True,
+                        "attempts": 0,
+                    }
+                    for one in found
+                ]
+                self._database.insert_rows(connection, self._database.insert(jobs), values)
+                waits = {"state": FrameState.RECEIVED.value, "reason": None, "wanted": True}
+                connection.execute(
+                    sa.update(frames)
+                    .where(self._database.among(frames.c.seq, [one.seq for one in found]))
+                    .values(waits)
+                )
+            count += len(found)
 
     def recover(self, owner: str) -> int:
         """End every lease of ``owner``: at start, those of an earlier run of the same name. Returns how many."""

@@ -48,7 +48,7 @@ class NewFrame:
 
 @dataclass(frozen=True)
 class StoredFrame:
-    """A stored frame without its bitstream. ``attempts`` counts the claims of a frame that is not decoded yet."""
+    """A stored frame without its bitstream. ``attempts``: services that ended while this frame was on the device."""
 
     seq: int
     tenant: str

@@ -14,6 +14,7 @@ from concurrent.futures import Executor
 from dataclasses import dataclass
 
 from aeic.bitstream import Frame
+from aeic.errors import BitstreamError
 from cloud_decoder.errors import StoreUnavailable
 from cloud_decoder.inference.model_pool import ModelPool
 from cloud_decoder.store.store import DecodeResult, FrameState, Lease, LeasedFrame, Store, StoredFrame
@@ -32,7 +33,7 @@ class ClaimSettings:
     """The name on its leases. No two living workers of one store share a name."""
     lease_seconds: float = 60.0
     max_attempts: int = 3
-    """A frame that was claimed more often than this goes to quarantine."""
+    """A frame that was on the device this often when a service ended goes to quarantine."""
     lookahead: int = 32
     """Frames of one bundle claimed ahead of entropy decoding."""
     max_leased: int | None = None
@@ -98,18 +99,28 @@ class Claimer:
         self._attach(job, claimed)
         return job
 
+    async def begin(self, jobs: Iterable[DecodeJob]) -> None:
+        """Count an attempt of each of these jobs, which go to the device, where they have not been before."""
+        fresh = [job for job in jobs if not job.begun]
+        for job in fresh:
+            job.begun = True
+        if leases := leases_of(fresh):
+            with contextlib.suppress(StoreUnavailable):  # an attempt less is counted
+                await run_on(self._threads, self._store.queue.begin, leases)
+
     async def release(self, jobs: Iterable[DecodeJob]) -> None:
-        """Return frames to the queue untried."""
+        """Return frames to the queue. An attempt counts only for frames that a worker did not survive."""
+        jobs = list(jobs)
         if leases := leases_of(jobs):
             self._forget(leases)
             with contextlib.suppress(StoreUnavailable):  # the leases run out by themselves
-                await run_on(self._threads, self._store.queue.release, leases)
+                await run_on(self._threads, self._release, jobs)
 
     def release_soon(self, job: DecodeJob) -> None:
         """:meth:`release` without waiting for it."""
         if leases := leases_of([job]):
             self._forget(leases)
-            self._threads.submit(self._store.queue.release, leases)
+            self._threads.submit(self._release, [job])
 
     async def finish(self, results: Sequence[DecodeResult], now: float) -> set[int]:
         """Record these frames as decoded. ``StoreUnavailable``: they are claimed again when the leases run out.
@@ -151,13 +162,20 @@ class Claimer:
                 await run_on(self._threads, self._store.queue.release, [one.lease for one in claimed])
                 return
             for one in claimed:
-                job = self._scheduler.jobs.get(one.row.digest)
-                if job is None:
-                    priority = min(one.row.priority, DEMAND_PRIORITY - 1)
-                    job = self._scheduler.add(one.row.digest, one.bitstream, Frame.parse(one.bitstream), priority)
-                self._attach(job, one)
+                try:
+                    self._take(one)
+                except BitstreamError as error:  # a row that another release or a hand has written
+                    log.error("frame %s of the store cannot be parsed and goes to quarantine", one.row.id)
+                    await run_on(self._threads, self._store.queue.fail, [one.lease], f"{type(error).__name__}: {error}")
             if len(claimed) < room:
                 return
+
+    def _take(self, one: LeasedFrame) -> None:
+        job = self._scheduler.jobs.get(one.row.digest)
+        if job is None:
+            priority = min(one.row.priority, DEMAND_PRIORITY - 1)
+            job = self._scheduler.add(one.row.digest, one.bitstream, Frame.parse(one.bitstream), priority)
+        self._attach(job, one)
 
     def _claim_some(self, fingerprint: str, limit: int) -> list[LeasedFrame]:
         settings, alike = self._settings, self._settings.max_leased is not None
@@ -168,6 +186,10 @@ class Claimer:
         settings = self._settings
         lease = (self._store.clock(), settings.lease_seconds, settings.max_attempts)
         return self._store.queue.claim_one(row.tenant, row.id, settings.owner, *lease)
+
+    def _release(self, jobs: list[DecodeJob]) -> None:
+        for begun in (False, True):
+            self._store.queue.release(leases_of(job for job in jobs if job.begun is begun), begun=begun)
 
     def _renew(self, leases: list[Lease]) -> None:
         self._store.queue.renew(leases, self._store.clock() + self._settings.lease_seconds)

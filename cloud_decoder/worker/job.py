@@ -12,7 +12,7 @@ from aeic.profiles import LATENT_STRIDE
 from cloud_decoder.decode_backend import Decoded
 from cloud_decoder.store.records import DEMAND_PRIORITY, Lease, StoredFrame
 from cloud_decoder.tiling import Tile, TileAssembler, synthesis_cost
-from cloud_decoder.worker.batcher import WorkItem
+from cloud_decoder.worker.batcher import Bucket, WorkItem
 
 __all__ = ["DEMAND_PRIORITY", "DecodeJob", "Decoded", "leases_of"]
 
@@ -30,6 +30,7 @@ class DecodeJob:
     deadline: float = math.inf
     rows: list[StoredFrame] = field(default_factory=list)  # stored frames of this content, leased by this worker
     leases: dict[int, Lease] = field(default_factory=dict)  # of the rows, by seq
+    begun: bool = False  # it has been on the device
     waiters: int = 0
     keep: bool = False  # its picture goes to the cache
     pinned: bool = False  # decode it although no caller waits: the caller will ask again
@@ -50,6 +51,11 @@ class DecodeJob:
         return self.waiters > 0 or self.pinned or any(row.wanted for row in self.rows)
 
     @property
+    def suspect(self) -> bool:
+        """Whether a service has ended while one of its frames was on the device. It must be there alone."""
+        return any(row.attempts for row in self.rows)
+
+    @property
     def effective_deadline(self) -> float:
         """Infinite for stored frames, which are decoded however late."""
         return math.inf if self.rows or self.pinned else self.deadline
@@ -64,7 +70,9 @@ class DecodeJob:
         """The next row of its tiles as items that wait for the device."""
         if self.assembler is None:
             return []
-        shape = (self.frame.fingerprint, *self.assembler.shape)
+        shape: Bucket = (self.frame.fingerprint, *self.assembler.shape)
+        if self.suspect:
+            shape = (*shape, self.digest)
         cost = self.assembler.shape[0] * self.assembler.shape[1] * LATENT_STRIDE**2
         return [
             WorkItem((self.digest, tile), shape, cost, self.priority, self.effective_deadline, self.arrived)

@@ -156,6 +156,7 @@ class Pipeline:
                 self._metrics.device_wait_seconds.observe(job.timings["device_wait"])
         self._metrics.batch_items.observe(len(batch))
         self._metrics.batch_fill.observe(cost / self._max_batch_pixels)
+        await self._claimer.begin(jobs)
         failed = await run_on(self._device_thread, self._synthesise, work)
         seconds = time.monotonic() - started
         self._metrics.synthesis_seconds.observe(seconds)

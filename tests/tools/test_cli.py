@@ -134,6 +134,8 @@ def test_nothing_is_overwritten(aeic: Aeic, photo: Path, tmp_path: Path) -> None
         (["encode", "", "-"], b"", 2, b"a name is empty"),
         (["info", "nowhere.aeic"], b"", 3, b"aeic: nowhere.aeic: "),
         (["latents", "nowhere.aeic", "-"], b"", 3, b"aeic: nowhere.aeic: "),
+        (["store", "requeue", "garbage"], b"", 2, b"not the URL of a database"),
+        (["store", "requeue", "sqlite:////nowhere/x.db"], b"", 2, b"no such file"),
         (["store", "upgrade", "garbage"], b"", 2, b"not the URL of a database"),
         (["store", "upgrade", "sqlite:////nowhere/x.db"], b"", 2, b"cannot be reached"),
         (["latents", "-", "-"], FOREIGN, 5, b"bundle that made it"),

@@ -14,10 +14,12 @@ from uuid import UUID, uuid4
 import httpx
 import numpy as np
 import pytest
+import sqlalchemy as sa
 from PIL import Image
 
 from cloud_decoder.inference.decoder import Decoder
 from cloud_decoder.service import Cloud
+from cloud_decoder.store.schema import frames
 from tests.support.cloud import FakeGenerator, jobs_of, running_cloud
 from tests.support.frames import MakeFrame, new_frame
 
@@ -299,3 +301,19 @@ async def test_ids_in_capitals_are_the_same_frame(decoder: Decoder, make_frame: 
     async with running_cloud(decoder, tmp_path) as cloud, httpx.AsyncClient(base_url=cloud.http) as http:
         cloud.store.frames.add([new], time.time())
         assert (await http.get(f"/v1/frames/{str(new.id).upper()}")).status_code == 200
+
+
+async def test_bytes_that_the_disk_has_changed_are_not_served(
+    decoder: Decoder, make_frame: MakeFrame, tmp_path: Path
+) -> None:
+    new = new_frame(make_frame(1), wanted=False)
+    async with running_cloud(decoder, tmp_path) as cloud, httpx.AsyncClient(base_url=cloud.http) as http:
+        cloud.store.frames.add([new], time.time())
+        assert (await http.get(f"/v1/frames/{new.id}/bitstream")).content == new.bitstream
+        changed = bytes([new.bitstream[0] ^ 1]) + new.bitstream[1:]
+        with cloud.store.database.write() as connection:
+            connection.execute(sa.update(frames).values(bitstream=changed))
+        answer = await http.get(f"/v1/frames/{new.id}/bitstream")
+        assert answer.status_code == 500 and answer.json()["type"] == "urn:aeic:stored-damage"
+        assert "etag" not in answer.headers and "restore" in answer.json()["detail"]
+        assert (await http.get(f"/v1/frames/{new.id}/image?wait=10")).status_code == 422

@@ -9,8 +9,10 @@ from pathlib import Path
 from uuid import uuid4
 
 import pytest
+import sqlalchemy as sa
 
-from cloud_decoder.errors import StoreUnavailable
+from cloud_decoder.errors import StoredDamage, StoreUnavailable
+from cloud_decoder.store.schema import frames
 from cloud_decoder.store.store import Added, DecodeResult, FrameState, Lease, Store
 from tests.support.frames import NOW, claim, stored_frame
 
@@ -64,7 +66,8 @@ def test_a_lease_that_ran_out_is_claimed_again_and_three_deaths_end_in_quarantin
     store.frames.add([stored_frame()], NOW)
     for attempt in range(3):
         (claimed,) = claim(store, now=NOW + 100 * attempt)
-        assert claimed.row.attempts == attempt + 1
+        assert claimed.row.attempts == attempt
+        store.queue.begin([claimed.lease])
         assert claim(store, now=NOW + 100 * attempt + 59) == []
     assert claim(store, now=NOW + 300) == []
     assert store.frames.counts()["failed"] == 1
@@ -79,7 +82,7 @@ def test_release_and_recover_change_only_the_leases_of_their_owner(store: Store)
     assert store.frames.counts() | {"pruned": 0} == {"received": 1, "decoding": 1, "done": 0, "failed": 0, "pruned": 0}
     assert store.queue.recover("other") == 0
     assert store.queue.recover("w") == 1
-    assert sorted(c.row.attempts for c in claim(store)) == [1, 2]
+    assert [c.row.attempts for c in claim(store)] == [0, 0]
 
 
 def test_a_worker_that_wakes_after_its_lease_has_run_out_changes_nothing(store: Store) -> None:
@@ -128,6 +131,56 @@ def test_recovery_ends_the_leases_of_one_name_only_even_those_of_the_last_releas
         connection.exec_driver_sql("UPDATE jobs SET lease_owner = 'w' WHERE lease_owner LIKE 'other%%'")
     assert store.queue.recover("w") == 2
     assert store.frames.counts()["decoding"] == 2
+
+
+def test_restarts_cost_only_frames_that_were_on_the_device_an_attempt(store: Store) -> None:
+    store.frames.add([stored_frame() for _ in range(32)], NOW)
+    for _ in range(10):  # kill -9 ten times: the first frame was on the device, the others only claimed
+        held = claim(store, 40)
+        store.queue.begin([one.lease for one in held if one.row.seq == 1])
+        store.queue.recover("w")
+    assert store.frames.counts()["failed"] == 1
+    assert {one.row.attempts for one in claim(store, 40)} == {0}
+
+
+def test_an_attempt_that_the_worker_survived_does_not_count(store: Store) -> None:
+    store.frames.add([stored_frame()], NOW)
+    for _ in range(4):
+        (held,) = claim(store)
+        store.queue.begin([held.lease])
+        store.queue.release([held.lease], begun=True)
+    (held,) = claim(store)
+    assert held.row.attempts == 0
+
+
+def test_frames_in_quarantine_are_queued_again(store: Store) -> None:
+    mine, theirs, fine = stored_frame(b"mine", tenant="a"), stored_frame(b"theirs", tenant="b"), stored_frame()
+    store.frames.add([mine, theirs, fine], NOW)
+    held = {one.row.id: one.lease for one in claim(store)}
+    store.queue.fail([held[mine.id], held[theirs.id]], "no")
+    store.queue.finish([DecodeResult(held[fine.id], "", {})], NOW)
+    assert store.queue.requeue(NOW, "a") == 1
+    assert store.queue.requeue(NOW, "b", mine.id) == 0
+    assert store.queue.requeue(NOW, id=theirs.id) == 1
+    assert store.queue.requeue(NOW) == 0
+    assert [one.bitstream for one in claim(store)] == [b"mine", b"theirs"]
+    row = store.frames.get("a", mine.id)
+    assert row is not None and row.state is FrameState.DECODING and row.reason is None
+
+
+def test_a_frame_that_the_disk_has_changed_goes_to_quarantine_alone(store: Store) -> None:
+    new = [stored_frame(b"frame %d" % i) for i in range(3)]
+    store.frames.add(new, NOW)
+    bad = new[1].id
+    with store.database.write() as connection:
+        connection.execute(sa.update(frames).where(frames.c.id == bad).values(bitstream=b"Frame 1"))
+    with pytest.raises(StoredDamage, match="restore"):
+        store.frames.bitstream("", bad)
+    assert [one.row.id for one in claim(store)] == [new[0].id, new[2].id]
+    row = store.frames.get("", bad)
+    assert row is not None and row.state is FrameState.FAILED and "changed" in str(row.reason)
+    assert store.queue.claim_one("", bad, "w", NOW, 60, 3) is None
+    assert store.frames.bitstream("", new[0].id) == b"frame 0"
 
 
 def test_renewed_leases_hold(store: Store) -> None:

@@ -24,7 +24,7 @@ from cloud_decoder.metrics import Metrics
 from cloud_decoder.store.store import FrameState, Store
 from cloud_decoder.worker.worker import Worker, WorkerSettings
 from tests.support.cloud import FakeGenerator, metric
-from tests.support.frames import MakeFrame, new_frame
+from tests.support.frames import MakeFrame, new_frame, stored_frame
 from tests.support.waiting import until
 
 Running = Callable[..., AbstractAsyncContextManager[Worker]]
@@ -117,6 +117,39 @@ async def test_a_poison_frame_goes_to_quarantine_alone(
         await until(lambda: store.frames.counts()["done"] == 7 and store.frames.counts()["failed"] == 1)
     row = store.frames.get("", new[5].id)
     assert row is not None and row.state is FrameState.FAILED and "ZeroDivisionError" in str(row.reason)
+
+
+async def test_a_frame_that_was_on_the_device_when_a_service_ended_is_there_alone(
+    running: Running, decoder: Decoder, generator: FakeGenerator, store: Store, make_frame: MakeFrame
+) -> None:
+    new = [new_frame(make_frame(i)) for i in range(8)]
+    suspect = decoder.entropy_decode(new[5].bitstream).y_hat
+    seen: list[tuple[int, bool]] = []
+
+    def note(y_hat: np.ndarray) -> bool:
+        if y_hat.shape == suspect.shape:
+            seen.append((generator.batches[-1][0], bool((y_hat == suspect).all())))
+        return False
+
+    store.frames.add(new, time.time())
+    held = store.queue.claim("cloud", new[0].fingerprint, 8, time.time(), 60, 3)
+    store.queue.begin([one.lease for one in held if one.row.id == new[5].id])
+    generator.poison = note
+    async with running():
+        await until(lambda: store.frames.counts()["done"] == 8)
+    assert [size for size, was_suspect in seen if was_suspect] == [1]
+    assert max(size for size, _ in seen) > 1
+
+
+async def test_a_stored_frame_that_cannot_be_parsed_does_not_stop_the_others(
+    running: Running, store: Store, make_frame: MakeFrame
+) -> None:
+    data = make_frame(1)
+    good = new_frame(make_frame(2))
+    store.frames.add([stored_frame(b"no frame", fingerprint=good.fingerprint), good, new_frame(data)], time.time())
+    async with running() as worker:
+        await until(lambda: store.frames.counts()["done"] == 2)
+        assert worker.alive and store.frames.counts()["failed"] == 1
 
 
 async def test_each_kind_of_damage_has_its_error(running: Running, store: Store, make_frame: MakeFrame) -> None:
