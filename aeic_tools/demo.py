@@ -117,7 +117,7 @@ def pictures(places: Sequence[Path]) -> list[Path]:
 
 
 def keep(data: Path, bundle: Path | None) -> int:
-    """Both services until Ctrl-C or SIGTERM. 1 if one of them ended by itself."""
+    """Run both services until Ctrl-C or SIGTERM. Returns 1 if one of them ends unexpectedly."""
 
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt

@@ -17,7 +17,7 @@ POLL_SECONDS = 0.02
 
 
 class RequestFailed(Exception):
-    """An answer that is no success. ``status`` and the problem's ``detail``."""
+    """An error response, with ``status`` and the problem's ``detail``."""
 
     def __init__(self, status: int, detail: str) -> None:
         super().__init__(f"HTTP {status}: {detail}")
@@ -25,7 +25,7 @@ class RequestFailed(Exception):
 
 
 def request(url: str, body: bytes | None = None, seconds: float = 60, **headers: str) -> bytes:
-    """GET, or POST with a body: what was answered. ``RequestFailed`` for any status but 2xx."""
+    """GET, or POST if there is a body. Returns the response's body; ``RequestFailed`` for any status but 2xx."""
     return exchange(url, body, seconds, **headers)[1]
 
 

@@ -28,7 +28,7 @@ class ServiceFailed(Exception):
 
 
 class Service:
-    """One child process, ``python -m module``; says where it listens in one JSON line on stdout once it is ready."""
+    """One child process, ``python -m module``. When it is ready, it prints its addresses as one JSON line on stdout."""
 
     def __init__(
         self, module: str, log: Path, settings: dict[str, str], arguments: list[str] | None = None, port: int = 0

@@ -110,7 +110,9 @@ def load_checkpoint(path: Path, profile_name: str | None) -> Codec:
             if not missing and not misshapen:
                 break
         else:
-            raise BundleError(f"{path} is no AEIC checkpoint: lacks or differs in {[*missing, *misshapen][0]}")
+            raise BundleError(
+                f"{path} is not an AEIC checkpoint: missing or different tensor {[*missing, *misshapen][0]}"
+            )
         with torch.device("meta"):
             codec = Codec(profile)
         del codec.g_s

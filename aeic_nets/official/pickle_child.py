@@ -34,7 +34,7 @@ def flatten(value: Any, path: str, out: dict[str, Tensor], seen: set[int]) -> No
 
 
 def main(source: str, target: str, seconds: int, size: int) -> None:
-    """Exit 1 with one line on stderr if the file is not to be trusted."""
+    """Exit 1 with one line on stderr if the file is refused."""
     resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds))
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
     try:

@@ -43,7 +43,7 @@ class SubstreamDecoder:
     def finish(self) -> None:
         """``Damaged`` unless every byte was used and the state is where the encoder began."""
         if self._at != len(self._data) or self._state != LOWEST:
-            raise Damaged("the official stream does not end where it should: another model, or altered bytes")
+            raise Damaged("the official stream does not end where it should: wrong model, or altered bytes")
 
     def _escaped(self, length: int) -> int:
         count = 0
@@ -73,7 +73,7 @@ class StreamDecoder:
     """A whole coder stream: each array that is asked for is half in one substream, half in the other."""
 
     def __init__(self, data: bytes) -> None:
-        """``Damaged`` or ``Truncated`` for a head that makes no sense."""
+        """``Damaged`` or ``Truncated`` for an invalid header."""
         self._parts = [SubstreamDecoder(part) for part in split(data)]
 
     def read(self, tables: Sequence[Table], indexes: Sequence[int]) -> list[int]:

@@ -85,7 +85,7 @@ def _in_child(data: bytes) -> bytes:
     done = subprocess.run(command, input=data, capture_output=True, timeout=_CHILD_SECONDS)
     if done.returncode:
         last = done.stderr.decode(errors="replace").strip().rpartition("\n")[2]
-        raise BundleError(f"the tables of z could not be computed ({last}): is torch installed whole?")
+        raise BundleError(f"the tables of z could not be computed ({last}): is torch installed completely?")
     return done.stdout
 
 

@@ -29,7 +29,7 @@ def activation_bytes(profile: Profile, pixels: int) -> int:
 
 
 def free_bytes(device: torch.device) -> int | None:
-    """What is free on the device; on a CPU what the system, or the container's limit, leaves. None where unknown."""
+    """Free memory of the device; on a CPU, what the system or the container's limit leaves. None if unknown."""
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
         return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
@@ -46,7 +46,7 @@ def free_bytes(device: torch.device) -> int | None:
 
 
 def check(profile: Profile, batch: int, height: int, width: int, device: torch.device) -> None:
-    """``TooLargeForMemory`` if ``batch`` latents of (height, width) will not fit what is free on ``device``."""
+    """``TooLargeForMemory`` if ``batch`` latents of (height, width) will not fit into the free memory of ``device``."""
     needed = activation_bytes(profile, batch * height * width * LATENT_STRIDE**2)
     free = free_bytes(device)
     if free is None or needed <= free:

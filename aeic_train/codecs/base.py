@@ -21,11 +21,11 @@ TIMEOUT_SECONDS = 1800
 
 
 class CodecUnavailable(AeicError):
-    """A codec whose package, program or checkpoint is not here; the message says how to get it."""
+    """A codec whose package, program or checkpoint is missing. The message says how to get it."""
 
 
 class CodecFailed(AeicError):
-    """A codec that broke down on a picture; the message holds what it said."""
+    """A codec that failed on a picture. The message contains its output."""
 
 
 class Codec(Protocol):
@@ -43,7 +43,7 @@ class Codec(Protocol):
 
 
 def run_program(command: list[str], name: str, data: bytes = b"") -> bytes:
-    """What ``command`` writes, on one thread. :class:`CodecFailed` with its last words where it breaks down."""
+    """The output of ``command``, run on one thread. :class:`CodecFailed` with the end of its output if it fails."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     try:
         done = subprocess.run(command, input=data, capture_output=True, timeout=TIMEOUT_SECONDS, env=environment)

@@ -161,5 +161,5 @@ class Crops:
 
 
 def _times(name: str, repeat: Mapping[str, int]) -> int:
-    """How many times an epoch shows the picture called ``name``: as the first prefix that fits says."""
+    """How many times an epoch shows the picture called ``name``, by the first prefix that matches."""
     return next((times for prefix, times in repeat.items() if name.startswith(prefix)), 1)

@@ -18,7 +18,7 @@ CORNERS = ((0, 0, 0), (255, 255, 255), (128, 128, 128))
 
 
 def synthetic_crop(size: int, rng: random.Random) -> Pixels:
-    """A picture of one kind, uint8 (size, size, 3): half of them flat, for that is where a shift shows."""
+    """A picture of one kind, uint8 (size, size, 3): half of them flat, because a shift is visible there."""
     kind = rng.choices((flat, ramp, page, text, noise), (0.5, 0.2, 0.1, 0.1, 0.1))[0]
     return kind(size, rng)
 
@@ -38,7 +38,7 @@ def ramp(size: int, rng: random.Random) -> Pixels:
 
 
 def page(size: int, rng: random.Random) -> Pixels:
-    """Rectangles of one colour each on a flat ground: sharp edges beside nothing."""
+    """Rectangles of one colour each on a flat ground: sharp edges next to flat areas."""
     picture = flat(size, rng)
     for _ in range(rng.randint(1, 6)):
         top, left = rng.randrange(size), rng.randrange(size)

@@ -128,7 +128,7 @@ def _codecs(options: argparse.Namespace) -> list[Codec]:
         except CodecUnavailable as error:
             print(f"left out: {error}", file=sys.stderr)
     if not codecs:
-        raise CodecUnavailable("none of the codecs asked for can be had here")
+        raise CodecUnavailable("none of the requested codecs is available on this machine")
     return codecs
 
 

@@ -131,7 +131,7 @@ def export(
     extras: list[Path],
     sites: dict[str, Site] | None,
 ) -> None:
-    """Writes the bundle into ``out``, at once: a folder made beside it takes its place when it is whole.
+    """Writes the bundle into a folder beside ``out``, which replaces ``out`` when it is complete.
 
     ``sites`` say where the integer entropy model rounds; ``None`` exports it in float.
     """

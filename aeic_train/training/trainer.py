@@ -348,7 +348,7 @@ def _train(workers: Workers, recipes: list[Recipe], options: argparse.Namespace)
             )
             if not trainer.train():
                 if workers.first:
-                    print(f"stopped after step {trainer.total_steps}: the same command goes on from there", flush=True)
+                    print(f"stopped after step {trainer.total_steps}: run the same command to continue", flush=True)
                 return
             workers.wait()  # for the state
             init = run / "state.pt"
