@@ -1,4 +1,4 @@
-# One verb a line; `make help` lists them. The first call makes the environment it needs and later calls reuse it.
+# `make help` lists all targets. The first call of a target creates the environment that it needs; later calls reuse it.
 PYTHON ?= python3
 VENV := .venv
 DEMO_VENV := .venv-demo
@@ -13,27 +13,27 @@ PINS := pyproject.toml constraints.txt $(wildcard requirements/*.txt)
   test-full test-edge test-isa test-fleet test-hostile test-browser test-ops test-images test-skipped clean \
   packages-browser packages-ops packages-fleet packages-isa packages-images
 
-help: ## list the verbs
+help: ## list all targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  make %-12s %s\n", $$1, $$2}'
 
-install: $(VENV)/.installed ## the full environment in .venv: every command, training, tests
+install: $(VENV)/.installed ## create the full environment in .venv, for every command, training and tests
 
-demo: $(DEMO_VENV)/.installed ## both services on loopback, the photographs in examples/ through them; out/demo/
+demo: $(DEMO_VENV)/.installed ## run both services on loopback, send examples/ through them, write out/demo/
 	$(DEMO_VENV)/bin/python -m aeic_tools.demo --out out/demo examples
 
-run: $(DEMO_VENV)/.installed ## the same two services, kept up until Ctrl-C, addresses printed
+run: $(DEMO_VENV)/.installed ## run both services on loopback until Ctrl-C and print their addresses
 	$(DEMO_VENV)/bin/python -m aeic_tools.demo --keep
 
-test: install ## set up and run all tests
+test: install ## install everything and run all tests
 	$(BIN)/python -m pytest
 
-perf: install ## tests that assert how long something takes: the machine should be at rest
+perf: install ## run the tests that assert durations (on an idle machine)
 	$(BIN)/python -m pytest -m perf
 
-test-skipped: install packages-browser packages-ops packages-fleet ## what the last `make test` skipped, with Debian's packages; a skip fails
+test-skipped: install packages-browser packages-ops packages-fleet ## run what the last `make test` skipped, after installing Debian packages; a skip is a failure
 	$(BIN)/python -m tests.support.skips
 
-check: lint types ## everything that is checked without running: style, imports, types, the wire
+check: lint types ## run all static checks: style, imports, types, gRPC messages
 
 lint: install
 	$(BIN)/ruff check .
@@ -44,84 +44,84 @@ lint: install
 types: install
 	$(BIN)/mypy
 
-format: install ## ruff's own format and import order, in place
+format: install ## format the code and sort imports, in place
 	$(BIN)/ruff check --select I --fix .
 	$(BIN)/ruff format .
 
-lock: $(LOCK_VENV)/.installed ## constraints.txt and requirements/ again from pyproject.toml; UPGRADE=1 takes the newest versions
+lock: $(LOCK_VENV)/.installed ## write constraints.txt and requirements/ from pyproject.toml (UPGRADE=1: newest versions)
 	$(LOCK_VENV)/bin/python requirements/lock.py --uv $(LOCK_VENV)/bin/uv $(if $(UPGRADE),--upgrade)
 
-lock-check: $(LOCK_VENV)/.installed ## the lock files are those of pyproject.toml, and every extra resolves against them
+lock-check: $(LOCK_VENV)/.installed ## check that the lock files match pyproject.toml and that every extra resolves
 	$(LOCK_VENV)/bin/python requirements/lock.py --uv $(LOCK_VENV)/bin/uv --check
 
-docs: install ## the documentation as a site in out/site; a broken link is an error
+docs: install ## build the documentation site in out/site; a broken link is an error
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
-dist: install ## the wheel and the source archive in dist/, checked by twine
+dist: install ## build the wheel and the source archive in dist/ and check them with twine
 	rm -rf dist
 	$(BIN)/python -m build --no-isolation
 	$(BIN)/twine check --strict dist/*
 
-protos: install ## the gRPC stubs in aeic/v1 from protos/
+protos: install ## generate the gRPC stubs in aeic/v1 from protos/
 	$(BIN)/python -m grpc_tools.protoc -I protos --python_out=. --pyi_out=. --grpc_python_out=. --mypy_grpc_out=. protos/aeic/v1/*.proto
 
-bench: install ## encode and decode times on examples/, a table and one line of JSON
+bench: install ## measure encode and decode times on examples/
 	$(BIN)/aeic bench speed examples
 
 SECONDS ?= 60
-fuzz: install ## SECONDS of damaged frames; each must be refused or decode to what it says
+fuzz: install ## decode damaged frames for SECONDS; each must be refused or decode to the size in its header
 	$(BIN)/python -m tests.aeic.fuzz_bitstream --seconds $(SECONDS)
 
 REQUESTS ?= 10000
-test-hostile: install ## REQUESTS of a stranger to the cloud: no 5xx, nothing leaked, nothing of another tenant's
+test-hostile: install ## send REQUESTS hostile requests to the cloud; no 5xx, no leak, no access to other tenants
 	$(BIN)/python -m tests.cloud.hostile --requests $(REQUESTS)
 
 FRAMES ?= 2000
 LIVES ?= 1000
-simulate: install ## LIVES of the edge's spool with a fault at any I/O step: kill, power cut, EIO, full disk, damage
+simulate: install ## run the edge's spool LIVES times with a fault at any I/O step: kill, power cut, EIO, full disk, damage
 	$(BIN)/python -m tests.edge.spool.lives --lives $(LIVES)
 
-soak: install ## FRAMES through edge and cloud with kills, cuts, stalls and a full disk: none lost, none twice
+soak: install ## send FRAMES through edge and cloud with kills, cut links, stalls and a full disk; each must be stored once
 	$(BIN)/python -m tests.edge.soak --frames $(FRAMES)
 
 MUTATIONS ?= 1000
-abuse: install ## bombs, slow clients, made-up requests, MUTATIONS of each picture at an edge: no 5xx, no growth
+abuse: install ## send decompression bombs, slow and malformed requests, MUTATIONS of each picture to an edge; no 5xx, no memory growth
 	$(BIN)/python -m tests.edge.abuse --mutations $(MUTATIONS)
 
-golden: install ## make the golden frames again, after a change of the format (needs a new version)
+golden: install ## rewrite the golden frames after a change of the format (needs a new bitstream version)
 	$(BIN)/python -m tests.aeic.make_golden
 
-results: install ## tables and plots of docs/results from the committed figures
+results: install ## draw the tables and plots of docs/results from the committed measurements
 	$(BIN)/python -m aeic_train.studies.costs --draw --out docs/results
 	$(BIN)/python -m aeic_train.reports.training_curves models/aeic-se-nano/training_log.jsonl
 	$(BIN)/python -m aeic_train.reports.ablation_plots
 	$(BIN)/python -m aeic_train.reports.rd_plots
 
-test-full: install ## the slow tests, full-size conversion (8 GB of memory); golden vectors if AEIC_GOLDENS names their folder
+test-full: install ## run the slow tests with a full-size conversion (8 GB of memory); AEIC_GOLDENS: folder of golden vectors
 	AEIC_FULL=$${AEIC_FULL:-se} $(BIN)/python -m pytest -m slow
 
-test-edge: ## the format, the edge and the client on PYTHON, 3.11 to 3.14, in an environment of its own without torch
+test-edge: ## test the format, the edge and the client on PYTHON (3.11 to 3.14), in an environment without torch
 	@$(MAKE) --no-print-directory $(EDGE_VENV)/.installed
 	$(EDGE_VENV)/bin/python -m pytest tests/aeic tests/edge tests/client tests/tools/test_locks.py
 
-test-fleet: install packages-fleet ## a fleet under fire: PostgreSQL, Ray, kills and rolling restarts of everything
+test-fleet: install packages-fleet ## test a fleet with PostgreSQL and Ray under kills and rolling restarts of every part
 	$(BIN)/python -m pytest tests/cloud tests/fleet
 	$(BIN)/python -m tests.fleet.chaos --ray --frames 5000 --workers 3 --per-second 65
 	$(BIN)/python -m tests.fleet.chaos --ray --frames 1500 --workers 2 --per-second 40 --rolling
 
-test-isa: install packages-isa ## the same frame on x86 and emulated ARM64, bit for bit (root, minutes)
+test-isa: install packages-isa ## compare frames on x86 and emulated ARM64, bit for bit (root, minutes)
 	$(BIN)/python -m tests.exact.isa
 
-test-browser: install packages-browser ## the page in headless Chromium
+test-browser: install packages-browser ## test the cloud's page in headless Chromium
 	$(BIN)/python -m pytest tests/browser -s
 
-test-ops: install packages-ops ## a real Prometheus scrapes both services; dashboards, rules, containers
+test-ops: install packages-ops ## test metrics with a real Prometheus; dashboards, rules, container files
 	$(BIN)/python -m pytest tests/ops tests/cloud/test_ops.py tests/tools/test_deploy.py -s
 
-test-images: packages-images ## both images built with buildah on a base of debootstrap, run, a picture through them (root, minutes)
+test-images: packages-images ## build and run both images with buildah and send a picture through them (root, minutes)
 	deploy/try_images.sh
 
-# Debian's packages behind these verbs: installed where this is root, named where it is not.
+# Debian packages that these targets need. As root they are installed; otherwise the message names them.
 packages-browser:
 	@$(call debian,chromium,chromium fonts-dejavu-core)
 
@@ -143,15 +143,15 @@ packages-images:
 	@$(call debian,buildah,buildah)
 	@$(call debian,debootstrap,debootstrap)
 
-clean: ## remove what was made, except the environments
+clean: ## remove build outputs, but keep the environments
 	rm -rf out build dist .pytest_cache .ruff_cache .mypy_cache .hypothesis .import_linter_cache
 	find . -name __pycache__ -type d -not -path './.venv*' -prune -exec rm -rf {} +
 
-# An environment is made once and brought up to date when the pins change; it is never wiped. torch is installed by its
-# version, because a machine may serve a build of its own (for CPUs); everything else is installed by its hash.
+# An environment is created once, and updated when the pins change; it is never deleted. torch is installed by version,
+# because a package index may offer its own build of it (for CPUs). Everything else is installed by hash.
 $(VENV)/.installed: $(PINS)
 	@$(call make-venv,$(VENV),12)
-	@echo "installing everything into $(VENV): torch is large, some minutes the first time"
+	@echo "installing everything into $(VENV); torch is large, so this takes some minutes"
 	@$(BIN)/python -m pip install $(PIP_FLAGS) -c constraints.txt torch torchvision
 	@$(call install,$(VENV),dev)
 	@$(BIN)/python -m pip install $(PIP_FLAGS) --no-deps --require-hashes -r requirements/metrics.txt
@@ -159,7 +159,7 @@ $(VENV)/.installed: $(PINS)
 
 $(DEMO_VENV)/.installed: $(PINS)
 	@$(call make-venv,$(DEMO_VENV),14)
-	@echo "installing the edge and the CPU cloud into $(DEMO_VENV): no torch, under a minute"
+	@echo "installing the edge and the CPU cloud into $(DEMO_VENV) (no torch); this takes a minute or two"
 	@$(call install,$(DEMO_VENV),edge-cpu cloud-cpu)
 	@touch $@
 
@@ -168,19 +168,19 @@ $(EDGE_VENV)/.installed: $(PINS)
 	@$(call install,$(EDGE_VENV),test)
 	@touch $@
 
-# uv in an environment of its own, so that the locks can be made before anything is installed from them.
+# uv has its own environment, so that the lock files can be written before anything is installed from them.
 $(LOCK_VENV)/.installed: constraints.txt
 	@$(call make-venv,$(LOCK_VENV),14)
 	@$(LOCK_VENV)/bin/python -m pip install $(PIP_FLAGS) "$$(grep -E '^uv==' constraints.txt || echo uv)"
 	@touch $@
 
-# $(call install,VENV,LOCKS): what these files of requirements/ hold, then this checkout, editable.
+# $(call install,VENV,LOCKS): install these lock files of requirements/, then this checkout in editable mode.
 define install
 	$(1)/bin/python -m pip install $(PIP_FLAGS) --require-hashes $(foreach lock,build $(2),-r requirements/$(lock).txt) && \
 	$(1)/bin/python -m pip install $(PIP_FLAGS) --no-deps --no-build-isolation -e .
 endef
 
-# $(call debian,PROGRAM,PACKAGES): the program is there already, or root installs it, or the packages are named.
+# $(call debian,PROGRAM,PACKAGES): if the program is missing, install the packages as root, or fail and name them.
 # PROGRAM may be a pattern of paths, for programs that are not on the PATH.
 define debian
 	if ! command -v $(1) >/dev/null && ! ls $(1) >/dev/null 2>&1; then \
@@ -191,11 +191,11 @@ define debian
 	fi
 endef
 
-# $(call make-venv,VENV,NEWEST): an empty environment with Python 3.11 to 3.NEWEST.
+# $(call make-venv,VENV,NEWEST): create an empty environment with Python 3.11 to 3.NEWEST.
 define make-venv
 	if [ ! -x $(1)/bin/python ]; then \
 	  $(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 11) <= v <= (3, $(2)) else \
 	    f"Python 3.11 to 3.$(2) is needed, $(PYTHON) is {v[0]}.{v[1]}: call make with PYTHON=/path/to/python3.$(2)")' && \
-	  echo "making $(1)" && $(PYTHON) -m venv $(1); \
+	  echo "creating $(1)" && $(PYTHON) -m venv $(1); \
 	fi
 endef

@@ -1,4 +1,4 @@
-"""The frame: nine bytes of header, then the entropy coder's bytes. Knows nothing of what the payload means.
+"""The frame: nine bytes of header, then the bytes of the entropy coder, which this module does not interpret.
 
 ::
 
@@ -8,8 +8,8 @@
     |      | 3 bits   5    | bits 0..12   bits 13..25   bits 26..31 (zero)   | of bundle   |         |
     +------+---------------+-------------------------------------------------+-------------+---------+
 
-The check value costs no byte: the entropy coder carries it (docs/bitstream.md). Every limit is checked before anything
-is allocated for the frame.
+The check value takes no extra bytes, because it is the final state of the entropy coder (docs/bitstream.md). Every
+limit is checked before memory is allocated for the frame.
 """
 
 from __future__ import annotations
@@ -100,7 +100,7 @@ class Frame:
         size = len(data) - HEADER_BYTES
         if size > max_payload_bytes:
             raise Damaged(
-                f"{size} bytes of payload are over the limit of {max_payload_bytes}: this is no frame of ours"
+                f"{size} bytes of payload are over the limit of {max_payload_bytes}: this is not an AEIC frame"
             )
         return cls(width, height, kind & 0x1F, fingerprint.hex(), data[HEADER_BYTES:])
 

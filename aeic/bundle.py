@@ -1,9 +1,9 @@
 """A model on disk: manifest, ONNX graphs, integer tables. Both sides load the same one.
 
-``bundle.json`` names every file with its SHA-256. The *fingerprint*, three bytes that every frame carries, is made of
-the digests of the files that define the bitstream; the *digest* of all under ``files``, and it is what an edge sends to
-its cloud. What stands under ``auxiliary`` (integer.npz, the entropy model for a GPU) repeats what other files define,
-so it is verified but counts in neither.
+``bundle.json`` names every file with its SHA-256. The *fingerprint*, three bytes in every frame, is derived from the
+digests of the files that define the bitstream. The *digest* is derived from all files under ``files``, and an edge
+sends it to its cloud. Files under ``auxiliary`` (integer.npz, the entropy model for a GPU) repeat what other files
+define. They are verified, but they are part of neither.
 """
 
 from __future__ import annotations

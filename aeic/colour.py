@@ -1,7 +1,7 @@
-"""Colours of a picture file to sRGB: ICC profiles through LittleCMS, and what PNG says in cICP, gAMA and cHRM.
+"""Converts the colours of a picture file to sRGB: ICC profiles with LittleCMS, and PNG's cICP, gAMA and cHRM chunks.
 
-The codec was trained on sRGB, so a wide-gamut photograph that is taken for sRGB comes out pale. A profile that cannot
-be used says nothing about the pixels: they are then taken as sRGB.
+The codec was trained on sRGB. A wide-gamut photograph would come out pale if its values were read as sRGB. If a profile
+cannot be used, the pixels are assumed to be sRGB.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
-"""The entropy model: hyper analysis, hyper synthesis and the four context passes. The one file that runs those graphs.
+"""The entropy model: hyper analysis, hyper synthesis and context passes. Only this module runs those graphs.
 
-Both sides must get the same numbers from it, to the bit, or the frame is noise (docs/determinism.md). So nothing here
-computes: it feeds graphs, and all that is done between them is element-wise (aeic.quantise).
+Both sides must get the same numbers from it, to the bit, or the frame cannot be decoded (docs/determinism.md). This
+module therefore only runs graphs, and all arithmetic between them is element-wise (aeic.quantise).
 
-What the decoder asks for is batched over pictures of one size: base, means (N, M, h, w) float32, indexes (N, M, h, w)
-int8, z (N, Cz, hz, wz). What only the encoder asks for is of one picture, without the batch axis.
+The decoder's arrays are batched over pictures of one size: base, means (N, M, h, w) float32, indexes (N, M, h, w) int8,
+z (N, Cz, hz, wz). Arrays that only the encoder needs are of one picture and have no batch axis.
 """
 
 from __future__ import annotations

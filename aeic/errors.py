@@ -1,4 +1,4 @@
-"""Everything that can go wrong for a reason outside the program, by name. Each message says what to do about it.
+"""The errors that have a cause outside the program. Each message says what to do about it.
 
 ::
 

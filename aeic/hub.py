@@ -1,4 +1,6 @@
-"""A bundle by its Hugging Face id, ``OWNER/NAME@REVISION``. The revision is a whole commit: a name can move, it cannot.
+"""A bundle by its Hugging Face id, ``OWNER/NAME@REVISION``.
+
+The revision is a complete commit id, because a branch or a tag can move.
 
 The files land in Hugging Face's own cache and are checked against the digests in their manifest, like any bundle's.
 """

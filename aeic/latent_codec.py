@@ -1,4 +1,4 @@
-"""Latents to a frame, and a frame to latents: the one way through quantiser, entropy model, tables and coder."""
+"""Latents to a frame and a frame to latents, with the quantiser, the entropy model, the tables and the coder."""
 
 from __future__ import annotations
 
@@ -125,7 +125,7 @@ class LatentCodec:
         return outcome
 
     def decode_many(self, frames: Sequence[bytes]) -> list[Latents | BitstreamError]:
-        """:meth:`decode` of several frames, in order; what is wrong with one stands in its place and harms no other.
+        """:meth:`decode` of several frames, in order. The result of a frame that fails is its error.
 
         Frames whose latents have one size share every call of the entropy model, which is what a GPU needs.
         """

@@ -1,4 +1,4 @@
-"""Reading .npz archives whose contents cannot be trusted: no pickles, and a limit before anything is allocated."""
+"""Reads .npz archives from untrusted sources: no pickles, and limits are checked before memory is allocated."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Which latent elements belong to which of the four coding passes.
 
-The channels stand in four equal consecutive groups G0..G3; a position's class is its row and column parity::
+The channels form four equal consecutive groups G0..G3. The class of a position is its row and column parity::
 
     class   a b      pass   G0 G1 G2 G3
             c d        0     a  b  c  d

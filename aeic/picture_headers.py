@@ -1,7 +1,7 @@
-"""What stands in the head of a picture file, read before Pillow is asked: the true kind of a file, and PNG's chunks.
+"""Reads the header of a picture file before Pillow does: the true format of the file, and the chunks of a PNG.
 
-A PNG's metadata may be broken, huge or in an odd place while every pixel is whole. So only the chunks that say what
-the pixels look like are handed on.
+The metadata of a PNG may be broken, huge or in an unusual place although every pixel is intact. Therefore only the
+chunks that describe the pixels are passed on.
 """
 
 from __future__ import annotations

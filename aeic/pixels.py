@@ -1,7 +1,8 @@
-"""Picture files to pixels and tensors, and back. The one file that knows Pillow.
+"""Picture files to pixels and tensors, and back.
 
-Every picture is a stranger's: only JPEG, PNG and WebP are opened, and the size is checked from the header before a
-pixel is decoded. Whatever it holds becomes 8-bit sRGB, upright, over white: profiles are applied (:mod:`aeic.colour`).
+No picture is trusted: only JPEG, PNG and WebP are opened, and the size in the header is checked before any pixel is
+decoded. The result is always 8-bit sRGB, upright, with transparency over white. Colour profiles are applied
+(:mod:`aeic.colour`).
 
 rgb: (H, W, 3) uint8. image: (3, H, W) float32 in [-1, 1].
 """

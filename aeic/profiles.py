@@ -1,4 +1,4 @@
-"""The sizes of every network, once: ``se`` and ``me`` as published, ``nano`` ours. No other file holds a width.
+"""The sizes of every network, once: ``se`` and ``me`` as published, ``nano`` our own. No other module contains a width.
 
 Source: arXiv 2512.12229 for ``se`` and ``me``; all sizes side by side in docs/model.md section 2.
 """

@@ -1,4 +1,4 @@
-"""Floats to integers, and the check value over them. What comes after this file is integers.
+"""Rounds floats to integers, and computes the check value over them. All later steps use integers.
 
 All arithmetic is float32 and element-wise, so it is the same on every processor.
 """

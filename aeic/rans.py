@@ -1,15 +1,16 @@
-"""The entropy coder: symbols and frequency tables to bytes, and back. Knows nothing of pictures or latents.
+"""The entropy coder: symbols and frequency tables to bytes, and back. It does not depend on pictures or latents.
 
-rANS with a 64-bit state, 32-bit words and 24-bit frequencies: the arithmetic of constriction's ``AnsCoder``. This file
-is the format; where constriction can be imported it does the same work some twenty times faster, byte for byte.
+rANS with a 64-bit state, 32-bit words and 24-bit frequencies: the arithmetic of constriction's ``AnsCoder``. This
+module defines the format. If constriction can be imported, it does the same work about twenty times as fast, byte for
+byte.
 
 A *run* is ``(values, ids, rows)``: one-dimensional integers, the table of each, and the tables. Within a run symbols
 are coded in the order of a stable sort by table id. Both sides know the ids beforehand, so the order costs nothing, and
 it lets a whole stretch be coded with one table.
 
-The coder is a stack. The encoder pushes the last symbol first, so that the decoder reads them in order; and it starts
-not from an empty state but from ``check``, 24 bits that the decoder must find again at the very end. An empty start
-would throw those bits away, so the check value is free.
+The coder is a stack. The encoder pushes the last symbol first, so that the decoder reads them in order. The encoder's
+initial state is ``check``, 24 bits that the decoder must find again at the end. An empty initial state would waste
+those bits, so the check value costs nothing.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Integer frequency tables: how likely each symbol is, in units of 2**-24. Nothing here is computed on a device.
+"""Integer frequency tables: how likely each symbol is, in units of 2**-24. They are not computed when a frame is coded.
 
 A *row* is one distribution: ``freqs[k]`` is the weight of the value ``offset + k``, for k in 0..length-1; each weight
 is at least 1 and a row sums to exactly ``TOTAL``. There is no escape: the encoder clips to the row's range.

@@ -1,4 +1,4 @@
-"""The client for asyncio: :mod:`aeic_client.client`, word for word but for async and await, as a test sees to."""
+"""The client for asyncio. Except for async and await it equals :mod:`aeic_client.client`; a test compares the two."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from aeic_client.messages import Event, EventParser, Frame, Known, Problem, chec
 
 
 class AsyncClient:
-    """``url`` of the cloud, ``token`` where it asks for one, ``timeout`` seconds of silence that end a request.
+    """``url`` of the cloud, ``token`` if it asks for one, ``timeout`` in seconds for each network operation.
 
-    Every method raises :class:`~aeic_client.messages.Problem` for what the cloud refuses and ``httpx.TransportError``
-    where it cannot be reached.
+    Every method raises :class:`~aeic_client.messages.Problem` if the cloud refuses a request, and
+    ``httpx.TransportError`` if it cannot be reached.
     """
 
     def __init__(self, url: str, token: str | None = None, *, timeout: float = 90.0) -> None:
@@ -47,8 +47,8 @@ class AsyncClient:
         asked = query(source=source, state=state, rate=rate, since=since, until=until, limit=PAGE)
         while True:
             page = checked(await self._http.get("/v1/frames", params=asked)).json()
-            for told in page["frames"]:
-                yield Frame.of(told)
+            for document in page["frames"]:
+                yield Frame.of(document)
             if page["next_cursor"] is None:
                 return
             asked["cursor"] = page["next_cursor"]
@@ -63,7 +63,7 @@ class AsyncClient:
         return checked(await self._http.get(f"/v1/frames/{id}/image", params=asked)).content
 
     async def bitstream(self, id: UUID | str) -> bytes:
-        """The frame itself, as it came: a .aeic file."""
+        """The frame itself, unchanged: an .aeic file."""
         return checked(await self._http.get(f"/v1/frames/{id}/bitstream")).content
 
     async def decode(
@@ -92,10 +92,10 @@ class AsyncClient:
                     yield event
 
     async def follow(self) -> AsyncIterator[Frame]:
-        """Every frame once, as soon as it is decoded, for ever.
+        """Every frame once, as soon as it is decoded, without end.
 
-        A broken stream is opened again, and what was decoded meanwhile is fetched from the list. Ends only with a
-        ``Problem`` that waiting does not mend, such as a wrong token.
+        A broken stream is opened again, and the frames that were decoded in between are fetched from the list. It ends
+        only with a ``Problem`` that a retry cannot solve, such as a wrong token.
         """
         known, first = Known(), True
         while True:

@@ -1,4 +1,4 @@
-"""What the cloud says: frames, events and problems, parsed; and how a request for them is written. No network here."""
+"""Frames, events and problems as the API returns them, and the parameters of requests. Makes no network calls."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SLACK = timedelta(minutes=5)
 
 
 class Problem(AeicError):
-    """An answer that is no success: ``status``, the server's ``detail``, and ``retry_after`` seconds where it told."""
+    """An error response: ``status``, the server's ``detail``, and ``retry_after`` in seconds if the server gave it."""
 
     def __init__(self, status: int, detail: str, retry_after: float | None = None) -> None:
         super().__init__(f"HTTP {status}: {detail}")
@@ -29,7 +29,7 @@ class Problem(AeicError):
 
 
 class NotReady(Problem):
-    """The frame is there and its picture is still on its way: ask again, or with a longer ``wait``."""
+    """The frame is stored but not decoded yet. Ask again, or use a longer ``wait``."""
 
 
 @dataclass(frozen=True)
@@ -56,12 +56,12 @@ class Frame:
     timings: Mapping[str, float] | None = None
 
     @classmethod
-    def of(cls, told: Mapping[str, Any]) -> Frame:
-        """A frame as the API tells it; what a later server adds is left out."""
-        values = {field.name: told[field.name] for field in fields(cls) if field.name in told}
+    def of(cls, document: Mapping[str, Any]) -> Frame:
+        """A frame from its JSON. Fields that this version does not know are ignored."""
+        values = {field.name: document[field.name] for field in fields(cls) if field.name in document}
         for name in ("received_at", "captured_at", "available_at"):
             values[name] = datetime.fromisoformat(values[name]) if values.get(name) else None
-        return cls(**values | {"id": UUID(told["id"])})
+        return cls(**values | {"id": UUID(document["id"])})
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ class Event:
 
 
 class Known:
-    """Which frames a follower has had, so that each comes once however often its stream broke."""
+    """The frames that a follower has received, so that each is returned once even if the stream breaks."""
 
     def __init__(self) -> None:
         self._had: OrderedDict[UUID, None] = OrderedDict()
@@ -81,7 +81,7 @@ class Known:
 
     @property
     def since(self) -> datetime | None:
-        """From when to look for what was missed: some time before the newest, for decodes that took their time."""
+        """The arrival time from which missed frames are listed: before the newest, because some decodes take longer."""
         return None if self._newest is None else self._newest - SLACK
 
     def take(self, frame: Frame) -> bool:
@@ -97,7 +97,7 @@ class Known:
 
 
 class EventParser:
-    """Server-sent events out of pieces of text, however they were cut."""
+    """Parses server-sent events from pieces of text of any length."""
 
     def __init__(self) -> None:
         self._text = ""
@@ -111,19 +111,20 @@ class EventParser:
         for block in whole:
             data = "\n".join(line[6:] for line in block.split("\n") if line.startswith("data: "))
             if data:
-                told = json.loads(data)
-                yield Event(told.get("event", ""), Frame.of(told["frame"]) if told.get("frame") else None)
+                document = json.loads(data)
+                frame = document.get("frame")
+                yield Event(document.get("event", ""), Frame.of(frame) if frame else None)
 
 
 def headers(token: str | None) -> dict[str, str]:
-    """Of every request."""
+    """The headers of every request."""
     return {"Authorization": f"Bearer {token}"} if token else {}
 
 
 def query(**asked: Any) -> dict[str, str]:
     """Parameters without those that are None; times in RFC 3339."""
-    said = {name: value.isoformat() if isinstance(value, datetime) else str(value) for name, value in asked.items()}
-    return {name: said[name] for name, value in asked.items() if value is not None}
+    text = {name: value.isoformat() if isinstance(value, datetime) else str(value) for name, value in asked.items()}
+    return {name: text[name] for name, value in asked.items() if value is not None}
 
 
 def checked(answer: httpx.Response) -> httpx.Response:
@@ -140,5 +141,5 @@ def checked(answer: httpx.Response) -> httpx.Response:
 
 
 def _seconds(answer: httpx.Response) -> float | None:
-    told = answer.headers.get("retry-after", "")
-    return float(told) if told.isdigit() else None
+    value = answer.headers.get("retry-after", "")
+    return float(value) if value.isdigit() else None

@@ -1,3 +1,3 @@
-"""What a person types: the command line, the demo, the benches."""
+"""The command line, the demo and the benchmarks behind `aeic bench`."""
 
 import aeic  # noqa: F401 - before any import of ONNX Runtime, whose telemetry it switches off

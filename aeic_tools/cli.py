@@ -1,7 +1,7 @@
-"""``aeic``: what a person types. The options stand here; the work is done in the module each command names.
+"""The command line ``aeic``. It defines the options; each command does its work in a module that it imports.
 
-Exit codes: 0 ok, 1 anything else, 2 usage, 3 a picture that cannot be taken, 4 a damaged frame, 5 a model that is
-missing, altered or another one. Heavy imports happen inside the commands: ``aeic --help`` needs none of them.
+Exit codes: 0 success, 2 wrong usage, 3 a picture that cannot be encoded, 4 a damaged frame, 5 a missing, altered or
+wrong bundle, 1 any other error. Heavy imports happen inside the commands, so ``aeic --help`` needs none of them.
 """
 
 from __future__ import annotations
@@ -39,10 +39,10 @@ app = typer.Typer(
 In = Annotated[str, typer.Argument(metavar="IN", help="A file, a folder, or - for stdin.")]
 Out = Annotated[str, typer.Argument(metavar="OUT", help="A file, a folder, or - for stdout.")]
 Model = Annotated[Path | None, typer.Option("-m", "--model", help="Folder of the bundle [env: AEIC_BUNDLE].")]
-Threads = Annotated[int, typer.Option("-j", "--threads", min=0, help="CPU threads; 0 takes all.")]
-Force = Annotated[bool, typer.Option("-f", "--force", help="Overwrite what is there.")]
-Json = Annotated[bool, typer.Option("--json", help="One line of JSON for each file.")]
-Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="Say nothing but errors.")]
+Threads = Annotated[int, typer.Option("-j", "--threads", min=0, help="CPU threads; 0 uses all.")]
+Force = Annotated[bool, typer.Option("-f", "--force", help="Overwrite existing files.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one line of JSON for each file.")]
+Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="Print only errors.")]
 
 
 @app.command()
@@ -50,14 +50,14 @@ def encode(
     source: In,
     target: Out,
     rate: Annotated[str | None, typer.Option("-r", "--rate", help="Rate point, by number or name.")] = None,
-    max_bytes: Annotated[int | None, typer.Option(min=10, help="The best rate point that fits N bytes.")] = None,
+    max_bytes: Annotated[int | None, typer.Option(min=10, help="Choose the best rate point that fits N bytes.")] = None,
     model: Model = None,
     threads: Threads = 0,
     force: Force = False,
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """A picture (JPEG, PNG, WebP) into a frame of one or two kilobytes."""
+    """Encode a picture (JPEG, PNG, WebP) into a frame of one or two kilobytes."""
     from aeic_tools import codec_commands
 
     options = codec_commands.Options(model, threads, force, json, quiet)
@@ -69,7 +69,8 @@ def decode(
     source: In,
     target: Out,
     picture_format: Annotated[
-        str | None, typer.Option("--format", help="png, webp or jpeg; by default the suffix of OUT, png for a pipe.")
+        str | None,
+        typer.Option("--format", help="png, webp or jpeg; the default is the suffix of OUT, and png for a pipe."),
     ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, or onnx (no torch).")] = "auto",
     model: Model = None,
@@ -78,7 +79,7 @@ def decode(
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """A frame back into a picture."""
+    """Decode a frame into a picture."""
     from aeic_tools import codec_commands
 
     options = codec_commands.Options(model, threads, force, json, quiet)
@@ -87,7 +88,7 @@ def decode(
 
 @app.command()
 def info(source: Annotated[str, typer.Argument(metavar="FILE")], model: Model = None, json: Json = False) -> None:
-    """What a frame's header says. Needs no model."""
+    """Print the header of a frame. Needs no model."""
     from aeic_tools import codec_commands
 
     _finish(codec_commands.info(source, bundle=model, as_json=json))
@@ -101,10 +102,11 @@ def latents(
     threads: Threads = 0,
     force: Force = False,
 ) -> None:
-    """The decoded latents as an npz, and a digest on stdout: two machines that print the same agree bit for bit.
+    """Write the decoded latents as an npz and print their digest.
 
-    The digest is the SHA-256 of the npz's y_hat: little-endian float32, in C order, before the gain is undone. The
-    synthesis takes y_hat times inverse_gains, channel by channel.
+    Two machines that print the same digest agree bit for bit. The digest is the SHA-256 of the npz's y_hat:
+    little-endian float32, in C order, before the gain is undone. The synthesis takes y_hat times inverse_gains, channel
+    by channel.
     """
     from aeic_tools import codec_commands
 
@@ -113,23 +115,23 @@ def latents(
 
 @app.command(context_settings=PASS_ON, add_help_option=False)
 def edge(context: typer.Context) -> None:
-    """Run the edge service (edge-cpu). Settings: AEIC_EDGE_*, docs/reference/edge.md."""
+    """Run the edge service (extra edge-cpu). Settings: AEIC_EDGE_*, see docs/reference/edge.md."""
     _run_module("edge_encoder", "edge-cpu", context.args)
 
 
 @app.command(context_settings=PASS_ON, add_help_option=False)
 def cloud(context: typer.Context) -> None:
-    """Run the cloud service (cloud-cpu or cloud). Settings: AEIC_CLOUD_*, docs/reference/cloud.md."""
+    """Run the cloud service (extra cloud-cpu or cloud). Settings: AEIC_CLOUD_*, see docs/reference/cloud.md."""
     _run_module("cloud_decoder", "cloud-cpu", context.args)
 
 
 @app.command(context_settings=PASS_ON, add_help_option=False)
 def worker(context: typer.Context) -> None:
-    """Run one worker of a fleet (fleet): aeic cloud --role worker. docs/how-to/fleet.md."""
+    """Run a worker of a fleet (extra fleet), like aeic cloud --role worker. See docs/how-to/fleet.md."""
     _run_module("cloud_decoder", "cloud-cpu", ["--role", "worker", *context.args])
 
 
-spool_app = typer.Typer(help="The edge's spool.", no_args_is_help=True)
+spool_app = typer.Typer(help="Commands for the edge's spool.", no_args_is_help=True)
 app.add_typer(spool_app, name="spool")
 
 
@@ -137,7 +139,10 @@ app.add_typer(spool_app, name="spool")
 def spool_check(
     folder: Annotated[Path, typer.Argument(envvar="AEIC_EDGE_DATA_DIR", help="Folder of the spool.")],
 ) -> None:
-    """Read an edge's spool without changing it, also while the edge runs; one line of JSON, exit code 4 for damage."""
+    """Check a spool without changing it, even while the edge runs.
+
+    Prints one line of JSON. The exit code is 4 if something is damaged.
+    """
     with needs("edge-cpu"):
         from edge_encoder.spool.check import check
     report = check(folder)
@@ -146,7 +151,7 @@ def spool_check(
         raise typer.Exit(4)
 
 
-store_app = typer.Typer(help="The cloud's store: revisions of its tables.", no_args_is_help=True)
+store_app = typer.Typer(help="Commands for the cloud's store.", no_args_is_help=True)
 app.add_typer(store_app, name="store")
 
 
@@ -154,7 +159,10 @@ app.add_typer(store_app, name="store")
 def upgrade(
     url: Annotated[str, typer.Argument(envvar="AEIC_CLOUD_DATABASE_URL", help="SQLAlchemy URL of the store.")],
 ) -> None:
-    """Bring an older store up to this program's revision (fleet); safe to repeat. docs/how-to/fleet.md."""
+    """Migrate an older store to the current tables (extra fleet).
+
+    It is safe to repeat. See docs/how-to/fleet.md.
+    """
     with needs("fleet"):
         from sqlalchemy import make_url
         from sqlalchemy.exc import ArgumentError, NoSuchModuleError, OperationalError
@@ -163,7 +171,9 @@ def upgrade(
     try:
         bring_up(make_url(url))
     except (ArgumentError, NoSuchModuleError):  # without the text: it may hold a password
-        raise UsageError("that is no URL of a database: write postgresql+psycopg://USER:PASSWORD@HOST/NAME") from None
+        raise UsageError(
+            "that is not the URL of a database: write postgresql+psycopg://USER:PASSWORD@HOST/NAME"
+        ) from None
     except OperationalError as error:
         raise UsageError(f"the database cannot be reached ({error.orig}): check the address") from error
 
@@ -172,9 +182,9 @@ def upgrade(
 def requeue(
     url: Annotated[str, typer.Argument(envvar="AEIC_CLOUD_DATABASE_URL", help="SQLAlchemy URL of the store.")],
     tenant: Annotated[str | None, typer.Option(help="Only frames of this tenant.")] = None,
-    id: Annotated[UUID | None, typer.Option(help="Only the frame of this id.")] = None,
+    id: Annotated[UUID | None, typer.Option(help="Only the frame with this id.")] = None,
 ) -> None:
-    """Put failed frames back into the queue, after what made them fail is mended. Prints how many."""
+    """Return failed frames to the queue, after the cause has been fixed. Prints their number."""
     with needs("cloud-cpu"):
         from sqlalchemy import make_url
         from sqlalchemy.exc import ArgumentError, NoSuchModuleError
@@ -186,7 +196,7 @@ def requeue(
             raise UsageError("there is no such file: write sqlite:///PATH/store.db")  # do not create one
         store = Store(address)
     except (ArgumentError, NoSuchModuleError):  # without the text: it may hold a password
-        raise UsageError("that is no URL of a database: write sqlite:///PATH/store.db") from None
+        raise UsageError("that is not the URL of a database: write sqlite:///PATH/store.db") from None
     try:
         print(store.queue.requeue(store.clock(), tenant, id))
     finally:
@@ -195,7 +205,7 @@ def requeue(
 
 @app.command(context_settings=PASS_ON, add_help_option=False)
 def train(context: typer.Context) -> None:
-    """Train a model (train). docs/training.md."""
+    """Train a model (extra train). See docs/training.md."""
     with needs("train"):
         from aeic_train.training.trainer import main as run
     _pass_on(run, context.args)
@@ -203,7 +213,7 @@ def train(context: typer.Context) -> None:
 
 @app.command(context_settings=PASS_ON, add_help_option=False)
 def export(context: typer.Context) -> None:
-    """Pack a checkpoint into a bundle (train)."""
+    """Export a training run as a bundle (extra train)."""
     with needs("train"):
         from aeic_train.export.bundle import main as run
     _pass_on(run, context.args)
@@ -211,7 +221,7 @@ def export(context: typer.Context) -> None:
 
 @app.command(context_settings=PASS_ON, add_help_option=False)
 def convert(context: typer.Context) -> None:
-    """Make a bundle of the official AEIC files (train). docs/how-to/official.md."""
+    """Convert official checkpoints to a bundle (extra train). See docs/how-to/official.md."""
     with needs("train"):
         from aeic_train.export.from_official import main as run
     _pass_on(run, context.args)
@@ -219,13 +229,15 @@ def convert(context: typer.Context) -> None:
 
 @app.command("import-official", context_settings=PASS_ON, add_help_option=False)
 def import_official(context: typer.Context) -> None:
-    """A stream of the research code into an npz of its latents (train)."""
+    """Convert a stream of the research code to latents in an npz (extra train)."""
     with needs("train"):
         from aeic_nets.official.archive import main as run
     _pass_on(run, context.args)
 
 
-bench_app = typer.Typer(help="Measure: each prints a table, and one line of JSON last.", no_args_is_help=True)
+bench_app = typer.Typer(
+    help="Run a measurement. Each prints a table and, last, one line of JSON.", no_args_is_help=True
+)
 app.add_typer(bench_app, name="bench")
 
 
@@ -236,53 +248,57 @@ def speed(
     model: Model = None,
     threads: Threads = 0,
 ) -> None:
-    """Encode and decode times: a table, and one line of JSON last."""
+    """Encode and decode times of single pictures."""
     from aeic_tools import speed as bench
 
     _finish(bench.run(pictures, reps=reps, bundle=model, threads=threads))
 
 
 MEASUREMENTS = {
-    "rd": ("aeic_train.evaluation.rd", "train", "Rate, distortion and perception over a folder, beside other codecs."),
+    "rd": ("aeic_train.evaluation.rd", "train", "Rate, distortion and perception, compared with other codecs."),
     "artefacts": (
         "aeic_train.studies.artefacts",
         "train",
-        "What the network adds to flat pictures, ramps, text, noise.",
+        "What the network adds to flat pictures, ramps, text and noise.",
     ),
-    "ablation": ("aeic_train.studies.ablation", "train", "The same short training in arms that differ in one thing."),
-    "complexity": ("aeic_nets.official.complexity", "train", "Parameters and MACs, beside the published table."),
-    "costs": ("aeic_train.studies.costs", "train", "Encode and decode times and multiply-adds beside other codecs."),
-    "goldens": ("aeic_nets.official.goldens_check", "train", "Golden vectors of the published networks."),
-    "decode": ("benchmarks.decode", "dev", "Decoding with a full-size profile, beside plain PyTorch."),
-    "desync": ("benchmarks.desync", "dev", "Frames lost to arithmetic: integer and float32 entropy models."),
-    "exact": ("benchmarks.exact", "dev", "Equality of every executor of the entropy model; frames decoded together."),
-    "encode": ("benchmarks.encode", "dev", "Encoding with a full-size profile, beside plain PyTorch."),
-    "entropy": ("benchmarks.entropy", "train", "The exact entropy step: speed beside float32, and its price in bits."),
-    "rans": ("benchmarks.rans", "train", "The entropy coder: speed and overhead beside CompressAI's."),
-    "edge": ("benchmarks.edge", "dev", "The whole edge path: frames a second, memory, bytes on the wire."),
-    "edge-overload": ("benchmarks.edge_overload", "dev", "The edge under ten times its load: how fast it answers."),
-    "serve": ("benchmarks.serve", "bench", "The cloud at saturation beside its bare decoder, LitServe and Ray Serve."),
-    "fleet": ("benchmarks.fleet", "dev", "Past one machine: claims, ingest, scaling; the simulator beside a run."),
+    "ablation": ("aeic_train.studies.ablation", "train", "Short trainings that differ in one setting each."),
+    "complexity": ("aeic_nets.official.complexity", "train", "Parameters and multiply-adds, compared with the paper."),
+    "costs": ("aeic_train.studies.costs", "train", "Times and multiply-adds, compared with other codecs."),
+    "goldens": ("aeic_nets.official.goldens_check", "train", "Comparison with golden vectors of the research code."),
+    "decode": ("benchmarks.decode", "dev", "Decoding with a full-size profile, compared with plain PyTorch."),
+    "desync": ("benchmarks.desync", "dev", "Frames lost to arithmetic, with integer and float32 entropy models."),
+    "exact": ("benchmarks.exact", "dev", "Whether all executors of the entropy model agree; time saved by batches."),
+    "encode": ("benchmarks.encode", "dev", "Encoding with a full-size profile, compared with plain PyTorch."),
+    "entropy": ("benchmarks.entropy", "train", "The integer entropy model: speed and bits, compared with float32."),
+    "rans": ("benchmarks.rans", "train", "The entropy coder: speed and overhead, compared with CompressAI's."),
+    "edge": ("benchmarks.edge", "dev", "The whole edge path: frames per second, memory, bytes sent."),
+    "edge-overload": ("benchmarks.edge_overload", "dev", "How fast the edge answers under ten times its capacity."),
+    "serve": ("benchmarks.serve", "bench", "The cloud under full load, compared with LitServe and Ray Serve."),
+    "fleet": ("benchmarks.fleet", "dev", "Several workers: claims, ingest, scaling, and the simulator's prediction."),
 }
-"""Name of a measurement, its module, the extra it needs, what it tells. Each ends with one JSON line."""
+"""Name of a measurement: its module, the extra that it needs, its help text."""
 
 
-simulate_app = typer.Typer(help="Predict what nobody can measure here; one line of JSON last.", no_args_is_help=True)
+simulate_app = typer.Typer(
+    help="Predict what cannot be measured on one machine. The last line is JSON.", no_args_is_help=True
+)
 app.add_typer(simulate_app, name="simulate")
 SIMULATIONS = {
-    "fleet": ("benchmarks.fleet_simulator", "dev", "GPUs, queue age, database and cost of 10^3 to 10^6 cameras."),
+    "fleet": ("benchmarks.fleet_simulator", "dev", "GPUs, queue age, database load and cost of 10^3 to 10^6 cameras."),
 }
 
 
 def _add_measurement(
     name: str, module: str, extra: str, text: str, group: typer.Typer = bench_app, verb: str = "bench"
 ) -> None:
-    @group.command(name, help=f"{text} ({extra})", context_settings=PASS_ON, add_help_option=False)
+    @group.command(name, help=f"{text} (extra {extra})", context_settings=PASS_ON, add_help_option=False)
     def run(context: typer.Context) -> None:
         if module.startswith("benchmarks."):
             root = Path(__file__).resolve().parents[1]
             if not (root / "benchmarks").is_dir():
-                raise UsageError(f"aeic {verb} {name} runs from a checkout of the sources, which this is not")
+                raise UsageError(
+                    f"aeic {verb} {name} needs a checkout of the repository, and this is an installed package"
+                )
             sys.path.insert(0, str(root))
         _run_module(module, extra, context.args)
 
@@ -323,7 +339,7 @@ def _finish(code: int | None) -> None:
 
 
 def main(run: Callable[[], Any] = app) -> None:
-    """The entry point: every error of ours becomes one line on stderr and its exit code."""
+    """The entry point. It turns every error of ours into one line on stderr and an exit code."""
     warnings.filterwarnings("ignore", message="`torch.jit.script` is deprecated")  # of CompressAI, at every import
     try:
         run()

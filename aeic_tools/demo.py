@@ -1,6 +1,6 @@
 """``make demo`` and ``make run``: both services on this machine, photographs through them, a table and a montage.
 
-Uses the services as anybody would, by HTTP, in an environment without torch.
+Like any other client, it uses the services over HTTP. It runs in an environment without torch.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from aeic_tools.demo_client import RequestFailed, travel
 from aeic_tools.local_services import Pair, ServiceFailed
 from aeic_tools.montage import Exhibit, montage
 
-HEAD = f"{'frame':<24}{'size':>10}{'bytes':>7}{'bpp':>8}{'encode':>9}{'decode':>9}{'end to end':>12}{'PSNR':>9}"
+HEAD = f"{'picture':<24}{'size':>10}{'bytes':>7}{'bpp':>8}{'encode':>9}{'decode':>9}{'end to end':>12}{'PSNR':>9}"
 
 
 def psnr(original: NDArray[np.uint8], other: NDArray[np.uint8]) -> float:
@@ -68,7 +68,7 @@ def _one(pair: Pair, path: Path, rate: str | None) -> tuple[dict[str, Any], Exhi
     journey = travel(pair, data, rate)
     reconstruction = load_picture(journey.image)
     if reconstruction.shape != original.shape:
-        raise ValueError(f"went in as {original.shape}, came out as {reconstruction.shape}")
+        raise ValueError(f"the original is {original.shape} and the reconstruction {reconstruction.shape}")
     height, width = original.shape[:2]
     row = {
         "name": path.name,
@@ -127,14 +127,14 @@ def keep(data: Path, bundle: Path | None) -> int:
         with local_services.pair(data, data, bundle) as pair:
             edge, cloud = pair.edge.http, pair.cloud.http
             print(f"edge   {edge}   (API: {edge}/docs)")
-            print(f"cloud  {cloud}   (pictures as they arrive; API: {cloud}/docs; gRPC {pair.cloud.addresses['grpc']})")
-            print("       a photograph dropped on the cloud's page goes through the edge and comes back")
-            print(f"data and logs in {data}; Ctrl-C stops both\n")
+            print(f"cloud  {cloud}   (open it in a browser; API: {cloud}/docs; gRPC {pair.cloud.addresses['grpc']})")
+            print("       drop a photograph on the cloud's page to send it through the edge")
+            print(f"data and logs are in {data}; Ctrl-C stops both services\n")
             print(f"  curl --data-binary @examples/owl.jpg {edge}/v1/frames")
             print(f"  curl -o owl.png '{cloud}/v1/frames/ID/image?format=png&wait=30'", flush=True)
             while all(service.process.poll() is None for service in (pair.edge, pair.cloud)):
                 time.sleep(0.2)
-            print("a service ended by itself; see its log", file=sys.stderr)
+            print("a service ended unexpectedly; see its log", file=sys.stderr)
             return 1
     except KeyboardInterrupt:
         print("\nstopped")
@@ -148,7 +148,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, default=Path("out/demo"), help="for report.json, montage.png and the logs")
     parser.add_argument("--rate", help="rate point, by number or name; by default the bundle's")
     parser.add_argument("-m", "--model", type=Path, help="folder of the bundle [env: AEIC_BUNDLE]")
-    parser.add_argument("--keep", action="store_true", help="only start both services, and keep them up")
+    parser.add_argument("--keep", action="store_true", help="only start both services, and keep them running")
     options = parser.parse_args(argv)
     try:
         if options.keep:
@@ -167,7 +167,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if any(codes.values()):
         print(f"a service did not stop cleanly: {codes}", file=sys.stderr)
         all_ok = False
-    print(f"\n{time.perf_counter() - start:.0f} s. {options.out}/report.json, {options.out}/montage.png")
+    print(f"\nwrote {options.out}/report.json and {options.out}/montage.png in {time.perf_counter() - start:.0f} s")
     return 0 if all_ok else 1
 
 

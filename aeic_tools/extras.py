@@ -1,4 +1,4 @@
-"""Optional weight: which extra brings a missing package."""
+"""Names the extra that brings a missing package."""
 
 from __future__ import annotations
 

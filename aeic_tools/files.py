@@ -1,4 +1,4 @@
-"""Where a command reads and writes: files, folders and pipes. Knows nothing of what the bytes mean."""
+"""The inputs and outputs of a command: files, folders and pipes. It does not interpret their contents."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def plan(source: str, target: str, suffixes: Sequence[str], new_suffix: str) -> 
 
 def one(source: str, target: str) -> Job:
     """A job of one file or pipe. ``UsageError`` for an empty name and for a target that is the source itself."""
-    if not source or not target:  # an unset variable of a shell, and Path("") would be the folder one stands in
+    if not source or not target:  # an unset shell variable; Path("") would be the working directory
         raise UsageError("a name is empty: give a file, a folder or - for a pipe")
     paths = Path(source), Path(target)
     if PIPE not in (source, target) and all(path.exists() for path in paths) and paths[0].samefile(paths[1]):

@@ -1,4 +1,4 @@
-"""The two services as child processes on free loopback ports: started, found ready, stopped. Standard library only."""
+"""Starts both services as child processes on free loopback ports, waits for them, stops them. Standard library only."""
 
 from __future__ import annotations
 
@@ -133,7 +133,7 @@ def edge(
     known = {
         "AEIC_EDGE_DATA_DIR": str(data / "edge"),
         "AEIC_EDGE_CLOUD_ADDRESS": cloud_address,
-        "AEIC_EDGE_BACKOFF_MAX_SECONDS": "2",  # on loopback nobody wants to wait a minute for the next try
+        "AEIC_EDGE_BACKOFF_MAX_SECONDS": "2",  # a minute's wait for the next attempt would be pointless on loopback
     }
     return Service("edge_encoder", logs / "edge.log", known | _bundle("EDGE", bundle) | settings, port=port)
 

@@ -1,4 +1,4 @@
-"""Originals beside reconstructions, with what each cost: one picture that tells how good the codec is."""
+"""Originals beside reconstructions, with the bytes of each, in one picture."""
 
 from __future__ import annotations
 

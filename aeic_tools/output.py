@@ -1,4 +1,4 @@
-"""What a command says about its work: one line for people on stderr, or one line of JSON for programs."""
+"""The output of a command: one line of text on stderr, or one line of JSON."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""Pillow opens and saves .aeic: ``import aeic_tools.pillow_plugin``, then ``Image.open`` and ``Image.save`` as ever.
+"""Pillow opens and saves .aeic: ``import aeic_tools.pillow_plugin``, then ``Image.open`` and ``Image.save`` as usual.
 
-Opening reads nine bytes of header; the model is loaded, and the frame decoded, when the pixels are first asked for.
-``save(..., rate=, max_bytes=, bundle=)`` encodes; without ``bundle`` both ways take AEIC_BUNDLE, else the one shipped.
-Needs the extras ``cloud-cpu`` to load and ``edge-cpu`` to save; a missing one is named.
+Opening reads only the header. The model is loaded, and the frame decoded, when the pixels are first needed.
+``save(..., rate=, max_bytes=, bundle=)`` encodes. Without ``bundle``, both use AEIC_BUNDLE or else the shipped bundle.
+Loading needs the extra ``cloud-cpu`` and saving ``edge-cpu``; an error names a missing one.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _loading = threading.Lock()
 
 
 class AeicImageFile(ImageFile.ImageFile):
-    """One frame. ``info`` has bpp, rate and fingerprint; damage is told by ``load()`` as ``OSError``."""
+    """One frame. ``info`` has bpp, rate and fingerprint; ``load()`` raises ``OSError`` if it is damaged."""
 
     format = FORMAT
     format_description = "AEIC extreme image compression"
@@ -66,7 +66,7 @@ def _accept(prefix: bytes) -> bool:
 
 
 def _save(image: Image.Image, file: IO[bytes], filename: str | bytes) -> None:
-    """As ``Image.save`` calls it; upright, over white, in 8 bits, as everywhere here: frames tell no orientation."""
+    """Called by ``Image.save``. The pixels are made upright, over white, 8-bit: a frame holds nothing else."""
     asked = image.encoderinfo
     pixels = to_rgb(image.copy())
     try:

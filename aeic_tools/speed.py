@@ -68,7 +68,7 @@ def _median_ms(work: Callable[[], object], reps: int) -> float:
 
 
 def _processor() -> str:
-    """The processor's name where the system tells it, else the architecture."""
+    """The name of the processor if the system gives it, else the architecture."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:

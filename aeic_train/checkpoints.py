@@ -1,4 +1,4 @@
-"""Weights before the first step: from a bundle, or from a rate point that was trained to those that were not."""
+"""Initial weights: loaded from a bundle, or copied from a trained rate point to untrained ones."""
 
 from __future__ import annotations
 

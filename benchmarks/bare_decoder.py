@@ -70,7 +70,7 @@ def rates(decoders: list[BareDecoder], seconds: float) -> list[float]:
     for one in decoders:
         one.begin(seconds)
     found = [one.moments() for one in decoders]
-    end = min(moments[-1] for moments in found)  # beyond it, somebody works alone
+    end = min(moments[-1] for moments in found)  # after it, the others work alone
     within = [[moment for moment in moments if moment <= end] for moments in found]
     return [(len(moments) - 1) / (moments[-1] - moments[0]) for moments in within]
 

@@ -88,7 +88,7 @@ def crops(pictures: Path, frames: int) -> Iterator[NDArray[np.uint8]]:
 
 
 def check_of_symbols(z: Any, y: Any, y_hat: NDArray[np.float32], *rest: Any) -> int:
-    """The check value without y_hat, for the float32 model, whose y_hat nobody expects to be equal to the last bit."""
+    """The check value without y_hat, for the float32 model, whose y_hat need not be equal to the last bit."""
     return check_value(z, y, np.zeros(0, np.float32), *rest)
 
 

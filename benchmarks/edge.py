@@ -110,11 +110,11 @@ async def measure(options: argparse.Namespace, folder: Path) -> dict[str, object
         finally:
             process.terminate()
             await process.wait()
-    told = [a for a in answers if "timings_ms" in a]  # those that waited for their encode
+    encoded = [a for a in answers if "timings_ms" in a]  # those that waited for their encode
     stages = {
-        stage: round(statistics.median(a["timings_ms"][stage] for a in told), 1)
+        stage: round(statistics.median(a["timings_ms"][stage] for a in encoded), 1)
         for stage in ("read", "analyse", "entropy")
-        if told
+        if encoded
     }
     size = warm["bytes"]
     return {
@@ -130,7 +130,7 @@ async def measure(options: argparse.Namespace, folder: Path) -> dict[str, object
         "cpu_ms_per_frame": round(1000 * cpu / len(answers), 1),
         "clients_cpu_ms_per_frame": round(1000 * own / len(answers), 1),
         "alone_post_to_acknowledged_ms_median": round(1000 * statistics.median(seconds), 1),
-        "encode_ms_median": round(statistics.median(a["encode_ms"] for a in told), 1) if told else None,
+        "encode_ms_median": round(statistics.median(a["encode_ms"] for a in encoded), 1) if encoded else None,
         "stages_ms_median": stages,
         "wire_up_bytes_over_payload_per_frame": round(up / len(answers) - size, 1),
         "wire_down_bytes_per_frame": round(down / len(answers), 1),
@@ -147,7 +147,7 @@ def main() -> None:
     parser.add_argument("--bundle", type=Path, help="model bundle; by default the one that ships")
     parser.add_argument("--frames", type=int, default=200)
     parser.add_argument("--wait", choices=("spooled", "received"), default="spooled", help="what each post waits for")
-    parser.add_argument("--clients", type=int, default=4, help="posts under way at once")
+    parser.add_argument("--clients", type=int, default=4, help="concurrent posts")
     parser.add_argument("--alone", type=int, default=10, help="then so many one after the other, each waited for")
     parser.add_argument("--width", type=int, default=768)
     parser.add_argument("--height", type=int, default=512)

@@ -1,4 +1,4 @@
-"""The edge under ten times the load it can take: how fast it says no, and how long those wait whom it took.
+"""The edge under ten times the load it can take: how fast it refuses, and how long accepted pictures wait.
 
     python benchmarks/edge_overload.py [--times 10] [--seconds 10] [--width 768 --height 512] [--bundle DIR]
 

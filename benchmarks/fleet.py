@@ -1,4 +1,4 @@
-"""What a fleet's parts sustain on this machine, and what the simulator had said.
+"""The throughput of a fleet's parts on this machine, compared with the simulator's prediction.
 
     aeic bench fleet [--parts queue workers] [--fronts 1] [--rounds 4] [--tiny] [--json FILE]
 
@@ -8,9 +8,10 @@ frames over gRPC into front ends that share a port: group commits into PostgreSQ
 workers: in each round, by turns: the bare decoder alone on a core, then on two cores at once, with no queue and no
 database, which is all that a second core can bring (two hardware threads of one core bring far less than two); a
 backlog for one worker on a core of its own, then for two; and frames that arrive faster than two workers decode. The
-simulator, told the seconds per frame of one worker and what two of them lose to one another, has predicted that run:
-queue age, and the time until everything is decoded. The median of each round's own ratio counts. A round beside which
-others used more than a twentieth of the machine is told and left out, unless all were so (``undisturbed_rounds`` is 0).
+simulator gets the seconds per frame of one worker and the loss when two share the machine. From these it predicts that
+run: queue age, and the time until everything is decoded. The median of the rounds' ratios counts. If other processes
+used more than a twentieth of the machine, the round is reported and left out, unless this is so in all rounds
+(``undisturbed_rounds`` is then 0).
 
 PostgreSQL is Debian's, in a temporary folder, durable. ``--json`` keeps what the file already says of other parts. The
 last line is one JSON object.

@@ -1,10 +1,10 @@
-"""A fleet that nobody owns: what many cameras would ask of GPUs and of the database, from stage times measured here.
+"""Simulates a fleet: the GPUs and the database that many cameras need, from stage times measured on this machine.
 
     aeic simulate fleet [--cameras 1000 10000 100000 1000000] [--interval 10] [--frame-seconds 0.02]
                         [--stages benchmarks/results/fleet.json] [--target-seconds 5]
 
-The model is a queue in order of urgency (here: of arrival) and workers that take a batch whenever they are free, as
-the real ones do; one event is one batch, so ten thousand workers are no trouble. The database is a budget: CPU seconds
+The model is a queue in order of urgency (here: of arrival) and workers that take a batch whenever they are free, as the
+real ones do; one event is one batch, so ten thousand workers can be simulated. The database is a budget: CPU seconds
 and log bytes per frame, measured by ``aeic bench fleet``, which also holds this model against a run. What is not
 measured is an argument: seconds per frame of a GPU, prices, cores of the database. The last line is one JSON object.
 """
@@ -58,7 +58,7 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Costs:
-    """What a frame costs the database (measured), and what things cost (told)."""
+    """The database resources that a frame needs (measured), and prices (given as arguments)."""
 
     database_cpu_seconds: float
     log_bytes: float

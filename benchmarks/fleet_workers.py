@@ -1,5 +1,6 @@
 """Workers on cores of their own: how two of them compare with one, with what the cores themselves allow, and with what
-the simulator says."""
+the simulator says.
+"""
 
 from __future__ import annotations
 
@@ -52,14 +53,14 @@ class Crew:
             await member.stop()
 
     async def _wake(self, workers: int) -> None:
-        """So many of them run, at moments that have nothing to do with one another, as workers do."""
+        """Let this many workers run. They start at random moments, so that they do not poll in step."""
         for member in self._members[:workers]:
             assert member.process is not None
             member.process.send_signal(signal.SIGCONT)
             await asyncio.sleep(random.uniform(0, POLL_SECONDS))
 
     def _still(self) -> None:
-        """Nobody runs; nobody holds a lease between two runs."""
+        """Stop all workers. None of them holds a lease between two runs."""
         for member in self._members:
             assert member.process is not None
             member.process.send_signal(signal.SIGSTOP)
@@ -110,7 +111,7 @@ class Round:
     said: dict[str, float]
     seen: dict[str, float]
     others: float
-    """The part of the machine that somebody else used."""
+    """The share of the machine that other processes used."""
 
     @property
     def scaling(self) -> float:

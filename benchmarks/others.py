@@ -1,4 +1,4 @@
-"""How much of the machine somebody else used meanwhile: what was measured beside other work says nothing."""
+"""The share of the machine that other processes used during a measurement, which makes its results unreliable."""
 
 from __future__ import annotations
 

@@ -7,7 +7,7 @@ list. What each side does, and is charged for:
 
 - bare: checking, entropy decoding, synthesis in this process, PNG files in memory, written beside the next pictures.
 - served: the same, and HTTP, hashing, queue, batches, synthesis in a process of its own. The clients run on the same
-  cores; their time counts against the service on the clock, and is told apart in CPU time.
+  cores; their time counts against the service on the clock, and is reported separately in CPU time.
 - stored: the same frames as an edge sends them, over gRPC: the same, and commits, the cache's files, events. Once.
 
 Low load: one caller at a time, bare and served taking turns. LitServe and Ray Serve wrap the same decoder (extra

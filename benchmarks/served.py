@@ -171,8 +171,8 @@ def our_cloud(bundle: Path, device: str, max_batch: int) -> Iterator[Service]:
         environment = {f"AEIC_CLOUD_{name}": value for name, value in settings.items()}
         with process(["-m", "cloud_decoder", "--port", "0"], **environment) as running:
             assert running.stdout is not None
-            told = json.loads(running.stdout.readline())
-            yield Service(told["http"], running.pid, told["grpc"])
+            addresses = json.loads(running.stdout.readline())
+            yield Service(addresses["http"], running.pid, addresses["grpc"])
 
 
 @contextlib.contextmanager

@@ -1,16 +1,16 @@
-# The cloud: ONNX Runtime on the CPU, about 400 MB; with EXTRA=cloud torch and its CUDA wheels, several GB.
+# The cloud with ONNX Runtime on the CPU, about 400 MB. EXTRA=cloud brings torch and its CUDA wheels, several GB.
 #   docker build -f deploy/cloud.Dockerfile -t aeic-cloud .
 #   docker build -f deploy/cloud.Dockerfile --build-arg EXTRA=cloud -t aeic-cloud-gpu .
 #   docker build -f deploy/cloud.Dockerfile --build-arg EXTRA=cloud-cpu,fleet-ray -t aeic-cloud-fleet .   docs/how-to/fleet.md
-# A slim base in both cases: torch's wheels bring their own CUDA libraries. Triton needs gcc at run time, hence the
-# optional packages.
+# The base is slim in all cases, because torch's wheels bring their own CUDA libraries. With torch, gcc is installed as
+# well, because Triton needs it at run time.
 ARG BASE=python:3.12-slim
 FROM ${BASE} AS build
 ARG EXTRA=cloud-cpu
 WORKDIR /src
 COPY pyproject.toml hatch_build.py README.md LICENSE ./
 COPY requirements requirements
-# Everything by its hash: what builds the wheel, and what the image holds.
+# The build tools and the packages of the image are installed by hash.
 RUN python3 -m venv /opt/build && /opt/build/bin/pip install --no-cache-dir --require-hashes -r requirements/build.txt
 RUN python3 -m venv /opt/aeic && IFS=, && for extra in $EXTRA; do \
       /opt/aeic/bin/pip install --no-cache-dir --require-hashes -r "requirements/$extra.txt" || exit 1; \

@@ -1,13 +1,13 @@
-# The edge: ONNX Runtime on the CPU, no torch; about 350 MB.
+# The edge with ONNX Runtime on the CPU and without torch, about 350 MB.
 #   docker build -f deploy/edge.Dockerfile -t aeic-edge .
-# RUNTIME=edge-gpu takes onnxruntime-gpu instead (x86-64, CUDA 13 driver on the host).
+# RUNTIME=edge-gpu installs onnxruntime-gpu instead (x86-64, a driver for CUDA 13 on the host).
 ARG BASE=python:3.12-slim
 FROM ${BASE} AS build
 ARG RUNTIME=edge-cpu
 WORKDIR /src
 COPY pyproject.toml hatch_build.py README.md LICENSE ./
 COPY requirements requirements
-# Everything by its hash: what builds the wheel, and what the image holds.
+# The build tools and the packages of the image are installed by hash.
 RUN python3 -m venv /opt/build && /opt/build/bin/pip install --no-cache-dir --require-hashes -r requirements/build.txt
 RUN python3 -m venv /opt/aeic && \
     /opt/aeic/bin/pip install --no-cache-dir --require-hashes -r "requirements/$RUNTIME.txt"

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# Builds both images without a Docker engine, runs them and sends a picture through: `make test-images`.
-# Root and Debian's buildah and debootstrap are needed. The base is made by debootstrap (Debian's own Python), since no
-# registry need be reached; `docker build` takes python:3.12-slim. What this cannot show: Docker's network, volumes,
-# read-only roots, capabilities, and a GPU.
+# Builds both images without a Docker engine, runs them and sends a picture through them: `make test-images`.
+# It needs root and Debian's buildah and debootstrap. debootstrap makes the base image with Debian's Python, so that no
+# container registry is needed; `docker build` uses python:3.12-slim. This does not test Docker's network, volumes,
+# read-only roots or capabilities, nor a GPU.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 work=${WORK:-out/images}
@@ -13,7 +13,7 @@ b() { buildah --root "$work/store" --runroot "$work/run" "$@"; }
 say() { printf '%s\n' "$*" >&2; }
 
 if ! b inspect --type image localhost/debian-python >/dev/null 2>&1; then
-  say "making the base (debootstrap, a minute)"
+  say "creating the base image with debootstrap (about a minute)"
   [ -x "$work/root/usr/bin/python3" ] ||
     debootstrap --variant=minbase --include=python3,python3-venv,python3-pip,ca-certificates bookworm "$work/root" >"$work/debootstrap.log"
   tar -C "$work/root" -czf "$work/root.tgz" .

@@ -1,6 +1,6 @@
-"""ONNX Runtime on NVIDIA cards: the options that avoid the known traps. Not yet run on a GPU (docs/how-to/gpu.md).
+"""ONNX Runtime on NVIDIA GPUs: options that avoid known problems. Not yet run on a GPU (docs/how-to/gpu.md).
 
-Nothing here touches a card by itself; whoever opens a session must still ask what it got and test its answers.
+This module opens no session itself. The code that opens one must check which provider it got and test its output.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """A float graph on OpenVINO, for x86 processors: the interface of an ONNX Runtime session, as far as we use it.
 
-With AMX or AVX512-BF16 it computes in bfloat16, some four times as fast as float32. Never for what steers the entropy
-coder (docs/determinism.md): only for graphs whose result is the encoder's own choice.
+With AMX or AVX512-BF16 it computes in bfloat16, some four times as fast as float32. It must not run the entropy model
+(docs/determinism.md), but only graphs that the encoder alone runs, such as the analysis.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""The entropy model in integers: what encoder and decoder both compute, and must compute alike on every machine.
+"""The entropy model in integers: the encoder and the decoder must both compute it identically on every machine.
 
-One definition (:mod:`network`), read by several interpreters: calibration and fake quantisation in torch
+There is one definition (:mod:`network`) and several interpreters of it: calibration and fake quantisation in torch
 (:mod:`fake_quant`), the plain reference in numpy (:mod:`reference`), the proof that no sum can be rounded
-(:mod:`proof`), and two ONNX lowerings (:mod:`lower_gpu`, :mod:`lower_cpu`). docs/determinism.md tells why and how.
+(:mod:`proof`), and two ONNX lowerings (:mod:`lower_gpu`, :mod:`lower_cpu`). docs/determinism.md explains why and how.
 """

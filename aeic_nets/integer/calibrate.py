@@ -1,6 +1,6 @@
 """Where to round: the step of every activation, from float runs over sample latents; and the model in integers.
 
-``calibrate`` watches, ``quantise`` turns a codec and the sites found into an :class:`IntegerModel`.
+``calibrate`` finds the sites; ``quantise`` turns a codec and its sites into an :class:`IntegerModel`.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The plain reference: numpy, integers, slow, readable. What it gives is right; everything else must agree with it."""
+"""The reference implementation in numpy integers: slow and readable. All others must give the same results."""
 
 from __future__ import annotations
 

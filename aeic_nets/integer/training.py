@@ -1,4 +1,4 @@
-"""Quantisation-aware training, and the price of exactness.
+"""Quantisation-aware training, and the cost of the integer form in bits.
 
 ``enable_quantisation(codec, latents)`` makes a :class:`~aeic_nets.codec.Codec` compute its hyper synthesis and contexts
 with rounded weights and activations from then on, with straight-through gradients. Its parameters stay the float ones,

@@ -1,12 +1,12 @@
-"""Streams of the research code, decoded: so that archives made with it are not lost.
+"""Decodes streams of the research code, so that archives made with it stay readable.
 
     aeic import-official STREAM OUT.npz --checkpoint FILE [--indexes FILE.npz] [--size WIDTHxHEIGHT]
 
 STREAM is the research code's file (12 bytes of sizes, then the coder's stream) or, with ``--size``, the stream alone.
-The decoder must meet the encoder's scale indexes to the last one, and those come from floats (docs/determinism.md).
-Where they were stored beside the stream, ``--indexes`` gives them (``coded_idx``: the four passes, -1 where nothing is
-coded) and decoding is certain. Without, they are computed here, which succeeds where this machine computes as that one
-did; a stream that does not come out even is refused as damaged, not shown as a wrong picture.
+The decoder needs exactly the encoder's scale indexes, and those were computed in floats (docs/determinism.md). If they
+were stored beside the stream, pass them with ``--indexes`` (``coded_idx``: the four passes, -1 where nothing is coded);
+decoding then always succeeds. Without them they are computed here, which works only if this machine computes the same
+values as the encoder's. A stream that does not end exactly is refused as damaged, and no wrong picture is shown.
 
 OUT.npz holds z_symbols (C, hz, wz) int32, symbols (M, h, w) int32 and y_hat (M, h, w) float32.
 """

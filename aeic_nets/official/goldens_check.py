@@ -107,13 +107,13 @@ def compute(
 
 
 def picture_size(meta: Mapping[str, Any], golden: Mapping[str, NDArray[Any]]) -> tuple[int, int]:
-    """Height and width of the golden picture, as the notes or the latents tell them."""
+    """Height and width of the golden picture, from the metadata or the latents."""
     if "x" in meta["tensors"]:
         height, width = meta["tensors"]["x"]["shape"][-2:]
         return height, width
     latent = next((value.shape for name, value in golden.items() if name.endswith(("_y", "_y_sym", "_y_hat"))), None)
     if latent is None:
-        raise InputError("neither golden_meta.json nor the vectors tell the size of the picture")
+        raise InputError("neither golden_meta.json nor the vectors contain the size of the picture")
     return latent[-2] * LATENT_STRIDE, latent[-1] * LATENT_STRIDE
 
 

@@ -1,8 +1,9 @@
-"""The child that opens a stranger's pickle: tensors and plain containers only, under limits; leaves safetensors.
+"""The child process that opens an untrusted pickle, under limits, for tensors and plain containers. Writes safetensors.
 
     python -m aeic_nets.official.pickle_child FILE OUT SECONDS BYTES
 
-Names have the dictionaries' keys in front, with a slash between. Imports nothing of ours, to start quickly.
+Names are prefixed with the keys of the dictionaries, separated by slashes. It imports none of our packages, so that it
+starts quickly.
 """
 
 from __future__ import annotations

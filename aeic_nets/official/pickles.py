@@ -1,7 +1,7 @@
-"""Tensors out of files that a stranger may have pickled.
+"""Reads tensors from files that may be untrusted pickles.
 
-A pickle is opened in a child process, with torch's loader that knows tensors and plain containers only, under limits of
-time and size (aeic_nets.official.pickle_child); it leaves safetensors, and those alone reach this process.
+A pickle is opened in a child process, with torch's loader for tensors and plain containers only, under limits of time
+and size (aeic_nets.official.pickle_child). The child writes safetensors, and this process reads only those.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The research code's entropy coder in plain Python: byte-wise rANS, 32-bit state, two substreams, escapes.
 
-Every read is checked: a short or altered stream raises, it does not read on. Source: docs/model.md section 8.4.
+Every read is checked: a short or altered stream raises an error. Source: docs/model.md section 8.4.
 """
 
 from __future__ import annotations
@@ -109,7 +109,7 @@ def encode(arrays: Iterable[tuple[Sequence[Table], Sequence[int], Sequence[int]]
 def split(data: bytes) -> list[bytes]:
     """The substreams of a coder stream."""
     if not data or data[0] >> 4 != SUBSTREAMS - 1 or data[0] & 15 > 1:
-        raise Damaged("this is no coder stream of the research code: give its file as it was written")
+        raise Damaged("this is not a stream of the research code's coder: give its file unchanged")
     width = 2 if data[0] & 1 else 4
     size, start = int.from_bytes(data[1 : 1 + width], "little"), 1 + width
     if len(data) < start + size:

@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 HALF_GAIN = 0.9
 HALF_PSNR = 35.0
 """What bfloat16 must bring on a CPU: at most this share of float32's time, at least this many dB beside its picture."""
-_TILE = 32  # latents; what large pictures are cut into (cloud_decoder.tiling)
+_TILE = 32  # latents; the side of the picture that warms a card up
 _PARTS = ("codec.g_s.", "unet.", "vae.")
 _AT_ONCE = 32  # tensors
 _PICTURE_ENTRY = "vae.decoder.conv_in.weight"

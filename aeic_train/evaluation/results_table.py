@@ -1,4 +1,4 @@
-"""pictures.csv: a row a picture, codec and setting, kept as they are made, so that nothing is computed twice."""
+"""pictures.csv: one row for each picture, codec and setting. Rows are written at once and never computed twice."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Codes a folder of pictures and judges what comes back, every picture and setting once."""
+"""Encodes and decodes a folder of pictures and measures the results, each picture and setting once."""
 
 from __future__ import annotations
 

@@ -2,8 +2,9 @@
 
     aeic convert --sd-turbo DIR --half-decoder FILE --checkpoint FILE --calibration PICTURES --out BUNDLE
 
-Every tensor is checked by name and shape; those that lack are listed and nothing is written. LoRA is merged, the ends
-folded to four channels (exact, docs/how-to/official.md), the entropy model quantised on the calibration pictures.
+Every tensor is checked by name and shape. If some are missing, they are listed and nothing is written. LoRA is merged,
+the ends folded to four channels (exact, docs/how-to/official.md), the entropy model quantised on the calibration
+pictures.
 """
 
 from __future__ import annotations

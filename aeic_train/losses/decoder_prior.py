@@ -1,6 +1,6 @@
 """Stage 0, the decoder's prior: an autoencoder for the picture decoder, the UNet a one-step denoiser of its latents.
 
-It stands in for SD-Turbo, whose weights nano does not have. The encoder here is thrown away afterwards.
+It stands in for SD-Turbo, whose weights nano does not have. The encoder is discarded afterwards.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The adversarial term: a small discriminator on the frozen feature maps that the picture loss computes anyway.
 
 Projected GAN in small (arXiv 2111.01007), which is built on this very EfficientNet-lite0. Both pictures come randomly
-shifted and jittered (losses.py): the augmentation that keeps it from learning 1,500 photographs by heart.
+shifted and jittered (picture_loss.py). This augmentation keeps it from memorising 1,500 photographs.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class DiscriminatorTrainer:
         return -torch.stack([logits.mean() for logits in self.discriminator(maps)]).mean()
 
     def learn(self, real: list[Tensor], fake: list[Tensor], workers: Workers | None = None) -> Tensor:
-        """One hinge step on the same maps, detached; returns its loss, a scalar (2 where it tells nothing apart).
+        """One hinge step on the same maps, detached; returns its loss, a scalar (2 where it cannot distinguish them).
 
         ``workers``: those whose gradients are averaged; all of them call this in the same step.
         """

@@ -1,4 +1,4 @@
-"""Distillation on both sides: a student's analysis features, latents and UNet features drawn towards a teacher's.
+"""Distillation on both sides: a student's analysis features, latents and UNet features trained to match a teacher's.
 
 Source: the paper's two stages. Its weights and layers are not published beyond the eleven UNet taps
 (docs/model.md section 5.1), so the distance is ours: the squared difference in units of the teacher's energy,

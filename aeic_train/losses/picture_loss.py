@@ -1,6 +1,6 @@
-"""What a reconstruction is judged by in training. All take pictures (N, 3, H, W) in [-1, 1] and return a scalar.
+"""The picture losses of training. All take pictures (N, 3, H, W) in [-1, 1] and return a scalar.
 
-ST-LPIPS is never among them: it stays the independent judge.
+ST-LPIPS is never one of them, so that it stays an independent metric.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""How every plot of docs/results is made: colours, and files that are the same for the same figures."""
+"""The style of all plots in docs/results: colours, and byte-identical files for identical figures."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 COLOURS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#8c6d31", "#7f7f7f", "#b2a700", "#5e3c99")
-"""Told apart by the colour-blind too; ours is black and thick."""
+"""Colour-blind readers can distinguish them. Our own codec is a thick black line."""
 
 
 def open_pyplot() -> Any:

@@ -1,4 +1,4 @@
-"""Plots and tables of docs/results, made again from the figures that are committed there: ``make results``.
+"""Draws the plots and tables of docs/results from the figures committed there: ``make results``.
 
     python -m aeic_train.reports.rd_plots [--results docs/results]
 

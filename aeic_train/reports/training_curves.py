@@ -1,4 +1,4 @@
-"""What a training log tells, drawn: how rate and picture went by stage, and how the latents shrink with the bits.
+"""Draws a training log: rate and picture quality by stage, and the variance of the latents against the bits.
 
     python -m aeic_train.reports.training_curves models/aeic-se-nano/training_log.jsonl --out docs/results
 

@@ -1,12 +1,13 @@
-"""Ablations: the same short training in several arms that differ in one thing, judged at equal bits.
+"""Ablations: the same short training in several arms that differ in one setting, compared at equal bits.
 
     aeic bench ablation distillation --init SE.safetensors --teacher runs/teacher/state.pt --photographs DIR \\
         --validation DIR --out out/ablation
     aeic bench ablation spatial --init SE.safetensors ...          # also: losses, adversarial
 
-Every arm starts from the same weights and sees the same crops. Its curve is estimated from likelihoods (estimate.py) on
-the validation pictures. Arms are resumable; those already trained are only judged. Writes OUT/NAME.json, .md, .svg and
-.png (reports/ablation_plots.py). The last line is JSON: BD-rates against the first arm, in percent.
+Every arm starts from the same weights and sees the same crops. Its curve is estimated from likelihoods
+(evaluation/likelihood_estimate.py) on the validation pictures. Arms are resumable; those already trained are only
+judged. Writes OUT/NAME.json, .md, .svg and .png (reports/ablation_plots.py). The last line is JSON: BD-rates against
+the first arm, in percent.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What the network adds of its own to pictures that hide nothing: flat ones, ramps, pages, text, noise, small ones.
+"""The artefacts that the network adds to simple pictures: flat ones, ramps, pages, text, noise, small ones.
 
     aeic bench artefacts [--bundle BUNDLE] [--rates 0,4] [--out docs/results]
 

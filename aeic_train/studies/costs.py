@@ -1,10 +1,10 @@
-"""What coding costs: seconds of ours beside other codecs on one picture, and multiply-adds beside the published table.
+"""The cost of coding: times beside other codecs on one picture, and multiply-adds beside the published table.
 
     aeic bench costs [PICTURE] [--codecs vvc=53,avif-half=8] [--out docs/results]
 
-Every codec in turn, in this process, on one thread where it lets itself be told; the median of --reps after one to warm
-up. CPU seconds are of this process and its children: what a busy machine takes longer over is in the wall time alone.
-The default settings cost about as many bytes as our default rate on the default picture, where the codec goes so low.
+The codecs run in turn, on one thread if their settings allow it. Times are the median of --reps after one warm-up. CPU
+seconds are of this process and its children, so that other work on the machine affects mainly the wall time. On the
+default picture, the default settings take about as many bytes as our default rate, if the codec can go that low.
 
 Writes costs.json into --out, and from it costs.md and costs.svg and .png (as ``make results`` does). The last line is
 JSON: encode and decode seconds by codec.

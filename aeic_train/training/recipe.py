@@ -1,4 +1,4 @@
-"""A recipe: the stages of one training run, read from TOML. Every field of a stage stands here with its meaning."""
+"""A recipe: the stages of one training run, read from TOML. This module explains every field of a stage."""
 
 from __future__ import annotations
 

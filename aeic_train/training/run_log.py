@@ -1,4 +1,4 @@
-"""log.jsonl of a run: the means of what the last steps gave, a line every so often, shown on the screen too."""
+"""log.jsonl of a run: one line for a number of steps, with their means. It is printed as well."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How fast each parameter learns: the learning rate over a stage, and which parameters go faster."""
+"""The learning rate over a stage, and its factor for each group of parameters."""
 
 from __future__ import annotations
 

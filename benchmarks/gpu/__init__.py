@@ -1,1 +1,1 @@
-"""What an owner of a card runs: see docs/how-to/gpu.md."""
+"""Checks and measurements for a GPU: see docs/how-to/gpu.md."""

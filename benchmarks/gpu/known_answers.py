@@ -1,4 +1,4 @@
-"""Does a card give the answers it must? Placement, known answers, and the time of sizes that alternate; one command.
+"""Checks a GPU: where graphs run, whether known answers are right, and the time of alternating sizes.
 
     python -m benchmarks.gpu.known_answers [--provider cuda|tensorrt|cpu]
 

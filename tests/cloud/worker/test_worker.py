@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from aeic.bitstream import Frame
 from aeic.errors import BundleError, Damaged, TooLarge, WrongModel
 from aeic_service.errors import Draining, Overloaded
 from cloud_decoder.errors import Expired, Undecodable
@@ -22,6 +23,7 @@ from cloud_decoder.inference.decoder import Decoder
 from cloud_decoder.inference.model_pool import ModelPool
 from cloud_decoder.metrics import Metrics
 from cloud_decoder.store.store import FrameState, Store
+from cloud_decoder.tiling import tile_shape
 from cloud_decoder.worker.worker import Worker, WorkerSettings
 from tests.support.cloud import FakeGenerator, metric
 from tests.support.frames import MakeFrame, new_frame, stored_frame
@@ -265,18 +267,21 @@ async def test_stopping_gives_back_what_it_has_not_begun(
     assert counts["decoding"] == 0 and counts["done"] + counts["received"] == 12 and counts["done"] > 0
 
 
-async def test_tiles_of_two_large_pictures_share_batches(
+async def test_tiles_of_two_large_pictures_of_one_size_share_batches(
     running: Running, decoder: Decoder, generator: FakeGenerator, make_frame: MakeFrame
 ) -> None:
-    sizes = [(1664, 1600), (2048, 1280)]
+    """Their rows have one tile each, so a batch of two holds a tile of either."""
+    sizes = [(1600, 1664), (1600, 1664)]
 
     async with running() as worker:
         data = [make_frame(i, *size) for i, size in enumerate(sizes)]
         done = await asyncio.gather(*(worker.decode(one, timeout=20) for one in data))
         for one, expected in zip(done, decoder.decode(data), strict=True):
             assert (one.picture == expected).all()
-    assert {shape[2:] for shape in generator.batches[1:]} == {(32, 32)}
-    assert max(shape[0] for shape in generator.batches[1:]) == 4
+    tile = tile_shape(Frame(1600, 1664, 0, "000000", b""))
+    assert tile[1] == 50, "a row of tiles is one tile"
+    assert {shape[2:] for shape in generator.batches[1:]} == {tile}
+    assert max(shape[0] for shape in generator.batches[1:]) == 2
 
 
 async def test_a_full_cache_disk_loses_nothing(
