@@ -32,7 +32,7 @@ _HEADER = struct.Struct("<BBI3s")
 
 @dataclass(frozen=True)
 class FrameInfo:
-    """What the header says, for people: sizes in bytes, ``bpp`` of the whole frame."""
+    """The contents of the header: sizes in bytes, ``bpp`` of the whole frame."""
 
     version: int
     width: int
@@ -72,7 +72,7 @@ class Frame:
     def parse(
         cls, data: bytes, max_payload_bytes: int = MAX_PAYLOAD_BYTES, max_pixels: int = MAX_SIDE * MAX_SIDE
     ) -> Frame:
-        """Read a frame's header; the payload is not looked into.
+        """Read a frame's header. The payload is not read.
 
         ``NotABitstream``, ``Truncated``, ``UnsupportedVersion``, or ``Damaged`` for a header that no encoder writes;
         ``BitstreamError`` itself for a picture of more than ``max_pixels``.

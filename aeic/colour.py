@@ -35,7 +35,7 @@ _BRADFORD = np.array([[0.8951, 0.2664, -0.1614], [-0.7502, 1.7135, 0.0367], [0.0
 
 
 def converter(picture: Image.Image) -> Converter | None:
-    """How to make strips of this opened picture sRGB; ``None`` where they are, or nothing usable is said."""
+    """How to convert strips of this opened picture to sRGB; ``None`` if no conversion is needed or none is known."""
     info = picture.info
     if (cicp := info.get("cicp")) is not None:
         found = _from_cicp(cicp)

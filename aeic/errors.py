@@ -49,7 +49,7 @@ class TooLarge(InputError):
 
 
 class Unreadable(InputError):
-    """Bytes that are no picture, or one that was cut short."""
+    """Bytes that are not a picture, or a picture that was cut short."""
 
 
 class BitstreamError(AeicError):
@@ -60,7 +60,7 @@ class BitstreamError(AeicError):
 
 
 class NotABitstream(BitstreamError):
-    """The bytes are no AEIC frame at all."""
+    """The bytes are not an AEIC frame."""
 
 
 class UnsupportedVersion(BitstreamError):

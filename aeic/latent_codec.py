@@ -20,7 +20,7 @@ from aeic.quantise import Floats, check_value, dequantise, digest, hyper_size, q
 
 @dataclass(frozen=True)
 class Latents:
-    """A decoded frame, short of being a picture.
+    """A decoded frame, before the synthesis.
 
     ``y_hat`` (M, h, w) float32 with the gain undone: what the synthesis takes. ``symbols`` (M, h, w) int16: what was
     coded. ``digest``: SHA-256 in hex of y_hat before the gain was undone.
@@ -144,7 +144,7 @@ class LatentCodec:
         return [outcomes[number] for number in range(len(frames))]
 
     def _parse(self, data: bytes) -> Frame:
-        """The frame, once everything is checked that its header can be checked for."""
+        """The frame, after all checks of its header."""
         frame = Frame.parse(data, max_pixels=self.max_pixels)
         if frame.fingerprint != self.bundle.fingerprint:
             raise WrongModel(

@@ -44,7 +44,7 @@ class Png:
 
 
 def kind(data: bytes) -> str | None:
-    """The name of a format that is not read, from the file's first bytes; ``None`` for one that is not known."""
+    """The name of an unsupported format, from the first bytes of the file; ``None`` for all others."""
     if data[4:8] == b"ftyp":
         brand = data[8:12]
         return "HEIF" if brand in _HEIF else _BRANDS.get(brand, "MP4 video")
@@ -61,7 +61,7 @@ def jpeg_scans(data: bytes) -> int:
 
 
 def clean_png(data: bytes) -> Png:
-    """Leave out metadata, and ancillary chunks that are damaged. Whatever is wrong with the pixels stays wrong."""
+    """Leave out metadata, and damaged ancillary chunks. Damage to the pixels is not repaired."""
     head: list[bytes] = [data[:8]]
     rest: list[bytes] = []
     cicp: tuple[int, int, int, int] | None = None
@@ -106,7 +106,7 @@ def _is_sound(name: bytes, chunk: bytes) -> bool:
 
 
 def _jpeg_kind(data: bytes) -> str | None:
-    """A JPEG of a kind that no reader here has, from its frame header."""
+    """The name of an unsupported kind of JPEG, from its frame header."""
     place = 2
     while place + 5 <= len(data) and data[place] == 0xFF:
         marker = data[place + 1]

@@ -41,7 +41,7 @@ def quantise_hyper(z: Floats, medians: Floats, rows: Rows) -> NDArray[np.int32]:
 def quantise_residual(y: Floats, means: Floats, indexes: NDArray[np.int8], rows: Rows) -> NDArray[np.int16]:
     """``rint(y - means)``, clipped to the row of each index; 0 where the index is -1 (skipped). All of one shape.
 
-    Zeroing what is skipped is the encoder's duty: the decoder has nothing else to put there.
+    The encoder must set skipped elements to 0, because the decoder has no other value for them.
     """
     residual: Floats = np.rint(y - means)
     low, high = (np.append(limit, np.float32(0)) for limit in (rows.lowest, rows.highest))  # entry -1: skipped
@@ -71,7 +71,7 @@ def check_value(
 
 
 def digest(y_hat: Floats) -> str:
-    """SHA-256 of y_hat (M, h, w) float32, little-endian: the same on every machine, or something is wrong."""
+    """SHA-256 of y_hat (M, h, w) float32, little-endian: it must be the same on every machine."""
     return hashlib.sha256(_little(y_hat, "<f4")).hexdigest()
 
 

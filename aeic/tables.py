@@ -142,7 +142,7 @@ def gaussian_rows(min_reach: int = 4) -> PackedRows:
     """The 64 rows for y: zero-mean Gaussians integrated over unit cells, symmetric about 0.
 
     A row reaches ``ceil(scale * TAIL_WIDTH)`` to each side, at least ``min_reach``: the narrowest rows would otherwise
-    clip a rare surprise to +-1, and a further entry costs nothing but 2**-24 of the weight.
+    clip a rare large value to +-1, and a further entry costs only 2**-24 of the weight.
     """
     pmfs = []
     for scale in gaussian_scales():

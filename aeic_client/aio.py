@@ -69,16 +69,16 @@ class AsyncClient:
     async def decode(
         self, data: bytes, format: str = "png", width: int | None = None, timeout: float | None = None
     ) -> bytes:
-        """The picture of a .aeic file, which is not stored."""
+        """Decode an .aeic file into a picture, without storing it."""
         asked = query(format=format, width=width, timeout=timeout)
         return checked(await self._http.post("/v1/decode", params=asked, content=data)).content
 
     async def sources(self) -> list[dict[str, Any]]:
-        """Who has sent frames: source, frames, bytes, waiting, first_seen_at, last_seen_at, connected."""
+        """The sources of frames, each with source, frames, bytes, waiting, first_seen_at, last_seen_at, connected."""
         return list(checked(await self._http.get("/v1/sources")).json()["sources"])
 
     async def events(self) -> AsyncIterator[Event]:
-        """What happens from now on, over one connection; ends when the cloud ends it."""
+        """Events from now on, over one connection. Ends when the cloud closes it."""
         parser, opened = EventParser(), False
         async with self._http.stream("GET", "/v1/events") as answer:
             if not answer.is_success:
@@ -117,7 +117,7 @@ class AsyncClient:
             await asyncio.sleep(RETRY_SECONDS)
 
     async def pictures(self, format: str = "webp", width: int | None = None) -> AsyncIterator[tuple[Frame, bytes]]:
-        """:meth:`follow`, each frame with its picture; one that cannot be had any more is left out."""
+        """:meth:`follow`, each frame with its picture. Frames whose picture is no longer available are left out."""
         async for frame in self.follow():
             try:
                 picture = await self.image(frame.id, format, width)
@@ -128,7 +128,7 @@ class AsyncClient:
             yield frame, picture
 
     async def _missed(self, known: Known) -> list[Frame]:
-        """Decoded frames since the newest known, the oldest first; at the very start the last page, to be known."""
+        """Decoded frames since the newest known one, oldest first. The first call takes the newest page."""
         found: list[Frame] = []
         async for frame in self.frames(state="done", since=known.since):
             found.append(frame)

@@ -85,7 +85,7 @@ class Known:
         return None if self._newest is None else self._newest - SLACK
 
     def take(self, frame: Frame) -> bool:
-        """Whether ``frame`` is new; it is known from now on."""
+        """Whether ``frame`` is new. From now on it is known."""
         if frame.received_at and (self._newest is None or frame.received_at > self._newest):
             self._newest = frame.received_at
         if frame.id in self._had:
@@ -103,7 +103,7 @@ class EventParser:
         self._text = ""
 
     def feed(self, text: str) -> Iterator[Event]:
-        """The events that are complete with this piece."""
+        """The events that this piece completes."""
         self._text += text
         if len(self._text) > MAX_EVENT_CHARACTERS:
             raise Problem(502, "an event without an end: this is no AEIC cloud")
@@ -128,7 +128,7 @@ def query(**asked: Any) -> dict[str, str]:
 
 
 def checked(answer: httpx.Response) -> httpx.Response:
-    """The answer if it is a success, else its :class:`Problem`; its body must have been read."""
+    """Return a successful response; raise its :class:`Problem` otherwise. Its body must have been read."""
     if answer.status_code == 202:
         raise NotReady(202, "the picture is not decoded yet", _seconds(answer))
     if answer.is_success:

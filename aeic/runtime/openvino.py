@@ -61,7 +61,7 @@ class OpenVinoSession:
         return [Input(port.get_any_name()) for port in self._model.inputs]
 
     def get_providers(self) -> list[str]:
-        """What computes."""
+        """The execution provider."""
         return [PROVIDER]
 
     def run(self, names: object, feeds: dict[str, NDArray[Any]], options: object = None) -> list[NDArray[Any]]:

@@ -36,7 +36,7 @@ def reconstruct(model: AEIC, picture: NDArray[np.uint8], rate: int) -> tuple[NDA
 
 
 def point(model: AEIC, pictures: list[NDArray[np.uint8]], rate: int, metric_suite: MetricSuite) -> dict[str, float]:
-    """Means over ``pictures`` of bpp and every metric: one point of a curve (curves.py)."""
+    """Means over ``pictures`` of bpp and every metric: one point of a curve (rd_curves.py)."""
     rows, originals, results = [], [], []
     for picture in pictures:
         result, bpp = reconstruct(model, picture, rate)
