@@ -13,6 +13,7 @@
          +- DeviceOutOfMemory    a batch too large             HTTP 500, INTERNAL
          +- DecoderDied          its process was lost          HTTP 503, UNAVAILABLE
          +- DeviceUnavailable    no generator can be started   HTTP 503, UNAVAILABLE
+         +- HostUnavailable      no files, memory or disk left HTTP 503, UNAVAILABLE
          +- ModelUnavailable     its bundle cannot be loaded   HTTP 503, UNAVAILABLE
 """
 
@@ -73,6 +74,12 @@ class DecoderDied(ServiceError):
 
 class DeviceUnavailable(ServiceError):
     """The generator cannot be started. No frame is the cause; readiness reports it."""
+
+    http_status = 503
+
+
+class HostUnavailable(ServiceError):
+    """This machine lacks files, memory or disk space, or a file cannot be read. The frame stays in the store."""
 
     http_status = 503
 

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from aeic.bundle import Bundle
+from aeic.bundle import DECODING, Bundle
 from aeic.latent_codec import LatentCodec, Latents
 from aeic.profiles import LATENT_STRIDE
 from aeic_service.errors import ServiceError
@@ -74,7 +74,8 @@ class Decoder:
         self.max_batch_pixels = settings.max_batch_pixels
         self._generator = generator
         self._warm = False
-        self._codec = LatentCodec(bundle, max(1, cores // self.entropy_workers))
+        self._entropy_threads = max(1, cores // self.entropy_workers)
+        self._codec = LatentCodec(bundle, self._entropy_threads)
 
     @classmethod
     def from_bundle(
@@ -153,6 +154,9 @@ class Decoder:
     def warm_up(self) -> None:
         """Prepare the generator and run it once, so that the first frame is not slower. Later calls do nothing."""
         if not self._warm:
+            for name in DECODING:  # loading one later could fail for want of files or memory, in the middle of a frame
+                if name.endswith(".onnx") and self.bundle.has(name):
+                    self.bundle.session(name, self._entropy_threads)
             self._generator.warm_up(self.max_batch)
             self.run([np.zeros((self.bundle.channels, 4, 4), np.float32)], whole=True)
             self._warm = True

@@ -51,6 +51,11 @@ class GeneratorFailure(Exception):
         self.kind = kind
 
 
+def is_sticky(text: str) -> bool:
+    """Whether an error with this text leaves a process in which every later CUDA call fails too."""
+    return "CUDA error" in text
+
+
 class SharedBuffer:
     """An array in memory that two processes share; one of them writes. It grows and never shrinks."""
 
@@ -228,6 +233,10 @@ class SubprocessGenerator(GeneratorBackend):
         if failed == "BundleError":
             self.close()
             raise BundleError(answer["what"])
+        if failed and is_sticky(answer["what"]):
+            log.error("the device has failed (%s); its process is started again", answer["what"].splitlines()[0])
+            self._reap()
+            raise DecoderDied("the device failed and its process was ended", retry_after=1.0)
         if failed:
             raise GeneratorFailure(failed, answer["what"])
         return answer

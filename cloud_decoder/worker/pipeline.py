@@ -8,22 +8,23 @@ a lost process to another process, and any other failure to one frame in quarant
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
-from aeic.errors import BitstreamError
 from cloud_decoder.errors import (
     DecoderDied,
     DeviceOutOfMemory,
     DeviceUnavailable,
     Expired,
     ModelUnavailable,
-    Undecodable,
 )
+from cloud_decoder.faults import HOST_SECONDS, Fault, outcome_of
 from cloud_decoder.inference.decoder import Decoder
 from cloud_decoder.inference.model_pool import ModelPool
 from cloud_decoder.metrics import Metrics
+from cloud_decoder.store.records import FrameState
 from cloud_decoder.threads import run_on
 from cloud_decoder.tiling import Tile, TileAssembler
 from cloud_decoder.worker import tracing
@@ -32,6 +33,9 @@ from cloud_decoder.worker.completion import Completion, reason_of
 from cloud_decoder.worker.job import DecodeJob
 from cloud_decoder.worker.scheduler import Scheduler
 
+log = logging.getLogger(__name__)
+
+_RETRY_AFTER = {Fault.HOST: 5.0}
 Work = tuple[DecodeJob, Tile]
 
 AHEAD = 4
@@ -226,14 +230,19 @@ class Pipeline:
     # -- endings ----------------------------------------------------------------------------------------------------
 
     async def _fail(self, job: DecodeJob, error: Exception) -> None:
-        if isinstance(error, ModelUnavailable):
-            self._scheduler.end(job, error)
-            await self._claimer.release([job])
-            return
+        outcome = outcome_of(error)
         reason = reason_of(error)
         if self._scheduler.has(job):
-            self._scheduler.end(job, error if isinstance(error, BitstreamError) else Undecodable(reason))
-        await self._completion.fail(job, reason)
+            if outcome.answer is not None:
+                error = outcome.answer(reason, retry_after=_RETRY_AFTER.get(outcome.fault))
+            self._scheduler.end(job, error)
+        if outcome.state is FrameState.FAILED:
+            await self._completion.fail(job, reason)
+            return
+        await self._claimer.release([job])
+        if outcome.fault is Fault.HOST:
+            log.error("a frame waits again: this machine could not decode it (%s)", reason)
+            await asyncio.sleep(HOST_SECONDS)
 
     def _expire(self) -> None:
         for job in self._scheduler.take_expired():

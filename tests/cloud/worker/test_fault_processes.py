@@ -15,6 +15,7 @@ import httpx
 import pytest
 
 from aeic.bundle import Bundle
+from cloud_decoder.errors import DecoderDied
 from cloud_decoder.inference.decoder import Decoder, DecoderSettings
 from cloud_decoder.inference.subprocess_backend import SubprocessGenerator
 from cloud_decoder.store.store import FrameState, Store
@@ -71,6 +72,19 @@ def test_a_decoder_process_that_hangs_is_killed_and_replaced(bundle: Bundle, mak
     (again,) = decoder.decode([data])
     assert (again == expected).all()
     decoder.close()
+
+
+def test_a_sticky_cuda_error_ends_the_decoder_process(
+    isolated: Decoder, make_frame: MakeFrame, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    victim, generator = child_of(isolated), isolated._generator
+    failed = {"failed": "AcceleratorError", "what": "CUDA error: an illegal memory access was encountered"}
+    with monkeypatch.context() as patch, pytest.raises(DecoderDied):
+        patch.setattr(generator._control, "receive", lambda seconds: failed)  # type: ignore[attr-defined]
+        isolated.decode([make_frame(1)])
+    isolated.decode([make_frame(1)])
+    assert child_of(isolated) != victim
+    isolated.close()
 
 
 async def test_where_no_decoder_process_starts_callers_get_503_and_frames_stay(

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from aeic.bitstream import Frame
-from aeic.errors import Damaged, TooLarge, WrongModel
+from aeic.errors import BundleError, Damaged, TooLarge, WrongModel
 from aeic_service.errors import Draining, Overloaded
 from cloud_decoder.errors import Expired, Undecodable
 from cloud_decoder.events import EventBus
@@ -152,6 +152,24 @@ async def test_a_stored_frame_that_cannot_be_parsed_does_not_stop_the_others(
     async with running() as worker:
         await until(lambda: store.frames.counts()["done"] == 2)
         assert worker.alive and store.frames.counts()["failed"] == 1
+
+
+async def test_errors_of_the_host_leave_frames_in_the_queue(
+    running: Running, decoder: Decoder, store: Store, make_frame: MakeFrame, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    errors: list[Exception] = [OSError(24, "Too many open files"), BundleError("cannot be loaded"), MemoryError()]
+    decode = decoder.entropy_decode
+
+    def fails_at_first(data: bytes) -> Any:
+        if errors:
+            raise errors.pop()
+        return decode(data)
+
+    monkeypatch.setattr(decoder, "entropy_decode", fails_at_first)
+    store.frames.add([new_frame(make_frame(i)) for i in range(3)], time.time())
+    async with running():
+        await until(lambda: store.frames.counts()["done"] == 3)
+    assert store.frames.counts()["failed"] == 0 and not errors
 
 
 async def test_each_kind_of_damage_has_its_error(running: Running, store: Store, make_frame: MakeFrame) -> None:
