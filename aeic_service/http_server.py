@@ -193,7 +193,7 @@ def _connection_class(connections: Connections, header_seconds: float) -> type[a
         _unsent: asyncio.TimerHandle | None = None
         _refused = False
 
-        def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # uvicorn types it wider
             if not connections.admit(self):
                 self._refused = True
                 transport.write(_answer(503, f"{connections.limit} connections are open; try again in 1 s"))

@@ -1,5 +1,7 @@
 """The answers of one stream, in the order of its frames. Consecutive stored frames share one message.
 
+An answer is ready when the store has committed the frame: ingest.py asks group_commit.py for that. Here it is only sent.
+
     STORED STORED STORED REJECTED STORED ...   ->   {stored: 3} {ack: rejected} {stored: 1} ...
 
 A message costs an HTTP/2 header and window updates, some 60 bytes in all, which is far more than the answer itself. At

@@ -10,7 +10,8 @@
          latents  ->  inbox, shared memory  ->   pictures  ->  outbox, shared memory
 
 Latents are float32, pictures float32 or uint8; each is copied once on each side of the child. The child ends when its
-control socket closes, so it never outlives the service.
+control socket closes, so it never outlives the service. What becomes of the frames of a lost batch is decided in
+cloud_decoder/worker/pipeline.py.
 """
 
 from __future__ import annotations

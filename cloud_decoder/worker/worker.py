@@ -9,7 +9,7 @@
                           scheduler          `----------- pipeline ------------'
 
 All bookkeeping happens in one event loop; threads do the computing and the blocking calls. All callers that want the
-same bytes share one :class:`~cloud_decoder.worker.job.Job`.
+same bytes share one :class:`~cloud_decoder.worker.job.DecodeJob`.
 """
 
 from __future__ import annotations
