@@ -1,6 +1,6 @@
 """The answers of one stream, in the order of its frames. Consecutive stored frames share one message.
 
-An answer is ready when the store has committed the frame: ingest.py asks group_commit.py for that. Here it is only sent.
+An answer is ready once the store has committed the frame, for which ingest.py asks group_commit.py. Here it is sent.
 
     STORED STORED STORED REJECTED STORED ...   ->   {stored: 3} {ack: rejected} {stored: 1} ...
 
