@@ -91,7 +91,7 @@ def test_compare_puts_ours_against_each() -> None:
     [
         (["nowhere", "--out", "o"], "not a folder"),
         (["empty", "--out", "o"], "no pictures"),
-        (["full", "--out", "o", "--codecs", "bpg"], "none of the codecs"),
+        (["full", "--out", "o", "--codecs", "bpg"], "none of the requested codecs"),
         (["full", "--out", "o", "--codecs", "jpeg", "--known", "none.csv"], r"none\.csv"),
         (["full", "--out", "o", "--codecs", "jpeg", "--known", "other.csv"], "other columns"),
     ],
@@ -109,7 +109,7 @@ def test_errors_name_what_is_wrong(
 
 
 def test_from_folder_to_plots(photographs: Path, tmp_path: Path, monkeypatch: Any, capsys: Any) -> None:
-    monkeypatch.setattr(rd, "Judges", QuickJudges)
+    monkeypatch.setattr(rd, "MetricSuite", QuickJudges)
     out = tmp_path / "out"
     main([str(photographs), "--out", str(out), "--codecs", "jpeg,webp,no", "--bpp", "0.4,0.8,1.5", "--every", "2"])
     said = capsys.readouterr()
