@@ -122,7 +122,7 @@ def test_following_survives_a_restart_and_misses_nothing(
         wait_until(lambda: len(seen) == 2)
         first.stop()
         port = int(first.cloud.http.rsplit(":", 1)[1])
-        second = CloudThread(bundle, tmp_path)  # nobody listens to this one: what it decodes is missed
+        second = CloudThread(bundle, tmp_path)  # it has no listener, so what it decodes is missed
         missed = second.put(make_frame(4)).id
         with Client(second.cloud.http) as other:
             other.image(missed, wait=20)

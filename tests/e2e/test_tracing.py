@@ -61,7 +61,7 @@ async def journey(folder: Path, bundle: Path, pictures: list[bytes]) -> list[str
         for id in ids:
             row, image = await cloud.image_service.image("", UUID(id), "png", None, 30.0)
             assert image and row
-        await asyncio.sleep(0.2)  # the spans of the last one are told beside its answer
+        await asyncio.sleep(0.2)  # the spans of the last one are exported beside its answer
         return ids
     finally:
         await edge.stop()
