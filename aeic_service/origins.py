@@ -2,8 +2,8 @@
 
 A page in a browser on the same network can reach a service that has no password: by a form or a script of another
 origin, or by a host name of its own that it lets point to the service's address (DNS rebinding). So a service answers
-only for names that cannot be registered outside, and for those in ``allowed_hosts``; and a request that a browser sends for a
-page of another origin is refused unless ``cors_origins`` has that origin.
+only for names that cannot be registered outside, and for those in ``allowed_hosts``. It refuses a request that a
+browser sends for a page of another origin, unless ``cors_origins`` has that origin.
 """
 
 from __future__ import annotations
