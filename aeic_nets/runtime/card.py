@@ -7,6 +7,7 @@ it has been run on a GPU yet (docs/gpu.md).
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -29,6 +30,11 @@ class Card:
     def current(self) -> AbstractContextManager[Any]:
         """A context in which this is the current device of the calling thread."""
         return torch.cuda.device(self.device)
+
+    def side_stream(self) -> Callable[[], AbstractContextManager[Any]]:
+        """A stream of its own, to be entered by the one thread that uses it beside the thread of the synthesis."""
+        stream = torch.cuda.Stream(self.device)
+        return lambda: torch.cuda.stream(stream)
 
     def recorder(self) -> Recorder:
         """What records CUDA graphs on this device, all in one pool of memory."""
