@@ -55,7 +55,15 @@ class Settings(ServiceSettings):
     batch_seconds: float = Field(
         120.0, gt=0, description="Time limit of one batch; after it, the synthesis process is killed."
     )
-    device: str = Field("auto", description="`auto`, `onnx` (CPU, no torch), `cpu` or `cuda` (torch).")
+    device: str = Field(
+        "auto", description="`auto`, `onnx` (CPU, no torch), `cpu`, `cuda` or `cuda:N` (torch); several with commas."
+    )
+    entropy: Literal["auto", "cpu", "device"] = Field(
+        "auto", description="Where frames are entropy-decoded: `cpu`, `device`, or `auto`: on a GPU where there is one."
+    )
+    entropy_check_frames: int = Field(
+        256, ge=0, description="One in so many frames decoded on a device is checked on the CPU; 0 checks none."
+    )
     threads: int = Field(0, ge=0, description="CPU threads of one inference; 0 takes all cores.")
     entropy_workers: int = Field(0, ge=0, description="Frames entropy-decoded at once; 0 takes half the cores.")
 

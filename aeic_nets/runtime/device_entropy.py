@@ -178,13 +178,13 @@ class DeviceEntropy:
         height, width = size
         rows = padded_size(batch)
         z, base = self._known(size)
-        wanted = [self._exact.hyper_synthesis(z, height, width)]
+        wanted: list[NDArray[Any]] = [self._exact.hyper_synthesis(z, height, width)]
         wanted += [part for index in range(PASS_COUNT) for part in self._exact.context(index, base)]
         for start in range(0, PATTERNS, min(rows, PATTERNS)):
             order = [(start + row) % PATTERNS for row in range(rows)]
             try:
                 with self._stream():
-                    found = [self._model.hyper_synthesis(z[order], height, width)]
+                    found: list[NDArray[Any]] = [self._model.hyper_synthesis(z[order], height, width)]
                     found += [part for index in range(PASS_COUNT) for part in self._model.context(index, base[order])]
             except (MemoryError, torch.OutOfMemoryError):
                 return False

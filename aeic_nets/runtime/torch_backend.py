@@ -46,9 +46,11 @@ class TorchGenerator:
 
     On a card it computes in bfloat16, or in float16 where the card has no bfloat16 (precision.py), channels last. The
     whole synthesis is one CUDA graph for each shape that comes again, and batches are padded to a power of two so that
-    few shapes occur. On the CPU it computes in float32, the same numbers as the ONNX graph, unless :meth:`warm_up` finds
-    bfloat16 faster. The published sizes, which have no such graph, are loaded in bfloat16 where the processor is faster
-    at it: a fraction of the time and half the memory. CUDA has not been run on a card yet.
+    few shapes occur. CUDA has not been run on a card yet.
+
+    On the CPU it computes in float32, the same numbers as the ONNX graph, unless :meth:`warm_up` finds bfloat16 faster.
+    The published sizes, which have no such graph, are loaded in bfloat16 where the processor is faster at it: a
+    fraction of the time and half the memory.
 
     Pictures with values that are not finite are computed again in float32; if that does not help either, the call
     raises ``FloatingPointError``.
@@ -99,7 +101,7 @@ class TorchGenerator:
                 }
             self._model.load_state_dict(tensors, strict=False, assign=True)
         self.parts: dict[str, float] = {}
-        self.recomputed = 0
+        self.recomputed = self._recomputed_since = 0
         self._channels = self._model.profile.latent_channels
         for part in self._modules():
             part.to(memory_format=torch.channels_last).eval().requires_grad_(False)
@@ -181,6 +183,7 @@ class TorchGenerator:
     def _again_in_float32(self, values: torch.Tensor, pictures: torch.Tensor, rows: list[int]) -> torch.Tensor:
         """``pictures`` with these rows computed in float32. ``FloatingPointError`` if one is still not finite."""
         self.recomputed = len(rows)
+        self._recomputed_since += len(rows)
         log.warning("%d of %d pictures are not finite in %s", len(rows), len(pictures), self.dtype)
         pictures = pictures.clone()
         if self.dtype != torch.float32:
@@ -207,6 +210,11 @@ class TorchGenerator:
             log.error("%s has failed: %s", self.device, error)
             return False
         return True
+
+    def take_counts(self) -> dict[str, int]:
+        """``recomputed``: pictures that were computed again in float32 since the last call."""
+        taken, self._recomputed_since = self._recomputed_since, 0
+        return {"recomputed": taken}
 
     def warm_up(self, max_batch: int, max_pixels: int | None = None) -> int | None:
         """On a card: run tiles alone and in every padded batch that both limits admit. Returns the pixels of the

@@ -3,10 +3,20 @@
 from __future__ import annotations
 
 import importlib.util
+import logging
+import re
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from aeic.bundle import Bundle
+from aeic.runtime.driver import nvidia_driver
 from aeic_service.errors import ServiceError
 from cloud_decoder.inference.backend import GeneratorBackend
+
+if TYPE_CHECKING:
+    from aeic_nets.runtime.device_entropy import DeviceEntropy
+
+log = logging.getLogger(__name__)
 
 DEVICES = ("auto", "onnx", "cpu", "cuda")
 
@@ -17,16 +27,31 @@ def choose_device(wanted: str, has_graph: bool = True) -> str:
     ``auto`` is ``cuda`` where there is a working one, else ``onnx``, or ``cpu`` (torch) for a bundle without
     synthesis.onnx, such as those of the published sizes. torch is imported only where a driver is present.
     """
-    if wanted not in DEVICES and not wanted.startswith("cuda:"):
-        raise ValueError(f"unknown device {wanted!r}: choose one of {', '.join(DEVICES)}")
+    if wanted not in DEVICES and not re.fullmatch(r"cuda:\d{1,3}", wanted):
+        raise ValueError(f"unknown device {wanted!r}: choose one of {', '.join(DEVICES)}, or cuda:N")
     if wanted != "auto":
         return wanted
     without_card = "onnx" if has_graph else "cpu"
-    if not Path("/proc/driver/nvidia/version").exists() or importlib.util.find_spec("torch") is None:
+    if not nvidia_driver() or importlib.util.find_spec("torch") is None:
         return without_card
     import torch
 
     return "cuda" if torch.cuda.is_available() else without_card
+
+
+def choose_devices(wanted: str, has_graph: bool = True) -> list[str]:
+    """:func:`choose_device` for each device of a list separated by commas: one decoder process each."""
+    return [choose_device(part.strip(), has_graph) for part in wanted.split(",")]
+
+
+def build_entropy(bundle: Bundle, device: str, threads: int, check_every: int) -> DeviceEntropy | None:
+    """Entropy decoding by torch on ``device``, on the CPU for ``onnx``; None where the bundle or torch is missing."""
+    try:
+        from aeic_nets.runtime import device_entropy
+    except ImportError as error:
+        log.warning("entropy decoding stays on the CPU's graphs: torch is missing (%s)", error)
+        return None
+    return device_entropy.build(bundle, "cpu" if device == "onnx" else device, threads, check_every)
 
 
 def build_generator(bundle: Path, device: str, threads: int) -> GeneratorBackend:

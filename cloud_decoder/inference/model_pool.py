@@ -106,6 +106,18 @@ class ModelPool:
         with self._changed:
             return sum(size_of(self.bundles[fingerprint]) for fingerprint in self._decoders)
 
+    @property
+    def notes(self) -> list[str]:
+        """What an operator should know of the decoders in memory; empty where all is well."""
+        with self._changed:
+            return [note for decoder in self._decoders.values() for note in decoder.notes]
+
+    @property
+    def entropy_batch(self) -> int:
+        """Frames that the decoders in memory take at once for entropy decoding: 1 without a card."""
+        with self._changed:
+            return max((decoder.entropy_batch for decoder in self._decoders.values()), default=1)
+
     @contextmanager
     def acquire(self, fingerprint: str) -> Iterator[Decoder]:
         """The decoder of a bundle for as long as the block runs, loaded first where it is not in memory.

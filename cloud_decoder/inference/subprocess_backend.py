@@ -9,9 +9,14 @@
     +---------------------+                       +--------------------+
          latents  ->  inbox, shared memory  ->   pictures  ->  outbox, shared memory
 
+    frames   ->  inbox of the second channel ->  latents   ->  its outbox        (only where entropy is decoded there)
+
 Latents are float32, pictures float32 or uint8; each is copied once on each side of the child. The child ends when its
-control socket closes, so it never outlives the service. What becomes of the frames of a lost batch is decided in
-cloud_decoder/worker/pipeline.py.
+control socket closes, so it never outlives the service, and after an error that its device does not survive. What
+becomes of the frames of a lost batch is decided in cloud_decoder/worker/pipeline.py.
+
+Entropy decoding has a :class:`Channel` of its own, so that it runs beside the synthesis of the batch before. Whatever
+fails there is no frame's fault: the CPU decodes those frames.
 """
 
 from __future__ import annotations
@@ -26,15 +31,19 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from aeic.errors import BundleError
+from aeic import errors
+from aeic.errors import BitstreamError, BundleError
 from cloud_decoder.errors import DecoderDied, DeviceOutOfMemory, DeviceUnavailable
-from cloud_decoder.inference.backend import GeneratorBackend
+from cloud_decoder.inference.backend import EntropyDecoded, GeneratorBackend
 
 log = logging.getLogger(__name__)
 
@@ -42,6 +51,10 @@ START_SECONDS = 600.0
 """Enough for a large model on a slow disk."""
 STARTS = 3
 """Attempts at starting before :class:`DeviceUnavailable`."""
+
+
+DEVICE_FAILED = "device"
+"""What a child reports as ``failed`` when its device works no more; it ends after that answer."""
 
 
 class GeneratorFailure(Exception):
@@ -113,21 +126,68 @@ class Control:
         self._end.close()
 
 
+class Channel:
+    """A socket and a buffer each way, of which the child gets the other ends. One caller at a time."""
+
+    def __init__(self) -> None:
+        ours, self._theirs = socket.socketpair()
+        self.control, self.inbox, self.outbox = Control(ours), SharedBuffer(), SharedBuffer()
+        self.lock = Lock()
+        self.closed = False
+
+    @property
+    def fds(self) -> tuple[int, int, int]:
+        """What the child inherits."""
+        return self._theirs.fileno(), self.inbox.fd, self.outbox.fd
+
+    def started(self) -> None:
+        """The child has its ends."""
+        self._theirs.close()
+
+    def close(self) -> None:
+        """Close everything, once the child has gone."""
+        with self.lock:
+            if not self.closed:
+                self.closed = True
+                self.control.close()
+                self.inbox.close()
+                self.outbox.close()
+
+
 class SubprocessGenerator(GeneratorBackend):
     """The generator of the bundle in the folder ``bundle``, in a child process that starts at once.
 
     A child that does not answer within ``batch_seconds`` is killed. ``BundleError`` for a bundle that cannot be loaded,
     ``DeviceUnavailable`` where no child starts, ``DecoderDied`` where the child is lost during a call,
     ``DeviceOutOfMemory`` and :class:`GeneratorFailure` for what the generator raised.
+
+    With ``entropy`` the child decodes entropy too, and compares one in ``check_every`` frames with the CPU.
     """
 
-    def __init__(self, bundle: Path, device: str, threads: int, *, batch_seconds: float = 120.0) -> None:
-        self._arguments = {"bundle": str(bundle.resolve()), "device": device, "threads": threads}
+    def __init__(
+        self,
+        bundle: Path,
+        device: str,
+        threads: int,
+        *,
+        batch_seconds: float = 120.0,
+        entropy: bool = False,
+        check_every: int = 0,
+    ) -> None:
+        self.device = device
+        self._arguments: dict[str, Any] = {"bundle": str(bundle.resolve()), "device": device, "threads": threads}
+        if entropy:
+            self._arguments["check_every"] = check_every
         self._batch_seconds = batch_seconds
         self._max_batch = 1
+        self._max_pixels: int | None = None
         self._child: subprocess.Popen[bytes] | None = None
         self._parts: dict[str, float] = {}
         self._memory: dict[str, int] = {}
+        self._counts: Counter[str] = Counter()
+        self._counts_lock = Lock()
+        self._entropy: Channel | None = None
+        self._entropy_off = "" if entropy else "not asked for"
         self._start()
 
     @property
@@ -158,13 +218,68 @@ class SubprocessGenerator(GeneratorBackend):
         self._inbox.write(y_hat)
         answer = self._ask({"shape": y_hat.shape, "pictures": dtype is np.uint8}, self._batch_seconds)
         self._parts, self._memory = answer.get("parts", {}), answer.get("memory", {})
+        self._count(answer)
         return self._outbox.view(tuple(answer["shape"]), dtype)
 
-    def warm_up(self, max_batch: int) -> None:
+    def warm_up(self, max_batch: int, max_pixels: int | None = None) -> int | None:
         """Warm the generator up. A child that replaces this one is warmed up in the same way."""
-        self._max_batch = max_batch
+        self._max_batch, self._max_pixels = max_batch, max_pixels
         self._ensure()
-        self._ask({"warm_up": max_batch}, START_SECONDS)
+        return self._warm_up()
+
+    def _warm_up(self) -> int | None:
+        message = {"warm_up": self._max_batch, "pixels": self._max_pixels}
+        room: int | None = self._ask(message, START_SECONDS).get("room")
+        return room
+
+    @property
+    def entropy_on_device(self) -> bool:
+        """Whether a child decodes entropy now."""
+        return not self._entropy_off and self._entropy is not None
+
+    @property
+    def notes(self) -> list[str]:
+        """Why the CPU has taken entropy decoding over, if it has."""
+        if not self._entropy_off or "check_every" not in self._arguments:
+            return []
+        return [f"entropy decoding runs on the CPU instead of {self.device}: {self._entropy_off}"]
+
+    def take_counts(self) -> dict[str, int]:
+        """Events since the last call."""
+        with self._counts_lock:
+            taken, self._counts = self._counts, Counter()
+        return dict(taken)
+
+    def _count(self, answer: dict[str, Any]) -> None:
+        with self._counts_lock:
+            self._counts.update(answer.get("counts", {}))
+
+    def entropy_decode(self, frames: Sequence[bytes]) -> list[EntropyDecoded | BitstreamError] | None:
+        """Frames to latents by the child; None where it has failed or does not do this."""
+        channel, child = self._entropy, self._child
+        if self._entropy_off or channel is None or child is None:
+            return None
+        with channel.lock:
+            if channel.closed:
+                return None
+            channel.inbox.write(np.frombuffer(b"".join(frames), np.uint8))
+            try:
+                channel.control.send({"frames": [len(frame) for frame in frames]})
+                answer = channel.control.receive(self._batch_seconds)
+            except TimeoutError:
+                log.error("entropy decoding has not answered for %g s: its process is killed", self._batch_seconds)
+                child.kill()
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    child.wait(1.0)  # so that the next batch finds it gone, and starts another
+                return None
+            except OSError:
+                return None
+            if answer is None or "failed" in answer:
+                log.warning("entropy decoding of %d frames moves to the CPU: %s", len(frames), answer)
+                return None
+            self._count(answer)
+            self._entropy_off = answer["reason"]
+            return _outcomes(answer["outcomes"], channel.outbox)
 
     def close(self) -> None:
         """End the child process."""
@@ -179,17 +294,24 @@ class SubprocessGenerator(GeneratorBackend):
         self._child = None
         self._inbox.close()
         self._outbox.close()
+        if self._entropy is not None:
+            self._entropy.close()  # waits for a call in progress, which ends with the child
+            self._entropy = None
 
     def _ensure(self) -> None:
+        if self._child is not None and self._child.poll() is not None:
+            log.error("the decoder's process has ended (%s) and is started again", self._reap())
         if self._child is None:
             self._start()
-            self._ask({"warm_up": self._max_batch}, START_SECONDS)
+            self._warm_up()
 
     def _start(self) -> None:
         for attempt in range(STARTS):
             try:
                 self._spawn()
-                self._ask(self._arguments, START_SECONDS)
+                answer = self._ask(self._arguments, START_SECONDS)
+                if not answer.get("entropy") and "check_every" in self._arguments:
+                    self._entropy_off = "the bundle has no integer.npz, or torch is missing"
                 return
             except GeneratorFailure as error:
                 self.close()
@@ -200,9 +322,13 @@ class SubprocessGenerator(GeneratorBackend):
         raise DeviceUnavailable(f"the decoder's process did not start {STARTS} times: its messages are in the log")
 
     def _spawn(self) -> None:
-        ours, theirs = socket.socketpair()
-        self._control, self._inbox, self._outbox = Control(ours), SharedBuffer(), SharedBuffer()
-        fds = (theirs.fileno(), self._inbox.fd, self._outbox.fd)
+        channel = Channel()
+        self._control, self._inbox, self._outbox = channel.control, channel.inbox, channel.outbox
+        channels = [channel]
+        if not self._entropy_off:
+            self._entropy = Channel()
+            channels.append(self._entropy)
+        fds = [fd for one in channels for fd in one.fds]
         source = str(Path(__file__).parents[2])
         paths = os.pathsep.join(filter(None, (source, os.environ.get("PYTHONPATH", ""))))
         try:
@@ -215,7 +341,8 @@ class SubprocessGenerator(GeneratorBackend):
                 start_new_session=True,  # Ctrl-C reaches the service only, which drains first
             )
         finally:
-            theirs.close()
+            for one in channels:
+                one.started()
 
     def _ask(self, message: dict[str, Any], seconds: float) -> dict[str, Any]:
         try:
@@ -234,7 +361,7 @@ class SubprocessGenerator(GeneratorBackend):
         if failed == "BundleError":
             self.close()
             raise BundleError(answer["what"])
-        if failed and is_sticky(answer["what"]):
+        if failed == DEVICE_FAILED or (failed and is_sticky(answer["what"])):
             log.error("the device has failed (%s); its process is started again", answer["what"].splitlines()[0])
             self._reap()
             raise DecoderDied("the device failed and its process was ended", retry_after=1.0)
@@ -253,6 +380,23 @@ class SubprocessGenerator(GeneratorBackend):
         if code is None:
             return "it hung"
         return f"signal {-code}" if code < 0 else f"status {code}"
+
+
+def _outcomes(told: list[dict[str, Any]], latents: SharedBuffer) -> list[EntropyDecoded | BitstreamError]:
+    """What the child told of each frame; latents lie one behind the other in the buffer, and are copied."""
+    sizes = [int(np.prod(one["shape"])) if "shape" in one else 0 for one in told]
+    values = latents.view((sum(sizes),)) if any(sizes) else np.empty(0, np.float32)
+    outcomes: list[EntropyDecoded | BitstreamError] = []
+    start = 0
+    for one, size in zip(told, sizes, strict=True):
+        if "shape" in one:
+            y_hat = values[start : start + size].reshape(one["shape"]).copy()
+            outcomes.append(EntropyDecoded(y_hat, one["digest"]))
+        else:
+            kind = getattr(errors, one["failed"], BitstreamError)
+            outcomes.append((kind if issubclass(kind, BitstreamError) else BitstreamError)(one["what"]))
+        start += size
+    return outcomes
 
 
 def _anonymous_file() -> int:

@@ -40,6 +40,7 @@ class DecodeJob:
     outstanding: int = 0  # tiles that wait for the device or are on it
     ready_at: float = 0.0
     deaths: int = 0  # decoder processes that died while they had this job alone
+    failed: bool = False  # its error has been reported; its other tiles may still be on a device
     timings: dict[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -62,9 +63,10 @@ class DecodeJob:
 
     def entropy_item(self) -> WorkItem[str]:
         """The job as an item that waits for entropy decoding."""
-        return WorkItem(
-            self.digest, (self.frame.fingerprint,), self.cost, self.priority, self.effective_deadline, self.arrived
-        )
+        bucket: Bucket = (self.frame.fingerprint, *self.frame.latent_size)
+        if self.suspect:
+            bucket = (*bucket, self.digest)
+        return WorkItem(self.digest, bucket, self.cost, self.priority, self.effective_deadline, self.arrived)
 
     def tile_items(self) -> list[WorkItem[tuple[str, Tile]]]:
         """The next row of its tiles as items that wait for the device."""

@@ -1,8 +1,9 @@
-"""Entropy decoding on threads, then synthesis in batches on the device.
+"""Entropy decoding on threads or on a card, then synthesis in batches on the device or on several.
 
 Where synthesis runs on the CPU the two stages take turns, and entropy decoding runs ahead until a batch is full. On a
-GPU they overlap. A batch that fails is halved until the failing frame is alone. Out of memory leads to smaller batches,
-a lost process to another process, and any other failure to one frame in quarantine.
+GPU they overlap, and each card has a loop of its own, all of which take from one queue. A batch that fails is halved
+until the failing frame is alone. Out of memory leads to smaller batches, a lost process to another process, a card that
+does not come back to the remaining ones, and any other failure to one frame in quarantine.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ import logging
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from threading import Lock
 
 from cloud_decoder.errors import (
     DecoderDied,
@@ -37,6 +40,10 @@ log = logging.getLogger(__name__)
 
 _RETRY_AFTER = {Fault.HOST: 5.0}
 Work = tuple[DecodeJob, Tile]
+LANE_SECONDS = 30.0
+"""A device whose process does not start is tried again after this long, while others work."""
+ENTROPY_CALLS = 2
+"""Batches that wait for entropy decoding on each card: one is decoded while the next is collected."""
 
 AHEAD = 4
 """Frames that each thread entropy-decodes before synthesis has its turn on shared cores: each change of turns costs
@@ -68,21 +75,34 @@ class Pipeline:
         self._entropy_workers, self._shares_cpu = decoder.entropy_workers, decoder.shares_cpu
         self._max_batch_pixels = decoder.max_batch_pixels
         self._entropy_threads = ThreadPoolExecutor(decoder.entropy_workers, "entropy")
-        self._device_thread = ThreadPoolExecutor(1, "device")
+        self._device_threads = [ThreadPoolExecutor(1, f"device-{lane}") for lane in range(decoder.lanes)]
+        self._entropy_calls = 0
+        self._resting: dict[int, str] = {}  # lanes whose device does not start, and why
+        self._lane_lock = Lock()
+
+    @property
+    def notes(self) -> list[str]:
+        """What an operator should know although frames are decoded; empty where all is well."""
+        resting = [f"device {lane} does not work: {reason}" for lane, reason in self._resting.items()]
+        return [*resting, *self._model_pool.notes]
 
     async def warm_up(self) -> None:
-        """Run the default bundle once, so that the first frame is not slower than the others."""
-        await run_on(self._device_thread, self._warm_up)
+        """Run the default bundle once on every device, so that the first frames are not slower than the others."""
+        lanes = enumerate(self._device_threads)
+        await asyncio.gather(*(run_on(threads, self._warm_up, lane) for lane, threads in lanes))
 
     def loops(self) -> list[Callable[[], Awaitable[None]]]:
         """Coroutines to run, each of which ends when the scheduler drains."""
-        overlapped = [self._run_entropy] * self._entropy_workers + [self._run_device]
-        return [self._take_turns] if self._shares_cpu else list(overlapped)
+        if self._shares_cpu:
+            return [self._take_turns]
+        devices = [partial(self._run_device, lane) for lane in range(len(self._device_threads))]
+        return [*[self._run_entropy] * self._entropy_workers, *devices]
 
     def close(self) -> None:
         """Stop the threads, after the loops have ended."""
         self._entropy_threads.shutdown(wait=True)
-        self._device_thread.shutdown(wait=True)
+        for threads in self._device_threads:
+            threads.shutdown(wait=True)
 
     async def _take_turns(self) -> None:
         scheduler = self._scheduler
@@ -91,25 +111,38 @@ class Pipeline:
             if len(scheduler.entropy) and not scheduler.device.full and self._room:
                 await asyncio.gather(*(self._entropy_step() for _ in range(AHEAD * self._entropy_workers)))
             elif len(scheduler.device):
-                await self._device_step()
+                await self._device_step(0)
             else:
                 await scheduler.change()
 
     async def _run_entropy(self) -> None:
         while not self._scheduler.draining:
             self._expire()
-            if len(self._scheduler.entropy) and self._room:
+            if len(self._scheduler.entropy) and self._room and self._entropy_calls < self._most_entropy_calls:
                 await self._entropy_step()
             else:
                 await self._scheduler.change()
 
-    async def _run_device(self) -> None:
+    async def _run_device(self, lane: int) -> None:
         while not self._scheduler.draining:
             self._expire()
-            if len(self._scheduler.device):
-                await self._device_step()
-            else:
+            if not len(self._scheduler.device):
                 await self._scheduler.change()
+                continue
+            try:
+                await self._device_step(lane)
+            except DeviceUnavailable as error:
+                if len(self._resting) + 1 >= len(self._device_threads):
+                    raise
+                log.error("device %d is left out for %g s: %s", lane, LANE_SECONDS, error)
+                self._resting[lane] = str(error)
+                await self._rest()
+                self._resting.pop(lane)
+
+    async def _rest(self) -> None:
+        until = time.monotonic() + LANE_SECONDS
+        while not self._scheduler.draining and time.monotonic() < until:
+            await self._scheduler.change()
 
     @property
     def _room(self) -> bool:
@@ -117,38 +150,60 @@ class Pipeline:
 
     # -- entropy decoding -------------------------------------------------------------------------------------------
 
+    @property
+    def _most_entropy_calls(self) -> int:
+        if self._model_pool.entropy_batch == 1:
+            return self._entropy_workers
+        return ENTROPY_CALLS * len(self._device_threads)
+
     async def _entropy_step(self) -> None:
-        job = self._scheduler.take_entropy()
-        if job is None:
+        jobs = self._scheduler.take_entropy(self._model_pool.entropy_batch)
+        if not jobs:
             return
+        self._entropy_calls += 1
         try:
-            digest, assembler = await run_on(self._entropy_threads, self._entropy_decode, job)
+            outcomes = await run_on(self._entropy_threads, self._entropy_decode, jobs)
         except DeviceUnavailable:
             raise
         except Exception as error:
-            await self._fail(job, error)
+            for job in jobs:
+                await self._fail(job, error)
             return
-        self._metrics.queue_seconds.observe(job.timings["queue"])
-        self._metrics.entropy_seconds.observe(job.timings["entropy"])
-        if self._scheduler.has(job):  # it may have been dropped meanwhile
-            job.latents_digest, job.assembler = digest, assembler
-            self._scheduler.add_tiles(job)
-        if job.rows:  # there may be room for more stored frames
+        finally:
+            self._entropy_calls -= 1
+        for job, outcome in zip(jobs, outcomes, strict=True):
+            if isinstance(outcome, Exception):
+                await self._fail(job, outcome)
+                continue
+            self._metrics.queue_seconds.observe(job.timings["queue"])
+            self._metrics.entropy_seconds.observe(job.timings["entropy"])
+            if self._scheduler.has(job):  # it may have been dropped meanwhile
+                job.latents_digest, job.assembler = outcome
+                self._scheduler.add_tiles(job)
+        if any(job.rows for job in jobs):  # there may be room for more stored frames
             self._claimer.wake()
 
-    def _entropy_decode(self, job: DecodeJob) -> tuple[str, TileAssembler]:
+    def _entropy_decode(self, jobs: Sequence[DecodeJob]) -> list[tuple[str, TileAssembler] | Exception]:
+        """The digest and the latents of each job, or its error. All are of one bundle."""
         started = time.monotonic()
-        job.timings["queue"] = started - job.arrived
-        with self._model_pool.acquire(job.frame.fingerprint) as decoder:
-            latents = decoder.entropy_decode(job.data)
-        assembler = TileAssembler(latents.y_hat, job.frame)
-        job.ready_at = time.monotonic()
-        job.timings["entropy"] = job.ready_at - started
-        return latents.digest, assembler
+        with self._model_pool.acquire(jobs[0].frame.fingerprint) as decoder:
+            decoded = decoder.entropy_decode_many([job.data for job in jobs])
+            self._metrics.count_events(decoder.take_counts())
+        results: list[tuple[str, TileAssembler] | Exception] = []
+        for job, one in zip(jobs, decoded, strict=True):
+            if isinstance(one, Exception):
+                results.append(one)
+                continue
+            assembler = TileAssembler(one.y_hat, job.frame)
+            job.timings["queue"] = started - job.arrived
+            job.ready_at = time.monotonic()
+            job.timings["entropy"] = job.ready_at - started
+            results.append((one.digest, assembler))
+        return results
 
     # -- the device -------------------------------------------------------------------------------------------------
 
-    async def _device_step(self) -> None:
+    async def _device_step(self, lane: int) -> None:
         started = time.monotonic()
         batch = self._scheduler.take_batch()
         work = [(job, item.key[1]) for job, item in batch]
@@ -161,13 +216,26 @@ class Pipeline:
         self._metrics.batch_items.observe(len(batch))
         self._metrics.batch_fill.observe(cost / self._max_batch_pixels)
         await self._claimer.begin(jobs)
-        failed = await run_on(self._device_thread, self._synthesise, work)
+        done: set[Work] = set()
+        try:
+            failed = await run_on(self._device_threads[lane], self._synthesise, work, lane, done)
+        except DeviceUnavailable:
+            for job, item in batch:  # another device may take what this one has not finished
+                if (
+                    item.key not in self._scheduler.device
+                    and (job, item.key[1]) not in done
+                    and self._scheduler.has(job)
+                ):
+                    self._scheduler.device.add(item)
+            raise
         seconds = time.monotonic() - started
         self._metrics.synthesis_seconds.observe(seconds)
         tracing.batch(jobs, len(batch), seconds)
         self._scheduler.pixels_per_second += 0.2 * (cost / max(seconds, 1e-6) - self._scheduler.pixels_per_second)
         for job, error in failed.items():
-            await self._fail(job, error)
+            if not job.failed:
+                job.failed = True
+                await self._fail(job, error)
         finished = []
         for job in jobs:
             job.outstanding -= sum(1 for other, _ in work if other is job)
@@ -183,17 +251,24 @@ class Pipeline:
                 self._scheduler.remove(job)
             await self._completion.start(finished)
 
-    def _warm_up(self) -> None:
+    def _warm_up(self, lane: int) -> None:
         with self._model_pool.acquire(self._model_pool.default.fingerprint) as decoder:
-            decoder.warm_up()
+            decoder.warm_up(lane)
+            with self._lane_lock:  # a card with less memory than planned has smaller batches
+                limit = min(self._scheduler.device.max_cost, decoder.max_batch_pixels)
+                self._scheduler.device.max_cost = limit
 
-    def _synthesise(self, work: Sequence[Work]) -> dict[DecodeJob, Exception]:
-        """Run one batch, on the device's thread. Returns the jobs that failed, each with its error."""
+    def _synthesise(self, work: Sequence[Work], lane: int, done: set[Work]) -> dict[DecodeJob, Exception]:
+        """Run one batch, on the device's thread. Returns the jobs that failed, each with its error.
+
+        ``done`` gets what is finished, also where the device is lost on the way.
+        """
         try:
             with self._model_pool.acquire(work[0][0].frame.fingerprint) as decoder:
-                decoder.warm_up()  # does nothing unless it was just loaded
-                failed = self._run_halving(decoder, work)
-                for part, seconds in decoder.parts.items():
+                decoder.warm_up(lane)  # does nothing unless it was just loaded
+                failed = self._run_halving(decoder, work, lane, done)
+                self._metrics.count_events(decoder.take_counts())
+                for part, seconds in decoder.parts(lane).items():
                     self._metrics.part_seconds.labels(part).observe(seconds)
                 for kind, held in decoder.memory.items():
                     self._metrics.gpu_memory.labels(kind).set(held)
@@ -201,13 +276,16 @@ class Pipeline:
         except ModelUnavailable as error:
             return {job: error for job, _ in work}
 
-    def _run_halving(self, decoder: Decoder, work: Sequence[Work]) -> dict[DecodeJob, Exception]:
+    def _run_halving(
+        self, decoder: Decoder, work: Sequence[Work], lane: int, done: set[Work]
+    ) -> dict[DecodeJob, Exception]:
         """Run a batch. One that fails is run again in halves, down to single items."""
         try:
             whole = all(_assembler(job).whole for job, _ in work)
-            images = decoder.run([_assembler(job).cut(tile) for job, tile in work], whole=whole)
+            images = decoder.run([_assembler(job).cut(tile) for job, tile in work], whole=whole, lane=lane)
             for (job, tile), image in zip(work, images, strict=True):
                 _assembler(job).put(tile, image)
+                done.add((job, tile))
             return {}
         except DeviceUnavailable:
             raise
@@ -220,12 +298,13 @@ class Pipeline:
             job = work[0][0]
             job.deaths += isinstance(failure, DecoderDied)
             if isinstance(failure, DecoderDied) and job.deaths < self._max_deaths:
-                return self._run_halving(decoder, work)  # the process may have died for another reason
+                return self._run_halving(decoder, work, lane, done)  # the process may have died for another reason
             return {job: failure}
         if isinstance(failure, DeviceOutOfMemory):
             self._metrics.splits.inc()
         half = len(work) // 2
-        return self._run_halving(decoder, work[:half]) | self._run_halving(decoder, work[half:])
+        failed = self._run_halving(decoder, work[:half], lane, done)
+        return failed | self._run_halving(decoder, work[half:], lane, done)
 
     # -- endings ----------------------------------------------------------------------------------------------------
 

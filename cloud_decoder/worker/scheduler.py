@@ -109,10 +109,10 @@ class Scheduler:
                 self.device.discard([item.key])
                 self.device.add(item)
 
-    def take_entropy(self) -> DecodeJob | None:
-        """The most urgent job that waits for entropy decoding."""
-        items = self.entropy.take(time.monotonic())
-        return self.jobs[items[0].key] if items else None
+    def take_entropy(self, most: int = 1) -> list[DecodeJob]:
+        """The most urgent job that waits for entropy decoding, and up to ``most`` jobs of its bundle and size."""
+        self.entropy.max_items = most
+        return [self.jobs[item.key] for item in self.entropy.take(time.monotonic())]
 
     def take_batch(self) -> list[tuple[DecodeJob, WorkItem[tuple[str, Tile]]]]:
         """The best batch for the device."""

@@ -142,6 +142,11 @@ class Worker:
         return bool(self._loops) and not any(task.done() for task in self._loops)
 
     @property
+    def notes(self) -> list[str]:
+        """What an operator should know although frames are decoded, such as a card that is left out."""
+        return self._pipeline.notes
+
+    @property
     def draining(self) -> bool:
         """Whether :meth:`stop` was called."""
         return self.scheduler.draining

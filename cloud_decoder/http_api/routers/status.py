@@ -58,7 +58,8 @@ def router(
     @routes.get("/readyz", include_in_schema=False)
     async def readyz() -> Response:
         if serving() and backend.alive:
-            return JSONResponse({"status": "ready"})
+            notes = backend.notes
+            return JSONResponse({"status": "ready"} | ({"notes": notes} if notes else {}))
         detail = "a part of the worker has died" if serving() else "starting, or stopping"
         return problems.problem(503, detail, headers={"Retry-After": "1"})
 

@@ -115,7 +115,8 @@ def test_a_card_that_runs_out_of_memory_starts_with_smaller_batches(
 def test_out_of_memory_drops_the_graphs_and_tries_again(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     card = FakeCard()
     generator = TorchGenerator(bundle, card=card, dtype=torch.float32)
-    wanted = [generator(latents()) for _ in range(3)][0]
+    for _ in range(3):
+        wanted = generator(latents())
     synthesise, full = generator._synthesise, [True]
 
     def fails_once(values: Tensor, clock: Any = None) -> Tensor:
@@ -196,11 +197,11 @@ def test_the_second_card_is_used_and_not_the_current_one(monkeypatch: pytest.Mon
 
     second = torch.device("cuda:1")
     patch = monkeypatch.setattr
-    patch(torch.cuda, "get_device_capability", lambda device: asked.append(("capability", device)) or (8, 6))
+    patch(torch.cuda, "get_device_capability", lambda device: (8, 6) if device == second else (0, 0))
     patch(torch.cuda, "current_stream", lambda device: f"stream of {device}")
     patch(torch.cuda, "Event", Event)
     patch(torch.cuda, "synchronize", lambda device: asked.append(("synchronize", device)))
-    patch(torch.cuda, "memory_allocated", lambda device: asked.append(("allocated", device)) or 1)
+    patch(torch.cuda, "memory_allocated", lambda device: 1 if device == second else 0)
     patch(torch.cuda, "memory_reserved", lambda device: 2)
     patch(torch.cuda, "graph_pool_handle", lambda: "pool")
     card = Card(second)
@@ -211,8 +212,6 @@ def test_the_second_card_is_used_and_not_the_current_one(monkeypatch: pytest.Mon
     recorder = card.recorder()
     assert isinstance(recorder, CudaRecorder) and recorder._device == second
     assert asked == [
-        ("capability", second),
         ("record", "stream of cuda:1"),
         ("synchronize", second),
-        ("allocated", second),
     ]

@@ -1,4 +1,4 @@
-"""Entropy decoding on a device, with torch on the CPU in its place, and models that lie in every way that is watched."""
+"""Entropy decoding on a device: torch on the CPU in its place, and models whose numbers are wrong in every way."""
 
 from __future__ import annotations
 
