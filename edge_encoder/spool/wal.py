@@ -3,8 +3,9 @@
 SQLite takes the first frame of its log whose checksum does not match for the end of the log, and overwrites what
 follows. After a power cut that is right; after a flipped bit it silently discards every later commit. So the log is
 scanned before SQLite opens the file. It is damaged when a commit stands at or behind the first frame that does not
-match. Without one, what follows is a transaction that was never acknowledged: it was interrupted, or it was rolled back
-after an error and a shorter one overwrote its beginning. Format: https://sqlite.org/fileformat2.html#walformat, section 4.
+match. Without one, what follows is a transaction that was never acknowledged: it was interrupted, or it was rolled
+back after an error and a shorter one overwrote its beginning. Format: https://sqlite.org/fileformat2.html#walformat,
+section 4.
 
     header 32 bytes: magic | version | page size | sequence | salt (8) | checksum (8)
     frame: page number | pages after commit, or 0 | salt (8) | checksum (8) | page

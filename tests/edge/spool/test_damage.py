@@ -108,7 +108,7 @@ def test_a_transaction_that_was_never_committed_is_no_damage(tmp_path: Path, com
 
 
 def test_every_flipped_bit_of_the_last_commits_header_is_noticed(tmp_path: Path) -> None:
-    kept, _ = killed(tmp_path / "spool", 60)
+    killed(tmp_path / "spool", 60)
     log = tmp_path / "spool" / "spool.sqlite3-wal"
     whole = log.read_bytes()
     for pages in (8, 9):  # a power of two is one bit away from "no commit"
