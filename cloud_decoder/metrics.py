@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics
 
 STAGE_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 END_TO_END_SECONDS = (0.1, 0.25, 0.5, 1, 2, 5, 10, 30, 60, 300, 3600)
@@ -101,7 +101,9 @@ class Metrics:
         self.stored = gauge("stored_frames", "Frames in the store, by state.", ("state",))
         self.ready = gauge("ready", "1 while requests are taken.")
         self.info = gauge(
-            "info", "Always 1; version, bundle and device are the labels.", ("version", "bundle", "device")
+            "info",
+            "Always 1; version, bundle, device and the runtime of the synthesis are the labels.",
+            ("version", "bundle", "device", "runtime"),
         )
         for status in ("stored", "duplicate", "rejected"):
             self.frames.labels(status)
@@ -127,7 +129,3 @@ class Metrics:
         self.entropy_frames.labels("cpu").inc(counts.get("entropy_cpu", 0))
         self.entropy_checks.inc(counts.get("entropy_checked", 0))
         self.entropy_mismatches.inc(counts.get("entropy_mismatches", 0))
-
-    def exposition(self) -> bytes:
-        """Everything in Prometheus' text format."""
-        return generate_latest(self.registry)

@@ -56,7 +56,9 @@ class Settings(ServiceSettings):
         120.0, gt=0, description="Time limit of one batch; after it, the synthesis process is killed."
     )
     device: str = Field(
-        "auto", description="`auto`, `onnx` (CPU, no torch), `cpu`, `cuda` or `cuda:N` (torch); several with commas."
+        "auto",
+        description="`auto`, `onnx`, `openvino`, `cpu` or `cuda` (torch), or `fastest` of those installed on this CPU;"
+        " `cuda:N` for one card, several with commas.",
     )
     entropy: Literal["auto", "cpu", "device"] = Field(
         "auto", description="Where frames are entropy-decoded: `cpu`, `device`, or `auto`: on a GPU where there is one."

@@ -196,6 +196,11 @@ class TorchGenerator:
         return pictures
 
     @property
+    def runtime(self) -> str:
+        """torch and what it multiplies in, for people."""
+        return f"torch {str(self.dtype).removeprefix('torch.')}"
+
+    @property
     def memory(self) -> dict[str, int]:
         """Bytes that torch holds on the card; empty on a CPU."""
         return self._card.memory if self._card else {}

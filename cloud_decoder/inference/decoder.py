@@ -235,6 +235,12 @@ class Decoder:
         except (DeviceOutOfMemory, MemoryError) as error:
             log.warning("%s was not warmed up: %s", self.device, error)
         self._warm[lane] = True
+        log.info("bundle %s is decoded on %s by %s", self.bundle.fingerprint, self.device, self.runtime)
+
+    @property
+    def runtime(self) -> str:
+        """The library that synthesises and what it multiplies in; final once the decoder is warm."""
+        return self._generator.runtime
 
     def parts(self, lane: int = 0) -> dict[str, float]:
         """Seconds of the lane's last batch by part of the network, where the generator measures them."""

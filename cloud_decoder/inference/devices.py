@@ -1,4 +1,4 @@
-"""Which generator runs on which device: ONNX Runtime on CPUs without torch, torch on CPUs and GPUs."""
+"""Which generator runs on which device: ONNX Runtime and OpenVINO on CPUs, torch on CPUs and GPUs."""
 
 from __future__ import annotations
 
@@ -10,33 +10,46 @@ from typing import TYPE_CHECKING
 
 from aeic.bundle import Bundle
 from aeic.runtime.driver import nvidia_driver
+from aeic.runtime.processor import multiplies_bfloat16
 from aeic_service.errors import ServiceError
 from cloud_decoder.inference.backend import GeneratorBackend
+from cloud_decoder.inference.fastest_backend import FastestGenerator, installed
+from cloud_decoder.inference.onnx_backend import OnnxGenerator
+from cloud_decoder.inference.openvino_backend import OpenVinoGenerator
 
 if TYPE_CHECKING:
     from aeic_nets.runtime.device_entropy import DeviceEntropy
 
 log = logging.getLogger(__name__)
 
-DEVICES = ("auto", "onnx", "cpu", "cuda")
+DEVICES = ("auto", "onnx", "openvino", "fastest", "cpu", "cuda")
 
 
 def choose_device(wanted: str, has_graph: bool = True) -> str:
-    """``onnx``, ``cpu`` or ``cuda`` for the device in the settings. ``ValueError`` lists the known ones.
+    """``onnx``, ``openvino``, ``fastest``, ``cpu`` or ``cuda`` for the device in the settings.
 
-    ``auto`` is ``cuda`` where there is a working one, else ``onnx``, or ``cpu`` (torch) for a bundle without
-    synthesis.onnx, such as those of the published sizes. torch is imported only where a driver is present.
+    ``auto`` is ``cuda`` where there is a working one. Without a card it is ``fastest`` where the processor multiplies
+    bfloat16 and a runtime that can is installed, else ``onnx``; a bundle without synthesis.onnx, such as those of the
+    published sizes, runs on torch (``cpu``). torch is imported only where a driver is present. ``ValueError`` for an
+    unknown device lists the known ones.
     """
     if wanted not in DEVICES and not re.fullmatch(r"cuda:\d{1,3}", wanted):
         raise ValueError(f"unknown device {wanted!r}: choose one of {', '.join(DEVICES)}, or cuda:N")
     if wanted != "auto":
         return wanted
-    without_card = "onnx" if has_graph else "cpu"
+    if _has_card():
+        return "cuda"
+    if not has_graph:
+        return "cpu"
+    return "fastest" if multiplies_bfloat16() and installed() else "onnx"
+
+
+def _has_card() -> bool:
     if not nvidia_driver() or importlib.util.find_spec("torch") is None:
-        return without_card
+        return False
     import torch
 
-    return "cuda" if torch.cuda.is_available() else without_card
+    return torch.cuda.is_available()
 
 
 def choose_devices(wanted: str, has_graph: bool = True) -> list[str]:
@@ -45,21 +58,23 @@ def choose_devices(wanted: str, has_graph: bool = True) -> list[str]:
 
 
 def build_entropy(bundle: Bundle, device: str, threads: int, check_every: int) -> DeviceEntropy | None:
-    """Entropy decoding by torch on ``device``, on the CPU for ``onnx``; None where the bundle or torch is missing."""
+    """Entropy decoding by torch on a card, else on the CPU; None where the bundle or torch is missing."""
     try:
         from aeic_nets.runtime import device_entropy
     except ImportError as error:
         log.warning("entropy decoding stays on the CPU's graphs: torch is missing (%s)", error)
         return None
-    return device_entropy.build(bundle, "cpu" if device == "onnx" else device, threads, check_every)
+    return device_entropy.build(bundle, device if device.startswith("cuda") else "cpu", threads, check_every)
 
 
 def build_generator(bundle: Path, device: str, threads: int) -> GeneratorBackend:
     """The generator of the bundle in a folder, on a device that :func:`choose_device` returned."""
     if device == "onnx":
-        from cloud_decoder.inference.onnx_backend import OnnxGenerator
-
         return OnnxGenerator(bundle, threads)
+    if device == "openvino":
+        return OpenVinoGenerator(bundle, threads)
+    if device == "fastest":
+        return FastestGenerator(bundle, threads, build_generator)
     try:
         from aeic_nets.runtime.torch_backend import TorchGenerator
     except ImportError as error:

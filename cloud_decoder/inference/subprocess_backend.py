@@ -188,7 +188,13 @@ class SubprocessGenerator(GeneratorBackend):
         self._counts_lock = Lock()
         self._entropy: Channel | None = None
         self._entropy_off = "" if entropy else "not asked for"
+        self._runtime = ""
         self._start()
+
+    @property
+    def runtime(self) -> str:
+        """The library that computes in the child and what it multiplies in; known once it is warm."""
+        return self._runtime
 
     @property
     def parts(self) -> dict[str, float]:
@@ -229,7 +235,9 @@ class SubprocessGenerator(GeneratorBackend):
 
     def _warm_up(self) -> int | None:
         message = {"warm_up": self._max_batch, "pixels": self._max_pixels}
-        room: int | None = self._ask(message, START_SECONDS).get("room")
+        answer = self._ask(message, START_SECONDS)
+        self._runtime = answer["runtime"]
+        room: int | None = answer["room"]
         return room
 
     @property

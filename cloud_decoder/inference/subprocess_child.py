@@ -78,7 +78,8 @@ class Child:
         return {"loaded": True, "entropy": self._entropy is not None}
 
     def _warm_up(self, message: dict[str, Any]) -> dict[str, Any]:
-        return {"room": self._loaded.warm_up(message["warm_up"], message.get("pixels"))}
+        room = self._loaded.warm_up(message["warm_up"], message.get("pixels"))
+        return {"room": room, "runtime": self._loaded.runtime}
 
     def _run(self, message: dict[str, Any]) -> dict[str, Any]:
         generator, y_hat = self._loaded, self._inbox.view(tuple(message["shape"]))

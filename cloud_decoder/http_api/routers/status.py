@@ -7,10 +7,11 @@ from collections.abc import Callable
 from typing import Any
 
 from fastapi import APIRouter
-from fastapi.responses import JSONResponse, Response
+from fastapi.responses import JSONResponse, PlainTextResponse, Response
 
 import aeic
 from aeic_service import problems
+from aeic_service.app import prometheus_text
 from cloud_decoder.decode_backend import DecodeBackend
 from cloud_decoder.http_api.dependencies import Tenant
 from cloud_decoder.http_api.serializers import bundles_json, source_json
@@ -51,12 +52,14 @@ def router(
             "ready": serving(),
         }
 
-    @routes.get("/healthz", include_in_schema=False)
+    @routes.get("/healthz")
     async def healthz() -> dict[str, str]:
+        """Liveness: 200 while the process answers."""
         return {"status": "ok"}
 
-    @routes.get("/readyz", include_in_schema=False)
+    @routes.get("/readyz")
     async def readyz() -> Response:
+        """Readiness: 200 while requests are taken, else 503 with the reason."""
         if serving() and backend.alive:
             notes = backend.notes
             return JSONResponse({"status": "ready"} | ({"notes": notes} if notes else {}))
@@ -72,13 +75,14 @@ def metrics_router(
     """The metrics, with the gauges that are read at each scrape."""
     routes = APIRouter()
 
-    @routes.get("/metrics", include_in_schema=False)
+    @routes.get("/metrics", response_class=PlainTextResponse)
     async def exposition() -> Response:
+        """Metrics in Prometheus' text format."""
         metrics.cache_bytes.set(cache.total_bytes)
         metrics.models_bytes.set(model_pool.loaded_bytes)
         metrics.ready.set(ready())
         for state, count in (await asyncio.to_thread(store.frames.counts)).items():
             metrics.stored.labels(state).set(count)
-        return Response(metrics.exposition(), media_type="text/plain; version=0.0.4; charset=utf-8")
+        return prometheus_text(metrics.registry)
 
     return routes
