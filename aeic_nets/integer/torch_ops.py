@@ -27,9 +27,9 @@ from aeic_nets.integer.fake_quant import norm_floor
 from aeic_nets.integer.gelu_table import gelu_table
 from aeic_nets.integer.model import Exponents, IntegerModel, Layer, Site
 from aeic_nets.integer.scale_index import COARSE, FINE, SWITCH, index_table, symbol_limits
-from aeic_nets.runtime.cuda_graphs import Graphed, Recorder
 
 Factors = Literal["float32", "float16"]
+Function = Callable[[Tensor], Any]
 Floats = NDArray[np.float32]
 
 
@@ -161,14 +161,14 @@ class TorchEntropyModel:
         model: IntegerModel,
         device: str | torch.device = "cpu",
         factors: Factors = "float32",
-        recorder: Recorder | None = None,
+        wrap: Callable[[Function], Function] = lambda function: function,
     ) -> None:
-        """``recorder``: what records CUDA graphs; decoding then replays one for each shape that comes again."""
+        """``wrap``: put around each function of one tensor that decoding calls, to record and replay CUDA graphs."""
         self.device = torch.device(device)
         self._model, self._ops = model, TorchOps(model, self.device, factors)
-        functions: list[Callable[[Tensor], Any]] = [partial(self._context, index) for index in range(PASS_COUNT)]
+        functions: list[Function] = [partial(self._context, index) for index in range(PASS_COUNT)]
         functions.append(self._hyper)
-        *self._contexts, self._whole_base = (Graphed(one, recorder) if recorder else one for one in functions)
+        *self._contexts, self._whole_base = map(wrap, functions)
 
     @torch.inference_mode()
     def hyper_synthesis(self, z_symbols: NDArray[np.int32], height: int, width: int) -> Floats:

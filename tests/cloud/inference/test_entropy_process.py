@@ -101,8 +101,9 @@ def test_a_mismatch_moves_entropy_to_the_cpu_for_good(exact: Bundle, exact_frame
         "counts": {"entropy_mismatches": 1},
         "reason": "known answers differ",
     }
-    channel.control.receive = lambda seconds: told  # type: ignore[assignment,method-assign]
-    decoder.entropy_decode_many([exact_frame(1)])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(channel.control, "receive", lambda seconds: told)
+        decoder.entropy_decode_many([exact_frame(1)])
     assert decoder.entropy_batch == 1 and "known answers differ" in decoder.notes[0]
     assert decoder.take_counts()["entropy_mismatches"] == 1
     (outcome,) = decoder.entropy_decode_many([exact_frame(1)])

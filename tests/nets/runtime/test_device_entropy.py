@@ -17,6 +17,7 @@ from aeic.latent_codec import LatentCodec, Latents
 from aeic_nets.integer.model import IntegerModel
 from aeic_nets.integer.torch_ops import TorchEntropyModel
 from aeic_nets.runtime import device_entropy
+from aeic_nets.runtime.cuda_graphs import Graphed
 from aeic_nets.runtime.device_entropy import DeviceEntropy, Tally, build
 from tests.support.exact_models import write_exact_bundle
 from tests.support.fake_card import FakeRecorder
@@ -206,7 +207,8 @@ def test_graphs_by_shape_give_the_same_numbers(bundle: Bundle) -> None:
     path, recorder = bundle.auxiliary("integer.npz"), FakeRecorder()
     assert path is not None
     model = IntegerModel.load(path)
-    plain, graphed = TorchEntropyModel(model), TorchEntropyModel(model, recorder=recorder)
+    plain = TorchEntropyModel(model)
+    graphed = TorchEntropyModel(model, wrap=lambda function: Graphed(function, recorder))
     rng = np.random.default_rng(0)
     for _ in range(3):
         z = rng.integers(-9, 10, (2, bundle.hyper_channels, 1, 2)).astype(np.int32)
