@@ -6,7 +6,7 @@ deploy/prometheus: 0.25 s from capture to stored bytes decoded at low load, 1 s 
 
 from __future__ import annotations
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics
 
 STAGE_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 END_TO_END_SECONDS = (0.1, 0.25, 0.5, 1, 2, 5, 10, 30, 60, 300, 3600)
@@ -121,7 +121,3 @@ class Metrics:
             self.maintenance_errors.labels(step)
         for task in ("worker", "maintenance", "events", "queue"):
             self.task_restarts.labels(task)
-
-    def exposition(self) -> bytes:
-        """Everything in Prometheus' text format."""
-        return generate_latest(self.registry)

@@ -17,7 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from aeic_service.errors import Overloaded, ServiceError
-from cloud_decoder.errors import UnknownFrame
+from cloud_decoder.errors import NoEdge
 from cloud_decoder.threads import run_on
 
 AT_ONCE = 4
@@ -65,10 +65,10 @@ class EdgeProxy:
     def place(self, tenant: str) -> Iterator[None]:
         """Reserve memory for one picture. Enter it before the request's body is read.
 
-        ``UnknownFrame`` where no edge encodes for this tenant, ``Overloaded`` where too many pictures are in progress.
+        ``NoEdge`` where no edge encodes for this tenant, ``Overloaded`` where too many pictures are in progress.
         """
         if not self.serves(tenant):
-            raise UnknownFrame(self.why_not())
+            raise NoEdge(self.why_not())
         if self._in_progress >= AT_ONCE:
             raise Overloaded(f"{AT_ONCE} pictures are being encoded already: try again in a moment", retry_after=1.0)
         self._in_progress += 1

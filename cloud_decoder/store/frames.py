@@ -129,36 +129,35 @@ class Frames:
         and :attr:`Page.next` says where the next one begins.
         """
         held = sa.select(jobs.c.seq).where(jobs.c.lease_until.is_not(None))
-        wanted, filters, look = [frames.c.tenant == tenant], [], LOOK
-        columns: list[Any] = [frames.c.seq, frames.c.received_ms, frames.c.rate]
+        wanted: list[sa.ColumnElement[bool]] = [frames.c.tenant == tenant]
+        stored = FrameState.RECEIVED if state is FrameState.DECODING else state
         if before is not None:
             wanted.append(frames.c.seq < before)
         if source is not None:
             wanted.append(frames.c.source == source)
-        if state is not None:
-            stored = FrameState.RECEIVED if state is FrameState.DECODING else state
-            if source is None:
-                wanted.append(frames.c.state == stored.value)
-            else:  # only the source is in the index
-                columns.append(frames.c.state)
-                filters.append(lambda row: row.state == stored.value)
-                look = LOOK_AT_ROWS
-            if state is FrameState.DECODING:
-                wanted.append(frames.c.seq.in_(held))
-            elif state is FrameState.RECEIVED:
-                filters.append(lambda row: row.seq.not_in(held))
-        for matches, value in (
-            (lambda row: row.rate == rate, rate),
-            (lambda row: row.received_ms >= since_ms, since_ms),
-            (lambda row: row.received_ms < until_ms, until_ms),
-        ):
-            if value is not None:
-                filters.append(matches)
+        elif stored is not None:
+            wanted.append(frames.c.state == stored.value)
+        if state is FrameState.DECODING:
+            wanted.append(frames.c.seq.in_(held))
         order = frames.c.seq.desc()
-        looked = sa.select(*columns).where(*wanted).order_by(order)
+        # An index has the first columns. The state is in one of them only.
+        rows_needed = source is not None and stored is not None
+        look = LOOK_AT_ROWS if rows_needed else LOOK
+        columns = [frames.c.seq, frames.c.received_ms, frames.c.rate, *([frames.c.state] if rows_needed else [])]
+        row = sa.select(*columns).where(*wanted).order_by(order).limit(look).subquery().c
+        filters: list[sa.ColumnElement[bool]] = []
+        if rate is not None:
+            filters.append(row.rate == rate)
+        if since_ms is not None:
+            filters.append(row.received_ms >= since_ms)
+        if until_ms is not None:
+            filters.append(row.received_ms < until_ms)
+        if state is FrameState.RECEIVED:
+            filters.append(row.seq.not_in(held))
+        if stored is not None and rows_needed:
+            filters.append(row.state == stored.value)
         if filters:
-            row = looked.limit(look).subquery().c
-            found = sa.select(row.seq).where(*(matches(row) for matches in filters)).order_by(row.seq.desc())
+            found = sa.select(row.seq).where(*filters).order_by(row.seq.desc())
         else:
             found = sa.select(frames.c.seq).where(*wanted).order_by(order)
         with self._database.read() as connection:

@@ -88,7 +88,7 @@ class Retention:
 
     def undelete(self, tenant: str | None = None, id: UUID | None = None) -> int:
         """Bring marked frames back, all or those of a tenant or an id. Returns how many."""
-        which = frames.c.deleted_ms.is_not(None)
+        which: sa.ColumnElement[bool] = frames.c.deleted_ms.is_not(None)
         for column, given in ((frames.c.tenant, tenant), (frames.c.id, id)):
             if given is not None:
                 which = sa.and_(which, column == given)

@@ -2,7 +2,10 @@
 
 SQLite takes the first frame of its log whose checksum does not match for the end of the log, and overwrites what
 follows. After a power cut that is right; after a flipped bit it silently discards every later commit. So the log is
-scanned before SQLite opens the file. Format: https://sqlite.org/fileformat2.html#walformat, section 4.
+scanned before SQLite opens the file. It is damaged when a commit stands at or behind the first frame that does not
+match. Without one, what follows is a transaction that was never acknowledged: it was interrupted, or it was rolled
+back after an error and a shorter one overwrote its beginning. Format: https://sqlite.org/fileformat2.html#walformat,
+section 4.
 
     header 32 bytes: magic | version | page size | sequence | salt (8) | checksum (8)
     frame: page number | pages after commit, or 0 | salt (8) | checksum (8) | page
@@ -77,7 +80,7 @@ def _scan(raw: memoryview) -> Log:
         matches = False
         if intact or own_salt == salt:
             matches = _checksum(before, raw[offset : offset + 8], order, raw[start : start + log.page_size]) == own
-        before = bytes(own)
+        previous, before = before, bytes(own)
         if intact and matches and own_salt == salt:
             open_pages.append((number, start))
             if commit:
@@ -86,7 +89,12 @@ def _scan(raw: memoryview) -> Log:
                 open_pages = []
             continue
         # The log ends here for SQLite. Frames of an earlier generation may follow, with another salt.
-        log.damaged |= own_salt == salt or (intact and matches)
+        log.damaged |= (own_salt == salt and commit > 0) or (intact and matches)
+        if intact and own_salt == salt and not commit:
+            # A commit whose one bit that says so was flipped: the number of pages was a power of two.
+            heads = (memoryview(struct.pack(">II", number, 1 << bit)) for bit in range(32))
+            page = raw[start : start + log.page_size]
+            log.damaged |= any(_checksum(previous, head, order, page) == own for head in heads)
         intact = False
         if matches and number and own_salt == salt:
             log.pages = max(log.pages, commit)

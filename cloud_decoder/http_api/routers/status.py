@@ -7,10 +7,11 @@ import contextlib
 from typing import Any
 
 from fastapi import APIRouter
-from fastapi.responses import JSONResponse, Response
+from fastapi.responses import JSONResponse, PlainTextResponse, Response
 
 import aeic
 from aeic_service import problems
+from aeic_service.app import prometheus_text
 from cloud_decoder.decode_backend import DecodeBackend
 from cloud_decoder.errors import StoreUnavailable
 from cloud_decoder.http_api.dependencies import Tenant
@@ -59,14 +60,16 @@ def router(
             "warnings": readiness.warnings,
         }
 
-    @routes.get("/healthz", include_in_schema=False)
+    @routes.get("/healthz")
     async def healthz() -> Response:
+        """Liveness: 200 while the process works or repairs itself, 503 where only a restart helps."""
         if failure := readiness.failure:
             return problems.problem(503, f"{failure}: restart this process")
         return JSONResponse({"status": "ok"})
 
-    @routes.get("/readyz", include_in_schema=False)
+    @routes.get("/readyz")
     async def readyz() -> Response:
+        """Readiness: 200 while requests are taken, else 503 with the reason."""
         if problem := await readiness.problem():
             return problems.problem(503, problem, headers={"Retry-After": "1"})
         warnings = readiness.warnings
@@ -81,14 +84,15 @@ def metrics_router(
     """The metrics, with the gauges that are read at each scrape."""
     routes = APIRouter()
 
-    @routes.get("/metrics", include_in_schema=False)
+    @routes.get("/metrics", response_class=PlainTextResponse)
     async def exposition() -> Response:
+        """Metrics in Prometheus' text format."""
         metrics.cache_bytes.set(cache.total_bytes)
         metrics.models_bytes.set(model_pool.loaded_bytes)
         metrics.ready.set(not await readiness.problem())
         with contextlib.suppress(StoreUnavailable):  # the other metrics say what is wrong
             for state, count in (await asyncio.to_thread(store.frames.counts)).items():
                 metrics.stored.labels(state).set(count)
-        return Response(metrics.exposition(), media_type="text/plain; version=0.0.4; charset=utf-8")
+        return prometheus_text(metrics.registry)
 
     return routes

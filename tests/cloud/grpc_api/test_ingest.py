@@ -125,7 +125,7 @@ async def test_a_store_that_cannot_write_acknowledges_nothing(
 ) -> None:
     id = uuid4()
 
-    def full(*_: object) -> None:
+    def full(*_: object, **__: object) -> None:
         raise StoreUnavailable("the store cannot commit (database or disk is full): free its disk")
 
     async with running_cloud(decoder, tmp_path) as cloud:

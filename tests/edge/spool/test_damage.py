@@ -91,6 +91,44 @@ def test_one_flipped_bit_in_the_log_loses_no_later_commit(tmp_path: Path) -> Non
     spool.close()
 
 
+@pytest.mark.parametrize("commit", [0, 9])
+def test_a_transaction_that_was_never_committed_is_no_damage(tmp_path: Path, commit: int) -> None:
+    """A torn or rolled-back transaction ends in a frame that does not match; only a commit behind it was promised."""
+    kept, _ = killed(tmp_path / "spool", 60)
+    log = tmp_path / "spool" / "spool.sqlite3-wal"
+    last = log.read_bytes()[-24 - 4096 :]
+    with log.open("ab") as file:
+        file.write(last[:4] + commit.to_bytes(4, "big") + last[8:] + last[:4] + bytes(4) + last[8:])
+    pages = wal.scan(log)
+    assert pages is not None and pages.damaged == bool(commit)
+    spool = Spool(tmp_path / "spool")
+    assert present(spool) == kept and spool.unreadable == 0
+    assert bool(spool.recoveries()) == bool(commit)
+    spool.close()
+
+
+def test_every_flipped_bit_of_the_last_commits_header_is_noticed(tmp_path: Path) -> None:
+    killed(tmp_path / "spool", 60)
+    log = tmp_path / "spool" / "spool.sqlite3-wal"
+    whole = log.read_bytes()
+    for pages in (8, 9):  # a power of two is one bit away from "no commit"
+        raw = bytearray(whole)
+        head, page = memoryview(raw)[-24 - 4096 :][:8], memoryview(raw)[-4096:]
+        head[4:8] = pages.to_bytes(4, "big")
+        before = bytes(raw[-2 * (24 + 4096) :][16:24])
+        raw[-4096 - 8 : -4096] = wal._checksum(before, head, ">" if raw[3] & 1 else "<", page)
+        head.release(), page.release()
+        log.write_bytes(raw)
+        found = wal.scan(log)
+        assert found is not None and not found.damaged
+        for bit in range(24 * 8):
+            flipped = bytearray(raw)
+            flipped[len(raw) - 24 - 4096 + bit // 8] ^= 1 << bit % 8
+            log.write_bytes(flipped)
+            found = wal.scan(log)
+            assert found is not None and found.damaged, bit
+
+
 def test_an_empty_database_beside_a_full_log_is_recovered(tmp_path: Path) -> None:
     kept, _ = killed(tmp_path / "spool", 60)
     (tmp_path / "spool" / "spool.sqlite3").write_bytes(b"")
