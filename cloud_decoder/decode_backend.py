@@ -30,7 +30,12 @@ class DecodeBackend(Protocol):
 
     @property
     def device(self) -> str:
-        """``onnx``, ``cpu`` or ``cuda``; ``none`` where other processes decode."""
+        """As devices.py names them (``onnx``, ``fastest``, ``cuda``); ``none`` where other processes decode."""
+        ...
+
+    @property
+    def runtime(self) -> str:
+        """The library that synthesises and what it multiplies in; final after ``start()``."""
         ...
 
     @property

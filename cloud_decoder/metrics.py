@@ -99,7 +99,9 @@ class Metrics:
         )
         self.ready = gauge("ready", "1 while requests are taken.")
         self.info = gauge(
-            "info", "Always 1; version, bundle and device are the labels.", ("version", "bundle", "device")
+            "info",
+            "Always 1; version, bundle, device and the runtime of the synthesis are the labels.",
+            ("version", "bundle", "device", "runtime"),
         )
         for status in ("stored", "duplicate", "rejected"):
             self.frames.labels(status)

@@ -81,7 +81,6 @@ class Cloud:
         self._cache = bootstrap.cache_of(settings)
         self.metrics.cache_limit_bytes.set(settings.cache_bytes)
         self.backend = self._backend()
-        self.metrics.info.labels(aeic.__version__, self.model_pool.default.fingerprint, self.backend.device).set(1)
         self.image_service = ImageService(
             self.store, self._cache, self.backend, self.event_bus, self.metrics, settings.max_waiters
         )
@@ -95,6 +94,9 @@ class Cloud:
         self.readiness = Readiness(lambda: self._serving, self.backend, health, self.maintenance)
         await asyncio.to_thread(self.store.trusted_clock.look)  # before the first frame is stored
         await self.backend.start()
+        self.metrics.info.labels(
+            aeic.__version__, self.model_pool.default.fingerprint, self.backend.device, self.backend.runtime
+        ).set(1)
         if settings.role != "worker":
             self._grpc_server = GrpcServer(settings, self.ingest, self.backend, self.tokens)
             self.grpc = await self._grpc_server.start()

@@ -56,6 +56,9 @@ frames = Table(
     Column("reason", Text),
     Column("latents_digest", String(64)),
     Column("timings", JSON),  # seconds: queue, entropy, synthesis, image
+    Column("original_width", Integer),  # before the edge scaled the picture down
+    Column("original_height", Integer),
+    Column("captured_from", String(8)),  # sender, exif, file, clock
     Column("deleted_ms", BigInteger),  # when retention marked it; NULL again once the bitstream is removed
     UniqueConstraint("tenant", "id", name="frames_tenant_id_key"),
     # The last columns are not searched. With them a list can be filtered by time and rate in the index alone.

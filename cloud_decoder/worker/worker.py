@@ -75,7 +75,7 @@ class Worker:
     ) -> None:
         decoder = model_pool.first()
         model_pool.on_load = metrics.model_load_seconds.observe
-        self.device = decoder.device
+        self.device, self._decoder = decoder.device, decoder
         self._model_pool, self.metrics, self._max_pixels = model_pool, metrics, settings.max_pixels
         self.scheduler = Scheduler(
             metrics,
@@ -135,6 +135,11 @@ class Worker:
     def wake(self) -> None:
         """There are new frames in the store."""
         self._claimer.wake()
+
+    @property
+    def runtime(self) -> str:
+        """That of the default bundle; final after :meth:`start`."""
+        return self._decoder.runtime
 
     @property
     def problem(self) -> str:

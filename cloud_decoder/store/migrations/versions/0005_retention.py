@@ -6,8 +6,8 @@ The statements are those of the release that introduced this revision. They stay
 import sqlalchemy as sa
 from alembic import op
 
-revision = "0004"
-down_revision = "0003"
+revision = "0005"
+down_revision = "0004"
 
 CHANGES = (  # name, event, which rows of it count, and how much
     ("frames_tally_added", "INSERT", "NEW", 1),
