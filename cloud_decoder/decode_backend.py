@@ -39,12 +39,17 @@ class DecodeBackend(Protocol):
         ...
 
     @property
-    def alive(self) -> bool:
-        """False after a failure that only a restart repairs. Readiness reports it."""
+    def problem(self) -> str:
+        """Why nothing can be decoded now; empty while it can. Readiness reports it."""
         ...
 
     @property
-    def notes(self) -> list[str]:
+    def failure(self) -> str:
+        """Why only a restart of the process helps; empty while the backend works or repairs itself."""
+        ...
+
+    @property
+    def warnings(self) -> list[str]:
         """What an operator should know although the backend works; empty where all is well. Readiness shows it."""
         ...
 

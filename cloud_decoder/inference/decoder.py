@@ -138,9 +138,9 @@ class Decoder:
         return GPU_BATCH if self._entropy_lanes else 1
 
     @property
-    def notes(self) -> list[str]:
+    def warnings(self) -> list[str]:
         """What an operator should know although decoding works; empty where all is well."""
-        return [note for one in self._generators if isinstance(one, SubprocessGenerator) for note in one.notes]
+        return [warning for one in self._generators if isinstance(one, SubprocessGenerator) for warning in one.warnings]
 
     @property
     def _entropy_lanes(self) -> list[SubprocessGenerator]:

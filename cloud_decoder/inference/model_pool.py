@@ -107,10 +107,10 @@ class ModelPool:
             return sum(size_of(self.bundles[fingerprint]) for fingerprint in self._decoders)
 
     @property
-    def notes(self) -> list[str]:
+    def warnings(self) -> list[str]:
         """What an operator should know of the decoders in memory; empty where all is well."""
         with self._changed:
-            return [note for decoder in self._decoders.values() for note in decoder.notes]
+            return [warning for decoder in self._decoders.values() for warning in decoder.warnings]
 
     @property
     def entropy_batch(self) -> int:

@@ -246,7 +246,7 @@ class SubprocessGenerator(GeneratorBackend):
         return not self._entropy_off and self._entropy is not None
 
     @property
-    def notes(self) -> list[str]:
+    def warnings(self) -> list[str]:
         """Why the CPU has taken entropy decoding over, if it has."""
         if not self._entropy_off or "check_every" not in self._arguments:
             return []

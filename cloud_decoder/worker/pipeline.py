@@ -81,10 +81,10 @@ class Pipeline:
         self._lane_lock = Lock()
 
     @property
-    def notes(self) -> list[str]:
+    def warnings(self) -> list[str]:
         """What an operator should know although frames are decoded; empty where all is well."""
         resting = [f"device {lane} does not work: {reason}" for lane, reason in self._resting.items()]
-        return [*resting, *self._model_pool.notes]
+        return [*resting, *self._model_pool.warnings]
 
     async def warm_up(self) -> None:
         """Run the default bundle once on every device, so that the first frames are not slower than the others."""

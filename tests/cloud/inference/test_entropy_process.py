@@ -51,7 +51,7 @@ def on_device(exact: Bundle) -> Iterator[Decoder]:
 
 def test_the_child_decodes_what_the_cpu_does(on_device: Decoder, exact_frame: MakeFrame) -> None:
     frames = [exact_frame(seed) for seed in range(5)]
-    assert on_device.entropy_batch == 8 and on_device.notes == []
+    assert on_device.entropy_batch == 8 and on_device.warnings == []
     for _ in range(2):  # the second time on the device
         outcomes = on_device.entropy_decode_many([*frames, frames[0][:-6] + bytes(6), b"no frame"])
         for frame, outcome in zip(frames, outcomes, strict=False):
@@ -104,7 +104,7 @@ def test_a_mismatch_moves_entropy_to_the_cpu_for_good(exact: Bundle, exact_frame
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(channel.control, "receive", lambda seconds: told)
         decoder.entropy_decode_many([exact_frame(1)])
-    assert decoder.entropy_batch == 1 and "known answers differ" in decoder.notes[0]
+    assert decoder.entropy_batch == 1 and "known answers differ" in decoder.warnings[0]
     assert decoder.take_counts()["entropy_mismatches"] == 1
     (outcome,) = decoder.entropy_decode_many([exact_frame(1)])
     assert isinstance(outcome, EntropyDecoded)
@@ -137,7 +137,7 @@ async def test_the_service_decodes_entropy_in_batches_and_says_when_it_stops(
         for generator in decoder._generators:
             generator._entropy_off = "the latents of a frame differ"  # type: ignore[attr-defined]
         ready = await http.get("/readyz")
-        assert ready.status_code == 200 and "the latents of a frame differ" in ready.json()["notes"][0]
+        assert ready.status_code == 200 and "the latents of a frame differ" in ready.json()["warnings"][0]
         assert (await http.post("/v1/decode", content=exact_frame(99))).status_code == 200
     for row in new:
         assert decoder.entropy_decode(row.bitstream)
@@ -197,11 +197,11 @@ async def test_a_device_that_does_not_come_back_is_left_out(
         broken.set()
         cloud.store.frames.add(new, time.time())
         cloud.backend.wake()
-        await until(lambda: bool(cloud.backend.notes))
-        assert "device 1 does not work: it does not start" in (await http.get("/readyz")).json()["notes"]
+        await until(lambda: bool(cloud.backend.warnings))
+        assert "device 1 does not work: it does not start" in (await http.get("/readyz")).json()["warnings"]
         await until(lambda: cloud.store.frames.counts()["done"] == len(new))
         broken.clear()
-        await until(lambda: not cloud.backend.notes)
+        await until(lambda: not cloud.backend.warnings)
         before = len(decoder.fakes[1].batches)
         for seed in range(40, 60):
             await asyncio.gather(*(cloud.backend.decode(make_frame(seed * 10 + n), timeout=20) for n in range(4)))
