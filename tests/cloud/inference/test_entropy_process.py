@@ -208,7 +208,7 @@ async def test_a_device_that_does_not_come_back_is_left_out(
             if len(decoder.fakes[1].batches) > before:
                 break
         assert len(decoder.fakes[1].batches) > before
-        assert cloud.backend.alive and cloud.store.frames.counts()["failed"] == 0
+        assert not cloud.backend.failure and cloud.store.frames.counts()["failed"] == 0
 
 
 # -- failures ---------------------------------------------------------------------------------------------------------
