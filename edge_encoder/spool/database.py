@@ -50,6 +50,9 @@ def connect(path: Path, system: System) -> sqlite3.Connection:
 
 def is_damage(error: Exception) -> bool:
     """True when the file itself is damaged, as opposed to a full, busy or failing disk."""
+    # Python raises this one itself, without a code of SQLite's, for text that is no UTF-8.
+    if isinstance(error, sqlite3.OperationalError) and not hasattr(error, "sqlite_errorcode"):
+        return True
     return getattr(error, "sqlite_errorcode", 0) & 0xFF in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 
 
