@@ -27,22 +27,30 @@ class Process:
     ready: dict[str, str] = field(default_factory=dict)
     starts: int = 0
     peak_mb: float = 0.0
+    control: Path | None = None
+    """Of faulty_process.py, which then runs the module."""
 
     async def start(self) -> None:
-        clean = {name: value for name, value in os.environ.items() if not name.startswith("AEIC_")}
-        self.process = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", self.module,
-            cwd=ROOT,
-            env={**clean, **self.environment, **self.ports},
-            stdout=asyncio.subprocess.PIPE,
-            stderr=self.log.open("ab"),
-        )  # fmt: skip
+        """Until it is ready."""
+        await self.spawn()
         assert self.process.stdout is not None
         line = await self.process.stdout.readline()
         if not line:
             raise RuntimeError(f"{self.module} did not start; see {self.log}")
         self.ready = json.loads(line)
         self.starts += 1
+
+    async def spawn(self) -> None:
+        """Without waiting for anything."""
+        run = ["tests.support.faulty_process", str(self.control), self.module] if self.control else [self.module]
+        clean = {name: value for name, value in os.environ.items() if not name.startswith("AEIC_")}
+        self.process = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", *run,
+            cwd=ROOT,
+            env={**clean, **self.environment, **self.ports},
+            stdout=asyncio.subprocess.PIPE,
+            stderr=self.log.open("ab"),
+        )  # fmt: skip
 
     async def kill(self) -> None:
         self.measure()
