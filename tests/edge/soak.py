@@ -194,14 +194,17 @@ class Soak:
             file.write(self.rng.randbytes(100))
         rebuilding = self._spool.with_name("spool.sqlite3.rebuilding")
         for _ in range(self.rng.randint(1, 3)):
+            before = _identity(rebuilding)  # left by the kill before
             await self.edge.spawn()
             deadline = time.monotonic() + 20
-            while not rebuilding.exists() and time.monotonic() < deadline:
-                await asyncio.sleep(0.001)
-            await asyncio.sleep(self.rng.choice([0, self.rng.uniform(0, 0.05), self.rng.uniform(0, 0.5)]))
-            self.events["kills in a recovery"] += rebuilding.exists()
+            while _identity(rebuilding) in (None, before) and time.monotonic() < deadline:
+                await asyncio.sleep(0.0005)
+            await asyncio.sleep(self.rng.choice([0, 0.002, self.rng.uniform(0, 0.02), self.rng.uniform(0, 0.2)]))
             await self.edge.kill()
-            rebuilding.unlink(missing_ok=True)  # it is worth nothing, and this loop waits for the next one
+            unfinished = [*self._spool.parent.glob("*.rebuil*")]
+            self.events["kills in a recovery"] += bool(unfinished)
+            if not unfinished:
+                break
         await self.edge.start()
 
     async def _break_disk(self) -> None:
@@ -281,6 +284,14 @@ class Soak:
         ours = {str(ident) for ident in self.acknowledged}
         extra = sum(count - (ident in ours) for ident, count in listed.items())
         return len(self.acknowledged) - len(here), right.count(False), extra
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    try:
+        facts = path.stat()
+    except FileNotFoundError:
+        return None
+    return facts.st_ino, facts.st_ctime_ns
 
 
 def main() -> int:
