@@ -50,18 +50,30 @@ def encode(
     source: In,
     target: Out,
     rate: Annotated[str | None, typer.Option("-r", "--rate", help="Rate point, by number or name.")] = None,
-    max_bytes: Annotated[int | None, typer.Option(min=10, help="Choose the best rate point that fits N bytes.")] = None,
+    max_bytes: Annotated[
+        int | None, typer.Option(min=10, help="Most bytes of a frame; the picture is scaled down if it must be.")
+    ] = None,
+    target_bytes: Annotated[
+        int | None, typer.Option(min=10, help="The same, or the smallest frame if nothing fits.")
+    ] = None,
+    max_side: Annotated[
+        int | None, typer.Option(min=16, max=8192, help="Scale longer sides down to N pixels first.")
+    ] = None,
+    preset: Annotated[str | None, typer.Option(help="300B, 1kB or 2kB: about so much, whatever the size.")] = None,
+    recursive: Annotated[bool, typer.Option("-R", "--recursive", help="Take the folders in a folder too.")] = False,
+    skip_existing: Annotated[bool, typer.Option(help="Leave out pictures whose frame exists, to resume.")] = False,
     model: Model = None,
     threads: Threads = 0,
     force: Force = False,
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Encode a picture (JPEG, PNG, WebP) into a frame of one or two kilobytes."""
+    """Encode a picture (JPEG, PNG, WebP), or a folder of them, into frames of one or two kilobytes."""
     from aeic_tools import codec_commands
 
     options = codec_commands.Options(model, threads, force, json, quiet)
-    _finish(codec_commands.encode(source, target, rate, max_bytes, options))
+    wanted = codec_commands.Wanted(rate, max_bytes, target_bytes, max_side, preset)
+    _finish(codec_commands.encode(source, target, wanted, options, recursive=recursive, skip_existing=skip_existing))
 
 
 @app.command()

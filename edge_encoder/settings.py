@@ -16,7 +16,7 @@ from pydantic_settings import SettingsConfigDict
 
 from aeic.identifiers import is_name
 from aeic_service.settings import ServiceSettings
-from edge_encoder.encoding import ProviderChoice
+from edge_encoder.encoding import Preset, ProviderChoice
 from edge_encoder.spool.record import FullPolicy
 
 Wait = Literal["received", "spooled", "delivered"]
@@ -63,6 +63,19 @@ class EdgeSettings(ServiceSettings):
     )
     read_timeout_seconds: float = Field(20.0, gt=0, le=600, description="Time a client has to send headers and body.")
     wait_max_seconds: float = Field(60.0, ge=0, le=3600, description="Longest wait that ?wait=delivered may ask for.")
+
+    preset: Preset | None = Field(
+        None, description="Size of a picture that asks for none: about 300B, 1kB or 2kB, scaled down to fit."
+    )
+    max_side: int | None = Field(
+        None, ge=16, le=8192, description="Pictures with a longer side, in pixels, are scaled down to it."
+    )
+    max_bytes: int | None = Field(
+        None, ge=10, le=1 << 20, description="Most bytes of a frame whose sender gives no limit; as ?max_bytes=."
+    )
+    target_bytes: int | None = Field(
+        None, ge=10, le=1 << 20, description="Bytes of a frame whose sender gives no limit; as ?target_bytes=."
+    )
 
     default_wait: Wait = Field("spooled", description="What a POST without ?wait= waits for.")
     received_max_frames: int = Field(

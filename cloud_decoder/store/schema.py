@@ -56,6 +56,9 @@ frames = Table(
     Column("reason", Text),
     Column("latents_digest", String(64)),
     Column("timings", JSON),  # seconds: queue, entropy, synthesis, image
+    Column("original_width", Integer),  # before the edge scaled the picture down
+    Column("original_height", Integer),
+    Column("captured_from", String(8)),  # sender, exif, file, clock
     UniqueConstraint("tenant", "id", name="frames_tenant_id_key"),
     Index("frames_by_state", "state", "seq"),
     Index("frames_by_source", "tenant", "source", "seq"),
