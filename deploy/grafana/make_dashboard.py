@@ -20,11 +20,11 @@ Query = tuple[str, str]  # PromQL, legend
 
 
 def quantiles(metric: str, extra: str = "") -> list[Query]:
-    """Median and 95th percentile of a classic histogram."""
+    """Median, 95th and 99th percentile of a classic histogram."""
     by = f"le{', ' + extra if extra else ''}"
     legend = f" {{{{{extra}}}}}" if extra else ""
     rate = f"sum by ({by}) (rate({metric}_bucket[2m]))"
-    return [(f"histogram_quantile({q}, {rate})", f"p{round(100 * q)}{legend}") for q in (0.5, 0.95)]
+    return [(f"histogram_quantile({q}, {rate})", f"p{round(100 * q)}{legend}") for q in (0.5, 0.95, 0.99)]
 
 
 def rate(metric: str, label: str, text: str = "") -> list[Query]:

@@ -140,14 +140,13 @@ class Soak:
     async def _client(self) -> None:
         async with httpx.AsyncClient(timeout=15) as client:
             while (left := self.frames - self._next) > 0:
-                if self._next // BURST % 2:
-                    await self._post(client, "spooled")
-                else:
-                    await asyncio.gather(*(self._post(client, "received") for _ in range(min(BURST, left))))
+                first, count = self._next, 1 if self._next // BURST % 2 else min(BURST, left)
+                self._next += count
+                wait = "spooled" if count == 1 else "received"
+                await asyncio.gather(*(self._post(client, (first + n) % PICTURES, wait) for n in range(count)))
 
-    async def _post(self, client: httpx.AsyncClient, wait: str) -> None:
-        """The next picture, until it is acknowledged."""
-        number, self._next = self._next % PICTURES, self._next + 1
+    async def _post(self, client: httpx.AsyncClient, number: int, wait: str) -> None:
+        """A picture, until it is acknowledged."""
         ident = new_id()
         while True:
             try:
