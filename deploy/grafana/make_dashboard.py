@@ -72,6 +72,11 @@ ROWS: list[tuple[str, list[tuple[str, str, list[Query]]]]] = [
             ("Oldest frame at an edge", "s", [("max(aeic_edge_oldest_unacknowledged_seconds)", "oldest")]),
             ("Edges connected", "none", [("sum(aeic_cloud_streams)", "edges")]),
             (
+                "Silent for longest",
+                "s",
+                [("topk(10, max by (source) (aeic_cloud_source_silent_seconds))", "{{source}}")],
+            ),
+            (
                 "Waiting and failed",
                 "none",
                 [('sum by (state) (aeic_cloud_stored_frames{state=~"received|failed"})', "{{state}}")],

@@ -2,21 +2,25 @@
 
     python -m tests.support.faulty_process CONTROL MODULE
 
-:class:`Control` writes CONTROL, a file of 16 bytes: the offset of the wall clock, and how the disk of the spool fails.
+:class:`Control` writes CONTROL, a file of 24 bytes: the offset of the wall clock, how the disk of the spool fails, and
+whether the machine stops in the middle of a recovery.
 """
 
 from __future__ import annotations
 
 import errno
 import mmap
+import os
 import random
 import runpy
+import signal
 import struct
 import sys
 import time
 from pathlib import Path
+from typing import BinaryIO
 
-_LAYOUT = struct.Struct("dQ")
+_LAYOUT = struct.Struct("dQQ")
 MODES = ("", "eio", "ro", "full")
 
 
@@ -39,10 +43,16 @@ class Control:
         """One of `MODES`: nothing fails, all I/O fails, writing fails, or there is no room."""
         return MODES[_LAYOUT.unpack(self._map)[1]]
 
-    def set(self, *, clock_offset: float | None = None, mode: str | None = None) -> None:
+    @property
+    def kill_step(self) -> int:
+        """The process kills itself at this I/O step of a recovery; 0: never."""
+        return int(_LAYOUT.unpack(self._map)[2])
+
+    def set(self, *, clock_offset: float | None = None, mode: str | None = None, kill_step: int | None = None) -> None:
         """Changes what is given."""
         offset = self.clock_offset if clock_offset is None else clock_offset
-        self._map[:] = _LAYOUT.pack(offset, MODES.index(self.mode if mode is None else mode))
+        number = MODES.index(self.mode if mode is None else mode)
+        self._map[:] = _LAYOUT.pack(offset, number, self.kill_step if kill_step is None else kill_step)
 
 
 def _shift_clock(control: Control) -> None:
@@ -65,6 +75,12 @@ def _replace_disk(control: Control) -> None:
 
         def __init__(self) -> None:
             super().__init__(random.Random(0))
+            self.recovering = 0
+
+        def create(self, path: Path) -> BinaryIO:
+            if path.name.endswith(".rebuilding"):
+                self.recovering = 1
+            return super().create(path)
 
         @property
         def mode(self) -> str:
@@ -75,6 +91,10 @@ def _replace_disk(control: Control) -> None:
             """Only `control` changes it."""
 
         def step(self) -> str:
+            if self.recovering:
+                if self.recovering == control.kill_step:
+                    os.kill(os.getpid(), signal.SIGKILL)
+                self.recovering += 1
             return control.mode
 
         def free_bytes(self, folder: Path) -> int:

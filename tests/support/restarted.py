@@ -52,9 +52,15 @@ class Process:
             stderr=self.log.open("ab"),
         )  # fmt: skip
 
+    async def answers(self) -> bool:
+        """Whether it became ready, and did not end before."""
+        assert self.process.stdout is not None
+        return bool(await self.process.stdout.readline())
+
     async def kill(self) -> None:
         self.measure()
-        self.process.send_signal(signal.SIGKILL)
+        with contextlib.suppress(ProcessLookupError):
+            self.process.send_signal(signal.SIGKILL)
         await self.process.wait()
 
     def measure(self) -> None:
