@@ -144,5 +144,5 @@ async def test_the_capture_process_says_what_is_wrong_without_the_address(tmp_pa
     process.stdin.write(json.dumps({**wanted, "timeout_seconds": 5}).encode() + b"\n")
     # Not communicate(): that closes stdin, and the process leaves at once, with its parent.
     assert process.stdout is not None and process.stderr is not None
-    out, told = await asyncio.gather(process.stdout.read(), process.stderr.read())
-    assert await process.wait() == 1 and out == b"" and b"s3cret" not in told and b"No such file" in told
+    out, errors = await asyncio.gather(process.stdout.read(), process.stderr.read())
+    assert await process.wait() == 1 and out == b"" and b"s3cret" not in errors and b"No such file" in errors
