@@ -83,6 +83,17 @@ class StoredFrame:
 
 
 @dataclass(frozen=True)
+class Page:
+    """Frames of a list, and ``next``, the ``seq`` before which the list goes on; None at its end.
+
+    A page may be short, or empty, before the end: a search looks at a limited number of frames at a time.
+    """
+
+    rows: list[StoredFrame]
+    next: int | None
+
+
+@dataclass(frozen=True)
 class Lease:
     """One claim of one frame. ``token`` names the owner and the claim: no other claim has the same one.
 

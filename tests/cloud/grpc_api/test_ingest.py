@@ -126,7 +126,7 @@ async def test_a_store_that_cannot_write_acknowledges_nothing(
 ) -> None:
     id = uuid4()
 
-    def full(*_: object) -> None:
+    def full(*_: object, **__: object) -> None:
         raise StoreUnavailable("the store cannot commit (database or disk is full): free its disk")
 
     async with running_cloud(decoder, tmp_path) as cloud:
@@ -213,7 +213,7 @@ async def test_cameras_behind_a_box_are_sources_of_their_own(
                 assert ack.status == pb.ACK_STATUS_REJECTED and "source_id" in ack.reason
             # All are taken; how many of one stream are shown as connected is bounded.
             assert set(cloud.presence.connected) == {("", "box-1"), ("", "north"), ("", "south")}
-            rows = cloud.store.frames.page("", 10)
+            rows = cloud.store.frames.page("", 10).rows
             assert {(row.source, row.wanted) for row in rows} == {
                 ("box-1", False), ("north", True), ("south", False), ("east", False),
             }  # fmt: skip

@@ -95,7 +95,7 @@ def test_a_store_from_before_keeps_its_frames_and_its_queue(store_url: str) -> N
     assert [c.row.id for c in claim(store)] == [new[1].id, new[0].id]
     assert store.frames.bitstream("", new[4].id) == b"f4"
     assert store.frames.add([new[2], stored_frame()], NOW) == [Added.DUPLICATE, Added.STORED]
-    rows = store.frames.page("", 10)
+    rows = store.frames.page("", 10).rows
     assert rows[0].seq > 5 and rows[-1].state is FrameState.DECODING
     assert rows[-1].attempts == 1, "the attempt of before is kept, and a claim alone is none"
     store.close()
