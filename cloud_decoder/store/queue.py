@@ -162,7 +162,7 @@ class JobQueue:
         self._update(leases, lease_until=until)
 
     def begin(self, leases: Iterable[Lease]) -> None:
-        """Count an attempt: these frames are about to reach the device, which may end the worker."""
+        """Count an attempt: these frames are about to be decoded, which may end the worker."""
         self._update(leases, attempts=jobs.c.attempts + 1)
 
     def release(self, leases: Iterable[Lease], *, begun: bool = False, until: float | None = None) -> None:
