@@ -170,6 +170,16 @@ class Decoder:
         """The library that synthesises and what it multiplies in; final once the decoder is warm."""
         return self._generator.runtime
 
+    def revive(self) -> None:
+        """Warm up again after a failure: raises what keeps the generator from working."""
+        self._warm = False
+        self.warm_up()
+
+    @property
+    def problem(self) -> str:
+        """Why no batch could begin now; empty where one could."""
+        return self._generator.problem
+
     @property
     def parts(self) -> dict[str, float]:
         """Seconds of the last batch by part of the network, where the generator measures them."""
