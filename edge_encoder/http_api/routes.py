@@ -174,7 +174,8 @@ def create_app(service: EdgeService) -> FastAPI:
         problem = await service.problem()
         if problem:
             return problems.problem(503, f"not ready: {problem}", headers={"Retry-After": "1"})
-        return JSONResponse({"status": "ready", "provider": service.encoder.analysis.provider})
+        down = {source.name: source.detail for source in service.sources if source.state == "down"}
+        return JSONResponse({"status": "ready", "provider": service.encoder.analysis.provider, "sources_down": down})
 
     @app.get("/metrics", response_class=PlainTextResponse)
     async def metrics() -> Response:
