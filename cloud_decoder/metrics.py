@@ -37,6 +37,9 @@ class Metrics:
         self.commit_seconds = histogram("commit_seconds", "One commit of received frames.", STAGE_SECONDS)
         self.commit_frames = histogram("commit_frames", "Frames in one commit.", BATCH_ITEMS)
         self.streams = gauge("streams", "Edges connected now.")
+        self.source_conflicts = counter(
+            "source_conflicts_total", "Streams on which a second box sent under the source id of another."
+        )
 
         self.queue_seconds = histogram(
             "queue_seconds", "Time that a frame waits before entropy decoding.", STAGE_SECONDS
