@@ -6,9 +6,10 @@ import difflib
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field, ValidationError
+from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
 
 
@@ -19,6 +20,8 @@ class ServiceSettings(BaseSettings):
     model_config = SettingsConfigDict(extra="forbid", env_ignore_empty=True)
     prefix: ClassVar[str]
     """Of the service's variables, as ``env_prefix`` has it."""
+    may_be_empty: ClassVar[tuple[str, ...]] = ()
+    """Settings for which an empty variable is a value. For the others it is as if it were not there."""
 
     allowed_hosts: str = Field(
         "",
@@ -51,10 +54,15 @@ class ServiceSettings(BaseSettings):
         variable = cls.prefix + "CONFIG"
         config = os.environ.get(variable)
         if not config:
-            return init_settings, env_settings
+            return init_settings, _EmptyVariables(settings_cls), env_settings
         if not Path(config).is_file():
             raise FileNotFoundError(f"{variable} names {config}, which does not exist")
-        return init_settings, env_settings, TomlConfigSettingsSource(settings_cls, config)
+        return (
+            init_settings,
+            _EmptyVariables(settings_cls),
+            env_settings,
+            TomlConfigSettingsSource(settings_cls, config),
+        )
 
     @classmethod
     def unknown_variables(cls, environment: Mapping[str, str]) -> list[str]:
@@ -77,6 +85,21 @@ class ServiceSettings(BaseSettings):
     @classmethod
     def _variables(cls) -> set[str]:
         return {cls.prefix + name.upper() for name in cls.model_fields} | {cls.prefix + "CONFIG"}
+
+
+class _EmptyVariables(PydanticBaseSettingsSource):
+    """The variables that are set and empty, of those that may be."""
+
+    settings_cls: type[ServiceSettings]
+
+    def get_field_value(self, field: FieldInfo, field_name: str) -> tuple[Any, str, bool]:
+        """Not used: `__call__` gives all values."""
+        return None, field_name, False
+
+    def __call__(self) -> dict[str, Any]:
+        prefix, names = self.settings_cls.prefix, self.settings_cls.may_be_empty
+        found = {name.upper() for name, value in os.environ.items() if not value}
+        return {name: "" for name in names if prefix + name.upper() in found}
 
 
 def readable(error: Exception, prefix: str = "") -> str:

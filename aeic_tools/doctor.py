@@ -289,7 +289,7 @@ def _data(role: Role, given: Path | None) -> Iterator[Finding]:
 
 
 def _spool(folder: Path) -> Iterator[Finding]:
-    if not any(folder.glob("*.db")):
+    if not (folder / "spool.sqlite3").is_file():
         return
     try:
         from edge_encoder.spool.check import check

@@ -183,7 +183,9 @@ class Cloud:
             decode.router(backend, frame_limits, max_wait=max_wait),
             events.router(self.event_bus, images, backend, bundles),
             status.router(store, self.presence, self.model_pool, backend, self.readiness),
-            status.metrics_router(self.metrics, store, self._cache, self.model_pool, self.readiness),
+            status.metrics_router(
+                self.metrics, store, self._cache, self.model_pool, self.readiness, sources=self.settings.metrics_sources
+            ),
             page.router(),
             edge.router(self._edge_proxy, upload_limits),
         ]

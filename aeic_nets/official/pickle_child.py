@@ -2,7 +2,7 @@
 
     python -m aeic_nets.official.pickle_child FILE OUT SECONDS BYTES
 
-Files of PyTorch Lightning hold objects of other packages beside the tensors: callbacks, settings, optimisers. Each class
+Files of PyTorch Lightning hold objects of other packages: callbacks, settings, optimisers. Each class
 that torch's loader does not know is replaced by :class:`Inert`, so that nothing of it is imported or run. Classes and
 functions of modules that torch blocks (``os``, ``sys``) are refused.
 

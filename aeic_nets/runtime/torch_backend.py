@@ -196,6 +196,11 @@ class TorchGenerator:
         return pictures
 
     @property
+    def problem(self) -> str:
+        """Always empty: a failed device shows itself in the next batch."""
+        return ""
+
+    @property
     def runtime(self) -> str:
         """torch and what it multiplies in, for people."""
         return f"torch {str(self.dtype).removeprefix('torch.')}"

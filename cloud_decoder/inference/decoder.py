@@ -242,6 +242,17 @@ class Decoder:
         """The library that synthesises and what it multiplies in; final once the decoder is warm."""
         return self._generator.runtime
 
+    def revive(self, lane: int = 0) -> None:
+        """Warm a lane up again after a failure: raises what keeps the generator from working."""
+        self._warm[lane] = False
+        self.warm_up(lane)
+
+    @property
+    def problem(self) -> str:
+        """Why no batch could begin now; empty where one could on any lane."""
+        problems = [generator.problem for generator in self._generators]
+        return problems[0] if all(problems) else ""
+
     def parts(self, lane: int = 0) -> dict[str, float]:
         """Seconds of the lane's last batch by part of the network, where the generator measures them."""
         return self._generators[lane].parts

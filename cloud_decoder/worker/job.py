@@ -30,7 +30,7 @@ class DecodeJob:
     deadline: float = math.inf
     rows: list[StoredFrame] = field(default_factory=list)  # stored frames of this content, leased by this worker
     leases: dict[int, Lease] = field(default_factory=dict)  # of the rows, by seq
-    begun: bool = False  # it has been on the device
+    begun: bool = False  # its decoding has begun, and an attempt is counted
     waiters: int = 0
     keep: bool = False  # its picture goes to the cache
     pinned: bool = False  # decode it although no caller waits: the caller will ask again
@@ -53,7 +53,7 @@ class DecodeJob:
 
     @property
     def suspect(self) -> bool:
-        """Whether a service has ended while one of its frames was on the device. It must be there alone."""
+        """Whether a service has ended while one of its frames was being decoded. Nothing is decoded beside it."""
         return any(row.attempts for row in self.rows)
 
     @property
@@ -63,10 +63,9 @@ class DecodeJob:
 
     def entropy_item(self) -> WorkItem[str]:
         """The job as an item that waits for entropy decoding."""
-        bucket: Bucket = (self.frame.fingerprint, *self.frame.latent_size)
-        if self.suspect:
-            bucket = (*bucket, self.digest)
-        return WorkItem(self.digest, bucket, self.cost, self.priority, self.effective_deadline, self.arrived)
+        return WorkItem(
+            self.digest, (self.frame.fingerprint,), self.cost, self.priority, self.effective_deadline, self.arrived
+        )
 
     def tile_items(self) -> list[WorkItem[tuple[str, Tile]]]:
         """The next row of its tiles as items that wait for the device."""

@@ -4,6 +4,10 @@ Where synthesis runs on the CPU the two stages take turns, and entropy decoding 
 GPU they overlap, and each card has a loop of its own, all of which take from one queue. A batch that fails is halved
 until the failing frame is alone. Out of memory leads to smaller batches, a lost process to another process, a card that
 does not come back to the remaining ones, and any other failure to one frame in quarantine.
+
+Both stages can end this process: the entropy decoder runs in it, and the machine may kill it for its memory. An attempt
+is therefore counted before a frame's entropy decoding begins. A frame that has an attempt from an earlier life of a
+service is a suspect: nothing else is decoded while it is, in either stage.
 """
 
 from __future__ import annotations
@@ -11,10 +15,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections import defaultdict
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
 from functools import partial
-from threading import Lock
 
 from cloud_decoder.errors import (
     DecoderDied,
@@ -23,7 +28,7 @@ from cloud_decoder.errors import (
     Expired,
     ModelUnavailable,
 )
-from cloud_decoder.faults import HOST_SECONDS, Fault, outcome_of
+from cloud_decoder.faults import HOST_SECONDS, OUT_OF_MEMORY_SECONDS, Fault, outcome_of
 from cloud_decoder.inference.decoder import Decoder
 from cloud_decoder.inference.model_pool import ModelPool
 from cloud_decoder.metrics import Metrics
@@ -31,6 +36,7 @@ from cloud_decoder.store.records import FrameState
 from cloud_decoder.threads import run_on
 from cloud_decoder.tiling import Tile, TileAssembler
 from cloud_decoder.worker import tracing
+from cloud_decoder.worker.batcher import WorkItem
 from cloud_decoder.worker.claimer import Claimer
 from cloud_decoder.worker.completion import Completion, reason_of
 from cloud_decoder.worker.job import DecodeJob
@@ -44,12 +50,46 @@ LANE_SECONDS = 30.0
 """A device whose process does not start is tried again after this long, while others work."""
 ENTROPY_CALLS = 2
 """Batches that wait for entropy decoding on each card: one is decoded while the next is collected."""
+Batch = list[tuple[DecodeJob, WorkItem[tuple[str, Tile]]]]
 
 AHEAD = 4
 """Frames that each thread entropy-decodes before synthesis has its turn on shared cores: each change of turns costs
 cold caches and a pause."""
 READY_BATCHES = 8
 """Decoded latents held, in batches. Enough that frames of mixed shapes still fill batches."""
+
+
+class Gate:
+    """Any number of steps side by side, or one alone. A step that waits to be alone goes before later ones."""
+
+    def __init__(self) -> None:
+        self._changed = asyncio.Condition()
+        self._inside = self._want_alone = 0
+        self._alone = False
+
+    @asynccontextmanager
+    async def enter(self, alone: bool = False) -> AsyncIterator[None]:
+        """Wait for the turn of a step."""
+        async with self._changed:
+            if alone:
+                self._want_alone += 1
+                try:
+                    await self._changed.wait_for(lambda: not self._alone and not self._inside)
+                finally:
+                    self._want_alone -= 1
+                self._alone = True
+            else:
+                await self._changed.wait_for(lambda: not self._alone and not self._want_alone)
+                self._inside += 1
+        try:
+            yield
+        finally:
+            async with self._changed:
+                if alone:
+                    self._alone = False
+                else:
+                    self._inside -= 1
+                self._changed.notify_all()
 
 
 class Pipeline:
@@ -76,9 +116,9 @@ class Pipeline:
         self._max_batch_pixels = decoder.max_batch_pixels
         self._entropy_threads = ThreadPoolExecutor(decoder.entropy_workers, "entropy")
         self._device_threads = [ThreadPoolExecutor(1, f"device-{lane}") for lane in range(decoder.lanes)]
+        self._gate = Gate()
         self._entropy_calls = 0
         self._resting: dict[int, str] = {}  # lanes whose device does not start, and why
-        self._lane_lock = Lock()
 
     @property
     def warnings(self) -> list[str]:
@@ -88,8 +128,20 @@ class Pipeline:
 
     async def warm_up(self) -> None:
         """Run the default bundle once on every device, so that the first frames are not slower than the others."""
-        lanes = enumerate(self._device_threads)
-        await asyncio.gather(*(run_on(threads, self._warm_up, lane) for lane, threads in lanes))
+        limits = await asyncio.gather(
+            *(run_on(one, self._warm_up, lane) for lane, one in enumerate(self._device_threads))
+        )
+        device = self._scheduler.device
+        device.max_cost = min(device.max_cost, *limits)  # a card with less memory than planned has smaller batches
+
+    async def revive(self) -> None:
+        """Start the devices again after a failure. Raises what keeps the last of them from working."""
+        self._gate, self._entropy_calls = Gate(), 0  # the loops that used the other one have ended
+        calls = [run_on(threads, self._revive, lane) for lane, threads in enumerate(self._device_threads)]
+        results = await asyncio.gather(*calls, return_exceptions=True)
+        failures = [result for result in results if isinstance(result, BaseException)]
+        if len(failures) == len(results):
+            raise failures[-1]
 
     def loops(self) -> list[Callable[[], Awaitable[None]]]:
         """Coroutines to run, each of which ends when the scheduler drains."""
@@ -109,7 +161,7 @@ class Pipeline:
         while not scheduler.draining:
             self._expire()
             if len(scheduler.entropy) and not scheduler.device.full and self._room:
-                await asyncio.gather(*(self._entropy_step() for _ in range(AHEAD * self._entropy_workers)))
+                await self._entropy_step(AHEAD * self._entropy_workers)
             elif len(scheduler.device):
                 await self._device_step(0)
             else:
@@ -119,7 +171,7 @@ class Pipeline:
         while not self._scheduler.draining:
             self._expire()
             if len(self._scheduler.entropy) and self._room and self._entropy_calls < self._most_entropy_calls:
-                await self._entropy_step()
+                await self._entropy_step(self._model_pool.entropy_batch)
             else:
                 await self._scheduler.change()
 
@@ -135,14 +187,16 @@ class Pipeline:
                 if len(self._resting) + 1 >= len(self._device_threads):
                     raise
                 log.error("device %d is left out for %g s: %s", lane, LANE_SECONDS, error)
-                self._resting[lane] = str(error)
-                await self._rest()
-                self._resting.pop(lane)
+                await self._rest(lane, str(error))
 
-    async def _rest(self) -> None:
+    async def _rest(self, lane: int, reason: str) -> None:
         until = time.monotonic() + LANE_SECONDS
-        while not self._scheduler.draining and time.monotonic() < until:
-            await self._scheduler.change()
+        self._resting[lane] = reason
+        try:
+            while not self._scheduler.draining and time.monotonic() < until:
+                await self._scheduler.change()
+        finally:
+            del self._resting[lane]
 
     @property
     def _room(self) -> bool:
@@ -150,34 +204,53 @@ class Pipeline:
 
     # -- entropy decoding -------------------------------------------------------------------------------------------
 
+    async def _entropy_step(self, limit: int = 1) -> None:
+        group = self._scheduler.take_entropy(limit)
+        if not group:
+            return
+        alone = group[0].suspect
+        self._entropy_calls += 1
+        try:
+            async with self._gate.enter(alone):
+                await self._claimer.begin(group)
+                await asyncio.gather(*map(self._decode_together, self._entropy_groups(group)))
+                while alone and (batch := self._scheduler.take_tile(group[0])):
+                    await self._run_batch(batch, self._working_lane)
+        finally:
+            self._entropy_calls -= 1
+
     @property
     def _most_entropy_calls(self) -> int:
         if self._model_pool.entropy_batch == 1:
             return self._entropy_workers
         return ENTROPY_CALLS * len(self._device_threads)
 
-    async def _entropy_step(self) -> None:
-        jobs = self._scheduler.take_entropy(self._model_pool.entropy_batch)
+    def _entropy_groups(self, jobs: Sequence[DecodeJob]) -> list[list[DecodeJob]]:
+        """What is decoded in one call each: single jobs on the CPU, all of a bundle on a card."""
+        if self._model_pool.entropy_batch == 1:
+            return [[job] for job in jobs]
+        by_bundle: defaultdict[str, list[DecodeJob]] = defaultdict(list)
+        for job in jobs:
+            by_bundle[job.frame.fingerprint].append(job)
+        return list(by_bundle.values())
+
+    async def _decode_together(self, jobs: Sequence[DecodeJob]) -> None:
+        jobs = [job for job in jobs if self._scheduler.has(job)]  # one may have been dropped meanwhile
         if not jobs:
             return
-        self._entropy_calls += 1
         try:
             outcomes = await run_on(self._entropy_threads, self._entropy_decode, jobs)
         except DeviceUnavailable:
             raise
         except Exception as error:
-            for job in jobs:
-                await self._fail(job, error)
-            return
-        finally:
-            self._entropy_calls -= 1
+            outcomes = [error] * len(jobs)
         for job, outcome in zip(jobs, outcomes, strict=True):
             if isinstance(outcome, Exception):
                 await self._fail(job, outcome)
                 continue
             self._metrics.queue_seconds.observe(job.timings["queue"])
             self._metrics.entropy_seconds.observe(job.timings["entropy"])
-            if self._scheduler.has(job):  # it may have been dropped meanwhile
+            if self._scheduler.has(job):
                 job.latents_digest, job.assembler = outcome
                 self._scheduler.add_tiles(job)
         if any(job.rows for job in jobs):  # there may be room for more stored frames
@@ -203,9 +276,17 @@ class Pipeline:
 
     # -- the device -------------------------------------------------------------------------------------------------
 
+    @property
+    def _working_lane(self) -> int:
+        return next((lane for lane in range(len(self._device_threads)) if lane not in self._resting), 0)
+
     async def _device_step(self, lane: int) -> None:
+        async with self._gate.enter():
+            if batch := self._scheduler.take_batch():
+                await self._run_batch(batch, lane)
+
+    async def _run_batch(self, batch: Batch, lane: int) -> None:
         started = time.monotonic()
-        batch = self._scheduler.take_batch()
         work = [(job, item.key[1]) for job, item in batch]
         cost = sum(item.cost for _, item in batch)
         jobs = list(dict.fromkeys(job for job, _ in work))
@@ -215,17 +296,12 @@ class Pipeline:
                 self._metrics.device_wait_seconds.observe(job.timings["device_wait"])
         self._metrics.batch_items.observe(len(batch))
         self._metrics.batch_fill.observe(cost / self._max_batch_pixels)
-        await self._claimer.begin(jobs)
         done: set[Work] = set()
         try:
             failed = await run_on(self._device_threads[lane], self._synthesise, work, lane, done)
         except DeviceUnavailable:
             for job, item in batch:  # another device may take what this one has not finished
-                if (
-                    item.key not in self._scheduler.device
-                    and (job, item.key[1]) not in done
-                    and self._scheduler.has(job)
-                ):
+                if self._scheduler.has(job) and (job, item.key[1]) not in done:
                     self._scheduler.device.add(item)
             raise
         seconds = time.monotonic() - started
@@ -251,12 +327,15 @@ class Pipeline:
                 self._scheduler.remove(job)
             await self._completion.start(finished)
 
-    def _warm_up(self, lane: int) -> None:
+    def _warm_up(self, lane: int) -> int:
+        """The pixels that a batch may have on this lane."""
         with self._model_pool.acquire(self._model_pool.default.fingerprint) as decoder:
             decoder.warm_up(lane)
-            with self._lane_lock:  # a card with less memory than planned has smaller batches
-                limit = min(self._scheduler.device.max_cost, decoder.max_batch_pixels)
-                self._scheduler.device.max_cost = limit
+            return decoder.max_batch_pixels
+
+    def _revive(self, lane: int) -> None:
+        with self._model_pool.acquire(self._model_pool.default.fingerprint) as decoder:
+            decoder.revive(lane)
 
     def _synthesise(self, work: Sequence[Work], lane: int, done: set[Work]) -> dict[DecodeJob, Exception]:
         """Run one batch, on the device's thread. Returns the jobs that failed, each with its error.
@@ -309,7 +388,7 @@ class Pipeline:
     # -- endings ----------------------------------------------------------------------------------------------------
 
     async def _fail(self, job: DecodeJob, error: Exception) -> None:
-        outcome = outcome_of(error)
+        outcome, original = outcome_of(error), error
         reason = reason_of(error)
         if self._scheduler.has(job):
             if outcome.answer is not None:
@@ -317,6 +396,10 @@ class Pipeline:
             self._scheduler.end(job, error)
         if outcome.state is FrameState.FAILED:
             await self._completion.fail(job, reason)
+            return
+        if isinstance(original, DeviceOutOfMemory):
+            log.error("a frame waits for %g s: %s", OUT_OF_MEMORY_SECONDS, reason)
+            await self._claimer.release([job], after=OUT_OF_MEMORY_SECONDS)
             return
         await self._claimer.release([job])
         if outcome.fault is Fault.HOST:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from typing import Any
 
 from fastapi import APIRouter
@@ -22,6 +23,9 @@ from cloud_decoder.metrics import Metrics
 from cloud_decoder.presence import Presence
 from cloud_decoder.readiness import Readiness
 from cloud_decoder.store.store import Store
+
+_SEEN_SECONDS = 7 * 86_400.0
+"""A source that was last seen before is taken for gone."""
 
 
 def router(
@@ -79,9 +83,9 @@ def router(
 
 
 def metrics_router(
-    metrics: Metrics, store: Store, cache: PictureCache, model_pool: ModelPool, readiness: Readiness
+    metrics: Metrics, store: Store, cache: PictureCache, model_pool: ModelPool, readiness: Readiness, *, sources: int
 ) -> APIRouter:
-    """The metrics, with the gauges that are read at each scrape."""
+    """The metrics, with the gauges that are read at each scrape, and one for each of the latest ``sources``."""
     routes = APIRouter()
 
     @routes.get("/metrics", response_class=PlainTextResponse)
@@ -93,6 +97,11 @@ def metrics_router(
         with contextlib.suppress(StoreUnavailable):  # the other metrics say what is wrong
             for state, count in (await asyncio.to_thread(store.frames.counts)).items():
                 metrics.stored.labels(state).set(count)
+            now = time.time()
+            arrivals = await asyncio.to_thread(store.frames.last_arrivals, now - _SEEN_SECONDS, sources)
+            metrics.source_silent.clear()  # those that are not among them any more
+            for tenant, source, arrived_ms in arrivals:
+                metrics.source_silent.labels(tenant, source).set(max(0.0, now - arrived_ms / 1000))
         return prometheus_text(metrics.registry)
 
     return routes
