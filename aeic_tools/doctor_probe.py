@@ -58,8 +58,8 @@ def _problem(onnxruntime: Any, name: str, graph: Path, image: Any, expected: Any
         (got,) = session.run(None, {"image": image})
     except Exception as error:
         return str(error).splitlines()[0][:200]
-    error = float(np.abs(got - expected).max()) / (float(np.abs(expected).max()) or 1.0)
-    return "" if error <= TOLERANCE else f"its answer differs by {error:.3g} of the largest value"
+    worst = float(np.abs(got - expected).max()) / (float(np.abs(expected).max()) or 1.0)
+    return "" if worst <= TOLERANCE else f"its answer differs by {worst:.3g} of the largest value"
 
 
 def _loads(file: str) -> bool:

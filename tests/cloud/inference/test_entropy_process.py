@@ -20,7 +20,7 @@ from cloud_decoder.errors import DecoderDied, DeviceUnavailable
 from cloud_decoder.inference.backend import EntropyDecoded
 from cloud_decoder.inference.decoder import Decoder, DecoderSettings
 from cloud_decoder.inference.devices import choose_device, choose_devices
-from cloud_decoder.inference.subprocess_backend import SharedBuffer, SubprocessGenerator
+from cloud_decoder.inference.subprocess_backend import ChildState, SharedBuffer, SubprocessGenerator
 from cloud_decoder.inference.subprocess_child import DEVICE_EXIT, Child
 from cloud_decoder.worker import pipeline
 from tests.support.cloud import FakeGenerator, metric, running_cloud
@@ -49,6 +49,14 @@ def on_device(exact: Bundle) -> Iterator[Decoder]:
     decoder.close()
 
 
+def await_another(generator: SubprocessGenerator, pid: int) -> None:
+    """Wait until a child other than ``pid`` is ready."""
+    end = time.monotonic() + 120
+    while generator.pid in (pid, None) or generator.state is not ChildState.READY:
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
 def test_the_child_decodes_what_the_cpu_does(on_device: Decoder, exact_frame: MakeFrame) -> None:
     frames = [exact_frame(seed) for seed in range(5)]
     assert on_device.entropy_batch == 8 and on_device.warnings == []
@@ -75,8 +83,7 @@ def test_a_lost_child_harms_no_frame(exact: Bundle, exact_frame: MakeFrame) -> N
     (outcome,) = decoder.entropy_decode_many([frame])
     assert isinstance(outcome, EntropyDecoded) and outcome.digest == decoder.entropy_decode(frame).digest
     killer.join()
-    decoder.decode([frame])  # another child
-    assert decoder._generator.pid != victim  # type: ignore[attr-defined]
+    await_another(decoder._generator, victim)  # type: ignore[arg-type]
     (outcome,) = decoder.entropy_decode_many([frame])
     assert isinstance(outcome, EntropyDecoded) and decoder.take_counts()["entropy_cpu"] == 1
     decoder.close()
@@ -84,9 +91,11 @@ def test_a_lost_child_harms_no_frame(exact: Bundle, exact_frame: MakeFrame) -> N
 
 def test_a_child_that_hangs_on_entropy_is_killed(exact: Bundle, exact_frame: MakeFrame) -> None:
     generator = SubprocessGenerator(exact.path, "onnx", 1, batch_seconds=0.4, entropy=True)
-    os.kill(generator.pid or 0, signal.SIGSTOP)
+    hung = generator.pid or 0
+    os.kill(hung, signal.SIGSTOP)
     assert generator.entropy_decode([exact_frame(1)]) is None
     generator._batch_seconds = 60
+    await_another(generator, hung)
     assert generator(np.zeros((1, exact.channels, 2, 2), np.float32)).shape == (1, 3, 64, 64)
     generator.close()
 
@@ -94,8 +103,8 @@ def test_a_child_that_hangs_on_entropy_is_killed(exact: Bundle, exact_frame: Mak
 def test_a_mismatch_moves_entropy_to_the_cpu_for_good(exact: Bundle, exact_frame: MakeFrame) -> None:
     generator = SubprocessGenerator(exact.path, "onnx", 1, entropy=True)
     decoder = Decoder(exact, generator, settings=SETTINGS)
-    channel = generator._entropy
-    assert channel is not None
+    assert generator._child is not None and generator._child.entropy is not None
+    channel = generator._child.entropy
     told = {
         "outcomes": [{"failed": "Damaged", "what": "x"}],
         "counts": {"entropy_mismatches": 1},
@@ -108,9 +117,10 @@ def test_a_mismatch_moves_entropy_to_the_cpu_for_good(exact: Bundle, exact_frame
     assert decoder.take_counts()["entropy_mismatches"] == 1
     (outcome,) = decoder.entropy_decode_many([exact_frame(1)])
     assert isinstance(outcome, EntropyDecoded)
-    assert generator._child is not None
-    generator._child.kill()
-    generator._child.wait()
+    victim = generator._child.process
+    victim.kill()
+    victim.wait()
+    await_another(generator, victim.pid)
     decoder.decode([exact_frame(1)])
     assert decoder.entropy_batch == 1, "a new child is not trusted either"
     decoder.close()
@@ -250,8 +260,8 @@ def test_the_child_ends_and_another_one_starts(bundle: Bundle, make_frame: MakeF
         patch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")]))
         generator = SubprocessGenerator(bundle.path, "onnx", 1)
         decoder = Decoder(bundle, generator, settings=DecoderSettings(threads=1))
-        child, frame = generator._child, make_frame(1, 192, 192)
-        assert child is not None
+        assert generator._child is not None
+        child, frame = generator._child.process, make_frame(1, 192, 192)
         with pytest.raises(DecoderDied, match="the device failed"):
             decoder.decode([frame])
         assert child.wait(5) == DEVICE_EXIT
