@@ -104,7 +104,9 @@ def with_model(bundle: Bundle, model: EntropyModel) -> LatentCodec:
 
 @torch.no_grad()
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="aeic bench desync", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="aeic bench desync", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--profile", choices=("se", "me"), default="se")
     parser.add_argument("--frames", type=int, default=200)
     parser.add_argument("--pictures", type=Path, default=Path("examples"))

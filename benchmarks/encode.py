@@ -98,7 +98,9 @@ def providers() -> list[ProviderChoice]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="aeic bench encode", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="aeic bench encode", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--profile", choices=("se", "me"), default="se")
     parser.add_argument("--sizes", default="768x512,1920x1088", help="WIDTHxHEIGHT, with commas")
     parser.add_argument("--threads", type=int, default=2)

@@ -90,7 +90,9 @@ def decode_together(bundle: Bundle, width: int, height: int, rounds: int) -> dic
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="aeic bench exact", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="aeic bench exact", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--profiles", default="nano,se,me")
     parser.add_argument("--elements", type=int, default=10_000_000, help="latents compared for each profile")
     parser.add_argument("--device", default="cpu", help="where the torch interpreter runs")
