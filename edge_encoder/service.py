@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 import aeic
 from aeic.errors import AeicError
 from aeic_service import tracing
-from aeic_service.request_body import Budget
+from aeic_service.budgets import Budget
 from edge_encoder import systemd
 from edge_encoder.bundle_update.trial import Trial
 from edge_encoder.encoding.encode_queue import EncodeQueue

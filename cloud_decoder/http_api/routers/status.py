@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from fastapi import APIRouter
@@ -11,6 +11,7 @@ from fastapi.responses import JSONResponse, Response
 
 import aeic
 from aeic_service import problems
+from aeic_service.budgets import Used
 from cloud_decoder.decode_backend import DecodeBackend
 from cloud_decoder.http_api.dependencies import Tenant
 from cloud_decoder.http_api.serializers import bundles_json, source_json
@@ -66,7 +67,12 @@ def router(
 
 
 def metrics_router(
-    metrics: Metrics, store: Store, cache: PictureCache, model_pool: ModelPool, ready: Callable[[], bool]
+    metrics: Metrics,
+    store: Store,
+    cache: PictureCache,
+    model_pool: ModelPool,
+    budgets: Callable[[], Mapping[str, Used]],
+    ready: Callable[[], bool],
 ) -> APIRouter:
     """The metrics, with the gauges that are read at each scrape."""
     routes = APIRouter()
@@ -76,6 +82,9 @@ def metrics_router(
         metrics.cache_bytes.set(cache.total_bytes)
         metrics.models_bytes.set(model_pool.loaded_bytes)
         metrics.ready.set(ready())
+        for name, budget in budgets().items():
+            metrics.budget.labels(name).set(budget.held)
+            metrics.budget_limit.labels(name).set(budget.limit)
         for state, count in (await asyncio.to_thread(store.frames.counts)).items():
             metrics.stored.labels(state).set(count)
         return Response(metrics.exposition(), media_type="text/plain; version=0.0.4; charset=utf-8")
