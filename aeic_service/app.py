@@ -1,4 +1,4 @@
-"""The FastAPI app that each service adds its routes to, with the rules that hold for every route of both."""
+"""The FastAPI app that each service adds its routes to, with the rules that hold for every route of both services."""
 
 from __future__ import annotations
 
@@ -8,13 +8,14 @@ from typing import Any
 
 from fastapi import Depends, FastAPI, Request
 from fastapi.responses import HTMLResponse, Response
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 import aeic
 from aeic_service import api_page, problems
-from aeic_service.errors import UnknownParameter
+from aeic_service.errors import InvalidParameter, UnknownParameter
 from aeic_service.head import Head
 from aeic_service.origins import Origins, split
 from aeic_service.settings import ServiceSettings
@@ -62,19 +63,28 @@ def new_app(title: str, about: str, settings: ServiceSettings, middleware: Seque
     return app
 
 
+def prometheus_text(registry: CollectorRegistry) -> Response:
+    """The answer of ``GET /metrics``."""
+    return Response(generate_latest(registry), headers={"Content-Type": CONTENT_TYPE_LATEST})
+
+
 async def _known_parameters(request: Request) -> None:
-    """``UnknownParameter`` for a query parameter that the route under ``/v1`` does not have."""
+    """For routes under ``/v1``: ``UnknownParameter`` for a query parameter that the route does not have, and
+    ``InvalidParameter`` for one that is given twice."""
     app, route = request.app, request.scope.get("route")
     path = getattr(route, "path_format", "")
     operation: dict[str, Any] = app.openapi()["paths"].get(path, {}).get(request.method.lower(), {})
     if not operation or not path.startswith("/v1/"):
         return
     known = [one["name"] for one in operation.get("parameters", []) if one["in"] == "query"]
-    for name in request.query_params:
+    given = [name for name, _ in request.query_params.multi_items()]
+    for name in given:
         if name not in known:
             nearest = "".join(f"; did you mean {one!r}?" for one in difflib.get_close_matches(name, known, 1))
             takes = f"it takes {', '.join(known)}" if known else "it takes none"
             raise UnknownParameter(f"{path} has no query parameter {name[:40]!r}: {takes}{nearest}")
+        if given.count(name) > 1:
+            raise InvalidParameter(f"{name} is given {given.count(name)} times: give it once")
 
 
 class _TrailingSlash:

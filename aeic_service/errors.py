@@ -7,6 +7,7 @@
          +- BadRequest           the request makes no sense        HTTP 400
          |   +- InvalidParameter a path, query or header value     HTTP 400
          |   +- UnknownParameter a query parameter that is not one HTTP 400
+         +- UnknownFrame         no such frame here                HTTP 404
          +- SlowBody             the body did not arrive in time   HTTP 408
          +- BodyTooLarge         more bytes than allowed           HTTP 413
          +- UnsupportedBody      a form, or a compressed body      HTTP 415
@@ -44,6 +45,12 @@ class InvalidParameter(BadRequest):
 
 class UnknownParameter(BadRequest):
     """A query parameter that the route does not have."""
+
+
+class UnknownFrame(ServiceError):
+    """The service has no frame of that id, or it belongs to another tenant."""
+
+    http_status = 404
 
 
 class SlowBody(ServiceError):

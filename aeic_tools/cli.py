@@ -247,11 +247,20 @@ def speed(
     reps: Annotated[int, typer.Option("-n", "--reps", min=1, help="Timed repetitions, after one warm-up.")] = 3,
     model: Model = None,
     threads: Threads = 0,
+    sizes: Annotated[
+        str, typer.Option(metavar="WxH,...", help="Instead, pictures of these sizes: cost per pixel and peak memory.")
+    ] = "",
+    as_json: Annotated[bool, typer.Option("--json", help="Print the JSON only.")] = False,
 ) -> None:
     """Encode and decode times of single pictures."""
     from aeic_tools import speed as bench
+    from aeic_tools import speed_by_size
 
-    _finish(bench.run(pictures, reps=reps, bundle=model, threads=threads))
+    if sizes:
+        paths = bench.pictures_in(pictures)
+        _finish(speed_by_size.run(paths, sizes, reps=reps, bundle=model, threads=threads, table=not as_json))
+        return
+    _finish(bench.run(pictures, reps=reps, bundle=model, threads=threads, table=not as_json))
 
 
 MEASUREMENTS = {

@@ -14,25 +14,24 @@ from typing import Any
 from aeic_tools.codec_commands import PICTURE_SUFFIXES
 from aeic_tools.extras import needs
 from aeic_tools.files import UsageError
+from aeic_tools.machine import processor
 
 HEAD = f"{'picture':<24}{'size':>10}{'bytes':>7}{'encode':>10}{'decode':>10}"
 
 
-def run(pictures: Path, reps: int, bundle: Path | None, threads: int) -> int:
-    """Print a table for people and, as the last line, one JSON for programs. Times are medians, in milliseconds."""
+def run(pictures: Path, reps: int, bundle: Path | None, threads: int, *, table: bool = True) -> int:
+    """Print a table for people, unless ``table`` is False, and one JSON as the last line. Times are medians in ms."""
     with needs("edge-cpu and cloud-cpu"):
         from cloud_decoder.inference.decoder import Decoder, DecoderSettings
         from edge_encoder.encoding.encoder import Encoder
-    paths = [pictures] if pictures.is_file() else sorted(pictures.glob("*") if pictures.is_dir() else [])
-    paths = [path for path in paths if path.suffix.lower() in PICTURE_SUFFIXES]
-    if not paths:
-        raise UsageError(f"no pictures in {pictures}: give a picture or a folder of them")
+    paths = pictures_in(pictures)
     encoder = Encoder.from_bundle(bundle, threads=threads)
     decoder = Decoder.from_bundle(bundle, "onnx", DecoderSettings(threads=threads))
-    print(
+    show = print if table else _hide
+    show(
         f"bundle {encoder.bundle.name} {encoder.bundle.fingerprint}, {threads or os.cpu_count()} threads, ONNX Runtime;"
     )
-    print(f"each once to warm up, then the median of {reps}\n\n{HEAD}")
+    show(f"each once to warm up, then the median of {reps}\n\n{HEAD}")
     rows: list[dict[str, Any]] = []
     for path in paths:
         data = path.read_bytes()
@@ -47,14 +46,27 @@ def run(pictures: Path, reps: int, bundle: Path | None, threads: int) -> int:
         }
         rows.append(row)
         size = f"{row['width']}x{row['height']}"
-        print(
+        show(
             f"{path.name:<24}{size:>10}{row['bytes']:>7}{row['encode_ms']:>7.0f} ms{row['decode_ms']:>7.0f} ms",
             flush=True,
         )
-    machine = {"cpu": _processor(), "cores": os.cpu_count(), "python": platform.python_version()}
+    machine = {"cpu": processor(), "cores": os.cpu_count(), "python": platform.python_version()}
     settings = {"reps": reps, "warm_up": 1, "threads": threads, "bundle": encoder.bundle.fingerprint}
     print(json.dumps({"bench": "speed", "machine": machine, "settings": settings, "results": rows}))
     return 0
+
+
+def pictures_in(path: Path) -> list[Path]:
+    """The picture, or the pictures in the folder. ``UsageError`` if there is none."""
+    paths = [path] if path.is_file() else sorted(path.glob("*") if path.is_dir() else [])
+    paths = [each for each in paths if each.suffix.lower() in PICTURE_SUFFIXES]
+    if not paths:
+        raise UsageError(f"no pictures in {path}: give a picture or a folder of them")
+    return paths
+
+
+def _hide(*values: object, flush: bool = False) -> None:
+    """Stands for `print` where only the JSON is wanted."""
 
 
 def _median_ms(work: Callable[[], object], reps: int) -> float:
@@ -65,12 +77,3 @@ def _median_ms(work: Callable[[], object], reps: int) -> float:
         work()
         times.append(time.perf_counter() - start)
     return 1e3 * statistics.median(times)
-
-
-def _processor() -> str:
-    """The name of the processor if the system gives it, else the architecture."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.machine()
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())

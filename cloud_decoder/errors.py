@@ -6,7 +6,7 @@
          +- Expired              its deadline passed in wait   HTTP 504, DEADLINE_EXCEEDED
          +- StoreUnavailable     the store cannot write        HTTP 503, UNAVAILABLE
          +- NotAllowed           no or a wrong token           HTTP 401, UNAUTHENTICATED
-         +- UnknownFrame         no such frame here            HTTP 404, NOT_FOUND
+         +- NoEdge               no edge is configured         HTTP 404, NOT_FOUND
          +- Gone                 pruned by retention           HTTP 410, NOT_FOUND
          +- StoredDamage         its stored bytes have changed HTTP 500, INTERNAL
          +- Undecodable          quarantined, with its reason  HTTP 422, FAILED_PRECONDITION
@@ -40,8 +40,8 @@ class NotAllowed(ServiceError):
     http_status = 401
 
 
-class UnknownFrame(ServiceError):
-    """There is no frame of that id, or it belongs to another tenant."""
+class NoEdge(ServiceError):
+    """No edge is configured that would encode a picture for this tenant."""
 
     http_status = 404
 

@@ -6,7 +6,7 @@ deploy/prometheus: 0.25 s from capture to stored bytes decoded at low load, 1 s 
 
 from __future__ import annotations
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics
 
 STAGE_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 END_TO_END_SECONDS = (0.1, 0.25, 0.5, 1, 2, 5, 10, 30, 60, 300, 3600)
@@ -88,7 +88,9 @@ class Metrics:
         self.stored = gauge("stored_frames", "Frames in the store, by state.", ("state",))
         self.ready = gauge("ready", "1 while requests are taken.")
         self.info = gauge(
-            "info", "Always 1; version, bundle and device are the labels.", ("version", "bundle", "device")
+            "info",
+            "Always 1; version, bundle, device and the runtime of the synthesis are the labels.",
+            ("version", "bundle", "device", "runtime"),
         )
         for status in ("stored", "duplicate", "rejected"):
             self.frames.labels(status)
@@ -104,7 +106,3 @@ class Metrics:
             self.gpu_memory.labels(kind)
         for result in ("hit", "miss"):
             self.cache.labels(result)
-
-    def exposition(self) -> bytes:
-        """Everything in Prometheus' text format."""
-        return generate_latest(self.registry)

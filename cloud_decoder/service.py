@@ -86,7 +86,6 @@ class Cloud:
         self._cache = bootstrap.cache_of(settings)
         self.metrics.cache_limit_bytes.set(settings.cache_bytes)
         self.backend = self._backend()
-        self.metrics.info.labels(aeic.__version__, self.model_pool.default.fingerprint, self.backend.device).set(1)
         shared = self.tokens.tenants > 1
         self.admission = Admission(self._pixels_at_once(), settings.max_queue, self.metrics, shared=shared)
         self.calls = Calls(settings.max_streams, self.metrics, shared=shared)
@@ -104,6 +103,9 @@ class Cloud:
         )
         self._edge_proxy = EdgeProxy(settings.edge_url, settings.edge_tenant)
         await self.backend.start()
+        self.metrics.info.labels(
+            aeic.__version__, self.model_pool.default.fingerprint, self.backend.device, self.backend.runtime
+        ).set(1)
         if settings.role != "worker":
             gate = Gate(self.tokens, self.calls, self.admission)
             self._grpc_server = GrpcServer(settings, self.ingest, self.backend, gate)
@@ -165,6 +167,7 @@ class Cloud:
             max_leased=max_leased,
             max_queue=settings.max_queue,
             max_pixels=settings.max_pixels,
+            max_pixels_at_once=self._pixels_at_once(),
             aging_seconds=settings.aging_seconds,
         )
         return Worker(self.model_pool, self.store, self._cache, self.metrics, self.event_bus, worker_settings)

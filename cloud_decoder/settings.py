@@ -59,7 +59,10 @@ class Settings(ServiceSettings):
     batch_seconds: float = Field(
         120.0, gt=0, description="Time limit of one batch; after it, the synthesis process is killed."
     )
-    device: str = Field("auto", description="`auto`, `onnx` (CPU, no torch), `cpu` or `cuda` (torch).")
+    device: str = Field(
+        "auto",
+        description="`auto`, `onnx`, `openvino`, `cpu` or `cuda` (torch), or `fastest` of those installed on this CPU.",
+    )
     threads: int = Field(0, ge=0, description="CPU threads of one inference; 0 takes all cores.")
     entropy_workers: int = Field(0, ge=0, description="Frames entropy-decoded at once; 0 takes half the cores.")
 

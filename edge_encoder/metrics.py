@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 STAGES = ("receive", "wait", "read", "analyse", "entropy", "spool", "ship")
 # There is a bucket boundary at each documented target: 50 ms to answer, 250 ms to encode 768x512.
@@ -104,7 +104,3 @@ class Metrics:
         self.reconnects = Counter(
             "aeic_edge_uplink_failures_total", "Streams that ended, by cause.", ["cause"], registry=registry
         )
-
-    def render(self) -> bytes:
-        """The metrics in Prometheus' text format."""
-        return generate_latest(self.registry)

@@ -46,7 +46,8 @@ class EdgeSettings(ServiceSettings):
     bundle_trial_frames: int = Field(20, ge=1, description="Accepted frames that confirm a bundle on trial.")
 
     provider: ProviderChoice = Field(
-        "auto", description="Execution provider of the analysis; auto takes CUDA when it works, then the CPU."
+        "auto",
+        description="What runs the analysis; auto takes CUDA when it works, else the faster runtime of this processor.",
     )
     threads: int = Field(1, ge=0, le=256, description="Threads of one encode; 0 takes every core.")
     encode_workers: int = Field(

@@ -123,6 +123,11 @@ class TorchGenerator:
         return pictures.float(), clock
 
     @property
+    def runtime(self) -> str:
+        """torch and what it multiplies in, for people."""
+        return f"torch {str(self.dtype).removeprefix('torch.')}"
+
+    @property
     def memory(self) -> dict[str, int]:
         """Bytes that torch holds on the card; empty on a CPU."""
         if self.device.type != "cuda":

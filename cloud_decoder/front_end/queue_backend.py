@@ -52,7 +52,7 @@ class QueueBackend:
     ) -> None:
         self._model_pool, self._store, self._cache, self._metrics = model_pool, store, cache, metrics
         self._max_queue, self._max_pixels = max_queue, max_pixels
-        self.device = "none"
+        self.device = self.runtime = "none"
         self.alive = True
         self.draining = False
         self._callers = 0

@@ -16,7 +16,8 @@ from cloud_decoder.settings import Settings
 
 def build_app(settings: Settings, tokens: Tokens, metrics: Metrics, routers: Iterable[APIRouter]) -> FastAPI:
     """The application that serves ``routers``, and ``/docs`` with their description."""
-    app = new_app("AEIC cloud", "Frames in, pictures out.", settings, [Middleware(RequestMetrics, metrics=metrics)])
+    about = "Receives frames, stores them and serves their pictures."
+    app = new_app("AEIC cloud", about, settings, [Middleware(RequestMetrics, metrics=metrics)])
     app.state.tokens = tokens
     for router in routers:
         app.include_router(router)

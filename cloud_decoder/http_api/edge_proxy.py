@@ -18,7 +18,7 @@ from typing import Any
 
 from aeic_service.budgets import Budget
 from aeic_service.errors import Overloaded, ServiceError
-from cloud_decoder.errors import UnknownFrame
+from cloud_decoder.errors import NoEdge
 from cloud_decoder.threads import run_on
 
 AT_ONCE = 4
@@ -70,9 +70,9 @@ class EdgeProxy:
         return "No edge is configured here: set AEIC_CLOUD_EDGE_URL to the HTTP address of one."
 
     def check(self, tenant: str) -> None:
-        """``UnknownFrame`` where no edge encodes for this tenant."""
+        """``NoEdge`` where no edge encodes for this tenant."""
         if not self.serves(tenant):
-            raise UnknownFrame(self.why_not())
+            raise NoEdge(self.why_not())
 
     async def encode(self, picture: bytes, rate: str | None) -> dict[str, Any]:
         """The frame that the edge made of a JPEG, PNG or WebP file: id, width, height, bytes, bpp, rate, encode_ms.

@@ -11,10 +11,10 @@ from contextlib import AbstractContextManager
 from uuid import UUID
 
 from aeic_service.budgets import Budget, Place
-from aeic_service.errors import Draining, Overloaded
+from aeic_service.errors import Draining, Overloaded, UnknownFrame
 from cloud_decoder.admission import Admission
 from cloud_decoder.decode_backend import DecodeBackend, Decoded
-from cloud_decoder.errors import Expired, Gone, Undecodable, UnknownFrame
+from cloud_decoder.errors import Expired, Gone, Undecodable
 from cloud_decoder.events import EventBus, Subscription
 from cloud_decoder.images import formats
 from cloud_decoder.images.cache import PictureCache
@@ -72,7 +72,9 @@ class ImageService:
                 if row is not None:
                     return row
                 if left <= 0 or self._backend.draining:
-                    raise UnknownFrame(f"there is no frame {id}: it has not arrived, or the id is another's")
+                    raise UnknownFrame(
+                        f"there is no frame {id} here: it has not arrived, or it belongs to another tenant"
+                    )
                 await _until_event(events, id, min(left, 5.0))
 
     async def image(

@@ -31,6 +31,11 @@ class GeneratorBackend(Protocol):
         return None
 
     @property
+    def runtime(self) -> str:
+        """The library that computes and what it multiplies in, for people: ``onnxruntime float32``."""
+        return ""
+
+    @property
     def parts(self) -> dict[str, float]:
         """Seconds of the last batch by part of the network, where they are measured."""
         return {}

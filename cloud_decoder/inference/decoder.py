@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections import defaultdict
 from collections.abc import Sequence
@@ -31,6 +32,8 @@ from cloud_decoder.inference.backend import (
 from cloud_decoder.inference.devices import build_generator, choose_device
 from cloud_decoder.inference.subprocess_backend import SubprocessGenerator
 from cloud_decoder.tiling import Floats, Picture, Tile, TileAssembler
+
+log = logging.getLogger(__name__)
 
 GPU_BATCH = 8
 CPU_BATCH = 1
@@ -160,6 +163,12 @@ class Decoder:
             self._generator.warm_up(self.max_batch)
             self.run([np.zeros((self.bundle.channels, 4, 4), np.float32)], whole=True)
             self._warm = True
+            log.info("bundle %s is decoded on %s by %s", self.bundle.fingerprint, self.device, self.runtime)
+
+    @property
+    def runtime(self) -> str:
+        """The library that synthesises and what it multiplies in; final once the decoder is warm."""
+        return self._generator.runtime
 
     @property
     def parts(self) -> dict[str, float]:

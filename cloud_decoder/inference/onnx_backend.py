@@ -32,6 +32,16 @@ class OnnxGenerator(GeneratorBackend):
         # Otherwise the arena keeps the memory of the largest batch, and grows with the next larger one.
         self._run_options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
 
+    @property
+    def runtime(self) -> str:
+        """The runtime and what it multiplies in."""
+        return "onnxruntime float32"
+
+    @property
+    def channels(self) -> int:
+        """M, of its input (N, M, h, w)."""
+        return int(self._session.get_inputs()[0].shape[1])
+
     def __call__(self, y_hat: NDArray[np.float32]) -> NDArray[np.float32]:
         """(N, M, h, w) float32 -> (N, 3, 32 h, 32 w) float32."""
         (image,) = self._session.run(["image"], {"y_hat": np.ascontiguousarray(y_hat)}, self._run_options)

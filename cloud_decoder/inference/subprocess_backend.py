@@ -128,7 +128,13 @@ class SubprocessGenerator(GeneratorBackend):
         self._child: subprocess.Popen[bytes] | None = None
         self._parts: dict[str, float] = {}
         self._memory: dict[str, int] = {}
+        self._runtime = ""
         self._start()
+
+    @property
+    def runtime(self) -> str:
+        """The library that computes in the child and what it multiplies in; known once it is warm."""
+        return self._runtime
 
     @property
     def parts(self) -> dict[str, float]:
@@ -164,7 +170,10 @@ class SubprocessGenerator(GeneratorBackend):
         """Warm the generator up. A child that replaces this one is warmed up in the same way."""
         self._max_batch = max_batch
         self._ensure()
-        self._ask({"warm_up": max_batch}, START_SECONDS)
+        self._warm_up()
+
+    def _warm_up(self) -> None:
+        self._runtime = self._ask({"warm_up": self._max_batch}, START_SECONDS)["runtime"]
 
     def close(self) -> None:
         """End the child process."""
@@ -183,7 +192,7 @@ class SubprocessGenerator(GeneratorBackend):
     def _ensure(self) -> None:
         if self._child is None:
             self._start()
-            self._ask({"warm_up": self._max_batch}, START_SECONDS)
+            self._warm_up()
 
     def _start(self) -> None:
         for attempt in range(STARTS):

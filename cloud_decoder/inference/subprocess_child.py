@@ -61,7 +61,7 @@ class Child:
 
     def _warm_up(self, message: dict[str, Any]) -> dict[str, Any]:
         self._loaded.warm_up(message["warm_up"])
-        return {"warm": True}
+        return {"runtime": self._loaded.runtime}
 
     def _run(self, message: dict[str, Any]) -> dict[str, Any]:
         generator, y_hat = self._loaded, self._inbox.view(tuple(message["shape"]))

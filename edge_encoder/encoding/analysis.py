@@ -29,7 +29,7 @@ from aeic.bundle import Bundle
 from aeic.pixels import pad_picture, to_tensor
 from aeic.profiles import LATENT_STRIDE, PICTURE_MULTIPLE
 from edge_encoder.encoding import ProviderChoice
-from edge_encoder.encoding.execution_provider import CPU, Session, open_session, run_bound
+from edge_encoder.encoding.execution_provider import PART_PROVIDERS, Session, open_part, open_session, run_bound
 
 WHOLE_PIXELS = 1 << 19
 """A picture up to this size (padded) is analysed in one piece."""
@@ -107,8 +107,8 @@ class Analysis:
             paths = [self._bundle.auxiliary(f"analysis_{number}.onnx") for number in range(len(PARTS))]
             self._parts = []
             found = [path for path in paths if path is not None]
-            if self.provider == CPU and len(found) == len(PARTS):
-                self._parts = [open_session(path, "cpu", self._threads)[0] for path in found]
+            if self.provider in PART_PROVIDERS and len(found) == len(PARTS):
+                self._parts = [open_part(path, self.provider, self._threads) for path in found]
         return self._parts
 
     def _by_parts(self, padded: NDArray[np.uint8], sessions: list[Session]) -> Latent:

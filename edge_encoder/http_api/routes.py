@@ -1,24 +1,22 @@
-"""The HTTP face of the edge: routes only. Bodies, errors and what all routes share: aeic_service. Work: service.py."""
+"""The routes of the edge. Rules that hold for every route are in aeic_service, and the work is in service.py."""
 
 from __future__ import annotations
 
 import asyncio
 import datetime
 import time
-import uuid
 from typing import Annotated, Any
 
-from fastapi import FastAPI, Header, Path, Query, Request, Response
+from fastapi import FastAPI, Header, Query, Request, Response
 from fastapi.responses import JSONResponse, PlainTextResponse
-from prometheus_client import CONTENT_TYPE_LATEST
-from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from aeic.identifiers import is_name, parse_id
+from aeic.identifiers import is_name
 from aeic_service import problems, tracing
-from aeic_service.app import new_app
-from aeic_service.errors import Draining, InvalidParameter, ServiceError
+from aeic_service.app import new_app, prometheus_text
+from aeic_service.errors import Draining, InvalidParameter, ServiceError, UnknownFrame
+from aeic_service.parameters import FrameId, Seconds, frame_id
 from aeic_service.request_body import Limits, discard, read_body, stated_size
 from edge_encoder.http_api import status
 from edge_encoder.service import EdgeService
@@ -28,7 +26,7 @@ from edge_encoder.submission.request import Accepted, EncodeRequest
 
 _PROBLEM_EXAMPLES = {
     400: "no rate point 'r9' in aeic-se-nano: choose one of 0 (r1, 0.0265 bpp), 1 (r2, 0.03 bpp)",
-    404: "no frame 019acb2e-6f5d-7c30-9d0e-3f3a2b1c4d5e is known here; finished ones are forgotten after some time",
+    404: "there is no frame 019acb2e-6f5d-7c30-9d0e-3f3a2b1c4d5e here: finished frames are forgotten after some time",
     408: "the body did not arrive within 20 s; send it faster or smaller",
     409: "id 019acb2e-6f5d-7c30-9d0e-3f3a2b1c4d5e belongs to another picture; use a fresh id for each picture",
     413: "the picture is 9000x20: at most 67108864 pixels and 8192 a side are taken, scale it down",
@@ -73,7 +71,7 @@ def _problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
 
 def create_app(service: EdgeService) -> FastAPI:
     """The ASGI app of a service; start and stop the service around it."""
-    about = "A photograph in, one or two kilobytes sent."
+    about = "Takes photographs and sends each as a frame of one or two kilobytes."
     settings = service.settings
     app = new_app("AEIC edge", about, settings, [Middleware(_Timed, service=service)])
     body = Limits(settings.max_body_bytes, settings.read_timeout_seconds, "AEIC_EDGE_MAX_BODY_BYTES")
@@ -94,11 +92,12 @@ def create_app(service: EdgeService) -> FastAPI:
         target_bytes: Annotated[int | None, Query(ge=1, le=1 << 30, description="The same, or the lowest.")] = None,
         priority: Annotated[int, Query(ge=0, le=255, description="Larger goes first.")] = 0,
         wait: Annotated[Wait, Query(description=_WAIT)] = service.settings.default_wait,
-        timeout: Annotated[float, Query(ge=0, le=3600, description="Seconds, for wait=delivered.")] = 30.0,
+        timeout: Seconds = 30.0,
         x_source_id: Annotated[str | None, Header(max_length=512)] = None,
         x_captured_at: Annotated[str | None, Header(max_length=64, description="RFC 3339, or ms since 1970.")] = None,
         idempotency_key: Annotated[str | None, Header(max_length=64, description="UUID, becomes the id.")] = None,
     ) -> JSONResponse:
+        """Encode a picture and keep its frame on disk until the cloud has it."""
         request.scope[_WAITED] = wait
         if service.stopping.is_set():
             raise Draining()
@@ -111,7 +110,7 @@ def create_app(service: EdgeService) -> FastAPI:
                 source_id=_source_id(x_source_id),
                 captured_ms=_captured_ms(x_captured_at),
                 prompt=wait == "delivered",
-                id=None if idempotency_key is None else _id(idempotency_key, "Idempotency-Key"),
+                id=None if idempotency_key is None else frame_id(idempotency_key, "Idempotency-Key"),
             )
             with tracing.request("edge.post", request.headers.get("traceparent")):
                 size = stated_size(request, body)
@@ -144,24 +143,28 @@ def create_app(service: EdgeService) -> FastAPI:
             **_problems(400, 404, 503),
         },
     )
-    async def get_frame(id: Annotated[str, Path(max_length=64)]) -> dict[str, Any]:
-        entry = await service.entry(_id(id, "id"))
+    async def get_frame(id: FrameId) -> dict[str, Any]:
+        """The state of a frame."""
+        entry = await service.entry(id)
         if entry is None:
-            raise HTTPException(404, f"no frame {id} is known here; finished ones are forgotten after some time")
+            raise UnknownFrame(f"there is no frame {id} here: finished frames are forgotten after some time")
         return _shown(entry)
 
     @app.get("/v1/status", responses=_problems(503))
     async def get_status() -> dict[str, Any]:
+        """The bundle, the queue, the spool, the uplink and the tasks of the service."""
         return await asyncio.to_thread(status.status, service)
 
     @app.get("/healthz")
     async def healthz() -> Response:
+        """Liveness: 503 when only a restart helps."""
         if not service.spool.alive:
             return problems.problem(503, "the spool's writer has ended; restart the service")
         return JSONResponse({"status": "ok"})
 
     @app.get("/readyz")
     async def readyz() -> Response:
+        """Readiness: 200 while pictures are accepted, else 503 with the reason."""
         problem = await service.problem()
         if problem:
             return problems.problem(503, f"not ready: {problem}", headers={"Retry-After": "1"})
@@ -169,17 +172,11 @@ def create_app(service: EdgeService) -> FastAPI:
 
     @app.get("/metrics", response_class=PlainTextResponse)
     async def metrics() -> Response:
-        text = await asyncio.to_thread(status.render_metrics, service)
-        return Response(text, headers={"Content-Type": CONTENT_TYPE_LATEST})
+        """Metrics in Prometheus' text format."""
+        await asyncio.to_thread(status.refresh_gauges, service)
+        return prometheus_text(service.metrics.registry)
 
     return app
-
-
-def _id(text: str, name: str) -> uuid.UUID:
-    try:
-        return parse_id(text)
-    except ValueError:
-        raise InvalidParameter(f"{name} is not a UUID in the form 8-4-4-4-12") from None
 
 
 def _source_id(text: str | None) -> str:

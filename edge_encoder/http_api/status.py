@@ -1,4 +1,4 @@
-"""The answer of GET /v1/status, and GET /metrics with the gauges that are read on request."""
+"""The answer of GET /v1/status, and the gauges that are read when metrics are scraped."""
 
 from __future__ import annotations
 
@@ -54,8 +54,8 @@ def status(service: EdgeService) -> dict[str, Any]:
     }
 
 
-def render_metrics(service: EdgeService) -> bytes:
-    """The text of GET /metrics."""
+def refresh_gauges(service: EdgeService) -> None:
+    """Set the gauges that are not set when their value changes."""
     metrics, spool = service.metrics, service.spool
     metrics.queue_frames.set(service.queue.pending)
     metrics.received_frames.set(spool.originals)
@@ -67,7 +67,6 @@ def render_metrics(service: EdgeService) -> bytes:
     oldest = _oldest_seconds(service)
     if oldest is not None:
         metrics.oldest_seconds.set(oldest)
-    return metrics.render()
 
 
 def _default_rate(service: EdgeService) -> int:

@@ -1,8 +1,12 @@
 """SQLite's write-ahead log, read without SQLite: whether it is damaged, and which pages it holds.
 
 SQLite takes the first frame of its log whose checksum does not match for the end of the log, and overwrites what
-follows. After a power cut that is right; after a flipped bit it silently discards every later commit. So the log is
-scanned before SQLite opens the file. Format: https://sqlite.org/fileformat2.html#walformat, section 4.
+follows. After a power cut that is right: the last transaction was torn before it was acknowledged. After a flipped bit
+it silently discards every later commit. So the log is scanned before SQLite opens the file. It is damaged when a whole
+commit stands behind the first frame that does not match, or when one changed word explains the mismatch. Wider damage
+to the last transaction alone cannot be told from a torn write, and is taken for one.
+
+Format: https://sqlite.org/fileformat2.html#walformat, section 4.
 
     header 32 bytes: magic | version | page size | sequence | salt (8) | checksum (8)
     frame: page number | pages after commit, or 0 | salt (8) | checksum (8) | page
@@ -77,7 +81,7 @@ def _scan(raw: memoryview) -> Log:
         matches = False
         if intact or own_salt == salt:
             matches = _checksum(before, raw[offset : offset + 8], order, raw[start : start + log.page_size]) == own
-        before = bytes(own)
+        previous, before = before, bytes(own)
         if intact and matches and own_salt == salt:
             open_pages.append((number, start))
             if commit:
@@ -86,7 +90,11 @@ def _scan(raw: memoryview) -> Log:
                 open_pages = []
             continue
         # The log ends here for SQLite. Frames of an earlier generation may follow, with another salt.
-        log.damaged |= own_salt == salt or (intact and matches)
+        if own_salt == salt and matches:
+            log.damaged |= commit > 0
+        elif intact:
+            head, page = raw[offset : offset + 8], raw[start : start + log.page_size]
+            log.damaged |= matches or (own_salt == salt and _one_word_explains(previous, head, order, page, own))
         intact = False
         if matches and number and own_salt == salt:
             log.pages = max(log.pages, commit)
@@ -119,6 +127,20 @@ def _checksum(before: bytes, head: memoryview, order: str, page: memoryview | No
     end = int((words * fibonacci[count:0:-1]).sum(dtype=np.uint32))
     end += int(fibonacci[count]) * first + int(fibonacci[count + 1]) * second
     return struct.pack(">II", last & 0xFFFFFFFF, end & 0xFFFFFFFF)
+
+
+def _one_word_explains(before: bytes, head: memoryview, order: str, page: memoryview, stored: bytes) -> bool:
+    """Whether the checksum would match if one word of `head`, of `page` or of the checksum itself were another.
+
+    If word k of n is off by d, the two halves of the checksum are off by d F(n - 1 - k) and d F(n - k). One of these
+    two numbers is odd, so a d exists exactly when both cross products are equal.
+    """
+    found = struct.unpack(">II", _checksum(before, head, order, page))
+    last, end = ((a - b) & 0xFFFFFFFF for a, b in zip(found, struct.unpack(">II", stored), strict=True))
+    count = (len(head) + len(page)) // 4
+    fibonacci = _fibonacci(count + 2)
+    of_last, of_end = fibonacci[count - 1 :: -1], fibonacci[count:0:-1]
+    return not last or not end or bool(np.any(of_end * np.uint32(last) == of_last * np.uint32(end)))
 
 
 @functools.cache

@@ -3,33 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import json
-import logging
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
-from typing import Any
 
 import httpx
 import pytest
 
 from tests.support.services import BODY_BYTES, BODY_SECONDS, Running, running
 
-Scenario = Callable[[Running], Awaitable[None]]
-Run = Callable[..., None]
+Start = Callable[..., AbstractAsyncContextManager[Running]]
 
 
 @pytest.fixture(params=["edge", "cloud"])
-def run(request: pytest.FixtureRequest, tiny_bundle: Path, tmp_path: Path) -> Run:
-    """Runs a scenario against a service with the given settings changed."""
-
-    def start(scenario: Scenario, **changed: Any) -> None:
-        async def go() -> None:
-            async with asyncio.timeout(60), running(request.param, tiny_bundle, tmp_path, **changed) as service:
-                await scenario(service)
-
-        asyncio.run(go())
-
-    return start
+def start(request: pytest.FixtureRequest, tiny_bundle: Path, tmp_path: Path) -> Start:
+    """Starts one of the services with the given settings changed."""
+    return functools.partial(running, request.param, tiny_bundle, tmp_path)
 
 
 def is_problem(answer: httpx.Response, status: int, kind: str, *words: str) -> None:
@@ -42,40 +33,36 @@ def is_problem(answer: httpx.Response, status: int, kind: str, *words: str) -> N
         assert word in body["detail"], body
 
 
-def test_an_unknown_route_names_the_nearest(run: Run) -> None:
-    async def scenario(service: Running) -> None:
+async def test_an_unknown_route_names_the_nearest(start: Start) -> None:
+    async with start() as service:
         is_problem(await service.http.get("/v1/statu"), 404, "not-found", "did you mean /v1/status?", "/docs")
         is_problem(await service.http.get("/status"), 404, "not-found", "did you mean /v1/status?")
         is_problem(await service.http.get("/v2"), 404, "not-found", "/docs")
         long = (await service.http.get("/" + "x" * 5000)).json()["detail"]
         assert len(long) < 300
 
-    run(scenario)
 
-
-def test_a_wrong_method_names_the_right_ones(run: Run) -> None:
-    async def scenario(service: Running) -> None:
+async def test_a_wrong_method_names_the_right_ones(start: Start) -> None:
+    async with start() as service:
         answer = await service.http.put("/v1/status")
         is_problem(answer, 405, "method-not-allowed", "GET, HEAD")
         assert answer.headers["allow"] == "GET, HEAD"
 
-    run(scenario)
 
-
-def test_a_malformed_parameter_is_400(run: Run) -> None:
-    async def scenario(service: Running) -> None:
+async def test_a_malformed_parameter_is_400(start: Start) -> None:
+    async with start() as service:
         method = "POST" if service.name == "edge" else "GET"
         wrong = await service.http.request(method, f"{service.listing}?{service.parameter}=many")
         is_problem(wrong, 400, "invalid-parameter", service.parameter)
         out_of_range = await service.http.request(method, f"{service.listing}?{service.parameter}=-1")
         is_problem(out_of_range, 400, "invalid-parameter", service.parameter)
         is_problem(await service.http.get("/v1/frames/no-uuid"), 400, "invalid-parameter", "UUID")
+        twice = await service.http.request(method, f"{service.listing}?{service.parameter}=1&{service.parameter}=2")
+        is_problem(twice, 400, "invalid-parameter", service.parameter, "2 times")
 
-    run(scenario)
 
-
-def test_an_unknown_query_parameter_is_refused_with_the_nearest(run: Run) -> None:
-    async def scenario(service: Running) -> None:
+async def test_an_unknown_query_parameter_is_refused_with_the_nearest(start: Start) -> None:
+    async with start() as service:
         method = "POST" if service.name == "edge" else "GET"
         misspelt = service.parameter[:-1]
         answer = await service.http.request(method, f"{service.listing}?{misspelt}=1")
@@ -83,15 +70,13 @@ def test_an_unknown_query_parameter_is_refused_with_the_nearest(run: Run) -> Non
         is_problem(await service.http.get("/v1/status?x=1"), 400, "unknown-parameter", "none")
         assert (await service.http.get("/healthz?from=a-load-balancer")).status_code == 200
 
-    run(scenario)
 
-
-def test_a_body_that_is_too_large(run: Run) -> None:
+async def test_a_body_that_is_too_large(start: Start) -> None:
     async def unstated() -> AsyncIterator[bytes]:
         for _ in range(30):
             yield bytes(1000)
 
-    async def scenario(service: Running) -> None:
+    async with start() as service:
         stated = await service.http.post(service.post, content=bytes(BODY_BYTES + 1))
         is_problem(stated, 413, "body-too-large", str(BODY_BYTES), "AEIC_")
         is_problem(await service.http.post(service.post, content=unstated()), 413, "body-too-large")
@@ -99,21 +84,17 @@ def test_a_body_that_is_too_large(run: Run) -> None:
         assert (await service.raw(huge, seconds=2)).split(b"\r\n")[0].split()[1] in (b"400", b"413")
         assert (await service.http.get("/healthz")).status_code == 200
 
-    run(scenario)
 
-
-def test_a_body_that_is_too_slow(run: Run) -> None:
-    async def scenario(service: Running) -> None:
+async def test_a_body_that_is_too_slow(start: Start) -> None:
+    async with start() as service:
         begun = f"POST {service.post} HTTP/1.1\r\nHost: x\r\nContent-Length: 5000\r\n\r\nabc".encode()
         answer = await service.raw(begun, seconds=BODY_SECONDS + 10)
         assert b" 408 " in answer.split(b"\r\n")[0] and b"urn:aeic:slow-body" in answer
         assert b"connection: close" in answer.lower()
 
-    run(scenario)
 
-
-def test_headers_have_a_deadline(run: Run) -> None:
-    async def scenario(service: Running) -> None:
+async def test_headers_have_a_deadline(start: Start) -> None:
+    async with start() as service:
         silent, begun, second = await asyncio.gather(
             service.raw(b"", seconds=BODY_SECONDS + 10),
             service.raw(b"GET /healthz HTTP/1.1\r\nHost: x\r\nX-", seconds=BODY_SECONDS + 10),
@@ -122,11 +103,9 @@ def test_headers_have_a_deadline(run: Run) -> None:
         assert silent == b"" and b" 408 " in begun.split(b"\r\n")[0]
         assert second.startswith(b"HTTP/1.1 200 ")
 
-    run(scenario)
 
-
-def test_connections_are_limited_and_a_waiting_one_makes_room(run: Run) -> None:
-    async def scenario(service: Running) -> None:
+async def test_connections_are_limited_and_a_waiting_one_makes_room(start: Start) -> None:
+    async with start(max_connections=4) as service:
         held = [await asyncio.open_connection(service.host, service.port) for _ in range(8)]
         for _, writer in held[1:]:
             writer.write(b"GET /healthz HTTP/1.1\r\nHost: x\r\nX-")  # one is silent, the others stop in the middle
@@ -137,11 +116,9 @@ def test_connections_are_limited_and_a_waiting_one_makes_room(run: Run) -> None:
         for _, writer in held:
             writer.close()
 
-    run(scenario, max_connections=4)
 
-
-def test_where_all_connections_are_busy_a_new_one_gets_503(run: Run) -> None:
-    async def scenario(service: Running) -> None:
+async def test_where_all_connections_are_busy_a_new_one_gets_503(start: Start) -> None:
+    async with start(max_connections=2) as service:
         begun = f"POST {service.post} HTTP/1.1\r\nHost: x\r\nContent-Length: 5000\r\n\r\nabc".encode()
         busy = [asyncio.create_task(service.raw(begun, seconds=BODY_SECONDS + 10)) for _ in range(2)]
         await asyncio.sleep(BODY_SECONDS / 3)
@@ -150,31 +127,26 @@ def test_where_all_connections_are_busy_a_new_one_gets_503(run: Run) -> None:
         assert all(b" 408 " in one.split(b"\r\n")[0] for one in await asyncio.gather(*busy))
         assert (await service.http.get("/healthz")).status_code == 200
 
-    run(scenario, max_connections=2)
 
-
-def test_head_is_get_without_the_body(run: Run) -> None:
-    async def scenario(service: Running) -> None:
+async def test_head_is_get_without_the_body(start: Start) -> None:
+    async with start() as service:
         for path in ("/v1/status", "/healthz", "/docs", "/v1/frames/no-uuid"):
             got, head = await service.http.get(path), await service.http.head(path)
             assert head.status_code == got.status_code and not head.content
             assert head.headers["content-type"] == got.headers["content-type"]
 
-    run(scenario)
 
-
-def test_a_trailing_slash_means_the_same(run: Run) -> None:
-    async def scenario(service: Running) -> None:
+async def test_a_trailing_slash_means_the_same(start: Start) -> None:
+    async with start() as service:
         assert (await service.http.get("/v1/status/")).json().keys() == (
             await service.http.get("/v1/status")
         ).json().keys()
         is_problem(await service.http.post(f"{service.post}/", content=b"no file of ours"), 422, _KINDS[service.name])
 
-    run(scenario)
 
+async def test_foreign_hosts_are_refused(start: Start) -> None:
+    async with start(allowed_hosts="good.example, other.example") as service:
 
-def test_foreign_hosts_are_refused(run: Run) -> None:
-    async def scenario(service: Running) -> None:
         async def status(host: str) -> int:
             return (await service.http.get("/v1/status", headers={"Host": host})).status_code
 
@@ -193,11 +165,9 @@ def test_foreign_hosts_are_refused(run: Run) -> None:
         ):
             assert await status(host) == 200, host
 
-    run(scenario, allowed_hosts="good.example, other.example")
 
-
-def test_foreign_origins_are_refused_and_cors_is_off(run: Run) -> None:
-    async def scenario(service: Running) -> None:
+async def test_foreign_origins_are_refused_and_cors_is_off(start: Start) -> None:
+    async with start() as service:
         own = f"http://{service.host}:{service.port}"
         for origin in ("https://evil.example", "null", "http://127.0.0.1:1", own + ".evil.example"):
             for answer in (
@@ -212,11 +182,9 @@ def test_foreign_origins_are_refused_and_cors_is_off(run: Run) -> None:
             answer = await service.http.get("/v1/status", headers=headers)
             assert answer.status_code == 200 and "access-control-allow-origin" not in answer.headers
 
-    run(scenario)
 
-
-def test_cors_where_it_is_wanted(run: Run) -> None:
-    async def scenario(service: Running) -> None:
+async def test_cors_where_it_is_wanted(start: Start) -> None:
+    async with start(cors_origins="https://good.example") as service:
         headers = {"Origin": "https://good.example", "Access-Control-Request-Method": "POST"}
         before = await service.http.options(service.post, headers=headers)
         assert before.status_code == 200 and before.headers["access-control-allow-origin"] == "https://good.example"
@@ -225,34 +193,27 @@ def test_cors_where_it_is_wanted(run: Run) -> None:
         foreign = await service.http.get("/v1/status", headers={"Origin": "https://evil.example"})
         is_problem(foreign, 403, "foreign-origin")
 
-    run(scenario, cors_origins="https://good.example")
 
-
-def test_while_draining_new_work_gets_503(run: Run) -> None:
-    async def scenario(service: Running) -> None:
+async def test_while_draining_new_work_gets_503(start: Start) -> None:
+    async with start() as service:
         await service.drain()
         answer = await service.http.post(service.post, content=service.body)
         is_problem(answer, 503, "draining", "stopping")
         assert int(answer.headers["retry-after"]) >= 1
         assert (await service.http.get("/healthz")).status_code == 200
 
-    run(scenario)
 
-
-def test_an_internal_error_hides_its_words(run: Run, caplog: pytest.LogCaptureFixture) -> None:
-    async def scenario(service: Running) -> None:
+async def test_an_internal_error_hides_its_words(start: Start, caplog: pytest.LogCaptureFixture) -> None:
+    async with start() as service:
         service.break_down()
         answer = await service.http.post(service.post, content=service.body)
         is_problem(answer, 500, "internal-server-error", "log")
         assert "secret words" not in answer.text
-
-    with caplog.at_level(logging.ERROR, "aeic.http"):
-        run(scenario)
     assert "secret words" in caplog.text
 
 
-def test_what_curl_does_wrong_is_named(run: Run) -> None:
-    async def scenario(service: Running) -> None:
+async def test_what_curl_does_wrong_is_named(start: Start) -> None:
+    async with start() as service:
         form = await service.http.post(service.post, files={"file": service.body})
         is_problem(form, 415, "unsupported-body", "--data-binary")
         zipped = await service.http.post(service.post, content=b"\x1f\x8b", headers={"Content-Encoding": "gzip"})
@@ -264,45 +225,35 @@ def test_what_curl_does_wrong_is_named(run: Run) -> None:
         whole = await service.http.post(service.post, content=service.body, headers=headers)
         assert "--data-binary" not in whole.text
 
-    run(scenario)
 
-
-def test_answers_say_what_they_are(run: Run) -> None:
-    async def scenario(service: Running) -> None:
+async def test_answers_say_what_they_are(start: Start) -> None:
+    async with start() as service:
         for path in ("/v1/status", "/v2", "/docs", "/healthz"):
             answer = await service.http.get(path)
             assert answer.headers.get_list("x-content-type-options") == ["nosniff"], path
             assert "server" not in answer.headers
 
-    run(scenario)
 
-
-def test_what_is_no_http_gets_a_problem(run: Run) -> None:
-    async def scenario(service: Running) -> None:
+async def test_what_is_no_http_gets_a_problem(start: Start) -> None:
+    async with start() as service:
         for junk in (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\r\n\r\n", b"GET\r\n\r\n"):
             answer = await service.raw(junk)
             assert b" 400 " in answer.split(b"\r\n")[0] and b"urn:aeic:bad-request" in answer
 
-    run(scenario)
 
-
-def test_the_description_names_problems_and_not_fastapis_errors(run: Run) -> None:
-    async def scenario(service: Running) -> None:
+async def test_the_description_names_problems_and_not_fastapis_errors(start: Start) -> None:
+    async with start() as service:
         described = (await service.http.get("/openapi.json")).json()
         assert "HTTPValidationError" not in json.dumps(described)
         for methods in described["paths"].values():
             for operation in methods.values():
                 assert "application/problem+json" in operation["responses"]["default"]["content"]
 
-    run(scenario)
 
-
-def test_it_listens_on_ipv6(run: Run) -> None:
-    async def scenario(service: Running) -> None:
+async def test_it_listens_on_ipv6(start: Start) -> None:
+    async with start(host="::1") as service:
         assert str(service.http.base_url) == f"http://[::1]:{service.port}"
         assert (await service.http.get("/healthz")).status_code == 200
-
-    run(scenario, host="::1")
 
 
 _KINDS = {"edge": "unreadable", "cloud": "not-a-bitstream"}

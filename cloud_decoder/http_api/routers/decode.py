@@ -8,10 +8,11 @@ from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
 from aeic_service.budgets import Budget
+from aeic_service.parameters import Seconds
 from aeic_service.request_body import Limits, read_body
 from cloud_decoder.admission import Admission
 from cloud_decoder.decode_backend import DecodeBackend, Decoded
-from cloud_decoder.http_api.dependencies import Tenant, Wait, Width
+from cloud_decoder.http_api.dependencies import Tenant, Width
 from cloud_decoder.http_api.requests import while_connected
 from cloud_decoder.images import formats
 
@@ -24,7 +25,7 @@ def router(
 
     @routes.post("/v1/decode")
     async def decode(
-        request: Request, tenant: Tenant, format: str = "png", width: Width = None, timeout: Wait | None = None
+        request: Request, tenant: Tenant, format: str = "png", width: Width = None, timeout: Seconds | None = None
     ) -> Response:
         """A bitstream in the body, its picture in the answer; nothing is stored."""
         media_type = formats.media_type(format)

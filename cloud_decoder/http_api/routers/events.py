@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import AsyncIterator, Mapping
 from contextlib import ExitStack
+from uuid import UUID
 
 from fastapi import APIRouter
 from fastapi.responses import Response, StreamingResponse
@@ -15,7 +16,6 @@ from cloud_decoder.decode_backend import DecodeBackend
 from cloud_decoder.events import EventBus
 from cloud_decoder.http_api.dependencies import Tenant
 from cloud_decoder.http_api.image_service import ImageService
-from cloud_decoder.http_api.requests import frame_id
 from cloud_decoder.http_api.serializers import frame_json
 
 KEEP_ALIVE_SECONDS = 15.0
@@ -55,7 +55,7 @@ def router(
                     yield ": still here\n\n"
                     continue
                 if "id" in event:
-                    row = await images.row(tenant, frame_id(event["id"]))
+                    row = await images.row(tenant, UUID(event["id"]))
                     event = event | {"frame": frame_json(row, bundles)}
                 yield f"event: {event['event']}\ndata: {json.dumps(event)}\n\n"
 

@@ -11,8 +11,9 @@ from fastapi import APIRouter, Query, Request
 from fastapi.responses import JSONResponse, Response
 
 from aeic.bundle import Bundle
+from aeic_service.parameters import FrameId, Seconds
 from cloud_decoder.errors import Gone
-from cloud_decoder.http_api.dependencies import FrameId, Tenant, Wait, Width
+from cloud_decoder.http_api.dependencies import Tenant, Width
 from cloud_decoder.http_api.image_service import ImageService
 from cloud_decoder.http_api.requests import while_connected
 from cloud_decoder.http_api.serializers import frame_json, milliseconds
@@ -59,7 +60,7 @@ def router(
         return {"frames": [frame_json(row, bundles) for row in shown], "next_cursor": more}
 
     @routes.get("/v1/frames/{id}")
-    async def get_frame(request: Request, tenant: Tenant, id: FrameId, wait: Wait = 0.0) -> dict[str, Any]:
+    async def get_frame(request: Request, tenant: Tenant, id: FrameId, wait: Seconds = 0.0) -> dict[str, Any]:
         """One frame; ``wait`` for one that has not arrived yet."""
         with images.waiter(tenant):
             row = await while_connected(request, images.row(tenant, id, min(wait, max_wait)))
@@ -77,7 +78,7 @@ def router(
 
     @routes.get("/v1/frames/{id}/image")
     async def get_image(
-        request: Request, tenant: Tenant, id: FrameId, format: str = "png", width: Width = None, wait: Wait = 0.0
+        request: Request, tenant: Tenant, id: FrameId, format: str = "png", width: Width = None, wait: Seconds = 0.0
     ) -> Response:
         """The reconstruction. 202 with the frame's state where it is not ready within ``wait`` seconds."""
         format = formats.known_format(format)

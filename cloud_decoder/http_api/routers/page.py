@@ -6,8 +6,7 @@ from pathlib import Path
 
 from fastapi import APIRouter
 from fastapi.responses import FileResponse, Response
-
-from cloud_decoder.errors import UnknownFrame
+from starlette.exceptions import HTTPException
 
 STATIC = Path(__file__).parents[1] / "static"
 FILES = frozenset(path.name for path in STATIC.iterdir() if path.suffix in {".js", ".css", ".svg"})
@@ -34,7 +33,7 @@ def router() -> APIRouter:
     @routes.get("/viewer/{name}", include_in_schema=False)
     async def viewer(name: str) -> Response:
         if name not in FILES:
-            raise UnknownFrame("there is no such file")
+            raise HTTPException(404, "the page has no such file")
         return FileResponse(STATIC / name, headers=PAGE_HEADERS)
 
     return routes

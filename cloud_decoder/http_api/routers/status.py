@@ -7,10 +7,11 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from fastapi import APIRouter
-from fastapi.responses import JSONResponse, Response
+from fastapi.responses import JSONResponse, PlainTextResponse, Response
 
 import aeic
 from aeic_service import problems
+from aeic_service.app import prometheus_text
 from aeic_service.budgets import Used
 from cloud_decoder.decode_backend import DecodeBackend
 from cloud_decoder.http_api.dependencies import Tenant
@@ -52,12 +53,14 @@ def router(
             "ready": serving(),
         }
 
-    @routes.get("/healthz", include_in_schema=False)
+    @routes.get("/healthz")
     async def healthz() -> dict[str, str]:
+        """Liveness: 200 while the process answers."""
         return {"status": "ok"}
 
-    @routes.get("/readyz", include_in_schema=False)
+    @routes.get("/readyz")
     async def readyz() -> Response:
+        """Readiness: 200 while requests are taken, else 503 with the reason."""
         if serving() and backend.alive:
             return JSONResponse({"status": "ready"})
         detail = "a part of the worker has died" if serving() else "starting, or stopping"
@@ -77,8 +80,9 @@ def metrics_router(
     """The metrics, with the gauges that are read at each scrape."""
     routes = APIRouter()
 
-    @routes.get("/metrics", include_in_schema=False)
+    @routes.get("/metrics", response_class=PlainTextResponse)
     async def exposition() -> Response:
+        """Metrics in Prometheus' text format."""
         metrics.cache_bytes.set(cache.total_bytes)
         metrics.models_bytes.set(model_pool.loaded_bytes)
         metrics.ready.set(ready())
@@ -87,6 +91,6 @@ def metrics_router(
             metrics.budget_limit.labels(name).set(budget.limit)
         for state, count in (await asyncio.to_thread(store.frames.counts)).items():
             metrics.stored.labels(state).set(count)
-        return Response(metrics.exposition(), media_type="text/plain; version=0.0.4; charset=utf-8")
+        return prometheus_text(metrics.registry)
 
     return routes

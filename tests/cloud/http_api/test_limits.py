@@ -55,7 +55,7 @@ async def test_uploads_that_stand_still_keep_no_place_from_others(decoder: Decod
     def edge() -> None:
         line, _ = listener.accept()
         line.recv(65536)
-        line.sendall(b"HTTP/1.1 415 No\r\nContent-Length: 16\r\n\r\n{\"detail\": \"no\"}")
+        line.sendall(b'HTTP/1.1 415 No\r\nContent-Length: 16\r\n\r\n{"detail": "no"}')
         line.close()
 
     threading.Thread(target=edge, daemon=True).start()

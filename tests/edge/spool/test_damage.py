@@ -91,6 +91,59 @@ def test_one_flipped_bit_in_the_log_loses_no_later_commit(tmp_path: Path) -> Non
     spool.close()
 
 
+def frame(raw: bytearray, number: int) -> memoryview:
+    """Frame `number` of a log, counted from its end if negative."""
+    size = 24 + 4096
+    start = 32 + number * size if number >= 0 else len(raw) + number * size
+    return memoryview(raw)[start : start + size]
+
+
+def seal(raw: bytearray, number: int, pages: int) -> None:
+    """Makes a frame (counted from the end) a whole commit of a database with so many pages."""
+    one, before = frame(raw, number), bytes(frame(raw, number - 1)[16:24])
+    one[4:8] = pages.to_bytes(4, "big")
+    one[16:24] = wal._checksum(before, one[:8], ">" if raw[3] & 1 else "<", one[24:])
+
+
+@pytest.mark.parametrize("commit", [0, 9])
+@pytest.mark.parametrize("behind", [False, True])
+def test_a_torn_last_transaction_is_no_damage(tmp_path: Path, commit: int, behind: bool) -> None:
+    """Only a whole commit behind a frame that does not match had been promised."""
+    kept, _ = killed(tmp_path / "spool", 60)
+    log = tmp_path / "spool" / "spool.sqlite3-wal"
+    raw = bytearray(log.read_bytes())
+    torn = bytes(frame(raw, -1)[:1000]) + bytes(frame(raw, -9)[1000:])
+    raw += torn[:4] + commit.to_bytes(4, "big") + torn[8:]
+    if behind:
+        raw += bytes(frame(raw, -2))
+        seal(raw, -1, 9)
+    log.write_bytes(raw)
+    found = wal.scan(log)
+    assert found is not None and found.damaged is behind
+    spool = Spool(tmp_path / "spool")
+    assert present(spool) == kept and spool.unreadable == 0
+    assert bool(spool.recoveries()) is behind
+    spool.close()
+
+
+@pytest.mark.parametrize("pages", [8, 9])  # a power of two is one bit away from "no commit"
+def test_a_flipped_bit_of_the_last_commit_is_noticed(tmp_path: Path, pages: int) -> None:
+    killed(tmp_path / "spool", 60)
+    log = tmp_path / "spool" / "spool.sqlite3-wal"
+    raw = bytearray(log.read_bytes())
+    seal(raw, -1, pages)
+    log.write_bytes(raw)
+    found = wal.scan(log)
+    assert found is not None and not found.damaged
+    rng = random.Random(pages)
+    for bit in (*range(24 * 8), *(rng.randrange(24 * 8, 4120 * 8) for _ in range(200))):
+        flipped = bytearray(raw)
+        frame(flipped, -1)[bit // 8] ^= 1 << bit % 8
+        log.write_bytes(flipped)
+        found = wal.scan(log)
+        assert found is not None and found.damaged, bit
+
+
 def test_an_empty_database_beside_a_full_log_is_recovered(tmp_path: Path) -> None:
     kept, _ = killed(tmp_path / "spool", 60)
     (tmp_path / "spool" / "spool.sqlite3").write_bytes(b"")

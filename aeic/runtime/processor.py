@@ -1,0 +1,19 @@
+"""What this processor can do, read without loading a runtime."""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+
+_FLAGS = ("amx_bf16", "avx512_bf16", "bf16")
+"""The last one is Arm's."""
+
+
+@functools.cache
+def multiplies_bfloat16(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
+    """Whether the processor multiplies bfloat16 itself. False where the system does not say so."""
+    try:
+        words = set(cpuinfo.read_text().split())
+    except OSError:
+        return False
+    return not words.isdisjoint(_FLAGS)
