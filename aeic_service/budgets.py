@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
@@ -129,7 +130,8 @@ class FairQueue:
         self._closed: Exception | None = None
 
     async def enter(self, tenant: str, amount: int, timeout: float) -> Place:
-        """A place for ``amount`` units of work. With a ``timeout`` of 0 it must be free at once.
+        """A place for ``amount`` units of work. With a ``timeout`` of 0 it must be free at once;
+        ``math.inf`` waits without limit.
 
         ``Overloaded`` where too many callers wait already, ``TimeoutError`` after ``timeout`` seconds, and what
         :meth:`close` was given.
@@ -144,7 +146,7 @@ class FairQueue:
         self._admit()
         try:
             if timeout > 0:
-                async with asyncio.timeout(timeout):
+                async with asyncio.timeout(None if timeout == math.inf else timeout):
                     await waiting.turn
             elif not waiting.turn.done():
                 raise TimeoutError

@@ -25,7 +25,8 @@ class Admission:
 
     def __init__(self, pixels: int, callers: int, metrics: Metrics, *, shared: bool) -> None:
         self.pixels = Budget(pixels, shared=shared)
-        self._queue = FairQueue(self.pixels, Budget(callers, shared=shared))
+        self.callers = Budget(callers, shared=shared)
+        self._queue = FairQueue(self.pixels, self.callers)
         self._metrics = metrics
 
     async def enter(self, tenant: str, frame: Frame, timeout: float) -> Place:

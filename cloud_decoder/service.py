@@ -214,6 +214,7 @@ class Cloud:
             "waiters": self.waiters,
             "body_bytes": self.bodies,
             "pixels": self.admission.pixels,
+            "pictures": self.admission.callers,
         }
 
     @property

@@ -107,7 +107,7 @@ class Settings(ServiceSettings):
     uploads_max_bytes: int = Field(
         128 * 2**20,
         ge=1024,
-        description="Request bodies held in memory while they arrive, all together; beyond is 429.",
+        description="Bodies held in memory while they arrive, all together; beyond is 429.",
     )
     max_pixels: int = Field(8192 * 8192, ge=256, description="Largest picture decoded, in pixels.")
     body_timeout_seconds: float = Field(10.0, gt=0, description="Time for a request body to arrive.")

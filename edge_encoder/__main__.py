@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import ctypes
 import json
+import logging
 import os
 import signal
 import sys
@@ -36,7 +37,7 @@ _RESTART = 75  # EX_TEMPFAIL: restart the service
 def http_server(service: EdgeService) -> HttpServer:
     """The server of a service's API, not yet listening."""
     settings = service.settings
-    return HttpServer(
+    server = HttpServer(
         create_app(service),
         ServerSettings(
             settings.host,
@@ -47,6 +48,8 @@ def http_server(service: EdgeService) -> HttpServer:
             max_connections=settings.max_connections,
         ),
     )
+    service.budgets["connections"] = server.connections
+    return server
 
 
 async def serve(settings: EdgeSettings) -> int:
@@ -80,7 +83,11 @@ async def serve(settings: EdgeSettings) -> int:
                 task.cancel()
             await asyncio.gather(*sources, return_exceptions=True)
             await service.stop()
-    return _RESTART if service.restart.is_set() else 0
+    code = _RESTART if service.restart.is_set() else 0
+    if service.abandoned:  # its thread cannot be ended, and the interpreter would wait for it
+        logging.shutdown()
+        os._exit(code)
+    return code
 
 
 def _sources(service: EdgeService, settings: EdgeSettings) -> Iterator[WatchedFolder | Camera]:

@@ -151,7 +151,8 @@ class Submitter:
         if rate is None and unlimited and self.rate_control is not None:
             rate = self.rate_control.rate
         encoded = await self._queue.run(
-            functools.partial(
+            pixels=await self._pixels(picture),
+            job=functools.partial(
                 self._encoder.encode,
                 picture,
                 rate=rate,
@@ -173,6 +174,13 @@ class Submitter:
             source_id=encode_request.source_id or self._source_id,
         )
         return EncodedFrame(record, encoded)
+
+    async def _pixels(self, picture: bytes | NDArray[np.uint8]) -> int:
+        """The pixels of a picture, as its header has them; InputError where the picture cannot be taken."""
+        if not isinstance(picture, bytes):
+            return picture.shape[0] * picture.shape[1]
+        width, height = await asyncio.to_thread(picture_size, picture, max_pixels=self._encoder.max_pixels)
+        return width * height
 
     def _original(self, picture: bytes, encode_request: EncodeRequest) -> Original:
         self._encoder.bundle.rate(encode_request.rate)

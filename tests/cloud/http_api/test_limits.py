@@ -116,7 +116,7 @@ async def test_many_large_pictures_of_one_tenant_do_not_keep_another_one_waiting
         running_cloud(decoder, tmp_path, **options) as cloud,
         httpx.AsyncClient(base_url=cloud.http, limits=limits, timeout=30) as http,
     ):
-        generator.seconds = 0.2
+        generator.gate.clear()
         order: list[str] = []
 
         async def ask(name: str, headers: dict[str, str], data: bytes) -> int:
@@ -125,9 +125,11 @@ async def test_many_large_pictures_of_one_tenant_do_not_keep_another_one_waiting
             return status
 
         flood = [asyncio.create_task(ask("acme", ACME, make_frame(seed, 256, 256))) for seed in range(20)]
-        await until(lambda: cloud.admission.pixels.held > 0)
-        await asyncio.sleep(0.1)
-        assert await ask("other", OTHER, make_frame(100, 64, 64)) == 200
+        await until(lambda: cloud.admission.callers.held == 20)
+        other = asyncio.create_task(ask("other", OTHER, make_frame(100, 64, 64)))
+        await until(lambda: cloud.admission.callers.held == 21)
+        generator.gate.set()
+        assert await other == 200
         assert order.index("other") <= 4
         assert set(await asyncio.gather(*flood)) == {200}
         stored = new_frame(make_frame(200, 256, 256), tenant="acme")
