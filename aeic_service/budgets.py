@@ -46,14 +46,14 @@ class Budget:
     def __init__(self, limit: int, *, shared: bool = False) -> None:
         self.limit = limit
         self.held = 0
-        self._shared = shared
+        self.shared = shared
         self._of: Counter[str] = Counter()
 
     def fits(self, amount: int, tenant: str = "") -> bool:
         """Whether ``tenant`` may take ``amount`` units now."""
         if self.held + amount > self.limit:
             return False
-        if not self._shared or not self._of[tenant]:
+        if not self.shared or not self._of[tenant]:
             return True
         return self._of[tenant] + amount <= MOST_OF_THE_REST * (self.limit - self.held - amount)
 

@@ -91,9 +91,11 @@ class ImageService:
             while True:
                 if row.state is FrameState.FAILED:
                     raise Undecodable(f"frame {id} is in quarantine: {row.reason}")
-                found = await run_on(self._threads, self._cached, row, format, width)
-                if found is not None:
-                    return row, found
+                # The picture of the same bytes may be there because another tenant has them; its presence tells so.
+                if not self._waiters.shared or row.state in (FrameState.DONE, FrameState.PRUNED):
+                    found = await run_on(self._threads, self._cached, row, format, width)
+                    if found is not None:
+                        return row, found
                 if row.state is FrameState.PRUNED:
                     raise Gone(f"frame {id} was pruned by retention and its picture is not kept any more")
                 left = end - time.monotonic()

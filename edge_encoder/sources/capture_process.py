@@ -24,6 +24,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
+from aeic_service.redact import without_secrets
 from edge_encoder.sources.motion import CELLS, Motion
 
 
@@ -131,7 +132,7 @@ def main() -> int:
         return 1
     except Exception as error:  # the errors of FFmpeg's readers have no narrower common base
         # Never the URL: it may hold a password.
-        print(str(error).replace(job.url, "the source"), file=sys.stderr)
+        print(without_secrets(str(error), job.url), file=sys.stderr)
         return 1
     return 0
 

@@ -166,3 +166,18 @@ async def test_a_frame_that_cannot_be_of_its_size_is_refused_without_work(
         assert answer.status_code == 422 and "8192x8192" in answer.json()["detail"]
         assert generator.entered == 1  # the warm-up
         assert metric(cloud.metrics, "entropy_seconds_count") == 0
+
+
+async def test_a_frame_of_another_tenant_with_the_same_bytes_does_not_show(
+    decoder: Decoder, make_frame: MakeFrame, tmp_path: Path
+) -> None:
+    data = make_frame(1)
+    async with (
+        running_cloud(decoder, tmp_path, tokens=TOKENS, eager="none") as cloud,
+        httpx.AsyncClient(base_url=cloud.http) as http,
+    ):
+        first, second = (new_frame(data, tenant=name, wanted=False) for name in ("acme", "other"))
+        cloud.store.frames.add([first, second], time.time())
+        assert (await http.get(f"/v1/frames/{first.id}/image?wait=20", headers=ACME)).status_code == 200
+        assert (await http.get(f"/v1/frames/{second.id}/image", headers=OTHER)).status_code == 202
+        assert (await http.get(f"/v1/frames/{second.id}/image?wait=20", headers=OTHER)).status_code == 200
