@@ -66,16 +66,17 @@ def picture_size(data: bytes, *, max_pixels: int = MAX_SIDE * MAX_SIDE) -> tuple
 
     Raises what ``load_picture`` would raise for that head; what comes after it may still be damaged.
     """
-    if not data:
-        raise Unreadable("the picture is empty (0 bytes): send the file itself")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        picture = _open(data, max_pixels)
-        exif = Image.Exif()
-        with contextlib.suppress(Exception):  # as in to_rgb
-            exif.load(picture.info["exif"])  # getexif() might look for it behind the pixels
+    picture, exif = _open_head(data, max_pixels)
     width, height = picture.size
     return (height, width) if exif.get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8) else (width, height)
+
+
+def picture_exif(data: bytes) -> Image.Exif:
+    """The EXIF of a picture file, empty where it has none or a malformed one; no pixel is decoded.
+
+    Raises what ``load_picture`` would raise for the head of the file.
+    """
+    return _open_head(data, MAX_SIDE * MAX_SIDE)[1]
 
 
 def to_rgb(picture: Image.Image) -> Pixels:
@@ -139,6 +140,18 @@ def _read_file(path: Path) -> bytes:
         return path.read_bytes()
     except OSError as error:
         raise Unreadable(f"{path} cannot be read ({error.strerror}): check the name and its permissions") from error
+
+
+def _open_head(data: bytes, max_pixels: int) -> tuple[ImageFile.ImageFile, Image.Exif]:
+    if not data:
+        raise Unreadable("the picture is empty (0 bytes): send the file itself")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        picture = _open(data, max_pixels)
+        exif = Image.Exif()
+        with contextlib.suppress(Exception):  # as in to_rgb
+            exif.load(picture.info["exif"])  # getexif() might look for it behind the pixels
+    return picture, exif
 
 
 def _open(data: bytes, max_pixels: int) -> ImageFile.ImageFile:

@@ -34,7 +34,11 @@ class NotReady(Problem):
 
 @dataclass(frozen=True)
 class Frame:
-    """A stored frame: sizes in bytes, bits per pixel of the whole frame, seconds by stage in ``timings``."""
+    """A stored frame: sizes in bytes, bits per pixel of the whole frame, seconds by stage in ``timings``.
+
+    ``original_width`` and ``original_height`` are the picture's before the edge scaled it down, and ``captured_from``
+    says where ``captured_at`` comes from: sender, exif, file or clock. None where the edge does not know.
+    """
 
     id: UUID
     state: str
@@ -54,6 +58,9 @@ class Frame:
     priority: int = 0
     reason: str | None = None
     timings: Mapping[str, float] | None = None
+    original_width: int | None = None
+    original_height: int | None = None
+    captured_from: str | None = None
 
     @classmethod
     def of(cls, document: Mapping[str, Any]) -> Frame:

@@ -6,12 +6,13 @@ wrong bundle, 1 any other error. Heavy imports happen inside the commands, so ``
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json as json_module
 import runpy
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, Any
 from uuid import UUID
@@ -50,18 +51,30 @@ def encode(
     source: In,
     target: Out,
     rate: Annotated[str | None, typer.Option("-r", "--rate", help="Rate point, by number or name.")] = None,
-    max_bytes: Annotated[int | None, typer.Option(min=10, help="Choose the best rate point that fits N bytes.")] = None,
+    max_bytes: Annotated[
+        int | None, typer.Option(min=10, help="Most bytes of a frame; the picture is scaled down if it must be.")
+    ] = None,
+    target_bytes: Annotated[
+        int | None, typer.Option(min=10, help="The same, or the smallest frame if nothing fits.")
+    ] = None,
+    max_side: Annotated[
+        int | None, typer.Option(min=16, max=8192, help="Scale longer sides down to N pixels first.")
+    ] = None,
+    preset: Annotated[str | None, typer.Option(help="300B, 1kB or 2kB: about so much, whatever the size.")] = None,
+    recursive: Annotated[bool, typer.Option("-R", "--recursive", help="Take the folders in a folder too.")] = False,
+    skip_existing: Annotated[bool, typer.Option(help="Leave out pictures whose frame exists, to resume.")] = False,
     model: Model = None,
     threads: Threads = 0,
     force: Force = False,
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Encode a picture (JPEG, PNG, WebP) into a frame of one or two kilobytes."""
+    """Encode a picture (JPEG, PNG, WebP), or a folder of them, into frames of one or two kilobytes."""
     from aeic_tools import codec_commands
 
     options = codec_commands.Options(model, threads, force, json, quiet)
-    _finish(codec_commands.encode(source, target, rate, max_bytes, options))
+    wanted = codec_commands.Wanted(rate, max_bytes, target_bytes, max_side, preset)
+    _finish(codec_commands.encode(source, target, wanted, options, recursive=recursive, skip_existing=skip_existing))
 
 
 @app.command()
@@ -178,27 +191,97 @@ def upgrade(
         raise UsageError(f"the database cannot be reached ({error.orig}): check the address") from error
 
 
-@store_app.command()
-def requeue(
-    url: Annotated[str, typer.Argument(envvar="AEIC_CLOUD_DATABASE_URL", help="SQLAlchemy URL of the store.")],
-    tenant: Annotated[str | None, typer.Option(help="Only frames of this tenant.")] = None,
-    id: Annotated[UUID | None, typer.Option(help="Only the frame with this id.")] = None,
-) -> None:
-    """Return failed frames to the queue, after the cause has been fixed. Prints their number."""
-    with needs("cloud-cpu"):
-        from sqlalchemy import make_url
-        from sqlalchemy.exc import ArgumentError, NoSuchModuleError
+StoreUrl = Annotated[str, typer.Argument(envvar="AEIC_CLOUD_DATABASE_URL", help="SQLAlchemy URL of the store.")]
+TenantOf = Annotated[str | None, typer.Option(help="Only frames of this tenant.")]
+IdOf = Annotated[UUID | None, typer.Option(help="Only the frame with this id.")]
 
-        from cloud_decoder.store.store import Store
+
+@store_app.command()
+def requeue(url: StoreUrl, tenant: TenantOf = None, id: IdOf = None) -> None:
+    """Return failed frames to the queue, after the cause has been fixed. Prints their number."""
+    with _store(url) as store:
+        print(store.queue.requeue(store.clock(), tenant, id))
+
+
+@store_app.command()
+def undelete(url: StoreUrl, tenant: TenantOf = None, id: IdOf = None) -> None:
+    """Bring back frames that retention has marked and not removed yet. Prints their number.
+
+    Correct the retention settings first, or the frames are marked again.
+    """
+    with _store(url) as store:
+        print(store.retention.undelete(tenant, id))
+
+
+@store_app.command()
+def accept_clock(url: StoreUrl) -> None:
+    """Trust the clock as it is now, after the service has refused it as implausible. Retention then runs again."""
+    with _store(url) as store:
+        from cloud_decoder.store.clock import accept
+
+        seen, now = accept(store.database)
+    print(f"the last time seen was {seen}; the store now trusts {now}")
+
+
+@store_app.command("check")
+def store_check(url: StoreUrl) -> None:
+    """Check a store without changing it, even while the cloud runs: pages, digests and counters.
+
+    Prints one line of JSON. The exit code is 4 if something is damaged.
+    """
+    with needs("cloud-cpu"):
+        from cloud_decoder.store.backup import check
+    report = check(_store_address(url))
+    typer.echo(json_module.dumps(report.as_dict()))
+    if not report.ok:
+        raise typer.Exit(4)
+
+
+@store_app.command("backup")
+def store_backup(url: StoreUrl, target: Annotated[Path, typer.Argument(metavar="FILE", help="The new file.")]) -> None:
+    """Copy an SQLite store to a new file, even while the cloud runs, and check the copy. Prints one line of JSON."""
+    with needs("cloud-cpu"):
+        from cloud_decoder.store.backup import backup
+    typer.echo(json_module.dumps(backup(_store_address(url), target).as_dict()))
+
+
+@store_app.command("restore")
+def store_restore(
+    url: StoreUrl, source: Annotated[Path, typer.Argument(metavar="FILE", help="A file of aeic store backup.")]
+) -> None:
+    """Check a backup and put it in the place of an SQLite store, while no cloud runs on it.
+
+    The store that was there is kept beside it. Prints one line of JSON.
+    """
+    with needs("cloud-cpu"):
+        from cloud_decoder.store.backup import restore
+    report, kept = restore(_store_address(url, missing=True), source)
+    typer.echo(json_module.dumps(report.as_dict() | {"kept": None if kept is None else str(kept)}))
+
+
+def _store_address(url: str, missing: bool = False) -> Any:
+    """The parsed URL of a store. ``UsageError`` where it is none, or names a file that does not exist."""
+    from sqlalchemy import make_url
+    from sqlalchemy.exc import ArgumentError, NoSuchModuleError
+
     try:
         address = make_url(url)
-        if address.get_backend_name() == "sqlite" and not Path(address.database or "").is_file():
-            raise UsageError("there is no such file: write sqlite:///PATH/store.db")  # do not create one
-        store = Store(address)
+        sqlite = address.get_backend_name() == "sqlite"
     except (ArgumentError, NoSuchModuleError):  # without the text: it may hold a password
         raise UsageError("that is not the URL of a database: write sqlite:///PATH/store.db") from None
+    if sqlite and not missing and not Path(address.database or "").is_file():
+        raise UsageError("there is no such file: write sqlite:///PATH/store.db")  # do not create one
+    return address
+
+
+@contextlib.contextmanager
+def _store(url: str) -> Iterator[Any]:
+    """The store at ``url``, closed at the end."""
+    with needs("cloud-cpu"):
+        from cloud_decoder.store.store import Store
+    store = Store(_store_address(url))
     try:
-        print(store.queue.requeue(store.clock(), tenant, id))
+        yield store
     finally:
         store.close()
 

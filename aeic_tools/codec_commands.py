@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,27 +30,61 @@ class Options:
     quiet: bool = False
 
 
-def encode(source: str, target: str, rate: str | None, max_bytes: int | None, options: Options) -> int:
+@dataclass(frozen=True)
+class Wanted:
+    """How large frames shall be: as in Encoder.encode, and the name of a preset."""
+
+    rate: str | None = None
+    max_bytes: int | None = None
+    target_bytes: int | None = None
+    max_side: int | None = None
+    preset: str | None = None
+
+
+def encode(
+    source: str,
+    target: str,
+    wanted: Wanted,
+    options: Options,
+    *,
+    recursive: bool = False,
+    skip_existing: bool = False,
+) -> int:
     """Pictures to frames. Returns the exit code."""
-    jobs = files.plan(source, target, PICTURE_SUFFIXES, ".aeic")
+    jobs = files.plan(source, target, PICTURE_SUFFIXES, ".aeic", recursive=recursive)
     for job in jobs:
         if Path(job.target).suffix.lower() in PICTURE_SUFFIXES:
             raise UsageError(f"{job.target} is named like a picture: name the frame .aeic")
     with needs("edge-cpu"):
         from edge_encoder.encoding.encoder import Encoder
+        from edge_encoder.encoding.scaling import PRESETS
+    size = next((size for name, size in PRESETS.items() if name == wanted.preset), None)
+    if wanted.preset is not None and size is None:
+        raise UsageError(f"--preset {wanted.preset}: choose one of {', '.join(PRESETS)}")
+    target_bytes = wanted.target_bytes or (size.target_bytes if size else None)
+    max_side = wanted.max_side or (size.max_side if size else None)
+    if skip_existing:
+        there = [job for job in jobs if job.target != PIPE and Path(job.target).exists()]
+        jobs = [job for job in jobs if job not in there]
+        if there and not options.quiet:
+            print(f"aeic: {len(there)} frames exist already and are left as they are", file=sys.stderr)
+        if not jobs:
+            return 0
     encoder = Encoder.from_bundle(options.bundle, threads=options.threads)
-    wanted = None if rate is None else encoder.bundle.rate(rate).number
+    rate = None if wanted.rate is None else encoder.bundle.rate(wanted.rate).number
 
     def work(job: Job) -> None:
         files.refuse_overwrite(job.target, options.force)
         data = files.read(job.source)
         start = time.perf_counter()
-        encoded = encoder.encode(data, rate=wanted, max_bytes=max_bytes)
+        encoded = encoder.encode(data, rate, wanted.max_bytes, target_bytes, max_side)
         facts: dict[str, Any] = {
             "input": job.source,
             "output": job.target,
             "width": encoded.width,
             "height": encoded.height,
+            "original_width": encoded.original_width,
+            "original_height": encoded.original_height,
             "bytes": len(encoded.data),
             "bpp": encoded.bpp,
             "rate": encoded.rate,
@@ -57,9 +92,11 @@ def encode(source: str, target: str, rate: str | None, max_bytes: int | None, op
             "timings": encoded.timings,
         }
         files.write(job.target, encoded.data, options.force)
-        output.say(job.target, output.size_line(job, facts), facts, options.as_json, options.quiet)
+        if not bar:
+            output.say(job.target, output.size_line(job, facts), facts, options.as_json, options.quiet)
 
-    return output.each(jobs, work)
+    bar = len(jobs) > 1 and sys.stderr.isatty() and not options.as_json and not options.quiet
+    return output.each_with_bar(jobs, work) if bar else output.each(jobs, work)
 
 
 def decode(source: str, target: str, picture_format: str | None, device: str, options: Options) -> int:

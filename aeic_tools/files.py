@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import tempfile
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,12 +31,13 @@ class Job:
     target: str
 
 
-def plan(source: str, target: str, suffixes: Sequence[str], new_suffix: str) -> list[Job]:
+def plan(source: str, target: str, suffixes: Sequence[str], new_suffix: str, *, recursive: bool = False) -> list[Job]:
     """The jobs of one call: one for a file or a pipe; for a folder, one for each file in it with one of ``suffixes``.
 
     A target that is an existing folder, or that belongs to a source folder, gets the source's name with ``new_suffix``.
     Two sources of one stem (a.jpg, a.png) keep their old suffix as well, so that neither is lost. A target that is
-    its own source is refused even with ``-f``: a photograph that its frame replaces is gone.
+    its own source is refused even with ``-f``: a photograph that its frame replaces is gone. ``recursive`` takes the
+    files of folders in the folder too, into folders of the same names.
     """
     if source in ("", PIPE) or not Path(source).is_dir():
         if source and PIPE not in (source, target) and target and Path(target).is_dir():
@@ -45,12 +47,17 @@ def plan(source: str, target: str, suffixes: Sequence[str], new_suffix: str) -> 
         raise UsageError(f"{source} is a folder and cannot go into one pipe: give a folder to write to")
     if Path(target).exists() and not Path(target).is_dir():
         raise UsageError(f"{source} is a folder and {target} is not: give a folder to write to")
-    found = sorted(path for path in Path(source).iterdir() if path.suffix.lower() in suffixes and path.is_file())
+    every = Path(source).rglob("*") if recursive else Path(source).iterdir()
+    found = sorted(path for path in every if path.suffix.lower() in suffixes and path.is_file())
     if not found:
         raise InputError(f"no file in {source} ends in {', '.join(suffixes)}")
-    stems = [path.stem for path in found]
-    names = [path.stem if stems.count(path.stem) == 1 else path.name for path in found]
-    return [Job(str(path), str(Path(target) / (name + new_suffix))) for path, name in zip(found, names, strict=True)]
+    count = Counter(path.with_suffix("") for path in found)
+    names = [path.stem if count[path.with_suffix("")] == 1 else path.name for path in found]
+    folders = [Path(target) / path.parent.relative_to(source) for path in found]
+    return [
+        Job(str(path), str(folder / (name + new_suffix)))
+        for path, folder, name in zip(found, folders, names, strict=True)
+    ]
 
 
 def one(source: str, target: str) -> Job:

@@ -7,6 +7,8 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import typer
+
 from aeic.errors import AeicError
 from aeic_tools.files import PIPE, Job, UsageError
 
@@ -21,8 +23,11 @@ def say(target: str, line: str, facts: dict[str, Any], as_json: bool, quiet: boo
 
 def size_line(job: Job, facts: dict[str, Any]) -> str:
     """``owl.jpg -> owl.aeic: 768x512, 1204 bytes, 0.0245 bpp, rate 1, 143 ms``. bpp is of the whole frame."""
+    width, height = facts["width"], facts["height"]
+    original = facts.get("original_width", width), facts.get("original_height", height)
+    scaled = f" (scaled down from {original[0]}x{original[1]})" if original != (width, height) else ""
     return (
-        f"{job.source} -> {job.target}: {facts['width']}x{facts['height']}, {facts['bytes']} bytes, "
+        f"{job.source} -> {job.target}: {width}x{height}{scaled}, {facts['bytes']} bytes, "
         f"{facts['bpp']:.4f} bpp, rate {facts['rate']}, {facts['seconds'] * 1e3:.0f} ms"
     )
 
@@ -37,6 +42,22 @@ def each(jobs: Sequence[Job], work: Callable[[Job], None]) -> int:
             print(f"aeic: {job.source}: {error}", file=sys.stderr)
             code = code or exit_code(error)
     return code
+
+
+def each_with_bar(jobs: Sequence[Job], work: Callable[[Job], None]) -> int:
+    """:func:`each`, with a progress bar on stderr in place of a line for each job."""
+    with typer.progressbar(length=len(jobs), file=sys.stderr, show_pos=True) as bar:
+
+        def step(job: Job) -> None:
+            try:
+                work(job)
+            except (AeicError, UsageError, OSError):
+                print(file=sys.stderr)  # the message gets a line of its own
+                raise
+            finally:
+                bar.update(1)
+
+        return each(jobs, step)
 
 
 def exit_code(error: Exception) -> int:

@@ -1,9 +1,10 @@
-"""The decoder alone, as a worker runs it, in a process of its own on one core: no queue, no database, no service.
+"""Runs the decoder alone, as a worker does, in a process of its own on one core: no queue, no database, no service.
 
     python -m benchmarks.bare_decoder BUNDLE FRAMES
 
-``FRAMES`` is a folder. Says ``ready``, then for each line of seconds on stdin decodes for that long, pictures written
-as PNG in memory, and answers with a line of JSON: the moments (seconds since 1970) at which each frame was done.
+``FRAMES`` is a folder. The program prints ``ready``. Each line on stdin is a number of seconds: the program decodes
+for that long, writes the pictures as PNG files in memory, and prints one line of JSON with the time (seconds since
+1970) at which each frame was done.
 """
 
 from __future__ import annotations
@@ -21,11 +22,11 @@ from cloud_decoder.inference.decoder import Decoder, DecoderSettings
 from tests.support.roots import ROOT
 
 AHEAD = 2
-"""Frames entropy-decoded before they are synthesised; as many as the measured workers hold."""
+"""Frames that are entropy-decoded before they are synthesised, as many as the measured workers hold."""
 
 
 class BareDecoder:
-    """One such process on ``core``."""
+    """One such process, pinned to ``core``."""
 
     def __init__(self, core: int, bundle: Path, frames: Path) -> None:
         command = [
@@ -45,17 +46,17 @@ class BareDecoder:
         assert self._read() == "ready\n", "the bare decoder did not start; stderr says why"
 
     def begin(self, seconds: float) -> None:
-        """Decode for so long; :meth:`moments` says what came of it."""
+        """Start decoding for that many seconds; :meth:`moments` returns the result."""
         assert self._process.stdin is not None
         self._process.stdin.write(f"{seconds}\n")
         self._process.stdin.flush()
 
     def moments(self) -> list[float]:
-        """When it began, and when each frame was done (seconds since 1970)."""
+        """The time at which decoding began, then the times at which frames were done (seconds since 1970)."""
         return list(json.loads(self._read()))
 
     def stop(self) -> None:
-        """Gone."""
+        """End the process."""
         assert self._process.stdin is not None
         self._process.stdin.close()
         self._process.wait(30)
@@ -66,7 +67,7 @@ class BareDecoder:
 
 
 def rates(decoders: list[BareDecoder], seconds: float) -> list[float]:
-    """Frames a second of each of them while all of them work."""
+    """Frames a second of each decoder, during the time in which all of them work."""
     for one in decoders:
         one.begin(seconds)
     found = [one.moments() for one in decoders]
@@ -76,7 +77,7 @@ def rates(decoders: list[BareDecoder], seconds: float) -> list[float]:
 
 
 def main(bundle: str, folder: str) -> int:
-    """Answer until stdin closes."""
+    """Answer requests until stdin closes."""
     decoder = Decoder.from_bundle(bundle, "onnx", DecoderSettings(threads=1, entropy_workers=1, isolate=True))
     decoder.warm_up()
     frames = itertools.cycle([path.read_bytes() for path in sorted(Path(folder).iterdir())])

@@ -1,11 +1,11 @@
-"""Decoding with a full-size profile: our cloud path beside plain PyTorch float32 of the same network, one run.
+"""Compares decoding of a full-size profile by our cloud path and by plain PyTorch float32, in one run.
 
     aeic bench decode --profile se [--size 768x512] [--threads 2] [--rounds 3] [--bundle DIR]
 
-Plain: g_s, UNet and picture decoder in PyTorch float32, eager, LoRA merged, not folded, latents given. Ours: the bytes
-of a frame to pixels, entropy decoding included. Each is a process of its own, so that its peak memory is its own, and
-they take turns. Without --bundle the weights are made from their names (2 GB in the temporary folder, minutes). The
-last line is JSON.
+The plain path runs g_s, UNet and picture decoder in eager PyTorch float32, with LoRA merged and nothing folded, from
+given latents. Our path goes from the bytes of a frame to pixels and includes entropy decoding. Each path has a process
+of its own, so that peak memory can be measured, and they take turns. Without --bundle the weights are generated from
+the names of the tensors, which takes minutes and 2 GB in the temporary folder. The last line is JSON.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ Make = Callable[[Path, str], Callable[[bytes], Picture]]
 
 
 def plain(folder: Path, name: str) -> Callable[[bytes], Picture]:
-    """The network in float32, straight from the official tensors; the latents are decoded once, outside the clock."""
+    """The network in float32, built from the official tensors. The latents are decoded once, before the timing."""
     model: AEIC = build(golden_files(profile(name)), profile(name), folded=False)
     codec = LatentCodec(Bundle.load(folder, verify=False), threads=1)
     known: dict[bytes, torch.Tensor] = {}
@@ -69,7 +69,7 @@ MAKERS: dict[str, Make] = {"plain": plain, "ours": ours}
 
 
 def worker(kind: str, folder: Path, name: str, threads: int, pipe: Connection) -> None:
-    """Answers each frame with its picture, the seconds it took, and this process's peak memory in bytes."""
+    """Answer each frame with its picture, the seconds it took, and the peak memory of this process in bytes."""
     torch.set_num_threads(threads)
     warnings.simplefilter("ignore")
     run = MAKERS[kind](folder, name)
@@ -82,14 +82,14 @@ def worker(kind: str, folder: Path, name: str, threads: int, pipe: Connection) -
 
 
 def _peak_bytes() -> int:
-    """Not ru_maxrss: a new process begins with its parent's, and the parent may have made the bundle."""
+    """This process's peak memory. ``ru_maxrss`` would include that of the parent, which may have made the bundle."""
     found = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
     assert found is not None
     return 1024 * int(found.group(1))
 
 
 def measure(folder: Path, options: argparse.Namespace, frame: bytes) -> dict[str, Any]:
-    """Medians after one round to warm up, and how far the pictures are apart."""
+    """Medians after one warm-up round, and the difference between the pictures of both paths."""
     times: dict[str, list[float]] = {kind: [] for kind in MAKERS}
     pictures: dict[str, Picture] = {}
     peaks: dict[str, float] = {}

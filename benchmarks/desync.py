@@ -1,11 +1,11 @@
-"""How many frames are lost because encoder and decoder compute the entropy model differently: integers and float32.
+"""Counts the frames that are lost when two machines compute the entropy model differently, in integers and float32.
 
     aeic bench desync --profile se [--frames 200]
 
 Crops of photographs in many sizes are encoded by the edge (ONNX Runtime) and their latents decoded by the cloud path
-and by other ways to compute the same model: the integer definition in the form that GPUs run (float32 products of whole
-numbers), and, for the float32 entropy model that the research code has, PyTorch in place of ONNX Runtime. Weights are
-made from their names. The last line is JSON.
+and by other implementations of the same model: the integer definition in its form for GPUs (float32 products of whole
+numbers), and, for the float32 entropy model of the research code, PyTorch instead of ONNX Runtime. The weights are
+generated from the names of the tensors. The last line is JSON.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ from edge_encoder.encoding.encoder import Encoder
 
 
 class GpuForm(EntropyModel):
-    """The integer model in the form for GPUs, from another folder, run on the CPU."""
+    """The integer model in its form for GPUs, loaded from another folder and run on the CPU."""
 
     def __init__(self, bundle: Bundle, folder: Path) -> None:
         super().__init__(bundle, 1)
@@ -62,7 +62,7 @@ class GpuForm(EntropyModel):
 
 
 class TorchForm(EntropyModel):
-    """The float32 model by PyTorch, as a decoder on another runtime would compute it."""
+    """The float32 model in PyTorch, as a decoder on another runtime would compute it."""
 
     def __init__(self, bundle: Bundle, codec: Codec) -> None:
         super().__init__(bundle, 1)
@@ -77,7 +77,7 @@ class TorchForm(EntropyModel):
 
 
 def crops(pictures: Path, frames: int) -> Iterator[NDArray[np.uint8]]:
-    """``frames`` pieces of the photographs in a folder, sides of 96 to 288; the same every time."""
+    """``frames`` crops of the photographs in a folder, with sides of 96 to 288 pixels; the same crops every time."""
     photographs = [load_picture(p) for p in sorted(pictures.iterdir()) if p.suffix in (".jpg", ".png", ".webp")]
     rng = np.random.default_rng(0)
     for number in range(frames):
@@ -88,7 +88,7 @@ def crops(pictures: Path, frames: int) -> Iterator[NDArray[np.uint8]]:
 
 
 def check_of_symbols(z: Any, y: Any, y_hat: NDArray[np.float32], *rest: Any) -> int:
-    """The check value without y_hat, for the float32 model, whose y_hat need not be equal to the last bit."""
+    """The check value without y_hat, because the y_hat of the float32 model may differ in its last bits."""
     return check_value(z, y, np.zeros(0, np.float32), *rest)
 
 

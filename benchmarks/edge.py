@@ -1,11 +1,12 @@
-"""The whole edge path, POST to acknowledged, as a box would run it: speed, memory, size on disk, time to ready.
+"""Measures the whole edge path from the POST to the acknowledgement: speed, memory, size on disk, time to ready.
 
     python benchmarks/edge.py [--frames 200] [--wait received] [--width 768 --height 512] [--picture FILE]
 
-The service runs as a process of its own and ships to a cloud of a few lines in this one, through a proxy that counts;
-clients, proxy and cloud share the cores with it. Prints a table for people and, as the last line, one JSON object.
-`resident_mb` is the highest the process ever had, start included; `cpu_ms_per_frame` is the service's own time on all
-cores, which other work on the machine changes little; `clients_cpu_ms_per_frame` is that of clients, proxy and cloud.
+The service runs in a process of its own. It sends frames through a counting proxy to a minimal cloud in this process.
+Clients, proxy and cloud share the cores with the service. The program prints a table and, as the last line, one JSON
+object. `resident_mb` is the peak of the process, including its start. `cpu_ms_per_frame` is the service's CPU time on
+all cores, which other work on the machine changes little; `clients_cpu_ms_per_frame` is that of clients, proxy and
+cloud.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ from tests.support.edge_fakes import FakeCloud, Proxy, serving  # noqa: E402
 
 
 def synthetic(width: int, height: int) -> bytes:
-    """A JPEG with edges, slopes and some texture; the same every time."""
+    """A JPEG with edges, gradients and some texture; the same every time."""
     y, x = np.mgrid[0:height, 0:width].astype(np.float32)
     rng = np.random.default_rng(0)
     waves = np.stack([np.sin(x / (7 + 9 * c) + y / (23 - 5 * c)) for c in range(3)], -1)

@@ -1,12 +1,13 @@
-"""The edge under ten times the load it can take: how fast it refuses, and how long accepted pictures wait.
+"""Measures the edge under ten times its load: how fast it refuses, and how long accepted pictures wait.
 
     python benchmarks/edge_overload.py [--times 10] [--seconds 10] [--width 768 --height 512] [--bundle DIR]
 
-First its capacity is measured with `places` clients. Then requests come at `times` that rate, whether or not earlier
-ones were answered, each on a connection of its own that is there already: first with wait=spooled, where a 202 comes
-after the encode, then with wait=received, where it comes before. The time counts from the first byte sent to the
-answer; `drained_seconds` is how long after the last request the last original was encoded, so the longest wait of one
-that was taken. The generator shares the cores with the service. Prints a table and, as the last line, one JSON object.
+The capacity is measured first, with `places` clients. Then requests come at `times` that rate, whether or not earlier
+ones were answered, each on its own connection that is already open: first with wait=spooled, where the 202 follows the
+encode, then with wait=received, where it precedes the encode. Times run from the first byte sent to the answer.
+`drained_seconds` is the time from the last request until the last original was encoded, which is the longest wait of an
+accepted picture. The load generator shares the cores with the service. The program prints a table and, as the last
+line, one JSON object.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from benchmarks.edge import synthetic  # noqa: E402
 
 
 class Client:
-    """Connections that are opened beforehand and used again; as little work per request as can be."""
+    """Connections that are opened beforehand and reused, with as little work per request as possible."""
 
     def __init__(self, url: str, body: bytes) -> None:
         self.host, port = url.removeprefix("http://").split(":")
@@ -42,7 +43,7 @@ class Client:
         self._idle += [await asyncio.open_connection(self.host, self.port) for _ in range(count)]
 
     async def post(self, wait: str) -> tuple[int, float]:
-        """Status and seconds."""
+        """Send one picture; the status of the answer and the seconds it took."""
         reader, writer = self._idle.pop() if self._idle else await asyncio.open_connection(self.host, self.port)
         head = f"POST /v1/frames?wait={wait} HTTP/1.1\r\nHost: edge\r\nContent-Length: {len(self.body)}\r\n\r\n"
         begin = time.perf_counter()
@@ -56,7 +57,7 @@ class Client:
 
 
 async def load(url: str, body: bytes, times: float, seconds: float, places: int) -> dict[str, Any]:
-    """Capacity, then overload both ways; what was answered and how fast."""
+    """Measure the capacity, then the overload in both modes: the number of answers by status and their times."""
     client = Client(url, body)
     await client.open(100)
     await asyncio.gather(*(client.post("spooled") for _ in range(places)))
@@ -110,7 +111,7 @@ async def _overload(client: Client, wait: str, rate: float, seconds: float) -> d
 
 
 def _spread(milliseconds: list[float]) -> dict[str, float | None]:
-    """Of sorted times."""
+    """Median, 99th percentile and maximum of sorted times."""
     if not milliseconds:
         return {"p50": None, "p99": None, "max": None}
     last = len(milliseconds) - 1

@@ -1,11 +1,11 @@
-"""Encoding with a full-size profile: our edge path beside the plain PyTorch float32 path of the same network, one run.
+"""Compares encoding of a full-size profile by our edge path and by plain PyTorch float32, in one run.
 
     aeic bench encode --profile se [--sizes 768x512,1920x1088] [--threads 2] [--rounds 7]
 
-Plain: g_a, h_a, h_s and four context passes in PyTorch float32, eager, no entropy coding. Ours: pixels to the bytes of
-a frame, entropy coding included, on each provider of the analysis that is there. All take turns, so that a busy machine
-slows all of them; medians are compared, of seconds on the clock and of processor time. The price of an analysis that is
-not float32 is printed as latents that round otherwise. The last line is JSON.
+The plain path runs g_a, h_a, h_s and four context passes in eager PyTorch float32, without entropy coding. Our path
+goes from pixels to the bytes of a frame and includes entropy coding, on each available provider of the analysis. All
+take turns, so that other work on the machine slows all of them. Medians of wall time and of CPU time are compared. For
+an analysis that is not in float32, the share of latents that round differently is printed. The last line is JSON.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def plain_path(codec: Codec) -> Callable[[NDArray[np.uint8]], None]:
 
 
 def take_turns(works: dict[str, Callable[[], object]], rounds: int) -> dict[str, dict[str, float]]:
-    """Medians of ``rounds`` after two to warm up: milliseconds of the clock and of all threads' processor time."""
+    """Medians of ``rounds`` after two warm-up rounds: milliseconds of wall time, and of CPU time of all threads."""
     times: dict[str, list[tuple[float, float]]] = {name: [] for name in works}
     for number in range(rounds + 2):
         for name, work in works.items():
@@ -67,7 +67,7 @@ def take_turns(works: dict[str, Callable[[], object]], rounds: int) -> dict[str,
 
 
 def price(encoders: dict[str, Encoder], rgb: NDArray[np.uint8]) -> dict[str, float]:
-    """Per cent of y that rounds otherwise than by float32, and the error of y against its spread, for each provider."""
+    """By provider: the percentage of y that rounds differently from float32, and the error as a share of y's spread."""
     latents = {name: encoder.analysis(rgb) for name, encoder in encoders.items()}
     wanted = latents["cpu"]
     return {
@@ -78,7 +78,7 @@ def price(encoders: dict[str, Encoder], rgb: NDArray[np.uint8]) -> dict[str, flo
 
 
 def quality(pictures: Path) -> dict[str, dict[str, float]]:
-    """What the analysis' provider costs with the trained model that ships: mean bytes and PSNR over a folder."""
+    """Mean bytes and PSNR over a folder for each provider of the analysis, with the shipped model."""
     decoder = Decoder.from_bundle(device="onnx")
     result = {}
     for name in providers():

@@ -1,11 +1,11 @@
-"""Speed and price of the exact entropy step: integers against float32 by ONNX Runtime and by PyTorch, in one run.
+"""Compares speed and bits of the integer entropy step with float32 in ONNX Runtime and in PyTorch, in one run.
 
     aeic bench entropy                                    # nano and full-size SE, random weights, 768x512
     aeic bench entropy --weights models/aeic-se-nano/weights.safetensors --pictures examples
 
 The step is what the encoder does between y and the symbols: hyper synthesis and the four context passes with rounding,
-masks and skipping. The three take turns, so that a busy machine slows all of them; medians are compared. The last line
-is one JSON object.
+masks and skipping. The three take turns, so that other work on the machine slows all of them. Medians are compared.
+The last line is one JSON object.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def session(path: Path, threads: int) -> ort.InferenceSession:
 
 
 def speed(codec: Codec, width: int, height: int, threads: int, rounds: int) -> dict[str, float]:
-    """Median milliseconds of the three, how many times faster the exact one is, and the fastest round of each."""
+    """Median milliseconds of the three, the speed-up of the integer step, and the fastest round of each."""
     h, w = height // LATENT_STRIDE, width // LATENT_STRIDE
     torch.manual_seed(0)
     y = 2 * torch.randn(1, codec.profile.latent_channels, h, w)
@@ -79,7 +79,7 @@ def speed(codec: Codec, width: int, height: int, threads: int, rounds: int) -> d
 
 
 def latents_of(codec: Codec, pictures: Path, limit: int) -> list[tuple[Tensor, int]]:
-    """(y, rate) of the pictures in a folder, the rate points in turn."""
+    """(y, rate) of the pictures in a folder, which take the rate points in turn."""
     files = sorted(f for f in pictures.iterdir() if f.suffix.lower() in (".jpg", ".jpeg", ".png", ".webp"))[:limit]
     pairs = []
     for number, file in enumerate(files):

@@ -1,4 +1,4 @@
-"""The entropy step in float32 as an ONNX graph and as a torch module: what the exact one is measured against."""
+"""The entropy step in float32, as an ONNX graph and as a torch module, for comparison with the integer step."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ LOG_STEP = float(np.log(SCALE_MAX / SCALE_MIN)) / (SCALE_COUNT - 1)
 
 
 class FloatStep(nn.Module):
-    """Hyper synthesis and four passes; y (1, M, h, w), z_symbols (1, Cz, hz, wz) to symbols, indexes, y_hat."""
+    """Hyper synthesis and four passes: y (1, M, h, w), z_symbols (1, Cz, hz, wz) to symbols, indexes, y_hat."""
 
     def __init__(self, codec: Codec) -> None:
         super().__init__()
@@ -47,7 +47,7 @@ class FloatStep(nn.Module):
 
 
 class PlainOps:
-    """The operations of :mod:`aeic_nets.integer.network` in float32 ONNX, nothing rounded: one node for each layer."""
+    """The operations of :mod:`aeic_nets.integer.network` in float32 ONNX: one node a layer, no rounding."""
 
     def __init__(self, codec: Codec, graph: Graph) -> None:
         self._find, self.g = codec.get_submodule, graph
@@ -106,7 +106,7 @@ class PlainOps:
 
 @torch.no_grad()
 def write_float_graph(codec: Codec, height: int, width: int, path: Path) -> None:
-    """The step for latents of (height, width), fixed, so that masks are constants: in its favour."""
+    """Write the step for latents of a fixed (height, width). Masks are then constants, which favours float32."""
     g, sizes = Graph(), sizes_of(codec)
     ops = PlainOps(codec, g)
     number = lambda value: g.constant(value, np.float32)  # noqa: E731

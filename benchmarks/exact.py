@@ -1,13 +1,13 @@
-"""Equality of every executor of the entropy model, and what decoding several frames together saves.
+"""Checks that every executor of the entropy model gives equal results, and times decoding several frames together.
 
     aeic bench exact                         # nano, SE and ME, ten million elements each
     aeic bench exact --profiles nano --elements 1000000 --json
 
 Three executors take the same latents: the int8 graphs of a bundle, the float graphs for GPUs on ONNX Runtime's CPU
-provider, and the torch interpreter in batches of one to eight. Symbols, table indexes and y_hat are compared to the
-bit; latents range from quiet to absurd. Then eight frames are decoded one by one and by ``decode_many``, by the graphs.
-nano has the shipped weights; SE and ME have weights made from the names of their tensors. Exit status 1 if anything
-differs. The last line is one JSON object.
+provider, and the torch interpreter in batches of one to eight. Symbols, table indexes and y_hat are compared bit by
+bit, for latents of small to extreme amplitudes. Then the graphs decode eight frames one by one and by ``decode_many``.
+nano has the shipped weights; the weights of SE and ME are generated from the names of their tensors. The exit status is
+1 if anything differs. The last line is one JSON object.
 """
 
 from __future__ import annotations
@@ -40,14 +40,14 @@ BATCHES = range(1, 9)
 
 
 def bundle_of(name: str, folder: Path) -> Bundle:
-    """The shipped bundle for nano; one with golden weights in ``folder`` for the published sizes."""
+    """The shipped bundle for nano; for the published sizes, a bundle with golden weights, written to ``folder``."""
     if name == "nano":
         return Bundle.load()
     return write_golden_bundle(golden_codec(name), folder / name)
 
 
 def compare(model: IntegerModel, elements: int, device: str, seed: int) -> dict[str, Any]:
-    """Differences over at least ``elements`` latents of random sizes and amplitudes."""
+    """The number of differences over at least ``elements`` latents of random sizes and amplitudes."""
     graphs = {target: _session(model, target) for target in ("cpu", "gpu")}
     torch_model, rng = TorchEntropyModel(model, device), np.random.default_rng(seed)
     channels, hyper_channels = model.sizes.latent_channels, model.sizes.hyper_channels
@@ -73,7 +73,7 @@ def compare(model: IntegerModel, elements: int, device: str, seed: int) -> dict[
 
 
 def decode_together(bundle: Bundle, width: int, height: int, rounds: int) -> dict[str, float]:
-    """Seconds of eight frames one by one and together, by the bundle's graphs; medians of paired rounds."""
+    """Seconds that the bundle's graphs take for eight frames one by one and together, as medians of paired rounds."""
     codec, rng = LatentCodec(bundle), np.random.default_rng(0)
     shape = (bundle.channels, height // LATENT_STRIDE, width // LATENT_STRIDE)
     frames = [codec.encode(rng.standard_normal(shape).astype(np.float32), 0, width, height) for _ in range(8)]

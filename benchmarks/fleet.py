@@ -1,20 +1,23 @@
-"""The throughput of a fleet's parts on this machine, compared with the simulator's prediction.
+"""Measures the throughput of a fleet's parts on this machine and compares it with the simulator's prediction.
 
     aeic bench fleet [--parts queue workers] [--fronts 1] [--rounds 4] [--tiny] [--json FILE]
 
-queue: processes claim and finish the jobs of a filled queue, in batches, and nothing is decoded; then cameras push
-frames over gRPC into front ends that share a port: group commits into PostgreSQL.
+Part ``queue``: processes claim and finish the jobs of a filled queue in batches, without decoding. Then cameras send
+frames over gRPC to front ends that share a port and commit them to PostgreSQL in groups.
 
-workers: in each round, by turns: the bare decoder alone on a core, then on two cores at once, with no queue and no
-database, which is all that a second core can bring (two hardware threads of one core bring far less than two); a
-backlog for one worker on a core of its own, then for two; and frames that arrive faster than two workers decode. The
-simulator gets the seconds per frame of one worker and the loss when two share the machine. From these it predicts that
-run: queue age, and the time until everything is decoded. The median of the rounds' ratios counts. If other processes
-used more than a twentieth of the machine, the round is reported and left out, unless this is so in all rounds
-(``undisturbed_rounds`` is then 0).
+Part ``workers``: each round has three measurements.
 
-PostgreSQL is Debian's, in a temporary folder, durable. ``--json`` keeps what the file already says of other parts. The
-last line is one JSON object.
+1. The bare decoder, without queue and database, runs on one core and then on two cores at once. The ratio is the best
+   that a second core can give; two hardware threads of one core give far less than twice the speed.
+2. One worker on its own core decodes a backlog, then two workers do.
+3. Frames arrive faster than two workers decode. The simulator gets the seconds per frame of one worker and the loss
+   when two share the machine, and predicts the queue age and the time until everything is decoded.
+
+The result is the median of the rounds' ratios. A round in which other processes used more than a twentieth of the
+machine is reported but not counted, unless all rounds are like that (``undisturbed_rounds`` is then 0).
+
+PostgreSQL is Debian's and runs in a temporary folder with durable settings. ``--json`` keeps the results of other parts
+in the file. The last line is one JSON object.
 """
 
 from __future__ import annotations
@@ -38,7 +41,7 @@ PARTS = ("queue", "workers")
 
 
 async def measure(arguments: argparse.Namespace, folder: Path) -> dict[str, object]:
-    """The parts that are asked for, as the last line tells them."""
+    """Measure the requested parts; the object of the last line."""
     server = Postgres(durable=True).start()
     settings: dict[str, object] = {"device": "onnx", "cache_url": f"file://{folder}/pictures", "lease_seconds": 30}
     result: dict[str, object] = {"benchmark": "fleet", "machine": f"{platform.machine()}, {os.cpu_count()} cores"}
@@ -62,7 +65,7 @@ async def measure(arguments: argparse.Namespace, folder: Path) -> dict[str, obje
 
 
 def main() -> None:
-    """Command line."""
+    """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
     parser.add_argument("--jobs", type=int, default=6000, help="for each size of batch")

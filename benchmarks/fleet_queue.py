@@ -1,4 +1,4 @@
-"""What the database part of a fleet sustains: claims of many workers, and frames through a front end."""
+"""Measures the database of a fleet: the claims of many workers, and frames that pass through a front end."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _gate: Any = None
 
 
 def measure_claims(server: Postgres, jobs: int, batches: list[int], workers: int) -> dict[str, object]:
-    """Jobs claimed and finished a second by so many processes, by batch; and what one costs the database."""
+    """By batch size: the jobs a second that several processes claim and finish, and the database time of a job."""
     store = Store(server.fresh())
     spawn = multiprocessing.get_context("spawn")  # a fork would share the server's connections
     begun, log = server.cpu_seconds(), _log_bytes(store)
@@ -62,7 +62,7 @@ def _meet(gate: Any) -> None:
 
 
 def _claim_all(url: str, number: int, batch: int) -> dict[str, float]:
-    """In a process of its own, as every worker is: claims and finishes until nothing is left."""
+    """Claim and finish jobs until none is left. Runs in a process of its own, as a worker does."""
     store, claims, finishes = Store(url), [], []
     store.clock()
     timings = {"entropy": 0.1, "synthesis": 0.2}
@@ -109,7 +109,7 @@ def _new(data: bytes, number: int) -> NewFrame:
 
 
 async def measure_ingest(settings: dict[str, object], folder: Path, fronts: int, frames: int, bundle: Bundle) -> float:
-    """Frames a second over gRPC, acknowledged, by cameras in this process."""
+    """Acknowledged frames a second over gRPC, sent by cameras in this process."""
     with reserved_port() as http, reserved_port() as grpc:
         front = {"role": "ingest", "reuse_port": True, "port": http, "grpc_port": grpc, "ingest_window": 256}
         members = [Member(f"front-{n}", folder, **settings | front) for n in range(fronts)]

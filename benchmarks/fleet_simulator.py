@@ -3,10 +3,10 @@
     aeic simulate fleet [--cameras 1000 10000 100000 1000000] [--interval 10] [--frame-seconds 0.02]
                         [--stages benchmarks/results/fleet.json] [--target-seconds 5]
 
-The model is a queue in order of urgency (here: of arrival) and workers that take a batch whenever they are free, as the
-real ones do; one event is one batch, so ten thousand workers can be simulated. The database is a budget: CPU seconds
-and log bytes per frame, measured by ``aeic bench fleet``, which also holds this model against a run. What is not
-measured is an argument: seconds per frame of a GPU, prices, cores of the database. The last line is one JSON object.
+The model is a queue in order of arrival, and workers that take a batch whenever they are free, as the real ones do. One
+event is one batch, so ten thousand workers can be simulated. The database is a budget of CPU seconds and log bytes per
+frame, measured by ``aeic bench fleet``, which also compares this model with a real run. What is not measured is an
+argument: seconds per frame of a GPU, prices, cores of the database. The last line is one JSON object.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 ROOM = 0.7
-"""The part of a server that may be planned with: beyond it waiting times grow without bound."""
+"""The share of a server's capacity that a plan may use. Beyond it, waiting times grow without bound."""
 HOUR, DAY = 3600, 86400
 CONNECTIONS = 3
-"""Of a worker at work; a pooler between carries more."""
+"""Database connections of a busy worker. A connection pooler allows more workers."""
 
 
 @dataclass(frozen=True)
 class Pool:
-    """Workers. Seconds; a batch takes ``batch_seconds`` and ``frame_seconds`` for each frame."""
+    """A pool of workers. A batch takes ``batch_seconds`` plus ``frame_seconds`` for each of its frames."""
 
     workers: int
     frame_seconds: float
@@ -38,15 +38,16 @@ class Pool:
     batch_seconds: float = 0.0
     poll_seconds: float = 0.25
     contention: float = 0.0
-    """By how much each other worker at work slows a worker down. Workers with a device and a database of their own
-    machines share nothing; those that share cores with one another and the database do."""
+    """The share by which each other busy worker slows a worker down. It is 0 if each worker has its own device and the
+    database its own machine, and above 0 if they share cores."""
     delivery_seconds: float = 0.0
-    """From the end of a batch until its pictures are there, while the worker is at the next one."""
+    """Time from the end of a batch until its pictures are available. The worker already runs the next batch then."""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """Of one run: ages from arrival to picture, in seconds; ``busy`` is the workers' share of time at work."""
+    """The result of one run: ages from arrival to picture in seconds; ``busy`` is the share of time that workers
+    worked."""
 
     seconds: float
     frames_per_second: float
@@ -73,7 +74,7 @@ class Costs:
 
 
 def steady(rate: float, frames: int, step_seconds: float = 0.0) -> NDArray[np.float64]:
-    """Arrival times at ``rate`` a second, all of one step together where there is a step."""
+    """Arrival times at ``rate`` a second. With ``step_seconds``, the frames of each step arrive together."""
     if step_seconds:
         step = max(1, int(rate * step_seconds))
         return np.arange(frames) // step * step / rate
@@ -81,18 +82,18 @@ def steady(rate: float, frames: int, step_seconds: float = 0.0) -> NDArray[np.fl
 
 
 def random(rate: float, frames: int, seed: int = 0) -> NDArray[np.float64]:
-    """Arrival times of many cameras that know nothing of one another."""
+    """Arrival times of many independent cameras."""
     return np.cumsum(np.random.default_rng(seed).exponential(1 / rate, frames))
 
 
 def simulate(pool: Pool, arrivals: NDArray[np.float64]) -> Outcome:
-    """Every frame of ``arrivals`` (sorted, seconds) through the pool."""
+    """Pass every frame of ``arrivals`` (sorted, in seconds) through the pool."""
     free = [-math.inf] * pool.workers
     finished = np.empty(len(arrivals))
     taken, busy, batches = 0, 0.0, 0
     while taken < len(arrivals):
         now = heapq.heappop(free)
-        if arrivals[taken] > now:  # it looks every poll_seconds, as do all who are idle: the first finds the frame
+        if arrivals[taken] > now:  # all idle workers look every poll_seconds, and the first to look takes the frame
             now = float(arrivals[taken]) + pool.poll_seconds / (2 + _idle(free, float(arrivals[taken])))
         waiting = int(np.searchsorted(arrivals[taken : taken + pool.batch], now, side="right"))
         size = max(1, waiting)
@@ -115,7 +116,7 @@ def simulate(pool: Pool, arrivals: NDArray[np.float64]) -> Outcome:
 
 
 def _idle(free: list[float], now: float) -> int:
-    """How many others look for work as well; a few hundred are as good as all."""
+    """The number of other workers that are idle at ``now``. Only the first few hundred are counted, which is enough."""
     return sum(1 for other in free[:256] if other <= now)
 
 
@@ -141,7 +142,8 @@ def workers_needed(pool: Pool, rate: float, target_seconds: float, frames: int) 
 
 
 def plan(cameras: int, interval: float, peak: float, pool: Pool, costs: Costs, target: float) -> dict[str, object]:
-    """What ``cameras`` need that send a frame every ``interval`` seconds, ``peak`` times that at the worst hour."""
+    """The resources for ``cameras`` that each send a frame every ``interval`` seconds, and ``peak`` times that in the
+    worst hour."""
     mean = cameras / interval
     rate = mean * peak
     enough, outcome = workers_needed(pool, rate, target, frames=int(min(1_000_000, max(2000, rate * 60))))
@@ -180,7 +182,7 @@ def plan(cameras: int, interval: float, peak: float, pool: Pool, costs: Costs, t
 
 
 def main() -> None:
-    """Command line."""
+    """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cameras", type=int, nargs="+", default=[1000, 10_000, 100_000, 1_000_000])
     parser.add_argument("--interval", type=float, default=10.0, help="seconds between two frames of a camera")

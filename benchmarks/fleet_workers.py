@@ -1,5 +1,5 @@
-"""Workers on cores of their own: how two of them compare with one, with what the cores themselves allow, and with what
-the simulator says.
+"""Measures workers on cores of their own: two compared with one, with the limit that the cores set, and with the
+simulator's prediction.
 """
 
 from __future__ import annotations
@@ -27,14 +27,15 @@ from tests.support.postgres import Postgres
 
 POLL_SECONDS = 0.25
 STEP_SECONDS = 0.1
-"""Frames of one step arrive together."""
+"""The frames of one step arrive together."""
 OTHERS = 0.05
-"""A round beside more work of others than this part of the machine does not count, unless all are so."""
+"""A round in which other processes used a larger share of the machine is not counted, unless all rounds are like
+that."""
 PREDICTED = ("seconds", "age_p50", "age_p95")
 
 
 class Crew:
-    """Workers that stay up over many runs, one on each core; those that a run does not want are stopped meanwhile."""
+    """Workers that live through many runs, one on each core. Workers that a run does not use are suspended."""
 
     def __init__(self, settings: dict[str, object], folder: Path, store: Store, count: int) -> None:
         worker = {"role": "worker", "port": 0, "grpc_port": 0, "poll_seconds": POLL_SECONDS, "claim_frames": 4}
@@ -43,30 +44,31 @@ class Crew:
         self._store = store
 
     async def start(self) -> None:
-        """All up and ready."""
+        """Start all workers and wait until they are ready."""
         await asyncio.gather(*(member.start() for member in self._members))
         self._still()
 
     async def stop(self) -> None:
-        """All gone, gently."""
+        """Stop all workers with SIGTERM."""
         for member in self._members:
             await member.stop()
 
     async def _wake(self, workers: int) -> None:
-        """Let this many workers run. They start at random moments, so that they do not poll in step."""
+        """Resume this many workers, at random moments, so that they do not poll in step."""
         for member in self._members[:workers]:
             assert member.process is not None
             member.process.send_signal(signal.SIGCONT)
             await asyncio.sleep(random.uniform(0, POLL_SECONDS))
 
     def _still(self) -> None:
-        """Stop all workers. None of them holds a lease between two runs."""
+        """Suspend all workers. None of them holds a lease between two runs."""
         for member in self._members:
             assert member.process is not None
             member.process.send_signal(signal.SIGSTOP)
 
     async def run(self, workers: int, data: list[bytes], rate: float = 0.0) -> dict[str, float]:
-        """``data`` by so many workers: a backlog, or ``rate`` frames a second. Ends with the last one decoded."""
+        """Decode ``data`` by this many workers, as a backlog or at ``rate`` frames a second, until the last frame is
+        done."""
         await self._wake(workers)
         new = [stored(one) for one in data]
         step = max(1, int(rate * STEP_SECONDS)) if rate else len(new)
@@ -76,12 +78,12 @@ class Crew:
                 await asyncio.sleep(early)
             await asyncio.to_thread(self._store.frames.add, new[start : start + step], time.time())
         while (backlog := await asyncio.to_thread(self._store.queue.waiting, time.time())).ready or backlog.leased:
-            await asyncio.sleep(0.5)  # each look costs the workers' cores something
+            await asyncio.sleep(0.5)  # each query takes time from the workers' cores
         self._still()
         rows = await asyncio.to_thread(self._store.frames.page, "", len(new))
         assert all(row.state is FrameState.DONE for row in rows)
         ends = sorted((row.available_ms or 0) / 1000 for row in rows)
-        # Without the start, and without the end, where some have no more work.
+        # The start is left out, and so is the end, where some workers have no more work.
         first, last = len(ends) // 10, len(ends) * 8 // 10
         ages = [((row.available_ms or 0) - row.received_ms) / 1000 for row in rows]
         window = np.arange(first, last)
@@ -90,7 +92,7 @@ class Crew:
             for name in ("entropy", "synthesis", "image")
         }
         return stages | {
-            # A line through all of them: first and last alone would be off by half a frame.
+            # A line is fitted through all of them, because the first and last alone would be off by half a frame.
             "frames_per_second": float(np.polyfit(np.array(ends[first:last]) - begun, window, 1)[0]),
             "seconds": ends[-1] - begun,
             "age_p50": float(np.percentile(ages, 50)),
@@ -100,12 +102,12 @@ class Crew:
 
 @dataclass(frozen=True)
 class Round:
-    """What was seen within half a minute, so that its ratios mean something on a machine that is never quiet."""
+    """Measurements within half a minute of each other, so that their ratios hold on a machine with other work."""
 
     bare: float
-    """Frames a second of the bare decoder alone on a core."""
+    """Frames a second of one bare decoder on one core."""
     ceiling: float
-    """Two of them on two cores, in times of that: all that a second core can bring."""
+    """The speed of two bare decoders on two cores, relative to one: the most that a second core can give."""
     one: dict[str, float]
     two: dict[str, float]
     said: dict[str, float]
@@ -115,7 +117,7 @@ class Round:
 
     @property
     def scaling(self) -> float:
-        """Two workers, in times of one."""
+        """The speed of two workers relative to one."""
         return self.two["frames_per_second"] / self.one["frames_per_second"]
 
     def __str__(self) -> str:
@@ -139,14 +141,14 @@ async def measure_workers(
     seconds: float,
     load: float,
 ) -> dict[str, object]:
-    """Rounds, in which bare decoders, one worker, two workers and the simulated run take turns.
+    """Run rounds in which bare decoders, one worker, two workers and the simulated run take turns.
 
-    None begins that would not be over after ``seconds``.
+    No round begins that would not end within ``seconds``.
     """
     url = server.fresh()
     store = Store(url)
     crew = Crew(settings | {"bundle": bundle.path, "database_url": url}, folder, store, 2)
-    data = make_frames(bundle, 2 * frames)  # none twice in one run: equal bytes are decoded once
+    data = make_frames(bundle, 2 * frames)  # no frame occurs twice in a run, because equal bytes are decoded once
     (folder / "frames").mkdir()
     for number, one in enumerate(data):
         (folder / "frames" / f"{number:04}").write_bytes(one)
@@ -173,7 +175,7 @@ async def _round(crew: Crew, bare: list[BareDecoder], data: list[bytes], load: f
     alone = statistics.mean(rates([one], seconds / 2)[0] for one in bare)
     ceiling = sum(rates(bare, seconds)) / alone
     one = await crew.run(1, data[:half])
-    two = await crew.run(2, data)  # as much for each worker: starting and ending weigh the same
+    two = await crew.run(2, data)  # the same number for each worker, so that start and end have the same weight
     rate = load * one["frames_per_second"]
     pool = Pool(
         workers=2,
@@ -189,7 +191,7 @@ async def _round(crew: Crew, bare: list[BareDecoder], data: list[bytes], load: f
 
 
 def summary(bundle: str, all_seen: list[Round]) -> dict[str, object]:
-    """Medians over the rounds that count, and each round's ratios."""
+    """Medians over the counted rounds, and the ratios of each round."""
     seen = [one for one in all_seen if one.others <= OTHERS] or all_seen
 
     def median(values: list[float], digits: int = 3) -> float:

@@ -1,6 +1,8 @@
-"""A bundle of a published profile without its weights: each tensor is made from its name, as the golden vectors' are.
+"""A bundle of a published profile with golden weights: each tensor is computed from its name, as for the golden
+vectors.
 
-The pictures mean nothing, the work is that of the real one. Without ``decoder`` it encodes and entropy-decodes only.
+Its pictures are meaningless, but decoding them takes as much work as with real weights. Without ``decoder`` it encodes
+and entropy-decodes only.
 """
 
 from __future__ import annotations
@@ -32,7 +34,7 @@ def golden_codec(name: str) -> Codec:
 
 
 def golden_files(sizes: Profile) -> dict[str, GoldenTensors]:
-    """The tensors of the four official sources by name space, each made when it is asked for."""
+    """The tensors of the four official files, each computed when it is read."""
     return {
         "codec": GoldenTensors("codec", keys.codec_keys(sizes)),
         "unet_ckpt": GoldenTensors("unet_ckpt", keys.trained_unet_keys(sizes)),
@@ -43,9 +45,11 @@ def golden_files(sizes: Profile) -> dict[str, GoldenTensors]:
 
 @torch.no_grad()
 def write_golden_bundle(codec: Codec, folder: Path, exact: bool = True, decoder: bool = False) -> Bundle:
-    """The bundle of ``codec`` in ``folder`` (made); ``exact`` False gives it the float32 entropy graphs.
+    """Write the bundle of ``codec`` to ``folder``, which is created. ``exact=False`` gives it the float32 entropy
+    graphs.
 
-    ``decoder`` adds the weights of the whole network, merged and folded: 1.8 GB on disk, 5 GB of memory on the way.
+    ``decoder`` adds the weights of the whole network, merged and folded: 1.8 GB on disk, and 5 GB of memory to write
+    them.
     """
     folder.mkdir(parents=True)
     write_tables(codec, folder / "tables.npz")

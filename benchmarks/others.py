@@ -9,13 +9,14 @@ import psutil
 
 
 class Others:
-    """Counts from its making, or from the last :meth:`share`."""
+    """Measures from its creation, or from the last call of :meth:`share`."""
 
     def __init__(self) -> None:
         self._before = self._now()
 
     def share(self) -> float:
-        """Of all cores, 0 to 1, by processes that are neither this one nor descend from it; the kernel's included."""
+        """The share of all cores, 0 to 1, that the kernel and processes other than this one and its descendants
+        used."""
         (moment, busy, own), self._before = self._before, self._now()
         seconds = (self._before[0] - moment) * (psutil.cpu_count() or 1)
         return max(0.0, (self._before[1] - busy) - (self._before[2] - own)) / seconds

@@ -1,9 +1,9 @@
-"""Speed and overhead of the entropy coder, beside CompressAI's in the same run: ``python -m benchmarks.rans``.
+"""Measures speed and overhead of the entropy coder, and of CompressAI's: ``python -m benchmarks.rans``.
 
-Gaussian symbols under the 64 tables of y, each with a table of its own, as in a frame. Speed over one long run;
-overhead over many short frames, against the ideal code length of each coder's own tables. CompressAI (optional, the
-``train`` extra) is a 32-bit rANS with 16-bit tables that writes escapes; it takes Python lists, and the time of making
-them is not counted against it. Prints a table and, as the last line, one JSON object.
+The symbols are Gaussian. As in a frame, each has one of the 64 tables of y. Speed is measured over one long run, and
+overhead over many short frames, relative to the ideal code length of each coder's own tables. CompressAI (optional, in
+the extra ``train``) is a 32-bit rANS with 16-bit tables and escapes. It takes Python lists, and the time to make them
+is not counted. The program prints a table and, as the last line, one JSON object.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ Array = NDArray[Any]
 
 
 def draw(rng: np.random.Generator, count: int, rows: Rows) -> tuple[Array, Array]:
-    """(values, ids): tables as a trained model uses them, mostly narrow ones; values as likely as their tables say."""
+    """(values, ids): mostly narrow tables, as in a trained model, and values drawn from their tables."""
     ids = np.minimum(rng.geometric(0.06, count) - 1, len(rows) - 1).astype(np.int8)
     residuals = np.rint(rng.normal(size=count) * gaussian_scales()[ids])
     return np.clip(residuals, rows.lowest[ids], rows.highest[ids]).astype(np.int16), ids
 
 
 def best_seconds(task: Callable[[], Any], repeats: int) -> float:
-    """The shortest of ``repeats`` runs: the others were disturbed."""
+    """The shortest of ``repeats`` runs, which other work disturbed least."""
     times = []
     for _ in range(repeats):
         start = time.perf_counter()
@@ -42,7 +42,7 @@ def best_seconds(task: Callable[[], Any], repeats: int) -> float:
 
 
 class Ours:
-    """aeic.rans, in plain Python or accelerated."""
+    """``aeic.rans``, in plain Python or compiled."""
 
     def __init__(self, accelerate: bool) -> None:
         self.rows = Rows(*gaussian_rows())
@@ -50,7 +50,9 @@ class Ours:
         self.check = 0xABCDEF
 
     def encode(self, values: Array, ids: Array) -> bytes:
-        self.check = self.check * 0x5DEECE66D + 11 & 0xFFFFFF or 1  # another each time: it is part of the overhead
+        self.check = (
+            self.check * 0x5DEECE66D + 11 & 0xFFFFFF or 1
+        )  # differs each time, because it is part of the overhead
         return rans.encode([(values, ids, self.rows)], self.check, self.accelerate)
 
     def decode(self, data: bytes, ids: Array) -> Array:
@@ -93,7 +95,7 @@ class CompressAI:
 
 
 def measure(coder: Ours | CompressAI, symbols: int, frames: int, repeats: int) -> dict[str, float]:
-    """Microseconds a symbol, million symbols a second, and bytes over the ideal."""
+    """Microseconds a symbol, millions of symbols a second, and bytes above the ideal."""
     rng, rows = np.random.default_rng(0), Rows(*gaussian_rows())
     values, ids = draw(rng, symbols, rows)
     given = (values.tolist(), ids.tolist()) if isinstance(coder, CompressAI) else (values, ids)

@@ -1,19 +1,20 @@
-"""What serving costs: the cloud over loopback HTTP beside the bare decoder on the same frames, and beside its peers.
+"""Measures the cost of serving: the cloud over loopback HTTP, the bare decoder on the same frames, and other servers.
 
-    aeic bench serve [--short] [--pictures 64] [--clients 64] [--rounds 3] [--max-batch 0] [--rivals litserve,ray]
+    aeic bench serve [--short] [--pictures 64] [--clients 64] [--rounds 3] [--max-batch 0] [--peers litserve,ray]
 
-Saturation: `clients` callers keep POST /v1/decode busy with mixed sizes; the bare decoder gets the same frames as one
-list. What each side does, and is charged for:
+Saturation: `clients` callers keep POST /v1/decode busy with frames of mixed sizes. The bare decoder gets the same
+frames as one list. These parts are measured on each side:
 
-- bare: checking, entropy decoding, synthesis in this process, PNG files in memory, written beside the next pictures.
-- served: the same, and HTTP, hashing, queue, batches, synthesis in a process of its own. The clients run on the same
-  cores; their time counts against the service on the clock, and is reported separately in CPU time.
-- stored: the same frames as an edge sends them, over gRPC: the same, and commits, the cache's files, events. Once.
+- bare: checks, entropy decoding, synthesis in this process, and PNG files in memory, written during the next synthesis.
+- served: the same, plus HTTP, hashing, the queue, batches, and synthesis in a process of its own. The clients run on
+  the same cores. Their time is part of the service's wall time, and is reported separately in CPU time.
+- stored: the same, plus commits, the cache's files and events, for frames that arrive over gRPC as from an edge. This
+  is measured once.
 
-Low load: one caller at a time, bare and served taking turns. LitServe and Ray Serve wrap the same decoder (extra
-`bench`). Every service is alive only while it is measured; bare and served rounds alternate, and ratios within a round
-count, since a shared machine is never quiet. CPU time is less moved by others' work than the clock is. The last line is
-one JSON object.
+Low load: one caller at a time, bare and served in turn. LitServe and Ray Serve wrap the same decoder (extra `bench`).
+Every service runs only while it is measured. Bare and served rounds alternate, and ratios are taken within a round,
+because other work on the machine changes the speed from round to round. It changes CPU time less than wall time. The
+last line is one JSON object.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ import numpy as np
 from aeic.bitstream import Frame
 from aeic.bundle import Bundle
 from aeic.latent_codec import LatentCodec
-from benchmarks.served import Service, our_cloud, rival
+from benchmarks.served import Service, our_cloud, peer_service
 from cloud_decoder.images import formats
 from cloud_decoder.inference.decoder import Decoder, DecoderSettings
 
@@ -45,7 +46,7 @@ SIZES = ((768, 512), (512, 768), (640, 480), (512, 512))
 
 
 def make_frames(bundle: Bundle, count: int, scale: float = 1.0) -> list[bytes]:
-    """Frames of mixed sizes with different contents; smooth noise through the bundle's own analysis."""
+    """Frames of mixed sizes with different contents, made from smooth noise by the bundle's own analysis."""
     codec, chance = LatentCodec(bundle), np.random.default_rng(0)
     analysis = bundle.session("analysis")
     frames = []
@@ -60,7 +61,7 @@ def make_frames(bundle: Bundle, count: int, scale: float = 1.0) -> list[bytes]:
 
 
 def run_bare(decoder: Decoder, frames: list[bytes]) -> float:
-    """Seconds for all frames through the decoder and into PNG files, as well as it can: PNGs beside the next batch."""
+    """Seconds to decode all frames and write PNG files, each batch's files during the next batch's synthesis."""
     started = time.perf_counter()
     size = 4 * decoder.max_batch
     with ThreadPoolExecutor(2) as threads:
@@ -76,7 +77,7 @@ def run_bare(decoder: Decoder, frames: list[bytes]) -> float:
 
 @dataclass(frozen=True)
 class Round:
-    """The same frames bare and served: seconds on the clock, and of CPU time on all cores."""
+    """The same frames, bare and served: seconds of wall time, and of CPU time on all cores."""
 
     bare: float
     served: float
@@ -88,7 +89,7 @@ class Round:
 def saturate(
     name: str, service: Service, decoder: Decoder, frames: list[bytes], work: Coroutine[Any, Any, float]
 ) -> Round:
-    """One round, printed; ``work`` has the service make all the pictures and tells the seconds."""
+    """Run and print one round. ``work`` has the service make all pictures and returns the seconds."""
     begun, started = time.process_time(), service.cpu_seconds()
     bare = run_bare(decoder, frames)
     middle = time.process_time()
@@ -100,14 +101,14 @@ def saturate(
         f"{name:9} bare {count / bare:6.2f}/s, {1000 * one.bare_cpu / count:5.0f} ms of CPU each"
         f"   served {count / served:6.2f}/s, {1000 * one.service_cpu / count:5.0f} ms"
         f" and the clients {1000 * one.clients_cpu / count:3.0f} ms"
-        f"   {bare / served:.3f} by the clock, {one.bare_cpu / one.service_cpu:.3f} in CPU time",
+        f"   {bare / served:.3f} by wall time, {one.bare_cpu / one.service_cpu:.3f} in CPU time",
         flush=True,
     )
     return one
 
 
 def low_load(service: Service, decoder: Decoder, frames: list[bytes]) -> list[tuple[float, float]]:
-    """(bare, served) seconds of each frame alone, taking turns."""
+    """(bare, served): seconds of each frame alone, bare and served in turn."""
     times = []
     for data in frames:
         started = time.perf_counter()
@@ -120,7 +121,7 @@ def low_load(service: Service, decoder: Decoder, frames: list[bytes]) -> list[tu
 
 
 def measure(arguments: argparse.Namespace) -> dict[str, object]:
-    """Everything, as the last line tells it."""
+    """Run all measurements; the object of the last line."""
     decoder = Decoder.from_bundle(arguments.bundle, arguments.device, DecoderSettings(max_batch=arguments.max_batch))
     path, cap = decoder.bundle.path.resolve(), decoder.max_batch
     frames = make_frames(decoder.bundle, arguments.pictures, arguments.scale)
@@ -164,11 +165,11 @@ def measure(arguments: argparse.Namespace) -> dict[str, object]:
         "lone_overhead_ms": round(1000 * statistics.median(served - bare for bare, served in alone), 2),
         "lone_bare_ms": round(1000 * statistics.median(bare for bare, _ in alone), 2),
     }
-    for name in filter(None, arguments.rivals.split(",")):
+    for name in filter(None, arguments.peers.split(",")):
         if importlib.util.find_spec(name) is None:
             print(f"{name} is not installed: pip install 'aeic[bench]'")
             continue
-        with rival(name, path, cap) as peer:
+        with peer_service(name, path, cap) as peer:
             asyncio.run(peer.run(frames[: len(SIZES)], 1))
             alone = low_load(peer, decoder, lone)
             repeats = range(max(1, arguments.rounds // 2))
@@ -181,12 +182,12 @@ def measure(arguments: argparse.Namespace) -> dict[str, object]:
 
 
 def _cpu_ms(seconds: list[float], count: int) -> float:
-    """Of one picture, the median round."""
+    """Milliseconds of one picture in the median round."""
     return round(1000 * statistics.median(seconds) / count, 1)
 
 
 def main() -> None:
-    """Command line."""
+    """The command line."""
     parser = argparse.ArgumentParser(description="Served throughput beside the bare decoder's, LitServe's and Ray's.")
     parser.add_argument("--bundle", type=Path)
     parser.add_argument("--device", default="auto")
@@ -196,12 +197,12 @@ def main() -> None:
     parser.add_argument("--clients", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=3, help="the peers get half")
     parser.add_argument("--lone", type=int, default=12)
-    parser.add_argument("--rivals", default="litserve,ray", help="which peers to run; empty for none")
+    parser.add_argument("--peers", "--rivals", default="litserve,ray", help="which peers to run; empty for none")
     parser.add_argument("--json", type=Path, help="write the result there too")
     parser.add_argument("--short", action="store_true", help="one round of 32 pictures, six lone ones, no peers")
     arguments = parser.parse_args()
     if arguments.short:
-        arguments.rounds, arguments.lone, arguments.rivals = 1, 6, ""
+        arguments.rounds, arguments.lone, arguments.peers = 1, 6, ""
         arguments.pictures = min(arguments.pictures, 32)
     result = measure(arguments)
     if arguments.json:

@@ -1,7 +1,7 @@
 """The services that benchmarks/serve.py measures: ours, LitServe and Ray Serve, each a process of its own.
 
-The client here is as thin as can be, because it shares the cores with the service: a full HTTP library costs more than
-serving.
+The client is as thin as possible, because it shares the cores with the service: a full HTTP library takes more time
+than serving.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ from aeic.v1 import ingest_pb2_grpc
 ROOT = Path(__file__).parent.parent
 START_SECONDS = 120
 LOOK_SECONDS = 0.2
-"""Between two looks at how many stored frames are done: each costs the service some milliseconds."""
+"""Time between two queries for the number of finished frames. Each query takes the service some milliseconds."""
 
 
 class Service:
-    """A service under test: its address, and how it wants a frame."""
+    """A service under test: its address, and the form in which it takes a frame."""
 
     path = "/v1/decode"
 
@@ -49,9 +49,9 @@ class Service:
         return frame
 
     async def run(self, frames: list[bytes], clients: int, when_sent: Callable[[], None] = lambda: None) -> float:
-        """Seconds for all frames with ``clients`` callers, each on a connection of its own.
+        """Seconds that ``clients`` callers need for all frames, each on its own connection.
 
-        ``when_sent`` is called when the last frame has gone out: until then every caller was busy.
+        ``when_sent`` is called when the last frame has been sent. Until then every caller was busy.
         """
         host, port = self.address.removeprefix("http://").split(":")
         waiting = list(frames)
@@ -76,9 +76,9 @@ class Service:
         return time.perf_counter() - started
 
     async def store(self, frames: list[bytes], bundle_digest: bytes) -> float:
-        """Seconds from the first of these frames, sent as an edge does, to the last of their pictures in the cache.
+        """Seconds from sending the first of these frames over gRPC until the last picture is in the cache.
 
-        Ours only; the store must hold none of them yet.
+        Only our cloud has this. The store must hold none of the frames yet.
         """
 
         def done() -> int:
@@ -105,7 +105,7 @@ class Service:
         return time.perf_counter() - started
 
     def cpu_seconds(self) -> float:
-        """What the service has used so far, with all its processes, on all cores."""
+        """CPU seconds that all processes of the service have used so far."""
         total = 0.0
         for one in (self._process, *self._process.children(recursive=True)):
             with contextlib.suppress(psutil.NoSuchProcess):
@@ -114,19 +114,19 @@ class Service:
         return total
 
     def counted(self, name: str) -> float:
-        """A value of /metrics."""
+        """The value of one metric of ``/metrics``."""
         with urllib.request.urlopen(f"{self.address}/metrics", timeout=10) as answer:
             found = re.search(rf"^aeic_cloud_{name} (\S+)$", answer.read().decode(), re.M)
         return float(found.group(1)) if found else 0.0
 
 
 class LitServe(Service):
-    """It takes JSON and forms only."""
+    """LitServe, which takes only JSON and forms."""
 
     path = "/predict"
 
     def body(self, frame: bytes) -> bytes:
-        """In base64."""
+        """The frame in base64."""
         return json.dumps({"frame": base64.b64encode(frame).decode()}).encode()
 
 
@@ -138,7 +138,7 @@ class RayServe(Service):
 
 @contextlib.contextmanager
 def process(command: list[str], **environment: str) -> Iterator[subprocess.Popen[str]]:
-    """A service in its own process group, which is gone afterwards."""
+    """Run a service in its own process group, which is ended afterwards."""
     paths = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH", ""))))
     running = subprocess.Popen(
         [sys.executable, *command],
@@ -164,7 +164,7 @@ def process(command: list[str], **environment: str) -> Iterator[subprocess.Popen
 
 @contextlib.contextmanager
 def our_cloud(bundle: Path, device: str, max_batch: int) -> Iterator[Service]:
-    """The service as deployed, with an empty store."""
+    """Run our cloud with the default settings and an empty store."""
     with tempfile.TemporaryDirectory() as folder:
         settings = {"BUNDLE": str(bundle), "DEVICE": device, "MAX_BATCH": str(max_batch), "DATA_DIR": folder}
         settings["MAX_WAIT_SECONDS"] = "600"
@@ -176,11 +176,11 @@ def our_cloud(bundle: Path, device: str, max_batch: int) -> Iterator[Service]:
 
 
 @contextlib.contextmanager
-def rival(name: str, bundle: Path, max_batch: int) -> Iterator[Service]:
-    """LitServe or Ray Serve with the same decoder."""
+def peer_service(name: str, bundle: Path, max_batch: int) -> Iterator[Service]:
+    """Run LitServe or Ray Serve with the same decoder."""
     with socket.create_server(("127.0.0.1", 0)) as found:
         port = found.getsockname()[1]
-    command = ["-m", f"benchmarks.rival_{name}", str(port), str(max_batch)]
+    command = ["-m", f"benchmarks.peer_{name}", str(port), str(max_batch)]
     with process(command, AEIC_BUNDLE=str(bundle)) as running:
         service = {"litserve": LitServe, "ray": RayServe}[name](f"http://127.0.0.1:{port}", running.pid)
         end = time.monotonic() + START_SECONDS

@@ -40,8 +40,13 @@ class DecodeBackend(Protocol):
         ...
 
     @property
-    def alive(self) -> bool:
-        """False after a failure that only a restart repairs. Readiness reports it."""
+    def problem(self) -> str:
+        """Why nothing can be decoded now; empty while it can. Readiness reports it."""
+        ...
+
+    @property
+    def failure(self) -> str:
+        """Why only a restart of the process helps; empty while the backend works or repairs itself."""
         ...
 
     @property

@@ -86,6 +86,19 @@ class Metrics:
         self.cache_bytes = gauge("cache_bytes", "Bytes of pictures on disk.")
         self.cache_limit_bytes = gauge("cache_limit_bytes", "Bytes of pictures allowed on disk.")
         self.stored = gauge("stored_frames", "Frames in the store, by state.", ("state",))
+        self.clock_refused = gauge("clock_refused", "1 while the clock is implausible, so that retention has stopped.")
+        self.retention_frames = counter(
+            "retention_frames_total",
+            "Frames that retention has marked, and those whose bitstream it removed.",
+            ("step",),
+        )
+        self.deleted_bytes = gauge("deleted_bytes", "Bytes of bitstreams that are marked and can be brought back.")
+        self.maintenance_errors = counter(
+            "maintenance_errors_total", "Failed steps of maintenance: cache, clock, retention or check.", ("step",)
+        )
+        self.task_restarts = counter(
+            "task_restarts_total", "Parts of the service that failed and began again.", ("task",)
+        )
         self.ready = gauge("ready", "1 while requests are taken.")
         self.info = gauge(
             "info",
@@ -106,3 +119,9 @@ class Metrics:
             self.gpu_memory.labels(kind)
         for result in ("hit", "miss"):
             self.cache.labels(result)
+        for step in ("marked", "removed"):
+            self.retention_frames.labels(step)
+        for step in ("cache", "clock", "retention", "check"):
+            self.maintenance_errors.labels(step)
+        for task in ("worker", "maintenance", "events", "queue"):
+            self.task_restarts.labels(task)

@@ -12,8 +12,7 @@ import json
 import logging
 import signal
 import sys
-import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 from fastapi import APIRouter
@@ -30,7 +29,6 @@ from cloud_decoder import bootstrap
 from cloud_decoder.admission import BYTES_A_PIXEL, Admission
 from cloud_decoder.auth import Tokens
 from cloud_decoder.decode_backend import DecodeBackend
-from cloud_decoder.errors import StoreUnavailable
 from cloud_decoder.events import EventBus
 from cloud_decoder.front_end.event_poller import EventPoller
 from cloud_decoder.front_end.queue_backend import QueueBackend
@@ -46,17 +44,22 @@ from cloud_decoder.http_api.routers import decode, edge, events, frames, page, s
 from cloud_decoder.inference.decoder import Decoder, DecoderSettings
 from cloud_decoder.inference.devices import choose_device
 from cloud_decoder.inference.model_pool import ModelPool
+from cloud_decoder.maintenance import Maintenance, MaintenanceSettings
 from cloud_decoder.metrics import Metrics
 from cloud_decoder.presence import Presence
+from cloud_decoder.readiness import Readiness
 from cloud_decoder.settings import Settings
+from cloud_decoder.store.clock import DAY
+from cloud_decoder.store.health import StoreHealth
 from cloud_decoder.store.store import Store
 from cloud_decoder.worker.worker import Worker, WorkerSettings
 
 log = logging.getLogger(__name__)
 
-PRUNE_SECONDS = 60.0
 BODIES_SHARE = 8
 """Bodies that arrive take at most this part of the memory."""
+RESTART_SECONDS = 1.0
+"""Pause before a task that has failed begins again."""
 
 
 class Cloud:
@@ -73,7 +76,7 @@ class Cloud:
         self.metrics, self.event_bus, self.presence = Metrics(), EventBus(), Presence()
         self.tokens = Tokens(settings.tokens.get_secret_value())
         self._folder = bootstrap.own_folder(settings)
-        self.store = Store(bootstrap.database_url(settings), settings.aging_seconds)
+        self.store = Store(bootstrap.database_url(settings), settings.aging_seconds, settings.max_clock_jump_days * DAY)
         self.http = ""
         self.grpc = ""
         self._serving = False
@@ -102,6 +105,10 @@ class Cloud:
             self.commits, self.presence, self.tokens, self.calls, self.metrics, self._ingest_settings()
         )
         self._edge_proxy = EdgeProxy(settings.edge_url, settings.edge_tenant)
+        self.maintenance = Maintenance(self.store, self._cache, self.metrics, self._maintenance_settings())
+        health = StoreHealth(self.store.database)
+        self.readiness = Readiness(lambda: self._serving, self.backend, health, self.maintenance)
+        await asyncio.to_thread(self.store.trusted_clock.look)  # before the first frame is stored
         await self.backend.start()
         self.metrics.info.labels(
             aeic.__version__, self.model_pool.default.fingerprint, self.backend.device, self.backend.runtime
@@ -120,11 +127,11 @@ class Cloud:
                 await self._grpc_server.stop()
             raise
         self._serving = True
-        self._tasks.append(asyncio.create_task(self._prune()))
+        self._supervise("maintenance", self.maintenance.run)
         if settings.role == "ingest":
-            self._tasks.append(asyncio.create_task(EventPoller(self.store, self.event_bus).run()))
+            self._supervise("events", EventPoller(self.store, self.event_bus).run)
         elif self._shares_queue:
-            self._tasks.append(asyncio.create_task(self._poll_queue()))
+            self._supervise("queue", self._poll_queue)
 
     async def stop(self) -> None:
         """Drain: no accepted frame is lost, and every caller is answered."""
@@ -141,6 +148,7 @@ class Cloud:
         await asyncio.gather(*(server.stop() for server in servers if server is not None))
         for task in self._tasks:
             task.cancel()
+        self.maintenance.close()
         self._edge_proxy.close()
         self.image_service.close()
         self.model_pool.close()
@@ -197,9 +205,9 @@ class Cloud:
             frames.router(store, images, bundles, max_wait=max_wait, public=not self.tokens.required),
             decode.router(backend, self.admission, self.bodies, frame_limits, max_wait=max_wait),
             events.router(self.event_bus, images, backend, bundles),
-            status.router(store, self.presence, self.model_pool, backend, lambda: self._serving),
+            status.router(store, self.presence, self.model_pool, backend, self.readiness),
             status.metrics_router(
-                self.metrics, store, self._cache, self.model_pool, lambda: self.budgets, lambda: self.ready
+                self.metrics, store, self._cache, self.model_pool, lambda: self.budgets, self.readiness
             ),
             page.router(),
             edge.router(self._edge_proxy, self.bodies, upload_limits),
@@ -217,30 +225,35 @@ class Cloud:
             "pictures": self.admission.callers,
         }
 
-    @property
-    def ready(self) -> bool:
-        """Whether requests are served and the backend works."""
-        return self._serving and self.backend.alive
+    def _maintenance_settings(self) -> MaintenanceSettings:
+        settings = self.settings
+        return MaintenanceSettings(
+            retention_seconds=settings.retention_days * DAY,
+            retention_bytes=settings.retention_bytes,
+            grace_seconds=settings.retention_grace_hours * 3600,
+            trims_cache=settings.role != "worker",
+        )
+
+    def _supervise(self, name: str, work: Callable[[], Awaitable[None]]) -> None:
+        """Run ``work`` as a task that begins again when it fails."""
+
+        async def run() -> None:
+            while True:
+                try:
+                    await work()
+                    return
+                except Exception as error:
+                    log.error("task %s has failed and begins again", name, exc_info=error)
+                    self.metrics.task_restarts.labels(name).inc()
+                    await asyncio.sleep(RESTART_SECONDS)
+
+        self._tasks.append(asyncio.create_task(run()))
 
     async def _poll_queue(self) -> None:
         """Wake the worker now and then: other processes take the frames in, and send it no signal."""
         while True:
             await asyncio.sleep(self.settings.poll_seconds)
             self.backend.wake()
-
-    async def _prune(self) -> None:
-        """Remove the oldest decoded bitstreams, and the oldest pictures of a shared cache, within the limits."""
-        settings = self.settings
-        while True:
-            if settings.role != "worker":
-                with contextlib.suppress(Exception):  # the cache is tried again, and every picture can be made again
-                    await asyncio.to_thread(self._cache.trim)
-            older = int((time.time() - 86400 * settings.retention_days) * 1000) if settings.retention_days else None
-            keep = settings.retention_bytes or None
-            if older or keep:
-                with contextlib.suppress(StoreUnavailable):
-                    await asyncio.to_thread(self.store.frames.prune, older_than_ms=older, keep_bytes=keep)
-            await asyncio.sleep(PRUNE_SECONDS)
 
 
 async def run(settings: Settings) -> None:

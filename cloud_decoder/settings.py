@@ -80,6 +80,12 @@ class Settings(ServiceSettings):
     retention_bytes: int = Field(
         0, ge=0, description="Bytes of bitstreams kept; the oldest decoded frames are pruned first; 0 keeps all."
     )
+    retention_grace_hours: float = Field(
+        24.0, ge=0, description="Time in which pruned frames can be brought back with `aeic store undelete`."
+    )
+    max_clock_jump_days: float = Field(
+        7.0, gt=0, description="A clock further ahead of the last time seen is not trusted, and nothing is pruned."
+    )
 
     cache_url: str = Field(
         "", description="Shared cache, `file:///...` or `s3://...`; empty: a folder in the data folder."

@@ -9,12 +9,13 @@ import argparse
 import asyncio
 import contextlib
 import ctypes
+import functools
 import json
 import logging
 import os
 import signal
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 from aeic.errors import AeicError
 from aeic_service import logs
@@ -61,13 +62,18 @@ async def serve(settings: EdgeSettings) -> int:
     for name in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(name, service.stopping.set)
     await service.start()
+    try:
+        every = sources_of(service)
+    except AeicError:
+        await service.stop()
+        raise
     url = await server.start()
     stopping = asyncio.create_task(service.stopping.wait())
     restarting = asyncio.create_task(service.restart.wait())
     ended = asyncio.create_task(server.ended())
     sources = [
-        service.supervisor.start(source.name, source.run, may_end=source.may_end)
-        for source in _sources(service, settings)
+        service.supervisor.start(source.name, functools.partial(_run, source), may_end=source.may_end)
+        for source in every
     ]
     systemd.notify("READY=1")
     print(json.dumps({"service": "edge", "http": url}), flush=True)
@@ -90,11 +96,24 @@ async def serve(settings: EdgeSettings) -> int:
     return code
 
 
-def _sources(service: EdgeService, settings: EdgeSettings) -> Iterator[WatchedFolder | Camera]:
-    if settings.watch_dir is not None:
-        yield WatchedFolder(service, settings.watch_dir, settings.watch_seconds, settings.watch_keep)
-    if settings.camera_url is not None:
-        yield Camera(service, settings)
+def sources_of(service: EdgeService) -> list[WatchedFolder | Camera]:
+    """The cameras and folders of the settings, not yet running; the service shows the state of each. RateError for a
+    rate point that the bundle does not have."""
+    settings = service.settings
+    for given in (*settings.all_cameras(), *settings.all_folders()):
+        service.encoder.bundle.rate(given.rate)  # an unknown one ends the start
+    sources: list[WatchedFolder | Camera] = [Camera(service, camera) for camera in settings.all_cameras()]
+    sources += [WatchedFolder(service, folder) for folder in settings.all_folders()]
+    service.sources = [source.status for source in sources]
+    return sources
+
+
+async def _run(source: WatchedFolder | Camera) -> None:
+    try:
+        await source.run()
+    except Exception as error:  # the supervisor logs it and starts the source again
+        source.status.set("down", f"unexpected error: {error or type(error).__name__}")
+        raise
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

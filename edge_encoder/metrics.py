@@ -47,14 +47,32 @@ class Metrics:
         self.picture_bytes = Counter("aeic_edge_picture_bytes_total", "Picture files taken in.", registry=registry)
         self.folder_files = Counter(
             "aeic_edge_folder_files_total",
-            "Files of the watched folder: taken, refused.",
+            "Files of the watched folders: taken, refused.",
             ["outcome"],
             registry=registry,
         )
         self.camera_frames = Counter(
             "aeic_edge_camera_frames_total",
-            "Frames of the camera: taken, still (nothing new), busy (no room), refused.",
+            "Frames of the cameras: taken, still (nothing new), busy (no room), refused.",
             ["outcome"],
+            registry=registry,
+        )
+        self.source_frames = Counter(
+            "aeic_edge_source_frames_total",
+            "Pictures of each source (camera or folder): taken, still, busy, refused, unreadable.",
+            ["source", "outcome"],
+            registry=registry,
+        )
+        self.source_up = Gauge(
+            "aeic_edge_source_up",
+            "1 while a camera delivers or a folder is scanned, and after a video file has been read.",
+            ["source"],
+            registry=registry,
+        )
+        self.source_age_seconds = Gauge(
+            "aeic_edge_source_last_picture_age_seconds",
+            "Time since the last picture of a source; not there before the first.",
+            ["source"],
             registry=registry,
         )
         self.queue_frames = Gauge("aeic_edge_queue_frames", "Pictures being encoded or waiting.", registry=registry)

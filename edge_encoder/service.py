@@ -27,6 +27,7 @@ from edge_encoder.encoding.rate_control import RateControl
 from edge_encoder.errors import SpoolError
 from edge_encoder.metrics import Metrics
 from edge_encoder.settings import EdgeSettings
+from edge_encoder.source_status import SourceStatus
 from edge_encoder.spool.record import Entry, State
 from edge_encoder.spool.spool import Spool
 from edge_encoder.submission.deferred_encoder import DeferredEncoder
@@ -75,6 +76,7 @@ class EdgeService:
         self.deferred_encoder: DeferredEncoder
         self.uplink: Uplink
         self.rate_control: RateControl | None = None
+        self.sources: list[SourceStatus] = []
         self._tasks: list[asyncio.Task[None]] = []
         self.waiting = DeliveryWaiters(self.entry, self.stopping)
 

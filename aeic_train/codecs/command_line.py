@@ -19,10 +19,11 @@ from aeic_train.codecs.base import CodecFailed, CodecUnavailable, Picture, run_p
 
 @dataclass(frozen=True)
 class Commands:
-    """Any program. A TOML file gives ``name``, ``settings`` (fewest bytes first), ``encode``, ``decode``, ``suffix``.
+    """Any program as a codec. A TOML file gives ``name``, ``settings`` (fewest bytes first), ``encode``, ``decode``,
+    ``suffix``.
 
     ``encode = "cjxl {input} {output} -q {setting}"`` is given a PNG as {input}; ``decode`` must write a PNG. The words
-    are split before names are filled in and no shell sees them. {width} and {height} are known to both.
+    are split before names are filled in and no shell sees them. Both templates may use {width} and {height}.
     """
 
     name: str

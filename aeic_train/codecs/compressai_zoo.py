@@ -15,7 +15,8 @@ from aeic_train.codecs.base import CodecUnavailable, Picture
 
 @dataclass(frozen=True)
 class Zoo:
-    """An architecture of CompressAI's zoo; the setting is the quality, one checkpoint file each. Real bytes."""
+    """An architecture of CompressAI's zoo. The setting is the quality, with one checkpoint file for each. It writes
+    real files."""
 
     architecture: str
     checkpoints: dict[int, Path]
@@ -31,7 +32,7 @@ class Zoo:
 
     @classmethod
     def from_text(cls, text: str) -> Zoo:
-        """``ARCHITECTURE:1=FILE,2=FILE``."""
+        """Read ``ARCHITECTURE:1=FILE,2=FILE``."""
         architecture, _, files = text.partition(":")
         pairs = [entry.partition("=") for entry in files.split(",")]
         if not all(quality.isdigit() and path for quality, _, path in pairs):
@@ -62,7 +63,8 @@ class Zoo:
         return self._models[quality]
 
     def encode(self, picture: Picture, setting: int) -> bytes:
-        """One byte of quality, four of latent size, three a string but the last, then the strings."""
+        """Write one byte for the quality, four for the latent size, three for the length of each string but the last,
+        and the strings."""
         import torch
 
         height, width = picture.shape[:2]

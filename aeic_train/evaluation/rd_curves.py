@@ -1,7 +1,7 @@
-"""Curves of rate against distortion: finding settings for wanted rates, equal bits, BD-rates, CompressAI's JSON.
+"""Curves of rate against distortion: the search for settings, values at equal bits, BD-rates, CompressAI's JSON.
 
-A *point* is a dict of means over pictures ("bpp", "psnr", ...); a curve is a list of points of one codec. Pure numbers:
-knows neither codecs nor pictures.
+A *point* is a dict of means over pictures ("bpp", "psnr", ...), and a curve is a list of points of one codec. This
+module handles only numbers, and neither codecs nor pictures.
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ import numpy as np
 Point = dict[str, float]
 
 MEASURES = ("psnr", "ms_ssim", "st_lpips", "efflite_lpips", "efflite_dists", "efflite_fd")
-"""All that a table may hold, besides bpp; a point may lack some."""
+"""The metrics that a table may have besides bpp. A point may lack some of them."""
 RISING = {"psnr", "ms_ssim"}
-"""Measures of which more is better; the others are distances."""
+"""Metrics for which larger is better. The others are distances."""
 COMPARED = ("st_lpips", "psnr", "ms_ssim", "efflite_lpips", "efflite_fd")
-"""Measures that BD-rates are given for."""
+"""Metrics for which BD-rates are computed."""
 KEYS = {"psnr": "psnr-rgb", "ms_ssim": "ms-ssim-rgb"}
-"""Names in CompressAI's JSON where they are not ours with hyphens."""
+"""Names in CompressAI's JSON that are not our names with hyphens."""
 
 
 LEAP = 8
-"""Settings that a search goes beyond what it knows at once: dear pictures of high quality are not tried in vain."""
+"""The most settings that a search moves beyond the known ones in one step, because high qualities are slow to code."""
 
 
 def key(measure: str) -> str:
@@ -38,7 +38,8 @@ def search(
 ) -> None:
     """Call ``bpp(index)`` until each of ``targets`` is met within ``tolerance`` or lies between two neighbours.
 
-    ``bpp`` rises with the index (0..count-1) and is dear: it codes all pictures, and its caller keeps the results.
+    ``bpp`` rises with the index (0..count-1). A call is expensive, because it codes all pictures; the caller keeps the
+    results.
     """
     known: dict[int, float] = {}
 
@@ -66,7 +67,7 @@ def search(
 
 
 def _slope(known: dict[int, float]) -> float:
-    """Change of log bpp a setting; a sixth of an octave, as a quantiser's, until two points are known."""
+    """Change of log bpp for one setting. Until two points are known, a sixth of an octave, as for a quantiser."""
     low, high = min(known), max(known)
     if low == high or known[high] <= known[low]:
         return math.log(2) / 6
@@ -74,7 +75,7 @@ def _slope(known: dict[int, float]) -> float:
 
 
 def at(curve: Sequence[Point], measure: str, bpp: float) -> float | None:
-    """``measure`` at equal bits: pchip over log bpp; None outside of the curve's rates."""
+    """``measure`` at ``bpp``, by pchip over log bpp. None outside the curve's rates."""
     from scipy.interpolate import PchipInterpolator
 
     pairs = sorted({p["bpp"]: p[measure] for p in curve if _has(p, measure)}.items())
@@ -84,9 +85,10 @@ def at(curve: Sequence[Point], measure: str, bpp: float) -> float | None:
 
 
 def bd_rate(anchor: Sequence[Point], test: Sequence[Point], measure: str) -> float | None:
-    """Bits that ``test`` needs for the anchor's ``measure``, percent more (+) or fewer (-); pchip over log bpp.
+    """The bits that ``test`` needs for equal ``measure``, in percent more (+) or fewer (-) than the anchor.
 
-    None where the two curves share no quality, or a curve has fewer than two points. MS-SSIM is taken in decibels.
+    The curves are interpolated by pchip over log bpp, with MS-SSIM in decibels. None if the two curves have no common
+    range of quality, or if a curve has fewer than two points.
     """
     import bjontegaard
 
@@ -104,7 +106,7 @@ def bd_rate(anchor: Sequence[Point], test: Sequence[Point], measure: str) -> flo
 
 
 def _quality(points: Sequence[Point], measure: str) -> list[tuple[float, float]]:
-    """(bpp, quality) with both rising: a point that costs more and is no better is left out."""
+    """(bpp, quality), both rising. A point that needs more bits and is not better is left out."""
     pairs: list[tuple[float, float]] = []
     for bpp, value in sorted((p["bpp"], p[measure]) for p in points if _has(p, measure)):
         quality = value if measure in RISING else -value
@@ -120,7 +122,7 @@ def _has(point: Point, measure: str) -> bool:
 
 
 def document(name: str, description: str, curve: Sequence[Point], **more: Any) -> dict[str, Any]:
-    """One codec in CompressAI's shape: {"name", "description", "results": {"bpp": [...], "psnr-rgb": [...], ...}}."""
+    """One codec in CompressAI's form: {"name", "description", "results": {"bpp": [...], "psnr-rgb": [...], ...}}."""
     curve = sorted(curve, key=lambda point: point["bpp"])
     results: dict[str, list[float]] = {"bpp": [round(point["bpp"], 6) for point in curve]}
     for measure in MEASURES:

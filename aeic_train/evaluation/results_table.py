@@ -19,7 +19,7 @@ Row = dict[str, Any]
 
 
 class Table:
-    """pictures.csv: rows by (codec, setting, picture, checksum of its file); appended to as they are made."""
+    """pictures.csv, with rows by (codec, setting, picture, checksum of the picture file). New rows are appended."""
 
     def __init__(self, path: Path, known: Sequence[Path] = ()) -> None:
         self.path = path
@@ -31,7 +31,7 @@ class Table:
     def _read(self, source: Path) -> None:
         with source.open("rb") as file:
             text = file.read()
-        whole = text[: text.rfind(b"\n") + 1]  # a last line that was cut short is computed again
+        whole = text[: text.rfind(b"\n") + 1]  # the result of a last line that was cut short is computed again
         reader = csv.DictReader(io.StringIO(whole.decode(), newline=""))
         if tuple(reader.fieldnames or ()) != COLUMNS:
             raise InputError(f"{source} is not a table of this program (other columns): remove it or name another")

@@ -22,7 +22,7 @@ from aeic_train.evaluation.results_table import Row, Table
 
 @dataclass
 class Bench:
-    """Codes and judges pictures, once each; ``out`` holds what is known."""
+    """Codes and measures each picture once. ``out`` holds the results."""
 
     paths: list[Path]
     out: Path
@@ -84,7 +84,7 @@ class Bench:
             partial.replace(path)
 
     def frechet(self, codec: str, setting: Any) -> float | None:
-        """``efflite_fd`` of one setting; None where its rows came from elsewhere, without features."""
+        """``efflite_fd`` of one setting. None if its rows came from another run, which gives no features."""
         of: tuple[tuple[str, Any], ...] = ((codec, setting), ("original", ""))
         sets = [[self._features(name, at, path) for path in self.paths] for name, at in of]
         if not all(path.exists() for paths in sets for path in paths):
@@ -94,7 +94,7 @@ class Bench:
 
 
 def curve(bench: Bench, codec: Codec, targets: Sequence[float] | None, known: dict[str, Any]) -> list[dict[str, Any]]:
-    """The points of ``codec``: all its settings, or with ``targets`` (bpp) those that a search for them tries."""
+    """The points of ``codec``: all its settings, or, with ``targets`` (bpp), those that the search tries."""
     found: dict[int, list[Row]] = {}
 
     def measure(index: int) -> float:
@@ -118,5 +118,5 @@ def curve(bench: Bench, codec: Codec, targets: Sequence[float] | None, known: di
 
 
 def _start(codec: Codec) -> int:
-    """Where a search begins: low, as the rates are."""
+    """The setting at which a search begins. It is low, because the rates are."""
     return {"vvc": 6, "vvc-half": 16}.get(codec.name, 0)

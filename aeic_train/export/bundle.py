@@ -1,12 +1,12 @@
-"""A training state (or a bundle's weights) to a bundle: ONNX graphs, integer tables, float16 weights, card, digests.
+"""Exports a training state, or a bundle's weights, as a bundle: ONNX graphs, integer tables, weights, card, digests.
 
     aeic export --run runs/nano --calibration examples --out models/aeic-se-nano
 
-The entropy model is exported in integers (docs/determinism.md): its steps are those of the run's exact stages, or else
-calibrated on the pictures of one folder. What exactness costs in bits is printed, on the pictures of another folder if
---validation names one.
+The entropy model is exported in integers (docs/determinism.md). Its steps are those of the run's exact stages, or else
+they are calibrated on the pictures of --calibration. The command prints the cost of exactness in bits, on the pictures
+of --validation if given.
 
-What the bundle holds and what each graph takes and gives: docs/bitstream.md and aeic.bundle.
+docs/bitstream.md and aeic.bundle describe the files of the bundle and the inputs and outputs of each graph.
 """
 
 from __future__ import annotations
@@ -38,14 +38,14 @@ from aeic_train.export.tables import hyper_medians, write_tables
 
 DEFINES_BITSTREAM = ("tables.npz", "hyper_synthesis.onnx", *(f"context_{i}.onnx" for i in range(4)))
 AUXILIARY = ("integer.npz", *(f"analysis_{number}.onnx" for number in range(3)))
-"""Other forms of what the bundle defines already: neither in the fingerprint nor in the digest that an edge sends."""
+"""Files that repeat, in another form, what others define. They are in neither the fingerprint nor the bundle digest."""
 DECODERS = ("synthesis.onnx", "weights.safetensors")
-"""The first of them that a bundle holds defines its bitstream too: another decoder is another model."""
+"""The first of these that a bundle has counts in its fingerprint too, because another decoder is another model."""
 
 
 @torch.no_grad()
 def sample_latents(model: AEIC, pictures: Path, limit: int = 16) -> list[tuple[Tensor, int]]:
-    """y (1, M, h, w), gain not applied, of up to ``limit`` pictures, each with a rate point; they take turns."""
+    """y (1, M, h, w) before the gain, of up to ``limit`` pictures, each with a rate point. Rate points take turns."""
     paths = sorted(p for p in pictures.iterdir() if p.suffix.lower() in SUFFIXES)
     if not paths:
         raise FileNotFoundError(f"no pictures in {pictures}: give a folder with some to calibrate on")
@@ -61,7 +61,7 @@ def with_gain(codec: Codec, latents: list[tuple[Tensor, int]]) -> list[Tensor]:
 
 
 def write_weights(model: AEIC, path: Path) -> None:
-    """weights.safetensors: every parameter as float16."""
+    """Write weights.safetensors, with every parameter as float16."""
     save_file({name: p.detach().half().contiguous() for name, p in model.named_parameters()}, path)
     path.chmod(0o644)
 
@@ -74,7 +74,7 @@ def write_manifest(
     default: int,
     card: dict[str, object],
 ) -> None:
-    """bundle.json with the digest of every file beside it."""
+    """Write bundle.json, with the digest of every file beside it."""
     digests = {
         p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted(folder.iterdir()) if p.name != "bundle.json"
     }
@@ -100,7 +100,7 @@ def write_manifest(
 
 
 def trained_sites(run: Path) -> dict[str, Site] | None:
-    """Where the entropy model of a run was rounded in training, if its last stages were exact or kept those bits."""
+    """The places where training rounded the entropy model, if the last stages were exact or did not change the bits."""
     sites = torch.load(run / "state.pt", weights_only=True, map_location="cpu").get("sites")
     return {name: Site(**site) for name, site in sites.items()} if sites else None
 
@@ -131,7 +131,7 @@ def export(
     extras: list[Path],
     sites: dict[str, Site] | None,
 ) -> None:
-    """Writes the bundle into a folder beside ``out``, which replaces ``out`` when it is complete.
+    """Write the bundle to a folder beside ``out``, which replaces ``out`` when it is complete.
 
     ``sites`` say where the integer entropy model rounds; ``None`` exports it in float.
     """

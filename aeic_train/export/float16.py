@@ -1,9 +1,9 @@
-"""Adds the float16 analysis for GPUs to a bundle: analysis_half.onnx, made of analysis.onnx.
+"""Adds the float16 analysis for GPUs, analysis_half.onnx, to a bundle. It is made from analysis.onnx.
 
     python -m aeic_train.export.float16 models/aeic-se-nano --out models/aeic-se-nano-gpu
 
-Inputs and outputs stay float32, so that nothing else changes; norms too, whose sums float16 cannot hold.
-The analysis is the encoder's own choice and defines no bit of the format: the fingerprint stays, the digest changes.
+Inputs and outputs stay float32, so that nothing else changes. Norms stay float32 because float16 cannot hold their
+sums. The analysis does not define the bitstream, so the fingerprint stays; the digest changes.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ NAME = "analysis_half.onnx"
 
 
 def add_half(source: Path, out: Path) -> Bundle:
-    """Copies the bundle to the new folder ``out`` with the float16 graph beside the others."""
+    """Copy the bundle to the new folder ``out`` and add the float16 graph."""
     bundle = Bundle.load(source)
     out.mkdir(parents=True)
     for name in ("bundle.json", *bundle.manifest["files"]):
@@ -46,10 +46,10 @@ def add_half(source: Path, out: Path) -> Bundle:
 
 
 def _deviations(graph: onnx.GraphProto) -> list[str]:
-    """Names of the nodes from a square to its root: a norm written out, as in aeic_nets.fast_analysis."""
+    """Names of the nodes from a square to its root: the norms, as aeic_nets.fast_analysis writes them."""
     names: list[str] = []
     squares: set[str] = set()
-    for node in graph.node:  # in order: what makes a value stands before what takes it
+    for node in graph.node:  # in order: the node that makes a value precedes the nodes that take it
         is_square = node.op_type == "Mul" and node.input[0] == node.input[1]
         if is_square or (node.op_type in ("Conv", "Add", "Sqrt") and node.input[0] in squares):
             names.append(node.name)

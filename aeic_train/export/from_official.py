@@ -1,10 +1,10 @@
-"""The official files to a bundle, in one command.
+"""Converts the official files to a bundle.
 
     aeic convert --sd-turbo DIR --half-decoder FILE --checkpoint FILE --calibration PICTURES --out BUNDLE
 
 Every tensor is checked by name and shape. If some are missing, they are listed and nothing is written. LoRA is merged,
-the ends folded to four channels (exact, docs/how-to/official.md), the entropy model quantised on the calibration
-pictures.
+the ends are folded to four channels with the same result (docs/how-to/official.md), and the entropy model is quantised
+on the calibration pictures.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ SD_TURBO_FILES = (
     "diffusion_pytorch_model.bin",
 )
 _SHOWN = 20
-# What one step without text does not need of SD-Turbo; both ends come from the AEIC checkpoint.
+# Parts of SD-Turbo that one step without text does not need. Both ends come from the AEIC checkpoint.
 _DROPPED = re.compile(r"attn2\.|time_emb|transformer_blocks\.\d+\.norm2\.|^conv_(in|out)\.")
 CARD = """# {name}
 
@@ -73,7 +73,7 @@ def read_official(sd_turbo: Path, half: Path, checkpoint: Path, scratch: Path) -
 
 
 def choose_profile(files: Mapping[str, Mapping[str, Tensor]], candidates: list[Profile]) -> Profile:
-    """The one whose codec the checkpoint fits best."""
+    """The profile whose codec fits the checkpoint best."""
 
     def distance(profile: Profile) -> int:
         missing, _, misshapen = keys.differences(files["codec"], keys.codec_keys(profile))
@@ -83,7 +83,7 @@ def choose_profile(files: Mapping[str, Mapping[str, Tensor]], candidates: list[P
 
 
 def check(files: Mapping[str, Mapping[str, Tensor]], profile: Profile) -> list[str]:
-    """Names that nothing needs; ``BundleError`` lists every tensor that is missing or of another shape."""
+    """The names of unused tensors. ``BundleError`` lists every tensor that is missing or has another shape."""
     wanted = {
         "codec": keys.codec_keys(profile),
         "unet_ckpt": keys.trained_unet_keys(profile),
@@ -103,7 +103,7 @@ def check(files: Mapping[str, Mapping[str, Tensor]], profile: Profile) -> list[s
 
 
 def build(files: Mapping[str, Mapping[str, Tensor]], profile: Profile, folded: bool) -> AEIC:
-    """The network, merged and, if asked, folded."""
+    """The network with LoRA merged, folded if asked for."""
     with torch.device("meta"):
         model = AEIC(profile)
     load_codec(model.codec, files["codec"])
@@ -116,7 +116,7 @@ def build(files: Mapping[str, Mapping[str, Tensor]], profile: Profile, folded: b
 
 
 def find_sd_turbo(folder: Path) -> Path:
-    """The file of the UNet's weights in SD-Turbo's folder."""
+    """The file with the UNet's weights in SD-Turbo's folder."""
     for name in SD_TURBO_FILES:
         if (folder / name).is_file():
             return folder / name

@@ -1,4 +1,4 @@
-"""A trained model as the ONNX graphs of a bundle, in float; the integer entropy graphs are aeic_nets.integer's."""
+"""Writes a trained model as the float ONNX graphs of a bundle. aeic_nets.integer writes the integer entropy graphs."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from aeic_nets.onnx_export import write_graph
 from aeic_train.export.tables import hyper_medians
 
 LARGEST_SYNTHESIS = 100_000_000
-"""Parameters up to which ``synthesis.onnx`` is written. ONNX Runtime keeps it in float32 and needs the memory twice
-while loading, and the file format ends at 2 GiB; larger decoders run in torch, from ``weights.safetensors``."""
+"""Decoders with more parameters get no ``synthesis.onnx`` and run in torch from ``weights.safetensors``. ONNX Runtime
+keeps the graph in float32 and needs twice its memory while loading, and the file format is limited to 2 GiB."""
 
 
 class HyperSynthesisGraph(nn.Module):
@@ -60,7 +60,7 @@ class SynthesisGraph(nn.Module):
 
 
 def write_graphs(model: AEIC, folder: Path) -> None:
-    """The ONNX graphs that only one side runs, in float, with dynamic batch and sides."""
+    """Write the ONNX graphs that only one side runs, in float, with dynamic batch and sides."""
     codec, profile = model.codec, model.profile
     write_encoder_graphs(codec, folder)
     if sum(p.numel() for part in (codec.g_s, model.unet, model.vae) for p in part.parameters()) <= LARGEST_SYNTHESIS:
@@ -69,11 +69,11 @@ def write_graphs(model: AEIC, folder: Path) -> None:
 
 
 def write_encoder_graphs(codec: Codec, folder: Path) -> None:
-    """analysis.onnx (rewritten for speed, aeic_nets.fast_analysis), hyper_analysis.onnx, and what a card runs of the
-    published sizes, analysis_half.onnx."""
+    """Write analysis.onnx (rewritten for speed by aeic_nets.fast_analysis), hyper_analysis.onnx and, for the published
+    sizes, analysis_half.onnx for GPUs."""
     m, picture = codec.profile.latent_channels, torch.zeros(2, 3, 128, 192)
     write_graph(fast_analysis(codec.g_a), picture, folder / "analysis.onnx", "image", ["y"])
-    if codec.profile.analysis_depth == 1:  # the edge's tiles count on the receptive field of one StarBlock a stage
+    if codec.profile.analysis_depth == 1:  # the edge's tiles rely on the receptive field of one StarBlock a stage
         write_stages(codec.g_a, folder)
     if codec.profile.rates == 1:
         write_graph(HalfAnalysis(codec.g_a), picture, folder / "analysis_half.onnx", "image", ["y"])
@@ -81,7 +81,8 @@ def write_encoder_graphs(codec: Codec, folder: Path) -> None:
 
 
 def write_stages(g_a: Analysis, folder: Path) -> None:
-    """analysis_0.onnx .. analysis_2.onnx: analysis.onnx in parts for large pictures: stages 0 and 1, 2, 3 and 4."""
+    """Write analysis_0.onnx to analysis_2.onnx, the parts of analysis.onnx for large pictures: stages 0 and 1, 2, 3 and
+    4."""
     layers, x = fast_analysis(g_a), torch.zeros(2, 3, 128, 192)
     ends = (0, 4, 6, len(layers))
     for number, (begin, end) in enumerate(pairwise(ends)):
@@ -92,7 +93,7 @@ def write_stages(g_a: Analysis, folder: Path) -> None:
 
 
 def write_float_entropy(codec: Codec, folder: Path) -> None:
-    """The entropy graphs in float32: for comparison only. They hold on one machine, not between two."""
+    """Write the entropy graphs in float32, for comparison only. Two machines may compute them differently."""
     m, n = codec.profile.latent_channels, codec.profile.hyper_channels
     symbols = torch.zeros(2, n, 2, 3, dtype=torch.int32)
     write_graph(HyperSynthesisGraph(codec), symbols, folder / "hyper_synthesis.onnx", "z_symbols", ["base"])

@@ -1,4 +1,4 @@
-"""The entropy model's integer frequencies, medians and gains: tables.npz of a bundle (docs/bitstream.md)."""
+"""Writes tables.npz of a bundle: integer frequencies, medians and gains (docs/bitstream.md)."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ HYPER_TAIL = 1e-7
 
 
 def hyper_medians(codec: Codec) -> NDArray[np.float32]:
-    """The factorised prior's medians of the first rate point, (Cz,) float32: z_hat has one grid for all.
+    """The medians of z, (Cz,) float32: those of the first rate point, because z_hat has one grid for all.
 
-    They are rounded to the grid of the integer entropy model, on both sides alike.
+    They are rounded to the grid of the integer entropy model, which both sides use.
     """
     quantiles = codec.entropy_bottleneck.quantiles.detach()[: codec.profile.hyper_channels, 0, 1]
     return (np.rint(quantiles.numpy() / 2.0**MEAN_EXPONENT) * 2.0**MEAN_EXPONENT).astype(np.float32)
@@ -43,7 +43,7 @@ def hyper_pmfs(codec: Codec) -> tuple[list[NDArray[np.float64]], list[int]]:
 
 
 def write_tables(codec: Codec, path: Path) -> None:
-    """tables.npz: integer frequencies for y and z, medians, gains."""
+    """Write tables.npz: integer frequencies for y and z, medians and gains."""
     profile = codec.profile
     y_lengths, y_offsets, y_freqs = gaussian_rows()
     z_lengths, z_offsets, z_freqs = rows_from_pmf(*hyper_pmfs(codec))

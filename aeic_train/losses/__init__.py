@@ -1,1 +1,1 @@
-"""What training minimises: picture losses, the discriminator, distillation, the decoder's prior."""
+"""Losses: the picture loss, the discriminator, distillation, and the decoder's prior."""

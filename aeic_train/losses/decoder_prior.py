@@ -1,4 +1,4 @@
-"""Stage 0, the decoder's prior: an autoencoder for the picture decoder, the UNet a one-step denoiser of its latents.
+"""Stage 0: trains the picture decoder as half of an autoencoder, and the UNet as a one-step denoiser of its latents.
 
 It stands in for SD-Turbo, whose weights nano does not have. The encoder is discarded afterwards.
 """
@@ -32,7 +32,8 @@ class PriorEncoder(nn.Module):
 
 
 class DecoderPrior(nn.Module):
-    """Half of each batch is decoded from clean latents, half from what the UNet makes of noised ones."""
+    """Decodes half of each batch from clean latents, and the other half from latents that were noised and denoised by
+    the UNet."""
 
     def __init__(self, model: AEIC) -> None:
         super().__init__()

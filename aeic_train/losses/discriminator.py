@@ -1,7 +1,7 @@
-"""The adversarial term: a small discriminator on the frozen feature maps that the picture loss computes anyway.
+"""The adversarial loss: a small discriminator on the frozen feature maps that the picture loss already computes.
 
-Projected GAN in small (arXiv 2111.01007), which is built on this very EfficientNet-lite0. Both pictures come randomly
-shifted and jittered (picture_loss.py). This augmentation keeps it from memorising 1,500 photographs.
+It is a small Projected GAN (arXiv 2111.01007), which uses the same EfficientNet-lite0. Both pictures are randomly
+shifted and jittered (picture_loss.py), so that the discriminator does not memorise 1,500 photographs.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from aeic_train.losses.picture_loss import TAP_WIDTHS
 from aeic_train.workers import Workers
 
 JUDGED = (1, 2, 4)
-"""Which of the loss's maps are judged: 1/4, 1/8 and 1/16 scale."""
+"""The maps of the picture loss that the discriminator sees: those at 1/4, 1/8 and 1/16 scale."""
 WIDTH = 64
 
 
 class Discriminator(nn.Module):
-    """Feature maps to a map of logits for each judged scale: fixed random 1x1, then two 3x3 under spectral norm."""
+    """Feature maps to one map of logits for each scale: a fixed random 1x1, then two 3x3 with spectral norm."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -41,7 +41,7 @@ class Discriminator(nn.Module):
 
 
 class DiscriminatorTrainer:
-    """The discriminator with its optimiser. One ``learn`` after every generator step."""
+    """The discriminator with its optimiser. ``learn`` is called once after every generator step."""
 
     def __init__(self, device: torch.device | str = "cpu", learning_rate: float = 2e-4) -> None:
         self.discriminator = Discriminator().to(device)
@@ -49,7 +49,7 @@ class DiscriminatorTrainer:
         self.optimizer = torch.optim.AdamW(heads, lr=learning_rate, betas=(0.5, 0.9))
 
     def generator_loss(self, maps: list[Tensor]) -> Tensor:
-        """What the generator lowers: minus the mean logit of its pictures."""
+        """The loss of the generator: minus the mean logit of its pictures."""
         return -torch.stack([logits.mean() for logits in self.discriminator(maps)]).mean()
 
     def learn(self, real: list[Tensor], fake: list[Tensor], workers: Workers | None = None) -> Tensor:

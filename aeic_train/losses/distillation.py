@@ -1,4 +1,4 @@
-"""Distillation on both sides: a student's analysis features, latents and UNet features trained to match a teacher's.
+"""Distillation on both sides: the student's analysis features, latents and UNet features learn to match a teacher's.
 
 Source: the paper's two stages. Its weights and layers are not published beyond the eleven UNet taps
 (docs/model.md section 5.1), so the distance is ours: the squared difference in units of the teacher's energy,
@@ -27,7 +27,7 @@ class Distillation(nn.Module):
         ours, theirs = student.profile, teacher.profile
         if (ours.latent_channels, ours.unet, ours.rates) != (theirs.latent_channels, theirs.unet, theirs.rates):
             raise ValueError(f"{theirs.name!r} cannot teach {ours.name!r}: latents, UNet and rate points must be alike")
-        # In a list, so that the teacher is neither trained nor saved with the projections.
+        # The teacher is in a list, so that it is neither trained nor saved with the projections.
         self._teacher = [teacher.eval().requires_grad_(False)]
         self.projections = nn.ModuleList(
             nn.Conv2d(a, b, 1) for a, b in zip(ours.analysis_widths[:-1], theirs.analysis_widths[:-1])
@@ -39,7 +39,7 @@ class Distillation(nn.Module):
 
     @classmethod
     def from_weights(cls, student: AEIC, profile: str, weights: Path) -> Distillation:
-        """With the teacher of a bundle's ``weights.safetensors``."""
+        """Distil from the teacher in a bundle's ``weights.safetensors``."""
         teacher = AEIC(profiles.profile(profile)).to(memory_format=torch.channels_last)
         load_weights(teacher, weights)
         return cls(student, teacher)
@@ -47,7 +47,7 @@ class Distillation(nn.Module):
     def forward(
         self, x: Tensor, rate: int, y_hat: Tensor, analysis: list[Tensor], taps: list[Tensor]
     ) -> dict[str, Tensor]:
-        """The distance of each part (scalars), from pictures x and what the student made of them (AEIC.with_taps)."""
+        """The distance of each part, a scalar, for pictures x and the student's results for them (AEIC.with_taps)."""
         teacher = self.teacher
         with torch.no_grad():
             features = teacher.codec.g_a.features(x)

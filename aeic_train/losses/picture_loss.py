@@ -46,7 +46,7 @@ class Features(nn.Module):
         self.requires_grad_(False)
 
     def forward(self, x: Tensor) -> list[Tensor]:
-        # The net expects (255 v - 127) / 128 of v in [0, 1]; [-1, 1] is within 0.4 % of that.
+        # The network expects (255 v - 127) / 128 of v in [0, 1]; [-1, 1] is within 0.4 % of that.
         x = F.relu6(self.stem(x))
         maps = []
         for i, block in enumerate(self.blocks):
@@ -57,10 +57,10 @@ class Features(nn.Module):
 
 
 class FrozenConv(nn.Module):
-    """A convolution of the feature net, its batch norm folded in, padded as TensorFlow pads even sides.
+    """A convolution of the feature network with its batch norm folded in. It pads even sides as TensorFlow does.
 
-    Backward through a strided depthwise convolution is slow on CPUs, in bfloat16 above all. Those of 3x3 are computed
-    at every position and thinned, those of 5x5 in float32: whichever was measured faster.
+    The backward pass of a strided depthwise convolution is slow on CPUs, especially in bfloat16. 3x3 kernels are
+    computed at every position and then subsampled, and 5x5 kernels in float32. Both were measured to be faster.
     """
 
     def __init__(self, conv: nn.Conv2d, norm: nn.BatchNorm2d) -> None:
@@ -92,13 +92,14 @@ def feature_distance(a: list[Tensor], b: list[Tensor]) -> Tensor:
 
 
 SHALLOW, DEEP = slice(0, 3), slice(3, None)
-"""The maps that the terms ``texture`` and ``deep`` compare: of what a surface is like, and of what a thing is like."""
+"""The maps that the terms ``texture`` and ``deep`` compare: the shallow ones, and the deep ones."""
 
 
 def local_statistics_distance(a: list[Tensor], b: list[Tensor], window: int = 5) -> Tensor:
-    """Differences of local means and local deviations of maps: texture may move, but must be there.
+    """Differences of local means and local deviations of maps. Texture may move, but it must be present.
 
-    A cheap Wasserstein distortion (arXiv 2412.00505): square windows, every channel in units of its own deviation.
+    This is a cheap Wasserstein distortion (arXiv 2412.00505), with square windows and each channel in units of its
+    deviation.
     """
     total = a[0].new_zeros((), dtype=torch.float32)
     for p, q in zip(a, b):
@@ -114,7 +115,7 @@ def local_statistics_distance(a: list[Tensor], b: list[Tensor], window: int = 5)
 
 
 def low_frequency_distance(a: Tensor, b: Tensor) -> Tensor:
-    """Mean absolute difference at 1/4, 1/8, 1/16 and 1/32 scale: holds the colours."""
+    """Mean absolute difference at 1/4, 1/8, 1/16 and 1/32 scale. It keeps colours correct."""
     difference = a - b
     total = difference.new_zeros(())
     for _ in range(2):
@@ -126,10 +127,10 @@ def low_frequency_distance(a: Tensor, b: Tensor) -> Tensor:
 
 
 def grid_distance(a: Tensor, b: Tensor) -> Tensor:
-    """What the errors of a batch have in common from one latent element's square to the next: the net's own pattern.
+    """The strength of the pattern that repeats in the errors of a batch from one latent element's square to the next.
 
-    Mean square of the errors' mean over all squares of LATENT_STRIDE pixels, less its own mean. A photograph has
-    nothing in step with the squares; a decoder without noise has, and the eye finds it.
+    It is the mean square of the errors' mean over all squares of LATENT_STRIDE pixels, after its own mean is
+    subtracted. Photographs have no such pattern. A decoder without noise tends to draw one, and it is easy to see.
     """
     n, channels, height, width = a.shape
     side = LATENT_STRIDE
@@ -139,8 +140,9 @@ def grid_distance(a: Tensor, b: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Jitter:
-    """One random view of both pictures: shifted under the feature net's strides, so that no grid can hide, and changed
-    in contrast and brightness, so that nothing is won by fitting the net's thresholds (arXiv 1906.03973)."""
+    """One random view of both pictures. They are shifted relative to the feature network's strides, so that a grid
+    cannot hide between them, and changed in contrast and brightness, so that the decoder cannot fit the network's
+    thresholds (arXiv 1906.03973)."""
 
     top: int = 0
     left: int = 0
@@ -153,14 +155,15 @@ class Jitter:
         return cls(*shift, 1 + rng.uniform(-JITTER, JITTER), rng.uniform(-JITTER, JITTER))
 
     def __call__(self, x: Tensor) -> Tensor:
-        """The window is always 16 smaller than the picture: one size, so that the convolution kernels are made once."""
+        """The view. It is always 16 pixels smaller than the picture, so that convolution kernels are built only
+        once."""
         height, width = (side - MAX_SHIFT for side in x.shape[2:])
         window = x[..., self.top : self.top + height, self.left : self.left + width]
         return window * self.contrast + self.brightness
 
 
 @dataclass(frozen=True)
-class Judgement:
+class LossTerms:
     """``total`` is the weighted sum, ``parts`` its terms without gradient; the maps are of the jittered pictures."""
 
     total: Tensor
@@ -176,7 +179,7 @@ class PictureLoss(nn.Module):
         super().__init__()
         self.features = Features()
 
-    def forward(self, x_hat: Tensor, x: Tensor, weights: dict[str, float], jitter: Jitter) -> Judgement:
+    def forward(self, x_hat: Tensor, x: Tensor, weights: dict[str, float], jitter: Jitter) -> LossTerms:
         parts = {"mse": F.mse_loss(x_hat, x), "low": low_frequency_distance(x_hat, x)}
         with autocast(x.device):
             with torch.no_grad():
@@ -189,4 +192,4 @@ class PictureLoss(nn.Module):
         if weights.get("deep"):
             parts["deep"] = local_statistics_distance(maps[DEEP], target[DEEP], window=4)
         total = sum((weights.get(name, 0.0) * value for name, value in parts.items()), x.new_zeros(()))
-        return Judgement(total, {name: value.detach() for name, value in parts.items()}, maps, target)
+        return LossTerms(total, {name: value.detach() for name, value in parts.items()}, maps, target)

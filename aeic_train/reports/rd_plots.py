@@ -4,7 +4,7 @@
 
 Every WHO_SET.json in the folder (what ``aeic bench rd`` writes as results.json; one codec or a list, CompressAI's own
 files too) belongs to the set of pictures SET. For each set: SET.svg and SET.png, rate against distortion and
-perception; SET.md, every codec at equal bits and the BD-rates of ours. Where ours is missing, the rivals are drawn
+perception; SET.md, every codec at equal bits and the BD-rates of ours. Where ours is missing, the baselines are drawn
 alone. Runs no codec and needs no weights.
 """
 
@@ -57,7 +57,7 @@ def draw(title: str, by_codec: Curves, target: Path) -> None:
     """Six panels over log bpp into ``target``.svg and .png."""
     plt = open_pyplot()
     figure, axes = plt.subplots(2, 3, figsize=(15, 8.6), layout="constrained")
-    rivals = [name for name in by_codec if not name.startswith(OURS)]
+    baselines = [name for name in by_codec if not name.startswith(OURS)]
     for axis, (measure, label) in zip(axes.flat, TITLES.items()):
         seen = []
         for name, points in by_codec.items():
@@ -66,8 +66,8 @@ def draw(title: str, by_codec: Curves, target: Path) -> None:
                 continue
             seen += [value for _, value in inside]
             style: dict[str, Any] = {"color": "black", "linewidth": 2.6, "marker": "o", "zorder": 3}
-            if name in rivals:
-                number = rivals.index(name)
+            if name in baselines:
+                number = baselines.index(name)
                 half = name.endswith("-half")
                 style = {"color": COLOURS[number % len(COLOURS)], "linewidth": 1.6, "marker": "s" if half else "."}
                 style |= {"linestyle": "--" if half else "-", "markersize": 4}
@@ -86,7 +86,7 @@ def draw(title: str, by_codec: Curves, target: Path) -> None:
 
 
 def table(description: str, by_codec: Curves) -> str:
-    """Markdown: every codec at equal bits, then the BD-rates of ours against each rival."""
+    """Markdown: every codec at equal bits, then the BD-rates of ours against each baseline."""
     text = [f"{description[:1].upper()}{description[1:]}.\n"]
     for measure in ("st_lpips", "efflite_lpips", "psnr", "ms_ssim", "efflite_fd"):
         text += [f"## {TITLES[measure]}\n", "| codec | " + " | ".join(f"{rate:g} bpp" for rate in RATES) + " |"]
@@ -102,9 +102,9 @@ def table(description: str, by_codec: Curves) -> str:
     for ours in [name for name in by_codec if name.startswith(OURS)]:
         text += [f"## BD-rate of {ours}, percent (negative: fewer bits)\n"]
         text += ["| against | " + " | ".join(rd_curves.COMPARED) + " |", "|---|" + "---|" * len(rd_curves.COMPARED)]
-        for rival in [name for name in by_codec if name != ours]:
-            values = [rd_curves.bd_rate(by_codec[rival], by_codec[ours], measure) for measure in rd_curves.COMPARED]
-            text.append(f"| {rival} | " + " | ".join("–" if v is None else f"{v:+.1f}" for v in values) + " |")
+        for baseline in [name for name in by_codec if name != ours]:
+            values = [rd_curves.bd_rate(by_codec[baseline], by_codec[ours], measure) for measure in rd_curves.COMPARED]
+            text.append(f"| {baseline} | " + " | ".join("–" if v is None else f"{v:+.1f}" for v in values) + " |")
         text.append("")
     return "\n".join(text)
 

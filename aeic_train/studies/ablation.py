@@ -26,7 +26,7 @@ from aeic_train.evaluation import likelihood_estimate, rd_curves
 from aeic_train.evaluation.metrics import MetricSuite
 from aeic_train.reports import ablation_plots
 from aeic_train.training.recipe import Recipe
-from aeic_train.training.trainer import Trainer
+from aeic_train.training.trainer import RunSettings, Trainer
 
 RECIPE = Path(__file__).parents[1] / "recipes" / "ablation.toml"
 BITS = (*ENTROPY, "codec.log_inverse")
@@ -112,8 +112,8 @@ ABLATIONS = {
 
 def train_arm(recipe: Recipe, profile: Profile | None, run: Path, options: argparse.Namespace) -> Trainer:
     """A finished (or resumed) training of one arm."""
-    folders = options.photographs, options.validation, run
-    trainer = Trainer(recipe, *folders, init=options.init, teacher=options.teacher, profile=profile)
+    settings = RunSettings(options.photographs, options.validation, run, init=options.init, teacher=options.teacher)
+    trainer = Trainer(recipe, settings, profile=profile)
     trainer.train()
     return trainer
 

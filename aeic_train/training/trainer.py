@@ -28,11 +28,11 @@ from aeic_nets.integer.training import disable_quantisation, enable_quantisation
 from aeic_nets.network import AEIC
 from aeic_nets.runtime.precision import autocast
 from aeic_train.checkpoints import ENTROPY, load_weights, spread_rate_prior
-from aeic_train.data.photographs import Crops, Photographs
+from aeic_train.data.photographs import Crops, CropSettings, Photographs
 from aeic_train.losses.decoder_prior import DecoderPrior
 from aeic_train.losses.discriminator import DiscriminatorTrainer
 from aeic_train.losses.distillation import Distillation
-from aeic_train.losses.picture_loss import Jitter, Judgement, PictureLoss
+from aeic_train.losses.picture_loss import Jitter, LossTerms, PictureLoss
 from aeic_train.training.rate_controller import RateController
 from aeic_train.training.recipe import Recipe, Stage
 from aeic_train.training.run_log import RunLog
@@ -50,8 +50,27 @@ EXPLOSION = 60.0
 """Steps of a larger gradient are left out: at rate points never trained, four passes can feed on themselves."""
 
 
-Losses = tuple[Judgement, Tensor, dict[str, Tensor | float], Tensor]
+Losses = tuple[LossTerms, Tensor, dict[str, Tensor | float], Tensor]
 """Of a batch: what the picture loss found, the total, its parts for the log, and the bpp of the rounded latents."""
+
+
+@dataclasses.dataclass(frozen=True)
+class RunSettings:
+    """The inputs and the folder of a run."""
+
+    photographs: Path
+    """Folder of the pictures to train on."""
+    validation: Path
+    """Folder whose first pictures fill the sample grids."""
+    run: Path
+    """Folder for the state, the log and the samples."""
+    init: Path | None = None
+    """A bundle's ``weights.safetensors`` or a run's ``state.pt`` to start from."""
+    teacher: Path | None = None
+    """The same for the teacher, if the recipe distils."""
+    device: torch.device | str = "cpu"
+    tensorboard: bool = False
+    """Whether the log is also written to ``run``/tensorboard."""
 
 
 class Trainer:
@@ -64,31 +83,26 @@ class Trainer:
     def __init__(
         self,
         recipe: Recipe,
-        photographs: Path,
-        validation: Path,
-        run: Path,
-        init: Path | None = None,
-        teacher: Path | None = None,
-        profile: Profile | None = None,
+        settings: RunSettings,
         *,
-        device: torch.device | str = "cpu",
+        profile: Profile | None = None,
         workers: Workers | None = None,
         stop: StopSignal | None = None,
-        tensorboard: bool = False,
     ) -> None:
-        """``profile``: instead of the recipe's, for sizes that no bundle may have (ablation.py)."""
+        """``profile`` replaces the recipe's, for sizes that no bundle may have (ablation.py)."""
         torch.manual_seed(recipe.seed)
         self.random = random.Random()
-        self.recipe, self.run, self.device = recipe, run, torch.device(device)
+        run = settings.run
+        self.recipe, self.run, self.device = recipe, run, torch.device(settings.device)
         self.workers, self.stop = workers or Workers(), stop or StopSignal()
         run.mkdir(parents=True, exist_ok=True)
-        self.run_log = RunLog(run / "log.jsonl", self.workers, run / "tensorboard" if tensorboard else None)
-        self.photographs = Photographs(photographs, run.parent / "cache")
-        self.validation = Photographs(validation, run.parent / "cache")
+        self.run_log = RunLog(run / "log.jsonl", self.workers, run / "tensorboard" if settings.tensorboard else None)
+        self.photographs = Photographs(settings.photographs, run.parent / "cache")
+        self.validation = Photographs(settings.validation, run.parent / "cache")
         self.model = AEIC(profile or profiles.profile(recipe.profile))
         self.model.to(self.device, memory_format=torch.channels_last)
-        if init:
-            load_weights(self.model, init, recipe.fresh)
+        if settings.init:
+            load_weights(self.model, settings.init, recipe.fresh)
         self.average = copy.deepcopy(self.model).requires_grad_(False)
         self.prior = DecoderPrior(self.model).to(self.device, memory_format=torch.channels_last)
         self.loss = PictureLoss().to(self.device)
@@ -96,7 +110,7 @@ class Trainer:
         self.discriminator = (
             DiscriminatorTrainer(self.device) if any(stage.adversarial for stage in recipe.stages) else None
         )
-        self.distillation = self._distillation(teacher)
+        self.distillation = self._distillation(settings.teacher)
         self.sites: dict[str, Site] | None = None
         """Where the entropy model rounds, while its weights are trained with that or stand still since."""
         self.stage_index = self.step = self.total_steps = 0
@@ -210,17 +224,9 @@ class Trainer:
         return True
 
     def _crops(self, stage: Stage, workers: Workers, first: int = 0) -> Crops:
-        return Crops(
-            self.photographs,
-            stage.crop,
-            stage.batch,
-            f"{self.recipe.seed}/{self.stage_index}",
-            stage.synthetic,
-            repeat=stage.repeat,
-            first=first,
-            workers=workers,
-            device=self.device,
-        )
+        seed = f"{self.recipe.seed}/{self.stage_index}"
+        settings = CropSettings(stage.crop, stage.batch, seed, stage.synthetic, stage.repeat)
+        return Crops(self.photographs, settings, first=first, workers=workers, device=self.device)
 
     def _seed_step(self) -> None:
         """Seeds a step's random numbers by the recipe's seed, the step and the process, whatever was drawn before."""
@@ -334,18 +340,16 @@ def _train(workers: Workers, recipes: list[Recipe], options: argparse.Namespace)
     with StopSignal() as stop:
         for path, recipe in zip(options.recipe, recipes, strict=True):
             run = options.run if len(recipes) == 1 else options.run / path.stem
-            trainer = Trainer(
-                recipe,
+            settings = RunSettings(
                 options.photographs,
                 options.validation,
                 run,
-                init,
-                options.teacher,
+                init=init,
+                teacher=options.teacher,
                 device=options.device,
-                workers=workers,
-                stop=stop,
                 tensorboard=options.tensorboard,
             )
+            trainer = Trainer(recipe, settings, workers=workers, stop=stop)
             if not trainer.train():
                 if workers.first:
                     print(f"stopped after step {trainer.total_steps}: run the same command to continue", flush=True)

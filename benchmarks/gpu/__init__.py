@@ -1,1 +1,1 @@
-"""Checks and measurements for a GPU: see docs/how-to/gpu.md."""
+"""Checks and measurements for a GPU. docs/how-to/gpu.md explains them."""

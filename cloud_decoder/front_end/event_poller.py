@@ -35,7 +35,8 @@ class EventPoller:
             self._waiting = {tenant: seqs for tenant, seqs in self._waiting.items() if tenant in tenants}
             for tenant in tenants:
                 with contextlib.suppress(StoreUnavailable):
-                    self.publish_changes(tenant, await asyncio.to_thread(self._store.frames.page, tenant, NEWEST))
+                    page = await asyncio.to_thread(self._store.frames.page, tenant, NEWEST)
+                    self.publish_changes(tenant, page.rows)
 
     def publish_changes(self, tenant: str, rows: list[StoredFrame]) -> None:
         """Publish the differences between ``rows`` and those of the last poll."""

@@ -42,7 +42,7 @@ class GroupCommit:
     async def saw(self, tenant: str, source: str) -> None:
         """Record that a source has connected. A store that cannot write is ignored: nothing depends on this record."""
         with contextlib.suppress(StoreUnavailable):
-            await run_on(self._thread, self._store.frames.saw, tenant, source, time.time())
+            await run_on(self._thread, self._saw, tenant, source)
 
     async def close(self) -> None:
         """Commit the frames that wait, then stop."""
@@ -63,7 +63,7 @@ class GroupCommit:
             new = [frame for frame, _ in batch]
             started = time.monotonic()
             try:
-                added = await run_on(self._thread, self._store.frames.add, new, time.time())
+                added = await run_on(self._thread, self._add, new)
             except Exception as error:
                 log.error("%s", error)
                 self._metrics.sheds.labels("store").inc(len(batch))
@@ -78,3 +78,9 @@ class GroupCommit:
                     done.set_result(result)
             if stored := [frame for frame, result in zip(new, added, strict=True) if result is Added.STORED]:
                 self.announce(stored)
+
+    def _add(self, new: list[NewFrame]) -> list[Added]:
+        return self._store.frames.add(new, self._store.clock(), received=self._store.trusted_clock.now())
+
+    def _saw(self, tenant: str, source: str) -> None:
+        self._store.frames.saw(tenant, source, self._store.trusted_clock.now())

@@ -41,6 +41,12 @@ log = logging.getLogger(__name__)
 
 HELLO_SECONDS = 10.0
 MAX_PRIORITY = 2**31 - 1
+_CAPTURED_FROM = {
+    pb.CAPTURE_TIME_SOURCE_SENDER: "sender",
+    pb.CAPTURE_TIME_SOURCE_EXIF: "exif",
+    pb.CAPTURE_TIME_SOURCE_FILE: "file",
+    pb.CAPTURE_TIME_SOURCE_CLOCK: "clock",
+}
 MAX_CAMERAS = 256
 """Cameras of one stream that are shown as connected; the frames of all of them are accepted."""
 
@@ -220,6 +226,9 @@ class Ingest(pb_grpc.IngestServiceServicer):
             digest=hashlib.sha256(message.bitstream).hexdigest(),
             bitstream=message.bitstream,
             wanted=self._settings.decode_on_arrival(message.source_id or source),
+            original_width=_side(message.original_width),
+            original_height=_side(message.original_height),
+            captured_from=_CAPTURED_FROM.get(message.captured_from),
         )
 
     async def _ack(
@@ -242,6 +251,11 @@ class Ingest(pb_grpc.IngestServiceServicer):
     async def _cancel_on_drain(self, reader: asyncio.Task[None]) -> None:
         await self._draining.wait()
         reader.cancel()
+
+
+def _side(pixels: int) -> int | None:
+    """A side of the picture before it was scaled down, in pixels; None where it is unknown or impossible."""
+    return pixels if 0 < pixels <= 1 << 20 else None
 
 
 def _is_name(text: str) -> bool:

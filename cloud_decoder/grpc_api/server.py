@@ -10,6 +10,7 @@ from aeic.v1 import decode_pb2_grpc
 from aeic.v1 import ingest_pb2_grpc as pb_grpc
 from aeic_service.http_server import address_text, connection_limit
 from cloud_decoder.decode_backend import DecodeBackend
+from cloud_decoder.grpc_api.calls import NEWCOMERS, PROBES
 from cloud_decoder.grpc_api.decode import Decode, DecodeStream, Gate
 from cloud_decoder.grpc_api.ingest import Ingest
 from cloud_decoder.grpc_api.tls import TlsFiles
@@ -29,7 +30,7 @@ class GrpcServer:
         self._settings = settings
         options = [
             ("grpc.max_concurrent_streams", STREAMS_OF_A_CONNECTION),
-            ("grpc.max_allowed_incoming_connections", connection_limit(settings.max_streams)),
+            ("grpc.max_allowed_incoming_connections", connection_limit(settings.max_streams + NEWCOMERS + PROBES)),
             ("grpc.server_handshake_timeout_ms", 10_000),
             ("grpc.max_connection_idle_ms", 60_000),  # connections without a call
             ("grpc.max_metadata_size", METADATA_BYTES),

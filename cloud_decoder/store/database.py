@@ -6,6 +6,7 @@ promise the same. Every error of the driver becomes a :class:`~cloud_decoder.err
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -28,6 +29,8 @@ CLOCK_SECONDS = 30.0
 TRIES = 5
 RETRYABLE = {"40001", "40P01"}
 """PostgreSQL's codes for a transaction that conflicted with another one and may be tried again."""
+DAMAGED = ("malformed", "not a database")
+"""Parts of SQLite's messages about pages that are not what SQLite has written."""
 POSTGRESQL = {
     "connect_timeout": 5,
     "keepalives_idle": 10,
@@ -61,8 +64,12 @@ class Database:
             event.listen(self.engine, "connect", _open_sqlite)
             event.listen(self.engine, "begin", _begin_sqlite)
         self.insert: Any = sqlite.insert if self.sqlite else postgresql.insert
+        self.damage = ""
+        """What SQLite said when it met a damaged page; a check that finds none empties it."""
+        self._file: tuple[int, int] | None = None
         try:
             migrate.ensure(self.engine, self.write)
+            self._file = self._identity()
         except BaseException:
             self.close()
             raise
@@ -70,6 +77,37 @@ class Database:
     def close(self) -> None:
         """Close all connections."""
         self.engine.dispose()
+
+    @property
+    def path(self) -> str | None:
+        """The file of an SQLite database; None for one in memory, and for PostgreSQL."""
+        return self.url.database if self.sqlite and self.url.database not in (None, "", ":memory:") else None
+
+    @property
+    def replaced(self) -> str:
+        """Why nothing more may be written: the file was deleted or replaced, and SQLite would write to the old one.
+
+        Empty where all is well.
+        """
+        if self._file is None or self._identity() == self._file:
+            return ""
+        return (
+            f"the database file {self.path} was deleted or replaced while the service runs: before you stop the"
+            f" service, copy what it still holds from /proc/{os.getpid()}/fd, then restore the file"
+        )
+
+    def _must_be_there(self) -> None:
+        if gone := self.replaced:
+            raise StoreUnavailable(gone)
+
+    def _identity(self) -> tuple[int, int] | None:
+        if self.path is None:
+            return None
+        try:
+            found = os.stat(self.path)
+        except OSError:
+            return (0, 0)
+        return found.st_dev, found.st_ino
 
     def clock(self) -> float:
         """Seconds since 1970 by the database's clock: the workers of a fleet need one clock for their leases."""
@@ -140,6 +178,7 @@ class Database:
         ``durable`` False is for what may be lost in a power cut, such as a lease: the database then confirms a commit
         before it is on disk. The transaction is atomic all the same.
         """
+        self._must_be_there()
         try:
             if self._write_lock is None:
                 with self.engine.begin() as connection:
@@ -150,20 +189,26 @@ class Database:
                 engine = self.engine.execution_options(aeic_write="FULL" if durable else "NORMAL")
                 with self._write_lock, engine.begin() as connection:
                     yield connection
+                self._must_be_there()  # else the commit has reached a file that no restart will find
         except SQLAlchemyError as error:
-            raise StoreUnavailable(
-                f"the store cannot commit ({_cause(error)}): free its disk or repair the database"
-            ) from error
+            raise self._unavailable(error, "the store cannot commit", "free its disk or repair the database") from error
 
     @contextmanager
     def read(self) -> Iterator[sa.Connection]:
         """A connection for reading, without a transaction that could block others."""
+        self._must_be_there()
         engine = self.engine if self.sqlite else self.engine.execution_options(isolation_level="AUTOCOMMIT")
         try:
             with engine.connect() as connection:
                 yield connection
         except SQLAlchemyError as error:
-            raise StoreUnavailable(f"the store cannot be read ({_cause(error)}): repair the database") from error
+            raise self._unavailable(error, "the store cannot be read", "repair the database") from error
+
+    def _unavailable(self, error: SQLAlchemyError, what: str, remedy: str) -> StoreUnavailable:
+        cause = _cause(error)
+        if self.sqlite and any(words in cause for words in DAMAGED):
+            self.damage = cause
+        return StoreUnavailable(f"{what} ({cause}): {remedy}")
 
 
 def transposed(values: list[dict[str, Any]]) -> dict[str, list[Any]]:

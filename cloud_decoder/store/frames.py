@@ -1,4 +1,4 @@
-"""Stored frames: inserting them with their jobs, reading them, counting them, and emptying the oldest.
+"""Stored frames: inserting them with their jobs, reading them, listing them and counting them.
 
 One transaction stores frames and queues their jobs, in as few statements as a batch needs.
 """
@@ -15,13 +15,17 @@ import sqlalchemy as sa
 from aeic.bitstream import Frame
 from cloud_decoder.errors import StoredDamage
 from cloud_decoder.store.database import Database
-from cloud_decoder.store.records import DEMAND_PRIORITY, Added, FrameState, NewFrame, StoredFrame
-from cloud_decoder.store.schema import NEVER_MS, frames, jobs, sources, tallies
+from cloud_decoder.store.records import DEMAND_PRIORITY, Added, FrameState, NewFrame, Page, StoredFrame
+from cloud_decoder.store.schema import NEVER_MS, frames, jobs, source_tallies, sources, tallies
 from cloud_decoder.tiling import tile_shape
 
 DAMAGED = "its stored bytes have changed since they arrived"
 """The reason of frames whose bitstream does not have its digest any more."""
 Key = tuple[str, UUID]
+LOOK = 20_000
+"""Frames that one page of a filtered list looks at, where an index has everything that the filter needs."""
+LOOK_AT_ROWS = 4_000
+"""The same where the rows have to be read."""
 
 _HELD = sa.and_(frames.c.state == FrameState.RECEIVED.value, jobs.c.lease_until.is_not(None))
 _DERIVED = {
@@ -68,15 +72,18 @@ class Frames:
     def __init__(self, database: Database, aging_seconds: float) -> None:
         self._database, self._aging_seconds = database, aging_seconds
 
-    def add(self, new: Sequence[NewFrame], now: float, deadline: float | None = None) -> list[Added]:
+    def add(
+        self, new: Sequence[NewFrame], now: float, deadline: float | None = None, *, received: float | None = None
+    ) -> list[Added]:
         """Store frames and queue those that are wanted, in one commit. They are durable when this returns.
 
         One answer per frame, in order. Of jobs with the same urgency, those with the earlier ``deadline`` come first
-        (seconds since 1970).
+        (seconds since 1970). Frames age from ``received``, by default from ``now``.
         """
         if not new:
             return []
-        return self._database.commit(lambda connection: self._add(connection, new, now, deadline))
+        at = now if received is None else received
+        return self._database.commit(lambda connection: self._add(connection, new, now, deadline, at))
 
     def saw(self, tenant: str, source: str, now: float) -> None:
         """Record that ``source`` has connected."""
@@ -95,6 +102,7 @@ class Frames:
         ``StoredDamage`` where the stored bytes do not have the frame's digest any more.
         """
         query = sa.select(frames.c.bitstream, frames.c.digest).where(frames.c.tenant == tenant, frames.c.id == frame)
+        query = query.where(frames.c.state != FrameState.PRUNED.value)
         with self._database.read() as connection:
             found = connection.execute(query).first()
         if found is None or found.bitstream is None:
@@ -114,26 +122,54 @@ class Frames:
         rate: int | None = None,
         since_ms: int | None = None,
         until_ms: int | None = None,
-    ) -> list[StoredFrame]:
-        """The newest arrivals first, with ``seq`` under ``before``; ``since_ms <= received_ms < until_ms``."""
-        query = sa.select(*ROW_COLUMNS).select_from(_WITH_JOBS).where(frames.c.tenant == tenant)
-        columns = frames.c
-        for matches, value in (
-            (columns.seq.__lt__, before),
-            (columns.source.__eq__, source),
-            (columns.rate.__eq__, rate),
-            (columns.received_ms.__ge__, since_ms),
-            (columns.received_ms.__lt__, until_ms),
-        ):
-            if value is not None:
-                query = query.where(matches(value))
+    ) -> Page:
+        """The newest arrivals first, with ``seq`` under ``before``; ``since_ms <= received_ms < until_ms``.
+
+        A filter that few frames pass is not allowed to read the whole table: after :data:`LOOK` frames the page ends,
+        and :attr:`Page.next` says where the next one begins.
+        """
+        held = sa.select(jobs.c.seq).where(jobs.c.lease_until.is_not(None))
+        wanted: list[sa.ColumnElement[bool]] = [frames.c.tenant == tenant]
+        stored = FrameState.RECEIVED if state is FrameState.DECODING else state
+        if before is not None:
+            wanted.append(frames.c.seq < before)
+        if source is not None:
+            wanted.append(frames.c.source == source)
+        elif stored is not None:
+            wanted.append(frames.c.state == stored.value)
         if state is FrameState.DECODING:
-            query = query.where(_HELD)
-        elif state is not None:
-            query = query.where(frames.c.state == state.value)
-            query = query.where(jobs.c.lease_until.is_(None)) if state is FrameState.RECEIVED else query
+            wanted.append(frames.c.seq.in_(held))
+        order = frames.c.seq.desc()
+        # An index has the first columns. The state is in one of them only.
+        rows_needed = source is not None and stored is not None
+        look = LOOK_AT_ROWS if rows_needed else LOOK
+        columns = [frames.c.seq, frames.c.received_ms, frames.c.rate, *([frames.c.state] if rows_needed else [])]
+        row = sa.select(*columns).where(*wanted).order_by(order).limit(look).subquery().c
+        filters: list[sa.ColumnElement[bool]] = []
+        if rate is not None:
+            filters.append(row.rate == rate)
+        if since_ms is not None:
+            filters.append(row.received_ms >= since_ms)
+        if until_ms is not None:
+            filters.append(row.received_ms < until_ms)
+        if state is FrameState.RECEIVED:
+            filters.append(row.seq.not_in(held))
+        if stored is not None and rows_needed:
+            filters.append(row.state == stored.value)
+        if filters:
+            found = sa.select(row.seq).where(*filters).order_by(row.seq.desc())
+        else:
+            found = sa.select(frames.c.seq).where(*wanted).order_by(order)
         with self._database.read() as connection:
-            return [row_of(found) for found in connection.execute(query.order_by(frames.c.seq.desc()).limit(limit))]
+            seqs = list(connection.execute(found.limit(limit + 1)).scalars())
+            after = seqs[limit - 1] if len(seqs) > limit else None
+            if after is None and filters:
+                last = sa.select(frames.c.seq).where(*wanted).order_by(order).offset(look - 1).limit(1)
+                after = connection.scalar(last)
+            rows = (
+                sa.select(*ROW_COLUMNS).select_from(_WITH_JOBS).where(self._database.among(frames.c.seq, seqs[:limit]))
+            )
+            return Page([row_of(row) for row in connection.execute(rows.order_by(order))] if seqs else [], after)
 
     def sources(self, tenant: str, limit: int = 1000) -> list[dict[str, Any]]:
         """Sources, the latest first: source, first_seen_ms, last_seen_ms, frames, bytes."""
@@ -143,12 +179,12 @@ class Frames:
             return [dict(row._mapping) for row in found]
 
     def backlog(self, tenant: str) -> dict[str, int]:
-        """Frames that wait to be decoded, by source; sources without any are left out."""
-        waits = sa.and_(frames.c.tenant == tenant, frames.c.state == FrameState.RECEIVED.value, jobs.c.wanted)
-        query = sa.select(frames.c.source, sa.func.count()).select_from(jobs.join(frames, frames.c.seq == jobs.c.seq))
+        """Frames that are to be decoded on arrival and still wait, by source; sources without any are left out."""
+        waiting = sa.func.sum(source_tallies.c.waiting)
+        query = sa.select(source_tallies.c.source, waiting).where(source_tallies.c.tenant == tenant)
         with self._database.read() as connection:
-            found = connection.execute(query.where(waits).group_by(frames.c.source))
-            return {str(one): int(count) for one, count in found}
+            found = connection.execute(query.group_by(source_tallies.c.source).having(waiting > 0))
+            return {str(source): int(count) for source, count in found}
 
     def arrived(self) -> int:
         """Frames that were ever stored. Does not count rows."""
@@ -168,33 +204,6 @@ class Frames:
         counted[FrameState.RECEIVED.value] = counted.get(FrameState.RECEIVED.value, 0) - decoding
         return {state.value: counted.get(state.value, 0) for state in FrameState}
 
-    def prune(self, *, older_than_ms: int | None = None, keep_bytes: int | None = None, limit: int = 1000) -> int:
-        """Empty finished frames: those received before ``older_than_ms``, and the oldest beyond ``keep_bytes`` in all.
-
-        At most ``limit`` frames at once. Returns how many were emptied.
-        """
-        finished = frames.c.state.in_([FrameState.DONE.value, FrameState.FAILED.value])
-        oldest = sa.select(frames.c.seq, frames.c.bytes).where(finished).order_by(frames.c.seq).limit(limit)
-        with self._database.write() as connection:
-            doomed: list[int] = []
-            if older_than_ms is not None:
-                doomed += connection.execute(oldest.where(frames.c.received_ms < older_than_ms)).scalars().all()
-            if keep_bytes is not None:
-                kept = tallies.c.state != FrameState.PRUNED.value
-                total = int(connection.scalar(sa.select(sa.func.sum(tallies.c.bytes)).where(kept)) or 0)
-                for seq, size in connection.execute(oldest):
-                    if total <= keep_bytes:
-                        break
-                    doomed.append(seq)
-                    total -= size
-            if doomed:
-                emptied = sa.update(frames).where(frames.c.seq.in_(doomed))
-                connection.execute(
-                    emptied.values(state=FrameState.PRUNED.value, bitstream=None, reason="pruned by retention")
-                )
-                connection.execute(sa.delete(jobs).where(jobs.c.seq.in_(doomed)))
-        return len(set(doomed))
-
     def forget(self, tenant: str, frame: UUID) -> None:
         """Remove a frame with its job and its id. Only for frames that were stored for one request."""
         which = sa.select(frames.c.seq).where(frames.c.tenant == tenant, frames.c.id == frame).scalar_subquery()
@@ -203,10 +212,10 @@ class Frames:
             connection.execute(sa.delete(frames).where(frames.c.tenant == tenant, frames.c.id == frame))
 
     def _add(
-        self, connection: sa.Connection, new: Sequence[NewFrame], now: float, deadline: float | None
+        self, connection: sa.Connection, new: Sequence[NewFrame], now: float, deadline: float | None, received: float
     ) -> list[Added]:
         insert = self._database.insert(frames).on_conflict_do_nothing(index_elements=["tenant", "id"])
-        values = [self._values(frame, now) for frame in new]
+        values = [self._values(frame, received) for frame in new]
         fresh: dict[Key, int] = {
             (found.tenant, found.id): found.seq
             for found in self._database.insert_rows(
@@ -230,7 +239,7 @@ class Frames:
         for frame in stored:
             count, size = totals.get((frame.tenant, frame.source), (0, 0))
             totals[frame.tenant, frame.source] = (count + 1, size + len(frame.bitstream))
-        self._touch(connection, totals, now)
+        self._touch(connection, totals, received)
         return added
 
     def _digests(self, connection: sa.Connection, old: list[NewFrame]) -> dict[Key, str]:
@@ -242,10 +251,10 @@ class Frames:
             found |= {(tenant, row.id): row.digest for row in connection.execute(query)}
         return found
 
-    def _values(self, new: NewFrame, now: float) -> dict[str, Any]:
+    def _values(self, new: NewFrame, received: float) -> dict[str, Any]:
         values = {name: getattr(new, name) for name in NewFrame.__dataclass_fields__}
         return values | {
-            "received_ms": int(now * 1000),
+            "received_ms": int(received * 1000),
             "bytes": len(new.bitstream),
             "state": FrameState.RECEIVED.value,
         }

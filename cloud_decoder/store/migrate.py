@@ -17,9 +17,9 @@ import sqlalchemy as sa
 
 from cloud_decoder.errors import StoreUnavailable
 from cloud_decoder.store.counters import triggers
-from cloud_decoder.store.schema import metadata
+from cloud_decoder.store.schema import metadata, store_clock
 
-HEAD = "0003"
+HEAD = "0005"
 MIGRATIONS = Path(__file__).parent / "migrations"
 LOCK = 1095059779
 """The PostgreSQL advisory lock under which tables are created and altered, because front ends start together."""
@@ -38,6 +38,7 @@ def ensure(engine: sa.Engine, write: Callable[[], AbstractContextManager[sa.Conn
                 metadata.create_all(connection)
                 for statement in triggers(connection.dialect.name):
                     connection.exec_driver_sql(statement)
+                connection.execute(store_clock.insert().values(id=1, probes=0))
                 _version.create(connection)
                 connection.execute(_version.insert().values(version_num=HEAD))
                 return

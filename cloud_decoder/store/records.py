@@ -30,7 +30,11 @@ class Added(StrEnum):
 
 @dataclass(frozen=True)
 class NewFrame:
-    """A frame that passed the checks of ingest. ``wanted``: decode it before a caller asks for it."""
+    """A frame that passed the checks of ingest. ``wanted``: decode it before a caller asks for it.
+
+    ``original_width`` and ``original_height`` are the picture's before the edge scaled it down, ``captured_from`` says
+    where ``captured_ms`` comes from (sender, exif, file, clock); None where the edge does not say.
+    """
 
     tenant: str
     id: UUID
@@ -44,6 +48,9 @@ class NewFrame:
     digest: str
     bitstream: bytes
     wanted: bool = True
+    original_width: int | None = None
+    original_height: int | None = None
+    captured_from: str | None = None
 
 
 @dataclass(frozen=True)
@@ -70,6 +77,20 @@ class StoredFrame:
     reason: str | None
     latents_digest: str | None
     timings: dict[str, float] | None
+    original_width: int | None = None
+    original_height: int | None = None
+    captured_from: str | None = None
+
+
+@dataclass(frozen=True)
+class Page:
+    """Frames of a list, and ``next``, the ``seq`` before which the list goes on; None at its end.
+
+    A page may be short, or empty, before the end: a search looks at a limited number of frames at a time.
+    """
+
+    rows: list[StoredFrame]
+    next: int | None
 
 
 @dataclass(frozen=True)

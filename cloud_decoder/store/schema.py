@@ -50,16 +50,31 @@ frames = Table(
     Column("fingerprint", String(6), nullable=False),
     Column("bytes", Integer, nullable=False),
     Column("digest", String(64), nullable=False),  # sha256 of the bitstream, hex
-    Column("bitstream", LargeBinary),  # NULL once pruned
+    Column("bitstream", LargeBinary),  # NULL once retention has removed it
     Column("state", String(10), nullable=False),
     Column("wanted", Boolean, nullable=False),  # decode before a caller asks for it
     Column("reason", Text),
     Column("latents_digest", String(64)),
     Column("timings", JSON),  # seconds: queue, entropy, synthesis, image
+    Column("original_width", Integer),  # before the edge scaled the picture down
+    Column("original_height", Integer),
+    Column("captured_from", String(8)),  # sender, exif, file, clock
+    Column("deleted_ms", BigInteger),  # when retention marked it; NULL again once the bitstream is removed
     UniqueConstraint("tenant", "id", name="frames_tenant_id_key"),
-    Index("frames_by_state", "state", "seq"),
-    Index("frames_by_source", "tenant", "source", "seq"),
+    # The last columns are not searched. With them a list can be filtered by time and rate in the index alone.
+    Index("frames_by_arrival", "tenant", "seq", "received_ms", "rate"),
+    Index("frames_by_source", "tenant", "source", "seq", "received_ms", "rate"),
+    Index("frames_by_state", "tenant", "state", "seq", "received_ms", "rate", "bytes"),
     sqlite_autoincrement=True,
+)
+_deleted = frames.c.deleted_ms.is_not(None)
+Index(
+    "frames_deleted",
+    frames.c.deleted_ms,
+    frames.c.seq,
+    frames.c.bytes,
+    sqlite_where=_deleted,
+    postgresql_where=_deleted,
 )
 
 # No foreign key: one transaction writes both rows, and the check would lock the frame at every claim.
@@ -116,4 +131,23 @@ tallies = Table(
     Column("slot", Integer, primary_key=True, autoincrement=False),
     Column("frames", BigInteger, nullable=False),  # of one slot alone it may be less than none
     Column("bytes", BigInteger, nullable=False),
+)
+
+# Written by triggers only: the frames of each source that wait to be decoded.
+source_tallies = Table(
+    "source_tallies",
+    metadata,
+    Column("tenant", String(64), primary_key=True),
+    Column("source", String(128), primary_key=True),
+    Column("slot", Integer, primary_key=True, autoincrement=False),
+    Column("waiting", BigInteger, nullable=False),  # of one slot alone it may be less than none
+)
+
+# One row: the last time that the store saw (cloud_decoder.store.clock), and a number that readiness raises.
+store_clock = Table(
+    "store_clock",
+    metadata,
+    Column("id", Integer, primary_key=True, autoincrement=False),
+    Column("seen_ms", BigInteger),
+    Column("probes", BigInteger, nullable=False),
 )

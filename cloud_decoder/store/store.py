@@ -15,16 +15,19 @@
   frames that were only claimed have lost nothing.
 * Only ``wanted`` frames are claimed on arrival; the others wait until a caller asks for them
   (:meth:`JobQueue.claim_one`, :meth:`JobQueue.demand`).
-* Pruning empties the bitstreams of the oldest decoded frames and keeps their rows, so that an id is never reused.
+* Retention marks the oldest finished frames and, after a period of grace, removes their bitstreams
+  (:class:`~cloud_decoder.store.retention.Retention`). It keeps their rows, so that an id is never reused.
 
-Times are arguments, in seconds since 1970, so that tests need no clock; :meth:`Store.clock` is the one that all
-processes of a fleet agree on. Calls block; the service runs them on threads.
+Times are arguments, in seconds since 1970, so that tests need no clock. :meth:`Store.clock` is the one that all
+processes of a fleet agree on, for leases and the queue. Frames age by :attr:`Store.trusted_clock`. Calls block; the
+service runs them on threads.
 """
 
 from __future__ import annotations
 
 import sqlalchemy as sa
 
+from cloud_decoder.store.clock import DAY, TrustedClock
 from cloud_decoder.store.database import Database
 from cloud_decoder.store.frames import Frames
 from cloud_decoder.store.queue import JobQueue
@@ -36,23 +39,39 @@ from cloud_decoder.store.records import (
     Lease,
     LeasedFrame,
     NewFrame,
+    Page,
     StoredFrame,
 )
+from cloud_decoder.store.retention import Retention
 
-__all__ = ["Added", "Backlog", "DecodeResult", "FrameState", "Lease", "LeasedFrame", "NewFrame", "Store", "StoredFrame"]
+__all__ = [
+    "Added",
+    "Backlog",
+    "DecodeResult",
+    "FrameState",
+    "Lease",
+    "LeasedFrame",
+    "NewFrame",
+    "Page",
+    "Store",
+    "StoredFrame",
+]
 
 
 class Store:
     """``url`` is SQLAlchemy's, ``sqlite:///path`` or ``postgresql+psycopg://...``. Missing tables are created.
 
-    ``aging_seconds`` of waiting are worth one level of priority.
+    ``aging_seconds`` of waiting are worth one level of priority. A clock that is further ahead of the last time that
+    the store saw than ``max_jump_seconds`` is not trusted.
     """
 
-    def __init__(self, url: str | sa.URL, aging_seconds: float = 2.0) -> None:
+    def __init__(self, url: str | sa.URL, aging_seconds: float = 2.0, max_jump_seconds: float = 7 * DAY) -> None:
         self.database = Database(url)
         self.url = self.database.url
         self.frames = Frames(self.database, aging_seconds)
         self.queue = JobQueue(self.database, aging_seconds)
+        self.retention = Retention(self.database)
+        self.trusted_clock = TrustedClock(self.database, max_jump_seconds)
 
     def clock(self) -> float:
         """Seconds since 1970 by the database's clock."""

@@ -96,7 +96,9 @@ class Completion:
             if row.seq in lost:
                 continue
             if row.available_ms is None:
-                begun = row.captured_ms or row.received_ms
+                # A picture of an SD card may be years old: only a time that the sender or the edge's clock gave counts.
+                live = row.captured_ms and row.captured_from in (None, "sender", "clock")
+                begun = row.captured_ms if live else row.received_ms
                 self._metrics.end_to_end_seconds.observe(max(0.0, now - begun / 1000))
             self._event_bus.publish(row.tenant, {"event": "done", "id": str(row.id)})
         if not job.done.done():

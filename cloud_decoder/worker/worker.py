@@ -150,9 +150,16 @@ class Worker:
         return self._decoder.runtime
 
     @property
-    def alive(self) -> bool:
-        """False once one of its tasks has died, because of a bug or a broken device."""
-        return bool(self._loops) and not any(task.done() for task in self._loops)
+    def problem(self) -> str:
+        """Not empty once one of its tasks has died, because of a bug or a broken device."""
+        renewing = self._renewing is not None and not self._renewing.done()
+        dead = not self._loops or any(task.done() for task in self._loops) or not renewing
+        return "a part of the worker has died" if dead else ""
+
+    @property
+    def failure(self) -> str:
+        """Only a restart of the process helps: its tasks do not come back."""
+        return self.problem
 
     @property
     def draining(self) -> bool:

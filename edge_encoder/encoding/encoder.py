@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -21,19 +21,38 @@ from aeic.latent_codec import LatentCodec
 from aeic.pixels import load_picture, save_picture
 from edge_encoder.encoding import ProviderChoice
 from edge_encoder.encoding.analysis import Analysis, Latent
+from edge_encoder.encoding.scaling import resized, scaled_size
+
+_SIZES_TRIED = 6
+_CLOSE = 0.9
+"""A file of this share of the limit is close enough."""
+_HOPELESS = 4
+"""A picture whose file is expected to have this many times the bytes that it may have is scaled down untried."""
 
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
-    """One frame. `data` is the whole .aeic file, `bpp` its bits per pixel of the picture, `rate` the number of the rate
-    point, `timings` seconds of the stages read, analyse, entropy."""
+    """One frame. `data` is the whole .aeic file, `bpp` its bits per pixel of the coded picture, `rate` the number of
+    the rate point, `timings` seconds of the stages read, analyse, entropy. The picture that came in had
+    `original_width` x `original_height` pixels; the coded one, `width` x `height`, may have been scaled down."""
 
     data: bytes
     width: int
     height: int
     bpp: float
     rate: int
+    original_width: int
+    original_height: int
     timings: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class _Coded:
+    data: bytes
+    width: int
+    height: int
+    rate: int
+    analyse_seconds: float
 
 
 class Encoder:
@@ -73,13 +92,15 @@ class Encoder:
         rate: int | str | None = None,
         max_bytes: int | None = None,
         target_bytes: int | None = None,
+        max_side: int | None = None,
     ) -> Encoded:
         """Encodes a JPEG, PNG or WebP file's bytes, or an (H, W, 3) uint8 array.
 
-        `rate`: number or name of a rate point, by default the bundle's. With `max_bytes` the best rate point (at most
-        `rate`, if given) whose whole file fits is taken; `target_bytes` does the same, but takes the lowest rate point
-        when none fits. TypeError for a path and the like, InputError for a picture that cannot be taken, RateError for
-        an unknown rate or when nothing fits into `max_bytes`.
+        `rate`: number or name of a rate point, by default the bundle's. A picture with a side over `max_side` pixels is
+        scaled down first. With `max_bytes` the best rate point (at most `rate`, if given) whose whole file fits is
+        taken, and where none fits, the picture is scaled down until one does. `target_bytes` does the same, but takes
+        the smallest file there is when nothing fits. TypeError for a path and the like, InputError for a picture that
+        cannot be taken, RateError for an unknown rate or when nothing fits into `max_bytes`.
         """
         begin = time.perf_counter()
         if isinstance(picture, bytes | bytearray | memoryview):
@@ -87,42 +108,105 @@ class Encoder:
                 rgb = load_picture(bytes(picture), max_pixels=self.max_pixels)
         else:
             rgb = _checked(picture)
-        height, width, _ = rgb.shape
-        if height * width > self.max_pixels:
+        original_height, original_width, _ = rgb.shape
+        if original_height * original_width > self.max_pixels:
             raise TooLarge(
-                f"the picture has {height * width} pixels: at most {self.max_pixels} are taken, scale it down"
+                f"the picture has {original_height * original_width} pixels: at most {self.max_pixels} are taken,"
+                " scale it down"
             )
         wanted = self.bundle.rate(rate).number  # an unknown rate costs no analysis
+        if max_side is not None:
+            rgb = resized(rgb, scaled_size(original_width, original_height, max_side=max_side))
         read = time.perf_counter()
-        y = self.analysis(rgb)
-        del rgb
-        analysed = time.perf_counter()
         limits = [limit for limit in (max_bytes, target_bytes) if limit is not None]
-        if not limits:
-            data = self._codec.encode(y, wanted, width, height)
-        else:
+        if limits:
             ceiling = wanted if rate is not None else len(self.bundle.rates) - 1
-            wanted, data = self._fit(y, ceiling, min(limits), width, height)
+            fitted = self._fitted(rgb, ceiling, min(limits))
+        else:
+            height, width, _ = rgb.shape
+            y = self.analysis(rgb)
+            del rgb
+            analysed = time.perf_counter()
+            fitted = _Coded(self._codec.encode(y, wanted, width, height), width, height, wanted, analysed - read)
+        data = fitted.data
         if max_bytes is not None and len(data) > max_bytes:
             raise RateError(
-                f"the lowest rate point needs {len(data)} bytes for this picture, more than max_bytes={max_bytes};"
-                " allow more bytes or send a smaller picture"
+                f"the smallest frame of this picture has {len(data)} bytes, more than max_bytes={max_bytes};"
+                " allow more bytes"
             )
-        done = time.perf_counter()
-        timings = {"read": read - begin, "analyse": analysed - read, "entropy": done - analysed}
-        return Encoded(data, width, height, 8 * len(data) / (width * height), wanted, timings)
+        entropy = time.perf_counter() - read - fitted.analyse_seconds
+        timings = {"read": read - begin, "analyse": fitted.analyse_seconds, "entropy": entropy}
+        bpp = 8 * len(data) / (fitted.width * fitted.height)
+        return Encoded(data, fitted.width, fitted.height, bpp, fitted.rate, original_width, original_height, timings)
 
-    def _fit(self, y: Latent, ceiling: int, limit: int, width: int, height: int) -> tuple[int, bytes]:
-        """The highest rate point up to `ceiling` whose file has at most `limit` bytes, else the lowest; files grow with
-        the rate point, so halving finds it in two or three tries."""
-        best = (0, b"")
-        low, high = 0, ceiling
+    def _fitted(self, rgb: NDArray[np.uint8], ceiling: int, limit: int) -> _Coded:
+        """The frame of at most `limit` bytes, scaled down where no rate point fits; the smallest one where nothing
+        fits."""
+        height, width, _ = rgb.shape
+        spent = 0.0
+        smallest: _Coded | None = None
+        # A large picture that will certainly not fit costs no analysis.
+        if width * height * self.bundle.rates[0].bpp / 8 <= _HOPELESS * limit:
+            whole = self._at_size(rgb, (width, height), ceiling, limit)
+            if len(whole.data) <= limit:
+                return whole
+            smallest, spent = whole, whole.analyse_seconds
+        best: _Coded | None = None
+        # At the middle rate points a smaller picture, enlarged again, is closer to the original than a larger one at
+        # the lowest: by 0.1 to 0.9 dB with the model that ships.
+        rate = min(ceiling, len(self.bundle.rates) // 2)
+        pixels, low, high = 8 * limit / self.bundle.rates[rate].bpp, 0.0, float(width * height)
+        tried = {(width, height)}
+        for _ in range(_SIZES_TRIED):
+            size = scaled_size(width, height, pixels=min(pixels, 0.9 * high))
+            if size in tried:
+                break
+            tried.add(size)
+            made = self._at_size(rgb, size, rate, limit, lowest=rate)
+            spent += made.analyse_seconds
+            if len(made.data) <= limit:
+                best, low = made, float(size[0] * size[1])
+                if len(made.data) > _CLOSE * limit:
+                    break
+            else:
+                high = float(size[0] * size[1])
+                if smallest is None or len(made.data) < len(smallest.data):
+                    smallest = made
+            growth = limit / len(made.data)  # files grow more slowly than the number of pixels
+            pixels = min(max(size[0] * size[1] * growth, low + 0.1 * (high - low)), high - 0.1 * (high - low))
+        if best is None:
+            # Nothing fits at the middle rate point: the smallest size and any rate point.
+            made = self._at_size(rgb, scaled_size(width, height, pixels=1), rate, limit)
+            spent += made.analyse_seconds
+            best = made if smallest is None or len(made.data) <= len(smallest.data) else smallest
+        elif rate < ceiling:
+            better = self._at_size(rgb, (best.width, best.height), ceiling, limit, lowest=rate)
+            spent += better.analyse_seconds
+            best = better
+        return replace(best, analyse_seconds=spent)
+
+    def _at_size(
+        self, rgb: NDArray[np.uint8], size: tuple[int, int], ceiling: int, limit: int, lowest: int = 0
+    ) -> _Coded:
+        """The frame of the picture at `size` (width, height): :meth:`_fit`."""
+        begin = time.perf_counter()
+        width, height = size
+        y = self.analysis(resized(rgb, size))
+        analysed = time.perf_counter() - begin
+        rate, data = self._fit(y, ceiling, limit, width, height, lowest)
+        return _Coded(data, width, height, rate, analysed)
+
+    def _fit(self, y: Latent, ceiling: int, limit: int, width: int, height: int, lowest: int = 0) -> tuple[int, bytes]:
+        """The highest rate point from `lowest` to `ceiling` whose file has at most `limit` bytes, else `lowest`; files
+        grow with the rate point, so halving finds it in two or three tries."""
+        best = (lowest, b"")
+        low, high = lowest, ceiling
         while low <= high:
             middle = (low + high) // 2
             try:
                 data = self._codec.encode(y, middle, width, height)
             except TooLarge:  # over what any frame may have: the next lower one may fit
-                if middle == 0:
+                if middle == lowest:
                     raise
                 high = middle - 1
                 continue
@@ -130,8 +214,8 @@ class Encoder:
                 best, low = (middle, data), middle + 1
             else:
                 high = middle - 1
-                if middle == 0:
-                    best = (0, data)
+                if middle == lowest:
+                    best = (lowest, data)
         return best
 
     def warm_up(self) -> float:

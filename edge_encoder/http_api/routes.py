@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import datetime
 import time
 from typing import Annotated, Any
 
@@ -18,11 +17,13 @@ from aeic_service.app import new_app, prometheus_text
 from aeic_service.errors import Draining, InvalidParameter, ServiceError, UnknownFrame
 from aeic_service.parameters import FrameId, Seconds, frame_id
 from aeic_service.request_body import Limits, discard, read_body, stated_size
+from edge_encoder.encoding import Preset
 from edge_encoder.http_api import status
 from edge_encoder.service import EdgeService
 from edge_encoder.settings import Wait
 from edge_encoder.spool.record import Entry, State
-from edge_encoder.submission.request import Accepted, EncodeRequest
+from edge_encoder.submission.capture_time import parse_time
+from edge_encoder.submission.request import Accepted, EncodeRequest, SizeLimits
 
 _PROBLEM_EXAMPLES = {
     400: "no rate point 'r9' in aeic-se-nano: choose one of 0 (r1, 0.0265 bpp), 1 (r2, 0.03 bpp)",
@@ -51,6 +52,8 @@ _FRAME_EXAMPLE = {
     "state": "spooled",
     "width": 768,
     "height": 512,
+    "original_width": 768,
+    "original_height": 512,
     "bytes": 1432,
     "bpp": 0.0291,
     "rate": 1,
@@ -88,13 +91,17 @@ def create_app(service: EdgeService) -> FastAPI:
     async def post_frame(
         request: Request,
         rate: Annotated[str | None, Query(max_length=32, description="Rate point, by number or name.")] = None,
-        max_bytes: Annotated[int | None, Query(ge=1, le=1 << 30, description="Best rate point that fits.")] = None,
-        target_bytes: Annotated[int | None, Query(ge=1, le=1 << 30, description="The same, or the lowest.")] = None,
+        max_bytes: Annotated[int | None, Query(ge=1, le=1 << 30, description="Largest frame; scaled to fit.")] = None,
+        target_bytes: Annotated[int | None, Query(ge=1, le=1 << 30, description="The same, or the least.")] = None,
+        max_side: Annotated[int | None, Query(ge=16, le=8192, description="Longest side, in pixels.")] = None,
+        preset: Annotated[Preset | None, Query(description="About so many bytes, whatever the size.")] = None,
         priority: Annotated[int, Query(ge=0, le=255, description="Larger goes first.")] = 0,
         wait: Annotated[Wait, Query(description=_WAIT)] = service.settings.default_wait,
         timeout: Seconds = 30.0,
         x_source_id: Annotated[str | None, Header(max_length=512)] = None,
-        x_captured_at: Annotated[str | None, Header(max_length=64, description="RFC 3339, or ms since 1970.")] = None,
+        x_captured_at: Annotated[
+            str | None, Header(max_length=64, description="RFC 3339, or s or ms since 1970.")
+        ] = None,
         idempotency_key: Annotated[str | None, Header(max_length=64, description="UUID, becomes the id.")] = None,
     ) -> JSONResponse:
         """Encode a picture and keep its frame on disk until the cloud has it."""
@@ -104,8 +111,7 @@ def create_app(service: EdgeService) -> FastAPI:
         try:
             encode_request = EncodeRequest(
                 rate=rate,
-                max_bytes=max_bytes,
-                target_bytes=target_bytes,
+                limits=SizeLimits.of(preset, max_bytes, target_bytes, max_side),
                 priority=priority,
                 source_id=_source_id(x_source_id),
                 captured_ms=_captured_ms(x_captured_at),
@@ -168,7 +174,8 @@ def create_app(service: EdgeService) -> FastAPI:
         problem = await service.problem()
         if problem:
             return problems.problem(503, f"not ready: {problem}", headers={"Retry-After": "1"})
-        return JSONResponse({"status": "ready", "provider": service.encoder.analysis.provider})
+        down = {source.name: source.detail for source in service.sources if source.state == "down"}
+        return JSONResponse({"status": "ready", "provider": service.encoder.analysis.provider, "sources_down": down})
 
     @app.get("/metrics", response_class=PlainTextResponse)
     async def metrics() -> Response:
@@ -191,20 +198,13 @@ def _source_id(text: str | None) -> str:
 
 
 def _captured_ms(text: str | None) -> int:
-    """Milliseconds since 1970 of an RFC 3339 time (UTC where it names no zone) or of that very number; 0 for none."""
-    if not text:
-        return 0
+    """Milliseconds since 1970 of the time in a header; 0 for none."""
     try:
-        if text.isascii() and text.isdigit():
-            value = int(text)
-        else:
-            moment = datetime.datetime.fromisoformat(text)
-            value = int((moment if moment.tzinfo else moment.replace(tzinfo=datetime.UTC)).timestamp() * 1000)
-    except (ValueError, OverflowError):
-        value = -1
-    if not 0 <= value < 1 << 53:
-        raise InvalidParameter("X-Captured-At is no time; send RFC 3339 (2026-11-23T14:00:00Z) or ms since 1970")
-    return value
+        return parse_time(text) if text else 0
+    except ValueError:
+        raise InvalidParameter(
+            "X-Captured-At is no time; send RFC 3339 (2026-11-23T14:00:00Z), or seconds or milliseconds since 1970"
+        ) from None
 
 
 def _shown(entry: Entry) -> dict[str, Any]:
@@ -214,6 +214,8 @@ def _shown(entry: Entry) -> dict[str, Any]:
         "state": State(entry.state).name.lower(),
         "width": entry.width,
         "height": entry.height,
+        "original_width": entry.original_width or None,
+        "original_height": entry.original_height or None,
         "bytes": entry.size if encoded else None,
         "bpp": round(8 * entry.size / (entry.width * entry.height), 6) if encoded else None,
         "rate": entry.rate if encoded else None,

@@ -48,6 +48,7 @@ def status(service: EdgeService) -> dict[str, Any]:
             "last_ack_unix": None if uplink.last_ack is None else round(uplink.last_ack, 3),
             "failures_in_a_row": uplink.failures_in_a_row,
         },
+        "sources": [source.as_dict() for source in service.sources],
         "tasks": [dataclasses.asdict(task) for task in service.supervisor.tasks],
         "staging": None if service.trial.staging is None else dataclasses.asdict(service.trial.staging.state),
         "stopping": service.stopping.is_set(),
@@ -67,6 +68,10 @@ def refresh_gauges(service: EdgeService) -> None:
     metrics.spool_bytes.set(spool.pending_bytes)
     metrics.unreadable.set(spool.unreadable)
     metrics.default_rate.set(_default_rate(service))
+    for source in service.sources:
+        metrics.source_up.labels(source.name).set(source.state in ("up", "ended"))
+        if (age := source.last_picture_age_seconds) is not None:
+            metrics.source_age_seconds.labels(source.name).set(age)
     oldest = _oldest_seconds(service)
     if oldest is not None:
         metrics.oldest_seconds.set(oldest)

@@ -3,9 +3,10 @@
     URL -> capture_process.py (own process: decode, frame rate, motion filter) -> pipe -> encode -> spool
 
 A live source that breaks or delivers nothing for timeout_seconds is killed and reopened, without limit and with growing
-pauses; frames that find the encode queue full are skipped and counted. A file is read once, to its end, and waits for
-room in the queue; the ids of its frames derive from its name, modification time and their position, so that a restart
-sends nothing twice. Knows nothing of HTTP.
+pauses; the frame rate and the motion filter continue where they were. Frames that find the encode queue full are
+skipped and counted. A file is read once, to its end or to where it cannot be read, and waits for room in the queue; the
+ids of its frames derive from its name, modification time and their position, so that a restart sends nothing twice.
+Knows nothing of HTTP.
 """
 
 from __future__ import annotations
@@ -16,123 +17,167 @@ import dataclasses
 import json
 import logging
 import sys
+import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from aeic.bitstream import MAX_SIDE
-from aeic.errors import InputError
+from aeic.errors import InputError, RateError
 from aeic.identifiers import derived_id
 from aeic_service.errors import Overloaded
 from edge_encoder.backoff import Backoff
 from edge_encoder.errors import SpoolError
 from edge_encoder.service import EdgeService
-from edge_encoder.settings import EdgeSettings
-from edge_encoder.sources.capture_process import Job
-from edge_encoder.submission.request import EncodeRequest
+from edge_encoder.source_settings import CameraSettings
+from edge_encoder.source_status import SourceStatus
+from edge_encoder.sources.capture_process import Job, Pace
+from edge_encoder.spool.record import CapturedFrom
+from edge_encoder.submission.request import EncodeRequest, SizeLimits
 
 log = logging.getLogger("aeic.edge.camera")
 
 _PAUSE_SECONDS = 0.2
+_START_SECONDS = 15.0  # for the capture process itself, on a slow and busy box
+_STABLE_SECONDS = 30.0  # a stream that lasted for this long is reopened after the shortest pause again
+_LINE_BYTES = 1 << 16
 
 
 class Camera:
-    """The source that settings.camera_url names."""
+    """One camera. `run()` until it is cancelled, or a file has ended."""
 
-    name = "camera"
-
-    def __init__(self, service: EdgeService, settings: EdgeSettings) -> None:
-        assert settings.camera_url is not None
+    def __init__(self, service: EdgeService, settings: CameraSettings) -> None:
+        self.name = settings.name
+        self.status = SourceStatus(settings.name, "camera")
         self._service = service
-        url = settings.camera_url.get_secret_value()
+        self._settings = settings
+        self._source_id = settings.source_id or f"{service.settings.source_id}/{settings.name}"
+        self._limits = SizeLimits.of(settings.preset, settings.max_bytes, settings.target_bytes, settings.max_side)
+        url = settings.url.get_secret_value()
         self._file = Path(url) if "://" not in url and not url.startswith("/dev/") else None
         self.may_end = self._file is not None
-        self._timeout = settings.camera_timeout_seconds
         self._job = Job(
             url=url,
-            fps=settings.camera_fps,
-            motion=settings.camera_motion,
-            still_seconds=settings.camera_still_seconds,
-            timeout_seconds=self._timeout,
+            fps=settings.fps,
+            motion=settings.motion,
+            still_seconds=settings.still_seconds,
+            timeout_seconds=settings.timeout_seconds,
             live=self._file is None,
         )
-        self._pauses = Backoff(settings.backoff_min_seconds, settings.backoff_max_seconds)
+        self._pace = Pace()
+        self._delivered = False  # the present capture process has sent a line
+        box = service.settings
+        self._pauses = Backoff(box.backoff_min_seconds, box.backoff_max_seconds)
 
     async def run(self) -> None:
         """Until cancelled, or until a file has ended."""
         while True:
+            begin = time.monotonic()
             try:
                 await self._capture()
-                if self._file is not None:
-                    log.info("the video %s has ended", self._file.name)
-                    return
-                log.warning("the camera's stream ended; reopening it")
+                problem = "" if self._file is not None else "its stream ended"
             except (OSError, EOFError, ValueError) as error:
-                log.warning("the camera cannot be read: %s", str(error) or "it delivered nothing in time")
+                problem = str(error) or "it delivered nothing in time"
+            if self._file is not None and (self._delivered or not problem):
+                log.info("camera %s: the video has ended%s", self.name, f" early: {problem}" if problem else "")
+                self.status.set("ended", problem)
+                return
+            self.status.failures_in_a_row += 1
+            if self.status.set("down", problem):
+                log.warning("camera %s: %s; it is opened again", self.name, problem)
+            if time.monotonic() - begin > _STABLE_SECONDS:
+                self._pauses.reset()
             await asyncio.sleep(self._pauses.pause())
 
     async def _capture(self) -> None:
+        self._delivered = False
         process = await asyncio.create_subprocess_exec(
             sys.executable,
             "-m",
             "edge_encoder.sources.capture_process",
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.DEVNULL,  # of FFmpeg's libraries, which may quote the URL
+            limit=_LINE_BYTES,
         )
-        assert process.stdin and process.stdout and process.stderr
+        assert process.stdin and process.stdout
         try:
             # Not an argument, since it may contain a password and every user can read a process's arguments.
-            process.stdin.write(json.dumps(dataclasses.asdict(self._job)).encode() + b"\n")
+            job = dataclasses.replace(self._job, pace=self._pace)
+            process.stdin.write(json.dumps(dataclasses.asdict(job)).encode() + b"\n")
             await process.stdin.drain()
             while True:
                 line = await asyncio.wait_for(process.stdout.readline(), self._silence())
                 if not line:
                     break
-                await self._take(json.loads(line), process.stdout)
-                self._pauses.reset()
-            if await process.wait():
-                raise EOFError((await process.stderr.read()).decode(errors="replace").strip()[-300:])
+                head = json.loads(line)
+                if "error" in head:
+                    raise EOFError(head["error"])
+                self._delivered = True
+                self._up()
+                if "alive" not in head:
+                    await self._take(head, process.stdout)
+            if code := await process.wait():
+                raise EOFError(f"the capture process ended with {code}")
+        except TimeoutError:
+            raise EOFError(f"it delivered nothing for {self._settings.timeout_seconds:g} s") from None
         finally:
             with contextlib.suppress(ProcessLookupError):
                 process.kill()
             await process.wait()
 
-    def _silence(self) -> float | None:
-        """Seconds without data after which a live source counts as hung; None where there is no such limit."""
-        if not self._job.live or (self._job.motion and not self._job.still_seconds):
-            return None
-        still = self._job.still_seconds if self._job.motion else 0.0
-        return self._timeout + still + 2 / self._job.fps
+    def _up(self) -> None:
+        self.status.failures_in_a_row = 0
+        if self.status.set("up"):
+            log.info("camera %s delivers", self.name)
 
-    async def _take(self, head: dict[str, float], pixels: asyncio.StreamReader) -> None:
+    def _silence(self) -> float | None:
+        """Seconds without a line after which a live source counts as hung; None for a file."""
+        if not self._job.live:
+            return None
+        return self._settings.timeout_seconds + (0.0 if self._delivered else _START_SECONDS)
+
+    async def _take(self, head: dict[str, Any], pixels: asyncio.StreamReader) -> None:
         width, height = int(head["width"]), int(head["height"])
         if not (0 < width <= MAX_SIDE and 0 < height <= MAX_SIDE):
             raise ValueError(f"the source has frames of {width}x{height}: sides up to {MAX_SIDE} are accepted")
-        count = self._service.metrics.camera_frames
-        count.labels("still").inc(head["skipped"])
-        raw = await asyncio.wait_for(pixels.readexactly(width * height * 3), self._timeout)
+        self._count("still", head["skipped"])
+        raw = await asyncio.wait_for(pixels.readexactly(width * height * 3), self._settings.timeout_seconds)
         rgb = np.frombuffer(raw, np.uint8).reshape(height, width, 3)
+        if "pace" in head:
+            self._pace = Pace(**head["pace"])
         encode_request = EncodeRequest(
-            captured_ms=int(head["seconds"] * 1000), source_id=self._service.settings.camera_source_id
+            rate=self._settings.rate,
+            limits=self._limits,
+            priority=self._settings.priority,
+            source_id=self._source_id,
+            captured_ms=int(head["seconds"] * 1000),
+            captured_from=CapturedFrom.CLOCK,
         )
         if self._file is not None:
             encode_request = self._of_file(encode_request, self._file)
         while True:
             try:
                 await self._service.take(rgb, encode_request)
-                count.labels("taken").inc()
+                self._count("taken")
+                self.status.took()
                 return
-            except InputError as error:
-                log.warning("a frame of the camera was refused: %s", error)
-                count.labels("refused").inc()
+            except (InputError, RateError) as error:
+                log.warning("camera %s: a frame was refused: %s", self.name, error)
+                self._count("refused")
+                self.status.refused += 1
                 return
             except (Overloaded, SpoolError) as error:
                 if self._file is None:
-                    count.labels("busy").inc()
+                    self._count("busy")
                     return
-                log.debug("the video waits: %s", error)
+                log.debug("camera %s: the video waits: %s", self.name, error)
                 await asyncio.sleep(_PAUSE_SECONDS)
+
+    def _count(self, outcome: str, frames: int = 1) -> None:
+        self._service.metrics.camera_frames.labels(outcome).inc(frames)
+        self._service.metrics.source_frames.labels(self.name, outcome).inc(frames)
 
     def _of_file(self, encode_request: EncodeRequest, file: Path) -> EncodeRequest:
         """The request for a frame of a video file: its time counts from the file's modification time, and its id is
@@ -140,4 +185,9 @@ class Camera:
         facts = file.stat()
         captured = facts.st_mtime_ns // 1_000_000 + encode_request.captured_ms
         name = f"{file.name}\0{facts.st_size}\0{facts.st_mtime_ns}\0{encode_request.captured_ms}"
-        return dataclasses.replace(encode_request, captured_ms=captured, id=derived_id(captured, name.encode()))
+        return dataclasses.replace(
+            encode_request,
+            captured_ms=captured,
+            captured_from=CapturedFrom.FILE,
+            id=derived_id(captured, name.encode(errors="surrogateescape")),
+        )

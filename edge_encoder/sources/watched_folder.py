@@ -1,100 +1,235 @@
 """A folder as a source: new pictures in it are encoded and spooled, then moved or deleted.
 
-    in/boat.jpg -> (unchanged between two scans) -> spooled -> in/done/boat.jpg, or deleted
-                                                 -> not an accepted picture -> in/refused/boat.jpg, and a log line
+    in/boat.jpg -> (unchanged for settle_seconds) -> spooled -> in/done/boat.jpg, or deleted
+                                                  -> not an accepted picture -> in/refused/boat.jpg, and a log line
 
 A crash between spooling and moving does no harm: the id derives from the file's name, time and bytes, so the next scan
-finds the frame in the spool. While the encoder is busy or the spool is full, files stay where they are. Writers should
-write to a name that starts with a dot and rename. Knows nothing of HTTP.
+finds the frame in the spool. While the encoder is busy or the spool is full, files stay where they are. A file that
+looks cut short may still be written, so it is refused only after PATIENCE_SECONDS without a change. A file that cannot
+be read is reported once and left; one that cannot be moved is remembered (taken_files.py). The folder is scanned and
+not watched with inotify, because network file systems report nothing. Knows nothing of HTTP.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import os
+import time
+from dataclasses import dataclass
 from pathlib import Path
 
-from aeic.errors import InputError
+from aeic.errors import InputError, RateError, Unreadable
 from aeic.identifiers import derived_id
 from aeic_service.errors import Overloaded
 from edge_encoder.errors import IdTaken, SpoolError
 from edge_encoder.service import EdgeService
-from edge_encoder.submission.request import EncodeRequest
+from edge_encoder.source_settings import FolderSettings
+from edge_encoder.source_status import SourceStatus
+from edge_encoder.sources.taken_files import TakenFiles
+from edge_encoder.spool.record import CapturedFrom
+from edge_encoder.submission.request import EncodeRequest, SizeLimits
 
 log = logging.getLogger("aeic.edge.folder")
 
+PATIENCE_SECONDS = 30.0
+LOOKS = 2
+"""Scans in which a file must have been the same, whatever the settings say."""
 _SUFFIXES = {".jpg", ".jpeg", ".png", ".webp"}
+_UNFINISHED = (".part", ".partial", ".filepart", ".crdownload", ".tmp", ".download")
+_OURS = ("done", "refused")
+
+
+@dataclass(slots=True)
+class _Sight:
+    """A file as it was seen: size, times of content and of everything, and inode."""
+
+    mark: tuple[int, int, int, int]
+    since: float  # monotonic
+    looks: int = 1
 
 
 class WatchedFolder:
-    """Scans `folder` every `seconds`; `keep` moves taken files into done/, otherwise they are deleted."""
+    """Scans one folder. `look()` is one scan."""
 
-    name = "folder"
     may_end = False
 
-    def __init__(self, service: EdgeService, folder: Path, seconds: float, keep: bool) -> None:
+    def __init__(self, service: EdgeService, settings: FolderSettings) -> None:
+        self.name = settings.name
+        self.status = SourceStatus(settings.name, "folder")
         self._service = service
-        self._folder = folder
-        self._seconds = seconds
-        self._keep = keep
-        self._seen: dict[Path, tuple[int, int]] = {}  # size and time at the last scan
+        self._settings = settings
+        self._source_id = settings.source_id or f"{service.settings.source_id}/{settings.name}"
+        self._folder = settings.path
+        self._limits = SizeLimits.of(settings.preset, settings.max_bytes, settings.target_bytes, settings.max_side)
+        self._seen: dict[Path, _Sight] = {}
+        self._reported: dict[Path, tuple[int, int, int, int]] = {}  # files that cannot be read, as they were then
+        self._taken: TakenFiles | None = None
 
     async def run(self) -> None:
         """Until cancelled."""
         while True:
             try:
                 await self.look()
+                if self.status.set("up"):
+                    log.info("folder %s: %s is scanned", self.name, self._folder)
             except OSError as error:
-                log.error("the folder %s cannot be read: %s", self._folder, error)
-            await asyncio.sleep(self._seconds)
+                if self.status.set("down", f"the folder cannot be read: {error.strerror or error}"):
+                    log.error("folder %s: %s: %s", self.name, self._folder, self.status.detail)
+            await asyncio.sleep(self._settings.seconds)
 
     async def look(self) -> int:
-        """One scan: takes every file that has not changed since the previous one. Returns how many were taken."""
-        taken = 0
+        """One scan: takes every file that has not changed for a while. Returns how many were taken."""
+        if self._taken is None:
+            path = self._service.settings.data_dir / f"folder-{self.name}.taken"
+            self._taken = await asyncio.to_thread(TakenFiles, path)
         present = await asyncio.to_thread(self._list)
-        still = [path for path, mark in present.items() if self._seen.get(path) == mark]
-        self._seen = present
-        for path in sorted(still, key=lambda path: (present[path][1], path.name)):
+        now = time.monotonic()
+        ready = []
+        for path, mark in present.items():
+            sight = self._seen.get(path)
+            if sight is None or sight.mark != mark:
+                self._seen[path] = _Sight(mark, now)
+                continue
+            sight.looks += 1
+            if sight.looks >= LOOKS and now - sight.since >= self._settings.settle_seconds:
+                ready.append(path)
+        self._seen = {path: sight for path, sight in self._seen.items() if path in present}
+        self._reported = {path: mark for path, mark in self._reported.items() if present.get(path) == mark}
+        taken = 0
+        for path in sorted(ready, key=lambda path: (present[path][1], os.fsencode(path))):
+            if path in self._reported or self._key(path, present[path]) in self._taken:
+                continue
             try:
                 taken += await self._take(path, present[path])
             except (Overloaded, SpoolError) as error:
-                log.info("%s waits: %s", path.name, error)
+                log.info("folder %s: %s waits: %s", self.name, path.name, error)
                 break
+            except OSError as error:  # of this file: the others go on
+                self._cannot_be_read(path, present[path], error)
+            except Exception:
+                log.exception("folder %s: %s cannot be encoded and is left out", self.name, path.name)
+                self._reported[path] = present[path]
+                self._service.metrics.source_frames.labels(self.name, "unreadable").inc()
         return taken
 
-    def _list(self) -> dict[Path, tuple[int, int]]:
-        found = {}
-        for path in self._folder.iterdir():
-            if path.suffix.lower() in _SUFFIXES and not path.name.startswith(".") and path.is_file():
-                facts = path.stat()
-                found[path] = (facts.st_size, facts.st_mtime_ns)
+    def _list(self) -> dict[Path, tuple[int, int, int, int]]:
+        """Every file that may be a picture, with its mark. OSError when the folder itself cannot be read."""
+        found: dict[Path, tuple[int, int, int, int]] = {}
+        folders = [self._folder]
+        while folders:
+            folder = folders.pop()
+            try:
+                entries = list(os.scandir(folder))
+            except OSError:
+                if folder is self._folder:
+                    raise
+                continue  # it was deleted meanwhile, or is another user's
+            names = {entry.name for entry in entries}
+            for entry in entries:
+                if entry.name.startswith(".") or (folder == self._folder and entry.name in _OURS):
+                    continue
+                path = folder / entry.name
+                try:
+                    if entry.is_dir(follow_symlinks=False):
+                        if self._settings.recursive:
+                            folders.append(path)
+                    elif (
+                        path.suffix.lower() in _SUFFIXES
+                        and not any(entry.name + suffix in names for suffix in _UNFINISHED)
+                        and entry.is_file()
+                    ):
+                        facts = entry.stat()
+                        found[path] = (facts.st_size, facts.st_mtime_ns, facts.st_ctime_ns, facts.st_ino)
+                except OSError:
+                    continue
         return found
 
-    async def _take(self, path: Path, mark: tuple[int, int]) -> bool:
-        size, time_ns = mark
+    async def _take(self, path: Path, mark: tuple[int, int, int, int]) -> bool:
+        size, time_ns, *_ = mark
+        most = self._service.settings.max_body_bytes
         try:
-            if size > self._service.settings.max_body_bytes:
+            if size > most:
                 raise InputError(f"the file has {size} bytes: raise AEIC_EDGE_MAX_BODY_BYTES or send smaller ones")
-            data = await asyncio.to_thread(path.read_bytes)
+            data = await asyncio.to_thread(_read, path, most)
+            name = os.fsencode(path.name)
             encode_request = EncodeRequest(
+                rate=self._settings.rate,
+                limits=self._limits,
+                priority=self._settings.priority,
+                source_id=self._source_id,
                 captured_ms=max(0, time_ns // 1_000_000),
-                id=derived_id(time_ns // 1_000_000, f"{path.name}\0{time_ns}\0".encode() + data),
+                captured_from=CapturedFrom.FILE,
+                id=derived_id(time_ns // 1_000_000, name + f"\0{time_ns}\0".encode() + data),
             )
             await self._service.take(data, encode_request)
-        except (InputError, IdTaken) as error:
-            log.warning("%s is refused: %s", path.name, error)
-            self._service.metrics.folder_files.labels("refused").inc()
-            await asyncio.to_thread(_move, path, self._folder / "refused")
+        except Unreadable as error:
+            waited = time.monotonic() - self._seen[path].since
+            if waited < max(PATIENCE_SECONDS, self._settings.settle_seconds):
+                log.debug("folder %s: %s may be incomplete: %s", self.name, path.name, error)
+                return False
+            await self._refuse(path, mark, error)
+            return False
+        except (InputError, RateError, IdTaken) as error:
+            await self._refuse(path, mark, error)
             return False
         self._service.metrics.folder_files.labels("taken").inc()
-        if self._keep:
-            await asyncio.to_thread(_move, path, self._folder / "done")
-        else:
-            await asyncio.to_thread(path.unlink, True)
-        self._seen.pop(path, None)
+        self._service.metrics.source_frames.labels(self.name, "taken").inc()
+        self.status.took()
+        await self._put_away(path, mark, "done" if self._settings.keep else None)
         return True
 
+    async def _refuse(self, path: Path, mark: tuple[int, int, int, int], error: Exception) -> None:
+        log.warning("folder %s: %s is refused: %s", self.name, path.name, error)
+        self._service.metrics.folder_files.labels("refused").inc()
+        self._service.metrics.source_frames.labels(self.name, "refused").inc()
+        self.status.refused += 1
+        await self._put_away(path, mark, "refused")
 
-def _move(path: Path, folder: Path) -> None:
-    folder.mkdir(exist_ok=True)
-    path.replace(folder / path.name)
+    async def _put_away(self, path: Path, mark: tuple[int, int, int, int], folder: str | None) -> None:
+        """Moves the file into the folder, or deletes it; where that is impossible, remembers it."""
+        self._seen.pop(path, None)
+        try:
+            if folder is None:
+                await asyncio.to_thread(path.unlink, True)
+            else:
+                await asyncio.to_thread(_move, path, self._folder, folder)
+        except OSError as error:
+            assert self._taken is not None
+            if not self._taken.used:
+                log.warning(
+                    "folder %s: files cannot be moved or deleted (%s); they stay, and %s remembers them",
+                    self.name, error.strerror or error, self._taken.path,
+                )  # fmt: skip
+            await asyncio.to_thread(self._taken.add, self._key(path, mark))
+
+    def _cannot_be_read(self, path: Path, mark: tuple[int, int, int, int], error: OSError) -> None:
+        if not path.exists():
+            return  # its owner has taken it back
+        log.warning("folder %s: %s cannot be read (%s) and is left out", self.name, path.name, error.strerror or error)
+        self._service.metrics.source_frames.labels(self.name, "unreadable").inc()
+        self._reported[path] = mark
+
+    def _key(self, path: Path, mark: tuple[int, int, int, int]) -> bytes:
+        relative = os.fsencode(path.relative_to(self._folder))
+        return relative + f"\0{mark[0]}\0{mark[1]}".encode()
+
+
+def _read(path: Path, most: int) -> bytes:
+    """The whole file; OSError if it is longer than `most`, whatever its size was said to be."""
+    with path.open("rb") as file:
+        data = file.read(most + 1)
+    if len(data) > most:
+        raise OSError(f"it has more than {most} bytes")
+    return data
+
+
+def _move(path: Path, root: Path, folder: str) -> None:
+    """Moves the file to the same place under `root`/`folder`, under a fresh name where its own is taken."""
+    place = root / folder / path.parent.relative_to(root)
+    place.mkdir(parents=True, exist_ok=True)
+    target, number = place / path.name, 0
+    while os.path.lexists(target):
+        number += 1
+        target = place / f"{path.stem}-{number}{path.suffix}"
+    path.rename(target)

@@ -22,7 +22,10 @@ from edge_encoder.spool.record import Entry, FullPolicy, Original, Record, State
 from edge_encoder.spool.system import System
 from edge_encoder.spool.tables import FINISHED, WAITING
 
-ENTRY = "id, state, width, height, size, rate, priority, picture_crc, created_ms, finished_ms, COALESCE(reason, '')"
+ENTRY = (
+    "id, state, width, height, size, rate, priority, picture_crc, created_ms, finished_ms, COALESCE(reason, ''),"
+    " original_width, original_height"
+)
 """The columns of an Entry, in its order."""
 KNOWN = f"SELECT {ENTRY} FROM frames WHERE id = ?1 UNION ALL SELECT {ORIGINAL} FROM originals WHERE id = ?1"
 """The row of the Entry of an id."""

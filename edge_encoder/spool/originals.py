@@ -12,7 +12,7 @@ import uuid
 from edge_encoder.spool import tables
 from edge_encoder.spool.record import Original, State
 
-ENTRY = f"id, {State.RECEIVED.value}, width, height, 0, 0, priority, picture_crc, created_ms, NULL, ''"
+ENTRY = f"id, {State.RECEIVED.value}, width, height, 0, 0, priority, picture_crc, created_ms, NULL, '', width, height"
 """The columns of an Entry (record.py), in its order."""
 
 

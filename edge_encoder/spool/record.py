@@ -45,6 +45,17 @@ class State(enum.IntEnum):
     RECEIVED = 6
 
 
+class CapturedFrom(enum.IntEnum):
+    """Where a time of capture comes from. The numbers are those of CaptureTimeSource in protos/aeic/v1/ingest.proto and
+    are stored in the spool, so they never change."""
+
+    UNKNOWN = 0
+    SENDER = 1
+    EXIF = 2
+    FILE = 3
+    CLOCK = 4
+
+
 FINAL = (State.DELIVERED, State.REJECTED, State.DROPPED, State.FAILED)
 
 
@@ -55,7 +66,9 @@ class DamagedRecord(ValueError):
 @dataclass(frozen=True, slots=True)
 class Record:
     """A frame to be delivered. `data` is the whole .aeic file; times are milliseconds since 1970 UTC; `picture_crc` is
-    the CRC-32 of the picture file, by which a reused id is recognised."""
+    the CRC-32 of the picture file, by which a reused id is recognised. `original_width` and `original_height` are the
+    picture's before it was scaled down, 0 where they are unknown; with `captured_from` they describe the picture and
+    are no part of to_bytes(), so that earlier releases read the record."""
 
     id: uuid.UUID
     data: bytes
@@ -67,6 +80,9 @@ class Record:
     captured_ms: int = 0
     picture_crc: int = 0
     source_id: str = ""
+    original_width: int = 0
+    original_height: int = 0
+    captured_from: CapturedFrom = CapturedFrom.UNKNOWN
 
     def to_bytes(self) -> bytes:
         """The record as it is stored."""
@@ -119,7 +135,7 @@ class Record:
 @dataclass(frozen=True, slots=True)
 class Entry:
     """What is remembered of a frame. `size` is the bytes of the .aeic file, 0 where the original was not encoded; times
-    are milliseconds since 1970."""
+    are milliseconds since 1970; the original size is 0 where it is unknown."""
 
     id: uuid.UUID
     state: State
@@ -132,13 +148,16 @@ class Entry:
     created_ms: int
     finished_ms: int | None
     reason: str
+    original_width: int = 0
+    original_height: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Original:
     """A picture that is not encoded yet, with what was requested for it. `picture` is a JPEG, PNG or WebP file,
-    `picture_crc` its CRC-32, `width` and `height` are from its header; times are milliseconds since 1970 UTC. `rate`,
-    `max_bytes` and `target_bytes` as in Encoder.encode."""
+    `picture_crc` its CRC-32, `width` and `height` are from its header; times are milliseconds since 1970 UTC, and
+    `captured_ms` is 0 unless the sender named it. `rate`, `max_bytes`, `target_bytes` and `max_side` as in
+    Encoder.encode."""
 
     id: uuid.UUID
     picture: bytes
@@ -152,10 +171,13 @@ class Original:
     rate: str | None = None
     max_bytes: int | None = None
     target_bytes: int | None = None
+    max_side: int | None = None
 
     def meta(self) -> bytes:
         """Everything but the picture, as it is stored."""
         facts = {name: getattr(self, name) for name in _FACTS}
+        if self.max_side is None:
+            del facts["max_side"]  # earlier releases do not know it
         return json.dumps({**facts, "id": self.id.hex}, separators=(",", ":")).encode()
 
     def check(self, meta: bytes) -> int:

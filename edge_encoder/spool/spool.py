@@ -13,6 +13,7 @@ a deleted one written again. Knows nothing of pictures, HTTP or gRPC.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import os
 import sqlite3
@@ -30,7 +31,7 @@ from edge_encoder.spool.leases import Leases
 from edge_encoder.spool.ledger import KNOWN, Changes, Ledger, Limits
 from edge_encoder.spool.lock import FolderLock
 from edge_encoder.spool.reader import Reader
-from edge_encoder.spool.record import DamagedRecord, Entry, FullPolicy, Original, Record, State
+from edge_encoder.spool.record import CapturedFrom, DamagedRecord, Entry, FullPolicy, Original, Record, State
 from edge_encoder.spool.system import System
 from edge_encoder.spool.tables import WAITING
 from edge_encoder.spool.writer import Op, Writer
@@ -135,11 +136,12 @@ class Spool:
             for (ident,) in rows:
                 if ident in busy or len(records) >= limit:
                     continue
-                row = self._reader.one(f"SELECT record FROM frames WHERE id = ? AND {WAITING}", (ident,))
+                query = "SELECT record, original_width, original_height, captured_from FROM frames"
+                row = self._reader.one(f"{query} WHERE id = ? AND {WAITING}", (ident,))
                 if row is None:
                     continue
                 try:
-                    record = Record.parse(row[0])
+                    record = _described(Record.parse(row[0]), *row[1:])
                 except DamagedRecord as error:
                     self._give_up(ident, error)
                     continue
@@ -411,3 +413,12 @@ class Spool:
         if recovery is not None:
             self.unreadable += recovery.lost
         return connection
+
+
+def _described(record: Record, width: Any, height: Any, captured_from: Any) -> Record:
+    """The record with what its row says about the picture; 0 for what no release has written."""
+    numbers = [value if isinstance(value, int) and 0 <= value < 1 << 31 else 0 for value in (width, height)]
+    known = captured_from if captured_from in list(CapturedFrom) else 0
+    return dataclasses.replace(
+        record, original_width=numbers[0], original_height=numbers[1], captured_from=CapturedFrom(known)
+    )

@@ -45,6 +45,7 @@ CREATE TABLE IF NOT EXISTS frames (
     reason TEXT,
     record BLOB
     {{arrived}}
+    {{described}}
 );
 CREATE INDEX IF NOT EXISTS pending ON frames (priority DESC, seq) WHERE {WAITING};
 {{oldest}}
@@ -75,22 +76,29 @@ CREATE TABLE IF NOT EXISTS recoveries (
 );
 """
 _ARRIVED = "arrived_ms INTEGER NOT NULL DEFAULT 0"
+# About the picture, for people: what a recovery finds without them (record.py) is sent all the same.
+_DESCRIBED = tuple(
+    f"{name} INTEGER NOT NULL DEFAULT 0" for name in ("original_width", "original_height", "captured_from")
+)
 _OLDEST = f"CREATE INDEX IF NOT EXISTS arrived ON frames (arrived_ms) WHERE {WAITING};"
 
 
 def create(connection: sqlite3.Connection) -> None:
     """Creates what is missing of the tables; adds to those of an earlier release what they lack."""
     tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_schema WHERE type = 'table'")}
-    old = [name for name in ("frames", "originals") if name in tables and not _has_arrived(connection, name)]
-    for name in old:
-        connection.execute(f"ALTER TABLE {name} ADD COLUMN {_ARRIVED}")
-    if old:
-        connection.execute("DROP INDEX IF EXISTS oldest")  # by the wall clock
-    connection.executescript(_SCHEMA.format(arrived=", " + _ARRIVED, oldest=_OLDEST) + clock.SCHEMA + _RECOVERIES)
-
-
-def _has_arrived(connection: sqlite3.Connection, table: str) -> bool:
-    return any(row[1] == "arrived_ms" for row in connection.execute(f"PRAGMA table_info({table})"))
+    wanted = {"frames": (_ARRIVED, *_DESCRIBED), "originals": (_ARRIVED,)}
+    for name, columns in wanted.items():
+        if name not in tables:
+            continue
+        present = {row[1] for row in connection.execute(f"PRAGMA table_info({name})")}
+        for column in columns:
+            if column.split()[0] not in present:
+                connection.execute(f"ALTER TABLE {name} ADD COLUMN {column}")
+                if column is _ARRIVED:
+                    connection.execute("DROP INDEX IF EXISTS oldest")  # by the wall clock
+    described = "".join(f", {column}" for column in _DESCRIBED)
+    schema = _SCHEMA.format(arrived=", " + _ARRIVED, described=described, oldest=_OLDEST)
+    connection.executescript(schema + clock.SCHEMA + _RECOVERIES)
 
 
 def set_unknown_arrivals(connection: sqlite3.Connection, now_ms: int) -> None:
@@ -112,7 +120,7 @@ def insert(connection: sqlite3.Connection, record: Record, arrived_ms: int = 0) 
     raw = record.to_bytes()
     connection.execute(
         "INSERT INTO frames (id, state, priority, cost, size, width, height, rate, picture_crc, created_ms, record,"
-        " arrived_ms) VALUES (?,?,?,?,?,?,?,?,?,?,?,?)",
+        " arrived_ms, original_width, original_height, captured_from) VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)",
         (
             record.id.bytes,
             State.SPOOLED.value,
@@ -126,6 +134,9 @@ def insert(connection: sqlite3.Connection, record: Record, arrived_ms: int = 0) 
             record.created_ms,
             raw,
             arrived_ms,
+            record.original_width,
+            record.original_height,
+            record.captured_from.value,
         ),
     )
 

@@ -29,8 +29,9 @@ from edge_encoder.metrics import Metrics
 from edge_encoder.settings import EdgeSettings
 from edge_encoder.spool.record import Entry, Original, Record, State
 from edge_encoder.spool.spool import Spool
+from edge_encoder.submission import capture_time
 from edge_encoder.submission.delivery_waiters import DeliveryWaiters
-from edge_encoder.submission.request import Accepted, EncodeRequest
+from edge_encoder.submission.request import Accepted, EncodeRequest, SizeLimits
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +62,7 @@ class Submitter:
         self._waiting = waiting
         self._metrics = metrics
         self._source_id = settings.source_id
+        self._limits = SizeLimits.of(settings.preset, settings.max_bytes, settings.target_bytes, settings.max_side)
 
     async def take(self, picture: bytes | NDArray[np.uint8], encode_request: EncodeRequest) -> Accepted:
         """Encodes and spools one picture file, or (H, W, 3) RGB; returns once it is durable.
@@ -99,8 +101,7 @@ class Submitter:
         """Encodes an original. InputError or RateError when it can never be encoded."""
         encode_request = EncodeRequest(
             rate=original.rate,
-            max_bytes=original.max_bytes,
-            target_bytes=original.target_bytes,
+            limits=SizeLimits(original.max_bytes, original.target_bytes, original.max_side),
             priority=original.priority,
             source_id=original.source_id,
             captured_ms=original.captured_ms,
@@ -147,19 +148,25 @@ class Submitter:
         unbounded: bool = False,
     ) -> EncodedFrame:
         rate: str | int | None = encode_request.rate
-        unlimited = encode_request.max_bytes is None and encode_request.target_bytes is None
-        if rate is None and unlimited and self.rate_control is not None:
+        asked = encode_request.limits
+        if rate is None and asked.max_bytes is None and asked.target_bytes is None and self.rate_control is not None:
             rate = self.rate_control.rate
+        limits = asked.otherwise(self._limits)
         encoded = await self._queue.run(
             pixels=await self._pixels(picture),
             job=functools.partial(
                 self._encoder.encode,
                 picture,
                 rate=rate,
-                max_bytes=encode_request.max_bytes,
-                target_bytes=encode_request.target_bytes,
+                max_bytes=limits.max_bytes,
+                target_bytes=limits.target_bytes,
+                max_side=limits.max_side,
             ),
             unbounded=unbounded,
+        )
+        arrived_ms = created_ms or int(time.time() * 1000)
+        captured_ms, captured_from = await asyncio.to_thread(
+            capture_time.captured, picture, encode_request.captured_ms, encode_request.captured_from, arrived_ms
         )
         record = Record(
             id=ident,
@@ -168,10 +175,13 @@ class Submitter:
             height=encoded.height,
             rate=encoded.rate,
             priority=encode_request.priority,
-            created_ms=created_ms or int(time.time() * 1000),
-            captured_ms=encode_request.captured_ms,
+            created_ms=arrived_ms,
+            captured_ms=captured_ms,
             picture_crc=crc,
             source_id=encode_request.source_id or self._source_id,
+            original_width=encoded.original_width,
+            original_height=encoded.original_height,
+            captured_from=captured_from,
         )
         return EncodedFrame(record, encoded)
 
@@ -196,8 +206,9 @@ class Submitter:
             captured_ms=encode_request.captured_ms,
             source_id=encode_request.source_id or self._source_id,
             rate=encode_request.rate,
-            max_bytes=encode_request.max_bytes,
-            target_bytes=encode_request.target_bytes,
+            max_bytes=encode_request.limits.max_bytes,
+            target_bytes=encode_request.limits.target_bytes,
+            max_side=encode_request.limits.max_side,
         )
 
     def _observe(self, context: bytes, timings: dict[str, float]) -> None:

@@ -201,6 +201,9 @@ class Stream:
             priority=record.priority,
             source_id="" if record.source_id == self._settings.source_id else record.source_id,
             prompt=self._prompt(record.id),
+            original_width=record.original_width,
+            original_height=record.original_height,
+            captured_from=pb.CaptureTimeSource.Name(record.captured_from.value),
             trace_context=tracing.kept(record.id),
         )
 

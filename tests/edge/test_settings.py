@@ -10,6 +10,7 @@ from pydantic import ValidationError
 
 from edge_encoder.metrics import Metrics
 from edge_encoder.settings import EdgeSettings
+from edge_encoder.source_settings import CameraSettings, FolderSettings
 from tests.support.roots import ROOT
 
 
@@ -70,3 +71,17 @@ def test_every_metric_is_in_the_docs() -> None:
         name = family.name + ("_total" if family.type == "counter" else "")
         assert f"| `{name}` |" in text and family.documentation in text
         assert name.startswith("aeic_edge_")
+
+
+def test_the_docs_list_every_key_of_a_source_with_its_default() -> None:
+    text = (ROOT / "docs" / "reference" / "edge.md").read_text()
+    section = text.partition("### Cameras and folders")[2].partition("### States")[0]
+    rows = {
+        name: (default.strip("`"), said)
+        for name, default, said in re.findall(r"^\| `(\w+)` \| (.*?) \| (.*) \|$", section, re.M)
+    }
+    fields = CameraSettings.model_fields | FolderSettings.model_fields
+    assert set(rows) == set(fields)
+    for name, field in fields.items():
+        shown = "" if field.is_required() or field.default is None else str(field.default)
+        assert rows[name] == (shown, field.description), name

@@ -24,10 +24,11 @@ class _Break(Exception):
 
 @dataclass
 class FakeCloud(IngestServiceServicer):
-    """Stores frames in `frames` (id -> bitstream). The fields below make it misbehave."""
+    """Stores frames in `frames` (id -> bitstream) and their messages. The fields below make it misbehave."""
 
     frames: dict[uuid.UUID, bytes] = field(default_factory=dict)
     order: list[uuid.UUID] = field(default_factory=list)
+    messages: dict[uuid.UUID, pb.Frame] = field(default_factory=dict)
     received: int = 0
     hellos: list[pb.Hello] = field(default_factory=list)
     window: int = 32
@@ -90,6 +91,7 @@ class FakeCloud(IngestServiceServicer):
             return pb.Ack(id=frame.id, status=pb.ACK_STATUS_DUPLICATE)
         self.frames[ident] = frame.bitstream
         self.order.append(ident)
+        self.messages[ident] = frame
         return pb.Ack(id=frame.id, status=pb.ACK_STATUS_STORED)
 
     async def _resolve(self, id: bytes, ack: pb.Ack | None) -> pb.Ack:

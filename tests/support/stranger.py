@@ -95,19 +95,19 @@ class Stranger:
                 )  # fmt: skip
                 @given(case=operation.as_strategy(generation_mode=mode))
                 def send(case: Any) -> None:
-                    told = case.as_transport_kwargs(base_url=self.address)
+                    sent = case.as_transport_kwargs(base_url=self.address)
                     query: list[tuple[str, str | int | float | bool | None]] = [
                         (key, "0.02" if key == "wait" and _number(value) else value)
-                        for key, value in _pairs(told.get("params"))
+                        for key, value in _pairs(sent.get("params"))
                     ]
-                    body = told.get("data") or told.get("json") or b""
+                    body = sent.get("data") or sent.get("json") or b""
                     content = body if isinstance(body, bytes | str) else json.dumps(body, default=str)
                     headers = HEADERS[max(0, next(turns) % 10 - 7)]
                     own = any(key == "timeout" for key, _ in query)
-                    what = f"{case.method} {told['url']} {query}"
+                    what = f"{case.method} {sent['url']} {query}"
                     try:
                         answer = client.request(
-                            case.method, told["url"], params=query, content=content, headers=headers
+                            case.method, sent["url"], params=query, content=content, headers=headers
                         )
                     except (httpx.InvalidURL, httpx.UnsupportedProtocol, UnicodeError, TypeError, ValueError):
                         self.findings.answers["schema not-sendable"] += 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib
 import io
@@ -99,6 +100,66 @@ def test_folders_and_a_bad_file_among_good_ones(aeic: Aeic, photo: Path, tmp_pat
     assert sorted(path.name for path in back.iterdir()) == ["a.jpeg", "c.jpeg"]
 
 
+def test_a_photograph_of_twelve_megapixels_fits_into_a_thousand_bytes(tmp_path: Path) -> None:
+    """With the model that ships, and back to a picture that shows what the original shows."""
+    with Image.open(ROOT / "examples" / "owl.jpg") as small:
+        small.convert("RGB").resize((4000, 3000), Image.Resampling.BICUBIC).save(tmp_path / "IMG_12MP.jpg")
+        reference = small.convert("L").resize((96, 72))
+    environment = {name: value for name, value in os.environ.items() if name != "AEIC_BUNDLE"}
+    for flags in (("--max-bytes", "1000"), ("--preset", "300B")):
+        frame, back = tmp_path / "x.aeic", tmp_path / "x.png"
+        for command in (("encode", tmp_path / "IMG_12MP.jpg", frame, "-f", "--json", *flags), ("decode", frame, back)):
+            arguments = [sys.executable, "-m", "aeic_tools.cli", *map(str, command)]
+            done = subprocess.run(arguments, cwd=ROOT, capture_output=True, env=environment)
+            assert done.returncode == 0, done.stderr
+            if command[0] == "encode":
+                facts = json.loads(done.stdout)
+        assert frame.stat().st_size == facts["bytes"] <= (1000 if "1000" in flags else 300)
+        assert (facts["original_width"], facts["original_height"]) == (4000, 3000)
+        with Image.open(back) as decoded:
+            shown = np.asarray(decoded.convert("L").resize((96, 72)), float)
+        assert np.corrcoef(shown.ravel(), np.asarray(reference, float).ravel())[0, 1] > 0.9
+        back.unlink()
+
+
+def test_a_folder_is_resumed_with_its_folders_and_skips_what_is_there(aeic: Aeic, photo: Path, tmp_path: Path) -> None:
+    source, frames = tmp_path / "DCIM", tmp_path / "frames"
+    for name in ("100/IMG_1.jpg", "100/IMG_1.png", "101/IMG_1.JPG", "101/broken.jpg"):
+        path = source / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"broken" if "broken" in name else photo.read_bytes())
+    done = aeic("encode", source, frames, "-R", "--skip-existing")
+    assert done.returncode == 3 and b"broken.jpg" in done.stderr
+    found = {str(path.relative_to(frames)) for path in frames.rglob("*.aeic")}
+    assert found == {"100/IMG_1.jpg.aeic", "100/IMG_1.png.aeic", "101/IMG_1.aeic"}
+    (frames / "101/IMG_1.aeic").unlink()
+    (frames / "100/IMG_1.png.aeic").write_bytes(b"mine")
+    (source / "101/broken.jpg").unlink()
+    done = aeic("encode", source, frames, "-R", "--skip-existing")
+    assert done.returncode == 0 and b"2 frames exist already" in done.stderr
+    assert done.stderr.count(b" -> ") == 1 and (frames / "100/IMG_1.png.aeic").read_bytes() == b"mine"
+    assert aeic("encode", source, frames, "-R", "--skip-existing", "-q").stderr == b""
+
+
+def test_a_terminal_sees_a_progress_bar(tiny_bundle: Path, photo: Path, tmp_path: Path) -> None:
+    source = tmp_path / "in"
+    source.mkdir()
+    for number in range(3):
+        (source / f"{number}.jpg").write_bytes(b"broken" if number == 1 else photo.read_bytes())
+    reading, terminal = os.openpty()
+    command = [sys.executable, "-m", "aeic_tools.cli", "encode", str(source), str(tmp_path / "out")]
+    environment = {**os.environ, "AEIC_BUNDLE": str(tiny_bundle)}
+    done = subprocess.run(command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=terminal)
+    os.close(terminal)
+    said = b""
+    with contextlib.suppress(OSError):  # the end of a terminal
+        while part := os.read(reading, 65536):
+            said += part
+    os.close(reading)
+    assert done.returncode == 3 and b"3/3" in said and b"1.jpg" in said and b" -> " not in said
+    assert len(list((tmp_path / "out").iterdir())) == 2
+
+
 def test_rates(aeic: Aeic, photo: Path, tmp_path: Path) -> None:
     for rate, number in (("r2", 1), ("0", 0)):
         done = aeic("encode", photo, tmp_path / f"{rate}.aeic", "--rate", rate, "--json")
@@ -132,6 +193,7 @@ def test_nothing_is_overwritten(aeic: Aeic, photo: Path, tmp_path: Path) -> None
         (["decode", "-", "-", "--device", "cuda:99"], b"", 2, b"--device cuda:99"),
         (["encode", "nowhere.jpg", "frame.jpg"], b"", 2, b"name the frame .aeic"),
         (["encode", "", "-"], b"", 2, b"a name is empty"),
+        (["encode", "-", "-", "--preset", "1MB"], b"", 2, b"choose one of 300B, 1kB, 2kB"),
         (["info", "nowhere.aeic"], b"", 3, b"aeic: nowhere.aeic: "),
         (["latents", "nowhere.aeic", "-"], b"", 3, b"aeic: nowhere.aeic: "),
         (["store", "requeue", "garbage"], b"", 2, b"not the URL of a database"),

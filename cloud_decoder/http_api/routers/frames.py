@@ -43,11 +43,14 @@ def router(
         since: datetime | None = None,
         until: datetime | None = None,
     ) -> dict[str, Any]:
-        """The newest arrivals first. ``next_cursor`` goes into ``cursor`` for the next page; null at the end."""
-        rows = await asyncio.to_thread(
+        """The newest arrivals first. ``next_cursor`` goes into ``cursor`` for the next page; null at the end.
+
+        With filters, a page may have fewer frames than ``limit``, or none, before the end.
+        """
+        page = await asyncio.to_thread(
             store.frames.page,
             tenant,
-            limit + 1,
+            limit,
             None if cursor is None else int(cursor),
             source=source,
             state=state,
@@ -55,9 +58,8 @@ def router(
             since_ms=milliseconds(since),
             until_ms=milliseconds(until),
         )
-        shown = rows[:limit]
-        more = str(shown[-1].seq) if len(rows) > limit else None
-        return {"frames": [frame_json(row, bundles) for row in shown], "next_cursor": more}
+        cursor = None if page.next is None else str(page.next)
+        return {"frames": [frame_json(row, bundles) for row in page.rows], "next_cursor": cursor}
 
     @routes.get("/v1/frames/{id}")
     async def get_frame(request: Request, tenant: Tenant, id: FrameId, wait: Seconds = 0.0) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -14,19 +15,21 @@ from aeic_service import problems
 from aeic_service.app import prometheus_text
 from aeic_service.budgets import Used
 from cloud_decoder.decode_backend import DecodeBackend
+from cloud_decoder.errors import StoreUnavailable
 from cloud_decoder.http_api.dependencies import Tenant
 from cloud_decoder.http_api.serializers import bundles_json, source_json
 from cloud_decoder.images.cache import PictureCache
 from cloud_decoder.inference.model_pool import ModelPool
 from cloud_decoder.metrics import Metrics
 from cloud_decoder.presence import Presence
+from cloud_decoder.readiness import Readiness
 from cloud_decoder.store.store import Store
 
 
 def router(
-    store: Store, presence: Presence, model_pool: ModelPool, backend: DecodeBackend, serving: Callable[[], bool]
+    store: Store, presence: Presence, model_pool: ModelPool, backend: DecodeBackend, readiness: Readiness
 ) -> APIRouter:
-    """``serving`` is false before the service has started and once it stops."""
+    """The routes of operators, except for the metrics."""
     routes = APIRouter()
 
     @routes.get("/v1/sources")
@@ -43,28 +46,36 @@ def router(
 
     @routes.get("/v1/status")
     async def status(tenant: Tenant) -> dict[str, Any]:
-        """The models, the device and how full everything is. Frames are counted by state, this tenant's only."""
+        """The models, the device and how full everything is. Frames are counted by state, this tenant's only.
+
+        ``problem`` says why the service is not ready, ``warnings`` what an operator should look at.
+        """
+        problem = await readiness.problem()
         return {
             "version": aeic.__version__,
             **bundles_json(model_pool),
             "device": backend.device,
             "frames": await asyncio.to_thread(store.frames.counts, tenant),
             "waiting": backend.waiting,
-            "ready": serving(),
+            "ready": not problem,
+            "problem": problem or None,
+            "warnings": readiness.warnings,
         }
 
     @routes.get("/healthz")
-    async def healthz() -> dict[str, str]:
-        """Liveness: 200 while the process answers."""
-        return {"status": "ok"}
+    async def healthz() -> Response:
+        """Liveness: 200 while the process works or repairs itself, 503 where only a restart helps."""
+        if failure := readiness.failure:
+            return problems.problem(503, f"{failure}: restart this process")
+        return JSONResponse({"status": "ok"})
 
     @routes.get("/readyz")
     async def readyz() -> Response:
         """Readiness: 200 while requests are taken, else 503 with the reason."""
-        if serving() and backend.alive:
-            return JSONResponse({"status": "ready"})
-        detail = "a part of the worker has died" if serving() else "starting, or stopping"
-        return problems.problem(503, detail, headers={"Retry-After": "1"})
+        if problem := await readiness.problem():
+            return problems.problem(503, problem, headers={"Retry-After": "1"})
+        warnings = readiness.warnings
+        return JSONResponse({"status": "ready"} | ({"warnings": warnings} if warnings else {}))
 
     return routes
 
@@ -75,7 +86,7 @@ def metrics_router(
     cache: PictureCache,
     model_pool: ModelPool,
     budgets: Callable[[], Mapping[str, Used]],
-    ready: Callable[[], bool],
+    readiness: Readiness,
 ) -> APIRouter:
     """The metrics, with the gauges that are read at each scrape."""
     routes = APIRouter()
@@ -85,12 +96,13 @@ def metrics_router(
         """Metrics in Prometheus' text format."""
         metrics.cache_bytes.set(cache.total_bytes)
         metrics.models_bytes.set(model_pool.loaded_bytes)
-        metrics.ready.set(ready())
+        metrics.ready.set(not await readiness.problem())
         for name, budget in budgets().items():
             metrics.budget.labels(name).set(budget.held)
             metrics.budget_limit.labels(name).set(budget.limit)
-        for state, count in (await asyncio.to_thread(store.frames.counts)).items():
-            metrics.stored.labels(state).set(count)
+        with contextlib.suppress(StoreUnavailable):  # the other metrics say what is wrong
+            for state, count in (await asyncio.to_thread(store.frames.counts)).items():
+                metrics.stored.labels(state).set(count)
         return prometheus_text(metrics.registry)
 
     return routes

@@ -202,6 +202,22 @@ async function keepUp() {
 
 // -- one frame ----------------------------------------------------------------------------------------------------
 
+const CAPTURED_FROM = {
+  sender: "named by the sender",
+  exif: "from the picture's EXIF",
+  file: "from the file's time",
+  clock: "by the edge's clock",
+};
+
+const original = (frame) =>
+  frame.original_width ? `${frame.original_width} × ${frame.original_height} pixels` : "unknown";
+
+function captured(frame) {
+  if (!frame.captured_at) return "unknown";
+  const source = CAPTURED_FROM[frame.captured_from];
+  return new Date(frame.captured_at).toLocaleString() + (source ? `, ${source}` : "");
+}
+
 let opened = null;
 
 async function open(frame) {
@@ -216,7 +232,8 @@ async function open(frame) {
   pairs($("facts"), [
     ["id", frame.id],
     ["size", `${frame.width} × ${frame.height} pixels, rate ${frame.rate_name ?? frame.rate}`],
-    ["captured", frame.captured_at ? new Date(frame.captured_at).toLocaleString() : "unknown"],
+    ["original", original(frame)],
+    ["captured", captured(frame)],
     ["received", new Date(frame.received_at).toLocaleString()],
     ["decoded after", waited === null ? "–" : `${waited.toFixed(2)} s`],
     ["state", frame.reason ? `${frame.state}: ${frame.reason}` : frame.state],

@@ -75,7 +75,7 @@ export const STAGES = [
 // Seconds of each stage; "way" is from capture to arrival, where the edge knew when it was taken.
 export function times(frame) {
   const found = { ...frame.timings };
-  if (frame.captured_at && frame.received_at) {
+  if (frame.captured_at && frame.received_at && !["exif", "file"].includes(frame.captured_from)) {
     const way = (new Date(frame.received_at) - new Date(frame.captured_at)) / 1000;
     if (way >= 0 && way < 86400) found.way = way;
   }

@@ -15,6 +15,7 @@ from aeic.bundle import Bundle
 from aeic.v1 import ingest_pb2 as pb
 from aeic.v1 import ingest_pb2_grpc as pb_grpc
 from cloud_decoder.errors import StoreUnavailable
+from cloud_decoder.http_api.serializers import frame_json
 from cloud_decoder.inference.decoder import Decoder
 from cloud_decoder.store.frames import Frames
 from cloud_decoder.store.store import Store
@@ -125,7 +126,7 @@ async def test_a_store_that_cannot_write_acknowledges_nothing(
 ) -> None:
     id = uuid4()
 
-    def full(*_: object) -> None:
+    def full(*_: object, **__: object) -> None:
         raise StoreUnavailable("the store cannot commit (database or disk is full): free its disk")
 
     async with running_cloud(decoder, tmp_path) as cloud:
@@ -212,9 +213,30 @@ async def test_cameras_behind_a_box_are_sources_of_their_own(
                 assert ack.status == pb.ACK_STATUS_REJECTED and "source_id" in ack.reason
             # All are taken; how many of one stream are shown as connected is bounded.
             assert set(cloud.presence.connected) == {("", "box-1"), ("", "north"), ("", "south")}
-            rows = cloud.store.frames.page("", 10)
+            rows = cloud.store.frames.page("", 10).rows
             assert {(row.source, row.wanted) for row in rows} == {
                 ("box-1", False), ("north", True), ("south", False), ("east", False),
             }  # fmt: skip
         while cloud.presence.connected:
             await asyncio.sleep(0.02)
+
+
+async def test_the_original_size_and_the_source_of_the_time_are_stored_and_shown(
+    bundle: Bundle, decoder: Decoder, make_frame: MakeFrame, tmp_path: Path
+) -> None:
+    async with running_cloud(decoder, tmp_path) as cloud, IngestClient(cloud.grpc) as edge:
+        await edge.hello(bundle)
+        known, unknown, odd = ids = [uuid4() for _ in range(3)]
+        about = {"original_width": 4000, "original_height": 3000, "captured_from": pb.CAPTURE_TIME_SOURCE_EXIF}
+        await edge.send(make_frame(1, 64, 64), known, **about)
+        await edge.send(make_frame(2, 64, 64), unknown)
+        await edge.send(make_frame(3, 64, 64), odd, original_width=2**32 - 1, original_height=1, captured_from=99)
+        assert {(await edge.ack()).status for _ in ids} == {pb.ACK_STATUS_STORED}
+        rows = [cloud.store.frames.get("", id) for id in ids]
+        shown = [frame_json(row, {}) for row in rows if row is not None]
+        names = ("original_width", "original_height", "captured_from")
+        assert [tuple(one[name] for name in names) for one in shown] == [
+            (4000, 3000, "exif"),
+            (None, None, None),
+            (None, 1, None),
+        ]

@@ -59,7 +59,9 @@ def test_after_anything_that_can_happen_to_frames_the_tallies_are_right(store: S
             case _:
                 store.queue.finish([DecodeResult(lease, "", {}) for lease in leases], NOW + step)
         if step % 10 == 9:
-            store.frames.prune(keep_bytes=400, limit=5)
+            store.retention.mark(0, keep_bytes=400, limit=5)
+            store.retention.remove(before_ms=1, limit=3)
+            store.retention.undelete(chance.choice("ab"))
             gone = known.pop(chance.randrange(len(known)))
             store.frames.forget(gone.tenant, gone.id)
         for tenant in (None, "a", "b"):

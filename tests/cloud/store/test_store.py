@@ -40,7 +40,7 @@ def test_an_id_belongs_to_its_tenant(store: Store) -> None:
     ]
     assert store.frames.bitstream("b", mine.id) == b"theirs"
     assert store.frames.get("c", mine.id) is None
-    assert [row.tenant for row in store.frames.page("a", 10)] == ["a"]
+    assert [row.tenant for row in store.frames.page("a", 10).rows] == ["a"]
 
 
 def test_claims_go_by_priority_then_age_and_only_once(store: Store) -> None:
@@ -205,29 +205,17 @@ def test_finish_keeps_the_first_time_of_availability(store: Store) -> None:
 def test_pages_filters_and_sources(store: Store) -> None:
     store.frames.add([stored_frame(source=f"box-{i % 2}", rate=i % 3) for i in range(7)], NOW)
     store.frames.add([stored_frame(source="late")], NOW + 10)
-    first = store.frames.page("", 3)
-    rest = store.frames.page("", 10, before=first[-1].seq)
+    first = store.frames.page("", 3).rows
+    rest = store.frames.page("", 10, before=first[-1].seq).rows
     assert [row.seq for row in first + rest] == list(range(8, 0, -1))
-    assert len(store.frames.page("", 10, source="box-0")) == 4
-    assert len(store.frames.page("", 10, rate=2)) == 2
-    assert len(store.frames.page("", 10, since_ms=int(NOW * 1000) + 1)) == 1
-    assert len(store.frames.page("", 10, until_ms=int(NOW * 1000) + 1, state=FrameState.RECEIVED)) == 7
+    assert len(store.frames.page("", 10, source="box-0").rows) == 4
+    assert len(store.frames.page("", 10, rate=2).rows) == 2
+    assert len(store.frames.page("", 10, since_ms=int(NOW * 1000) + 1).rows) == 1
+    assert len(store.frames.page("", 10, until_ms=int(NOW * 1000) + 1, state=FrameState.RECEIVED).rows) == 7
     listed = store.frames.sources("")
     assert (listed[0]["source"], listed[0]["frames"]) == ("late", 1)
     store.frames.saw("", "box-0", NOW + 20)
     assert store.frames.sources("")[0]["source"] == "box-0" and store.frames.sources("")[0]["frames"] == 4
-
-
-def test_pruning_takes_the_oldest_decoded_and_remembers_the_id(store: Store) -> None:
-    new = [stored_frame(b"x" * 100) for _ in range(4)]
-    store.frames.add(new, NOW)
-    held = claim(store, 3)
-    store.queue.finish([DecodeResult(c.lease, "", {}) for c in held], NOW)
-    assert store.frames.prune(keep_bytes=250) == 2
-    assert store.frames.prune(keep_bytes=0) == 1  # the frame that is not decoded yet stays
-    assert store.frames.bitstream("", new[0].id) is None
-    assert store.frames.add([new[0]], NOW) == [Added.DUPLICATE]
-    assert claim(store)[0].row.id == new[3].id
 
 
 def test_many_threads_claim_each_frame_once(store: Store) -> None:

@@ -151,7 +151,7 @@ async def test_a_stored_frame_that_cannot_be_parsed_does_not_stop_the_others(
     store.frames.add([stored_frame(b"no frame", fingerprint=good.fingerprint), good, new_frame(data)], time.time())
     async with running() as worker:
         await until(lambda: store.frames.counts()["done"] == 2)
-        assert worker.alive and store.frames.counts()["failed"] == 1
+        assert not worker.problem and store.frames.counts()["failed"] == 1
 
 
 async def test_errors_of_the_host_leave_frames_in_the_queue(

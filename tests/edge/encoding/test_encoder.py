@@ -10,13 +10,15 @@ import numpy as np
 import onnxruntime
 import pytest
 
-from aeic.bitstream import HEADER_BYTES
+from aeic.bitstream import HEADER_BYTES, Frame
 from aeic.bundle import Bundle
 from aeic.errors import BundleError, InputError, RateError, TooLarge
 from aeic.latent_codec import LatentCodec
+from aeic.pixels import load_picture
 from edge_encoder.encoding import execution_provider
 from edge_encoder.encoding.analysis import Analysis, spans
 from edge_encoder.encoding.encoder import Encoder
+from edge_encoder.encoding.scaling import PRESETS
 from tests.support.pictures import picture
 from tests.support.tiny_bundle import write_tiny_bundle
 
@@ -31,8 +33,6 @@ def noise(height: int, width: int) -> np.ndarray:
 
 
 def test_file_and_array_give_the_same_frame(encoder: Encoder, tiny_bundle: Path) -> None:
-    from aeic.pixels import load_picture
-
     data = picture(130, 90, form="PNG")
     one, two = encoder.encode(data), encoder.encode(load_picture(data))
     assert one.data == two.data
@@ -48,10 +48,33 @@ def test_target_bytes_is_a_wish_and_max_bytes_a_limit(encoder: Encoder) -> None:
     low, high = (encoder.encode(rgb, rate=rate).data for rate in (0, 1))
     assert encoder.encode(rgb, target_bytes=len(high)).data == high
     assert encoder.encode(rgb, target_bytes=len(high) - 1).data == low
-    assert encoder.encode(rgb, target_bytes=1).data == low
-    assert encoder.encode(rgb, target_bytes=1, max_bytes=len(low)).data == low
-    with pytest.raises(RateError):
-        encoder.encode(rgb, target_bytes=1, max_bytes=len(low) - 1)
+    assert encoder.encode(rgb, target_bytes=len(low)).data == low
+    least = encoder.encode(rgb, target_bytes=1)
+    assert len(least.data) < len(low)
+    assert encoder.encode(rgb, target_bytes=1, max_bytes=len(least.data)).data == least.data
+    with pytest.raises(RateError, match="allow more bytes"):
+        encoder.encode(rgb, target_bytes=1, max_bytes=len(least.data) - 1)
+
+
+def test_a_picture_that_fits_at_no_rate_point_is_scaled_down(encoder: Encoder) -> None:
+    rgb = noise(384, 512)
+    low = encoder.encode(rgb, rate=0)
+    for limit in (len(low.data) - 1, len(low.data) // 4, len(low.data) // 12):
+        made = encoder.encode(rgb, max_bytes=limit)
+        assert 0.3 * limit < len(made.data) <= limit
+        assert Frame.parse(made.data).info.bytes == len(made.data)
+        assert made.width < 512 and abs(made.width / made.height - 512 / 384) < 0.1
+        assert (made.original_width, made.original_height) == (512, 384)
+    assert encoder.encode(rgb, max_bytes=len(low.data) // 4, rate=0).rate == 0
+    assert (low.width, low.height) == (low.original_width, low.original_height) == (512, 384)
+
+
+def test_a_long_side_is_scaled_down_and_a_short_one_left_alone(encoder: Encoder) -> None:
+    made = encoder.encode(noise(300, 400), max_side=128)
+    assert (made.width, made.height, made.original_width, made.original_height) == (128, 96, 400, 300)
+    assert encoder.encode(noise(300, 400), max_side=400).data == encoder.encode(noise(300, 400)).data
+    thin = encoder.encode(noise(16, 512), max_side=64)  # no side goes under 16 pixels
+    assert (thin.width, thin.height) == (512, 16)
 
 
 def test_a_frame_over_the_formats_limit_is_not_made(encoder: Encoder, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -66,6 +89,20 @@ def test_a_frame_over_the_formats_limit_is_not_made(encoder: Encoder, monkeypatc
         encoder.encode(rgb, target_bytes=len(high))
 
 
+def test_presets_hold_for_pictures_of_any_size_with_the_model_that_ships() -> None:
+    from tests.support.pictures import picture as smooth
+
+    shipped = Encoder.from_bundle(threads=1)
+    for width, height in ((2400, 1800), (768, 512), (320, 1600), (160, 120)):
+        rgb = load_picture(smooth(width, height, quality=60))
+        grain = np.random.default_rng(3).integers(-25, 25, rgb.shape)
+        rgb = np.clip(rgb + grain, 0, 255).astype(np.uint8)
+        for size in PRESETS.values():
+            made = shipped.encode(rgb, target_bytes=size.target_bytes, max_side=size.max_side)
+            assert len(made.data) <= size.target_bytes
+            assert max(made.width, made.height) <= size.max_side
+
+
 def test_what_cannot_be_encoded(encoder: Encoder) -> None:
     for bad in (noise(64, 64).astype(np.float32), noise(64, 64)[..., 0], noise(8, 64), noise(9000, 16)):
         with pytest.raises(InputError):
@@ -75,7 +112,7 @@ def test_what_cannot_be_encoded(encoder: Encoder) -> None:
             encoder.encode(cast(Any, nothing))
     with pytest.raises(RateError, match="r1"):
         encoder.encode(noise(64, 64), rate=7)
-    with pytest.raises(RateError, match="max_bytes=12"):
+    with pytest.raises(RateError, match="max_bytes=12"):  # the header alone has nine
         encoder.encode(noise(64, 64), max_bytes=12)
     with pytest.raises(TooLarge):
         Encoder(encoder.bundle, encoder.analysis, encoder._codec, 5000).encode(noise(100, 100))

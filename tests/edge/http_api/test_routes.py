@@ -90,6 +90,28 @@ async def test_rate_and_max_bytes(tmp_path: Path, tiny_bundle: Path) -> None:
         assert (await post(max_bytes=high["bytes"]))["rate"] == 1
         assert (await post(max_bytes=high["bytes"] - 1))["rate"] == 0
         assert (await post(max_bytes=100_000, rate="r1"))["rate"] == 0
+        small = await post(max_bytes=low["bytes"] // 4)
+        assert small["bytes"] <= low["bytes"] // 4 and small["width"] < small["original_width"] == 384
+        assert (await post(max_side=96))["width"] == 96
+        assert (await post(preset="1kB"))["bytes"] <= 1000
+        wrong = await client.post("/v1/frames?max_byte=900", content=noise.getvalue())
+        is_problem(wrong, 400, "'max_bytes'")
+
+
+async def test_the_box_has_limits_for_pictures_that_ask_for_none(tmp_path: Path, tiny_bundle: Path) -> None:
+    async with edge(tmp_path, tiny_bundle, max_side=96, target_bytes=40) as (client, _):
+
+        async def post(**asked: str | int) -> dict[str, Any]:
+            response = await client.post("/v1/frames", params=asked, content=picture(400, 300, quality=30))
+            assert response.status_code == 202, response.text
+            body: dict[str, Any] = response.json()
+            return body
+
+        assert (await post())["bytes"] <= 40 and (await post())["width"] <= 96
+        assert (await post(max_side=64))["width"] <= 64
+        large = await post(max_bytes=100_000, max_side=8192)
+        assert (large["width"], large["rate"]) == (400, 1)
+        assert (await post(max_bytes=100_000))["width"] == 96
 
 
 async def test_the_default_rate_follows_the_link(tmp_path: Path, tiny_bundle: Path) -> None:

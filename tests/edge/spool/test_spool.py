@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import time
 import uuid
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from aeic.identifiers import new_id, parse_id
 from edge_encoder.errors import IdTaken, SpoolError, SpoolFull
-from edge_encoder.spool.record import DamagedRecord, Record, State
+from edge_encoder.spool.record import CapturedFrom, DamagedRecord, Original, Record, State
 from edge_encoder.spool.spool import Spool
-from tests.support.spooled import new_record, put, state_of
+from tests.support.spooled import new_original, new_record, put, state_of
 
 
 def test_ids_are_uuid7_and_rise() -> None:
@@ -187,3 +188,23 @@ def test_a_caller_that_gives_up_does_not_stop_the_writer(tmp_path: Path) -> None
     kept = {record.id for record in spool.lease(1000)}
     assert {record.id for record, gone in zip(records, given_up, strict=True) if not gone} <= kept
     spool.close()
+
+
+def test_what_describes_the_picture_survives_a_restart_and_is_no_part_of_the_record(tmp_path: Path) -> None:
+    record = replace(new_record(), original_width=4000, original_height=3000, captured_from=CapturedFrom.EXIF)
+    spool = Spool(tmp_path)
+    put(spool, record)
+    spool.close()
+    spool = Spool(tmp_path)
+    (leased,) = spool.lease(5)
+    entry = spool.get(record.id)
+    spool.close()
+    assert leased == record
+    assert entry is not None and (entry.original_width, entry.original_height) == (4000, 3000)
+    # So an earlier release reads the spool after a rollback.
+    bare = replace(record, original_width=0, original_height=0, captured_from=CapturedFrom.UNKNOWN)
+    assert Record.parse(record.to_bytes()) == bare
+    original = new_original()
+    assert b"max_side" not in original.meta()
+    limited = replace(original, max_side=640)
+    assert Original.parse(limited.meta(), limited.check(limited.meta()), limited.picture) == limited

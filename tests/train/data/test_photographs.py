@@ -10,7 +10,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from aeic_train.data.photographs import Crops, Photographs, random_crop
+from aeic_train.data.photographs import Crops, CropSettings, Photographs, random_crop
 from aeic_train.data.synthetic import flat, noise, page, ramp, synthetic_crop, text
 from aeic_train.losses.picture_loss import Jitter, PictureLoss
 from aeic_train.workers import Workers
@@ -38,7 +38,7 @@ def test_crops_have_their_size_whatever_the_picture(shape: tuple[int, int]) -> N
 
 
 def test_batches_are_in_range(photographs: Path, tmp_path: Path) -> None:
-    batch = next(iter(Crops(Photographs(photographs, tmp_path), 64, 3, seed=0)))
+    batch = next(iter(Crops(Photographs(photographs, tmp_path), CropSettings(64, 3, seed=0))))
     assert batch.shape == (3, 3, 64, 64)
     assert batch.dtype == torch.float32
     assert -1 <= float(batch.min()) < float(batch.max()) <= 1
@@ -46,29 +46,32 @@ def test_batches_are_in_range(photographs: Path, tmp_path: Path) -> None:
 
 def test_a_batch_depends_on_its_number_alone(photographs: Path, tmp_path: Path) -> None:
     pictures = Photographs(photographs, tmp_path)
-    from_start = [batch for batch, _ in zip(Crops(pictures, 64, 3, seed=1, synthetic=0.3), range(7))]
-    resumed = [batch for batch, _ in zip(Crops(pictures, 64, 3, seed=1, synthetic=0.3, first=4, threads=1), range(3))]
+    from_start = [batch for batch, _ in zip(Crops(pictures, CropSettings(64, 3, seed=1, synthetic=0.3)), range(7))]
+    resumed = [
+        batch
+        for batch, _ in zip(Crops(pictures, CropSettings(64, 3, seed=1, synthetic=0.3), first=4, threads=1), range(3))
+    ]
     assert all(torch.equal(a, b) for a, b in zip(from_start[4:], resumed, strict=True))
     assert not torch.equal(from_start[0], from_start[1])
-    assert not torch.equal(from_start[0], next(iter(Crops(pictures, 64, 3, seed=2, synthetic=0.3))))
+    assert not torch.equal(from_start[0], next(iter(Crops(pictures, CropSettings(64, 3, seed=2, synthetic=0.3)))))
 
 
 def test_processes_share_out_what_one_would_see(photographs: Path, tmp_path: Path) -> None:
     pictures = Photographs(photographs, tmp_path)
-    alone = Crops(pictures, 64, 4, seed=1).pixels(3)
-    halves = [Crops(pictures, 64, 2, seed=1, workers=Workers(rank, 2)).pixels(3) for rank in (0, 1)]
+    alone = Crops(pictures, CropSettings(64, 4, seed=1)).pixels(3)
+    halves = [Crops(pictures, CropSettings(64, 2, seed=1), workers=Workers(rank, 2)).pixels(3) for rank in (0, 1)]
     assert torch.equal(alone, torch.cat(halves))
 
 
 def test_pictures_of_a_kind_are_shown_more_often(photographs: Path, tmp_path: Path) -> None:
     pictures = Photographs(photographs, tmp_path)
-    crops = Crops(pictures, 64, 1, seed=1, repeat={"2": 3, "3": 0})
+    crops = Crops(pictures, CropSettings(64, 1, seed=1, repeat={"2": 3, "3": 0}))
     for epoch in (0, 1):
         shown = [pictures.names[at] for at in crops._order(epoch)]
         assert sorted(shown) == ["0.png", "1.png", "2.png", "2.png", "2.png"]
-    assert crops._order(0) != Crops(pictures, 64, 1, seed=2, repeat={"2": 3, "3": 0})._order(0)
+    assert crops._order(0) != Crops(pictures, CropSettings(64, 1, seed=2, repeat={"2": 3, "3": 0}))._order(0)
     with pytest.raises(ValueError, match="repeat leaves no photograph"):
-        Crops(pictures, 64, 1, seed=1, repeat={"": 0})
+        Crops(pictures, CropSettings(64, 1, seed=1, repeat={"": 0}))
 
 
 def test_processes_that_decode_at_once_do_not_disturb_each_other(photographs: Path, tmp_path: Path) -> None:
@@ -86,7 +89,7 @@ def test_made_up_pictures_are_mixed_in_only_where_asked_for(photographs: Path, t
     pictures = Photographs(photographs, tmp_path)
     counts = [
         sum(float(crop.amax((1, 2)).sub(crop.amin((1, 2))).max()) == 0 for crop in next(iter(crops)))
-        for crops in (Crops(pictures, 64, 32, 0), Crops(pictures, 64, 32, 0, synthetic=1.0))
+        for crops in (Crops(pictures, CropSettings(64, 32, 0)), Crops(pictures, CropSettings(64, 32, 0, synthetic=1.0)))
     ]
     assert counts[0] == 0
     assert 8 <= counts[1] <= 24  # half of the made-up ones are of one colour

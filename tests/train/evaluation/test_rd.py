@@ -78,8 +78,8 @@ def test_another_picture_of_the_same_name_is_another_row(photographs: Path, tmp_
 
 def test_compare_puts_ours_against_each() -> None:
     ours = [{"setting": i, "bpp": 0.01 * 2**i, "psnr": 20.0 + i} for i in range(4)]
-    rival = [{**point, "bpp": 2 * point["bpp"]} for point in ours]
-    found = compare({"aeic": ours, "vvc": rival}, [0.02, 0.5])
+    baseline = [{**point, "bpp": 2 * point["bpp"]} for point in ours]
+    found = compare({"aeic": ours, "vvc": baseline}, [0.02, 0.5])
     assert found["bd_rates"]["vvc"]["psnr"] == pytest.approx(-50, abs=0.1)
     assert found["bd_rates"]["vvc"]["st_lpips"] is None
     assert found["at_bpp"]["0.02"]["aeic"]["psnr"] == pytest.approx(21)
@@ -122,7 +122,7 @@ def test_from_folder_to_plots(photographs: Path, tmp_path: Path, monkeypatch: An
     assert len(documents[0]["settings"]) == len(documents[0]["results"]["bpp"]) >= 2
     results = tmp_path / "results"
     results.mkdir()
-    (results / "rivals_two.json").write_text(json.dumps(documents))
+    (results / "baselines_two.json").write_text(json.dumps(documents))
     ours = dict(documents[0], name="aeic-x")
     (results / "ours_two.json").write_text(json.dumps(ours))
     monkeypatch.setattr(rd_plots, "WIDEST", 9.0)

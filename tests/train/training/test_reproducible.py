@@ -14,7 +14,7 @@ import torch
 from aeic_train.export import bundle as export
 from aeic_train.training import trainer as loop
 from aeic_train.training.recipe import Recipe
-from aeic_train.training.trainer import Trainer
+from aeic_train.training.trainer import RunSettings, Trainer
 from aeic_train.workers import StopSignal, Workers, launch
 
 SMOKE = Path(loop.__file__).parents[1] / "recipes" / "smoke.toml"
@@ -31,7 +31,7 @@ def short_smoke_recipe() -> Recipe:
 
 
 def train(recipe: Recipe, photographs: Path, run: Path) -> dict[str, Any]:
-    Trainer(recipe, photographs, photographs, run).train()
+    Trainer(recipe, RunSettings(photographs, photographs, run)).train()
     return saved(run)
 
 
@@ -101,7 +101,7 @@ def test_sigterm_saves_and_the_resumed_run_becomes_what_it_would_have_become(
 
     monkeypatch.setattr(Trainer, "_seed_step", end)
     with StopSignal() as stop:
-        finished = Trainer(recipe, photographs, photographs, tmp_path / "run", stop=stop).train()
+        finished = Trainer(recipe, RunSettings(photographs, photographs, tmp_path / "run"), stop=stop).train()
     assert not finished
     assert saved(tmp_path / "run")["position"] == [1, 2, 3]
     monkeypatch.undo()
@@ -110,7 +110,7 @@ def test_sigterm_saves_and_the_resumed_run_becomes_what_it_would_have_become(
 
 def _train_and_keep(workers: Workers, recipe: Recipe, photographs: Path, folder: Path) -> None:
     torch.set_num_threads(1)
-    trainer = Trainer(recipe, photographs, photographs, folder / "run", workers=workers)
+    trainer = Trainer(recipe, RunSettings(photographs, photographs, folder / "run"), workers=workers)
     first_crops = next(iter(trainer._crops(recipe.stages[0], workers)))
     trainer.train()
     assert trainer.discriminator
@@ -156,7 +156,7 @@ def test_the_sites_of_an_exact_stage_are_kept_and_exported(
 
 def test_sites_are_forgotten_once_the_entropy_model_moves_on(run: Path, photographs: Path, tmp_path: Path) -> None:
     recipe = short_smoke_recipe()
-    trainer = Trainer(recipe, photographs, photographs, run)
+    trainer = Trainer(recipe, RunSettings(photographs, photographs, run))
     trainer.step = 1
     assert trainer.sites
     for name, parameter in trainer.model.named_parameters():

@@ -1,6 +1,6 @@
-"""The same decoder behind Ray Serve, for benchmarks/serve.py: ``python -m benchmarks.rival_ray PORT MAX_BATCH``.
+"""The same decoder behind Ray Serve, for benchmarks/serve.py: ``python -m benchmarks.peer_ray PORT MAX_BATCH``.
 
-Written as its documentation has it: one replica, ``serve.batch``, the answer encoded by the replica.
+It follows Ray Serve's documentation: one replica with ``serve.batch``, which encodes the answers.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ CAP = int(sys.argv[2])
 
 
 @serve.deployment(max_ongoing_requests=256, ray_actor_options={"num_cpus": 0, "runtime_env": {}})
-class Rival:
-    """A frame in, a PNG out."""
+class Peer:
+    """Takes a frame and returns a PNG file."""
 
     def __init__(self, cap: int) -> None:
         from cloud_decoder.inference.decoder import Decoder, DecoderSettings
@@ -32,21 +32,21 @@ class Rival:
 
     @serve.batch(max_batch_size=CAP, batch_wait_timeout_s=0.01 if CAP > 1 else 0.0)
     async def decode(self, frames: list[bytes]) -> list[bytes]:
-        """A batch, as Ray seals it."""
+        """Decode a batch that Ray has formed."""
         from cloud_decoder.images import formats
 
         return [formats.encode(picture, formats.MASTER) for picture in self.decoder.decode(frames)]
 
     async def __call__(self, request: Request) -> Any:
-        """One request."""
+        """Answer one request."""
         return Response(await self.decode(await request.body()), media_type="image/png")
 
 
 if __name__ == "__main__":
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGINT})  # sigwait takes them, not Ray
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGINT})  # sigwait receives the signals, not Ray
     ray.init(num_cpus=2, include_dashboard=False, object_store_memory=100 * 2**20, log_to_driver=False)
     serve.start(http_options={"host": "127.0.0.1", "port": int(sys.argv[1])})
-    serve.run(Rival.bind(CAP))
+    serve.run(Peer.bind(CAP))
     signal.sigwait({signal.SIGTERM, signal.SIGINT})
     serve.shutdown()
     ray.shutdown()

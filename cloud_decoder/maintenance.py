@@ -1,0 +1,120 @@
+"""What the service does for its store once a minute: the clock, retention, the size of the cache, and a daily check.
+
+A step that fails is counted, logged and shown in ``/v1/status`` and ``/readyz``, and tried again at the next round. No
+step keeps the others from running.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+
+from cloud_decoder.images.cache import PictureCache
+from cloud_decoder.metrics import Metrics
+from cloud_decoder.store.backup import PageCheck
+from cloud_decoder.store.clock import DAY
+from cloud_decoder.store.store import Store
+
+log = logging.getLogger(__name__)
+
+ROUND_SECONDS = 60.0
+CHECK_SECONDS = DAY
+"""How often all pages of an SQLite store are read and checked; also at each start."""
+
+
+@dataclass(frozen=True)
+class MaintenanceSettings:
+    """0 switches a limit off."""
+
+    retention_seconds: float = 0.0
+    retention_bytes: int = 0
+    grace_seconds: float = DAY
+    trims_cache: bool = True
+
+
+class Maintenance:
+    """``run`` until cancelled; ``close`` ends a check that is in progress."""
+
+    def __init__(self, store: Store, cache: PictureCache, metrics: Metrics, settings: MaintenanceSettings) -> None:
+        self._store, self._cache, self._metrics, self._settings = store, cache, metrics, settings
+        self._failures: dict[str, str] = {}
+        self._page_check = PageCheck(store.database.path) if store.database.path else None
+        self._checked: float | None = None
+
+    @property
+    def warnings(self) -> list[str]:
+        """What an operator should know although the service works."""
+        clock = self._store.trusted_clock.problem
+        return [*([clock] if clock else []), *self._failures.values()]
+
+    async def run(self) -> None:
+        """One round every :data:`ROUND_SECONDS`."""
+        while True:
+            await self.round()
+            await asyncio.sleep(ROUND_SECONDS)
+
+    async def round(self) -> None:
+        """All steps once."""
+        if self._settings.trims_cache:
+            await self._step("cache", lambda: asyncio.to_thread(self._cache.trim))
+        await self._step("clock", self._look_at_clock)
+        await self._step("retention", self._retain)
+        if self._page_check and (self._checked is None or time.monotonic() - self._checked >= CHECK_SECONDS):
+            await self._step("check", self._check)
+
+    def close(self) -> None:
+        """Interrupt the check of the pages."""
+        if self._page_check:
+            self._page_check.interrupt()
+
+    async def _step(self, name: str, work: Callable[[], Awaitable[object]]) -> None:
+        try:
+            await work()
+            self._failures.pop(name, None)
+        except Exception as error:
+            self._metrics.maintenance_errors.labels(name).inc()
+            if name not in self._failures:
+                log.error("maintenance step %s failed", name, exc_info=error)
+            self._failures[name] = f"maintenance step {name} failed ({type(error).__name__}: {error})"[:300]
+
+    async def _look_at_clock(self) -> None:
+        try:
+            await asyncio.to_thread(self._store.trusted_clock.look)
+        finally:
+            self._metrics.clock_refused.set(bool(self._store.trusted_clock.problem))
+
+    async def _retain(self) -> None:
+        """Mark what is over the limits, and remove what was marked before the period of grace, until nothing is left.
+
+        Marked frames may take as many bytes again as ``retention_bytes``. The oldest beyond that are removed at once.
+        """
+        settings, retention = self._settings, self._store.retention
+        if self._store.trusted_clock.problem or not (settings.retention_seconds or settings.retention_bytes):
+            return
+        now_ms = int(self._store.trusted_clock.now() * 1000)
+        older = now_ms - int(settings.retention_seconds * 1000) if settings.retention_seconds else None
+        keep = settings.retention_bytes or None
+        while count := await asyncio.to_thread(retention.mark, now_ms, older_than_ms=older, keep_bytes=keep):
+            self._metrics.retention_frames.labels("marked").inc(count)
+        before = now_ms - int(settings.grace_seconds * 1000) + 1
+        _, marked = await asyncio.to_thread(retention.marked)
+        excess = max(0, marked - keep) if keep else 0
+        while True:
+            count, size = await asyncio.to_thread(retention.remove, before_ms=before, excess_bytes=excess)
+            if not count:
+                break
+            self._metrics.retention_frames.labels("removed").inc(count)
+            excess, marked = max(0, excess - size), marked - size
+        self._metrics.deleted_bytes.set(max(0, marked))
+
+    async def _check(self) -> None:
+        assert self._page_check is not None, "only SQLite has pages that can be checked"
+        found = await asyncio.to_thread(self._page_check.run)
+        self._checked = time.monotonic()
+        if found:
+            log.critical("the store is damaged: %s", "; ".join(found))
+            self._metrics.maintenance_errors.labels("check").inc()
+        self._store.database.damage = "; ".join(found)[:300]

@@ -1,0 +1,35 @@
+"""Whether the service takes requests, and whether it must be restarted. The probes and the metric ``ready`` read it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+from cloud_decoder.decode_backend import DecodeBackend
+from cloud_decoder.maintenance import Maintenance
+from cloud_decoder.store.health import StoreHealth
+
+
+class Readiness:
+    """``serving`` is false before the service has started and once it stops."""
+
+    def __init__(
+        self, serving: Callable[[], bool], backend: DecodeBackend, health: StoreHealth, maintenance: Maintenance
+    ) -> None:
+        self._serving, self._backend, self._health, self._maintenance = serving, backend, health, maintenance
+
+    async def problem(self) -> str:
+        """Why no requests are taken; empty while they are. Includes a real write to the store."""
+        if not self._serving():
+            return "starting, or stopping"
+        return self._backend.problem or await asyncio.to_thread(self._health.problem)
+
+    @property
+    def failure(self) -> str:
+        """Why only a restart of the process helps; empty while it does not need one."""
+        return self._backend.failure if self._serving() else ""
+
+    @property
+    def warnings(self) -> list[str]:
+        """What an operator should know although requests are taken."""
+        return self._maintenance.warnings

@@ -1,0 +1,71 @@
+"""Settings of one source: a camera or a watched folder. settings.py has the lists of them.
+
+In the TOML file each is a table, `[[cameras]]` or `[[folders]]`.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator
+
+from aeic.identifiers import is_name
+from edge_encoder.encoding import Preset
+
+
+class SourceSettings(BaseModel):
+    """What all sources have. The limits of the box apply where a source has none."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str = Field(
+        pattern=r"^[a-z0-9][a-z0-9_-]{0,31}$",
+        description="Short name in the log, the status and the metrics: lower-case letters, digits, - and _.",
+    )
+    source_id: str = Field(
+        "", max_length=128, description="Name in the cloud; by default that of the box, a slash and the short name."
+    )
+    preset: Preset | None = Field(None, description="About 300B, 1kB or 2kB a picture.")
+    max_side: int | None = Field(None, ge=16, le=8192, description="Longest side in pixels.")
+    max_bytes: int | None = Field(None, ge=10, le=1 << 20, description="Most bytes of a frame.")
+    target_bytes: int | None = Field(None, ge=10, le=1 << 20, description="Bytes of a frame, if they can be had.")
+    rate: str | None = Field(None, max_length=32, description="Rate point; the best one when bytes are given too.")
+    priority: int = Field(0, ge=0, le=255, description="Frames with a larger one are sent first.")
+
+    @field_validator("source_id")
+    @classmethod
+    def _is_name(cls, value: str) -> str:
+        if value and not is_name(value):
+            raise ValueError("the cloud takes printable characters, at most 128 and 255 bytes of UTF-8")
+        return value
+
+
+class CameraSettings(SourceSettings):
+    """A camera, a stream, a snapshot URL or a video file."""
+
+    url: SecretStr = Field(description="A camera (/dev/video0), RTSP or HTTP URL, snapshot URL or video file.")
+    fps: float = Field(1.0, gt=0, le=60, description="Frames a second taken from the camera; less than 1 is possible.")
+    motion: float = Field(
+        0.0, ge=0, le=1, description="Skip frames in which a smaller share than this changed; 0 skips none."
+    )
+    still_seconds: float = Field(
+        60.0, ge=0, description="With motion: after this time without motion a frame is sent anyway; 0 never."
+    )
+    timeout_seconds: float = Field(10.0, gt=0, description="A camera that delivers nothing for this long is reopened.")
+
+
+class FolderSettings(SourceSettings):
+    """A folder whose new pictures are encoded."""
+
+    path: Path = Field(description="The folder.")
+    seconds: float = Field(1.0, gt=0, description="Time between two scans.")
+    settle_seconds: float = Field(2.0, ge=0, description="A file that has not changed for this long is complete.")
+    recursive: bool = Field(False, description="Take the pictures of the folders in it too.")
+    keep: bool = Field(True, description="Move taken files to done/ in the folder; otherwise delete them.")
+
+    @field_validator("path")
+    @classmethod
+    def _is_folder(cls, value: Path) -> Path:
+        if not value.is_dir():
+            raise ValueError(f"there is no folder {value}")
+        return value

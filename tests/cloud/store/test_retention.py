@@ -1,0 +1,202 @@
+"""Retention: what is marked can be brought back, what is removed cannot, and a wrong clock removes nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from cloud_decoder.store.clock import DAY, SETTLE_SECONDS, TrustedClock, accept
+from cloud_decoder.store.retention import PRUNED
+from cloud_decoder.store.store import Added, DecodeResult, FrameState, NewFrame, Store
+from tests.support.frames import NOW, claim, stored_frame
+
+NOW_MS = int(NOW * 1000)
+
+
+@pytest.fixture
+def store(store_url: str) -> Iterator[Store]:
+    opened = Store(store_url)
+    yield opened
+    opened.close()
+
+
+def decoded(store: Store, many: int, now: float = NOW) -> list[NewFrame]:
+    new = [stored_frame(b"x" * 100) for _ in range(many)]
+    store.frames.add(new, now)
+    store.queue.finish([DecodeResult(one.lease, "", {}) for one in claim(store, many, now)], now)
+    return new
+
+
+def state(store: Store, frame: NewFrame) -> FrameState:
+    row = store.frames.get(frame.tenant, frame.id)
+    assert row is not None
+    return row.state
+
+
+def test_the_oldest_finished_frames_are_marked_and_their_ids_stay(store: Store) -> None:
+    new = decoded(store, 3)
+    waiting = stored_frame(b"x" * 100)
+    store.frames.add([waiting], NOW)
+    assert store.retention.mark(NOW_MS, keep_bytes=250) == 2
+    assert store.retention.mark(NOW_MS, keep_bytes=0) == 1  # the frame that is not decoded yet stays
+    assert store.retention.mark(NOW_MS, keep_bytes=0) == 0
+    assert [state(store, one) for one in new] == [FrameState.PRUNED] * 3
+    assert store.frames.bitstream("", new[0].id) is None and not store.queue.demand("", new[0].id, NOW)
+    assert store.frames.add([new[0]], NOW) == [Added.DUPLICATE]
+    assert claim(store)[0].row.id == waiting.id
+    assert store.retention.marked() == (3, 300)
+
+
+def test_age_counts_from_arrival(store: Store) -> None:
+    old, fresh = decoded(store, 2), decoded(store, 2, NOW + 100)
+    assert store.retention.mark(NOW_MS, older_than_ms=NOW_MS + 50_000) == 2
+    assert {state(store, one) for one in old} == {FrameState.PRUNED}
+    assert {state(store, one) for one in fresh} == {FrameState.DONE}
+
+
+def test_marked_frames_come_back_as_they_were(store: Store) -> None:
+    (done,) = decoded(store, 1)
+    failed, theirs = stored_frame(b"bad"), stored_frame(b"bad too", tenant="other")
+    store.frames.add([failed, theirs], NOW)
+    store.queue.fail([one.lease for one in claim(store)], "a reason")
+    assert store.retention.mark(NOW_MS, keep_bytes=0) == 3
+    assert store.retention.undelete("other") == 1
+    assert store.retention.undelete(id=done.id) == 1
+    assert store.retention.undelete() == 1 and store.retention.undelete() == 0
+    assert state(store, done) is FrameState.DONE and store.frames.bitstream("", done.id) == b"x" * 100
+    row = store.frames.get("", failed.id)
+    assert row is not None and row.state is FrameState.FAILED and row.reason == "a reason"
+    assert store.queue.requeue(NOW) == 2
+
+
+def test_bitstreams_are_removed_after_the_period_of_grace(store: Store) -> None:
+    new = decoded(store, 4)
+    store.retention.mark(NOW_MS, keep_bytes=0, limit=2)
+    store.retention.mark(NOW_MS + 1000, keep_bytes=0)
+    assert store.retention.remove(before_ms=NOW_MS) == (0, 0)
+    assert store.retention.remove(before_ms=NOW_MS + 1000) == (2, 200)
+    assert store.retention.undelete() == 2  # only those that were not removed
+    assert [state(store, one) for one in new] == [FrameState.PRUNED] * 2 + [FrameState.DONE] * 2
+    row = store.frames.get("", new[0].id)
+    assert row is not None and row.reason == PRUNED
+
+
+def test_room_is_made_before_the_grace_is_over(store: Store) -> None:
+    decoded(store, 4)
+    store.retention.mark(NOW_MS, keep_bytes=0)
+    assert store.retention.remove(before_ms=NOW_MS, excess_bytes=101) == (2, 200)
+    assert store.retention.marked() == (2, 200)
+
+
+def test_a_frame_that_is_queued_again_meanwhile_stays(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    failed = stored_frame()
+    store.frames.add([failed], NOW)
+    store.queue.fail([one.lease for one in claim(store)], "no")
+    chosen = store.retention._doomed
+
+    def late(*arguments: object) -> list[int]:
+        doomed = chosen(*arguments)  # type: ignore[arg-type]
+        store.queue.requeue(NOW)
+        return doomed
+
+    monkeypatch.setattr(store.retention, "_doomed", late)
+    assert store.retention.mark(NOW_MS, keep_bytes=0) == 0
+    assert state(store, failed) is FrameState.RECEIVED and len(claim(store)) == 1
+
+
+# -- the clock --------------------------------------------------------------------------------------------------------
+
+
+class Clock:
+    def __init__(self, wall: float = NOW) -> None:
+        self.wall_seconds, self.steady_seconds = wall, 50.0
+
+    def run(self, seconds: float) -> None:
+        self.wall_seconds += seconds
+        self.steady_seconds += seconds
+
+    def trusted(self, store: Store, days: float = 7) -> TrustedClock:
+        return TrustedClock(
+            store.database, days * DAY, wall=lambda: self.wall_seconds, steady=lambda: self.steady_seconds
+        )
+
+
+def test_the_wall_clock_is_followed_where_it_is_plausible(store: Store) -> None:
+    clock = Clock()
+    trusted = clock.trusted(store)
+    assert trusted.look() == NOW
+    for seconds in 60, 3 * 3600, 0.5:  # a machine may be suspended
+        clock.run(seconds)
+        assert trusted.now() == trusted.look() == clock.wall_seconds and not trusted.problem
+    clock.run(5 * DAY)
+    assert clock.trusted(store).look() == clock.wall_seconds  # the service was off
+
+
+@pytest.mark.parametrize("jump", [400 * DAY, 8 * DAY, -DAY], ids=["years", "days", "back"])
+def test_a_start_with_an_implausible_clock_is_refused_until_it_is_right(store: Store, jump: float) -> None:
+    clock = Clock()
+    clock.trusted(store).look()
+    clock.run(100)
+    clock.wall_seconds += jump
+    for _ in range(2):  # a second start changes nothing
+        trusted = clock.trusted(store)
+        assert trusted.look() == NOW
+        assert "aeic store accept-clock" in trusted.problem and trusted.now() == NOW
+    clock.run(50)
+    assert trusted.now() == NOW + 50
+    clock.wall_seconds -= jump
+    assert trusted.look() == clock.wall_seconds and not trusted.problem
+
+
+@pytest.mark.parametrize("jump", [3600.0, -3600.0, 400 * DAY])
+def test_a_glitch_while_running_is_refused(store: Store, jump: float) -> None:
+    clock = Clock()
+    trusted = clock.trusted(store)
+    trusted.look()
+    clock.run(60)
+    clock.wall_seconds += jump
+    assert trusted.now() == NOW + 60 == trusted.look()
+    assert trusted.problem
+    clock.run(60)
+    clock.wall_seconds -= jump
+    assert trusted.look() == NOW + 120 and not trusted.problem
+
+
+def test_a_small_jump_that_lasts_is_accepted_and_a_large_one_never(store: Store) -> None:
+    for jump, lasts in ((3 * DAY, True), (400 * DAY, False)):
+        clock = Clock()
+        accept_at(store, clock)
+        trusted = clock.trusted(store)
+        trusted.look()
+        clock.wall_seconds += jump
+        for _ in range(70):
+            clock.run(SETTLE_SECONDS / 60)
+            trusted.look()
+        assert bool(trusted.problem) is not lasts
+
+
+def accept_at(store: Store, clock: Clock) -> None:
+    store.database.clock = lambda: clock.wall_seconds  # type: ignore[method-assign]
+    accept(store.database)
+
+
+def test_the_operator_accepts_a_clock_also_while_the_service_runs(store: Store) -> None:
+    clock = Clock()
+    trusted = clock.trusted(store)
+    trusted.look()
+    clock.wall_seconds += 400 * DAY
+    trusted.look()
+    assert trusted.problem
+    accept_at(store, clock)
+    assert trusted.look() == clock.wall_seconds and not trusted.problem
+    assert clock.trusted(store).look() == clock.wall_seconds
+
+
+def test_frames_age_from_the_trusted_time(store: Store, tmp_path: Path) -> None:
+    new = stored_frame()
+    store.frames.add([new], NOW + 400 * DAY, received=NOW)
+    row = store.frames.get("", new.id)
+    assert row is not None and row.received_ms == NOW_MS
+    assert store.frames.sources("")[0]["last_seen_ms"] == NOW_MS
