@@ -20,7 +20,7 @@ from fastapi import APIRouter
 import aeic
 from aeic.bundle import Bundle
 from aeic.errors import AeicError
-from aeic_service import logs, tracing
+from aeic_service import logs, malloc, tracing
 from aeic_service.budgets import Budget, Used
 from aeic_service.host_limits import HostLimits
 from aeic_service.http_server import HttpServer, ServerSettings
@@ -273,6 +273,7 @@ async def run(settings: Settings) -> None:
 def main(settings: Settings) -> int:
     """Call :func:`run`; report an error as one line on stderr, and return the exit status."""
     logs.set_up(settings.log_level, settings.log_format)
+    malloc.give_large_blocks_back()
     try:
         asyncio.run(run(settings))
     except AeicError as error:

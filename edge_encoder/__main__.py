@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import contextlib
-import ctypes
 import functools
 import json
 import logging
@@ -18,7 +16,7 @@ import sys
 from collections.abc import Sequence
 
 from aeic.errors import AeicError
-from aeic_service import logs
+from aeic_service import logs, malloc
 from aeic_service.http_server import HttpServer, ServerSettings
 from aeic_service.settings import readable
 from edge_encoder import systemd
@@ -31,7 +29,6 @@ from edge_encoder.sources.watched_folder import WatchedFolder
 _GRACE_SECONDS = 10
 # How long the entropy coder's Python code may hold the GIL while the loop waits; the default is 5 ms.
 _SWITCH_SECONDS = 0.001
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of malloc.h
 _RESTART = 75  # EX_TEMPFAIL: restart the service
 
 
@@ -135,7 +132,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     os.umask(0o077)  # pictures are for the owner of the service
     logs.set_up(settings.log_level, settings.log_format)
     sys.setswitchinterval(_SWITCH_SECONDS)
-    _give_large_blocks_back()
+    malloc.give_large_blocks_back()
     try:
         return asyncio.run(serve(settings))
     except AeicError as error:
@@ -144,15 +141,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OSError as error:
         print(f"edge: {error}", file=sys.stderr)
         return 1
-
-
-def _give_large_blocks_back() -> None:
-    """Makes glibc return picture-sized blocks to the system when they are freed. By default it raises its threshold and
-    keeps them, so that one large picture would enlarge the process until its end."""
-    with contextlib.suppress(OSError, AttributeError):  # another C library, without mallopt
-        libc = ctypes.CDLL(None)
-        libc.mallopt(_M_MMAP_THRESHOLD, 8 << 20)
-        libc.mallopt(_M_TRIM_THRESHOLD, 32 << 20)
 
 
 if __name__ == "__main__":
