@@ -63,7 +63,7 @@ class Undecodable(ServiceError):
 
 
 class DeviceOutOfMemory(ServiceError):
-    """The device does not have the memory for this batch. The worker splits it; a batch of one goes to quarantine."""
+    """The device does not have the memory for this batch. The worker splits it; a batch of one is tried again later."""
 
 
 class DecoderDied(ServiceError):

@@ -25,6 +25,8 @@ from cloud_decoder.errors import (
 from cloud_decoder.inference.subprocess_backend import GeneratorFailure
 from cloud_decoder.store.records import FrameState
 
+OUT_OF_MEMORY_SECONDS = 10.0
+"""A frame for which the memory did not suffice waits this long in the queue."""
 HOST_SECONDS = 1.0
 """Pause of a stage after a fault of the host, so that it does not retry at full speed."""
 
@@ -51,7 +53,7 @@ _FAILED, _KEPT = FrameState.FAILED, FrameState.RECEIVED
 
 TABLE: dict[type[Exception], Outcome] = {
     BitstreamError: Outcome(Fault.FRAME, _FAILED, None),
-    DeviceOutOfMemory: Outcome(Fault.FRAME, _FAILED, Undecodable),
+    DeviceOutOfMemory: Outcome(Fault.HOST, _KEPT, HostUnavailable),
     DecoderDied: Outcome(Fault.FRAME, _FAILED, Undecodable),
     StoredDamage: Outcome(Fault.STORE, _FAILED, None),
     StoreUnavailable: Outcome(Fault.STORE, _KEPT, None),
@@ -63,7 +65,8 @@ TABLE: dict[type[Exception], Outcome] = {
     Exception: Outcome(Fault.FRAME, _FAILED, Undecodable),
 }
 """The first row whose class the error has applies. ``DeviceOutOfMemory`` and ``DecoderDied`` are those of a frame that
-was on the device alone, after the last attempt."""
+was on the device alone, the latter after the last attempt. Large pictures are decoded in tiles of a fixed size, so a
+frame alone that does not fit into the memory is not too large: the machine has too little memory left."""
 
 
 def outcome_of(error: Exception) -> Outcome:

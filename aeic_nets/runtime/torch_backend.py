@@ -123,6 +123,11 @@ class TorchGenerator:
         return pictures.float(), clock
 
     @property
+    def problem(self) -> str:
+        """Always empty: a failed device shows itself in the next batch."""
+        return ""
+
+    @property
     def runtime(self) -> str:
         """torch and what it multiplies in, for people."""
         return f"torch {str(self.dtype).removeprefix('torch.')}"

@@ -189,8 +189,8 @@ def main(argv: list[str] | None = None) -> None:
         latents = sample_latents(model, options.calibration)
         if not sites:
             sites = calibrate(model.codec, with_gain(model.codec, latents))
-        judged = sample_latents(model, options.validation, limit=48) if options.validation else latents
-        cost = price(model.codec, judged, sites)
+        checked = sample_latents(model, options.validation, limit=48) if options.validation else latents
+        cost = price(model.codec, checked, sites)
         facts["price_of_exactness_percent"] = round(cost["price_percent"], 2)
         bits = f"{cost['float_bits']:.0f} in float, {cost['exact_bits']:.0f} exact"
         print(f"bits a frame: {bits}: {cost['price_percent']:+.2f} %")

@@ -7,6 +7,7 @@ through Ray: the actor claims them from the store.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 from typing import Any
 
@@ -16,6 +17,8 @@ from cloud_decoder.service import Cloud
 from cloud_decoder.settings import Settings
 
 START_SECONDS = 0.5
+LOOK_SECONDS = 1.0
+"""How often a member looks whether only another process helps."""
 
 
 class Member:
@@ -41,7 +44,12 @@ class Member:
         else:
             return
         self._cloud = cloud
-        await self._stop.wait()
+        while not self._stop.is_set():
+            if failure := cloud.readiness.failure:
+                print(f"{self._settings.role}: {failure}; this process ends, and Ray starts another", flush=True)
+                os._exit(1)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._stop.wait(), LOOK_SECONDS)
         await cloud.stop()
         self._cloud = None
 
@@ -50,10 +58,12 @@ class Member:
         self._stop.set()
 
     async def status(self) -> dict[str, Any]:
-        """Its process id, role and addresses; ``ready`` once it serves."""
+        """Its process id, role and addresses; ``ready`` while it takes requests, else ``problem`` says why not."""
         cloud = self._cloud
         addresses = {"http": cloud.http, "grpc": cloud.grpc} if cloud else {}
-        return {"pid": os.getpid(), "role": self._settings.role, "ready": cloud is not None, **addresses}
+        problem = await cloud.readiness.problem() if cloud else "starting, or stopped"
+        state = {"ready": not problem, "problem": problem, "serving": cloud is not None}
+        return {"pid": os.getpid(), "role": self._settings.role, **state, **addresses}
 
 
 def start(settings: Settings, *, cpus: float, gpus: float) -> Any:

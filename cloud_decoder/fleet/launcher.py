@@ -74,7 +74,7 @@ class FleetController:
         found = []
         for actor in (*self.fronts, *self.workers):
             with contextlib.suppress(Exception):
-                found.append(await asyncio.wait_for(actor.status.remote(), 2.0))
+                found.append(await asyncio.wait_for(actor.status.remote(), 8.0))
         return found
 
     async def look(self) -> None:
@@ -96,7 +96,7 @@ class FleetController:
             actor.stop.remote()
             self._leaving.append(actor)
         for actor in list(self._leaving):  # drained ones release their resources in the cluster
-            if not await _ready(actor):
+            if not await _serves(actor):
                 ray.kill(actor)
                 self._leaving.remove(actor)
 
@@ -117,15 +117,16 @@ class FleetController:
         return start(self._worker, cpus=self.fleet.worker_cpus, gpus=self.fleet.worker_gpus)
 
 
-async def _ready(actor: Any) -> bool:
+async def _serves(actor: Any) -> bool:
     try:
-        return bool((await asyncio.wait_for(actor.status.remote(), 2.0))["ready"])
+        return bool((await asyncio.wait_for(actor.status.remote(), 8.0))["serving"])
     except Exception:
         return False
 
 
 async def _until(actor: Any, *, ready: bool) -> None:
-    while (await actor.status.remote())["ready"] is not ready:
+    """Wait until a member takes requests, or has stopped. One that is only unwell has not stopped."""
+    while (await actor.status.remote())["ready" if ready else "serving"] is not ready:
         await asyncio.sleep(0.1)
 
 

@@ -36,6 +36,11 @@ class GeneratorBackend(Protocol):
         return ""
 
     @property
+    def problem(self) -> str:
+        """Why no batch could begin now; empty where one could."""
+        return ""
+
+    @property
     def parts(self) -> dict[str, float]:
         """Seconds of the last batch by part of the network, where they are measured."""
         return {}

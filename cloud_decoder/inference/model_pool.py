@@ -106,6 +106,12 @@ class ModelPool:
         with self._changed:
             return sum(size_of(self.bundles[fingerprint]) for fingerprint in self._decoders)
 
+    @property
+    def problem(self) -> str:
+        """Why a loaded decoder could not begin a batch now; empty where all could."""
+        with self._changed:
+            return next((decoder.problem for decoder in self._decoders.values() if decoder.problem), "")
+
     @contextmanager
     def acquire(self, fingerprint: str) -> Iterator[Decoder]:
         """The decoder of a bundle for as long as the block runs, loaded first where it is not in memory.

@@ -25,7 +25,9 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
+from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +44,9 @@ START_SECONDS = 600.0
 """Enough for a large model on a slow disk."""
 STARTS = 3
 """Attempts at starting before :class:`DeviceUnavailable`."""
+RETRY_SECONDS = 30.0
+"""The longest pause before the next attempt while there is no child."""
+CLOSE_SECONDS = 2.0
 
 
 class GeneratorFailure(Exception):
@@ -49,7 +54,7 @@ class GeneratorFailure(Exception):
 
     def __init__(self, kind: str, what: str) -> None:
         super().__init__(f"{kind}: {what}")
-        self.kind = kind
+        self.kind, self.what = kind, what
 
 
 def is_sticky(text: str) -> bool:
@@ -113,10 +118,76 @@ class Control:
         self._end.close()
 
 
+class ChildState(StrEnum):
+    """The life of the child::
+
+        absent --> starting --> ready <--> busy        any --> closed
+          ^           |           |         |
+          +-----------+-----------+---------+   exit, kill, no answer, failed start
+
+    A child is loaded and warm before it is ``ready``. Only ``absent`` leads to another child.
+    """
+
+    ABSENT = "absent"
+    STARTING = "starting"
+    READY = "ready"
+    BUSY = "busy"
+    CLOSED = "closed"
+
+
+_NEXT = {
+    ChildState.ABSENT: {ChildState.STARTING, ChildState.CLOSED},
+    ChildState.STARTING: {ChildState.READY, ChildState.ABSENT},
+    ChildState.READY: {ChildState.BUSY, ChildState.ABSENT},
+    ChildState.BUSY: {ChildState.READY, ChildState.ABSENT},
+    ChildState.CLOSED: set[ChildState](),
+}
+
+
+class ChildProcess:
+    """One process with its control socket and its two buffers. ``OSError`` where it cannot be started."""
+
+    def __init__(self) -> None:
+        with contextlib.ExitStack() as opened:  # whatever fails, nothing stays open
+            ours, theirs = socket.socketpair()
+            opened.callback(ours.close)
+            with theirs:
+                self.control = Control(ours)
+                self.inbox = SharedBuffer()
+                opened.callback(self.inbox.close)
+                self.outbox = SharedBuffer()
+                opened.callback(self.outbox.close)
+                fds = (theirs.fileno(), self.inbox.fd, self.outbox.fd)
+                source = str(Path(__file__).parents[2])
+                paths = os.pathsep.join(filter(None, (source, os.environ.get("PYTHONPATH", ""))))
+                self.process = subprocess.Popen(
+                    [sys.executable, "-m", "cloud_decoder.inference.subprocess_child", *map(str, fds)],
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.DEVNULL,  # the service prints one line of JSON there, for programs
+                    env=os.environ | {"PYTHONPATH": paths},
+                    pass_fds=fds,
+                    start_new_session=True,  # Ctrl-C reaches the service only, which drains first
+                )
+            self._opened = opened.pop_all()
+
+    def end(self, seconds: float) -> str:
+        """Close everything, kill the process if it lives for another ``seconds``, and describe how it ended."""
+        code: int | None = None
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            code = self.process.wait(seconds)
+        self.process.kill()
+        self.process.wait()
+        self._opened.close()
+        if code is None:
+            return "it hung"
+        return f"signal {-code}" if code < 0 else f"status {code}"
+
+
 class SubprocessGenerator(GeneratorBackend):
     """The generator of the bundle in the folder ``bundle``, in a child process that starts at once.
 
-    A child that does not answer within ``batch_seconds`` is killed. ``BundleError`` for a bundle that cannot be loaded,
+    A child that does not answer within ``batch_seconds`` is killed. A child that ends is replaced, by the next call or
+    by a watching thread, whichever comes first. ``BundleError`` for a bundle that cannot be loaded,
     ``DeviceUnavailable`` where no child starts, ``DecoderDied`` where the child is lost during a call,
     ``DeviceOutOfMemory`` and :class:`GeneratorFailure` for what the generator raised.
     """
@@ -124,12 +195,28 @@ class SubprocessGenerator(GeneratorBackend):
     def __init__(self, bundle: Path, device: str, threads: int, *, batch_seconds: float = 120.0) -> None:
         self._arguments = {"bundle": str(bundle.resolve()), "device": device, "threads": threads}
         self._batch_seconds = batch_seconds
-        self._max_batch = 1
-        self._child: subprocess.Popen[bytes] | None = None
+        self._max_batch: int | None = None  # of the warm-up, once there was one
+        self._lock = threading.RLock()  # held by a call, and by the watching thread while it replaces a child
+        self._closing = threading.Event()
+        self._child: ChildProcess | None = None
+        self._state = ChildState.ABSENT
         self._parts: dict[str, float] = {}
         self._memory: dict[str, int] = {}
         self._runtime = ""
-        self._start()
+        with self._lock:
+            self._start()
+
+    @property
+    def state(self) -> ChildState:
+        """The state of the child."""
+        return self._state
+
+    @property
+    def problem(self) -> str:
+        """Why no batch could begin now; empty where one could, or is in progress."""
+        if self._state in (ChildState.READY, ChildState.BUSY):
+            return ""
+        return f"the decoder's process is {self._state.value}"
 
     @property
     def runtime(self) -> str:
@@ -149,7 +236,8 @@ class SubprocessGenerator(GeneratorBackend):
     @property
     def pid(self) -> int | None:
         """The child's process id."""
-        return None if self._child is None else self._child.pid
+        child = self._child
+        return None if child is None else child.process.pid
 
     def __call__(self, y_hat: NDArray[np.float32]) -> NDArray[np.float32]:
         """(N, M, h, w) float32 -> (N, 3, 32 h, 32 w) float32, valid until the next call."""
@@ -160,108 +248,133 @@ class SubprocessGenerator(GeneratorBackend):
         return self._run(y_hat, np.uint8)
 
     def _run(self, y_hat: NDArray[np.float32], dtype: type[Any]) -> NDArray[Any]:
-        self._ensure()
-        self._inbox.write(y_hat)
-        answer = self._ask({"shape": y_hat.shape, "pictures": dtype is np.uint8}, self._batch_seconds)
-        self._parts, self._memory = answer.get("parts", {}), answer.get("memory", {})
-        return self._outbox.view(tuple(answer["shape"]), dtype)
+        with self._lock:
+            child = self._ready()
+            child.inbox.write(y_hat)
+            answer = self._call(child, {"shape": y_hat.shape, "pictures": dtype is np.uint8}, self._batch_seconds)
+            self._parts, self._memory = answer.get("parts", {}), answer.get("memory", {})
+            return child.outbox.view(tuple(answer["shape"]), dtype)
 
     def warm_up(self, max_batch: int) -> None:
         """Warm the generator up. A child that replaces this one is warmed up in the same way."""
-        self._max_batch = max_batch
-        self._ensure()
-        self._warm_up()
-
-    def _warm_up(self) -> None:
-        self._runtime = self._ask({"warm_up": self._max_batch}, START_SECONDS)["runtime"]
+        with self._lock:
+            child = self._ready()
+            self._runtime = self._call(child, {"warm_up": max_batch}, START_SECONDS)["runtime"]
+            self._max_batch = max_batch
 
     def close(self) -> None:
-        """End the child process."""
-        if self._child is None:
-            return
-        self._control.close()  # the child then exits, unless it hangs
+        """End the child process. A call in progress gets ``DecoderDied``."""
+        self._closing.set()
+        if not self._lock.acquire(timeout=CLOSE_SECONDS):
+            if (child := self._child) is not None:
+                child.process.kill()
+            self._lock.acquire()
         try:
-            self._child.wait(2.0)
-        except subprocess.TimeoutExpired:
-            self._child.kill()
-            self._child.wait()
-        self._child = None
-        self._inbox.close()
-        self._outbox.close()
+            if self._state is not ChildState.CLOSED:
+                if self._child is not None:
+                    self._child.control.close()  # the child then exits, unless it hangs
+                self._discard(CLOSE_SECONDS)
+                self._enter(ChildState.CLOSED)
+        finally:
+            self._lock.release()
 
-    def _ensure(self) -> None:
+    # -- the life of the child, under the lock --------------------------------------------------------------------
+
+    def _enter(self, state: ChildState) -> None:
+        assert state in _NEXT[self._state], f"{self._state} cannot become {state}"
+        self._state = state
+
+    def _ready(self) -> ChildProcess:
+        """The child, loaded and warm; another one where there is none."""
         if self._child is None:
             self._start()
-            self._warm_up()
+        assert self._child is not None, "it was just started"
+        return self._child
 
     def _start(self) -> None:
+        """Start a child, load and warm it. ``DeviceUnavailable``, with no child left, where that fails."""
+        reason = ""
         for attempt in range(STARTS):
+            if self._closing.is_set():
+                raise DeviceUnavailable("the decoder is closed")
+            self._enter(ChildState.STARTING)
             try:
-                self._spawn()
-                self._ask(self._arguments, START_SECONDS)
+                self._child = child = self._spawn()
+                self._ask(child, self._arguments, START_SECONDS)
+                if self._max_batch is not None:
+                    self._runtime = self._ask(child, {"warm_up": self._max_batch}, START_SECONDS)["runtime"]
+                self._enter(ChildState.READY)
+                threading.Thread(target=self._watch, args=(child,), name="decoder-watch", daemon=True).start()
                 return
             except GeneratorFailure as error:
-                self.close()
+                self._discard()
+                if error.kind == "BundleError":
+                    raise BundleError(error.what) from error
                 raise DeviceUnavailable(str(error)) from error
-            except (DecoderDied, OSError) as error:
-                log.error("the decoder's process did not start (%s)", error)
-                time.sleep(0.2 * 2**attempt)
-        raise DeviceUnavailable(f"the decoder's process did not start {STARTS} times: its messages are in the log")
+            except (DecoderDied, DeviceOutOfMemory, OSError, MemoryError, RuntimeError) as error:
+                reason = str(error) or type(error).__name__
+                self._discard()
+                log.error("the decoder's process did not start (%s)", reason)
+                self._closing.wait(0.2 * 2**attempt)
+        raise DeviceUnavailable(f"the decoder's process did not start {STARTS} times ({reason}); the log has more")
 
-    def _spawn(self) -> None:
-        ours, theirs = socket.socketpair()
-        self._control, self._inbox, self._outbox = Control(ours), SharedBuffer(), SharedBuffer()
-        fds = (theirs.fileno(), self._inbox.fd, self._outbox.fd)
-        source = str(Path(__file__).parents[2])
-        paths = os.pathsep.join(filter(None, (source, os.environ.get("PYTHONPATH", ""))))
+    def _spawn(self) -> ChildProcess:
+        return ChildProcess()
+
+    def _call(self, child: ChildProcess, message: dict[str, Any], seconds: float) -> dict[str, Any]:
+        """Ask a child that is ready."""
+        self._enter(ChildState.BUSY)
         try:
-            self._child = subprocess.Popen(
-                [sys.executable, "-m", "cloud_decoder.inference.subprocess_child", *map(str, fds)],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,  # the service prints one line of JSON there, for programs
-                env=os.environ | {"PYTHONPATH": paths},
-                pass_fds=fds,
-                start_new_session=True,  # Ctrl-C reaches the service only, which drains first
-            )
+            return self._ask(child, message, seconds)
         finally:
-            theirs.close()
+            if self._state is ChildState.BUSY:  # it lives
+                self._enter(ChildState.READY)
 
-    def _ask(self, message: dict[str, Any], seconds: float) -> dict[str, Any]:
+    def _ask(self, child: ChildProcess, message: dict[str, Any], seconds: float) -> dict[str, Any]:
         try:
-            self._control.send(message)
-            answer = self._control.receive(seconds)
+            child.control.send(message)
+            answer = child.control.receive(seconds)
         except TimeoutError:
             answer = None
             log.error("the decoder's process has not answered for %g s and is killed", seconds)
         except OSError:
             answer = None
         if answer is None:
-            raise DecoderDied(f"the decoder's process was lost ({self._reap()})", retry_after=1.0)
+            raise DecoderDied(f"the decoder's process was lost ({self._discard()})", retry_after=1.0)
         failed = answer.get("failed")
         if failed == "memory":
             raise DeviceOutOfMemory(answer["what"])
-        if failed == "BundleError":
-            self.close()
-            raise BundleError(answer["what"])
         if failed and is_sticky(answer["what"]):
             log.error("the device has failed (%s); its process is started again", answer["what"].splitlines()[0])
-            self._reap()
+            self._discard()
             raise DecoderDied("the device failed and its process was ended", retry_after=1.0)
         if failed:
             raise GeneratorFailure(failed, answer["what"])
         return answer
 
-    def _reap(self) -> str:
-        """Kill what is left of the child, and describe how it ended."""
-        assert self._child is not None, "a message was just sent to it"
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self._child.wait(0.2)  # a crash may take a moment to show in the exit status
-        code = self._child.poll()
-        self._child.kill()
-        self.close()
-        if code is None:
-            return "it hung"
-        return f"signal {-code}" if code < 0 else f"status {code}"
+    def _discard(self, seconds: float = 0.2) -> str:
+        """End the child, if there is one, and describe how it ended. A crash may take a moment to show."""
+        child, self._child = self._child, None
+        if self._state is not ChildState.ABSENT:
+            self._enter(ChildState.ABSENT)
+        return "" if child is None else child.end(seconds)
+
+    def _watch(self, child: ChildProcess) -> None:
+        """Wait for the end of ``child``, on a thread of its own, and replace it unless a call has done so."""
+        child.process.wait()
+        pause = 0.0
+        while not self._closing.wait(pause):
+            with self._lock:
+                if self._child is child:  # it ended between two calls
+                    log.error("the decoder's process has ended (%s) and is started again", self._discard())
+                if self._closing.is_set() or self._state is not ChildState.ABSENT:
+                    return
+                try:
+                    self._start()
+                    return
+                except Exception as error:
+                    log.error("no decoder process: %s", error)
+            pause = min(RETRY_SECONDS, 2 * pause or 1.0)
 
 
 def _anonymous_file() -> int:

@@ -162,16 +162,18 @@ class JobQueue:
         self._update(leases, lease_until=until)
 
     def begin(self, leases: Iterable[Lease]) -> None:
-        """Count an attempt: these frames are about to reach the device, which may end the worker."""
+        """Count an attempt: these frames are about to be decoded, which may end the worker."""
         self._update(leases, attempts=jobs.c.attempts + 1)
 
-    def release(self, leases: Iterable[Lease], *, begun: bool = False) -> None:
-        """Return frames, as when the service stops. The attempt of those that have ``begun`` is taken back."""
+    def release(self, leases: Iterable[Lease], *, begun: bool = False, until: float | None = None) -> None:
+        """Return frames, as when the service stops. The attempt of those that have ``begun`` is taken back.
+
+        With ``until`` no worker claims them before that time.
+        """
+        values: dict[str, Any] = dict(_FREE) if until is None else {"lease_until": until}
         if begun:
-            alive = sa.case((jobs.c.attempts > 0, jobs.c.attempts - 1), else_=0)
-            self._update(leases, **_FREE, attempts=alive)
-        else:
-            self._update(leases, **_FREE)
+            values["attempts"] = sa.case((jobs.c.attempts > 0, jobs.c.attempts - 1), else_=0)
+        self._update(leases, **values)
 
     def requeue(self, now: float, tenant: str | None = None, id: UUID | None = None) -> int:
         """Put frames out of quarantine back into the queue, all or those of a tenant or an id. Returns how many.

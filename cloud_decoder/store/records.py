@@ -55,7 +55,7 @@ class NewFrame:
 
 @dataclass(frozen=True)
 class StoredFrame:
-    """A stored frame without its bitstream. ``attempts``: services that ended while this frame was on the device."""
+    """A stored frame without its bitstream. ``attempts``: services that ended while this frame was being decoded."""
 
     seq: int
     tenant: str

@@ -10,7 +10,7 @@
 * A claim is a lease: a job that its owner neither finished nor renewed can be claimed again once the lease has run out.
   Each claim has a token of its own in ``jobs.lease_owner``, so a worker that wakes after another one has claimed its
   frame changes nothing. A frame that is ``done`` never becomes ``failed``.
-* A worker counts an attempt when a frame reaches the device (:meth:`JobQueue.begin`), and takes it back where it
+* A worker counts an attempt when the decoding of a frame begins (:meth:`JobQueue.begin`), and takes it back where it
   returns the frame alive. A frame that ends its worker every time is therefore ``failed`` after ``max_attempts``;
   frames that were only claimed have lost nothing.
 * Only ``wanted`` frames are claimed on arrival; the others wait until a caller asks for them

@@ -9,9 +9,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import time
+from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
+from functools import partial
 
 from aeic.bitstream import Frame
 from aeic.errors import BitstreamError
@@ -24,6 +27,9 @@ from cloud_decoder.worker.scheduler import POLL_SECONDS, Scheduler
 
 log = logging.getLogger(__name__)
 
+OWED = 10_000
+"""Changes that are kept while the store cannot record them. The leases of older ones run out."""
+
 
 @dataclass(frozen=True)
 class ClaimSettings:
@@ -33,7 +39,7 @@ class ClaimSettings:
     """The name on its leases. No two living workers of one store share a name."""
     lease_seconds: float = 60.0
     max_attempts: int = 3
-    """A frame that was on the device this often when a service ended goes to quarantine."""
+    """A frame that was being decoded this often when a service ended goes to quarantine."""
     lookahead: int = 32
     """Frames of one bundle claimed ahead of entropy decoding."""
     max_leased: int | None = None
@@ -49,6 +55,8 @@ class Claimer:
         self._store, self._scheduler, self._threads = store, scheduler, threads
         self._model_pool, self._settings = model_pool, settings
         self._leased: set[int] = set()
+        self._owed: deque[Callable[[], object]] = deque(maxlen=OWED)
+        self._renewed = time.monotonic()
         self._changed = asyncio.Event()
 
     def wake(self) -> None:
@@ -68,17 +76,37 @@ class Claimer:
                 await asyncio.wait_for(self._changed.wait(), POLL_SECONDS)
             self._changed.clear()
             try:
+                await self.settle()
                 for fingerprint in filter(self._model_pool.usable, self._model_pool.bundles):
                     await self._claim(fingerprint)
             except StoreUnavailable as error:
                 log.warning("%s", error)
 
+    async def settle(self) -> None:
+        """Record the changes that the store could not take before. ``StoreUnavailable`` where it still cannot."""
+        while self._owed:
+            change = self._owed[0]
+            await run_on(self._threads, change)
+            if self._owed and self._owed[0] is change:
+                self._owed.popleft()
+
     async def renew(self, held: Callable[[], Iterable[DecodeJob]]) -> None:
         """Renew the leases of ``held()`` until cancelled."""
+        self._renewed = time.monotonic()
         while True:
             await asyncio.sleep(self._settings.lease_seconds / 3)
-            with contextlib.suppress(StoreUnavailable):
+            try:
                 await run_on(self._threads, self._renew, leases_of(held()))
+                self._renewed = time.monotonic()
+            except StoreUnavailable as error:
+                log.warning("leases cannot be renewed: %s", error)
+            except Exception as error:  # it must not end: every frame would be decoded twice
+                log.error("leases cannot be renewed", exc_info=error)
+
+    @property
+    def lapsing(self) -> bool:
+        """Whether no lease could be renewed for so long that others may have claimed the frames."""
+        return time.monotonic() - self._renewed > self._settings.lease_seconds
 
     async def demand(self, row: StoredFrame) -> DecodeJob | None:
         """The job for a frame that a caller waits for; None where another worker has it, or it is just ending.
@@ -100,7 +128,7 @@ class Claimer:
         return job
 
     async def begin(self, jobs: Iterable[DecodeJob]) -> None:
-        """Count an attempt of each of these jobs, which go to the device, where they have not been before."""
+        """Count an attempt of each of these jobs, which are about to be decoded, where that has not been done."""
         fresh = [job for job in jobs if not job.begun]
         for job in fresh:
             job.begun = True
@@ -108,33 +136,43 @@ class Claimer:
             with contextlib.suppress(StoreUnavailable):  # an attempt less is counted
                 await run_on(self._threads, self._store.queue.begin, leases)
 
-    async def release(self, jobs: Iterable[DecodeJob]) -> None:
-        """Return frames to the queue. An attempt counts only for frames that a worker did not survive."""
+    async def release(self, jobs: Iterable[DecodeJob], *, after: float | None = None) -> None:
+        """Return frames to the queue. An attempt counts only for frames that a worker did not survive.
+
+        With ``after`` they are not claimed again before so many seconds have passed.
+        """
         jobs = list(jobs)
         if leases := leases_of(jobs):
             self._forget(leases)
-            with contextlib.suppress(StoreUnavailable):  # the leases run out by themselves
-                await run_on(self._threads, self._release, jobs)
+            await self._record(partial(self._release, jobs, after))
 
     def release_soon(self, job: DecodeJob) -> None:
         """:meth:`release` without waiting for it."""
         if leases := leases_of([job]):
             self._forget(leases)
-            self._threads.submit(self._release, [job])
+            self._owed.append(partial(self._release, [job]))
 
     async def finish(self, results: Sequence[DecodeResult], now: float) -> set[int]:
-        """Record these frames as decoded. ``StoreUnavailable``: they are claimed again when the leases run out.
+        """Record these frames as decoded; later, where the store cannot be written now.
 
         Returns the ``seq`` of those that another worker has claimed since; theirs is the result that counts.
         """
         self._forget(one.lease for one in results)
-        return self._lost(await run_on(self._threads, self._store.queue.finish, results, now))
+        return self._lost(await self._record(partial(self._store.queue.finish, results, now)))
 
     async def fail(self, job: DecodeJob, reason: str) -> set[int]:
-        """Put the frames of ``job`` into quarantine. Returns and raises as :meth:`finish`."""
+        """Put the frames of ``job`` into quarantine. Works and returns as :meth:`finish`."""
         leases = leases_of([job])
         self._forget(leases)
-        return self._lost(await run_on(self._threads, self._store.queue.fail, leases, reason))
+        return self._lost(await self._record(partial(self._store.queue.fail, leases, reason)))
+
+    async def _record(self, change: Callable[[], set[int]]) -> set[int]:
+        try:
+            return await run_on(self._threads, change)
+        except StoreUnavailable as error:
+            log.warning("%s; the change is repeated", error)
+            self._owed.append(change)
+            return set()
 
     def _lost(self, lost: set[int]) -> set[int]:
         if lost:
@@ -187,9 +225,11 @@ class Claimer:
         lease = (self._store.clock(), settings.lease_seconds, settings.max_attempts)
         return self._store.queue.claim_one(row.tenant, row.id, settings.owner, *lease)
 
-    def _release(self, jobs: list[DecodeJob]) -> None:
+    def _release(self, jobs: list[DecodeJob], after: float | None = None) -> set[int]:
+        until = None if after is None else self._store.clock() + after
         for begun in (False, True):
-            self._store.queue.release(leases_of(job for job in jobs if job.begun is begun), begun=begun)
+            self._store.queue.release(leases_of(job for job in jobs if job.begun is begun), begun=begun, until=until)
+        return set()
 
     def _renew(self, leases: list[Lease]) -> None:
         self._store.queue.renew(leases, self._store.clock() + self._settings.lease_seconds)

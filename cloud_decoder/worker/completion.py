@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import time
 from concurrent.futures import Executor
 
 from aeic.errors import BitstreamError
 from aeic_service.errors import ServiceError
-from cloud_decoder.errors import StoreUnavailable
 from cloud_decoder.events import EventBus
+from cloud_decoder.faults import HOST_SECONDS
 from cloud_decoder.images import formats
 from cloud_decoder.images.cache import PictureCache
 from cloud_decoder.inference.subprocess_backend import GeneratorFailure
@@ -57,9 +56,7 @@ class Completion:
         self._metrics.decodes.labels("failed").inc()
         if not job.rows:
             return
-        lost: set[int] = set()
-        with contextlib.suppress(StoreUnavailable):  # the lease runs out and the frame is tried again
-            lost = await self._claimer.fail(job, reason)
+        lost = await self._claimer.fail(job, reason)
         for row in job.rows:
             if row.seq in lost:
                 continue
@@ -72,18 +69,15 @@ class Completion:
             done = [
                 DecodeResult(lease, job.latents_digest, job.timings) for job in finished for lease in leases_of([job])
             ]
-            lost: set[int] = set()
-            try:
-                lost = await self._claimer.finish(done, now)
-            except StoreUnavailable as error:
-                log.warning("%s; the frames are decoded again once their leases have run out", error)
+            lost = await self._claimer.finish(done, now)
             for job in finished:
                 self._answer(job, now, lost)
         except Exception as error:
-            log.exception("finished jobs could not be completed")
+            log.exception("finished jobs could not be completed; their frames return to the queue")
             for job in finished:
                 if not job.done.done():
                     job.done.set_exception(error)
+            await self._claimer.release(finished, after=HOST_SECONDS)
         finally:
             self.held = [job for job in self.held if job not in finished]
             self._room.release()

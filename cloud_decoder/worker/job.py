@@ -30,7 +30,7 @@ class DecodeJob:
     deadline: float = math.inf
     rows: list[StoredFrame] = field(default_factory=list)  # stored frames of this content, leased by this worker
     leases: dict[int, Lease] = field(default_factory=dict)  # of the rows, by seq
-    begun: bool = False  # it has been on the device
+    begun: bool = False  # its decoding has begun, and an attempt is counted
     waiters: int = 0
     keep: bool = False  # its picture goes to the cache
     pinned: bool = False  # decode it although no caller waits: the caller will ask again
@@ -52,7 +52,7 @@ class DecodeJob:
 
     @property
     def suspect(self) -> bool:
-        """Whether a service has ended while one of its frames was on the device. It must be there alone."""
+        """Whether a service has ended while one of its frames was being decoded. Nothing is decoded beside it."""
         return any(row.attempts for row in self.rows)
 
     @property

@@ -3,6 +3,10 @@
 Where synthesis runs on the CPU the two stages take turns, and entropy decoding runs ahead until a batch is full. On a
 GPU they overlap. A batch that fails is halved until the failing frame is alone. Out of memory leads to smaller batches,
 a lost process to another process, and any other failure to one frame in quarantine.
+
+Both stages can end this process: the entropy decoder runs in it, and the machine may kill it for its memory. An attempt
+is therefore counted before a frame's entropy decoding begins. A frame that has an attempt from an earlier life of a
+service is a suspect: nothing else is decoded while it is, in either stage.
 """
 
 from __future__ import annotations
@@ -10,8 +14,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
 
 from cloud_decoder.errors import (
     DecoderDied,
@@ -20,7 +25,7 @@ from cloud_decoder.errors import (
     Expired,
     ModelUnavailable,
 )
-from cloud_decoder.faults import HOST_SECONDS, Fault, outcome_of
+from cloud_decoder.faults import HOST_SECONDS, OUT_OF_MEMORY_SECONDS, Fault, outcome_of
 from cloud_decoder.inference.decoder import Decoder
 from cloud_decoder.inference.model_pool import ModelPool
 from cloud_decoder.metrics import Metrics
@@ -28,6 +33,7 @@ from cloud_decoder.store.records import FrameState
 from cloud_decoder.threads import run_on
 from cloud_decoder.tiling import Tile, TileAssembler
 from cloud_decoder.worker import tracing
+from cloud_decoder.worker.batcher import WorkItem
 from cloud_decoder.worker.claimer import Claimer
 from cloud_decoder.worker.completion import Completion, reason_of
 from cloud_decoder.worker.job import DecodeJob
@@ -37,12 +43,46 @@ log = logging.getLogger(__name__)
 
 _RETRY_AFTER = {Fault.HOST: 5.0}
 Work = tuple[DecodeJob, Tile]
+Batch = list[tuple[DecodeJob, WorkItem[tuple[str, Tile]]]]
 
 AHEAD = 4
 """Frames that each thread entropy-decodes before synthesis has its turn on shared cores: each change of turns costs
 cold caches and a pause."""
 READY_BATCHES = 8
 """Decoded latents held, in batches. Enough that frames of mixed shapes still fill batches."""
+
+
+class Gate:
+    """Any number of steps side by side, or one alone. A step that waits to be alone goes before later ones."""
+
+    def __init__(self) -> None:
+        self._changed = asyncio.Condition()
+        self._inside = self._want_alone = 0
+        self._alone = False
+
+    @asynccontextmanager
+    async def enter(self, alone: bool = False) -> AsyncIterator[None]:
+        """Wait for the turn of a step."""
+        async with self._changed:
+            if alone:
+                self._want_alone += 1
+                try:
+                    await self._changed.wait_for(lambda: not self._alone and not self._inside)
+                finally:
+                    self._want_alone -= 1
+                self._alone = True
+            else:
+                await self._changed.wait_for(lambda: not self._alone and not self._want_alone)
+                self._inside += 1
+        try:
+            yield
+        finally:
+            async with self._changed:
+                if alone:
+                    self._alone = False
+                else:
+                    self._inside -= 1
+                self._changed.notify_all()
 
 
 class Pipeline:
@@ -72,10 +112,16 @@ class Pipeline:
         self._max_batch_pixels = decoder.max_batch_pixels
         self._entropy_threads = ThreadPoolExecutor(decoder.entropy_workers, "entropy")
         self._device_thread = ThreadPoolExecutor(1, "device")
+        self._gate = Gate()
 
     async def warm_up(self) -> None:
         """Run the default bundle once, so that the first frame is not slower than the others."""
         await run_on(self._device_thread, self._warm_up)
+
+    async def revive(self) -> None:
+        """Start the device again after a failure. Raises what keeps it from working."""
+        self._gate = Gate()  # the loops that used the other one have ended
+        await run_on(self._device_thread, self._revive)
 
     def loops(self) -> list[Callable[[], Awaitable[None]]]:
         """Coroutines to run, each of which ends when the scheduler drains."""
@@ -92,7 +138,7 @@ class Pipeline:
         while not scheduler.draining:
             self._expire()
             if len(scheduler.entropy) and not scheduler.device.full and self._room:
-                await asyncio.gather(*(self._entropy_step() for _ in range(AHEAD * self._entropy_workers)))
+                await self._entropy_step(AHEAD * self._entropy_workers)
             elif len(scheduler.device):
                 await self._device_step()
             else:
@@ -116,17 +162,30 @@ class Pipeline:
 
     @property
     def _room(self) -> bool:
+        return len(self._scheduler.device) < self._ready_limit and self._pixels_left > 0
+
+    @property
+    def _pixels_left(self) -> int:
         self._open = {job for job in self._open if self._scheduler.has(job)}
-        pixels = sum(job.frame.width * job.frame.height for job in self._open)
-        return len(self._scheduler.device) < self._ready_limit and pixels < self._max_pixels
+        return self._max_pixels - sum(job.cost for job in self._open)
 
     # -- entropy decoding -------------------------------------------------------------------------------------------
 
-    async def _entropy_step(self) -> None:
-        job = self._scheduler.take_entropy() if self._room else None
-        if job is None:
+    async def _entropy_step(self, limit: int = 1) -> None:
+        group = self._scheduler.take_entropy(limit, self._pixels_left)
+        if not group:
             return
-        self._open.add(job)
+        self._open.update(group)
+        alone = group[0].suspect
+        async with self._gate.enter(alone):
+            await self._claimer.begin(group)
+            await asyncio.gather(*map(self._decode_one, group))
+            while alone and (batch := self._scheduler.take_tile(group[0])):
+                await self._run_batch(batch)
+
+    async def _decode_one(self, job: DecodeJob) -> None:
+        if not self._scheduler.has(job):
+            return  # dropped while its attempt was counted
         try:
             digest, assembler = await run_on(self._entropy_threads, self._entropy_decode, job)
         except DeviceUnavailable:
@@ -155,8 +214,12 @@ class Pipeline:
     # -- the device -------------------------------------------------------------------------------------------------
 
     async def _device_step(self) -> None:
+        async with self._gate.enter():
+            if batch := self._scheduler.take_batch():
+                await self._run_batch(batch)
+
+    async def _run_batch(self, batch: Batch) -> None:
         started = time.monotonic()
-        batch = self._scheduler.take_batch()
         work = [(job, item.key[1]) for job, item in batch]
         cost = sum(item.cost for _, item in batch)
         jobs = list(dict.fromkeys(job for job, _ in work))
@@ -166,7 +229,6 @@ class Pipeline:
                 self._metrics.device_wait_seconds.observe(job.timings["device_wait"])
         self._metrics.batch_items.observe(len(batch))
         self._metrics.batch_fill.observe(cost / self._max_batch_pixels)
-        await self._claimer.begin(jobs)
         failed = await run_on(self._device_thread, self._synthesise, work)
         seconds = time.monotonic() - started
         self._metrics.synthesis_seconds.observe(seconds)
@@ -192,6 +254,10 @@ class Pipeline:
     def _warm_up(self) -> None:
         with self._model_pool.acquire(self._model_pool.default.fingerprint) as decoder:
             decoder.warm_up()
+
+    def _revive(self) -> None:
+        with self._model_pool.acquire(self._model_pool.default.fingerprint) as decoder:
+            decoder.revive()
 
     def _synthesise(self, work: Sequence[Work]) -> dict[DecodeJob, Exception]:
         """Run one batch, on the device's thread. Returns the jobs that failed, each with its error."""
@@ -236,7 +302,7 @@ class Pipeline:
     # -- endings ----------------------------------------------------------------------------------------------------
 
     async def _fail(self, job: DecodeJob, error: Exception) -> None:
-        outcome = outcome_of(error)
+        outcome, original = outcome_of(error), error
         reason = reason_of(error)
         if self._scheduler.has(job):
             if outcome.answer is not None:
@@ -244,6 +310,10 @@ class Pipeline:
             self._scheduler.end(job, error)
         if outcome.state is FrameState.FAILED:
             await self._completion.fail(job, reason)
+            return
+        if isinstance(original, DeviceOutOfMemory):
+            log.error("a frame waits for %g s: %s", OUT_OF_MEMORY_SECONDS, reason)
+            await self._claimer.release([job], after=OUT_OF_MEMORY_SECONDS)
             return
         await self._claimer.release([job])
         if outcome.fault is Fault.HOST:

@@ -109,10 +109,29 @@ class Scheduler:
                 self.device.discard([item.key])
                 self.device.add(item)
 
-    def take_entropy(self) -> DecodeJob | None:
-        """The most urgent job that waits for entropy decoding."""
-        items = self.entropy.take(time.monotonic())
-        return self.jobs[items[0].key] if items else None
+    def take_entropy(self, limit: int = 1, max_cost: int = 2**62) -> list[DecodeJob]:
+        """The most urgent jobs that wait for entropy decoding, at most ``limit``; none follows those that have reached
+        ``max_cost`` pixels together. A suspect is always alone."""
+        group: list[DecodeJob] = []
+        while len(group) < limit and sum(job.cost for job in group) < max_cost:
+            if not (items := self.entropy.take(time.monotonic())):
+                break
+            job = self.jobs[items[0].key]
+            if job.suspect and group:
+                self.entropy.add(items[0])
+                break
+            group.append(job)
+            if job.suspect:
+                break
+        return group
+
+    def take_tile(self, job: DecodeJob) -> list[tuple[DecodeJob, WorkItem[tuple[str, Tile]]]]:
+        """One waiting tile of ``job`` as a batch of its own; empty where none waits."""
+        if not self.has(job):
+            return []
+        items = [item for item in job.tile_items() if item.key in self.device][:1]
+        self.device.discard(item.key for item in items)
+        return [(job, item) for item in items]
 
     def take_batch(self) -> list[tuple[DecodeJob, WorkItem[tuple[str, Tile]]]]:
         """The best batch for the device."""

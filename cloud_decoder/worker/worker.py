@@ -15,16 +15,18 @@ same bytes share one :class:`~cloud_decoder.worker.job.DecodeJob`.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import logging
 import time
+from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from aeic.bitstream import Frame
 from aeic_service.errors import Draining
 from cloud_decoder.decode_backend import Decoded, check_frame
-from cloud_decoder.errors import DeviceUnavailable, Expired
+from cloud_decoder.errors import DeviceUnavailable, Expired, StoreUnavailable
 from cloud_decoder.events import EventBus
 from cloud_decoder.images import formats
 from cloud_decoder.images.cache import PictureCache
@@ -40,6 +42,14 @@ from cloud_decoder.worker.pipeline import READY_BATCHES, Pipeline
 from cloud_decoder.worker.scheduler import Scheduler
 
 log = logging.getLogger(__name__)
+
+REVIVE_SECONDS = 0.5
+REVIVE_MOST_SECONDS = 30.0
+"""Pause before a worker that has failed begins again: the first one, and the longest."""
+FAILURE_SECONDS = 60.0
+"""A worker that has not worked for this long should be started in another process: liveness reports it."""
+FAILURES, FAILURES_SECONDS = 10, 300.0
+"""So should one that has failed this often within this time."""
 
 
 @dataclass(frozen=True)
@@ -109,6 +119,9 @@ class Worker:
         )
         self._loops: list[asyncio.Task[None]] = []
         self._renewing: asyncio.Task[None] | None = None
+        self._reviving: asyncio.Task[None] | None = None
+        self._broken_at: float | None = None
+        self._failures: deque[float] = deque(maxlen=FAILURES)
 
     # -- start and stop ---------------------------------------------------------------------------------------------
 
@@ -116,10 +129,13 @@ class Worker:
         """Return what an earlier run held to the queue, warm up, and begin."""
         await self._claimer.recover()
         await self._pipeline.warm_up()
+        self._begin()
+        self._renewing = asyncio.create_task(self._claimer.renew(lambda: [*self.scheduler, *self._completion.held]))
+
+    def _begin(self) -> None:
         self._loops = [asyncio.ensure_future(loop()) for loop in (*self._pipeline.loops(), self._claimer.run)]
         for loop in self._loops:
             loop.add_done_callback(self._report)
-        self._renewing = asyncio.create_task(self._claimer.renew(lambda: [*self.scheduler, *self._completion.held]))
 
     async def stop(self) -> None:
         """Finish the batch on the device, return the rest, answer every caller. A second call does nothing."""
@@ -128,6 +144,9 @@ class Worker:
         self.scheduler.draining = True
         self.scheduler.touch()
         self.wake()
+        if self._reviving:
+            self._reviving.cancel()
+            await asyncio.gather(self._reviving, return_exceptions=True)
         await asyncio.gather(*self._loops, return_exceptions=True)
         await self._completion.drain()
         if self._renewing:
@@ -136,6 +155,8 @@ class Worker:
             await self._claimer.release(left)
             for job in left:
                 self.scheduler.end(job, Draining())
+        with contextlib.suppress(StoreUnavailable):  # the leases run out by themselves
+            await self._claimer.settle()
         self._pipeline.close()
         for threads in (self._store_threads, self._image_threads):
             threads.shutdown(wait=True)
@@ -151,15 +172,25 @@ class Worker:
 
     @property
     def problem(self) -> str:
-        """Not empty once one of its tasks has died, because of a bug or a broken device."""
-        renewing = self._renewing is not None and not self._renewing.done()
-        dead = not self._loops or any(task.done() for task in self._loops) or not renewing
-        return "a part of the worker has died" if dead else ""
+        """Why nothing can be decoded now: a part of it has failed, the device's process is away, or leases run out."""
+        if not self._loops:
+            return "the decoder has not started"
+        if self.scheduler.broken or any(loop.done() for loop in self._loops):
+            return "the decoder has stopped working and is being started again"
+        if self._renewing is None or self._renewing.done() or self._claimer.lapsing:
+            return "the leases of this worker are not being renewed"
+        return self._model_pool.problem
 
     @property
     def failure(self) -> str:
-        """Only a restart of the process helps: its tasks do not come back."""
-        return self.problem
+        """Why only a restart of the process helps: it cannot be repaired, or fails again and again."""
+        if self._renewing is not None and self._renewing.done() and not self.draining:
+            return "the leases of this worker are not being renewed"
+        now = time.monotonic()
+        if self._broken_at is not None and now - self._broken_at > FAILURE_SECONDS:
+            return f"the decoder has not worked for {now - self._broken_at:.0f} s"
+        recent = sum(1 for at in self._failures if now - at < FAILURES_SECONDS)
+        return f"the decoder has failed {recent} times" if recent >= FAILURES else ""
 
     @property
     def draining(self) -> bool:
@@ -240,15 +271,42 @@ class Worker:
         self._claimer.release_soon(job)
 
     def _report(self, loop: asyncio.Future[None]) -> None:
-        """Stop accepting work after a loop has died; return all frames for other workers, or for the next run."""
+        """After a loop has died: answer all callers, return all frames for other workers, and begin again."""
         if loop.cancelled() or (error := loop.exception()) is None:
             return
-        log.critical("a part of the worker has died; this process is not ready any more", exc_info=error)
+        log.critical("a part of the worker has died and is started again", exc_info=error)
         self.scheduler.broken = True
+        self._broken_at = self._broken_at or time.monotonic()
+        self._failures.append(time.monotonic())
         unavailable = DeviceUnavailable("the decoder has stopped working; its log says why", retry_after=10.0)
         for job in self.scheduler:
             self.scheduler.end(job, unavailable)
             self._claimer.release_soon(job)
+        self.wake()  # the claimer ends
+        if self._reviving is None or self._reviving.done():
+            self._reviving = asyncio.create_task(self._revive())
+
+    async def _revive(self) -> None:
+        """Start the device and all loops again, with growing pauses until it works."""
+        pause = REVIVE_SECONDS
+        while not self.draining:
+            with contextlib.suppress(StoreUnavailable):
+                await self._claimer.settle()  # the frames that were returned
+            await asyncio.sleep(pause)
+            for loop in self._loops:
+                loop.cancel()
+            await asyncio.gather(*self._loops, return_exceptions=True)
+            try:
+                await self._pipeline.revive()
+            except Exception as error:
+                log.error("the decoder cannot be started: %s", error)
+                pause = min(2 * pause, REVIVE_MOST_SECONDS)
+                continue
+            log.warning("the decoder works again")
+            self.metrics.task_restarts.labels("worker").inc()
+            self.scheduler.broken, self._broken_at = False, None
+            self._begin()
+            return
 
 
 def _expired(timeout: float) -> Expired:

@@ -35,18 +35,18 @@ def running(bundle: Bundle, tmp_path: Path) -> Iterator[CloudThread]:
 
 def test_list_wait_image_decode(running: CloudThread, make_frame: MakeFrame) -> None:
     with Client(running.cloud.http) as cloud:
-        news = [running.put(make_frame(seed), source=f"box-{seed % 2}") for seed in range(5)]
-        picture = cloud.image(news[0].id, "png", wait=20)
+        stored = [running.put(make_frame(seed), source=f"box-{seed % 2}") for seed in range(5)]
+        picture = cloud.image(stored[0].id, "png", wait=20)
         assert Image.open(io.BytesIO(picture)).size == (128, 96)
-        assert Image.open(io.BytesIO(cloud.image(news[0].id, "webp", width=64))).size == (64, 48)
-        assert cloud.bitstream(news[0].id) == news[0].bitstream
-        for new in news:
+        assert Image.open(io.BytesIO(cloud.image(stored[0].id, "webp", width=64))).size == (64, 48)
+        assert cloud.bitstream(stored[0].id) == stored[0].bitstream
+        for new in stored:
             cloud.image(new.id, wait=20)
         listed = list(cloud.frames())
-        assert [one.id for one in listed] == [new.id for new in reversed(news)]
+        assert [one.id for one in listed] == [new.id for new in reversed(stored)]
         assert {one.source for one in cloud.frames(source="box-1", state="done")} == {"box-1"}
-        frame = cloud.frame(news[0].id)
-        assert (frame.bytes, frame.width, frame.state) == (len(news[0].bitstream), 128, "done")
+        frame = cloud.frame(stored[0].id)
+        assert (frame.bytes, frame.width, frame.state) == (len(stored[0].bitstream), 128, "done")
         assert frame.received_at and frame.timings and frame.timings["synthesis"] > 0
         assert Image.open(io.BytesIO(cloud.decode(make_frame(9)))).size == (128, 96)
         assert {one["source"]: one["frames"] for one in cloud.sources()} == {"box-0": 3, "box-1": 2}
@@ -61,9 +61,9 @@ def test_pages_are_fetched_as_needed(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(client, "PAGE", 2)
-    news = [running.put(make_frame(seed)) for seed in range(5)]
+    stored = [running.put(make_frame(seed)) for seed in range(5)]
     with Client(running.cloud.http) as cloud:
-        assert [one.id for one in cloud.frames()] == [new.id for new in reversed(news)]
+        assert [one.id for one in cloud.frames()] == [new.id for new in reversed(stored)]
 
 
 def test_refusals_are_problems(running: CloudThread, make_frame: MakeFrame) -> None:

@@ -1,4 +1,4 @@
-"""The page at /docs: everything told, nothing of another host, nothing that a browser would run."""
+"""The page at /docs: every route, nothing from another host, nothing that a browser would run."""
 
 from __future__ import annotations
 

@@ -12,11 +12,13 @@ import time
 import zlib
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 from uuid import UUID
 
 import grpc
+import httpx
 import numpy as np
 
 from aeic.bundle import Bundle
@@ -30,7 +32,8 @@ from cloud_decoder.service import Cloud
 from cloud_decoder.settings import Settings
 from cloud_decoder.store.store import NewFrame
 from cloud_decoder.worker.worker import Worker
-from tests.support.frames import new_frame
+from tests.support.frames import MakeFrame, new_frame
+from tests.support.waiting import until
 
 
 class FakeGenerator(GeneratorBackend):
@@ -80,6 +83,37 @@ async def running_cloud(decoder: Decoder, data_dir: Path, **changed: Any) -> Asy
         yield cloud
     finally:
         await cloud.stop()
+
+
+@dataclass
+class FullCloud:
+    """A cloud whose queue is full, with clients of both protocols."""
+
+    cloud: Cloud
+    http: httpx.AsyncClient
+    grpc: pb_grpc.DecodeServiceStub
+    frames: list[bytes]
+    """Frames that the cloud does not have yet."""
+
+
+@asynccontextmanager
+async def full_cloud(
+    decoder: Decoder, generator: FakeGenerator, make_frame: MakeFrame, data_dir: Path
+) -> AsyncIterator[FullCloud]:
+    """A cloud whose device is stopped and whose eight places in the queue are taken. At the end the device works again,
+    and the eight callers must be answered."""
+    async with (
+        running_cloud(decoder, data_dir, max_queue=8) as cloud,
+        httpx.AsyncClient(base_url=cloud.http) as http,
+        grpc.aio.insecure_channel(cloud.grpc) as channel,
+    ):
+        generator.gate.clear()
+        frames = [make_frame(seed, 64, 64) for seed in range(28)]
+        accepted = [asyncio.create_task(http.post("/v1/decode", content=data)) for data in frames[:8]]
+        await until(lambda: len(jobs_of(cloud)) == 8)
+        yield FullCloud(cloud, http, pb_grpc.DecodeServiceStub(channel), frames[8:])
+        generator.gate.set()
+        assert {(await answer).status_code for answer in accepted} == {200}
 
 
 @contextmanager

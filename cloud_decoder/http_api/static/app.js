@@ -285,7 +285,7 @@ async function run() {
       await follow(
         async () => {
           link("live", true);
-          await page(null); // what came while nobody was listening
+          await page(null); // frames that arrived while no stream was open
           stale = true;
         },
         async (event) => {

@@ -249,7 +249,7 @@ async def test_a_damaged_frame_is_shown_in_quarantine_with_its_reason(
         cloud.store.frames.add([new], time.time())
         cloud.backend.wake()
         answer = await http.get(f"/v1/frames/{new.id}/image?wait=10")
-        assert answer.status_code == 422  # told by the decoder, or by the store a moment later
+        assert answer.status_code == 422  # the decoder reports it, or the store a moment later
         for _ in range(100):
             frame = (await http.get(f"/v1/frames/{new.id}")).json()
             if frame["state"] == "failed":

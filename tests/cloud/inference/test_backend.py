@@ -41,7 +41,7 @@ async def test_the_size_that_would_fit_reaches_the_caller(
     async with running_cloud(decoder, tmp_path) as cloud, httpx.AsyncClient(base_url=cloud.http) as http:
         generator._inner = Planned(monkeypatch)  # type: ignore[assignment]
         answer = await http.post("/v1/decode", content=make_frame(1))
-        assert answer.status_code == 422
+        assert answer.status_code == 503 and int(answer.headers["retry-after"]) >= 1
         assert "1 of 8192x8192 pixels would take 103" in answer.json()["detail"]
         assert "at most 2304x2304 pixels fit" in answer.json()["detail"]
 
@@ -51,8 +51,8 @@ def test_it_crosses_from_the_generators_own_process(monkeypatch: pytest.MonkeyPa
     inbox.write(y_hat)
     child = Child(inbox, SharedBuffer())
     child._generator = cast(Any, Planned(monkeypatch))
-    told = child.answer({"shape": list(y_hat.shape), "pictures": False})
-    assert told["failed"] == "memory" and "at most 2304x2304 pixels fit" in told["what"]
+    answer = child.answer({"shape": list(y_hat.shape), "pictures": False})
+    assert answer["failed"] == "memory" and "at most 2304x2304 pixels fit" in answer["what"]
 
 
 def test_a_runtimes_words_on_its_allocator_stay_here(decoder: Decoder, generator: FakeGenerator) -> None:

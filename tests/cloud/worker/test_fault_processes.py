@@ -8,6 +8,7 @@ import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 from uuid import UUID, uuid4
 
 import grpc
@@ -15,9 +16,10 @@ import httpx
 import pytest
 
 from aeic.bundle import Bundle
-from cloud_decoder.errors import DecoderDied
+from cloud_decoder.errors import DecoderDied, DeviceOutOfMemory, DeviceUnavailable
+from cloud_decoder.inference import subprocess_backend
 from cloud_decoder.inference.decoder import Decoder, DecoderSettings
-from cloud_decoder.inference.subprocess_backend import SubprocessGenerator
+from cloud_decoder.inference.subprocess_backend import ChildProcess, ChildState, SubprocessGenerator
 from cloud_decoder.store.store import FrameState, Store
 from tests.support.cloud import IngestClient, cloud_process, metric, running_cloud
 from tests.support.frames import MakeFrame, new_frame
@@ -80,11 +82,65 @@ def test_a_sticky_cuda_error_ends_the_decoder_process(
     victim, generator = child_of(isolated), isolated._generator
     failed = {"failed": "AcceleratorError", "what": "CUDA error: an illegal memory access was encountered"}
     with monkeypatch.context() as patch, pytest.raises(DecoderDied):
-        patch.setattr(generator._control, "receive", lambda seconds: failed)  # type: ignore[attr-defined]
+        patch.setattr(generator._child.control, "receive", lambda seconds: failed)  # type: ignore[attr-defined]
         isolated.decode([make_frame(1)])
     isolated.decode([make_frame(1)])
     assert child_of(isolated) != victim
     isolated.close()
+
+
+def test_a_decoder_process_that_ends_between_two_batches_is_replaced_without_a_call(isolated: Decoder) -> None:
+    generator, victim = isolated._generator, child_of(isolated)
+    assert isinstance(generator, SubprocessGenerator) and generator.state is ChildState.READY
+    os.kill(victim, signal.SIGKILL)
+    wait_for(lambda: generator.pid not in (victim, None) and not isolated.problem)
+    isolated.close()
+    assert generator.state is ChildState.CLOSED
+    with pytest.raises(DeviceUnavailable, match="closed"):
+        generator.warm_up(1)
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    end = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
+def test_no_unloaded_child_stays_where_memory_runs_out_while_it_starts(
+    isolated: Decoder, make_frame: MakeFrame, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    isolated.warm_up()
+    ask, short = SubprocessGenerator._ask, True
+
+    def no_memory(self: SubprocessGenerator, child: ChildProcess, message: dict[str, Any], seconds: float) -> Any:
+        if short and "shape" not in message:
+            raise DeviceOutOfMemory("cuda does not have the memory for it")
+        return ask(self, child, message, seconds)
+
+    monkeypatch.setattr(SubprocessGenerator, "_ask", no_memory)
+    os.kill(child_of(isolated), signal.SIGKILL)
+    wait_for(lambda: isolated._generator.pid is None)  # type: ignore[attr-defined]
+    with pytest.raises(DeviceUnavailable, match="memory"):
+        isolated.decode([make_frame(1)])
+    assert isolated.problem and isolated._generator.pid is None  # type: ignore[attr-defined]
+    short = False
+    wait_for(lambda: not isolated.problem)
+    isolated.decode([make_frame(1)])
+    isolated.close()
+
+
+def test_a_failed_start_leaves_no_open_files(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_: object, **__: object) -> None:
+        raise OSError(12, "Cannot allocate memory")
+
+    before = len(os.listdir("/proc/self/fd"))
+    with monkeypatch.context() as patch:
+        patch.setattr(subprocess_backend.subprocess, "Popen", fails)
+        for _ in range(5):
+            with pytest.raises(OSError, match="allocate"):
+                ChildProcess()
+    assert len(os.listdir("/proc/self/fd")) == before
 
 
 async def test_where_no_decoder_process_starts_callers_get_503_and_frames_stay(
@@ -109,6 +165,12 @@ async def test_where_no_decoder_process_starts_callers_get_503_and_frames_stay(
         assert (await http.get("/readyz")).status_code == 503
         await until(lambda: cloud.store.frames.counts()["received"] == len(new))
         assert cloud.store.frames.counts()["failed"] == 0
+        assert (await http.get("/healthz")).status_code == 200  # it repairs itself
+        monkeypatch.undo()
+        async with asyncio.timeout(30):
+            while (await http.get("/readyz")).status_code != 200:
+                await asyncio.sleep(0.1)
+        await until(lambda: cloud.store.frames.counts()["done"] == len(new))
 
 
 def cannot_start(_: SubprocessGenerator) -> None:
@@ -121,9 +183,12 @@ async def test_sigterm_under_load_answers_every_request_and_loses_nothing(
     sent = {uuid4(): make_frame(seed, 256, 256) for seed in range(40)}
     statuses: list[int] = []
 
-    async def load(told: dict[str, str], stop: Callable[[], None]) -> set[UUID]:
+    async def load(addresses: dict[str, str], stop: Callable[[], None]) -> set[UUID]:
         stored: set[UUID] = set()
-        async with IngestClient(told["grpc"]) as edge, httpx.AsyncClient(base_url=told["http"], timeout=30) as http:
+        async with (
+            IngestClient(addresses["grpc"]) as edge,
+            httpx.AsyncClient(base_url=addresses["http"], timeout=30) as http,
+        ):
             await edge.hello(bundle)
 
             async def client(number: int) -> None:
@@ -153,8 +218,8 @@ async def test_sigterm_under_load_answers_every_request_and_loses_nothing(
             await asyncio.wait_for(asyncio.gather(*clients), 20)
         return stored
 
-    with cloud_process(bundle, tmp_path) as (running, told):
-        stored = await load(told, lambda: running.send_signal(signal.SIGTERM))
+    with cloud_process(bundle, tmp_path) as (running, addresses):
+        stored = await load(addresses, lambda: running.send_signal(signal.SIGTERM))
         assert running.wait(20) == 0
     assert set(statuses) <= {200, 503} and 200 in statuses
     store = Store(f"sqlite:///{tmp_path / 'store.db'}")

@@ -16,7 +16,7 @@ import pytest
 from aeic.bitstream import Frame
 from aeic.errors import BundleError, Damaged, TooLarge, WrongModel
 from aeic_service.errors import Draining, Overloaded
-from cloud_decoder.errors import Expired, Undecodable
+from cloud_decoder.errors import DeviceUnavailable, Expired, HostUnavailable, StoreUnavailable
 from cloud_decoder.events import EventBus
 from cloud_decoder.images.disk_cache import DiskCache
 from cloud_decoder.inference.decoder import Decoder
@@ -24,6 +24,10 @@ from cloud_decoder.inference.model_pool import ModelPool
 from cloud_decoder.metrics import Metrics
 from cloud_decoder.store.store import FrameState, Store
 from cloud_decoder.tiling import tile_shape
+from cloud_decoder.worker import pipeline
+from cloud_decoder.worker import worker as worker_module
+from cloud_decoder.worker.completion import Completion
+from cloud_decoder.worker.job import DecodeJob
 from cloud_decoder.worker.worker import Worker, WorkerSettings
 from tests.support.cloud import FakeGenerator, metric
 from tests.support.frames import MakeFrame, new_frame, stored_frame
@@ -101,7 +105,7 @@ async def test_out_of_memory_halves_the_batch_and_every_caller_is_served(
         assert len(done) == 8
         assert metric(worker.metrics, "batch_splits_total") > 0
         generator.most = 0
-        with pytest.raises(Undecodable, match="memory"):
+        with pytest.raises(HostUnavailable, match="memory"):
             await worker.decode(make_frame(99), timeout=10)
         generator.most = None
         await worker.decode(make_frame(99), timeout=10)
@@ -170,6 +174,168 @@ async def test_errors_of_the_host_leave_frames_in_the_queue(
     async with running():
         await until(lambda: store.frames.counts()["done"] == 3)
     assert store.frames.counts()["failed"] == 0 and not errors
+
+
+async def test_a_frame_for_which_the_memory_does_not_suffice_waits_and_is_decoded_later(
+    running: Running, generator: FakeGenerator, store: Store, make_frame: MakeFrame, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pipeline, "OUT_OF_MEMORY_SECONDS", 0.5)
+    async with running() as worker:
+        generator.most = 0
+        store.frames.add([new_frame(make_frame(1))], time.time())
+        worker.wake()
+        await until(lambda: len(generator.batches) >= 3)  # the warm-up, and two tries
+        assert store.frames.counts()["failed"] == 0
+        generator.most = None
+        await until(lambda: store.frames.counts()["done"] == 1)
+
+
+async def test_a_frame_that_ends_the_service_in_entropy_decoding_counts_an_attempt(
+    running: Running, decoder: Decoder, store: Store, make_frame: MakeFrame, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    new = [new_frame(make_frame(i)) for i in range(6)]
+    counted: dict[Any, int] = {}
+
+    def note(data: bytes) -> Any:
+        for one in new:
+            if one.bitstream == data:
+                row = store.frames.get("", one.id)
+                counted[one.id] = row.attempts if row else -1
+        return decode(data)
+
+    decode = decoder.entropy_decode
+    monkeypatch.setattr(decoder, "entropy_decode", note)
+    store.frames.add(new, time.time())
+    async with running():
+        await until(lambda: store.frames.counts()["done"] == 6)
+    assert counted == {one.id: 1 for one in new}
+
+
+async def test_nothing_is_decoded_beside_a_suspect(
+    running: Running, decoder: Decoder, store: Store, make_frame: MakeFrame, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    new = [new_frame(make_frame(i)) for i in range(8)]
+    suspects = {new[2].bitstream, new[5].bitstream}
+    inside: list[bytes] = []
+    crowds: list[int] = []
+    decode = decoder.entropy_decode
+
+    def note(data: bytes) -> Any:
+        inside.append(data)
+        time.sleep(0.02)
+        if suspects & set(inside):
+            crowds.append(len(inside))
+        found = decode(data)
+        inside.remove(data)
+        return found
+
+    monkeypatch.setattr(decoder, "entropy_decode", note)
+    store.frames.add(new, time.time())
+    held = store.queue.claim("cloud", new[0].fingerprint, 8, time.time(), 60, 3)
+    store.queue.begin([one.lease for one in held if one.bitstream in suspects])
+    async with running():
+        await until(lambda: store.frames.counts()["done"] == 8)
+    assert crowds == [1, 1]
+
+
+async def test_a_store_that_is_away_when_frames_are_finished_gets_their_results_later(
+    running: Running, generator: FakeGenerator, store: Store, make_frame: MakeFrame, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    away = True
+    real = store.queue.finish
+
+    def finish(*arguments: Any) -> set[int]:
+        if away:
+            raise StoreUnavailable("the disk is full")
+        return real(*arguments)
+
+    monkeypatch.setattr(store.queue, "finish", finish)
+    store.frames.add([new_frame(make_frame(i)) for i in range(3)], time.time())
+    async with running(lease_seconds=600) as worker:
+        await until(lambda: metric(worker.metrics, "decodes_total", result="done") == 3)
+        assert store.frames.counts()["done"] == 0
+        away = False
+        await until(lambda: store.frames.counts()["done"] == 3)
+    assert sum(shape[0] for shape in generator.batches[1:]) == 3  # none was decoded twice
+
+
+async def test_frames_whose_completion_fails_return_to_the_queue_at_once(
+    running: Running, store: Store, make_frame: MakeFrame, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failures = [ZeroDivisionError("a bug")]
+    real = Completion._write_picture
+
+    def write(self: Completion, job: DecodeJob) -> None:
+        if failures:
+            raise failures.pop()
+        real(self, job)
+
+    monkeypatch.setattr(Completion, "_write_picture", write)
+    new = new_frame(make_frame(1))
+    store.frames.add([new], time.time())
+    async with running(lease_seconds=600):
+        await until(lambda: store.frames.counts()["done"] == 1)
+    assert not failures
+
+
+async def test_a_worker_whose_loop_dies_begins_again(
+    running: Running, store: Store, make_frame: MakeFrame, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failures = [ZeroDivisionError("a bug")]
+    async with running() as worker:
+        real = worker.scheduler.take_batch
+
+        def take() -> Any:
+            if failures:
+                raise failures.pop()
+            return real()
+
+        monkeypatch.setattr(worker.scheduler, "take_batch", take)
+        store.frames.add([new_frame(make_frame(i)) for i in range(4)], time.time())
+        worker.wake()
+        await until(lambda: store.frames.counts()["done"] == 4)
+        assert metric(worker.metrics, "task_restarts_total", task="worker") == 1
+        assert not worker.problem and not worker.failure and store.frames.counts()["failed"] == 0
+
+
+async def test_liveness_fails_only_where_the_worker_does_not_come_back(
+    running: Running, decoder: Decoder, make_frame: MakeFrame, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(worker_module, "FAILURE_SECONDS", 0.3)
+    monkeypatch.setattr(worker_module, "REVIVE_SECONDS", 0.05)
+    async with running() as worker:
+
+        def broken(*_: Any, **__: Any) -> Any:
+            raise DeviceUnavailable("no device")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(decoder, "run", broken)
+            with pytest.raises(DeviceUnavailable):
+                await worker.decode(make_frame(1), timeout=10)
+            assert worker.problem and not worker.failure
+            await until(lambda: "has not worked" in worker.failure)
+            with pytest.raises(DeviceUnavailable):
+                await worker.decode(make_frame(1), timeout=10)
+        await until(lambda: not worker.problem)
+        assert not worker.failure
+        await worker.decode(make_frame(1), timeout=10)
+
+
+async def test_a_worker_that_cannot_renew_its_leases_says_so(
+    running: Running, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with running(lease_seconds=0.3) as worker:
+
+        def away(*_: Any) -> None:
+            raise ZeroDivisionError
+
+        with monkeypatch.context() as patch:
+            patch.setattr(store.queue, "renew", away)
+            await until(lambda: "leases" in worker.problem)
+        await until(lambda: not worker.problem)
+        assert worker._renewing is not None
+        worker._renewing.cancel()
+        await until(lambda: "leases" in worker.failure)
 
 
 async def test_each_kind_of_damage_has_its_error(running: Running, store: Store, make_frame: MakeFrame) -> None:

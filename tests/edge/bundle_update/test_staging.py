@@ -41,8 +41,8 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @contextlib.asynccontextmanager
 async def edge(folder: Path, bundle: Path, address: str, **changes: object) -> AsyncIterator[EdgeService]:
-    wishes = {"bundles_dir": folder / "bundles", "bundle_trial_frames": 3, "cloud_address": address, **changes}
-    service = EdgeService(settings(folder / "data", bundle=bundle, drain_timeout_seconds=0.0, **wishes))
+    changed = {"bundles_dir": folder / "bundles", "bundle_trial_frames": 3, "cloud_address": address, **changes}
+    service = EdgeService(settings(folder / "data", bundle=bundle, drain_timeout_seconds=0.0, **changed))
     await service.start()
     try:
         yield service
@@ -61,9 +61,9 @@ def test_staging_tests_the_bundle_in_a_process_of_its_own(
     assert __main__.main(["--dir", str(tmp_path / "b"), "stage", str(other), "--digest", "00" * 32]) == 5
     assert "not 0000" in capsys.readouterr().err
     assert __main__.main(["--dir", str(tmp_path / "b"), "stage", str(other)]) == 0
-    told = json.loads(capsys.readouterr().out)
+    state = json.loads(capsys.readouterr().out)
     name = Bundle.load(other).digest.hex()[:16]
-    assert told == {"current": "", "previous": "", "trial": name, "starts": 0, "refused": ""}
+    assert state == {"current": "", "previous": "", "trial": name, "starts": 0, "refused": ""}
     assert Bundle.load(tmp_path / "b" / name).digest == Bundle.load(other).digest
     assert not list((tmp_path / "b").glob(".incoming*"))
     assert __main__.main(["--dir", str(tmp_path / "b"), "rollback"]) == 0
@@ -159,12 +159,12 @@ async def test_the_service_ends_with_75_when_the_trial_fails(
     Staging(tmp_path / "bundles").stage(other)
     cloud = FakeCloud(rejects_all=True)
     async with serving(cloud) as address:
-        wishes = {"AEIC_EDGE_CLOUD_ADDRESS": address, "AEIC_EDGE_BUNDLES_DIR": str(tmp_path / "bundles")}
-        box = await asyncio.to_thread(start_edge, **wishes)
+        changed = {"AEIC_EDGE_CLOUD_ADDRESS": address, "AEIC_EDGE_BUNDLES_DIR": str(tmp_path / "bundles")}
+        box = await asyncio.to_thread(start_edge, **changed)
         async with httpx.AsyncClient() as client:
             await client.post(f"{box.url}/v1/frames", content=picture())
         assert await asyncio.to_thread(box.process.wait, 15) == 75
-        box = await asyncio.to_thread(start_edge, **wishes)
+        box = await asyncio.to_thread(start_edge, **changed)
         assert (await asyncio.to_thread(box.stop, signal.SIGTERM))[0] == 0
 
 
