@@ -26,6 +26,8 @@ class ServiceSettings(BaseSettings):
     model_config = SettingsConfigDict(extra="forbid", env_ignore_empty=True)
     prefix: ClassVar[str]
     """Of the service's variables, as ``env_prefix`` has it."""
+    may_be_empty: ClassVar[tuple[str, ...]] = ()
+    """Settings for which an empty variable is a value. For the others it is as if it were not there."""
 
     allowed_hosts: str = Field(
         "",
@@ -59,10 +61,16 @@ class ServiceSettings(BaseSettings):
         config = os.environ.get(variable)
         files = _SecretFiles(settings_cls)
         if not config:
-            return init_settings, env_settings, files
+            return init_settings, _EmptyVariables(settings_cls), env_settings, files
         if not Path(config).is_file():
             raise FileNotFoundError(f"{variable} names {config}, which does not exist")
-        return init_settings, env_settings, files, TomlConfigSettingsSource(settings_cls, config)
+        return (
+            init_settings,
+            _EmptyVariables(settings_cls),
+            env_settings,
+            files,
+            TomlConfigSettingsSource(settings_cls, config),
+        )
 
     @classmethod
     def unknown_variables(cls, environment: Mapping[str, str]) -> list[str]:
@@ -113,7 +121,7 @@ class _SecretFiles(PydanticBaseSettingsSource):
             path = os.environ.get(variable + _FILE)
             if not path:
                 continue
-            if os.environ.get(variable):
+            if variable in os.environ:
                 raise ValueError(f"{variable} and {variable + _FILE} are both set: set one of them")
             try:
                 with open(path, encoding="utf-8") as file:
@@ -124,6 +132,21 @@ class _SecretFiles(PydanticBaseSettingsSource):
                 raise ValueError(f"{variable + _FILE}: {path} has more than {_MAX_SECRET} characters")
             found[name] = text.rstrip("\r\n")
         return found
+
+
+class _EmptyVariables(PydanticBaseSettingsSource):
+    """The variables that are set and empty, of those that may be."""
+
+    settings_cls: type[ServiceSettings]
+
+    def get_field_value(self, field: FieldInfo, field_name: str) -> tuple[Any, str, bool]:
+        """Not used: `__call__` gives all values."""
+        return None, field_name, False
+
+    def __call__(self) -> dict[str, Any]:
+        prefix, names = self.settings_cls.prefix, self.settings_cls.may_be_empty
+        found = {name.upper() for name, value in os.environ.items() if not value}
+        return {name: "" for name in names if prefix + name.upper() in found}
 
 
 def readable(error: Exception, prefix: str = "") -> str:

@@ -18,7 +18,7 @@ disable_created_metrics()  # type: ignore[no-untyped-call]  # a second series fo
 
 
 class Metrics:
-    """The instruments. Label values come from short fixed lists; no ids, no sources."""
+    """The instruments. Label values come from short fixed lists and hold no ids; sources are limited in number."""
 
     def __init__(self) -> None:
         self.registry = registry = CollectorRegistry()
@@ -37,6 +37,9 @@ class Metrics:
         self.commit_seconds = histogram("commit_seconds", "One commit of received frames.", STAGE_SECONDS)
         self.commit_frames = histogram("commit_frames", "Frames in one commit.", BATCH_ITEMS)
         self.streams = gauge("streams", "Edges connected now.")
+        self.source_conflicts = counter(
+            "source_conflicts_total", "Streams on which a second box sent under the source id of another."
+        )
 
         self.queue_seconds = histogram(
             "queue_seconds", "Time that a frame waits before entropy decoding.", STAGE_SECONDS
@@ -98,6 +101,11 @@ class Metrics:
         )
         self.task_restarts = counter(
             "task_restarts_total", "Parts of the service that failed and began again.", ("task",)
+        )
+        self.source_silent = gauge(
+            "source_silent_seconds",
+            "Since the last frame of a source; of those seen within a week, the latest AEIC_CLOUD_METRICS_SOURCES.",
+            ("tenant", "source"),
         )
         self.ready = gauge("ready", "1 while requests are taken.")
         self.info = gauge(

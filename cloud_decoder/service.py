@@ -207,7 +207,13 @@ class Cloud:
             events.router(self.event_bus, images, backend, bundles),
             status.router(store, self.presence, self.model_pool, backend, self.readiness),
             status.metrics_router(
-                self.metrics, store, self._cache, self.model_pool, lambda: self.budgets, self.readiness
+                self.metrics,
+                store,
+                self._cache,
+                self.model_pool,
+                lambda: self.budgets,
+                self.readiness,
+                sources=self.settings.metrics_sources,
             ),
             page.router(),
             edge.router(self._edge_proxy, self.bodies, upload_limits),

@@ -76,6 +76,9 @@ class Settings(ServiceSettings):
     eager: str = Field("all", description="What is decoded on arrival: `all`, `none`, or sources separated by commas.")
     lease_seconds: float = Field(60.0, gt=0, description="How long a worker holds a frame without renewing its lease.")
     max_attempts: int = Field(3, ge=1, description="Crashes of the decoder on one frame before it goes to quarantine.")
+    metrics_sources: int = Field(
+        200, ge=0, le=10_000, description="Sources of which the metrics tell how long they have been silent."
+    )
     retention_days: float = Field(0.0, ge=0, description="Age at which decoded frames are pruned; 0 keeps them.")
     retention_bytes: int = Field(
         0, ge=0, description="Bytes of bitstreams kept; the oldest decoded frames are pruned first; 0 keeps all."

@@ -182,11 +182,16 @@ class IngestClient:
         await self._channel.close()
 
     async def hello(
-        self, bundle: Bundle, source: str = "box-1", token: str = "", digest: bytes | None = None
+        self,
+        bundle: Bundle,
+        source: str = "box-1",
+        token: str = "",
+        digest: bytes | None = None,
+        process: bytes = b"",
     ) -> pb.Welcome:
         """Open the stream."""
         given = bundle.digest if digest is None else digest
-        message = pb.Hello(source_id=source, bundle_digest=given, software="test", token=token)
+        message = pb.Hello(source_id=source, bundle_digest=given, software="test", token=token, process_id=process)
         await self._call.write(pb.DeliverRequest(hello=message))
         return (await self._read()).welcome
 

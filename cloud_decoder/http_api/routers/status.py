@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -24,6 +25,9 @@ from cloud_decoder.metrics import Metrics
 from cloud_decoder.presence import Presence
 from cloud_decoder.readiness import Readiness
 from cloud_decoder.store.store import Store
+
+_SEEN_SECONDS = 7 * 86_400.0
+"""A source that was last seen before is taken for gone."""
 
 
 def router(
@@ -87,8 +91,10 @@ def metrics_router(
     model_pool: ModelPool,
     budgets: Callable[[], Mapping[str, Used]],
     readiness: Readiness,
+    *,
+    sources: int,
 ) -> APIRouter:
-    """The metrics, with the gauges that are read at each scrape."""
+    """The metrics, with the gauges that are read at each scrape, and one for each of the latest ``sources``."""
     routes = APIRouter()
 
     @routes.get("/metrics", response_class=PlainTextResponse)
@@ -103,6 +109,11 @@ def metrics_router(
         with contextlib.suppress(StoreUnavailable):  # the other metrics say what is wrong
             for state, count in (await asyncio.to_thread(store.frames.counts)).items():
                 metrics.stored.labels(state).set(count)
+            now = time.time()
+            arrivals = await asyncio.to_thread(store.frames.last_arrivals, now - _SEEN_SECONDS, sources)
+            metrics.source_silent.clear()  # those that are not among them any more
+            for tenant, source, arrived_ms in arrivals:
+                metrics.source_silent.labels(tenant, source).set(max(0.0, now - arrived_ms / 1000))
         return prometheus_text(metrics.registry)
 
     return routes
