@@ -7,6 +7,7 @@ docs/reference/edge.md holds the same table; a test compares the two.
 
 from __future__ import annotations
 
+import ipaddress
 import socket
 from pathlib import Path
 from typing import Literal
@@ -20,6 +21,29 @@ from edge_encoder.encoding import Preset, ProviderChoice
 from edge_encoder.source_settings import CameraSettings, FolderSettings
 from edge_encoder.spool.record import FullPolicy
 
+
+def split_address(text: str, name: str = "cloud_address") -> tuple[str, int]:
+    """Host (an IPv6 address without its brackets) and port of `host:port`. ValueError that says what is wrong."""
+    if "//" in text or "/" in text:
+        raise ValueError(f"{name} {text!r} is a URL; write host:port, without http:// and path")
+    host, colon, port = text.rpartition(":")
+    if not colon or not port:
+        raise ValueError(f"{name} {text!r} has no port; write host:port")
+    if host.startswith("[") and host.endswith("]"):
+        host = host[1:-1]
+        try:
+            ipaddress.IPv6Address(host.partition("%")[0])
+        except ValueError:
+            raise ValueError(f"{name} {text!r} has no IPv6 address in its brackets") from None
+    elif ":" in host:
+        raise ValueError(f"{name} {text!r}: write an IPv6 address in brackets, as in [::1]:9090")
+    if not host or any(character.isspace() for character in host):
+        raise ValueError(f"{name} {text!r} has no host; write host:port")
+    if not (port.isascii() and port.isdigit() and 1 <= int(port) <= 65535):
+        raise ValueError(f"{name} {text!r} has no port from 1 to 65535; write host:port")
+    return host, int(port)
+
+
 Wait = Literal["received", "spooled", "delivered"]
 
 
@@ -27,6 +51,7 @@ class EdgeSettings(ServiceSettings):
     """Settings of one edge; construct without arguments to read environment and file."""
 
     prefix = "AEIC_EDGE_"
+    may_be_empty = ("cloud_address",)
     model_config = SettingsConfigDict(env_prefix=prefix)
 
     host: str = Field("127.0.0.1", description="Address the HTTP API listens on.")
@@ -58,6 +83,9 @@ class EdgeSettings(ServiceSettings):
     max_body_bytes: int = Field(32 << 20, ge=1024, le=1 << 30, description="Largest picture file taken; larger is 413.")
     max_pixels: int = Field(
         8192 * 8192, ge=256, le=8192 * 8192, description="Largest picture taken, in pixels; larger is 413."
+    )
+    max_pixels_at_once: int = Field(
+        0, ge=0, description="Pixels in work at once; 0 takes as many as fit into half of the memory."
     )
     uploads_max_bytes: int = Field(
         128 << 20, ge=1024, le=1 << 34, description="Bodies held in memory at once, all together; beyond is 429."
@@ -132,6 +160,11 @@ class EdgeSettings(ServiceSettings):
     )
 
     cloud_address: str = Field("127.0.0.1:9090", description="host:port of the cloud's gRPC; empty never sends.")
+    proxy: str = Field(
+        "environment",
+        description="HTTP proxy to the cloud: environment (grpc_proxy, https_proxy, http_proxy, no_proxy), none, or"
+        " http://host:port. Loopback is never proxied.",
+    )
     token: SecretStr | None = Field(None, description="Secret of this box, sent once per stream.")
     tls: bool = Field(False, description="TLS to the cloud, its certificate checked.")
     tls_ca: Path | None = Field(None, description="PEM of the authorities to trust; the system's by default.")
@@ -175,9 +208,24 @@ class EdgeSettings(ServiceSettings):
                 raise ValueError(f"two sources are called {name}; each needs a name of its own")
         if self.backoff_min_seconds > self.backoff_max_seconds:
             raise ValueError("backoff_min_seconds is larger than backoff_max_seconds")
-        if self.cloud_address and ":" not in self.cloud_address:
-            raise ValueError(f"cloud_address {self.cloud_address!r} has no port; write host:port")
+        if self.cloud_address:
+            split_address(self.cloud_address)
+        if self.proxy not in ("environment", "none"):
+            if not self.proxy.startswith("http://"):
+                raise ValueError("proxy: write environment, none, or http://host:port")
+            split_address(self.proxy.removeprefix("http://").rpartition("@")[2].rstrip("/"), "proxy")
         return self
+
+    @property
+    def cloud_is_loopback(self) -> bool:
+        """Whether the cloud is on this machine."""
+        if not self.cloud_address:
+            return False
+        host, _ = split_address(self.cloud_address)
+        try:
+            return ipaddress.ip_address(host).is_loopback
+        except ValueError:
+            return host == "localhost" or host.endswith(".localhost")
 
     def all_cameras(self) -> tuple[CameraSettings, ...]:
         """The cameras of the list, and that of camera_url, which is called `camera`."""

@@ -91,7 +91,7 @@ def _has_tables(path: Path) -> bool:
 
 
 def _open(path: Path) -> sqlite3.Connection:
-    connection = sqlite3.connect(f"{path.absolute().as_uri()}?immutable=1", uri=True)
+    connection = sqlite3.connect(f"{path.absolute().as_uri()}?immutable=1", uri=True, factory=tables.Connection)
     connection.text_factory = bytes  # a damaged text is not UTF-8
     return connection
 

@@ -164,8 +164,12 @@ class CloudThread:
 class IngestClient:
     """The edge's end of an ingest stream, one message at a time."""
 
-    def __init__(self, address: str) -> None:
-        self._channel = grpc.aio.insecure_channel(address)
+    def __init__(self, address: str, credentials: grpc.ChannelCredentials | None = None) -> None:
+        options = [("grpc.use_local_subchannel_pool", 1)]  # a connection of its own
+        if credentials is None:
+            self._channel = grpc.aio.insecure_channel(address, options)
+        else:
+            self._channel = grpc.aio.secure_channel(address, credentials, options)
         self._call: Any = pb_grpc.IngestServiceStub(
             self._channel
         ).Deliver()  # the stub's types are those without asyncio
@@ -178,11 +182,16 @@ class IngestClient:
         await self._channel.close()
 
     async def hello(
-        self, bundle: Bundle, source: str = "box-1", token: str = "", digest: bytes | None = None
+        self,
+        bundle: Bundle,
+        source: str = "box-1",
+        token: str = "",
+        digest: bytes | None = None,
+        process: bytes = b"",
     ) -> pb.Welcome:
         """Open the stream."""
         given = bundle.digest if digest is None else digest
-        message = pb.Hello(source_id=source, bundle_digest=given, software="test", token=token)
+        message = pb.Hello(source_id=source, bundle_digest=given, software="test", token=token, process_id=process)
         await self._call.write(pb.DeliverRequest(hello=message))
         return (await self._read()).welcome
 
