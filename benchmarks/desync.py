@@ -66,7 +66,7 @@ class TorchForm(EntropyModel):
 
     def __init__(self, bundle: Bundle, codec: Codec) -> None:
         super().__init__(bundle, 1)
-        self._graphs = {f"context_{i}": ContextGraph(codec, i) for i in range(4)}
+        self._graphs: dict[str, torch.nn.Module] = {f"context_{i}": ContextGraph(codec, i) for i in range(4)}
         self._graphs["hyper_synthesis"] = HyperSynthesisGraph(codec)
 
     def _run(self, name: str, **inputs: NDArray[Any]) -> list[NDArray[Any]]:

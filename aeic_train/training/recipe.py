@@ -31,9 +31,7 @@ class Stage:
     distill: dict[str, float] = field(default_factory=dict)  # of distillation.Distillation: analysis, latent, unet
     adversarial: float = 0.0  # weight of the discriminator's term (losses/discriminator.py)
     synthetic: float = 0.0  # share of synthetic crops (synthetic.py); their bits count in the rate control
-    repeat: dict[str, int] = field(
-        default_factory=dict
-    )  # file name prefix -> times that an epoch shows such a picture
+    repeat: dict[str, int] = field(default_factory=dict)  # file name prefix -> times that an epoch shows such a picture
     spread_from: int | None = None  # first copy this rate point's prior to all the others
 
 
