@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ssl
 from collections.abc import AsyncIterator
 from datetime import datetime
 from typing import Any
@@ -10,19 +11,47 @@ from uuid import UUID
 
 import httpx
 
-from aeic_client.client import PAGE, PASSING, RETRY_SECONDS
-from aeic_client.messages import Event, EventParser, Frame, Known, Problem, checked, headers, query
+from aeic_client.client import PAGE, RETRY_SECONDS
+from aeic_client.messages import (
+    PASSING,
+    Event,
+    EventParser,
+    Frame,
+    Known,
+    Problem,
+    Source,
+    checked,
+    decoded,
+    headers,
+    pause,
+    query,
+)
 
 
 class AsyncClient:
     """``url`` of the cloud, ``token`` if it asks for one, ``timeout`` in seconds for each network operation.
 
+    ``verify`` is an ``ssl.SSLContext`` for a certificate authority or a client certificate of your own. ``http`` is a
+    client of httpx with other settings, which stays yours to close; ``timeout`` and ``verify`` are then unused.
+    A request is sent again up to ``retries`` times if it cannot be sent or the cloud answers 429, 502, 503 or 504.
+
     Every method raises :class:`~aeic_client.messages.Problem` if the cloud refuses a request, and
     ``httpx.TransportError`` if it cannot be reached.
     """
 
-    def __init__(self, url: str, token: str | None = None, *, timeout: float = 90.0) -> None:
-        self._http = httpx.AsyncClient(base_url=url, headers=headers(token), timeout=timeout)
+    def __init__(
+        self,
+        url: str,
+        token: str | None = None,
+        *,
+        timeout: float = 90.0,
+        verify: ssl.SSLContext | bool = True,
+        retries: int = 3,
+        http: httpx.AsyncClient | None = None,
+    ) -> None:
+        self._url, self._headers, self._retries = url.rstrip("/"), headers(token), retries
+        self._http = http or httpx.AsyncClient(timeout=timeout, verify=verify)
+        self._owns_http = http is None
 
     async def __aenter__(self) -> AsyncClient:
         return self
@@ -32,7 +61,8 @@ class AsyncClient:
 
     async def close(self) -> None:
         """Close its connections."""
-        await self._http.aclose()
+        if self._owns_http:
+            await self._http.aclose()
 
     async def frames(
         self,
@@ -46,7 +76,7 @@ class AsyncClient:
         """All stored frames that fit, the newest arrival first; pages are fetched as they are needed."""
         asked = query(source=source, state=state, rate=rate, since=since, until=until, limit=PAGE)
         while True:
-            page = checked(await self._http.get("/v1/frames", params=asked)).json()
+            page = (await self._send("GET", "/v1/frames", params=asked)).json()
             for document in page["frames"]:
                 yield Frame.of(document)
             if page["next_cursor"] is None:
@@ -55,32 +85,42 @@ class AsyncClient:
 
     async def frame(self, id: UUID | str, wait: float = 0.0) -> Frame:
         """One frame; waits up to ``wait`` seconds for one that has not arrived."""
-        return Frame.of(checked(await self._http.get(f"/v1/frames/{id}", params=query(wait=wait))).json())
+        return Frame.of((await self._send("GET", f"/v1/frames/{id}", params=query(wait=wait))).json())
 
     async def image(self, id: UUID | str, format: str = "png", width: int | None = None, wait: float = 30.0) -> bytes:
         """The reconstruction as a file. ``NotReady`` where it is not decoded within ``wait`` seconds."""
         asked = query(format=format, width=width, wait=wait)
-        return checked(await self._http.get(f"/v1/frames/{id}/image", params=asked)).content
+        return decoded(await self._send("GET", f"/v1/frames/{id}/image", params=asked)).content
 
     async def bitstream(self, id: UUID | str) -> bytes:
         """The frame itself, unchanged: an .aeic file."""
-        return checked(await self._http.get(f"/v1/frames/{id}/bitstream")).content
+        return (await self._send("GET", f"/v1/frames/{id}/bitstream")).content
 
     async def decode(
         self, data: bytes, format: str = "png", width: int | None = None, timeout: float | None = None
     ) -> bytes:
         """Decode an .aeic file into a picture, without storing it."""
         asked = query(format=format, width=width, timeout=timeout)
-        return checked(await self._http.post("/v1/decode", params=asked, content=data)).content
+        return (await self._send("POST", "/v1/decode", params=asked, content=data)).content
 
-    async def sources(self) -> list[dict[str, Any]]:
-        """The sources of frames, each with source, frames, bytes, waiting, first_seen_at, last_seen_at, connected."""
-        return list(checked(await self._http.get("/v1/sources")).json()["sources"])
+    async def encode(self, picture: bytes, rate: int | None = None) -> UUID:
+        """Let the cloud's own edge (``AEIC_CLOUD_EDGE_URL``) encode and send a picture. Returns the id of its frame."""
+        asked = query(rate=rate)
+        answer = await self._send("POST", "/v1/encode", repeat=False, params=asked, content=picture)
+        return UUID(answer.json()["id"])
+
+    async def sources(self) -> list[Source]:
+        """The sources of frames, the latest first."""
+        return [Source.of(document) for document in (await self._send("GET", "/v1/sources")).json()["sources"]]
+
+    async def status(self) -> dict[str, Any]:
+        """The cloud's version, bundles, device, frames by state, and whether it is ready."""
+        return dict((await self._send("GET", "/v1/status")).json())
 
     async def events(self) -> AsyncIterator[Event]:
         """Events from now on, over one connection. Ends when the cloud closes it."""
         parser, opened = EventParser(), False
-        async with self._http.stream("GET", "/v1/events") as answer:
+        async with self._http.stream("GET", f"{self._url}/v1/events", headers=self._headers) as answer:
             if not answer.is_success:
                 await answer.aread()
                 checked(answer)
@@ -126,6 +166,20 @@ class AsyncClient:
                     raise
                 continue
             yield frame, picture
+
+    async def _send(self, method: str, path: str, *, repeat: bool = True, **request: Any) -> httpx.Response:
+        """The successful answer to a request. ``repeat``: it may be sent again although it may have arrived."""
+        for attempt in range(self._retries + 1):
+            answer = None
+            try:
+                answer = await self._http.request(method, self._url + path, headers=self._headers, **request)
+            except httpx.TransportError:
+                if attempt == self._retries or not repeat:
+                    raise
+            if answer is not None and (answer.status_code not in PASSING or attempt == self._retries):
+                return checked(answer)
+            await asyncio.sleep(pause(attempt, answer))
+        raise AssertionError("the last attempt returns or raises")
 
     async def _missed(self, known: Known) -> list[Frame]:
         """Decoded frames since the newest known one, oldest first. The first call takes the newest page."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ssl
 import time
 from collections.abc import Iterator
 from datetime import datetime
@@ -10,21 +11,48 @@ from uuid import UUID
 
 import httpx
 
-from aeic_client.messages import Event, EventParser, Frame, Known, Problem, checked, headers, query
+from aeic_client.messages import (
+    PASSING,
+    Event,
+    EventParser,
+    Frame,
+    Known,
+    Problem,
+    Source,
+    checked,
+    decoded,
+    headers,
+    pause,
+    query,
+)
 
 PAGE, RETRY_SECONDS = 100, 1.0
-PASSING = (429, 502, 503, 504)
 
 
 class Client:
     """``url`` of the cloud, ``token`` if it asks for one, ``timeout`` in seconds for each network operation.
 
+    ``verify`` is an ``ssl.SSLContext`` for a certificate authority or a client certificate of your own. ``http`` is a
+    client of httpx with other settings, which stays yours to close; ``timeout`` and ``verify`` are then unused.
+    A request is sent again up to ``retries`` times if it cannot be sent or the cloud answers 429, 502, 503 or 504.
+
     Every method raises :class:`~aeic_client.messages.Problem` if the cloud refuses a request, and
     ``httpx.TransportError`` if it cannot be reached.
     """
 
-    def __init__(self, url: str, token: str | None = None, *, timeout: float = 90.0) -> None:
-        self._http = httpx.Client(base_url=url, headers=headers(token), timeout=timeout)
+    def __init__(
+        self,
+        url: str,
+        token: str | None = None,
+        *,
+        timeout: float = 90.0,
+        verify: ssl.SSLContext | bool = True,
+        retries: int = 3,
+        http: httpx.Client | None = None,
+    ) -> None:
+        self._url, self._headers, self._retries = url.rstrip("/"), headers(token), retries
+        self._http = http or httpx.Client(timeout=timeout, verify=verify)
+        self._owns_http = http is None
 
     def __enter__(self) -> Client:
         return self
@@ -34,7 +62,8 @@ class Client:
 
     def close(self) -> None:
         """Close its connections."""
-        self._http.close()
+        if self._owns_http:
+            self._http.close()
 
     def frames(
         self,
@@ -48,7 +77,7 @@ class Client:
         """All stored frames that fit, the newest arrival first; pages are fetched as they are needed."""
         asked = query(source=source, state=state, rate=rate, since=since, until=until, limit=PAGE)
         while True:
-            page = checked(self._http.get("/v1/frames", params=asked)).json()
+            page = self._send("GET", "/v1/frames", params=asked).json()
             for document in page["frames"]:
                 yield Frame.of(document)
             if page["next_cursor"] is None:
@@ -57,30 +86,40 @@ class Client:
 
     def frame(self, id: UUID | str, wait: float = 0.0) -> Frame:
         """One frame; waits up to ``wait`` seconds for one that has not arrived."""
-        return Frame.of(checked(self._http.get(f"/v1/frames/{id}", params=query(wait=wait))).json())
+        return Frame.of(self._send("GET", f"/v1/frames/{id}", params=query(wait=wait)).json())
 
     def image(self, id: UUID | str, format: str = "png", width: int | None = None, wait: float = 30.0) -> bytes:
         """The reconstruction as a file. ``NotReady`` where it is not decoded within ``wait`` seconds."""
         asked = query(format=format, width=width, wait=wait)
-        return checked(self._http.get(f"/v1/frames/{id}/image", params=asked)).content
+        return decoded(self._send("GET", f"/v1/frames/{id}/image", params=asked)).content
 
     def bitstream(self, id: UUID | str) -> bytes:
         """The frame itself, unchanged: an .aeic file."""
-        return checked(self._http.get(f"/v1/frames/{id}/bitstream")).content
+        return self._send("GET", f"/v1/frames/{id}/bitstream").content
 
     def decode(self, data: bytes, format: str = "png", width: int | None = None, timeout: float | None = None) -> bytes:
         """Decode an .aeic file into a picture, without storing it."""
         asked = query(format=format, width=width, timeout=timeout)
-        return checked(self._http.post("/v1/decode", params=asked, content=data)).content
+        return self._send("POST", "/v1/decode", params=asked, content=data).content
 
-    def sources(self) -> list[dict[str, Any]]:
-        """The sources of frames, each with source, frames, bytes, waiting, first_seen_at, last_seen_at, connected."""
-        return list(checked(self._http.get("/v1/sources")).json()["sources"])
+    def encode(self, picture: bytes, rate: int | None = None) -> UUID:
+        """Let the cloud's own edge (``AEIC_CLOUD_EDGE_URL``) encode and send a picture. Returns the id of its frame."""
+        asked = query(rate=rate)
+        answer = self._send("POST", "/v1/encode", repeat=False, params=asked, content=picture)
+        return UUID(answer.json()["id"])
+
+    def sources(self) -> list[Source]:
+        """The sources of frames, the latest first."""
+        return [Source.of(document) for document in self._send("GET", "/v1/sources").json()["sources"]]
+
+    def status(self) -> dict[str, Any]:
+        """The cloud's version, bundles, device, frames by state, and whether it is ready."""
+        return dict(self._send("GET", "/v1/status").json())
 
     def events(self) -> Iterator[Event]:
         """Events from now on, over one connection. Ends when the cloud closes it."""
         parser, opened = EventParser(), False
-        with self._http.stream("GET", "/v1/events") as answer:
+        with self._http.stream("GET", f"{self._url}/v1/events", headers=self._headers) as answer:
             if not answer.is_success:
                 answer.read()
                 checked(answer)
@@ -125,6 +164,20 @@ class Client:
                     raise
                 continue
             yield frame, picture
+
+    def _send(self, method: str, path: str, *, repeat: bool = True, **request: Any) -> httpx.Response:
+        """The successful answer to a request. ``repeat``: it may be sent again although it may have arrived."""
+        for attempt in range(self._retries + 1):
+            answer = None
+            try:
+                answer = self._http.request(method, self._url + path, headers=self._headers, **request)
+            except httpx.TransportError:
+                if attempt == self._retries or not repeat:
+                    raise
+            if answer is not None and (answer.status_code not in PASSING or attempt == self._retries):
+                return checked(answer)
+            time.sleep(pause(attempt, answer))
+        raise AssertionError("the last attempt returns or raises")
 
     def _missed(self, known: Known) -> list[Frame]:
         """Decoded frames since the newest known one, oldest first. The first call takes the newest page."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
@@ -14,18 +15,25 @@ import httpx
 
 from aeic.errors import AeicError
 
+PASSING = (429, 502, 503, 504)
+"""Statuses after which the same request may succeed."""
+FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.5, 30.0
 MAX_EVENT_CHARACTERS = 1 << 20
 MAX_KNOWN = 65536
 SLACK = timedelta(minutes=5)
 
 
 class Problem(AeicError):
-    """An error response: ``status``, the server's ``detail``, and ``retry_after`` in seconds if the server gave it."""
+    """An error response: ``status``, the server's ``detail``, and ``retry_after`` in seconds if the server gave it.
 
-    def __init__(self, status: int, detail: str, retry_after: float | None = None) -> None:
+    ``type`` names the kind of the problem for programs, such as ``urn:aeic:wrong-model``; it is empty if the answer is
+    not that of an AEIC service. The reference of the cloud lists the types.
+    """
+
+    def __init__(self, status: int, detail: str, retry_after: float | None = None, type: str = "") -> None:
         super().__init__(f"HTTP {status}: {detail}")
         self.http_status = self.status = status
-        self.detail, self.retry_after = detail, retry_after
+        self.detail, self.retry_after, self.type = detail, retry_after, type
 
 
 class NotReady(Problem):
@@ -69,6 +77,30 @@ class Frame:
         for name in ("received_at", "captured_at", "available_at"):
             values[name] = datetime.fromisoformat(values[name]) if values.get(name) else None
         return cls(**values | {"id": UUID(document["id"])})
+
+
+@dataclass(frozen=True)
+class Source:
+    """What sends frames: how many it has sent, their bytes, and how many of them wait to be decoded.
+
+    ``connected``: whether its edge has a stream to the cloud now.
+    """
+
+    source: str
+    frames: int
+    bytes: int
+    waiting: int
+    first_seen_at: datetime
+    last_seen_at: datetime
+    connected: bool
+
+    @classmethod
+    def of(cls, document: Mapping[str, Any]) -> Source:
+        """A source from its JSON. Fields that this version does not know are ignored."""
+        values = {field.name: document[field.name] for field in fields(cls)}
+        for name in ("first_seen_at", "last_seen_at"):
+            values[name] = datetime.fromisoformat(values[name])
+        return cls(**values)
 
 
 @dataclass(frozen=True)
@@ -118,7 +150,10 @@ class EventParser:
         for block in whole:
             data = "\n".join(line[6:] for line in block.split("\n") if line.startswith("data: "))
             if data:
-                document = json.loads(data)
+                try:
+                    document = json.loads(data)
+                except (ValueError, RecursionError):  # the second for JSON that is too deep
+                    raise Problem(502, "an event that is no JSON: this is no AEIC cloud") from None
                 frame = document.get("frame")
                 yield Event(document.get("event", ""), Frame.of(frame) if frame else None)
 
@@ -136,15 +171,28 @@ def query(**asked: Any) -> dict[str, str]:
 
 def checked(answer: httpx.Response) -> httpx.Response:
     """Return a successful response; raise its :class:`Problem` otherwise. Its body must have been read."""
-    if answer.status_code == 202:
-        raise NotReady(202, "the picture is not decoded yet", _seconds(answer))
     if answer.is_success:
         return answer
     try:
-        detail = str(answer.json()["detail"])
-    except (ValueError, KeyError, TypeError):
-        detail = answer.text[:200]
-    raise Problem(answer.status_code, detail, _seconds(answer))
+        document = answer.json()
+        detail, kind = str(document["detail"]), str(document.get("type", ""))
+    except (ValueError, KeyError, TypeError, AttributeError):
+        detail, kind = answer.text[:200], ""
+    raise Problem(answer.status_code, detail, _seconds(answer), kind)
+
+
+def decoded(answer: httpx.Response) -> httpx.Response:
+    """Return the response with a picture; raise :class:`NotReady` where there is none yet."""
+    if answer.status_code == 202:
+        raise NotReady(202, "the picture is not decoded yet", _seconds(answer))
+    return answer
+
+
+def pause(attempt: int, answer: httpx.Response | None) -> float:
+    """Seconds until a request is sent again: what the server asks for, else twice as long each time, varied by half."""
+    asked = _seconds(answer) if answer is not None else None
+    wait = FIRST_PAUSE_SECONDS * 2**attempt if asked is None else asked
+    return min(LONGEST_PAUSE_SECONDS, wait) * random.uniform(1.0, 1.5)
 
 
 def _seconds(answer: httpx.Response) -> float | None:

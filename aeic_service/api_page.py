@@ -35,9 +35,9 @@ def render(description: Mapping[str, Any]) -> str:
     """The page, as HTML, of an OpenAPI 3.1 ``description``: each route with its parameters, bodies and answers."""
     title, version = (escape(str(description["info"][name])) for name in ("title", "version"))
     routes = "".join(
-        _route(method, path, told)
+        _route(method, path, operation)
         for path, methods in description.get("paths", {}).items()
-        for method, told in methods.items()
+        for method, operation in methods.items()
     )
     return (
         f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{title}: API</title>'
@@ -47,38 +47,42 @@ def render(description: Mapping[str, Any]) -> str:
     )
 
 
-def _route(method: str, path: str, told: Mapping[str, Any]) -> str:
-    says = escape(told.get("description") or told.get("summary") or "").replace("``", "")
+def _route(method: str, path: str, operation: Mapping[str, Any]) -> str:
+    says = escape(operation.get("description") or operation.get("summary") or "").replace("``", "")
     parts = [f"<section><h2>{escape(method.upper())} {escape(path)}</h2><p>{says}</p>"]
-    if parameters := told.get("parameters"):
+    if parameters := operation.get("parameters"):
         parts.append("<h3>Parameters</h3>" + _table((one["name"], _parameter(one)) for one in parameters))
-    if body := told.get("requestBody"):
+    if body := operation.get("requestBody"):
         parts.append("<h3>Body</h3>" + _table((kind, body.get("description", "")) for kind in body.get("content", {})))
-    parts.append("<h3>Answers</h3>" + _table((code, one["description"]) for code, one in told["responses"].items()))
-    parts += [_examples(code, one) for code, one in told["responses"].items() if code < "300"]
+    parts.append(
+        "<h3>Answers</h3>" + _table((code, one["description"]) for code, one in operation["responses"].items())
+    )
+    parts += [_examples(code, one) for code, one in operation["responses"].items() if code < "300"]
     return "".join(parts) + "</section>"
 
 
-def _parameter(told: Mapping[str, Any]) -> str:
-    schema = told.get("schema", {})
+def _parameter(parameter: Mapping[str, Any]) -> str:
+    schema = parameter.get("schema", {})
     choices = [one for one in schema.get("anyOf", [schema]) if one.get("type") != "null"] or [{}]
     kind = choices[0].get("type", "")
-    words = [told["in"], " or ".join(map(str, choices[0].get("enum", []))) or kind]
+    words = [parameter["in"], " or ".join(map(str, choices[0].get("enum", []))) or kind]
     for name, shown in (("minimum", "from {}"), ("maximum", "to {}"), ("maxLength", "at most {} characters")):
         if name in choices[0]:
             words.append(shown.format(choices[0][name]))
     if schema.get("default") is not None:
         words.append(f"{schema['default']} by default")
-    return ", ".join(word for word in words if word) + (f". {told['description']}" if told.get("description") else "")
+    return ", ".join(word for word in words if word) + (
+        f". {parameter['description']}" if parameter.get("description") else ""
+    )
 
 
 def _table(rows: Any) -> str:
     return "<table>" + "".join(f"<tr><td>{escape(a)}<td>{escape(str(b))}</tr>" for a, b in rows) + "</table>"
 
 
-def _examples(code: str, told: Mapping[str, Any]) -> str:
+def _examples(code: str, operation: Mapping[str, Any]) -> str:
     found: list[Mapping[str, Any]] = []
-    for content in told.get("content", {}).values():
+    for content in operation.get("content", {}).values():
         found += [{"value": content["example"]}] if "example" in content else content.get("examples", {}).values()
     return "".join(
         f"<h3>Example, {escape(code)}</h3><p>{escape(one.get('summary', ''))}</p>"

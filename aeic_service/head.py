@@ -12,7 +12,7 @@ App = Callable[[Message, Receive, Send], Awaitable[None]]
 
 
 class Head:
-    """ASGI middleware. Routes see GET; whoever watches them does too."""
+    """ASGI middleware. Routes, and middleware behind this one, see GET."""
 
     def __init__(self, app: App) -> None:
         self._app = app

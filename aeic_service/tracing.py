@@ -1,4 +1,4 @@
-"""OpenTelemetry traces, where somebody wants them: from the POST at the edge to the decoded picture.
+"""Optional OpenTelemetry traces, from the POST at the edge to the decoded picture.
 
 Off, and nothing imported, until :func:`set_up`; every call then returns at its first line. A frame's context waits in
 memory beside the spool and the queue, since traces may be lost and frames may not: after a restart a frame simply has
@@ -111,7 +111,7 @@ def span(
     links: Sequence[bytes] = (),
     attributes: Mapping[str, Any] | None = None,
 ) -> bytes:
-    """A span that lasted ``seconds`` until ``ended`` (monotonic; now by default), told after it is over.
+    """A span that lasted ``seconds`` until ``ended`` (monotonic; by default now), reported after it is over.
 
     ``under``: its parent's context, or the open span. Returns its own context; empty where tracing is off.
     """

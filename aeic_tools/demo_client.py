@@ -24,6 +24,10 @@ class RequestFailed(Exception):
         self.status, self.detail = status, detail
 
 
+DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+"""Asks services of this machine, never through the proxy of the environment."""
+
+
 def request(url: str, body: bytes | None = None, seconds: float = 60, **headers: str) -> bytes:
     """GET, or POST if there is a body. Returns the response's body; ``RequestFailed`` for any status but 2xx."""
     return exchange(url, body, seconds, **headers)[1]
@@ -33,7 +37,7 @@ def exchange(url: str, body: bytes | None = None, seconds: float = 60, **headers
     """The same, with the status before the answer."""
     names = {name.replace("_", "-"): value for name, value in headers.items()}
     try:
-        with urllib.request.urlopen(urllib.request.Request(url, body, names), timeout=seconds) as answer:
+        with DIRECT.open(urllib.request.Request(url, body, names), timeout=seconds) as answer:
             return answer.status, bytes(answer.read())
     except urllib.error.HTTPError as error:
         text = error.read().decode(errors="replace")

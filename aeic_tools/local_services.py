@@ -21,6 +21,8 @@ from types import TracebackType
 from typing import Any, BinaryIO
 
 START_SECONDS, STOP_SECONDS = 60.0, 30.0
+# These services are on this machine: the proxy of the environment is not for them.
+_DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 
 class ServiceFailed(Exception):
@@ -64,7 +66,7 @@ class Service:
                 self.addresses = json.loads(line)
         while True:
             try:
-                with urllib.request.urlopen(f"{self.http}/readyz", timeout=5):
+                with _DIRECT.open(f"{self.http}/readyz", timeout=5):
                     return self
             except (urllib.error.URLError, OSError):
                 self._check(deadline)

@@ -18,7 +18,7 @@ disable_created_metrics()  # type: ignore[no-untyped-call]  # a second series fo
 
 
 class Metrics:
-    """The instruments. Label values come from short fixed lists; no ids, no sources."""
+    """The instruments. Label values come from short fixed lists and hold no ids; sources are limited in number."""
 
     def __init__(self) -> None:
         self.registry = registry = CollectorRegistry()
@@ -37,6 +37,9 @@ class Metrics:
         self.commit_seconds = histogram("commit_seconds", "One commit of received frames.", STAGE_SECONDS)
         self.commit_frames = histogram("commit_frames", "Frames in one commit.", BATCH_ITEMS)
         self.streams = gauge("streams", "Edges connected now.")
+        self.source_conflicts = counter(
+            "source_conflicts_total", "Streams on which a second box sent under the source id of another."
+        )
 
         self.queue_seconds = histogram(
             "queue_seconds", "Time that a frame waits before entropy decoding.", STAGE_SECONDS
@@ -60,7 +63,7 @@ class Metrics:
         )
         self.batch_items = histogram("batch_pieces", "Pictures or tiles in one batch.", BATCH_ITEMS)
         self.batch_fill = histogram(
-            "batch_fill_ratio", "Pixels of one batch over the cap.", (0.1, 0.25, 0.5, 0.75, 0.9, 1.0)
+            "batch_fill_ratio", "Pixels of one batch as a share of the limit.", (0.1, 0.25, 0.5, 0.75, 0.9, 1.0)
         )
         self.pixels = counter("pixels_total", "Pixels of finished pictures.")
         self.decodes = counter("decodes_total", "Pictures asked for: done, failed, cancelled or expired.", ("result",))
@@ -68,7 +71,8 @@ class Metrics:
         self.splits = counter("batch_splits_total", "Batches halved because memory ran out.")
         self.decoder_deaths = counter("decoder_deaths_total", "Decoder processes lost while they had a batch.")
         self.lost_leases = counter(
-            "lost_leases_total", "Frames that another worker had claimed before this one ended them; nothing changed."
+            "lost_leases_total",
+            "Results of this worker that were discarded because another worker had claimed the frame.",
         )
         self.model_load_seconds = histogram("model_load_seconds", "Loading a bundle on demand.", MODEL_SECONDS)
         self.models_bytes = gauge("models_bytes", "Size of the bundles in memory.")
@@ -79,6 +83,8 @@ class Metrics:
             "http_requests_total", "HTTP requests, by route and class of status.", ("route", "code")
         )
         self.request_seconds = histogram("http_request_seconds", "HTTP requests.", STAGE_SECONDS, ("route",))
+        self.budget = gauge("budget_used", "What requests hold of each budget now.", ("budget",))
+        self.budget_limit = gauge("budget_limit", "The limit of each budget.", ("budget",))
         self.cache = counter("cache_requests_total", "Look-ups of pictures: hit or miss.", ("result",))
         self.cache_errors = counter("cache_errors_total", "Pictures that could not be written to the cache.")
         self.cache_bytes = gauge("cache_bytes", "Bytes of pictures on disk.")
@@ -97,6 +103,11 @@ class Metrics:
         self.task_restarts = counter(
             "task_restarts_total", "Parts of the service that failed and began again.", ("task",)
         )
+        self.source_silent = gauge(
+            "source_silent_seconds",
+            "Since the last frame of a source; of those seen within a week, the latest AEIC_CLOUD_METRICS_SOURCES.",
+            ("tenant", "source"),
+        )
         self.ready = gauge("ready", "1 while requests are taken.")
         self.info = gauge(
             "info",
@@ -107,7 +118,7 @@ class Metrics:
             self.frames.labels(status)
         for result in ("done", "failed", "cancelled", "expired"):
             self.decodes.labels(result)
-        for reason in ("queue_full", "too_many_waiters", "draining", "device", "store"):
+        for reason in ("queue_full", "too_many_waiters", "calls", "draining", "device", "store"):
             self.sheds.labels(reason)
         for stage in ("entropy", "device"):
             self.waiting.labels(stage)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 
 
 class Presence:
@@ -10,6 +10,7 @@ class Presence:
 
     def __init__(self) -> None:
         self._streams: Counter[tuple[str, str]] = Counter()
+        self._boxes: defaultdict[tuple[str, str], list[bytes]] = defaultdict(list)  # the latest last
 
     @property
     def connected(self) -> set[tuple[str, str]]:
@@ -23,6 +24,28 @@ class Presence:
     def connect(self, tenant: str, source: str) -> None:
         """Count a stream on which the source sends."""
         self._streams[tenant, source] += 1
+
+    def box_connects(self, tenant: str, source: str, box: bytes) -> None:
+        """Record the stream of a process of that source; ``box`` is its Hello.process_id, empty for an older edge."""
+        if box:
+            self._boxes[tenant, source].append(box)
+
+    def box_disconnects(self, tenant: str, source: str, box: bytes) -> None:
+        """Remove a stream that :meth:`box_connects` recorded."""
+        if box:
+            boxes = self._boxes[tenant, source]
+            boxes.remove(box)
+            if not boxes:
+                del self._boxes[tenant, source]
+
+    def has_rival(self, tenant: str, source: str, box: bytes) -> bool:
+        """Whether another process has connected as the same source since this one did, and is connected now.
+
+        A stream of which this is true and which still sends belongs to a second box: that of one box that has
+        connected again is silent.
+        """
+        boxes = self._boxes.get((tenant, source), [])
+        return bool(box) and bool(boxes) and boxes[-1] != box
 
     def disconnect(self, tenant: str, source: str) -> None:
         """Remove a stream that :meth:`connect` counted."""

@@ -39,18 +39,20 @@ class DeliverRequest(_message.Message):
     def __init__(self, hello: _Optional[_Union[Hello, _Mapping]] = ..., frame: _Optional[_Union[Frame, _Mapping]] = ...) -> None: ...
 
 class Hello(_message.Message):
-    __slots__ = ("source_id", "bundle_digest", "software", "token", "window")
+    __slots__ = ("source_id", "bundle_digest", "software", "token", "window", "process_id")
     SOURCE_ID_FIELD_NUMBER: _ClassVar[int]
     BUNDLE_DIGEST_FIELD_NUMBER: _ClassVar[int]
     SOFTWARE_FIELD_NUMBER: _ClassVar[int]
     TOKEN_FIELD_NUMBER: _ClassVar[int]
     WINDOW_FIELD_NUMBER: _ClassVar[int]
+    PROCESS_ID_FIELD_NUMBER: _ClassVar[int]
     source_id: str
     bundle_digest: bytes
     software: str
     token: str
     window: int
-    def __init__(self, source_id: _Optional[str] = ..., bundle_digest: _Optional[bytes] = ..., software: _Optional[str] = ..., token: _Optional[str] = ..., window: _Optional[int] = ...) -> None: ...
+    process_id: bytes
+    def __init__(self, source_id: _Optional[str] = ..., bundle_digest: _Optional[bytes] = ..., software: _Optional[str] = ..., token: _Optional[str] = ..., window: _Optional[int] = ..., process_id: _Optional[bytes] = ...) -> None: ...
 
 class Frame(_message.Message):
     __slots__ = ("id", "bitstream", "crc32", "captured_unix_ms", "priority", "source_id", "prompt", "original_width", "original_height", "captured_from", "trace_context")

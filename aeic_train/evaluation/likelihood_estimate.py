@@ -40,7 +40,7 @@ def point(model: AEIC, pictures: list[NDArray[np.uint8]], rate: int, metric_suit
     rows, originals, results = [], [], []
     for picture in pictures:
         result, bpp = reconstruct(model, picture, rate)
-        metrics, original_features, result_features = metric_suite.judge(picture, result)
+        metrics, original_features, result_features = metric_suite.measure(picture, result)
         rows.append({"bpp": bpp, **metrics})
         originals.append(original_features)
         results.append(result_features)

@@ -56,15 +56,15 @@ class MetricSuite:
         finally:
             for name in absent:
                 del sys.modules[name]
-        judge: nn.Module = stlpips.LPIPS(net="alex", variant="shift_tolerant", verbose=False).eval()
-        return judge
+        network: nn.Module = stlpips.LPIPS(net="alex", variant="shift_tolerant", verbose=False).eval()
+        return network
 
     def __call__(self, original: Picture, reconstruction: Picture) -> dict[str, float]:
         """The metrics of one pair of equal size; ``ms_ssim`` is nan under 161 pixels a side."""
-        return self.judge(original, reconstruction)[0]
+        return self.measure(original, reconstruction)[0]
 
     @torch.no_grad()
-    def judge(self, original: Picture, reconstruction: Picture) -> tuple[dict[str, float], Pooled, Pooled]:
+    def measure(self, original: Picture, reconstruction: Picture) -> tuple[dict[str, float], Pooled, Pooled]:
         """The metrics of one pair, and the pooled features of both for :func:`frechet`.
 
         Pictures over ``LARGE`` pixels a side are measured in pieces. The values of the networks and of MS-SSIM are then

@@ -105,7 +105,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--limit", type=int, help="only the first so many pictures (of those)")
     parser.add_argument("--known", type=Path, action="append", default=[], help="pictures.csv of an earlier run")
     parser.add_argument("--keep", action="store_true", help="write the reconstructions as PNG")
-    parser.add_argument("--threads", type=int, default=0, help="of our own codec and the judges; 0: all")
+    parser.add_argument("--threads", type=int, default=0, help="of our own codec and the metrics; 0: all")
     parser.add_argument("--frechet", action="store_true", help="kept for old command lines: it is always computed")
     options = parser.parse_args(argv)
     try:

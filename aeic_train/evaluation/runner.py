@@ -58,7 +58,7 @@ class Bench:
         decoded = time.perf_counter()
         if reconstruction.shape != picture.shape:
             raise CodecFailed(f"{codec.name}: {path.name} came back as {reconstruction.shape}, not {picture.shape}")
-        measures, original, pooled = self.metric_suite.judge(picture, reconstruction)
+        measures, original, pooled = self.metric_suite.measure(picture, reconstruction)
         self._save(self._features("original", "", path), original)
         self._save(self._features(codec.name, setting, path), pooled)
         if self.keep:

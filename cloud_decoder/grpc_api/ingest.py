@@ -14,7 +14,7 @@ import hashlib
 import logging
 import time
 import zlib
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
@@ -26,9 +26,11 @@ from aeic.errors import AeicError
 from aeic.v1 import ingest_pb2 as pb
 from aeic.v1 import ingest_pb2_grpc as pb_grpc
 from aeic_service import tracing
+from aeic_service.errors import Overloaded
 from cloud_decoder.auth import Tokens
 from cloud_decoder.errors import StoreUnavailable
 from cloud_decoder.grpc_api.acks import Answers
+from cloud_decoder.grpc_api.calls import Calls
 from cloud_decoder.grpc_api.group_commit import GroupCommit
 from cloud_decoder.grpc_api.status import grpc_status
 from cloud_decoder.metrics import Metrics
@@ -74,9 +76,15 @@ class Ingest(pb_grpc.IngestServiceServicer):
     """The servicer of IngestService."""
 
     def __init__(
-        self, commits: GroupCommit, presence: Presence, tokens: Tokens, metrics: Metrics, settings: IngestSettings
+        self,
+        commits: GroupCommit,
+        presence: Presence,
+        tokens: Tokens,
+        calls: Calls,
+        metrics: Metrics,
+        settings: IngestSettings,
     ) -> None:
-        self._commits, self._presence, self._tokens = commits, presence, tokens
+        self._commits, self._presence, self._tokens, self._calls = commits, presence, tokens, calls
         self._metrics, self._settings = metrics, settings
         self._draining = asyncio.Event()
         self._open_streams = 0
@@ -92,14 +100,34 @@ class Ingest(pb_grpc.IngestServiceServicer):
         self, requests: AsyncIterator[pb.DeliverRequest], context: grpc.aio.ServicerContext[Any, Any]
     ) -> AsyncIterator[pb.DeliverResponse]:
         """The stream of one edge."""
-        tenant, source, window = await self._greet(requests, context)
+        tenant, source, window, box = await self._greet(requests, context)
+        try:
+            with self._calls.admitted(tenant):
+                async with contextlib.aclosing(
+                    self._stream(requests, context, tenant, source, window, box)
+                ) as messages:
+                    async for message in messages:
+                        yield message
+        except Overloaded as error:
+            await context.abort(grpc_status(error), str(error))
+
+    async def _stream(
+        self,
+        requests: AsyncIterator[pb.DeliverRequest],
+        context: grpc.aio.ServicerContext[Any, Any],
+        tenant: str,
+        source: str,
+        window: int,
+        box: bytes,
+    ) -> AsyncGenerator[pb.DeliverResponse, None]:
         keys = {(tenant, source)}  # the edge itself, and the cameras behind it as their frames arrive
         self._open_streams += 1
         self._presence.connect(tenant, source)
+        self._presence.box_connects(tenant, source, box)
         self._metrics.streams.inc()
         answers = Answers(min(window, self._settings.window), functools.partial(self._ack, context))
         room = asyncio.Semaphore(2 * self._settings.window)  # an edge that exceeds its window is not read any further
-        reader = asyncio.create_task(self._read(requests, tenant, source, answers, room, keys))
+        reader = asyncio.create_task(self._read(requests, tenant, source, box, answers, room, keys))
         stopper = asyncio.create_task(self._cancel_on_drain(reader))
         try:
             await self._commits.saw(tenant, source)
@@ -115,12 +143,16 @@ class Ingest(pb_grpc.IngestServiceServicer):
             self._metrics.streams.dec()
             for key in keys:
                 self._presence.disconnect(*key)
+            self._presence.box_disconnects(tenant, source, box)
             self._open_streams -= 1
 
     async def _greet(
         self, requests: AsyncIterator[pb.DeliverRequest], context: grpc.aio.ServicerContext[Any, Any]
-    ) -> tuple[str, str, int]:
-        """Read Hello: the tenant, the source and the edge's window. Ends the call with a reason where it is refused."""
+    ) -> tuple[str, str, int, bytes]:
+        """Read Hello: the tenant, the source, the edge's window and its process id.
+
+        Ends the call with a reason where it is refused.
+        """
         if self._draining.is_set():
             await context.abort(grpc.StatusCode.UNAVAILABLE, "the service is stopping: connect again in a moment")
         try:
@@ -146,20 +178,26 @@ class Ingest(pb_grpc.IngestServiceServicer):
                 f" {digest or 'none'}: install the same bundle on both sides",
             )
         log.info("source %r connected (%s)", hello.source_id, hello.software[:80])
-        return tenant, hello.source_id, hello.window
+        return tenant, hello.source_id, hello.window, hello.process_id[:16]
 
     async def _read(
         self,
         requests: AsyncIterator[pb.DeliverRequest],
         tenant: str,
         source: str,
+        box: bytes,
         answers: Answers[asyncio.Future[Added] | str],
         room: asyncio.Semaphore,
         keys: set[tuple[str, str]],
     ) -> None:
+        warned = False
         try:
             async for request in requests:
                 await room.acquire()
+                if not warned and self._presence.has_rival(tenant, source, box):
+                    warned = True
+                    self._metrics.source_conflicts.inc()
+                    log.warning("two boxes send as source %r: give each AEIC_EDGE_SOURCE_ID of its own", source)
                 if request.WhichOneof("message") != "frame":
                     answers.add(b"", "only frames may follow Hello")
                     continue

@@ -157,7 +157,7 @@ class Decoder:
     def warm_up(self) -> None:
         """Prepare the generator and run it once, so that the first frame is not slower. Later calls do nothing."""
         if not self._warm:
-            for name in DECODING:  # loading one later could fail for want of files or memory, in the middle of a frame
+            for name in DECODING:  # loading one later could fail in the middle of a frame, for lack of files or memory
                 if name.endswith(".onnx") and self.bundle.has(name):
                     self.bundle.session(name, self._entropy_threads)
             self._generator.warm_up(self.max_batch)

@@ -178,6 +178,23 @@ class Frames:
             found = connection.execute(query.order_by(sources.c.last_seen_ms.desc()).limit(limit))
             return [dict(row._mapping) for row in found]
 
+    def last_arrivals(self, since: float, limit: int) -> list[tuple[str, str, int]]:
+        """Tenant, source and arrival of its last frame (milliseconds), of sources seen since then, the latest first.
+
+        A source without a stored frame has the time of its first connection.
+        """
+        arrival = (
+            sa.select(frames.c.received_ms)
+            .where(frames.c.tenant == sources.c.tenant, frames.c.source == sources.c.source)
+            .order_by(frames.c.seq.desc())
+            .limit(1)
+            .scalar_subquery()
+        )
+        query = sa.select(sources.c.tenant, sources.c.source, sa.func.coalesce(arrival, sources.c.first_seen_ms))
+        query = query.where(sources.c.last_seen_ms >= int(since * 1000)).order_by(sources.c.last_seen_ms.desc())
+        with self._database.read() as connection:
+            return [(str(t), str(s), int(ms)) for t, s, ms in connection.execute(query.limit(limit))]
+
     def backlog(self, tenant: str) -> dict[str, int]:
         """Frames that are to be decoded on arrival and still wait, by source; sources without any are left out."""
         waiting = sa.func.sum(source_tallies.c.waiting)

@@ -20,11 +20,11 @@ Query = tuple[str, str]  # PromQL, legend
 
 
 def quantiles(metric: str, extra: str = "") -> list[Query]:
-    """Median and 95th percentile of a classic histogram."""
+    """Median, 95th and 99th percentile of a classic histogram."""
     by = f"le{', ' + extra if extra else ''}"
     legend = f" {{{{{extra}}}}}" if extra else ""
     rate = f"sum by ({by}) (rate({metric}_bucket[2m]))"
-    return [(f"histogram_quantile({q}, {rate})", f"p{round(100 * q)}{legend}") for q in (0.5, 0.95)]
+    return [(f"histogram_quantile({q}, {rate})", f"p{round(100 * q)}{legend}") for q in (0.5, 0.95, 0.99)]
 
 
 def rate(metric: str, label: str, text: str = "") -> list[Query]:
@@ -35,8 +35,54 @@ def rate(metric: str, label: str, text: str = "") -> list[Query]:
 ONLY_WITH_TORCH = {"Synthesis by part, p95"}
 """Panels whose data ONNX Runtime, which has no parts, cannot give."""
 
+NUMBERS = {
+    "Frames a second",
+    "Capture to picture, 5 minutes",
+    "Error budget left",
+    "Oldest frame at an edge",
+    "Edges connected",
+}
+"""Panels that show the present value, large. They are the first row."""
+
 # (row, [(title, unit, queries)])
 ROWS: list[tuple[str, list[tuple[str, str, list[Query]]]]] = [
+    (
+        "Overview",
+        [
+            ("Frames a second", "none", [('sum(rate(aeic_cloud_frames_total{status="stored"}[5m]))', "stored")]),
+            (
+                "Capture to picture, 5 minutes",
+                "s",
+                [
+                    (
+                        f"histogram_quantile({q}, sum by (le) (rate(aeic_cloud_end_to_end_seconds_bucket[5m])))",
+                        f"p{round(100 * q)}",
+                    )
+                    for q in (0.5, 0.95, 0.99)
+                ],
+            ),
+            (
+                "Error budget left",
+                "percentunit",
+                [
+                    ("1 - aeic:late_frames:ratio_rate3d / 0.01", "late frames, 3 days"),
+                    ("1 - aeic:http_errors:ratio_rate3d / 0.001", "HTTP errors, 3 days"),
+                ],
+            ),
+            ("Oldest frame at an edge", "s", [("max(aeic_edge_oldest_unacknowledged_seconds)", "oldest")]),
+            ("Edges connected", "none", [("sum(aeic_cloud_streams)", "edges")]),
+            (
+                "Silent for longest",
+                "s",
+                [("topk(10, max by (source) (aeic_cloud_source_silent_seconds))", "{{source}}")],
+            ),
+            (
+                "Waiting and failed",
+                "none",
+                [('sum by (state) (aeic_cloud_stored_frames{state=~"received|failed"})', "{{state}}")],
+            ),
+        ],
+    ),
     (
         "End to end",
         [
@@ -74,7 +120,7 @@ ROWS: list[tuple[str, list[tuple[str, str, list[Query]]]]] = [
                 "ops",
                 [("sum by (instance) (rate(aeic_edge_frame_bytes_count[2m]))", "{{instance}}")],
             ),
-            ("Encoding by stage, p95", "s", quantiles("aeic_edge_stage_seconds", "stage")[1:]),
+            ("Encoding by stage, p95", "s", quantiles("aeic_edge_stage_seconds", "stage")[1:2]),
             ("Oldest unacknowledged frame", "s", [("aeic_edge_oldest_unacknowledged_seconds", "{{instance}}")]),
             ("Spool", "percentunit", [("aeic_edge_spool_bytes / aeic_edge_spool_max_bytes", "{{instance}}")]),
             ("Originals that wait", "short", [("aeic_edge_received_frames", "{{instance}}")]),
@@ -82,7 +128,7 @@ ROWS: list[tuple[str, list[tuple[str, str, list[Query]]]]] = [
             ("Answers of the cloud", "ops", rate("aeic_edge_acks_total", "status")),
             ("Frame size by rate point", "bytes", quantiles("aeic_edge_frame_bytes", "rate")[:1]),
             ("Bytes on the stream", "Bps", rate("aeic_edge_stream_bytes_total", "direction")),
-            ("Answer to a POST, by status", "s", quantiles("aeic_edge_request_seconds", "status")[1:]),
+            ("Answer to a POST, by status", "s", quantiles("aeic_edge_request_seconds", "status")[1:2]),
         ],
     ),
     (
@@ -120,14 +166,14 @@ ROWS: list[tuple[str, list[tuple[str, str, list[Query]]]]] = [
             ("Decoder processes lost", "ops", [("sum(rate(aeic_cloud_decoder_deaths_total[5m]))", "lost")]),
             ("Bundles in memory", "bytes", [("aeic_cloud_models_bytes", "{{instance}}")]),
             ("GPU memory", "bytes", [("sum by (kind) (aeic_cloud_gpu_memory_bytes)", "{{kind}}")]),
-            ("Synthesis by part, p95", "s", quantiles("aeic_cloud_synthesis_part_seconds", "part")[1:]),
+            ("Synthesis by part, p95", "s", quantiles("aeic_cloud_synthesis_part_seconds", "part")[1:2]),
         ],
     ),
     (
         "Service",
         [
             ("Requests", "ops", rate("aeic_cloud_http_requests_total", "code")),
-            ("Requests by route, p95", "s", quantiles("aeic_cloud_http_request_seconds", "route")[1:]),
+            ("Requests by route, p95", "s", quantiles("aeic_cloud_http_request_seconds", "route")[1:2]),
             ("Turned away", "ops", rate("aeic_cloud_sheds_total", "reason")),
             (
                 "Cache hits",
@@ -169,12 +215,17 @@ def dashboard() -> dict[str, Any]:
             panels.append(
                 {
                     "id": len(panels) + 1,
-                    "type": "timeseries",
+                    "type": "stat" if title in NUMBERS else "timeseries",
                     "title": title,
-                    "datasource": {"type": "prometheus", "uid": "prometheus"},
+                    "datasource": {"type": "prometheus", "uid": "${datasource}"},
                     "gridPos": {"x": x, "y": y, "w": WIDTH, "h": HEIGHT},
-                    "fieldConfig": {"defaults": {"unit": unit, "min": 0}, "overrides": []},
-                    "options": {"legend": {"displayMode": "list", "placement": "bottom"}},
+                    "fieldConfig": {
+                        "defaults": {"unit": unit} | ({} if title in NUMBERS else {"min": 0}),
+                        "overrides": [],
+                    },
+                    "options": {"textMode": "value_and_name"}
+                    if title in NUMBERS
+                    else {"legend": {"displayMode": "list", "placement": "bottom"}},
                     "targets": targets,
                 }
             )
@@ -186,6 +237,9 @@ def dashboard() -> dict[str, Any]:
         "schemaVersion": 39,
         "version": 1,
         "refresh": "10s",
+        "templating": {
+            "list": [{"name": "datasource", "label": "Prometheus", "type": "datasource", "query": "prometheus"}]
+        },
         "time": {"from": "now-1h", "to": "now"},
         "panels": panels,
     }

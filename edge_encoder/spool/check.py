@@ -47,7 +47,9 @@ def check(folder: Path) -> Report:
         if found is not None and found.damaged:
             report.log = "damaged; the next start of the edge recovers the spool"
     try:
-        with contextlib.closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as connection:
+        with contextlib.closing(
+            sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, factory=tables.Connection)
+        ) as connection:
             connection.execute("BEGIN")  # one moment of a spool in use
             database.check(connection)
             _rows(connection, report)

@@ -34,7 +34,9 @@ _REBUILDING, _REBUILT, _IMAGE = ".rebuilding", ".rebuilt-", ".image"
 def connect(path: Path, system: System) -> sqlite3.Connection:
     """A connection whose commits survive a power cut."""
     uri = path.absolute().as_uri() + (f"?vfs={system.vfs}" if system.vfs else "")
-    connection = sqlite3.connect(uri, isolation_level=None, check_same_thread=False, timeout=30.0, uri=True)
+    connection = sqlite3.connect(
+        uri, isolation_level=None, check_same_thread=False, timeout=30.0, uri=True, factory=tables.Connection
+    )
     try:
         connection.execute("PRAGMA journal_mode=WAL")
         connection.execute("PRAGMA synchronous=FULL")
@@ -50,6 +52,9 @@ def connect(path: Path, system: System) -> sqlite3.Connection:
 
 def is_damage(error: Exception) -> bool:
     """True when the file itself is damaged, as opposed to a full, busy or failing disk."""
+    # Python raises this one itself, without a code of SQLite's, for text that is no UTF-8.
+    if isinstance(error, sqlite3.OperationalError) and not hasattr(error, "sqlite_errorcode"):
+        return True
     return getattr(error, "sqlite_errorcode", 0) & 0xFF in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 
 
@@ -58,19 +63,11 @@ def is_full(error: Exception) -> bool:
     return getattr(error, "sqlite_errorcode", 0) == sqlite3.SQLITE_FULL
 
 
-class Broken(sqlite3.DatabaseError):
-    """The check of the file found damage; carries SQLite's own error code for it, which is_damage() looks at."""
-
-    def __init__(self, verdict: str) -> None:
-        super().__init__(f"damaged: {verdict}")
-        self.sqlite_errorcode = sqlite3.SQLITE_CORRUPT
-
-
 def check(connection: sqlite3.Connection) -> None:
-    """Verifies the whole file; raises Broken for damage."""
+    """Verifies the whole file; raises tables.Damaged for damage."""
     verdict = connection.execute("PRAGMA quick_check(1)").fetchone()[0]
     if verdict != "ok":
-        raise Broken(verdict)
+        raise tables.Damaged(verdict)
 
 
 def open_spool(path: Path, system: System, *, damaged: bool = False) -> tuple[sqlite3.Connection, Recovery | None]:
@@ -82,7 +79,7 @@ def open_spool(path: Path, system: System, *, damaged: bool = False) -> tuple[sq
     _resume(path, system)
     try:
         if damaged:
-            raise Broken("an operation failed")
+            raise tables.Damaged("an operation failed")
         _check_log(path)
         _make_private(path)
         connection = connect(path, system)
@@ -133,10 +130,10 @@ def _check_log(path: Path) -> None:
     if found is None:
         return
     if found.damaged:
-        raise Broken("its log does not verify")
+        raise tables.Damaged("its log does not verify")
     # SQLite deletes the log of an empty database, unread.
     if found.committed and (not path.exists() or not path.stat().st_size):
-        raise Broken("it is empty, and its log is not")
+        raise tables.Damaged("it is empty, and its log is not")
 
 
 def _rebuild(path: Path, system: System) -> Recovery:

@@ -53,7 +53,7 @@ def recover(path: Path, target: sqlite3.Connection, image: Path, system: System)
     """Copies everything readable from the damaged spool at `path` into the empty tables of `target`, in one transaction
     that the caller commits. `image` is a file to work in; the caller deletes it. OSError or sqlite3.Error when the new
     file cannot be written: the damaged files are as they were."""
-    salvage = _Salvage(target)
+    recoverer = _Recoverer(target)
     log_path = path.with_name(path.name + "-wal")
     found = wal.scan(log_path)
     source = path
@@ -66,15 +66,15 @@ def recover(path: Path, target: sqlite3.Connection, image: Path, system: System)
             _copy(path, image, system)
             source = image
         _replace_first_page(image, found.page_size if found is not None else 4096, system)
-        salvage.found.complete = False
-    salvage.read(source)
+        recoverer.found.complete = False
+    recoverer.read(source)
     if found is not None and found.others:
         _apply(log_path, found, found.others, image, system)
-        salvage.read(image)
+        recoverer.read(image)
     for part in (path, log_path):
         if part.is_file() and part.stat().st_size:
-            salvage.search(part)
-    recovery = salvage.finish()
+            recoverer.search(part)
+    recovery = recoverer.finish()
     with _writing():
         tables.insert_recovery(target, int(system.wall_seconds() * 1000), recovery.lost, recovery.complete)
     return recovery
@@ -91,7 +91,7 @@ def _has_tables(path: Path) -> bool:
 
 
 def _open(path: Path) -> sqlite3.Connection:
-    connection = sqlite3.connect(f"{path.absolute().as_uri()}?immutable=1", uri=True)
+    connection = sqlite3.connect(f"{path.absolute().as_uri()}?immutable=1", uri=True, factory=tables.Connection)
     connection.text_factory = bytes  # a damaged text is not UTF-8
     return connection
 
@@ -130,7 +130,7 @@ def _apply(log_path: Path, log: wal.Log, pages: list[tuple[int, int]], image: Pa
 
 
 @dataclass
-class _Salvage:
+class _Recoverer:
     """Rows found so far. `placed`: ids that are in the target; `missing`: ids known to have waited, with their row."""
 
     target: sqlite3.Connection

@@ -10,9 +10,38 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Mapping
+from typing import Any
 
 from edge_encoder.spool import clock
 from edge_encoder.spool.record import Original, Record, State
+
+
+class Damaged(sqlite3.DatabaseError):
+    """The file is damaged, as a check of it found; has SQLite's own error code for that."""
+
+    def __init__(self, verdict: str) -> None:
+        super().__init__(f"damaged: {verdict}")
+        self.sqlite_errorcode = sqlite3.SQLITE_CORRUPT
+
+
+class Connection(sqlite3.Connection):
+    """One whose every error is a sqlite3.Error: SQLite's message about a damaged schema may be no UTF-8, on which
+    Python raises UnicodeDecodeError."""
+
+    def execute(self, *arguments: Any) -> sqlite3.Cursor:
+        """As in the base class."""
+        try:
+            return super().execute(*arguments)
+        except UnicodeDecodeError as error:
+            raise Damaged("its schema is no UTF-8") from error
+
+    def executescript(self, script: str) -> sqlite3.Cursor:
+        """As in the base class."""
+        try:
+            return super().executescript(script)
+        except UnicodeDecodeError as error:
+            raise Damaged("its schema is no UTF-8") from error
+
 
 ROW_BYTES = 256
 """What a row costs besides its record or picture: its other columns and its index entries, about."""

@@ -29,6 +29,10 @@ def open_channel(settings: EdgeSettings) -> grpc.aio.Channel:
         ("grpc.http2.bdp_probe", 0),
         ("grpc.primary_user_agent", "aeic-edge"),
     ]
+    if settings.cloud_is_loopback or settings.proxy == "none":
+        options.append(("grpc.enable_http_proxy", 0))
+    elif settings.proxy != "environment":
+        options.append(("grpc.http_proxy", settings.proxy))
     if not settings.tls:
         return grpc.aio.insecure_channel(settings.cloud_address, options=options)
     if settings.tls_server_name:

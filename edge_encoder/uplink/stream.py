@@ -46,6 +46,7 @@ REFUSALS = {
     grpc.StatusCode.UNIMPLEMENTED: "wrong-service",
     grpc.StatusCode.INVALID_ARGUMENT: "refused",
 }
+UNREACHABLE = "unreachable"
 
 
 class StreamFailed(Exception):
@@ -225,5 +226,5 @@ async def greet(call: Call, hello: pb.Hello, seconds: float) -> int:
 
 async def _ended(call: Call) -> StreamFailed:
     code = await call.code()
-    cause = "closed" if code is grpc.StatusCode.OK else REFUSALS.get(code, "unreachable")
+    cause = "closed" if code is grpc.StatusCode.OK else REFUSALS.get(code, UNREACHABLE)
     return StreamFailed(cause, f"{code.name}: {await call.details() or 'the cloud ended the stream'}")

@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import secrets
 import time
 import uuid
 from collections.abc import Callable
@@ -29,15 +30,18 @@ from edge_encoder.settings import EdgeSettings
 from edge_encoder.spool.spool import Spool
 from edge_encoder.uplink.channel import open_channel
 from edge_encoder.uplink.in_flight import Window
-from edge_encoder.uplink.stream import REFUSALS, Stream, StreamContext, StreamFailed, greet
+from edge_encoder.uplink.stream import REFUSALS, UNREACHABLE, Stream, StreamContext, StreamFailed, greet
+from edge_encoder.uplink.tls import TLS_FAILED, explain
 
 log = logging.getLogger("aeic.edge.uplink")
+
+_PROCESS_ID = secrets.token_bytes(16)
 
 
 @dataclass(slots=True)
 class UplinkStatus:
-    """The uplink's part of /v1/status. `state`: off, connecting, connected, unreachable, stalled, model-mismatch,
-    unauthorised, refused, wrong-service."""
+    """The uplink's part of /v1/status. `state`: off, connecting, connected, unreachable, stalled, tls-failed,
+    model-mismatch, unauthorised, refused, wrong-service."""
 
     state: str = "connecting"
     detail: str = ""
@@ -86,7 +90,7 @@ class Uplink:
             try:
                 await self._stream(backoff)
             except StreamFailed as failure:
-                self._failed(failure)
+                self._failed(_explained(failure, self._settings))
             except (OSError, SpoolError) as error:
                 self._failed(StreamFailed("local", str(error)))
             except Exception as error:  # a programming error must not end delivery until the next restart
@@ -118,7 +122,7 @@ class Uplink:
                 log.info("uplink connected to %s, window %d", self._settings.cloud_address, stream.window)
                 await stream.ship()
             except grpc.aio.AioRpcError as error:
-                cause = REFUSALS.get(error.code(), "unreachable")
+                cause = REFUSALS.get(error.code(), UNREACHABLE)
                 raise StreamFailed(cause, f"{error.code().name}: {error.details()}") from None
             except (grpc.aio.UsageError, asyncio.InvalidStateError) as error:
                 raise StreamFailed("unreachable", f"the stream ended: {error}") from None
@@ -130,9 +134,9 @@ class Uplink:
     def _failed(self, failure: StreamFailed) -> None:
         self._metrics.reconnects.labels(failure.cause).inc()
         self.status.failures_in_a_row += 1
-        state = "unreachable" if failure.cause in ("closed", "local", "internal") else failure.cause
+        state = UNREACHABLE if failure.cause in ("closed", "local", "internal") else failure.cause
         if (self.status.state, self.status.detail) != (state, str(failure)):
-            level = logging.ERROR if state in REFUSALS.values() else logging.WARNING
+            level = logging.ERROR if state in (*REFUSALS.values(), TLS_FAILED) else logging.WARNING
             log.log(level, "uplink %s: %s; %d frames wait", state, failure, self._spool.pending_frames)
         self._set_status(state, str(failure))
 
@@ -149,14 +153,23 @@ async def ask(settings: EdgeSettings, bundle_digest: bytes, software: str) -> st
         try:
             await greet(call, _hello(settings, bundle_digest, software), min(10.0, settings.ack_timeout_seconds))
         except StreamFailed as failure:
-            return failure.cause
+            return _explained(failure, settings).cause
         except grpc.aio.AioRpcError as error:
-            return REFUSALS.get(error.code(), "unreachable")
+            ended = StreamFailed(REFUSALS.get(error.code(), UNREACHABLE), error.details() or "")
+            return _explained(ended, settings).cause
         except (grpc.aio.UsageError, asyncio.InvalidStateError):
             return "unreachable"
         finally:
             call.cancel()
     return ""
+
+
+def _explained(failure: StreamFailed, settings: EdgeSettings) -> StreamFailed:
+    """The failure of a connection with what it means (tls.py); any other as it is."""
+    if failure.cause != UNREACHABLE:
+        return failure
+    state, meaning = explain(str(failure), tls=settings.tls, own_certificate=settings.tls_cert is not None)
+    return StreamFailed(state, meaning)
 
 
 def _hello(settings: EdgeSettings, bundle_digest: bytes, software: str) -> pb.Hello:
@@ -166,4 +179,5 @@ def _hello(settings: EdgeSettings, bundle_digest: bytes, software: str) -> pb.He
         software=software,
         token=settings.token.get_secret_value() if settings.token else "",
         window=settings.window_frames,
+        process_id=_PROCESS_ID,
     )

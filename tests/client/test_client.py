@@ -15,11 +15,12 @@ from types import ModuleType
 from typing import Any, ClassVar
 from uuid import uuid4
 
+import httpx
 import pytest
 from PIL import Image
 
 from aeic.bundle import Bundle
-from aeic_client import AsyncClient, Client, NotReady, Problem, aio, client
+from aeic_client import AsyncClient, Client, NotReady, Problem, aio, client, messages
 from aeic_client.messages import Event, EventParser, Frame, Known
 from tests.support.cloud import CloudThread
 from tests.support.frames import MakeFrame, new_frame
@@ -35,21 +36,21 @@ def running(bundle: Bundle, tmp_path: Path) -> Iterator[CloudThread]:
 
 def test_list_wait_image_decode(running: CloudThread, make_frame: MakeFrame) -> None:
     with Client(running.cloud.http) as cloud:
-        news = [running.put(make_frame(seed), source=f"box-{seed % 2}") for seed in range(5)]
-        picture = cloud.image(news[0].id, "png", wait=20)
+        stored = [running.put(make_frame(seed), source=f"box-{seed % 2}") for seed in range(5)]
+        picture = cloud.image(stored[0].id, "png", wait=20)
         assert Image.open(io.BytesIO(picture)).size == (128, 96)
-        assert Image.open(io.BytesIO(cloud.image(news[0].id, "webp", width=64))).size == (64, 48)
-        assert cloud.bitstream(news[0].id) == news[0].bitstream
-        for new in news:
+        assert Image.open(io.BytesIO(cloud.image(stored[0].id, "webp", width=64))).size == (64, 48)
+        assert cloud.bitstream(stored[0].id) == stored[0].bitstream
+        for new in stored:
             cloud.image(new.id, wait=20)
         listed = list(cloud.frames())
-        assert [one.id for one in listed] == [new.id for new in reversed(news)]
+        assert [one.id for one in listed] == [new.id for new in reversed(stored)]
         assert {one.source for one in cloud.frames(source="box-1", state="done")} == {"box-1"}
-        frame = cloud.frame(news[0].id)
-        assert (frame.bytes, frame.width, frame.state) == (len(news[0].bitstream), 128, "done")
+        frame = cloud.frame(stored[0].id)
+        assert (frame.bytes, frame.width, frame.state) == (len(stored[0].bitstream), 128, "done")
         assert frame.received_at and frame.timings and frame.timings["synthesis"] > 0
         assert Image.open(io.BytesIO(cloud.decode(make_frame(9)))).size == (128, 96)
-        assert {one["source"]: one["frames"] for one in cloud.sources()} == {"box-0": 3, "box-1": 2}
+        assert {one.source: one.frames for one in cloud.sources()} == {"box-0": 3, "box-1": 2}
         late = uuid4()
         threading.Timer(0.3, lambda: running.put(make_frame(20), id=late)).start()
         assert cloud.frame(late, wait=10).id == late
@@ -61,9 +62,9 @@ def test_pages_are_fetched_as_needed(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(client, "PAGE", 2)
-    news = [running.put(make_frame(seed)) for seed in range(5)]
+    stored = [running.put(make_frame(seed)) for seed in range(5)]
     with Client(running.cloud.http) as cloud:
-        assert [one.id for one in cloud.frames()] == [new.id for new in reversed(news)]
+        assert [one.id for one in cloud.frames()] == [new.id for new in reversed(stored)]
 
 
 def test_refusals_are_problems(running: CloudThread, make_frame: MakeFrame) -> None:
@@ -82,6 +83,69 @@ def test_refusals_are_problems(running: CloudThread, make_frame: MakeFrame) -> N
         with pytest.raises(NotReady) as early:
             cloud.image(sleeping.id, wait=0)
         assert early.value.retry_after == 1.0
+
+
+def test_problems_have_a_type_and_the_status_is_there(running: CloudThread) -> None:
+    with Client(running.cloud.http) as cloud:
+        with pytest.raises(Problem) as caught:
+            cloud.decode(b"no frame")
+        assert caught.value.type.startswith("urn:aeic:")
+        assert cloud.status()["ready"] and cloud.sources() == []
+        with pytest.raises(Problem, match="AEIC_CLOUD_EDGE_URL"):
+            cloud.encode(b"a picture")
+
+
+class Answers:
+    """A transport that gives these answers in turn; an exception is raised."""
+
+    def __init__(self, *answers: int | Exception) -> None:
+        self.left = list(answers)
+
+    def __call__(self, request: httpx.Request) -> httpx.Response:
+        answer = self.left.pop(0)
+        if isinstance(answer, Exception):
+            raise answer
+        return httpx.Response(answer, json={"id": str(uuid4())}, headers={"Retry-After": "0"})
+
+
+@pytest.mark.parametrize(
+    ("answers", "expected"),
+    [
+        ((503, 429, 200), None),
+        ((httpx.ConnectError("no"), 200), None),
+        ((503, 503, 503, 200), Problem),
+        ((404, 200), Problem),
+        ((httpx.ReadError("cut"), httpx.ReadError("cut"), httpx.ReadError("cut"), 200), httpx.ReadError),
+    ],
+)
+def test_requests_are_sent_again(
+    answers: tuple[Any, ...], expected: type[Exception] | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(messages, "FIRST_PAUSE_SECONDS", 0.0)
+    transport = Answers(*answers)
+    with httpx.Client(transport=httpx.MockTransport(transport)) as http:
+        with Client("http://cloud/prefix/", retries=2, http=http) as cloud:
+            if expected is None:
+                cloud.bitstream(uuid4())
+                assert transport.left == []
+            else:
+                with pytest.raises(expected):
+                    cloud.bitstream(uuid4())
+                assert transport.left == [200]
+        assert not http.is_closed  # it is not the client's
+
+
+def test_a_picture_that_may_have_arrived_is_not_sent_again() -> None:
+    transport = Answers(httpx.ReadError("cut"), 202)
+    with httpx.Client(transport=httpx.MockTransport(transport)) as http, pytest.raises(httpx.ReadError):
+        Client("http://cloud", http=http).encode(b"a picture")
+    assert transport.left == [202]
+
+
+def test_pauses_grow_and_follow_the_server() -> None:
+    asked = httpx.Response(429, headers={"Retry-After": "7"})
+    assert 7 <= messages.pause(0, asked) <= 10.5
+    assert messages.pause(3, None) >= 4 and messages.pause(50, None) <= 45
 
 
 def test_a_wrong_token_ends_following(bundle: Bundle, tmp_path: Path) -> None:

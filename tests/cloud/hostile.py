@@ -53,11 +53,11 @@ def run(requests: int, seed: int = 0) -> dict[str, Any]:
             "AEIC_CLOUD_THREADS": "1",
         }
         started = time.monotonic()
-        with cloud_process(bundle, Path(folder) / "data", **settings) as (running, told):
+        with cloud_process(bundle, Path(folder) / "data", **settings) as (running, addresses):
             log = ThreadPoolExecutor(1)
             words = log.submit(running.stderr.read)  # type: ignore[union-attr]  # a full pipe would stop the service
-            asyncio.run(_deliver(told["grpc"], bundle, others))
-            stranger = Stranger(told["http"], told["grpc"], good, list(others), findings, seed)
+            asyncio.run(_deliver(addresses["grpc"], bundle, others))
+            stranger = Stranger(addresses["http"], addresses["grpc"], good, list(others), findings, seed)
             watched = psutil.Process(running.pid)
             for attack in SHARES:  # once through everything, so that what is made once is there
                 getattr(stranger, attack)(max(12, requests // 20))
@@ -68,7 +68,7 @@ def run(requests: int, seed: int = 0) -> dict[str, Any]:
                 stranger.bitstreams(missing)
             time.sleep(1.5)  # what waits for a body gives up
             after = _held(watched)
-            with httpx.Client(base_url=told["http"], timeout=30, headers=HEADERS[0]) as client:
+            with httpx.Client(base_url=addresses["http"], timeout=30, headers=HEADERS[0]) as client:
                 for data in good:
                     answer = client.post("/v1/decode", content=data)
                     if answer.status_code != 200:

@@ -8,11 +8,12 @@ import shutil
 import subprocess
 
 import pytest
+import yaml
 
 from cloud_decoder.metrics import Metrics
 from edge_encoder.metrics import Metrics as EdgeMetrics
 from tests.support.dashboards import RULES, dashboard_module, metrics_in
-from tests.support.roots import DEPLOY
+from tests.support.roots import DEPLOY, ROOT
 
 TESTS = sorted((DEPLOY / "prometheus").glob("rules*_test.yml"))
 
@@ -44,6 +45,17 @@ def test_rules_name_only_what_exists() -> None:
     for alert in alerts:
         cases = re.findall(rf"alertname: {alert}\n\s+exp_alerts:( \[\])?", tested)
         assert "" in cases and " []" in cases, f"{alert} needs a case that fires it and one that keeps it quiet"
+
+
+def test_every_alert_links_to_its_section() -> None:
+    rules = [rule for group in yaml.safe_load(RULES.read_text())["groups"] for rule in group["rules"]]
+    alerts = {rule["alert"]: rule for rule in rules if "alert" in rule}
+    page = (ROOT / "docs" / "how-to" / "alerts.md").read_text()
+    sections = dict(re.findall(r"^### (\w+)\n\n\*\*(Page|Ticket)\.\*\*", page, re.MULTILINE))
+    assert sections.keys() == alerts.keys()
+    for name, rule in alerts.items():
+        assert rule["annotations"]["runbook"] == f"docs/how-to/alerts.md#{name.lower()}"
+        assert sections[name].lower() == rule["labels"]["severity"], name
 
 
 @pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool (Debian: prometheus) is not installed")

@@ -36,12 +36,12 @@ async def test_killed_in_the_middle_it_loses_nothing(bundle: Bundle, make_frame:
             for _ in sent:
                 assert (await edge.ack()).status == pb.ACK_STATUS_STORED
 
-    with cloud_process(bundle, tmp_path) as (running, told):
-        assert told["service"] == "cloud"
-        await feed(told["grpc"])
+    with cloud_process(bundle, tmp_path) as (running, addresses):
+        assert addresses["service"] == "cloud"
+        await feed(addresses["grpc"])
         running.send_signal(signal.SIGKILL)  # acknowledged a moment ago, hardly any decoded
         running.wait(10)
-    with cloud_process(bundle, tmp_path) as (running, told), httpx.Client(base_url=told["http"]) as http:
+    with cloud_process(bundle, tmp_path) as (running, addresses), httpx.Client(base_url=addresses["http"]) as http:
         end = time.monotonic() + 20
         while http.get("/v1/status").json()["frames"]["done"] < len(sent):
             assert time.monotonic() < end

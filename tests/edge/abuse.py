@@ -87,7 +87,7 @@ class Abuse:
     def resident_mb(self) -> float:
         return float(self._process.memory_info().rss / 2**20)
 
-    async def post(self, client: httpx.AsyncClient, content: bytes, told: str) -> None:
+    async def post(self, client: httpx.AsyncClient, content: bytes, description: str) -> None:
         while True:
             wait = self.rng.choice(("spooled", "received"))
             response = await client.post("/v1/frames", params={"wait": wait}, content=content)
@@ -96,7 +96,7 @@ class Abuse:
                 break
             await asyncio.sleep(0.02)
         if response.status_code >= 500:
-            self.worst.append(f"{told}: {response.status_code} {response.text[:200]}")
+            self.worst.append(f"{description}: {response.status_code} {response.text[:200]}")
 
     async def pictures(self, each: int) -> None:
         """`each` mutations of each sample, four at a time."""

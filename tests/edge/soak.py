@@ -3,9 +3,11 @@
     python -m tests.edge.soak --frames 2000 --seed 1
 
 The edge and the cloud are killed with -9 and started again, connections are cut and stalled half-open in a proxy
-between them, and the edge's disk fills up (its file size limit is pulled down while it runs). Clients post each picture
-under an id of their own until it is acknowledged with 202, in part in bursts with wait=received, so that kills find
-originals that are not encoded yet. In the end every acknowledged frame must be in the cloud exactly once, bit for bit.
+between them, and the edge's disk fills up (its file size limit is pulled down while it runs), fails with EIO or turns
+read-only. The spool is damaged so that the next start has to recover it, and the edge is killed in the middle of that.
+The wall clocks of both jump by seconds, months and years. Clients post each picture under an id of their own until it
+is acknowledged with 202, in part in bursts with wait=received, so that kills find originals that are not encoded yet.
+In the end every acknowledged frame must be in the cloud exactly once, bit for bit, and none in quarantine.
 The last line of output is one JSON object; the exit code is 0 only if nothing was lost or duplicated.
 """
 
@@ -30,6 +32,7 @@ import httpx
 from aeic.identifiers import new_id
 from edge_encoder.encoding.encoder import Encoder
 from tests.support.edge_fakes import Proxy
+from tests.support.faulty_process import Control
 from tests.support.pictures import picture
 from tests.support.restarted import Process
 from tests.support.tiny_bundle import write_tiny_bundle
@@ -55,11 +58,13 @@ class Soak:
                 "AEIC_BUNDLE": str(bundle),
                 "AEIC_CLOUD_DATA_DIR": str(folder / "cloud"),
                 "AEIC_CLOUD_DEVICE": "onnx",
-                "AEIC_CLOUD_EAGER": "none",
+                "AEIC_CLOUD_EAGER": "all",
+                "AEIC_CLOUD_RETENTION_DAYS": "30",
                 "AEIC_CLOUD_PORT": "0",
                 "AEIC_CLOUD_GRPC_PORT": "0",
             },
             folder / "cloud.log",
+            control=folder / "cloud.control",
         )
         self.edge = Process(
             "edge_encoder",
@@ -75,7 +80,9 @@ class Soak:
                 "AEIC_EDGE_DRAIN_TIMEOUT_SECONDS": "30",
             },
             folder / "edge.log",
+            control=folder / "edge.control",
         )
+        self.machines = [Control(folder / "edge.control"), Control(folder / "cloud.control")]
         self.acknowledged: dict[uuid.UUID, int] = {}
         self.answers: Counter[str] = Counter()
         self.events: Counter[str] = Counter()
@@ -105,6 +112,7 @@ class Soak:
             up, down = self.proxy.up, self.proxy.down
             self.edge.measure()
             lost, wrong, extra = await self._compare(http)
+            quarantined = await self._quarantined(http)
             code = await self.edge.stop()
         self.cloud.measure()
         await self.cloud.stop()
@@ -115,6 +123,7 @@ class Soak:
             "lost": lost,
             "wrong": wrong,
             "duplicated": extra,
+            "quarantined": quarantined,
             "edge_exit": code,
             "edge_starts": self.edge.starts,
             "cloud_starts": self.cloud.starts,
@@ -131,14 +140,13 @@ class Soak:
     async def _client(self) -> None:
         async with httpx.AsyncClient(timeout=15) as client:
             while (left := self.frames - self._next) > 0:
-                if self._next // BURST % 2:
-                    await self._post(client, "spooled")
-                else:
-                    await asyncio.gather(*(self._post(client, "received") for _ in range(min(BURST, left))))
+                first, count = self._next, 1 if self._next // BURST % 2 else min(BURST, left)
+                self._next += count
+                wait = "spooled" if count == 1 else "received"
+                await asyncio.gather(*(self._post(client, (first + n) % PICTURES, wait) for n in range(count)))
 
-    async def _post(self, client: httpx.AsyncClient, wait: str) -> None:
-        """The next picture, until it is acknowledged."""
-        number, self._next = self._next % PICTURES, self._next + 1
+    async def _post(self, client: httpx.AsyncClient, number: int, wait: str) -> None:
+        """A picture, until it is acknowledged."""
         ident = new_id()
         while True:
             try:
@@ -162,7 +170,10 @@ class Soak:
             await asyncio.sleep(0.1)
 
     async def _trouble(self, over: asyncio.Event) -> None:
-        kinds = [self._kill_edge, self._kill_cloud, self._cut, self._stall, self._fill_disk]
+        kinds = [
+            self._kill_edge, self._kill_recovery, self._kill_cloud, self._cut, self._stall,
+            self._fill_disk, self._break_disk, self._jump_clock,
+        ]  # fmt: skip
         while not over.is_set():
             await asyncio.sleep(self.rng.uniform(0.2, 2.0))
             kind = self.rng.choice(kinds)
@@ -174,6 +185,37 @@ class Soak:
         with contextlib.closing(sqlite3.connect(self._spool)) as connection:
             self.originals_at_kills += connection.execute("SELECT COUNT(*) FROM originals").fetchone()[0]
         await self.edge.start()
+
+    async def _kill_recovery(self) -> None:
+        """Damages what the spool can do without, its first page, and kills the edge while it recovers the rest."""
+        await self.edge.kill()
+        with contextlib.closing(sqlite3.connect(self._spool)) as connection:  # else the page may also be in the log
+            connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        with self._spool.open("r+b") as file:
+            file.write(self.rng.randbytes(100))
+        for _ in range(self.rng.randint(1, 3)):
+            self.machines[0].set(kill_step=self.rng.randint(1, 80))
+            await self.edge.spawn()
+            if await self.edge.answers():  # its recovery took fewer steps
+                await self.edge.kill()
+                break
+            self.events["kills in a recovery"] += 1
+        self.machines[0].set(kill_step=0)
+        await self.edge.start()
+
+    async def _break_disk(self) -> None:
+        """For a while all I/O of the spool fails, or all writing."""
+        mode = self.rng.choice(["eio", "ro"])
+        self.machines[0].set(mode=mode)
+        self.events[mode] += 1
+        await asyncio.sleep(self.rng.uniform(0.05, 2))
+        self.machines[0].set(mode="")
+
+    async def _jump_clock(self) -> None:
+        day = 86_400
+        self.rng.choice(self.machines).set(
+            clock_offset=self.rng.choice([0, 2.5, -3600, 90 * day, -90 * day, 400 * day])
+        )
 
     async def _kill_cloud(self) -> None:
         await self.cloud.kill()
@@ -212,6 +254,10 @@ class Soak:
                 await asyncio.sleep(0.1)
             raise RuntimeError(f"not delivered in two minutes: {status}")
 
+    async def _quarantined(self, cloud: str) -> int:
+        async with httpx.AsyncClient(timeout=30, base_url=cloud) as client:
+            return len((await client.get("/v1/frames", params={"state": "failed"})).json()["frames"])
+
     async def _compare(self, cloud: str) -> tuple[int, int, int]:
         """How many acknowledged frames are missing in the cloud, differ there, or stand there without being ours."""
         listed: Counter[str] = Counter()
@@ -249,7 +295,7 @@ def main() -> int:
         soak = Soak(folder, options.frames, options.seed, not options.calm)
         result = asyncio.run(soak.run())
     print(json.dumps(result))
-    return 0 if not (result["lost"] or result["wrong"] or result["duplicated"] or result["edge_exit"]) else 1
+    return int(any(result[name] for name in ("lost", "wrong", "duplicated", "quarantined", "edge_exit")))
 
 
 if __name__ == "__main__":

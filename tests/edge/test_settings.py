@@ -46,6 +46,50 @@ def test_impossible_settings_are_refused(tmp_path: Path) -> None:
             EdgeSettings(**bad)
 
 
+def test_an_empty_cloud_address_in_the_environment_never_sends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "edge.toml"
+    file.write_text('cloud_address = "cloud.example:9090"\n')
+    monkeypatch.setenv("AEIC_EDGE_CONFIG", str(file))
+    assert EdgeSettings().cloud_address == "cloud.example:9090"
+    monkeypatch.setenv("AEIC_EDGE_CLOUD_ADDRESS", "")
+    monkeypatch.setenv("AEIC_EDGE_PORT", "")  # for all others an empty variable is none
+    assert (EdgeSettings().cloud_address, EdgeSettings().port) == ("", 8080)
+    assert EdgeSettings(cloud_address="other:1").cloud_address == "other:1"
+    monkeypatch.delenv("AEIC_EDGE_CONFIG")
+    assert EdgeSettings().cloud_address == ""
+
+
+@pytest.mark.parametrize(
+    ("address", "problem"),
+    [
+        ("cloud.example", "no port"),
+        ("cloud.example:", "no port"),
+        ("cloud.example:http", "no port from 1 to 65535"),
+        ("cloud.example:70000", "no port from 1 to 65535"),
+        (":9090", "no host"),
+        ("cloud example:9090", "no host"),
+        ("https://cloud.example:9090", "is a URL"),
+        ("::1:9090", "in brackets"),
+        ("[cloud]:9090", "no IPv6 address"),
+    ],
+)
+def test_addresses_are_checked_at_the_start(address: str, problem: str) -> None:
+    with pytest.raises(ValidationError, match=problem):
+        EdgeSettings(cloud_address=address)
+
+
+def test_loopback_is_known_in_all_its_forms() -> None:
+    for address in ("127.0.0.1:1", "127.8.0.1:1", "[::1]:1", "localhost:1"):
+        assert EdgeSettings(cloud_address=address).cloud_is_loopback
+    for address in ("10.0.0.1:1", "[2001:db8::1]:1", "cloud.example:1", ""):
+        assert not EdgeSettings(cloud_address=address).cloud_is_loopback
+    for proxy in ("http://10.0.0.1:3128", "http://user:pw@proxy.example:8080/", "none"):
+        assert EdgeSettings(proxy=proxy).proxy == proxy
+    for proxy in ("socks5://x:1", "proxy:3128", "http://proxy", "maybe"):
+        with pytest.raises(ValidationError, match="proxy"):
+            EdgeSettings(proxy=proxy)
+
+
 def test_misspelt_variables_are_found() -> None:
     given = {"AEIC_EDGE_PORT": "1", "AEIC_EDGE_PROT": "1", "HOME": "/"}
     assert EdgeSettings.unknown_variables(given) == ["AEIC_EDGE_PROT"]

@@ -13,4 +13,4 @@ from tests.edge.soak import Soak
 async def test_every_acknowledged_frame_is_in_the_cloud_once_bit_for_bit(tmp_path: Path) -> None:
     result = await Soak(tmp_path, 2000, 1, True).run()
     assert (result["frames"], result["lost"], result["wrong"], result["duplicated"]) == (2000, 0, 0, 0)
-    assert result["edge_exit"] == 0 and result["troubles"]
+    assert result["edge_exit"] == 0 and result["quarantined"] == 0 and result["troubles"]

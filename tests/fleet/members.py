@@ -18,7 +18,7 @@ from tests.support.roots import ROOT
 
 @contextlib.contextmanager
 def reserved_port() -> Iterator[int]:
-    """A port that front ends can share with ``SO_REUSEPORT`` and that nobody else gets: bound, but not listening."""
+    """A port that front ends can share with ``SO_REUSEPORT``. It is bound and does not listen."""
     with socket.socket() as holder:
         holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         holder.bind(("127.0.0.1", 0))

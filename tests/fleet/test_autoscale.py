@@ -17,7 +17,7 @@ def test_depth_counts_once_the_speed_of_a_worker_is_known() -> None:
     assert one.want(Backlog(500, 8, 2.0), 1, done=50, now=10.0) == 10  # 5 a second: 50 in ten seconds
     assert one.frames_per_second == 5.0
     assert one.want(Backlog(5000, 8, 2.0), 10, done=100, now=11.0) == 20  # at most
-    assert one.want(Backlog(10, 8, 2.0), 10, done=150, now=12.0) == 10  # a short queue sends nobody home
+    assert one.want(Backlog(10, 8, 2.0), 10, done=150, now=12.0) == 10  # a short queue stops no worker
 
 
 def test_age_asks_for_one_more() -> None:
@@ -31,7 +31,7 @@ def test_an_empty_queue_sends_them_home_one_by_one() -> None:
         if now in (50, 110):
             assert workers == (3 if now == 50 else 2)
     assert workers == 1
-    assert one.want(Backlog(0, 4, 0.0), 2, done=9, now=999.0) == 2  # at work: nobody goes
+    assert one.want(Backlog(0, 4, 0.0), 2, done=9, now=999.0) == 2  # jobs are leased, so no worker is stopped
 
 
 def test_none_at_all_start_with_one() -> None:

@@ -44,7 +44,7 @@ def test_workers_that_share_a_core_are_as_slow_as_they_were_measured() -> None:
     both = simulate(Pool(2, 0.1, poll_seconds=0, contention=2 / 1.25 - 1), np.zeros(400))
     assert both.frames_per_second / alone.frames_per_second == pytest.approx(1.25, rel=0.01)
     calm = simulate(Pool(2, 0.1, poll_seconds=0, contention=0.6), steady(1.0, 100))
-    assert calm.age_p95 == pytest.approx(0.1)  # nobody else is at work
+    assert calm.age_p95 == pytest.approx(0.1)  # no other worker is busy
 
 
 def test_the_least_number_is_the_least() -> None:

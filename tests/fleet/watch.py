@@ -16,8 +16,8 @@ from cloud_decoder.store.store import Store
 
 
 class Watch:
-    """Looks again and again. ``worst_overdue`` is the longest (seconds) that a lease had run out and its job was still
-    nobody's, while the database was up: a job is stuck from its worker's last heartbeat for the lease and this."""
+    """Polls the store. ``worst_overdue`` is the longest time in seconds for which the lease of a job had expired and no
+    worker had claimed the job, while the database was up. A dead worker delays its job by the lease and this time."""
 
     def __init__(self, store: Store, lease: float) -> None:
         self._store, self._lease = store, lease

@@ -154,5 +154,5 @@ def test_both_targets_are_up_and_their_pages_parse(prometheus: Prometheus) -> No
     for one in targets:
         page = request(one["scrapeUrl"])
         checked = subprocess.run(["promtool", "check", "metrics"], input=page, capture_output=True, timeout=60)
-        told = checked.stdout + checked.stderr
-        assert checked.returncode == 0, told.decode()
+        output = checked.stdout + checked.stderr
+        assert checked.returncode == 0, output.decode()

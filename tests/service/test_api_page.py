@@ -1,4 +1,4 @@
-"""The page at /docs: everything told, nothing of another host, nothing that a browser would run."""
+"""The page at /docs: every route, nothing from another host, nothing that a browser would run."""
 
 from __future__ import annotations
 
@@ -66,8 +66,8 @@ def test_both_services_show_it() -> None:
     nothing = cast(Any, None)
     routers = [
         frames.router(nothing, nothing, {}, max_wait=60.0, public=True),
-        decode.router(nothing, nothing, max_wait=60.0),
-        status.router(nothing, nothing, nothing, nothing, lambda: True),
+        decode.router(nothing, nothing, nothing, nothing, max_wait=60.0),
+        status.router(nothing, nothing, nothing, nothing, nothing),
     ]
     box = SimpleNamespace(settings=EdgeSettings())
     for app in (edge.create_app(cast(Any, box)), build_app(Settings(), nothing, Metrics(), routers)):

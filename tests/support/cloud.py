@@ -12,11 +12,13 @@ import time
 import zlib
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 from uuid import UUID
 
 import grpc
+import httpx
 import numpy as np
 
 from aeic.bundle import Bundle
@@ -30,7 +32,8 @@ from cloud_decoder.service import Cloud
 from cloud_decoder.settings import Settings
 from cloud_decoder.store.store import NewFrame
 from cloud_decoder.worker.worker import Worker
-from tests.support.frames import new_frame
+from tests.support.frames import MakeFrame, new_frame
+from tests.support.waiting import until
 
 
 class FakeGenerator(GeneratorBackend):
@@ -82,6 +85,37 @@ async def running_cloud(decoder: Decoder, data_dir: Path, **changed: Any) -> Asy
         await cloud.stop()
 
 
+@dataclass
+class FullCloud:
+    """A cloud whose queue is full, with clients of both protocols."""
+
+    cloud: Cloud
+    http: httpx.AsyncClient
+    grpc: pb_grpc.DecodeServiceStub
+    frames: list[bytes]
+    """Frames that the cloud does not have yet."""
+
+
+@asynccontextmanager
+async def full_cloud(
+    decoder: Decoder, generator: FakeGenerator, make_frame: MakeFrame, data_dir: Path
+) -> AsyncIterator[FullCloud]:
+    """A cloud whose device is stopped and whose eight places in the queue are taken. At the end the device works again,
+    and the eight callers must be answered."""
+    async with (
+        running_cloud(decoder, data_dir, max_queue=8) as cloud,
+        httpx.AsyncClient(base_url=cloud.http) as http,
+        grpc.aio.insecure_channel(cloud.grpc) as channel,
+    ):
+        generator.gate.clear()
+        frames = [make_frame(seed, 64, 64) for seed in range(28)]
+        accepted = [asyncio.create_task(http.post("/v1/decode", content=data)) for data in frames[:8]]
+        await until(lambda: len(jobs_of(cloud)) == 8)
+        yield FullCloud(cloud, http, pb_grpc.DecodeServiceStub(channel), frames[8:])
+        generator.gate.set()
+        assert {(await answer).status_code for answer in accepted} == {200}
+
+
 @contextmanager
 def cloud_process(
     bundle: Bundle, data_dir: Path, **settings: str
@@ -130,8 +164,12 @@ class CloudThread:
 class IngestClient:
     """The edge's end of an ingest stream, one message at a time."""
 
-    def __init__(self, address: str) -> None:
-        self._channel = grpc.aio.insecure_channel(address)
+    def __init__(self, address: str, credentials: grpc.ChannelCredentials | None = None) -> None:
+        options = [("grpc.use_local_subchannel_pool", 1)]  # a connection of its own
+        if credentials is None:
+            self._channel = grpc.aio.insecure_channel(address, options)
+        else:
+            self._channel = grpc.aio.secure_channel(address, credentials, options)
         self._call: Any = pb_grpc.IngestServiceStub(
             self._channel
         ).Deliver()  # the stub's types are those without asyncio
@@ -144,11 +182,16 @@ class IngestClient:
         await self._channel.close()
 
     async def hello(
-        self, bundle: Bundle, source: str = "box-1", token: str = "", digest: bytes | None = None
+        self,
+        bundle: Bundle,
+        source: str = "box-1",
+        token: str = "",
+        digest: bytes | None = None,
+        process: bytes = b"",
     ) -> pb.Welcome:
         """Open the stream."""
         given = bundle.digest if digest is None else digest
-        message = pb.Hello(source_id=source, bundle_digest=given, software="test", token=token)
+        message = pb.Hello(source_id=source, bundle_digest=given, software="test", token=token, process_id=process)
         await self._call.write(pb.DeliverRequest(hello=message))
         return (await self._read()).welcome
 

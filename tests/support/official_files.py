@@ -17,7 +17,7 @@ from aeic_nets.official.golden_weights import GoldenTensors
 def write_official(folder: Path, sizes: Profile) -> list[str]:
     """SD-Turbo in half precision, halfDecoder.ckpt and aeic.pkl into ``folder``; the arguments that name them.
 
-    Every tensor by its official name, with some that nobody needs, the trained UNet in its student form. At full size
+    Every tensor by its official name, with some that are not needed, the trained UNet in its student form. At full size
     2.3 GB on disk and 3 GB of memory on the way.
     """
     turbo = folder / "sd-turbo" / "unet"

@@ -27,16 +27,12 @@ class Process:
     ready: dict[str, str] = field(default_factory=dict)
     starts: int = 0
     peak_mb: float = 0.0
+    control: Path | None = None
+    """Of faulty_process.py, which then runs the module."""
 
     async def start(self) -> None:
-        clean = {name: value for name, value in os.environ.items() if not name.startswith("AEIC_")}
-        self.process = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", self.module,
-            cwd=ROOT,
-            env={**clean, **self.environment, **self.ports},
-            stdout=asyncio.subprocess.PIPE,
-            stderr=self.log.open("ab"),
-        )  # fmt: skip
+        """Until it is ready."""
+        await self.spawn()
         assert self.process.stdout is not None
         line = await self.process.stdout.readline()
         if not line:
@@ -44,9 +40,27 @@ class Process:
         self.ready = json.loads(line)
         self.starts += 1
 
+    async def spawn(self) -> None:
+        """Without waiting for anything."""
+        run = ["tests.support.faulty_process", str(self.control), self.module] if self.control else [self.module]
+        clean = {name: value for name, value in os.environ.items() if not name.startswith("AEIC_")}
+        self.process = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", *run,
+            cwd=ROOT,
+            env={**clean, **self.environment, **self.ports},
+            stdout=asyncio.subprocess.PIPE,
+            stderr=self.log.open("ab"),
+        )  # fmt: skip
+
+    async def answers(self) -> bool:
+        """Whether it became ready, and did not end before."""
+        assert self.process.stdout is not None
+        return bool(await self.process.stdout.readline())
+
     async def kill(self) -> None:
         self.measure()
-        self.process.send_signal(signal.SIGKILL)
+        with contextlib.suppress(ProcessLookupError):
+            self.process.send_signal(signal.SIGKILL)
         await self.process.wait()
 
     def measure(self) -> None:

@@ -1,4 +1,4 @@
-"""What is skipped for want of a program is run later, where a skip is a failure: `make test-skipped`.
+"""Runs the tests again that were skipped because a program was missing. A skip is then a failure: `make test-skipped`.
 
 A run of the whole suite notes which tests were skipped. ``python -m tests.support.skips`` runs those tests again with
 AEIC_CI=1, and then every skip fails whose reason is not in ALLOWED.

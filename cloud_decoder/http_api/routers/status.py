@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from fastapi import APIRouter
@@ -12,6 +14,7 @@ from fastapi.responses import JSONResponse, PlainTextResponse, Response
 import aeic
 from aeic_service import problems
 from aeic_service.app import prometheus_text
+from aeic_service.budgets import Used
 from cloud_decoder.decode_backend import DecodeBackend
 from cloud_decoder.errors import StoreUnavailable
 from cloud_decoder.http_api.dependencies import Tenant
@@ -22,6 +25,9 @@ from cloud_decoder.metrics import Metrics
 from cloud_decoder.presence import Presence
 from cloud_decoder.readiness import Readiness
 from cloud_decoder.store.store import Store
+
+_SEEN_SECONDS = 7 * 86_400.0
+"""A source that was last seen before is taken for gone."""
 
 
 def router(
@@ -79,9 +85,16 @@ def router(
 
 
 def metrics_router(
-    metrics: Metrics, store: Store, cache: PictureCache, model_pool: ModelPool, readiness: Readiness
+    metrics: Metrics,
+    store: Store,
+    cache: PictureCache,
+    model_pool: ModelPool,
+    budgets: Callable[[], Mapping[str, Used]],
+    readiness: Readiness,
+    *,
+    sources: int,
 ) -> APIRouter:
-    """The metrics, with the gauges that are read at each scrape."""
+    """The metrics, with the gauges that are read at each scrape, and one for each of the latest ``sources``."""
     routes = APIRouter()
 
     @routes.get("/metrics", response_class=PlainTextResponse)
@@ -90,9 +103,17 @@ def metrics_router(
         metrics.cache_bytes.set(cache.total_bytes)
         metrics.models_bytes.set(model_pool.loaded_bytes)
         metrics.ready.set(not await readiness.problem())
+        for name, budget in budgets().items():
+            metrics.budget.labels(name).set(budget.held)
+            metrics.budget_limit.labels(name).set(budget.limit)
         with contextlib.suppress(StoreUnavailable):  # the other metrics say what is wrong
             for state, count in (await asyncio.to_thread(store.frames.counts)).items():
                 metrics.stored.labels(state).set(count)
+            now = time.time()
+            arrivals = await asyncio.to_thread(store.frames.last_arrivals, now - _SEEN_SECONDS, sources)
+            metrics.source_silent.clear()  # those that are not among them any more
+            for tenant, source, arrived_ms in arrivals:
+                metrics.source_silent.labels(tenant, source).set(max(0.0, now - arrived_ms / 1000))
         return prometheus_text(metrics.registry)
 
     return routes

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from aeic.runtime import fastest, processor
+from aeic.runtime import processor
 from aeic.runtime.fastest import Run, choose, decibels
 
 SAMPLE = np.ones((1, 4), np.float32)
@@ -35,7 +36,7 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     made = Clock()
-    monkeypatch.setattr(fastest.time, "perf_counter", lambda: made.now)
+    monkeypatch.setattr(time, "perf_counter", lambda: made.now)
     return made
 
 

@@ -37,13 +37,13 @@ async def _resolve(id: bytes, status: pb.AckStatus) -> pb.Ack:
 
 
 async def _told(answers: Answers[pb.AckStatus], upto: int = 10**9) -> list[str]:
-    told, answered = [], 0
+    sent, answered = [], 0
     async for frames, message in answers.messages():
-        told.append(f"stored {message.stored}" if message.stored else f"ack {message.ack.id.decode()}")
+        sent.append(f"stored {message.stored}" if message.stored else f"ack {message.ack.id.decode()}")
         assert frames == (message.stored or 1)
         if (answered := answered + frames) >= upto:
             break
-    return told
+    return sent
 
 
 def _added(window: int, *statuses: pb.AckStatus, end: bool = True) -> Answers[pb.AckStatus]:

@@ -240,3 +240,31 @@ async def test_the_original_size_and_the_source_of_the_time_are_stored_and_shown
             (None, None, None),
             (None, 1, None),
         ]
+
+
+async def test_two_boxes_with_one_source_id_are_noticed(
+    bundle: Bundle, decoder: Decoder, make_frame: MakeFrame, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def conflicts() -> float:
+        return cloud.metrics.registry.get_sample_value("aeic_cloud_source_conflicts_total") or 0.0
+
+    async with (
+        running_cloud(decoder, tmp_path) as cloud,
+        IngestClient(cloud.grpc) as old,
+        IngestClient(cloud.grpc) as new,
+        IngestClient(cloud.grpc) as other,
+    ):
+        await old.hello(bundle, process=b"a" * 16)
+        await new.hello(bundle, process=b"a" * 16)  # one box that has connected again
+        await old.send(make_frame(1), uuid4())
+        await new.send(make_frame(2), uuid4())
+        await old.ack(), await new.ack()
+        assert conflicts() == 0
+        await other.hello(bundle, process=b"b" * 16)
+        await other.send(make_frame(3), uuid4())
+        await other.ack()
+        assert conflicts() == 0  # the first may be a stream that has not noticed its end
+        for number in range(2):
+            await new.send(make_frame(4 + number), uuid4())
+            await new.ack()
+        assert conflicts() == 1 and caplog.text.count("two boxes send as source 'box-1'") == 1

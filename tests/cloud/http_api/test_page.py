@@ -152,8 +152,8 @@ async def test_only_its_own_tenant_has_the_edge(decoder: Decoder, edge: FakeEdge
         for token, status in (("token-of-a", 202), ("token-of-b", 404), ("none-at-all", 401)):
             given = {"Authorization": f"Bearer {token}"}
             assert (await http.post("/v1/encode", content=b"x", headers=given)).status_code == status
-        told = (await http.get("/v1/edge", headers={"Authorization": "Bearer token-of-b"})).json()
-        assert told["configured"] is False and edge.url not in json.dumps(told)
+        shown = (await http.get("/v1/edge", headers={"Authorization": "Bearer token-of-b"})).json()
+        assert shown["configured"] is False and edge.url not in json.dumps(shown)
     assert len(edge.got) == 1
     async with running_cloud(decoder, tmp_path / "none") as cloud, httpx.AsyncClient(base_url=cloud.http) as http:
         assert "AEIC_CLOUD_EDGE_URL" in (await http.get("/v1/edge")).json()["detail"]

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import io
 import random
+import re
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -21,7 +22,7 @@ from cloud_decoder.inference.decoder import Decoder
 from cloud_decoder.service import Cloud
 from cloud_decoder.store.schema import frames
 from tests.support.cloud import FakeGenerator, jobs_of, running_cloud
-from tests.support.frames import MakeFrame, new_frame
+from tests.support.frames import MakeFrame, new_frame, stored_frame
 
 
 def pixels(data: bytes) -> np.ndarray:
@@ -249,7 +250,7 @@ async def test_a_damaged_frame_is_shown_in_quarantine_with_its_reason(
         cloud.store.frames.add([new], time.time())
         cloud.backend.wake()
         answer = await http.get(f"/v1/frames/{new.id}/image?wait=10")
-        assert answer.status_code == 422  # told by the decoder, or by the store a moment later
+        assert answer.status_code == 422  # the decoder reports it, or the store a moment later
         for _ in range(100):
             frame = (await http.get(f"/v1/frames/{new.id}")).json()
             if frame["state"] == "failed":
@@ -317,3 +318,11 @@ async def test_bytes_that_the_disk_has_changed_are_not_served(
         assert answer.status_code == 500 and answer.json()["type"] == "urn:aeic:stored-damage"
         assert "etag" not in answer.headers and "restore" in answer.json()["detail"]
         assert (await http.get(f"/v1/frames/{new.id}/image?wait=10")).status_code == 422
+
+
+async def test_the_metrics_tell_how_long_a_source_has_been_silent(decoder: Decoder, tmp_path: Path) -> None:
+    async with running_cloud(decoder, tmp_path, eager="none") as cloud, httpx.AsyncClient(base_url=cloud.http) as http:
+        cloud.store.frames.add([stored_frame(source="mast-7", wanted=False)], time.time() - 120)
+        page = (await http.get("/metrics")).text
+        found = re.search(r'aeic_cloud_source_silent_seconds\{source="mast-7",tenant=""\} ([\d.]+)', page)
+        assert found and 115 < float(found[1]) < 180

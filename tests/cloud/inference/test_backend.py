@@ -51,8 +51,8 @@ def test_it_crosses_from_the_generators_own_process(monkeypatch: pytest.MonkeyPa
     inbox.write(y_hat)
     child = Child(inbox, SharedBuffer())
     child._generator = cast(Any, Planned(monkeypatch))
-    told = child.answer({"shape": list(y_hat.shape), "pictures": False})
-    assert told["failed"] == "memory" and "at most 2304x2304 pixels fit" in told["what"]
+    answer = child.answer({"shape": list(y_hat.shape), "pictures": False})
+    assert answer["failed"] == "memory" and "at most 2304x2304 pixels fit" in answer["what"]
 
 
 def test_a_runtimes_words_on_its_allocator_stay_here(decoder: Decoder, generator: FakeGenerator) -> None:

@@ -138,11 +138,11 @@ async def test_the_service_decodes_each_frame_with_its_bundle_and_all_rates_with
             metrics = (await http.get("/metrics")).text
             held = float(metrics.split("\naeic_cloud_models_bytes ")[1].split("\n")[0])
             assert 0 < held <= settings.model_bytes
-            told = (await http.get("/v1/status")).json()
-            assert told["bundle"]["fingerprint"] == bundles[0].fingerprint and told["rates"]
-            assert [one["fingerprint"] for one in told["bundles"]] == [one.fingerprint for one in bundles]
-            assert sum(one["loaded"] for one in told["bundles"]) in (1, 2)  # two have room
-            for one, bundle in zip(told["bundles"], bundles, strict=True):
+            status = (await http.get("/v1/status")).json()
+            assert status["bundle"]["fingerprint"] == bundles[0].fingerprint and status["rates"]
+            assert [one["fingerprint"] for one in status["bundles"]] == [one.fingerprint for one in bundles]
+            assert sum(one["loaded"] for one in status["bundles"]) in (1, 2)  # two have room
+            for one, bundle in zip(status["bundles"], bundles, strict=True):
                 assert one["rates"] == [{"number": r.number, "name": r.name, "bpp": r.bpp} for r in bundle.rates]
             listed = (await http.get("/v1/frames")).json()["frames"]
             assert {one["fingerprint"] for one in listed} == {bundle.fingerprint for bundle in bundles}

@@ -67,9 +67,9 @@ def test_after_anything_that_can_happen_to_frames_the_tallies_are_right(store: S
         for tenant in (None, "a", "b"):
             assert tallied(store, tenant) == counted(store, tenant)
     assert set(counted(store)) == {"received", "done", "failed", "pruned"}
-    told, found = store.frames.counts("a"), counted(store, "a")
-    assert told.pop("received") + told.pop("decoding") == found.pop("received")[0]
-    assert told == {state: count for state, (count, _) in found.items()}
+    reported, found = store.frames.counts("a"), counted(store, "a")
+    assert reported.pop("received") + reported.pop("decoding") == found.pop("received")[0]
+    assert reported == {state: count for state, (count, _) in found.items()}
 
 
 def test_concurrent_writers_count_right_and_do_not_deadlock(store_url: str) -> None:

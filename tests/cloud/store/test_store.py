@@ -218,6 +218,21 @@ def test_pages_filters_and_sources(store: Store) -> None:
     assert store.frames.sources("")[0]["source"] == "box-0" and store.frames.sources("")[0]["frames"] == 4
 
 
+def test_the_last_arrival_of_each_source_seen_lately(store: Store) -> None:
+    ms = int(NOW * 1000)
+    store.frames.add([stored_frame(b"1", source="gate")], NOW)
+    store.frames.add([stored_frame(b"2", source="gate"), stored_frame(b"3", source="mast", tenant="b")], NOW + 10)
+    store.frames.saw("", "gate", NOW + 500)  # its box connects again, and its camera sends nothing
+    store.frames.saw("", "new", NOW + 600)
+    assert store.frames.last_arrivals(NOW, 10) == [
+        ("", "new", ms + 600_000),
+        ("", "gate", ms + 10_000),
+        ("b", "mast", ms + 10_000),
+    ]
+    assert [source for _, source, _ in store.frames.last_arrivals(NOW, 2)] == ["new", "gate"]
+    assert [source for _, source, _ in store.frames.last_arrivals(NOW + 550, 10)] == ["new"]
+
+
 def test_many_threads_claim_each_frame_once(store: Store) -> None:
     store.frames.add([stored_frame() for _ in range(60)], NOW)
     taken: list[int] = []

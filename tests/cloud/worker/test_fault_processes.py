@@ -183,9 +183,12 @@ async def test_sigterm_under_load_answers_every_request_and_loses_nothing(
     sent = {uuid4(): make_frame(seed, 256, 256) for seed in range(40)}
     statuses: list[int] = []
 
-    async def load(told: dict[str, str], stop: Callable[[], None]) -> set[UUID]:
+    async def load(addresses: dict[str, str], stop: Callable[[], None]) -> set[UUID]:
         stored: set[UUID] = set()
-        async with IngestClient(told["grpc"]) as edge, httpx.AsyncClient(base_url=told["http"], timeout=30) as http:
+        async with (
+            IngestClient(addresses["grpc"]) as edge,
+            httpx.AsyncClient(base_url=addresses["http"], timeout=30) as http,
+        ):
             await edge.hello(bundle)
 
             async def client(number: int) -> None:
@@ -215,8 +218,8 @@ async def test_sigterm_under_load_answers_every_request_and_loses_nothing(
             await asyncio.wait_for(asyncio.gather(*clients), 20)
         return stored
 
-    with cloud_process(bundle, tmp_path) as (running, told):
-        stored = await load(told, lambda: running.send_signal(signal.SIGTERM))
+    with cloud_process(bundle, tmp_path) as (running, addresses):
+        stored = await load(addresses, lambda: running.send_signal(signal.SIGTERM))
         assert running.wait(20) == 0
     assert set(statuses) <= {200, 503} and 200 in statuses
     store = Store(f"sqlite:///{tmp_path / 'store.db'}")

@@ -25,7 +25,7 @@ from cloud_decoder.images.disk_cache import DiskCache
 from cloud_decoder.inference.decoder import Decoder
 from cloud_decoder.service import Cloud
 from cloud_decoder.store.store import Store
-from tests.support.cloud import FakeGenerator, IngestClient, jobs_of, metric, running_cloud
+from tests.support.cloud import FakeGenerator, IngestClient, full_cloud, jobs_of, metric, running_cloud
 from tests.support.frames import MakeFrame, new_frame
 from tests.support.waiting import until
 
@@ -33,26 +33,15 @@ from tests.support.waiting import until
 async def test_overload_is_refused_on_both_wires_while_the_device_stands_still(
     decoder: Decoder, generator: FakeGenerator, make_frame: MakeFrame, tmp_path: Path
 ) -> None:
-    async with (
-        running_cloud(decoder, tmp_path, max_queue=8) as cloud,
-        httpx.AsyncClient(base_url=cloud.http) as http,
-        grpc.aio.insecure_channel(cloud.grpc) as channel,
-    ):
-        stub = pb_grpc.DecodeServiceStub(channel)
-        generator.gate.clear()
-        frames = [make_frame(seed, 64, 64) for seed in range(28)]
-        accepted = [asyncio.create_task(http.post("/v1/decode", content=data)) for data in frames[:8]]
-        await until(lambda: len(jobs_of(cloud)) == 8)
-        for data in frames[8:]:
-            answer = await http.post("/v1/decode", content=data)
+    async with full_cloud(decoder, generator, make_frame, tmp_path) as full:
+        for data in full.frames:
+            answer = await full.http.post("/v1/decode", content=data)
             assert answer.status_code == 429
             assert int(answer.headers["retry-after"]) >= 1
             with pytest.raises(grpc.aio.AioRpcError) as error:
-                await stub.Decode(pb.DecodeRequest(bitstream=data))
+                await full.grpc.Decode(pb.DecodeRequest(bitstream=data))
             assert error.value.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
-        assert metric(cloud.metrics, "sheds_total", reason="queue_full") == 40
-        generator.gate.set()
-        assert {(await answer).status_code for answer in accepted} == {200}
+        assert metric(full.cloud.metrics, "sheds_total", reason="queue_full") == 40
 
 
 async def test_cancelled_and_expired_work_never_reaches_the_device(

@@ -7,18 +7,14 @@ import time
 from collections.abc import Awaitable
 from pathlib import Path
 
-import grpc
-import httpx
 import numpy as np
 import pytest
 
 from aeic.v1 import ingest_pb2 as pb
-from aeic.v1 import ingest_pb2_grpc as pb_grpc
 from aeic_service.errors import Overloaded
 from cloud_decoder.inference.decoder import Decoder
-from tests.support.cloud import FakeGenerator, jobs_of, running_cloud
+from tests.support.cloud import FakeGenerator, full_cloud, running_cloud
 from tests.support.frames import MakeFrame
-from tests.support.waiting import until
 
 pytestmark = pytest.mark.perf
 
@@ -50,25 +46,14 @@ async def test_the_worker_adds_less_than_ten_milliseconds_to_a_lone_frame(
 async def test_overload_is_refused_at_once_by_the_worker_and_on_both_wires(
     decoder: Decoder, generator: FakeGenerator, make_frame: MakeFrame, tmp_path: Path
 ) -> None:
-    async with (
-        running_cloud(decoder, tmp_path, max_queue=8) as cloud,
-        httpx.AsyncClient(base_url=cloud.http) as http,
-        grpc.aio.insecure_channel(cloud.grpc) as channel,
-    ):
-        stub = pb_grpc.DecodeServiceStub(channel)
-        generator.gate.clear()
-        frames = [make_frame(seed, 64, 64) for seed in range(28)]
-        accepted = [asyncio.create_task(http.post("/v1/decode", content=data)) for data in frames[:8]]
-        await until(lambda: len(jobs_of(cloud)) == 8)
+    async with full_cloud(decoder, generator, make_frame, tmp_path) as full:
         with pytest.raises(Overloaded):
-            await cloud.backend.decode(frames[8], timeout=20)
+            await full.cloud.backend.decode(full.frames[0], timeout=20)
         waited: dict[str, list[float]] = {"worker": [], "http": [], "grpc": []}
-        for data in frames[8:]:
-            waited["worker"].append(await seconds_of(cloud.backend.decode(data, timeout=20)))
-            waited["http"].append(await seconds_of(http.post("/v1/decode", content=data)))
-            waited["grpc"].append(await seconds_of(stub.Decode(pb.DecodeRequest(bitstream=data))))
-        generator.gate.set()
-        await asyncio.gather(*accepted)
+        for data in full.frames:
+            waited["worker"].append(await seconds_of(full.cloud.backend.decode(data, timeout=20)))
+            waited["http"].append(await seconds_of(full.http.post("/v1/decode", content=data)))
+            waited["grpc"].append(await seconds_of(full.grpc.Decode(pb.DecodeRequest(bitstream=data))))
     assert {name: float(np.median(seconds)) < ANSWER_SECONDS for name, seconds in waited.items()} == dict.fromkeys(
         waited, True
     )

@@ -8,6 +8,8 @@ import dataclasses
 import json
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import AsyncIterator
 from hashlib import sha256
 from pathlib import Path
@@ -24,6 +26,7 @@ from edge_encoder.submission.request import EncodeRequest
 from tests.support.edge_fakes import FakeCloud, serving, settings
 from tests.support.edge_process import StartEdge
 from tests.support.pictures import picture
+from tests.support.roots import ROOT
 from tests.support.tiny_bundle import write_tiny_bundle
 
 
@@ -41,8 +44,8 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @contextlib.asynccontextmanager
 async def edge(folder: Path, bundle: Path, address: str, **changes: object) -> AsyncIterator[EdgeService]:
-    wishes = {"bundles_dir": folder / "bundles", "bundle_trial_frames": 3, "cloud_address": address, **changes}
-    service = EdgeService(settings(folder / "data", bundle=bundle, drain_timeout_seconds=0.0, **wishes))
+    changed = {"bundles_dir": folder / "bundles", "bundle_trial_frames": 3, "cloud_address": address, **changes}
+    service = EdgeService(settings(folder / "data", bundle=bundle, drain_timeout_seconds=0.0, **changed))
     await service.start()
     try:
         yield service
@@ -61,9 +64,9 @@ def test_staging_tests_the_bundle_in_a_process_of_its_own(
     assert __main__.main(["--dir", str(tmp_path / "b"), "stage", str(other), "--digest", "00" * 32]) == 5
     assert "not 0000" in capsys.readouterr().err
     assert __main__.main(["--dir", str(tmp_path / "b"), "stage", str(other)]) == 0
-    told = json.loads(capsys.readouterr().out)
+    state = json.loads(capsys.readouterr().out)
     name = Bundle.load(other).digest.hex()[:16]
-    assert told == {"current": "", "previous": "", "trial": name, "starts": 0, "refused": ""}
+    assert state == {"current": "", "previous": "", "trial": name, "starts": 0, "refused": ""}
     assert Bundle.load(tmp_path / "b" / name).digest == Bundle.load(other).digest
     assert not list((tmp_path / "b").glob(".incoming*"))
     assert __main__.main(["--dir", str(tmp_path / "b"), "rollback"]) == 0
@@ -159,12 +162,12 @@ async def test_the_service_ends_with_75_when_the_trial_fails(
     Staging(tmp_path / "bundles").stage(other)
     cloud = FakeCloud(rejects_all=True)
     async with serving(cloud) as address:
-        wishes = {"AEIC_EDGE_CLOUD_ADDRESS": address, "AEIC_EDGE_BUNDLES_DIR": str(tmp_path / "bundles")}
-        box = await asyncio.to_thread(start_edge, **wishes)
+        changed = {"AEIC_EDGE_CLOUD_ADDRESS": address, "AEIC_EDGE_BUNDLES_DIR": str(tmp_path / "bundles")}
+        box = await asyncio.to_thread(start_edge, **changed)
         async with httpx.AsyncClient() as client:
             await client.post(f"{box.url}/v1/frames", content=picture())
         assert await asyncio.to_thread(box.process.wait, 15) == 75
-        box = await asyncio.to_thread(start_edge, **wishes)
+        box = await asyncio.to_thread(start_edge, **changed)
         assert (await asyncio.to_thread(box.stop, signal.SIGTERM))[0] == 0
 
 
@@ -179,3 +182,22 @@ def test_confirming_a_bundle_leaves_what_another_process_is_staging(tmp_path: Pa
     stage.confirm()
     assert stage.state.current == name and (tmp_path / name).is_dir()
     assert incoming.is_dir() and not abandoned.exists() and not old.exists()
+
+
+def test_aeic_bundle_is_the_same_command(tmp_path: Path, tiny_bundle: Path) -> None:
+    def aeic(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "aeic_tools.cli", "bundle", *arguments]
+        return subprocess.run(command, cwd=ROOT, env={**os.environ, **environment}, capture_output=True, text=True)
+
+    folder = str(tmp_path / "bundles")
+    for arguments, more in (
+        (("stage", str(tiny_bundle), "--dir", folder), {}),
+        (("--dir", folder, "status"), {}),
+        (("status",), {"AEIC_EDGE_BUNDLES_DIR": folder}),
+    ):
+        done = aeic(*arguments, **more)
+        assert done.returncode == 0, done.stderr
+        assert json.loads(done.stdout)["trial"] and not json.loads(done.stdout)["current"]
+    assert json.loads(aeic("rollback", "--dir", folder).stdout)["refused"].endswith("rolled back by the operator")
+    assert aeic("status").returncode == 2
+    assert aeic("stage", str(tmp_path), "--dir", folder).returncode == 5

@@ -152,6 +152,20 @@ def test_an_empty_database_beside_a_full_log_is_recovered(tmp_path: Path) -> Non
     spool.close()
 
 
+@pytest.mark.parametrize("name", [b"width INTEGER", b"state = 0", b"TABLE frames", b"INDEX pending", b"seq)"])
+def test_a_damaged_schema_is_recovered(tmp_path: Path, name: bytes) -> None:
+    """What is no UTF-8 in it raises errors of Python's own, not of SQLite's."""
+    kept, _ = killed(tmp_path / "spool", 60)
+    Spool(tmp_path / "spool").close()  # moves the log into the database
+    path = tmp_path / "spool" / "spool.sqlite3"
+    raw = bytearray(path.read_bytes())
+    raw[raw.index(name)] ^= 0x80
+    path.write_bytes(raw)
+    spool = Spool(tmp_path / "spool")
+    assert present(spool) == kept
+    spool.close()
+
+
 @pytest.mark.parametrize("part", range(24))
 def test_a_truncated_database_beside_its_log_is_recovered(tmp_path: Path, part: int) -> None:
     kept, _ = killed(tmp_path / "spool", 120)

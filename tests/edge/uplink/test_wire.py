@@ -95,7 +95,8 @@ async def test_mutual_tls_with_both_sides_checked(tmp_path: Path) -> None:
         async with shipping(tmp_path / "a", address, **own, tls_ca=tmp_path / "stranger.pem") as (spool, uplink):
             await put_frames(spool, 1)
             await until(lambda: uplink.status.failures_in_a_row >= 2)
-            assert cloud.received == 0 and uplink.status.state == "unreachable"
+            assert cloud.received == 0 and uplink.status.state == "tls-failed"
+            assert "AEIC_EDGE_TLS_CA" in uplink.status.detail
         async with shipping(tmp_path / "b", address, tls=True, tls_ca=tmp_path / "ca.pem") as (spool, uplink):
             await put_frames(spool, 1)
             await until(lambda: uplink.status.failures_in_a_row >= 2)
@@ -103,3 +104,86 @@ async def test_mutual_tls_with_both_sides_checked(tmp_path: Path) -> None:
         async with shipping(tmp_path / "c", address, **own, tls_ca=tmp_path / "ca.pem") as (spool, uplink):
             records = await put_frames(spool, 3)
             await until(lambda: exactly(cloud, records))
+
+
+async def failing(folder: Path, credentials: grpc.ServerCredentials | None, **changes: object) -> tuple[str, str]:
+    """The uplink's state and detail at a cloud with these credentials, whose frames do not arrive."""
+    cloud = FakeCloud()
+    async with (
+        serving(cloud, credentials=credentials) as address,
+        shipping(folder, address, **changes) as (spool, uplink),
+    ):
+        await put_frames(spool, 1)
+        await until(lambda: uplink.status.failures_in_a_row >= 2)
+        assert cloud.received == 0 and spool.pending_frames == 1
+        return uplink.status.state, uplink.status.detail
+
+
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl makes the certificates")
+async def test_a_failed_handshake_says_what_is_wrong(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    key = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes")
+    _openssl(tmp_path, "req", "-x509", *key, "-keyout", "ca.key", "-out", "ca.pem", "-subj", "/CN=ca")
+    made = {}
+    for name, names, days in (("other", "DNS:other.test", "2"), ("expired", "IP:127.0.0.1", "0")):
+        _openssl(tmp_path, "req", *key, "-keyout", f"{name}.key", "-out", f"{name}.csr", "-subj", f"/CN={name}")
+        (tmp_path / "names").write_text(f"subjectAltName={names}")
+        _openssl(
+            tmp_path, "x509", "-req", "-in", f"{name}.csr", "-CA", "ca.pem", "-CAkey", "ca.key", "-CAcreateserial",
+            "-extfile", "names", "-out", f"{name}.pem", "-days", days,
+        )  # fmt: skip
+        pair = (tmp_path / f"{name}.key").read_bytes(), (tmp_path / f"{name}.pem").read_bytes()
+        made[name] = grpc.ssl_server_credentials([pair])
+    tls = {"tls": True, "tls_ca": tmp_path / "ca.pem"}
+    for number, (credentials, changes, state, remedy) in enumerate(
+        (
+            (made["other"], tls, "tls-failed", "AEIC_EDGE_TLS_SERVER_NAME"),
+            (made["expired"], tls, "tls-failed", "not valid at this time"),
+            (None, tls, "tls-failed", "does not speak TLS"),
+            (made["other"], {}, "unreachable", "AEIC_EDGE_TLS=true"),
+        )
+    ):
+        found = await failing(tmp_path / str(number), credentials, **changes)
+        assert found[0] == state and remedy in found[1], found
+    errors = [r for r in caplog.records if "tls-failed" in r.getMessage() and r.levelname == "ERROR"]
+    assert len(errors) == 3  # one for each cloud, not for each attempt
+    good = {**tls, "tls_server_name": "other.test"}
+    cloud = FakeCloud()
+    async with (
+        serving(cloud, credentials=made["other"]) as address,
+        shipping(tmp_path / "good", address, **good) as (spool, _),
+    ):
+        records = await put_frames(spool, 1)
+        await until(lambda: exactly(cloud, records))
+
+
+async def test_loopback_is_never_proxied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("http_proxy", "https_proxy", "grpc_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    for name in ("no_proxy", "no_grpc_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    cloud = FakeCloud()
+    async with serving(cloud) as address, shipping(tmp_path, address) as (spool, _):
+        records = await put_frames(spool, 2)
+        await until(lambda: exactly(cloud, records))
+
+
+@pytest.mark.parametrize("how", ["setting", "environment"])
+async def test_a_cloud_elsewhere_is_reached_through_the_proxy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    asked: list[bytes] = []
+
+    async def connect(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        asked.append(await reader.readline())
+        writer.close()
+
+    proxy = await asyncio.start_server(connect, "127.0.0.1", 0)
+    url = f"http://127.0.0.1:{proxy.sockets[0].getsockname()[1]}"
+    for name in ("no_proxy", "no_grpc_proxy", "NO_PROXY", "grpc_proxy", "https_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("http_proxy", url if how == "environment" else "http://127.0.0.1:9")
+    changes = {"proxy": url} if how == "setting" else {}
+    async with proxy, shipping(tmp_path, "cloud.invalid:9090", **changes) as (spool, uplink):
+        await put_frames(spool, 1)
+        await until(lambda: bool(asked) and uplink.status.failures_in_a_row > 0)
+    assert asked[0].startswith(b"CONNECT cloud.invalid:9090")

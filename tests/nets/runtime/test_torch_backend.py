@@ -53,11 +53,11 @@ def test_the_cpu_chooses_its_dtype_by_measurement(
     expected = generator(y_hat)
     measure = generator._measure
 
-    def told(sample: np.ndarray) -> tuple[np.ndarray, float]:
+    def measured(sample: np.ndarray) -> tuple[np.ndarray, float]:
         seconds = {torch.float32: 1.0, torch.bfloat16: 0.5 if half_is_faster else 0.95}[generator.dtype]
         return measure(sample)[0], seconds
 
-    monkeypatch.setattr(generator, "_measure", told)
+    monkeypatch.setattr(generator, "_measure", measured)
     monkeypatch.setattr(
         "aeic_nets.runtime.torch_backend.HALF_PSNR", 10.0
     )  # random weights amplify what training would not

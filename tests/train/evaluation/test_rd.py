@@ -1,4 +1,4 @@
-"""Bench rd: resumable tables, clear errors, judges at any size, plots from committed figures."""
+"""Bench rd: resumable tables, clear errors, metrics at any size, plots from committed figures."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from aeic_train.reports import rd_plots
 
 
 class QuickJudges(MetricSuite):
-    """Judges without networks."""
+    """A suite without networks."""
 
-    def judge(self, original: Any, reconstruction: Any) -> Any:
+    def measure(self, original: Any, reconstruction: Any) -> Any:
         error = float(np.abs(original.astype(float) - reconstruction).mean())
         names = ("psnr", "ms_ssim", "st_lpips", "efflite_lpips", "efflite_dists")
         pooled = original.reshape(-1, 3)[:50].astype(float)
@@ -143,12 +143,12 @@ def test_plots_without_figures_say_what_to_run(tmp_path: Path, capsys: Any) -> N
 def test_judges_take_any_size(size: tuple[int, int]) -> None:
     rng = np.random.default_rng(0)
     original = rng.integers(0, 256, (*size, 3), dtype=np.uint8)
-    metrics, features, made = MetricSuite().judge(original, original)
+    metrics, features, made = MetricSuite().measure(original, original)
     assert metrics["st_lpips"] == pytest.approx(0, abs=1e-5) and metrics["psnr"] > 90
     assert np.isnan(metrics["ms_ssim"]) == (min(size) <= 160)
     assert features.shape == made.shape and len(features) >= 1
     with pytest.raises(ValueError, match="one size"):
-        MetricSuite().judge(original, original[1:])
+        MetricSuite().measure(original, original[1:])
 
 
 def test_frechet_of_equal_sets_is_nought_and_grows_with_the_mean() -> None:

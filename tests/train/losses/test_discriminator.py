@@ -1,4 +1,4 @@
-"""The discriminator learns what can be told apart, and its term moves pictures only through the feature maps."""
+"""The discriminator learns to distinguish pictures, and its term moves pictures only through the feature maps."""
 
 from __future__ import annotations
 

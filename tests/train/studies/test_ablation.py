@@ -1,4 +1,4 @@
-"""Two arms of one step each: trained, judged at equal bits, reported; a second call only judges."""
+"""Two arms of one step each are trained, compared at equal bits and reported; a second call only compares them."""
 
 from __future__ import annotations
 
