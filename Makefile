@@ -88,7 +88,7 @@ MUTATIONS ?= 1000
 abuse: install ## send decompression bombs, slow and malformed requests, MUTATIONS of each picture to an edge; no 5xx, no memory growth
 	$(BIN)/python -m tests.edge.abuse --mutations $(MUTATIONS)
 
-golden: install ## rewrite the golden frames after a change of the format (needs a new bitstream version)
+golden: install ## add missing golden frames; an existing one that would change is an error
 	$(BIN)/python -m tests.aeic.make_golden
 
 results: install ## draw the tables and plots of docs/results from the committed measurements
