@@ -128,6 +128,7 @@ packages-browser:
 packages-ops:
 	@$(call debian,prometheus,prometheus)
 	@$(call debian,docker-compose,docker-compose)
+	@$(call debian,systemd-analyze,systemd)
 
 packages-fleet:
 	@$(call debian,/usr/lib/postgresql/*/bin/initdb,postgresql)

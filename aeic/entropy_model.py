@@ -9,9 +9,11 @@ z (N, Cz, hz, wz). Arrays that only the encoder needs are of one picture and hav
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any, Protocol
 
 import numpy as np
+import onnxruntime
 from numpy.typing import NDArray
 
 from aeic.bundle import Bundle
@@ -22,6 +24,18 @@ from aeic.quantise import Floats, dequantise, hyper_size, pad_latent, quantise_r
 
 Symbols = NDArray[np.int16]
 Indexes = NDArray[np.int8]
+
+
+_LARGE_BYTES = 2 << 20
+
+
+@cache
+def _shrinking() -> onnxruntime.RunOptions:
+    """Options of a run after which the session's arena returns what it does not use. Otherwise every session would keep
+    the memory of the largest picture that it has seen."""
+    options = onnxruntime.RunOptions()
+    options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
+    return options
 
 
 def fill(base: Floats, index: int, values: Floats) -> Floats:
@@ -87,8 +101,9 @@ class EntropyModel:
 
     def _run(self, name: str, **inputs: NDArray[Any]) -> list[NDArray[Any]]:
         session = self._bundle.session(name, self._threads)
+        large = max(array.nbytes for array in inputs.values()) > _LARGE_BYTES
         try:
-            outputs: list[NDArray[Any]] = session.run(None, inputs)
+            outputs: list[NDArray[Any]] = session.run(None, inputs, _shrinking() if large else None)
         except Exception as error:  # ONNX Runtime's own errors share no narrower base
             raise BundleError(f"{name}.onnx of bundle {self._bundle.name} failed ({error}): export it again") from error
         return outputs

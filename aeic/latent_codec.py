@@ -17,6 +17,22 @@ from aeic.errors import BitstreamError, BundleError, Damaged, TooLarge, WrongMod
 from aeic.passes import PASS_COUNT, gather, scatter
 from aeic.quantise import Floats, check_value, dequantise, digest, hyper_size, quantise_hyper
 
+_SLACK_BITS = 256
+
+
+def least_payload_bytes(bundle: Bundle, frame: Frame) -> int:
+    """What z alone costs in a frame of this size and rate, where each of its symbols is the most probable one.
+
+    No picture has a shorter payload; y may cost nothing, since its elements can be skipped. Once the coder's state has
+    reached 2**32, each symbol adds at least 255/256 of its ideal length; ``_SLACK_BITS`` cover the way there. A shorter
+    payload is possible in theory only: all of z would have to be at the outermost value of its tables, and the check
+    value would have to be less than the weight of that value. The decoder itself therefore takes it; services refuse
+    it before they reserve memory for the size in its header.
+    """
+    height, width = hyper_size(*frame.latent_size)
+    bits = height * width * bundle.tables.z[frame.rate].least_bits
+    return max(1, int((0.995 * bits - _SLACK_BITS) / 8))
+
 
 @dataclass(frozen=True)
 class Latents:

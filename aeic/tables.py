@@ -86,6 +86,11 @@ class Rows:
         """The greatest value of each row, (n,) float32 (exact)."""
         return (self.offsets + self.lengths - 1).astype(np.float32)
 
+    @cached_property
+    def least_bits(self) -> float:
+        """The ideal code length of one symbol of each row, each the most probable one of its row: their sum."""
+        return float(PRECISION * len(self) - np.log2(np.maximum.reduceat(self.freqs, self.starts)).sum())
+
     def places(self, values: Ints, ids: Ints) -> NDArray[np.int64]:
         """Where ``values[i]`` of row ``ids[i]`` stands in ``freqs``. ``ValueError`` if a value is outside its row."""
         symbols = values - self.offsets[ids]

@@ -150,7 +150,10 @@ class EventParser:
         for block in whole:
             data = "\n".join(line[6:] for line in block.split("\n") if line.startswith("data: "))
             if data:
-                document = json.loads(data)
+                try:
+                    document = json.loads(data)
+                except (ValueError, RecursionError):  # the second for JSON that is too deep
+                    raise Problem(502, "an event that is no JSON: this is no AEIC cloud") from None
                 frame = document.get("frame")
                 yield Event(document.get("event", ""), Frame.of(frame) if frame else None)
 

@@ -149,6 +149,11 @@ class Connections:
         self.open: set[H11Protocol] = set()
         self._waiting: dict[H11Protocol, None] = {}  # the one that has waited longest is first
 
+    @property
+    def held(self) -> int:
+        """How many are open."""
+        return len(self.open)
+
     def admit(self, connection: H11Protocol) -> bool:
         """Count a new connection, in the place of the one that has waited longest where there is no other. False where
         all are busy."""

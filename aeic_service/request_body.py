@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from fastapi import Request
 from starlette.requests import ClientDisconnect
 
+from aeic_service.budgets import Budget
 from aeic_service.errors import BodyTooLarge, ClientGone, Overloaded, SlowBody, UnsupportedBody
 from aeic_service.problems import STRIPPED
 
@@ -16,30 +17,6 @@ from aeic_service.problems import STRIPPED
 # thrown away, up to this much and this long.
 _DISCARD_BYTES = 8 << 20
 _DISCARD_SECONDS = 0.5
-
-
-@dataclass
-class Budget:
-    """Memory for the bodies that are being received, all together.
-
-    It counts the bytes that have arrived and not those announced: a client that announces a large body and sends none
-    of it keeps no room from the others.
-    """
-
-    limit: int
-    """Bytes."""
-    held: int = field(default=0, init=False)
-    """Bytes that bodies hold now."""
-
-    def take(self, size: int) -> None:
-        """Count ``size`` more bytes. ``Overloaded`` where there is no room for them."""
-        if self.held + size > self.limit:
-            raise Overloaded("too many bytes are being received at once; try again in 1 s", retry_after=1.0)
-        self.held += size
-
-    def give_back(self, size: int) -> None:
-        """Count ``size`` fewer bytes."""
-        self.held -= size
 
 
 @dataclass(frozen=True)
@@ -66,12 +43,13 @@ def stated_size(request: Request, limits: Limits) -> int:
     return size
 
 
-async def read_body(request: Request, limits: Limits, budget: Budget | None = None) -> bytes:
+async def read_body(request: Request, limits: Limits, budget: Budget | None = None, tenant: str = "") -> bytes:
     """The whole body.
 
     ``UnsupportedBody`` and ``BodyTooLarge`` as soon as that is known, ``SlowBody``, ``ClientGone``, or ``Overloaded``
-    where ``budget`` has no room. The budget is released when the body is complete: from then on the route bounds what
-    it holds.
+    where ``budget`` has no room for this tenant. The budget counts the bytes that have arrived and not those announced:
+    a client that announces a large body and sends none of it keeps no room from the others. It is released when the
+    body is complete; from then on the route bounds what it holds.
     """
     held = 0
     try:
@@ -82,7 +60,9 @@ async def read_body(request: Request, limits: Limits, budget: Budget | None = No
                 if len(received) + len(chunk) > limits.max_bytes:
                     raise _too_large(limits)
                 if budget is not None:
-                    budget.take(len(chunk))
+                    if not budget.fits(len(chunk), tenant):
+                        raise Overloaded("too many bytes are being received at once; try again in 1 s", retry_after=1.0)
+                    budget.take(len(chunk), tenant)
                     held += len(chunk)
                 received += chunk
         request.scope[STRIPPED] = _looks_stripped(request, received)
@@ -96,7 +76,7 @@ async def read_body(request: Request, limits: Limits, budget: Budget | None = No
         raise
     finally:
         if budget is not None:
-            budget.give_back(held)
+            budget.give_back(held, tenant)
 
 
 async def discard(request: Request) -> None:

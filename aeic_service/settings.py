@@ -6,16 +6,22 @@ import difflib
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, get_args
 
-from pydantic import Field, ValidationError
+from pydantic import Field, SecretStr, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
+
+_FILE = "_FILE"
+_MAX_SECRET = 1 << 20
 
 
 class ServiceSettings(BaseSettings):
     """Settings from the arguments, then the environment, then the TOML file that ``PREFIX + CONFIG`` names (keys
-    without the prefix, in lower case), then the defaults. An unknown key or an impossible value is an error."""
+    without the prefix, in lower case), then the defaults. An unknown key or an impossible value is an error.
+
+    The variable of a secret with ``_FILE`` behind it names a file that holds the secret, as containers and systemd
+    pass them."""
 
     model_config = SettingsConfigDict(extra="forbid", env_ignore_empty=True)
     prefix: ClassVar[str]
@@ -50,17 +56,19 @@ class ServiceSettings(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """The order above; files of secrets and ``.env`` are not read."""
+        """The order above; ``.env`` is not read."""
         variable = cls.prefix + "CONFIG"
         config = os.environ.get(variable)
+        files = _SecretFiles(settings_cls)
         if not config:
-            return init_settings, _EmptyVariables(settings_cls), env_settings
+            return init_settings, _EmptyVariables(settings_cls), env_settings, files
         if not Path(config).is_file():
             raise FileNotFoundError(f"{variable} names {config}, which does not exist")
         return (
             init_settings,
             _EmptyVariables(settings_cls),
             env_settings,
+            files,
             TomlConfigSettingsSource(settings_cls, config),
         )
 
@@ -84,7 +92,46 @@ class ServiceSettings(BaseSettings):
 
     @classmethod
     def _variables(cls) -> set[str]:
-        return {cls.prefix + name.upper() for name in cls.model_fields} | {cls.prefix + "CONFIG"}
+        files = {cls.prefix + name.upper() + _FILE for name in cls.secrets()}
+        return {cls.prefix + name.upper() for name in cls.model_fields} | {cls.prefix + "CONFIG"} | files
+
+    @classmethod
+    def secrets(cls) -> list[str]:
+        """The names of the settings that are secrets."""
+        return [
+            name
+            for name, field in cls.model_fields.items()
+            if SecretStr in (field.annotation, *get_args(field.annotation))
+        ]
+
+
+class _SecretFiles(PydanticBaseSettingsSource):
+    """The secrets in the files that variables with ``_FILE`` name, without the line end behind them."""
+
+    def get_field_value(self, field: FieldInfo, field_name: str) -> tuple[Any, str, bool]:
+        """Not used: :meth:`__call__` gives all at once."""
+        return None, field_name, False
+
+    def __call__(self) -> dict[str, Any]:
+        settings = self.settings_cls
+        assert issubclass(settings, ServiceSettings)
+        found = {}
+        for name in settings.secrets():
+            variable = settings.prefix + name.upper()
+            path = os.environ.get(variable + _FILE)
+            if not path:
+                continue
+            if variable in os.environ:
+                raise ValueError(f"{variable} and {variable + _FILE} are both set: set one of them")
+            try:
+                with open(path, encoding="utf-8") as file:
+                    text = file.read(_MAX_SECRET + 1)
+            except (OSError, UnicodeDecodeError) as error:
+                raise ValueError(f"{variable + _FILE}: {path} cannot be read ({type(error).__name__})") from None
+            if len(text) > _MAX_SECRET:
+                raise ValueError(f"{variable + _FILE}: {path} has more than {_MAX_SECRET} characters")
+            found[name] = text.rstrip("\r\n")
+        return found
 
 
 class _EmptyVariables(PydanticBaseSettingsSource):

@@ -28,6 +28,11 @@ class Tokens:
         """Whether callers need a token."""
         return bool(self._tokens)
 
+    @property
+    def tenants(self) -> int:
+        """How many tenants there are."""
+        return len({tenant for tenant, _ in self._tokens}) or 1
+
     def tenant(self, token: str) -> str:
         """The tenant of a token; ``NotAllowed`` for an unknown one. Every known token is compared, in constant time."""
         if not self._tokens:

@@ -11,6 +11,7 @@ from typing import Protocol
 
 from aeic.bitstream import Frame
 from aeic.errors import Damaged, TooLarge
+from aeic.latent_codec import least_payload_bytes
 from cloud_decoder.inference.model_pool import ModelPool
 from cloud_decoder.store.records import DEMAND_PRIORITY, StoredFrame
 from cloud_decoder.tiling import Picture
@@ -99,7 +100,7 @@ def check_frame(data: bytes, model_pool: ModelPool, max_pixels: int) -> Frame:
     """The header of a bitstream that this cloud can decode.
 
     ``BitstreamError`` for what is no frame, ``WrongModel`` for an unknown bundle, ``Damaged`` for a rate point that the
-    bundle does not have, ``TooLarge`` above ``max_pixels``.
+    bundle does not have or a payload that is too short for its size, ``TooLarge`` above ``max_pixels``.
     """
     frame = Frame.parse(data)
     bundle = model_pool.bundle(frame.fingerprint)
@@ -107,4 +108,9 @@ def check_frame(data: bytes, model_pool: ModelPool, max_pixels: int) -> Frame:
         raise Damaged(f"the frame names rate point {frame.rate}, which its bundle does not have: fetch it again")
     if frame.width * frame.height > max_pixels:
         raise TooLarge(f"{frame.width}x{frame.height} is over this cloud's {max_pixels} pixels: send it smaller")
+    if len(frame.payload) < (least := least_payload_bytes(bundle, frame)):
+        raise Damaged(
+            f"a frame of {frame.width}x{frame.height} has {least} bytes or more, this one {len(frame.payload)}:"
+            " fetch it again in full"
+        )
     return frame

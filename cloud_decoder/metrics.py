@@ -82,6 +82,8 @@ class Metrics:
             "http_requests_total", "HTTP requests, by route and class of status.", ("route", "code")
         )
         self.request_seconds = histogram("http_request_seconds", "HTTP requests.", STAGE_SECONDS, ("route",))
+        self.budget = gauge("budget_used", "What requests hold of each budget now.", ("budget",))
+        self.budget_limit = gauge("budget_limit", "The limit of each budget.", ("budget",))
         self.cache = counter("cache_requests_total", "Look-ups of pictures: hit or miss.", ("result",))
         self.cache_errors = counter("cache_errors_total", "Pictures that could not be written to the cache.")
         self.cache_bytes = gauge("cache_bytes", "Bytes of pictures on disk.")
@@ -115,7 +117,7 @@ class Metrics:
             self.frames.labels(status)
         for result in ("done", "failed", "cancelled", "expired"):
             self.decodes.labels(result)
-        for reason in ("queue_full", "too_many_waiters", "draining", "device", "store"):
+        for reason in ("queue_full", "too_many_waiters", "calls", "draining", "device", "store"):
             self.sheds.labels(reason)
         for stage in ("entropy", "device"):
             self.waiting.labels(stage)

@@ -20,15 +20,20 @@ from fastapi import APIRouter
 import aeic
 from aeic.bundle import Bundle
 from aeic.errors import AeicError
-from aeic_service import logs, tracing
+from aeic_service import logs, malloc, tracing
+from aeic_service.budgets import Budget, Used
+from aeic_service.host_limits import HostLimits
 from aeic_service.http_server import HttpServer, ServerSettings
 from aeic_service.request_body import Limits
 from cloud_decoder import bootstrap
+from cloud_decoder.admission import BYTES_A_PIXEL, Admission
 from cloud_decoder.auth import Tokens
 from cloud_decoder.decode_backend import DecodeBackend
 from cloud_decoder.events import EventBus
 from cloud_decoder.front_end.event_poller import EventPoller
 from cloud_decoder.front_end.queue_backend import QueueBackend
+from cloud_decoder.grpc_api.calls import Calls
+from cloud_decoder.grpc_api.decode import Gate
 from cloud_decoder.grpc_api.group_commit import GroupCommit
 from cloud_decoder.grpc_api.ingest import Ingest, IngestSettings
 from cloud_decoder.grpc_api.server import GrpcServer
@@ -51,6 +56,8 @@ from cloud_decoder.worker.worker import Worker, WorkerSettings
 
 log = logging.getLogger(__name__)
 
+BODIES_SHARE = 8
+"""Bodies that arrive take at most this part of the memory."""
 RESTART_SECONDS = 1.0
 """Pause before a task that has failed begins again."""
 
@@ -64,6 +71,7 @@ class Cloud:
             tracing.set_up("aeic-cloud")
         settings.data_dir.mkdir(parents=True, exist_ok=True)
         self.settings = settings
+        self.host = HostLimits.read()
         self.model_pool = ModelPool.of(decoder) if decoder else _model_pool(settings)
         self.metrics, self.event_bus, self.presence = Metrics(), EventBus(), Presence()
         self.tokens = Tokens(settings.tokens.get_secret_value())
@@ -81,13 +89,21 @@ class Cloud:
         self._cache = bootstrap.cache_of(settings)
         self.metrics.cache_limit_bytes.set(settings.cache_bytes)
         self.backend = self._backend()
+        shared = self.tokens.tenants > 1
+        self.admission = Admission(self._pixels_at_once(), settings.max_queue, self.metrics, shared=shared)
+        self.calls = Calls(settings.max_streams, self.metrics, shared=shared)
+        most = self.host.memory_bytes // BODIES_SHARE
+        self.bodies = Budget(min(settings.uploads_max_bytes, most), shared=shared)
+        self.waiters = Budget(settings.max_waiters, shared=shared)
         self.image_service = ImageService(
-            self.store, self._cache, self.backend, self.event_bus, self.metrics, settings.max_waiters
+            self.store, self._cache, self.backend, self.admission, self.event_bus, self.metrics, self.waiters
         )
         self.commits = GroupCommit(
             self.store, self.event_bus, self.metrics, max_frames=settings.commit_frames, wake=self.backend.wake
         )
-        self.ingest = Ingest(self.commits, self.presence, self.tokens, self.metrics, self._ingest_settings())
+        self.ingest = Ingest(
+            self.commits, self.presence, self.tokens, self.calls, self.metrics, self._ingest_settings()
+        )
         self._edge_proxy = EdgeProxy(settings.edge_url, settings.edge_tenant)
         self.maintenance = Maintenance(self.store, self._cache, self.metrics, self._maintenance_settings())
         health = StoreHealth(self.store.database)
@@ -98,7 +114,8 @@ class Cloud:
             aeic.__version__, self.model_pool.default.fingerprint, self.backend.device, self.backend.runtime
         ).set(1)
         if settings.role != "worker":
-            self._grpc_server = GrpcServer(settings, self.ingest, self.backend, self.tokens)
+            gate = Gate(self.tokens, self.calls, self.admission)
+            self._grpc_server = GrpcServer(settings, self.ingest, self.backend, gate)
             self.grpc = await self._grpc_server.start()
         self._http_server = HttpServer(
             build_app(settings, self.tokens, self.metrics, self._routers()), _server_settings(settings)
@@ -123,6 +140,7 @@ class Cloud:
             await self._grpc_server.refuse()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(self.settings.drain_seconds):
+                self.admission.close()
                 await self.ingest.drain()
                 await self.backend.stop()
         self.event_bus.wake_all()
@@ -157,9 +175,14 @@ class Cloud:
             max_leased=max_leased,
             max_queue=settings.max_queue,
             max_pixels=settings.max_pixels,
+            max_pixels_at_once=self._pixels_at_once(),
             aging_seconds=settings.aging_seconds,
         )
         return Worker(self.model_pool, self.store, self._cache, self.metrics, self.event_bus, worker_settings)
+
+    def _pixels_at_once(self) -> int:
+        """The limit of the settings, or what fits into half of the memory."""
+        return self.settings.max_pixels_at_once or self.host.memory_bytes // 2 // BYTES_A_PIXEL
 
     def _ingest_settings(self) -> IngestSettings:
         settings, bundles = self.settings, self.model_pool.bundles.values()
@@ -180,15 +203,33 @@ class Cloud:
         upload_limits = Limits(settings.max_upload_bytes, seconds, "AEIC_CLOUD_MAX_UPLOAD_BYTES")
         return [
             frames.router(store, images, bundles, max_wait=max_wait, public=not self.tokens.required),
-            decode.router(backend, frame_limits, max_wait=max_wait),
+            decode.router(backend, self.admission, self.bodies, frame_limits, max_wait=max_wait),
             events.router(self.event_bus, images, backend, bundles),
             status.router(store, self.presence, self.model_pool, backend, self.readiness),
             status.metrics_router(
-                self.metrics, store, self._cache, self.model_pool, self.readiness, sources=self.settings.metrics_sources
+                self.metrics,
+                store,
+                self._cache,
+                self.model_pool,
+                lambda: self.budgets,
+                self.readiness,
+                sources=self.settings.metrics_sources,
             ),
             page.router(),
-            edge.router(self._edge_proxy, upload_limits),
+            edge.router(self._edge_proxy, self.bodies, upload_limits),
         ]
+
+    @property
+    def budgets(self) -> dict[str, Used]:
+        """What requests may hold, for the metrics."""
+        return {
+            "connections": self._http_server.connections,
+            "calls": self.calls.budget,
+            "waiters": self.waiters,
+            "body_bytes": self.bodies,
+            "pixels": self.admission.pixels,
+            "pictures": self.admission.callers,
+        }
 
     def _maintenance_settings(self) -> MaintenanceSettings:
         settings = self.settings
@@ -238,6 +279,7 @@ async def run(settings: Settings) -> None:
 def main(settings: Settings) -> int:
     """Call :func:`run`; report an error as one line on stderr, and return the exit status."""
     logs.set_up(settings.log_level, settings.log_format)
+    malloc.give_large_blocks_back()
     try:
         asyncio.run(run(settings))
     except AeicError as error:

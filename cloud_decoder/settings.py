@@ -28,6 +28,10 @@ class Settings(ServiceSettings):
     grpc_port: int = Field(9090, ge=0, le=65535, description="gRPC port; 0 takes a free one.")
     grpc_tls_cert: Path | None = Field(None, description="PEM certificate chain; with the key, gRPC speaks TLS.")
     grpc_tls_key: Path | None = Field(None, description="PEM private key of the certificate.")
+    grpc_tls_client_ca: Path | None = Field(
+        None,
+        description="PEM of the authorities of the edges' certificates; with it, clients without one cannot connect.",
+    )
     tokens: SecretStr = Field(
         SecretStr(""),
         description="Bearer tokens as `tenant:token,tenant:token`; empty: no token is needed and there is one tenant.",
@@ -94,6 +98,9 @@ class Settings(ServiceSettings):
     max_batch_pixels: int = Field(4 * 2**20, ge=1, description="Pixels in one batch.")
     aging_seconds: float = Field(2.0, gt=0, description="Waiting this long raises a frame's priority by one.")
     max_queue: int = Field(256, ge=1, description="Requested decodes that may wait; one more is answered 429.")
+    max_pixels_at_once: int = Field(
+        0, ge=0, description="Pixels in work at once; 0 takes as many as fit into half of the memory."
+    )
     max_waiters: int = Field(512, ge=1, description="Long polls and event streams held open; one more is answered 429.")
     max_wait_seconds: float = Field(60.0, ge=0, description="Upper end of `wait=` and `timeout=`.")
 
@@ -106,10 +113,17 @@ class Settings(ServiceSettings):
     max_upload_bytes: int = Field(32 * 2**20, ge=1024, description="Largest picture file passed on to that edge.")
 
     max_bitstream_bytes: int = Field(2**20, ge=16, description="Largest frame accepted, in bytes.")
+    uploads_max_bytes: int = Field(
+        128 * 2**20,
+        ge=1024,
+        description="Bodies held in memory while they arrive, all together; beyond is 429.",
+    )
     max_pixels: int = Field(8192 * 8192, ge=256, description="Largest picture decoded, in pixels.")
     body_timeout_seconds: float = Field(10.0, gt=0, description="Time for a request body to arrive.")
     ingest_window: int = Field(64, ge=1, le=4096, description="Unacknowledged frames allowed on one stream.")
-    max_streams: int = Field(1024, ge=1, description="Concurrent gRPC calls, at most.")
+    max_streams: int = Field(
+        1024, ge=1, description="gRPC calls of all tenants at once, and connections; fewer if few files may be open."
+    )
     commit_frames: int = Field(256, ge=1, description="Frames in one commit of the store, at most.")
     tracing: bool = Field(False, description="OpenTelemetry traces to OTEL_EXPORTER_OTLP_ENDPOINT; extra `tracing`.")
     drain_seconds: float = Field(20.0, gt=0, description="Time for work in hand after SIGTERM.")

@@ -36,7 +36,7 @@ RUN case ",$EXTRA," in *,cloud,*) \
 RUN useradd --uid 10001 --create-home aeic && install -d -o aeic /var/lib/aeic
 COPY --from=build /opt/aeic /opt/aeic
 USER 10001
-ENV PATH=/opt/aeic/bin:$PATH PYTHONUNBUFFERED=1 ORT_DISABLE_TELEMETRY=1 \
+ENV PATH=/opt/aeic/bin:$PATH PYTHONUNBUFFERED=1 MALLOC_ARENA_MAX=2 ORT_DISABLE_TELEMETRY=1 \
     AEIC_CLOUD_HOST=0.0.0.0 AEIC_CLOUD_PORT=8081 AEIC_CLOUD_GRPC_PORT=9090 AEIC_CLOUD_DATA_DIR=/var/lib/aeic \
     HF_HUB_OFFLINE=1
 VOLUME /var/lib/aeic

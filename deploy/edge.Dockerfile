@@ -27,7 +27,7 @@ FROM ${BASE}
 RUN useradd --uid 10001 --create-home aeic && install -d -o aeic /var/lib/aeic
 COPY --from=build /opt/aeic /opt/aeic
 USER 10001
-ENV PATH=/opt/aeic/bin:$PATH PYTHONUNBUFFERED=1 ORT_DISABLE_TELEMETRY=1 \
+ENV PATH=/opt/aeic/bin:$PATH PYTHONUNBUFFERED=1 MALLOC_ARENA_MAX=2 ORT_DISABLE_TELEMETRY=1 \
     AEIC_EDGE_HOST=0.0.0.0 AEIC_EDGE_PORT=8080 AEIC_EDGE_DATA_DIR=/var/lib/aeic
 VOLUME /var/lib/aeic
 EXPOSE 8080

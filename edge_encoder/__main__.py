@@ -7,17 +7,16 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import contextlib
-import ctypes
 import functools
 import json
+import logging
 import os
 import signal
 import sys
 from collections.abc import Sequence
 
 from aeic.errors import AeicError
-from aeic_service import logs
+from aeic_service import logs, malloc
 from aeic_service.http_server import HttpServer, ServerSettings
 from aeic_service.settings import readable
 from edge_encoder import systemd
@@ -30,14 +29,13 @@ from edge_encoder.sources.watched_folder import WatchedFolder
 _GRACE_SECONDS = 10
 # How long the entropy coder's Python code may hold the GIL while the loop waits; the default is 5 ms.
 _SWITCH_SECONDS = 0.001
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of malloc.h
 _RESTART = 75  # EX_TEMPFAIL: restart the service
 
 
 def http_server(service: EdgeService) -> HttpServer:
     """The server of a service's API, not yet listening."""
     settings = service.settings
-    return HttpServer(
+    server = HttpServer(
         create_app(service),
         ServerSettings(
             settings.host,
@@ -48,6 +46,8 @@ def http_server(service: EdgeService) -> HttpServer:
             max_connections=settings.max_connections,
         ),
     )
+    service.budgets["connections"] = server.connections
+    return server
 
 
 async def serve(settings: EdgeSettings) -> int:
@@ -86,7 +86,11 @@ async def serve(settings: EdgeSettings) -> int:
                 task.cancel()
             await asyncio.gather(*sources, return_exceptions=True)
             await service.stop()
-    return _RESTART if service.restart.is_set() else 0
+    code = _RESTART if service.restart.is_set() else 0
+    if service.abandoned:  # its thread cannot be ended, and the interpreter would wait for it
+        logging.shutdown()
+        os._exit(code)
+    return code
 
 
 def sources_of(service: EdgeService) -> list[WatchedFolder | Camera]:
@@ -128,7 +132,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     os.umask(0o077)  # pictures are for the owner of the service
     logs.set_up(settings.log_level, settings.log_format)
     sys.setswitchinterval(_SWITCH_SECONDS)
-    _give_large_blocks_back()
+    malloc.give_large_blocks_back()
     try:
         return asyncio.run(serve(settings))
     except AeicError as error:
@@ -137,15 +141,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OSError as error:
         print(f"edge: {error}", file=sys.stderr)
         return 1
-
-
-def _give_large_blocks_back() -> None:
-    """Makes glibc return picture-sized blocks to the system when they are freed. By default it raises its threshold and
-    keeps them, so that one large picture would enlarge the process until its end."""
-    with contextlib.suppress(OSError, AttributeError):  # another C library, without mallopt
-        libc = ctypes.CDLL(None)
-        libc.mallopt(_M_MMAP_THRESHOLD, 8 << 20)
-        libc.mallopt(_M_TRIM_THRESHOLD, 32 << 20)
 
 
 if __name__ == "__main__":

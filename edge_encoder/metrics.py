@@ -76,6 +76,13 @@ class Metrics:
             registry=registry,
         )
         self.queue_frames = Gauge("aeic_edge_queue_frames", "Pictures being encoded or waiting.", registry=registry)
+        self.budget = Gauge(
+            "aeic_edge_budget_used",
+            "What requests hold of each budget now: connections, body_bytes, pixels.",
+            ["budget"],
+            registry=registry,
+        )
+        self.budget_limit = Gauge("aeic_edge_budget_limit", "The limit of each budget.", ["budget"], registry=registry)
         self.received_frames = Gauge(
             "aeic_edge_received_frames", "Originals that wait to be encoded.", registry=registry
         )

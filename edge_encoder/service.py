@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 import aeic
 from aeic.errors import AeicError
 from aeic_service import tracing
-from aeic_service.request_body import Budget
+from aeic_service.budgets import Budget, Used
+from aeic_service.host_limits import HostLimits
 from edge_encoder import systemd
 from edge_encoder.bundle_update.trial import Trial
 from edge_encoder.encoding.encode_queue import EncodeQueue
@@ -42,6 +43,9 @@ _HOUSEKEEPING_SECONDS = 1.0
 _HUNG_SECONDS = 300.0  # no picture takes this long: the watchdog is no longer notified
 _PROBE_SECONDS = 3.0  # for a test write to the spool
 _SOFTWARE = f"aeic-edge {aeic.__version__}"
+_ENCODING_GRACE_SECONDS = 10.0
+_BYTES_A_PIXEL = 12  # at the peak of an encode: the decoded picture, its RGB, tensors of some tiles
+_BODIES_SHARE = 8  # bodies that arrive take at most this part of the memory, but one fits in any case
 _MOST_WORKERS = 4  # each holds the buffers of one picture
 
 
@@ -55,8 +59,12 @@ class EdgeService:
     def __init__(self, settings: EdgeSettings) -> None:
         self.settings = settings
         self.metrics = Metrics()
-        self.queue = EncodeQueue(settings.encode_workers or _cores(), settings.encode_queue_frames)
-        self.uploads = Budget(settings.uploads_max_bytes)
+        memory = HostLimits.read().memory_bytes
+        pixels = settings.max_pixels_at_once or memory // 2 // _BYTES_A_PIXEL
+        self.queue = EncodeQueue(settings.encode_workers or _cores(), settings.encode_queue_frames, pixels)
+        self.uploads = Budget(min(settings.uploads_max_bytes, max(settings.max_body_bytes, memory // _BODIES_SHARE)))
+        self.budgets: dict[str, Used] = {"body_bytes": self.uploads, "pixels": self.queue.pixels}
+        self.abandoned = False  # whether stop() left a picture that is still being encoded
         self.stopping = asyncio.Event()
         self.restart = asyncio.Event()  # set when the service should end and be restarted
         self.ready = False
@@ -171,12 +179,18 @@ class EdgeService:
         return self.supervisor.problem
 
     async def stop(self) -> None:
-        """Finishes pending pictures, gives the uplink drain_timeout_seconds, then closes the spool."""
+        """Finishes pending pictures within _ENCODING_GRACE_SECONDS, gives the uplink drain_timeout_seconds, then closes
+        the spool."""
         self.ready = False
         self.stopping.set()
         self.supervisor.stop()
-        await self.deferred_encoder.stop()
-        await self.queue.close()
+        try:
+            async with asyncio.timeout(_ENCODING_GRACE_SECONDS):
+                await self.deferred_encoder.stop()
+                await self.queue.close()
+        except TimeoutError:
+            self.abandoned = True
+            log.warning("%d pictures were not encoded in time; those without an answer are lost", self.queue.pending)
         await self.uplink.drain(self.settings.drain_timeout_seconds)
         for task in self._tasks:
             task.cancel()

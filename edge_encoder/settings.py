@@ -84,6 +84,9 @@ class EdgeSettings(ServiceSettings):
     max_pixels: int = Field(
         8192 * 8192, ge=256, le=8192 * 8192, description="Largest picture taken, in pixels; larger is 413."
     )
+    max_pixels_at_once: int = Field(
+        0, ge=0, description="Pixels in work at once; 0 takes as many as fit into half of the memory."
+    )
     uploads_max_bytes: int = Field(
         128 << 20, ge=1024, le=1 << 34, description="Bodies held in memory at once, all together; beyond is 429."
     )

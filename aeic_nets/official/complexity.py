@@ -160,7 +160,9 @@ def _parameters(model: AEIC) -> dict[str, float]:
 
 def main(argv: list[str] | None = None) -> int:
     """The command; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="aeic bench complexity", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="aeic bench complexity", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--size", default="768x512", help="width x height of the picture, such as 1920x1088")
     options = parser.parse_args(argv)
     try:

@@ -268,7 +268,9 @@ def compare_tables(report: Report, stored: Mapping[str, NDArray[Any]], found: Ar
 
 def main(argv: list[str] | None = None) -> int:
     """The command; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="aeic bench goldens", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="aeic bench goldens", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("folder", type=Path, metavar="DIR")
     parser.add_argument("--profile", choices=("se", "me"), default="se")
     parser.add_argument("--parts", choices=PARTS, default="vae", help="stop after this part (codec needs 200 MB)")

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import math
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
+from dataclasses import dataclass
 from typing import Any
 
 import grpc
@@ -15,8 +17,10 @@ from aeic.v1 import decode_pb2_grpc as many_grpc
 from aeic.v1 import ingest_pb2 as pb
 from aeic.v1 import ingest_pb2_grpc as pb_grpc
 from aeic_service.errors import InvalidParameter, ServiceError
+from cloud_decoder.admission import Admission
 from cloud_decoder.auth import Tokens
 from cloud_decoder.decode_backend import DecodeBackend
+from cloud_decoder.grpc_api.calls import Calls
 from cloud_decoder.grpc_api.status import grpc_status
 from cloud_decoder.images import formats
 
@@ -27,28 +31,38 @@ WINDOW = 64
 WIDTHS = range(16, 8193)
 
 
-def authenticate(tokens: Tokens, context: Context) -> None:
-    """``NotAllowed`` without a known token in the call's ``authorization`` metadata."""
-    metadata = dict(context.invocation_metadata() or ())
-    tokens.tenant_of_header(str(metadata.get("authorization", "")))
+@dataclass(frozen=True)
+class Gate:
+    """Who may call, how many calls are open, and whose pictures are decoded."""
+
+    tokens: Tokens
+    calls: Calls
+    admission: Admission
+
+    def authenticate(self, context: Context) -> str:
+        """The tenant of the token in the call's ``authorization`` metadata; ``NotAllowed`` without a known one."""
+        metadata = dict(context.invocation_metadata() or ())
+        return self.tokens.tenant_of_header(str(metadata.get("authorization", "")))
 
 
 class Decode(pb_grpc.DecodeServiceServicer):
     """One frame a call. Queueing, its limits and batching are the backend's."""
 
-    def __init__(self, backend: DecodeBackend, tokens: Tokens, max_seconds: float) -> None:
-        self._backend, self._tokens, self._max_seconds = backend, tokens, max_seconds
+    def __init__(self, backend: DecodeBackend, gate: Gate, max_seconds: float) -> None:
+        self._backend, self._gate, self._max_seconds = backend, gate, max_seconds
 
     async def Decode(self, request: pb.DecodeRequest, context: Context) -> pb.DecodeResponse:
         """Decode within the caller's deadline. A caller that leaves takes its work out of the queue."""
         try:
-            authenticate(self._tokens, context)
+            tenant = self._gate.authenticate(context)
             format = request.format or formats.MASTER
             formats.media_type(format)
             left = context.time_remaining()
             timeout = self._max_seconds if left is None else min(left, self._max_seconds)
-            decoded = await self._backend.decode(request.bitstream, timeout=timeout)
-            image = await self._backend.encode(decoded.picture, format)
+            frame = self._backend.check(request.bitstream)
+            with self._gate.calls.admitted(tenant), await self._gate.admission.enter(tenant, frame, timeout) as place:
+                decoded = await self._backend.decode(request.bitstream, timeout=place.seconds_left)
+                image = await self._backend.encode(decoded.picture, format)
         except AeicError as error:
             await context.abort(grpc_status(error), str(error))
         height, width, _ = decoded.picture.shape
@@ -58,19 +72,27 @@ class Decode(pb_grpc.DecodeServiceServicer):
 class DecodeStream(many_grpc.DecodeStreamServiceServicer):
     """Many frames over one stream, answered in the order in which they finish."""
 
-    def __init__(self, backend: DecodeBackend, tokens: Tokens, max_seconds: float) -> None:
-        self._backend, self._tokens, self._max_seconds = backend, tokens, max_seconds
+    def __init__(self, backend: DecodeBackend, gate: Gate, max_seconds: float) -> None:
+        self._backend, self._gate, self._max_seconds = backend, gate, max_seconds
 
     async def DecodeMany(
         self, requests: AsyncIterator[many.DecodeManyRequest], context: Context
     ) -> AsyncIterator[many.DecodeManyResponse]:
         """Decode the frames of a stream. A client that leaves takes all its work out of the queue."""
         try:
-            authenticate(self._tokens, context)
+            tenant = self._gate.authenticate(context)
+            with self._gate.calls.admitted(tenant):
+                async with contextlib.aclosing(self._answers(requests, tenant)) as answers:
+                    async for answer in answers:
+                        yield answer
         except AeicError as error:
             await context.abort(grpc_status(error), str(error))
+
+    async def _answers(
+        self, requests: AsyncIterator[many.DecodeManyRequest], tenant: str
+    ) -> AsyncGenerator[many.DecodeManyResponse, None]:
         answers: asyncio.Queue[many.DecodeManyResponse | None] = asyncio.Queue()
-        reader = asyncio.create_task(self._read(requests, answers))
+        reader = asyncio.create_task(self._read(requests, answers, tenant))
         try:
             while (answer := await answers.get()) is not None:
                 yield answer
@@ -83,12 +105,13 @@ class DecodeStream(many_grpc.DecodeStreamServiceServicer):
         self,
         requests: AsyncIterator[many.DecodeManyRequest],
         answers: asyncio.Queue[many.DecodeManyResponse | None],
+        tenant: str,
     ) -> None:
         room = asyncio.Semaphore(WINDOW)
 
         async def answer(request: many.DecodeManyRequest) -> None:
             try:
-                answers.put_nowait(await self._answer(request))
+                answers.put_nowait(await self._answer(request, tenant))
             finally:
                 room.release()
 
@@ -100,15 +123,17 @@ class DecodeStream(many_grpc.DecodeStreamServiceServicer):
         finally:
             answers.put_nowait(None)
 
-    async def _answer(self, request: many.DecodeManyRequest) -> many.DecodeManyResponse:
+    async def _answer(self, request: many.DecodeManyRequest, tenant: str) -> many.DecodeManyResponse:
         try:
             format = request.format or formats.MASTER
             formats.media_type(format)
             if request.width and request.width not in WIDTHS:
                 raise InvalidParameter(f"width {request.width}: it must be {WIDTHS.start} to {WIDTHS.stop - 1}, or 0")
             timeout = min(request.timeout_ms / 1000 or math.inf, self._max_seconds)
-            decoded = await self._backend.decode(request.bitstream, timeout=timeout)
-            image = await self._backend.encode(decoded.picture, format, request.width or None)
+            frame = self._backend.check(request.bitstream)
+            with await self._gate.admission.enter(tenant, frame, timeout) as place:
+                decoded = await self._backend.decode(request.bitstream, timeout=place.seconds_left)
+                image = await self._backend.encode(decoded.picture, format, request.width or None)
         except AeicError as error:
             after = error.retry_after if isinstance(error, ServiceError) else None
             failure = many.DecodeFailure(

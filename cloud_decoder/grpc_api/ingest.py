@@ -14,7 +14,7 @@ import hashlib
 import logging
 import time
 import zlib
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
@@ -26,9 +26,11 @@ from aeic.errors import AeicError
 from aeic.v1 import ingest_pb2 as pb
 from aeic.v1 import ingest_pb2_grpc as pb_grpc
 from aeic_service import tracing
+from aeic_service.errors import Overloaded
 from cloud_decoder.auth import Tokens
 from cloud_decoder.errors import StoreUnavailable
 from cloud_decoder.grpc_api.acks import Answers
+from cloud_decoder.grpc_api.calls import Calls
 from cloud_decoder.grpc_api.group_commit import GroupCommit
 from cloud_decoder.grpc_api.status import grpc_status
 from cloud_decoder.metrics import Metrics
@@ -74,9 +76,15 @@ class Ingest(pb_grpc.IngestServiceServicer):
     """The servicer of IngestService."""
 
     def __init__(
-        self, commits: GroupCommit, presence: Presence, tokens: Tokens, metrics: Metrics, settings: IngestSettings
+        self,
+        commits: GroupCommit,
+        presence: Presence,
+        tokens: Tokens,
+        calls: Calls,
+        metrics: Metrics,
+        settings: IngestSettings,
     ) -> None:
-        self._commits, self._presence, self._tokens = commits, presence, tokens
+        self._commits, self._presence, self._tokens, self._calls = commits, presence, tokens, calls
         self._metrics, self._settings = metrics, settings
         self._draining = asyncio.Event()
         self._open_streams = 0
@@ -93,6 +101,25 @@ class Ingest(pb_grpc.IngestServiceServicer):
     ) -> AsyncIterator[pb.DeliverResponse]:
         """The stream of one edge."""
         tenant, source, window, box = await self._greet(requests, context)
+        try:
+            with self._calls.admitted(tenant):
+                async with contextlib.aclosing(
+                    self._stream(requests, context, tenant, source, window, box)
+                ) as messages:
+                    async for message in messages:
+                        yield message
+        except Overloaded as error:
+            await context.abort(grpc_status(error), str(error))
+
+    async def _stream(
+        self,
+        requests: AsyncIterator[pb.DeliverRequest],
+        context: grpc.aio.ServicerContext[Any, Any],
+        tenant: str,
+        source: str,
+        window: int,
+        box: bytes,
+    ) -> AsyncGenerator[pb.DeliverResponse, None]:
         keys = {(tenant, source)}  # the edge itself, and the cameras behind it as their frames arrive
         self._open_streams += 1
         self._presence.connect(tenant, source)

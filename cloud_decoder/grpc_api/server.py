@@ -8,22 +8,33 @@ from grpc_reflection.v1alpha import reflection
 
 from aeic.v1 import decode_pb2_grpc
 from aeic.v1 import ingest_pb2_grpc as pb_grpc
-from aeic_service.http_server import address_text
-from cloud_decoder.auth import Tokens
+from aeic_service.http_server import address_text, connection_limit
 from cloud_decoder.decode_backend import DecodeBackend
-from cloud_decoder.grpc_api.decode import Decode, DecodeStream
+from cloud_decoder.grpc_api.calls import NEWCOMERS, PROBES
+from cloud_decoder.grpc_api.decode import Decode, DecodeStream, Gate
 from cloud_decoder.grpc_api.ingest import Ingest
+from cloud_decoder.grpc_api.tls import TlsFiles
 from cloud_decoder.settings import Settings
 
 SERVICES = ("aeic.v1.IngestService", "aeic.v1.DecodeService", "aeic.v1.DecodeStreamService")
+STREAMS_OF_A_CONNECTION = 100
+"""Calls at once on one connection; an edge needs one. gRPC's clients wait for their turn where they have more."""
+METADATA_BYTES = 8192
+"""Headers of one call. Beyond twice as much, the call is refused; what follows of them is read and thrown away."""
 
 
 class GrpcServer:
     """``await start()``, then ``await refuse()`` and ``await stop()``. Create it in a running event loop."""
 
-    def __init__(self, settings: Settings, ingest: Ingest, backend: DecodeBackend, tokens: Tokens) -> None:
+    def __init__(self, settings: Settings, ingest: Ingest, backend: DecodeBackend, gate: Gate) -> None:
         self._settings = settings
         options = [
+            ("grpc.max_concurrent_streams", STREAMS_OF_A_CONNECTION),
+            ("grpc.max_allowed_incoming_connections", connection_limit(settings.max_streams + NEWCOMERS + PROBES)),
+            ("grpc.server_handshake_timeout_ms", 10_000),
+            ("grpc.max_connection_idle_ms", 60_000),  # connections without a call
+            ("grpc.max_metadata_size", METADATA_BYTES),
+            ("grpc.absolute_max_metadata_size", 2 * METADATA_BYTES),
             ("grpc.max_receive_message_length", settings.max_bitstream_bytes + 65536),
             ("grpc.so_reuseport", int(settings.reuse_port)),
             ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
@@ -32,10 +43,10 @@ class GrpcServer:
             ("grpc.keepalive_timeout_ms", 20_000),
             ("grpc.http2.bdp_probe", 0),  # its pings cost more than a frame's answer
         ]
-        server = grpc.aio.server(options=options, maximum_concurrent_rpcs=settings.max_streams)
+        server = grpc.aio.server(interceptors=[gate.calls], options=options)
         pb_grpc.add_IngestServiceServicer_to_server(ingest, server)
-        pb_grpc.add_DecodeServiceServicer_to_server(Decode(backend, tokens, settings.max_wait_seconds), server)
-        many = DecodeStream(backend, tokens, settings.max_wait_seconds)
+        pb_grpc.add_DecodeServiceServicer_to_server(Decode(backend, gate, settings.max_wait_seconds), server)
+        many = DecodeStream(backend, gate, settings.max_wait_seconds)
         decode_pb2_grpc.add_DecodeStreamServiceServicer_to_server(many, server)
         self._health = health.aio.HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
@@ -68,9 +79,11 @@ class GrpcServer:
 
 
 def _tls(settings: Settings) -> grpc.ServerCredentials | None:
-    if settings.grpc_tls_cert is None and settings.grpc_tls_key is None:
+    cert, key, client_ca = settings.grpc_tls_cert, settings.grpc_tls_key, settings.grpc_tls_client_ca
+    if cert is None and key is None:
+        if client_ca is not None:
+            raise ValueError("AEIC_CLOUD_GRPC_TLS_CLIENT_CA needs AEIC_CLOUD_GRPC_TLS_CERT and AEIC_CLOUD_GRPC_TLS_KEY")
         return None
-    if settings.grpc_tls_cert is None or settings.grpc_tls_key is None:
+    if cert is None or key is None:
         raise ValueError("AEIC_CLOUD_GRPC_TLS_CERT and AEIC_CLOUD_GRPC_TLS_KEY go together: set both or neither")
-    pair = (settings.grpc_tls_key.read_bytes(), settings.grpc_tls_cert.read_bytes())
-    return grpc.ssl_server_credentials([pair])
+    return TlsFiles(cert, key, client_ca).credentials()

@@ -6,22 +6,25 @@ answers are untrusted: limited in size, parsed, and passed on field by field.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import http.client
 import json
+import socket
 import time
-import urllib.error
 import urllib.parse
-import urllib.request
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+from aeic_service.budgets import Budget
 from aeic_service.errors import Overloaded, ServiceError
 from cloud_decoder.errors import NoEdge
 from cloud_decoder.threads import run_on
 
 AT_ONCE = 4
 """Pictures in progress at once; each is held in memory."""
+STATUS_AT_ONCE = 2
+STATUS_SECONDS = 5.0
 _ANSWER_BYTES = 65536
 _NO_EDGE = "the server at AEIC_CLOUD_EDGE_URL is not an edge: correct the address"
 _FRAME_FIELDS = {"id": str, "width": int, "height": int, "bytes": int, "bpp": float, "rate": int, "encode_ms": float}
@@ -42,49 +45,42 @@ class EdgeRefused(ServiceError):
 
 
 class EdgeProxy:
-    """``url`` is the HTTP address of the edge, empty for none. Only pictures of ``tenant`` are sent to it."""
+    """``url`` is the HTTP address of the edge, empty for none. Only pictures of ``tenant`` are sent to it.
+
+    An exchange with the edge takes at most ``seconds`` in all, however slowly its answer drips.
+    """
 
     def __init__(self, url: str, tenant: str, seconds: float = 30.0) -> None:
-        if url and urllib.parse.urlsplit(url).scheme not in ("http", "https"):
-            raise ValueError("AEIC_CLOUD_EDGE_URL must start with http:// or https://")
-        self._url, self._tenant, self._seconds = url.rstrip("/"), tenant, seconds
-        host = urllib.parse.urlsplit(url).hostname or ""
-        # An edge on this machine is never asked through the proxy of the environment.
-        proxies: dict[str, str] | None = {} if host in ("localhost", "::1") or host.startswith("127.") else None
-        self._opener = urllib.request.build_opener(urllib.request.ProxyHandler(proxies))
-        self._threads = ThreadPoolExecutor(AT_ONCE, "edge-proxy")
-        self._in_progress = 0
+        parts = urllib.parse.urlsplit(url)
+        if url and (parts.scheme not in ("http", "https") or not parts.hostname):
+            raise ValueError("AEIC_CLOUD_EDGE_URL must start with http:// or https:// and name a host")
+        self._parts, self._tenant, self._seconds = parts, tenant, seconds
+        self._pictures = ThreadPoolExecutor(AT_ONCE, "edge-proxy")
+        self._statuses = ThreadPoolExecutor(STATUS_AT_ONCE, "edge-status")
+        self._places = {self._pictures: Budget(AT_ONCE), self._statuses: Budget(STATUS_AT_ONCE)}
 
     def serves(self, tenant: str) -> bool:
         """Whether this tenant's pictures can be encoded. The frames of an edge belong to one tenant."""
-        return bool(self._url) and tenant == self._tenant
+        return bool(self._parts.scheme) and tenant == self._tenant
 
     def why_not(self) -> str:
         """Why :meth:`serves` is false, as a sentence for the page."""
-        if self._url:
+        if self._parts.scheme:
             return "The edge beside this cloud belongs to another tenant."
         return "No edge is configured here: set AEIC_CLOUD_EDGE_URL to the HTTP address of one."
 
-    @contextlib.contextmanager
-    def place(self, tenant: str) -> Iterator[None]:
-        """Reserve memory for one picture. Enter it before the request's body is read.
-
-        ``NoEdge`` where no edge encodes for this tenant, ``Overloaded`` where too many pictures are in progress.
-        """
+    def check(self, tenant: str) -> None:
+        """``NoEdge`` where no edge encodes for this tenant."""
         if not self.serves(tenant):
             raise NoEdge(self.why_not())
-        if self._in_progress >= AT_ONCE:
-            raise Overloaded(f"{AT_ONCE} pictures are being encoded already: try again in a moment", retry_after=1.0)
-        self._in_progress += 1
-        try:
-            yield
-        finally:
-            self._in_progress -= 1
 
     async def encode(self, picture: bytes, rate: str | None) -> dict[str, Any]:
-        """The frame that the edge made of a JPEG, PNG or WebP file: id, width, height, bytes, bpp, rate, encode_ms."""
+        """The frame that the edge made of a JPEG, PNG or WebP file: id, width, height, bytes, bpp, rate, encode_ms.
+
+        ``Overloaded`` where too many pictures are in progress.
+        """
         query = "?" + urllib.parse.urlencode({"rate": rate}) if rate else ""
-        found = await self._ask(f"/v1/frames{query}", picture)
+        found = await self._ask(self._pictures, f"/v1/frames{query}", picture, self._seconds)
         try:
             return {name: kind(found[name]) for name, kind in _FRAME_FIELDS.items()}
         except (KeyError, TypeError, ValueError):
@@ -92,7 +88,7 @@ class EdgeProxy:
 
     async def status(self) -> dict[str, Any]:
         """The edge's source, frames and bytes in its spool, age of the oldest in seconds, and state of its link."""
-        found = await self._ask("/v1/status", None)
+        found = await self._ask(self._statuses, "/v1/status", None, min(STATUS_SECONDS, self._seconds))
         try:
             spool, uplink = found["spool"], found["uplink"]
             return {
@@ -107,34 +103,76 @@ class EdgeProxy:
 
     def close(self) -> None:
         """End the threads."""
-        self._threads.shutdown(wait=False, cancel_futures=True)
+        for threads in self._places:
+            threads.shutdown(wait=False, cancel_futures=True)
 
-    async def _ask(self, path: str, body: bytes | None) -> dict[str, Any]:
-        return await run_on(self._threads, self._exchange, path, body)
+    async def _ask(self, threads: ThreadPoolExecutor, path: str, body: bytes | None, seconds: float) -> dict[str, Any]:
+        with self._places[threads].part(1, refusal=self._busy):
+            exchange = _Exchange(self._parts, path, body, seconds)
+            end = asyncio.get_running_loop().call_later(seconds, exchange.abort)
+            try:
+                return await run_on(threads, exchange.run)
+            finally:
+                end.cancel()
+                exchange.abort()  # if the client has hung up, or the service stops
 
-    def _exchange(self, path: str, body: bytes | None) -> dict[str, Any]:
-        headers = {"X-Source-Id": "page", "X-Captured-At": str(int(time.time() * 1000))} if body is not None else {}
-        request = urllib.request.Request(self._url + path, body, headers)
+    def _busy(self) -> Exception:
+        return Overloaded("the edge is busy with other requests: try again in a moment", retry_after=1.0)
+
+
+class _Exchange:
+    """One request to the edge and its answer: :meth:`run` on a thread, :meth:`abort` from any other."""
+
+    def __init__(self, edge: urllib.parse.SplitResult, path: str, body: bytes | None, seconds: float) -> None:
+        secure = edge.scheme == "https"
+        kind = http.client.HTTPSConnection if secure else http.client.HTTPConnection
+        self._connection = kind(edge.hostname or "", edge.port, timeout=seconds)
+        self._path, self._body = edge.path.rstrip("/") + path, body
+        self._aborted = False
+
+    def abort(self) -> None:
+        """Let :meth:`run` end soon: with ``EdgeUnreachable``, unless it has ended."""
+        self._aborted = True
+        if (line := self._connection.sock) is not None:
+            with contextlib.suppress(OSError):
+                line.shutdown(socket.SHUT_RDWR)
+
+    def run(self) -> dict[str, Any]:
+        """The JSON object of the answer."""
+        body = self._body
+        headers = {} if body is None else {"X-Source-Id": "page", "X-Captured-At": str(int(time.time() * 1000))}
         try:
-            with self._opener.open(request, timeout=self._seconds) as answer:
-                found = json.loads(answer.read(_ANSWER_BYTES))
-        except urllib.error.HTTPError as error:
-            raise _refusal(error) from None
-        except (OSError, ValueError) as error:
+            self._connection.connect()
+            if self._aborted:
+                raise TimeoutError
+            self._connection.request("GET" if body is None else "POST", self._path, body, headers)
+            answer = self._connection.getresponse()
+            said = answer.read(_ANSWER_BYTES)
+            if self._aborted:  # what came may be less than all
+                raise TimeoutError
+        except (OSError, http.client.HTTPException) as error:
             raise EdgeUnreachable(
                 f"the edge does not answer ({type(error).__name__}): start it, or correct AEIC_CLOUD_EDGE_URL",
                 retry_after=5.0,
             ) from None
+        finally:
+            self._connection.close()
+        if answer.status >= 400:
+            raise _refusal(answer.status, said)
+        try:
+            found = json.loads(said)
+        except (ValueError, RecursionError):
+            found = None
         if not isinstance(found, dict):
             raise EdgeUnreachable(_NO_EDGE)
         return found
 
 
-def _refusal(error: urllib.error.HTTPError) -> ServiceError:
+def _refusal(status: int, said: bytes) -> ServiceError:
     try:
-        detail = str(json.loads(error.read(_ANSWER_BYTES))["detail"])[:500]
-    except (OSError, ValueError, KeyError, TypeError):
-        return EdgeUnreachable(f"the edge answered {error.code} without a reason", retry_after=5.0)
-    if error.code >= 500:
+        detail = str(json.loads(said)["detail"])[:500]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return EdgeUnreachable(f"the edge answered {status} without a reason", retry_after=5.0)
+    if status >= 500:
         return EdgeUnreachable(f"the edge cannot take it now: {detail}", retry_after=5.0)
-    return EdgeRefused(error.code, detail)
+    return EdgeRefused(status, detail)

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from uuid import UUID
 
+from aeic_service.budgets import Budget, Place
 from aeic_service.errors import Draining, Overloaded, UnknownFrame
-from cloud_decoder.decode_backend import DecodeBackend
+from cloud_decoder.admission import Admission
+from cloud_decoder.decode_backend import DecodeBackend, Decoded
 from cloud_decoder.errors import Expired, Gone, Undecodable
 from cloud_decoder.events import EventBus, Subscription
 from cloud_decoder.images import formats
@@ -22,40 +25,42 @@ from cloud_decoder.tiling import Picture
 
 POLL_SECONDS = 0.5
 """How often the store is read while a caller waits: another process may decode the frame and publish no event here."""
+HOLD_SECONDS = 300.0
+"""The longest that a frame keeps its place after its caller has left."""
 
 
 class ImageService:
-    """``max_waiters`` requests may wait at once."""
+    """As many requests may wait at once as ``waiters`` has room for."""
 
     def __init__(
         self,
         store: Store,
         cache: PictureCache,
         backend: DecodeBackend,
+        admission: Admission,
         event_bus: EventBus,
         metrics: Metrics,
-        max_waiters: int,
+        waiters: Budget,
     ) -> None:
-        self._store, self._cache, self._backend = store, cache, backend
-        self._event_bus, self._metrics, self._max_waiters = event_bus, metrics, max_waiters
-        self._waiting = 0
+        self._store, self._cache, self._backend, self._admission = store, cache, backend, admission
+        self._event_bus, self._metrics, self._waiters = event_bus, metrics, waiters
+        self._placed: set[str] = set()  # digests of the frames that have a place among those being decoded
+        self._holding: set[asyncio.Task[None]] = set()
         self._threads = ThreadPoolExecutor(4, "image-service")
 
     def close(self) -> None:
         """Stop its threads."""
+        for task in self._holding:
+            task.cancel()
         self._threads.shutdown(wait=True)
 
-    @contextlib.contextmanager
-    def waiter(self) -> Iterator[None]:
-        """Count one waiting request for as long as the block runs. ``Overloaded`` above ``max_waiters``."""
-        if self._waiting >= self._max_waiters:
-            self._metrics.sheds.labels("too_many_waiters").inc()
-            raise Overloaded(f"{self._max_waiters} requests wait already: ask again later", retry_after=2.0)
-        self._waiting += 1
-        try:
-            yield
-        finally:
-            self._waiting -= 1
+    def waiter(self, tenant: str) -> AbstractContextManager[None]:
+        """Count one waiting request for as long as the block runs. ``Overloaded`` where there is no room for it."""
+        return self._waiters.part(1, tenant, refusal=self._too_many)
+
+    def _too_many(self) -> Exception:
+        self._metrics.sheds.labels("too_many_waiters").inc()
+        return Overloaded(f"{self._waiters.held} requests wait already: ask again later", retry_after=2.0)
 
     async def row(self, tenant: str, id: UUID, wait: float = 0.0) -> StoredFrame:
         """The frame's row. Waits up to ``wait`` seconds for a frame that has not arrived, then ``UnknownFrame``."""
@@ -86,25 +91,66 @@ class ImageService:
             while True:
                 if row.state is FrameState.FAILED:
                     raise Undecodable(f"frame {id} is in quarantine: {row.reason}")
-                found = await run_on(self._threads, self._cached, row, format, width)
-                if found is not None:
-                    return row, found
+                # The picture of the same bytes may be there because another tenant has them; its presence tells so.
+                if not self._waiters.shared or row.state in (FrameState.DONE, FrameState.PRUNED):
+                    found = await run_on(self._threads, self._cached, row, format, width)
+                    if found is not None:
+                        return row, found
                 if row.state is FrameState.PRUNED:
                     raise Gone(f"frame {id} was pruned by retention and its picture is not kept any more")
                 left = end - time.monotonic()
                 try:
-                    decoded = await self._backend.decode_stored(row, timeout=left)
+                    found = await self._decode(row, format, width, left)
                 except Expired:
                     return row, None
-                if decoded is not None:
-                    # Not read back from the cache, which may be too small to keep it.
-                    return row, await run_on(self._threads, self._derive, row, decoded.picture, format, width)
+                if found is not None:
+                    return row, found
                 if left <= 0:
                     return row, None
                 await _until_event(events, id, min(left, POLL_SECONDS))
                 if self._backend.draining:
                     raise Draining()
                 row = await self.row(tenant, id)
+
+    async def _decode(self, row: StoredFrame, format: str, width: int | None, timeout: float) -> bytes | None:
+        """Decode a frame in its tenant's turn. None where another process decodes it.
+
+        All callers of a frame share one place. It is held until the picture is there, even if no caller waits so long.
+        """
+        if row.digest in self._placed:
+            return await self._file(row, await self._backend.decode_stored(row, timeout=timeout), format, width)
+        place = await self._admission.of_pixels(row.tenant, row.width * row.height, max(timeout, 0.0))
+        self._placed.add(row.digest)
+        held = False
+        try:
+            decoded = await self._backend.decode_stored(row, timeout=place.seconds_left)
+            return await self._file(row, decoded, format, width)
+        except Expired:
+            held = True
+            task = asyncio.create_task(self._hold(row, place))
+            self._holding.add(task)
+            task.add_done_callback(self._holding.discard)
+            raise
+        finally:
+            if not held:
+                self._leave(row, place)
+
+    async def _file(self, row: StoredFrame, decoded: Decoded | None, format: str, width: int | None) -> bytes | None:
+        if decoded is None:
+            return None
+        # Not read back from the cache, which may be too small to keep it.
+        return await run_on(self._threads, self._derive, row, decoded.picture, format, width)
+
+    async def _hold(self, row: StoredFrame, place: Place) -> None:
+        try:
+            with contextlib.suppress(Exception):  # its callers get the error when they ask again
+                await self._backend.decode_stored(row, timeout=HOLD_SECONDS)
+        finally:
+            self._leave(row, place)
+
+    def _leave(self, row: StoredFrame, place: Place) -> None:
+        self._placed.discard(row.digest)
+        place.leave()
 
     async def sizes(self, tenant: str, id: UUID) -> dict[str, int] | None:
         """Bytes of the frame and of its reconstruction as ``png`` and ``jpeg``; None where it is not decoded yet."""

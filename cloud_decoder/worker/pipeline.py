@@ -88,8 +88,9 @@ class Gate:
 class Pipeline:
     """Runs the jobs of ``scheduler`` and passes them to ``completion``.
 
-    The default bundle's decoder sets the limits for all bundles. A frame that was alone in ``max_deaths`` decoder
-    processes when they died goes to quarantine.
+    The default bundle's decoder sets the limits for all bundles. While ``max_pixels`` are between entropy decoding and
+    the end of their synthesis, no further frame is begun. A frame that was alone in ``max_deaths`` decoder processes
+    when they died goes to quarantine.
     """
 
     def __init__(
@@ -100,10 +101,12 @@ class Pipeline:
         claimer: Claimer,
         metrics: Metrics,
         max_deaths: int,
+        max_pixels: int,
     ) -> None:
         decoder = model_pool.first()
         self._model_pool, self._scheduler, self._completion, self._metrics = model_pool, scheduler, completion, metrics
-        self._claimer, self._max_deaths = claimer, max_deaths
+        self._claimer, self._max_deaths, self._max_pixels = claimer, max_deaths, max_pixels
+        self._open: set[DecodeJob] = set()  # those that entropy decoding has taken, and that hold their latents
         self._ready_limit = READY_BATCHES * decoder.max_batch
         self._entropy_workers, self._shares_cpu = decoder.entropy_workers, decoder.shares_cpu
         self._max_batch_pixels = decoder.max_batch_pixels
@@ -159,14 +162,20 @@ class Pipeline:
 
     @property
     def _room(self) -> bool:
-        return len(self._scheduler.device) < self._ready_limit
+        return len(self._scheduler.device) < self._ready_limit and self._pixels_left > 0
+
+    @property
+    def _pixels_left(self) -> int:
+        self._open = {job for job in self._open if self._scheduler.has(job)}
+        return self._max_pixels - sum(job.cost for job in self._open)
 
     # -- entropy decoding -------------------------------------------------------------------------------------------
 
     async def _entropy_step(self, limit: int = 1) -> None:
-        group = self._scheduler.take_entropy(limit)
+        group = self._scheduler.take_entropy(limit, self._pixels_left)
         if not group:
             return
+        self._open.update(group)
         alone = group[0].suspect
         async with self._gate.enter(alone):
             await self._claimer.begin(group)

@@ -109,10 +109,13 @@ class Scheduler:
                 self.device.discard([item.key])
                 self.device.add(item)
 
-    def take_entropy(self, limit: int = 1) -> list[DecodeJob]:
-        """The most urgent jobs that wait for entropy decoding, at most ``limit``. A suspect is always alone."""
+    def take_entropy(self, limit: int = 1, max_cost: int = 2**62) -> list[DecodeJob]:
+        """The most urgent jobs that wait for entropy decoding, at most ``limit``; none follows those that have reached
+        ``max_cost`` pixels together. A suspect is always alone."""
         group: list[DecodeJob] = []
-        while len(group) < limit and (items := self.entropy.take(time.monotonic())):
+        while len(group) < limit and sum(job.cost for job in group) < max_cost:
+            if not (items := self.entropy.take(time.monotonic())):
+                break
             job = self.jobs[items[0].key]
             if job.suspect and group:
                 self.entropy.add(items[0])

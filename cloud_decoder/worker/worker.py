@@ -64,6 +64,8 @@ class WorkerSettings:
     """Requested decodes that may wait."""
     max_pixels: int = 8192 * 8192
     """Pixels of the largest picture."""
+    max_pixels_at_once: int = 2**62
+    """Pixels held between entropy decoding and the end of the synthesis; the frame that reaches it is still begun."""
     aging_seconds: float = 2.0
     """Waiting this long raises a priority by one."""
 
@@ -107,7 +109,13 @@ class Worker:
         self._claimer = Claimer(store, self.scheduler, self._store_threads, model_pool, claims)
         self._completion = Completion(self._claimer, cache, metrics, event_bus, self._image_threads)
         self._pipeline = Pipeline(
-            model_pool, self.scheduler, self._completion, self._claimer, metrics, settings.max_attempts
+            model_pool,
+            self.scheduler,
+            self._completion,
+            self._claimer,
+            metrics,
+            max_deaths=settings.max_attempts,
+            max_pixels=settings.max_pixels_at_once,
         )
         self._loops: list[asyncio.Task[None]] = []
         self._renewing: asyncio.Task[None] | None = None

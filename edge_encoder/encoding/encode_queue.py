@@ -5,20 +5,27 @@ from __future__ import annotations
 import asyncio
 import functools
 import math
+import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
+from aeic_service.budgets import Budget, FairQueue
 from aeic_service.errors import Overloaded
 
 T = TypeVar("T")
+_POLL_SECONDS = 0.02
 
 
 class EncodeQueue:
-    """At most `workers` jobs at a time, each in a thread of its pool, and at most `waiting` more in the queue."""
+    """At most `workers` jobs at a time, each in a thread of its pool, and at most `waiting` more in the queue.
 
-    def __init__(self, workers: int, waiting: int) -> None:
+    The pictures of the running jobs have at most `max_pixels` together; a larger one is encoded alone."""
+
+    def __init__(self, workers: int, waiting: int, max_pixels: int) -> None:
+        self.pixels = Budget(max_pixels)
+        self._turns = FairQueue(self.pixels, Budget(sys.maxsize))
         self.pending = 0
         self.workers = workers
         self._limit = workers + waiting
@@ -41,17 +48,21 @@ class EncodeQueue:
         """The estimated time of that many jobs, at least 1 s."""
         return max(1, math.ceil(jobs * self._seconds / self.workers))
 
-    async def run(self, job: Callable[[], T], *, unbounded: bool = False) -> T:
-        """Runs the job in a worker thread and returns its result. Raises Overloaded at once when the queue is full,
-        unless the job is `unbounded`: the caller limits the number of those."""
+    async def run(self, job: Callable[[], T], *, pixels: int, unbounded: bool = False) -> T:
+        """Runs the job, whose picture has so many pixels, in a worker thread and returns its result. Raises Overloaded
+        at once when the queue is full, unless the job is `unbounded`: the caller limits the number of those."""
         if not unbounded:
             self.check()
         self.pending += 1
         self._unbounded += unbounded
-        future = asyncio.get_running_loop().run_in_executor(self._pool, self._timed, job)
+        task = asyncio.ensure_future(self._in_turn(job, pixels))
         # Counted until the job has ended, even when its client has hung up.
-        future.add_done_callback(functools.partial(self._done, unbounded))
-        return await asyncio.shield(future)
+        task.add_done_callback(functools.partial(self._done, unbounded))
+        return await asyncio.shield(task)
+
+    async def _in_turn(self, job: Callable[[], T], pixels: int) -> T:
+        with await self._turns.enter("", pixels, math.inf):
+            return await asyncio.get_running_loop().run_in_executor(self._pool, self._timed, job)
 
     def _timed(self, job: Callable[[], T]) -> T:
         begin = time.monotonic()
@@ -75,5 +86,9 @@ class EncodeQueue:
         return time.monotonic() - min(begun) if begun else 0.0
 
     async def close(self) -> None:
-        """Waits for the pending jobs."""
-        await asyncio.to_thread(self._pool.shutdown)
+        """Waits for the pending jobs. When it is cancelled, they go on in their threads."""
+        try:
+            while self.pending:
+                await asyncio.sleep(_POLL_SECONDS)
+        finally:
+            self._pool.shutdown(wait=False)

@@ -121,15 +121,15 @@ def create_app(service: EdgeService) -> FastAPI:
             with tracing.request("edge.post", request.headers.get("traceparent")):
                 size = stated_size(request, body)
                 if wait == "received":
-                    with service.deferred_encoder.place(size):
-                        taken = await service.submitter.receive(
-                            await read_body(request, body, service.uploads), encode_request
-                        )
+                    service.deferred_encoder.check(size)
                 else:
                     service.queue.check()
-                    taken = await service.submitter.take(
-                        await read_body(request, body, service.uploads), encode_request
-                    )
+                picture = await read_body(request, body, service.uploads)
+                if wait == "received":
+                    with service.deferred_encoder.place(len(picture)):
+                        taken = await service.submitter.receive(picture, encode_request)
+                else:
+                    taken = await service.submitter.take(picture, encode_request)
         except ServiceError:
             await discard(request)
             raise

@@ -59,6 +59,9 @@ def refresh_gauges(service: EdgeService) -> None:
     """Set the gauges that are not set when their value changes."""
     metrics, spool = service.metrics, service.spool
     metrics.queue_frames.set(service.queue.pending)
+    for name, budget in service.budgets.items():
+        metrics.budget.labels(name).set(budget.held)
+        metrics.budget_limit.labels(name).set(budget.limit)
     metrics.received_frames.set(spool.originals)
     metrics.received_bytes.set(spool.original_bytes)
     metrics.spool_frames.set(spool.pending_frames)

@@ -29,7 +29,7 @@ _PAUSE_SECONDS = 1.0
 
 
 class DeferredEncoder:
-    """Construct, `run()`, `stop()`; all in one asyncio loop. `place()` bounds what is received."""
+    """Construct, `run()`, `stop()`; all in one asyncio loop. `check()` and `place()` bound what is received."""
 
     def __init__(
         self, spool: Spool, queue: EncodeQueue, submitter: Submitter, *, max_originals: int, max_bytes: int
@@ -46,9 +46,9 @@ class DeferredEncoder:
         self._ended = asyncio.Event()  # while run() does not run
         self._ended.set()
 
-    @contextlib.contextmanager
-    def place(self, size: int) -> Iterator[None]:
-        """Reserves room for an original of up to `size` bytes while it is received; Overloaded when there is none."""
+    def check(self, size: int) -> None:
+        """Raises Overloaded when there is no room for an original of `size` bytes. Reserves nothing: what a client
+        announces need not come."""
         waiting = self._spool.originals + self._arriving
         # A single original is accepted whatever its size.
         full = waiting and self._spool.original_bytes + self._arriving_bytes + size > self._max_bytes
@@ -59,6 +59,11 @@ class DeferredEncoder:
                 f" {'AEIC_EDGE_RECEIVED_MAX_BYTES' if full else 'AEIC_EDGE_RECEIVED_MAX_FRAMES'}",
                 retry_after=seconds,
             )
+
+    @contextlib.contextmanager
+    def place(self, size: int) -> Iterator[None]:
+        """Reserves room for an original of `size` bytes while it is stored; Overloaded when there is none."""
+        self.check(size)
         self._arriving += 1
         self._arriving_bytes += size
         try:

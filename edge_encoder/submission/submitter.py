@@ -153,7 +153,8 @@ class Submitter:
             rate = self.rate_control.rate
         limits = asked.otherwise(self._limits)
         encoded = await self._queue.run(
-            functools.partial(
+            pixels=await self._pixels(picture),
+            job=functools.partial(
                 self._encoder.encode,
                 picture,
                 rate=rate,
@@ -183,6 +184,13 @@ class Submitter:
             captured_from=captured_from,
         )
         return EncodedFrame(record, encoded)
+
+    async def _pixels(self, picture: bytes | NDArray[np.uint8]) -> int:
+        """The pixels of a picture, as its header has them; InputError where the picture cannot be taken."""
+        if not isinstance(picture, bytes):
+            return picture.shape[0] * picture.shape[1]
+        width, height = await asyncio.to_thread(picture_size, picture, max_pixels=self._encoder.max_pixels)
+        return width * height
 
     def _original(self, picture: bytes, encode_request: EncodeRequest) -> Original:
         self._encoder.bundle.rate(encode_request.rate)

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -176,3 +179,26 @@ def test_a_graph_with_another_shape_is_a_bundle_error(codec: LatentCodec, monkey
     monkeypatch.setattr(EntropyModel, "_run", cut)
     with pytest.raises(BundleError, match="export it again"):
         codec.encode(some_latents(64, 64), 0, 64, 64)
+
+
+def test_a_large_picture_does_not_enlarge_the_process_for_good() -> None:
+    """The sessions of the entropy model return their arenas' memory; measured in a process of its own."""
+    program = """
+import sys, numpy as np, psutil
+from aeic.bundle import Bundle
+from aeic.entropy_model import EntropyModel
+bundle = Bundle.load()
+model = EntropyModel(bundle, 1)
+def run(side):
+    z = np.zeros((1, bundle.hyper_channels, side, side), np.int32)
+    base = model.hyper_synthesis(z, 4 * side, 4 * side)
+    for index in range(4):
+        model.context(index, base)
+run(4)
+before = psutil.Process().memory_info().rss
+run(32)
+print((psutil.Process().memory_info().rss - before) >> 20)
+"""
+    environment = os.environ | {"MALLOC_ARENA_MAX": "1"}
+    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True)
+    assert int(done.stdout) < 220  # 300 where each session keeps what it has used

@@ -66,7 +66,7 @@ def test_both_services_show_it() -> None:
     nothing = cast(Any, None)
     routers = [
         frames.router(nothing, nothing, {}, max_wait=60.0, public=True),
-        decode.router(nothing, nothing, max_wait=60.0),
+        decode.router(nothing, nothing, nothing, nothing, max_wait=60.0),
         status.router(nothing, nothing, nothing, nothing, nothing),
     ]
     box = SimpleNamespace(settings=EdgeSettings())

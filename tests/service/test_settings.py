@@ -50,3 +50,38 @@ def test_an_impossible_value_is_named_and_not_shown(
         settings()
     said = readable(caught.value, settings.prefix)
     assert said.startswith(settings.prefix + "PORT: ") and "s3cret" not in said
+
+
+@BOTH
+def test_every_secret_can_come_from_a_file(
+    settings: type[ServiceSettings], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "secret"
+    values = {
+        "tokens": "a:secret-of-a",
+        "database_url": "sqlite:///x.db",
+        "token": "s3cret",
+        "camera_url": "rtsp://u:p@c",
+    }
+    assert settings.secrets()
+    for name in settings.secrets():
+        variable = f"{settings.prefix}{name.upper()}"
+        file.write_text(values[name] + "\n")
+        monkeypatch.setenv(variable + "_FILE", str(file))
+        settings.refuse_unknown({variable + "_FILE": str(file)}, "docs")
+        assert getattr(settings(), name).get_secret_value() == values[name]
+        monkeypatch.setenv(variable, "another")
+        with pytest.raises(ValueError, match="both set") as caught:
+            settings()
+        assert values[name] not in str(caught.value)
+        monkeypatch.delenv(variable)
+        monkeypatch.setenv(variable + "_FILE", str(tmp_path / "none"))
+        with pytest.raises(ValueError, match=f"{variable}_FILE"):
+            settings()
+        monkeypatch.delenv(variable + "_FILE")
+
+
+@BOTH
+def test_only_secrets_have_a_file(settings: type[ServiceSettings]) -> None:
+    with pytest.raises(ValueError, match="unknown setting"):
+        settings.refuse_unknown({settings.prefix + "PORT_FILE": "x"}, "docs")

@@ -164,8 +164,12 @@ class CloudThread:
 class IngestClient:
     """The edge's end of an ingest stream, one message at a time."""
 
-    def __init__(self, address: str) -> None:
-        self._channel = grpc.aio.insecure_channel(address)
+    def __init__(self, address: str, credentials: grpc.ChannelCredentials | None = None) -> None:
+        options = [("grpc.use_local_subchannel_pool", 1)]  # a connection of its own
+        if credentials is None:
+            self._channel = grpc.aio.insecure_channel(address, options)
+        else:
+            self._channel = grpc.aio.secure_channel(address, credentials, options)
         self._call: Any = pb_grpc.IngestServiceStub(
             self._channel
         ).Deliver()  # the stub's types are those without asyncio

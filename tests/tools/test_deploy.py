@@ -25,13 +25,31 @@ IMAGES = sorted(DEPLOY.glob("*.Dockerfile"))
 
 
 UNIT = DEPLOY / "aeic-edge.service"
+UNITS = sorted(DEPLOY.glob("*.service"))
+MOST_EXPOSURE = "30"
+"""Tenths of what ``systemd-analyze security`` gives: 0 is confined, 100 is exposed."""
 
 
-@pytest.mark.parametrize("path", [*IMAGES, UNIT, ROOT / "docker-compose.yml"], ids=lambda path: path.name)
+@pytest.mark.parametrize("path", [*IMAGES, *UNITS, ROOT / "docker-compose.yml"], ids=lambda path: path.name)
 def test_settings_named_in_containers_exist(path: Path) -> None:
     for side, settings in (("EDGE", EdgeSettings), ("CLOUD", CloudSettings)):
         named = {name.lower() for name in re.findall(rf"AEIC_{side}_([A-Z_]+)", path.read_text())}
-        assert named <= set(settings.model_fields), named - set(settings.model_fields)
+        known = {*settings.model_fields, *(f"{name}_file" for name in settings.secrets())}
+        assert named <= known, named - known
+
+
+@pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="no systemd-analyze (Debian: systemd)")
+@pytest.mark.parametrize("path", UNITS, ids=lambda path: path.name)
+def test_units_are_confined(path: Path) -> None:
+    command = ["systemd-analyze", "security", "--offline=yes", f"--threshold={MOST_EXPOSURE}", str(path)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-300:] + done.stderr
+
+
+@pytest.mark.parametrize("path", UNITS, ids=lambda path: path.name)
+def test_units_limit_memory_and_files(path: Path) -> None:
+    text = path.read_text()
+    assert re.search(r"^MemoryMax=[14]G$", text, re.M) and int(re.findall(r"^LimitNOFILE=(\d+)$", text, re.M)[0]) > 4096
 
 
 @pytest.mark.parametrize("path", IMAGES, ids=lambda path: path.name)

@@ -7,16 +7,20 @@ import time
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
+from aeic_service.budgets import Budget
 from aeic_service.parameters import Seconds
 from aeic_service.request_body import Limits, read_body
-from cloud_decoder.decode_backend import DecodeBackend
+from cloud_decoder.admission import Admission
+from cloud_decoder.decode_backend import DecodeBackend, Decoded
 from cloud_decoder.http_api import schemas
 from cloud_decoder.http_api.dependencies import Tenant, Width
 from cloud_decoder.http_api.requests import while_connected
 from cloud_decoder.images import formats
 
 
-def router(backend: DecodeBackend, body_limits: Limits, *, max_wait: float) -> APIRouter:
+def router(
+    backend: DecodeBackend, admission: Admission, bodies: Budget, body_limits: Limits, *, max_wait: float
+) -> APIRouter:
     """``max_wait`` seconds limit ``timeout=``."""
     routes = APIRouter(tags=["decode"])
 
@@ -31,12 +35,19 @@ def router(backend: DecodeBackend, body_limits: Limits, *, max_wait: float) -> A
     ) -> Response:
         """A bitstream in the body, its picture in the answer; nothing is stored."""
         media_type = formats.media_type(format)
-        data = await read_body(request, body_limits)
+        data = await read_body(request, body_limits, bodies, tenant)
         seconds = max_wait if timeout is None else min(timeout, max_wait)
-        decoded = await while_connected(request, backend.decode(data, timeout=seconds))
-        started = time.monotonic()
-        image = await backend.encode(decoded.picture, format, width)
-        stages = decoded.timings | {"image": time.monotonic() - started}
+        frame = backend.check(data)
+
+        async def work() -> tuple[Decoded, bytes, float]:
+            with await admission.enter(tenant, frame, seconds) as place:
+                decoded = await backend.decode(data, timeout=place.seconds_left)
+                started = time.monotonic()
+                image = await backend.encode(decoded.picture, format, width)
+            return decoded, image, time.monotonic() - started
+
+        decoded, image, image_seconds = await while_connected(request, work())
+        stages = decoded.timings | {"image": image_seconds}
         headers = {
             "Server-Timing": ", ".join(f"{name};dur={1000 * seconds:.2f}" for name, seconds in stages.items()),
             "X-Latents-Digest": decoded.latents_digest,

@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request
 
+from aeic_service.budgets import Budget
 from aeic_service.errors import ServiceError
 from aeic_service.request_body import Limits, read_body
 from cloud_decoder.http_api import schemas
@@ -15,7 +16,7 @@ from cloud_decoder.http_api.edge_proxy import EdgeProxy
 Rate = Annotated[str | None, Query(max_length=32, description="rate point, number or name")]
 
 
-def router(edge_proxy: EdgeProxy, body_limits: Limits) -> APIRouter:
+def router(edge_proxy: EdgeProxy, bodies: Budget, body_limits: Limits) -> APIRouter:
     """The edge's status, and pictures for it to encode."""
     routes = APIRouter(tags=["edge"])
 
@@ -44,8 +45,8 @@ def router(edge_proxy: EdgeProxy, body_limits: Limits) -> APIRouter:
     )
     async def encode(request: Request, tenant: Tenant, rate: Rate = None) -> dict[str, Any]:
         """A JPEG, PNG or WebP file in the body goes to the configured edge; the answer names the frame to come."""
-        with edge_proxy.place(tenant):
-            picture = await read_body(request, body_limits)
-            return await edge_proxy.encode(picture, rate)
+        edge_proxy.check(tenant)
+        picture = await read_body(request, body_limits, bodies, tenant)
+        return await edge_proxy.encode(picture, rate)
 
     return routes

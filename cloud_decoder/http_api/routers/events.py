@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import AsyncIterator, Mapping
+from contextlib import ExitStack
 from uuid import UUID
 
 from fastapi import APIRouter
 from fastapi.responses import Response, StreamingResponse
+from starlette.types import Receive, Scope, Send
 
 from aeic.bundle import Bundle
 from cloud_decoder.decode_backend import DecodeBackend
@@ -18,6 +20,18 @@ from cloud_decoder.http_api.image_service import ImageService
 from cloud_decoder.http_api.serializers import frame_json
 
 KEEP_ALIVE_SECONDS = 15.0
+
+
+class _Events(StreamingResponse):
+    """A stream of events that gives back ``places`` when it ends, however it ends."""
+
+    def __init__(self, events: AsyncIterator[str], places: ExitStack) -> None:
+        super().__init__(events, media_type="text/event-stream", headers={"X-Accel-Buffering": "no"})
+        self._places = places
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        with self._places:
+            await super().__call__(scope, receive, send)
 
 
 def router(
@@ -39,10 +53,12 @@ def router(
     )
     async def events(tenant: Tenant) -> Response:
         """Server-sent events: ``received``, ``done`` and ``failed`` with the frame, ``lost`` after an overflow."""
-        return StreamingResponse(stream(tenant), media_type="text/event-stream", headers={"X-Accel-Buffering": "no"})
+        places = ExitStack()
+        places.enter_context(images.waiter(tenant))  # 429 where there is no room; once the stream begins it is too late
+        return _Events(stream(tenant), places)
 
     async def stream(tenant: str) -> AsyncIterator[str]:
-        with images.waiter(), event_bus.subscribe(tenant) as subscription:
+        with event_bus.subscribe(tenant) as subscription:
             yield "retry: 2000\n\n"
             while not backend.draining:
                 event = await subscription.next(KEEP_ALIVE_SECONDS)

@@ -67,7 +67,7 @@ def router(
     )
     async def get_frame(request: Request, tenant: Tenant, id: FrameId, wait: Seconds = 0.0) -> dict[str, Any]:
         """One frame; ``wait`` for one that has not arrived yet."""
-        with images.waiter():
+        with images.waiter(tenant):
             row = await while_connected(request, images.row(tenant, id, min(wait, max_wait)))
         return frame_json(row, bundles)
 
@@ -105,7 +105,7 @@ def router(
             matches = row.state is FrameState.DONE if given.strip() == "*" else headers["ETag"] in given
             if matches and row.state is not FrameState.FAILED:
                 return Response(status_code=304, headers=headers)
-        with images.waiter():
+        with images.waiter(tenant):
             work = images.image(tenant, id, format, width, min(wait, max_wait))
             row, image = await while_connected(request, work)
         if image is None:
@@ -126,7 +126,7 @@ def router(
     )
     async def sizes(request: Request, tenant: Tenant, id: FrameId) -> Response:
         """Bytes of the frame, and of its reconstruction as PNG and JPEG (quality 75). 202 while it is not decoded."""
-        with images.waiter():
+        with images.waiter(tenant):
             found = await while_connected(request, images.sizes(tenant, id))
         caching = "private, max-age=3600" if found else "no-store"
         return JSONResponse(found, 200 if found else 202, {"Cache-Control": caching})

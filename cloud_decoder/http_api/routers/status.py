@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from fastapi import APIRouter
@@ -13,6 +14,7 @@ from fastapi.responses import JSONResponse, PlainTextResponse, Response
 import aeic
 from aeic_service import problems
 from aeic_service.app import prometheus_text
+from aeic_service.budgets import Used
 from cloud_decoder.decode_backend import DecodeBackend
 from cloud_decoder.errors import StoreUnavailable
 from cloud_decoder.http_api import schemas
@@ -84,7 +86,14 @@ def router(
 
 
 def metrics_router(
-    metrics: Metrics, store: Store, cache: PictureCache, model_pool: ModelPool, readiness: Readiness, *, sources: int
+    metrics: Metrics,
+    store: Store,
+    cache: PictureCache,
+    model_pool: ModelPool,
+    budgets: Callable[[], Mapping[str, Used]],
+    readiness: Readiness,
+    *,
+    sources: int,
 ) -> APIRouter:
     """The metrics, with the gauges that are read at each scrape, and one for each of the latest ``sources``."""
     routes = APIRouter(tags=["operations"])
@@ -95,6 +104,9 @@ def metrics_router(
         metrics.cache_bytes.set(cache.total_bytes)
         metrics.models_bytes.set(model_pool.loaded_bytes)
         metrics.ready.set(not await readiness.problem())
+        for name, budget in budgets().items():
+            metrics.budget.labels(name).set(budget.held)
+            metrics.budget_limit.labels(name).set(budget.limit)
         with contextlib.suppress(StoreUnavailable):  # the other metrics say what is wrong
             for state, count in (await asyncio.to_thread(store.frames.counts)).items():
                 metrics.stored.labels(state).set(count)

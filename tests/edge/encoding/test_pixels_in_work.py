@@ -1,0 +1,88 @@
+"""The pixels in work are bounded, and a picture that takes too long does not hold the end of the service."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from pathlib import Path
+
+import pytest
+
+from edge_encoder import service as service_module
+from edge_encoder.encoding.encode_queue import EncodeQueue
+from tests.support.in_process import edge
+from tests.support.pictures import picture
+from tests.support.waiting import until
+
+
+async def test_large_pictures_are_encoded_one_after_another() -> None:
+    queue = EncodeQueue(4, 100, max_pixels=100)
+    running, most, lock = 0, 0, threading.Lock()
+    gate = threading.Event()
+
+    def job() -> None:
+        nonlocal running, most
+        with lock:
+            running += 1
+            most = max(most, running)
+        gate.wait(10)
+        with lock:
+            running -= 1
+
+    tasks = [asyncio.create_task(queue.run(job, pixels=80)) for _ in range(4)]
+    tasks += [asyncio.create_task(queue.run(job, pixels=1000))]
+    await until(lambda: running == 1)
+    await asyncio.sleep(0.1)
+    assert running == 1 and queue.pending == 5 and queue.pixels.held == 80
+    gate.set()
+    await asyncio.gather(*tasks)
+    assert most == 1 and queue.pending == 0 and queue.pixels.held == 0
+    small = [asyncio.create_task(queue.run(job, pixels=10)) for _ in range(4)]
+    await asyncio.gather(*small)
+    await queue.close()
+
+
+async def test_the_service_counts_the_pixels_of_its_pictures(tiny_bundle: Path, tmp_path: Path) -> None:
+    async with edge(tmp_path, tiny_bundle, max_pixels_at_once=50_000, encode_workers=2) as (client, service):
+        assert service.queue.pixels.limit == 50_000
+        answers = await asyncio.gather(
+            *(client.post("/v1/frames", content=picture(320, 240)) for _ in range(3)),
+            client.post("/v1/frames", content=b"no picture"),
+        )
+        assert [answer.status_code for answer in answers] == [202, 202, 202, 422]
+        assert service.queue.pixels.held == 0
+        text = (await client.get("/metrics")).text
+        assert 'aeic_edge_budget_limit{budget="pixels"} 50000.0' in text
+
+
+async def test_a_picture_that_takes_too_long_does_not_hold_the_end(
+    tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(service_module, "_ENCODING_GRACE_SECONDS", 0.3)
+    gate = threading.Event()
+    async with edge(tmp_path, tiny_bundle) as (client, service):
+        encode = service.encoder.encode
+
+        def slow(*arguments: object, **options: object) -> object:
+            gate.wait(20)
+            return encode(*arguments, **options)  # type: ignore[arg-type]
+
+        monkeypatch.setattr(service.encoder, "encode", slow)
+        deferred = await client.post("/v1/frames?wait=received", content=picture(64, 48))
+        assert deferred.status_code == 202
+        waiting = asyncio.create_task(client.post("/v1/frames", content=picture(64, 48, form="PNG")))
+        await until(lambda: service.queue.pending == 2)
+        async with asyncio.timeout(10):
+            await service.stop()
+        assert service.abandoned
+        gate.set()
+        waiting.cancel()
+        await asyncio.gather(waiting, return_exceptions=True)
+        await until(lambda: service.queue.pending == 0)
+    async with edge(tmp_path, tiny_bundle) as (client, service):  # what was acknowledged is there
+        frame = deferred.json()["id"]
+        for _ in range(500):
+            if (await client.get(f"/v1/frames/{frame}")).json()["state"] != "received":
+                break
+            await asyncio.sleep(0.02)
+        assert (await client.get(f"/v1/frames/{frame}")).json()["state"] in ("spooled", "sending")
