@@ -35,9 +35,7 @@ JSON_ROUTES = {
 }
 
 
-async def test_answers_have_the_form_that_is_declared(
-    decoder: Decoder, make_frame: MakeFrame, tmp_path: Path
-) -> None:
+async def test_answers_have_the_form_that_is_declared(decoder: Decoder, make_frame: MakeFrame, tmp_path: Path) -> None:
     async with running_cloud(decoder, tmp_path) as cloud, httpx.AsyncClient(base_url=cloud.http) as http:
         new = new_frame(make_frame(1))
         cloud.store.frames.add([new], 1_795_900_000.0)
