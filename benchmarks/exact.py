@@ -66,7 +66,8 @@ def compare(model: IntegerModel, elements: int, device: str, seed: int) -> dict[
             feeds = {"y": y[row : row + 1], "z_symbols": z[row : row + 1]}
             expected: list[NDArray[Any]] = graphs["cpu"].run(None, feeds)
             by_gpu_graph: list[NDArray[Any]] = graphs["gpu"].run(None, feeds)
-            for part, want, gpu, ours in zip(PARTS, expected, by_gpu_graph, together, strict=True):
+            by_torch: list[NDArray[Any]] = list(together)
+            for part, want, gpu, ours in zip(PARTS, expected, by_gpu_graph, by_torch, strict=True):
                 different[f"gpu graph {part}"] += int((gpu[0] != want[0]).sum())
                 different[f"torch {part}"] += int((ours[row] != want[0]).sum())
             found["coded"] += int((expected[1] >= 0).sum())
