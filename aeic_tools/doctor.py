@@ -170,7 +170,7 @@ def _installed_roles() -> tuple[str, ...]:
 def _packages(roles: tuple[str, ...]) -> Iterator[Finding]:
     if not roles:
         remedy = 'pip install "aeic[edge-cpu]" or "aeic[cloud-cpu]"'
-        yield Finding("packages", Status.FAILED, "neither service has its packages", remedy)
+        yield Finding("services", Status.FAILED, "neither service has its packages", remedy)
     for role in roles:
         missing = [name for name in ROLES[role] if not _version(name)]
         if missing:

@@ -304,8 +304,14 @@ def service(session: Session) -> dict[str, Any]:
 
     async def decode(folder: Path) -> tuple[list[Any], float, int]:
         device = str(session.device) if session.on_card else "onnx"
-        settings = {"port": 0, "grpc_port": 0, "data_dir": folder, "bundle": bundle.path, "max_queue": count}
-        cloud = Cloud(Settings(**settings, device=device, entropy="device", entropy_check_frames=8))
+        settings: dict[str, Any] = {
+            "port": 0,
+            "grpc_port": 0,
+            "data_dir": folder,
+            "bundle": bundle.path,
+            "max_queue": count,
+        }
+        cloud = Cloud(Settings(**settings, max_queue=count, device=device, entropy="device", entropy_check_frames=8))
         await cloud.start()
         try:
             backend, pool = cloud.backend, cloud.model_pool

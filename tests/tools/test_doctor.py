@@ -70,7 +70,7 @@ def test_packages_that_are_missing_or_in_conflict(
     assert failed(found) == ["edge", "onnxruntime"] and "grpcio" in found["edge"].what
     assert "uninstall both" in found["onnxruntime"].remedy
     versions.clear()
-    assert failed(findings()) == ["packages", "onnxruntime"]
+    assert failed(findings()) == ["services", "onnxruntime"]
 
 
 def test_an_altered_bundle(findings: Callable[..., dict[str, Finding]], tmp_path: Path) -> None:
