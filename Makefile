@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 DEMO_VENV := .venv-demo
 LOCK_VENV := .venv-lock
+CLIENT_VENV := .venv-client
 EDGE_VENV = .venv-edge-$(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])')
 BIN := $(VENV)/bin
 PIP_FLAGS := -qq --disable-pip-version-check
@@ -11,7 +12,7 @@ PINS := pyproject.toml constraints.txt $(wildcard requirements/*.txt)
 .DEFAULT_GOAL := help
 .PHONY: help install demo run test perf check lint types format lock lock-check docs dist protos bench fuzz simulate soak field abuse golden results \
   test-full test-edge test-isa test-fleet test-hostile test-browser test-ops test-images test-skipped clean \
-  packages-browser packages-ops packages-fleet packages-isa packages-images
+  packages-browser packages-ops packages-fleet packages-isa packages-images packages-client
 
 help: ## list all targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -30,7 +31,7 @@ test: install ## install everything and run all tests
 perf: install ## run the tests that assert durations (on an idle machine)
 	$(BIN)/python -m pytest -m perf
 
-test-skipped: install packages-browser packages-ops packages-fleet ## run what the last `make test` skipped, after installing Debian packages; a skip is a failure
+test-skipped: install packages-browser packages-ops packages-fleet packages-client ## run what the last `make test` skipped, after installing Debian packages; a skip is a failure
 	$(BIN)/python -m tests.support.skips
 
 check: lint types ## run all static checks: style, imports, types, gRPC messages
@@ -138,6 +139,9 @@ packages-fleet:
 	@$(call debian,/usr/lib/postgresql/*/bin/initdb,postgresql)
 	@$(call debian,kubectl,kubernetes-client)
 
+# It needs an older typer than the commands of AEIC, so it has an environment of its own.
+packages-client: $(CLIENT_VENV)/.installed
+
 packages-isa:
 	@$(call debian,qemu-x86_64,qemu-user)
 	@$(call debian,qemu-aarch64-static,qemu-user-static)
@@ -171,6 +175,11 @@ $(DEMO_VENV)/.installed: $(PINS)
 $(EDGE_VENV)/.installed: $(PINS)
 	@$(call make-venv,$(EDGE_VENV),14)
 	@$(call install,$(EDGE_VENV),test)
+	@touch $@
+
+$(CLIENT_VENV)/.installed: Makefile
+	@$(call make-venv,$(CLIENT_VENV),14)
+	@$(CLIENT_VENV)/bin/python -m pip install $(PIP_FLAGS) openapi-python-client==0.29.1
 	@touch $@
 
 # uv has its own environment, so that the lock files can be written before anything is installed from them.
