@@ -127,11 +127,11 @@ async def test_decode_and_its_refusals(
                 assert answer.headers["content-type"] == "application/problem+json"
                 assert answer.json()["status"] == status and answer.json()["detail"]
 
-        async def endless():  # type: ignore[no-untyped-def]
+        async def endless() -> AsyncIterator[bytes]:
             while True:
                 yield bytes(1000)
 
-        async def stuck():  # type: ignore[no-untyped-def]
+        async def stuck() -> AsyncIterator[bytes]:
             yield b"\xae"
             await asyncio.sleep(0.8)
 

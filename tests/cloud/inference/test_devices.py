@@ -38,7 +38,7 @@ def test_the_fastest_runtime_is_used_and_named(NANO: Path, winner: str, monkeypa
         pytest.skip(f"{winner} is not installed")
     tried = []
 
-    def choose(candidates, sample, same):  # type: ignore[no-untyped-def]
+    def choose(candidates: Any, sample: Any, same: Any) -> Choice:
         want = candidates["onnx"]()(sample)
         for name, load in candidates.items():
             assert same(load()(sample), want) is None

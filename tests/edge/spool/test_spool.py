@@ -113,7 +113,7 @@ def test_full_refuses(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("policy", "gone"), [("drop-oldest", [0]), ("drop-lowest-priority", [2])])
-def test_full_drops_by_the_declared_rule_and_says_so(tmp_path: Path, policy, gone) -> None:
+def test_full_drops_by_the_declared_rule_and_says_so(tmp_path: Path, policy: str, gone: list[int]) -> None:
     dropped = []
     spool = Spool(
         tmp_path,
