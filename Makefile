@@ -79,8 +79,9 @@ test-hostile: install ## send REQUESTS hostile requests to the cloud; no 5xx, no
 
 FRAMES ?= 2000
 LIVES ?= 1000
-simulate: install ## run the edge's spool LIVES times with a fault at any I/O step: kill, power cut, EIO, full disk, damage
+simulate: install ## run LIVES lives of the edge's spool with faults at any I/O step, and of the cloud's store with stalls, kills, clock jumps
 	$(BIN)/python -m tests.edge.spool.lives --lives $(LIVES)
+	$(BIN)/python -m tests.cloud.store.lives --lives $(LIVES)
 
 soak: install ## send FRAMES through edge and cloud with kills, cut links, stalls and a full disk; each must be stored once
 	$(BIN)/python -m tests.edge.soak --frames $(FRAMES)

@@ -399,6 +399,7 @@ MEASUREMENTS = {
     "edge-overload": ("benchmarks.edge_overload", "dev", "How fast the edge answers under ten times its capacity."),
     "serve": ("benchmarks.serve", "bench", "The cloud under full load, compared with LitServe and Ray Serve."),
     "fleet": ("benchmarks.fleet", "dev", "Several workers: claims, ingest, scaling, and the simulator's prediction."),
+    "store": ("benchmarks.store", "dev", "A store with a million frames: every route, and retention against ingest."),
 }
 """Name of a measurement: its module, the extra that it needs, its help text."""
 
