@@ -225,7 +225,7 @@ class Failing(System):
         self._count()
         return super().create(path)
 
-    def write(self, file: BinaryIO, offset: int, data: bytes) -> None:
+    def write(self, file: BinaryIO, offset: int, data: bytes | memoryview) -> None:
         self._count()
         super().write(file, offset, data)
 
