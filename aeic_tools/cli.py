@@ -60,7 +60,7 @@ def encode(
     max_side: Annotated[
         int | None, typer.Option(min=16, max=8192, help="Scale longer sides down to N pixels first.")
     ] = None,
-    preset: Annotated[str | None, typer.Option(help="300B, 1kB or 2kB: about so much, whatever the size.")] = None,
+    preset: Annotated[str | None, typer.Option(help="300B, 1kB or 2kB: about this size for any picture.")] = None,
     recursive: Annotated[bool, typer.Option("-R", "--recursive", help="Take the folders in a folder too.")] = False,
     skip_existing: Annotated[bool, typer.Option(help="Leave out pictures whose frame exists, to resume.")] = False,
     model: Model = None,

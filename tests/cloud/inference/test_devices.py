@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -38,7 +39,7 @@ def test_the_fastest_runtime_is_used_and_named(winner: str, monkeypatch: pytest.
         pytest.skip(f"{winner} is not installed")
     tried = []
 
-    def choose(candidates, sample, same):  # type: ignore[no-untyped-def]
+    def choose(candidates: Any, sample: Any, same: Any) -> Choice:
         want = candidates["onnx"]()(sample)
         for name, load in candidates.items():
             assert same(load()(sample), want) is None
