@@ -34,44 +34,49 @@ def export_entropy(
     folder: Path,
     medians: NDArray[np.float32] | None = None,
     target: Target = "cpu",
+    readable: bool = False,
 ) -> IntegerModel:
     """Write hyper_synthesis.onnx, context_0..3.onnx and entropy.onnx into ``folder``.
 
     ``calibration``: sample latents, y with gain (N, M, h, w) each, or the sites that ``enable_quantisation`` returned.
     ``medians`` (Cz,) of z, default 0; the rounded ones, which the bundle's ``z_medians`` must be, are in the result.
-    ``ExactnessError`` if the proof fails; nothing is written then.
+    ``readable``: names in the graphs begin with their layer. ``ExactnessError`` if the proof fails; nothing is written
+    then.
     """
     sites = calibration if isinstance(calibration, dict) else calibrate(codec, calibration)
     model = quantise(codec, sites, medians)
-    write_graphs(model, folder, target)
+    write_graphs(model, folder, target, readable)
     return model
 
 
-def write_graphs(model: IntegerModel, folder: Path, target: Target = "cpu") -> None:
+def write_graphs(model: IntegerModel, folder: Path, target: Target = "cpu", readable: bool = False) -> None:
     """Write the files of :func:`export_entropy` for a given model."""
     prove(model)
-    files = {"hyper_synthesis": hyper_synthesis_graph(model, target), "entropy": entropy_graph(model, target)}
-    files |= {f"context_{index}": context_graph(model, index, target) for index in range(PASS_COUNT)}
+    files = {
+        "hyper_synthesis": hyper_synthesis_graph(model, target, readable),
+        "entropy": entropy_graph(model, target, readable),
+    }
+    files |= {f"context_{index}": context_graph(model, index, target, readable) for index in range(PASS_COUNT)}
     folder.mkdir(parents=True, exist_ok=True)
     for name, data in files.items():
         (folder / f"{name}.onnx").write_bytes(data)
 
 
-def hyper_synthesis_graph(model: IntegerModel, target: Target) -> bytes:
+def hyper_synthesis_graph(model: IntegerModel, target: Target, readable: bool = False) -> bytes:
     """z_symbols (N, Cz, hz, wz) int32 to base (N, M, 4hz, 4wz) float32."""
-    g = Graph()
+    g = Graph(readable)
     base = g.op("Transpose", _hyper(model, g, _lowering(model, g, target)), perm=TO_FIRST)
     sizes = model.sizes
     symbols = _info("z_symbols", INT32, sizes.hyper_channels, "hz", "wz")
     return g.model([symbols], {"base": (base, _info("base", FLOAT, sizes.latent_channels))}, "hyper_synthesis")
 
 
-def context_graph(model: IntegerModel, index: int, target: Target) -> bytes:
+def context_graph(model: IntegerModel, index: int, target: Target, readable: bool = False) -> bytes:
     """base (N, M, h, w) float32, even sides, to means of the same shape and dtype, and indexes int8.
 
     Only the elements that the pass codes are computed. Elsewhere, means are 0 and indexes are -1.
     """
-    g = Graph()
+    g = Graph(readable)
     channels = model.sizes.latent_channels
     base = g.op("Transpose", "base", perm=TO_LAST)
     tiling = Tiling(g, g.op("Shape", base))
@@ -87,10 +92,10 @@ def context_graph(model: IntegerModel, index: int, target: Target) -> bytes:
     return g.model([_info("base", FLOAT, channels)], outputs, f"context_{index}")
 
 
-def entropy_graph(model: IntegerModel, target: Target) -> bytes:
+def entropy_graph(model: IntegerModel, target: Target, readable: bool = False) -> bytes:
     """y (1, M, h, w) float32, even sides, and z_symbols (1, Cz, ceil(h/4), ceil(w/4)) int32 to symbols int16, indexes
     int8 and y_hat float32, each (1, M, h, w): hyper synthesis, four passes, rounding, clipping and skipping."""
-    g = Graph()
+    g = Graph(readable)
     channels = model.sizes.latent_channels
     lowering = _lowering(model, g, target)
     y = g.op("Transpose", "y", perm=TO_LAST)
@@ -163,11 +168,33 @@ def _packed_table() -> NDArray[np.float64]:
     return np.where(table < 0, 0, 128 * symbol_limits()[table] + table + 1).astype(np.float64)
 
 
-def _lowering(model: IntegerModel, graph: Graph, target: Target) -> FloatLowering:
-    return CpuLowering(model, graph) if target == "cpu" else FloatLowering(model, graph)
+def _lowering(model: IntegerModel, graph: Graph, target: Target) -> Any:
+    lowering = CpuLowering(model, graph) if target == "cpu" else FloatLowering(model, graph)
+    return _Scoped(lowering, graph, {*model.sites, *model.layers}) if graph.readable else lowering
 
 
-def _hyper(model: IntegerModel, g: Graph, lowering: FloatLowering) -> str:
+class _Scoped:
+    """A lowering that names what it writes by the site or layer of each operation."""
+
+    def __init__(self, lowering: FloatLowering, graph: Graph, known: set[str]) -> None:
+        self._lowering, self._graph, self._known = lowering, graph, known
+
+    def __getattr__(self, operation: str) -> Any:
+        run = getattr(self._lowering, operation)
+
+        def named(*arguments: Any) -> Any:
+            outer = self._graph.scope
+            here = [one for one in arguments if isinstance(one, str) and one in self._known]
+            self._graph.scope = here[0] if here else outer
+            try:
+                return run(*arguments)
+            finally:
+                self._graph.scope = outer
+
+        return named
+
+
+def _hyper(model: IntegerModel, g: Graph, lowering: Any) -> str:
     last = g.op("Transpose", g.op("Cast", "z_symbols", to=FLOAT), perm=TO_LAST)
     z = g.op("Add", last, g.constant(model.medians, np.float32))
     return network.hyper_synthesis(lowering, z, model.sizes)

@@ -16,9 +16,15 @@ MICROSOFT = "com.microsoft"
 
 
 class Graph:
-    """A graph under construction. Tensors are named by strings; equal constants are stored once."""
+    """A graph under construction. Tensors are named by strings; equal constants are stored once.
 
-    def __init__(self) -> None:
+    A ``readable`` graph puts ``scope`` before the names of nodes and constants. The graphs of the shipped model do not:
+    their bytes define its fingerprint.
+    """
+
+    def __init__(self, readable: bool = False) -> None:
+        self.readable = readable
+        self.scope = ""
         self._nodes: list[Any] = []
         self._constants: dict[tuple[str, tuple[int, ...], bytes], Any] = {}
 
@@ -26,7 +32,9 @@ class Graph:
         array: NDArray[Any] = np.ascontiguousarray(np.array(value, dtype))
         key = (array.dtype.str, np.shape(value), array.tobytes())
         if key not in self._constants:
-            self._constants[key] = numpy_helper.from_array(array.reshape(np.shape(value)), f"c{len(self._constants)}")
+            self._constants[key] = numpy_helper.from_array(
+                array.reshape(np.shape(value)), self._name(f"c{len(self._constants)}")
+            )
         name: str = self._constants[key].name
         return name
 
@@ -36,8 +44,12 @@ class Graph:
     def ops(self, kind: str, outputs: int, *inputs: str, domain: str = "", **attributes: Any) -> list[str]:
         number = len(self._nodes)
         names = [f"t{number}" if outputs == 1 else f"t{number}_{k}" for k in range(outputs)]
-        self._nodes.append(helper.make_node(kind, list(inputs), names, f"{kind}{number}", domain=domain, **attributes))
+        label = self._name(f"{kind}{number}")
+        self._nodes.append(helper.make_node(kind, list(inputs), names, label, domain=domain, **attributes))
         return names
+
+    def _name(self, name: str) -> str:
+        return f"{self.scope}/{name}" if self.readable and self.scope else name
 
     def times(self, x: str, factor: ArrayLike) -> str:
         """x times a float constant (a power of two: exact); nothing if it is 1."""
