@@ -549,9 +549,9 @@ class Stores:
         if self._postgresql is not None:
             url = self._postgresql.url
             with self._postgresql.database.write() as connection:
-                for table in reversed(metadata.sorted_tables):
-                    if table is not store_clock:
-                        connection.execute(sa.delete(table))
+                # A delete would count in the tallies.
+                names = [table.name for table in metadata.sorted_tables if table is not store_clock]
+                connection.exec_driver_sql(f"TRUNCATE {', '.join(names)} RESTART IDENTITY")
                 connection.execute(sa.update(store_clock).values(seen_ms=None))
             return Store(url)
         place.mkdir(exist_ok=True)
