@@ -40,7 +40,7 @@ def test_it_listens_where_it_is_told(host: str, clients: list[str]) -> None:
 
 
 def test_answers_do_not_wait_for_acknowledgements() -> None:
-    """An answer is sent in two segments. With Nagle's algorithm the second one would wait 40 ms on a kept connection."""
+    """An answer has two segments. With Nagle's algorithm the second one would wait 40 ms on a kept connection."""
     with listen("127.0.0.1", 0) as listener, socket.create_connection(listener.getsockname(), timeout=5):
         accepted, _ = listener.accept()
         with accepted:
