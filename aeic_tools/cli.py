@@ -176,6 +176,30 @@ def worker(context: typer.Context) -> None:
     _run_module("cloud_decoder", "cloud-cpu", ["--role", "worker", *context.args])
 
 
+@app.command()
+def doctor(
+    role: Annotated[
+        list[str] | None, typer.Option(help="edge or cloud; the default is what is installed. May be repeated.")
+    ] = None,
+    model: Model = None,
+    cloud_address: Annotated[
+        str, typer.Option("--cloud", help="HOST:PORT of the cloud's gRPC [env: AEIC_EDGE_CLOUD_ADDRESS].")
+    ] = "",
+    edge_data: Annotated[Path | None, typer.Option(help="The edge's folder [env: AEIC_EDGE_DATA_DIR].")] = None,
+    cloud_data: Annotated[Path | None, typer.Option(help="The cloud's folder [env: AEIC_CLOUD_DATA_DIR].")] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print one line of JSON.")] = False,
+) -> None:
+    """Examine the installation: packages, runtimes, GPU, model, link, clock, disk, spool and store.
+
+    Each problem is printed with its remedy. The exit code is 1 if something has failed.
+    """
+    from aeic_tools import doctor as tool
+
+    if unknown := sorted(set(role or ()) - set(tool.ROLES)):
+        raise UsageError(f"--role {unknown[0]}: choose edge or cloud")
+    _finish(tool.run(tool.Options(tuple(role or ()), model, cloud_address, edge_data, cloud_data), json))
+
+
 spool_app = typer.Typer(help="Commands for the edge's spool.", no_args_is_help=True)
 app.add_typer(spool_app, name="spool")
 

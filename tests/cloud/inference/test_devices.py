@@ -34,7 +34,7 @@ def test_openvino_gives_the_pictures_of_onnx_runtime(tiny_bundle: Path) -> None:
 
 
 @pytest.mark.parametrize("winner", ["onnx", "openvino", "cpu"])
-def test_the_fastest_runtime_is_used_and_named(NANO: Path, winner: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_fastest_runtime_is_used_and_named(winner: str, monkeypatch: pytest.MonkeyPatch) -> None:
     if winner not in ("onnx", *fastest_backend.installed()):
         pytest.skip(f"{winner} is not installed")
     tried = []
