@@ -352,9 +352,12 @@ def train(context: typer.Context) -> None:
 
 @app.command(context_settings=PASS_ON, add_help_option=False)
 def export(context: typer.Context) -> None:
-    """Export a training run as a bundle (extra train)."""
+    """Export a training run as a bundle, or with --random AEIC-SE without its weights (extra train)."""
     with needs("train"):
-        from aeic_train.export.bundle import main as run
+        if "--random" in context.args:
+            from aeic_train.export.random_weights import main as run
+        else:
+            from aeic_train.export.bundle import main as run
     _pass_on(run, context.args)
 
 

@@ -1,6 +1,7 @@
 """Exports a training state, or a bundle's weights, as a bundle: ONNX graphs, integer tables, weights, card, digests.
 
     aeic export --run runs/nano --calibration examples --out models/aeic-se-nano
+    aeic export --profile se --random --out aeic-se-onnx      # aeic_train.export.random_weights
 
 The entropy model is exported in integers (docs/determinism.md). Its steps are those of the run's exact stages, or else
 they are calibrated on the pictures of --calibration. The command prints the cost of exactness in bits, on the pictures
@@ -175,18 +176,8 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument(
         "--float-entropy", action="store_true", help="export the entropy model in float, for use on one machine only"
     )
-    parser.add_argument("--random", action="store_true", help="weights drawn at random, no decoder: see docs/onnx.md")
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args(argv)
-    if options.random:
-        from aeic_train.export.random_weights import export_random
-
-        if options.out.exists():
-            parser.error(f"{options.out} exists: give a new folder")
-        made = export_random(profiles.profile(options.profile), options.out, f"aeic-{options.profile}-random")
-        print(f"{options.out}: random weights, fingerprint {made.fingerprint}")
-        print((options.out / "graphs.md").read_text())
-        return
     if (options.run is None) == (options.weights is None):
         parser.error("give --run or --weights")
     if not options.calibration and not options.float_entropy:

@@ -8,12 +8,14 @@ whoever wants to see AEIC-SE as ONNX (docs/onnx.md). It encodes and entropy-deco
 
 from __future__ import annotations
 
+import argparse
 import tempfile
 from pathlib import Path
 
 import onnx
 import torch
 
+from aeic import profiles
 from aeic.bundle import Bundle
 from aeic.profiles import Profile
 from aeic_nets.codec import Codec
@@ -73,3 +75,20 @@ def _value(value: onnx.ValueInfoProto) -> str:
     kind = value.type.tensor_type
     axes = ", ".join(axis.dim_param or str(axis.dim_value) for axis in kind.shape.dim)
     return f"{value.name} ({axes}) {onnx.TensorProto.DataType.Name(kind.elem_type).lower()}"
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        prog="aeic export --random", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--random", action="store_true", help="weights drawn at random")
+    parser.add_argument("--profile", default="se", choices=sorted(profiles.PROFILES))
+    parser.add_argument("--name", help="default: aeic-PROFILE-random")
+    parser.add_argument("--out", type=Path, required=True, help="a folder that does not exist yet")
+    options = parser.parse_args(argv)
+    if options.out.exists():
+        parser.error(f"{options.out} exists: give a new folder")
+    name = options.name or f"aeic-{options.profile}-random"
+    made = export_random(profiles.profile(options.profile), options.out, name)
+    print(f"{options.out}: random weights, fingerprint {made.fingerprint}")
+    print((options.out / "graphs.md").read_text())

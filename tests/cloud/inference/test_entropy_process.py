@@ -134,7 +134,7 @@ async def test_the_service_decodes_entropy_in_batches_and_says_when_it_stops(
     asked: list[int] = []
     many = decoder.entropy_decode_many
     decoder.entropy_decode_many = lambda frames: asked.append(len(frames)) or many(frames)  # type: ignore
-    async with running_cloud(decoder, tmp_path) as cloud, httpx.AsyncClient(base_url=cloud.http) as http:
+    async with running_cloud(decoder, tmp_path) as cloud, httpx.AsyncClient(base_url=cloud.http, timeout=60) as http:
         cloud.store.frames.add(new, time.time())
         cloud.backend.wake()
         answers = await asyncio.gather(*(http.post("/v1/decode", content=exact_frame(s)) for s in range(50, 56)))
@@ -203,7 +203,7 @@ async def test_a_device_that_does_not_come_back_is_left_out(
 
     monkeypatch.setattr(FakeGenerator, "__call__", call)
     new = [new_frame(make_frame(seed)) for seed in range(30)]
-    async with running_cloud(decoder, tmp_path) as cloud, httpx.AsyncClient(base_url=cloud.http) as http:
+    async with running_cloud(decoder, tmp_path) as cloud, httpx.AsyncClient(base_url=cloud.http, timeout=60) as http:
         broken.set()
         cloud.store.frames.add(new, time.time())
         cloud.backend.wake()
@@ -274,7 +274,7 @@ async def test_a_picture_that_is_not_finite_is_refused(
     decoder: Decoder, generator: FakeGenerator, make_frame: MakeFrame, tmp_path: Path
 ) -> None:
     frame = make_frame(1)
-    async with running_cloud(decoder, tmp_path) as cloud, httpx.AsyncClient(base_url=cloud.http) as http:
+    async with running_cloud(decoder, tmp_path) as cloud, httpx.AsyncClient(base_url=cloud.http, timeout=60) as http:
         generator._inner = lambda y_hat: np.full((len(y_hat), 3, 128, 128), np.nan, np.float32)
         answer = await http.post("/v1/decode", content=frame)
         assert answer.status_code == 422 and "FloatingPointError" in answer.json()["detail"]
