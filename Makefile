@@ -5,6 +5,7 @@ DEMO_VENV := .venv-demo
 LOCK_VENV := .venv-lock
 SBOM_VENV := .venv-sbom
 SBOMS := edge-cpu edge-gpu cloud-cpu cloud fleet-ray
+CLIENT_VENV := .venv-client
 EDGE_VENV = .venv-edge-$(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])')
 BIN := $(VENV)/bin
 PIP_FLAGS := -qq --disable-pip-version-check
@@ -13,7 +14,7 @@ PINS := pyproject.toml constraints.txt $(wildcard requirements/*.txt)
 .DEFAULT_GOAL := help
 .PHONY: help install demo run test perf check lint types format lock lock-check docs dist protos bench fuzz simulate soak abuse golden results \
   test-full test-edge test-isa test-fleet test-hostile strangers test-browser test-ops test-images test-skipped clean \
-  packages-browser packages-ops packages-fleet packages-isa packages-images
+  packages-browser packages-ops packages-fleet packages-isa packages-images packages-client
 
 help: ## list all targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -32,7 +33,7 @@ test: install ## install everything and run all tests
 perf: install ## run the tests that assert durations (on an idle machine)
 	$(BIN)/python -m pytest -m perf
 
-test-skipped: install packages-browser packages-ops packages-fleet ## run what the last `make test` skipped, after installing Debian packages; a skip is a failure
+test-skipped: install packages-browser packages-ops packages-fleet packages-client ## run what the last `make test` skipped, after installing Debian packages; a skip is a failure
 	$(BIN)/python -m tests.support.skips
 
 check: lint types ## run all static checks: style, imports, types, gRPC messages
@@ -85,8 +86,9 @@ strangers: install ## load both services as strangers do, each way alone and all
 
 FRAMES ?= 2000
 LIVES ?= 1000
-simulate: install ## run the edge's spool LIVES times with a fault at any I/O step: kill, power cut, EIO, full disk, damage
+simulate: install ## run LIVES lives of the edge's spool with faults at any I/O step, and of the cloud's store with stalls, kills, clock jumps
 	$(BIN)/python -m tests.edge.spool.lives --lives $(LIVES)
+	$(BIN)/python -m tests.cloud.store.lives --lives $(LIVES)
 
 soak: install ## send FRAMES through edge and cloud with kills, cut links, stalls and a full disk; each must be stored once
 	$(BIN)/python -m tests.edge.soak --frames $(FRAMES)
@@ -95,7 +97,7 @@ MUTATIONS ?= 1000
 abuse: install ## send decompression bombs, slow and malformed requests, MUTATIONS of each picture to an edge; no 5xx, no memory growth
 	$(BIN)/python -m tests.edge.abuse --mutations $(MUTATIONS)
 
-golden: install ## rewrite the golden frames after a change of the format (needs a new bitstream version)
+golden: install ## add missing golden frames; an existing one that would change is an error
 	$(BIN)/python -m tests.aeic.make_golden
 
 results: install ## draw the tables and plots of docs/results from the committed measurements
@@ -141,6 +143,9 @@ packages-fleet:
 	@$(call debian,/usr/lib/postgresql/*/bin/initdb,postgresql)
 	@$(call debian,kubectl,kubernetes-client)
 
+# It needs an older typer than the commands of AEIC, so it has an environment of its own.
+packages-client: $(CLIENT_VENV)/.installed
+
 packages-isa:
 	@$(call debian,qemu-x86_64,qemu-user)
 	@$(call debian,qemu-aarch64-static,qemu-user-static)
@@ -174,6 +179,11 @@ $(DEMO_VENV)/.installed: $(PINS)
 $(EDGE_VENV)/.installed: $(PINS)
 	@$(call make-venv,$(EDGE_VENV),14)
 	@$(call install,$(EDGE_VENV),test)
+	@touch $@
+
+$(CLIENT_VENV)/.installed: Makefile
+	@$(call make-venv,$(CLIENT_VENV),14)
+	@$(CLIENT_VENV)/bin/python -m pip install $(PIP_FLAGS) openapi-python-client==0.29.1
 	@touch $@
 
 # uv has its own environment, so that the lock files can be written before anything is installed from them.

@@ -53,6 +53,7 @@ def new_app(title: str, about: str, settings: ServiceSettings, middleware: Seque
         dependencies=[Depends(_known_parameters)],
         # FastAPI would describe a malformed parameter as 422 with a body of its own.
         responses={"default": problems.ANY},
+        generate_unique_id_function=lambda route: route.name,  # the names of functions in generated clients
     )
     problems.install(app)
 

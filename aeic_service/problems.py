@@ -34,7 +34,9 @@ SCHEMA = {
         "detail": {"type": "string", "description": "What was wrong, and what to do about it."},
     },
 }
-ANY = {"description": "A problem", "content": {"application/problem+json": {"schema": SCHEMA}}}
+NAMED = {"$ref": "#/components/schemas/Problem"}
+"""The same in an OpenAPI description, which :func:`install` gives the component."""
+ANY = {"description": "A problem", "content": {"application/problem+json": {"schema": NAMED}}}
 """What the OpenAPI description says of any status that it does not name."""
 # The standard library renamed the first two in Python 3.13, and does not know nginx's 499.
 _TITLES = {413: "Content Too Large", 422: "Unprocessable Content", 499: "Client Closed Request"}
@@ -70,7 +72,7 @@ def responses(examples: Mapping[int, str], *statuses: int) -> dict[int | str, di
     return {
         status: {
             "description": title(status),
-            "content": {"application/problem+json": {"schema": SCHEMA, "example": body(status, examples[status], "")}},
+            "content": {"application/problem+json": {"schema": NAMED, "example": body(status, examples[status], "")}},
         }
         for status in statuses
     }
@@ -106,6 +108,14 @@ def install(app: FastAPI) -> None:
         log.error("unforeseen error at %s %s", request.method, request.url.path, exc_info=error)
         return problem(500, "an internal error; the service's log has the details")
 
+    describe = app.openapi
+
+    def openapi() -> dict[str, Any]:
+        description = describe()
+        description.setdefault("components", {}).setdefault("schemas", {})["Problem"] = SCHEMA
+        return description
+
+    app.openapi = openapi  # type: ignore[method-assign]  # FastAPI's documented way to extend the description
     app.add_exception_handler(AeicError, ours)
     app.add_exception_handler(RequestValidationError, invalid)
     app.add_exception_handler(HTTPException, http)

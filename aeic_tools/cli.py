@@ -126,10 +126,42 @@ def latents(
     _finish(codec_commands.latents(source, target, bundle=model, threads=threads, force=force))
 
 
+@app.command()
+def split(
+    source: Annotated[str, typer.Argument(metavar="FRAME", help="A .aeic file, or - for stdin.")],
+    target: Annotated[str, typer.Argument(metavar="OUT", help="A folder, or - for lines of hexadecimal.")],
+    size: Annotated[int, typer.Option(min=1, max=65535, help="Most bytes of a packet, such as 222, 255 or 340.")],
+    pad: Annotated[bool, typer.Option(help="Fill every packet up to the size.")] = False,
+    force: Force = False,
+) -> None:
+    """Split a frame into packets for a radio or modem. See docs/packets.md."""
+    from aeic_tools import packet_commands
+
+    _finish(packet_commands.split(source, target, size, pad=pad, force=force))
+
+
+@app.command()
+def join(
+    sources: Annotated[list[str], typer.Argument(metavar="IN...", help="Folders, packet files, or - for hexadecimal.")],
+    target: Annotated[str, typer.Argument(metavar="FRAME", help="The .aeic file to write, or - for stdout.")],
+    force: Force = False,
+) -> None:
+    """Join packets to the frame that they hold. The exit code is 4 if bytes are missing."""
+    from aeic_tools import packet_commands
+
+    _finish(packet_commands.join(sources, target, force=force))
+
+
 @app.command(context_settings=PASS_ON, add_help_option=False)
 def edge(context: typer.Context) -> None:
     """Run the edge service (extra edge-cpu). Settings: AEIC_EDGE_*, see docs/reference/edge.md."""
     _run_module("edge_encoder", "edge-cpu", context.args)
+
+
+@app.command(context_settings=PASS_ON, add_help_option=False)
+def bundle(context: typer.Context) -> None:
+    """Stage a model bundle on an edge box, show its state, or roll back (extra edge-cpu). See docs/how-to/edge.md."""
+    _run_module("edge_encoder.bundle_update", "edge-cpu", context.args)
 
 
 @app.command(context_settings=PASS_ON, add_help_option=False)
@@ -367,6 +399,7 @@ MEASUREMENTS = {
     "edge-overload": ("benchmarks.edge_overload", "dev", "How fast the edge answers under ten times its capacity."),
     "serve": ("benchmarks.serve", "bench", "The cloud under full load, compared with LitServe and Ray Serve."),
     "fleet": ("benchmarks.fleet", "dev", "Several workers: claims, ingest, scaling, and the simulator's prediction."),
+    "store": ("benchmarks.store", "dev", "A store with a million frames: every route, and retention against ingest."),
 }
 """Name of a measurement: its module, the extra that it needs, its help text."""
 

@@ -143,7 +143,9 @@ def keep(data: Path, bundle: Path | None) -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line. 0 if every picture came back."""
-    parser = argparse.ArgumentParser(prog="python -m aeic_tools.demo", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m aeic_tools.demo", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("pictures", nargs="*", type=Path, default=[Path("examples")], help="files and folders")
     parser.add_argument("--out", type=Path, default=Path("out/demo"), help="for report.json, montage.png and the logs")
     parser.add_argument("--rate", help="rate point, by number or name; by default the bundle's")

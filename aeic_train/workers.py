@@ -1,4 +1,4 @@
-"""The processes of one training run: each computes the gradients of its own crops, gloo averages them.
+"""The processes of one training run. Each computes the gradients of its own crops, and gloo averages them.
 
 All processes begin with the same weights and take the same steps, so their weights stay equal to the bit. The first
 one (rank 0) writes the state, the log and the samples.
@@ -21,18 +21,18 @@ import torch.distributed as dist
 from torch import Tensor
 
 TIMEOUT = timedelta(hours=12)
-"""How long a process waits for the others: long enough for a run that is paused as a whole or in part."""
+"""How long a process waits for the others. It is long, so that a run may be paused."""
 
 
 class Workers:
-    """This process's place among the ``count`` processes of a run. Without arguments: the only one."""
+    """The rank of this process among the ``count`` processes of a run. The default is a run of one process."""
 
     def __init__(self, rank: int = 0, count: int = 1, store: dist.Store | None = None) -> None:
         self.rank, self.count, self._store = rank, count, store
 
     @classmethod
     def join(cls, rank: int, count: int, meeting: Path) -> Workers:
-        """Waits for the ``count - 1`` other processes of this machine, which name the same file ``meeting``."""
+        """Wait for the ``count - 1`` other processes of this machine, which use the same file ``meeting``."""
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
         store = dist.FileStore(str(meeting), count)
         dist.init_process_group("gloo", store=store, rank=rank, world_size=count, timeout=TIMEOUT)
@@ -44,10 +44,10 @@ class Workers:
         return self.rank == 0
 
     def average(self, parameters: Sequence[Tensor], numbers: Tensor) -> Tensor:
-        """Replaces the gradients of ``parameters`` by their means over all processes.
+        """Replace the gradients of ``parameters`` by their means over all processes.
 
-        ``numbers`` (k,) are this process's own; returns those of all, (count, k) float32, the same everywhere. One
-        collective call for both. Every process must have gradients at the same parameters.
+        ``numbers`` (k,) are values of this process. Returns those of all processes, (count, k) float32, in every
+        process. Both use one collective call. Every process must have gradients at the same parameters.
         """
         if self.count == 1:
             return numbers[None]
@@ -62,14 +62,14 @@ class Workers:
         return everyone.view_as(own)
 
     def wait(self) -> None:
-        """Until all processes have come here: what the first has written before is there for all."""
+        """Wait until all processes have called this. What the first has written before is then visible to all."""
         if self.count > 1:
             dist.barrier()
 
     def gather(self, topic: str, value: Any) -> list[Any]:
-        """``value`` (of JSON) of every process by rank on the first; the others give theirs and get nothing.
+        """In the first process, the JSON ``value`` of every process by rank; in the others, an empty result.
 
-        ``topic`` is not used again before all have waited for each other.
+        A ``topic`` may be used again only after a :meth:`wait`.
         """
         if self._store is None:
             return [value]
@@ -86,8 +86,8 @@ class Workers:
 class StopSignal:
     """Set by SIGTERM or SIGINT. The same signal again ends the process at once.
 
-    Ctrl-C reaches the processes of :func:`launch` twice, as SIGINT from the terminal and as SIGTERM from the parent:
-    each of the two is counted for itself.
+    Ctrl-C reaches the processes of :func:`launch` twice, as SIGINT from the terminal and as SIGTERM from the parent.
+    Each of the two is counted separately.
     """
 
     def __init__(self) -> None:
@@ -109,7 +109,7 @@ class StopSignal:
 
 
 def launch(function: Callable[..., None], arguments: tuple[Any, ...], count: int) -> None:
-    """Runs ``function(workers, *arguments)`` in ``count`` processes of this machine and waits for all of them.
+    """Run ``function(workers, *arguments)`` in ``count`` processes of this machine and wait for all of them.
 
     SIGTERM and SIGINT are passed on. If one process fails, the others are ended and its error is raised.
     """

@@ -124,7 +124,9 @@ def measure(folder: Path, options: argparse.Namespace, frame: bytes) -> dict[str
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="aeic bench decode", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="aeic bench decode", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--profile", choices=("se", "me"), default="se")
     parser.add_argument("--size", default="768x512", help="WIDTHxHEIGHT")
     parser.add_argument("--threads", type=int, default=2)

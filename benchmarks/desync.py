@@ -66,7 +66,7 @@ class TorchForm(EntropyModel):
 
     def __init__(self, bundle: Bundle, codec: Codec) -> None:
         super().__init__(bundle, 1)
-        self._graphs = {f"context_{i}": ContextGraph(codec, i) for i in range(4)}
+        self._graphs: dict[str, torch.nn.Module] = {f"context_{i}": ContextGraph(codec, i) for i in range(4)}
         self._graphs["hyper_synthesis"] = HyperSynthesisGraph(codec)
 
     def _run(self, name: str, **inputs: NDArray[Any]) -> list[NDArray[Any]]:
@@ -104,7 +104,9 @@ def with_model(bundle: Bundle, model: EntropyModel) -> LatentCodec:
 
 @torch.no_grad()
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="aeic bench desync", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="aeic bench desync", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--profile", choices=("se", "me"), default="se")
     parser.add_argument("--frames", type=int, default=200)
     parser.add_argument("--pictures", type=Path, default=Path("examples"))

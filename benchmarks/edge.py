@@ -72,6 +72,7 @@ async def measure(options: argparse.Namespace, folder: Path) -> dict[str, object
             "--cloud-address", proxy.address,
             cwd=ROOT, env=clean, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.DEVNULL,
         )  # fmt: skip
+        assert process.stdout is not None
         line = await process.stdout.readline()
         if not line:
             raise SystemExit("the edge did not start: run `aeic edge` to see why")

@@ -48,12 +48,12 @@ class Client:
         head = f"POST /v1/frames?wait={wait} HTTP/1.1\r\nHost: edge\r\nContent-Length: {len(self.body)}\r\n\r\n"
         begin = time.perf_counter()
         writer.write(head.encode() + self.body)
-        head = await reader.readuntil(b"\r\n\r\n")
+        answer = await reader.readuntil(b"\r\n\r\n")
         seconds = time.perf_counter() - begin
-        length = int(head.lower().partition(b"content-length:")[2].split(b"\r\n")[0])
+        length = int(answer.lower().partition(b"content-length:")[2].split(b"\r\n")[0])
         await reader.readexactly(length)
         self._idle.append((reader, writer))
-        return int(head[9:12]), seconds
+        return int(answer[9:12]), seconds
 
 
 async def load(url: str, body: bytes, times: float, seconds: float, places: int) -> dict[str, Any]:

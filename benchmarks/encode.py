@@ -16,7 +16,7 @@ import statistics
 import tempfile
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +66,7 @@ def take_turns(works: dict[str, Callable[[], object]], rounds: int) -> dict[str,
     }
 
 
-def price(encoders: dict[str, Encoder], rgb: NDArray[np.uint8]) -> dict[str, float]:
+def price(encoders: Mapping[ProviderChoice, Encoder], rgb: NDArray[np.uint8]) -> dict[str, float]:
     """By provider: the percentage of y that rounds differently from float32, and the error as a share of y's spread."""
     latents = {name: encoder.analysis(rgb) for name, encoder in encoders.items()}
     wanted = latents["cpu"]
@@ -77,10 +77,10 @@ def price(encoders: dict[str, Encoder], rgb: NDArray[np.uint8]) -> dict[str, flo
     }
 
 
-def quality(pictures: Path) -> dict[str, dict[str, float]]:
+def quality(pictures: Path) -> Mapping[ProviderChoice, dict[str, float]]:
     """Mean bytes and PSNR over a folder for each provider of the analysis, with the shipped model."""
     decoder = Decoder.from_bundle(device="onnx")
-    result = {}
+    result: dict[ProviderChoice, dict[str, float]] = {}
     for name in providers():
         encoder = Encoder.from_bundle(provider=name)
         rows = []
@@ -98,7 +98,9 @@ def providers() -> list[ProviderChoice]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="aeic bench encode", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="aeic bench encode", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--profile", choices=("se", "me"), default="se")
     parser.add_argument("--sizes", default="768x512,1920x1088", help="WIDTHxHEIGHT, with commas")
     parser.add_argument("--threads", type=int, default=2)

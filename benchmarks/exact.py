@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 import onnxruntime
 import torch
+from numpy.typing import NDArray
 
 from aeic.bundle import Bundle
 from aeic.latent_codec import LatentCodec
@@ -63,8 +64,10 @@ def compare(model: IntegerModel, elements: int, device: str, seed: int) -> dict[
         together = torch_model.quantise(y, z)
         for row in range(batch):
             feeds = {"y": y[row : row + 1], "z_symbols": z[row : row + 1]}
-            expected = graphs["cpu"].run(None, feeds)
-            for part, want, gpu, ours in zip(PARTS, expected, graphs["gpu"].run(None, feeds), together, strict=True):
+            expected: list[NDArray[Any]] = graphs["cpu"].run(None, feeds)
+            by_gpu_graph: list[NDArray[Any]] = graphs["gpu"].run(None, feeds)
+            by_torch: list[NDArray[Any]] = list(together)
+            for part, want, gpu, ours in zip(PARTS, expected, by_gpu_graph, by_torch, strict=True):
                 different[f"gpu graph {part}"] += int((gpu[0] != want[0]).sum())
                 different[f"torch {part}"] += int((ours[row] != want[0]).sum())
             found["coded"] += int((expected[1] >= 0).sum())
@@ -90,7 +93,9 @@ def decode_together(bundle: Bundle, width: int, height: int, rounds: int) -> dic
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="aeic bench exact", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="aeic bench exact", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--profiles", default="nano,se,me")
     parser.add_argument("--elements", type=int, default=10_000_000, help="latents compared for each profile")
     parser.add_argument("--device", default="cpu", help="where the torch interpreter runs")

@@ -108,7 +108,7 @@ def _new(data: bytes, number: int) -> NewFrame:
     return NewFrame("", uuid4(), f"box-{number % 64}", 1, number % 3, 768, 512, 1, "abcdef", digest, data)
 
 
-async def measure_ingest(settings: dict[str, object], folder: Path, fronts: int, frames: int, bundle: Bundle) -> float:
+async def measure_ingest(settings: dict[str, Any], folder: Path, fronts: int, frames: int, bundle: Bundle) -> float:
     """Acknowledged frames a second over gRPC, sent by cameras in this process."""
     with reserved_port() as http, reserved_port() as grpc:
         front = {"role": "ingest", "reuse_port": True, "port": http, "grpc_port": grpc, "ingest_window": 256}

@@ -20,7 +20,7 @@ from benchmarks.bare_decoder import BareDecoder, rates
 from benchmarks.fleet_frames import make_frames, stored
 from benchmarks.fleet_simulator import Pool, simulate, steady
 from benchmarks.others import Others
-from cloud_decoder.store.records import FrameState
+from cloud_decoder.store.records import FrameState, StoredFrame
 from cloud_decoder.store.store import Store
 from tests.fleet.members import Member
 from tests.support.postgres import Postgres
@@ -66,6 +66,18 @@ class Crew:
             assert member.process is not None
             member.process.send_signal(signal.SIGSTOP)
 
+    def _rows(self, count: int) -> list[StoredFrame]:
+        """The newest ``count`` frames."""
+        rows: list[StoredFrame] = []
+        before: int | None = None
+        while len(rows) < count:
+            page = self._store.frames.page("", count - len(rows), before)
+            rows += page.rows
+            if page.next is None:
+                break
+            before = page.next
+        return rows
+
     async def run(self, workers: int, data: list[bytes], rate: float = 0.0) -> dict[str, float]:
         """Decode ``data`` by this many workers, as a backlog or at ``rate`` frames a second, until the last frame is
         done."""
@@ -80,7 +92,7 @@ class Crew:
         while (backlog := await asyncio.to_thread(self._store.queue.waiting, time.time())).ready or backlog.leased:
             await asyncio.sleep(0.5)  # each query takes time from the workers' cores
         self._still()
-        rows = await asyncio.to_thread(self._store.frames.page, "", len(new))
+        rows = await asyncio.to_thread(self._rows, len(new))
         assert all(row.state is FrameState.DONE for row in rows)
         ends = sorted((row.available_ms or 0) / 1000 for row in rows)
         # The start is left out, and so is the end, where some workers have no more work.

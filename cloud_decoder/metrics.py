@@ -63,7 +63,7 @@ class Metrics:
         )
         self.batch_items = histogram("batch_pieces", "Pictures or tiles in one batch.", BATCH_ITEMS)
         self.batch_fill = histogram(
-            "batch_fill_ratio", "Pixels of one batch over the cap.", (0.1, 0.25, 0.5, 0.75, 0.9, 1.0)
+            "batch_fill_ratio", "Pixels of one batch as a share of the limit.", (0.1, 0.25, 0.5, 0.75, 0.9, 1.0)
         )
         self.pixels = counter("pixels_total", "Pixels of finished pictures.")
         self.decodes = counter("decodes_total", "Pictures asked for: done, failed, cancelled or expired.", ("result",))
@@ -71,7 +71,8 @@ class Metrics:
         self.splits = counter("batch_splits_total", "Batches halved because memory ran out.")
         self.decoder_deaths = counter("decoder_deaths_total", "Decoder processes lost while they had a batch.")
         self.lost_leases = counter(
-            "lost_leases_total", "Frames that another worker had claimed before this one ended them; nothing changed."
+            "lost_leases_total",
+            "Results of this worker that were discarded because another worker had claimed the frame.",
         )
         self.model_load_seconds = histogram("model_load_seconds", "Loading a bundle on demand.", MODEL_SECONDS)
         self.models_bytes = gauge("models_bytes", "Size of the bundles in memory.")

@@ -25,7 +25,7 @@ class Metrics:
         self.stage_seconds = Histogram(
             "aeic_edge_stage_seconds",
             "Time of one frame in one stage: read, analyse, entropy, spool (to commit), ship (sent to acknowledged);"
-            " with wait=received before them receive (to commit) and wait (until it is encoded).",
+            " with wait=received also receive (to commit) and wait (until it is encoded).",
             ["stage"],
             buckets=_SECONDS,
             registry=registry,
@@ -86,23 +86,27 @@ class Metrics:
         self.received_frames = Gauge(
             "aeic_edge_received_frames", "Originals that wait to be encoded.", registry=registry
         )
-        self.received_bytes = Gauge("aeic_edge_received_bytes", "Their bytes.", registry=registry)
+        self.received_bytes = Gauge("aeic_edge_received_bytes", "Bytes of these originals.", registry=registry)
         self.failed = Counter(
-            "aeic_edge_failed_total", "Originals that could not be encoded; the log says why.", registry=registry
+            "aeic_edge_failed_total", "Originals that could not be encoded; the log has the reasons.", registry=registry
         )
         self.spool_frames = Gauge("aeic_edge_spool_frames", "Frames not yet acknowledged.", registry=registry)
-        self.spool_bytes = Gauge("aeic_edge_spool_bytes", "Their bytes, as counted against the cap.", registry=registry)
-        self.spool_max_bytes = Gauge("aeic_edge_spool_max_bytes", "The cap.", registry=registry)
+        self.spool_bytes = Gauge(
+            "aeic_edge_spool_bytes", "Bytes of these frames, as counted against the limit.", registry=registry
+        )
+        self.spool_max_bytes = Gauge(
+            "aeic_edge_spool_max_bytes", "Limit on the bytes of these frames.", registry=registry
+        )
         self.oldest_seconds = Gauge(
             "aeic_edge_oldest_unacknowledged_seconds",
             "Age of the oldest frame not acknowledged, or original not encoded.",
             registry=registry,
         )
         self.default_rate = Gauge(
-            "aeic_edge_default_rate", "Rate point of pictures that ask for none.", registry=registry
+            "aeic_edge_default_rate", "Rate point of pictures whose sender asks for none.", registry=registry
         )
         self.dropped = Counter(
-            "aeic_edge_dropped_total", "Frames given up, by reason: full, age, damaged.", ["reason"], registry=registry
+            "aeic_edge_dropped_total", "Frames dropped, by reason: full, age, damaged.", ["reason"], registry=registry
         )
         self.unreadable = Gauge(
             "aeic_edge_spool_unreadable_frames",
@@ -125,7 +129,9 @@ class Metrics:
             registry=registry,
         )
         self.in_flight = Gauge("aeic_edge_in_flight_frames", "Sent and not yet acknowledged.", registry=registry)
-        self.connected = Gauge("aeic_edge_uplink_connected", "1 while the stream to the cloud is up", registry=registry)
+        self.connected = Gauge(
+            "aeic_edge_uplink_connected", "1 while the stream to the cloud is open.", registry=registry
+        )
         self.reconnects = Counter(
             "aeic_edge_uplink_failures_total", "Streams that ended, by cause.", ["cause"], registry=registry
         )

@@ -62,7 +62,7 @@ class EdgeSettings(ServiceSettings):
         max_length=128,
         description="Name of this box, sent to the cloud; the host name by default.",
     )
-    data_dir: Path = Field(Path("var/edge"), description="Folder of the spool; made when missing.")
+    data_dir: Path = Field(Path("var/edge"), description="Folder of the spool; created if missing.")
     bundle: Path | None = Field(None, description="Model bundle; by default AEIC_BUNDLE, else the one that ships.")
 
     bundles_dir: Path | None = Field(
@@ -73,24 +73,36 @@ class EdgeSettings(ServiceSettings):
 
     provider: ProviderChoice = Field(
         "auto",
-        description="What runs the analysis; auto takes CUDA when it works, else the faster runtime of this processor.",
+        description="Runtime of the analysis; auto takes CUDA if it works, else the faster runtime of this processor.",
     )
     threads: int = Field(1, ge=0, le=256, description="Threads of one encode; 0 takes every core.")
     encode_workers: int = Field(
         0, ge=0, le=64, description="Pictures encoded at the same time; 0 takes one per core, at most 4."
     )
-    encode_queue_frames: int = Field(8, ge=1, le=10_000, description="Pictures that may wait; one more gets 429.")
-    max_body_bytes: int = Field(32 << 20, ge=1024, le=1 << 30, description="Largest picture file taken; larger is 413.")
+    encode_queue_frames: int = Field(
+        8, ge=1, le=10_000, description="Pictures that may wait; one more is answered 429."
+    )
+    max_body_bytes: int = Field(
+        32 << 20, ge=1024, le=1 << 30, description="Largest picture file accepted; a larger one is answered 413."
+    )
     max_pixels: int = Field(
-        8192 * 8192, ge=256, le=8192 * 8192, description="Largest picture taken, in pixels; larger is 413."
+        8192 * 8192,
+        ge=256,
+        le=8192 * 8192,
+        description="Largest picture accepted, in pixels; a larger one is answered 413.",
     )
     max_pixels_at_once: int = Field(
         0, ge=0, description="Pixels in work at once; 0 takes as many as fit into half of the memory."
     )
     uploads_max_bytes: int = Field(
-        128 << 20, ge=1024, le=1 << 34, description="Bodies held in memory at once, all together; beyond is 429."
+        128 << 20,
+        ge=1024,
+        le=1 << 34,
+        description="Bytes of request bodies held in memory at once; beyond it a post is answered 429.",
     )
-    read_timeout_seconds: float = Field(20.0, gt=0, le=600, description="Time a client has to send headers and body.")
+    read_timeout_seconds: float = Field(
+        20.0, gt=0, le=600, description="Time in which a client must send headers and body."
+    )
     wait_max_seconds: float = Field(60.0, ge=0, le=3600, description="Longest wait that ?wait=delivered may ask for.")
 
     preset: Preset | None = Field(
@@ -106,14 +118,16 @@ class EdgeSettings(ServiceSettings):
         None, ge=10, le=1 << 20, description="Bytes of a frame whose sender gives no limit; as ?target_bytes=."
     )
 
-    default_wait: Wait = Field("spooled", description="What a POST without ?wait= waits for.")
+    default_wait: Wait = Field("spooled", description="The wait of a POST without ?wait=.")
     received_max_frames: int = Field(
         100,
         ge=1,
         le=100_000,
         description="Originals of ?wait=received that may wait to be encoded; one more is answered 429.",
     )
-    received_max_bytes: int = Field(64 << 20, ge=1024, description="Their bytes, all together; beyond is 429.")
+    received_max_bytes: int = Field(
+        64 << 20, ge=1024, description="Bytes of originals that may wait; one more is answered 429."
+    )
 
     watch_dir: Path | None = Field(None, description="A folder whose new pictures are encoded too; none by default.")
     watch_seconds: float = Field(1.0, gt=0, description="Time between two scans of watch_dir.")
@@ -135,7 +149,7 @@ class EdgeSettings(ServiceSettings):
         60.0, ge=0, description="With camera_motion: after this time without motion a frame is sent anyway; 0 never."
     )
     camera_timeout_seconds: float = Field(
-        10.0, gt=0, description="A camera that delivers nothing for this long is reopened."
+        10.0, gt=0, description="A camera that delivers no frame for this long is reopened."
     )
 
     cameras: tuple[CameraSettings, ...] = Field(
@@ -145,12 +159,14 @@ class EdgeSettings(ServiceSettings):
         (), description="More folders, each with settings of its own; [[folders]] in the file, JSON in the variable."
     )
 
-    spool_max_bytes: int = Field(256 << 20, ge=1 << 16, description="Cap on frames not yet acknowledged, in bytes.")
+    spool_max_bytes: int = Field(
+        256 << 20, ge=1 << 16, description="Limit on the bytes of frames that are not yet acknowledged."
+    )
     spool_max_age_seconds: float = Field(
         0.0, ge=0, description="Frames older than this are dropped unsent and counted; 0 keeps them without limit."
     )
     spool_full_policy: FullPolicy = Field(
-        "refuse", description="At the cap: refuse the new frame (507), drop-oldest, or drop-lowest-priority."
+        "refuse", description="At this limit: refuse the new frame (507), drop-oldest, or drop-lowest-priority."
     )
     history_frames: int = Field(20_000, ge=0, description="Finished frames whose state is remembered, without bytes.")
     target_age_seconds: float = Field(
@@ -159,7 +175,9 @@ class EdgeSettings(ServiceSettings):
         description="Keep the oldest frame younger than this by lowering the default rate; 0 never lowers it.",
     )
 
-    cloud_address: str = Field("127.0.0.1:9090", description="host:port of the cloud's gRPC; empty never sends.")
+    cloud_address: str = Field(
+        "127.0.0.1:9090", description="host:port of the cloud's gRPC; if empty, nothing is sent."
+    )
     proxy: str = Field(
         "environment",
         description="HTTP proxy to the cloud: environment (grpc_proxy, https_proxy, http_proxy, no_proxy), none, or"
@@ -176,7 +194,9 @@ class EdgeSettings(ServiceSettings):
         30.0, gt=0, description="No acknowledgement for this long while frames are in flight: reconnect."
     )
     backoff_min_seconds: float = Field(0.5, gt=0, description="First pause after a broken stream.")
-    backoff_max_seconds: float = Field(60.0, gt=0, description="Longest pause; the uplink never gives up.")
+    backoff_max_seconds: float = Field(
+        60.0, gt=0, description="Longest pause between attempts. The uplink never gives up."
+    )
     keepalive_seconds: float = Field(
         60.0, ge=10, description="HTTP/2 ping on an idle stream, to detect a half-open NAT connection."
     )

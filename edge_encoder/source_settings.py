@@ -51,7 +51,7 @@ class CameraSettings(SourceSettings):
     still_seconds: float = Field(
         60.0, ge=0, description="With motion: after this time without motion a frame is sent anyway; 0 never."
     )
-    timeout_seconds: float = Field(10.0, gt=0, description="A camera that delivers nothing for this long is reopened.")
+    timeout_seconds: float = Field(10.0, gt=0, description="A camera that delivers no frame for this long is reopened.")
 
 
 class FolderSettings(SourceSettings):

@@ -122,7 +122,9 @@ def load_checkpoint(path: Path, profile_name: str | None) -> Codec:
 
 def main(argv: list[str] | None = None) -> int:
     """The command; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="aeic import-official", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="aeic import-official", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("stream", type=Path, metavar="STREAM")
     parser.add_argument("target", type=Path, metavar="OUT.npz")
     parser.add_argument("--checkpoint", type=Path, required=True, help="the AEIC checkpoint that made the stream")

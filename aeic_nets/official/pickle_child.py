@@ -39,7 +39,7 @@ def main(source: str, target: str, seconds: int, size: int) -> None:
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
     try:
         loaded = torch.load(source, map_location="cpu", weights_only=True)
-    except Exception as error:  # whatever it is, it is the file's fault
+    except Exception as error:  # every error here has its cause in the file
         print(f"{type(error).__name__}: {str(error).splitlines()[0][:200]}", file=sys.stderr)
         raise SystemExit(1) from None
     tensors: dict[str, Tensor] = {}

@@ -159,9 +159,11 @@ def export(
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="aeic export", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="aeic export", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--run", type=Path, help="folder of a training run")
-    parser.add_argument("--weights", type=Path, help="or weights.safetensors of a bundle")
+    parser.add_argument("--weights", type=Path, help="weights.safetensors of a bundle, instead of --run")
     parser.add_argument("--profile", default="nano", choices=sorted(profiles.PROFILES))
     parser.add_argument("--rates", default="0.045", help="expected bpp of each rate point, ascending, with commas")
     parser.add_argument("--default-rate", type=int, default=0)
@@ -169,8 +171,10 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--card", type=Path, help="JSON with facts for the manifest")
     parser.add_argument("--include", type=Path, action="append", default=[], help="further files: card, log, samples")
     parser.add_argument("--calibration", type=Path, help="folder of pictures to calibrate the integer entropy model on")
-    parser.add_argument("--validation", type=Path, help="folder of pictures to print the price of exactness on")
-    parser.add_argument("--float-entropy", action="store_true", help="float entropy graphs: one machine only")
+    parser.add_argument("--validation", type=Path, help="folder of pictures on which the cost of exactness is measured")
+    parser.add_argument(
+        "--float-entropy", action="store_true", help="export the entropy model in float, for use on one machine only"
+    )
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args(argv)
     if (options.run is None) == (options.weights is None):

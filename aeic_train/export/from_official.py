@@ -125,7 +125,9 @@ def find_sd_turbo(folder: Path) -> Path:
 
 def main(argv: list[str] | None = None) -> int:
     """The command; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="aeic convert", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="aeic convert", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--sd-turbo", type=Path, required=True, help="SD-Turbo's folder")
     parser.add_argument("--half-decoder", type=Path, required=True, help="halfDecoder.ckpt")
     parser.add_argument("--checkpoint", type=Path, required=True, help="the AEIC checkpoint")

@@ -1,4 +1,4 @@
-"""The arms of an ablation as table and plot, from its JSON: ``make results`` draws again what was committed.
+"""Draws the results of an ablation as a table and plots, from its committed JSON: ``make results``.
 
     python -m aeic_train.reports.ablation_plots [FOLDER]    # docs/results/ablations: NAME.json to NAME.md, .svg, .png
 
@@ -21,7 +21,7 @@ Points = dict[str, list[rd_curves.Point]]
 
 
 def gains(points: Points) -> dict[str, dict[str, float | None]]:
-    """BD-rates of every other arm against the first, percent; None where the two share no quality."""
+    """BD-rates of every other arm against the first, in percent. None if the two have no common range of quality."""
     first, *others = points
     return {
         arm: {m: _rounded(rd_curves.bd_rate(points[first], points[arm], m)) for m in measures(points)} for arm in others
@@ -29,12 +29,12 @@ def gains(points: Points) -> dict[str, dict[str, float | None]]:
 
 
 def measures(points: Points) -> list[str]:
-    """What every point has (the first ablations were made before efflite_fd was estimated)."""
+    """The metrics that every point has. The first ablations have no efflite_fd."""
     return [m for m in rd_curves.COMPARED if all(m in point for curve in points.values() for point in curve)]
 
 
 def write(name: str, about: str, points: Points, folder: Path) -> None:
-    """NAME.json into ``folder``, and what is drawn from it."""
+    """Write NAME.json to ``folder``, with its table and plots."""
     folder.mkdir(parents=True, exist_ok=True)
     arms = [rd_curves.document(arm, "estimated from likelihoods", curve) for arm, curve in points.items()]
     (folder / f"{name}.json").write_text(json.dumps({"about": about, "arms": arms}, indent=1) + "\n")
@@ -42,7 +42,7 @@ def write(name: str, about: str, points: Points, folder: Path) -> None:
 
 
 def draw(path: Path) -> None:
-    """Table (.md) and curves (.svg, .png) beside the JSON at ``path``."""
+    """Write the table (.md) and the curves (.svg, .png) beside the JSON at ``path``."""
     content = json.loads(path.read_text())
     points = {arm["name"]: rd_curves.curve_of(arm) for arm in content["arms"]}
     path.with_suffix(".md").write_text(table(content["about"], points))
@@ -60,7 +60,7 @@ def draw(path: Path) -> None:
 
 
 def table(about: str, points: Points) -> str:
-    """Markdown: the BD-rates against the first arm, then every point."""
+    """Markdown with the BD-rates against the first arm, then every point."""
     against = gains(points)
     shown = measures(points)
     lines = [f"{about}\n", f"## BD-rate against {next(iter(points))!r}, percent (negative: fewer bits)\n"]

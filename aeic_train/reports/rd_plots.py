@@ -4,8 +4,8 @@
 
 Every WHO_SET.json in the folder (what ``aeic bench rd`` writes as results.json; one codec or a list, CompressAI's own
 files too) belongs to the set of pictures SET. For each set: SET.svg and SET.png, rate against distortion and
-perception; SET.md, every codec at equal bits and the BD-rates of ours. Where ours is missing, the baselines are drawn
-alone. Runs no codec and needs no weights.
+perception; SET.md, every codec at equal bits and the BD-rates of ours. If ours is missing, the baselines are drawn
+alone. No codec runs, and no weights are needed.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ TITLES = {
 }
 RATES = (0.015, 0.02, 0.03, 0.04, 0.05)
 WIDEST = 0.1
-"""bpp at which the plots end: this codec's business is below."""
+"""bpp at which the plots end. This codec's rates are below."""
 Curves = dict[str, list[rd_curves.Point]]
 
 
 def load(folder: Path) -> dict[str, tuple[str, Curves]]:
-    """By set of pictures: a description, and the curves by codec, ours first."""
+    """For each set of pictures, its description and the curves by codec, ours first."""
     found: dict[str, Curves] = defaultdict(dict)
     described: dict[str, str] = {}
     for path in sorted(folder.glob("*_*.json")):
@@ -44,7 +44,7 @@ def load(folder: Path) -> dict[str, tuple[str, Curves]]:
         name = path.stem.partition("_")[2]
         for document in content if isinstance(content, list) else [content]:
             if not isinstance(document, dict) or "bpp" not in document.get("results", {}):
-                continue  # some other table
+                continue  # another kind of file
             found[name][document["name"]] = rd_curves.curve_of(document)
             described.setdefault(name, document.get("description", ""))
     return {
@@ -54,7 +54,7 @@ def load(folder: Path) -> dict[str, tuple[str, Curves]]:
 
 
 def draw(title: str, by_codec: Curves, target: Path) -> None:
-    """Six panels over log bpp into ``target``.svg and .png."""
+    """Draw six panels over log bpp to ``target``.svg and .png."""
     plt = open_pyplot()
     figure, axes = plt.subplots(2, 3, figsize=(15, 8.6), layout="constrained")
     baselines = [name for name in by_codec if not name.startswith(OURS)]
@@ -86,7 +86,7 @@ def draw(title: str, by_codec: Curves, target: Path) -> None:
 
 
 def table(description: str, by_codec: Curves) -> str:
-    """Markdown: every codec at equal bits, then the BD-rates of ours against each baseline."""
+    """Markdown with every codec at equal bits, then the BD-rates of ours against each baseline."""
     text = [f"{description[:1].upper()}{description[1:]}.\n"]
     for measure in ("st_lpips", "efflite_lpips", "psnr", "ms_ssim", "efflite_fd"):
         text += [f"## {TITLES[measure]}\n", "| codec | " + " | ".join(f"{rate:g} bpp" for rate in RATES) + " |"]

@@ -5,8 +5,8 @@
 `make results` runs it.
 
 training.svg and .png: bpp, PSNR and feature loss of every rate point by hours of training. latents.svg and .png: the
-variance of the latents against bpp, where the log holds it. training.md: both at the end of every stage. All are of
-training crops, so a little below what whole files take.
+variance of the latents against bpp, where the log holds it. training.md: both at the end of every stage. All values are
+from training crops and slightly below those of whole files.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from aeic_train.reports.plot_style import COLOURS, open_pyplot, save_figure, tid
 
 Line = dict[str, Any]
 LAST = 5
-"""Lines of the log that the figures at the end of a stage are means over: noise of single batches is large."""
+"""Number of log lines that the values at the end of a stage are averaged over, because single batches are noisy."""
 
 
 def read(log: Path) -> list[Line]:
-    """The lines of a log.jsonl without the steps that were done again; ``ValueError`` if there are none."""
+    """The lines of a log.jsonl without repeated steps; ``ValueError`` if there are none."""
     lines = [json.loads(line) for line in log.read_text().splitlines() if line.strip()]
     if not lines:
         raise ValueError(f"{log} holds no line yet: train some steps first")
@@ -36,7 +36,7 @@ def read(log: Path) -> list[Line]:
 
 
 def lasting(lines: list[Line]) -> list[Line]:
-    """Without the steps that were done again after an interruption."""
+    """``lines`` without the steps that were repeated after an interruption."""
     kept: list[Line] = []
     for line in reversed(lines):
         if not kept or line["total"] < kept[-1]["total"]:
@@ -45,7 +45,7 @@ def lasting(lines: list[Line]) -> list[Line]:
 
 
 def rates(lines: Sequence[Line]) -> list[str]:
-    """The rate points that the log knows."""
+    """The rate points in the log."""
     return sorted({name[4:] for line in lines for name in line if name.startswith("bpp_")}, key=int)
 
 
@@ -54,7 +54,7 @@ def stages(lines: Sequence[Line]) -> list[str]:
 
 
 def value(line: Line, measure: str, rate: str) -> float | None:
-    """``measure`` of a rate point in one line; PSNR and features of older logs are of all rate points together."""
+    """``measure`` of a rate point in one line. In older logs, PSNR and features are means over all rate points."""
     if measure == "psnr":
         mse = line.get(f"mse_{rate}")
         return line["psnr"] if mse is None else 10 * math.log10(4 / mse)
@@ -66,7 +66,8 @@ def value(line: Line, measure: str, rate: str) -> float | None:
 
 
 def draw_training(lines: list[Line], target: Path) -> None:
-    """Rate, picture and features by hours of training, a line a rate point: ``target``.svg and .png."""
+    """Draw rate, PSNR and feature loss over hours of training, with a line for each rate point: ``target``.svg and
+    .png."""
     figure, axes = open_pyplot().subplots(1, 3, figsize=(15, 4.6), layout="constrained")
     wanted = {"bpp": "bpp of training crops", "psnr": "PSNR of training crops, dB", "features": "feature loss"}
     for axis, (measure, label) in zip(axes, wanted.items()):
@@ -80,7 +81,7 @@ def draw_training(lines: list[Line], target: Path) -> None:
             begin = next(line["hours"] for line in lines if line["stage"] == stage)
             axis.axvline(begin, color="0.8", linewidth=0.8, zorder=0)
             if axis is axes[0]:
-                place = (begin, 0.82 if number % 2 else 0.99)  # short stages stand close
+                place = (begin, 0.82 if number % 2 else 0.99)  # the labels of short stages would overlap
                 axis.annotate(f" {stage}", place, xycoords=("data", "axes fraction"), rotation=90, va="top", fontsize=7)
         axis.set(title=label, xlabel="hours", yscale="log" if measure == "bpp" else "linear")
         tidy(axis)
@@ -89,7 +90,8 @@ def draw_training(lines: list[Line], target: Path) -> None:
 
 
 def draw_latents(lines: list[Line], target: Path) -> bool:
-    """Variance of y (gain applied) against bpp, a point a line of the log and rate point; False if the log lacks it."""
+    """Draw the variance of y (gain applied) against bpp, with a point for each log line and rate point. False if the
+    log does not have it."""
     known = [line for line in lines if any(name.startswith("log_variance_") for name in line)]
     if not known:
         return False
@@ -108,7 +110,7 @@ def draw_latents(lines: list[Line], target: Path) -> bool:
 
 
 def table(lines: list[Line]) -> str:
-    """Markdown: at the end of every stage, each rate point's bpp, PSNR, feature loss and latent variance."""
+    """Markdown with bpp, PSNR, feature loss and latent variance of each rate point at the end of every stage."""
     text = ["At the end of every stage, of training crops: means over the last 250 steps. `variance` is that of y."]
     head = ("stage", "steps so far", "hours", "rate", "bpp", "PSNR", "features", "variance")
     text += ["", "| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
@@ -135,7 +137,7 @@ def _smooth(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
 
 
 def draw(log: Path, out: Path) -> None:
-    """All of this module into ``out``."""
+    """Write all plots and tables of this module to ``out``."""
     lines = read(log)
     draw_training(lines, out / "training")
     draw_latents(lines, out / "latents")

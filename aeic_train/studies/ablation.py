@@ -1,13 +1,13 @@
-"""Ablations: the same short training in several arms that differ in one setting, compared at equal bits.
+"""Ablations: short trainings that differ in one setting, compared at equal bits. Each training is an *arm*.
 
     aeic bench ablation distillation --init SE.safetensors --teacher runs/teacher/state.pt --photographs DIR \\
         --validation DIR --out out/ablation
     aeic bench ablation spatial --init SE.safetensors ...          # also: losses, adversarial
 
 Every arm starts from the same weights and sees the same crops. Its curve is estimated from likelihoods
-(evaluation/likelihood_estimate.py) on the validation pictures. Arms are resumable; those already trained are only
-judged. Writes OUT/NAME.json, .md, .svg and .png (reports/ablation_plots.py). The last line is JSON: BD-rates against
-the first arm, in percent.
+(evaluation/likelihood_estimate.py) on the validation pictures. Arms are resumable; finished arms are only evaluated.
+The command writes OUT/NAME.json, .md, .svg and .png (reports/ablation_plots.py). The last line is JSON: BD-rates
+against the first arm, in percent.
 """
 
 from __future__ import annotations
@@ -30,20 +30,20 @@ from aeic_train.training.trainer import RunSettings, Trainer
 
 RECIPE = Path(__file__).parents[1] / "recipes" / "ablation.toml"
 BITS = (*ENTROPY, "codec.log_inverse")
-"""All that the bits depend on: frozen where an ablation is of the picture alone."""
+"""All parts that the bits depend on. They are frozen in ablations of the picture alone."""
 TEXTURED = {"mse": 5.0, "features": 0.4, "low": 0.5, "texture": 0.4, "grid": 300.0}
-"""The weights of stage 9 (nano_texture.toml), whose decoder the ablations of the picture alone go on from."""
+"""The loss weights of stage 9 (nano_texture.toml), from which the ablations of the picture alone continue."""
 DEEP = TEXTURED | {"deep": 0.2}
 FINISH = {"crop": 192, "batch": 4, "learning_rate": 3e-4, "freeze": BITS}
-"""What arms have in common where the decoder alone learns."""
+"""Settings of all arms in which only the decoder learns."""
 ENCODER = ("codec.g_a", "codec.adapter", "codec.g_c")
 LAMBDAS = {"0": 15.0, "2": 6.0, "4": 3.0, "5": 2.0}
-"""To start from where the encoder is new: those of the trained model would silence it before it has said anything."""
+"""First lambdas for a new encoder. Those of the trained model would suppress its latents before it has learned."""
 
 
 @dataclass(frozen=True)
 class Ablation:
-    """By arm what the stage (or the profile) has that the recipe's has not, and what starts anew in all of them."""
+    """For each arm, the changes to the recipe's stage or profile; and the parts that start at random in all arms."""
 
     about: str
     arms: dict[str, dict[str, Any]]
@@ -71,7 +71,7 @@ ABLATIONS = {
         "Spatial compression ratio. The codec is new; UNet and picture decoder, which work at 1/8 scale whatever the "
         "latents' grid, were trained before. A stage of g_a and one of g_s more or less; all else alike.",
         {"32x": {}, "16x": {}, "64x": {}},
-        # Crops of 256 pixels, or the latents of 64x were two by two.
+        # Crops of 256 pixels: with smaller ones, the latents of 64x would be 2 by 2.
         stage={"crop": 256, "batch": 2, "steps": 250, "lambdas": LAMBDAS},
         fresh=("codec.",),
         profiles={
@@ -111,7 +111,7 @@ ABLATIONS = {
 
 
 def train_arm(recipe: Recipe, profile: Profile | None, run: Path, options: argparse.Namespace) -> Trainer:
-    """A finished (or resumed) training of one arm."""
+    """Train one arm, or resume it, to the end."""
     settings = RunSettings(options.photographs, options.validation, run, init=options.init, teacher=options.teacher)
     trainer = Trainer(recipe, settings, profile=profile)
     trainer.train()
@@ -127,9 +127,11 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--photographs", type=Path, required=True)
     parser.add_argument("--validation", type=Path, required=True)
     parser.add_argument("--init", type=Path, help="weights.safetensors or state.pt that every arm starts from")
-    parser.add_argument("--teacher", type=Path, help="the same of the teacher (distillation)")
-    parser.add_argument("--steps", type=int, help="of every arm, instead of the recipe's")
-    parser.add_argument("--pictures", type=int, default=12, help="of the validation folder, evenly picked")
+    parser.add_argument("--teacher", type=Path, help="the same for the teacher (distillation)")
+    parser.add_argument("--steps", type=int, help="steps of every arm, instead of the recipe's")
+    parser.add_argument(
+        "--pictures", type=int, default=12, help="number of validation pictures, evenly spaced in the folder"
+    )
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--out", type=Path, default=Path("out/ablation"))
     options = parser.parse_args(argv)

@@ -1,17 +1,18 @@
-"""The artefacts that the network adds to simple pictures: flat ones, ramps, pages, text, noise, small ones.
+"""Measures the artefacts that the network adds to simple pictures: flat colours, ramps, pages, text, noise, small
+sizes.
 
     aeic bench artefacts [--bundle BUNDLE] [--rates 0,4] [--out docs/results]
 
-Real frames, encoded and decoded. In levels of 0 to 255, of the error, which is decoded minus original:
+Frames are encoded and decoded for real. The error is decoded minus original, in levels of 0 to 255:
 
-    offset   its mean in the channel where that is largest: a shift of brightness or colour
-    worst    its largest value: rings, borders, blotches (of sharp edges and noise it says nothing: they get lost)
-    grid     rms of what all squares of 32 pixels have in common, less its mean: a pattern in step with the latents (of
-             sharp edges and noise it says nothing either)
-    colour   largest deviation of a channel from the mean of the three, in means over 16 pixels a side: colour blotches
+    offset   its largest mean over a channel: a shift of brightness or colour
+    worst    its largest value: rings, borders, blotches (not meaningful for sharp edges and noise, which are lost)
+    grid     the rms of the pattern that all squares of 32 pixels share, without its mean: a pattern at the spacing of
+             the latents (not meaningful for sharp edges and noise)
+    colour   the largest deviation of a channel from the mean of the three, in means over 16x16 pixels: colour blotches
 
-The last line is one JSON object with the worst of each, of the strong colours apart. With --out: artefacts.md, the
-table, and artefacts.jpg, the pictures above what came of them.
+The last line is one JSON object with the largest value of each, and separately for the strong colours. --out writes the
+table artefacts.md, and artefacts.jpg, which shows the pictures above their reconstructions.
 """
 
 from __future__ import annotations
@@ -32,9 +33,9 @@ Picture = NDArray[np.uint8]
 MEASURES = ("offset", "worst", "grid", "colour")
 HEIGHT, WIDTH, BLOTCH, COLUMNS = 192, 256, 16, 7
 SHARP = ("frame", "bars", "text", "text-inverse", "noise", "grain")
-"""Pictures with edges or noise that no codec keeps at such rates: their ``worst`` and ``grid`` say nothing."""
+"""Pictures with edges or noise that no codec keeps at such rates. Their ``worst`` and ``grid`` are not meaningful."""
 STRONG = ("red", "green", "blue", "ramp-colours")
-"""Colours that photographs hardly have: judged apart."""
+"""Colours that are rare in photographs. They are reported separately."""
 COLOURS = {
     **{"grey": (128, 128, 128), "black": (0, 0, 0), "white": (255, 255, 255), "dark": (40, 40, 40)},
     **{"light": (215, 215, 215), "red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255)},
@@ -43,7 +44,7 @@ COLOURS = {
 
 
 def pictures() -> dict[str, Picture]:
-    """All by name, uint8 (H, W, 3); the same ones every time."""
+    """The pictures by name, uint8 (H, W, 3); the same every time."""
     found = {name: flat(colour) for name, colour in COLOURS.items()}
     across, down = np.linspace(0, 255, WIDTH), np.linspace(0, 255, HEIGHT)
     grey = np.broadcast_to(across[None, :, None], (HEIGHT, WIDTH, 3))
@@ -77,7 +78,7 @@ def text(ground: int, ink: int) -> Picture:
 
 
 def measure(original: Picture, decoded: Picture) -> dict[str, float]:
-    """The four measures; ``grid`` is 0 where not even one square fits, ``colour`` is of the whole where it is small."""
+    """The four values. ``grid`` is 0 if no square fits, and ``colour`` of a small picture covers the whole picture."""
     error = decoded.astype(np.float64) - original
     offsets = error.mean((0, 1))
     return {
@@ -91,7 +92,7 @@ def measure(original: Picture, decoded: Picture) -> dict[str, float]:
 def _grid(error: NDArray[np.float64]) -> float:
     side = LATENT_STRIDE
     rows, columns = (length // side for length in error.shape[:2])
-    if rows * columns < 4:  # what few squares have in common is no pattern yet
+    if rows * columns < 4:  # what only a few squares share is not a pattern
         return 0.0
     squares = error[: rows * side, : columns * side].reshape(rows, side, columns, side, 3).mean((0, 2))
     return float(np.sqrt((squares - squares.mean((0, 1))).var((0, 1)).max()))
@@ -105,20 +106,21 @@ def _blotch(error: NDArray[np.float64]) -> float:
 
 
 def worst(rows: dict[str, dict[str, float]], strong: bool) -> dict[str, float]:
-    """The largest of each measure by size, over the pictures that it says something about: of STRONG or of the rest."""
+    """The largest magnitude of each value over the pictures for which it is meaningful: those of STRONG, or the
+    others."""
     of = {picture: row for picture, row in rows.items() if (picture in STRONG) == strong}
     blind = {"worst", "grid"}
     return {m: max(abs(row[m]) for name, row in of.items() if m not in blind or name not in SHARP) for m in MEASURES}
 
 
 def run(pair: Pair, rate: int) -> tuple[dict[str, dict[str, float]], dict[str, Picture]]:
-    """All pictures through ``pair`` at a rate point: the measures, and what was decoded."""
+    """Encode and decode all pictures with ``pair`` at a rate point: the values, and the decoded pictures."""
     decoded = {name: pair.decode(pair.encode(picture, rate)) for name, picture in pictures().items()}
     return {name: measure(picture, decoded[name]) for name, picture in pictures().items()}, decoded
 
 
 def table(name: str, rates: dict[int, dict[str, dict[str, float]]]) -> str:
-    """Markdown: a row a picture, the measures at each rate point."""
+    """A Markdown table with a row for each picture and its values at each rate point."""
     head = [f"{measure}, r{rate}" for rate in rates for measure in MEASURES]
     lines = [f"What {name} adds of its own, in levels of 255 (`aeic bench artefacts`).\n"]
     lines += ["| picture | " + " | ".join(head) + " |", "|---|" + "---|" * len(head)]
@@ -129,7 +131,7 @@ def table(name: str, rates: dict[int, dict[str, dict[str, float]]]) -> str:
 
 
 def sheet(decoded: dict[str, Picture]) -> Image.Image:
-    """The large pictures, what was decoded below each."""
+    """The large pictures, each above its reconstruction."""
     names = [name for name, picture in pictures().items() if picture.shape[0] == HEIGHT]
     columns = [np.concatenate([pictures()[name], decoded[name]]) for name in names]
     columns += [np.zeros_like(columns[0])] * (-len(columns) % COLUMNS)

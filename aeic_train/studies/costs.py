@@ -1,13 +1,13 @@
-"""The cost of coding: times beside other codecs on one picture, and multiply-adds beside the published table.
+"""Measures the cost of coding: times of several codecs on one picture, and multiply-adds beside the published table.
 
     aeic bench costs [PICTURE] [--codecs vvc=53,avif-half=8] [--out docs/results]
 
 The codecs run in turn, on one thread if their settings allow it. Times are the median of --reps after one warm-up. CPU
-seconds are of this process and its children, so that other work on the machine affects mainly the wall time. On the
-default picture, the default settings take about as many bytes as our default rate, if the codec can go that low.
+seconds count this process and its children, so other work on the machine affects mainly the wall time. The default
+settings give about as many bytes as our default rate on the default picture, if the codec can go that low.
 
-Writes costs.json into --out, and from it costs.md and costs.svg and .png (as ``make results`` does). The last line is
-JSON: encode and decode seconds by codec.
+The command writes costs.json to --out, and from it costs.md, costs.svg and costs.png (as ``make results`` does). The
+last line is JSON: encode and decode seconds by codec.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ COUNTED = {"me": "AEIC-ME", "se": "AEIC-SE", "nano-me": "AEIC-ME-nano", "nano": 
 
 
 def timed(work: Callable[[], T], reps: int) -> tuple[T, float, float]:
-    """What ``work`` returns, and the medians of its wall and CPU seconds (children included)."""
+    """The result of ``work``, and the medians of its wall and CPU seconds, children included."""
     result, walls, processors = work(), [], []
     for _ in range(reps):
         wall, processor = time.perf_counter(), _cpu_seconds()
@@ -77,7 +77,7 @@ def measure(codec: Codec, setting: Any, picture: Any, reps: int) -> dict[str, An
 
 
 def complexity(size: tuple[int, int] = (512, 768)) -> dict[str, tuple[float | None, float, float | None, float]]:
-    """PUBLISHED, and by the same rules what is counted of our profiles (aeic bench complexity)."""
+    """PUBLISHED, and our profiles counted by the same rules (aeic bench complexity)."""
     found = dict(PUBLISHED)
     for profile, name in COUNTED.items():
         counted = count(profiles.profile(profile), *size)

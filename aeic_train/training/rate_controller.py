@@ -1,4 +1,4 @@
-"""The weight of the rate (lambda) of each rate point, steered so that the bits of rounded latents meet a target."""
+"""Controls the weight of the rate (lambda) of each rate point so that the bits of rounded latents meet a target."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import Any
 from aeic_train.training.recipe import Stage
 
 STEER = 0.015
-"""How fast lambda follows the bits: a rate point twice over its target gains 1.5 % a step."""
+"""The speed of the controller: lambda of a rate point with twice its target bits grows by 1.5 % a step."""
 
 
 class RateController:
-    """``lambdas`` by rate point, and the bpp that each was last steered to."""
+    """``lambdas`` by rate point, and the last target bpp of each."""
 
     def __init__(self) -> None:
         self.lambdas: dict[str, float] = {}
@@ -27,12 +27,12 @@ class RateController:
         return weight
 
     def follow(self, rate: str, bpp: float) -> None:
-        """Moves lambda by what the last batch cost, ``bpp`` of hard-rounded latents."""
+        """Adjust lambda by the ``bpp`` of the last batch, computed from rounded latents."""
         error = max(-1.0, min(1.0, bpp / self.targets[rate] - 1))
         self.lambdas[rate] *= math.exp(STEER * error)
 
     def _first(self, target: float) -> float:
-        """For a rate point not trained before: from one that was, by the usual power law of weight and rate."""
+        """The first lambda of a rate point, from that of a trained one by a power law of weight and rate."""
         for rate, bpp in self.targets.items():
             return self.lambdas[rate] * (bpp / target) ** 1.5
         return 1.0

@@ -10,7 +10,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Stage:
-    """One stage: what is trained, for how long, on what, towards what."""
+    """One stage of training: its parameters, length, data and targets."""
 
     name: str
     kind: str  # "prior" (stage 0) or "codec"
@@ -23,14 +23,14 @@ class Stage:
     clip: float = 1.0  # gradient norm
     weights: dict[str, float] = field(default_factory=dict)  # of losses.PictureLoss
     rates: dict[str, tuple[float, float]] = field(default_factory=dict)  # rate point -> bpp at start, bpp at end
-    fall: float = 0.6  # share of the steps over which the bpp go from start to end
+    fall: float = 0.6  # share of the steps in which the bpp goes from start to end
     lambdas: dict[str, float] = field(default_factory=dict)  # rate point -> weight of the rate to start from
-    freeze: tuple[str, ...] = ()  # parameter name prefixes that stand still
+    freeze: tuple[str, ...] = ()  # prefixes of the names of frozen parameters
     skip: bool = False  # force residuals under the skip scale to zero, as the coder does
     exact: bool = False  # the entropy model rounds as the exported integers will (docs/determinism.md)
     distill: dict[str, float] = field(default_factory=dict)  # of distillation.Distillation: analysis, latent, unet
     adversarial: float = 0.0  # weight of the discriminator's term (losses/discriminator.py)
-    synthetic: float = 0.0  # share of made-up crops (synthetic.py); they weigh in the bits that are steered by
+    synthetic: float = 0.0  # share of synthetic crops (synthetic.py); their bits count in the rate control
     repeat: dict[str, int] = field(default_factory=dict)  # file name prefix -> times that an epoch shows such a picture
     spread_from: int | None = None  # first copy this rate point's prior to all the others
 
@@ -43,12 +43,13 @@ class Recipe:
     seed: int
     average: float  # of the moving average of the weights, per step
     stages: tuple[Stage, ...]
-    teacher: str | None = None  # profile of the teacher, where a stage distils
-    fresh: tuple[str, ...] = ()  # parameter name prefixes that --init leaves at their random start
+    teacher: str | None = None  # profile of the teacher, if a stage distils
+    fresh: tuple[str, ...] = ()  # prefixes of the names of parameters that start at random despite --init
 
     @classmethod
     def load(cls, path: Path) -> Recipe:
-        """Reads TOML. The message of a ``ValueError`` is one line: no such file, no TOML, an unknown or missing key."""
+        """Read a TOML file. ``ValueError`` with a message of one line for a missing file, invalid TOML, or a wrong
+        key."""
         try:
             data = tomllib.loads(path.read_text())
         except OSError as error:

@@ -1,4 +1,4 @@
-"""log.jsonl of a run: one line for a number of steps, with their means. It is printed as well."""
+"""log.jsonl of a run: one line with the means of a number of steps. Each line is also printed."""
 
 from __future__ import annotations
 
@@ -15,26 +15,28 @@ from aeic_train.workers import Workers
 
 
 class RunLog:
-    """Gathers the parts of each step's loss; ``write`` appends their means and forgets them.
+    """Collects the parts of each step's loss. ``write`` appends their means to the log and clears them.
 
     Parts stay tensors until then: turning one into a number waits for the device that computes it.
     """
 
     def __init__(self, path: Path, workers: Workers | None = None, tensorboard: Path | None = None) -> None:
-        """``workers``: the first of them writes the means of all. ``tensorboard``: a folder for the same as events."""
+        """The first of ``workers`` writes the means of all. ``tensorboard`` is a folder for the same values as
+        events."""
         self.path, self._workers = path, workers or Workers()
         self._events = _event_writer(tensorboard) if tensorboard and self._workers.first else None
         self._parts: dict[str, list[Tensor | float]] = defaultdict(list)
         self._steps = 0
 
     def add(self, parts: Mapping[str, Tensor | float]) -> None:
-        """One step's numbers (scalars); not every step has all of them."""
+        """Add the numbers of one step (scalars). A step may lack some of them."""
         self._steps += 1
         for name, value in parts.items():
             self._parts[name].append(value)
 
     def write(self, place: dict[str, Any], of: int, seconds: float) -> None:
-        """A line that begins with ``place``; the stage has ``of`` steps, the last line was ``seconds`` ago."""
+        """Write a line that begins with ``place``. The stage has ``of`` steps, and the last line was ``seconds``
+        ago."""
         sums = {name: (sum(map(float, values)), len(values)) for name, values in self._parts.items()}
         each = seconds / self._steps
         self._parts.clear()
@@ -59,6 +61,6 @@ class RunLog:
 
 
 def _event_writer(folder: Path) -> Any:
-    from torch.utils.tensorboard import SummaryWriter  # needs an optional dependency
+    from torch.utils.tensorboard import SummaryWriter  # TensorBoard is an optional dependency
 
     return SummaryWriter(str(folder))

@@ -1,4 +1,4 @@
-"""Sample grids: a few validation pictures, original above reconstruction, drawn while training goes on."""
+"""Sample grids: a few validation pictures, each above its reconstruction, drawn during training."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SIDE = 256
 
 @torch.no_grad()
 def save_samples(model: AEIC, photographs: Photographs, folder: Path, name: str, stage: Stage) -> None:
-    """Writes ``folder``/``name``.jpg: COUNT centre crops of validation pictures and what the model makes of them."""
+    """Writes ``folder``/``name``.jpg: COUNT centre crops of validation pictures and their reconstructions."""
     if stage.kind == "prior":
         return
     folder.mkdir(parents=True, exist_ok=True)

@@ -11,12 +11,12 @@ from aeic_train.training.recipe import Stage
 
 GAINS = ("log_gain", "log_inverse_gain")
 GAIN_SPEED = 8.0
-"""The gains learn faster than the rest: a row of them is used in one step of six, and sets the bits of its rate point.
-Too slow, and lambda does their work: it rises tenfold over what the bits are worth, and the picture pays."""
+"""Factor on the learning rate of the gains. A row of gains is used in one of six steps, and it determines the bits of
+its rate point. If the gains learn too slowly, the controller raises lambda instead, and quality suffers."""
 
 
 def parameter_groups(model: AEIC, parameters: list[Tensor]) -> list[dict[str, Any]]:
-    """``parameters`` in two groups with their ``speed``, a factor on the learning rate: all the rest, and the gains."""
+    """``parameters`` in two groups, the gains and the rest, each with its ``speed``, a factor on the learning rate."""
     gains = [p for name, p in model.codec.named_parameters() if name in GAINS and p.requires_grad]
     rest = [p for p in parameters if all(p is not gain for gain in gains)]
     groups = ({"params": rest, "speed": 1.0}, {"params": gains, "speed": GAIN_SPEED})

@@ -1,9 +1,9 @@
 """The training loop: seeded and resumable, in one process or in several that average their gradients.
 
-It writes one JSON line to the log every 50 steps and at the end of a stage, draws sample grids, and keeps a moving
-average of the weights.
+    aeic train --recipe nano.toml --photographs DIR --validation DIR --run runs/nano --processes 2
 
-aeic train --recipe nano.toml --photographs DIR --validation DIR --run runs/nano --processes 2
+It writes one JSON line to the log every 50 steps and at the end of a stage, draws sample grids, and keeps a moving
+average of the weights. docs/training.md explains recipes, stages and losses.
 """
 
 from __future__ import annotations
@@ -45,13 +45,14 @@ LOG_STEPS = 50
 SAVE_SECONDS = 180
 SAMPLE_STEPS = 500
 AVERAGE_STEPS = 4
-"""Steps between two moves of the average: it reads and writes all weights, and a slow average loses nothing."""
+"""Steps between two updates of the moving average. An update reads and writes all weights."""
 EXPLOSION = 60.0
-"""Steps of a larger gradient are left out: at rate points never trained, four passes can feed on themselves."""
+"""Steps with a larger gradient norm are skipped. At untrained rate points, the four passes can amplify each other."""
 
 
 Losses = tuple[LossTerms, Tensor, dict[str, Tensor | float], Tensor]
-"""Of a batch: what the picture loss found, the total, its parts for the log, and the bpp of the rounded latents."""
+"""The losses of a batch: the terms of the picture loss, the total, its parts for the log, and the bpp of the rounded
+latents."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,10 +75,10 @@ class RunSettings:
 
 
 class Trainer:
-    """Runs a recipe's stages in order from wherever ``run``/state.pt stands.
+    """Runs the stages of a recipe in order. It continues from the position in ``run``/state.pt, if there is one.
 
-    Every step draws its random numbers from a seed of its own, so a run that was stopped and resumed takes the steps of
-    one that was not. On one thread of one kind of processor, two runs are equal to the bit.
+    Every step draws its random numbers from its own seed, so a run that was stopped and resumed takes the same steps as
+    one that was not. With one thread on one kind of processor, two runs are equal to the bit.
     """
 
     def __init__(
@@ -112,7 +113,8 @@ class Trainer:
         )
         self.distillation = self._distillation(settings.teacher)
         self.sites: dict[str, Site] | None = None
-        """Where the entropy model rounds, while its weights are trained with that or stand still since."""
+        """The places where the entropy model rounds, once it is trained with rounding. They stay while its weights are
+        frozen."""
         self.stage_index = self.step = self.total_steps = 0
         self.seconds = 0.0  # of training, over all restarts
         self.optimizer: torch.optim.Optimizer | None = None
@@ -123,7 +125,7 @@ class Trainer:
     # -- state ---------------------------------------------------------------------------------------------------
 
     def save(self) -> None:
-        """Writes the whole state beside the old one, then renames: a kill at any moment leaves one good file.
+        """Write the whole state to a second file, then rename it, so that a kill at any moment leaves one good file.
 
         Only the first of several processes writes; the others have the same state.
         """
@@ -168,7 +170,7 @@ class Trainer:
     # -- one stage -----------------------------------------------------------------------------------------------
 
     def train(self) -> bool:
-        """Trains to the end of the recipe. False if ``stop`` was set before: then the state is saved."""
+        """Train to the end of the recipe. False if ``stop`` was set before that; the state is then saved."""
         while self.stage_index < len(self.recipe.stages):
             if not self._train_stage(self.recipe.stages[self.stage_index]):
                 return False
@@ -177,7 +179,7 @@ class Trainer:
         return True
 
     def _train_stage(self, stage: Stage) -> bool:
-        """The rest of a stage; false if it was stopped before its end."""
+        """Train the rest of a stage. False if it was stopped before its end."""
         if self.step == 0:
             self.rate_controller.lambdas |= stage.lambdas
         if self.step == 0 and stage.spread_from is not None:
@@ -229,17 +231,19 @@ class Trainer:
         return Crops(self.photographs, settings, first=first, workers=workers, device=self.device)
 
     def _seed_step(self) -> None:
-        """Seeds a step's random numbers by the recipe's seed, the step and the process, whatever was drawn before."""
+        """Seed a step's random numbers from the recipe's seed, the step and the process, independent of earlier
+        steps."""
         self.random.seed(f"{self.recipe.seed}/{self.total_steps}/{self.workers.rank}")
         torch.manual_seed(self.random.getrandbits(63))
 
     def _set_quantisation(self, stage: Stage) -> None:
-        """Rounds the entropy model if the stage is exact, or if an exact one came before and its bits stand still."""
+        """Round the entropy model if the stage is exact, or if an earlier stage was exact and the bits are frozen
+        since."""
         codec = self.model.codec
         disable_quantisation(codec)
         moves = any(p.requires_grad for name, p in self.model.named_parameters() if name.startswith(ENTROPY))
         if stage.exact and (self.step == 0 or not self.sites):
-            # Crops of the first process for all of them: the sites must be the same.
+            # All processes use the crops of the first, because they need the same sites.
             crops = self._crops(stage, Workers())
             latents = [
                 self._latents(crops.to_device(crops.pixels(number)), int(rate))
@@ -253,13 +257,13 @@ class Trainer:
 
     @torch.no_grad()
     def _latents(self, x: Tensor, rate: int) -> Tensor:
-        """y of a batch with the gain of a rate point: what the integers' steps are calibrated on."""
+        """y of a batch with the gain of a rate point applied, to calibrate the steps of the integers."""
         codec = self.model.codec
         y: Tensor = codec.g_a(x).float() * codec.gains(rate)[0]
         return y
 
     def _step(self, stage: Stage, x: Tensor, parameters: list[Tensor]) -> tuple[dict[str, Tensor | float], bool]:
-        """One step on ``x``. Returns the parts of its loss, and whether a process was asked to stop."""
+        """Take one step on ``x``. Returns the parts of its loss, and whether a process was asked to stop."""
         rates = list(stage.rates)
         at = self.random.randrange(len(rates)) if rates else 0
         jitter = Jitter.draw(self.random)
@@ -292,9 +296,9 @@ class Trainer:
         return judgement, judgement.total, dict(judgement.parts), x.new_zeros(())
 
     def _codec_loss(self, stage: Stage, x: Tensor, rate: str, jitter: Jitter) -> Losses:
-        """Of one batch at one rate point: picture, bits, and what the stage adds to them."""
+        """The losses of one batch at one rate point: picture, bits, and the stage's additional terms."""
         pixels = x.shape[0] * x.shape[2] * x.shape[3]
-        # The targets of all rate points move, for another process may draw another one.
+        # The targets of all rate points move, because each process may draw another one.
         weights = {each: self.rate_controller.weight(stage, each, self.step) for each in stage.rates}
         weight = weights[rate]
         with autocast(self.device):
@@ -312,11 +316,11 @@ class Trainer:
             loss = loss + stage.adversarial * self.discriminator.generator_loss(judgement.maps)
         bpp = (out["y_bits"] + out["z_bits"]) / pixels
         hard = (out["y_bits_hard"] + out["z_bits_hard"]) / pixels
-        # Relative to the middle rate, so that no rate point's gradient drowns the others'.
+        # Relative to the middle rate, so that the gradient of one rate point does not dominate.
         loss = (loss + weight * bpp) / math.sqrt(max(weight, 0.1))
         parts |= {"bpp": bpp.detach(), f"bpp_{rate}": hard, f"lambda_{rate}": weight}
         parts |= {f"mse_{rate}": parts["mse"], f"features_{rate}": parts["features"]}
-        # The implicit pruning of the paper: lower rates by latents of less variance, not by a coarser step.
+        # The implicit pruning of the paper: low rates come from latents with less variance, not from a coarser step.
         parts[f"log_variance_{rate}"] = out["y"].detach().var().log()
         parts["z_bpp"] = out["z_bits_hard"] / pixels
         return judgement, loss, parts, hard
@@ -328,13 +332,13 @@ class Trainer:
             torch._foreach_lerp_(averages, [p.detach() for p in self.model.parameters()], 1 - keep)
 
     def _place(self, stage: Stage) -> dict[str, object]:
-        """Where the run stands, as its log says it."""
+        """The position of the run, as the log has it."""
         hours = round(self.seconds / 3600, 4)
         return {"stage": stage.name, "step": self.step, "total": self.total_steps, "hours": hours}
 
 
 def _train(workers: Workers, recipes: list[Recipe], options: argparse.Namespace) -> None:
-    """One process of a run: the recipes one after the other, each from the weights of the one before."""
+    """Run one process: it trains the recipes one after the other, each from the weights of the one before."""
     torch.set_num_threads(max(1, options.threads // workers.count))
     init = options.init
     with StopSignal() as stop:
@@ -359,7 +363,9 @@ def _train(workers: Workers, recipes: list[Recipe], options: argparse.Namespace)
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="aeic train", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="aeic train", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument(
         "--recipe",
         type=Path,
@@ -373,10 +379,17 @@ def main(argv: list[str] | None = None) -> None:
     )
     parser.add_argument("--run", type=Path, default=Path("runs/nano"), help="folder for state, log and samples")
     parser.add_argument("--init", type=Path, help="weights.safetensors of a bundle, or a run's state.pt, to start from")
-    parser.add_argument("--processes", type=int, default=1, help="on this machine; each takes a recipe's batch a step")
-    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="of all processes together")
-    parser.add_argument("--device", default="cpu", help="where torch computes: cpu, cuda, cuda:1 ...")
-    parser.add_argument("--teacher", type=Path, help="the same as --init of the teacher, where the recipe distils")
+    parser.add_argument(
+        "--processes",
+        type=int,
+        default=1,
+        help="number of processes on this machine; each computes a batch in every step",
+    )
+    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="threads of all processes together")
+    parser.add_argument("--device", default="cpu", help="device of torch: cpu, cuda, cuda:1 ...")
+    parser.add_argument(
+        "--teacher", type=Path, help="weights of the teacher, in the form of --init, if the recipe distils"
+    )
     parser.add_argument("--tensorboard", action="store_true", help="write the log to RUN/tensorboard as well")
     options = parser.parse_args(argv)
     try:

@@ -82,7 +82,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--sizes", default=",".join(f"{w}x{h}" for h, w in SIZES), help="WIDTHxHEIGHT, with commas")
     options = parser.parse_args(argv)
     warnings.simplefilter("ignore")
-    sizes = [tuple(map(int, size.split("x")[::-1])) for size in options.sizes.split(",")]
+    sides = (size.split("x") for size in options.sizes.split(","))
+    sizes = [(int(height), int(width)) for width, height in sides]
     pictures = {size: {"image": golden_picture(*size, 1.0).numpy()} for size in sizes}
     codec = golden_codec(options.profile)
     report: dict[str, Any] = {"bench": "gpu known answers", "provider": options.provider, "checks": {}}

@@ -24,6 +24,7 @@ from cloud_decoder.errors import (
     DeviceUnavailable,
     Expired,
     ModelUnavailable,
+    StoreUnavailable,
 )
 from cloud_decoder.faults import HOST_SECONDS, OUT_OF_MEMORY_SECONDS, Fault, outcome_of
 from cloud_decoder.inference.decoder import Decoder
@@ -178,10 +179,28 @@ class Pipeline:
         self._open.update(group)
         alone = group[0].suspect
         async with self._gate.enter(alone):
-            await self._claimer.begin(group)
-            await asyncio.gather(*map(self._decode_one, group))
-            while alone and (batch := self._scheduler.take_tile(group[0])):
-                await self._run_batch(batch)
+            if alone:
+                await self._decode_suspect(group[0])
+            else:
+                await self._claimer.begin(group)
+                await asyncio.gather(*map(self._decode_one, group))
+
+    async def _decode_suspect(self, job: DecodeJob) -> None:
+        """Decode a frame that may end this process, so that no other frame counts an attempt if it does.
+
+        Frames that were decoded before are recorded first, and this one is before another one begins.
+        """
+        await self._completion.drain()
+        try:
+            await self._claimer.settle()
+            await self._claimer.begin([job], must=True)
+        except StoreUnavailable as error:
+            await self._fail(job, error)
+            return
+        await self._decode_one(job)
+        while batch := self._scheduler.take_tile(job):
+            await self._run_batch(batch)
+        await self._completion.drain()
 
     async def _decode_one(self, job: DecodeJob) -> None:
         if not self._scheduler.has(job):

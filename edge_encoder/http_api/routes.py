@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 from fastapi import FastAPI, Header, Query, Request, Response
 from fastapi.responses import JSONResponse, PlainTextResponse
+from pydantic import BaseModel
 from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -18,7 +19,7 @@ from aeic_service.errors import Draining, InvalidParameter, ServiceError, Unknow
 from aeic_service.parameters import FrameId, Seconds, frame_id
 from aeic_service.request_body import Limits, discard, read_body, stated_size
 from edge_encoder.encoding import Preset
-from edge_encoder.http_api import status
+from edge_encoder.http_api import schemas, status
 from edge_encoder.service import EdgeService
 from edge_encoder.settings import Wait
 from edge_encoder.spool.record import Entry, State
@@ -72,6 +73,10 @@ def _problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
     return problems.responses(_PROBLEM_EXAMPLES, *statuses)
 
 
+def _answers(model: type[BaseModel], *statuses: int) -> dict[int | str, dict[str, Any]]:
+    return {200: {"model": model, "description": model.__doc__}, **_problems(*statuses)}
+
+
 def create_app(service: EdgeService) -> FastAPI:
     """The ASGI app of a service; start and stop the service around it."""
     about = "Takes photographs and sends each as a frame of one or two kilobytes."
@@ -84,7 +89,11 @@ def create_app(service: EdgeService) -> FastAPI:
         status_code=202,
         openapi_extra=_REQUEST_BODY,
         responses={
-            202: {"description": "Safely on disk.", "content": {"application/json": {"examples": _POST_EXAMPLES}}},
+            202: {
+                "model": schemas.PostedBody,
+                "description": "Safely on disk.",
+                "content": {"application/json": {"examples": _POST_EXAMPLES}},
+            },
             **_problems(400, 408, 409, 413, 415, 422, 429, 503, 507),
         },
     )
@@ -141,8 +150,10 @@ def create_app(service: EdgeService) -> FastAPI:
 
     @app.get(
         "/v1/frames/{id}",
+        response_model=None,
         responses={
             200: {
+                "model": schemas.FrameBody,
                 "description": "What is known of the frame.",
                 "content": {"application/json": {"example": {**_FRAME_EXAMPLE, "state": "delivered"}}},
             },
@@ -156,19 +167,19 @@ def create_app(service: EdgeService) -> FastAPI:
             raise UnknownFrame(f"there is no frame {id} here: finished frames are forgotten after some time")
         return _shown(entry)
 
-    @app.get("/v1/status", responses=_problems(503))
+    @app.get("/v1/status", response_model=None, responses=_answers(schemas.StatusBody, 503))
     async def get_status() -> dict[str, Any]:
         """The bundle, the queue, the spool, the uplink and the tasks of the service."""
         return await asyncio.to_thread(status.status, service)
 
-    @app.get("/healthz")
+    @app.get("/healthz", responses=_answers(schemas.LiveBody, 503))
     async def healthz() -> Response:
         """Liveness: 503 when only a restart helps."""
         if not service.spool.alive:
             return problems.problem(503, "the spool's writer has ended; restart the service")
         return JSONResponse({"status": "ok"})
 
-    @app.get("/readyz")
+    @app.get("/readyz", responses=_answers(schemas.ReadyBody, 503))
     async def readyz() -> Response:
         """Readiness: 200 while pictures are accepted, else 503 with the reason."""
         problem = await service.problem()

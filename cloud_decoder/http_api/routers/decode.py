@@ -12,6 +12,7 @@ from aeic_service.parameters import Seconds
 from aeic_service.request_body import Limits, read_body
 from cloud_decoder.admission import Admission
 from cloud_decoder.decode_backend import DecodeBackend, Decoded
+from cloud_decoder.http_api import schemas
 from cloud_decoder.http_api.dependencies import Tenant, Width
 from cloud_decoder.http_api.requests import while_connected
 from cloud_decoder.images import formats
@@ -21,9 +22,14 @@ def router(
     backend: DecodeBackend, admission: Admission, bodies: Budget, body_limits: Limits, *, max_wait: float
 ) -> APIRouter:
     """``max_wait`` seconds limit ``timeout=``."""
-    routes = APIRouter()
+    routes = APIRouter(tags=["decode"])
 
-    @routes.post("/v1/decode")
+    @routes.post(
+        "/v1/decode",
+        response_class=Response,
+        responses=schemas.pictures(400, 401, 408, 413, 422, 429, 503),
+        openapi_extra=schemas.body_of("The bytes of one .aeic file.", "application/octet-stream"),
+    )
     async def decode(
         request: Request, tenant: Tenant, format: str = "png", width: Width = None, timeout: Seconds | None = None
     ) -> Response:

@@ -9,6 +9,7 @@ from fastapi import APIRouter, Query, Request
 from aeic_service.budgets import Budget
 from aeic_service.errors import ServiceError
 from aeic_service.request_body import Limits, read_body
+from cloud_decoder.http_api import schemas
 from cloud_decoder.http_api.dependencies import Tenant
 from cloud_decoder.http_api.edge_proxy import EdgeProxy
 
@@ -17,9 +18,9 @@ Rate = Annotated[str | None, Query(max_length=32, description="rate point, numbe
 
 def router(edge_proxy: EdgeProxy, bodies: Budget, body_limits: Limits) -> APIRouter:
     """The edge's status, and pictures for it to encode."""
-    routes = APIRouter()
+    routes = APIRouter(tags=["edge"])
 
-    @routes.get("/v1/edge")
+    @routes.get("/v1/edge", response_model=None, responses=schemas.json_of(schemas.EdgeBody, 401))
     async def edge(tenant: Tenant) -> dict[str, Any]:
         """The edge that encodes pictures dropped on the page: whether there is one, its spool and its link."""
         if not edge_proxy.serves(tenant):
@@ -29,7 +30,19 @@ def router(edge_proxy: EdgeProxy, bodies: Budget, body_limits: Limits) -> APIRou
         except ServiceError as error:
             return {"configured": True, "reachable": False, "detail": str(error)}
 
-    @routes.post("/v1/encode", status_code=202)
+    @routes.post(
+        "/v1/encode",
+        status_code=202,
+        response_model=None,
+        responses=schemas.json_of(schemas.EncodedBody, 400, 401, 404, 408, 413, 422, 429, 502, 503, success=202),
+        openapi_extra=schemas.body_of(
+            "The bytes of one JPEG, PNG or WebP file.",
+            "application/octet-stream",
+            "image/jpeg",
+            "image/png",
+            "image/webp",
+        ),
+    )
     async def encode(request: Request, tenant: Tenant, rate: Rate = None) -> dict[str, Any]:
         """A JPEG, PNG or WebP file in the body goes to the configured edge; the answer names the frame to come."""
         edge_proxy.check(tenant)

@@ -14,6 +14,7 @@ from starlette.types import Receive, Scope, Send
 from aeic.bundle import Bundle
 from cloud_decoder.decode_backend import DecodeBackend
 from cloud_decoder.events import EventBus
+from cloud_decoder.http_api import schemas
 from cloud_decoder.http_api.dependencies import Tenant
 from cloud_decoder.http_api.image_service import ImageService
 from cloud_decoder.http_api.serializers import frame_json
@@ -37,9 +38,19 @@ def router(
     event_bus: EventBus, images: ImageService, backend: DecodeBackend, bundles: Mapping[str, Bundle]
 ) -> APIRouter:
     """The stream of a tenant's events. It ends when ``backend`` drains."""
-    routes = APIRouter()
+    routes = APIRouter(tags=["frames"])
 
-    @routes.get("/v1/events")
+    @routes.get(
+        "/v1/events",
+        response_class=Response,
+        responses={
+            200: {
+                "description": "A stream of events without end.",
+                "content": {"text/event-stream": {"schema": {"type": "string"}}},
+            },
+            **schemas.refusals(401, 429, 503),
+        },
+    )
     async def events(tenant: Tenant) -> Response:
         """Server-sent events: ``received``, ``done`` and ``failed`` with the frame, ``lost`` after an overflow."""
         places = ExitStack()

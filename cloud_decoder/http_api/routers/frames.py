@@ -13,6 +13,7 @@ from fastapi.responses import JSONResponse, Response
 from aeic.bundle import Bundle
 from aeic_service.parameters import FrameId, Seconds
 from cloud_decoder.errors import Gone
+from cloud_decoder.http_api import schemas
 from cloud_decoder.http_api.dependencies import Tenant, Width
 from cloud_decoder.http_api.image_service import ImageService
 from cloud_decoder.http_api.requests import while_connected
@@ -25,14 +26,14 @@ def router(
     store: Store, images: ImageService, bundles: Mapping[str, Bundle], *, max_wait: float, public: bool
 ) -> APIRouter:
     """``max_wait`` seconds limit every ``wait=``. ``public``: shared caches may keep pictures and bitstreams."""
-    routes = APIRouter()
+    routes = APIRouter(tags=["frames"])
 
     def cache_headers(name: str) -> dict[str, str]:
         # Weak, since two devices may round a pixel differently; the bitstream itself never changes under its id.
         scope = "public" if public else "private"
         return {"ETag": f'W/"{name}"', "Cache-Control": f"{scope}, max-age=31536000, immutable"}
 
-    @routes.get("/v1/frames")
+    @routes.get("/v1/frames", response_model=None, responses=schemas.json_of(schemas.FrameListBody, 400, 401, 503))
     async def list_frames(
         tenant: Tenant,
         limit: Annotated[int, Query(ge=1, le=200)] = 50,
@@ -61,14 +62,22 @@ def router(
         cursor = None if page.next is None else str(page.next)
         return {"frames": [frame_json(row, bundles) for row in page.rows], "next_cursor": cursor}
 
-    @routes.get("/v1/frames/{id}")
+    @routes.get(
+        "/v1/frames/{id}", response_model=None, responses=schemas.json_of(schemas.FrameBody, 400, 401, 404, 429, 503)
+    )
     async def get_frame(request: Request, tenant: Tenant, id: FrameId, wait: Seconds = 0.0) -> dict[str, Any]:
         """One frame; ``wait`` for one that has not arrived yet."""
         with images.waiter(tenant):
             row = await while_connected(request, images.row(tenant, id, min(wait, max_wait)))
         return frame_json(row, bundles)
 
-    @routes.get("/v1/frames/{id}/bitstream")
+    @routes.get(
+        "/v1/frames/{id}/bitstream",
+        response_class=Response,
+        responses=schemas.file_of(
+            "application/octet-stream", description="An .aeic file.", statuses=(400, 401, 404, 410, 503)
+        ),
+    )
     async def get_bitstream(tenant: Tenant, id: FrameId) -> Response:
         """The frame as it arrived: an .aeic file."""
         row = await images.row(tenant, id)
@@ -78,7 +87,13 @@ def router(
         headers = cache_headers(row.digest) | {"Content-Disposition": f'attachment; filename="{row.id}.aeic"'}
         return Response(data, media_type="application/octet-stream", headers=headers)
 
-    @routes.get("/v1/frames/{id}/image")
+    @routes.get(
+        "/v1/frames/{id}/image",
+        response_class=Response,
+        responses=schemas.pictures(400, 401, 404, 410, 422, 429, 503)
+        | schemas.json_of(schemas.FrameBody, success=202)
+        | {304: {"description": "If-None-Match has the picture's ETag."}},
+    )
     async def get_image(
         request: Request, tenant: Tenant, id: FrameId, format: str = "png", width: Width = None, wait: Seconds = 0.0
     ) -> Response:
@@ -98,7 +113,17 @@ def router(
         headers = cache_headers(f"{row.digest}-{formats.variant(format, width)}")
         return Response(image, media_type=formats.media_type(format), headers=headers)
 
-    @routes.get("/v1/frames/{id}/sizes")
+    @routes.get(
+        "/v1/frames/{id}/sizes",
+        response_model=None,
+        responses=schemas.json_of(schemas.SizesBody, 400, 401, 404, 410, 422, 429, 503)
+        | {
+            202: {
+                "description": "It is not decoded yet.",
+                "content": {"application/json": {"schema": {"type": "null"}}},
+            }
+        },
+    )
     async def sizes(request: Request, tenant: Tenant, id: FrameId) -> Response:
         """Bytes of the frame, and of its reconstruction as PNG and JPEG (quality 75). 202 while it is not decoded."""
         with images.waiter(tenant):

@@ -17,6 +17,7 @@ from aeic_service.app import prometheus_text
 from aeic_service.budgets import Used
 from cloud_decoder.decode_backend import DecodeBackend
 from cloud_decoder.errors import StoreUnavailable
+from cloud_decoder.http_api import schemas
 from cloud_decoder.http_api.dependencies import Tenant
 from cloud_decoder.http_api.serializers import bundles_json, source_json
 from cloud_decoder.images.cache import PictureCache
@@ -34,9 +35,9 @@ def router(
     store: Store, presence: Presence, model_pool: ModelPool, backend: DecodeBackend, readiness: Readiness
 ) -> APIRouter:
     """The routes of operators, except for the metrics."""
-    routes = APIRouter()
+    routes = APIRouter(tags=["operations"])
 
-    @routes.get("/v1/sources")
+    @routes.get("/v1/sources", response_model=None, responses=schemas.json_of(schemas.SourceListBody, 401, 503))
     async def list_sources(tenant: Tenant) -> dict[str, Any]:
         """Who has sent frames, the latest first: how many wait to be decoded, and whether its stream is open now."""
         backlog = await asyncio.to_thread(store.frames.backlog, tenant)
@@ -48,7 +49,7 @@ def router(
             ]
         }
 
-    @routes.get("/v1/status")
+    @routes.get("/v1/status", response_model=None, responses=schemas.json_of(schemas.StatusBody, 401, 503))
     async def status(tenant: Tenant) -> dict[str, Any]:
         """The models, the device and how full everything is. Frames are counted by state, this tenant's only.
 
@@ -66,14 +67,14 @@ def router(
             "warnings": readiness.warnings,
         }
 
-    @routes.get("/healthz")
+    @routes.get("/healthz", response_model=None, responses=schemas.json_of(schemas.HealthBody, 503))
     async def healthz() -> Response:
         """Liveness: 200 while the process works or repairs itself, 503 where only a restart helps."""
         if failure := readiness.failure:
             return problems.problem(503, f"{failure}: restart this process")
         return JSONResponse({"status": "ok"})
 
-    @routes.get("/readyz")
+    @routes.get("/readyz", response_model=None, responses=schemas.json_of(schemas.HealthBody, 503))
     async def readyz() -> Response:
         """Readiness: 200 while requests are taken, else 503 with the reason."""
         if problem := await readiness.problem():
@@ -95,7 +96,7 @@ def metrics_router(
     sources: int,
 ) -> APIRouter:
     """The metrics, with the gauges that are read at each scrape, and one for each of the latest ``sources``."""
-    routes = APIRouter()
+    routes = APIRouter(tags=["operations"])
 
     @routes.get("/metrics", response_class=PlainTextResponse)
     async def exposition() -> Response:

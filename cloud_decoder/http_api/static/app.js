@@ -48,7 +48,7 @@ function fill(made, frame) {
       .then((there) => (there ? made.shot.replaceChildren(image) : (made.shown = false)))
       .catch(() => (made.shown = false));
   } else {
-    made.shot.replaceChildren(element("span", frame.state === "pruned" ? "no longer kept" : "decoding …"));
+    made.shot.replaceChildren(element("span", frame.state === "pruned" ? "pruned" : "decoding …"));
   }
 }
 
@@ -146,7 +146,7 @@ async function totals() {
     $("totals"),
     [
       ["frames", count(all[0])],
-      ["received in all", bytes(all[1])],
+      ["received in total", bytes(all[1])],
       ["mean frame", all[0] ? `${count(Math.round(all[1] / all[0]))} B` : "–"],
       ["sources connected", `${connected} of ${fleet.sources.length}`],
       ["waiting", count(counted.received + counted.decoding)],
@@ -158,7 +158,7 @@ async function totals() {
   setEdge(edge);
   $("sources").replaceChildren(...fleet.sources.slice(0, ROWS).map(source));
   if (!fleet.sources.length) {
-    const cell = element("td", "No edge has called yet.", "quiet");
+    const cell = element("td", "No source has sent a frame yet.", "quiet");
     cell.colSpan = 4;
     const row = element("tr");
     row.append(cell);
@@ -166,7 +166,7 @@ async function totals() {
   }
   const rest = fleet.sources.length - ROWS;
   $("fleet-rest").hidden = rest <= 0;
-  $("fleet-rest").textContent = `and ${count(rest)} more, seen longer ago`;
+  $("fleet-rest").textContent = `and ${count(rest)} more that were last seen earlier`;
 }
 
 async function charts() {

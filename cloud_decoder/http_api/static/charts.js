@@ -9,12 +9,12 @@ const whole = (f) => f.available_at && (new Date(f.available_at) - new Date(f.ca
 
 const CHARTS = [
   ["Capture to picture", (f) => whole(f), seconds],
-  ["On its way", (f, t) => t.way, seconds],
+  ["Transfer", (f, t) => t.way, seconds],
   ["Waiting", (f, t) => waits(t), seconds],
   ["Entropy decoding", (f, t) => t.entropy, seconds],
   ["Synthesis", (f, t) => t.synthesis, seconds],
   ["Writing the file", (f, t) => t.image, seconds],
-  ["Bytes a frame", (f) => f.bytes, bytes],
+  ["Bytes per frame", (f) => f.bytes, bytes],
   ["Bits per pixel", (f) => f.bpp, (n) => n.toFixed(4)],
 ];
 
@@ -32,7 +32,7 @@ function chart(name, values, say) {
   const top = sorted.length ? Math.max(quantile(sorted, 0.95) * 1.15, 1e-9) : 1;
   const step = 100 / LAST;
   const picture = drawing("svg", { viewBox: "0 0 100 30", preserveAspectRatio: "none", role: "img" });
-  const spoken = sorted.length ? `median ${middle}, slowest 5 in 100 from ${say(quantile(sorted, 0.95))}` : "no data yet";
+  const spoken = sorted.length ? `median ${middle}, 95th percentile ${say(quantile(sorted, 0.95))}` : "no data yet";
   picture.setAttribute("aria-label", `${name} of the last ${count(values.length)} frames: ${spoken}`);
   values.forEach((value, index) => {
     const height = Math.max(0.8, Math.min(30, (30 * value) / top));
@@ -40,7 +40,7 @@ function chart(name, values, say) {
     picture.append(drawing("rect", { x: x + step * 0.14, y: 30 - height, width: step * 0.72, height, rx: 0.4 }));
   });
   const foot = element("p", sorted.length ? `p95 ${say(quantile(sorted, 0.95))}` : "no data yet", "quiet");
-  if (sorted.length) foot.append(element("span", `most ${say(sorted.at(-1))}`, "most"));
+  if (sorted.length) foot.append(element("span", `max ${say(sorted.at(-1))}`, "most"));
   item.append(title, picture, foot);
   return item;
 }

@@ -64,7 +64,7 @@ export function sizeBars(place, rows) {
 }
 
 export const STAGES = [
-  ["way", "on its way"],
+  ["way", "transfer"],
   ["queue", "waiting"],
   ["entropy", "entropy decoding"],
   ["device_wait", "waiting for the device"],

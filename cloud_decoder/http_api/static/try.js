@@ -18,14 +18,14 @@ export function setEdge(edge) {
   $("file").disabled = !configured;
   $("rate").disabled = !configured;
   if (!configured) {
-    $("drop-words").textContent = "No edge is beside this cloud";
-    tell(`${edge.detail} Pictures can then be tried from here; frames from elsewhere arrive all the same.`);
+    $("drop-words").textContent = "No edge is configured";
+    tell(`${edge.detail} You can then send pictures from this page. Frames of other edges are shown in any case.`);
   }
   const place = $("edge");
   place.hidden = !configured;
   if (!configured) return;
   const spool = edge.waiting ? `${count(edge.waiting)} frames in its spool, the oldest ${Math.round(edge.oldest_seconds)} s old` : "nothing in its spool";
-  place.textContent = edge.reachable ? `Edge ${edge.source}: ${spool}, link ${edge.link}.` : `The edge beside this cloud: ${edge.detail}.`;
+  place.textContent = edge.reachable ? `Edge ${edge.source}: ${spool}, link ${edge.link}.` : `The configured edge: ${edge.detail}.`;
 }
 
 export function setRates(rates) {
@@ -38,7 +38,7 @@ function comparison(original, reconstruction, words) {
   const figure = element("figure", undefined, "compare");
   const range = element("input");
   Object.assign(range, { type: "range", min: 0, max: 100, step: 0.5, value: 50 });
-  range.setAttribute("aria-label", "Before and after: how much of the original is seen");
+  range.setAttribute("aria-label", "Before and after: share of the original that is visible");
   const line = element("span", undefined, "line");
   const move = () => {
     figure.style.setProperty("--at", `${range.value}%`);
@@ -70,7 +70,7 @@ async function send(file) {
     original.src = URL.createObjectURL(file);
     await original.decode();
     if (!(await picture(back, `/v1/frames/${frame.id}/image?format=png&wait=60`)))
-      return tell("The frame is on its way, but has not come within a minute. It will appear below.", true);
+      return tell("The frame has not arrived within a minute. It will appear below when it does.", true);
     const known = await json(`/v1/frames/${frame.id}/sizes`);
     const bars = element("div", undefined, "bars");
     sizeBars(bars, [["frame", frame.bytes], ["your file", file.size], ["PNG", known?.png ?? file.size]]);
@@ -78,7 +78,7 @@ async function send(file) {
     const share = Math.round(file.size / frame.bytes);
     tell(`${bytes(file.size)} became ${count(frame.bytes)} bytes, 1 : ${count(Math.max(1, share))}, ${frame.bpp.toFixed(4)} bits per pixel, encoded in ${Math.round(frame.encode_ms)} ms.`);
   } catch (error) {
-    tell(`That did not work: ${error.message || "the service did not answer"}`, true);
+    tell(`The picture could not be sent: ${error.message || "the service did not answer"}`, true);
   } finally {
     running = false;
     $("drop").classList.remove("busy");

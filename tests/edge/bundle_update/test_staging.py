@@ -8,6 +8,8 @@ import dataclasses
 import json
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import AsyncIterator
 from hashlib import sha256
 from pathlib import Path
@@ -24,6 +26,7 @@ from edge_encoder.submission.request import EncodeRequest
 from tests.support.edge_fakes import FakeCloud, serving, settings
 from tests.support.edge_process import StartEdge
 from tests.support.pictures import picture
+from tests.support.roots import ROOT
 from tests.support.tiny_bundle import write_tiny_bundle
 
 
@@ -179,3 +182,22 @@ def test_confirming_a_bundle_leaves_what_another_process_is_staging(tmp_path: Pa
     stage.confirm()
     assert stage.state.current == name and (tmp_path / name).is_dir()
     assert incoming.is_dir() and not abandoned.exists() and not old.exists()
+
+
+def test_aeic_bundle_is_the_same_command(tmp_path: Path, tiny_bundle: Path) -> None:
+    def aeic(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "aeic_tools.cli", "bundle", *arguments]
+        return subprocess.run(command, cwd=ROOT, env={**os.environ, **environment}, capture_output=True, text=True)
+
+    folder = str(tmp_path / "bundles")
+    for arguments, more in (
+        (("stage", str(tiny_bundle), "--dir", folder), {}),
+        (("--dir", folder, "status"), {}),
+        (("status",), {"AEIC_EDGE_BUNDLES_DIR": folder}),
+    ):
+        done = aeic(*arguments, **more)
+        assert done.returncode == 0, done.stderr
+        assert json.loads(done.stdout)["trial"] and not json.loads(done.stdout)["current"]
+    assert json.loads(aeic("rollback", "--dir", folder).stdout)["refused"].endswith("rolled back by the operator")
+    assert aeic("status").returncode == 2
+    assert aeic("stage", str(tmp_path), "--dir", folder).returncode == 5

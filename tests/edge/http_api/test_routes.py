@@ -16,6 +16,7 @@ import pytest
 from PIL import Image
 
 from aeic.bitstream import Frame
+from edge_encoder.http_api import schemas
 from tests.support.edge_fakes import FakeCloud, serving
 from tests.support.in_process import edge, is_problem
 from tests.support.pictures import picture
@@ -247,6 +248,27 @@ async def test_an_internal_error_is_500_without_details(tmp_path: Path, tiny_bun
         response = await client.post("/v1/frames", content=picture())
         is_problem(response, 500)
         assert "secret" not in response.text
+
+
+async def test_answers_have_the_form_that_is_declared(tmp_path: Path, tiny_bundle: Path) -> None:
+    async with edge(tmp_path, tiny_bundle) as (client, _):
+        posted = [await client.post(f"/v1/frames?wait={wait}", content=picture()) for wait in ("received", "spooled")]
+        for answer in posted:
+            assert answer.status_code == 202
+            schemas.PostedBody.model_validate_json(answer.content)
+        for path, model in (
+            (f"/v1/frames/{posted[1].json()['id']}", schemas.FrameBody),
+            ("/v1/status", schemas.StatusBody),
+            ("/healthz", schemas.LiveBody),
+            ("/readyz", schemas.ReadyBody),
+        ):
+            answer = await client.get(path)
+            assert answer.status_code == 200, answer.text
+            model.model_validate_json(answer.content)
+        described = (await client.get("/openapi.json")).json()
+        for path in ("/v1/frames/{id}", "/v1/status", "/healthz", "/readyz"):
+            declared = described["paths"][path]["get"]["responses"]["200"]["content"]["application/json"]["schema"]
+            assert declared.keys() == {"$ref"}, path
 
 
 async def test_openapi_describes_the_body_and_the_problems(tmp_path: Path, tiny_bundle: Path) -> None:
