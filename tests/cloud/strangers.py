@@ -15,6 +15,7 @@ import io
 import itertools
 import json
 import signal
+import subprocess
 import sys
 import tempfile
 import time
@@ -40,6 +41,7 @@ from tests.support.cloud import IngestClient, cloud_process
 from tests.support.edge_process import EdgeProcess
 from tests.support.frames import frame_maker
 from tests.support.pictures import picture
+from tests.support.roots import ROOT
 
 LIMITS = {"frame": 5.0, "picture": 10.0, "camera": 10.0}
 """Seconds for an honest edge's frame, an honest client's picture and an honest camera's post."""
@@ -70,8 +72,8 @@ Attack = Callable[["Target"], Awaitable[None]]
 class Target:
     """The addresses of both services, and what the attacks send them."""
 
-    def __init__(self, bundle: Bundle, cloud: dict[str, str], edge: str, side: int) -> None:
-        self.http, self.grpc, self.edge = cloud["http"], cloud["grpc"], edge
+    def __init__(self, bundle: Bundle, addresses: dict[str, str], side: int) -> None:
+        self.http, self.grpc, self.edge = addresses["http"], addresses["grpc"], addresses["edge"]
         chance = np.random.default_rng(1)
         frames = []
         for number in range(24):
@@ -149,7 +151,7 @@ async def _posts(url: str, bodies: Iterator[bytes], at_once: int, sent: dict[str
             for body in bodies:
                 with contextlib.suppress(httpx.HTTPError):
                     await http.post(url, content=body, headers=sent)
-                await asyncio.sleep(PAUSE_SECONDS)  # the honest clients share this process
+                await asyncio.sleep(PAUSE_SECONDS)
 
         await asyncio.gather(*(post() for _ in range(at_once)))
 
@@ -267,17 +269,32 @@ class Memory:
             await asyncio.sleep(0.1)
 
 
-async def _attacked(
-    names: list[str], target: Target, honest: Honest, memory: Memory, seconds: float
-) -> dict[str, float]:
+@contextlib.contextmanager
+def attackers(names: list[str], bundle: Bundle, target: Target, side: int) -> Iterator[None]:
+    """The attacks in a process of their own, so that the honest clients do not wait for them in this one."""
+    addresses = {"http": target.http, "grpc": target.grpc, "edge": target.edge}
+    job = json.dumps({"names": names, "bundle": str(bundle.path), "side": side, "addresses": addresses})
+    command = [sys.executable, "-m", "tests.cloud.strangers", "--job", job]
+    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL)
+    try:
+        yield
+    finally:
+        process.kill()
+        process.wait()
+
+
+async def _attack(job: dict[str, Any]) -> None:
+    target = Target(Bundle.load(job["bundle"]), job["addresses"], job["side"])
+    await asyncio.gather(*(ATTACKS[name](target) for name in job["names"]))
+
+
+async def _measured(honest: Honest, memory: Memory, seconds: float) -> dict[str, float]:
     memory.most = dict.fromkeys(memory.most, 0)
     watching = asyncio.create_task(memory.watch())
-    attacks = [asyncio.ensure_future(ATTACKS[name](target)) for name in names]
-    await asyncio.sleep(min(2.0, seconds / 2))
+    await asyncio.sleep(min(5.0, 5 * seconds))  # the attacks begin
     await honest.run(seconds)
-    for task in (watching, *attacks):
-        task.cancel()
-    await asyncio.gather(watching, *attacks, return_exceptions=True)
+    watching.cancel()
+    await asyncio.gather(watching, return_exceptions=True)
     return {**honest.longest, **memory.most}
 
 
@@ -294,32 +311,26 @@ def run(
     )  # fmt: skip
     stopping: dict[str, float] = {}
     with cloud_process(bundle, folder / "cloud", AEIC_CLOUD_LOG_LEVEL="error", **SETTINGS["cloud"]) as (running, told):
-        target = Target(bundle, told, edge.url, side)
+        target = Target(bundle, {**told, "edge": edge.url}, side)
         honest = Honest(target, bundle)
         memory = Memory({"cloud": running.pid, "edge": edge.process.pid})
-
-        async def all_of_it() -> None:
-            for one in (*([name] for name in names), names):
-                name = one[0] if len(one) == 1 else "all"
-                rows[name] = row = await _attacked(one, target, honest, memory, seconds)
-                times = f"{row['frame']:9.2f}{row['picture']:11.2f}{row['camera']:10.2f}"
-                print(f"{name:22}{times}{row['cloud']:11.0f}{row['edge']:10.0f}", flush=True)
-            attacks = [asyncio.ensure_future(ATTACKS[name](target)) for name in names]
-            await asyncio.sleep(min(3.0, seconds))
+        for one in (*([name] for name in names), names):
+            name = one[0] if len(one) == 1 else "all"
+            with attackers(one, bundle, target, side):
+                rows[name] = row = asyncio.run(_measured(honest, memory, seconds))
+            times = f"{row['frame']:9.2f}{row['picture']:11.2f}{row['camera']:10.2f}"
+            print(f"{name:22}{times}{row['cloud']:11.0f}{row['edge']:10.0f}", flush=True)
+        with attackers(names, bundle, target, side):
+            time.sleep(min(5.0, 5 * seconds))
             processes = {"cloud": running, "edge": edge.process}
             began = time.monotonic()
             for process in processes.values():
                 process.send_signal(signal.SIGTERM)
             while len(stopping) < 2 and time.monotonic() - began < 120:
-                for name, process in processes.items():
-                    if process.poll() is not None and name not in stopping:
-                        stopping[name] = time.monotonic() - began
-                await asyncio.sleep(0.05)
-            for task in attacks:
-                task.cancel()
-            await asyncio.gather(*attacks, return_exceptions=True)
-
-        asyncio.run(all_of_it())
+                for kind, process in processes.items():
+                    if process.poll() is not None and kind not in stopping:
+                        stopping[kind] = time.monotonic() - began
+                time.sleep(0.05)
     if edge.process.poll() is None:
         edge.process.kill()
     edge.process.communicate()
@@ -337,8 +348,11 @@ def main() -> int:
     """Command line."""
     parser = argparse.ArgumentParser(description="Strangers' load on both services.")
     parser.add_argument("--seconds", type=float, default=10.0, help="of each attack")
+    parser.add_argument("--job", help=argparse.SUPPRESS)
     parser.add_argument("--attacks", nargs="*", default=list(ATTACKS), choices=list(ATTACKS))
     arguments = parser.parse_args()
+    if arguments.job:
+        asyncio.run(_attack(json.loads(arguments.job)))
     print(f"{'attack':22}{'frame s':>9}{'picture s':>11}{'camera s':>10}{'cloud MiB':>11}{'edge MiB':>10}", flush=True)
     with tempfile.TemporaryDirectory() as folder:
         result = run(Bundle.load(), Path(folder), arguments.seconds, arguments.attacks)
