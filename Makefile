@@ -12,7 +12,7 @@ PIP_FLAGS := -qq --disable-pip-version-check
 PINS := pyproject.toml constraints.txt $(wildcard requirements/*.txt)
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo run test perf check lint types format lock lock-check docs dist protos bench fuzz simulate soak abuse golden results \
+.PHONY: help install demo run test perf check lint types format lock lock-check docs dist protos bench fuzz simulate soak field abuse golden results \
   test-full test-edge test-isa test-fleet test-hostile strangers test-browser test-ops test-images test-skipped clean \
   packages-browser packages-ops packages-fleet packages-isa packages-images packages-client
 
@@ -92,6 +92,10 @@ simulate: install ## run LIVES lives of the edge's spool with faults at any I/O 
 
 soak: install ## send FRAMES through edge and cloud with kills, cut links, stalls and a full disk; each must be stored once
 	$(BIN)/python -m tests.edge.soak --frames $(FRAMES)
+
+SECONDS_OF_FIELD ?= 600
+field: install ## cameras, a watched folder and POSTs for ten minutes, with a dead camera and poisoned files; all others flow
+	$(BIN)/python -m tests.edge.field --seconds $(SECONDS_OF_FIELD)
 
 MUTATIONS ?= 1000
 abuse: install ## send decompression bombs, slow and malformed requests, MUTATIONS of each picture to an edge; no 5xx, no memory growth

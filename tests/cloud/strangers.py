@@ -83,7 +83,7 @@ class Target:
             frames.append(Frame(side, side, frame.rate, bundle.fingerprint, payload).to_bytes())
         self.huge_frames = frames
         file = io.BytesIO()
-        Image.fromarray(np.zeros((side, side, 3), np.uint8)).save(file, "PNG", compress_level=9)
+        Image.new("L", (side, side)).save(file, "PNG", compress_level=1)
         self.huge_picture = file.getvalue()
 
 
@@ -275,16 +275,18 @@ def attackers(names: list[str], bundle: Bundle, target: Target, side: int) -> It
     addresses = {"http": target.http, "grpc": target.grpc, "edge": target.edge}
     job = json.dumps({"names": names, "bundle": str(bundle.path), "side": side, "addresses": addresses})
     command = [sys.executable, "-m", "tests.cloud.strangers", "--job", job]
-    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
     try:
+        assert process.stdout is not None and process.stdout.readline() == "ready\n"
         yield
     finally:
         process.kill()
-        process.wait()
+        process.communicate()
 
 
 async def _attack(job: dict[str, Any]) -> None:
     target = Target(Bundle.load(job["bundle"]), job["addresses"], job["side"])
+    print("ready", flush=True)
     await asyncio.gather(*(ATTACKS[name](target) for name in job["names"]))
 
 

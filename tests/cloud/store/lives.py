@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 import logging
 import os
 import random
@@ -367,7 +368,7 @@ class Life:
             until = self.store.clock() + 10 if self.rng.random() < 0.3 else None
             for begun in (False, True):
                 leases = [one.frame.lease for one in held if one.begun is begun]
-                self.call(lambda leases=leases, begun=begun: self.store.queue.release(leases, begun=begun, until=until))
+                self.call(functools.partial(self.store.queue.release, leases, begun=begun, until=until))
 
     def demand(self) -> None:
         if self.offered:
