@@ -15,6 +15,7 @@ from uuid import uuid4
 
 import httpx
 import pytest
+from pydantic import BaseModel
 
 from cloud_decoder.http_api import schemas
 from cloud_decoder.inference.decoder import Decoder
@@ -22,7 +23,7 @@ from tests.support.cloud import running_cloud
 from tests.support.frames import MakeFrame, new_frame
 from tests.support.roots import DOCS, ROOT
 
-JSON_ROUTES = {
+JSON_ROUTES: dict[str, type[BaseModel]] = {
     "/v1/frames": schemas.FrameListBody,
     "/v1/frames/{id}": schemas.FrameBody,
     "/v1/frames/{id}/sizes": schemas.SizesBody,
