@@ -10,7 +10,7 @@ PIP_FLAGS := -qq --disable-pip-version-check
 PINS := pyproject.toml constraints.txt $(wildcard requirements/*.txt)
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo run test perf check lint types format lock lock-check docs dist protos bench fuzz simulate soak abuse golden results \
+.PHONY: help install demo run test perf check lint types format lock lock-check docs dist protos bench fuzz simulate soak field abuse golden results \
   test-full test-edge test-isa test-fleet test-hostile test-browser test-ops test-images test-skipped clean \
   packages-browser packages-ops packages-fleet packages-isa packages-images packages-client
 
@@ -79,17 +79,22 @@ test-hostile: install ## send REQUESTS hostile requests to the cloud; no 5xx, no
 
 FRAMES ?= 2000
 LIVES ?= 1000
-simulate: install ## run the edge's spool LIVES times with a fault at any I/O step: kill, power cut, EIO, full disk, damage
+simulate: install ## run LIVES lives of the edge's spool with faults at any I/O step, and of the cloud's store with stalls, kills, clock jumps
 	$(BIN)/python -m tests.edge.spool.lives --lives $(LIVES)
+	$(BIN)/python -m tests.cloud.store.lives --lives $(LIVES)
 
 soak: install ## send FRAMES through edge and cloud with kills, cut links, stalls and a full disk; each must be stored once
 	$(BIN)/python -m tests.edge.soak --frames $(FRAMES)
+
+SECONDS_OF_FIELD ?= 600
+field: install ## cameras, a watched folder and POSTs for ten minutes, with a dead camera and poisoned files; all others flow
+	$(BIN)/python -m tests.edge.field --seconds $(SECONDS_OF_FIELD)
 
 MUTATIONS ?= 1000
 abuse: install ## send decompression bombs, slow and malformed requests, MUTATIONS of each picture to an edge; no 5xx, no memory growth
 	$(BIN)/python -m tests.edge.abuse --mutations $(MUTATIONS)
 
-golden: install ## rewrite the golden frames after a change of the format (needs a new bitstream version)
+golden: install ## add missing golden frames; an existing one that would change is an error
 	$(BIN)/python -m tests.aeic.make_golden
 
 results: install ## draw the tables and plots of docs/results from the committed measurements

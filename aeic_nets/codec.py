@@ -1,4 +1,4 @@
-"""What is trained in the codec proper: g_a, h_a, h_s, the four-pass context model, the factorised prior, g_s.
+"""The trained parts of the codec: g_a, h_a, h_s, the four-pass context model, the factorised prior and g_s.
 
 Parameter names are those of the official ``state_dict_codec``. Source: docs/model.md section 4.
 """
@@ -33,7 +33,7 @@ class Analysis(nn.Module):
         return self.analysis_transform(x)
 
     def features(self, x: Tensor) -> list[Tensor]:
-        """The output of every stage, from 1/2 to 1/32 scale; the last one is y. What distillation compares."""
+        """The output of every stage, from 1/2 to 1/32 scale, which distillation compares. The last one is y."""
         taps = []
         for i, layer in enumerate(self.analysis_transform, start=1):
             x = layer(x)
@@ -43,7 +43,7 @@ class Analysis(nn.Module):
 
 
 class HyperAnalysis(nn.Module):
-    """h_a: y (N, M, h, w), sides multiples of 4, to z (N, M/2, h/4, w/4)."""
+    """h_a: y (N, M, h, w), whose sides are multiples of 4, to z (N, M/2, h/4, w/4)."""
 
     def __init__(self, profile: Profile) -> None:
         super().__init__()
@@ -89,7 +89,7 @@ class ContextNet(nn.Module):
 
 
 class Codec(nn.Module):
-    """The whole codec. ``rates`` > 1 adds per-channel gains on y and a factorised prior for each rate point."""
+    """The whole codec. With ``rates`` > 1 it has per-channel gains on y and a factorised prior for each rate point."""
 
     def __init__(self, profile: Profile) -> None:
         super().__init__()
@@ -119,7 +119,7 @@ class Codec(nn.Module):
         return self.log_gain[rate].exp()[None, :, None, None], self.log_inverse_gain[rate].exp()[None, :, None, None]
 
     def medians(self) -> Tensor:
-        """The medians of z, (1, M/2, 1, 1): those of the first rate point, since z has one grid for all."""
+        """The medians of z, (1, M/2, 1, 1). All rate points use those of the first, so that z has one grid."""
         quantiles = self.entropy_bottleneck.quantiles.detach()
         return quantiles[: self.profile.hyper_channels, 0, 1][None, :, None, None]
 
@@ -140,7 +140,7 @@ class Codec(nn.Module):
         return self.h_a(y)
 
     def forward(self, y: Tensor, rate: int = 0) -> dict[str, Tensor]:
-        """Training pass from y (N, M, h, w), gain not yet applied: y_hat (gain undone), and bits by part.
+        """The training pass from y (N, M, h, w) before the gain: y_hat with the gain undone, and the bits by part.
 
         Rates come from likelihoods under uniform noise, values from straight-through rounding; ``y_bits_hard`` and
         ``z_bits_hard`` (no gradient) are those of the rounded values, which is what a file holds.

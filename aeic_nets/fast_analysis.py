@@ -1,9 +1,9 @@
-"""g_a as it is run: the same numbers as :class:`aeic_nets.codec.Analysis`, in a form that runtimes compute faster.
+"""g_a in the form that is exported: equal to :class:`aeic_nets.codec.Analysis`, but faster in runtimes.
 
-Three exact rewritings (up to float32 rounding): a 3x3 convolution with the pixel-unshuffle behind it is one 4x4
-convolution of stride 2, so that no tensor is shuffled; the scale and shift of a norm move into the layer behind it; and
-the two halves of ``fc1`` are layers of their own, whose GELU a runtime can fuse. The mean over the channels is taken
-away by a matrix too, so that a norm needs one sum only.
+Three changes leave the result the same up to float32 rounding. A 3x3 convolution and the following pixel-unshuffle
+become one 4x4 convolution of stride 2, so that no tensor is shuffled. The scale and shift of a norm move into the next
+layer. The two halves of ``fc1`` become separate layers, whose GELU a runtime can fuse. The mean over the channels is
+subtracted by a matrix, so that a norm needs only one sum.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class SplitStarBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         centred = F.conv2d(self.dwconv(x), self.centre)
-        wide = centred.float()  # squares leave the range of half precision
+        wide = centred.float()  # squares exceed the range of half precision
         deviation = (F.conv2d(wide * wide, self.mean.float()) + self.eps).sqrt()
         normed = (wide / deviation).to(x.dtype)
         return x + self.fc2(F.gelu(self.u(normed)) * self.v(normed))
@@ -72,7 +72,7 @@ class HalfAnalysis(nn.Module):
 
 
 def fast_analysis(g_a: Analysis) -> nn.Sequential:
-    """``g_a`` rewritten; it shares the weights that stay as they are."""
+    """The rewritten ``g_a``. It shares the weights that do not change."""
     layers: list[nn.Module] = []
     for block in g_a.analysis_transform:
         if isinstance(block, Downsample):

@@ -1,8 +1,8 @@
-"""An exact saving: only four channel averages of (UNet output + residual) reach the picture, so compute only those.
+"""Folds three layers without changing the result: only four channel averages of (UNet output + residual) are needed.
 
 The picture decoder's conv_in is a 4-channel kernel repeated 64 times and divided by 64. So the UNet's conv_out, the
 residual half of the last g_s adapter and conv_in shrink to 4 channels with the same result.
-Source: docs/model.md section 8.3. Holds for the official decoder, not for one trained at full width.
+Source: docs/model.md section 8.3. This holds for the official decoder, and not for one that was trained at full width.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _TOLERANCE = 1e-6
 
 
 def fold(model: PictureGenerator) -> None:
-    """Shrinks ``model`` in place; ``BundleError`` if the picture decoder's conv_in is not a repeated kernel."""
+    """Fold ``model`` in place. ``BundleError`` if the picture decoder's conv_in is not a repeated kernel."""
     kernel = model.vae.decoder.conv_in.weight.detach()
     channels = kernel.shape[1]
     groups = kernel.unflatten(1, (channels // VAE_INPUTS, VAE_INPUTS))
@@ -40,7 +40,7 @@ def fold(model: PictureGenerator) -> None:
 
 
 def shrink(model: PictureGenerator) -> None:
-    """Gives ``model`` in place the folded sizes, with the weights of the three layers still to be set."""
+    """Give the three layers of ``model`` their folded sizes, in place. Their weights must still be set."""
     outputs = model.profile.unet_channels
     adapter = _last_adapter(model)
     model.unet.conv_out = _like(model.unet.conv_out, out_channels=VAE_INPUTS)
@@ -74,7 +74,7 @@ def _bias(layer: nn.Conv2d) -> Tensor:
 
 
 def _averaged(rows: Tensor, kept: int) -> Tensor:
-    """The first ``kept`` rows as they are, then the averages of the others by index mod 4."""
+    """The first ``kept`` rows unchanged, then the averages of the other rows by index mod 4."""
     rest = rows[kept:].unflatten(0, (-1, VAE_INPUTS)).mean(dim=0)
     return torch.cat((rows[:kept], rest))
 

@@ -1,4 +1,4 @@
-"""The probability of a rounded residual under a Gaussian of the predicted scale, with floors whose gradients let go."""
+"""The probability of a rounded residual under a Gaussian of the predicted scale. Gradients pass its lower bounds."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ class AEIC(PictureGenerator):
         return self.with_taps(x, rate)[0]
 
     def with_taps(self, x: Tensor, rate: int = 0) -> tuple[dict[str, Tensor], list[Tensor], list[Tensor]]:
-        """The same, with g_a's features stage by stage and the UNet's taps beside it: what distillation compares."""
+        """The same, and the features of every stage of g_a and the taps of the UNet, which distillation compares."""
         analysis = self.codec.g_a.features(x)
         out = self.codec(analysis[-1], rate)
         latent, residual = self.codec.g_s(out["y_hat"])

@@ -1,4 +1,4 @@
-"""One torch module to one ONNX file, with dynamic batch and sides, and optionally float16 storage of the weights."""
+"""Exports a torch module to an ONNX file with dynamic batch and sides, and optionally weights stored in float16."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
 OPSET = 20
-"""Pinned: new opsets reach the CUDA provider late."""
+"""The opset is pinned because the CUDA provider supports new ones late."""
 _WORTH_HALVING = 256  # elements
 
 
 def write_graph(
     module: nn.Module, example: Tensor, path: Path, input_name: str, outputs: list[str], half: bool = False
 ) -> None:
-    """Exports ``module`` with one input of (N, C, H, W), all but C dynamic.
+    """Export ``module`` with one input (N, C, H, W), of which all but C are dynamic.
 
     ``half`` stores the weights as float16 behind Cast nodes, folded on loading: the arithmetic is in float32.
     """
@@ -40,7 +40,7 @@ def write_graph(
     assert program is not None
     model = program.model_proto
     del model.metadata_props[:]
-    for node in model.graph.node:  # the exporter notes source paths and stack traces: not for the world
+    for node in model.graph.node:  # the exporter records source paths and stack traces, which are not published
         del node.metadata_props[:]
         node.doc_string = ""
     for value in (*model.graph.value_info, *model.graph.input, *model.graph.output, *model.graph.initializer):

@@ -1,6 +1,7 @@
-"""From decoded latents to a picture: g_s, the one-step UNet and the picture decoder. All that a decoder runs in torch.
+"""From decoded latents to a picture: g_s, the one-step UNet and the picture decoder. This is what a decoder runs in
+torch.
 
-Nothing here needs the training packages: a cloud installs torch and diffusers, and not CompressAI.
+It does not need the training packages: a cloud installs torch and diffusers, but not CompressAI.
 """
 
 from __future__ import annotations

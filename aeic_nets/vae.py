@@ -1,4 +1,4 @@
-"""The picture decoder: diffusers' VAE decoder, halved in the published sizes, smaller still in nano.
+"""The picture decoder: diffusers' VAE decoder with half the widths in the published sizes, and smaller ones in nano.
 
 Source: docs/model.md section 5.2.
 """

@@ -132,7 +132,11 @@ def listen(host: str, port: int, *, reuse_port: bool = False) -> socket.socket:
     # A name with addresses of both families means IPv4: that is what its clients try when it is localhost.
     family, _, _, _, address = next((one for one in found if one[0] == socket.AF_INET), found[0])
     both = family == socket.AF_INET6 and bare == "::" and socket.has_dualstack_ipv6()
-    return socket.create_server(address, family=family, backlog=_BACKLOG, reuse_port=reuse_port, dualstack_ipv6=both)
+    server = socket.create_server(address, family=family, backlog=_BACKLOG, reuse_port=reuse_port, dualstack_ipv6=both)
+    # Accepted sockets inherit it. asyncio sets it only where a socket names its protocol, which this one does not, and
+    # an answer in two segments would then wait 40 ms for the client's delayed acknowledgement.
+    server.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return server
 
 
 def address_text(host: str, port: int) -> str:

@@ -60,7 +60,7 @@ def encode(
     max_side: Annotated[
         int | None, typer.Option(min=16, max=8192, help="Scale longer sides down to N pixels first.")
     ] = None,
-    preset: Annotated[str | None, typer.Option(help="300B, 1kB or 2kB: about so much, whatever the size.")] = None,
+    preset: Annotated[str | None, typer.Option(help="300B, 1kB or 2kB: about this size for any picture.")] = None,
     recursive: Annotated[bool, typer.Option("-R", "--recursive", help="Take the folders in a folder too.")] = False,
     skip_existing: Annotated[bool, typer.Option(help="Leave out pictures whose frame exists, to resume.")] = False,
     model: Model = None,
@@ -174,6 +174,30 @@ def cloud(context: typer.Context) -> None:
 def worker(context: typer.Context) -> None:
     """Run a worker of a fleet (extra fleet), like aeic cloud --role worker. See docs/how-to/fleet.md."""
     _run_module("cloud_decoder", "cloud-cpu", ["--role", "worker", *context.args])
+
+
+@app.command()
+def doctor(
+    role: Annotated[
+        list[str] | None, typer.Option(help="edge or cloud; the default is what is installed. May be repeated.")
+    ] = None,
+    model: Model = None,
+    cloud_address: Annotated[
+        str, typer.Option("--cloud", help="HOST:PORT of the cloud's gRPC [env: AEIC_EDGE_CLOUD_ADDRESS].")
+    ] = "",
+    edge_data: Annotated[Path | None, typer.Option(help="The edge's folder [env: AEIC_EDGE_DATA_DIR].")] = None,
+    cloud_data: Annotated[Path | None, typer.Option(help="The cloud's folder [env: AEIC_CLOUD_DATA_DIR].")] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print one line of JSON.")] = False,
+) -> None:
+    """Examine the installation: packages, runtimes, GPU, model, link, clock, disk, spool and store.
+
+    Each problem is printed with its remedy. The exit code is 1 if something has failed.
+    """
+    from aeic_tools import doctor as tool
+
+    if unknown := sorted(set(role or ()) - set(tool.ROLES)):
+        raise UsageError(f"--role {unknown[0]}: choose edge or cloud")
+    _finish(tool.run(tool.Options(tuple(role or ()), model, cloud_address, edge_data, cloud_data), json))
 
 
 spool_app = typer.Typer(help="Commands for the edge's spool.", no_args_is_help=True)
@@ -399,6 +423,7 @@ MEASUREMENTS = {
     "edge-overload": ("benchmarks.edge_overload", "dev", "How fast the edge answers under ten times its capacity."),
     "serve": ("benchmarks.serve", "bench", "The cloud under full load, compared with LitServe and Ray Serve."),
     "fleet": ("benchmarks.fleet", "dev", "Several workers: claims, ingest, scaling, and the simulator's prediction."),
+    "store": ("benchmarks.store", "dev", "A store with a million frames: every route, and retention against ingest."),
 }
 """Name of a measurement: its module, the extra that it needs, its help text."""
 

@@ -50,6 +50,11 @@ class DecodeBackend(Protocol):
         ...
 
     @property
+    def warnings(self) -> list[str]:
+        """What an operator should know although the backend works; empty where all is well. Readiness shows it."""
+        ...
+
+    @property
     def draining(self) -> bool:
         """Whether :meth:`stop` was called."""
         ...

@@ -6,6 +6,8 @@ deploy/prometheus: 0.25 s from capture to stored bytes decoded at low load, 1 s 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics
 
 STAGE_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
@@ -77,6 +79,19 @@ class Metrics:
         self.model_load_seconds = histogram("model_load_seconds", "Loading a bundle on demand.", MODEL_SECONDS)
         self.models_bytes = gauge("models_bytes", "Size of the bundles in memory.")
         self.gpu_memory = gauge("gpu_memory_bytes", "GPU memory held by torch after the last batch.", ("kind",))
+        self.recomputed = counter(
+            "recomputed_pictures_total",
+            "Pictures that were not finite in half precision and were made again in float32.",
+        )
+        self.entropy_frames = counter(
+            "entropy_frames_total",
+            "Frames that a decoder process entropy-decoded: on the device or the CPU.",
+            ("where",),
+        )
+        self.entropy_checks = counter("entropy_checks_total", "Frames of the device that were checked on the CPU.")
+        self.entropy_mismatches = counter(
+            "entropy_mismatches_total", "Differences between entropy decoding on the device and on the CPU."
+        )
         self.waiting = gauge("waiting_frames", "Frames held by this worker, by stage.", ("stage",))
 
         self.requests = counter(
@@ -128,9 +143,19 @@ class Metrics:
             self.gpu_memory.labels(kind)
         for result in ("hit", "miss"):
             self.cache.labels(result)
+        for where in ("device", "cpu"):
+            self.entropy_frames.labels(where)
         for step in ("marked", "removed"):
             self.retention_frames.labels(step)
         for step in ("cache", "clock", "retention", "check"):
             self.maintenance_errors.labels(step)
         for task in ("worker", "maintenance", "events", "queue"):
             self.task_restarts.labels(task)
+
+    def count_events(self, counts: Mapping[str, int]) -> None:
+        """Add what a decoder counted, by the names of cloud_decoder.inference.backend.COUNTS."""
+        self.recomputed.inc(counts.get("recomputed", 0))
+        self.entropy_frames.labels("device").inc(counts.get("entropy_device", 0))
+        self.entropy_frames.labels("cpu").inc(counts.get("entropy_cpu", 0))
+        self.entropy_checks.inc(counts.get("entropy_checked", 0))
+        self.entropy_mismatches.inc(counts.get("entropy_mismatches", 0))

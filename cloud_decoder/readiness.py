@@ -32,4 +32,4 @@ class Readiness:
     @property
     def warnings(self) -> list[str]:
         """What an operator should know although requests are taken."""
-        return self._maintenance.warnings
+        return [*self._backend.warnings, *self._maintenance.warnings]

@@ -42,7 +42,7 @@ from cloud_decoder.http_api.edge_proxy import EdgeProxy
 from cloud_decoder.http_api.image_service import ImageService
 from cloud_decoder.http_api.routers import decode, edge, events, frames, page, status
 from cloud_decoder.inference.decoder import Decoder, DecoderSettings
-from cloud_decoder.inference.devices import choose_device
+from cloud_decoder.inference.devices import choose_devices
 from cloud_decoder.inference.model_pool import ModelPool
 from cloud_decoder.maintenance import Maintenance, MaintenanceSettings
 from cloud_decoder.metrics import Metrics
@@ -302,6 +302,8 @@ def _model_pool(settings: Settings) -> ModelPool:
         max_batch_pixels=settings.max_batch_pixels,
         isolate=settings.isolate,
         batch_seconds=settings.batch_seconds,
+        entropy=settings.entropy,
+        entropy_check_frames=settings.entropy_check_frames,
     )
 
     def load(path: Path) -> Decoder:
@@ -311,7 +313,7 @@ def _model_pool(settings: Settings) -> ModelPool:
         if not settings.cache_url:
             raise ValueError("AEIC_CLOUD_ROLE=ingest needs AEIC_CLOUD_CACHE_URL: its pictures are made elsewhere")
     else:
-        choose_device(settings.device)
+        choose_devices(settings.device)
     return ModelPool(
         [Bundle.load(path, verify=False) for path in (settings.bundle, *others)], load, settings.model_bytes
     )

@@ -61,7 +61,14 @@ class Settings(ServiceSettings):
     )
     device: str = Field(
         "auto",
-        description="`auto`, `onnx`, `openvino`, `cpu` or `cuda` (torch), or `fastest` of those installed on this CPU.",
+        description="`auto`, `onnx`, `openvino`, `cpu` or `cuda` (torch), or `fastest` of those installed on this CPU;"
+        " `cuda:N` for one card, several with commas.",
+    )
+    entropy: Literal["auto", "cpu", "device"] = Field(
+        "auto", description="Where frames are entropy-decoded: `cpu`, `device`, or `auto`: on a GPU where there is one."
+    )
+    entropy_check_frames: int = Field(
+        256, ge=0, description="One in so many frames decoded on a device is checked on the CPU; 0 checks none."
     )
     threads: int = Field(0, ge=0, description="CPU threads of one inference; 0 takes all cores.")
     entropy_workers: int = Field(0, ge=0, description="Frames entropy-decoded at once; 0 takes half the cores.")

@@ -19,6 +19,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -99,6 +100,7 @@ class TileAssembler:
         self._tops, self._lefts = _starts(height, self.shape[0]), _starts(width, self.shape[1])
         self._row_weights = _weights(height, *_axis(self._tops, self.shape[0]))
         self._column_weights = _weights(width, *_axis(self._lefts, self.shape[1]))
+        self._lock = Lock()
         self._row = 0
         self._missing = len(self._lefts)
         self.picture: Picture = np.empty((frame.height, frame.width, 3), np.uint8)
@@ -133,12 +135,18 @@ class TileAssembler:
     def put(self, tile: Tile, image: NDArray[Any]) -> None:
         """Add a tile's picture (3, 32 * height, 32 * width) float32 in [-1, 1]. Once for each tile, rows in order.
 
-        A ``whole`` picture may also be (32 * height, 32 * width, 3) uint8.
+        A ``whole`` picture may also be (32 * height, 32 * width, 3) uint8. Several threads may put tiles of a row.
         """
+        with self._lock:
+            self._put(tile, image)
+
+    def _put(self, tile: Tile, image: NDArray[Any]) -> None:
         if image.dtype == np.uint8:
             self.picture[...] = image[: self.frame.height, : self.frame.width]
             self._row = self.rows
             return
+        if not np.isfinite(image).all():
+            raise FloatingPointError("the synthesis gave values that are not finite")
         if tile.row != self._row:
             raise ValueError(f"tile of row {tile.row} while row {self._row} is being made")
         if self._band is None:
@@ -167,7 +175,7 @@ class TileAssembler:
         """Rows from ``top`` on are final: crop the padding, round to uint8."""
         rows = self.picture[top : top + image.shape[1]]
         visible = image[:, : rows.shape[0], : rows.shape[1]]
-        rows[...] = from_tensor(np.nan_to_num(visible))
+        rows[...] = from_tensor(visible)
 
 
 def _starts(size: int, tile: int) -> list[int]:

@@ -1,6 +1,7 @@
 # The edge with ONNX Runtime on the CPU and without torch, about 350 MB.
 #   docker build -f deploy/edge.Dockerfile -t aeic-edge .
-# RUNTIME=edge-gpu installs onnxruntime-gpu instead (x86-64, a driver for CUDA 13 on the host).
+# RUNTIME=edge-gpu installs onnxruntime-gpu with CUDA and cuDNN from wheels instead (x86-64, 2.5 GB; the host has the
+# driver and the NVIDIA container toolkit).
 ARG BASE=python:3.12-slim
 FROM ${BASE} AS build
 ARG RUNTIME=edge-cpu

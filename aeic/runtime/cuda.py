@@ -22,7 +22,7 @@ CUDA_OPTIONS = {
     # EXHAUSTIVE costs over half a second for every new size, DEFAULT may pick a path fifty times slower.
     "cudnn_conv_algo_search": "HEURISTIC",
     "arena_extend_strategy": "kSameAsRequested",
-    "gpu_mem_limit": str(1 << 30),
+    "gpu_mem_limit": str(4 << 30),  # four encodes of 1920x1088 at once
     "use_tf32": "0",
 }
 _EMULATION = "CUBLAS_EMULATE_SINGLE_PRECISION"
@@ -47,10 +47,11 @@ def tensorrt_options(graph: Path, input_name: str, cache: Path) -> dict[str, Any
     """For a graph with one picture (1, 3, H, W) as input: one engine for all sizes, kept in ``cache``.
 
     The folder's name has the digest of the graph and the version of ONNX Runtime in it: an engine is otherwise taken
-    again for another graph of the same name.
+    again for another graph of the same name. The folder is made if it is missing; ``OSError`` where it cannot be.
     """
     digest = hashlib.sha256(graph.read_bytes()).hexdigest()[:16]
     folder = cache / f"{digest}-{onnxruntime.__version__}"
+    folder.mkdir(parents=True, exist_ok=True)  # TensorRT makes no folder inside another one that is missing
     shapes = {"min": 64, "opt": 512, "max": _LARGEST_SIDE}
     return {
         "trt_engine_cache_enable": "1",

@@ -1,4 +1,4 @@
-"""Where to round: the step of every activation, from float runs over sample latents; and the model in integers.
+"""Calibration: chooses the step of every activation from float runs over sample latents, and quantises the model.
 
 ``calibrate`` finds the sites; ``quantise`` turns a codec and its sites into an :class:`IntegerModel`.
 """
@@ -26,11 +26,11 @@ SITE_BITS: tuple[tuple[str, int], ...] = (
     ("adapter_in.?.in", 16),
     ("adapter_in.?.out", 12),
 )
-"""Width of the activations by name, first match; 8 bits where none matches."""
+"""Bits of the activations by name. The first match counts; activations without a match have 8 bits."""
 WEIGHT_BITS: tuple[tuple[str, int], ...] = ()
-"""Width of the weights by name, first match; 7 bits where none matches."""
+"""Bits of the weights by name. The first match counts; weights without a match have 7 bits."""
 SMALLEST_PEAK = 2.0**-5
-"""What a site is taken to reach at least: one that saw only zeros would get steps in which no bias fits 32 bits."""
+"""The smallest range of a site. A site that saw only zeros would otherwise get steps in which no bias fits 32 bits."""
 ON_THE_LATENT_GRID = ("means", "h_s.increase.3.out")
 LATENT_BITS = 20
 
@@ -70,7 +70,8 @@ def calibrate(codec: Codec, latents: Sequence[Tensor]) -> dict[str, Site]:
 def best_exponent(sample: Tensor, bits: int) -> int:
     """The power of two whose rounding and clipping to ``bits`` bits leaves the least squared error on ``sample``.
 
-    Wider sites have bits to spare: 12 bits hold twice what was seen, 16 bits four times, for pictures that go further.
+    Wider sites leave room for pictures with larger values: 12 bits hold twice the observed range, and 16 bits four
+    times.
     """
     site = Site(0, bits)
     headroom = 2 ** ((bits - 8) // 4)
@@ -104,7 +105,7 @@ def quantise(
 
 
 class _LayerRecorder(TorchOps):
-    """Runs the network once on nothing, to meet every layer with the exponents of its input."""
+    """Runs the network once without data, to record every layer with the exponents of its input."""
 
     def __init__(self, codec: nn.Module, sites: dict[str, Site], weight_bits: Sequence[tuple[str, int]]) -> None:
         super().__init__(codec.get_submodule, sites)

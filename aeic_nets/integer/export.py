@@ -1,4 +1,5 @@
-"""The bundle's entropy graphs from an integer model: hyper_synthesis, context_0..3, and all of it in one."""
+"""Writes the bundle's entropy graphs from an integer model: hyper_synthesis, context_0..3, and entropy with all of
+them."""
 
 from __future__ import annotations
 
@@ -47,7 +48,7 @@ def export_entropy(
 
 
 def write_graphs(model: IntegerModel, folder: Path, target: Target = "cpu") -> None:
-    """The files of :func:`export_entropy` for a model at hand."""
+    """Write the files of :func:`export_entropy` for a given model."""
     prove(model)
     files = {"hyper_synthesis": hyper_synthesis_graph(model, target), "entropy": entropy_graph(model, target)}
     files |= {f"context_{index}": context_graph(model, index, target) for index in range(PASS_COUNT)}
@@ -68,7 +69,7 @@ def hyper_synthesis_graph(model: IntegerModel, target: Target) -> bytes:
 def context_graph(model: IntegerModel, index: int, target: Target) -> bytes:
     """base (N, M, h, w) float32, even sides, to means of the same shape and dtype, and indexes int8.
 
-    Only what the pass codes is computed: elsewhere means are 0 and indexes -1.
+    Only the elements that the pass codes are computed. Elsewhere, means are 0 and indexes are -1.
     """
     g = Graph()
     channels = model.sizes.latent_channels
@@ -143,7 +144,7 @@ class Tiling:
         return grid
 
     def place(self, grid: list[list[str]], index: int, tiles: str) -> None:
-        """Put ``tiles`` (N, 4, h/2, w/2, M/4), what pass ``index`` codes, into the grid."""
+        """Put ``tiles`` (N, 4, h/2, w/2, M/4), the elements that pass ``index`` codes, into the grid."""
         parts = self._g.ops("Split", PASS_COUNT, tiles, axis=1, num_outputs=PASS_COUNT)
         for k, group in enumerate(coded_groups(index)):
             grid[k][group] = parts[k]

@@ -1,4 +1,4 @@
-"""The integer network in torch: watched in float (calibration), or rounded with straight-through gradients (training).
+"""The integer network in torch, either observed in float (calibration) or rounded with straight-through gradients.
 
 Values are float32 multiples of their steps, so outside autocast the results are those of the integer network, to the
 bit. Under bfloat16 autocast they are close to them.
@@ -36,7 +36,7 @@ class Codes:
 
 @dataclass
 class Watcher:
-    """Collects what passes each site, some thousand values a visit; and which site feeds which GELU."""
+    """Collects samples of the values at each site, and which site feeds which GELU."""
 
     samples: dict[str, list[Tensor]] = field(default_factory=dict)
     gelu_inputs: dict[str, str] = field(default_factory=dict)

@@ -16,7 +16,7 @@ from aeic_nets.integer.onnx_builder import FLOAT, MICROSOFT
 
 
 class CpuLowering(FloatLowering):
-    """The operations of :mod:`network`; see there, and :class:`FloatLowering` for what is not overridden."""
+    """The operations of :mod:`network`. :class:`FloatLowering` has those that are not overridden here."""
 
     def stream(self, x: Codes) -> str:
         if (x.exponents == x.exponents[0]).all():

@@ -1,4 +1,4 @@
-"""Lowering to float32: matrix products of whole numbers, exact because the proof says so. For GPUs; runs anywhere.
+"""Lowering to float32 for GPUs: matrix products of whole numbers, which are exact by the proof. It runs anywhere.
 
 No convolution node is used, since an implementation may choose a Winograd or FFT algorithm, which is not exact: 1x1 and
 3x3 are matrix products, depthwise ones are shifted multiply-adds. TF32 and FP16-with-float32-sums keep 8-bit codes and
@@ -142,7 +142,7 @@ class FloatLowering:
         return total
 
     def _channels_of(self, site: str) -> int:
-        """Width of what a norm takes: that of the layer behind it."""
+        """Number of channels of a norm's input, which is that of the next layer."""
         return int(self._layers[site.removesuffix("norm") + "fc1.u"].limbs[0].shape[1])
 
     def _spread(self, x: Codes, layer: str) -> Codes:
@@ -163,7 +163,7 @@ class FloatLowering:
         return high, g.op("Sub", codes, g.times(high, 256))
 
     def _whole(self, sums: str) -> str:
-        """What ``_product`` gives, as float32."""
+        """The result of ``_product`` as float32."""
         return sums
 
     def _product(self, codes: str, weight: NDArray[np.int8], layer: Layer) -> str:

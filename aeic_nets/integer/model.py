@@ -1,8 +1,8 @@
 """The numbers of a quantised entropy model: sites (where activations are rounded) and layers (integer weights).
 
 A code is an integer; it stands for ``code * 2**exponent``. Activation codes have 8 bits, or 16 as two 8-bit limbs;
-weights 7 bits, or 14 as two 7-bit limbs. 7 and not 8: on x86 without VNNI the u8 x s8 kernels add pairs of products in
-saturating 16 bits, and 255 * 64 * 2 is the most that fits.
+weights 7 bits, or 14 as two 7-bit limbs. They have 7 and not 8 bits because the u8 x s8 kernels of x86 without VNNI add
+pairs of products in saturating 16 bits, and 255 * 64 * 2 is the largest that fits.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from aeic.npz import read_npz
 Exponents = NDArray[np.int64]
 
 MAX_BYTES = 512 << 20
-"""Of integer.npz unpacked; that of ME takes 40 MB."""
+"""The largest integer.npz after unpacking. That of ME has 40 MB."""
 
 MEAN_EXPONENT = -8
 """Means and bases are multiples of 2**MEAN_EXPONENT, so that symbol + mean is exact in float32."""
@@ -84,13 +84,13 @@ class Layer:
 
 
 def bias_shift(code_bits: int, weight_bits: int) -> int:
-    """How much coarser a bias is than the last limb: limbs reach far below what a bias needs."""
+    """How much coarser a bias is than the last limb, which is finer than a bias needs."""
     return max(0, 8 * (code_bits > 8) + 7 * (weight_bits > 7) - 4)
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """What the network's shape depends on."""
+    """The sizes that determine the network's shape."""
 
     latent_channels: int
     context_width: int
@@ -126,7 +126,7 @@ class IntegerModel:
 
     @classmethod
     def load(cls, path: Path) -> IntegerModel:
-        """What :meth:`save` wrote. ``ValueError`` where it is larger than any model of ours."""
+        """Read a file that :meth:`save` wrote. ``ValueError`` if it is larger than any of our models."""
         arrays = read_npz(path, MAX_BYTES)
         head = json.loads(arrays["head"].tobytes())
         layers = {}

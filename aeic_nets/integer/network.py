@@ -1,9 +1,9 @@
-"""The entropy model, once: h_s, the adapters and the context network over abstract operations.
+"""The only definition of the entropy model: h_s, the adapters and the context network over abstract operations.
 
-Two kinds of value go through it. *Codes* are integers of 8 (or 16) bits with a power-of-two step per channel: what
-convolutions take. A *stream* is float32 that only ever holds multiples of a power of two with few bits, so that adding
-to it is exact: the residual paths. What an operation does to either is the interpreter's business; every interpreter
-must give the same numbers, to the bit.
+It has two kinds of values. *Codes* are integers of 8 (or 16) bits with a power-of-two step per channel; convolutions
+take them. A *stream* is float32 on the residual paths. It holds only multiples of a power of two with few bits, so that
+additions to it are exact. An interpreter decides how to compute an operation, and every interpreter must give the same
+numbers, bit for bit.
 
 Names are those of the codec's parameters; ``.u``/``.v`` are the two halves of a block's fc1, with the norm's scale and
 shift folded in. Source: docs/model.md sections 3 and 4.
@@ -21,16 +21,16 @@ C = TypeVar("C")
 
 
 class Ops(Protocol[S, C]):
-    """What an interpreter must offer. ``site`` and ``layer`` are keys of ``IntegerModel.sites`` and ``.layers``."""
+    """The operations of an interpreter. ``site`` and ``layer`` are keys of ``IntegerModel.sites`` and ``.layers``."""
 
     def quantise(self, x: S, site: str) -> C:
         """Clip and round (half to even) to the site's codes."""
 
     def stream(self, x: C) -> S:
-        """The numbers that codes stand for. Exact."""
+        """The numbers that codes stand for, exactly."""
 
     def settle(self, x: S, site: str) -> S:
-        """Clip and round to the site's multiples, staying a stream."""
+        """Clip and round a stream to the multiples of the site. The result is a stream."""
 
     def add(self, a: S, b: S) -> S:
         """Exact sum."""
@@ -54,16 +54,16 @@ class Ops(Protocol[S, C]):
         """(x - mean) / deviation over the channels of a position, rounded at the site."""
 
     def split(self, x: C, sizes: Sequence[int]) -> list[C]:
-        """By channels."""
+        """Split by channels."""
 
     def concat(self, parts: Sequence[C]) -> C:
-        """By channels; each part keeps its steps."""
+        """Concatenate by channels. Each part keeps its steps."""
 
     def shuffle(self, x: S) -> S:
         """Pixel shuffle by 2: (4c, H, W) to (c, 2H, 2W)."""
 
     def coded(self, x: C, index: int) -> C:
-        """Of what ``wide`` makes of this, only the elements that pass ``index`` codes are needed."""
+        """Mark a value: of the result of ``wide``, only the elements that pass ``index`` codes are needed."""
 
     def halves(self, x: S) -> tuple[S, S]:
         """Two equal parts by channels."""
@@ -119,7 +119,7 @@ def hyper_synthesis(ops: Ops[S, C], z: S, sizes: Sizes, name: str = "h_s") -> S:
 def context(ops: Ops[S, C], index: int, base: S, sizes: Sizes) -> tuple[S, S]:
     """Pass ``index``: base (N, M, h, w) to means (rounded to their grid) and wide scales, each (N, M, h, w).
 
-    Only what the pass codes counts: a lowering may leave the rest out.
+    Only the elements that the pass codes are defined. A lowering may omit the others.
     """
     name = f"adapter_in.{index}"
     codes = ops.quantise(base, f"{name}.in")

@@ -1,7 +1,7 @@
 """The proof that no sum of the integer network can be rounded, layer by layer, from the weights alone.
 
-It runs the network over bounds instead of numbers. Needed by every lowering: below 2**24 a whole number is exact in
-float32 (also as a sum of bfloat16, TF32 or FP16 products with float32 accumulation), in whatever order it is summed.
+It runs the network over bounds instead of numbers. Every lowering depends on it: below 2**24, whole numbers are exact
+in float32, also as sums of bfloat16, TF32 or FP16 products with float32 accumulation, in any order.
 """
 
 from __future__ import annotations

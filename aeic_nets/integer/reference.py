@@ -127,7 +127,8 @@ def _convolve(codes: NDArray[np.int64], weight: NDArray[np.int8], layer: Layer) 
 
 
 class Reference:
-    """The graphs of the bundle, by the reference. One picture or more; shapes and dtypes as in the bundle."""
+    """The graphs of the bundle, computed by the reference, for one or more pictures. Shapes and dtypes are the
+    bundle's."""
 
     def __init__(self, model: IntegerModel) -> None:
         self._model, self._ops, self._table = model, NumpyOps(model), index_table()
@@ -137,7 +138,7 @@ class Reference:
         return network.hyper_synthesis(self._ops, z, self._model.sizes)
 
     def context(self, index: int, base: Floats) -> tuple[Floats, NDArray[np.int8]]:
-        """Means and indexes of what pass ``index`` codes; 0 and -1 elsewhere."""
+        """Means and indexes of the elements that pass ``index`` codes; 0 and -1 elsewhere."""
         means, scales = network.context(self._ops, index, base, self._model.sizes)
         mask = pass_mask(index, *means.shape[1:])
         return np.where(mask, means, np.float32(0)), np.where(mask, self._table[cells(scales)], np.int8(-1))

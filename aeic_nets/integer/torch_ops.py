@@ -29,6 +29,7 @@ from aeic_nets.integer.model import Exponents, IntegerModel, Layer, Site
 from aeic_nets.integer.scale_index import COARSE, FINE, SWITCH, index_table, symbol_limits
 
 Factors = Literal["float32", "float16"]
+Function = Callable[[Tensor], Any]
 Floats = NDArray[np.float32]
 
 
@@ -155,19 +156,30 @@ class TorchEntropyModel:
     pictures of one size.
     """
 
-    def __init__(self, model: IntegerModel, device: str | torch.device = "cpu", factors: Factors = "float32") -> None:
+    def __init__(
+        self,
+        model: IntegerModel,
+        device: str | torch.device = "cpu",
+        factors: Factors = "float32",
+        wrap: Callable[[Function], Function] = lambda function: function,
+    ) -> None:
+        """``wrap``: put around each function of one tensor that decoding calls, to record and replay CUDA graphs."""
         self.device = torch.device(device)
         self._model, self._ops = model, TorchOps(model, self.device, factors)
+        functions: list[Function] = [partial(self._context, index) for index in range(PASS_COUNT)]
+        functions.append(self._hyper)
+        *self._contexts, self._whole_base = map(wrap, functions)
 
     @torch.inference_mode()
     def hyper_synthesis(self, z_symbols: NDArray[np.int32], height: int, width: int) -> Floats:
         """h_s: symbols of z (N, Cz, hz, wz) to the first base, cropped to (N, M, height, width)."""
-        return self._host(self._hyper(torch.as_tensor(z_symbols, device=self.device), height, width))
+        base: Tensor = self._whole_base(torch.as_tensor(z_symbols, device=self.device))
+        return self._host(base[:, :height, :width])
 
     @torch.inference_mode()
     def context(self, index: int, base: Floats) -> tuple[Floats, NDArray[np.int8]]:
         """Means and table indexes of the elements of pass ``index``, gathered: (N, M/4, h, w) each."""
-        means, cells = self._context(index, torch.as_tensor(base, device=self.device).permute(0, 2, 3, 1))
+        means, cells = self._contexts[index](torch.as_tensor(base, device=self.device).permute(0, 2, 3, 1))
         table = self._ops.constant("indexes", index_table)
         return gather(self._host(means), index), gather(self._host(table[cells]), index)
 
@@ -176,7 +188,7 @@ class TorchEntropyModel:
         """All four passes of the encoder: y with its gain (N, M, h, w) to symbols, indexes and y_hat of that shape."""
         constant, channels = self._ops.constant, self._model.sizes.latent_channels
         height, width = y.shape[2:]
-        base = self._hyper(torch.as_tensor(z_symbols, device=self.device), height, width)
+        base = self._hyper(torch.as_tensor(z_symbols, device=self.device))[:, :height, :width]
         latents = torch.as_tensor(y, device=self.device).permute(0, 2, 3, 1)
         symbols, indexes = torch.zeros_like(latents), torch.full_like(latents, -1)
         table = constant("indexes", index_table)
@@ -191,10 +203,11 @@ class TorchEntropyModel:
             symbols, indexes = torch.where(mask, rounded, symbols), torch.where(mask, found.float(), indexes)
         return self._host(symbols.short()), self._host(indexes.to(torch.int8)), self._host(base)
 
-    def _hyper(self, z_symbols: Tensor, height: int, width: int) -> Tensor:
+    def _hyper(self, z_symbols: Tensor) -> Tensor:
+        """The whole first base, (N, 4hz, 4wz, M)."""
         medians = self._ops.constant("medians", lambda: self._model.medians)
         z = z_symbols.float().permute(0, 2, 3, 1) + medians
-        return network.hyper_synthesis(self._ops, z, self._model.sizes)[:, :height, :width]
+        return network.hyper_synthesis(self._ops, z, self._model.sizes)
 
     def _context(self, index: int, base: Tensor) -> tuple[Tensor, Tensor]:
         """Means, and the cell of every scale (see :mod:`.scale_index`), (N, h, w, M)."""

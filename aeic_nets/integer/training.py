@@ -23,7 +23,7 @@ from aeic_nets.likelihood import gaussian_likelihood
 
 
 class QuantisedHyperSynthesis(HyperSynthesis):
-    """h_s on rounded numbers. Made by :func:`enable_quantisation` only."""
+    """h_s on rounded numbers. Only :func:`enable_quantisation` creates it."""
 
     integer_ops: _OpsOf
 
@@ -33,7 +33,7 @@ class QuantisedHyperSynthesis(HyperSynthesis):
 
 
 class QuantisedCodec(Codec):
-    """A codec whose entropy model runs on rounded numbers. Made by :func:`enable_quantisation` only."""
+    """A codec whose entropy model runs on rounded numbers. Only :func:`enable_quantisation` creates it."""
 
     integer_ops: _OpsOf
 
@@ -43,7 +43,7 @@ class QuantisedCodec(Codec):
 
 
 class _OpsOf:
-    """What a quantised module needs besides its parameters; holds no module, so that copies stay apart."""
+    """The state of a quantised module besides its parameters. It holds no module, so that copies are independent."""
 
     def __init__(self, codec: Codec, sites: dict[str, Site]) -> None:
         self.sites, self.sizes = sites, sizes_of(codec)
@@ -74,7 +74,7 @@ def set_sites(codec: Codec, sites: dict[str, Site]) -> None:
 
 
 def disable_quantisation(codec: Codec) -> None:
-    """Back to float."""
+    """Switch ``codec`` back to float."""
     codec.__class__, codec.h_s.__class__ = Codec, HyperSynthesis
 
 
@@ -101,7 +101,7 @@ def frame_bits(codec: Codec, y: Tensor, rate: int) -> tuple[float, Tensor]:
 
 @torch.no_grad()
 def price(codec: Codec, latents: Sequence[tuple[Tensor, int]], sites: dict[str, Site]) -> dict[str, float]:
-    """Exact against float on ``latents``: pairs of y (1, M, h, w), gain not applied, and rate.
+    """Compare integers with float on ``latents``: pairs of y (1, M, h, w), before the gain, and rate.
 
     Returns mean ``float_bits`` and ``exact_bits`` a frame, ``price_percent``, and the mean squared difference of the
     quantised latent from y in both (``float_error``, ``exact_error``). Leaves the codec as it was.

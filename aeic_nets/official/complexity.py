@@ -1,12 +1,12 @@
-"""Parameters and multiply-adds of a profile beside the published table, counted on meta tensors: no memory, no weights.
+"""Counts parameters and multiply-adds of a profile on meta tensors, without weights, beside the published table.
 
     aeic bench complexity [--size 768x512]
 
-Rules: one MAC is one multiply-add of a convolution or linear layer, no bias, norm, activation or
-element-wise work; attention products apart, since they grow with the picture; thousands of MACs per picture pixel.
-Encoding is g_a, h_a, h_s and four context passes. The published decoding figures count the LoRA beside its layers and,
-in parameters, everything but g_a; what is really run is merged, folded and without h_a, and stands beside them.
-The last line is JSON. Exit 1 if a figure is more than 0.3 % off.
+Rules: one MAC is one multiply-add of a convolution or linear layer. Biases, norms, activations and element-wise work do
+not count. Attention products are listed separately, because they grow with the picture. The unit is thousands of MACs
+per picture pixel. Encoding is g_a, h_a, h_s and four context passes. The published decoding figures count the LoRA
+beside its layers and, in parameters, everything but g_a; what is really run is merged, folded and without h_a, and
+stands beside them. The last line is JSON. Exit 1 if a figure is more than 0.3 % off.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _OFFICIAL = tuple(PUBLISHED)
 
 
 class Counter:
-    """MACs by module name, of everything that runs while :meth:`watch` is open."""
+    """MACs by module name, of all modules that run inside :meth:`watch`."""
 
     def __init__(self) -> None:
         self.macs: dict[str, int] = defaultdict(int)
@@ -48,7 +48,7 @@ class Counter:
 
     @contextmanager
     def watch(self, part: str, module: nn.Module, adapted: set[int]) -> Iterator[None]:
-        """Counts into ``part``; ``adapted`` are the ids of the layers that carry a LoRA."""
+        """Add the counts to ``part``. ``adapted`` are the ids of the layers with a LoRA."""
 
         def layer(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
             weight = layer.weight

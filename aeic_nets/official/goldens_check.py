@@ -1,11 +1,11 @@
-"""Our networks at full size against golden vectors made with the research modules.
+"""Compares our networks at full size with golden vectors that were made with the research modules.
 
     aeic bench goldens DIR --profile se|me [--parts codec] [--paths torch]
 
-DIR holds golden_SE.npz (or _ME) and golden_meta.json; golden_entropy_tables.npz is compared too where it is there.
-Everything is computed by torch; what g_a and the entropy model give, by ONNX Runtime too (names that begin with onnx).
-Weights come from their names (aeic_nets.official.golden_weights), part by part, so that memory stays under 5 GB. Exit 0
-only if every array is within its tolerance and every symbol and stream byte is equal; the last line is JSON.
+DIR holds golden_SE.npz (or _ME), golden_meta.json and optionally golden_entropy_tables.npz. Everything is computed by
+torch. g_a and the entropy model are also computed by ONNX Runtime (names that begin with onnx). Weights are computed
+from the names of the tensors (aeic_nets.official.golden_weights), part by part, so memory stays under 5 GB. Exit 0 only
+if every array is within its tolerance and every symbol and stream byte is equal; the last line is JSON.
 """
 
 from __future__ import annotations
@@ -53,13 +53,13 @@ Arrays = dict[str, NDArray[Any]]
 
 
 class Report:
-    """One line for each comparison, and the sum of them."""
+    """The comparisons, with one printed line for each, and their result."""
 
     def __init__(self) -> None:
         self.rows: dict[str, dict[str, Any]] = {}
 
     def add(self, name: str, error: float, tolerance: float, required: bool = True) -> None:
-        """``error`` against ``tolerance``; one that is not required is shown but cannot fail."""
+        """Compare ``error`` with ``tolerance``. A comparison that is not required is printed but cannot fail."""
         ok = bool(error <= tolerance)
         self.rows[name] = {"error": float(error), "tolerance": tolerance, "ok": ok, "required": required}
         verdict = "ok" if ok else "FAILED" if required else "differs (not required)"
@@ -67,7 +67,7 @@ class Report:
 
     @property
     def ok(self) -> bool:
-        """Whether there was something to compare, and all that is required holds."""
+        """Whether something was compared and everything that is required holds."""
         return bool(self.rows) and all(row["ok"] or not row["required"] for row in self.rows.values())
 
 
@@ -89,7 +89,7 @@ def compute(
     codec_weights = GoldenTensors("codec", keys.codec_keys(profile))
     with torch.device("meta"):
         codec = Codec(profile)
-    del codec.g_s  # 67 M parameters: a part of its own
+    del codec.g_s  # 67 M parameters, so it is built as a separate part
     load_codec(codec, codec_weights)
     z_tables, y_tables = tables.factorised_tables(codec), tables.gaussian_tables()
     found = {"torch": _encode(codec, x, golden, z_tables, y_tables)}
@@ -183,7 +183,7 @@ def compare(
     report: Report | None = None,
     prefix: str = "",
 ) -> Report:
-    """Every array of the golden file against ours, into ``report``; one that we do not know fails."""
+    """Compare every array of the golden file with ours in ``report``. An unknown array is a failure."""
     report = report or Report()
     margins = meta.get("margins", {})
     for stored, wanted in golden.items():

@@ -1,7 +1,8 @@
 """Reads tensors from files that may be untrusted pickles.
 
 A pickle is opened in a child process, with torch's loader for tensors and plain containers only, under limits of time
-and size (aeic_nets.official.pickle_child). The child writes safetensors, and this process reads only those.
+and size (aeic_nets.official.pickle_child). Objects of other classes are not loaded. The child writes safetensors, and
+this process reads only those.
 """
 
 from __future__ import annotations

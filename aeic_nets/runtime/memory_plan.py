@@ -45,14 +45,22 @@ def free_bytes(device: torch.device) -> int | None:
         return free
 
 
+def capacity(profile: Profile, device: torch.device) -> int | None:
+    """Pixels (padded, all pictures of a batch) that fit into the free memory of ``device``; None if unknown."""
+    free = free_bytes(device)
+    if free is None:
+        return None
+    per_pixel = activation_bytes(profile, 1 << 20) - WORKSPACE
+    return max(0, free - WORKSPACE) * (1 << 20) // per_pixel
+
+
 def check(profile: Profile, batch: int, height: int, width: int, device: torch.device) -> None:
     """``TooLargeForMemory`` if ``batch`` latents of (height, width) will not fit into the free memory of ``device``."""
     needed = activation_bytes(profile, batch * height * width * LATENT_STRIDE**2)
     free = free_bytes(device)
     if free is None or needed <= free:
         return
-    per_pixel = activation_bytes(profile, 1 << 20) - WORKSPACE
-    side = math.isqrt(max(0, free - WORKSPACE) * (1 << 20) // per_pixel) // PICTURE_MULTIPLE * PICTURE_MULTIPLE
+    side = math.isqrt(capacity(profile, device) or 0) // PICTURE_MULTIPLE * PICTURE_MULTIPLE
     fits = f"at most {side}x{side} pixels fit" if side else "no picture fits"
     what = f"{batch} of {width * LATENT_STRIDE}x{height * LATENT_STRIDE} pixels"
     raise TooLargeForMemory(

@@ -29,9 +29,23 @@ def bfloat16_gain() -> float:
     return seconds[torch.float32] / seconds[torch.bfloat16]
 
 
+def card_dtype(capability: tuple[int, int]) -> torch.dtype:
+    """What a card of this compute capability multiplies fastest.
+
+    bfloat16 from Ampere (8.0) on. Volta and Turing (7.x) emulate it slowly, so float16, whose range a picture may
+    leave: the result must be checked. Older cards have no fast half precision: float32.
+    """
+    if capability >= (8, 0):
+        return torch.bfloat16
+    return torch.float16 if capability >= (7, 0) else torch.float32
+
+
 def best_dtype(device: torch.device) -> torch.dtype:
-    """bfloat16 on CUDA, and on CPUs that multiply it natively (AMX, AVX512-BF16, Arm BF16); else float32."""
-    return torch.bfloat16 if device.type == "cuda" or bfloat16_gain() >= GAIN else torch.float32
+    """That of :func:`card_dtype` on CUDA; bfloat16 on CPUs that multiply it natively (AMX, AVX512-BF16, Arm BF16),
+    and float32 on others."""
+    if device.type == "cuda":
+        return card_dtype(torch.cuda.get_device_capability(device))
+    return torch.bfloat16 if bfloat16_gain() >= GAIN else torch.float32
 
 
 def autocast(device: torch.device) -> torch.autocast:

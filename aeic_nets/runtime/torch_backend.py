@@ -8,6 +8,8 @@ import logging
 import math
 import os
 import time
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +21,12 @@ from torch import nn
 
 from aeic import profiles
 from aeic.errors import BundleError
+from aeic.profiles import LATENT_STRIDE
 from aeic_nets.folding import shrink
 from aeic_nets.runtime import memory_plan
-from aeic_nets.runtime.cuda_graphs import AGAIN, CudaRecorder, Graphed
-from aeic_nets.runtime.precision import best_dtype, stored
+from aeic_nets.runtime.card import Card, Clock
+from aeic_nets.runtime.cuda_graphs import AGAIN, Graphed
+from aeic_nets.runtime.precision import best_dtype, card_dtype, stored
 from aeic_nets.synthesis import PictureGenerator
 
 log = logging.getLogger(__name__)
@@ -30,7 +34,8 @@ log = logging.getLogger(__name__)
 HALF_GAIN = 0.9
 HALF_PSNR = 35.0
 """What bfloat16 must bring on a CPU: at most this share of float32's time, at least this many dB beside its picture."""
-_TILE = 32  # latents; the side of the picture that warms a card up
+TILE = 32
+"""Latents; the side of the pictures that warm a card up."""
 _PARTS = ("codec.g_s.", "unet.", "vae.")
 _AT_ONCE = 32  # tensors
 _PICTURE_ENTRY = "vae.decoder.conv_in.weight"
@@ -39,23 +44,35 @@ _PICTURE_ENTRY = "vae.decoder.conv_in.weight"
 class TorchGenerator:
     """The synthesis of a bundle on one device; calls are not concurrent (one owner thread).
 
-    On CUDA it computes in bfloat16, channels last, each part by CUDA graphs for shapes that come again. On the CPU it
-    computes in float32, the same numbers as the ONNX graph, unless :meth:`warm_up` finds bfloat16 faster. The published
-    sizes, which have no such graph, are loaded in bfloat16 where the processor is faster at it (precision.py): a
-    fraction of the time and half the memory. CUDA has not been run on a card yet.
+    On a card it computes in bfloat16, or in float16 where the card has no bfloat16 (precision.py), channels last. The
+    whole synthesis is one CUDA graph for each shape that comes again, and batches are padded to a power of two so that
+    few shapes occur. CUDA has not been run on a card yet.
+
+    On the CPU it computes in float32, the same numbers as the ONNX graph, unless :meth:`warm_up` finds bfloat16 faster.
+    The published sizes, which have no such graph, are loaded in bfloat16 where the processor is faster at it: a
+    fraction of the time and half the memory.
+
+    Pictures with values that are not finite are computed again in float32; if that does not help either, the call
+    raises ``FloatingPointError``.
     """
 
     def __init__(
-        self, bundle_path: str | Path, device: str = "cpu", threads: int = 0, dtype: torch.dtype | None = None
+        self,
+        bundle_path: str | Path,
+        device: str = "cpu",
+        threads: int = 0,
+        dtype: torch.dtype | None = None,
+        card: Card | None = None,
     ) -> None:
         """Loads g_s, UNet and picture decoder from ``bundle_path``; ``BundleError`` if the weights do not fit.
 
         ``threads`` of torch on the CPU, for the whole process; 0 takes all cores that the process may use. ``dtype``
-        float32 or bfloat16 instead of what would be chosen.
+        instead of what would be chosen. ``card`` stands for the CUDA device, in tests.
         """
         folder = Path(bundle_path)
         manifest = json.loads((folder / "bundle.json").read_text())
         self.device = torch.device(device)
+        self._card = card or (Card(self.device) if self.device.type == "cuda" else None)
         if self.device.type == "cpu":  # torch itself counts the machine's cores; more threads than ours wait spinning
             torch.set_num_threads(threads or _cores())
         with torch.device("meta"):
@@ -71,8 +88,9 @@ class TorchGenerator:
                     f"{folder}/weights.safetensors lacks {missing[0]} and {len(missing) - 1} more:"
                     " export the bundle again"
                 )
-        self._settled = dtype is not None or self.device.type == "cuda" or not (folder / "synthesis.onnx").exists()
-        self.dtype = dtype or (best_dtype(self.device) if self._settled else torch.float32)
+        self._settled = dtype is not None or self._card is not None or not (folder / "synthesis.onnx").exists()
+        chosen = card_dtype(self._card.capability) if self._card else None
+        self.dtype = dtype or chosen or (best_dtype(self.device) if self._settled else torch.float32)
         names = sorted(wanted)
         for start in range(0, len(names), _AT_ONCE):
             # Opened anew each time: the file's pages count as ours for as long as it is open.
@@ -83,11 +101,11 @@ class TorchGenerator:
                 }
             self._model.load_state_dict(tensors, strict=False, assign=True)
         self.parts: dict[str, float] = {}
+        self.recomputed = self._recomputed_since = 0
         self._channels = self._model.profile.latent_channels
         for part in self._modules():
             part.to(memory_format=torch.channels_last).eval().requires_grad_(False)
-        recorder = CudaRecorder() if self.device.type == "cuda" else None
-        self._g_s, self._unet, self._vae = ((Graphed(part, recorder) if recorder else part) for part in self._modules())
+        self._graphed = Graphed(self._synthesise, self._card.recorder()) if self._card else None
 
     @torch.inference_mode()
     def __call__(self, y_hat: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -95,32 +113,87 @@ class TorchGenerator:
 
         ``MemoryError`` before anything is computed if the device has not the memory for it (memory_plan.py).
         """
-        made, clock = self._generate(y_hat)
-        result: NDArray[Any] = made.clamp(-1, 1).cpu().numpy()
-        self.parts = clock.seconds()
-        return result
+        with self._on_device():
+            made, clock = self._generate(y_hat)
+            result: NDArray[Any] = made.clamp(-1, 1).cpu().numpy()
+            self.parts = clock.seconds()
+            return result
 
     @torch.inference_mode()
     def pictures(self, y_hat: NDArray[np.float32]) -> NDArray[np.uint8]:
         """The same as (N, 32h, 32w, 3) uint8, rounded on the device: a quarter of the bytes to fetch from it."""
-        made, clock = self._generate(y_hat)
-        levels = (made.nan_to_num() * 127.5 + 127.5).round().clamp(0, 255).to(torch.uint8)
-        result: NDArray[Any] = levels.permute(0, 2, 3, 1).contiguous().cpu().numpy()
-        self.parts = clock.seconds()
-        return result
+        with self._on_device():
+            made, clock = self._generate(y_hat)
+            levels = (made * 127.5 + 127.5).round().clamp(0, 255).to(torch.uint8)
+            result: NDArray[Any] = levels.permute(0, 2, 3, 1).contiguous().cpu().numpy()
+            self.parts = clock.seconds()
+            return result
 
-    def _generate(self, y_hat: NDArray[np.float32]) -> tuple[torch.Tensor, _Clock]:
-        memory_plan.check(self._model.profile, len(y_hat), y_hat.shape[2], y_hat.shape[3], self.device)
-        values = torch.from_numpy(y_hat).to(self.device, memory_format=torch.channels_last)
-        clock = _Clock(self.device)
-        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.dtype == torch.bfloat16):
-            latent, residual = self._g_s(values)
-            clock.mark("g_s")
-            features = self._unet(latent) + residual
-            clock.mark("unet")
-            pictures = self._vae(features)
-            clock.mark("vae")
-        return pictures.float(), clock
+    def _generate(self, y_hat: NDArray[np.float32]) -> tuple[torch.Tensor, Clock]:
+        count, self.recomputed = len(y_hat), 0
+        memory_plan.check(self._model.profile, count, y_hat.shape[2], y_hat.shape[3], self.device)
+        padded = self._padded(y_hat) if self._card else y_hat
+        values = torch.from_numpy(padded).to(self.device, memory_format=torch.channels_last)
+        clock = Clock(self._card)
+        measured = partial(self._synthesise, clock=clock)
+        try:
+            pictures = self._graphed(values, measured) if self._graphed else measured(values)
+        except torch.OutOfMemoryError:
+            if not self._graphed or not self._graphed.shapes:
+                raise
+            pictures = None
+        if pictures is None:  # outside the handler, whose exception keeps tensors alive: graphs give their memory back
+            log.warning("out of memory on %s: CUDA graphs are dropped", self.device)
+            assert self._graphed is not None and self._card is not None
+            self._graphed.forget()
+            self._card.release()
+            pictures = measured(values)
+        pictures = pictures[:count]
+        finite = torch.isfinite(pictures).flatten(1).all(1)
+        if not finite.all():
+            pictures = self._again_in_float32(values, pictures, torch.nonzero(~finite).flatten().tolist())
+        return pictures, clock
+
+    def _padded(self, y_hat: NDArray[np.float32]) -> NDArray[np.float32]:
+        """The batch with its first row repeated up to a power of two, if that fits into the memory."""
+        count = len(y_hat)
+        bucket = 1 << (count - 1).bit_length()
+        if bucket == count:
+            return y_hat
+        room = memory_plan.capacity(self._model.profile, self.device)
+        if room is not None and bucket * y_hat.shape[2] * y_hat.shape[3] * LATENT_STRIDE**2 > room:
+            return y_hat
+        return np.concatenate([y_hat, np.repeat(y_hat[:1], bucket - count, 0)])
+
+    def _synthesise(self, values: torch.Tensor, clock: Clock | None = None) -> torch.Tensor:
+        """Pictures (N, 3, 32h, 32w) float32, not clamped."""
+        g_s, unet, vae = self._modules()
+        mark = clock.mark if clock else lambda name: None
+        with torch.autocast(
+            self.device.type, self.dtype, enabled=self.dtype != torch.float32, cache_enabled=False
+        ):  # a cached copy of a weight would not outlive the recording of a graph
+            latent, residual = g_s(values)
+            mark("g_s")
+            features = unet(latent) + residual
+            mark("unet")
+            pictures: torch.Tensor = vae(features)
+            mark("vae")
+        return pictures.float()
+
+    def _again_in_float32(self, values: torch.Tensor, pictures: torch.Tensor, rows: list[int]) -> torch.Tensor:
+        """``pictures`` with these rows computed in float32. ``FloatingPointError`` if one is still not finite."""
+        self.recomputed = len(rows)
+        self._recomputed_since += len(rows)
+        log.warning("%d of %d pictures are not finite in %s", len(rows), len(pictures), self.dtype)
+        pictures = pictures.clone()
+        if self.dtype != torch.float32:
+            for row in rows:
+                latent, residual = _in_float32(self._model.codec.g_s, values[row : row + 1])
+                features = _in_float32(self._model.unet, latent) + residual
+                pictures[row : row + 1] = _in_float32(self._model.vae, features)
+        if not torch.isfinite(pictures[rows]).all():
+            raise FloatingPointError("the synthesis gave values that are not finite, in float32 too")
+        return pictures
 
     @property
     def problem(self) -> str:
@@ -135,23 +208,35 @@ class TorchGenerator:
     @property
     def memory(self) -> dict[str, int]:
         """Bytes that torch holds on the card; empty on a CPU."""
-        if self.device.type != "cuda":
-            return {}
-        allocated, reserved = torch.cuda.memory_allocated(self.device), torch.cuda.memory_reserved(self.device)
-        return {"allocated": allocated, "reserved": reserved}
+        return self._card.memory if self._card else {}
 
-    def warm_up(self, max_batch: int) -> None:
-        """On CUDA: record the tile's shape, alone and in a full batch. On the CPU: choose the dtype by measurement.
+    @property
+    def usable(self) -> bool:
+        """False once the card has failed in a way that every later call of this process would meet."""
+        try:
+            if self._card:
+                self._card.synchronise()
+        except RuntimeError as error:
+            log.error("%s has failed: %s", self.device, error)
+            return False
+        return True
 
-        bfloat16 is taken where it is faster by a tenth at least and its picture within ``HALF_PSNR`` of float32's.
+    def take_counts(self) -> dict[str, int]:
+        """``recomputed``: pictures that were computed again in float32 since the last call."""
+        taken, self._recomputed_since = self._recomputed_since, 0
+        return {"recomputed": taken}
+
+    def warm_up(self, max_batch: int, max_pixels: int | None = None) -> int | None:
+        """On a card: run tiles alone and in every padded batch that both limits admit. Returns the pixels of the
+        largest batch that its memory takes; None if unknown.
+
+        On the CPU: choose the dtype by measurement. bfloat16 is taken where it is faster by a tenth at least and its
+        picture within ``HALF_PSNR`` of float32's. None is returned.
         """
-        if self.device.type == "cuda":
-            for count in sorted({1, max_batch}):
-                for _ in range(AGAIN):
-                    self.pictures(np.zeros((count, self._channels, _TILE, _TILE), np.float32))
-            return
+        if self._card:
+            return self._warm_up_card(max_batch, max_pixels)
         if self._settled:
-            return
+            return None
         sample = np.random.default_rng(0).standard_normal((1, self._channels, 8, 8)).astype(np.float32)
         full, full_seconds = self._measure(sample)
         kept = copy.deepcopy([part.state_dict() for part in self._modules()])
@@ -164,6 +249,23 @@ class TorchGenerator:
                 part.load_state_dict(state, assign=True)
                 part.to(memory_format=torch.channels_last).requires_grad_(False)
             self.dtype = torch.float32
+        return None
+
+    def _warm_up_card(self, max_batch: int, max_pixels: int | None) -> int | None:
+        tile, count = (TILE * LATENT_STRIDE) ** 2, 1
+        room = memory_plan.capacity(self._model.profile, self.device)
+        largest = min((limit for limit in (max_pixels, room) if limit is not None), default=max_batch * tile)
+        while count <= max_batch and count * tile <= largest:
+            try:
+                for _ in range(AGAIN):
+                    self.pictures(np.zeros((count, self._channels, TILE, TILE), np.float32))
+            except (MemoryError, torch.OutOfMemoryError) as error:
+                log.warning("no memory for %d pictures of %d pixels on %s (%s)", count, tile, self.device, error)
+                return max(1, min(largest, count // 2 * tile))
+            count *= 2
+        if largest < tile:
+            log.warning("%s has memory for %d pixels at once: larger pictures are refused", self.device, largest)
+        return room and max(1, room)
 
     def close(self) -> None:
         """Nothing to release besides memory, which goes with the object."""
@@ -185,32 +287,17 @@ class TorchGenerator:
                     module.to(torch.bfloat16)
         self.dtype = torch.bfloat16
 
+    def _on_device(self) -> AbstractContextManager[Any]:
+        return self._card.current() if self._card else nullcontext()
+
     def _modules(self) -> tuple[nn.Module, nn.Module, nn.Module]:
         return self._model.codec.g_s, self._model.unet, self._model.vae
 
 
-class _Clock:
-    """Seconds between marks; on CUDA by events, which cost no waiting until they are read."""
-
-    def __init__(self, device: torch.device) -> None:
-        self._cuda = device.type == "cuda"
-        self._marks: list[tuple[str, Any]] = []
-        self.mark("")
-
-    def mark(self, name: str) -> None:
-        if self._cuda:
-            event = torch.cuda.Event(enable_timing=True)
-            event.record()
-            self._marks.append((name, event))
-        else:
-            self._marks.append((name, time.perf_counter()))
-
-    def seconds(self) -> dict[str, float]:
-        """By name, each since the mark before; the device has finished."""
-        pairs = zip(self._marks, self._marks[1:], strict=False)
-        if self._cuda:
-            return {name: before.elapsed_time(now) / 1000 for (_, before), (name, now) in pairs}
-        return {name: now - before for (_, before), (name, now) in pairs}
+def _in_float32(part: nn.Module, *inputs: torch.Tensor) -> Any:
+    """``part`` with its parameters widened for this call; those that it keeps stay where they are, for its graphs."""
+    wide = {name: parameter.float() for name, parameter in part.named_parameters()}
+    return torch.func.functional_call(part, wide, tuple(value.float() for value in inputs))
 
 
 def _cores() -> int:

@@ -60,6 +60,11 @@ class QueueBackend:
         self._threads = ThreadPoolExecutor(4, "queue-backend")
 
     @property
+    def warnings(self) -> list[str]:
+        """Nothing is decoded in a front end."""
+        return []
+
+    @property
     def waiting(self) -> dict[str, int]:
         """Nothing waits in a front end."""
         return {"entropy": 0, "device": 0}

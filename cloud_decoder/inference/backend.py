@@ -4,12 +4,25 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from aeic.pixels import from_tensor
+
+COUNTS = ("recomputed", "entropy_device", "entropy_cpu", "entropy_checked", "entropy_mismatches")
+"""What backends count: pictures computed again in float32, frames by where they were entropy-decoded, frames that were
+checked on the CPU, and differences from it."""
+
+
+@dataclass(frozen=True)
+class EntropyDecoded:
+    """A frame after entropy decoding: ``y_hat`` (M, h, w) float32 with the gain undone, and the digest of before."""
+
+    y_hat: NDArray[np.float32]
+    digest: str
 
 
 class GeneratorBackend(Protocol):
@@ -24,11 +37,25 @@ class GeneratorBackend(Protocol):
 
     def pictures(self, y_hat: NDArray[np.float32]) -> NDArray[np.uint8]:
         """The same as (N, 32 h, 32 w, 3) uint8. On a GPU the conversion there makes the transfer four times smaller."""
-        return np.stack([from_tensor(np.nan_to_num(image)) for image in self(y_hat)])
+        images = self(y_hat)
+        refuse_infinite(images)
+        return np.stack([from_tensor(image) for image in images])
 
-    def warm_up(self, max_batch: int) -> None:
-        """Prepare for batches of up to ``max_batch`` pictures."""
+    def warm_up(self, max_batch: int, max_pixels: int | None = None) -> int | None:
+        """Prepare for batches of up to ``max_batch`` pictures and ``max_pixels``.
+
+        Returns the pixels of the largest batch that the device's memory takes; None where that is not known.
+        """
         return None
+
+    @property
+    def usable(self) -> bool:
+        """False once the device has failed in a way that every later call of this process would meet."""
+        return True
+
+    def take_counts(self) -> dict[str, int]:
+        """Events since the last call, by the names in :data:`COUNTS`."""
+        return {}
 
     @property
     def runtime(self) -> str:
@@ -55,12 +82,20 @@ class GeneratorBackend(Protocol):
         return None
 
 
+def refuse_infinite(images: NDArray[np.float32]) -> None:
+    """``FloatingPointError`` for pictures with values that are not finite: they would otherwise be grey or black."""
+    if not np.isfinite(images).all():
+        raise FloatingPointError("the synthesis gave values that are not finite")
+
+
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether numpy, torch or ONNX Runtime raised ``error`` because the device's memory did not suffice."""
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return True
     text = str(error).lower()
-    return any(words in text for words in ("failed to allocate memory", "out of memory", "bad_alloc"))
+    return any(
+        words in text for words in ("failed to allocate memory", "out of memory", "bad_alloc", "status_alloc_failed")
+    )
 
 
 def out_of_memory_message(error: BaseException, shape: Sequence[int], device: str) -> str:

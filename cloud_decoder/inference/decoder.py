@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import logging
 import os
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,12 +25,13 @@ from aeic.profiles import LATENT_STRIDE
 from aeic_service.errors import ServiceError
 from cloud_decoder.errors import DeviceOutOfMemory
 from cloud_decoder.inference.backend import (
+    EntropyDecoded,
     GeneratorBackend,
     is_out_of_memory,
     out_of_memory_message,
     release_memory,
 )
-from cloud_decoder.inference.devices import build_generator, choose_device
+from cloud_decoder.inference.devices import build_generator, choose_devices
 from cloud_decoder.inference.subprocess_backend import SubprocessGenerator
 from cloud_decoder.tiling import Floats, Picture, Tile, TileAssembler
 
@@ -56,51 +58,93 @@ class DecoderSettings:
     """Run the generator in a process of its own."""
     batch_seconds: float = 120.0
     """An isolated generator that takes longer for a batch is killed."""
+    entropy: Literal["auto", "cpu", "device"] = "auto"
+    """Where an isolated generator's frames are entropy-decoded: ``auto`` is a card, where there is one."""
+    entropy_check_frames: int = 256
+    """One in so many frames that a device has entropy-decoded is checked on the CPU; 0 checks none."""
 
 
 class Decoder:
-    """The decoder of one bundle on one device. Entropy decoding may run on many threads, synthesis on one at a time."""
+    """The decoder of one bundle. Entropy decoding may run on many threads, synthesis on one for each generator.
+
+    A *lane* is the number of a generator. There are several where there are several cards.
+    """
 
     def __init__(
         self,
         bundle: Bundle,
         generator: GeneratorBackend,
-        *,
+        *more: GeneratorBackend,
         device: str = "onnx",
         settings: DecoderSettings = DecoderSettings(),
     ) -> None:
         cores = settings.threads or os.cpu_count() or 1
         self.bundle = bundle
         self.device = device
+        self.lanes = 1 + len(more)
         self.entropy_workers = settings.entropy_workers or max(1, cores // 2)
         self.max_batch = settings.max_batch or (CPU_BATCH if self.shares_cpu else GPU_BATCH)
         self.max_batch_pixels = settings.max_batch_pixels
         self._generator = generator
-        self._warm = False
+        self._generators = (generator, *more)
+        self._warm = [False] * self.lanes
         self._entropy_threads = max(1, cores // self.entropy_workers)
         self._codec = LatentCodec(bundle, self._entropy_threads)
+        self._entropy_turn = count()
 
     @classmethod
     def from_bundle(
         cls, path: str | Path | None = None, device: str = "auto", settings: DecoderSettings = DecoderSettings()
     ) -> Decoder:
-        """The decoder of the bundle in ``path``, or of the default bundle.
+        """The decoder of the bundle in ``path``, or of the default bundle, on a device or several, with commas.
 
         ``BundleError`` for a bundle that is missing or altered, ``ValueError`` for an unknown device.
         """
         bundle = Bundle.load(path)
-        chosen = choose_device(device, bundle.has("synthesis.onnx"))
-        generator: GeneratorBackend
-        if settings.isolate:
-            generator = SubprocessGenerator(bundle.path, chosen, settings.threads, batch_seconds=settings.batch_seconds)
-        else:
-            generator = build_generator(bundle.path, chosen, settings.threads)
-        return cls(bundle, generator, device=chosen, settings=settings)
+        chosen = choose_devices(device, bundle.has("synthesis.onnx"))
+        if len(chosen) > 1 and not settings.isolate:
+            raise ValueError(f"several devices ({device}) need decoder processes: set AEIC_CLOUD_ISOLATE=1")
+        generators: list[GeneratorBackend] = []
+        try:
+            for one in chosen:
+                if settings.isolate:
+                    on_device = settings.entropy == "device" or (settings.entropy == "auto" and one.startswith("cuda"))
+                    generators.append(
+                        SubprocessGenerator(
+                            bundle.path,
+                            one,
+                            settings.threads,
+                            batch_seconds=settings.batch_seconds,
+                            entropy=on_device,
+                            check_every=settings.entropy_check_frames,
+                        )
+                    )
+                else:
+                    generators.append(build_generator(bundle.path, one, settings.threads))
+        except BaseException:
+            for generator in generators:
+                generator.close()
+            raise
+        return cls(bundle, *generators, device=",".join(chosen), settings=settings)
 
     @property
     def shares_cpu(self) -> bool:
         """Whether synthesis runs on the same cores as entropy decoding, so that doing both at once gains nothing."""
-        return not self.device.startswith("cuda")
+        return not self.device.startswith("cuda") and self.lanes == 1
+
+    @property
+    def entropy_batch(self) -> int:
+        """Frames to give to :meth:`entropy_decode_many` at once: 1 while the CPU decodes them."""
+        return GPU_BATCH if self._entropy_lanes else 1
+
+    @property
+    def warnings(self) -> list[str]:
+        """What an operator should know although decoding works; empty where all is well."""
+        return [warning for one in self._generators if isinstance(one, SubprocessGenerator) for warning in one.warnings]
+
+    @property
+    def _entropy_lanes(self) -> list[SubprocessGenerator]:
+        return [one for one in self._generators if isinstance(one, SubprocessGenerator) and one.entropy_on_device]
 
     def decode(self, frames: Sequence[bytes]) -> list[Picture]:
         """Whole frames to pictures (H, W, 3) uint8, in order. ``BitstreamError`` for a frame that cannot be decoded."""
@@ -116,6 +160,21 @@ class Decoder:
     def entropy_decode(self, data: bytes) -> Latents:
         """One whole frame to its latents. Everything that a hostile frame can claim is checked."""
         return self._codec.decode(data)
+
+    def entropy_decode_many(self, frames: Sequence[bytes]) -> list[EntropyDecoded | Exception]:
+        """Whole frames to latents, together and on a card where there is one, else one by one; or the error of each."""
+        if lanes := self._entropy_lanes:
+            decoded = lanes[next(self._entropy_turn) % len(lanes)].entropy_decode(frames)
+            if decoded is not None:
+                return list(decoded)
+        outcomes: list[EntropyDecoded | Exception] = []
+        for data in frames:
+            try:
+                latents = self.entropy_decode(data)
+                outcomes.append(EntropyDecoded(latents.y_hat, latents.digest))
+            except Exception as error:
+                outcomes.append(error)
+        return outcomes
 
     def synthesise(self, latents: Sequence[Latents]) -> list[Picture]:
         """Latents to pictures (H, W, 3) uint8, in order; batched by shape, large ones in tiles."""
@@ -134,8 +193,10 @@ class Decoder:
                         assembler.put(tile, image)
         return [assembler.picture for assembler in assemblers]
 
-    def run(self, latents: Sequence[Floats], *, whole: bool = False) -> NDArray[Any]:
-        """One batch of latents (M, h, w), all of one shape, to (N, 3, 32 h, 32 w) float32, valid until the next call.
+    def run(self, latents: Sequence[Floats], *, whole: bool = False, lane: int = 0) -> NDArray[Any]:
+        """One batch of latents (M, h, w), all of one shape, to (N, 3, 32 h, 32 w) float32.
+
+        The result is valid until the next call on that lane.
 
         With ``whole`` the pictures are complete, and the result is (N, 32 h, 32 w, 3) uint8.
 
@@ -143,7 +204,8 @@ class Decoder:
         """
         try:
             y_hat = np.stack(latents)
-            return self._generator.pictures(y_hat) if whole else self._generator(y_hat)
+            generator = self._generators[lane]
+            return generator.pictures(y_hat) if whole else generator(y_hat)
         except ServiceError:  # from the generator's own process, with its message
             raise
         except Exception as error:  # each runtime has its own class for running out of memory
@@ -154,42 +216,63 @@ class Decoder:
         release_memory(self.device)
         raise DeviceOutOfMemory(message)
 
-    def warm_up(self) -> None:
-        """Prepare the generator and run it once, so that the first frame is not slower. Later calls do nothing."""
-        if not self._warm:
-            for name in DECODING:  # loading one later could fail in the middle of a frame, for lack of files or memory
-                if name.endswith(".onnx") and self.bundle.has(name):
-                    self.bundle.session(name, self._entropy_threads)
-            self._generator.warm_up(self.max_batch)
-            self.run([np.zeros((self.bundle.channels, 4, 4), np.float32)], whole=True)
-            self._warm = True
-            log.info("bundle %s is decoded on %s by %s", self.bundle.fingerprint, self.device, self.runtime)
+    def warm_up(self, lane: int = 0) -> None:
+        """Prepare a lane and run it once, so that the first frame is not slower. Later calls do nothing.
+
+        Too little memory is no error here: batches become smaller, and a picture that does not fit is refused later.
+        """
+        if self._warm[lane]:
+            return
+        for name in DECODING:  # loading one later could fail for want of files or memory, in the middle of a frame
+            if name.endswith(".onnx") and self.bundle.has(name):
+                self.bundle.session(name, self._entropy_threads)
+        try:
+            room = self._generators[lane].warm_up(self.max_batch, self.max_batch_pixels)
+            if room is not None and room < self.max_batch_pixels:
+                log.warning("batches of at most %d pixels: %s has no memory for more", room, self.device)
+                self.max_batch_pixels = room
+            self.run([np.zeros((self.bundle.channels, 4, 4), np.float32)], whole=True, lane=lane)
+        except (DeviceOutOfMemory, MemoryError) as error:
+            log.warning("%s was not warmed up: %s", self.device, error)
+        self._warm[lane] = True
+        log.info("bundle %s is decoded on %s by %s", self.bundle.fingerprint, self.device, self.runtime)
 
     @property
     def runtime(self) -> str:
         """The library that synthesises and what it multiplies in; final once the decoder is warm."""
         return self._generator.runtime
 
-    def revive(self) -> None:
-        """Warm up again after a failure: raises what keeps the generator from working."""
-        self._warm = False
-        self.warm_up()
+    def revive(self, lane: int = 0) -> None:
+        """Warm a lane up again after a failure: raises what keeps the generator from working."""
+        self._warm[lane] = False
+        self.warm_up(lane)
 
     @property
     def problem(self) -> str:
-        """Why no batch could begin now; empty where one could."""
-        return self._generator.problem
+        """Why no batch could begin now; empty where one could on any lane."""
+        problems = [generator.problem for generator in self._generators]
+        return problems[0] if all(problems) else ""
 
-    @property
-    def parts(self) -> dict[str, float]:
-        """Seconds of the last batch by part of the network, where the generator measures them."""
-        return self._generator.parts
+    def parts(self, lane: int = 0) -> dict[str, float]:
+        """Seconds of the lane's last batch by part of the network, where the generator measures them."""
+        return self._generators[lane].parts
 
     @property
     def memory(self) -> dict[str, int]:
-        """Bytes of device memory by kind (``allocated``, ``reserved``) after the last batch; empty on a CPU."""
-        return self._generator.memory
+        """Bytes of device memory by kind (``allocated``, ``reserved``), of all lanes together; empty on a CPU."""
+        total: Counter[str] = Counter()
+        for generator in self._generators:
+            total.update(generator.memory)
+        return dict(total)
+
+    def take_counts(self) -> dict[str, int]:
+        """Events since the last call, by the names in :data:`~cloud_decoder.inference.backend.COUNTS`."""
+        total: Counter[str] = Counter()
+        for generator in self._generators:
+            total.update(generator.take_counts())
+        return dict(total)
 
     def close(self) -> None:
-        """Release the generator's process and memory."""
-        self._generator.close()
+        """Release the generators' processes and memory."""
+        for generator in self._generators:
+            generator.close()

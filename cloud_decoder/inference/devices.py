@@ -3,14 +3,24 @@
 from __future__ import annotations
 
 import importlib.util
+import logging
+import re
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from aeic.bundle import Bundle
+from aeic.runtime.driver import nvidia_driver
 from aeic.runtime.processor import multiplies_bfloat16
 from aeic_service.errors import ServiceError
 from cloud_decoder.inference.backend import GeneratorBackend
 from cloud_decoder.inference.fastest_backend import FastestGenerator, installed
 from cloud_decoder.inference.onnx_backend import OnnxGenerator
 from cloud_decoder.inference.openvino_backend import OpenVinoGenerator
+
+if TYPE_CHECKING:
+    from aeic_nets.runtime.device_entropy import DeviceEntropy
+
+log = logging.getLogger(__name__)
 
 DEVICES = ("auto", "onnx", "openvino", "fastest", "cpu", "cuda")
 
@@ -23,8 +33,8 @@ def choose_device(wanted: str, has_graph: bool = True) -> str:
     published sizes, runs on torch (``cpu``). torch is imported only where a driver is present. ``ValueError`` for an
     unknown device lists the known ones.
     """
-    if wanted not in DEVICES and not wanted.startswith("cuda:"):
-        raise ValueError(f"unknown device {wanted!r}: choose one of {', '.join(DEVICES)}")
+    if wanted not in DEVICES and not re.fullmatch(r"cuda:\d{1,3}", wanted):
+        raise ValueError(f"unknown device {wanted!r}: choose one of {', '.join(DEVICES)}, or cuda:N")
     if wanted != "auto":
         return wanted
     if _has_card():
@@ -35,11 +45,26 @@ def choose_device(wanted: str, has_graph: bool = True) -> str:
 
 
 def _has_card() -> bool:
-    if not Path("/proc/driver/nvidia/version").exists() or importlib.util.find_spec("torch") is None:
+    if not nvidia_driver() or importlib.util.find_spec("torch") is None:
         return False
     import torch
 
     return torch.cuda.is_available()
+
+
+def choose_devices(wanted: str, has_graph: bool = True) -> list[str]:
+    """:func:`choose_device` for each device of a list separated by commas: one decoder process each."""
+    return [choose_device(part.strip(), has_graph) for part in wanted.split(",")]
+
+
+def build_entropy(bundle: Bundle, device: str, threads: int, check_every: int) -> DeviceEntropy | None:
+    """Entropy decoding by torch on a card, else on the CPU; None where the bundle or torch is missing."""
+    try:
+        from aeic_nets.runtime import device_entropy
+    except ImportError as error:
+        log.warning("entropy decoding stays on the CPU's graphs: torch is missing (%s)", error)
+        return None
+    return device_entropy.build(bundle, device if device.startswith("cuda") else "cpu", threads, check_every)
 
 
 def build_generator(bundle: Path, device: str, threads: int) -> GeneratorBackend:

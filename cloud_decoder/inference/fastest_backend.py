@@ -47,11 +47,15 @@ class FastestGenerator(GeneratorBackend):
         """(N, M, h, w) float32 -> (N, 32 h, 32 w, 3) uint8."""
         return self._generator.pictures(y_hat)
 
-    def warm_up(self, max_batch: int) -> None:
+    def warm_up(self, max_batch: int, max_pixels: int | None = None) -> int | None:
         """Choose the runtime, once, and warm it up."""
         if self.choice is None:
             self._choose(max_batch)
-        self._generator.warm_up(max_batch)
+        return self._generator.warm_up(max_batch, max_pixels)
+
+    def take_counts(self) -> dict[str, int]:
+        """Those of the chosen runtime."""
+        return self._generator.take_counts()
 
     def _choose(self, max_batch: int) -> None:
         bundle, threads = self._arguments

@@ -107,6 +107,18 @@ class ModelPool:
             return sum(size_of(self.bundles[fingerprint]) for fingerprint in self._decoders)
 
     @property
+    def warnings(self) -> list[str]:
+        """What an operator should know of the decoders in memory; empty where all is well."""
+        with self._changed:
+            return [warning for decoder in self._decoders.values() for warning in decoder.warnings]
+
+    @property
+    def entropy_batch(self) -> int:
+        """Frames that the decoders in memory take at once for entropy decoding: 1 without a card."""
+        with self._changed:
+            return max((decoder.entropy_batch for decoder in self._decoders.values()), default=1)
+
+    @property
     def problem(self) -> str:
         """Why a loaded decoder could not begin a batch now; empty where all could."""
         with self._changed:

@@ -9,6 +9,8 @@
     +---------------------+                       +--------------------+
          latents  ->  inbox, shared memory  ->   pictures  ->  outbox, shared memory
 
+    frames   ->  inbox of the second channel ->  latents   ->  its outbox        (only where entropy is decoded there)
+
 Latents are float32, pictures float32 or uint8; each is copied once on each side of the child. The child ends when its
 control socket closes, so it never outlives the service. What becomes of the frames of a lost batch is decided in
 cloud_decoder/worker/pipeline.py.
@@ -27,6 +29,8 @@ import sys
 import tempfile
 import threading
 import time
+from collections import Counter
+from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
@@ -34,9 +38,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from aeic.errors import BundleError
+from aeic import errors
+from aeic.errors import BitstreamError, BundleError
 from cloud_decoder.errors import DecoderDied, DeviceOutOfMemory, DeviceUnavailable
-from cloud_decoder.inference.backend import GeneratorBackend
+from cloud_decoder.inference.backend import EntropyDecoded, GeneratorBackend
 
 log = logging.getLogger(__name__)
 
@@ -47,6 +52,8 @@ STARTS = 3
 RETRY_SECONDS = 30.0
 """The longest pause before the next attempt while there is no child."""
 CLOSE_SECONDS = 2.0
+DEVICE_FAILED = "device"
+"""What a child reports as ``failed`` when its device works no more; it ends after that answer."""
 
 
 class GeneratorFailure(Exception):
@@ -144,30 +151,68 @@ _NEXT = {
 }
 
 
+class Channel:
+    """A socket and a buffer each way, of which the child gets the other ends. One caller at a time."""
+
+    def __init__(self) -> None:
+        ours, theirs = socket.socketpair()
+        with contextlib.ExitStack() as opened:  # whatever fails, nothing stays open
+            opened.callback(ours.close)
+            opened.callback(theirs.close)
+            self.control, self._theirs = Control(ours), theirs
+            self.inbox = SharedBuffer()
+            opened.callback(self.inbox.close)
+            self.outbox = SharedBuffer()
+            opened.callback(self.outbox.close)
+            self._opened = opened.pop_all()
+        self.lock = threading.Lock()
+        self.closed = False
+
+    @property
+    def fds(self) -> tuple[int, int, int]:
+        """What the child inherits."""
+        return self._theirs.fileno(), self.inbox.fd, self.outbox.fd
+
+    def handed_over(self) -> None:
+        """The child has its ends."""
+        self._theirs.close()
+
+    def close(self) -> None:
+        """Close everything. A call in progress ends first, since the child has gone."""
+        with self.lock:
+            if not self.closed:
+                self.closed = True
+                self._opened.close()
+
+
 class ChildProcess:
     """One process with its control socket and its two buffers. ``OSError`` where it cannot be started."""
 
-    def __init__(self) -> None:
+    def __init__(self, entropy: bool = False) -> None:
+        """``entropy``: with another channel for entropy decoding."""
         with contextlib.ExitStack() as opened:  # whatever fails, nothing stays open
-            ours, theirs = socket.socketpair()
-            opened.callback(ours.close)
-            with theirs:
-                self.control = Control(ours)
-                self.inbox = SharedBuffer()
-                opened.callback(self.inbox.close)
-                self.outbox = SharedBuffer()
-                opened.callback(self.outbox.close)
-                fds = (theirs.fileno(), self.inbox.fd, self.outbox.fd)
-                source = str(Path(__file__).parents[2])
-                paths = os.pathsep.join(filter(None, (source, os.environ.get("PYTHONPATH", ""))))
-                self.process = subprocess.Popen(
-                    [sys.executable, "-m", "cloud_decoder.inference.subprocess_child", *map(str, fds)],
-                    stdin=subprocess.DEVNULL,
-                    stdout=subprocess.DEVNULL,  # the service prints one line of JSON there, for programs
-                    env=os.environ | {"PYTHONPATH": paths},
-                    pass_fds=fds,
-                    start_new_session=True,  # Ctrl-C reaches the service only, which drains first
-                )
+            channel = Channel()
+            opened.callback(channel.close)
+            self.control, self.inbox, self.outbox = channel.control, channel.inbox, channel.outbox
+            self.entropy: Channel | None = None
+            channels = [channel]
+            if entropy:
+                self.entropy = Channel()
+                opened.callback(self.entropy.close)
+                channels.append(self.entropy)
+            fds = [fd for one in channels for fd in one.fds]
+            source = str(Path(__file__).parents[2])
+            paths = os.pathsep.join(filter(None, (source, os.environ.get("PYTHONPATH", ""))))
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "cloud_decoder.inference.subprocess_child", *map(str, fds)],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,  # the service prints one line of JSON there, for programs
+                env=os.environ | {"PYTHONPATH": paths},
+                pass_fds=fds,
+                start_new_session=True,  # Ctrl-C reaches the service only, which drains first
+            )
+            for one in channels:
+                one.handed_over()
             self._opened = opened.pop_all()
 
     def end(self, seconds: float) -> str:
@@ -190,12 +235,31 @@ class SubprocessGenerator(GeneratorBackend):
     by a watching thread, whichever comes first. ``BundleError`` for a bundle that cannot be loaded,
     ``DeviceUnavailable`` where no child starts, ``DecoderDied`` where the child is lost during a call,
     ``DeviceOutOfMemory`` and :class:`GeneratorFailure` for what the generator raised.
+
+    With ``entropy`` the child decodes entropy too, and compares one in ``check_every`` frames with the CPU. It has a
+    channel of its own for that, so that it runs beside the synthesis of the batch before. Whatever fails there is no
+    frame's fault: the CPU decodes those frames.
     """
 
-    def __init__(self, bundle: Path, device: str, threads: int, *, batch_seconds: float = 120.0) -> None:
-        self._arguments = {"bundle": str(bundle.resolve()), "device": device, "threads": threads}
+    def __init__(
+        self,
+        bundle: Path,
+        device: str,
+        threads: int,
+        *,
+        batch_seconds: float = 120.0,
+        entropy: bool = False,
+        check_every: int = 0,
+    ) -> None:
+        self.device = device
+        self._arguments: dict[str, Any] = {"bundle": str(bundle.resolve()), "device": device, "threads": threads}
+        if entropy:
+            self._arguments["check_every"] = check_every
+        self._entropy_off = "" if entropy else "not asked for"
+        self._counts: Counter[str] = Counter()
+        self._counts_lock = threading.Lock()
         self._batch_seconds = batch_seconds
-        self._max_batch: int | None = None  # of the warm-up, once there was one
+        self._warmed: dict[str, Any] = {}  # the message of the warm-up, once there was one
         self._lock = threading.RLock()  # held by a call, and by the watching thread while it replaces a child
         self._closing = threading.Event()
         self._child: ChildProcess | None = None
@@ -253,14 +317,67 @@ class SubprocessGenerator(GeneratorBackend):
             child.inbox.write(y_hat)
             answer = self._call(child, {"shape": y_hat.shape, "pictures": dtype is np.uint8}, self._batch_seconds)
             self._parts, self._memory = answer.get("parts", {}), answer.get("memory", {})
+            self._count(answer)
             return child.outbox.view(tuple(answer["shape"]), dtype)
 
-    def warm_up(self, max_batch: int) -> None:
+    def warm_up(self, max_batch: int, max_pixels: int | None = None) -> int | None:
         """Warm the generator up. A child that replaces this one is warmed up in the same way."""
         with self._lock:
-            child = self._ready()
-            self._runtime = self._call(child, {"warm_up": max_batch}, START_SECONDS)["runtime"]
-            self._max_batch = max_batch
+            child, message = self._ready(), {"warm_up": max_batch, "pixels": max_pixels}
+            answer = self._call(child, message, START_SECONDS)
+            self._warmed, self._runtime = message, answer["runtime"]
+            room: int | None = answer["room"]
+            return room
+
+    # -- entropy decoding, beside the other calls -------------------------------------------------------------------
+
+    @property
+    def entropy_on_device(self) -> bool:
+        """Whether a child decodes entropy now."""
+        return not self._entropy_off and self._state in (ChildState.READY, ChildState.BUSY)
+
+    @property
+    def warnings(self) -> list[str]:
+        """Why the CPU has taken entropy decoding over, if it has."""
+        if not self._entropy_off or "check_every" not in self._arguments:
+            return []
+        return [f"entropy decoding runs on the CPU instead of {self.device}: {self._entropy_off}"]
+
+    def take_counts(self) -> dict[str, int]:
+        """Events since the last call."""
+        with self._counts_lock:
+            taken, self._counts = self._counts, Counter()
+        return dict(taken)
+
+    def _count(self, answer: dict[str, Any]) -> None:
+        with self._counts_lock:
+            self._counts.update(answer.get("counts", {}))
+
+    def entropy_decode(self, frames: Sequence[bytes]) -> list[EntropyDecoded | BitstreamError] | None:
+        """Frames to latents by the child; None where it has failed or does not do this."""
+        child = self._child
+        if self._entropy_off or child is None or child.entropy is None or not self.entropy_on_device:
+            return None
+        channel = child.entropy
+        with channel.lock:
+            if channel.closed:
+                return None
+            channel.inbox.write(np.frombuffer(b"".join(frames), np.uint8))
+            try:
+                channel.control.send({"frames": [len(frame) for frame in frames]})
+                answer = channel.control.receive(self._batch_seconds)
+            except TimeoutError:
+                log.error("entropy decoding has not answered for %g s: its process is killed", self._batch_seconds)
+                child.process.kill()
+                return None
+            except OSError:
+                return None
+            if answer is None or "failed" in answer:
+                log.warning("entropy decoding of %d frames moves to the CPU: %s", len(frames), answer)
+                return None
+            self._count(answer)
+            self._entropy_off = answer["reason"]
+            return _outcomes(answer["outcomes"], channel.outbox)
 
     def close(self) -> None:
         """End the child process. A call in progress gets ``DecoderDied``."""
@@ -300,9 +417,11 @@ class SubprocessGenerator(GeneratorBackend):
             self._enter(ChildState.STARTING)
             try:
                 self._child = child = self._spawn()
-                self._ask(child, self._arguments, START_SECONDS)
-                if self._max_batch is not None:
-                    self._runtime = self._ask(child, {"warm_up": self._max_batch}, START_SECONDS)["runtime"]
+                answer = self._ask(child, self._arguments, START_SECONDS)
+                if not answer.get("entropy") and "check_every" in self._arguments:
+                    self._entropy_off = self._entropy_off or "the bundle has no integer.npz, or torch is missing"
+                if self._warmed:
+                    self._runtime = self._ask(child, self._warmed, START_SECONDS)["runtime"]
                 self._enter(ChildState.READY)
                 threading.Thread(target=self._watch, args=(child,), name="decoder-watch", daemon=True).start()
                 return
@@ -319,7 +438,7 @@ class SubprocessGenerator(GeneratorBackend):
         raise DeviceUnavailable(f"the decoder's process did not start {STARTS} times ({reason}); the log has more")
 
     def _spawn(self) -> ChildProcess:
-        return ChildProcess()
+        return ChildProcess(entropy=not self._entropy_off)
 
     def _call(self, child: ChildProcess, message: dict[str, Any], seconds: float) -> dict[str, Any]:
         """Ask a child that is ready."""
@@ -344,7 +463,7 @@ class SubprocessGenerator(GeneratorBackend):
         failed = answer.get("failed")
         if failed == "memory":
             raise DeviceOutOfMemory(answer["what"])
-        if failed and is_sticky(answer["what"]):
+        if failed == DEVICE_FAILED or (failed and is_sticky(answer["what"])):
             log.error("the device has failed (%s); its process is started again", answer["what"].splitlines()[0])
             self._discard()
             raise DecoderDied("the device failed and its process was ended", retry_after=1.0)
@@ -375,6 +494,23 @@ class SubprocessGenerator(GeneratorBackend):
                 except Exception as error:
                     log.error("no decoder process: %s", error)
             pause = min(RETRY_SECONDS, 2 * pause or 1.0)
+
+
+def _outcomes(told: list[dict[str, Any]], latents: SharedBuffer) -> list[EntropyDecoded | BitstreamError]:
+    """What the child told of each frame; latents lie one behind the other in the buffer, and are copied."""
+    sizes = [int(np.prod(one["shape"])) if "shape" in one else 0 for one in told]
+    values = latents.view((sum(sizes),)) if any(sizes) else np.empty(0, np.float32)
+    outcomes: list[EntropyDecoded | BitstreamError] = []
+    start = 0
+    for one, size in zip(told, sizes, strict=True):
+        if "shape" in one:
+            y_hat = values[start : start + size].reshape(one["shape"]).copy()
+            outcomes.append(EntropyDecoded(y_hat, one["digest"]))
+        else:
+            kind = getattr(errors, one["failed"], BitstreamError)
+            outcomes.append((kind if issubclass(kind, BitstreamError) else BitstreamError)(one["what"]))
+        start += size
+    return outcomes
 
 
 def _anonymous_file() -> int:

@@ -1,30 +1,42 @@
 """The decoder process: ``python -m cloud_decoder.inference.subprocess_child CONTROL INBOX OUTBOX``.
 
-The arguments are inherited file descriptors; :mod:`.subprocess_backend` is the other side.
+The arguments are inherited file descriptors; :mod:`.subprocess_backend` is the other side. Three more of the same kind
+may follow. They are for entropy decoding, which has a thread of its own.
 
 The process loads one generator and answers messages until the control socket closes. An exception of the generator is
-reported in the answer.
+reported in the answer. If the device works no more, that answer is the last, and the process ends.
 """
 
 from __future__ import annotations
 
 import contextlib
+import os
 import socket
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from threading import Thread
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from numpy.typing import NDArray
 
+from aeic.bundle import Bundle
+from aeic.errors import BitstreamError
 from cloud_decoder.inference.backend import (
     GeneratorBackend,
     is_out_of_memory,
     out_of_memory_message,
     release_memory,
 )
-from cloud_decoder.inference.devices import build_generator
-from cloud_decoder.inference.subprocess_backend import Control, SharedBuffer
+from cloud_decoder.inference.devices import build_entropy, build_generator
+from cloud_decoder.inference.subprocess_backend import DEVICE_FAILED, Control, SharedBuffer
+
+if TYPE_CHECKING:
+    from aeic_nets.runtime.device_entropy import DeviceEntropy
+
+DEVICE_EXIT = 70
+"""Exit status after an error that the device does not survive."""
 
 
 class Child:
@@ -33,6 +45,7 @@ class Child:
     def __init__(self, inbox: SharedBuffer, outbox: SharedBuffer) -> None:
         self._inbox, self._outbox = inbox, outbox
         self._generator: GeneratorBackend | None = None
+        self._entropy: DeviceEntropy | None = None
         self._device = ""
 
     def answer(self, message: dict[str, Any]) -> dict[str, Any]:
@@ -49,6 +62,8 @@ class Child:
             failed, what = type(error).__name__, str(error)
             if is_out_of_memory(error):
                 failed, what = "memory", out_of_memory_message(error, message.get("shape", ()), self._device)
+            elif self._generator is not None and not self._generator.usable:
+                failed = DEVICE_FAILED
         # Outside the handler: the exception's traceback would keep the tensors alive.
         if failed == "memory":
             release_memory(self._device)
@@ -57,17 +72,47 @@ class Child:
     def _load(self, message: dict[str, Any]) -> dict[str, Any]:
         self._device = message["device"]
         self._generator = build_generator(Path(message["bundle"]), self._device, message["threads"])
-        return {"loaded": True}
+        if "check_every" in message:
+            bundle = Bundle.load(message["bundle"], verify=False)  # the service has verified it
+            self._entropy = build_entropy(bundle, self._device, message["threads"], message["check_every"])
+        return {"loaded": True, "entropy": self._entropy is not None}
 
     def _warm_up(self, message: dict[str, Any]) -> dict[str, Any]:
-        self._loaded.warm_up(message["warm_up"])
-        return {"runtime": self._loaded.runtime}
+        room = self._loaded.warm_up(message["warm_up"], message.get("pixels"))
+        return {"room": room, "runtime": self._loaded.runtime}
 
     def _run(self, message: dict[str, Any]) -> dict[str, Any]:
         generator, y_hat = self._loaded, self._inbox.view(tuple(message["shape"]))
         pictures: NDArray[Any] = generator.pictures(y_hat) if message["pictures"] else generator(y_hat)
         self._outbox.write(pictures)
-        return {"shape": list(pictures.shape), "parts": generator.parts, "memory": generator.memory}
+        told = {"parts": generator.parts, "memory": generator.memory, "counts": generator.take_counts()}
+        return {"shape": list(pictures.shape), **told}
+
+    def decode_entropy(self, message: dict[str, Any], inbox: SharedBuffer, outbox: SharedBuffer) -> dict[str, Any]:
+        """The answer to frames of these lengths, which lie one behind the other in ``inbox``."""
+        ends = np.cumsum(message["frames"])
+        data = inbox.view((int(ends[-1]),), np.uint8).tobytes()
+        frames = [data[end - length : end] for end, length in zip(ends, message["frames"], strict=True)]
+        try:
+            assert self._entropy is not None, "the first message asked for it"
+            outcomes = self._entropy.decode_many(frames)
+        except Exception as error:
+            failed = type(error).__name__
+            if self._generator is not None and not self._generator.usable:
+                failed = DEVICE_FAILED
+            return {"failed": failed, "what": str(error)}
+        told: list[dict[str, Any]] = []
+        latents: list[NDArray[np.float32]] = []
+        for outcome in outcomes:
+            if isinstance(outcome, BitstreamError):
+                told.append({"failed": type(outcome).__name__, "what": str(outcome)})
+            else:
+                told.append({"shape": list(outcome.y_hat.shape), "digest": outcome.digest})
+                latents.append(outcome.y_hat.ravel())
+        if latents:
+            outbox.write(np.concatenate(latents))
+        counts = {f"entropy_{name}": count for name, count in vars(self._entropy.take_tally()).items()}
+        return {"outcomes": told, "counts": counts, "reason": self._entropy.reason}
 
     @property
     def _loaded(self) -> GeneratorBackend:
@@ -77,13 +122,29 @@ class Child:
 
 def main(arguments: list[str]) -> int:
     """Answer messages until the service is gone."""
-    control, inbox, outbox = map(int, arguments)
+    control, inbox, outbox, *entropy = map(int, arguments)
     line = Control(socket.socket(fileno=control))
     child = Child(SharedBuffer(inbox), SharedBuffer(outbox))
+    if entropy:
+        buffers = SharedBuffer(entropy[1]), SharedBuffer(entropy[2])
+        second = Control(socket.socket(fileno=entropy[0]))
+        answer = _answering(child, *buffers)
+        Thread(target=_serve, args=(second, answer), name="entropy", daemon=True).start()
+    _serve(line, child.answer)
+    return 0
+
+
+def _answering(child: Child, inbox: SharedBuffer, outbox: SharedBuffer) -> Callable[[dict[str, Any]], dict[str, Any]]:
+    return lambda message: child.decode_entropy(message, inbox, outbox)
+
+
+def _serve(line: Control, answer: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
     with contextlib.suppress(BrokenPipeError, KeyboardInterrupt):
         while (message := line.receive()) is not None:
-            line.send(child.answer(message))
-    return 0
+            told = answer(message)
+            line.send(told)
+            if told.get("failed") == DEVICE_FAILED:
+                os._exit(DEVICE_EXIT)  # at once: interpreters may hang on a device that has failed
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ DAMAGED = "its stored bytes have changed since they arrived"
 Key = tuple[str, UUID]
 LOOK = 20_000
 """Frames that one page of a filtered list looks at, where an index has everything that the filter needs."""
-LOOK_AT_ROWS = 4_000
+LOOK_AT_ROWS = 1_000
 """The same where the rows have to be read."""
 
 _HELD = sa.and_(frames.c.state == FrameState.RECEIVED.value, jobs.c.lease_until.is_not(None))
@@ -211,9 +211,12 @@ class Frames:
     def counts(self, tenant: str | None = None) -> dict[str, int]:
         """Frames by state, of one tenant or of all, from the counters: no row of ``frames`` is read for it."""
         query = sa.select(tallies.c.state, sa.func.sum(tallies.c.frames)).group_by(tallies.c.state)
-        held = sa.select(sa.func.count()).select_from(jobs.join(frames, frames.c.seq == jobs.c.seq)).where(_HELD)
+        # Only leased jobs are looked up. With the bare columns the database could begin with all frames that wait.
+        state, owner = (sa.func.coalesce(column, "") for column in (frames.c.state, frames.c.tenant))
+        held = sa.select(sa.func.count()).select_from(jobs.join(frames, frames.c.seq == jobs.c.seq))
+        held = held.where(jobs.c.lease_until.is_not(None), state == FrameState.RECEIVED.value)
         if tenant is not None:
-            query, held = query.where(tallies.c.tenant == tenant), held.where(frames.c.tenant == tenant)
+            query, held = query.where(tallies.c.tenant == tenant), held.where(owner == tenant)
         with self._database.read() as connection:
             counted = {str(state): int(count) for state, count in connection.execute(query)}
             decoding = min(int(connection.scalar(held) or 0), counted.get(FrameState.RECEIVED.value, 0))

@@ -127,14 +127,21 @@ class Claimer:
         self._attach(job, claimed)
         return job
 
-    async def begin(self, jobs: Iterable[DecodeJob]) -> None:
-        """Count an attempt of each of these jobs, which are about to be decoded, where that has not been done."""
+    async def begin(self, jobs: Iterable[DecodeJob], *, must: bool = False) -> None:
+        """Count an attempt of each of these jobs, which are about to be decoded, where that has not been done.
+
+        With ``must`` it raises ``StoreUnavailable`` where the store cannot record it.
+        """
         fresh = [job for job in jobs if not job.begun]
+        if leases := leases_of(fresh):
+            try:
+                await run_on(self._threads, self._store.queue.begin, leases)
+            except StoreUnavailable:
+                if must:
+                    raise
+                return  # an attempt less is counted
         for job in fresh:
             job.begun = True
-        if leases := leases_of(fresh):
-            with contextlib.suppress(StoreUnavailable):  # an attempt less is counted
-                await run_on(self._threads, self._store.queue.begin, leases)
 
     async def release(self, jobs: Iterable[DecodeJob], *, after: float | None = None) -> None:
         """Return frames to the queue. An attempt counts only for frames that a worker did not survive.

@@ -48,7 +48,7 @@ class Completion:
         task.add_done_callback(self._tasks.discard)
 
     async def drain(self) -> None:
-        """Wait until all jobs are complete. :meth:`start` must not be called after it."""
+        """Wait until all jobs that were started are complete."""
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
     async def fail(self, job: DecodeJob, reason: str) -> None:

@@ -40,6 +40,7 @@ class DecodeJob:
     outstanding: int = 0  # tiles that wait for the device or are on it
     ready_at: float = 0.0
     deaths: int = 0  # decoder processes that died while they had this job alone
+    failed: bool = False  # its error has been reported; its other tiles may still be on a device
     timings: dict[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:

@@ -1,8 +1,9 @@
-"""Entropy decoding on threads, then synthesis in batches on the device.
+"""Entropy decoding on threads or on a card, then synthesis in batches on the device or on several.
 
 Where synthesis runs on the CPU the two stages take turns, and entropy decoding runs ahead until a batch is full. On a
-GPU they overlap. A batch that fails is halved until the failing frame is alone. Out of memory leads to smaller batches,
-a lost process to another process, and any other failure to one frame in quarantine.
+GPU they overlap, and each card has a loop of its own, all of which take from one queue. A batch that fails is halved
+until the failing frame is alone. Out of memory leads to smaller batches, a lost process to another process, a card that
+does not come back to the remaining ones, and any other failure to one frame in quarantine.
 
 Both stages can end this process: the entropy decoder runs in it, and the machine may kill it for its memory. An attempt
 is therefore counted before a frame's entropy decoding begins. A frame that has an attempt from an earlier life of a
@@ -14,9 +15,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections import defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
+from functools import partial
 
 from cloud_decoder.errors import (
     DecoderDied,
@@ -24,6 +27,7 @@ from cloud_decoder.errors import (
     DeviceUnavailable,
     Expired,
     ModelUnavailable,
+    StoreUnavailable,
 )
 from cloud_decoder.faults import HOST_SECONDS, OUT_OF_MEMORY_SECONDS, Fault, outcome_of
 from cloud_decoder.inference.decoder import Decoder
@@ -43,6 +47,10 @@ log = logging.getLogger(__name__)
 
 _RETRY_AFTER = {Fault.HOST: 5.0}
 Work = tuple[DecodeJob, Tile]
+LANE_SECONDS = 30.0
+"""A device whose process does not start is tried again after this long, while others work."""
+ENTROPY_CALLS = 2
+"""Batches that wait for entropy decoding on each card: one is decoded while the next is collected."""
 Batch = list[tuple[DecodeJob, WorkItem[tuple[str, Tile]]]]
 
 AHEAD = 4
@@ -111,27 +119,46 @@ class Pipeline:
         self._entropy_workers, self._shares_cpu = decoder.entropy_workers, decoder.shares_cpu
         self._max_batch_pixels = decoder.max_batch_pixels
         self._entropy_threads = ThreadPoolExecutor(decoder.entropy_workers, "entropy")
-        self._device_thread = ThreadPoolExecutor(1, "device")
+        self._device_threads = [ThreadPoolExecutor(1, f"device-{lane}") for lane in range(decoder.lanes)]
         self._gate = Gate()
+        self._entropy_calls = 0
+        self._resting: dict[int, str] = {}  # lanes whose device does not start, and why
+
+    @property
+    def warnings(self) -> list[str]:
+        """What an operator should know although frames are decoded; empty where all is well."""
+        resting = [f"device {lane} does not work: {reason}" for lane, reason in self._resting.items()]
+        return [*resting, *self._model_pool.warnings]
 
     async def warm_up(self) -> None:
-        """Run the default bundle once, so that the first frame is not slower than the others."""
-        await run_on(self._device_thread, self._warm_up)
+        """Run the default bundle once on every device, so that the first frames are not slower than the others."""
+        limits = await asyncio.gather(
+            *(run_on(one, self._warm_up, lane) for lane, one in enumerate(self._device_threads))
+        )
+        device = self._scheduler.device
+        device.max_cost = min(device.max_cost, *limits)  # a card with less memory than planned has smaller batches
 
     async def revive(self) -> None:
-        """Start the device again after a failure. Raises what keeps it from working."""
-        self._gate = Gate()  # the loops that used the other one have ended
-        await run_on(self._device_thread, self._revive)
+        """Start the devices again after a failure. Raises what keeps the last of them from working."""
+        self._gate, self._entropy_calls = Gate(), 0  # the loops that used the other one have ended
+        calls = [run_on(threads, self._revive, lane) for lane, threads in enumerate(self._device_threads)]
+        results = await asyncio.gather(*calls, return_exceptions=True)
+        failures = [result for result in results if isinstance(result, BaseException)]
+        if len(failures) == len(results):
+            raise failures[-1]
 
     def loops(self) -> list[Callable[[], Awaitable[None]]]:
         """Coroutines to run, each of which ends when the scheduler drains."""
-        overlapped = [self._run_entropy] * self._entropy_workers + [self._run_device]
-        return [self._take_turns] if self._shares_cpu else list(overlapped)
+        if self._shares_cpu:
+            return [self._take_turns]
+        devices = [partial(self._run_device, lane) for lane in range(len(self._device_threads))]
+        return [*[self._run_entropy] * self._entropy_workers, *devices]
 
     def close(self) -> None:
         """Stop the threads, after the loops have ended."""
         self._entropy_threads.shutdown(wait=True)
-        self._device_thread.shutdown(wait=True)
+        for threads in self._device_threads:
+            threads.shutdown(wait=True)
 
     async def _take_turns(self) -> None:
         scheduler = self._scheduler
@@ -140,25 +167,40 @@ class Pipeline:
             if len(scheduler.entropy) and not scheduler.device.full and self._room:
                 await self._entropy_step(AHEAD * self._entropy_workers)
             elif len(scheduler.device):
-                await self._device_step()
+                await self._device_step(0)
             else:
                 await scheduler.change()
 
     async def _run_entropy(self) -> None:
         while not self._scheduler.draining:
             self._expire()
-            if len(self._scheduler.entropy) and self._room:
-                await self._entropy_step()
+            if len(self._scheduler.entropy) and self._room and self._entropy_calls < self._most_entropy_calls:
+                await self._entropy_step(self._model_pool.entropy_batch)
             else:
                 await self._scheduler.change()
 
-    async def _run_device(self) -> None:
+    async def _run_device(self, lane: int) -> None:
         while not self._scheduler.draining:
             self._expire()
-            if len(self._scheduler.device):
-                await self._device_step()
-            else:
+            if not len(self._scheduler.device):
                 await self._scheduler.change()
+                continue
+            try:
+                await self._device_step(lane)
+            except DeviceUnavailable as error:
+                if len(self._resting) + 1 >= len(self._device_threads):
+                    raise
+                log.error("device %d is left out for %g s: %s", lane, LANE_SECONDS, error)
+                await self._rest(lane, str(error))
+
+    async def _rest(self, lane: int, reason: str) -> None:
+        until = time.monotonic() + LANE_SECONDS
+        self._resting[lane] = reason
+        try:
+            while not self._scheduler.draining and time.monotonic() < until:
+                await self._scheduler.change()
+        finally:
+            del self._resting[lane]
 
     @property
     def _room(self) -> bool:
@@ -177,48 +219,101 @@ class Pipeline:
             return
         self._open.update(group)
         alone = group[0].suspect
-        async with self._gate.enter(alone):
-            await self._claimer.begin(group)
-            await asyncio.gather(*map(self._decode_one, group))
-            while alone and (batch := self._scheduler.take_tile(group[0])):
-                await self._run_batch(batch)
-
-    async def _decode_one(self, job: DecodeJob) -> None:
-        if not self._scheduler.has(job):
-            return  # dropped while its attempt was counted
+        self._entropy_calls += 1
         try:
-            digest, assembler = await run_on(self._entropy_threads, self._entropy_decode, job)
+            async with self._gate.enter(alone):
+                if alone:
+                    await self._decode_suspect(group[0])
+                else:
+                    await self._claimer.begin(group)
+                    await asyncio.gather(*map(self._decode_together, self._entropy_groups(group)))
+        finally:
+            self._entropy_calls -= 1
+
+    async def _decode_suspect(self, job: DecodeJob) -> None:
+        """Decode a frame that may end this process, so that no other frame counts an attempt if it does.
+
+        Frames that were decoded before are recorded first, and this one is before another one begins.
+        """
+        await self._completion.drain()
+        try:
+            await self._claimer.settle()
+            await self._claimer.begin([job], must=True)
+        except StoreUnavailable as error:
+            await self._fail(job, error)
+            return
+        await self._decode_together([job])
+        while batch := self._scheduler.take_tile(job):
+            await self._run_batch(batch, self._working_lane)
+        await self._completion.drain()
+
+    @property
+    def _most_entropy_calls(self) -> int:
+        if self._model_pool.entropy_batch == 1:
+            return self._entropy_workers
+        return ENTROPY_CALLS * len(self._device_threads)
+
+    def _entropy_groups(self, jobs: Sequence[DecodeJob]) -> list[list[DecodeJob]]:
+        """What is decoded in one call each: single jobs on the CPU, all of a bundle on a card."""
+        if self._model_pool.entropy_batch == 1:
+            return [[job] for job in jobs]
+        by_bundle: defaultdict[str, list[DecodeJob]] = defaultdict(list)
+        for job in jobs:
+            by_bundle[job.frame.fingerprint].append(job)
+        return list(by_bundle.values())
+
+    async def _decode_together(self, jobs: Sequence[DecodeJob]) -> None:
+        jobs = [job for job in jobs if self._scheduler.has(job)]  # one may have been dropped meanwhile
+        if not jobs:
+            return
+        try:
+            outcomes = await run_on(self._entropy_threads, self._entropy_decode, jobs)
         except DeviceUnavailable:
             raise
         except Exception as error:
-            await self._fail(job, error)
-            return
-        self._metrics.queue_seconds.observe(job.timings["queue"])
-        self._metrics.entropy_seconds.observe(job.timings["entropy"])
-        if self._scheduler.has(job):  # it may have been dropped meanwhile
-            job.latents_digest, job.assembler = digest, assembler
-            self._scheduler.add_tiles(job)
-        if job.rows:  # there may be room for more stored frames
+            outcomes = [error] * len(jobs)
+        for job, outcome in zip(jobs, outcomes, strict=True):
+            if isinstance(outcome, Exception):
+                await self._fail(job, outcome)
+                continue
+            self._metrics.queue_seconds.observe(job.timings["queue"])
+            self._metrics.entropy_seconds.observe(job.timings["entropy"])
+            if self._scheduler.has(job):
+                job.latents_digest, job.assembler = outcome
+                self._scheduler.add_tiles(job)
+        if any(job.rows for job in jobs):  # there may be room for more stored frames
             self._claimer.wake()
 
-    def _entropy_decode(self, job: DecodeJob) -> tuple[str, TileAssembler]:
+    def _entropy_decode(self, jobs: Sequence[DecodeJob]) -> list[tuple[str, TileAssembler] | Exception]:
+        """The digest and the latents of each job, or its error. All are of one bundle."""
         started = time.monotonic()
-        job.timings["queue"] = started - job.arrived
-        with self._model_pool.acquire(job.frame.fingerprint) as decoder:
-            latents = decoder.entropy_decode(job.data)
-        assembler = TileAssembler(latents.y_hat, job.frame)
-        job.ready_at = time.monotonic()
-        job.timings["entropy"] = job.ready_at - started
-        return latents.digest, assembler
+        with self._model_pool.acquire(jobs[0].frame.fingerprint) as decoder:
+            decoded = decoder.entropy_decode_many([job.data for job in jobs])
+            self._metrics.count_events(decoder.take_counts())
+        results: list[tuple[str, TileAssembler] | Exception] = []
+        for job, one in zip(jobs, decoded, strict=True):
+            if isinstance(one, Exception):
+                results.append(one)
+                continue
+            assembler = TileAssembler(one.y_hat, job.frame)
+            job.timings["queue"] = started - job.arrived
+            job.ready_at = time.monotonic()
+            job.timings["entropy"] = job.ready_at - started
+            results.append((one.digest, assembler))
+        return results
 
     # -- the device -------------------------------------------------------------------------------------------------
 
-    async def _device_step(self) -> None:
+    @property
+    def _working_lane(self) -> int:
+        return next((lane for lane in range(len(self._device_threads)) if lane not in self._resting), 0)
+
+    async def _device_step(self, lane: int) -> None:
         async with self._gate.enter():
             if batch := self._scheduler.take_batch():
-                await self._run_batch(batch)
+                await self._run_batch(batch, lane)
 
-    async def _run_batch(self, batch: Batch) -> None:
+    async def _run_batch(self, batch: Batch, lane: int) -> None:
         started = time.monotonic()
         work = [(job, item.key[1]) for job, item in batch]
         cost = sum(item.cost for _, item in batch)
@@ -229,13 +324,22 @@ class Pipeline:
                 self._metrics.device_wait_seconds.observe(job.timings["device_wait"])
         self._metrics.batch_items.observe(len(batch))
         self._metrics.batch_fill.observe(cost / self._max_batch_pixels)
-        failed = await run_on(self._device_thread, self._synthesise, work)
+        done: set[Work] = set()
+        try:
+            failed = await run_on(self._device_threads[lane], self._synthesise, work, lane, done)
+        except DeviceUnavailable:
+            for job, item in batch:  # another device may take what this one has not finished
+                if self._scheduler.has(job) and (job, item.key[1]) not in done:
+                    self._scheduler.device.add(item)
+            raise
         seconds = time.monotonic() - started
         self._metrics.synthesis_seconds.observe(seconds)
         tracing.batch(jobs, len(batch), seconds)
         self._scheduler.pixels_per_second += 0.2 * (cost / max(seconds, 1e-6) - self._scheduler.pixels_per_second)
         for job, error in failed.items():
-            await self._fail(job, error)
+            if not job.failed:
+                job.failed = True
+                await self._fail(job, error)
         finished = []
         for job in jobs:
             job.outstanding -= sum(1 for other, _ in work if other is job)
@@ -251,21 +355,27 @@ class Pipeline:
                 self._scheduler.remove(job)
             await self._completion.start(finished)
 
-    def _warm_up(self) -> None:
+    def _warm_up(self, lane: int) -> int:
+        """The pixels that a batch may have on this lane."""
         with self._model_pool.acquire(self._model_pool.default.fingerprint) as decoder:
-            decoder.warm_up()
+            decoder.warm_up(lane)
+            return decoder.max_batch_pixels
 
-    def _revive(self) -> None:
+    def _revive(self, lane: int) -> None:
         with self._model_pool.acquire(self._model_pool.default.fingerprint) as decoder:
-            decoder.revive()
+            decoder.revive(lane)
 
-    def _synthesise(self, work: Sequence[Work]) -> dict[DecodeJob, Exception]:
-        """Run one batch, on the device's thread. Returns the jobs that failed, each with its error."""
+    def _synthesise(self, work: Sequence[Work], lane: int, done: set[Work]) -> dict[DecodeJob, Exception]:
+        """Run one batch, on the device's thread. Returns the jobs that failed, each with its error.
+
+        ``done`` gets what is finished, also where the device is lost on the way.
+        """
         try:
             with self._model_pool.acquire(work[0][0].frame.fingerprint) as decoder:
-                decoder.warm_up()  # does nothing unless it was just loaded
-                failed = self._run_halving(decoder, work)
-                for part, seconds in decoder.parts.items():
+                decoder.warm_up(lane)  # does nothing unless it was just loaded
+                failed = self._run_halving(decoder, work, lane, done)
+                self._metrics.count_events(decoder.take_counts())
+                for part, seconds in decoder.parts(lane).items():
                     self._metrics.part_seconds.labels(part).observe(seconds)
                 for kind, held in decoder.memory.items():
                     self._metrics.gpu_memory.labels(kind).set(held)
@@ -273,13 +383,16 @@ class Pipeline:
         except ModelUnavailable as error:
             return {job: error for job, _ in work}
 
-    def _run_halving(self, decoder: Decoder, work: Sequence[Work]) -> dict[DecodeJob, Exception]:
+    def _run_halving(
+        self, decoder: Decoder, work: Sequence[Work], lane: int, done: set[Work]
+    ) -> dict[DecodeJob, Exception]:
         """Run a batch. One that fails is run again in halves, down to single items."""
         try:
             whole = all(_assembler(job).whole for job, _ in work)
-            images = decoder.run([_assembler(job).cut(tile) for job, tile in work], whole=whole)
+            images = decoder.run([_assembler(job).cut(tile) for job, tile in work], whole=whole, lane=lane)
             for (job, tile), image in zip(work, images, strict=True):
                 _assembler(job).put(tile, image)
+                done.add((job, tile))
             return {}
         except DeviceUnavailable:
             raise
@@ -292,12 +405,13 @@ class Pipeline:
             job = work[0][0]
             job.deaths += isinstance(failure, DecoderDied)
             if isinstance(failure, DecoderDied) and job.deaths < self._max_deaths:
-                return self._run_halving(decoder, work)  # the process may have died for another reason
+                return self._run_halving(decoder, work, lane, done)  # the process may have died for another reason
             return {job: failure}
         if isinstance(failure, DeviceOutOfMemory):
             self._metrics.splits.inc()
         half = len(work) // 2
-        return self._run_halving(decoder, work[:half]) | self._run_halving(decoder, work[half:])
+        failed = self._run_halving(decoder, work[:half], lane, done)
+        return failed | self._run_halving(decoder, work[half:], lane, done)
 
     # -- endings ----------------------------------------------------------------------------------------------------
 

@@ -193,6 +193,11 @@ class Worker:
         return f"the decoder has failed {recent} times" if recent >= FAILURES else ""
 
     @property
+    def warnings(self) -> list[str]:
+        """What an operator should know although frames are decoded, such as a card that is left out."""
+        return self._pipeline.warnings
+
+    @property
     def draining(self) -> bool:
         """Whether :meth:`stop` was called."""
         return self.scheduler.draining

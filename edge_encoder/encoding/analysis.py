@@ -28,6 +28,7 @@ from numpy.typing import NDArray
 from aeic.bundle import Bundle
 from aeic.pixels import pad_picture, to_tensor
 from aeic.profiles import LATENT_STRIDE, PICTURE_MULTIPLE
+from aeic.runtime import cuda
 from edge_encoder.encoding import ProviderChoice
 from edge_encoder.encoding.execution_provider import PART_PROVIDERS, Session, open_part, open_session, run_bound
 
@@ -35,6 +36,9 @@ WHOLE_PIXELS = 1 << 19
 """A picture up to this size (padded) is analysed in one piece."""
 TILE_PIXELS = 1 << 18
 """The approximate size limit of a tile of all of g_a with its margins: about 80 MB of memory."""
+GPU_PROVIDERS = (cuda.CUDA, cuda.TENSORRT)
+GPU_WHOLE_PIXELS = 1 << 21
+"""On a GPU 1920x1088 is analysed in one piece, whatever the model."""
 MARGIN = 64
 """Pixels of context around such a tile; a multiple of 64."""
 
@@ -74,7 +78,7 @@ class Analysis:
         self._bundle, self._choice, self._threads = bundle, provider, threads
         self._parts: list[Session] | None = None  # opened for the first large picture
         self._session, self.provider = open_session(bundle.path / "analysis.onnx", provider, threads, half)
-        self._whole_pixels = whole_pixels
+        self._whole_pixels = max(whole_pixels, GPU_WHOLE_PIXELS) if self.provider in GPU_PROVIDERS else whole_pixels
         self._tile_pixels = tile_pixels
         self._margin = margin
         # A picture in tiles needs more memory than most, and rarely: the arena shrinks after its last tile.

@@ -125,6 +125,8 @@ class Camera:
         finally:
             with contextlib.suppress(ProcessLookupError):
                 process.kill()
+            while await process.stdout.read(_LINE_BYTES):
+                pass  # wait() returns only when the pipe has been read to its end
             await process.wait()
 
     def _up(self) -> None:

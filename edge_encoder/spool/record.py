@@ -45,6 +45,11 @@ class State(enum.IntEnum):
     RECEIVED = 6
 
 
+CLOCK_IS_SET_MS = 1_735_689_600_000
+"""2025-01-01 in milliseconds since 1970: a machine without a clock of its own starts at 1970, or at the date of its
+system image, and an earlier time means that it is not set yet."""
+
+
 class CapturedFrom(enum.IntEnum):
     """Where a time of capture comes from. The numbers are those of CaptureTimeSource in protos/aeic/v1/ingest.proto and
     are stored in the spool, so they never change."""

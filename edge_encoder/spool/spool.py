@@ -31,7 +31,16 @@ from edge_encoder.spool.leases import Leases
 from edge_encoder.spool.ledger import KNOWN, Changes, Ledger, Limits
 from edge_encoder.spool.lock import FolderLock
 from edge_encoder.spool.reader import Reader
-from edge_encoder.spool.record import CapturedFrom, DamagedRecord, Entry, FullPolicy, Original, Record, State
+from edge_encoder.spool.record import (
+    CLOCK_IS_SET_MS,
+    CapturedFrom,
+    DamagedRecord,
+    Entry,
+    FullPolicy,
+    Original,
+    Record,
+    State,
+)
 from edge_encoder.spool.system import System
 from edge_encoder.spool.tables import WAITING
 from edge_encoder.spool.writer import Op, Writer
@@ -136,12 +145,12 @@ class Spool:
             for (ident,) in rows:
                 if ident in busy or len(records) >= limit:
                     continue
-                query = "SELECT record, original_width, original_height, captured_from FROM frames"
+                query = "SELECT record, original_width, original_height, captured_from, arrived_ms FROM frames"
                 row = self._reader.one(f"{query} WHERE id = ? AND {WAITING}", (ident,))
                 if row is None:
                     continue
                 try:
-                    record = _described(Record.parse(row[0]), *row[1:])
+                    record = self._timed(_described(Record.parse(row[0]), *row[1:4]), row[4])
                 except DamagedRecord as error:
                     self._give_up(ident, error)
                     continue
@@ -152,6 +161,17 @@ class Spool:
                 self._leases.untake(record.id.bytes)
             raise
         return records
+
+    def _timed(self, record: Record, arrived_ms: Any) -> Record:
+        """The record with its time of capture derived from its age, where the wall clock was not set when it arrived
+        and is set now."""
+        assert self._clock is not None
+        wall_ms = int(self._system.wall_seconds() * 1000)
+        known = record.captured_ms or not isinstance(arrived_ms, int) or not arrived_ms
+        if known or wall_ms < CLOCK_IS_SET_MS:
+            return record
+        age_ms = max(0, self._clock.now_ms() - arrived_ms)
+        return dataclasses.replace(record, captured_ms=wall_ms - age_ms, captured_from=CapturedFrom.CLOCK)
 
     def receive(self, original: Original) -> Future[Entry]:
         """Stores the picture until it is encoded; as put() otherwise."""

@@ -9,13 +9,11 @@ import re
 from PIL import ExifTags
 
 from aeic.pixels import picture_exif
-from edge_encoder.spool.record import CapturedFrom
+from edge_encoder.spool.record import CLOCK_IS_SET_MS, CapturedFrom
 
 _MAX_MS = 1 << 53
 # Up to here a number counts seconds (until the year 5138), from here on milliseconds (since 1973).
 _MILLISECONDS_FROM = 100_000_000_000
-# A box without a clock of its own starts at 1970 or at the date of its image.
-_CLOCK_IS_SET_MS = 1_735_689_600_000  # 2025-01-01
 _NUMBER = re.compile(r"\d{1,15}(\.\d{1,9})?", re.ASCII)
 
 
@@ -58,7 +56,8 @@ def captured(
     """When the picture was taken (milliseconds since 1970, 0 for unknown), and where that comes from.
 
     `captured_ms` is what is known without the picture, of `captured_from`; `arrived_ms` is when it arrived, by the
-    clock of this machine.
+    clock of this machine. Where that clock is not set yet, the time is unknown, and the spool derives it when the frame
+    is sent.
     """
     if captured_ms and captured_from is not CapturedFrom.FILE:
         return captured_ms, captured_from
@@ -66,7 +65,7 @@ def captured(
         return taken, CapturedFrom.EXIF
     if captured_ms:
         return captured_ms, captured_from
-    return (arrived_ms, CapturedFrom.CLOCK) if arrived_ms >= _CLOCK_IS_SET_MS else (0, CapturedFrom.UNKNOWN)
+    return (arrived_ms, CapturedFrom.CLOCK) if arrived_ms >= CLOCK_IS_SET_MS else (0, CapturedFrom.UNKNOWN)
 
 
 def _text(value: object) -> str:

@@ -1,8 +1,9 @@
-"""Make tests/golden: ``python -m tests.aeic.make_golden``. The first line of docs/bitstream.md section 9 says when.
+"""Makes tests/golden: ``python -m tests.aeic.make_golden``. docs/bitstream.md section 9 describes the files.
 
-Writes two small bundles, frames made with them, for each frame the latents that went in and the y_hat that must come
-out, and frames that must be refused. It never changes what is there: while ``aeic.bitstream.VERSION`` is the version of
-the frames in the folder, it only adds what is missing, and fails if a frame that is there would come out differently.
+It writes two small bundles, frames of each, the latents that each frame was made from, the y_hat that a decoder must
+return, and frames that a decoder must refuse. It never changes what is there: while ``aeic.bitstream.VERSION`` is the
+version of the frames in the folder, it only adds what is missing, and fails if a frame that is there would come out
+differently.
 """
 
 from __future__ import annotations

@@ -10,6 +10,7 @@ from typing import Any
 
 import httpx
 import pytest
+import sqlalchemy as sa
 
 from aeic.bundle import Bundle
 from cloud_decoder import maintenance
@@ -36,16 +37,19 @@ async def ready(http: httpx.AsyncClient) -> tuple[int, str]:
 async def test_readiness_makes_a_real_write(decoder: Decoder, tmp_path: Path) -> None:
     async with running_cloud(decoder, tmp_path) as cloud, httpx.AsyncClient(base_url=cloud.http) as http:
         assert await ready(http) == (200, "")
-        with cloud.store.database.engine.connect() as connection:
-            connection.exec_driver_sql("PRAGMA query_only = ON")
+        read_only = True
+
+        def open_disk(connection: Any, *_: Any) -> None:
+            connection.execute(f"PRAGMA query_only = {int(read_only)}")
+
+        sa.event.listen(cloud.store.database.engine, "checkout", open_disk)
         code, detail = await ready(http)
         assert code == 503 and "readonly" in detail
         status = (await http.get("/v1/status")).json()
         assert status["ready"] is False and status["problem"] == detail
         assert (await http.get("/metrics")).status_code == 200
         assert (await http.get("/healthz")).status_code == 200  # a restart would not help
-        with cloud.store.database.engine.connect() as connection:
-            connection.exec_driver_sql("PRAGMA query_only = OFF")
+        read_only = False
         assert await ready(http) == (200, "")
 
 

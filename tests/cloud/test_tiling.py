@@ -94,8 +94,9 @@ def test_rows_come_in_order() -> None:
         one.put(first, enlarge(one.cut(first)))
 
 
-def test_nan_becomes_grey() -> None:
+def test_nan_is_refused() -> None:
     one = assembler(64, 64)
     (tile,) = one.tiles()
-    one.put(tile, np.full((3, 64, 64), np.nan, np.float32))
-    assert (one.picture == 128).all()
+    with pytest.raises(FloatingPointError):
+        one.put(tile, np.full((3, 64, 64), np.nan, np.float32))
+    assert not one.done

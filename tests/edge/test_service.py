@@ -103,7 +103,7 @@ def test_slow_and_oversized_clients_over_a_real_socket(start_edge: StartEdge) ->
     ],
 )
 def test_wrong_settings_are_named(
-    environment, words, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    environment: dict[str, str], words: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("AEIC_EDGE_TOKEN", "s3cret-token")
     for name, value in environment.items():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -70,7 +71,7 @@ def test_a_product_that_loses_a_bit_is_caught() -> None:
     """The planted fault: an accumulator of float16 precision, which a GPU could be configured to use."""
 
     class Coarse(TorchOps):
-        def wide(self, x, layer):  # type: ignore[no-untyped-def]
+        def wide(self, x: Any, layer: str) -> torch.Tensor:
             return super().wide(x, layer).half().float()
 
     model, base = small_model(), bases()["wide"]

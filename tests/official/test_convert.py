@@ -85,6 +85,50 @@ def test_missing_tensors_are_listed_and_nothing_is_written(official: Path, tmp_p
     assert [path.name for path in tmp_path.iterdir()] == ["aeic.pkl"]
 
 
+class Callback:
+    """Stands for a class of PyTorch Lightning: its state has tensors, which are not wanted."""
+
+    def __init__(self) -> None:
+        self.best = torch.ones(3)
+
+    def __setstate__(self, state: object) -> None:
+        raise AssertionError("code of the file's classes must not run")
+
+
+class Settings(dict):  # type: ignore[type-arg]
+    """As Lightning's AttributeDict."""
+
+
+class Items(list):  # type: ignore[type-arg]
+    """A list of another package."""
+
+
+def _explode(*_: object) -> None:
+    raise AssertionError("code that the file names must not run")
+
+
+class Reduced:
+    """Unpickled by calling a function."""
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return _explode, (1, 2), {"state": 1}
+
+
+def test_objects_of_unknown_classes_are_left_out(tmp_path: Path) -> None:
+    """What PyTorch Lightning stores beside the weights: callbacks (also as keys), settings, optimisers."""
+    weight = torch.arange(6.0).reshape(2, 3)
+    content = {
+        "state_dict": {"decoder.conv_in.weight": weight},
+        "callbacks": {Callback: {"best": Callback()}},
+        "hyper_parameters": Settings(rate=3, nested=Settings(deep=Path("x"))),
+        "loops": [Reduced(), Callback(), Items([1, 2]), np.float64(0.5), np.arange(3)],
+    }
+    torch.save(content, tmp_path / "lightning.ckpt")
+    tensors = read_file(tmp_path / "lightning.ckpt", tmp_path)
+    assert list(tensors) == ["state_dict/decoder.conv_in.weight"]
+    assert (tensors["state_dict/decoder.conv_in.weight"] == weight).all()
+
+
 def test_a_pickle_that_runs_code_is_refused(tmp_path: Path) -> None:
     path, trace = tmp_path / "evil.pkl", tmp_path / "trace"
     path.write_bytes(b"cos\nsystem\n(S'touch " + str(trace).encode() + b"'\ntR.")

@@ -39,6 +39,14 @@ def test_it_listens_where_it_is_told(host: str, clients: list[str]) -> None:
             socket.create_connection((client, listener.getsockname()[1]), timeout=5).close()
 
 
+def test_answers_do_not_wait_for_acknowledgements() -> None:
+    """An answer has two segments. With Nagle's algorithm the second one would wait 40 ms on a kept connection."""
+    with listen("127.0.0.1", 0) as listener, socket.create_connection(listener.getsockname(), timeout=5):
+        accepted, _ = listener.accept()
+        with accepted:
+            assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+
+
 def test_a_host_that_is_not_ours_is_an_os_error() -> None:
     for host in ("203.0.113.7", "no.such.name.invalid"):
         with pytest.raises(OSError):

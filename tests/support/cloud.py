@@ -91,7 +91,8 @@ class FullCloud:
 
     cloud: Cloud
     http: httpx.AsyncClient
-    grpc: pb_grpc.DecodeServiceStub
+    grpc: Any
+    """The stub of the decode service, whose generated types are those without asyncio."""
     frames: list[bytes]
     """Frames that the cloud does not have yet."""
 

@@ -9,6 +9,7 @@ import zlib
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import grpc
 
@@ -43,7 +44,9 @@ class FakeCloud(IngestServiceServicer):
     seconds_a_frame: float = 0.0
     miscounts: int = 0  # answers so many frames more than came
 
-    async def Deliver(self, requests, context):  # the generated name
+    async def Deliver(  # the generated name
+        self, requests: AsyncIterator[pb.DeliverRequest], context: grpc.aio.ServicerContext[Any, Any]
+    ) -> AsyncIterator[pb.DeliverResponse]:
         first = await anext(requests)
         assert first.WhichOneof("message") == "hello"
         self.hellos.append(first.hello)
@@ -67,7 +70,7 @@ class FakeCloud(IngestServiceServicer):
         finally:
             reader.cancel()
 
-    async def _read(self, requests, answers):
+    async def _read(self, requests: AsyncIterator[pb.DeliverRequest], answers: Answers[pb.Ack | None]) -> None:
         limit = self.break_after.pop(0) if self.break_after else None
         count = 0
         async for request in requests:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
@@ -56,8 +58,11 @@ def small_model(seed: int = 0, weight_bits: tuple[tuple[str, int], ...] = ()) ->
     return quantise(codec, calibrate(codec, latents()), medians, weight_bits)
 
 
-def write_exact_bundle(folder: Path, target: Any = "cpu") -> Path:
-    """A complete bundle with the integer entropy model of ``small_codec``; the rest is the tiny bundle, made wider."""
+def write_exact_bundle(folder: Path, target: Any = "cpu", integers: bool = False) -> Path:
+    """A complete bundle with the integer entropy model of ``small_codec``; the rest is the tiny bundle, made wider.
+
+    ``integers`` adds integer.npz, which is what a device needs.
+    """
     sizes = {"CHANNELS": SMALL.latent_channels, "HYPER_CHANNELS": SMALL.hyper_channels}
     with patch.multiple(tiny_bundle, **sizes):
         tiny_bundle.write_tiny_bundle(folder)
@@ -68,6 +73,11 @@ def write_exact_bundle(folder: Path, target: Any = "cpu") -> Path:
         assert np.array_equal(model.medians, medians)
         write_graphs(model, folder, target)
         tiny_bundle._write_manifest(folder)
+    if integers:
+        model.save(folder / "integer.npz")
+        manifest = json.loads((folder / "bundle.json").read_text())
+        digest = hashlib.sha256((folder / "integer.npz").read_bytes()).hexdigest()
+        (folder / "bundle.json").write_text(json.dumps(manifest | {"auxiliary": {"integer.npz": digest}}))
     return folder
 
 

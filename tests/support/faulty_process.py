@@ -108,7 +108,7 @@ def _replace_disk(control: Control) -> None:
         def _remember(self, path: Path, offset: int, data: bytes) -> None:
             """Nothing is undone here."""
 
-        def write(self, file, offset, data):  # type: ignore[no-untyped-def]
+        def write(self, file: BinaryIO, offset: int, data: bytes | memoryview) -> None:
             self._do("grow")
             plain.write(self, file, offset, data)
 

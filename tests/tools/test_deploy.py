@@ -68,13 +68,17 @@ def test_extras_named_in_images_exist() -> None:
 
 def test_compose_holds_together() -> None:
     services = COMPOSE["services"]
-    assert set(services) == {"edge", "cloud", "cloud-gpu", "prometheus", "grafana"}
+    assert set(services) == {"edge", "edge-gpu", "cloud", "cloud-gpu", "prometheus", "grafana"}
     for service in services.values():
         if "build" in service:
             assert (ROOT / service["build"]["dockerfile"]).is_file()
         assert all(port.startswith("127.0.0.1:") for port in service.get("ports", []))
     assert "profiles" not in services["edge"] and "profiles" not in services["cloud"]
-    assert services["cloud-gpu"]["profiles"] == ["gpu"]
+    assert services["cloud-gpu"]["profiles"] == ["gpu"] and services["edge-gpu"]["profiles"] == ["edge-gpu"]
+    assert services["edge-gpu"]["build"]["args"] == {"RUNTIME": "edge-gpu"}
+    for name in ("cloud-gpu", "edge-gpu"):
+        (device,) = services[name]["deploy"]["resources"]["reservations"]["devices"]
+        assert device["driver"] == "nvidia" and device["capabilities"] == ["gpu"]
     port = re.search(r"AEIC_CLOUD_GRPC_PORT=(\d+)", (DEPLOY / "cloud.Dockerfile").read_text())
     assert port and services["edge"]["environment"]["AEIC_EDGE_CLOUD_ADDRESS"] == f"cloud:{port.group(1)}"
 

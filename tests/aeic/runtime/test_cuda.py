@@ -26,7 +26,8 @@ def test_an_engine_belongs_to_one_graph(tmp_path: Path) -> None:
     one, other = tmp_path / "a.onnx", tmp_path / "b.onnx"
     one.write_bytes(b"one")
     other.write_bytes(b"other")
-    options = [cuda.tensorrt_options(path, "image", tmp_path) for path in (one, other)]
+    options = [cuda.tensorrt_options(path, "image", tmp_path / "aeic" / "tensorrt") for path in (one, other)]
+    assert all(Path(option["trt_engine_cache_path"]).is_dir() for option in options)
     assert options[0]["trt_engine_cache_path"] != options[1]["trt_engine_cache_path"]
     assert options[0]["trt_profile_max_shapes"] == "image:1x3x2048x2048"
     (first, second, last) = cuda.providers("tensorrt", one, "image", tmp_path)

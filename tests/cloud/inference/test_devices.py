@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -33,12 +34,12 @@ def test_openvino_gives_the_pictures_of_onnx_runtime(tiny_bundle: Path) -> None:
 
 
 @pytest.mark.parametrize("winner", ["onnx", "openvino", "cpu"])
-def test_the_fastest_runtime_is_used_and_named(NANO: Path, winner: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_fastest_runtime_is_used_and_named(winner: str, monkeypatch: pytest.MonkeyPatch) -> None:
     if winner not in ("onnx", *fastest_backend.installed()):
         pytest.skip(f"{winner} is not installed")
     tried = []
 
-    def choose(candidates, sample, same):  # type: ignore[no-untyped-def]
+    def choose(candidates: Any, sample: Any, same: Any) -> Choice:
         want = candidates["onnx"]()(sample)
         for name, load in candidates.items():
             assert same(load()(sample), want) is None

@@ -17,7 +17,6 @@ import pytest
 
 from aeic.bundle import Bundle
 from cloud_decoder.errors import DecoderDied, DeviceOutOfMemory, DeviceUnavailable
-from cloud_decoder.inference import subprocess_backend
 from cloud_decoder.inference.decoder import Decoder, DecoderSettings
 from cloud_decoder.inference.subprocess_backend import ChildProcess, ChildState, SubprocessGenerator
 from cloud_decoder.store.store import FrameState, Store
@@ -136,7 +135,7 @@ def test_a_failed_start_leaves_no_open_files(monkeypatch: pytest.MonkeyPatch) ->
 
     before = len(os.listdir("/proc/self/fd"))
     with monkeypatch.context() as patch:
-        patch.setattr(subprocess_backend.subprocess, "Popen", fails)
+        patch.setattr("cloud_decoder.inference.subprocess_backend.subprocess.Popen", fails)
         for _ in range(5):
             with pytest.raises(OSError, match="allocate"):
                 ChildProcess()

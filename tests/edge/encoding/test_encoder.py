@@ -119,7 +119,7 @@ def test_what_cannot_be_encoded(encoder: Encoder) -> None:
 
 
 @pytest.mark.parametrize(("length", "side"), [(640, 128), (2176, 1192), (3840, 1192), (64, 64), (8192, 10)])
-def test_spans_cover_everything_once(length, side) -> None:
+def test_spans_cover_everything_once(length: int, side: int) -> None:
     parts = list(spans(length, side, 128))
     assert parts[0][0] == 0 and parts[-1][1] == length
     assert all(a[1] == b[0] for a, b in itertools.pairwise(parts))
@@ -153,13 +153,14 @@ class Accelerated:
 
 
 @pytest.fixture
-def cuda(monkeypatch: pytest.MonkeyPatch):
+def cuda(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """ONNX Runtime as if it had CUDA; returns the graphs that were opened for it."""
-    plain, opened = execution_provider._session, []
+    plain = execution_provider._session
+    opened: list[str] = []
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider"])
     monkeypatch.setattr(execution_provider, "_refuse_two_runtimes", lambda: None)
 
-    def session(path, providers, threads):
+    def session(path: Path, providers: list[Any], threads: int) -> Any:
         if providers == ["CPUExecutionProvider"]:
             return plain(path, providers, threads)
         assert providers[0][0] == "CUDAExecutionProvider" and providers[0][1]["use_tf32"] == "0"
@@ -171,7 +172,7 @@ def cuda(monkeypatch: pytest.MonkeyPatch):
 
 
 def test_a_gpu_runs_the_float16_analysis_where_it_agrees_with_the_cpu(
-    tiny_bundle: Path, tmp_path: Path, cuda, caplog: pytest.LogCaptureFixture
+    tiny_bundle: Path, tmp_path: Path, cuda: list[str], caplog: pytest.LogCaptureFixture
 ) -> None:
     from aeic_train.export.float16 import add_half
 
@@ -191,11 +192,11 @@ def test_a_gpu_runs_the_float16_analysis_where_it_agrees_with_the_cpu(
 
 
 def test_a_gpu_whose_answer_is_wrong_is_not_used(
-    tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch, cuda, caplog: pytest.LogCaptureFixture
+    tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch, cuda: list[str], caplog: pytest.LogCaptureFixture
 ) -> None:
     right = execution_provider.run_bound
 
-    def wrong(session, image, options=None):
+    def wrong(session: Any, image: Any, options: Any = None) -> Any:
         return right(session, image, options) * (1.1 if isinstance(session, Accelerated) else 1.0)
 
     monkeypatch.setattr(execution_provider, "run_bound", wrong)

@@ -148,6 +148,27 @@ time.sleep(60)
     assert "s3cret" not in caplog.text
 
 
+async def test_a_camera_that_sends_while_it_is_stopped_does_not_hold_up_the_end(
+    tmp_path: Path, tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    entered = asyncio.Event()
+
+    async def blocked(*_: object) -> None:
+        entered.set()
+        await asyncio.sleep(3600)
+
+    with http_camera() as source:
+        changes = {"camera_url": f"{source.url}/stream", "camera_fps": 60.0}
+        async with service(tmp_path, tiny_bundle, **changes) as edge:
+            monkeypatch.setattr(edge, "take", blocked)
+            running = asyncio.create_task(Camera(edge, edge.settings.all_cameras()[0]).run())
+            await asyncio.wait_for(entered.wait(), 60)
+            await asyncio.sleep(1.0)  # the pipe and its buffer fill
+            running.cancel()
+            done, _ = await asyncio.wait([running], timeout=20)
+            assert done, "its pipe was not read to the end"
+
+
 async def test_the_capture_process_says_what_is_wrong_without_the_address(tmp_path: Path) -> None:
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "edge_encoder.sources.capture_process",

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from edge_encoder.spool.record import State
+from edge_encoder.spool.record import CapturedFrom, State
 from edge_encoder.spool.spool import Spool
 from tests.support.clocks import Clocks
 from tests.support.spooled import made_of, new_original, new_record, put, state_of
@@ -71,4 +72,23 @@ def test_time_switched_off_counts_where_it_is_plausible(tmp_path: Path) -> None:
         ages.append(spool.oldest_age_seconds())
         clocks.run(10)
     assert ages == [3600, 3610, 3620]
+    spool.close()
+
+
+def test_a_time_of_capture_is_derived_once_the_clock_is_set(tmp_path: Path) -> None:
+    clocks = Clocks()
+    now, clocks.wall = clocks.wall, 40.0  # a box without a clock of its own, just switched on
+    spool = Spool(tmp_path, system=clocks)
+    early, named = new_record(1), new_record(2)
+    put(spool, replace(early, captured_ms=0))
+    put(spool, replace(named, captured_ms=7, captured_from=CapturedFrom.SENDER))
+    clocks.run(30)
+    unset = spool.lease(5)
+    assert [(r.captured_ms, r.captured_from) for r in unset] == [(0, CapturedFrom.UNKNOWN), (7, CapturedFrom.SENDER)]
+    spool.release([record.id for record in unset])
+    clocks.run(60)
+    clocks.wall = now  # from the network
+    first, second = spool.lease(5)
+    assert (first.captured_ms, first.captured_from) == (int((now - 90) * 1000), CapturedFrom.CLOCK)
+    assert (second.captured_ms, second.captured_from) == (7, CapturedFrom.SENDER)
     spool.close()

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import uuid
 from pathlib import Path
+from typing import BinaryIO
 
 import pytest
 
@@ -219,12 +220,12 @@ class Failing(System):
         if self.begun and self.left < 0:
             raise OSError(self.number, "planned")
 
-    def create(self, path: Path):  # type: ignore[no-untyped-def]
+    def create(self, path: Path) -> BinaryIO:
         self.begun = True
         self._count()
         return super().create(path)
 
-    def write(self, file, offset, data) -> None:  # type: ignore[no-untyped-def]
+    def write(self, file: BinaryIO, offset: int, data: bytes | memoryview) -> None:
         self._count()
         super().write(file, offset, data)
 

@@ -204,7 +204,7 @@ def test_writes_that_fail_at_every_point_leave_either_the_original_or_the_frame(
 
 
 @pytest.mark.parametrize("where", ["middle", "flipped"])
-def test_after_damage_what_is_readable_is_there(tmp_path: Path, where) -> None:
+def test_after_damage_what_is_readable_is_there(tmp_path: Path, where: str) -> None:
     spool = Spool(tmp_path)
     kept = {each.id: each for each in (new_original(number) for number in range(40))}
     for each in kept.values():

@@ -156,7 +156,7 @@ def spooled(folder: Path, count: int = 300) -> dict[uuid.UUID, Record]:
 
 
 @pytest.mark.parametrize("where", ["header", "middle", "everywhere", "truncated", "text", "empty"])
-def test_starts_after_corruption_and_keeps_what_is_readable(tmp_path: Path, where) -> None:
+def test_starts_after_corruption_and_keeps_what_is_readable(tmp_path: Path, where: str) -> None:
     records = spooled(tmp_path)
     path = tmp_path / "spool.sqlite3"
     raw = bytearray(path.read_bytes())

@@ -11,7 +11,7 @@ import pytest
 
 from aeic.identifiers import new_id, parse_id
 from edge_encoder.errors import IdTaken, SpoolError, SpoolFull
-from edge_encoder.spool.record import CapturedFrom, DamagedRecord, Original, Record, State
+from edge_encoder.spool.record import CapturedFrom, DamagedRecord, FullPolicy, Original, Record, State
 from edge_encoder.spool.spool import Spool
 from tests.support.spooled import new_original, new_record, put, state_of
 
@@ -113,7 +113,7 @@ def test_full_refuses(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("policy", "gone"), [("drop-oldest", [0]), ("drop-lowest-priority", [2])])
-def test_full_drops_by_the_declared_rule_and_says_so(tmp_path: Path, policy, gone) -> None:
+def test_full_drops_by_the_declared_rule_and_says_so(tmp_path: Path, policy: FullPolicy, gone: list[int]) -> None:
     dropped = []
     spool = Spool(
         tmp_path,

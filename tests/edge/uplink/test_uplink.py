@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -109,7 +110,7 @@ async def test_cloud_that_is_down_and_comes_back(tmp_path: Path) -> None:
     [({"digest": b"x" * 32}, "model-mismatch"), ({"token": "other"}, "unauthorised")],
 )
 async def test_a_refusal_is_logged_once_and_the_frames_are_kept(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture, trouble, state
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, trouble: dict[str, Any], state: str
 ) -> None:
     cloud = FakeCloud(**trouble)
     async with serving(cloud) as address, shipping(tmp_path, address, token="s3cret") as (spool, uplink):

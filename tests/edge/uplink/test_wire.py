@@ -22,7 +22,7 @@ from tests.support.waiting import until
     [(0.02, 0.0, 750), (0.0, 0.0, 750), (0.0, 0.1, 30), (0.0, 0.45, 10)],
     ids=["far", "near", "ten a second", "two a second"],
 )
-async def test_wire_bytes_on_a_long_stream(tmp_path: Path, delay, pause, count) -> None:
+async def test_wire_bytes_on_a_long_stream(tmp_path: Path, delay: float, pause: float, count: int) -> None:
     """Counted on the socket: at most 64 bytes over the payload per frame upward, 43 downward; on a busy stream over a
     link with 20 ms each way, on one without any delay, and with a frame now and then, ten or two a second."""
 

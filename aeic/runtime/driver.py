@@ -1,0 +1,20 @@
+"""Whether this machine has the driver of an NVIDIA GPU. Looks at files only, and loads nothing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+SIGNS = (
+    "/proc/driver/nvidia/version",  # Linux
+    "/dev/nvidiactl",  # containers
+    "/dev/dxg",  # WSL2, whose driver is Windows'
+    "/usr/lib/wsl/lib/libcuda.so.1",
+    "/dev/nvgpu",  # Jetson
+    "/dev/nvhost-gpu",
+)
+"""Any of these files is a sign. None proves that a GPU works: ask torch or ONNX Runtime, which take longer."""
+
+
+def nvidia_driver(root: Path = Path("/")) -> str:
+    """The first sign of a driver that is there; empty where none is."""
+    return next((sign for sign in SIGNS if (root / sign.lstrip("/")).exists()), "")

@@ -1,0 +1,42 @@
+"""The session for a GPU, on a CPU: every step runs, and the report is written after each of them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from benchmarks.gpu import session
+
+
+def test_the_whole_session_on_a_cpu(tmp_path: Path) -> None:
+    out = tmp_path / "report.json"
+    assert session.main(["--device", "cpu", "--short", "--out", str(out)]) == 0
+    report = json.loads(out.read_text())
+    assert report["ok"] and list(report["steps"]) == list(session.STEPS)
+    assert all(row["different"] == 0 for row in report["steps"]["entropy"]["rows"])
+    assert report["steps"]["service"]["mismatches"] == 0
+
+
+def test_a_step_that_fails_is_recorded_and_the_others_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out, reports = tmp_path / "report.json", []
+
+    def breaks(running: session.Session) -> dict[str, object]:
+        raise RuntimeError("CUDA error: out of luck")
+
+    def works(running: session.Session) -> dict[str, object]:
+        reports.append(json.loads(out.read_text()))
+        return {"ok": True}
+
+    monkeypatch.setattr(session, "STEPS", {"first": breaks, "second": works, "third": works})
+    assert session.main(["--device", "cpu", "--short", "--out", str(out)]) == 1
+    assert [list(report["steps"]) for report in reports] == [["first"], ["first", "second"]]
+    assert reports[0]["steps"]["first"]["error"] == "RuntimeError: CUDA error: out of luck"
+    assert not json.loads(out.read_text())["ok"]
+
+
+def test_without_time_steps_are_skipped(tmp_path: Path) -> None:
+    out = tmp_path / "report.json"
+    assert session.main(["--device", "cpu", "--short", "--seconds", "1", "--out", str(out)]) == 0
+    assert {step["skipped"] for step in json.loads(out.read_text())["steps"].values()} == {"no time was left"}
