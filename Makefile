@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 DEMO_VENV := .venv-demo
 LOCK_VENV := .venv-lock
+SBOM_VENV := .venv-sbom
+SBOMS := edge-cpu edge-gpu cloud-cpu cloud fleet-ray
 CLIENT_VENV := .venv-client
 EDGE_VENV = .venv-edge-$(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])')
 BIN := $(VENV)/bin
@@ -11,7 +13,7 @@ PINS := pyproject.toml constraints.txt $(wildcard requirements/*.txt)
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo run test perf check lint types format lock lock-check docs dist protos bench fuzz simulate soak field abuse golden results \
-  test-full test-edge test-isa test-fleet test-hostile test-browser test-ops test-images test-skipped clean \
+  test-full test-edge test-isa test-fleet test-hostile strangers test-browser test-ops test-images test-skipped clean \
   packages-browser packages-ops packages-fleet packages-isa packages-images packages-client
 
 help: ## list all targets
@@ -58,10 +60,12 @@ lock-check: $(LOCK_VENV)/.installed ## check that the lock files match pyproject
 docs: install ## build the documentation site in out/site; a broken link is an error
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
-dist: install ## build the wheel and the source archive in dist/ and check them with twine
+dist: install $(SBOM_VENV)/.installed ## build the wheel, the source archive and bills of materials in dist/; check the former with twine
 	rm -rf dist
 	$(BIN)/python -m build --no-isolation
 	$(BIN)/twine check --strict dist/*
+	for name in $(SBOMS); do $(SBOM_VENV)/bin/cyclonedx-py requirements requirements/$$name.txt --pyproject pyproject.toml \
+	  --output-reproducible --of JSON -o dist/aeic-$$name.cdx.json || exit 1; done
 
 protos: install ## generate the gRPC stubs in aeic/v1 from protos/
 	$(BIN)/python -m grpc_tools.protoc -I protos --python_out=. --pyi_out=. --grpc_python_out=. --mypy_grpc_out=. protos/aeic/v1/*.proto
@@ -76,6 +80,9 @@ fuzz: install ## decode damaged frames for SECONDS; each must be refused or deco
 REQUESTS ?= 10000
 test-hostile: install ## send REQUESTS hostile requests to the cloud; no 5xx, no leak, no access to other tenants
 	$(BIN)/python -m tests.cloud.hostile --requests $(REQUESTS)
+
+strangers: install ## load both services as strangers do, each way alone and all at once; honest clients are served in time
+	$(BIN)/python -m tests.cloud.strangers
 
 FRAMES ?= 2000
 LIVES ?= 1000
@@ -187,6 +194,11 @@ $(CLIENT_VENV)/.installed: Makefile
 $(LOCK_VENV)/.installed: constraints.txt
 	@$(call make-venv,$(LOCK_VENV),14)
 	@$(LOCK_VENV)/bin/python -m pip install $(PIP_FLAGS) "$$(grep -E '^uv==' constraints.txt || echo uv)"
+	@touch $@
+
+$(SBOM_VENV)/.installed: requirements/sbom.txt
+	@$(call make-venv,$(SBOM_VENV),14)
+	@$(SBOM_VENV)/bin/python -m pip install $(PIP_FLAGS) --require-hashes -r requirements/sbom.txt
 	@touch $@
 
 # $(call install,VENV,LOCKS): install these lock files of requirements/, then this checkout in editable mode.

@@ -98,6 +98,7 @@ def write(uv: str, folder: Path, upgrade: bool) -> None:
     # The perceptual metrics carry their weights in the wheel; what they declare (IPython, torchsummary) is not needed.
     metrics = folder / FOLDER / "metrics.txt"
     compile_(uv, str(FOLDER / "metrics.in"), metrics, "--generate-hashes", "--no-annotate", "--no-deps", *newest)
+    compile_(uv, str(FOLDER / "sbom.in"), folder / FOLDER / "sbom.txt", "--generate-hashes", "--no-annotate", *newest)
     with tempfile.TemporaryDirectory() as made:
         pylock = Path(made) / "pylock.toml"
         compile_(

@@ -15,17 +15,22 @@ from aeic_service.budgets import Budget, FairQueue
 from aeic_service.errors import Overloaded
 
 T = TypeVar("T")
+SMALL_PIXELS = 4 << 20
 _POLL_SECONDS = 0.02
 
 
 class EncodeQueue:
     """At most `workers` jobs at a time, each in a thread of its pool, and at most `waiting` more in the queue.
 
-    The pictures of the running jobs have at most `max_pixels` together; a larger one is encoded alone."""
+    Pictures over SMALL_PIXELS have at most `max_pixels` together while they are encoded; a larger one is the only one
+    of them. They leave one worker, where there are several, and half of the queue to small pictures, which therefore do
+    not wait for all of them."""
 
     def __init__(self, workers: int, waiting: int, max_pixels: int) -> None:
         self.pixels = Budget(max_pixels)
         self._turns = FairQueue(self.pixels, Budget(sys.maxsize))
+        self._large = 0
+        self._large_workers = asyncio.Semaphore(max(1, workers - 1))
         self.pending = 0
         self.workers = workers
         self._limit = workers + waiting
@@ -35,8 +40,11 @@ class EncodeQueue:
         self._pool = ThreadPoolExecutor(workers, "encode")
 
     def check(self) -> None:
-        """Raises Overloaded if run() would."""
-        if self.pending - self._unbounded >= self._limit:
+        """Raises Overloaded if run() would for a small picture."""
+        self._check(self.pending - self._unbounded, self._limit)
+
+    def _check(self, pending: int, limit: int) -> None:
+        if pending >= limit:
             seconds = self.seconds(self.pending)
             raise Overloaded(
                 f"{self.pending} pictures are being encoded or wait; try again in {seconds} s,"
@@ -51,16 +59,27 @@ class EncodeQueue:
     async def run(self, job: Callable[[], T], *, pixels: int, unbounded: bool = False) -> T:
         """Runs the job, whose picture has so many pixels, in a worker thread and returns its result. Raises Overloaded
         at once when the queue is full, unless the job is `unbounded`: the caller limits the number of those."""
+        large = pixels > SMALL_PIXELS
         if not unbounded:
             self.check()
+            if large:
+                self._check(self._large, max(1, self._limit // 2))
+        counted = large and not unbounded
         self.pending += 1
         self._unbounded += unbounded
+        self._large += counted
         task = asyncio.ensure_future(self._in_turn(job, pixels))
         # Counted until the job has ended, even when its client has hung up.
-        task.add_done_callback(functools.partial(self._done, unbounded))
+        task.add_done_callback(functools.partial(self._done, unbounded, counted))
         return await asyncio.shield(task)
 
     async def _in_turn(self, job: Callable[[], T], pixels: int) -> T:
+        if pixels <= SMALL_PIXELS:
+            return await asyncio.get_running_loop().run_in_executor(self._pool, self._timed, job)
+        async with self._large_workers:
+            return await self._when_it_fits(job, pixels)
+
+    async def _when_it_fits(self, job: Callable[[], T], pixels: int) -> T:
         with await self._turns.enter("", pixels, math.inf):
             return await asyncio.get_running_loop().run_in_executor(self._pool, self._timed, job)
 
@@ -74,9 +93,10 @@ class EncodeQueue:
             del self._begun[mark]
             self._seconds += 0.1 * (time.monotonic() - begin - self._seconds)
 
-    def _done(self, unbounded: bool, future: asyncio.Future[T]) -> None:
+    def _done(self, unbounded: bool, counted: bool, future: asyncio.Future[T]) -> None:
         self.pending -= 1
         self._unbounded -= unbounded
+        self._large -= counted
         if not future.cancelled():
             future.exception()  # retrieved, so that asyncio does not log it as never retrieved
 

@@ -4,7 +4,7 @@ SQLite takes the first frame of its log whose checksum does not match for the en
 follows. After a power cut that is right: the last transaction was torn before it was acknowledged. After a flipped bit
 it silently discards every later commit. So the log is scanned before SQLite opens the file. It is damaged when a whole
 commit stands behind the first frame that does not match, or when one changed word explains the mismatch. Wider damage
-to the last transaction alone cannot be told from a torn write, and is taken for one.
+to the last transaction alone cannot be distinguished from a torn write, and is treated as one.
 
 Format: https://sqlite.org/fileformat2.html#walformat, section 4.
 

@@ -121,16 +121,16 @@ async def test_time_spent_in_vain_does_not_count_against_a_tenant() -> None:
     for _ in range(50):
         with pytest.raises(TimeoutError):
             await turns.enter("b", 10, 0)
-    rivals = [asyncio.create_task(turns.enter("a", 10, 10)) for _ in range(5)]
+    waiting = [asyncio.create_task(turns.enter("a", 10, 10)) for _ in range(5)]
     await _settle()
     polite = asyncio.create_task(turns.enter("b", 10, 10))
     await _settle()
     held.leave()
     await _settle()
-    assert polite.done() and not any(rival.done() for rival in rivals)
+    assert polite.done() and not any(one.done() for one in waiting)
     polite.result().leave()
-    for rival in rivals:
-        (await rival).leave()
+    for one in waiting:
+        (await one).leave()
 
 
 async def test_callers_are_bounded_for_all_and_for_each() -> None:

@@ -122,8 +122,8 @@ async def test_headers_without_end_are_not_kept(bundle: Bundle, make_frame: Make
         (long[at : at + http2.MAX_FRAME] for at in range(0, len(long), http2.MAX_FRAME)),
         itertools.repeat(fields, 4096),
     ]
-    with cloud_process(bundle, tmp_path, MALLOC_ARENA_MAX="2") as (running, told):
-        process, address = psutil.Process(running.pid), told["grpc"]
+    with cloud_process(bundle, tmp_path, MALLOC_ARENA_MAX="2") as (running, addresses):
+        process, address = psutil.Process(running.pid), addresses["grpc"]
         before = process.memory_info().rss
         for blocks in floods:
             await asyncio.to_thread(_flood, address, blocks)

@@ -35,7 +35,7 @@ async def test_too_many_streams_of_events_are_refused_before_they_begin(decoder:
     limits = httpx.Limits(max_connections=None)
     async with (
         running_cloud(decoder, tmp_path, tokens=TOKENS, max_waiters=10) as cloud,
-        httpx.AsyncClient(base_url=cloud.http, limits=limits) as http,
+        httpx.AsyncClient(base_url=cloud.http, limits=limits, timeout=30) as http,
         contextlib.AsyncExitStack() as held,
     ):
         statuses = [(await held.enter_async_context(_events(http, ACME))).status_code for _ in range(12)]
@@ -59,7 +59,10 @@ async def test_uploads_that_stand_still_keep_no_place_from_others(decoder: Decod
         line.close()
 
     threading.Thread(target=edge, daemon=True).start()
-    async with running_cloud(decoder, tmp_path, **options) as cloud, httpx.AsyncClient(base_url=cloud.http) as http:
+    async with (
+        running_cloud(decoder, tmp_path, **options) as cloud,
+        httpx.AsyncClient(base_url=cloud.http, timeout=30) as http,
+    ):
         host, port = cloud.http.removeprefix("http://").split(":")
         idle = [await asyncio.open_connection(host, int(port)) for _ in range(8)]
         for _, writer in idle:
@@ -145,7 +148,10 @@ async def test_many_large_pictures_of_one_tenant_do_not_keep_another_one_waiting
 async def test_a_picture_that_outlives_its_caller_keeps_its_place(
     decoder: Decoder, generator: FakeGenerator, make_frame: MakeFrame, tmp_path: Path
 ) -> None:
-    async with running_cloud(decoder, tmp_path, eager="none") as cloud, httpx.AsyncClient(base_url=cloud.http) as http:
+    async with (
+        running_cloud(decoder, tmp_path, eager="none") as cloud,
+        httpx.AsyncClient(base_url=cloud.http, timeout=30) as http,
+    ):
         new = new_frame(make_frame(1), wanted=False)
         cloud.store.frames.add([new], time.time())
         generator.gate.clear()
@@ -161,7 +167,7 @@ async def test_a_frame_that_cannot_be_of_its_size_is_refused_without_work(
 ) -> None:
     huge = Frame(8192, 8192, 0, bundle.fingerprint, b"\x01" * 11).to_bytes()
     assert len(huge) == HEADER_BYTES + 11
-    async with running_cloud(decoder, tmp_path) as cloud, httpx.AsyncClient(base_url=cloud.http) as http:
+    async with running_cloud(decoder, tmp_path) as cloud, httpx.AsyncClient(base_url=cloud.http, timeout=30) as http:
         answer = await http.post("/v1/decode", content=huge)
         assert answer.status_code == 422 and "8192x8192" in answer.json()["detail"]
         assert generator.entered == 1  # the warm-up
@@ -174,7 +180,7 @@ async def test_a_frame_of_another_tenant_with_the_same_bytes_does_not_show(
     data = make_frame(1)
     async with (
         running_cloud(decoder, tmp_path, tokens=TOKENS, eager="none") as cloud,
-        httpx.AsyncClient(base_url=cloud.http) as http,
+        httpx.AsyncClient(base_url=cloud.http, timeout=30) as http,
     ):
         first, second = (new_frame(data, tenant=name, wanted=False) for name in ("acme", "other"))
         cloud.store.frames.add([first, second], time.time())

@@ -105,13 +105,13 @@ def test_a_mismatch_moves_entropy_to_the_cpu_for_good(exact: Bundle, exact_frame
     decoder = Decoder(exact, generator, settings=SETTINGS)
     assert generator._child is not None and generator._child.entropy is not None
     channel = generator._child.entropy
-    told = {
+    answer = {
         "outcomes": [{"failed": "Damaged", "what": "x"}],
         "counts": {"entropy_mismatches": 1},
         "reason": "known answers differ",
     }
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(channel.control, "receive", lambda seconds: told)
+        patch.setattr(channel.control, "receive", lambda seconds: answer)
         decoder.entropy_decode_many([exact_frame(1)])
     assert decoder.entropy_batch == 1 and "known answers differ" in decoder.warnings[0]
     assert decoder.take_counts()["entropy_mismatches"] == 1

@@ -472,3 +472,17 @@ async def test_overlapped_stages_on_a_device_of_its_own(
 
     async with running():
         await until(lambda: store.frames.counts()["done"] == 12)
+
+
+async def test_no_frame_is_begun_while_the_pixels_in_work_are_used_up(
+    running: Running, generator: FakeGenerator, store: Store, make_frame: MakeFrame
+) -> None:
+    async with running(max_pixels_at_once=2 * 128 * 128) as worker:
+        generator.gate.clear()
+        store.frames.add([new_frame(make_frame(number)) for number in range(12)], time.time())
+        worker.wake()
+        await until(lambda: sum(job.assembler is not None for job in worker.scheduler) == 2)
+        await asyncio.sleep(0.2)
+        assert sum(job.assembler is not None for job in worker.scheduler) == 2
+        generator.gate.set()
+        await until(lambda: store.frames.counts().get("done") == 12)

@@ -8,19 +8,22 @@ from pathlib import Path
 
 import pytest
 
+from aeic_service.errors import Overloaded
 from edge_encoder import service as service_module
+from edge_encoder.encoding import encode_queue
 from edge_encoder.encoding.encode_queue import EncodeQueue
 from tests.support.in_process import edge
 from tests.support.pictures import picture
 from tests.support.waiting import until
 
 
-async def test_large_pictures_are_encoded_one_after_another() -> None:
-    queue = EncodeQueue(4, 100, max_pixels=100)
+async def test_large_pictures_wait_for_each_other_and_small_ones_do_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(encode_queue, "SMALL_PIXELS", 50)
+    queue = EncodeQueue(4, 16, max_pixels=100)
     running, most, lock = 0, 0, threading.Lock()
     gate = threading.Event()
 
-    def job() -> None:
+    def large() -> None:
         nonlocal running, most
         with lock:
             running += 1
@@ -29,16 +32,31 @@ async def test_large_pictures_are_encoded_one_after_another() -> None:
         with lock:
             running -= 1
 
-    tasks = [asyncio.create_task(queue.run(job, pixels=80)) for _ in range(4)]
-    tasks += [asyncio.create_task(queue.run(job, pixels=1000))]
+    tasks = [asyncio.create_task(queue.run(large, pixels=pixels)) for pixels in (80, 80, 80, 1000, 1000)]
     await until(lambda: running == 1)
-    await asyncio.sleep(0.1)
+    for _ in range(10):
+        await queue.run(lambda: None, pixels=50)
     assert running == 1 and queue.pending == 5 and queue.pixels.held == 80
+    tasks += [asyncio.create_task(queue.run(large, pixels=80)) for _ in range(5)]
+    await until(lambda: queue.pending == 10)
+    with pytest.raises(Overloaded):
+        await queue.run(large, pixels=80)
+    await queue.run(lambda: None, pixels=50)
     gate.set()
     await asyncio.gather(*tasks)
     assert most == 1 and queue.pending == 0 and queue.pixels.held == 0
-    small = [asyncio.create_task(queue.run(job, pixels=10)) for _ in range(4)]
-    await asyncio.gather(*small)
+    await queue.close()
+
+
+async def test_large_pictures_leave_a_worker_to_small_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(encode_queue, "SMALL_PIXELS", 50)
+    queue = EncodeQueue(2, 10, max_pixels=10_000)
+    gate = threading.Event()
+    tasks = [asyncio.create_task(queue.run(lambda: gate.wait(10), pixels=51)) for _ in range(4)]
+    await until(lambda: queue.pixels.held == 51)
+    await queue.run(lambda: None, pixels=50)
+    gate.set()
+    assert await asyncio.gather(*tasks) == [True] * 4
     await queue.close()
 
 
