@@ -101,18 +101,18 @@ class Child:
             if self._generator is not None and not self._generator.usable:
                 failed = DEVICE_FAILED
             return {"failed": failed, "what": str(error)}
-        outcomes: list[dict[str, Any]] = []
+        described: list[dict[str, Any]] = []
         latents: list[NDArray[np.float32]] = []
         for outcome in outcomes:
             if isinstance(outcome, BitstreamError):
-                outcomes.append({"failed": type(outcome).__name__, "what": str(outcome)})
+                described.append({"failed": type(outcome).__name__, "what": str(outcome)})
             else:
-                outcomes.append({"shape": list(outcome.y_hat.shape), "digest": outcome.digest})
+                described.append({"shape": list(outcome.y_hat.shape), "digest": outcome.digest})
                 latents.append(outcome.y_hat.ravel())
         if latents:
             outbox.write(np.concatenate(latents))
         counts = {f"entropy_{name}": count for name, count in vars(self._entropy.take_tally()).items()}
-        return {"outcomes": outcomes, "counts": counts, "reason": self._entropy.reason}
+        return {"outcomes": described, "counts": counts, "reason": self._entropy.reason}
 
     @property
     def _loaded(self) -> GeneratorBackend:
