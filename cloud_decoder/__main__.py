@@ -13,7 +13,7 @@ from cloud_decoder.settings import Settings
 
 def _settings(arguments: list[str]) -> Settings:
     parser = argparse.ArgumentParser(
-        prog="python -m cloud_decoder",
+        prog="aeic cloud",
         description="Receives AEIC frames over gRPC, stores them, and serves the pictures over HTTP.",
         epilog="All settings are environment variables AEIC_CLOUD_*; docs/reference/cloud.md lists them.",
     )

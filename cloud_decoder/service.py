@@ -184,6 +184,11 @@ class Cloud:
         """The limit of the settings, or what fits into half of the memory."""
         return self.settings.max_pixels_at_once or self.host.memory_bytes // 2 // BYTES_A_PIXEL
 
+    def _sources_in_metrics(self) -> int:
+        """Anyone may read the metrics: with tokens, they name tenants and sources only if the settings say so."""
+        asked = "metrics_sources" in self.settings.model_fields_set
+        return self.settings.metrics_sources if asked or not self.tokens.required else 0
+
     def _ingest_settings(self) -> IngestSettings:
         settings, bundles = self.settings, self.model_pool.bundles.values()
         return IngestSettings(
@@ -213,7 +218,7 @@ class Cloud:
                 self.model_pool,
                 lambda: self.budgets,
                 self.readiness,
-                sources=self.settings.metrics_sources,
+                sources=self._sources_in_metrics(),
             ),
             page.router(),
             edge.router(self._edge_proxy, self.bodies, upload_limits),

@@ -84,7 +84,11 @@ class Settings(ServiceSettings):
     lease_seconds: float = Field(60.0, gt=0, description="How long a worker holds a frame without renewing its lease.")
     max_attempts: int = Field(3, ge=1, description="Crashes of the decoder on one frame before it goes to quarantine.")
     metrics_sources: int = Field(
-        200, ge=0, le=10_000, description="Sources of which the metrics tell how long they have been silent."
+        200,
+        ge=0,
+        le=10_000,
+        description="Sources of which the metrics tell how long they have been silent; with tokens none, unless this is"
+        " set.",
     )
     retention_days: float = Field(0.0, ge=0, description="Age at which decoded frames are pruned; 0 keeps them.")
     retention_bytes: int = Field(

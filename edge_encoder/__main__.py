@@ -116,7 +116,7 @@ async def _run(source: WatchedFolder | Camera) -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit code: 0 after a drain, 75 to be restarted with another bundle, 2 for wrong settings, 5 for a bundle that
     cannot be used, 1 for other failures."""
-    parser = argparse.ArgumentParser(prog="python -m edge_encoder", description="The AEIC edge service.")
+    parser = argparse.ArgumentParser(prog="aeic edge", description="The AEIC edge service.")
     parser.add_argument("--host", help="address to listen on [env: AEIC_EDGE_HOST]")
     parser.add_argument("--port", type=int, help="port; 0 takes a free one [env: AEIC_EDGE_PORT]")
     parser.add_argument("--bundle", help="folder of the model bundle [env: AEIC_EDGE_BUNDLE]")

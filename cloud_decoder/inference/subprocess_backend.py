@@ -496,13 +496,13 @@ class SubprocessGenerator(GeneratorBackend):
             pause = min(RETRY_SECONDS, 2 * pause or 1.0)
 
 
-def _outcomes(told: list[dict[str, Any]], latents: SharedBuffer) -> list[EntropyDecoded | BitstreamError]:
-    """What the child told of each frame; latents lie one behind the other in the buffer, and are copied."""
-    sizes = [int(np.prod(one["shape"])) if "shape" in one else 0 for one in told]
+def _outcomes(described: list[dict[str, Any]], latents: SharedBuffer) -> list[EntropyDecoded | BitstreamError]:
+    """The outcome of each frame; latents lie one behind the other in the buffer, and are copied."""
+    sizes = [int(np.prod(one["shape"])) if "shape" in one else 0 for one in described]
     values = latents.view((sum(sizes),)) if any(sizes) else np.empty(0, np.float32)
     outcomes: list[EntropyDecoded | BitstreamError] = []
     start = 0
-    for one, size in zip(told, sizes, strict=True):
+    for one, size in zip(described, sizes, strict=True):
         if "shape" in one:
             y_hat = values[start : start + size].reshape(one["shape"]).copy()
             outcomes.append(EntropyDecoded(y_hat, one["digest"]))

@@ -85,8 +85,8 @@ class Child:
         generator, y_hat = self._loaded, self._inbox.view(tuple(message["shape"]))
         pictures: NDArray[Any] = generator.pictures(y_hat) if message["pictures"] else generator(y_hat)
         self._outbox.write(pictures)
-        told = {"parts": generator.parts, "memory": generator.memory, "counts": generator.take_counts()}
-        return {"shape": list(pictures.shape), **told}
+        figures = {"parts": generator.parts, "memory": generator.memory, "counts": generator.take_counts()}
+        return {"shape": list(pictures.shape), **figures}
 
     def decode_entropy(self, message: dict[str, Any], inbox: SharedBuffer, outbox: SharedBuffer) -> dict[str, Any]:
         """The answer to frames of these lengths, which lie one behind the other in ``inbox``."""
@@ -101,18 +101,18 @@ class Child:
             if self._generator is not None and not self._generator.usable:
                 failed = DEVICE_FAILED
             return {"failed": failed, "what": str(error)}
-        told: list[dict[str, Any]] = []
+        described: list[dict[str, Any]] = []
         latents: list[NDArray[np.float32]] = []
         for outcome in outcomes:
             if isinstance(outcome, BitstreamError):
-                told.append({"failed": type(outcome).__name__, "what": str(outcome)})
+                described.append({"failed": type(outcome).__name__, "what": str(outcome)})
             else:
-                told.append({"shape": list(outcome.y_hat.shape), "digest": outcome.digest})
+                described.append({"shape": list(outcome.y_hat.shape), "digest": outcome.digest})
                 latents.append(outcome.y_hat.ravel())
         if latents:
             outbox.write(np.concatenate(latents))
         counts = {f"entropy_{name}": count for name, count in vars(self._entropy.take_tally()).items()}
-        return {"outcomes": told, "counts": counts, "reason": self._entropy.reason}
+        return {"outcomes": described, "counts": counts, "reason": self._entropy.reason}
 
     @property
     def _loaded(self) -> GeneratorBackend:
@@ -141,9 +141,9 @@ def _answering(child: Child, inbox: SharedBuffer, outbox: SharedBuffer) -> Calla
 def _serve(line: Control, answer: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
     with contextlib.suppress(BrokenPipeError, KeyboardInterrupt):
         while (message := line.receive()) is not None:
-            told = answer(message)
-            line.send(told)
-            if told.get("failed") == DEVICE_FAILED:
+            reply = answer(message)
+            line.send(reply)
+            if reply.get("failed") == DEVICE_FAILED:
                 os._exit(DEVICE_EXIT)  # at once: interpreters may hang on a device that has failed
 
 

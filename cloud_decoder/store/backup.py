@@ -158,8 +158,8 @@ def _check_rows(connection: sa.Connection, report: Report) -> None:
     if report.revision >= "0003":
         counted = sa.select(tallies.c.tenant, tallies.c.state, sa.func.sum(tallies.c.frames))
         totals = connection.execute(counted.group_by(tallies.c.tenant, tallies.c.state)).all()
-        told = {(tenant, state): int(count) for tenant, state, count in totals if count}
-        if told != stored and connection.dialect.name == "sqlite":  # PostgreSQL's may have changed in between
+        tallied = {(tenant, state): int(count) for tenant, state, count in totals if count}
+        if tallied != stored and connection.dialect.name == "sqlite":  # PostgreSQL's may have changed in between
             report.problems.append("the counters (table tallies) do not match the frames")
 
 

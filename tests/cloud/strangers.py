@@ -127,7 +127,7 @@ def half_requests(address: Callable[[Target], str], request: bytes) -> Attack:
 
     async def attack(target: Target) -> None:
         host, port = address(target).removeprefix("http://").split(":")
-        lines = []
+        lines: list[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = []
         try:
             while True:
                 for _ in range(600 - len(lines)):
