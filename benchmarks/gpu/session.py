@@ -311,7 +311,7 @@ def service(session: Session) -> dict[str, Any]:
             "bundle": bundle.path,
             "max_queue": count,
         }
-        cloud = Cloud(Settings(**settings, max_queue=count, device=device, entropy="device", entropy_check_frames=8))
+        cloud = Cloud(Settings(**settings, device=device, entropy="device", entropy_check_frames=8))
         await cloud.start()
         try:
             backend, pool = cloud.backend, cloud.model_pool
