@@ -11,7 +11,7 @@ import httpx
 import pytest
 
 from aeic.bundle import Bundle
-from cloud_decoder import service
+from cloud_decoder import maintenance
 from cloud_decoder.inference.decoder import Decoder
 from tests.support.cloud import FakeGenerator, IngestClient, running_cloud
 from tests.support.frames import MakeFrame, new_frame
@@ -45,7 +45,7 @@ async def test_only_what_the_policy_names_is_decoded_unasked(
 async def test_retention_empties_what_is_old_or_too_much_and_says_so(
     decoder: Decoder, make_frame: MakeFrame, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: dict[str, float]
 ) -> None:
-    monkeypatch.setattr(service, "PRUNE_SECONDS", 0.05)
+    monkeypatch.setattr(maintenance, "ROUND_SECONDS", 0.05)
     old = [new_frame(make_frame(seed)) for seed in range(3)]
 
     async with (
