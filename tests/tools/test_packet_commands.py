@@ -70,7 +70,7 @@ def test_lines_of_hexadecimal_go_through_pipes(tmp_path: Path) -> None:
 
 def test_the_example_brings_a_photograph_over_a_lossy_line() -> None:
     done = subprocess.run(
-        [sys.executable, str(ROOT / "examples" / "lossy_serial.py")],
+        [sys.executable, str(ROOT / "docs" / "examples" / "lossy_serial.py")],
         cwd=ROOT, capture_output=True, text=True, timeout=120,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr

@@ -1,4 +1,4 @@
-"""A photograph over a serial line that loses and damages messages: `python examples/lossy_serial.py [PICTURE]`.
+"""A photograph over a serial line that loses and damages messages: `python docs/examples/lossy_serial.py [PICTURE]`.
 
 Two processes' worth of code run in two threads, connected by a pseudo-terminal as two radios would be by their serial
 ports. A message is one line of hexadecimal, at most 222 bytes long. The receiver asks for what is missing.
