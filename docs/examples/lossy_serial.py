@@ -86,7 +86,7 @@ def receiver(radio: Radio) -> bytes:
 
 def main() -> int:
     """Exit code 0 when the frame arrived bit for bit."""
-    picture = Path(sys.argv[1] if len(sys.argv) > 1 else Path(__file__).parent / "owl.jpg")
+    picture = Path(sys.argv[1] if len(sys.argv) > 1 else Path(__file__).parents[2] / "examples" / "owl.jpg")
     frame = Encoder.from_bundle(threads=1).encode(picture.read_bytes(), target_bytes=1000).data
     near, far = os.openpty()
     for port in (near, far):
