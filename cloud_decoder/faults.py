@@ -1,7 +1,8 @@
 """Whose fault an error is, and what follows from it: the state of the stored frame, and the answer to its callers.
 
 One table for all stages of the worker. docs/reference/cloud.md has the same table; a test compares them. Only a fault
-of the frame, or of its stored bytes, puts the frame into quarantine. All others leave it in the queue.
+of the frame, or of its stored bytes, puts the frame into quarantine. All others leave it in the queue. A frame that has
+ended the whole service several times gets no error here: the queue itself gives it up (store/queue.py, `_lease`).
 """
 
 from __future__ import annotations

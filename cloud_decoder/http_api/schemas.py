@@ -122,6 +122,7 @@ class StatusBody(_Body):
     rates: list[RateBody]
     bundles: list[BundleBody]
     device: str
+    runtime: str
     frames: dict[str, int]
     waiting: dict[str, int]
     ready: bool

@@ -1,7 +1,7 @@
 """Reads what can still be read from a damaged spool file and its log, and writes it into a new one.
 
-Never writes to the damaged files. Three sources, the most trustworthy first; what one source has decided about an id is
-not changed by a later one:
+Never writes to the damaged files; database.py puts the new one in their place. Three sources, the most trustworthy
+first; what one source has decided about an id is not changed by a later one:
 
     1. the database with the pages of its log that SQLite would use, read row by row: a range of rows that fails is
        halved until the unreadable rows stand alone

@@ -60,6 +60,7 @@ def router(
             "version": aeic.__version__,
             **bundles_json(model_pool),
             "device": backend.device,
+            "runtime": backend.runtime,
             "frames": await asyncio.to_thread(store.frames.counts, tenant),
             "waiting": backend.waiting,
             "ready": not problem,
