@@ -135,3 +135,8 @@ class Metrics:
         self.reconnects = Counter(
             "aeic_edge_uplink_failures_total", "Streams that ended, by cause.", ["cause"], registry=registry
         )
+        # At 0 from the start, so that the first event is an increase for Prometheus.
+        for reason in ("full", "age", "damaged"):
+            self.dropped.labels(reason)
+        for cause in ("closed", "unreachable", "stalled", "tls-failed", "unauthorised", "refused", "model-mismatch"):
+            self.reconnects.labels(cause)

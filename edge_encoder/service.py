@@ -136,6 +136,8 @@ class EdgeService:
             start("uplink", self.uplink.run, may_end=not settings.cloud_address),
             start("housekeeping", self._keep_house),
         ]
+        for task in self.supervisor.tasks:
+            self.metrics.task_restarts.labels(task.name)  # 0 so far
         self.ready = True
         log.info(
             "ready: bundle %s (%s) on %s, warmed up in %.2f s; %d frames and %d originals in the spool",

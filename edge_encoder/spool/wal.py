@@ -39,15 +39,17 @@ class Log:
     """What a log holds. A page is (its number in the database, the offset of its content in the log); `pages` is how
     many the database has, by the largest commit.
 
-    `committed`: the pages that SQLite would use, in order. `others`: pages of the present generation that verify and
-    that SQLite would not use, in order: behind damage, or of a transaction without a commit.
+    `committed`: the pages that SQLite would use, in order. The others verify too and are of the present generation, but
+    SQLite would not use them: `behind` are those up to the last commit behind the damage, and `uncommitted` those after
+    it. These may be half of a transaction that was never acknowledged.
     """
 
     page_size: int
     damaged: bool = False
     pages: int = 0
     committed: list[tuple[int, int]] = field(default_factory=list)
-    others: list[tuple[int, int]] = field(default_factory=list)
+    behind: list[tuple[int, int]] = field(default_factory=list)
+    uncommitted: list[tuple[int, int]] = field(default_factory=list)
 
 
 def scan(path: Path) -> Log | None:
@@ -99,7 +101,10 @@ def _scan(raw: memoryview) -> Log:
         if matches and number and own_salt == salt:
             log.pages = max(log.pages, commit)
             open_pages.append((number, start))
-    log.others = open_pages
+            if commit:
+                log.behind += open_pages
+                open_pages = []
+    log.uncommitted = open_pages
     return log
 
 

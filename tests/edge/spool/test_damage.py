@@ -127,6 +127,36 @@ def test_a_torn_last_transaction_is_no_damage(tmp_path: Path, commit: int, behin
     spool.close()
 
 
+def test_a_commit_behind_damage_is_read_without_the_transaction_after_it(tmp_path: Path) -> None:
+    """That one is torn: its page of originals refers to pages that were never written."""
+    kept, pictures = killed(tmp_path / "spool", 20, 10)
+    log = tmp_path / "spool" / "spool.sqlite3-wal"
+    raw = bytearray(log.read_bytes())
+    found = wal.scan(log)
+    assert found is not None and len(found.committed) == (len(raw) - 32) // 4120
+    table = max(found.committed, key=lambda page: page[1] if _is_leaf_of_originals(raw, page[1]) else -1)
+    junk = bytearray(frame(raw, (table[1] - 56) // 4120))
+    junk[24 + 200 :] = random.Random(1).randbytes(len(junk) - 224)
+    raw += junk
+    seal(raw, -1, 0)
+    raw[found.committed[len(found.committed) // 2][1] + 700] ^= 8
+    log.write_bytes(raw)
+    scanned = wal.scan(log)
+    assert scanned is not None and scanned.damaged and scanned.behind and len(scanned.uncommitted) == 1
+    spool = Spool(tmp_path / "spool")
+    originals = []
+    while (one := spool.next_original()) is not None:
+        originals.append(one[0].id)
+    assert len(present(spool)) + len(originals) + spool.unreadable >= 30
+    assert len(originals) >= 9 and set(originals) <= {picture.id for picture in pictures}
+    assert kept
+    spool.close()
+
+
+def _is_leaf_of_originals(raw: bytearray, start: int) -> bool:
+    return raw[start] == 13 and b"mast-7" in raw[start : start + 4096] and b"r1" in raw[start : start + 4096]
+
+
 @pytest.mark.parametrize("pages", [8, 9])  # a power of two is one bit away from "no commit"
 def test_a_flipped_bit_of_the_last_commit_is_noticed(tmp_path: Path, pages: int) -> None:
     killed(tmp_path / "spool", 60)

@@ -47,6 +47,12 @@ def test_lives_keep_every_promise(folders: Callable[[], Path]) -> None:
     assert stops > LIVES / 2 and damages > LIVES / 2  # the faults happen
 
 
+@pytest.mark.parametrize("seed", [91560612, 91562222, 91562287, 111101230, 991440899])
+def test_lives_that_once_broke_a_promise(folders: Callable[[], Path], seed: int) -> None:
+    """A torn commit, a schema that is no UTF-8 (twice), a torn transaction behind damage, a rolled-back one."""
+    live(seed, folders())
+
+
 def set_aside_first(patch: pytest.MonkeyPatch) -> None:
     original = database._rebuild
 
