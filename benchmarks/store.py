@@ -141,7 +141,7 @@ def routes(many: int, row: Any) -> list[str]:
         "limit=200",
         f"cursor={many // 2}",
         "source=camera-7",
-        "source=nobody",
+        "source=unknown",
         "state=received",
         "state=decoding",
         "state=done",
