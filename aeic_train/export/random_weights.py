@@ -2,8 +2,8 @@
 
     aeic export --profile se --random --out aeic-se-onnx
 
-The graphs have the sizes and the cost of the real ones, but their pictures mean nothing. Use it to measure, or to look at
-AEIC-SE as ONNX (docs/onnx.md). It encodes and entropy-decodes; there is no picture decoder.
+The graphs have the sizes and the cost of the real ones, but their pictures mean nothing. Use the bundle to measure, or
+to look at AEIC-SE as ONNX (docs/onnx.md). It encodes and entropy-decodes; there is no picture decoder.
 """
 
 from __future__ import annotations

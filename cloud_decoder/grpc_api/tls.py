@@ -57,8 +57,8 @@ class _Reload:
             stamps = self._files.stamps()
             if stamps == self._seen:
                 return None
-            self._seen = stamps
             config = self._files.read()
+            self._seen = stamps
         except OSError as error:  # the files are being replaced; the next handshake looks again
             log.warning("the certificates cannot be read, the earlier ones stay in use: %s", error)
             return None
