@@ -60,8 +60,8 @@ READY_BATCHES = 8
 """Decoded latents held, in batches. Enough that frames of mixed shapes still fill batches."""
 
 
-class Gate:
-    """Any number of steps side by side, or one alone. A step that waits to be alone goes before later ones."""
+class SharedLock:
+    """For any number of steps side by side, or for one alone. A step that waits to be alone goes before later ones."""
 
     def __init__(self) -> None:
         self._changed = asyncio.Condition()
@@ -120,7 +120,7 @@ class Pipeline:
         self._max_batch_pixels = decoder.max_batch_pixels
         self._entropy_threads = ThreadPoolExecutor(decoder.entropy_workers, "entropy")
         self._device_threads = [ThreadPoolExecutor(1, f"device-{lane}") for lane in range(decoder.lanes)]
-        self._gate = Gate()
+        self._lock = SharedLock()
         self._entropy_calls = 0
         self._resting: dict[int, str] = {}  # lanes whose device does not start, and why
 
@@ -140,7 +140,7 @@ class Pipeline:
 
     async def revive(self) -> None:
         """Start the devices again after a failure. Raises what keeps the last of them from working."""
-        self._gate, self._entropy_calls = Gate(), 0  # the loops that used the other one have ended
+        self._lock, self._entropy_calls = SharedLock(), 0  # the loops that used the other one have ended
         calls = [run_on(threads, self._revive, lane) for lane, threads in enumerate(self._device_threads)]
         results = await asyncio.gather(*calls, return_exceptions=True)
         failures = [result for result in results if isinstance(result, BaseException)]
@@ -221,7 +221,7 @@ class Pipeline:
         alone = group[0].suspect
         self._entropy_calls += 1
         try:
-            async with self._gate.enter(alone):
+            async with self._lock.enter(alone):
                 if alone:
                     await self._decode_suspect(group[0])
                 else:
@@ -309,7 +309,7 @@ class Pipeline:
         return next((lane for lane in range(len(self._device_threads)) if lane not in self._resting), 0)
 
     async def _device_step(self, lane: int) -> None:
-        async with self._gate.enter():
+        async with self._lock.enter():
             if batch := self._scheduler.take_batch():
                 await self._run_batch(batch, lane)
 
