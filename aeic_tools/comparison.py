@@ -37,7 +37,7 @@ CODECS: dict[str, tuple[str, int, dict[str, Any]]] = {
 """Format -> (suffix of files, lowest quality, options of the encoder)."""
 SCALES = (1.0, 0.75, 0.6, 0.5, 0.42, 0.35, 0.3, 0.25, 0.2, 0.16, 0.13, 0.1, 0.08)
 _TOP_QUALITY = 95
-_SHOWN_AS = {"quality": 88, "method": 6}
+_SHOWN_AS: dict[str, Any] = {"quality": 88, "method": 6}
 
 
 @dataclass(frozen=True)

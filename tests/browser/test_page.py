@@ -200,7 +200,9 @@ def test_it_fits_and_can_be_read(open_page: OpenPage, services: Pair, width: int
     page.wait_for_selector("#charts svg")
     page.wait_for_selector("#wall .tile")
     _fits(page, width)
-    page.goto(f"{services.cloud.http}/#source=" + urllib.parse.quote("a-source-with-a-very-long-name-that-goes-on-" * 2))
+    page.goto(
+        f"{services.cloud.http}/#source=" + urllib.parse.quote("a-source-with-a-very-long-name-that-goes-on-" * 2)
+    )
     page.wait_for_selector(f"#day-image[data-id='{id}']")
     _fits(page, width)
 

@@ -64,7 +64,7 @@ function choose(picture) {
 function offer() {
   chips($("showcase-pictures"), pictures.map((one) => [one.name, one.title]), chosen.name, (name) => choose(pictures.find((one) => one.name === name)));
   const there = ["webp", "jpeg", "avif"].filter((codec) => chosen.rivals[codec]);
-  chips($("showcase-rivals"), [...there, "original"].map((codec) => [codec, `vs ${NAMES[codec]}`]), against, (codec) => {
+  chips($("showcase-rivals"), [...there, "original"].map((codec) => [codec, `vs ${codec === "original" ? "original" : NAMES[codec]}`]), against, (codec) => {
     against = codec;
     offer();
     show();
@@ -90,9 +90,9 @@ function show() {
     `carry this whole picture of ${picture.width} × ${picture.height} pixels. Its file has ${bytes(picture.fileBytes)}, ${count(share)} times as many.`;
   $("showcase-note").textContent = rival ? said(rival, picture) : "On the left is the file that was encoded, on the right what the decoder made of the frame.";
   $("showcase-plan").replaceChildren(
-    "A data plan of 1 GB a month carries ",
+    "A plan of 1 GB a month carries ",
     element("strong", count(Math.floor(PLAN_BYTES / picture.bytes))),
-    ` such pictures: one ${every((MONTH_SECONDS * picture.bytes) / PLAN_BYTES)}, not counting what the connection itself takes.`,
+    ` such pictures, one ${every((MONTH_SECONDS * picture.bytes) / PLAN_BYTES)}, without the overhead of the connection.`,
   );
 }
 

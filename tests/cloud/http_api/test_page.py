@@ -81,7 +81,15 @@ async def test_the_page_and_its_policy(decoder: Decoder, tmp_path: Path) -> None
         text = (await http.get("/")).text
         assert "http://" not in text and "https://" not in text and "style=" not in text and "onclick" not in text
         assert (await http.get("/viewer/compare/owl-avif.avif")).headers["content-type"] == "image/avif"
-        for name in ("../api.py", "index.html", "compare/../index.html", "compare", "compare/nothing.webp", "nothing.js", "..%2fpage.py"):
+        for name in (
+            "../api.py",
+            "index.html",
+            "compare/../index.html",
+            "compare",
+            "compare/nothing.webp",
+            "nothing.js",
+            "..%2fpage.py",
+        ):
             assert (await http.get(f"/viewer/{name}")).status_code == 404
 
 
