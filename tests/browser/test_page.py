@@ -18,6 +18,7 @@ import pytest
 
 from aeic_tools.demo_client import request
 from aeic_tools.local_services import Pair
+from tests.support.browsing import until
 from tests.support.roots import EXAMPLES
 
 OpenPage = Callable[..., Any]
@@ -42,14 +43,6 @@ def open_page(browser: Any, services: Pair) -> Iterator[OpenPage]:
     for context in contexts:
         context.close()
     assert errors == []
-
-
-def until(page: Any, script: str, argument: Any = None, seconds: float = 20) -> None:
-    """Wait until ``script`` is true. Playwright's wait_for_function evaluates text, which the page's policy forbids."""
-    deadline = time.monotonic() + seconds
-    while not page.evaluate(script, argument):
-        assert time.monotonic() < deadline, f"never true: {script}"
-        page.wait_for_timeout(20)
 
 
 def post(services: Pair, name: str, source: str) -> str:

@@ -16,7 +16,7 @@ from aeic.bundle import Bundle
 from aeic_tools import local_services
 from aeic_tools.demo_client import request
 from cloud_decoder.store.store import Store
-from tests.browser.test_page import until
+from tests.support.browsing import until
 from tests.support.frames import frame_maker, new_frame
 
 DAY = 86400
