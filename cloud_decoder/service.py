@@ -210,7 +210,14 @@ class Cloud:
             frames.router(store, images, bundles, max_wait=max_wait, public=not self.tokens.required),
             decode.router(backend, self.admission, self.bodies, frame_limits, max_wait=max_wait),
             events.router(self.event_bus, images, backend, bundles),
-            status.router(store, self.presence, self.model_pool, backend, self.readiness),
+            status.router(
+                store,
+                self.presence,
+                self.model_pool,
+                backend,
+                self.readiness,
+                grafana_url=self.settings.grafana_url,
+            ),
             status.metrics_router(
                 self.metrics,
                 store,

@@ -63,6 +63,7 @@ class FrameListBody(_Body):
 
     frames: list[FrameBody]
     next_cursor: str | None
+    next: str | None
 
 
 class SizesBody(_Body):
@@ -74,7 +75,7 @@ class SizesBody(_Body):
 
 
 class SourceBody(_Body):
-    """What sends frames, and how many of them wait to be decoded."""
+    """What sends frames, how many of them wait to be decoded, and the last one where it was asked for."""
 
     source: str
     frames: int
@@ -83,6 +84,7 @@ class SourceBody(_Body):
     first_seen_at: datetime | None
     last_seen_at: datetime | None
     connected: bool
+    newest: FrameBody | None
 
 
 class SourceListBody(_Body):
@@ -128,6 +130,7 @@ class StatusBody(_Body):
     ready: bool
     problem: str | None
     warnings: list[str]
+    grafana: str | None
 
 
 class EdgeBody(_Body):
