@@ -11,7 +11,7 @@ from fastapi import APIRouter, Query, Request
 from fastapi.responses import JSONResponse, Response
 
 from aeic.bundle import Bundle
-from aeic_service.parameters import FrameId, Seconds
+from aeic_service.parameters import FrameId, Seconds, frame_id
 from cloud_decoder.errors import Gone
 from cloud_decoder.http_api import schemas
 from cloud_decoder.http_api.dependencies import Tenant, Width
@@ -43,6 +43,7 @@ def router(
         rate: Annotated[int | None, Query(ge=0, le=31)] = None,
         since: datetime | None = None,
         until: datetime | None = None,
+        parent: Annotated[str | None, Query(max_length=36, description="Answers to requests about that frame.")] = None,
     ) -> Response:
         """The newest arrivals first. ``next_cursor`` goes into ``cursor`` for the next page; null at the end.
 
@@ -58,6 +59,7 @@ def router(
             rate=rate,
             since_ms=milliseconds(since),
             until_ms=milliseconds(until),
+            parent=None if parent is None else frame_id(parent, "parent"),
         )
         cursor = None if page.next is None else str(page.next)
         # A response, since FastAPI would otherwise visit every value of every frame.
