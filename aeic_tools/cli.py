@@ -407,6 +407,11 @@ def speed(
 
 MEASUREMENTS = {
     "rd": ("aeic_train.evaluation.rd", "train", "Rate, distortion and perception, compared with other codecs."),
+    "curves": (
+        "aeic_train.studies.curves",
+        "train",
+        "Results files, our own and published ones: one plot, and BD-rates against any anchor.",
+    ),
     "artefacts": (
         "aeic_train.studies.artefacts",
         "train",

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import subprocess
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -42,11 +43,14 @@ class Codec(Protocol):
     def decode(self, data: bytes, width: int, height: int) -> Picture: ...
 
 
-def run_program(command: list[str], name: str, data: bytes = b"") -> bytes:
-    """The output of ``command``, run on one thread. :class:`CodecFailed` with the end of its output if it fails."""
+def run_program(command: list[str], name: str, data: bytes = b"", folder: Path | None = None) -> bytes:
+    """The output of ``command``, run on one thread in ``folder``. :class:`CodecFailed` with the end of its output if it
+    fails."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     try:
-        done = subprocess.run(command, input=data, capture_output=True, timeout=TIMEOUT_SECONDS, env=environment)
+        done = subprocess.run(
+            command, input=data, capture_output=True, timeout=TIMEOUT_SECONDS, env=environment, cwd=folder
+        )
     except (OSError, subprocess.TimeoutExpired) as error:
         raise CodecFailed(f"{name}: {error}") from error
     if done.returncode:

@@ -23,7 +23,7 @@ import numpy as np
 from PIL import Image
 
 from aeic_train.codecs.base import Codec, CodecFailed, CodecUnavailable, Picture, run_program
-from aeic_train.codecs.command_line import Commands
+from aeic_train.codecs.command_line import from_file
 from aeic_train.codecs.compressai_zoo import Zoo
 
 
@@ -161,7 +161,7 @@ def build(text: str) -> Codec:
     if text.startswith("compressai:"):
         return Zoo.from_text(text.removeprefix("compressai:"))
     if text.endswith(".toml"):
-        return Commands.from_file(Path(text))
+        return from_file(Path(text))
     name = text.removesuffix("-half")
     if name not in BUILDERS:
         known = ", ".join(BUILDERS)

@@ -141,6 +141,10 @@ def frechet(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:
 
 
 def summary(rows: list[dict[str, Any]]) -> dict[str, float]:
-    """Means over pictures of every number in ``rows``."""
-    names = [name for name, value in rows[0].items() if isinstance(value, float)]
-    return {name: float(np.nanmean([row[name] for row in rows])) for name in names}
+    """Means over pictures of every number that all ``rows`` have."""
+    names = [name for name, value in rows[0].items() if isinstance(value, float) and all(name in row for row in rows)]
+    means = {}
+    for name in names:
+        values = np.array([row[name] for row in rows])
+        means[name] = float(np.nanmean(values)) if np.isfinite(values).any() else math.nan
+    return means

@@ -8,13 +8,17 @@ Ours is measured at its rate points. For the others, a search finds the settings
 --bpp, and every setting that it tries is a point of the curve. aeic_train/codecs/baselines.py lists the codecs, among
 them models of CompressAI's zoo and any program described by a .toml file. The command writes to DIR:
 
-    pictures.csv   a row for each picture, codec and setting; a second run computes only what is missing results.json
-    a list with one entry for each codec in CompressAI's form ("results": {"bpp": [...], "psnr-rgb": [...], ...})
-    summary.json   BD-rates of ours against each baseline, and each codec's metrics at equal bits features/      pooled
-    features for efflite_fd; pictures/ with --keep: the decoded pictures
+    pictures.csv   a row for each picture, codec and setting; a second run computes only what is missing
+    results.json   a list with one entry for each codec in CompressAI's form ("results": {"bpp": [...], ...})
+    curves/        the same entries as one file for each codec, which CompressAI's own plotting tool reads
+    summary.json   BD-rates of ours against each baseline, and each codec's metrics at equal bits
+    features/      pooled features for efflite_fd, fid and kid
+    pictures/      with --keep: the decoded pictures
 
---known takes rows from an earlier run on the same pictures, and their efflite_fd from the .json beside it. The last
-line is one JSON object with "rates": the means of each of our rate points (of the first codec, if ours is not there).
+LPIPS, DISTS, MUSIQ, CLIP-IQA, FID and KID are computed if their libraries and weights are installed
+(aeic_train/evaluation/judges.py); --judges chooses. --known takes rows from an earlier run on the same pictures, and
+their distances from the .json beside it. The last line is one JSON object with "rates": the means of each of our rate
+points (of the first codec, if ours is not there).
 """
 
 from __future__ import annotations
@@ -33,8 +37,10 @@ from aeic_train.codecs.base import Codec, CodecFailed, CodecUnavailable
 from aeic_train.codecs.baselines import build
 from aeic_train.codecs.ours import Pair
 from aeic_train.evaluation import rd_curves
+from aeic_train.evaluation.judges import JUDGES, SETS, Judges, find
 from aeic_train.evaluation.metrics import MetricSuite
-from aeic_train.evaluation.results_table import Table
+from aeic_train.evaluation.results_files import write_each
+from aeic_train.evaluation.results_table import Table, columns_of
 from aeic_train.evaluation.runner import Bench, curve
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp"}
@@ -66,22 +72,36 @@ def compare(curves_by_name: dict[str, list[dict[str, Any]]], targets: Sequence[f
     return {"codec": ours, "bd_rates": rates, "at_bpp": equal}
 
 
-def _known_distances(tables: Sequence[Path], paths: Sequence[Path]) -> dict[str, Any]:
-    """``efflite_fd`` by "codec setting" from the JSON beside each table, if it belongs to exactly these pictures."""
-    found = {}
+def _known_distances(tables: Sequence[Path], paths: Sequence[Path]) -> dict[str, dict[str, float]]:
+    """Distances of sets by "codec setting" from the JSON beside each table, if it belongs to exactly these pictures."""
+    found: dict[str, dict[str, float]] = {}
     for table in tables:
         beside = table.with_name("results.json" if table.name == "pictures.csv" else f"{table.stem}.json")
         for entry in json.loads(beside.read_text()) if beside.exists() else []:
-            if entry.get("pictures") == [path.name for path in paths] and "efflite-fd" in entry["results"]:
-                for setting, value in zip(entry["settings"], entry["results"]["efflite-fd"]):
-                    found[f"{entry['name']} {setting}"] = value
+            if entry.get("pictures") != [path.name for path in paths]:
+                continue
+            for measure in ("efflite_fd", "fid", "kid"):
+                for setting, value in zip(entry["settings"], entry["results"].get(rd_curves.key(measure), [])):
+                    found.setdefault(f"{entry['name']} {setting}", {})[measure] = value
     return found
 
 
+HEADS = {
+    "psnr": "PSNR",
+    "ms_ssim": "MS-SSIM",
+    "st_lpips": "ST-LPIPS",
+    "encode_seconds": "enc s",
+    "decode_seconds": "dec s",
+}
+HEADS |= {"efflite_lpips": "eff.LPIPS", "efflite_dists": "eff.DISTS", "efflite_fd": "eff.FD"}
+HEADS |= {"lpips": "LPIPS", "dists": "DISTS", "fid": "FID", "kid": "KID", "musiq": "MUSIQ", "clipiqa": "CLIP-IQA"}
+"""Heads of the columns whose measures are not called so."""
+
+
 def _print(name: str, points: list[dict[str, Any]]) -> None:
-    heads = ("bpp", "bytes", "PSNR", "MS-SSIM", "ST-LPIPS", "eff.LPIPS", "eff.DISTS", "eff.FD", "enc s", "dec s")
-    names = ("bpp", "bytes", *rd_curves.MEASURES, "encode_seconds", "decode_seconds")
-    print(f"\n{name}\n{'setting':>8} " + " ".join(f"{head:>9}" for head in heads))
+    measures = rd_curves.present([points], rd_curves.MEASURES)
+    names = ("bpp", "bytes", *measures, "encode_seconds", "decode_seconds")
+    print(f"\n{name}\n{'setting':>8} " + " ".join(f"{HEADS.get(measure, measure):>9}" for measure in names))
     for point in points:
         values = [point.get(measure, math.nan) for measure in names]
         print(f"{point['setting']:>8} " + " ".join(f"{value:9.4g}" for value in values))
@@ -106,6 +126,10 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--known", type=Path, action="append", default=[], help="pictures.csv of an earlier run")
     parser.add_argument("--keep", action="store_true", help="write the reconstructions as PNG")
     parser.add_argument("--threads", type=int, default=0, help="of our own codec and the metrics; 0: all")
+    parser.add_argument(
+        "--judges", default="auto", help="of judges.py, with commas; none; auto: those that are installed"
+    )
+    parser.add_argument("--download", action="store_true", help="let the libraries of the judges fetch their weights")
     parser.add_argument("--frechet", action="store_true", help="kept for old command lines: it is always computed")
     options = parser.parse_args(argv)
     try:
@@ -132,6 +156,24 @@ def _codecs(options: argparse.Namespace) -> list[Codec]:
     return codecs
 
 
+def _judges(options: argparse.Namespace) -> Judges:
+    """What --judges asks for. ``auto`` keeps to the columns of a table that exists, and names what is missing."""
+    had = columns_of(options.out / "pictures.csv")
+    if options.judges == "none":
+        return Judges()
+    if options.judges == "auto":
+        judges, missing = find(JUDGES if had is None else (*had, *SETS), download=options.download)
+        if had is not None and (lost := [name for name in had if name not in judges.names]):
+            raise InputError(f"{options.out} was made with {', '.join(lost)}, which cannot be used now. {missing[0]}")
+        for message in missing:
+            print(f"left out: {message}", file=sys.stderr)
+        return judges
+    judges, missing = find([name for name in options.judges.split(",") if name], download=options.download)
+    if missing:
+        raise InputError(f"--judges {missing[0]}")
+    return judges
+
+
 def _run(options: argparse.Namespace) -> None:
     if options.threads:
         import torch
@@ -145,7 +187,9 @@ def _run(options: argparse.Namespace) -> None:
         raise InputError(f"no pictures ({', '.join(sorted(SUFFIXES))}) in {options.folder}")
     codecs = _codecs(options)
     options.out.mkdir(parents=True, exist_ok=True)
-    bench = Bench(paths, options.out, Table(options.out / "pictures.csv", options.known), MetricSuite(), options.keep)
+    judges = _judges(options)
+    table = Table(options.out / "pictures.csv", options.known, [*judges.metrics])
+    bench = Bench(paths, options.out, table, MetricSuite(), options.keep, judges)
     known = _known_distances([*options.known, bench.table.path], paths)
     by_name: dict[str, list[dict[str, Any]]] = {}
     documents = []
@@ -162,6 +206,7 @@ def _run(options: argparse.Namespace) -> None:
         more = {"settings": settings, "pictures": [path.name for path in paths]}
         documents.append(rd_curves.document(codec.name, description, points, **more))
         (options.out / "results.json").write_text(json.dumps(documents, indent=1) + "\n")
+    write_each(documents, options.out / "curves")
     if not by_name:
         raise CodecFailed("no codec got through; see above")
     for name, points in by_name.items():
@@ -170,12 +215,11 @@ def _run(options: argparse.Namespace) -> None:
     (options.out / "summary.json").write_text(json.dumps(comparison, indent=1) + "\n")
     first = next(iter(by_name))
     if len(by_name) > 1:
-        print(
-            f"\nBD-rate of {first}, percent (negative: fewer bits)\n{'':>16} "
-            + " ".join(map(_wide, rd_curves.COMPARED))
-        )
+        measures = rd_curves.present(by_name.values(), rd_curves.COMPARED)
+        print(f"\nBD-rate of {first}, percent (negative: fewer bits)\n{'':>16} " + " ".join(map(_wide, measures)))
         for baseline, values in comparison["bd_rates"].items():
-            print(f"{baseline:>16} " + " ".join(_wide("-" if v is None else f"{v:+.1f}") for v in values.values()))
+            cells = [_wide("-" if values[m] is None else f"{values[m]:+.1f}") for m in measures]
+            print(f"{baseline:>16} " + " ".join(cells))
     rates = [
         {"rate": p["setting"], **{n: round(v, 5) for n, v in p.items() if n != "setting" and math.isfinite(v)}}
         for p in by_name[first]

@@ -7,18 +7,20 @@ module handles only numbers, and neither codecs nor pictures.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
 
 Point = dict[str, float]
 
-MEASURES = ("psnr", "ms_ssim", "st_lpips", "efflite_lpips", "efflite_dists", "efflite_fd")
-"""The metrics that a table may have besides bpp. A point may lack some of them."""
-RISING = {"psnr", "ms_ssim"}
+OWN = ("psnr", "ms_ssim", "st_lpips", "efflite_lpips", "efflite_dists", "efflite_fd")
+"""The metrics that are always computed (metrics.py)."""
+MEASURES = (*OWN, "lpips", "dists", "fid", "kid", "musiq", "clipiqa")
+"""The metrics that a table may have besides bpp. A point may lack some of them; the last six are those of judges.py."""
+RISING = {"psnr", "ms_ssim", "musiq", "clipiqa"}
 """Metrics for which larger is better. The others are distances."""
-COMPARED = ("st_lpips", "psnr", "ms_ssim", "efflite_lpips", "efflite_fd")
+COMPARED = ("st_lpips", "psnr", "ms_ssim", "efflite_lpips", "efflite_fd", "lpips", "dists", "fid", "kid")
 """Metrics for which BD-rates are computed."""
 KEYS = {"psnr": "psnr-rgb", "ms_ssim": "ms-ssim-rgb"}
 """Names in CompressAI's JSON that are not our names with hyphens."""
@@ -121,15 +123,21 @@ def _has(point: Point, measure: str) -> bool:
     return measure in point and math.isfinite(point[measure])
 
 
+def present(curves: Iterable[Sequence[Point]], measures: Sequence[str]) -> list[str]:
+    """Those of ``measures`` that a point of one of ``curves`` has."""
+    points = [point for curve in curves for point in curve]
+    return [measure for measure in measures if any(_has(point, measure) for point in points)]
+
+
 def document(name: str, description: str, curve: Sequence[Point], **more: Any) -> dict[str, Any]:
     """One codec in CompressAI's form: {"name", "description", "results": {"bpp": [...], "psnr-rgb": [...], ...}}."""
     curve = sorted(curve, key=lambda point: point["bpp"])
     results: dict[str, list[float]] = {"bpp": [round(point["bpp"], 6) for point in curve]}
     for measure in MEASURES:
         if curve and all(_has(point, measure) for point in curve):
-            results[key(measure)] = [round(point[measure], 6) for point in curve]
+            results[key(measure)] = [round(point[measure], 7 if measure == "kid" else 6) for point in curve]
     for seconds in ("encode_seconds", "decode_seconds"):
-        if all(seconds in point for point in curve):
+        if all(_has(point, seconds) for point in curve):
             results[seconds.replace("_seconds", "-time")] = [round(point[seconds], 4) for point in curve]
     return {"name": name, "description": description, **more, "results": results}
 
@@ -138,4 +146,4 @@ def curve_of(document: dict[str, Any]) -> list[Point]:
     """The points of a :func:`document`, or of one of CompressAI's own result files."""
     results = document["results"]
     columns = {name: results[key(name)] for name in ("bpp", *MEASURES) if key(name) in results}
-    return [dict(zip(columns, values)) for values in zip(*columns.values())]
+    return [dict(zip(columns, values)) for values in zip(*columns.values(), strict=True)]

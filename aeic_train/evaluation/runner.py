@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from aeic.pixels import load_picture
 from aeic_train.codecs.base import Codec, CodecFailed
 from aeic_train.evaluation import rd_curves
-from aeic_train.evaluation.metrics import MetricSuite, Pooled, frechet, summary
+from aeic_train.evaluation.judges import Judges
+from aeic_train.evaluation.metrics import MetricSuite, frechet, summary
 from aeic_train.evaluation.results_table import Row, Table
+
+INCEPTION = "inception"
+"""Folder of the features for FID and KID."""
 
 
 @dataclass
@@ -29,6 +35,7 @@ class Bench:
     table: Table
     metric_suite: MetricSuite
     keep: bool = False
+    judges: Judges = field(default_factory=Judges)
 
     def __post_init__(self) -> None:
         self.checksums = {path: f"{zlib.crc32(path.read_bytes()):08x}" for path in self.paths}
@@ -59,42 +66,65 @@ class Bench:
         if reconstruction.shape != picture.shape:
             raise CodecFailed(f"{codec.name}: {path.name} came back as {reconstruction.shape}, not {picture.shape}")
         measures, original, pooled = self.metric_suite.measure(picture, reconstruction)
-        self._save(self._features("original", "", path), original)
-        self._save(self._features(codec.name, setting, path), pooled)
+        self._save(self._features("original", "", path), original.astype(np.float16))
+        self._save(self._features(codec.name, setting, path), pooled.astype(np.float16))
+        if self.judges.extractor:
+            for name, at, shown in (("original", "", picture), (codec.name, setting, reconstruction)):
+                if not (target := self._features(name, at, path, INCEPTION)).exists():
+                    self._save(target, self.judges.features(shown))
+        measures |= self.judges.measure(picture, reconstruction)
         if self.keep:
             target = self.out / "pictures" / codec.name / str(setting) / f"{path.stem}.png"
             target.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(reconstruction).save(target)
+        seconds = (encoded - started, decoded - encoded) if getattr(codec, "timed", True) else (math.nan, math.nan)
         return {
             **{"codec": codec.name, "setting": setting, "picture": path.name, "crc32": self.checksums[path]},
             **{"width": width, "height": height, "bytes": len(data), "bpp": 8 * len(data) / (width * height)},
             **{name: round(value, 6) for name, value in measures.items()},
-            **{"encode_seconds": round(encoded - started, 4), "decode_seconds": round(decoded - encoded, 4)},
+            **{"encode_seconds": round(seconds[0], 4), "decode_seconds": round(seconds[1], 4)},
         }
 
-    def _features(self, codec: str, setting: Any, path: Path) -> Path:
-        return self.out / "features" / codec / str(setting) / f"{path.stem}-{self.checksums[path]}.npy"
+    def _features(self, codec: str, setting: Any, path: Path, network: str = "") -> Path:
+        return self.out / "features" / network / codec / str(setting) / f"{path.stem}-{self.checksums[path]}.npy"
 
     @staticmethod
-    def _save(path: Path, features: Pooled) -> None:
+    def _save(path: Path, features: NDArray[Any]) -> None:
         if not path.exists():
             path.parent.mkdir(parents=True, exist_ok=True)
             partial = path.with_suffix(".part.npy")
-            np.save(partial, features.astype(np.float16))
+            np.save(partial, features)
             partial.replace(path)
 
-    def frechet(self, codec: str, setting: Any) -> float | None:
-        """``efflite_fd`` of one setting. None if its rows came from another run, which gives no features."""
-        of: tuple[tuple[str, Any], ...] = ((codec, setting), ("original", ""))
-        sets = [[self._features(name, at, path) for path in self.paths] for name, at in of]
-        if not all(path.exists() for paths in sets for path in paths):
-            return None
-        made, original = (np.concatenate([np.load(path) for path in paths]).astype(np.float64) for paths in sets)
-        return frechet(original, made) if len(made) > 1 else None
+    def _sets(self, codec: str, setting: Any, network: str = "") -> tuple[NDArray[Any], NDArray[Any]] | None:
+        """The features of all originals and of all reconstructions. None if rows came from another run, without."""
+        sets = []
+        for name, at in (("original", ""), (codec, setting)):
+            paths = [self._features(name, at, path, network) for path in self.paths]
+            if not all(path.exists() for path in paths):
+                return None
+            found = [features for features in map(np.load, paths) if len(features)]
+            sets.append(np.concatenate(found) if found else np.zeros((0, 0), np.float32))
+        return sets[0], sets[1]
+
+    def distances(self, codec: str, setting: Any) -> dict[str, float]:
+        """``efflite_fd``, ``fid`` and ``kid`` of one setting, as far as there are features for them."""
+        found: dict[str, float] = {}
+        sets = self._sets(codec, setting)
+        if sets and len(sets[1]) > 1:
+            found["efflite_fd"] = frechet(*(features.astype(np.float64) for features in sets))
+        if self.judges.sets and (sets := self._sets(codec, setting, INCEPTION)):
+            found |= self.judges.distances(*sets)
+        return found
 
 
-def curve(bench: Bench, codec: Codec, targets: Sequence[float] | None, known: dict[str, Any]) -> list[dict[str, Any]]:
-    """The points of ``codec``: all its settings, or, with ``targets`` (bpp), those that the search tries."""
+def curve(
+    bench: Bench, codec: Codec, targets: Sequence[float] | None, known: dict[str, dict[str, float]]
+) -> list[dict[str, Any]]:
+    """The points of ``codec``: all its settings, or, with ``targets`` (bpp), those that the search tries.
+
+    ``known`` has distances of an earlier run by "codec setting", for settings whose features are not here.
+    """
     found: dict[int, list[Row]] = {}
 
     def measure(index: int) -> float:
@@ -111,9 +141,7 @@ def curve(bench: Bench, codec: Codec, targets: Sequence[float] | None, known: di
         setting = codec.settings[index]
         point: dict[str, Any] = {"setting": setting, **summary(rows)}
         point["bytes"] = float(np.mean([row["bytes"] for row in rows]))
-        distance = bench.frechet(codec.name, setting)
-        distance = known.get(f"{codec.name} {setting}") if distance is None else distance
-        points.append(point if distance is None else {**point, "efflite_fd": distance})
+        points.append({**point, **known.get(f"{codec.name} {setting}", {}), **bench.distances(codec.name, setting)})
     return points
 
 

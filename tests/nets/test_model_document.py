@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import runpy
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import pytest
 import torch
 from torch import nn
 
+from aeic.passes import _CLASS_OF_GROUP
 from aeic.profiles import PROFILES, Profile
 from aeic_nets.network import AEIC
 
@@ -101,6 +103,14 @@ def test_the_residual_blocks_of_nano() -> None:
     ]
     (line,) = re.findall(r"^\| down 0, 1, 2 \| (.*?) \|", TEXT, re.MULTILINE)
     assert [(int(a), int(b)) for a, b in re.findall(r"Res\((\d+), (\d+)\)", line)] == down
+
+
+def test_the_diagram_shows_the_passes_and_the_stages() -> None:
+    script = runpy.run_path(str(ROOT / "docs" / "diagrams" / "draw.py"))
+    assert script["PASSES"] == _CLASS_OF_GROUP
+    stages = [detail for name, detail, *_ in script["ENCODER"] if name.startswith("stage")]
+    for profile in PROFILES.values():
+        assert stages == [f"1/{2 ** (i + 1)}" for i in range(len(profile.analysis_widths))]
 
 
 def test_the_code_refers_to_sections_that_exist() -> None:

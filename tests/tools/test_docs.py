@@ -117,8 +117,9 @@ def test_pages_named_in_the_code_exist() -> None:
 def test_the_diagrams_are_what_their_script_draws() -> None:
     folder = ROOT / "docs" / "diagrams"
     script = runpy.run_path(str(folder / "draw.py"))
-    for theme in script["THEMES"]:
-        assert (folder / f"overview-{theme}.svg").read_text() == script["draw"](theme)
+    for name, draw in script["DIAGRAMS"].items():
+        for theme in script["THEMES"]:
+            assert (folder / f"{name}-{theme}.svg").read_text() == draw(theme)
 
 
 def test_the_tree_in_the_readme_names_folders_that_exist() -> None:

@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import math
+import re
+import shlex
+import shutil
+import string
 import sys
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +17,10 @@ import pytest
 
 from aeic_train.codecs.base import CodecFailed, CodecUnavailable
 from aeic_train.codecs.baselines import PillowCodec, build
-from aeic_train.codecs.command_line import Commands
+from aeic_train.codecs.command_line import Commands, from_file
 from aeic_train.codecs.compressai_zoo import Zoo
 from aeic_train.evaluation import rd_curves
+from tests.support.roots import ROOT
 
 
 def picture(height: int = 75, width: int = 101) -> np.ndarray[Any, Any]:
@@ -76,6 +82,60 @@ def test_any_program(tmp_path: Path) -> None:
     broken = Commands("broken", [1], f"{sys.executable} -c raise(SystemExit('no_room')) {{input}}", "true")
     with pytest.raises(CodecFailed, match="no_room"):
         broken.encode(picture(), 1)
+
+
+ROUNDTRIP = """
+import sys, pathlib
+from PIL import Image
+pictures, made, streams, quality = sys.argv[1:]
+for path in pathlib.Path(pictures).iterdir():
+    stream = pathlib.Path(streams, "data", path.stem)
+    stream.parent.mkdir()
+    Image.open(path).save(stream, "JPEG", quality=int(quality))
+    if quality != "3":
+        Image.open(stream).save(pathlib.Path(made, path.name))
+"""
+
+
+def test_a_program_that_codes_a_folder(tmp_path: Path) -> None:
+    (tmp_path / "src").mkdir()
+    (tmp_path / "src" / "compress.py").write_text(ROUNDTRIP)
+    table = tmp_path / "research.toml"
+    table.write_text(
+        f"name = 'research'\nsettings = [10, 50]\nfolder = '{tmp_path}'\n"
+        f'roundtrip = "{sys.executable} src/compress.py {{pictures}} {{reconstructions}} {{streams}} {{setting}}"\n'
+    )
+    codec = build(str(table))
+    data = codec.encode(picture(), 10)
+    assert data[:2] == b"\xff\xd8"
+    made = codec.decode(data, 101, 75)
+    assert made.shape == (75, 101, 3) and 1 < abs(made.astype(float) - picture()).mean() < 60
+    with pytest.raises(CodecFailed, match="only what it has just coded"):
+        codec.decode(data, 101, 75)
+    with pytest.raises(CodecFailed, match="0 pictures and"):
+        codec.encode(picture(), 3)
+    table.write_text(table.read_text().replace(str(tmp_path), str(tmp_path / "nowhere"), 1))
+    with pytest.raises(CodecUnavailable, match="clone the project there"):
+        build(str(table))
+
+
+def test_the_files_in_the_guide_are_complete(tmp_path: Path) -> None:
+    """docs/how-to/other-codecs.md: each block names its keys and its programs."""
+    text = (ROOT / "docs" / "how-to" / "other-codecs.md").read_text()
+    blocks = re.findall(r"```toml\n(.*?)```", text, re.S)
+    names = set()
+    for block in blocks:
+        table = tomllib.loads(block)
+        names.add(table["name"])
+        (tmp_path / "project").mkdir(exist_ok=True)
+        file = tmp_path / "codec.toml"
+        file.write_text(re.sub(r"(?m)^folder = .*$", f'folder = "{tmp_path}/project"', block))
+        codec = from_file(file) if shutil.which(shlex.split(table["roundtrip"])[0]) else None
+        assert codec is None or list(codec.settings) == table["settings"]
+        fields = {name for _, name, _, _ in string.Formatter().parse(table["roundtrip"]) if name}
+        assert fields <= {"pictures", "reconstructions", "streams", "setting"}
+        assert {"pictures", "reconstructions"} <= fields
+    assert names == {"AEIC-SE", "StableCodec", "DiffEIC"}
 
 
 def test_a_command_file_that_lacks_something(tmp_path: Path) -> None:

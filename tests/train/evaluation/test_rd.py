@@ -16,16 +16,7 @@ from aeic_train.evaluation.rd import compare, main
 from aeic_train.evaluation.results_table import Table
 from aeic_train.evaluation.runner import Bench, curve
 from aeic_train.reports import rd_plots
-
-
-class QuickJudges(MetricSuite):
-    """A suite without networks."""
-
-    def measure(self, original: Any, reconstruction: Any) -> Any:
-        error = float(np.abs(original.astype(float) - reconstruction).mean())
-        names = ("psnr", "ms_ssim", "st_lpips", "efflite_lpips", "efflite_dists")
-        pooled = original.reshape(-1, 3)[:50].astype(float)
-        return dict.fromkeys(names, error), pooled, pooled + error
+from tests.support.results import QuickMetrics
 
 
 @pytest.fixture
@@ -36,7 +27,7 @@ def jpeg() -> PillowCodec:
 def bench(photographs: Path, out: Path, known: list[Path] | None = None) -> Bench:
     out.mkdir(parents=True, exist_ok=True)
     paths = sorted(photographs.iterdir())
-    return Bench(paths, out, Table(out / "pictures.csv", known or []), QuickJudges(), keep=True)
+    return Bench(paths, out, Table(out / "pictures.csv", known or []), QuickMetrics(), keep=True)
 
 
 def test_a_second_run_computes_nothing(photographs: Path, tmp_path: Path, jpeg: PillowCodec) -> None:
@@ -55,7 +46,10 @@ def test_a_second_run_computes_nothing(photographs: Path, tmp_path: Path, jpeg: 
     assert [point["psnr"] for point in again] == pytest.approx([point["psnr"] for point in points])
     elsewhere = bench(photographs, tmp_path / "else", [tmp_path / "pictures.csv"])
     assert "efflite_fd" not in curve(elsewhere, Broken("jpeg", "JPEG", settings=(5,)), None, {})[0]
-    assert curve(elsewhere, Broken("jpeg", "JPEG", settings=(5,)), None, {"jpeg 5": 7.0})[0]["efflite_fd"] == 7
+    assert (
+        curve(elsewhere, Broken("jpeg", "JPEG", settings=(5,)), None, {"jpeg 5": {"efflite_fd": 7.0}})[0]["efflite_fd"]
+        == 7
+    )
 
 
 def test_a_line_cut_short_is_computed_again(photographs: Path, tmp_path: Path, jpeg: PillowCodec) -> None:
@@ -109,7 +103,7 @@ def test_errors_name_what_is_wrong(
 
 
 def test_from_folder_to_plots(photographs: Path, tmp_path: Path, monkeypatch: Any, capsys: Any) -> None:
-    monkeypatch.setattr(rd, "MetricSuite", QuickJudges)
+    monkeypatch.setattr(rd, "MetricSuite", QuickMetrics)
     out = tmp_path / "out"
     main([str(photographs), "--out", str(out), "--codecs", "jpeg,webp,no", "--bpp", "0.4,0.8,1.5", "--every", "2"])
     said = capsys.readouterr()
