@@ -62,7 +62,7 @@ async def asked(
 ) -> AsyncIterator[tuple[Cloud, httpx.AsyncClient, UUID]]:
     """A cloud with a frame of the source ``box/door``, which ``box`` has delivered, from an original of 640x480."""
     async with running_cloud(decoder, folder, **settings) as cloud, httpx.AsyncClient(base_url=cloud.http) as http:
-        sizes = {"original_width": 640, "original_height": 480}
+        sizes: dict[str, Any] = {"original_width": 640, "original_height": 480}
         new = new_frame(make_frame(1, 64, 64), source="box/door", box="box", **sizes)
         cloud.store.frames.add([new], time.time())
         yield cloud, http, new.id
@@ -219,7 +219,8 @@ async def test_frames_flow_while_requests_do(
     """Every frame is acknowledged in order, with requests between them."""
     async with asked(decoder, make_frame, tmp_path) as (cloud, http, parent), Box(cloud.grpc) as box:
         await box.greet(bundle)
-        stored, requests = 0, set()
+        stored = 0
+        requests: set[bytes] = set()
         for number in range(30):
             await box.send(make_frame(number, 64, 64), uuid4(), prompt=True)
             if number % 3 == 0:
