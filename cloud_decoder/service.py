@@ -228,7 +228,14 @@ class Cloud:
                 body_seconds=seconds,
                 max_wait=max_wait,
             ),
-            status.router(store, self.presence, self.model_pool, backend, self.readiness),
+            status.router(
+                store,
+                self.presence,
+                self.model_pool,
+                backend,
+                self.readiness,
+                grafana_url=self.settings.grafana_url,
+            ),
             status.metrics_router(
                 self.metrics,
                 store,

@@ -121,6 +121,9 @@ class Settings(ServiceSettings):
     edge_tenant: str = Field(
         "", description="Tenant of the edge at `edge_url`; only pictures of this tenant are sent there."
     )
+    grafana_url: str = Field(
+        "", pattern=r"^(https?://[^\s]+)?$", description="HTTP address of a Grafana dashboard; the page links to it."
+    )
     max_upload_bytes: int = Field(32 * 2**20, ge=1024, description="Largest picture file passed on to that edge.")
 
     max_bitstream_bytes: int = Field(2**20, ge=16, description="Largest frame accepted, in bytes.")

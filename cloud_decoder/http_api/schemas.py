@@ -78,6 +78,7 @@ class FrameListBody(_Body):
 
     frames: list[FrameBody]
     next_cursor: str | None
+    next: str | None
 
 
 class AskBody(_Body):
@@ -139,7 +140,7 @@ class SizesBody(_Body):
 
 
 class SourceBody(_Body):
-    """What sends frames, and how many of them wait to be decoded."""
+    """What sends frames, how many of them wait to be decoded, and the last one where it was asked for."""
 
     source: str
     frames: int
@@ -148,6 +149,7 @@ class SourceBody(_Body):
     first_seen_at: datetime | None
     last_seen_at: datetime | None
     connected: bool
+    newest: FrameBody | None
 
 
 class SourceListBody(_Body):
@@ -193,6 +195,7 @@ class StatusBody(_Body):
     ready: bool
     problem: str | None
     warnings: list[str]
+    grafana: str | None
 
 
 class EdgeBody(_Body):

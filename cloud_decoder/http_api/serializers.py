@@ -68,8 +68,13 @@ def region_json(region: list[int] | None) -> dict[str, int] | None:
     return None if region is None else dict(zip(("x", "y", "width", "height"), region, strict=True))
 
 
-def source_json(one: Mapping[str, Any], waiting: int, connected: bool) -> dict[str, Any]:
-    """A source, as :meth:`Frames.sources <cloud_decoder.store.frames.Frames.sources>` lists it."""
+def source_json(
+    one: Mapping[str, Any], waiting: int, connected: bool, newest: dict[str, Any] | None = None
+) -> dict[str, Any]:
+    """A source, as :meth:`Frames.sources <cloud_decoder.store.frames.Frames.sources>` lists it.
+
+    ``newest``: its last frame, as :func:`frame_json` makes it.
+    """
     return {
         "source": one["source"],
         "frames": one["frames"],
@@ -78,6 +83,7 @@ def source_json(one: Mapping[str, Any], waiting: int, connected: bool) -> dict[s
         "first_seen_at": rfc3339(one["first_seen_ms"]),
         "last_seen_at": rfc3339(one["last_seen_ms"]),
         "connected": connected,
+        "newest": newest,
     }
 
 

@@ -186,6 +186,26 @@ class Frames:
             found = connection.execute(query.order_by(sources.c.last_seen_ms.desc()).limit(limit))
             return [dict(row._mapping) for row in found]
 
+    def newest(self, tenant: str, limit: int = 1000) -> dict[str, StoredFrame]:
+        """The last frame that arrived from each source, by source, of the ``limit`` sources that were seen last."""
+        last = (
+            sa.select(frames.c.seq)
+            .where(frames.c.tenant == sources.c.tenant, frames.c.source == sources.c.source)
+            .order_by(frames.c.seq.desc())
+            .limit(1)
+            .scalar_subquery()
+        )
+        seqs = sa.select(last).where(sources.c.tenant == tenant).order_by(sources.c.last_seen_ms.desc()).limit(limit)
+        rows = sa.select(*ROW_COLUMNS).select_from(_WITH_JOBS)
+        with self._database.read() as connection:
+            found = [seq for seq in connection.execute(seqs).scalars() if seq is not None]
+            if not found:
+                return {}
+            return {
+                row.source: row_of(row)
+                for row in connection.execute(rows.where(self._database.among(frames.c.seq, found)))
+            }
+
     def last_arrivals(self, since: float, limit: int) -> list[tuple[str, str, int]]:
         """Tenant, source and arrival of its last frame (milliseconds), of sources seen since then, the latest first.
 
