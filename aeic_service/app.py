@@ -20,7 +20,7 @@ from aeic_service.head import Head
 from aeic_service.origins import Origins, split
 from aeic_service.settings import ServiceSettings
 
-_EXPOSED = ["ETag", "Location", "Retry-After", "Server-Timing", "X-Latents-Digest"]
+_EXPOSED = ["ETag", "Link", "Location", "Retry-After", "Server-Timing", "X-Latents-Digest"]
 
 
 def new_app(title: str, about: str, settings: ServiceSettings, middleware: Sequence[Middleware] = ()) -> FastAPI:

@@ -29,6 +29,8 @@ _HEADER_BYTES = 16384
 _BACKLOG = 1024
 _OTHER_FILES = 128  # libraries, logs, the database and the model
 _LEAST_CONNECTIONS = 16
+_UPLOAD_GRACE = 0.8
+"""Share of the grace time that a body may take to arrive while the server stops; the rest is for its answer."""
 
 
 @dataclass(frozen=True)
@@ -107,8 +109,10 @@ class HttpServer:
             await asyncio.wait([self._serving])
 
     async def stop(self) -> None:
-        """No new requests; those that run have ``grace_seconds``."""
+        """No new requests; those that run have ``grace_seconds``, and a little less for the rest of their bodies."""
         self._server.should_exit = True
+        loop = asyncio.get_running_loop()
+        loop.call_later(_UPLOAD_GRACE * self._settings.grace_seconds, self.connections.abort_uploads)
         if self._serving is not None:
             await self._serving
         elif self._listener is not None:
@@ -179,6 +183,12 @@ class Connections:
     def busy(self, connection: H11Protocol) -> None:
         """The headers of a request are complete."""
         self._waiting.pop(connection, None)
+
+    def abort_uploads(self) -> None:
+        """Close those whose request has not arrived as a whole: the route sees a client that has gone."""
+        for connection in self.open.copy():
+            if connection.conn.their_state is h11.SEND_BODY:
+                connection.transport.abort()
 
     def forget(self, connection: H11Protocol) -> None:
         """It is closed."""

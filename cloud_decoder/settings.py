@@ -121,6 +121,9 @@ class Settings(ServiceSettings):
     edge_tenant: str = Field(
         "", description="Tenant of the edge at `edge_url`; only pictures of this tenant are sent there."
     )
+    grafana_url: str = Field(
+        "", pattern=r"^(https?://[^\s]+)?$", description="HTTP address of a Grafana dashboard; the page links to it."
+    )
     max_upload_bytes: int = Field(32 * 2**20, ge=1024, description="Largest picture file passed on to that edge.")
 
     max_bitstream_bytes: int = Field(2**20, ge=16, description="Largest frame accepted, in bytes.")
@@ -132,6 +135,11 @@ class Settings(ServiceSettings):
     max_pixels: int = Field(8192 * 8192, ge=256, description="Largest picture decoded, in pixels.")
     body_timeout_seconds: float = Field(10.0, gt=0, description="Time for a request body to arrive.")
     ingest_window: int = Field(64, ge=1, le=4096, description="Unacknowledged frames allowed on one stream.")
+    request_bytes_per_hour: int = Field(
+        64 * 2**10,
+        ge=0,
+        description="Bytes that may be asked of one source within an hour, for more of its pictures; 0 forbids it.",
+    )
     max_streams: int = Field(
         1024, ge=1, description="gRPC calls of all tenants at once, and connections; fewer if few files may be open."
     )

@@ -44,7 +44,9 @@ _HUNG_SECONDS = 300.0  # no picture takes this long: the watchdog is no longer n
 _PROBE_SECONDS = 3.0  # for a test write to the spool
 _SOFTWARE = f"aeic-edge {aeic.__version__}"
 _ENCODING_GRACE_SECONDS = 10.0
-_BYTES_A_PIXEL = 12  # at the peak of an encode: the decoded picture, its RGB, tensors of some tiles
+_BYTES_A_PIXEL = 12  # at the peak of an encode: the decoded picture, its RGB, rows of features, the latents
+_OTHER_BYTES = 500 << 20  # the process, its graphs and the tensors of their tiles
+_LEAST_PIXELS = 4 << 20  # taken on every box
 _BODIES_SHARE = 8  # bodies that arrive take at most this part of the memory, but one fits in any case
 _MOST_WORKERS = 4  # each holds the buffers of one picture
 
@@ -62,6 +64,11 @@ class EdgeService:
         memory = HostLimits.read().memory_bytes
         pixels = settings.max_pixels_at_once or memory // 2 // _BYTES_A_PIXEL
         self.queue = EncodeQueue(settings.encode_workers or _cores(), settings.encode_queue_frames, pixels)
+        fitting = max(_LEAST_PIXELS, int(0.95 * memory - _OTHER_BYTES) // _BYTES_A_PIXEL)
+        self.max_pixels = min(settings.max_pixels, fitting)
+        """Of one picture."""
+        if self.max_pixels < settings.max_pixels:
+            log.info("pictures of at most %d pixels are taken: more do not fit into the memory", self.max_pixels)
         self.uploads = Budget(min(settings.uploads_max_bytes, max(settings.max_body_bytes, memory // _BODIES_SHARE)))
         self.budgets: dict[str, Used] = {"body_bytes": self.uploads, "pixels": self.queue.pixels}
         self.abandoned = False  # whether stop() left a picture that is still being encoded
@@ -153,7 +160,7 @@ class EdgeService:
         """Loads and warms up the encoder of the bundle at `path`; returns the seconds the warm-up took."""
         settings = self.settings
         self.encoder = Encoder.from_bundle(
-            path, settings.threads, provider=settings.provider, max_pixels=settings.max_pixels
+            path, settings.threads, provider=settings.provider, max_pixels=self.max_pixels
         )
         return self.encoder.warm_up()
 

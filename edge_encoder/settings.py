@@ -89,7 +89,8 @@ class EdgeSettings(ServiceSettings):
         8192 * 8192,
         ge=256,
         le=8192 * 8192,
-        description="Largest picture accepted, in pixels; a larger one is answered 413.",
+        description="Largest picture accepted, in pixels; a larger one is answered 413. Less where the memory is less: "
+        "a picture takes 12 bytes a pixel and 500 MiB besides.",
     )
     max_pixels_at_once: int = Field(
         0, ge=0, description="Pixels in work at once; 0 takes as many as fit into half of the memory."

@@ -74,12 +74,15 @@ class EdgeProxy:
         if not self.serves(tenant):
             raise NoEdge(self.why_not())
 
-    async def encode(self, picture: bytes, rate: str | None) -> dict[str, Any]:
+    async def encode(self, picture: bytes, rate: str | None, target_bytes: int | None = None) -> dict[str, Any]:
         """The frame that the edge made of a JPEG, PNG or WebP file: id, width, height, bytes, bpp, rate, encode_ms.
 
+        With ``target_bytes``, the edge chooses the rate point, and scales the picture down where none fits.
         ``Overloaded`` where too many pictures are in progress.
         """
-        query = "?" + urllib.parse.urlencode({"rate": rate}) if rate else ""
+        asked = {"rate": rate, "target_bytes": target_bytes}
+        query = urllib.parse.urlencode({name: value for name, value in asked.items() if value})
+        query = query and f"?{query}"
         found = await self._ask(self._pictures, f"/v1/frames{query}", picture, self._seconds)
         try:
             return {name: kind(found[name]) for name, kind in _FRAME_FIELDS.items()}

@@ -56,6 +56,9 @@ Batch = list[tuple[DecodeJob, WorkItem[tuple[str, Tile]]]]
 AHEAD = 4
 """Frames that each thread entropy-decodes before synthesis has its turn on shared cores: each change of turns costs
 cold caches and a pause."""
+TURN_PIXELS = 1 << 24
+"""That are entropy-decoded before synthesis has its turn on shared cores. A larger frame has a turn of its own, so that
+a small one is not held up by the large one that happens to follow it."""
 READY_BATCHES = 8
 """Decoded latents held, in batches. Enough that frames of mixed shapes still fill batches."""
 
@@ -165,7 +168,7 @@ class Pipeline:
         while not scheduler.draining:
             self._expire()
             if len(scheduler.entropy) and not scheduler.device.full and self._room:
-                await self._entropy_step(AHEAD * self._entropy_workers)
+                await self._entropy_step(AHEAD * self._entropy_workers, TURN_PIXELS)
             elif len(scheduler.device):
                 await self._device_step(0)
             else:
@@ -213,8 +216,8 @@ class Pipeline:
 
     # -- entropy decoding -------------------------------------------------------------------------------------------
 
-    async def _entropy_step(self, limit: int = 1) -> None:
-        group = self._scheduler.take_entropy(limit, self._pixels_left)
+    async def _entropy_step(self, limit: int, most_pixels: int = 2**62) -> None:
+        group = self._scheduler.take_entropy(limit, min(most_pixels, self._pixels_left))
         if not group:
             return
         self._open.update(group)

@@ -110,14 +110,14 @@ class Scheduler:
                 self.device.add(item)
 
     def take_entropy(self, limit: int = 1, max_cost: int = 2**62) -> list[DecodeJob]:
-        """The most urgent jobs that wait for entropy decoding, at most ``limit``; none follows those that have reached
-        ``max_cost`` pixels together. A suspect is always alone."""
+        """The most urgent jobs that wait for entropy decoding, at most ``limit`` and at most ``max_cost`` pixels
+        together. The first one may be larger than that; it is then alone, as a suspect always is."""
         group: list[DecodeJob] = []
         while len(group) < limit and sum(job.cost for job in group) < max_cost:
             if not (items := self.entropy.take(time.monotonic())):
                 break
             job = self.jobs[items[0].key]
-            if job.suspect and group:
+            if group and (job.suspect or sum(one.cost for one in group) + job.cost > max_cost):
                 self.entropy.add(items[0])
                 break
             group.append(job)

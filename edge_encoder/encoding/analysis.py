@@ -5,10 +5,11 @@ in three parts, each of them in tiles::
 
     picture --stages 0, 1--> 1/4 --stage 2--> 1/8 --stages 3, 4--> y at 1/32
 
-A tile is read with the margin that the receptive field of its part asks for, so y is that of the whole picture, little
-is computed twice, and memory depends on the tile. A bundle without the graphs of the parts, and a GPU, take tiles
-through all of g_a with a margin smaller than its receptive field: y then differs slightly near the borders of tiles,
-which does not affect decoding, since y is the encoder's own choice.
+A tile is read with the margin that the receptive field of its part asks for, so y is that of the whole picture and
+little is computed twice. Between the parts only the rows that the next tiles need are kept, so memory depends on the
+tile and on the width of the picture. A bundle without the graphs of the parts, and a GPU, take tiles through all of g_a
+with a margin smaller than its receptive field: y then differs slightly near the borders of tiles, which does not affect
+decoding, since y is the encoder's own choice.
 
 Knows nothing of rates or entropy.
 """
@@ -17,9 +18,10 @@ from __future__ import annotations
 
 import math
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import lru_cache
 
 import numpy as np
 import onnxruntime
@@ -116,13 +118,12 @@ class Analysis:
         return self._parts
 
     def _by_parts(self, padded: NDArray[np.uint8], sessions: list[Session]) -> Latent:
+        read: Read = lambda *at: to_tensor(padded[at])  # noqa: E731
         height, width, _ = padded.shape
-        features = _in_tiles(PARTS[0], sessions[0], lambda *at: to_tensor(padded[at]), (height, width))
-        for part, session in zip(PARTS[1:], sessions[1:], strict=True):
-            last = self._last if session is sessions[-1] else None
-            _, _, height, width = features.shape
-            features = _in_tiles(part, session, partial(_window, features), (height, width), last)
-        y: Latent = features[0]
+        for part, session in zip(PARTS, sessions, strict=True):
+            read = _Bands(part, session, read, (height, width), self._last)
+            height, width = height // part.stride, width // part.stride
+        y: Latent = read(slice(0, height), slice(0, width))[0]
         return y
 
     def _run(self, rgb: NDArray[np.uint8], options: onnxruntime.RunOptions | None = None) -> Latent:
@@ -144,39 +145,52 @@ def spans(length: int, side: int, margin: int) -> Iterator[tuple[int, int, int, 
     return _divide(length, parts, margin, PICTURE_MULTIPLE)
 
 
-def _in_tiles(
-    part: Part,
-    session: Session,
-    read: Callable[[slice, slice], NDArray[np.float32]],
-    size: tuple[int, int],
-    last: onnxruntime.RunOptions | None = None,
-) -> NDArray[np.float32]:
-    """One part over an input of ``size`` (height, width): (1, C, height / stride, width / stride).
+Read = Callable[[slice, slice], NDArray[np.float32]]
+"""Rows and columns of features, as (1, C, rows, columns)."""
 
-    ``last``: options of the run of the last tile.
+
+class _Bands:
+    """The output of one part: call it with rows and columns to get (1, C, rows, columns).
+
+    The features are computed in bands of tiles when their rows are first read. Reads go from top to bottom: the rows
+    above the first one of a read are forgotten.
     """
-    whole: NDArray[np.float32] | None = None
-    height, width = size
-    rows, columns = _cuts(height, width, part)
-    for top, bottom, first, end in rows:
-        for left, right, start, stop in columns:
-            options = last if (bottom, right) == (height, width) else None
-            tile = run_bound(session, read(slice(first, end), slice(start, stop)), options)
-            if whole is None:
-                whole = np.empty((1, tile.shape[1], height // part.stride, width // part.stride), np.float32)
-            inner_rows = slice((top - first) // part.stride, (bottom - first) // part.stride)
-            inner_columns = slice((left - start) // part.stride, (right - start) // part.stride)
-            place = (
-                slice(top // part.stride, bottom // part.stride),
-                slice(left // part.stride, right // part.stride),
-            )
-            whole[:, :, place[0], place[1]] = tile[:, :, inner_rows, inner_columns]
-    assert whole is not None
-    return whole
 
+    def __init__(
+        self, part: Part, session: Session, read: Read, size: tuple[int, int], last: onnxruntime.RunOptions
+    ) -> None:
+        """``size``: (height, width) of what ``read`` gives; ``last``: options of the run of the last tile."""
+        self._part, self._session, self._read, self._size, self._last = part, session, read, size, last
+        self._rows, self._columns = _cuts(*size, part)
+        self._next = 0  # the first of self._rows that is not computed
+        self._bands: deque[tuple[int, NDArray[np.float32]]] = deque()  # first row and features
 
-def _window(features: NDArray[np.float32], rows: slice, columns: slice) -> NDArray[np.float32]:
-    return np.ascontiguousarray(features[:, :, rows, columns])
+    def __call__(self, rows: slice, columns: slice) -> NDArray[np.float32]:
+        while self._bands and self._end(self._bands[0]) <= rows.start:
+            self._bands.popleft()
+        while not self._bands or self._end(self._bands[-1]) < rows.stop:
+            self._compute()
+        parts = [
+            band[:, :, max(0, rows.start - first) : rows.stop - first, columns]
+            for first, band in self._bands
+            if first < rows.stop
+        ]
+        return np.concatenate(parts, axis=2)
+
+    def _end(self, band: tuple[int, NDArray[np.float32]]) -> int:
+        return band[0] + band[1].shape[2]
+
+    def _compute(self) -> None:
+        top, bottom, first, end = self._rows[self._next]
+        self._next += 1
+        stride = self._part.stride
+        inner_rows = slice((top - first) // stride, (bottom - first) // stride)
+        tiles = []
+        for left, right, start, stop in self._columns:
+            options = self._last if (bottom, right) == self._size else None
+            tile = run_bound(self._session, self._read(slice(first, end), slice(start, stop)), options)
+            tiles.append(tile[:, :, inner_rows, (left - start) // stride : (right - start) // stride])
+        self._bands.append((top // stride, np.concatenate(tiles, axis=3)))
 
 
 Spans = tuple[tuple[int, int, int, int], ...]

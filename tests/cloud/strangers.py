@@ -14,10 +14,12 @@ import contextlib
 import io
 import itertools
 import json
+import math
 import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
@@ -47,8 +49,11 @@ LIMITS = {"frame": 5.0, "picture": 10.0, "camera": 10.0}
 """Seconds for an honest edge's frame, an honest client's picture and an honest camera's post."""
 MEMORY_MIB = {"cloud": 4096, "edge": 1024}
 """MemoryMax of the units."""
+LOG_BYTES = 1 << 20
 STOP_SECONDS = {"cloud": 60.0, "edge": 30.0}
 """TimeoutStopSec of the units."""
+EDGE_PIXELS = (int(0.95 * (1 << 30)) - (500 << 20)) // 12
+"""The largest picture that the edge takes under its MemoryMax."""
 PAUSE_SECONDS = 0.2
 ACME, OTHER = ({"Authorization": f"Bearer token-of-{name}"} for name in ("acme", "other"))
 SETTINGS = {
@@ -61,6 +66,7 @@ SETTINGS = {
     "edge": {
         "AEIC_EDGE_CLOUD_ADDRESS": "",
         "AEIC_EDGE_MAX_PIXELS_AT_ONCE": str((1 << 30) // 2 // 12),  # as under MemoryMax=1G
+        "AEIC_EDGE_MAX_PIXELS": str(EDGE_PIXELS),
         "AEIC_EDGE_SPOOL_FULL_POLICY": "drop-oldest",
         "MALLOC_ARENA_MAX": "2",
     },
@@ -83,6 +89,7 @@ class Target:
             frames.append(Frame(side, side, frame.rate, bundle.fingerprint, payload).to_bytes())
         self.huge_frames = frames
         file = io.BytesIO()
+        side = min(side, math.isqrt(EDGE_PIXELS))
         Image.new("L", (side, side)).save(file, "PNG", compress_level=1)
         self.huge_picture = file.getvalue()
 
@@ -162,7 +169,7 @@ async def frames(target: Target) -> None:
 
 
 async def pictures(target: Target) -> None:
-    """Small files of huge pictures."""
+    """Small files of the largest pictures that the edge takes."""
     await _posts(f"{target.edge}/v1/frames", itertools.repeat(target.huge_picture), 4, {})
 
 
@@ -248,6 +255,21 @@ class Honest:
             assert answer.status_code == expected, answer.text
 
 
+class Log:
+    """Reads what a service logs, for a pipe that is full would hold it up. ``bytes``: how much there was."""
+
+    def __init__(self, process: subprocess.Popen[str]) -> None:
+        self.bytes = 0
+        assert process.stderr is not None
+        self._lines = process.stderr
+        self.thread = threading.Thread(target=self._read, daemon=True)
+        self.thread.start()
+
+    def _read(self) -> None:
+        for line in self._lines:
+            self.bytes += len(line)
+
+
 class Memory:
     """The most memory that a service and its children have had, in MiB; read ten times a second."""
 
@@ -316,6 +338,7 @@ def run(
         target = Target(bundle, {**told, "edge": edge.url}, side)
         honest = Honest(target, bundle)
         memory = Memory({"cloud": running.pid, "edge": edge.process.pid})
+        logs = {"cloud": Log(running), "edge": Log(edge.process)}
         for one in (*([name] for name in names), names):
             name = one[0] if len(one) == 1 else "all"
             with attackers(one, bundle, target, side):
@@ -333,8 +356,13 @@ def run(
                     if process.poll() is not None and kind not in stopping:
                         stopping[kind] = time.monotonic() - began
                 time.sleep(0.05)
-    if edge.process.poll() is None:
-        edge.process.kill()
+        for process in processes.values():
+            process.kill()
+        for log in logs.values():
+            log.thread.join(10)
+    for kind, log in logs.items():
+        if log.bytes > LOG_BYTES:
+            wrong.append(f"log: {kind} {log.bytes} bytes, the limit is {LOG_BYTES}")
     edge.process.communicate()
     for name, row in rows.items():
         for kind, limit in {**LIMITS, **MEMORY_MIB}.items():
@@ -343,7 +371,8 @@ def run(
     for kind, limit in STOP_SECONDS.items():
         if stopping.get(kind, float("inf")) > limit:
             wrong.append(f"SIGTERM: {kind} {stopping.get(kind, float('inf')):.1f} s, the limit is {limit:g}")
-    return {"test": "strangers", "rows": rows, "stopping": stopping, "wrong": wrong}
+    log_bytes = {kind: log.bytes for kind, log in logs.items()}
+    return {"test": "strangers", "rows": rows, "stopping": stopping, "log_bytes": log_bytes, "wrong": wrong}
 
 
 def main() -> int:

@@ -5,14 +5,18 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import logging
 import resource
 import socket
 import subprocess
 import sys
 
 import pytest
+from fastapi import FastAPI, Request
 
-from aeic_service.http_server import address_text, connection_limit, listen
+from aeic_service import problems
+from aeic_service.http_server import HttpServer, ServerSettings, address_text, connection_limit, listen
+from aeic_service.request_body import Limits, read_body
 
 
 @pytest.mark.parametrize(
@@ -135,3 +139,27 @@ async def test_more_half_requests_than_files_stop_nobody(unlimited: bool) -> Non
     assert int(counted) <= (10 if unlimited else 0)  # one a second, and not one for each place in the backlog
     lines = [line for line in map(json.loads, errors.splitlines()) if line["level"] != "info"]
     assert len(lines) <= (1 if unlimited else 0), errors[-2000:]
+
+
+async def test_uploads_that_do_not_end_do_not_hold_up_the_stop_and_fill_no_log(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    app = FastAPI()
+
+    @app.post("/")
+    async def take(request: Request) -> str:
+        return str(len(await read_body(request, Limits(100, 60.0))))
+
+    problems.install(app)
+    server = HttpServer(app, ServerSettings("127.0.0.1", 0, "AEIC_EDGE_", header_seconds=10.0, grace_seconds=1))
+    host, port = (await server.start()).removeprefix("http://").split(":")
+    lines = [await asyncio.open_connection(host, int(port)) for _ in range(20)]
+    for _, writer in lines:
+        writer.write(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\nabc")
+    await asyncio.sleep(0.2)
+    with caplog.at_level(logging.WARNING):
+        async with asyncio.timeout(10):
+            await server.stop()
+    assert not caplog.records
+    for _, writer in lines:
+        writer.close()

@@ -13,6 +13,7 @@ from cloud_decoder.http_api import schemas
 from cloud_decoder.http_api.dependencies import Tenant
 from cloud_decoder.http_api.edge_proxy import EdgeProxy
 
+TargetBytes = Annotated[int | None, Query(ge=64, le=1 << 20, description="bytes of the frame, about or less")]
 Rate = Annotated[str | None, Query(max_length=32, description="rate point, number or name")]
 
 
@@ -43,10 +44,12 @@ def router(edge_proxy: EdgeProxy, bodies: Budget, body_limits: Limits) -> APIRou
             "image/webp",
         ),
     )
-    async def encode(request: Request, tenant: Tenant, rate: Rate = None) -> dict[str, Any]:
+    async def encode(
+        request: Request, tenant: Tenant, rate: Rate = None, target_bytes: TargetBytes = None
+    ) -> dict[str, Any]:
         """A JPEG, PNG or WebP file in the body goes to the configured edge; the answer names the frame to come."""
         edge_proxy.check(tenant)
         picture = await read_body(request, body_limits, bodies, tenant)
-        return await edge_proxy.encode(picture, rate)
+        return await edge_proxy.encode(picture, rate, target_bytes)
 
     return routes

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import urllib.parse
 from collections.abc import Mapping
 from datetime import datetime
 from typing import Annotated, Any
@@ -11,7 +12,7 @@ from fastapi import APIRouter, Query, Request
 from fastapi.responses import JSONResponse, Response
 
 from aeic.bundle import Bundle
-from aeic_service.parameters import FrameId, Seconds
+from aeic_service.parameters import FrameId, Seconds, frame_id
 from cloud_decoder.errors import Gone
 from cloud_decoder.http_api import schemas
 from cloud_decoder.http_api.dependencies import Tenant, Width
@@ -35,6 +36,7 @@ def router(
 
     @routes.get("/v1/frames", response_model=None, responses=schemas.json_of(schemas.FrameListBody, 400, 401, 503))
     async def list_frames(
+        request: Request,
         tenant: Tenant,
         limit: Annotated[int, Query(ge=1, le=200)] = 50,
         cursor: Annotated[str | None, Query(pattern=r"^[0-9]{1,18}$")] = None,
@@ -43,8 +45,11 @@ def router(
         rate: Annotated[int | None, Query(ge=0, le=31)] = None,
         since: datetime | None = None,
         until: datetime | None = None,
+        parent: Annotated[str | None, Query(max_length=36, description="Answers to requests about that frame.")] = None,
     ) -> Response:
-        """The newest arrivals first. ``next_cursor`` goes into ``cursor`` for the next page; null at the end.
+        """The newest arrivals first. ``next`` is the path of the next page with the same filters, null at the end.
+
+        It is in the header ``Link`` too. ``next_cursor`` is the value of its ``cursor``.
 
         With filters, a page may have fewer frames than ``limit``, or none, before the end.
         """
@@ -58,10 +63,16 @@ def router(
             rate=rate,
             since_ms=milliseconds(since),
             until_ms=milliseconds(until),
+            parent=None if parent is None else frame_id(parent, "parent"),
         )
         cursor = None if page.next is None else str(page.next)
+        following = None
+        if cursor is not None:
+            asked = dict(request.query_params) | {"cursor": cursor}
+            following = f"/v1/frames?{urllib.parse.urlencode(asked)}"
+        body = {"frames": [frame_json(row, bundles) for row in page.rows], "next_cursor": cursor, "next": following}
         # A response, since FastAPI would otherwise visit every value of every frame.
-        return JSONResponse({"frames": [frame_json(row, bundles) for row in page.rows], "next_cursor": cursor})
+        return JSONResponse(body, headers={"Link": f'<{following}>; rel="next"'} if following else None)
 
     @routes.get(
         "/v1/frames/{id}", response_model=None, responses=schemas.json_of(schemas.FrameBody, 400, 401, 404, 429, 503)

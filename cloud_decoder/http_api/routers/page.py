@@ -9,7 +9,9 @@ from fastapi.responses import FileResponse, Response
 from starlette.exceptions import HTTPException
 
 STATIC = Path(__file__).parents[1] / "static"
-FILES = frozenset(path.name for path in STATIC.iterdir() if path.suffix in {".js", ".css", ".svg"})
+_SERVED = {".js", ".css", ".svg", ".json", ".jpg", ".webp", ".avif"}
+FILES = {path.relative_to(STATIC).as_posix(): path for path in STATIC.rglob("*") if path.suffix in _SERVED}
+_AVIF = {".avif": "image/avif"}  # not known to mimetypes before Python 3.13
 PAGE_HEADERS = {
     "Content-Security-Policy": (
         "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob:; connect-src 'self';"
@@ -30,10 +32,10 @@ def router() -> APIRouter:
     async def page() -> Response:
         return FileResponse(STATIC / "index.html", headers=PAGE_HEADERS)
 
-    @routes.get("/viewer/{name}", include_in_schema=False)
+    @routes.get("/viewer/{name:path}", include_in_schema=False)
     async def viewer(name: str) -> Response:
         if name not in FILES:
             raise HTTPException(404, "the page has no such file")
-        return FileResponse(STATIC / name, headers=PAGE_HEADERS)
+        return FileResponse(FILES[name], media_type=_AVIF.get(FILES[name].suffix), headers=PAGE_HEADERS)
 
     return routes

@@ -19,7 +19,7 @@ from cloud_decoder.decode_backend import DecodeBackend
 from cloud_decoder.errors import StoreUnavailable
 from cloud_decoder.http_api import schemas
 from cloud_decoder.http_api.dependencies import Tenant
-from cloud_decoder.http_api.serializers import bundles_json, source_json
+from cloud_decoder.http_api.serializers import bundles_json, frame_json, source_json
 from cloud_decoder.images.cache import PictureCache
 from cloud_decoder.inference.model_pool import ModelPool
 from cloud_decoder.metrics import Metrics
@@ -32,22 +32,41 @@ _SEEN_SECONDS = 7 * 86_400.0
 
 
 def router(
-    store: Store, presence: Presence, model_pool: ModelPool, backend: DecodeBackend, readiness: Readiness
+    store: Store,
+    presence: Presence,
+    model_pool: ModelPool,
+    backend: DecodeBackend,
+    readiness: Readiness,
+    *,
+    grafana_url: str = "",
 ) -> APIRouter:
     """The routes of operators, except for the metrics."""
     routes = APIRouter(tags=["operations"])
 
     @routes.get("/v1/sources", response_model=None, responses=schemas.json_of(schemas.SourceListBody, 401, 503))
-    async def list_sources(tenant: Tenant) -> dict[str, Any]:
-        """Who has sent frames, the latest first: how many wait to be decoded, and whether its stream is open now."""
+    async def list_sources(tenant: Tenant, newest: bool = False) -> Response:
+        """Who has sent frames, the latest first: how many wait to be decoded, and whether its stream is open now.
+
+        ``newest`` adds the last frame that arrived from each source.
+        """
         backlog = await asyncio.to_thread(store.frames.backlog, tenant)
         sources = await asyncio.to_thread(store.frames.sources, tenant)
-        return {
-            "sources": [
-                source_json(one, backlog.get(one["source"], 0), presence.is_connected(tenant, one["source"]))
-                for one in sources
-            ]
-        }
+        rows = await asyncio.to_thread(store.frames.newest, tenant) if newest else {}
+        last = {source: frame_json(row, model_pool.bundles) for source, row in rows.items()}
+        # A response, since FastAPI would otherwise visit every value of every frame.
+        return JSONResponse(
+            {
+                "sources": [
+                    source_json(
+                        one,
+                        backlog.get(one["source"], 0),
+                        presence.is_connected(tenant, one["source"]),
+                        last.get(one["source"]),
+                    )
+                    for one in sources
+                ]
+            }
+        )
 
     @routes.get("/v1/status", response_model=None, responses=schemas.json_of(schemas.StatusBody, 401, 503))
     async def status(tenant: Tenant) -> dict[str, Any]:
@@ -66,6 +85,7 @@ def router(
             "ready": not problem,
             "problem": problem or None,
             "warnings": readiness.warnings,
+            "grafana": grafana_url or None,
         }
 
     @routes.get("/healthz", response_model=None, responses=schemas.json_of(schemas.HealthBody, 503))

@@ -1,31 +1,69 @@
-// The page: follows the event stream, keeps the newest picture, the charts, the fleet and the grid. No library, no build.
+// The page: its address, the event stream, the newest picture, the totals and the grid. No library, no build.
 
-import { LAST, draw } from "/viewer/charts.js";
-import { NotAllowed, ask, follow, json, picture, remember, save } from "/viewer/service.js";
-import { $, ago, bytes, count, describe, element, pairs, sizeBars, stageBar } from "/viewer/show.js";
-import { listen, setEdge, setRates } from "/viewer/try.js";
+import { COUNTED, draw } from "/viewer/charts.js";
+import * as compare from "/viewer/compare.js";
+import * as day from "/viewer/day.js";
+import * as detail from "/viewer/detail.js";
+import { NotAllowed, ask, follow, json, picture, remember, thumbnail } from "/viewer/service.js";
+import { $, ago, bytes, count, describe, element, pairs, stageBar } from "/viewer/show.js";
+import { listen as listenTry, setEdge } from "/viewer/try.js";
+import * as wall from "/viewer/wall.js";
 
 const PAGE = 24;
 const MOST = 200; // cards kept
-const ROWS = 12; // sources shown
-let cursor = null;
-const cards = new Map(); // id -> {item, button, shot, words, frame, shown}, newest first in the list
+let older = null; // path of the next page of the grid
+let paged = false;
+const cards = new Map(); // id -> {item, link, shot, words, frame, shown}, newest first in the list
 
 const frames = () => [...$("list").children].map((item) => cards.get(item.dataset.id).frame);
+
+// -- the address --------------------------------------------------------------------------------------------------
+// #source=roof&day=2026-11-29&state=failed&frame=ID is a source's day; &detail=ID opens the dialog on top of it.
+
+const address = () => Object.fromEntries(new URLSearchParams(location.hash.slice(1)));
+
+function moveTo(parts, replace = false) {
+  const text = `#${new URLSearchParams(Object.entries(parts).filter(([, value]) => value))}`;
+  if (replace) history.replaceState(null, "", text);
+  else location.hash = text;
+}
+
+function route() {
+  const { source, day: date, state, frame, detail: shown } = address();
+  document.title = source ? `${source} · AEIC cloud` : "AEIC cloud";
+  $("overview").hidden = Boolean(source);
+  $("day").hidden = !source;
+  if (source) {
+    const known = /^\d{4}-\d{2}-\d{2}$/.test(date ?? "") && Number.isFinite(Date.parse(date)) ? date : "";
+    day.open({ source, day: known, state: state ?? "", frame: frame ?? "" });
+  } else {
+    day.close();
+    wall.draw();
+  }
+  tellSource();
+  if (shown) detail.open(shown);
+  else detail.close();
+}
+
+function tellSource() {
+  const one = wall.source(address().source);
+  $("day-state").textContent = one
+    ? `${one.connected ? "connected" : "not connected"}, last frame ${ago(one.newest?.received_at ?? one.last_seen_at)}, ${count(one.frames)} frames in all, ${count(one.waiting)} waiting`
+    : "";
+}
 
 // -- the grid -----------------------------------------------------------------------------------------------------
 
 function card(frame) {
   const item = element("li");
   item.dataset.id = frame.id;
-  const button = element("button", undefined, "frame");
+  const link = element("a", undefined, "frame");
+  link.href = `#${new URLSearchParams({ detail: frame.id })}`;
   const shot = element("div", undefined, "shot");
   const words = element("div", undefined, "words");
-  button.append(shot, words);
-  item.append(button);
-  const made = { item, button, shot, words, frame, shown: false };
-  button.addEventListener("click", () => open(made.frame));
-  return made;
+  link.append(shot, words);
+  item.append(link);
+  return { item, link, shot, words, frame, shown: false };
 }
 
 function fill(made, frame) {
@@ -35,20 +73,19 @@ function fill(made, frame) {
   size.append(element("b", `${count(frame.bytes)} B`), ` ${frame.bpp.toFixed(4)} bpp`);
   made.words.replaceChildren(size, when);
   if (frame.state !== "done") made.words.append(element("span", frame.state, `state state-${frame.state}`));
-  made.button.setAttribute("aria-label", `Frame from ${frame.source}, ${describe(frame)}, ${frame.state}`);
+  made.link.setAttribute("aria-label", `Frame from ${frame.source}, ${describe(frame)}, ${frame.state}`);
   if (made.shown) return;
   if (frame.state === "failed") {
     made.shot.replaceChildren(element("span", "cannot be decoded", "state-failed"));
   } else if (frame.state === "done") {
     made.shown = true;
     const image = element("img");
-    image.alt = `Reconstruction of a frame from ${frame.source}`;
-    const width = frame.width > 480 ? "&width=480" : "";
-    picture(image, `/v1/frames/${frame.id}/image?format=webp${width}&wait=20`)
+    image.alt = "";
+    thumbnail(image, frame, 480)
       .then((there) => (there ? made.shot.replaceChildren(image) : (made.shown = false)))
       .catch(() => (made.shown = false));
   } else {
-    made.shot.replaceChildren(element("span", frame.state === "pruned" ? "pruned" : "decoding …"));
+    made.shot.replaceChildren(element("span", frame.state === "pruned" ? "deleted by retention" : "decoding …"));
   }
 }
 
@@ -63,20 +100,20 @@ function show(frame, first) {
       const last = $("list").lastElementChild;
       cards.delete(last.dataset.id);
       last.remove();
-      $("more").hidden = true; // its cursor points past what was dropped; a reload shows all again
+      $("more").hidden = true; // its path points past what was dropped; a reload shows all again
     }
   }
   fill(made, frame);
-  $("empty").hidden = true;
   if (frame.state === "done") consider(frame);
 }
 
-async function page(next) {
-  const found = await json(`/v1/frames?limit=${PAGE}${next ? `&cursor=${next}` : ""}`);
-  const order = next ? found.frames : found.frames.reverse();
-  for (const frame of order) show(frame, !next);
-  if (next || cursor === null) cursor = found.next_cursor;
-  $("more").hidden = !cursor;
+async function page(path) {
+  const found = await json(path ?? `/v1/frames?limit=${PAGE}`);
+  for (const frame of path ? found.frames : found.frames.reverse()) show(frame, !path);
+  if (path || !paged) older = found.next;
+  paged = true;
+  $("more").hidden = !older;
+  $("empty").hidden = cards.size > 0;
 }
 
 // -- the newest picture -------------------------------------------------------------------------------------------
@@ -92,9 +129,11 @@ function consider(frame) {
   if (!turning) turn();
 }
 
+const onShow = () => !$("latest").hidden && !$("overview").hidden && !document.hidden;
+
 async function turn() {
   turning = true;
-  while (coming) {
+  while (coming && onShow()) {
     const frame = coming;
     coming = null;
     const image = $("latest-image");
@@ -107,9 +146,8 @@ async function turn() {
         next.alt = `The newest reconstruction, from ${frame.source}`;
         image.replaceWith(next);
         newest = frame;
-        $("latest").hidden = false;
         tellNewest();
-        if (!document.hidden) await tellSizes($("latest-sizes"), frame);
+        await detail.sizes($("latest-sizes"), frame);
       }
     } catch {
       // the stream will tell of the next one
@@ -126,62 +164,68 @@ function tellNewest() {
   stageBar($("latest-stages"), newest);
 }
 
-async function tellSizes(place, frame) {
-  const answer = await ask(`/v1/frames/${frame.id}/sizes`);
-  if (answer.status !== 200) return place.replaceChildren(element("p", "not decoded yet", "quiet"));
-  const sizes = await answer.json();
-  sizeBars(place, [["frame", sizes.frame], ["JPEG", sizes.jpeg], ["PNG", sizes.png]]);
+// Which of the two is on top: the comparison, or the newest picture. The browser remembers it.
+export function showOnTop(which) {
+  const latest = which === "latest";
+  for (const [id, hidden] of [["showcase", latest], ["showcase-stage", latest], ["latest", !latest], ["latest-stage", !latest]])
+    $(id).hidden = hidden;
+  $("show-latest").setAttribute("aria-pressed", latest);
+  $("show-compare").setAttribute("aria-pressed", !latest);
+  localStorage.setItem("top", which);
+  if (latest && !turning) turn();
 }
 
-// -- totals, charts, fleet ----------------------------------------------------------------------------------------
+// -- totals, charts, sources --------------------------------------------------------------------------------------
+
+const sum = (text, name, label = "") =>
+  text
+    .split("\n")
+    .filter((line) => (line.startsWith(`${name}{`) || line.startsWith(`${name} `)) && line.includes(label))
+    .reduce((all, line) => all + Number(line.slice(line.lastIndexOf(" "))), 0);
+
+let everySource = true; // with their newest frames, after an interruption
+
+async function sources() {
+  const withNewest = everySource;
+  everySource = false;
+  const found = await json(`/v1/sources${withNewest ? "?newest=true" : ""}`);
+  wall.setSources(found.sources);
+  tellSource();
+  return found.sources;
+}
 
 async function totals() {
-  const [status, fleet, edge] = await Promise.all([json("/v1/status"), json("/v1/sources"), json("/v1/edge")]);
-  const { frames: counted, bundles } = status;
-  const models = bundles.map(({ name, fingerprint }) => `${name} ${fingerprint}`).join(", ");
+  const asked = [json("/v1/status"), sources(), json("/v1/edge"), ask("/metrics").then((answer) => answer.text())];
+  const [status, all, edge, metrics] = await Promise.all(asked);
+  const models = status.bundles.map(({ name, fingerprint }) => `${name} ${fingerprint}`).join(", ");
   $("model").textContent = `${models} on ${status.device}`;
-  const all = fleet.sources.reduce((sum, one) => [sum[0] + one.frames, sum[1] + one.bytes], [0, 0]);
-  const connected = fleet.sources.filter((one) => one.connected).length;
+  const [received, size] = all.reduce(([n, b], one) => [n + one.frames, b + one.bytes], [0, 0]);
+  const refused = sum(metrics, "aeic_cloud_sheds_total");
+  const errors = sum(metrics, "aeic_cloud_http_requests_total", 'code="5xx"');
   pairs(
     $("totals"),
     [
-      ["frames", count(all[0])],
-      ["received in total", bytes(all[1])],
-      ["mean frame", all[0] ? `${count(Math.round(all[1] / all[0]))} B` : "–"],
-      ["sources connected", `${connected} of ${fleet.sources.length}`],
-      ["waiting", count(counted.received + counted.decoding)],
-      ["in quarantine", count(counted.failed)],
+      ["frames", count(received)],
+      ["received in total", bytes(size)],
+      ["mean frame", received ? `${count(Math.round(size / received))} B` : "–"],
+      ["sources connected", `${all.filter((one) => one.connected).length} of ${all.length}`],
+      ["waiting", count(status.frames.received + status.frames.decoding)],
+      ["in quarantine", count(status.frames.failed), status.frames.failed > 0],
+      ["refused for load", count(refused), refused > 0],
+      ["server errors", count(errors), errors > 0],
     ],
     true,
   );
-  setRates(status.rates);
+  $("grafana").hidden = !status.grafana;
+  if (status.grafana) $("grafana").href = status.grafana;
   setEdge(edge);
-  $("sources").replaceChildren(...fleet.sources.slice(0, ROWS).map(source));
-  if (!fleet.sources.length) {
-    const cell = element("td", "No source has sent a frame yet.", "quiet");
-    cell.colSpan = 4;
-    const row = element("tr");
-    row.append(cell);
-    $("sources").replaceChildren(row);
-  }
-  const rest = fleet.sources.length - ROWS;
-  $("fleet-rest").hidden = rest <= 0;
-  $("fleet-rest").textContent = `and ${count(rest)} more that were last seen earlier`;
+  const wrong = [status.problem, ...status.warnings].filter(Boolean);
+  notice(wrong.length ? `The service reports: ${wrong.join("; ")}` : "");
 }
 
 async function charts() {
-  const drawn = draw($("charts"), (await json(`/v1/frames?state=done&limit=${LAST}`)).frames);
-  $("times-count").textContent = drawn ? `median of ${drawn}` : "";
-}
-
-function source(one) {
-  const row = element("tr");
-  const name = element("th", one.source, one.connected ? "on" : "away");
-  name.scope = "row";
-  name.append(element("span", one.connected ? " connected" : " away", "hidden"));
-  const waiting = element("td", count(one.waiting), one.waiting ? "busy" : "");
-  row.append(name, element("td", ago(one.last_seen_at)), element("td", count(one.frames)), waiting);
-  return row;
+  const drawn = draw($("charts"), (await json(`/v1/frames?state=done&limit=${COUNTED}`)).frames);
+  $("times-count").textContent = drawn ? `of the last ${count(drawn)} frames, with their median` : "";
 }
 
 let stale = true;
@@ -194,88 +238,27 @@ async function keepUp() {
       await totals().catch(() => {});
       for (const made of cards.values()) fill(made, made.frame); // "3 min ago" grows older
       if (newest) tellNewest();
-      await charts().catch(() => {});
+      if (coming && !turning) turn();
+      if (!$("overview").hidden) await charts().catch(() => {});
     }
     await new Promise((resume) => setTimeout(resume, 1000));
   }
 }
 
-// -- one frame ----------------------------------------------------------------------------------------------------
-
-const CAPTURED_FROM = {
-  sender: "named by the sender",
-  exif: "from the picture's EXIF",
-  file: "from the file's time",
-  clock: "by the edge's clock",
-};
-
-const original = (frame) =>
-  frame.original_width ? `${frame.original_width} × ${frame.original_height} pixels` : "unknown";
-
-function captured(frame) {
-  if (!frame.captured_at) return "unknown";
-  const source = CAPTURED_FROM[frame.captured_from];
-  return new Date(frame.captured_at).toLocaleString() + (source ? `, ${source}` : "");
-}
-
-let opened = null;
-
-async function open(frame) {
-  opened = frame;
-  $("detail-title").textContent = `${frame.source}: ${describe(frame)}`;
-  $("detail-image").removeAttribute("src");
-  $("detail-image").alt = `Reconstruction of a frame from ${frame.source}`;
-  $("detail-image").style.aspectRatio = `${frame.width} / ${frame.height}`;
-  stageBar($("detail-stages"), frame);
-  $("detail-sizes").replaceChildren();
-  const waited = frame.available_at ? (new Date(frame.available_at) - new Date(frame.received_at)) / 1000 : null;
-  pairs($("facts"), [
-    ["id", frame.id],
-    ["size", `${frame.width} × ${frame.height} pixels, rate ${frame.rate_name ?? frame.rate}`],
-    ["original", original(frame)],
-    ["captured", captured(frame)],
-    ["received", new Date(frame.received_at).toLocaleString()],
-    ["decoded after", waited === null ? "–" : `${waited.toFixed(2)} s`],
-    ["state", frame.reason ? `${frame.state}: ${frame.reason}` : frame.state],
-    ["latents", frame.latents_digest ? frame.latents_digest.slice(0, 16) : "–"],
-  ]);
-  $("newer").disabled = !neighbour(-1);
-  $("older").disabled = !neighbour(1);
-  if (!$("detail").open) $("detail").showModal();
-  if (frame.state === "failed") return;
-  await picture($("detail-image"), `/v1/frames/${frame.id}/image?wait=20`).catch(() => {});
-  if (opened === frame) await tellSizes($("detail-sizes"), frame).catch(() => {});
-}
-
-function neighbour(step) {
-  const all = frames();
-  const at = all.findIndex((one) => one.id === opened.id);
-  return at < 0 ? undefined : all[at + step];
-}
-
-const go = (step) => neighbour(step) && open(neighbour(step));
-
-function listenDetail() {
-  $("newer").addEventListener("click", () => go(-1));
-  $("older").addEventListener("click", () => go(1));
-  $("detail").addEventListener("keydown", (event) => {
-    if (event.key === "ArrowLeft") go(-1);
-    if (event.key === "ArrowRight") go(1);
-  });
-  $("detail").addEventListener("click", (event) => event.target === $("detail") && $("detail").close());
-  const saving = (path, end) => (event) => {
-    event.preventDefault();
-    save(`/v1/frames/${opened.id}/${path}`, `${opened.id}.${end}`);
-  };
-  $("save-image").addEventListener("click", saving("image?wait=20", "png"));
-  $("save-frame").addEventListener("click", saving("bitstream", "aeic"));
-}
-
 // -- the stream ---------------------------------------------------------------------------------------------------
+
+let lost = null; // since when the service has not answered
 
 function link(text, live = false) {
   $("link").textContent = text;
   $("link").classList.toggle("live", live);
+  document.body.classList.toggle("offline", Boolean(lost));
+}
+
+function notice(text) {
+  if (lost) text = `The service has not answered since ${lost.toLocaleTimeString()}. What you see is from then; the page connects again by itself.`;
+  if ($("notice").textContent !== text) $("notice").textContent = text;
+  $("notice").hidden = !text;
 }
 
 async function run() {
@@ -284,23 +267,34 @@ async function run() {
     try {
       await follow(
         async () => {
+          lost = null;
+          notice("");
           link("live", true);
+          everySource = stale = true;
           await page(null); // frames that arrived while no stream was open
-          stale = true;
         },
         async (event) => {
           stale = true;
-          if (event.frame) show(event.frame, true);
-          else await page(null);
+          if (!event.frame) {
+            everySource = true;
+            return page(null);
+          }
+          show(event.frame, true);
+          $("empty").hidden = true;
+          everySource ||= !wall.arrived(event.frame);
+          day.arrived(event.frame);
         },
       );
     } catch (error) {
       if (error instanceof NotAllowed) {
         $("login").hidden = false;
+        $("overview").hidden = $("day").hidden = true;
         link("token needed");
         $("token").focus();
         return;
       }
+      lost ??= new Date();
+      notice("");
     }
     link("reconnecting");
     await new Promise((resume) => setTimeout(resume, 2000));
@@ -312,7 +306,18 @@ $("login").addEventListener("submit", (event) => {
   remember($("token").value);
   location.reload();
 });
-$("more").addEventListener("click", () => page(cursor));
-listenDetail();
-listen();
+$("more").addEventListener("click", () => page(older));
+$("show-compare").addEventListener("click", () => showOnTop("compare"));
+$("show-latest").addEventListener("click", () => showOnTop("latest"));
+addEventListener("hashchange", route);
+detail.listen(frames, (changes, replace) => {
+  moveTo({ ...address(), ...changes }, replace);
+  if (replace) route();
+});
+day.listen(moveTo);
+wall.listen();
+listenTry(() => showOnTop("compare"));
+showOnTop(localStorage.getItem("top") === "latest" ? "latest" : "compare");
+route();
 run();
+compare.start();

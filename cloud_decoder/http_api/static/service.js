@@ -16,19 +16,52 @@ export async function ask(path, options = {}) {
   return answer;
 }
 
-export const json = async (path) => (await ask(path)).json();
-
-// An <img> cannot send a token, so pictures come by fetch; the browser's cache keeps them all the same.
-export async function picture(image, path) {
+export async function json(path) {
   const answer = await ask(path);
-  if (answer.status !== 200) return false;
+  if (!answer.ok) throw new Error(`${path}: ${answer.status}`);
+  return answer.json();
+}
+
+// An <img> cannot send a token, so pictures come by fetch; the browser's cache keeps them all the same. False where
+// there is none yet, or where it is not `wanted` any more; else true, or the object URL where the caller keeps it.
+export async function picture(image, path, wanted = () => true, keep = false) {
+  const answer = await ask(path);
+  if (answer.status !== 200 || !wanted()) return false;
   const url = URL.createObjectURL(await answer.blob());
   await new Promise((resolve) => {
     image.onload = image.onerror = resolve;
     image.src = url;
   });
+  if (keep) return url;
   URL.revokeObjectURL(url);
   return true;
+}
+
+// Small pictures come a few at a time, so that the rest of the page does not wait behind a thousand of them.
+const AT_ONCE = 3;
+const queue = [];
+let loading = 0;
+
+async function nextThumbnail() {
+  while (loading < AT_ONCE && queue.length) {
+    const { image, path, resolve, reject } = queue.shift();
+    loading += 1;
+    picture(image, path)
+      .then(resolve, reject)
+      .finally(() => {
+        loading -= 1;
+        nextThumbnail();
+      });
+  }
+}
+
+export function thumbnail(image, frame, width) {
+  const smaller = frame.width > width ? `&width=${width}` : "";
+  const path = `/v1/frames/${frame.id}/image?format=webp${smaller}&wait=20`;
+  return new Promise((resolve, reject) => {
+    queue.push({ image, path, resolve, reject });
+    nextThumbnail();
+  });
 }
 
 export async function save(path, name) {

@@ -33,12 +33,43 @@ export function ago(time) {
   return passed < 129600 ? `${Math.round(passed / 3600)} h ago` : new Date(time).toLocaleDateString();
 }
 
+// A length of time in one unit: "3 h".
+export function lasting(s) {
+  if (s < 90) return seconds(s);
+  if (s < 5400) return `${Math.round(s / 60)} min`;
+  if (s < 172800) return `${Math.round(s / 3600)} h`;
+  return `${Math.round(s / 86400)} days`;
+}
+
+// "every 4 seconds"
+export function every(s) {
+  if (s < 0.95) return `every ${s.toFixed(1)} seconds`;
+  if (s < 120) return Math.round(s) === 1 ? "every second" : `every ${Math.round(s)} seconds`;
+  return `every ${Math.round(s / 60)} minutes`;
+}
+
+// choices: [key, words]; the chosen one is pressed.
+export function chips(place, choices, chosen, choose) {
+  const kept = place.contains(document.activeElement) ? document.activeElement.dataset.key : null;
+  place.replaceChildren(
+    ...choices.map(([key, words]) => {
+      const made = element("button", words, "chip");
+      made.type = "button";
+      made.dataset.key = key;
+      made.setAttribute("aria-pressed", key === chosen);
+      made.addEventListener("click", () => choose(key));
+      return made;
+    }),
+  );
+  if (kept !== null) [...place.children].find((one) => one.dataset.key === kept)?.focus();
+}
+
 export const describe = (frame) => `${count(frame.bytes)} B · ${frame.bpp.toFixed(4)} bpp`;
 
 export function pairs(list, entries, wrapped) {
   list.replaceChildren();
-  for (const [name, value] of entries) {
-    const row = wrapped ? element("div") : list;
+  for (const [name, value, alarming] of entries) {
+    const row = wrapped ? element("div", undefined, alarming ? "alarming" : "") : list;
     row.append(element("dt", name), element("dd", value));
     if (wrapped) list.append(row);
   }
@@ -99,4 +130,11 @@ export function stageBar(place, frame) {
     legend.append(line);
   }
   place.replaceChildren(bar, legend);
+}
+
+// The same as one line of text.
+export function stageWords(frame) {
+  const all = times(frame);
+  const parts = STAGES.map(([key, name]) => [name, all[key] ?? 0]).filter(([, s]) => s >= 0.0005);
+  return parts.length ? parts.map(([name, s]) => `${name} ${seconds(s)}`).join(", ") : "–";
 }

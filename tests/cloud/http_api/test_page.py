@@ -80,7 +80,16 @@ async def test_the_page_and_its_policy(decoder: Decoder, tmp_path: Path) -> None
             assert answer.headers["x-content-type-options"] == "nosniff"
         text = (await http.get("/")).text
         assert "http://" not in text and "https://" not in text and "style=" not in text and "onclick" not in text
-        for name in ("../api.py", "index.html", "nothing.js", "..%2fpage.py"):
+        assert (await http.get("/viewer/compare/owl-avif.avif")).headers["content-type"] == "image/avif"
+        for name in (
+            "../api.py",
+            "index.html",
+            "compare/../index.html",
+            "compare",
+            "compare/nothing.webp",
+            "nothing.js",
+            "..%2fpage.py",
+        ):
             assert (await http.get(f"/viewer/{name}")).status_code == 404
 
 
@@ -112,6 +121,9 @@ async def test_a_picture_goes_through_the_edge(decoder: Decoder, edge: FakeEdge,
         assert answer.status_code == 202 and answer.json() == {k: v for k, v in FRAME.items() if k != "secret"}
         (path, body, headers) = edge.got[0]
         assert (path, body, headers["x-source-id"]) == ("/v1/frames?rate=r1%26x", b"a picture", "page")
+        assert (await http.post("/v1/encode?target_bytes=1000", content=b"x")).status_code == 202
+        assert edge.got[1][0] == "/v1/frames?target_bytes=1000"
+        assert (await http.post("/v1/encode?target_bytes=1", content=b"x")).status_code == 400
         assert (await http.get("/v1/edge")).json() == {
             "configured": True, "reachable": True, "source": "roof", "waiting": 2, "waiting_bytes": 99,
             "oldest_seconds": 1.5, "link": "connected",

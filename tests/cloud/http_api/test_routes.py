@@ -273,6 +273,32 @@ async def test_pages_follow_the_cursor(decoder: Decoder, make_frame: MakeFrame, 
             seen += [frame["id"] for frame in page["frames"]]
             cursor = page["next_cursor"]
         assert len(seen) == len(set(seen)) == 7
+        linked, path = [], "/v1/frames?source=box-1&limit=3"
+        while path:
+            answer = await http.get(path)
+            page = answer.json()
+            linked += [frame["id"] for frame in page["frames"]]
+            path = page["next"]
+            assert answer.headers.get("link") == (f'<{path}>; rel="next"' if path else None)
+            assert path is None or "source=box-1" in path
+        assert linked == seen
+
+
+async def test_sources_with_their_newest_frames(decoder: Decoder, make_frame: MakeFrame, tmp_path: Path) -> None:
+    async with (
+        running_cloud(decoder, tmp_path, eager="none") as cloud,
+        httpx.AsyncClient(base_url=cloud.http) as http,
+    ):
+        rows = [new_frame(make_frame(i), source=f"mast-{i % 2}", wanted=False) for i in range(4)]
+        cloud.store.frames.add(rows, time.time())
+        plain = (await http.get("/v1/sources")).json()["sources"]
+        assert [one["newest"] for one in plain] == [None, None]
+        found = (await http.get("/v1/sources?newest=true")).json()["sources"]
+        assert {one["source"]: one["newest"]["id"] for one in found} == {
+            "mast-0": str(rows[2].id),
+            "mast-1": str(rows[3].id),
+        }
+        assert found[0]["newest"] == (await http.get(f"/v1/frames/{found[0]['newest']['id']}")).json()
 
 
 async def test_events_tell_of_new_frames(decoder: Decoder, make_frame: MakeFrame, tmp_path: Path) -> None:

@@ -233,6 +233,17 @@ def test_the_last_arrival_of_each_source_seen_lately(store: Store) -> None:
     assert [source for _, source, _ in store.frames.last_arrivals(NOW + 550, 10)] == ["new"]
 
 
+def test_the_newest_frame_of_each_source(store: Store) -> None:
+    store.frames.add([stored_frame(b"1", source="gate"), stored_frame(b"2", source="mast")], NOW)
+    store.frames.add([stored_frame(b"3", source="gate"), stored_frame(b"4", source="gate", tenant="b")], NOW + 10)
+    store.frames.saw("", "new", NOW + 20)
+    newest = store.frames.newest("")
+    assert {source: row.seq for source, row in newest.items()} == {"gate": 3, "mast": 2}
+    assert {source: row.tenant for source, row in store.frames.newest("b").items()} == {"gate": "b"}
+    assert list(store.frames.newest("", limit=2)) == ["gate"]  # "new" is one of the two
+    assert store.frames.newest("nobody") == {}
+
+
 def test_many_threads_claim_each_frame_once(store: Store) -> None:
     store.frames.add([stored_frame() for _ in range(60)], NOW)
     taken: list[int] = []

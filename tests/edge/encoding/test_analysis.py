@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from aeic.bundle import Bundle
+from edge_encoder.encoding import analysis
 from edge_encoder.encoding.analysis import PARTS, Analysis, Part, _cuts
 
 SHIPPED = Path(__file__).parents[3] / "models" / "aeic-se-nano"
@@ -35,6 +36,22 @@ def test_a_halo_that_is_too_small_is_caught(monkeypatch: pytest.MonkeyPatch) -> 
     bundle, rgb = Bundle.load(SHIPPED), picture(1216, 960)
     whole = Analysis(bundle, provider="cpu", threads=1, whole_pixels=1 << 30)(rgb)
     assert np.abs(Analysis(bundle, provider="cpu", threads=1)(rgb) - whole).max() > 2e-4
+
+
+def test_only_the_rows_that_are_still_needed_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The features of the first part at full size would take 8 bytes a pixel."""
+    held: dict[int, int] = {}
+
+    def noted(self: analysis._Bands) -> None:
+        compute(self)
+        kept = sum(band.nbytes for _, band in self._bands)
+        held[self._part.halo] = max(held.get(self._part.halo, 0), kept)
+
+    compute = analysis._Bands._compute
+    monkeypatch.setattr(analysis._Bands, "_compute", noted)
+    monkeypatch.setattr(analysis, "PARTS", (Part(4, 36, 100_000), Part(2, 12, 30_000), Part(4, 37, 30_000)))
+    Analysis(Bundle.load(SHIPPED), provider="cpu", threads=1)(picture(512, 2048))
+    assert 0 < held[36] < 0.6 * (512 // 4) * (2048 // 4) * 4 * 32
 
 
 def test_a_bundle_without_the_graphs_of_the_parts_still_encodes(tmp_path: Path) -> None:

@@ -1,0 +1,103 @@
+// The dialog with everything that is known of one frame.
+
+import { ask, json, picture, save } from "/viewer/service.js";
+import { $, count, describe, element, pairs, sizeBars, stageBar } from "/viewer/show.js";
+
+const CAPTURED_FROM = {
+  sender: "named by the sender",
+  exif: "from the picture's EXIF",
+  file: "from the file's time",
+  clock: "by the edge's clock",
+};
+
+let opened = null;
+let listed = () => [];
+
+const original = (frame) =>
+  frame.original_width ? `${frame.original_width} × ${frame.original_height} pixels` : "unknown";
+
+function captured(frame) {
+  if (!frame.captured_at) return "unknown";
+  const source = CAPTURED_FROM[frame.captured_from];
+  return new Date(frame.captured_at).toLocaleString() + (source ? `, ${source}` : "");
+}
+
+export async function sizes(place, frame) {
+  const answer = await ask(`/v1/frames/${frame.id}/sizes`);
+  if (answer.status !== 200) return place.replaceChildren(element("p", "not decoded yet", "quiet"));
+  const found = await answer.json();
+  sizeBars(place, [["frame", found.frame], ["JPEG", found.jpeg], ["PNG", found.png]]);
+}
+
+export async function open(id) {
+  if (opened?.id === id && $("detail").open) return;
+  const frame = listed().find((one) => one.id === id) ?? (await json(`/v1/frames/${encodeURIComponent(id)}`).catch(() => null));
+  if (!frame?.id) return void (location.hash = "");
+  opened = frame;
+  $("detail-title").textContent = `${frame.source}: ${describe(frame)}`;
+  const image = $("detail-image");
+  image.removeAttribute("src");
+  image.alt = `Reconstruction of a frame from ${frame.source}`;
+  image.style.aspectRatio = `${frame.width} / ${frame.height}`;
+  const none = { failed: "This frame cannot be decoded.", pruned: "Retention has deleted this frame." }[frame.state];
+  image.hidden = Boolean(none);
+  $("detail-none").hidden = !none;
+  $("detail-none").textContent = none ?? "";
+  $("detail").classList.toggle("tall", frame.height > frame.width);
+  stageBar($("detail-stages"), frame);
+  $("detail-sizes").replaceChildren();
+  const waited = frame.available_at ? (new Date(frame.available_at) - new Date(frame.received_at)) / 1000 : null;
+  pairs($("facts"), [
+    ["id", frame.id],
+    ["size", `${frame.width} × ${frame.height} pixels, rate ${frame.rate_name ?? frame.rate}`],
+    ["original", original(frame)],
+    ["captured", captured(frame)],
+    ["received", new Date(frame.received_at).toLocaleString()],
+    ["decoded after", waited === null ? "–" : `${waited.toFixed(2)} s`],
+    ["state", frame.reason ? `${frame.state}: ${frame.reason}` : frame.state],
+    ["latents", frame.latents_digest ? frame.latents_digest.slice(0, 16) : "–"],
+  ]);
+  $("newer").disabled = !neighbour(-1);
+  $("older").disabled = !neighbour(1);
+  $("to-day").href = `#${new URLSearchParams({ source: frame.source, day: localDay(frame.received_at), frame: frame.id })}`;
+  if (!$("detail").open) $("detail").showModal();
+  if (none) return;
+  await picture(image, `/v1/frames/${frame.id}/image?wait=20`, () => opened === frame).catch(() => {});
+  if (opened === frame) await sizes($("detail-sizes"), frame).catch(() => {});
+}
+
+const localDay = (time) => {
+  const date = new Date(time);
+  return `${date.getFullYear()}-${String(date.getMonth() + 1).padStart(2, "0")}-${String(date.getDate()).padStart(2, "0")}`;
+};
+
+export function close() {
+  opened = null;
+  if ($("detail").open) $("detail").close();
+}
+
+function neighbour(step) {
+  const all = listed();
+  const at = all.findIndex((one) => one.id === opened.id);
+  return at < 0 ? undefined : all[at + step];
+}
+
+// frames(): those that "newer" and "older" go through, the newest first. moveTo(changes): changes the page's address.
+export function listen(frames, moveTo) {
+  listed = frames;
+  const go = (step) => neighbour(step) && moveTo({ detail: neighbour(step).id }, true);
+  $("newer").addEventListener("click", () => go(-1));
+  $("older").addEventListener("click", () => go(1));
+  $("detail").addEventListener("keydown", (event) => {
+    if (event.key === "ArrowLeft") go(-1);
+    if (event.key === "ArrowRight") go(1);
+  });
+  $("detail").addEventListener("click", (event) => event.target === $("detail") && $("detail").close());
+  $("detail").addEventListener("close", () => opened && moveTo({ detail: "" }));
+  const saving = (path, end) => (event) => {
+    event.preventDefault();
+    save(`/v1/frames/${opened.id}/${path}`, `${opened.id}.${end}`);
+  };
+  $("save-image").addEventListener("click", saving("image?wait=20", "png"));
+  $("save-frame").addEventListener("click", saving("bitstream", "aeic"));
+}
