@@ -10,7 +10,6 @@ import resource
 import socket
 import subprocess
 import sys
-import time
 
 import pytest
 from fastapi import FastAPI, Request
@@ -158,10 +157,9 @@ async def test_uploads_that_do_not_end_do_not_hold_up_the_stop_and_fill_no_log(
     for _, writer in lines:
         writer.write(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\nabc")
     await asyncio.sleep(0.2)
-    began = time.monotonic()
     with caplog.at_level(logging.WARNING):
-        await server.stop()
-    assert time.monotonic() - began < 5
+        async with asyncio.timeout(10):
+            await server.stop()
     assert not caplog.records
     for _, writer in lines:
         writer.close()
