@@ -52,7 +52,7 @@ function show(status) {
   const [colour, words] = LINK[uplink.state] ?? ["busy", uplink.state];
   $("link").className = `big ${colour}`;
   $("link").textContent = words;
-  $("link-words").textContent = uplink.detail;
+  $("link-words").textContent = uplink.state === "connected" ? "" : uplink.detail;
   pairs($("link-facts"), [
     ["cloud", uplink.cloud || "none is set"],
     ["since", since(uplink.since_unix)],
