@@ -5,6 +5,9 @@ DEMO_VENV := .venv-demo
 LOCK_VENV := .venv-lock
 SBOM_VENV := .venv-sbom
 SBOMS := edge-cpu edge-gpu cloud-cpu cloud fleet-ray
+AXE := .axe/package/axe.min.js
+AXE_VERSION := 4.14.1
+AXE_SHA256 := e6b0ce02b84d892e2e33e403485e7f3d6c29e2be6df65daf44d89ba564139745
 CLIENT_VENV := .venv-client
 EDGE_VENV = .venv-edge-$(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])')
 BIN := $(VENV)/bin
@@ -135,7 +138,7 @@ test-images: packages-images ## build and run both images with buildah and send 
 	deploy/try_images.sh
 
 # Debian packages that these targets need. As root they are installed; otherwise the message names them.
-packages-browser:
+packages-browser: $(AXE)
 	@$(call debian,chromium,chromium fonts-dejavu-core)
 
 packages-ops:
@@ -184,6 +187,14 @@ $(EDGE_VENV)/.installed: $(PINS)
 	@$(call make-venv,$(EDGE_VENV),14)
 	@$(call install,$(EDGE_VENV),test)
 	@touch $@
+
+# The accessibility checker of the browser tests. Without npm, the tests check names and contrast only.
+$(AXE):
+	@if command -v npm >/dev/null; then \
+	  echo "fetching axe-core $(AXE_VERSION)" && mkdir -p .axe && cd .axe && npm pack --silent axe-core@$(AXE_VERSION) && \
+	  echo "$(AXE_SHA256)  axe-core-$(AXE_VERSION).tgz" | sha256sum --check --quiet && \
+	  tar xzf axe-core-$(AXE_VERSION).tgz package/axe.min.js && touch package/axe.min.js; \
+	else echo "npm is missing: the browser tests run without axe-core"; fi
 
 $(CLIENT_VENV)/.installed: Makefile
 	@$(call make-venv,$(CLIENT_VENV),14)

@@ -8,6 +8,6 @@
 
 from aeic_client.aio import AsyncClient
 from aeic_client.client import Client
-from aeic_client.messages import Event, Frame, NotReady, Problem, Source
+from aeic_client.messages import Event, Frame, NotReady, Problem, Request, Source
 
-__all__ = ["AsyncClient", "Client", "Event", "Frame", "NotReady", "Problem", "Source"]
+__all__ = ["AsyncClient", "Client", "Event", "Frame", "NotReady", "Problem", "Request", "Source"]

@@ -18,7 +18,9 @@ from aeic_client.messages import (
     Frame,
     Known,
     Problem,
+    Request,
     Source,
+    asked,
     checked,
     decoded,
     headers,
@@ -107,6 +109,33 @@ class Client:
         asked = query(rate=rate)
         answer = self._send("POST", "/v1/encode", repeat=False, params=asked, content=picture)
         return UUID(answer.json()["id"])
+
+    def ask(
+        self,
+        id: UUID | str,
+        kind: str = "region",
+        *,
+        region: tuple[int, int, int, int] | None = None,
+        max_bytes: int = 1500,
+        deadline: float = 60.0,
+    ) -> Request:
+        """Ask the box for more of a frame: ``region`` (x, y, width, height in pixels of the original) or ``better``.
+
+        The answer has at most ``max_bytes``; without it after ``deadline`` seconds the request is refused as expired.
+        """
+        body = asked(kind, region, max_bytes, deadline)
+        answer = self._send("POST", f"/v1/frames/{id}/requests", repeat=False, json=body)
+        return Request.of(answer.json())
+
+    def request(self, request: Request, wait: float = 30.0) -> Request:
+        """The present state of a request; waits up to ``wait`` seconds for its end."""
+        path = f"/v1/frames/{request.frame}/requests/{request.id}"
+        return Request.of(self._send("GET", path, params=query(wait=wait)).json())
+
+    def requests(self, id: UUID | str) -> list[Request]:
+        """The requests about a frame, the newest first; at most 200."""
+        answer = self._send("GET", f"/v1/frames/{id}/requests")
+        return [Request.of(document) for document in answer.json()["requests"]]
 
     def sources(self) -> list[Source]:
         """The sources of frames, the latest first."""

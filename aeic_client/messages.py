@@ -45,7 +45,8 @@ class Frame:
     """A stored frame: sizes in bytes, bits per pixel of the whole frame, seconds by stage in ``timings``.
 
     ``original_width`` and ``original_height`` are the picture's before the edge scaled it down, and ``captured_from``
-    says where ``captured_at`` comes from: sender, exif, file or clock. None where the edge does not know.
+    says where ``captured_at`` comes from: sender, exif, file or clock. None where the edge does not know. ``parent``,
+    ``kind`` and ``region`` (x, y, width, height by name) are set where the frame answers a request.
     """
 
     id: UUID
@@ -69,6 +70,9 @@ class Frame:
     original_width: int | None = None
     original_height: int | None = None
     captured_from: str | None = None
+    parent: UUID | None = None
+    kind: str | None = None
+    region: Mapping[str, int] | None = None
 
     @classmethod
     def of(cls, document: Mapping[str, Any]) -> Frame:
@@ -76,7 +80,49 @@ class Frame:
         values = {field.name: document[field.name] for field in fields(cls) if field.name in document}
         for name in ("received_at", "captured_at", "available_at"):
             values[name] = datetime.fromisoformat(values[name]) if values.get(name) else None
-        return cls(**values | {"id": UUID(document["id"])})
+        parent = document.get("parent")
+        return cls(**values | {"id": UUID(document["id"]), "parent": None if parent is None else UUID(parent)})
+
+
+@dataclass(frozen=True)
+class Request:
+    """A request for more of a picture. ``state``: open, answered or refused.
+
+    ``answer`` is the id of the frame that answers it. ``reason`` of a refusal: gone, forbidden, over-budget, expired or
+    unsupported; ``detail`` is for people. ``region`` is x, y, width and height by name.
+    """
+
+    id: UUID
+    frame: UUID
+    kind: str
+    region: Mapping[str, int] | None
+    max_bytes: int
+    bytes: int
+    state: str
+    reason: str | None
+    detail: str | None
+    answer: UUID | None
+    created_at: datetime
+    deadline_at: datetime
+    finished_at: datetime | None
+
+    @classmethod
+    def of(cls, document: Mapping[str, Any]) -> Request:
+        """A request from its JSON. Fields that this version does not know are ignored."""
+        values = {field.name: document[field.name] for field in fields(cls)}
+        for name in ("created_at", "deadline_at", "finished_at"):
+            values[name] = None if values[name] is None else datetime.fromisoformat(values[name])
+        for name in ("id", "frame", "answer"):
+            values[name] = None if values[name] is None else UUID(values[name])
+        return cls(**values)
+
+
+def asked(kind: str, region: tuple[int, int, int, int] | None, max_bytes: int, deadline: float) -> dict[str, Any]:
+    """The body of a request."""
+    body: dict[str, Any] = {"kind": kind, "max_bytes": max_bytes, "deadline_seconds": deadline}
+    if region is not None:
+        body["region"] = dict(zip(("x", "y", "width", "height"), region, strict=True))
+    return body
 
 
 @dataclass(frozen=True)

@@ -127,6 +127,26 @@ def latents(
 
 
 @app.command()
+def ask(
+    frame: Annotated[UUID, typer.Argument(metavar="FRAME", help="The id of a frame in the cloud.")],
+    region: Annotated[
+        str | None, typer.Option(metavar="X,Y,W,H", help="A part of it, in pixels of the original; else the whole.")
+    ] = None,
+    max_bytes: Annotated[int, typer.Option("--bytes", min=64, help="Most bytes of the answer.")] = 1500,
+    target: Annotated[str | None, typer.Option("-o", "--out", metavar="OUT", help="File of the picture.")] = None,
+    url: Annotated[str, typer.Option(help="Address of the cloud.", envvar="AEIC_URL")] = "http://127.0.0.1:8081",
+    token: Annotated[str | None, typer.Option(help="Bearer token.", envvar="AEIC_TOKEN")] = None,
+    deadline: Annotated[float, typer.Option(min=1, help="Seconds after which it is given up.")] = 60.0,
+    force: Force = False,
+) -> None:
+    """Ask a camera for more of a picture: a region of it, or the whole in better quality. See docs/look-closer.md."""
+    with needs("client"):
+        from aeic_tools import ask_command
+
+    _finish(ask_command.ask(frame, region, max_bytes, target, url, token, deadline, force=force))
+
+
+@app.command()
 def split(
     source: Annotated[str, typer.Argument(metavar="FRAME", help="A .aeic file, or - for stdin.")],
     target: Annotated[str, typer.Argument(metavar="OUT", help="A folder, or - for lines of hexadecimal.")],
@@ -419,6 +439,7 @@ MEASUREMENTS = {
     ),
     "ablation": ("aeic_train.studies.ablation", "train", "Short trainings that differ in one setting each."),
     "complexity": ("aeic_nets.official.complexity", "train", "Parameters and multiply-adds, compared with the paper."),
+    "speed-table": ("aeic_tools.speed_table", "edge-cpu", "Encode and decode times beside the published ones."),
     "costs": ("aeic_train.studies.costs", "train", "Times and multiply-adds, compared with other codecs."),
     "goldens": ("aeic_nets.official.goldens_check", "train", "Comparison with golden vectors of the research code."),
     "decode": ("benchmarks.decode", "dev", "Decoding with a full-size profile, compared with plain PyTorch."),

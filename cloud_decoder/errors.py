@@ -7,6 +7,7 @@
          +- StoreUnavailable     the store cannot write        HTTP 503, UNAVAILABLE
          +- NotAllowed           no or a wrong token           HTTP 401, UNAUTHENTICATED
          +- NoEdge               no edge is configured         HTTP 404, NOT_FOUND
+         +- UnknownRequest       no such request here          HTTP 404, NOT_FOUND
          +- Gone                 pruned by retention           HTTP 410, NOT_FOUND
          +- StoredDamage         its stored bytes have changed HTTP 500, INTERNAL
          +- Undecodable          quarantined, with its reason  HTTP 422, FAILED_PRECONDITION
@@ -42,6 +43,12 @@ class NotAllowed(ServiceError):
 
 class NoEdge(ServiceError):
     """No edge is configured that would encode a picture for this tenant."""
+
+    http_status = 404
+
+
+class UnknownRequest(ServiceError):
+    """There is no request of that id about the frame, or it belongs to another tenant."""
 
     http_status = 404
 

@@ -43,6 +43,12 @@ class Metrics:
             "source_conflicts_total", "Streams on which a second box sent under the source id of another."
         )
 
+        self.picture_requests = counter(
+            "picture_requests_total",
+            "Requests for more of a picture that ended: answered, or the reason of the refusal.",
+            ("outcome",),
+        )
+
         self.queue_seconds = histogram(
             "queue_seconds", "Time that a frame waits before entropy decoding.", STAGE_SECONDS
         )
@@ -131,6 +137,8 @@ class Metrics:
         )
         for status in ("stored", "duplicate", "rejected"):
             self.frames.labels(status)
+        for outcome in ("answered", "gone", "forbidden", "over-budget", "expired", "unsupported"):
+            self.picture_requests.labels(outcome)
         for result in ("done", "failed", "cancelled", "expired"):
             self.decodes.labels(result)
         for reason in ("queue_full", "too_many_waiters", "calls", "draining", "device", "store"):
@@ -149,7 +157,7 @@ class Metrics:
             self.retention_frames.labels(step)
         for step in ("cache", "clock", "retention", "check"):
             self.maintenance_errors.labels(step)
-        for task in ("worker", "maintenance", "events", "queue"):
+        for task in ("worker", "maintenance", "requests", "events", "queue"):
             self.task_restarts.labels(task)
 
     def count_events(self, counts: Mapping[str, int]) -> None:

@@ -40,7 +40,7 @@ from cloud_decoder.grpc_api.server import GrpcServer
 from cloud_decoder.http_api.app import build_app
 from cloud_decoder.http_api.edge_proxy import EdgeProxy
 from cloud_decoder.http_api.image_service import ImageService
-from cloud_decoder.http_api.routers import decode, edge, events, frames, page, status
+from cloud_decoder.http_api.routers import decode, edge, events, frames, page, requests, status
 from cloud_decoder.inference.decoder import Decoder, DecoderSettings
 from cloud_decoder.inference.devices import choose_devices
 from cloud_decoder.inference.model_pool import ModelPool
@@ -48,6 +48,7 @@ from cloud_decoder.maintenance import Maintenance, MaintenanceSettings
 from cloud_decoder.metrics import Metrics
 from cloud_decoder.presence import Presence
 from cloud_decoder.readiness import Readiness
+from cloud_decoder.request_dispatch import RequestDispatch
 from cloud_decoder.settings import Settings
 from cloud_decoder.store.clock import DAY
 from cloud_decoder.store.health import StoreHealth
@@ -98,11 +99,17 @@ class Cloud:
         self.image_service = ImageService(
             self.store, self._cache, self.backend, self.admission, self.event_bus, self.metrics, self.waiters
         )
+        self.dispatch = RequestDispatch(self.store, self.event_bus, self.metrics)
         self.commits = GroupCommit(
-            self.store, self.event_bus, self.metrics, max_frames=settings.commit_frames, wake=self.backend.wake
+            self.store,
+            self.event_bus,
+            self.metrics,
+            max_frames=settings.commit_frames,
+            wake=self.backend.wake,
+            answer=self.dispatch.answered,
         )
         self.ingest = Ingest(
-            self.commits, self.presence, self.tokens, self.calls, self.metrics, self._ingest_settings()
+            self.commits, self.presence, self.tokens, self.calls, self.metrics, self._ingest_settings(), self.dispatch
         )
         self._edge_proxy = EdgeProxy(settings.edge_url, settings.edge_tenant)
         self.maintenance = Maintenance(self.store, self._cache, self.metrics, self._maintenance_settings())
@@ -128,6 +135,7 @@ class Cloud:
             raise
         self._serving = True
         self._supervise("maintenance", self.maintenance.run)
+        self._supervise("requests", self.dispatch.run)
         if settings.role == "ingest":
             self._supervise("events", EventPoller(self.store, self.event_bus).run)
         elif self._shares_queue:
@@ -209,7 +217,17 @@ class Cloud:
         return [
             frames.router(store, images, bundles, max_wait=max_wait, public=not self.tokens.required),
             decode.router(backend, self.admission, self.bodies, frame_limits, max_wait=max_wait),
-            events.router(self.event_bus, images, backend, bundles),
+            events.router(self.event_bus, images, backend, bundles, store),
+            requests.router(
+                store,
+                images,
+                self.dispatch,
+                self.event_bus,
+                self.bodies,
+                hour_bytes=settings.request_bytes_per_hour,
+                body_seconds=seconds,
+                max_wait=max_wait,
+            ),
             status.router(
                 store,
                 self.presence,

@@ -135,6 +135,11 @@ class Settings(ServiceSettings):
     max_pixels: int = Field(8192 * 8192, ge=256, description="Largest picture decoded, in pixels.")
     body_timeout_seconds: float = Field(10.0, gt=0, description="Time for a request body to arrive.")
     ingest_window: int = Field(64, ge=1, le=4096, description="Unacknowledged frames allowed on one stream.")
+    request_bytes_per_hour: int = Field(
+        64 * 2**10,
+        ge=0,
+        description="Bytes that may be asked of one source within an hour, for more of its pictures; 0 forbids it.",
+    )
     max_streams: int = Field(
         1024, ge=1, description="gRPC calls of all tenants at once, and connections; fewer if few files may be open."
     )

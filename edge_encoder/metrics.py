@@ -90,6 +90,14 @@ class Metrics:
         self.failed = Counter(
             "aeic_edge_failed_total", "Originals that could not be encoded; the log has the reasons.", registry=registry
         )
+        self.originals = Gauge("aeic_edge_originals", "Originals kept after their frames were made.", registry=registry)
+        self.originals_bytes = Gauge("aeic_edge_originals_bytes", "Bytes of these originals.", registry=registry)
+        self.requests = Counter(
+            "aeic_edge_requests_total",
+            "Requests of the cloud: answered, or the reason of the refusal.",
+            ["outcome"],
+            registry=registry,
+        )
         self.spool_frames = Gauge("aeic_edge_spool_frames", "Frames not yet acknowledged.", registry=registry)
         self.spool_bytes = Gauge(
             "aeic_edge_spool_bytes", "Bytes of these frames, as counted against the limit.", registry=registry
@@ -138,5 +146,7 @@ class Metrics:
         # At 0 from the start, so that the first event is an increase for Prometheus.
         for reason in ("full", "age", "damaged"):
             self.dropped.labels(reason)
+        for outcome in ("answered", "gone", "forbidden", "over-budget", "expired", "unsupported"):
+            self.requests.labels(outcome)
         for cause in ("closed", "unreachable", "stalled", "tls-failed", "unauthorised", "refused", "model-mismatch"):
             self.reconnects.labels(cause)

@@ -20,12 +20,14 @@ from aeic_service import tracing
 from aeic_service.budgets import Budget, Used
 from aeic_service.host_limits import HostLimits
 from edge_encoder import systemd
+from edge_encoder.answers.answerer import Answerer
 from edge_encoder.bundle_update.trial import Trial
 from edge_encoder.encoding.encode_queue import EncodeQueue
 from edge_encoder.encoding.encoder import Encoder
 from edge_encoder.encoding.rate_control import RateControl
 from edge_encoder.errors import SpoolError
 from edge_encoder.metrics import Metrics
+from edge_encoder.originals.ring import OriginalRing
 from edge_encoder.settings import EdgeSettings
 from edge_encoder.source_status import SourceStatus
 from edge_encoder.spool.record import Entry, State
@@ -82,6 +84,7 @@ class EdgeService:
         self.submitter: Submitter
         self.deferred_encoder: DeferredEncoder
         self.uplink: Uplink
+        self.ring: OriginalRing | None = None
         self.rate_control: RateControl | None = None
         self.sources: list[SourceStatus] = []
         self._tasks: list[asyncio.Task[None]] = []
@@ -117,6 +120,7 @@ class EdgeService:
         labels = aeic.__version__, bundle.name, bundle.fingerprint, bundle.digest.hex(), self.encoder.analysis.provider
         self.metrics.info.labels(*labels).set(1)
         self.metrics.spool_max_bytes.set(settings.spool_max_bytes)
+        answerer = await asyncio.to_thread(self._keep_originals)
         self.uplink = Uplink(
             self.spool,
             settings,
@@ -124,11 +128,13 @@ class EdgeService:
             bundle_digest=bundle.digest,
             software=_SOFTWARE,
             prompt=self.waiting.__contains__,
+            answer=None if answerer is None else answerer.answer,
         )
         if settings.target_age_seconds:
             self.rate_control = RateControl(bundle.default_rate, settings.target_age_seconds)
         self.submitter = Submitter(self.encoder, self.queue, self.spool, self.waiting, self.metrics, settings)
         self.submitter.rate_control = self.rate_control
+        self.submitter.ring = self.ring
         self.deferred_encoder = DeferredEncoder(
             self.spool,
             self.queue,
@@ -163,6 +169,35 @@ class EdgeService:
             path, settings.threads, provider=settings.provider, max_pixels=self.max_pixels
         )
         return self.encoder.warm_up()
+
+    def _keep_originals(self) -> Answerer | None:
+        """Opens the ring of originals, if the settings ask for one, for requests of the cloud."""
+        settings = self.settings
+        if not settings.originals_max_bytes:
+            return None
+        sources = (*settings.all_cameras(), *settings.all_folders())
+        self.ring = OriginalRing(
+            settings.data_dir / "originals",
+            max_bytes=settings.originals_max_bytes,
+            max_age_seconds=settings.originals_max_age_seconds,
+            source_bytes={
+                source.source_id or f"{settings.source_id}/{source.name}": source.originals_max_bytes
+                for source in sources
+                if source.originals_max_bytes is not None
+            },
+            spool_needs=lambda: max(0, settings.spool_max_bytes - self.spool.pending_bytes),
+        )
+        if not settings.request_max_bytes:
+            return None
+        return Answerer(
+            self.ring,
+            self.encoder,
+            self.queue,
+            self.spool,
+            self.metrics,
+            max_bytes=settings.request_max_bytes,
+            hour_bytes=settings.request_bytes_per_hour,
+        )
 
     async def take(self, picture: bytes | NDArray[np.uint8], encode_request: EncodeRequest) -> Accepted:
         """Encodes and spools one picture: Submitter.take."""
@@ -242,6 +277,8 @@ class EdgeService:
             if await asyncio.to_thread(self.spool.misplaced):
                 with contextlib.suppress(SpoolError):
                     await asyncio.wrap_future(self.spool.probe())  # writes it again
+            if self.ring is not None:
+                await asyncio.to_thread(self.ring.expire)
             if self.spool.alive and self.queue.longest_seconds() < _HUNG_SECONDS:
                 systemd.notify("WATCHDOG=1")
             if self.settings.spool_max_age_seconds:

@@ -176,6 +176,19 @@ class EdgeSettings(ServiceSettings):
         description="Keep the oldest frame younger than this by lowering the default rate; 0 never lowers it.",
     )
 
+    originals_max_bytes: int = Field(
+        0, ge=0, description="Bytes of originals kept after their frames were made, for requests; 0 keeps none."
+    )
+    originals_max_age_seconds: float = Field(
+        86_400.0, ge=0, description="Age at which a kept original is deleted; 0 keeps it while there is room."
+    )
+    request_max_bytes: int = Field(
+        16_384, ge=0, le=1 << 20, description="Most bytes of an answer to a request of the cloud; 0 forbids requests."
+    )
+    request_bytes_per_hour: int = Field(
+        65_536, ge=0, description="Most bytes of the answers about one source within an hour."
+    )
+
     cloud_address: str = Field(
         "127.0.0.1:9090", description="host:port of the cloud's gRPC; if empty, nothing is sent."
     )

@@ -32,6 +32,10 @@ class SourceSettings(BaseModel):
     rate: str | None = Field(None, max_length=32, description="Rate point; the best one when bytes are given too.")
     priority: int = Field(0, ge=0, le=255, description="Frames with a larger one are sent first.")
 
+    originals_max_bytes: int | None = Field(
+        None, ge=0, description="Most bytes of its originals that are kept; 0 keeps none."
+    )
+
     @field_validator("source_id")
     @classmethod
     def _is_name(cls, value: str) -> str:

@@ -14,6 +14,23 @@ class CaptureTimeSource(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     CAPTURE_TIME_SOURCE_FILE: _ClassVar[CaptureTimeSource]
     CAPTURE_TIME_SOURCE_CLOCK: _ClassVar[CaptureTimeSource]
 
+class RequestKind(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    REQUEST_KIND_UNSPECIFIED: _ClassVar[RequestKind]
+    REQUEST_KIND_BETTER: _ClassVar[RequestKind]
+    REQUEST_KIND_REGION: _ClassVar[RequestKind]
+    REQUEST_KIND_ORIGINAL: _ClassVar[RequestKind]
+    REQUEST_KIND_NOW: _ClassVar[RequestKind]
+
+class RefusalReason(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    REFUSAL_REASON_UNSPECIFIED: _ClassVar[RefusalReason]
+    REFUSAL_REASON_GONE: _ClassVar[RefusalReason]
+    REFUSAL_REASON_FORBIDDEN: _ClassVar[RefusalReason]
+    REFUSAL_REASON_OVER_BUDGET: _ClassVar[RefusalReason]
+    REFUSAL_REASON_EXPIRED: _ClassVar[RefusalReason]
+    REFUSAL_REASON_UNSUPPORTED: _ClassVar[RefusalReason]
+
 class AckStatus(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
     ACK_STATUS_UNSPECIFIED: _ClassVar[AckStatus]
@@ -25,34 +42,49 @@ CAPTURE_TIME_SOURCE_SENDER: CaptureTimeSource
 CAPTURE_TIME_SOURCE_EXIF: CaptureTimeSource
 CAPTURE_TIME_SOURCE_FILE: CaptureTimeSource
 CAPTURE_TIME_SOURCE_CLOCK: CaptureTimeSource
+REQUEST_KIND_UNSPECIFIED: RequestKind
+REQUEST_KIND_BETTER: RequestKind
+REQUEST_KIND_REGION: RequestKind
+REQUEST_KIND_ORIGINAL: RequestKind
+REQUEST_KIND_NOW: RequestKind
+REFUSAL_REASON_UNSPECIFIED: RefusalReason
+REFUSAL_REASON_GONE: RefusalReason
+REFUSAL_REASON_FORBIDDEN: RefusalReason
+REFUSAL_REASON_OVER_BUDGET: RefusalReason
+REFUSAL_REASON_EXPIRED: RefusalReason
+REFUSAL_REASON_UNSUPPORTED: RefusalReason
 ACK_STATUS_UNSPECIFIED: AckStatus
 ACK_STATUS_STORED: AckStatus
 ACK_STATUS_DUPLICATE: AckStatus
 ACK_STATUS_REJECTED: AckStatus
 
 class DeliverRequest(_message.Message):
-    __slots__ = ("hello", "frame")
+    __slots__ = ("hello", "frame", "refusal")
     HELLO_FIELD_NUMBER: _ClassVar[int]
     FRAME_FIELD_NUMBER: _ClassVar[int]
+    REFUSAL_FIELD_NUMBER: _ClassVar[int]
     hello: Hello
     frame: Frame
-    def __init__(self, hello: _Optional[_Union[Hello, _Mapping]] = ..., frame: _Optional[_Union[Frame, _Mapping]] = ...) -> None: ...
+    refusal: Refusal
+    def __init__(self, hello: _Optional[_Union[Hello, _Mapping]] = ..., frame: _Optional[_Union[Frame, _Mapping]] = ..., refusal: _Optional[_Union[Refusal, _Mapping]] = ...) -> None: ...
 
 class Hello(_message.Message):
-    __slots__ = ("source_id", "bundle_digest", "software", "token", "window", "process_id")
+    __slots__ = ("source_id", "bundle_digest", "software", "token", "window", "process_id", "request_max_bytes")
     SOURCE_ID_FIELD_NUMBER: _ClassVar[int]
     BUNDLE_DIGEST_FIELD_NUMBER: _ClassVar[int]
     SOFTWARE_FIELD_NUMBER: _ClassVar[int]
     TOKEN_FIELD_NUMBER: _ClassVar[int]
     WINDOW_FIELD_NUMBER: _ClassVar[int]
     PROCESS_ID_FIELD_NUMBER: _ClassVar[int]
+    REQUEST_MAX_BYTES_FIELD_NUMBER: _ClassVar[int]
     source_id: str
     bundle_digest: bytes
     software: str
     token: str
     window: int
     process_id: bytes
-    def __init__(self, source_id: _Optional[str] = ..., bundle_digest: _Optional[bytes] = ..., software: _Optional[str] = ..., token: _Optional[str] = ..., window: _Optional[int] = ..., process_id: _Optional[bytes] = ...) -> None: ...
+    request_max_bytes: int
+    def __init__(self, source_id: _Optional[str] = ..., bundle_digest: _Optional[bytes] = ..., software: _Optional[str] = ..., token: _Optional[str] = ..., window: _Optional[int] = ..., process_id: _Optional[bytes] = ..., request_max_bytes: _Optional[int] = ...) -> None: ...
 
 class Frame(_message.Message):
     __slots__ = ("id", "bitstream", "crc32", "captured_unix_ms", "priority", "source_id", "prompt", "original_width", "original_height", "captured_from", "trace_context")
@@ -81,20 +113,56 @@ class Frame(_message.Message):
     def __init__(self, id: _Optional[bytes] = ..., bitstream: _Optional[bytes] = ..., crc32: _Optional[int] = ..., captured_unix_ms: _Optional[int] = ..., priority: _Optional[int] = ..., source_id: _Optional[str] = ..., prompt: _Optional[bool] = ..., original_width: _Optional[int] = ..., original_height: _Optional[int] = ..., captured_from: _Optional[_Union[CaptureTimeSource, str]] = ..., trace_context: _Optional[bytes] = ...) -> None: ...
 
 class DeliverResponse(_message.Message):
-    __slots__ = ("welcome", "ack", "stored")
+    __slots__ = ("welcome", "ack", "stored", "request")
     WELCOME_FIELD_NUMBER: _ClassVar[int]
     ACK_FIELD_NUMBER: _ClassVar[int]
     STORED_FIELD_NUMBER: _ClassVar[int]
+    REQUEST_FIELD_NUMBER: _ClassVar[int]
     welcome: Welcome
     ack: Ack
     stored: int
-    def __init__(self, welcome: _Optional[_Union[Welcome, _Mapping]] = ..., ack: _Optional[_Union[Ack, _Mapping]] = ..., stored: _Optional[int] = ...) -> None: ...
+    request: Request
+    def __init__(self, welcome: _Optional[_Union[Welcome, _Mapping]] = ..., ack: _Optional[_Union[Ack, _Mapping]] = ..., stored: _Optional[int] = ..., request: _Optional[_Union[Request, _Mapping]] = ...) -> None: ...
 
 class Welcome(_message.Message):
-    __slots__ = ("window",)
+    __slots__ = ("window", "sends_requests")
     WINDOW_FIELD_NUMBER: _ClassVar[int]
+    SENDS_REQUESTS_FIELD_NUMBER: _ClassVar[int]
     window: int
-    def __init__(self, window: _Optional[int] = ...) -> None: ...
+    sends_requests: bool
+    def __init__(self, window: _Optional[int] = ..., sends_requests: _Optional[bool] = ...) -> None: ...
+
+class Request(_message.Message):
+    __slots__ = ("id", "frame_id", "kind", "x", "y", "width", "height", "max_bytes", "expires_in_ms")
+    ID_FIELD_NUMBER: _ClassVar[int]
+    FRAME_ID_FIELD_NUMBER: _ClassVar[int]
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    X_FIELD_NUMBER: _ClassVar[int]
+    Y_FIELD_NUMBER: _ClassVar[int]
+    WIDTH_FIELD_NUMBER: _ClassVar[int]
+    HEIGHT_FIELD_NUMBER: _ClassVar[int]
+    MAX_BYTES_FIELD_NUMBER: _ClassVar[int]
+    EXPIRES_IN_MS_FIELD_NUMBER: _ClassVar[int]
+    id: bytes
+    frame_id: bytes
+    kind: RequestKind
+    x: int
+    y: int
+    width: int
+    height: int
+    max_bytes: int
+    expires_in_ms: int
+    def __init__(self, id: _Optional[bytes] = ..., frame_id: _Optional[bytes] = ..., kind: _Optional[_Union[RequestKind, str]] = ..., x: _Optional[int] = ..., y: _Optional[int] = ..., width: _Optional[int] = ..., height: _Optional[int] = ..., max_bytes: _Optional[int] = ..., expires_in_ms: _Optional[int] = ...) -> None: ...
+
+class Refusal(_message.Message):
+    __slots__ = ("request_id", "reason", "detail")
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    DETAIL_FIELD_NUMBER: _ClassVar[int]
+    request_id: bytes
+    reason: RefusalReason
+    detail: str
+    def __init__(self, request_id: _Optional[bytes] = ..., reason: _Optional[_Union[RefusalReason, str]] = ..., detail: _Optional[str] = ...) -> None: ...
 
 class Ack(_message.Message):
     __slots__ = ("id", "status", "reason")

@@ -27,8 +27,8 @@ if _version_not_supported:
 
 class IngestServiceStub:
     """One long-lived stream per edge box. The order on it is
-    edge:  Hello, Frame, Frame, ...
-    cloud: Welcome, then answers in the order of the frames: Ack for one, stored for a run of them
+    edge:  Hello, Frame, Frame, ..., and a Refusal for each request that it does not answer with a frame
+    cloud: Welcome, then answers in the order of the frames: Ack for one, stored for a run of them; between them requests
     A frame may be sent again after a broken stream; its id makes that harmless.
     """
 
@@ -47,8 +47,8 @@ class IngestServiceStub:
 
 class IngestServiceServicer:
     """One long-lived stream per edge box. The order on it is
-    edge:  Hello, Frame, Frame, ...
-    cloud: Welcome, then answers in the order of the frames: Ack for one, stored for a run of them
+    edge:  Hello, Frame, Frame, ..., and a Refusal for each request that it does not answer with a frame
+    cloud: Welcome, then answers in the order of the frames: Ack for one, stored for a run of them; between them requests
     A frame may be sent again after a broken stream; its id makes that harmless.
     """
 
@@ -79,8 +79,8 @@ def add_IngestServiceServicer_to_server(servicer, server):
  # This class is part of an EXPERIMENTAL API.
 class IngestService:
     """One long-lived stream per edge box. The order on it is
-    edge:  Hello, Frame, Frame, ...
-    cloud: Welcome, then answers in the order of the frames: Ack for one, stored for a run of them
+    edge:  Hello, Frame, Frame, ..., and a Refusal for each request that it does not answer with a frame
+    cloud: Welcome, then answers in the order of the frames: Ack for one, stored for a run of them; between them requests
     A frame may be sent again after a broken stream; its id makes that harmless.
     """
 

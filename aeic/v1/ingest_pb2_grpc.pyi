@@ -30,8 +30,8 @@ GRPC_VERSION: str
 
 class IngestServiceStub:
     """One long-lived stream per edge box. The order on it is
-      edge:  Hello, Frame, Frame, ...
-      cloud: Welcome, then answers in the order of the frames: Ack for one, stored for a run of them
+      edge:  Hello, Frame, Frame, ..., and a Refusal for each request that it does not answer with a frame
+      cloud: Welcome, then answers in the order of the frames: Ack for one, stored for a run of them; between them requests
     A frame may be sent again after a broken stream; its id makes that harmless.
     """
 
@@ -48,8 +48,8 @@ class IngestServiceStub:
 @_typing.type_check_only
 class IngestServiceAsyncStub(IngestServiceStub):
     """One long-lived stream per edge box. The order on it is
-      edge:  Hello, Frame, Frame, ...
-      cloud: Welcome, then answers in the order of the frames: Ack for one, stored for a run of them
+      edge:  Hello, Frame, Frame, ..., and a Refusal for each request that it does not answer with a frame
+      cloud: Welcome, then answers in the order of the frames: Ack for one, stored for a run of them; between them requests
     A frame may be sent again after a broken stream; its id makes that harmless.
     """
 
@@ -62,8 +62,8 @@ class IngestServiceAsyncStub(IngestServiceStub):
 
 class IngestServiceServicer(metaclass=_abc_1.ABCMeta):
     """One long-lived stream per edge box. The order on it is
-      edge:  Hello, Frame, Frame, ...
-      cloud: Welcome, then answers in the order of the frames: Ack for one, stored for a run of them
+      edge:  Hello, Frame, Frame, ..., and a Refusal for each request that it does not answer with a frame
+      cloud: Welcome, then answers in the order of the frames: Ack for one, stored for a run of them; between them requests
     A frame may be sent again after a broken stream; its id makes that harmless.
     """
 

@@ -8,10 +8,12 @@ import logging
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from uuid import UUID
 
 from cloud_decoder.errors import StoreUnavailable
 from cloud_decoder.events import EventBus
 from cloud_decoder.metrics import Metrics
+from cloud_decoder.store.frames import is_request_id
 from cloud_decoder.store.store import Added, NewFrame, Store
 from cloud_decoder.threads import run_on
 
@@ -19,11 +21,22 @@ log = logging.getLogger(__name__)
 
 
 class GroupCommit:
-    """Stores frames in commits of at most ``max_frames``, publishes ``received`` for new ones, then calls ``wake``."""
+    """Stores frames in commits of at most ``max_frames``, publishes ``received`` for new ones, then calls ``wake``.
+
+    ``answer(tenant, id)`` is called for each new frame that may answer a request.
+    """
 
     def __init__(
-        self, store: Store, event_bus: EventBus, metrics: Metrics, *, max_frames: int, wake: Callable[[], None]
+        self,
+        store: Store,
+        event_bus: EventBus,
+        metrics: Metrics,
+        *,
+        max_frames: int,
+        wake: Callable[[], None],
+        answer: Callable[[str, UUID], None] = lambda tenant, id: None,
     ) -> None:
+        self._answer = answer
         self._store, self._event_bus, self._metrics = store, event_bus, metrics
         self._max_frames, self._wake = max_frames, wake
         self._waiting: list[tuple[NewFrame, asyncio.Future[Added]]] = []
@@ -55,6 +68,8 @@ class GroupCommit:
         for frame in stored:
             self._metrics.frame_bytes.observe(len(frame.bitstream))
             self._event_bus.publish(frame.tenant, {"event": "received", "id": str(frame.id)})
+            if is_request_id(frame.id):
+                self._answer(frame.tenant, frame.id)
         self._wake()
 
     async def _run(self) -> None:

@@ -35,7 +35,8 @@ from cloud_decoder.grpc_api.group_commit import GroupCommit
 from cloud_decoder.grpc_api.status import grpc_status
 from cloud_decoder.metrics import Metrics
 from cloud_decoder.presence import Presence
-from cloud_decoder.store.store import Added, NewFrame
+from cloud_decoder.request_dispatch import Outbox, RequestDispatch
+from cloud_decoder.store.store import Added, NewFrame, RefusalReason, RequestKind, StoredRequest
 
 log = logging.getLogger(__name__)
 
@@ -47,6 +48,21 @@ _CAPTURED_FROM = {
     pb.CAPTURE_TIME_SOURCE_FILE: "file",
     pb.CAPTURE_TIME_SOURCE_CLOCK: "clock",
 }
+_KINDS = {
+    RequestKind.BETTER: pb.REQUEST_KIND_BETTER,
+    RequestKind.REGION: pb.REQUEST_KIND_REGION,
+    RequestKind.ORIGINAL: pb.REQUEST_KIND_ORIGINAL,
+    RequestKind.NOW: pb.REQUEST_KIND_NOW,
+}
+_REFUSALS = {
+    pb.REFUSAL_REASON_GONE: RefusalReason.GONE,
+    pb.REFUSAL_REASON_FORBIDDEN: RefusalReason.FORBIDDEN,
+    pb.REFUSAL_REASON_OVER_BUDGET: RefusalReason.OVER_BUDGET,
+    pb.REFUSAL_REASON_EXPIRED: RefusalReason.EXPIRED,
+    pb.REFUSAL_REASON_UNSUPPORTED: RefusalReason.UNSUPPORTED,
+}
+MAX_DETAIL = 1000
+"""Characters of a refusal that are looked at."""
 MAX_CAMERAS = 256
 """Cameras of one stream that are shown as connected; the frames of all of them are accepted."""
 
@@ -68,6 +84,17 @@ class IngestSettings:
     """Whether the frames of a source are decoded before anyone asks for them."""
 
 
+@dataclass(frozen=True)
+class _Peer:
+    """What Hello says of the other end of a stream, and the tenant of its token."""
+
+    tenant: str
+    source: str
+    window: int
+    box: bytes
+    request_max_bytes: int
+
+
 class Reject(Exception):
     """The reason why a frame will never be accepted."""
 
@@ -83,7 +110,9 @@ class Ingest(pb_grpc.IngestServiceServicer):
         calls: Calls,
         metrics: Metrics,
         settings: IngestSettings,
+        dispatch: RequestDispatch,
     ) -> None:
+        self._dispatch = dispatch
         self._commits, self._presence, self._tokens, self._calls = commits, presence, tokens, calls
         self._metrics, self._settings = metrics, settings
         self._draining = asyncio.Event()
@@ -100,12 +129,10 @@ class Ingest(pb_grpc.IngestServiceServicer):
         self, requests: AsyncIterator[pb.DeliverRequest], context: grpc.aio.ServicerContext[Any, Any]
     ) -> AsyncIterator[pb.DeliverResponse]:
         """The stream of one edge."""
-        tenant, source, window, box = await self._greet(requests, context)
+        peer = await self._greet(requests, context)
         try:
-            with self._calls.admitted(tenant):
-                async with contextlib.aclosing(
-                    self._stream(requests, context, tenant, source, window, box)
-                ) as messages:
+            with self._calls.admitted(peer.tenant):
+                async with contextlib.aclosing(self._stream(requests, context, peer)) as messages:
                     async for message in messages:
                         yield message
         except Overloaded as error:
@@ -115,28 +142,28 @@ class Ingest(pb_grpc.IngestServiceServicer):
         self,
         requests: AsyncIterator[pb.DeliverRequest],
         context: grpc.aio.ServicerContext[Any, Any],
-        tenant: str,
-        source: str,
-        window: int,
-        box: bytes,
+        peer: _Peer,
     ) -> AsyncGenerator[pb.DeliverResponse, None]:
+        tenant, source, box = peer.tenant, peer.source, peer.box
         keys = {(tenant, source)}  # the edge itself, and the cameras behind it as their frames arrive
         self._open_streams += 1
         self._presence.connect(tenant, source)
         self._presence.box_connects(tenant, source, box)
         self._metrics.streams.inc()
-        answers = Answers(min(window, self._settings.window), functools.partial(self._ack, context))
+        answers = Answers(min(peer.window, self._settings.window), functools.partial(self._ack, context))
         room = asyncio.Semaphore(2 * self._settings.window)  # an edge that exceeds its window is not read any further
         reader = asyncio.create_task(self._read(requests, tenant, source, box, answers, room, keys))
         stopper = asyncio.create_task(self._cancel_on_drain(reader))
         try:
             await self._commits.saw(tenant, source)
-            yield pb.DeliverResponse(welcome=pb.Welcome(window=self._settings.window))
-            async with contextlib.aclosing(answers.messages()) as messages:
-                async for frames, message in messages:
-                    yield message
-                    for _ in range(frames):
-                        room.release()
+            yield pb.DeliverResponse(welcome=pb.Welcome(window=self._settings.window, sends_requests=True))
+            with self._dispatch.stream(tenant, source, peer.request_max_bytes) as outbox:
+                merged = _merged(answers.messages(), outbox, self._dispatch.now)
+                async with contextlib.aclosing(merged) as messages:
+                    async for frames, message in messages:
+                        yield message
+                        for _ in range(frames):
+                            room.release()
         finally:
             stopper.cancel()
             reader.cancel()
@@ -148,11 +175,8 @@ class Ingest(pb_grpc.IngestServiceServicer):
 
     async def _greet(
         self, requests: AsyncIterator[pb.DeliverRequest], context: grpc.aio.ServicerContext[Any, Any]
-    ) -> tuple[str, str, int, bytes]:
-        """Read Hello: the tenant, the source, the edge's window and its process id.
-
-        Ends the call with a reason where it is refused.
-        """
+    ) -> _Peer:
+        """Read Hello. Ends the call with a reason where it is refused."""
         if self._draining.is_set():
             await context.abort(grpc.StatusCode.UNAVAILABLE, "the service is stopping: connect again in a moment")
         try:
@@ -178,7 +202,7 @@ class Ingest(pb_grpc.IngestServiceServicer):
                 f" {digest or 'none'}: install the same bundle on both sides",
             )
         log.info("source %r connected (%s)", hello.source_id, hello.software[:80])
-        return tenant, hello.source_id, hello.window, hello.process_id[:16]
+        return _Peer(tenant, hello.source_id, hello.window, hello.process_id[:16], hello.request_max_bytes)
 
     async def _read(
         self,
@@ -193,6 +217,9 @@ class Ingest(pb_grpc.IngestServiceServicer):
         warned = False
         try:
             async for request in requests:
+                if request.WhichOneof("message") == "refusal":
+                    await self._refused(tenant, source, request.refusal)
+                    continue
                 await room.acquire()
                 if not warned and self._presence.has_rival(tenant, source, box):
                     warned = True
@@ -213,6 +240,15 @@ class Ingest(pb_grpc.IngestServiceServicer):
                     answers.add(request.frame.id, str(reason))
         finally:
             answers.end()
+
+    async def _refused(self, tenant: str, source: str, refusal: pb.Refusal) -> None:
+        if len(refusal.request_id) != 16:
+            return
+        reason = _REFUSALS.get(refusal.reason, RefusalReason.UNSUPPORTED)
+        with contextlib.suppress(StoreUnavailable):  # the request stays open, and is sent again
+            await self._dispatch.refused(
+                tenant, source, UUID(bytes=refusal.request_id), reason, refusal.detail[:MAX_DETAIL]
+            )
 
     async def _accept(self, message: pb.Frame, tenant: str, source: str) -> NewFrame:
         if len(message.id) != 16:
@@ -243,6 +279,7 @@ class Ingest(pb_grpc.IngestServiceServicer):
             original_width=_side(message.original_width),
             original_height=_side(message.original_height),
             captured_from=_CAPTURED_FROM.get(message.captured_from),
+            box=source if message.source_id not in ("", source) else None,
         )
 
     async def _ack(
@@ -265,6 +302,51 @@ class Ingest(pb_grpc.IngestServiceServicer):
     async def _cancel_on_drain(self, reader: asyncio.Task[None]) -> None:
         await self._draining.wait()
         reader.cancel()
+
+
+async def _merged(
+    answers: AsyncGenerator[tuple[int, pb.DeliverResponse], None], outbox: Outbox, now: Callable[[], float]
+) -> AsyncGenerator[tuple[int, pb.DeliverResponse], None]:
+    """The messages of a stream: its answers, until they end, and between them the requests to the box."""
+    answer = asyncio.ensure_future(anext(answers, None))
+    request = asyncio.ensure_future(outbox.next())
+    try:
+        while True:
+            await asyncio.wait((answer, request), return_when=asyncio.FIRST_COMPLETED)
+            if answer.done():
+                found = answer.result()
+                if found is None:
+                    return
+                yield found
+                answer = asyncio.ensure_future(anext(answers, None))
+            if request.done():
+                if (message := _request(request.result(), now())) is not None:
+                    yield 0, pb.DeliverResponse(request=message)
+                request = asyncio.ensure_future(outbox.next())
+    finally:
+        for task in (answer, request):
+            task.cancel()
+        await asyncio.gather(answer, request, return_exceptions=True)
+        await answers.aclose()
+
+
+def _request(one: StoredRequest, now: float) -> pb.Request | None:
+    """The message of a request; None where it has expired."""
+    left = one.deadline_ms - int(now * 1000)
+    if left <= 0:
+        return None
+    x, y, width, height = one.region or (0, 0, 0, 0)
+    return pb.Request(
+        id=one.id.bytes,
+        frame_id=one.parent.bytes,
+        kind=_KINDS[one.kind],
+        x=x,
+        y=y,
+        width=width,
+        height=height,
+        max_bytes=one.max_bytes,
+        expires_in_ms=left,
+    )
 
 
 def _side(pixels: int) -> int | None:

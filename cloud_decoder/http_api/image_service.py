@@ -54,6 +54,11 @@ class ImageService:
             task.cancel()
         self._threads.shutdown(wait=True)
 
+    @property
+    def draining(self) -> bool:
+        """Whether the service stops, so that nobody should wait any longer."""
+        return self._backend.draining
+
     def waiter(self, tenant: str) -> AbstractContextManager[None]:
         """Count one waiting request for as long as the block runs. ``Overloaded`` where there is no room for it."""
         return self._waiters.part(1, tenant, refusal=self._too_many)

@@ -6,11 +6,11 @@ from datetime import datetime
 from typing import Any, Literal
 from uuid import UUID
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from aeic_service import problems
 from cloud_decoder.images import formats
-from cloud_decoder.store.store import FrameState
+from cloud_decoder.store.store import FrameState, RefusalReason, RequestKind, RequestState
 
 _PROBLEMS = {
     400: "max: Input should be less than or equal to 200",
@@ -32,8 +32,20 @@ class _Body(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
 
+class RegionBody(_Body):
+    """A part of a picture, in pixels of the original."""
+
+    x: int = Field(ge=0, le=1 << 20)
+    y: int = Field(ge=0, le=1 << 20)
+    width: int = Field(ge=16, le=1 << 20)
+    height: int = Field(ge=16, le=1 << 20)
+
+
 class FrameBody(_Body):
-    """A stored frame. Sizes in pixels and bytes; ``timings`` in seconds by stage."""
+    """A stored frame. Sizes in pixels and bytes; ``timings`` in seconds by stage.
+
+    ``parent``, ``kind`` and ``region`` are set where the frame answers a request about its parent.
+    """
 
     id: UUID
     state: FrameState
@@ -56,6 +68,9 @@ class FrameBody(_Body):
     available_at: datetime | None
     reason: str | None
     timings: dict[str, float] | None
+    parent: UUID | None
+    kind: RequestKind | None
+    region: RegionBody | None
 
 
 class FrameListBody(_Body):
@@ -64,6 +79,56 @@ class FrameListBody(_Body):
     frames: list[FrameBody]
     next_cursor: str | None
     next: str | None
+
+
+class AskBody(_Body):
+    """What is asked of a box."""
+
+    kind: RequestKind
+    region: RegionBody | None = Field(None, description="For the kind region.")
+    max_bytes: int = Field(1500, ge=64, le=1 << 20, description="Most bytes of the answer.")
+    deadline_seconds: float = Field(
+        60.0, gt=0, le=86400, allow_inf_nan=False, description="After this time without an answer it is given up."
+    )
+
+    @model_validator(mode="after")
+    def _belong_together(self) -> AskBody:
+        if (self.kind is RequestKind.REGION) != (self.region is not None):
+            raise ValueError("give a region with the kind region, and with no other")
+        return self
+
+
+class RequestBody(_Body):
+    """A request for more of a picture. ``answer`` is the frame that answers it.
+
+    ``bytes`` count towards the hour of the source.
+    """
+
+    id: UUID
+    frame: UUID
+    kind: RequestKind
+    region: RegionBody | None
+    max_bytes: int
+    bytes: int
+    state: RequestState
+    reason: RefusalReason | None
+    detail: str | None
+    answer: UUID | None
+    created_at: datetime | None
+    deadline_at: datetime | None
+    finished_at: datetime | None
+
+
+class RequestListBody(_Body):
+    """The requests about a frame, the newest first.
+
+    ``max_bytes`` is the most that the box answers with: 0 where it takes no requests, null where it is not connected
+    here. ``hour_bytes_left`` may still be asked of the source now.
+    """
+
+    requests: list[RequestBody]
+    max_bytes: int | None
+    hour_bytes_left: int
 
 
 class SizesBody(_Body):
@@ -190,6 +255,30 @@ def body_of(description: str, *media_types: str) -> dict[str, Any]:
     """``openapi_extra`` of a route whose body is a file."""
     content = {kind: {"schema": {"type": "string", "format": "binary"}} for kind in media_types}
     return {"requestBody": {"required": True, "description": description, "content": content}}
+
+
+def json_body_of(model: type[BaseModel]) -> dict[str, Any]:
+    """``openapi_extra`` of a route whose body is JSON of that form."""
+    schema = model.model_json_schema(mode="validation")
+    definitions = schema.pop("$defs", {})
+    return {
+        "requestBody": {
+            "required": True,
+            "description": _first_line(model),
+            "content": {"application/json": {"schema": _inlined(schema, definitions)}},
+        }
+    }
+
+
+def _inlined(schema: Any, definitions: dict[str, Any]) -> Any:
+    """The schema without references, since the description of a body cannot add components."""
+    if isinstance(schema, list):
+        return [_inlined(one, definitions) for one in schema]
+    if not isinstance(schema, dict):
+        return schema
+    if "$ref" in schema:
+        return _inlined(definitions[schema["$ref"].rpartition("/")[2]], definitions)
+    return {name: _inlined(one, definitions) for name, one in schema.items()}
 
 
 def _first_line(model: type[BaseModel]) -> str:

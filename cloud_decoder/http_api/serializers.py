@@ -10,7 +10,7 @@ from typing import Any
 from aeic.bundle import Bundle
 from aeic_service.errors import InvalidParameter
 from cloud_decoder.inference.model_pool import ModelPool
-from cloud_decoder.store.store import StoredFrame
+from cloud_decoder.store.store import RequestState, StoredFrame, StoredRequest
 
 
 def frame_json(row: StoredFrame, bundles: Mapping[str, Bundle]) -> dict[str, Any]:
@@ -38,7 +38,34 @@ def frame_json(row: StoredFrame, bundles: Mapping[str, Bundle]) -> dict[str, Any
         "available_at": rfc3339(row.available_ms),
         "reason": row.reason,
         "timings": row.timings,
+        "parent": None if row.parent is None else str(row.parent),
+        "kind": row.kind,
+        "region": region_json(row.region),
     }
+
+
+def request_json(one: StoredRequest) -> dict[str, Any]:
+    """A request for more of a picture."""
+    return {
+        "id": str(one.id),
+        "frame": str(one.parent),
+        "kind": one.kind.value,
+        "region": region_json(one.region),
+        "max_bytes": one.max_bytes,
+        "bytes": one.bytes,
+        "state": one.state.value,
+        "reason": None if one.reason is None else one.reason.value,
+        "detail": one.detail,
+        "answer": str(one.id) if one.state is RequestState.ANSWERED else None,
+        "created_at": rfc3339(one.created_ms),
+        "deadline_at": rfc3339(one.deadline_ms),
+        "finished_at": rfc3339(one.finished_ms),
+    }
+
+
+def region_json(region: list[int] | None) -> dict[str, int] | None:
+    """x, y, width and height by name."""
+    return None if region is None else dict(zip(("x", "y", "width", "height"), region, strict=True))
 
 
 def source_json(

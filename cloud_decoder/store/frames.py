@@ -16,7 +16,7 @@ from aeic.bitstream import Frame
 from cloud_decoder.errors import StoredDamage
 from cloud_decoder.store.database import Database
 from cloud_decoder.store.records import DEMAND_PRIORITY, Added, FrameState, NewFrame, Page, StoredFrame
-from cloud_decoder.store.schema import NEVER_MS, frames, jobs, source_tallies, sources, tallies
+from cloud_decoder.store.schema import NEVER_MS, frames, jobs, requests, source_tallies, sources, tallies
 from cloud_decoder.tiling import tile_shape
 
 DAMAGED = "its stored bytes have changed since they arrived"
@@ -34,6 +34,11 @@ _DERIVED = {
 }
 ROW_COLUMNS = [_DERIVED[name] if name in _DERIVED else frames.c[name] for name in StoredFrame.__dataclass_fields__]
 _WITH_JOBS = frames.outerjoin(jobs, jobs.c.seq == frames.c.seq)
+
+
+def is_request_id(id: UUID) -> bool:
+    """Whether a frame of that id may answer a request: their ids are the only ones of version 8."""
+    return id.version == 8
 
 
 def row_of(found: Any) -> StoredFrame:
@@ -122,6 +127,7 @@ class Frames:
         rate: int | None = None,
         since_ms: int | None = None,
         until_ms: int | None = None,
+        parent: UUID | None = None,
     ) -> Page:
         """The newest arrivals first, with ``seq`` under ``before``; ``since_ms <= received_ms < until_ms``.
 
@@ -131,6 +137,8 @@ class Frames:
         held = sa.select(jobs.c.seq).where(jobs.c.lease_until.is_not(None))
         wanted: list[sa.ColumnElement[bool]] = [frames.c.tenant == tenant]
         stored = FrameState.RECEIVED if state is FrameState.DECODING else state
+        if parent is not None:
+            wanted.append(frames.c.parent == parent)
         if before is not None:
             wanted.append(frames.c.seq < before)
         if source is not None:
@@ -279,8 +287,24 @@ class Frames:
         for frame in stored:
             count, size = totals.get((frame.tenant, frame.source), (0, 0))
             totals[frame.tenant, frame.source] = (count + 1, size + len(frame.bitstream))
+        for frame in stored:
+            if is_request_id(frame.id):
+                self._answers(connection, frame, received)
         self._touch(connection, totals, received)
         return added
+
+    def _answers(self, connection: sa.Connection, frame: NewFrame, received: float) -> None:
+        """Link a frame to the request that it answers. A request that has ended keeps its end."""
+        ask = requests.c
+        which = sa.and_(ask.tenant == frame.tenant, ask.id == frame.id, ask.source == frame.source)
+        found = connection.execute(sa.select(ask.parent, ask.kind, ask.region).where(which)).first()
+        if found is None:
+            return
+        link = {"parent": found.parent, "kind": found.kind, "region": found.region}
+        mine = sa.and_(frames.c.tenant == frame.tenant, frames.c.id == frame.id)
+        connection.execute(sa.update(frames).where(mine).values(link))
+        end = {"state": "answered", "finished_ms": int(received * 1000), "bytes": len(frame.bitstream)}
+        connection.execute(sa.update(requests).where(which, ask.state == "open").values(end))
 
     def _digests(self, connection: sa.Connection, old: list[NewFrame]) -> dict[Key, str]:
         """The digests that are stored under the ids of ``old``."""

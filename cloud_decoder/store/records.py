@@ -33,7 +33,8 @@ class NewFrame:
     """A frame that passed the checks of ingest. ``wanted``: decode it before a caller asks for it.
 
     ``original_width`` and ``original_height`` are the picture's before the edge scaled it down, ``captured_from`` says
-    where ``captured_ms`` comes from (sender, exif, file, clock); None where the edge does not say.
+    where ``captured_ms`` comes from (sender, exif, file, clock); None where the edge does not say. ``box`` delivered
+    the frame; None where that is the source itself.
     """
 
     tenant: str
@@ -51,11 +52,16 @@ class NewFrame:
     original_width: int | None = None
     original_height: int | None = None
     captured_from: str | None = None
+    box: str | None = None
 
 
 @dataclass(frozen=True)
 class StoredFrame:
-    """A stored frame without its bitstream. ``attempts``: services that ended while this frame was being decoded."""
+    """A stored frame without its bitstream. ``attempts``: services that ended while this frame was being decoded.
+
+    ``parent``, ``kind`` and ``region`` (x, y, width, height in pixels of the parent's original) are set where the frame
+    answers a request. ``box`` delivered the frame; None where that is the source itself.
+    """
 
     seq: int
     tenant: str
@@ -80,6 +86,65 @@ class StoredFrame:
     original_width: int | None = None
     original_height: int | None = None
     captured_from: str | None = None
+    box: str | None = None
+    parent: UUID | None = None
+    kind: str | None = None
+    region: list[int] | None = None
+
+
+class RequestKind(StrEnum):
+    """What is asked for: the whole picture in better quality, a region of it, its file, or a new picture now."""
+
+    BETTER = "better"
+    REGION = "region"
+    ORIGINAL = "original"
+    NOW = "now"
+
+
+class RequestState(StrEnum):
+    """The state of a request. It leaves ``open`` once."""
+
+    OPEN = "open"
+    ANSWERED = "answered"
+    REFUSED = "refused"
+
+
+class RefusalReason(StrEnum):
+    """Why a request has no answer."""
+
+    GONE = "gone"
+    FORBIDDEN = "forbidden"
+    OVER_BUDGET = "over-budget"
+    EXPIRED = "expired"
+    UNSUPPORTED = "unsupported"
+
+
+@dataclass(frozen=True)
+class NewRequest:
+    """A request that passed the checks of the API. ``region``: x, y, width, height in pixels of the original."""
+
+    tenant: str
+    id: UUID
+    parent: UUID
+    source: str
+    box: str
+    kind: RequestKind
+    region: list[int] | None
+    max_bytes: int
+    created_ms: int
+    deadline_ms: int
+
+
+@dataclass(frozen=True)
+class StoredRequest(NewRequest):
+    """A stored request. The answer is the frame of the same id; ``bytes`` are charged to the source's hour."""
+
+    seq: int
+    bytes: int
+    state: RequestState
+    finished_ms: int | None
+    reason: RefusalReason | None
+    detail: str | None
 
 
 @dataclass(frozen=True)

@@ -38,7 +38,7 @@ class Retention:
     ) -> int:
         """Mark finished frames: those received before ``older_than_ms``, and the oldest beyond ``keep_bytes`` in all.
 
-        At most ``limit`` frames. Returns how many were marked.
+        At most ``limit`` frames, and the finished answers to requests about them. Returns how many were marked.
         """
         with self._database.read() as connection:
             doomed = self._doomed(connection, older_than_ms, keep_bytes, limit)
@@ -54,7 +54,16 @@ class Retention:
 
         def work(connection: sa.Connection) -> int:
             update = sa.update(frames).where(chosen).values(values).returning(frames.c.seq)
-            marked = connection.execute(update).scalars().all()
+            marked = list(connection.execute(update).scalars())
+            parents = frames.alias("parents")
+            theirs = sa.select(parents.c.seq).where(
+                parents.c.tenant == frames.c.tenant,
+                parents.c.id == frames.c.parent,
+                self._database.among(parents.c.seq, marked),
+            )
+            answers = sa.and_(frames.c.parent.is_not(None), frames.c.state.in_(_FINISHED), sa.exists(theirs))
+            update = sa.update(frames).where(answers).values(values).returning(frames.c.seq)
+            marked += connection.execute(update).scalars()
             connection.execute(sa.delete(jobs).where(self._database.among(jobs.c.seq, marked)))
             return len(marked)
 
@@ -87,11 +96,15 @@ class Retention:
             return self._marked(connection)
 
     def undelete(self, tenant: str | None = None, id: UUID | None = None) -> int:
-        """Bring marked frames back, all or those of a tenant or an id. Returns how many."""
+        """Bring marked frames back, all or those of a tenant or an id, with the answers to requests about it.
+
+        Returns how many.
+        """
         which: sa.ColumnElement[bool] = frames.c.deleted_ms.is_not(None)
-        for column, given in ((frames.c.tenant, tenant), (frames.c.id, id)):
-            if given is not None:
-                which = sa.and_(which, column == given)
+        if tenant is not None:
+            which = sa.and_(which, frames.c.tenant == tenant)
+        if id is not None:
+            which = sa.and_(which, sa.or_(frames.c.id == id, frames.c.parent == id))
         decoded = frames.c.available_ms.is_not(None)  # only a decoded frame was ever available
         values: dict[str, Any] = {
             "state": sa.case((decoded, FrameState.DONE.value), else_=FrameState.FAILED.value),

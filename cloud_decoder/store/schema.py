@@ -60,6 +60,10 @@ frames = Table(
     Column("original_height", Integer),
     Column("captured_from", String(8)),  # sender, exif, file, clock
     Column("deleted_ms", BigInteger),  # when retention marked it; NULL again once the bitstream is removed
+    Column("box", String(128)),  # the box that delivered it, where that is not the source itself
+    Column("parent", Uuid),  # an answer to a request: the frame that was asked about
+    Column("kind", String(8)),  # of that request
+    Column("region", JSON),  # of that request: x, y, width, height in pixels of the parent's original
     UniqueConstraint("tenant", "id", name="frames_tenant_id_key"),
     # The last columns are not searched. With them a list can be filtered by time and rate in the index alone.
     Index("frames_by_arrival", "tenant", "seq", "received_ms", "rate"),
@@ -75,6 +79,16 @@ Index(
     frames.c.bytes,
     sqlite_where=_deleted,
     postgresql_where=_deleted,
+)
+
+_answers = frames.c.parent.is_not(None)
+Index(
+    "frames_by_parent",
+    frames.c.tenant,
+    frames.c.parent,
+    frames.c.seq,
+    sqlite_where=_answers,
+    postgresql_where=_answers,
 )
 
 # No foreign key: one transaction writes both rows, and the check would lock the frame at every claim.
@@ -142,6 +156,34 @@ source_tallies = Table(
     Column("slot", Integer, primary_key=True, autoincrement=False),
     Column("waiting", BigInteger, nullable=False),  # of one slot alone it may be less than none
 )
+
+# Requests for more of a picture (cloud_decoder.store.requests). The answer is the frame of the same id.
+requests = Table(
+    "requests",
+    metadata,
+    Column("seq", BigInteger().with_variant(Integer, "sqlite"), primary_key=True, autoincrement=True),
+    Column("tenant", String(64), nullable=False),
+    Column("id", Uuid, nullable=False),
+    Column("parent", Uuid, nullable=False),
+    Column("source", String(128), nullable=False),  # of the parent
+    Column("box", String(128), nullable=False),  # whose stream the request takes
+    Column("kind", String(8), nullable=False),  # better, region, original, now
+    Column("region", JSON),
+    Column("max_bytes", Integer, nullable=False),
+    Column("bytes", Integer, nullable=False),  # charged to the source's hour: max_bytes, then what the answer took
+    Column("created_ms", BigInteger, nullable=False),
+    Column("deadline_ms", BigInteger, nullable=False),
+    Column("finished_ms", BigInteger),
+    Column("state", String(10), nullable=False),  # open, answered, refused
+    Column("reason", String(16)),
+    Column("detail", Text),
+    UniqueConstraint("tenant", "id", name="requests_tenant_id_key"),
+    Index("requests_by_parent", "tenant", "parent", "seq"),
+    Index("requests_by_source", "tenant", "source", "created_ms", "bytes"),
+    sqlite_autoincrement=True,
+)
+_open = requests.c.state == "open"
+Index("requests_open", requests.c.deadline_ms, sqlite_where=_open, postgresql_where=_open)
 
 # One row: the last time that the store saw (cloud_decoder.store.clock), and a number that readiness raises.
 store_clock = Table(

@@ -39,9 +39,15 @@ from cloud_decoder.store.records import (
     Lease,
     LeasedFrame,
     NewFrame,
+    NewRequest,
     Page,
+    RefusalReason,
+    RequestKind,
+    RequestState,
     StoredFrame,
+    StoredRequest,
 )
+from cloud_decoder.store.requests import Requests
 from cloud_decoder.store.retention import Retention
 
 __all__ = [
@@ -52,9 +58,14 @@ __all__ = [
     "Lease",
     "LeasedFrame",
     "NewFrame",
+    "NewRequest",
     "Page",
+    "RefusalReason",
+    "RequestKind",
+    "RequestState",
     "Store",
     "StoredFrame",
+    "StoredRequest",
 ]
 
 
@@ -69,6 +80,7 @@ class Store:
         self.database = Database(url)
         self.url = self.database.url
         self.frames = Frames(self.database, aging_seconds)
+        self.requests = Requests(self.database)
         self.queue = JobQueue(self.database, aging_seconds)
         self.retention = Retention(self.database)
         self.trusted_clock = TrustedClock(self.database, max_jump_seconds)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from pathlib import Path
 from typing import Annotated, Any
 
 from fastapi import FastAPI, Header, Query, Request, Response
@@ -13,7 +14,7 @@ from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from aeic.identifiers import is_name
-from aeic_service import problems, tracing
+from aeic_service import problems, static_page, tracing
 from aeic_service.app import new_app, prometheus_text
 from aeic_service.errors import Draining, InvalidParameter, ServiceError, UnknownFrame
 from aeic_service.parameters import FrameId, Seconds, frame_id
@@ -26,6 +27,7 @@ from edge_encoder.spool.record import Entry, State
 from edge_encoder.submission.capture_time import parse_time
 from edge_encoder.submission.request import Accepted, EncodeRequest, SizeLimits
 
+STATIC = Path(__file__).parent / "static"
 _PROBLEM_EXAMPLES = {
     400: "no rate point 'r9' in aeic-se-nano: choose one of 0 (r1, 0.0265 bpp), 1 (r2, 0.03 bpp)",
     404: "there is no frame 019acb2e-6f5d-7c30-9d0e-3f3a2b1c4d5e here: finished frames are forgotten after some time",
@@ -82,6 +84,7 @@ def create_app(service: EdgeService) -> FastAPI:
     about = "Takes photographs and sends each as a frame of one or two kilobytes."
     settings = service.settings
     app = new_app("AEIC edge", about, settings, [Middleware(_Timed, service=service)])
+    app.include_router(static_page.router(STATIC))
     body = Limits(settings.max_body_bytes, settings.read_timeout_seconds, "AEIC_EDGE_MAX_BODY_BYTES")
 
     @app.post(

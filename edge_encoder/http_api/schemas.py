@@ -70,6 +70,15 @@ class ReceivedBody(_Body):
     max_bytes: int
 
 
+class OriginalsBody(_Body):
+    """Originals kept for requests of the cloud. ``failures``: those that could not be written."""
+
+    frames: int
+    bytes: int
+    max_bytes: int
+    failures: int
+
+
 class SpoolBody(_Body):
     """Frames that wait to be sent. ``problem`` says why the spool cannot be written."""
 
@@ -138,6 +147,7 @@ class StatusBody(_Body):
     provider: str
     encoding: EncodingBody
     received: ReceivedBody
+    originals: OriginalsBody
     spool: SpoolBody
     uplink: UplinkBody
     sources: list[SourceBody]

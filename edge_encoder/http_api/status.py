@@ -31,6 +31,12 @@ def status(service: EdgeService) -> dict[str, Any]:
             "max_frames": service.settings.received_max_frames,
             "max_bytes": service.settings.received_max_bytes,
         },
+        "originals": {
+            "frames": 0 if service.ring is None else len(service.ring),
+            "bytes": 0 if service.ring is None else service.ring.bytes,
+            "max_bytes": service.settings.originals_max_bytes,
+            "failures": 0 if service.ring is None else service.ring.failures,
+        },
         "spool": {
             "frames": spool.pending_frames,
             "bytes": spool.pending_bytes,
@@ -64,6 +70,9 @@ def refresh_gauges(service: EdgeService) -> None:
         metrics.budget_limit.labels(name).set(budget.limit)
     metrics.received_frames.set(spool.originals)
     metrics.received_bytes.set(spool.original_bytes)
+    if service.ring is not None:
+        metrics.originals.set(len(service.ring))
+        metrics.originals_bytes.set(service.ring.bytes)
     metrics.spool_frames.set(spool.pending_frames)
     metrics.spool_bytes.set(spool.pending_bytes)
     metrics.unreadable.set(spool.unreadable)

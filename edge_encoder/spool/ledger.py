@@ -67,14 +67,14 @@ class Ledger:
             state = State.SENDING
         return Entry(uuid.UUID(bytes=ident), state, *row[2:])
 
-    def put(self, connection: sqlite3.Connection, record: Record, changes: Changes) -> Entry:
-        """Adds the frame in place of its original, if there is one, dropping others where the policy says so. SpoolFull
-        or IdTaken before anything is written."""
+    def put(self, connection: sqlite3.Connection, record: Record, changes: Changes, *, drops: bool = True) -> Entry:
+        """Adds the frame in place of its original, if there is one, dropping others where the policy says so and
+        `drops` is True. SpoolFull or IdTaken before anything is written."""
         known = self._known(connection, record.id, record.picture_crc)
         if known is not None and known.state not in (State.DROPPED, State.RECEIVED):
             return known
         cost = tables.cost(record)
-        for ident in self._victims(connection, cost, record.priority):
+        for ident in self._victims(connection, cost, record.priority, drops):
             self.finish(connection, ident, State.DROPPED, f"spool full, {self.limits.full_policy}", changes)
         arrived = self.originals.arrived_ms(connection, record.id)
         self._clear(connection, known)
@@ -111,14 +111,14 @@ class Ledger:
             connection.execute("DELETE FROM frames WHERE id = ?", (known.id.bytes,))
             self.history -= 1
 
-    def _victims(self, connection: sqlite3.Connection, cost: int, priority: int) -> list[bytes]:
+    def _victims(self, connection: sqlite3.Connection, cost: int, priority: int, drops: bool) -> list[bytes]:
         """Ids to drop so that `cost` fits; SpoolFull where the policy allows none."""
         missing = self.bytes + cost - self.limits.max_bytes
         if missing <= 0:
             return []
         oldest_first = self.limits.full_policy == "drop-oldest"
         victims: list[bytes] = []
-        if self.limits.full_policy != "refuse" and cost <= self.limits.max_bytes:
+        if drops and self.limits.full_policy != "refuse" and cost <= self.limits.max_bytes:
             order = "seq" if oldest_first else "priority, seq"
             query = f"SELECT id, cost FROM frames WHERE {WAITING} AND priority <= ? ORDER BY {order}"
             for ident, freed in connection.execute(query, (2**32 if oldest_first else priority,)):

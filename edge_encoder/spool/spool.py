@@ -103,17 +103,18 @@ class Spool:
             raise
         self._writer = Writer(connection, self, self._reserve, system)
 
-    def put(self, record: Record) -> Future[Entry]:
+    def put(self, record: Record, *, drops: bool = True) -> Future[Entry]:
         """Stores the frame, in place of its original; the future ends after the commit, so its result may be promised.
 
-        The same id with the same picture gives the entry that is there already. Raises (in the future) SpoolFull,
-        IdTaken, or SpoolError when the disk fails.
+        With `drops` False no other frame is dropped for it, whatever the policy. The same id with the same picture
+        gives the entry that is there already. Raises (in the future) SpoolFull, IdTaken, or SpoolError when the disk
+        fails.
         """
 
         def put(connection: sqlite3.Connection, changes: Changes) -> Entry:
             if self._ledger.originals.arrived_ms(connection, record.id) is None:  # replacing an original needs no room
                 self._check_room()
-            return self._ledger.put(connection, record, changes)
+            return self._ledger.put(connection, record, changes, drops=drops)
 
         return self._change(put)
 

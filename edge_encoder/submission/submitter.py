@@ -19,13 +19,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from aeic.identifiers import new_id
-from aeic.pixels import picture_size
+from aeic.pixels import picture_size, save_picture
 from aeic_service import tracing
 from edge_encoder.encoding.encode_queue import EncodeQueue
 from edge_encoder.encoding.encoder import Encoded, Encoder
 from edge_encoder.encoding.rate_control import RateControl
 from edge_encoder.errors import IdTaken
 from edge_encoder.metrics import Metrics
+from edge_encoder.originals.ring import Kept, OriginalRing
 from edge_encoder.settings import EdgeSettings
 from edge_encoder.spool.record import Entry, Original, Record, State
 from edge_encoder.spool.spool import Spool
@@ -33,18 +34,22 @@ from edge_encoder.submission import capture_time
 from edge_encoder.submission.delivery_waiters import DeliveryWaiters
 from edge_encoder.submission.request import Accepted, EncodeRequest, SizeLimits
 
+_KEPT_QUALITY = 92
+"""The JPEG quality of originals that come from a camera."""
+
 
 @dataclass(frozen=True, slots=True)
 class EncodedFrame:
-    """A frame to be spooled, with its encoding result and timings."""
+    """A frame to be spooled, with its encoding result and timings, and the picture that it was made of."""
 
     record: Record
     encoded: Encoded
+    picture: bytes | NDArray[np.uint8]
 
 
 class Submitter:
     """Used in one asyncio loop. Pictures that ask for no rate point get that of `rate_control`; without one, the
-    bundle's default."""
+    bundle's default. With a `ring`, the originals of spooled frames are kept there."""
 
     def __init__(
         self,
@@ -56,6 +61,7 @@ class Submitter:
         settings: EdgeSettings,
     ) -> None:
         self.rate_control: RateControl | None = None
+        self.ring: OriginalRing | None = None
         self._encoder = encoder
         self._queue = queue
         self._spool = spool
@@ -126,6 +132,8 @@ class Submitter:
         entry = await asyncio.wrap_future(self._spool.put(made.record))
         self._observe(context, {**made.encoded.timings, "spool": time.perf_counter() - begin})
         self._metrics.frame_bytes.labels(str(made.encoded.rate)).observe(len(made.encoded.data))
+        if self.ring is not None and self.ring.takes(made.record.source_id):
+            await asyncio.to_thread(_keep, self.ring, made)
         return entry
 
     async def _known(self, encode_request: EncodeRequest, crc: int) -> Entry | None:
@@ -183,7 +191,7 @@ class Submitter:
             original_height=encoded.original_height,
             captured_from=captured_from,
         )
-        return EncodedFrame(record, encoded)
+        return EncodedFrame(record, encoded, picture)
 
     async def _pixels(self, picture: bytes | NDArray[np.uint8]) -> int:
         """The pixels of a picture, as its header has them; InputError where the picture cannot be taken."""
@@ -218,3 +226,10 @@ class Submitter:
             self._metrics.stage_seconds.labels(stage).observe(seconds)
             tracing.span(f"edge.{stage}", seconds, ended=ended, under=context)
             ended -= seconds
+
+
+def _keep(ring: OriginalRing, made: EncodedFrame) -> None:
+    """Keeps the original of a frame. The picture of a camera becomes a JPEG."""
+    picture = made.picture if isinstance(made.picture, bytes) else save_picture(made.picture, "jpeg", _KEPT_QUALITY)
+    record = made.record
+    ring.keep(Kept(record.id, record.source_id, picture, record.captured_ms, record.captured_from.value))

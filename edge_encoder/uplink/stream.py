@@ -12,7 +12,7 @@ import logging
 import time
 import uuid
 import zlib
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -20,6 +20,8 @@ import grpc
 
 from aeic.v1 import ingest_pb2 as pb
 from aeic_service import tracing
+from edge_encoder.answers.answerer import Ask, Kind, Reason, Refused
+from edge_encoder.errors import SpoolError
 from edge_encoder.metrics import Metrics
 from edge_encoder.settings import EdgeSettings
 from edge_encoder.spool.record import Record, State
@@ -38,6 +40,21 @@ _ACKS = {
     pb.ACK_STATUS_DUPLICATE: ("duplicate", State.DELIVERED),
     pb.ACK_STATUS_REJECTED: ("rejected", State.REJECTED),
 }
+_KINDS = {
+    pb.REQUEST_KIND_BETTER: Kind.BETTER,
+    pb.REQUEST_KIND_REGION: Kind.REGION,
+    pb.REQUEST_KIND_ORIGINAL: Kind.ORIGINAL,
+    pb.REQUEST_KIND_NOW: Kind.NOW,
+}
+_REASONS = {
+    Reason.GONE: pb.REFUSAL_REASON_GONE,
+    Reason.FORBIDDEN: pb.REFUSAL_REASON_FORBIDDEN,
+    Reason.OVER_BUDGET: pb.REFUSAL_REASON_OVER_BUDGET,
+    Reason.EXPIRED: pb.REFUSAL_REASON_EXPIRED,
+    Reason.UNSUPPORTED: pb.REFUSAL_REASON_UNSUPPORTED,
+}
+_REQUESTS = 64
+"""Requests in work on one stream; the cloud sends those beyond it again later."""
 # The uplink's state when the cloud refuses the box as a whole.
 REFUSALS = {
     grpc.StatusCode.FAILED_PRECONDITION: "model-mismatch",
@@ -62,7 +79,8 @@ class StreamContext:
     """What the streams of one uplink share.
 
     `window` is the edge's own limit; `wake` is set when there may be something to send; `prompt(id)` is true while a
-    client waits for that frame; `answered(bytes)` is called for each acknowledged frame.
+    client waits for that frame; `answered(bytes)` is called for each acknowledged frame. `answer` answers the cloud's
+    requests (Answerer.answer).
     """
 
     spool: Spool
@@ -72,6 +90,7 @@ class StreamContext:
     wake: asyncio.Event
     prompt: Callable[[uuid.UUID], bool]
     answered: Callable[[int], None]
+    answer: Callable[[Ask], Awaitable[None]] | None = None
 
 
 class Stream:
@@ -87,6 +106,9 @@ class Stream:
         self._wake = context.wake
         self._prompt = context.prompt
         self._answered = context.answered
+        self._answer = context.answer
+        self._requests: dict[bytes, asyncio.Task[None]] = {}
+        self._writing = asyncio.Lock()
         self._in_flight = InFlight()
         self._leasing: asyncio.Future[list[Record]] | None = None
 
@@ -101,6 +123,7 @@ class Stream:
         try:
             await asyncio.gather(*tasks)
         finally:
+            tasks += self._requests.values()
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
@@ -163,8 +186,46 @@ class Stream:
                         self._acknowledged(ident, pb.ACK_STATUS_STORED, "")
                 case "ack" if len(answer.ack.id) == 16 and answer.ack.status in _ACKS:
                     self._acknowledged(uuid.UUID(bytes=answer.ack.id), answer.ack.status, answer.ack.reason)
+                case "request":
+                    self._take(answer.request)
                 case "ack":
                     log.warning("the cloud sent an Ack without a known id or status; it is ignored")
+
+    def _take(self, request: pb.Request) -> None:
+        known = request.id in self._requests
+        if self._answer is None or known or len(self._requests) >= _REQUESTS:
+            return
+        if len(request.id) != 16 or len(request.frame_id) != 16 or uuid.UUID(bytes=request.id).version != 8:
+            log.warning("the cloud sent a malformed request; it is ignored")
+            return
+        task = asyncio.ensure_future(self._work(request))
+        self._requests[request.id] = task
+        task.add_done_callback(lambda done: self._requests.pop(request.id, None))
+
+    async def _work(self, request: pb.Request) -> None:
+        assert self._answer is not None
+        ask = Ask(
+            id=uuid.UUID(bytes=request.id),
+            frame_id=uuid.UUID(bytes=request.frame_id),
+            kind=_KINDS.get(request.kind, Kind.UNKNOWN),
+            region=(request.x, request.y, request.width, request.height),
+            max_bytes=request.max_bytes,
+            seconds=request.expires_in_ms / 1000,
+        )
+        try:
+            await self._answer(ask)
+            return
+        except Refused as refused:
+            reason, detail = _REASONS[refused.reason], str(refused)[:300]
+        except SpoolError as error:
+            log.warning("request %s waits: %s", ask.id, error)
+            return
+        except Exception:
+            log.exception("request %s could not be answered", ask.id)
+            return
+        refusal = pb.Refusal(request_id=request.id, reason=reason, detail=detail)
+        with contextlib.suppress(grpc.aio.AioRpcError, grpc.aio.UsageError, asyncio.InvalidStateError):
+            await self._write(pb.DeliverRequest(refusal=refusal))  # on a stream that has ended, the cloud asks again
 
     async def _watch(self) -> None:
         timeout = self._settings.ack_timeout_seconds
@@ -174,7 +235,8 @@ class Stream:
                 raise StreamFailed("stalled", f"{len(self._in_flight)} frames in flight, no answer for {timeout:g} s")
 
     async def _write(self, message: pb.DeliverRequest) -> None:
-        await self._call.write(message)
+        async with self._writing:  # gRPC takes one message at a time
+            await self._call.write(message)
         self._metrics.stream_bytes.labels("up").inc(message.ByteSize() + _GRPC_PREFIX_BYTES)
 
     def _acknowledged(self, ident: uuid.UUID, status: pb.AckStatus, reason: str) -> None:

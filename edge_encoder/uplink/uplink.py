@@ -16,13 +16,14 @@ import logging
 import secrets
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 import grpc
 
 from aeic.v1 import ingest_pb2 as pb
 from aeic.v1.ingest_pb2_grpc import IngestServiceStub
+from edge_encoder.answers.answerer import Ask
 from edge_encoder.backoff import Backoff
 from edge_encoder.errors import SpoolError
 from edge_encoder.metrics import Metrics
@@ -52,7 +53,7 @@ class UplinkStatus:
 
 class Uplink:
     """Ships one spool. `run()` until cancelled; `wake()` when a frame was spooled; `drain()` before stopping.
-    `prompt(id)` is true for a frame whose delivery a client waits for."""
+    `prompt(id)` is true for a frame whose delivery a client waits for. Without `answer` the cloud sends no requests."""
 
     def __init__(
         self,
@@ -63,6 +64,7 @@ class Uplink:
         bundle_digest: bytes,
         software: str,
         prompt: Callable[[uuid.UUID], bool] = lambda ident: False,
+        answer: Callable[[Ask], Awaitable[None]] | None = None,
     ) -> None:
         self.status = UplinkStatus(state="connecting" if settings.cloud_address else "off", since=time.time())
         self.delivered_bytes = 0  # of acknowledged frames: measures the link
@@ -72,9 +74,10 @@ class Uplink:
         if settings.token and settings.token.get_secret_value() and not settings.tls:
             log.warning("the token travels unencrypted; set AEIC_EDGE_TLS=1 outside a trusted network")
         self._hello = _hello(settings, bundle_digest, software)
+        self._hello.request_max_bytes = 0 if answer is None else settings.request_max_bytes
         self._wake = asyncio.Event()
         self._context = StreamContext(
-            spool, settings, metrics, Window(settings.window_frames), self._wake, prompt, self._answered
+            spool, settings, metrics, Window(settings.window_frames), self._wake, prompt, self._answered, answer
         )
 
     def wake(self) -> None:

@@ -8,6 +8,8 @@ read-only. The spool is damaged so that the next start has to recover it, and th
 The wall clocks of both jump by seconds, months and years. Clients post each picture under an id of their own until it
 is acknowledged with 202, in part in bursts with wait=received, so that kills find originals that are not encoded yet.
 In the end every acknowledged frame must be in the cloud exactly once, bit for bit, and none in quarantine.
+With --requests, clients of the cloud also ask for more of these pictures, in all kinds; each request must end once,
+answered by a frame of its own or refused with a reason.
 The last line of output is one JSON object; the exit code is 0 only if nothing was lost or duplicated.
 """
 
@@ -45,8 +47,11 @@ BURST = 8
 class Soak:
     """One run. `acknowledged` maps frame id to the number of the picture posted under it."""
 
-    def __init__(self, folder: Path, frames: int, seed: int, chaos: bool) -> None:
-        self.frames, self.chaos = frames, chaos
+    def __init__(self, folder: Path, frames: int, seed: int, chaos: bool, requests: int = 0) -> None:
+        self.frames, self.chaos, self.requests = frames, chaos, requests
+        self.asked: dict[str, str] = {}  # the request's id -> the path of its state
+        self.asked_about: set[str] = set()  # frames
+        self.outcomes: Counter[str] = Counter()
         self.rng = random.Random(seed)
         bundle = write_tiny_bundle(folder / "bundle")
         self.pictures = [picture(64 + 16 * (n % 5), 64, seed=n) for n in range(PICTURES)]
@@ -60,6 +65,7 @@ class Soak:
                 "AEIC_CLOUD_DEVICE": "onnx",
                 "AEIC_CLOUD_EAGER": "all",
                 "AEIC_CLOUD_RETENTION_DAYS": "30",
+                "AEIC_CLOUD_REQUEST_BYTES_PER_HOUR": str(1 << 40),
                 "AEIC_CLOUD_PORT": "0",
                 "AEIC_CLOUD_GRPC_PORT": "0",
             },
@@ -73,6 +79,8 @@ class Soak:
                 "AEIC_EDGE_DATA_DIR": str(folder / "edge"),
                 "AEIC_EDGE_PORT": "0",
                 "AEIC_EDGE_THREADS": "1",
+                "AEIC_EDGE_ORIGINALS_MAX_BYTES": str(4 << 20 if requests else 0),
+                "AEIC_EDGE_REQUEST_BYTES_PER_HOUR": str(1 << 40),
                 "AEIC_EDGE_HISTORY_FRAMES": str(10 * frames),
                 "AEIC_EDGE_ACK_TIMEOUT_SECONDS": "2",
                 "AEIC_EDGE_BACKOFF_MIN_SECONDS": "0.05",
@@ -104,9 +112,10 @@ class Soak:
             begin = time.monotonic()
             over = asyncio.Event()
             trouble = asyncio.create_task(self._trouble(over) if self.chaos else asyncio.sleep(0))
-            await asyncio.gather(*(self._client() for _ in range(CLIENTS)))
+            await asyncio.gather(*(self._client() for _ in range(CLIENTS)), self._ask(http))
             over.set()
             await trouble
+            await self._ended(http)
             await self._delivered()
             seconds = time.monotonic() - begin
             up, down = self.proxy.up, self.proxy.down
@@ -124,6 +133,9 @@ class Soak:
             "wrong": wrong,
             "duplicated": extra,
             "quarantined": quarantined,
+            "requests": len(self.asked),
+            "outcomes": dict(self.outcomes),
+            "unanswered": len(self.asked) - self.outcomes.total(),
             "edge_exit": code,
             "edge_starts": self.edge.starts,
             "cloud_starts": self.cloud.starts,
@@ -168,6 +180,51 @@ class Soak:
             if response.status_code not in (429, 503, 507):
                 raise RuntimeError(f"unexpected answer {response.status_code}: {response.text}")
             await asyncio.sleep(0.1)
+
+    async def _ask(self, cloud: str) -> None:
+        """Requests of all kinds about random frames; where the cloud does not have the frame yet, about another one."""
+        bodies: list[dict[str, object]] = [
+            {"kind": "better"},
+            {"kind": "region", "region": {"x": 8, "y": 8, "width": 40, "height": 32}},
+            {"kind": "region", "region": {"x": 0, "y": 0, "width": 16, "height": 16}, "deadline_seconds": 3},
+            {"kind": "original"},
+            {"kind": "now"},
+        ]
+        rng = random.Random(1)
+        async with httpx.AsyncClient(timeout=15, base_url=cloud) as client:
+            while len(self.asked) < self.requests:
+                await asyncio.sleep(0.02)
+                if not self.acknowledged:
+                    continue
+                frame = rng.choice(list(self.acknowledged))
+                self.asked_about.add(str(frame))
+                body = {"max_bytes": 4000, "deadline_seconds": 90, **bodies[len(self.asked) % len(bodies)]}
+                try:
+                    answer = await client.post(f"/v1/frames/{frame}/requests", json=body)
+                except httpx.HTTPError:
+                    continue  # it may have been stored: _ended() looks
+                if answer.status_code == 202:
+                    self.asked[answer.json()["id"]] = answer.headers["location"]
+                elif answer.status_code not in (404, 410, 503):
+                    raise RuntimeError(f"unexpected answer {answer.status_code}: {answer.text}")
+
+    async def _ended(self, cloud: str) -> None:
+        """Waits until every request has ended, and counts how. Also those whose answer to the client was lost."""
+        deadline = time.monotonic() + 120
+        async with httpx.AsyncClient(timeout=30, base_url=cloud) as client:
+            for frame in sorted(self.asked_about):
+                listed = await client.get(f"/v1/frames/{frame}/requests")
+                for one in listed.json().get("requests", []):  # it may never have arrived
+                    self.asked.setdefault(one["id"], f"/v1/frames/{frame}/requests/{one['id']}")
+            for path in self.asked.values():
+                state: dict[str, str] = {"state": "open"}
+                while state["state"] == "open" and time.monotonic() < deadline:
+                    state = (await client.get(path, params={"wait": 10})).json()
+                if state["state"] == "answered":
+                    there = (await client.get(f"/v1/frames/{state['answer']}")).json()
+                    assert there["parent"] == path.split("/")[3], there
+                if state["state"] != "open":
+                    self.outcomes[state["reason"] or "answered"] += 1
 
     async def _trouble(self, over: asyncio.Event) -> None:
         kinds = [
@@ -277,7 +334,7 @@ class Soak:
 
             here = {i: n for i, n in self.acknowledged.items() if str(i) in listed}
             right = await asyncio.gather(*(same(ident, number) for ident, number in here.items()))
-        ours = {str(ident) for ident in self.acknowledged}
+        ours = {str(ident) for ident in self.acknowledged} | set(self.asked)
         extra = sum(count - (ident in ours) for ident, count in listed.items())
         return len(self.acknowledged) - len(here), right.count(False), extra
 
@@ -285,6 +342,7 @@ class Soak:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--frames", type=int, default=2000)
+    parser.add_argument("--requests", type=int, default=0, help="requests for more of the pictures")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--calm", action="store_true", help="break nothing; measures speed and wire bytes")
     parser.add_argument("--keep", type=Path, help="folder for stores and logs, kept; by default a temporary one")
@@ -292,10 +350,10 @@ def main() -> int:
     with contextlib.ExitStack() as stack:
         folder = options.keep or Path(stack.enter_context(tempfile.TemporaryDirectory()))
         folder.mkdir(parents=True, exist_ok=True)
-        soak = Soak(folder, options.frames, options.seed, not options.calm)
+        soak = Soak(folder, options.frames, options.seed, not options.calm, options.requests)
         result = asyncio.run(soak.run())
     print(json.dumps(result))
-    return int(any(result[name] for name in ("lost", "wrong", "duplicated", "quarantined", "edge_exit")))
+    return int(any(result[name] for name in ("lost", "wrong", "duplicated", "quarantined", "edge_exit", "unanswered")))
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import AsyncIterator, Mapping
 from contextlib import ExitStack
@@ -17,7 +18,8 @@ from cloud_decoder.events import EventBus
 from cloud_decoder.http_api import schemas
 from cloud_decoder.http_api.dependencies import Tenant
 from cloud_decoder.http_api.image_service import ImageService
-from cloud_decoder.http_api.serializers import frame_json
+from cloud_decoder.http_api.serializers import frame_json, request_json
+from cloud_decoder.store.store import Store
 
 KEEP_ALIVE_SECONDS = 15.0
 
@@ -35,7 +37,7 @@ class _Events(StreamingResponse):
 
 
 def router(
-    event_bus: EventBus, images: ImageService, backend: DecodeBackend, bundles: Mapping[str, Bundle]
+    event_bus: EventBus, images: ImageService, backend: DecodeBackend, bundles: Mapping[str, Bundle], store: Store
 ) -> APIRouter:
     """The stream of a tenant's events. It ends when ``backend`` drains."""
     routes = APIRouter(tags=["frames"])
@@ -52,7 +54,8 @@ def router(
         },
     )
     async def events(tenant: Tenant) -> Response:
-        """Server-sent events: ``received``, ``done`` and ``failed`` with the frame, ``lost`` after an overflow."""
+        """Server-sent events: ``received``, ``done`` and ``failed`` with the frame, ``request`` with a request that has
+        ended, ``lost`` after an overflow."""
         places = ExitStack()
         places.enter_context(images.waiter(tenant))  # 429 where there is no room; once the stream begins it is too late
         return _Events(stream(tenant), places)
@@ -68,6 +71,9 @@ def router(
                 if "id" in event:
                     row = await images.row(tenant, UUID(event["id"]))
                     event = event | {"frame": frame_json(row, bundles)}
+                elif "request_id" in event:
+                    request = await asyncio.to_thread(store.requests.get, tenant, UUID(event["request_id"]))
+                    event = {"event": "request", "request": None if request is None else request_json(request)}
                 yield f"event: {event['event']}\ndata: {json.dumps(event)}\n\n"
 
     return routes

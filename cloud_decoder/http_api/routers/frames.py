@@ -12,7 +12,7 @@ from fastapi import APIRouter, Query, Request
 from fastapi.responses import JSONResponse, Response
 
 from aeic.bundle import Bundle
-from aeic_service.parameters import FrameId, Seconds
+from aeic_service.parameters import FrameId, Seconds, frame_id
 from cloud_decoder.errors import Gone
 from cloud_decoder.http_api import schemas
 from cloud_decoder.http_api.dependencies import Tenant, Width
@@ -45,6 +45,7 @@ def router(
         rate: Annotated[int | None, Query(ge=0, le=31)] = None,
         since: datetime | None = None,
         until: datetime | None = None,
+        parent: Annotated[str | None, Query(max_length=36, description="Answers to requests about that frame.")] = None,
     ) -> Response:
         """The newest arrivals first. ``next`` is the path of the next page with the same filters, null at the end.
 
@@ -62,6 +63,7 @@ def router(
             rate=rate,
             since_ms=milliseconds(since),
             until_ms=milliseconds(until),
+            parent=None if parent is None else frame_id(parent, "parent"),
         )
         cursor = None if page.next is None else str(page.next)
         following = None

@@ -5,7 +5,7 @@ import * as compare from "/viewer/compare.js";
 import * as day from "/viewer/day.js";
 import * as detail from "/viewer/detail.js";
 import { NotAllowed, ask, follow, json, picture, remember, thumbnail } from "/viewer/service.js";
-import { $, ago, bytes, count, describe, element, pairs, stageBar } from "/viewer/show.js";
+import { $, ago, bytes, count, element, pairs, stageBar } from "/viewer/show.js";
 import { listen as listenTry, setEdge } from "/viewer/try.js";
 import * as wall from "/viewer/wall.js";
 
@@ -73,7 +73,6 @@ function fill(made, frame) {
   size.append(element("b", `${count(frame.bytes)} B`), ` ${frame.bpp.toFixed(4)} bpp`);
   made.words.replaceChildren(size, when);
   if (frame.state !== "done") made.words.append(element("span", frame.state, `state state-${frame.state}`));
-  made.link.setAttribute("aria-label", `Frame from ${frame.source}, ${describe(frame)}, ${frame.state}`);
   if (made.shown) return;
   if (frame.state === "failed") {
     made.shot.replaceChildren(element("span", "cannot be decoded", "state-failed"));

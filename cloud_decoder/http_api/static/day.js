@@ -108,8 +108,9 @@ function item(frame) {
   const button = element("button", undefined, `still ${frame.state}`);
   button.type = "button";
   button.tabIndex = -1;
-  button.setAttribute("aria-label", `${clock(frame.received_at)}, ${describe(frame)}, ${frame.state}`);
-  button.append(element("div", undefined, "shot"), element("span", clock(frame.received_at)));
+  const time = element("span", clock(frame.received_at));
+  time.append(element("span", `, ${describe(frame)}, ${frame.state}`, "hidden"));
+  button.append(element("div", undefined, "shot"), time);
   button.addEventListener("click", () => choose(frame.id));
   made.append(button);
   items.set(frame.id, made);

@@ -1,7 +1,7 @@
 // The dialog with everything that is known of one frame.
 
 import { ask, json, picture, save } from "/viewer/service.js";
-import { $, count, describe, element, pairs, sizeBars, stageBar } from "/viewer/show.js";
+import { $, count, describe, element, lasting, pairs, sizeBars, stageBar } from "/viewer/show.js";
 
 const CAPTURED_FROM = {
   sender: "named by the sender",
@@ -53,7 +53,7 @@ export async function open(id) {
     ["original", original(frame)],
     ["captured", captured(frame)],
     ["received", new Date(frame.received_at).toLocaleString()],
-    ["decoded after", waited === null ? "–" : `${waited.toFixed(2)} s`],
+    ["decoded after", waited === null ? "–" : lasting(waited)],
     ["state", frame.reason ? `${frame.state}: ${frame.reason}` : frame.state],
     ["latents", frame.latents_digest ? frame.latents_digest.slice(0, 16) : "–"],
   ]);

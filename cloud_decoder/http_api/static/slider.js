@@ -51,7 +51,7 @@ export function slider(before, after, [left, right], width, height) {
   };
   const nearer = button("+", "Zoom in", () => zoomTo(view.zoom * 2));
   const farther = button("−", "Zoom out", () => zoomTo(view.zoom / 2));
-  const whole = button("1:1", "Show the whole picture", () => zoomTo(1));
+  const whole = button("1:1", "1:1, the whole picture", () => zoomTo(1));
   const tools = element("div", undefined, "tools");
   tools.append(nearer, farther, whole);
 

@@ -27,6 +27,7 @@ JSON_ROUTES: dict[str, type[BaseModel]] = {
     "/v1/frames": schemas.FrameListBody,
     "/v1/frames/{id}": schemas.FrameBody,
     "/v1/frames/{id}/sizes": schemas.SizesBody,
+    "/v1/frames/{id}/requests": schemas.RequestListBody,
     "/v1/sources": schemas.SourceListBody,
     "/v1/status": schemas.StatusBody,
     "/v1/edge": schemas.EdgeBody,

@@ -14,6 +14,7 @@ from typing import Any
 import httpx
 import pytest
 
+from aeic_service import static_page
 from cloud_decoder.http_api import edge_proxy
 from cloud_decoder.http_api.routers import page
 from cloud_decoder.inference.decoder import Decoder
@@ -73,7 +74,7 @@ def edge() -> Iterator[FakeEdge]:
 
 async def test_the_page_and_its_policy(decoder: Decoder, tmp_path: Path) -> None:
     async with running_cloud(decoder, tmp_path) as cloud, httpx.AsyncClient(base_url=cloud.http) as http:
-        for path in ("/", *(f"/viewer/{name}" for name in page.FILES)):
+        for path in ("/", *(f"/viewer/{name}" for name in static_page.files(page.STATIC))):
             answer = await http.get(path)
             policy = answer.headers["content-security-policy"]
             assert answer.status_code == 200 and "default-src 'none'" in policy and "unsafe" not in policy

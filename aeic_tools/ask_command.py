@@ -1,0 +1,60 @@
+"""The command ask: a request to a camera by way of the cloud, and the picture that answers it."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from uuid import UUID
+
+import httpx
+
+from aeic_client import Client, Problem
+from aeic_tools import files
+from aeic_tools.files import PIPE, UsageError
+
+_FORMATS = {"": "png", ".png": "png", ".webp": "webp", ".jpg": "jpeg", ".jpeg": "jpeg", ".avif": "avif"}
+_WAIT_SECONDS = 30.0
+
+
+def ask(
+    frame: UUID,
+    region: str | None,
+    max_bytes: int,
+    target: str | None,
+    url: str,
+    token: str | None,
+    deadline: float,
+    *,
+    force: bool,
+) -> int:
+    """Asks, waits for the end of the request, and writes the picture. 0, or 1 where the request was refused."""
+    part = None if region is None else _region(region)
+    name = target or f"{frame}-closer.png"
+    form = _FORMATS.get("" if name == PIPE else Path(name).suffix.lower())
+    if form is None:
+        raise UsageError(f"{name}: give a file with the suffix .png, .webp, .jpg or .avif")
+    files.refuse_overwrite(name, force)
+    try:
+        with Client(url, token) as cloud:
+            request = cloud.ask(
+                frame, "better" if part is None else "region", region=part, max_bytes=max_bytes, deadline=deadline
+            )
+            while request.state == "open":
+                request = cloud.request(request, wait=_WAIT_SECONDS)
+            if request.answer is None:
+                print(f"aeic: refused ({request.reason}): {request.detail}", file=sys.stderr)
+                return 1
+            files.write(name, cloud.image(request.answer, form, wait=_WAIT_SECONDS), force)
+    except (Problem, httpx.TransportError) as error:
+        print(f"aeic: {error}", file=sys.stderr)
+        return 1
+    print(f"{frame} -> {name}: {request.bytes} bytes, frame {request.answer}", file=sys.stderr)
+    return 0
+
+
+def _region(text: str) -> tuple[int, int, int, int]:
+    try:
+        x, y, width, height = (int(part) for part in text.split(","))
+    except ValueError:
+        raise UsageError(f"--region {text}: give X,Y,W,H in pixels, such as 812,400,300,200") from None
+    return x, y, width, height

@@ -1,0 +1,161 @@
+"""Requests for more of a picture: asking a box, and the state of what was asked."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import Annotated, Any
+from uuid import UUID
+
+from fastapi import APIRouter, Depends, Request
+from fastapi.responses import JSONResponse, Response
+from pydantic import ValidationError
+
+from aeic_service.budgets import Budget
+from aeic_service.errors import InvalidParameter, Overloaded
+from aeic_service.parameters import FrameId, Seconds, frame_id
+from aeic_service.request_body import Limits, read_body
+from cloud_decoder.errors import Gone, UnknownRequest
+from cloud_decoder.events import EventBus
+from cloud_decoder.http_api import schemas
+from cloud_decoder.http_api.dependencies import Tenant
+from cloud_decoder.http_api.image_service import ImageService
+from cloud_decoder.http_api.requests import while_connected
+from cloud_decoder.http_api.serializers import request_json
+from cloud_decoder.request_dispatch import RequestDispatch
+from cloud_decoder.store.requests import new_request_id
+from cloud_decoder.store.store import FrameState, NewRequest, RequestState, Store, StoredFrame, StoredRequest
+
+audit = logging.getLogger("aeic.cloud.audit")
+
+BODY_BYTES = 4096
+POLL_SECONDS = 0.5
+"""How often the store is read while a caller waits: another process may take the answer."""
+RETRY_SECONDS = 60.0
+
+
+async def _request_id(request: str) -> UUID:
+    return frame_id(request, "request")
+
+
+RequestId = Annotated[UUID, Depends(_request_id)]
+
+
+def router(
+    store: Store,
+    images: ImageService,
+    dispatch: RequestDispatch,
+    event_bus: EventBus,
+    bodies: Budget,
+    *,
+    hour_bytes: int,
+    body_seconds: float,
+    max_wait: float,
+) -> APIRouter:
+    """``hour_bytes`` may be asked of one source within an hour. ``max_wait`` seconds limit ``wait=``."""
+    routes = APIRouter(tags=["requests"])
+    limits = Limits(BODY_BYTES, body_seconds, "")
+
+    @routes.post(
+        "/v1/frames/{id}/requests",
+        status_code=202,
+        response_model=None,
+        responses=schemas.json_of(schemas.RequestBody, 400, 401, 404, 408, 410, 413, 429, 503, success=202),
+        openapi_extra=schemas.json_body_of(schemas.AskBody),
+    )
+    async def ask(request: Request, tenant: Tenant, id: FrameId) -> Response:
+        """Ask the box for more of a picture: its whole in better quality, a region, or a new picture now."""
+        row = await images.row(tenant, id)
+        asked = _parsed(await read_body(request, limits, bodies, tenant))
+        if row.state is FrameState.PRUNED:
+            raise Gone(f"frame {id} was pruned by retention")
+        if row.parent is not None:
+            raise InvalidParameter(f"frame {id} answers a request itself: ask about its parent, frame {row.parent}")
+        region = None if asked.region is None else _inside(asked.region, row)
+        now_ms = int(dispatch.now() * 1000)
+        new = NewRequest(
+            tenant=tenant,
+            id=new_request_id(),
+            parent=row.id,
+            source=row.source,
+            box=row.box or row.source,
+            kind=asked.kind,
+            region=region,
+            max_bytes=asked.max_bytes,
+            created_ms=now_ms,
+            deadline_ms=now_ms + int(asked.deadline_seconds * 1000),
+        )
+        stored = await asyncio.to_thread(store.requests.add, new, hour_bytes)
+        if stored is None:
+            raise Overloaded(
+                f"source {row.source!r} has no {asked.max_bytes} bytes left of {hour_bytes} for requests in an hour:"
+                " ask later, for less, or raise AEIC_CLOUD_REQUEST_BYTES_PER_HOUR",
+                retry_after=RETRY_SECONDS,
+            )
+        audit.info(
+            "request %s of tenant %r for frame %s of source %r: %s %s, at most %d bytes within %g s",
+            new.id, tenant, row.id, row.source, new.kind.value, region or "", new.max_bytes, asked.deadline_seconds,
+        )  # fmt: skip
+        dispatch.wake()
+        location = f"/v1/frames/{id}/requests/{new.id}"
+        return JSONResponse(request_json(stored), 202, {"Location": location, "Cache-Control": "no-store"})
+
+    @routes.get(
+        "/v1/frames/{id}/requests",
+        response_model=None,
+        responses=schemas.json_of(schemas.RequestListBody, 400, 401, 404, 503),
+    )
+    async def list_requests(tenant: Tenant, id: FrameId) -> dict[str, Any]:
+        """The requests about a frame, the newest first; at most 200. What the box and the source's hour still allow."""
+        row = await images.row(tenant, id)
+        found = await asyncio.to_thread(store.requests.of_frame, tenant, row.id)
+        spent = await asyncio.to_thread(store.requests.spent, tenant, row.source, int(dispatch.now() * 1000))
+        return {
+            "requests": [request_json(one) for one in found],
+            "max_bytes": dispatch.max_bytes(tenant, row.box or row.source),
+            "hour_bytes_left": max(0, hour_bytes - spent),
+        }
+
+    @routes.get(
+        "/v1/frames/{id}/requests/{request}",
+        response_model=None,
+        responses=schemas.json_of(schemas.RequestBody, 400, 401, 404, 429, 503),
+    )
+    async def get_request(
+        http: Request, tenant: Tenant, id: FrameId, request: RequestId, wait: Seconds = 0.0
+    ) -> dict[str, Any]:
+        """One request; ``wait`` for its end."""
+        with images.waiter(tenant):
+            return request_json(await while_connected(http, _state(tenant, id, request, min(wait, max_wait))))
+
+    async def _state(tenant: str, id: UUID, request: UUID, wait: float) -> StoredRequest:
+        loop = asyncio.get_running_loop()
+        end = loop.time() + wait
+        with event_bus.subscribe(tenant) as events:
+            while True:
+                found = await asyncio.to_thread(store.requests.get, tenant, request)
+                if found is None or found.parent != id:
+                    raise UnknownRequest(f"there is no request {request} about frame {id}")
+                left = end - loop.time()
+                if found.state is not RequestState.OPEN or left <= 0 or images.draining:
+                    return found
+                await events.next(min(left, POLL_SECONDS))
+
+    return routes
+
+
+def _parsed(body: bytes) -> schemas.AskBody:
+    try:
+        return schemas.AskBody.model_validate_json(body)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+        place = ".".join(str(part) for part in first["loc"]) or "the body"
+        raise InvalidParameter(f"{place}: {first['msg']}") from None
+
+
+def _inside(region: schemas.RegionBody, row: StoredFrame) -> list[int]:
+    """The region as x, y, width, height. ``InvalidParameter`` where it is not inside the frame's original."""
+    width, height = row.original_width or row.width, row.original_height or row.height
+    if region.x + region.width > width or region.y + region.height > height:
+        raise InvalidParameter(f"region: the original of frame {row.id} has {width}x{height} pixels")
+    return [region.x, region.y, region.width, region.height]

@@ -1,0 +1,149 @@
+"""Brings open requests to the streams of the boxes that they are for, and ends those that get no answer.
+
+The store is the queue: a request is open until it is answered or refused, and every box gets its open requests when it
+connects. A box recognises a request by its id, so one that is sent again does no harm. HTTP and gRPC may run in
+different processes; each process looks into the store once in POLL_SECONDS, and at once when a request arrives here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import Iterator
+from typing import Any
+from uuid import UUID
+
+from cloud_decoder.errors import StoreUnavailable
+from cloud_decoder.events import EventBus
+from cloud_decoder.metrics import Metrics
+from cloud_decoder.store.store import RefusalReason, RequestState, Store, StoredRequest
+
+log = logging.getLogger(__name__)
+audit = logging.getLogger("aeic.cloud.audit")
+
+POLL_SECONDS = 1.0
+AGAIN_SECONDS = 30.0
+"""A request that was sent and is still open is sent again after this long: the box may have failed at it."""
+OUTBOX = 256
+"""Requests on their way to one stream; the others wait in the store."""
+
+
+class Outbox:
+    """The requests for one stream. ``max_bytes``: the most that its box answers with; 0: it takes no requests."""
+
+    def __init__(self, tenant: str, box: str, max_bytes: int) -> None:
+        self.tenant, self.box, self.max_bytes = tenant, box, max_bytes
+        self._queue: asyncio.Queue[StoredRequest] = asyncio.Queue(OUTBOX)
+        self._sent: dict[UUID, float] = {}
+
+    def offer(self, request: StoredRequest) -> None:
+        """Send a request, unless it was sent just now or there is no room."""
+        moment = time.monotonic()
+        if moment - self._sent.get(request.id, -AGAIN_SECONDS) < AGAIN_SECONDS or self._queue.full():
+            return
+        self._sent = {id: at for id, at in self._sent.items() if moment - at < AGAIN_SECONDS}
+        self._sent[request.id] = moment
+        self._queue.put_nowait(request)
+
+    async def next(self) -> StoredRequest:
+        """The next request to send."""
+        return await self._queue.get()
+
+
+class RequestDispatch:
+    """``run`` until cancelled; ``wake`` when a request was stored. Call from the event loop only."""
+
+    def __init__(self, store: Store, event_bus: EventBus, metrics: Metrics) -> None:
+        self._store, self._event_bus, self._metrics = store, event_bus, metrics
+        self._outboxes: dict[tuple[str, str], list[Outbox]] = {}  # the latest stream last
+        self._wake = asyncio.Event()
+        self._answered: list[tuple[str, UUID]] = []
+
+    @contextlib.contextmanager
+    def stream(self, tenant: str, box: str, max_bytes: int) -> Iterator[Outbox]:
+        """The outbox of a stream for as long as the block runs."""
+        outbox = Outbox(tenant, box, max_bytes)
+        self._outboxes.setdefault((tenant, box), []).append(outbox)
+        self.wake()
+        try:
+            yield outbox
+        finally:
+            self._outboxes[tenant, box].remove(outbox)
+            if not self._outboxes[tenant, box]:
+                del self._outboxes[tenant, box]
+
+    def max_bytes(self, tenant: str, box: str) -> int | None:
+        """The most bytes that a box answers with; 0: it takes no requests; None: it is not connected here."""
+        outboxes = self._outboxes.get((tenant, box))
+        return outboxes[-1].max_bytes if outboxes else None
+
+    def wake(self) -> None:
+        """Look into the store now."""
+        self._wake.set()
+
+    async def run(self) -> None:
+        """Until cancelled."""
+        while True:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._wake.wait(), POLL_SECONDS)
+            self._wake.clear()
+            try:
+                await self._round()
+            except StoreUnavailable as error:
+                log.warning("requests wait: %s", error)
+                await asyncio.sleep(POLL_SECONDS)
+
+    async def refused(self, tenant: str, box: str, id: UUID, reason: RefusalReason, detail: str) -> None:
+        """Record the refusal of a box. Only an open request of that box is ended."""
+        detail = "".join(character if character.isprintable() else " " for character in detail)
+        refuse = self._store.requests.refuse
+        ended = await asyncio.to_thread(refuse, tenant, box, id, reason, detail, self._now_ms())
+        if ended is not None:
+            self._ended(ended)
+
+    def answered(self, tenant: str, id: UUID) -> None:
+        """The answer to a request was stored just now: publish it."""
+        self._answered.append((tenant, id))
+        self.wake()
+
+    async def _round(self) -> None:
+        while self._answered:
+            request = await asyncio.to_thread(self._store.requests.get, *self._answered[0])
+            del self._answered[0]
+            if request is not None and request.state is RequestState.ANSWERED:
+                self._ended(request)
+        for request in await asyncio.to_thread(self._store.requests.expire, self._now_ms()):
+            self._ended(request)
+        boxes = set(self._outboxes)
+        for request in await asyncio.to_thread(self._store.requests.open, boxes):
+            outboxes = self._outboxes.get((request.tenant, request.box))
+            if not outboxes:
+                continue
+            if outboxes[-1].max_bytes:
+                outboxes[-1].offer(request)
+            else:
+                detail = "the box takes no requests: it is of an earlier release, or its settings forbid them"
+                await self.refused(request.tenant, request.box, request.id, RefusalReason.UNSUPPORTED, detail)
+
+    def now(self) -> float:
+        """The clock of deadlines, in seconds since 1970."""
+        return self._store.trusted_clock.now()
+
+    def _now_ms(self) -> int:
+        return int(self.now() * 1000)
+
+    def _ended(self, request: StoredRequest) -> None:
+        reason = request.reason.value if request.reason else "answered"
+        self._metrics.picture_requests.labels(reason).inc()
+        audit.info(
+            "request %s of tenant %r for frame %s ended: %s, %d bytes",
+            request.id, request.tenant, request.parent, reason, request.bytes,
+        )  # fmt: skip
+        self._event_bus.publish(request.tenant, ended_event(request))
+
+
+def ended_event(request: StoredRequest) -> dict[str, Any]:
+    """The event of a request that has ended."""
+    return {"event": "request", "request_id": str(request.id)}

@@ -1,0 +1,139 @@
+"""Requests for more of a picture: what is asked of a box, and how each request ended.
+
+A request is ``open`` until its answer is stored (:meth:`Frames.add <cloud_decoder.store.frames.Frames.add>`, in the
+answer's own transaction), or until it is refused with a reason. It ends once: whatever comes later changes nothing.
+Rows are kept, as those of frames are.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Collection
+from typing import Any
+from uuid import UUID
+
+import sqlalchemy as sa
+
+from aeic.identifiers import new_id
+from cloud_decoder.store.database import Database
+from cloud_decoder.store.records import NewRequest, RefusalReason, RequestKind, RequestState, StoredRequest
+from cloud_decoder.store.schema import requests
+
+HOUR_MS = 3_600_000
+DETAIL_CHARACTERS = 300
+_COLUMNS = [requests.c[name] for name in StoredRequest.__dataclass_fields__]
+
+
+def new_request_id() -> UUID:
+    """A fresh id of a request: a UUIDv8 that sorts by time as the ids of frames do."""
+    value = new_id().int & ~(0xF << 76) | 0x8 << 76
+    return UUID(int=value & ~((1 << 62) - 1) | secrets.randbits(62))
+
+
+class Requests:
+    """The requests of all tenants."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def add(self, new: NewRequest, hour_bytes: int) -> StoredRequest | None:
+        """Store a request. None where the source's requests of the last hour leave no room for it in ``hour_bytes``."""
+
+        def work(connection: sa.Connection) -> StoredRequest | None:
+            if self._database.sqlite is False:  # two front ends must not spend the same room
+                key = sa.func.hashtext(f"aeic request {new.tenant}/{new.source}")
+                connection.execute(sa.select(sa.func.pg_advisory_xact_lock(key)))
+            if self._spent(connection, new.tenant, new.source, new.created_ms) + new.max_bytes > hour_bytes:
+                return None
+            values = {name: getattr(new, name) for name in NewRequest.__dataclass_fields__}
+            values |= {"kind": new.kind.value, "bytes": new.max_bytes, "state": RequestState.OPEN.value}
+            connection.execute(sa.insert(requests).values(values))
+            return self._one(connection, new.tenant, new.id)
+
+        return self._database.commit(work)
+
+    def spent(self, tenant: str, source: str, now_ms: int) -> int:
+        """The bytes charged to a source in the last hour: those of answers, and the budgets of open requests."""
+        with self._database.read() as connection:
+            return self._spent(connection, tenant, source, now_ms)
+
+    def get(self, tenant: str, id: UUID) -> StoredRequest | None:
+        """The request of that id, if it is this tenant's."""
+        with self._database.read() as connection:
+            return self._one(connection, tenant, id)
+
+    def of_frame(self, tenant: str, parent: UUID, limit: int = 200) -> list[StoredRequest]:
+        """The requests about a frame, the newest first."""
+        query = sa.select(*_COLUMNS).where(requests.c.tenant == tenant, requests.c.parent == parent)
+        with self._database.read() as connection:
+            return [_row(one) for one in connection.execute(query.order_by(requests.c.seq.desc()).limit(limit))]
+
+    def open(self, boxes: Collection[tuple[str, str]], limit: int = 1000) -> list[StoredRequest]:
+        """Open requests of these (tenant, box), the oldest first."""
+        if not boxes:
+            return []
+        query = sa.select(*_COLUMNS).where(requests.c.state == "open").order_by(requests.c.seq)
+        with self._database.read() as connection:
+            found = (_row(one) for one in connection.execute(query))
+            return [one for one in found if (one.tenant, one.box) in boxes][:limit]
+
+    def expire(self, now_ms: int) -> list[StoredRequest]:
+        """End the open requests whose deadline has passed, and return them."""
+        ended = {
+            "state": "refused",
+            "reason": RefusalReason.EXPIRED.value,
+            "detail": "no answer came before the deadline",
+            "finished_ms": now_ms,
+            "bytes": 0,
+        }
+        late = sa.and_(requests.c.state == "open", requests.c.deadline_ms <= now_ms)
+        with self._database.read() as connection:
+            if connection.execute(sa.select(requests.c.seq).where(late).limit(1)).first() is None:
+                return []
+        update = sa.update(requests).where(late).values(ended).returning(*_COLUMNS)
+        return self._database.commit(lambda connection: [_row(one) for one in connection.execute(update)])
+
+    def refuse(
+        self, tenant: str, box: str, id: UUID, reason: RefusalReason, detail: str, now_ms: int
+    ) -> StoredRequest | None:
+        """End an open request of that box without an answer. None where there is no such open request."""
+        which = sa.and_(
+            requests.c.tenant == tenant, requests.c.id == id, requests.c.box == box, requests.c.state == "open"
+        )
+        ended = {
+            "state": "refused",
+            "reason": reason.value,
+            "detail": detail[:DETAIL_CHARACTERS],
+            "finished_ms": now_ms,
+            "bytes": 0,
+        }
+        update = sa.update(requests).where(which).values(ended).returning(*_COLUMNS)
+
+        def work(connection: sa.Connection) -> StoredRequest | None:
+            found = connection.execute(update).first()
+            return None if found is None else _row(found)
+
+        return self._database.commit(work)
+
+    def _spent(self, connection: sa.Connection, tenant: str, source: str, now_ms: int) -> int:
+        query = sa.select(sa.func.sum(requests.c.bytes)).where(
+            requests.c.tenant == tenant, requests.c.source == source, requests.c.created_ms > now_ms - HOUR_MS
+        )
+        return int(connection.scalar(query) or 0)
+
+    def _one(self, connection: sa.Connection, tenant: str, id: UUID) -> StoredRequest | None:
+        query = sa.select(*_COLUMNS).where(requests.c.tenant == tenant, requests.c.id == id)
+        found = connection.execute(query).first()
+        return None if found is None else _row(found)
+
+
+def _row(found: Any) -> StoredRequest:
+    values = {name: getattr(found, name) for name in StoredRequest.__dataclass_fields__}
+    return StoredRequest(
+        **values
+        | {
+            "kind": RequestKind(values["kind"]),
+            "state": RequestState(values["state"]),
+            "reason": RefusalReason(values["reason"]) if values["reason"] else None,
+        }
+    )

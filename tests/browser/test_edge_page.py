@@ -1,0 +1,35 @@
+"""The edge's own page in Chromium: its link and spool, and a test picture on its way to the cloud."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from aeic_tools.local_services import Pair
+from tests.support.browsing import accessibility_violations, contrast_violations, until
+
+
+@pytest.mark.parametrize(("width", "scheme"), [(360, "dark"), (1280, "light")])
+def test_a_test_picture_is_delivered(browser: Any, services: Pair, width: int, scheme: str) -> None:
+    page = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
+    errors: list[str] = []
+    page.on("console", lambda said: errors.append(said.text) if said.type in ("error", "warning") else None)
+    page.on("pageerror", lambda error: errors.append(str(error)))
+    page.goto(services.edge.http)
+    page.wait_for_selector("#link.good:has-text('Connected')")
+    page.wait_for_selector("#state.good:has-text('ready')")
+    page.wait_for_selector("#no-sources:has-text('No camera')")
+    page.click("#send")
+    until(page, "document.querySelectorAll('#steps li').length >= 3", seconds=60)
+    assert "The cloud has it" in page.inner_text("#steps")
+    assert "bytes. It is in the spool." in page.inner_text("#steps")
+    page.set_input_files("#file", {"name": "a.jpg", "mimeType": "image/jpeg", "buffer": b"this is no picture"})
+    page.wait_for_selector("#steps li.bad:has-text('JPEG')")
+    errors = [error for error in errors if "415" not in error and "422" not in error]  # the browser logs the answer
+    until(page, "document.getElementById('spool').textContent !== '–'")
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    assert contrast_violations(page) == []
+    assert accessibility_violations(page) == []
+    assert errors == []
+    page.close()

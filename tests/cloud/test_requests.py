@@ -1,0 +1,291 @@
+"""Requests for more of a picture, in the cloud: the API, the stream to a box, budgets, tenants and retention."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any, cast
+from uuid import UUID, uuid4
+
+import grpc
+import httpx
+import pytest
+
+from aeic.bundle import Bundle
+from aeic.v1 import ingest_pb2 as pb
+from cloud_decoder.http_api import schemas
+from cloud_decoder.inference.decoder import Decoder
+from cloud_decoder.service import Cloud
+from cloud_decoder.store.requests import HOUR_MS, new_request_id
+from cloud_decoder.store.store import FrameState, NewRequest, RefusalReason, RequestKind, RequestState, Store
+from tests.support.cloud import IngestClient, running_cloud
+from tests.support.frames import NOW, MakeFrame, new_frame
+
+NOW_MS = int(NOW * 1000)
+REGION = {"kind": "region", "region": {"x": 10, "y": 20, "width": 30, "height": 16}}
+
+
+class Box(IngestClient):
+    """A box that takes requests of up to ``request_max_bytes``."""
+
+    async def greet(self, bundle: Bundle, token: str = "", request_max_bytes: int = 4096, source: str = "box") -> None:
+        hello = pb.Hello(
+            source_id=source, bundle_digest=bundle.digest, token=token, request_max_bytes=request_max_bytes, window=8
+        )
+        await self.raw(pb.DeliverRequest(hello=hello))
+        assert (await self._read()).welcome.sends_requests
+
+    async def request(self) -> pb.Request:
+        """The next request; answers to frames are passed over."""
+        while True:
+            message = await self._read()
+            if message.WhichOneof("message") == "request":
+                return message.request
+
+    async def nothing(self, seconds: float = 1.5) -> None:
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self.request()
+
+    async def refuse(self, id: bytes, reason: Any) -> None:
+        await self.raw(pb.DeliverRequest(refusal=pb.Refusal(request_id=id, reason=reason, detail="because\n")))
+
+
+@asynccontextmanager
+async def asked(
+    decoder: Decoder, make_frame: MakeFrame, folder: Path, **settings: Any
+) -> AsyncIterator[tuple[Cloud, httpx.AsyncClient, UUID]]:
+    """A cloud with a frame of the source ``box/door``, which ``box`` has delivered, from an original of 640x480."""
+    async with running_cloud(decoder, folder, **settings) as cloud, httpx.AsyncClient(base_url=cloud.http) as http:
+        sizes: dict[str, Any] = {"original_width": 640, "original_height": 480}
+        new = new_frame(make_frame(1, 64, 64), source="box/door", box="box", **sizes)
+        cloud.store.frames.add([new], time.time())
+        yield cloud, http, new.id
+
+
+async def ended(http: httpx.AsyncClient, answer: httpx.Response) -> dict[str, Any]:
+    assert answer.status_code == 202, answer.text
+    state = await http.get(answer.headers["location"], params={"wait": 20})
+    schemas.RequestBody.model_validate_json(state.content)
+    return cast(dict[str, Any], state.json())
+
+
+async def test_an_answer_is_a_frame_linked_to_its_parent(
+    bundle: Bundle, decoder: Decoder, make_frame: MakeFrame, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "aeic.cloud.audit")
+    async with asked(decoder, make_frame, tmp_path) as (cloud, http, parent), Box(cloud.grpc) as box:
+        await box.greet(bundle)
+        posted = await http.post(f"/v1/frames/{parent}/requests", json=REGION | {"max_bytes": 900})
+        assert posted.json()["state"] == "open" and posted.json()["bytes"] == 900
+        request = await box.request()
+        assert (UUID(bytes=request.frame_id), request.kind, request.max_bytes) == (parent, pb.REQUEST_KIND_REGION, 900)
+        assert (request.x, request.y, request.width, request.height) == (10, 20, 30, 16)
+        assert 50_000 < request.expires_in_ms <= 60_000
+        data = make_frame(2, 64, 64)
+        async with http.stream("GET", "/v1/events") as events:
+            lines = events.aiter_lines()
+            await anext(lines)
+            await box.send(data, UUID(bytes=request.id), source_id="box/door")
+            state = await ended(http, posted)
+            async for line in lines:
+                if line == "event: request":
+                    event = json.loads((await anext(lines)).removeprefix("data: "))
+                    assert event["request"]["state"] == "answered"
+                    break
+        answer = UUID(bytes=request.id)
+        assert (state["state"], state["answer"], state["bytes"]) == ("answered", str(answer), len(data))
+        frame = (await http.get(f"/v1/frames/{answer}")).json()
+        assert (frame["parent"], frame["kind"], frame["region"]) == (str(parent), "region", REGION["region"])
+        listed = (await http.get("/v1/frames", params={"parent": str(parent)})).json()["frames"]
+        assert [one["id"] for one in listed] == [str(answer)]
+        of_frame = (await http.get(f"/v1/frames/{parent}/requests")).json()
+        schemas.RequestListBody.model_validate(of_frame)
+        assert of_frame["max_bytes"] == 4096 and of_frame["hour_bytes_left"] == 65536 - len(data)
+        await box.send(data, answer, source_id="box/door")  # after a broken stream
+        assert (await ended(http, posted)) == state
+        again = await http.post(f"/v1/frames/{answer}/requests", json={"kind": "better"})
+        assert again.status_code == 400 and str(parent) in again.json()["detail"]
+    said = [record.getMessage() for record in caplog.records if record.name == "aeic.cloud.audit"]
+    assert len(said) == 2 and str(answer) in said[0] and "answered" in said[1]
+
+
+async def test_a_box_gets_its_open_requests_whenever_it_connects_and_may_refuse_once(
+    bundle: Bundle, decoder: Decoder, make_frame: MakeFrame, tmp_path: Path
+) -> None:
+    async with asked(decoder, make_frame, tmp_path) as (cloud, http, parent):
+        posted = await http.post(f"/v1/frames/{parent}/requests", json={"kind": "better"})
+        for _ in range(2):
+            async with Box(cloud.grpc) as box:
+                await box.greet(bundle)
+                request = await box.request()
+                await box.nothing()  # once on a stream
+        async with Box(cloud.grpc) as other, Box(cloud.grpc) as box:
+            await other.greet(bundle, source="other")
+            await other.refuse(request.id, pb.REFUSAL_REASON_GONE)  # it is not that box's request
+            await other.nothing()
+            assert (await http.get(posted.headers["location"])).json()["state"] == "open"
+            await box.greet(bundle)
+            await box.request()
+            await box.refuse(request.id, pb.REFUSAL_REASON_GONE)
+            state = await ended(http, posted)
+            assert (state["state"], state["reason"], state["detail"]) == ("refused", "gone", "because ")
+            await box.refuse(request.id, pb.REFUSAL_REASON_FORBIDDEN)
+            await box.refuse(b"short", pb.REFUSAL_REASON_FORBIDDEN)
+            await box.send(make_frame(2, 64, 64), UUID(bytes=request.id), source_id="box/door")
+            assert (await box._read()).WhichOneof("message") in ("stored", "ack")
+            assert await ended(http, posted) == state  # it ends once; the late frame is linked all the same
+            frame = (await http.get(f"/v1/frames/{UUID(bytes=request.id)}")).json()
+            assert frame["parent"] == str(parent)
+
+
+async def test_a_box_of_an_earlier_release_is_sent_nothing_and_the_caller_learns_why(
+    bundle: Bundle, decoder: Decoder, make_frame: MakeFrame, tmp_path: Path
+) -> None:
+    async with asked(decoder, make_frame, tmp_path) as (cloud, http, parent), IngestClient(cloud.grpc) as old:
+        await old.hello(bundle, "box")
+        state = await ended(http, await http.post(f"/v1/frames/{parent}/requests", json={"kind": "better"}))
+        assert (state["reason"], state["state"]) == ("unsupported", "refused") and "earlier release" in state["detail"]
+        await old.send(make_frame(3), uuid4())
+        assert (await old.ack()).status == pb.ACK_STATUS_STORED  # the first message after Welcome
+        assert (await http.get(f"/v1/frames/{parent}/requests")).json()["max_bytes"] == 0
+
+
+async def test_deadlines_budgets_and_malformed_requests(
+    bundle: Bundle, decoder: Decoder, make_frame: MakeFrame, tmp_path: Path
+) -> None:
+    async with asked(decoder, make_frame, tmp_path, request_bytes_per_hour=2000) as (_, http, parent):
+        url = f"/v1/frames/{parent}/requests"
+        bad: list[Any] = [
+            {}, {"kind": "worse"}, {"kind": "region"}, {"kind": "better", "path": "/etc"}, [], None,
+            {"kind": "better", "max_bytes": 1 << 40}, {"kind": "better", "deadline_seconds": -1},
+            REGION | {"kind": "now"}, REGION | {"region": REGION["region"] | {"x": 611}},  # type: ignore[operator]
+            REGION | {"region": REGION["region"] | {"width": 15}},  # type: ignore[operator]
+        ]  # fmt: skip
+        for body in bad:
+            assert (await http.post(url, json=body)).status_code == 400, body
+        assert (await http.post(url, content=b"{" * 5000)).status_code == 413
+        assert (await http.post(f"/v1/frames/{uuid4()}/requests", json={"kind": "better"})).status_code == 404
+        assert (await http.get(f"{url}/{uuid4()}")).status_code == 404
+        assert (await http.get(f"{url}/nothing")).status_code == 400
+        soon = {"kind": "better", "max_bytes": 1500, "deadline_seconds": 0.3}
+        posted = await http.post(url, json=soon)
+        full = await http.post(url, json=soon)
+        assert full.status_code == 429 and "REQUEST_BYTES_PER_HOUR" in full.json()["detail"]
+        state = await ended(http, posted)
+        assert (state["reason"], state["bytes"]) == ("expired", 0)
+        assert (await http.post(url, json=soon)).status_code == 202  # what expired costs nothing
+
+
+async def test_tenants_neither_see_nor_answer_each_others_requests(
+    bundle: Bundle, decoder: Decoder, make_frame: MakeFrame, tmp_path: Path
+) -> None:
+    async with (
+        running_cloud(decoder, tmp_path, tokens="a:token-of-a,b:token-of-b") as cloud,
+        httpx.AsyncClient(base_url=cloud.http) as http,
+        Box(cloud.grpc) as mine,
+        Box(cloud.grpc) as theirs,
+    ):
+        new = new_frame(make_frame(1, 64, 64), tenant="a", source="box")
+        cloud.store.frames.add([new], time.time())
+        url, a, b = (
+            f"/v1/frames/{new.id}/requests",
+            {"Authorization": "Bearer token-of-a"},
+            {"Authorization": "Bearer token-of-b"},
+        )
+        assert (await http.post(url, json={"kind": "better"})).status_code == 401
+        assert (await http.post(url, json={"kind": "better"}, headers=b)).status_code == 404
+        await theirs.greet(bundle, "token-of-b")
+        posted = await http.post(url, json={"kind": "better"}, headers=a)
+        request = UUID(posted.json()["id"])
+        await theirs.refuse(request.bytes, pb.REFUSAL_REASON_GONE)
+        await theirs.send(make_frame(2, 64, 64), request)
+        await theirs.nothing()
+        assert (await http.get(f"{url}/{request}", headers=a)).json()["state"] == "open"
+        assert (await http.get(f"{url}/{request}", headers=b)).status_code == 404
+        assert (await http.get(f"/v1/frames/{request}", headers=b)).json()["parent"] is None
+        await mine.greet(bundle, "token-of-a")
+        assert UUID(bytes=(await mine.request()).id) == request
+
+
+async def test_frames_flow_while_requests_do(
+    bundle: Bundle, decoder: Decoder, make_frame: MakeFrame, tmp_path: Path
+) -> None:
+    """Every frame is acknowledged in order, with requests between them."""
+    async with asked(decoder, make_frame, tmp_path) as (cloud, http, parent), Box(cloud.grpc) as box:
+        await box.greet(bundle)
+        stored = 0
+        requests: set[bytes] = set()
+        for number in range(30):
+            await box.send(make_frame(number, 64, 64), uuid4(), prompt=True)
+            if number % 3 == 0:
+                await http.post(f"/v1/frames/{parent}/requests", json={"kind": "better", "max_bytes": 100})
+        while stored < 30 or len(requests) < 10:
+            message = await box._read()
+            stored += message.stored
+            if message.WhichOneof("message") == "request":
+                requests.add(message.request.id)
+        assert stored == 30 and len(requests) == 10
+        await box.finish()
+        assert await box._call.read() is grpc.aio.EOF
+
+
+def new_request(parent: UUID, **changed: Any) -> NewRequest:
+    values: dict[str, Any] = {
+        "tenant": "", "id": new_request_id(), "parent": parent, "source": "s", "box": "s", "kind": RequestKind.REGION,
+        "region": [1, 2, 30, 40], "max_bytes": 100, "created_ms": NOW_MS, "deadline_ms": NOW_MS + 1000,
+    }  # fmt: skip
+    return NewRequest(**values | changed)
+
+
+def test_a_request_ends_once_and_its_hour_is_counted(store_url: str, make_frame: MakeFrame) -> None:
+    store = Store(store_url)
+    parent = new_frame(make_frame(1), source="s")
+    store.frames.add([parent], NOW)
+    first = store.requests.add(new_request(parent.id), 250)
+    second = store.requests.add(new_request(parent.id, kind=RequestKind.BETTER, region=None), 250)
+    assert first and second and second.region is None and first.region == [1, 2, 30, 40]
+    assert store.requests.add(new_request(parent.id), 250) is None
+    assert store.requests.spent("", "s", NOW_MS) == 200 and store.requests.spent("", "s", NOW_MS + HOUR_MS) == 0
+    assert [one.id for one in store.requests.open({("", "s")})] == [first.id, second.id]
+    assert store.requests.open({("x", "s"), ("", "t")}) == []
+    answer = new_frame(make_frame(2), source="s", id=first.id)
+    store.frames.add([answer], NOW)
+    found = store.requests.get("", first.id)
+    assert found is not None and (found.state, found.bytes) == (RequestState.ANSWERED, len(answer.bitstream))
+    assert store.requests.refuse("", "s", first.id, RefusalReason.GONE, "", NOW_MS) is None
+    assert [one.id for one in store.requests.expire(NOW_MS + 1000)] == [second.id]
+    assert store.requests.expire(NOW_MS + 1000) == []
+    frame = store.frames.get("", first.id)
+    assert frame is not None and (frame.parent, frame.kind, frame.region) == (parent.id, "region", [1, 2, 30, 40])
+    stranger = new_frame(make_frame(3), source="another", id=second.id)
+    store.frames.add([stranger], NOW)
+    frame = store.frames.get("", second.id)
+    assert frame is not None and frame.parent is None
+    store.close()
+
+
+def test_an_answer_is_deleted_with_its_parent_and_brought_back_with_it(store_url: str, make_frame: MakeFrame) -> None:
+    store = Store(store_url)
+    parent, other = new_frame(make_frame(1), source="s"), new_frame(make_frame(4), source="s")
+    store.frames.add([parent, other], NOW)
+    request = new_request(parent.id)
+    store.requests.add(request, 1000)
+    store.frames.add([new_frame(make_frame(2), source="s", id=request.id)], NOW + 100)
+    with store.database.write() as connection:
+        connection.exec_driver_sql("UPDATE frames SET state = 'failed'")
+    assert store.retention.mark(NOW_MS, older_than_ms=NOW_MS + 50, limit=1) == 2
+
+    def state(id: UUID) -> FrameState:
+        found = store.frames.get("", id)
+        assert found is not None
+        return found.state
+
+    assert (state(parent.id), state(request.id), state(other.id)) == ("pruned", "pruned", "failed")
+    assert store.retention.undelete("", parent.id) == 2 and state(request.id) == "failed"
+    store.close()

@@ -1,0 +1,74 @@
+"""The ring of originals: bounded, through restarts, and never in the way of the spool."""
+
+from __future__ import annotations
+
+import os
+import uuid
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from edge_encoder.originals.ring import Kept, OriginalRing
+
+KB = 1024
+
+
+def original(number: int, source: str = "gate", size: int = KB) -> Kept:
+    return Kept(uuid.UUID(int=number), source, bytes([number]) * size, 1_700_000_000_000 + number, 4)
+
+
+def ring(folder: Path, **changes: Any) -> OriginalRing:
+    return OriginalRing(folder / "originals", **{"max_bytes": 10 * KB, **changes})
+
+
+def test_the_newest_originals_stay_and_survive_a_restart(tmp_path: Path) -> None:
+    kept = ring(tmp_path)
+    for number in range(30):
+        assert kept.keep(original(number))
+        assert kept.bytes <= 10 * KB
+    there = [number for number in range(30) if kept.read(uuid.UUID(int=number)) == original(number)]
+    assert there == list(range(30 - len(there), 30)) and len(there) == len(kept) >= 7
+    files = {path.name for path in (tmp_path / "originals").iterdir()}
+    assert len(files) == len(kept) and all(name.removesuffix(".original").isdigit() for name in files)
+    again = ring(tmp_path)
+    assert (len(again), again.bytes) == (len(kept), kept.bytes)
+    assert again.keep(original(99)) and again.read(uuid.UUID(int=29)) == original(29)
+    assert len(ring(tmp_path, max_bytes=3 * KB)) == 2  # a smaller limit holds from the start
+
+
+def test_limits_of_one_source_and_of_one_original(tmp_path: Path) -> None:
+    kept = ring(tmp_path, source_bytes={"yard": 3 * KB, "none": 0})
+    assert kept.keep(original(1))
+    for number in range(10, 20):
+        assert kept.keep(original(number, "yard"))
+    assert len(kept) == 3 and kept.read(uuid.UUID(int=1)) is not None
+    assert not kept.takes("none") and not kept.keep(original(2, "none"))
+    assert not kept.keep(original(3, size=11 * KB)) and len(kept) == 3
+
+
+def test_age_damage_and_what_is_no_original(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    kept = ring(tmp_path, max_age_seconds=60)
+    for number in (1, 2, 3):
+        kept.keep(original(number))
+    paths = sorted((tmp_path / "originals").iterdir())
+    data = bytearray(paths[0].read_bytes())
+    data[-100] ^= 1
+    paths[0].write_bytes(data)
+    assert kept.read(uuid.UUID(int=1)) is None and not paths[0].exists()
+    (tmp_path / "originals" / "0000000000000077.original").write_bytes(b"AEICORI1\xff\xff\xff\x7f")
+    (tmp_path / "originals" / "0000000000000078.original").write_bytes(b"")
+    (tmp_path / "originals" / "readme.txt").write_bytes(b"not ours")
+    again = ring(tmp_path, max_age_seconds=60)
+    assert len(again) == 2 and (tmp_path / "originals" / "readme.txt").exists()
+    later = os.stat(paths[1]).st_mtime + 61
+    monkeypatch.setattr("edge_encoder.originals.ring.time.time", lambda: later)
+    assert again.read(uuid.UUID(int=2)) is None and len(again) == 0 and again.bytes == 0
+
+
+def test_the_room_of_the_spool_is_left_free_and_a_failing_disk_does_no_harm(tmp_path: Path) -> None:
+    assert not ring(tmp_path, spool_needs=lambda: 1 << 60).keep(original(1))
+    assert not list((tmp_path / "originals").iterdir())
+    (tmp_path / "file").write_text("")
+    broken = OriginalRing(tmp_path / "file", max_bytes=KB)
+    assert not broken.keep(original(1, size=100)) and broken.read(uuid.UUID(int=1)) is None and broken.failures

@@ -1,0 +1,43 @@
+"""Static pages of both services: their policy, and nothing but the files that were there at the start."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from fastapi import FastAPI
+from fastapi.testclient import TestClient
+
+from aeic_service import static_page
+from cloud_decoder.http_api.routers import page
+from edge_encoder.http_api import routes
+
+FOLDERS = {"cloud": page.STATIC, "edge": routes.STATIC}
+
+
+@pytest.mark.parametrize("side", FOLDERS)
+def test_every_file_has_the_policy_and_names_no_other_host(side: str) -> None:
+    app = FastAPI()
+    app.include_router(static_page.router(FOLDERS[side]))
+    client = TestClient(app)
+    for path in ("/", *(f"/viewer/{name}" for name in static_page.files(FOLDERS[side]))):
+        answer = client.get(path)
+        policy = answer.headers["content-security-policy"]
+        assert answer.status_code == 200 and "default-src 'none'" in policy and "unsafe" not in policy, path
+        if path.endswith((".js", ".css", "/")):
+            loads = answer.text.replace("http://www.w3.org/2000/svg", "")
+            assert "http://" not in loads and "https://" not in loads and "style=" not in loads, path
+
+
+def test_a_name_never_becomes_a_path(tmp_path: Path) -> None:
+    (tmp_path / "static" / "in").mkdir(parents=True)
+    (tmp_path / "secret.js").write_text("")
+    (tmp_path / "static" / "index.html").write_text("")
+    (tmp_path / "static" / "in" / "a.js").write_text("")
+    app = FastAPI()
+    app.include_router(static_page.router(tmp_path / "static"))
+    client = TestClient(app)
+    assert client.get("/viewer/in/a.js").status_code == 200
+    (tmp_path / "static" / "late.js").write_text("")
+    for name in ("../secret.js", "%2e%2e/secret.js", "in%2f..%2f..%2fsecret.js", "index.html", "in", "late.js"):
+        assert client.get(f"/viewer/{name}").status_code == 404, name
