@@ -439,6 +439,7 @@ MEASUREMENTS = {
     ),
     "ablation": ("aeic_train.studies.ablation", "train", "Short trainings that differ in one setting each."),
     "complexity": ("aeic_nets.official.complexity", "train", "Parameters and multiply-adds, compared with the paper."),
+    "speed-table": ("aeic_tools.speed_table", "edge-cpu", "Encode and decode times beside the published ones."),
     "costs": ("aeic_train.studies.costs", "train", "Times and multiply-adds, compared with other codecs."),
     "goldens": ("aeic_nets.official.goldens_check", "train", "Comparison with golden vectors of the research code."),
     "decode": ("benchmarks.decode", "dev", "Decoding with a full-size profile, compared with plain PyTorch."),

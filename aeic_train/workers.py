@@ -1,4 +1,4 @@
-"""The processes of one training run. Each computes the gradients of its own crops, and gloo averages them.
+"""The processes of one training run. Each computes the gradients of its own crops, and gloo or NCCL averages them.
 
 All processes begin with the same weights and take the same steps, so their weights stay equal to the bit. The first
 one (rank 0) writes the state, the log and the samples.
@@ -19,6 +19,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.distributed_c10d import rendezvous
 
 TIMEOUT = timedelta(hours=12)
 """How long a process waits for the others. It is long, so that a run may be paused."""
@@ -37,6 +38,17 @@ class Workers:
         store = dist.FileStore(str(meeting), count)
         dist.init_process_group("gloo", store=store, rank=rank, world_size=count, timeout=TIMEOUT)
         return cls(rank, count, store)
+
+    @classmethod
+    def from_environment(cls, device: torch.device) -> Workers:
+        """The process that ``torchrun`` started, on this machine or on several. NCCL for CUDA, gloo for CPUs.
+
+        Memory of a GPU is addressed by the current device, so the caller chooses that first.
+        """
+        store, rank, count = next(rendezvous("env://", timeout=TIMEOUT))
+        backend = "nccl" if device.type == "cuda" else "gloo"
+        dist.init_process_group(backend, store=store, rank=rank, world_size=count, timeout=TIMEOUT)
+        return cls(rank, count, dist.PrefixStore("aeic", store))
 
     @property
     def first(self) -> bool:
@@ -106,6 +118,11 @@ class StopSignal:
     def _receive(self, number: int, _: FrameType | None) -> None:
         self.received = True
         signal.signal(number, signal.SIG_DFL)
+
+
+def under_torchrun() -> bool:
+    """Whether ``torchrun`` started this process."""
+    return "TORCHELASTIC_RUN_ID" in os.environ
 
 
 def launch(function: Callable[..., None], arguments: tuple[Any, ...], count: int) -> None:

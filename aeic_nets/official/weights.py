@@ -42,6 +42,11 @@ def load_unet(unet: UNet, base: Mapping[str, Tensor], trained: Mapping[str, Tens
     _assign(unet, tensor)
 
 
+def load_unet_base(unet: UNet, base: Mapping[str, Tensor]) -> None:
+    """SD-Turbo's tensors alone into a UNet. Both ends keep what they have."""
+    _assign(unet, lambda name: base[name], skipped=TRAINED_ENDS)
+
+
 def load_vae(vae: PictureDecoder, half: Mapping[str, Tensor]) -> None:
     """The half decoder (names without ``decoder.``) into a picture decoder, its conv_in widened to what that takes."""
     channels = vae.decoder.conv_in.in_channels
@@ -61,8 +66,10 @@ def merge_lora(weight: Tensor, a: Tensor, b: Tensor) -> Tensor:
     return torch.add(weight.float(), delta.view(weight.shape), alpha=LORA_SCALING)
 
 
-def _assign(module: nn.Module, tensor: Callable[[str], Tensor]) -> None:
+def _assign(module: nn.Module, tensor: Callable[[str], Tensor], skipped: tuple[str, ...] = ()) -> None:
     for name, old in list(module.named_parameters()):
+        if name.startswith(skipped) and skipped:
+            continue
         try:
             new = tensor(name)
         except KeyError:

@@ -9,7 +9,6 @@ their own. A metric is used if both are on this machine. Nothing is downloaded u
 from __future__ import annotations
 
 import contextlib
-import socket
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -21,6 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from aeic.errors import InputError
+from aeic_train.libraries import no_downloads, remedy
 
 Picture = NDArray[np.uint8]
 Pooled = NDArray[np.float32]
@@ -36,25 +36,6 @@ JUDGES = (*PICTURE_JUDGES, *SETS)
 TILE = 256
 KID_SUBSET = 1000
 """Tiles in a subset of KID, torchmetrics' default; all tiles if there are fewer."""
-
-
-class _Blocked(Exception):
-    """A library tried to open a connection. It is no OSError, because libraries try again after those."""
-
-
-@contextlib.contextmanager
-def no_downloads() -> Iterator[None]:
-    """Inside, opening a connection raises an error. For libraries that fetch what they do not find."""
-
-    def refuse(*_: object, **__: object) -> Any:
-        raise _Blocked
-
-    kept = socket.socket.connect, socket.getaddrinfo
-    socket.socket.connect, socket.getaddrinfo = refuse, refuse  # type: ignore[method-assign]
-    try:
-        yield
-    finally:
-        socket.socket.connect, socket.getaddrinfo = kept  # type: ignore[method-assign]
 
 
 @dataclass(frozen=True)
@@ -155,7 +136,7 @@ def find(wanted: Sequence[str], *, download: bool = False) -> tuple[Judges, list
             with allowed(), contextlib.redirect_stdout(sys.stderr):
                 metrics[name] = pyiqa.create_metric(name, device="cpu")
         except Exception as error:  # of any library below pyiqa
-            missing.setdefault(_remedy(error, "pyiqa"), []).append(name)
+            missing.setdefault(remedy(error, "pyiqa"), []).append(name)
     sets = tuple(name for name in SETS if name in wanted)
     extractor = None
     if sets:
@@ -165,18 +146,9 @@ def find(wanted: Sequence[str], *, download: bool = False) -> tuple[Judges, list
             with allowed(), contextlib.redirect_stdout(sys.stderr):
                 extractor = FrechetInceptionDistance(feature=2048).inception
         except Exception as error:  # of any library below torchmetrics
-            missing.setdefault(_remedy(error, "torchmetrics torch-fidelity"), []).extend(sets)
+            missing.setdefault(remedy(error, "torchmetrics torch-fidelity"), []).extend(sets)
             sets = ()
-    return Judges(metrics, extractor, sets), [f"{', '.join(names)}: {remedy}" for remedy, names in missing.items()]
-
-
-def _remedy(error: Exception, packages: str) -> str:
-    if isinstance(error, _Blocked):
-        return "the weights are not on this machine; --download lets the library fetch them once"
-    if isinstance(error, ModuleNotFoundError):
-        name = str(error.name).partition(".")[0]
-        return f"no package {name!r}: pip install {packages if name in packages.split() else name}"
-    return f"{packages.split()[0]} cannot be used ({type(error).__name__}: {error})"
+    return Judges(metrics, extractor, sets), [f"{', '.join(names)}: {reason}" for reason, names in missing.items()]
 
 
 def _unit(picture: Picture) -> Tensor:

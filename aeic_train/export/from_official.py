@@ -29,17 +29,11 @@ from aeic_nets.integer.calibrate import calibrate
 from aeic_nets.integer.training import price
 from aeic_nets.network import AEIC
 from aeic_nets.official import keys
-from aeic_nets.official.pickles import entry, read_file
+from aeic_nets.official.files import SD_TURBO_FILES, find_sd_turbo, read_official
 from aeic_nets.official.weights import load_codec, load_unet, load_vae
 from aeic_train.export.bundle import export, sample_latents, with_gain
 
-SD_TURBO_FILES = (
-    "unet/diffusion_pytorch_model.safetensors",
-    "unet/diffusion_pytorch_model.fp16.safetensors",
-    "unet/diffusion_pytorch_model.bin",
-    "diffusion_pytorch_model.safetensors",
-    "diffusion_pytorch_model.bin",
-)
+__all__ = ["SD_TURBO_FILES", "build", "check", "choose_profile", "find_sd_turbo", "main", "read_official"]
 _SHOWN = 20
 # Parts of SD-Turbo that one step without text does not need. Both ends come from the AEIC checkpoint.
 _DROPPED = re.compile(r"attn2\.|time_emb|transformer_blocks\.\d+\.norm2\.|^conv_(in|out)\.")
@@ -57,19 +51,6 @@ Read these licences before using this bundle, and pass them on with it.
 |---|---|---|
 {sources}
 """
-
-
-def read_official(sd_turbo: Path, half: Path, checkpoint: Path, scratch: Path) -> dict[str, Mapping[str, Tensor]]:
-    """The four name spaces ("codec", "unet_ckpt", "sd_unet", "half") under canonical names."""
-    trained = read_file(checkpoint, scratch)
-    half_file = read_file(half, scratch)
-    decoder = entry(half_file, "state_dict") or half_file
-    return {
-        "codec": keys.rename(entry(trained, "state_dict_codec"), keys.official_codec_name),
-        "unet_ckpt": keys.rename(entry(trained, "state_dict_unet"), keys.official_unet_name),
-        "sd_unet": keys.rename(read_file(sd_turbo, scratch), keys.official_unet_name),
-        "half": keys.rename(keys.Renamed(decoder, {k: k for k in decoder if "decoder." in k}), keys.half_decoder_name),
-    }
 
 
 def choose_profile(files: Mapping[str, Mapping[str, Tensor]], candidates: list[Profile]) -> Profile:
@@ -113,14 +94,6 @@ def build(files: Mapping[str, Mapping[str, Tensor]], profile: Profile, folded: b
     if folded:
         fold(model)
     return model
-
-
-def find_sd_turbo(folder: Path) -> Path:
-    """The file with the UNet's weights in SD-Turbo's folder."""
-    for name in SD_TURBO_FILES:
-        if (folder / name).is_file():
-            return folder / name
-    raise BundleError(f"no UNet weights under {folder}: give the folder that holds {SD_TURBO_FILES[0]}")
 
 
 def main(argv: list[str] | None = None) -> int:

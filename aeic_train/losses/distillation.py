@@ -20,18 +20,26 @@ PARTS = ("analysis", "latent", "unet")
 
 
 class Distillation(nn.Module):
-    """A frozen teacher, and the 1x1 projections from the student's analysis widths to the teacher's (trained)."""
+    """A frozen teacher, and the 1x1 projections from the student's widths to the teacher's (trained).
+
+    Latents of one width are compared as they are: ``latent`` and the projection of the last stage of g_a exist only if
+    the widths differ, as between SE and ME.
+    """
 
     def __init__(self, student: AEIC, teacher: AEIC) -> None:
         super().__init__()
         ours, theirs = student.profile, teacher.profile
-        if (ours.latent_channels, ours.unet, ours.rates) != (theirs.latent_channels, theirs.unet, theirs.rates):
-            raise ValueError(f"{theirs.name!r} cannot teach {ours.name!r}: latents, UNet and rate points must be alike")
+        if (ours.unet, ours.unet_channels, ours.rates) != (theirs.unet, theirs.unet_channels, theirs.rates):
+            raise ValueError(f"{theirs.name!r} cannot teach {ours.name!r}: UNet and rate points must be alike")
         # The teacher is in a list, so that it is neither trained nor saved with the projections.
         self._teacher = [teacher.eval().requires_grad_(False)]
         self.projections = nn.ModuleList(
             nn.Conv2d(a, b, 1) for a, b in zip(ours.analysis_widths[:-1], theirs.analysis_widths[:-1])
         )
+        self.latent: nn.Module = nn.Identity()
+        if ours.latent_channels != theirs.latent_channels:
+            self.projections.append(nn.Conv2d(ours.latent_channels, theirs.latent_channels, 1))
+            self.latent = nn.Conv2d(ours.latent_channels, theirs.latent_channels, 1)
 
     @property
     def teacher(self) -> AEIC:
@@ -55,8 +63,8 @@ class Distillation(nn.Module):
             teacher_taps = teacher.unet.features(teacher.codec.g_s(latents)[0])
         projected = [projection(tap) for projection, tap in zip(self.projections, analysis)]
         return {
-            "analysis": mean_distance([*projected, analysis[-1]], features),
-            "latent": distance(y_hat, latents),
+            "analysis": mean_distance([*projected, *analysis[len(projected) :]], features),
+            "latent": distance(self.latent(y_hat), latents),
             "unet": mean_distance(taps, teacher_taps),
         }
 

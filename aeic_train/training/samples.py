@@ -10,6 +10,7 @@ from PIL import Image
 
 from aeic.profiles import PICTURE_MULTIPLE
 from aeic_nets.network import AEIC
+from aeic_nets.runtime.precision import autocast
 from aeic_train.data.photographs import Photographs
 from aeic_train.training.recipe import Stage
 
@@ -35,7 +36,8 @@ def save_samples(model: AEIC, photographs: Photographs, folder: Path, name: str,
         x = torch.from_numpy(crop.copy()).permute(2, 0, 1)[None].to(device).float().div(127.5).sub(1)
         rows = [crop]
         for rate in stage.rates:
-            x_hat = model(x, int(rate))["x_hat"][0].clamp(-1, 1)
+            with autocast(device):
+                x_hat = model(x, int(rate))["x_hat"][0].float().clamp(-1, 1)
             rows.append(x_hat.add(1).mul(127.5).round().byte().permute(1, 2, 0).cpu().numpy())
         columns.append(np.concatenate(rows))
     Image.fromarray(np.concatenate(columns, axis=1)).save(folder / f"{name}.jpg", quality=88)

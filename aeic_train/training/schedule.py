@@ -24,9 +24,10 @@ def parameter_groups(model: AEIC, parameters: list[Tensor]) -> list[dict[str, An
 
 
 def learning_rate(stage: Stage, step: int) -> float:
-    """Linear warm-up, constant, then linear fall to a fiftieth over the last ``decay`` share."""
+    """Linear warm-up, constant between ``drops``, then linear fall to a fiftieth over the last ``decay`` share."""
     scale = min(1.0, (step + 1) / stage.warmup) if stage.warmup else 1.0
     if stage.decay:
         left = (stage.steps - step) / (stage.decay * stage.steps)
         scale *= 0.02 + 0.98 * min(1.0, left)
-    return stage.learning_rate * scale
+    passed = [at for at in stage.drops if at <= step]
+    return (stage.drops[max(passed)] if passed else stage.learning_rate) * scale

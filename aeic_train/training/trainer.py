@@ -16,6 +16,7 @@ import math
 import os
 import random
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -26,28 +27,28 @@ from aeic.profiles import Profile
 from aeic_nets.integer.model import Site
 from aeic_nets.integer.training import disable_quantisation, enable_quantisation, set_sites
 from aeic_nets.network import AEIC
-from aeic_nets.runtime.precision import autocast
+from aeic_nets.runtime.precision import autocast, best_dtype
 from aeic_train.checkpoints import ENTROPY, load_weights, spread_rate_prior
 from aeic_train.data.photographs import Crops, CropSettings, Photographs
+from aeic_train.losses import perceptual
 from aeic_train.losses.decoder_prior import DecoderPrior
 from aeic_train.losses.discriminator import DiscriminatorTrainer
 from aeic_train.losses.distillation import Distillation
 from aeic_train.losses.picture_loss import Jitter, LossTerms, PictureLoss
+from aeic_train.training import cost_plan, full_size
 from aeic_train.training.rate_controller import RateController
 from aeic_train.training.recipe import Recipe, Stage
 from aeic_train.training.run_log import RunLog
 from aeic_train.training.samples import save_samples
 from aeic_train.training.schedule import learning_rate, parameter_groups
 from aeic_train.training.soap import Soap
-from aeic_train.workers import StopSignal, Workers, launch
+from aeic_train.workers import StopSignal, Workers, launch, under_torchrun
 
 LOG_STEPS = 50
 SAVE_SECONDS = 180
 SAMPLE_STEPS = 500
 AVERAGE_STEPS = 4
 """Steps between two updates of the moving average. An update reads and writes all weights."""
-EXPLOSION = 60.0
-"""Steps with a larger gradient norm are skipped. At untrained rate points, the four passes can amplify each other."""
 
 
 Losses = tuple[LossTerms, Tensor, dict[str, Tensor | float], Tensor]
@@ -69,6 +70,10 @@ class RunSettings:
     """A bundle's ``weights.safetensors`` or a run's ``state.pt`` to start from."""
     teacher: Path | None = None
     """The same for the teacher, if the recipe distils."""
+    sources: full_size.Sources | None = None
+    """SD-Turbo and the halved decoder, if the recipe is ``official``."""
+    download: bool = False
+    """Whether libraries of perceptual terms may fetch their weights."""
     device: torch.device | str = "cpu"
     tensorboard: bool = False
     """Whether the log is also written to ``run``/tensorboard."""
@@ -95,23 +100,37 @@ class Trainer:
         self.random = random.Random()
         run = settings.run
         self.recipe, self.run, self.device = recipe, run, torch.device(settings.device)
+        self.sources = settings.sources
         self.workers, self.stop = workers or Workers(), stop or StopSignal()
         run.mkdir(parents=True, exist_ok=True)
         self.run_log = RunLog(run / "log.jsonl", self.workers, run / "tensorboard" if settings.tensorboard else None)
         self.photographs = Photographs(settings.photographs, run.parent / "cache")
         self.validation = Photographs(settings.validation, run.parent / "cache")
-        self.model = AEIC(profile or profiles.profile(recipe.profile))
-        self.model.to(self.device, memory_format=torch.channels_last)
+        self.model = self._new_model(profile or profiles.profile(recipe.profile))
         if settings.init:
-            load_weights(self.model, settings.init, recipe.fresh)
-        self.average = copy.deepcopy(self.model).requires_grad_(False)
-        self.prior = DecoderPrior(self.model).to(self.device, memory_format=torch.channels_last)
-        self.loss = PictureLoss().to(self.device)
+            if recipe.official:
+                full_size.load_trained(self.model, settings.init)
+            else:
+                load_weights(self.model, settings.init, recipe.fresh)
+        self.base = full_size.frozen(self.model)
+        """The names of the parameters that never learn. They are in no state."""
+        self.base_fingerprint = full_size.fingerprint(self.model) if self.base else None
+        shared = {id(parameter): parameter for parameter in self.model.parameters() if not parameter.requires_grad}
+        self.average = copy.deepcopy(self.model, shared).requires_grad_(False)
+        has_prior = any(stage.kind == "prior" for stage in recipe.stages) or not recipe.official
+        prior = DecoderPrior(self.model) if has_prior else _WithoutPrior(self.model)
+        self.prior = prior.to(self.device, memory_format=torch.channels_last)
+        terms = perceptual.build(
+            sorted({n for s in recipe.stages for n in s.weights}), self.device, download=settings.download
+        )
+        self.loss = PictureLoss(terms).to(self.device)
         self.rate_controller = RateController()
         self.discriminator = (
             DiscriminatorTrainer(self.device) if any(stage.adversarial for stage in recipe.stages) else None
         )
-        self.distillation = self._distillation(settings.teacher)
+        self.distillation = self._distillation(settings)
+        if recipe.checkpointing:
+            full_size.checkpoint_blocks(self.model)
         self.sites: dict[str, Site] | None = None
         """The places where the entropy model rounds, once it is trained with rounding. They stay while its weights are
         frozen."""
@@ -121,6 +140,17 @@ class Trainer:
         self.optimizer_state: dict[str, object] | None = None
         if (run / "state.pt").exists():
             self._resume()
+
+    def _new_model(self, profile: Profile) -> AEIC:
+        """A network with its initial weights on the device."""
+        if not self.recipe.official:
+            return AEIC(profile).to(self.device, memory_format=torch.channels_last)
+        if self.sources is None:
+            raise ValueError("the recipe starts from the official files: give --sd-turbo and --half-decoder")
+        model = full_size.build(profile, self.sources)
+        if best_dtype(self.device) == torch.bfloat16:
+            full_size.store_frozen(model, torch.bfloat16)
+        return model.to(self.device, memory_format=torch.channels_last)
 
     # -- state ---------------------------------------------------------------------------------------------------
 
@@ -132,8 +162,8 @@ class Trainer:
         if not self.workers.first:
             return
         state = {
-            "prior": self.prior.state_dict(),
-            "average": self.average.state_dict(),
+            "prior": full_size.only_trained(self.prior.state_dict(), self.base, "model."),
+            "average": full_size.only_trained(self.average.state_dict(), self.base),
             "optimizer": self.optimizer.state_dict() if self.optimizer else None,
             "steering": self.rate_controller.state_dict(),
             "adversary": self.discriminator.state_dict() if self.discriminator else None,
@@ -141,14 +171,19 @@ class Trainer:
             "sites": {name: dataclasses.asdict(site) for name, site in self.sites.items()} if self.sites else None,
             "position": [self.stage_index, self.step, self.total_steps],
             "seconds": self.seconds,
+            "base": self.base_fingerprint,
         }
         torch.save(state, self.run / "state.partial")
         (self.run / "state.partial").rename(self.run / "state.pt")
+        if self.base and self.step == 0:  # at the end of a stage
+            full_size.write_checkpoint(self.average, self.run / "checkpoint.safetensors")
 
     def _resume(self) -> None:
         state = torch.load(self.run / "state.pt", weights_only=True, map_location=self.device)
-        self.prior.load_state_dict(state["prior"])
-        self.average.load_state_dict(state["average"])
+        if state.get("base") != self.base_fingerprint:
+            raise ValueError(f"{self.run / 'state.pt'} was trained on other official files: give the same ones")
+        self._load(self.prior, state["prior"], "model.")
+        self._load(self.average, state["average"])
         self.rate_controller.load_state_dict(state["steering"])
         if self.discriminator and state["adversary"]:
             self.discriminator.load_state_dict(state["adversary"])
@@ -160,12 +195,24 @@ class Trainer:
         self.stage_index, self.step, self.total_steps = state["position"]
         self.optimizer_state = state["optimizer"]
 
-    def _distillation(self, teacher: Path | None) -> Distillation | None:
+    def _load(self, module: nn.Module, state: dict[str, Tensor], prefix: str = "") -> None:
+        """Load a state that lacks exactly the parameters that never learn."""
+        missing, unexpected = module.load_state_dict(state, strict=not self.base)
+        if wrong := [*unexpected, *(name for name in missing if name.removeprefix(prefix) not in self.base)]:
+            raise ValueError(f"{self.run / 'state.pt'} does not fit the recipe: {wrong[0]}")
+
+    def _distillation(self, settings: RunSettings) -> Distillation | None:
         if not any(stage.distill for stage in self.recipe.stages):
             return None
-        if not (self.recipe.teacher and teacher):
+        if not (self.recipe.teacher and settings.teacher):
             raise ValueError("the recipe distils: name the teacher's profile in it, and its weights by --teacher")
-        return Distillation.from_weights(self.model, self.recipe.teacher, teacher).to(self.device)
+        if not self.recipe.official:
+            made = Distillation.from_weights(self.model, self.recipe.teacher, settings.teacher)
+            return made.to(self.device)
+        teacher = self._new_model(profiles.profile(self.recipe.teacher))
+        full_size.load_trained(teacher, settings.teacher)
+        full_size.share_frozen(self.model, teacher)
+        return Distillation(self.model, teacher).to(self.device)
 
     # -- one stage -----------------------------------------------------------------------------------------------
 
@@ -190,20 +237,23 @@ class Trainer:
         if stage.distill and self.distillation:
             modules.append(self.distillation)
         for name, parameter in self.model.named_parameters():
-            parameter.requires_grad_(not name.startswith(stage.freeze) if stage.freeze else True)
+            learns = name not in self.base and not (stage.freeze and name.startswith(stage.freeze))
+            parameter.requires_grad_(learns)
         parameters = [p for module in modules for p in module.parameters() if p.requires_grad]
-        self.optimizer = Soap(parameter_groups(self.model, parameters), lr=stage.learning_rate)
+        groups = parameter_groups(self.model, parameters)
+        kind = torch.optim.AdamW if stage.optimizer == "adamw" else Soap
+        self.optimizer = kind(groups, lr=stage.learning_rate)
         if self.optimizer_state:
             self.optimizer.load_state_dict(self.optimizer_state)
             self.optimizer_state = None
         self._set_quantisation(stage)
-        crops = iter(self._crops(stage, self.workers, first=self.step))
+        crops = iter(self._crops(stage, self.workers, first=self.step * self._batches(stage)))
         started = saved = time.monotonic()
         while self.step < stage.steps:
             for group in self.optimizer.param_groups:
                 group["lr"] = group["speed"] * learning_rate(stage, self.step)
             self._seed_step()
-            parts, stopped = self._step(stage, next(crops), parameters)
+            parts, stopped = self._step(stage, crops, parameters)
             self.run_log.add(parts)
             self.step += 1
             self.total_steps += 1
@@ -262,32 +312,53 @@ class Trainer:
         y: Tensor = codec.g_a(x).float() * codec.gains(rate)[0]
         return y
 
-    def _step(self, stage: Stage, x: Tensor, parameters: list[Tensor]) -> tuple[dict[str, Tensor | float], bool]:
-        """Take one step on ``x``. Returns the parts of its loss, and whether a process was asked to stop."""
+    def _step(
+        self, stage: Stage, crops: Iterator[Tensor], parameters: list[Tensor]
+    ) -> tuple[dict[str, Tensor | float], bool]:
+        """Take one step on the next batches. Returns the parts of its loss, and whether a process was asked to stop."""
         rates = list(stage.rates)
         at = self.random.randrange(len(rates)) if rates else 0
-        jitter = Jitter.draw(self.random)
-        if stage.kind == "prior":
-            judgement, loss, parts, hard = self._prior_loss(stage, x, jitter)
-        else:
-            judgement, loss, parts, hard = self._codec_loss(stage, x, rates[at], jitter)
         assert self.optimizer is not None
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        found: list[Losses] = []
+        count = self._batches(stage)
+        for _ in range(count):
+            x, jitter = next(crops), Jitter.draw(self.random)
+            if stage.kind == "prior":
+                losses = self._prior_loss(stage, x, jitter)
+            else:
+                losses = self._codec_loss(stage, x, rates[at], jitter)
+            (losses[1] / count if count > 1 else losses[1]).backward()
+            found.append(losses)
+        judgement, _, parts, hard = found[-1]
+        if len(found) > 1:
+            parts = {name: sum(losses[2][name] for losses in found) / len(found) for name in parts}
+            hard = torch.stack([losses[3] for losses in found]).mean()
         own = torch.stack([hard, hard.new_tensor(float(at)), hard.new_tensor(float(self.stop.received))])
         of_all = self.workers.average(parameters, own)
         norm = torch.nn.utils.clip_grad_norm_(parameters, stage.clip)
         gradient, *numbers = torch.cat([norm.detach()[None], of_all.reshape(-1)]).tolist()  # the only wait of a step
         seen = list(zip(*[iter(numbers)] * 3, strict=True))
-        if stage.kind == "codec":
+        if stage.kind == "codec" and stage.steer:
             for bits, which, _ in seen:
                 self.rate_controller.follow(rates[int(which)], bits)
-        healthy = gradient < EXPLOSION  # false for nan too
+        healthy = gradient < stage.explosion  # false for nan too
         if healthy:
             self.optimizer.step()
             if stage.adversarial and self.discriminator:
                 parts["discriminator"] = self.discriminator.learn(judgement.target_maps, judgement.maps, self.workers)
         return parts | {"skipped": float(not healthy), "gradient": gradient}, any(stop for _, _, stop in seen)
+
+    def _batches(self, stage: Stage) -> int:
+        """Batches of this process in a step."""
+        at_once = stage.batch * self.workers.count
+        if stage.crops_a_step is None:
+            return 1
+        if stage.crops_a_step % at_once:
+            raise ValueError(
+                f"stage {stage.name!r}: {stage.crops_a_step} crops a step are no multiple of {at_once} at once"
+            )
+        return stage.crops_a_step // at_once
 
     def _prior_loss(self, stage: Stage, x: Tensor, jitter: Jitter) -> Losses:
         with autocast(self.device):
@@ -299,8 +370,11 @@ class Trainer:
         """The losses of one batch at one rate point: picture, bits, and the stage's additional terms."""
         pixels = x.shape[0] * x.shape[2] * x.shape[3]
         # The targets of all rate points move, because each process may draw another one.
-        weights = {each: self.rate_controller.weight(stage, each, self.step) for each in stage.rates}
-        weight = weights[rate]
+        if stage.steer:
+            weights = {each: self.rate_controller.weight(stage, each, self.step) for each in stage.rates}
+            weight = weights[rate]
+        else:
+            weight = stage.lambdas[rate]
         with autocast(self.device):
             out, analysis, taps = self.model.with_taps(x, int(rate))
         judgement = self.loss(out["x_hat"].float(), x, stage.weights, jitter)
@@ -316,8 +390,9 @@ class Trainer:
             loss = loss + stage.adversarial * self.discriminator.generator_loss(judgement.maps)
         bpp = (out["y_bits"] + out["z_bits"]) / pixels
         hard = (out["y_bits_hard"] + out["z_bits_hard"]) / pixels
-        # Relative to the middle rate, so that the gradient of one rate point does not dominate.
-        loss = (loss + weight * bpp) / math.sqrt(max(weight, 0.1))
+        loss = loss + weight * bpp
+        if stage.steer:  # relative to the middle rate, so that the gradient of one rate point does not dominate
+            loss = loss / math.sqrt(max(weight, 0.1))
         parts |= {"bpp": bpp.detach(), f"bpp_{rate}": hard, f"lambda_{rate}": weight}
         parts |= {f"mse_{rate}": parts["mse"], f"features_{rate}": parts["features"]}
         # The implicit pruning of the paper: low rates come from latents with less variance, not from a coarser step.
@@ -328,13 +403,22 @@ class Trainer:
     def _move_average(self) -> None:
         keep = min(self.recipe.average, (1 + self.total_steps) / (10 + self.total_steps)) ** AVERAGE_STEPS
         with torch.no_grad():
-            averages = list(self.average.parameters())
-            torch._foreach_lerp_(averages, [p.detach() for p in self.model.parameters()], 1 - keep)
+            pairs = zip(self.average.parameters(), self.model.named_parameters(), strict=True)
+            moving = [(average, p.detach()) for average, (name, p) in pairs if name not in self.base]
+            torch._foreach_lerp_([average for average, _ in moving], [p for _, p in moving], 1 - keep)
 
     def _place(self, stage: Stage) -> dict[str, object]:
         """The position of the run, as the log has it."""
         hours = round(self.seconds / 3600, 4)
         return {"stage": stage.name, "step": self.step, "total": self.total_steps, "hours": hours}
+
+
+class _WithoutPrior(nn.Module):
+    """In the place of :class:`DecoderPrior` where no stage trains one. States have the same names."""
+
+    def __init__(self, model: AEIC) -> None:
+        super().__init__()
+        self.model = model
 
 
 def _train(workers: Workers, recipes: list[Recipe], options: argparse.Namespace) -> None:
@@ -350,6 +434,8 @@ def _train(workers: Workers, recipes: list[Recipe], options: argparse.Namespace)
                 run,
                 init=init,
                 teacher=options.teacher,
+                sources=_sources(options),
+                download=options.download,
                 device=options.device,
                 tensorboard=options.tensorboard,
             )
@@ -360,6 +446,12 @@ def _train(workers: Workers, recipes: list[Recipe], options: argparse.Namespace)
                 return
             workers.wait()  # for the state
             init = run / "state.pt"
+
+
+def _sources(options: argparse.Namespace) -> full_size.Sources | None:
+    if options.sd_turbo is None or options.half_decoder is None:
+        return None
+    return full_size.Sources(options.sd_turbo, options.half_decoder)
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -373,10 +465,9 @@ def main(argv: list[str] | None = None) -> None:
         default=[Path(__file__).parents[1] / "recipes" / "nano.toml"],
         help="several are trained one after the other, each in a folder of --run with the recipe's name",
     )
-    parser.add_argument("--photographs", type=Path, required=True, help="folder to train on")
-    parser.add_argument(
-        "--validation", type=Path, required=True, help="folder whose first pictures fill the sample grids"
-    )
+    parser.add_argument("--photographs", type=Path, help="folder to train on")
+    parser.add_argument("--validation", type=Path, help="folder whose first pictures fill the sample grids")
+    parser.add_argument("--plan", action="store_true", help="only print the memory, FLOPs and hours that it takes")
     parser.add_argument("--run", type=Path, default=Path("runs/nano"), help="folder for state, log and samples")
     parser.add_argument("--init", type=Path, help="weights.safetensors of a bundle, or a run's state.pt, to start from")
     parser.add_argument(
@@ -390,15 +481,25 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument(
         "--teacher", type=Path, help="weights of the teacher, in the form of --init, if the recipe distils"
     )
+    parser.add_argument("--sd-turbo", type=Path, help="SD-Turbo's folder, for recipes of full size")
+    parser.add_argument("--half-decoder", type=Path, help="halfDecoder.ckpt, for recipes of full size")
+    parser.add_argument("--download", action="store_true", help="let libraries fetch the weights of perceptual terms")
     parser.add_argument("--tensorboard", action="store_true", help="write the log to RUN/tensorboard as well")
     options = parser.parse_args(argv)
     try:
         recipes = [Recipe.load(path) for path in options.recipe]
         for recipe in recipes:
             profiles.profile(recipe.profile)
+            if recipe.official and not options.plan and _sources(options) is None:
+                raise ValueError(f"{recipe.profile} starts from the official files: give --sd-turbo and --half-decoder")
         torch.device(options.device)
     except (ValueError, RuntimeError) as error:
         parser.error(str(error))
+    if options.plan:
+        cost_plan.show(recipes)
+        return
+    if options.photographs is None or options.validation is None:
+        parser.error("the following arguments are required: --photographs, --validation")
     if options.processes < 1:
         parser.error("--processes: at least 1")
     for folder in (options.photographs, options.validation):
@@ -408,6 +509,16 @@ def main(argv: list[str] | None = None) -> None:
         parser.error('TensorBoard is not installed: pip install "aeic[tensorboard]"')
     if len({path.stem for path in options.recipe}) < len(recipes):
         parser.error("--recipe: give each recipe once")
+    if under_torchrun():
+        if options.processes != 1:
+            parser.error("--processes: torchrun starts the processes")
+        if options.device == "cuda":
+            options.device = f"cuda:{os.environ['LOCAL_RANK']}"
+            torch.cuda.set_device(options.device)
+        workers = Workers.from_environment(torch.device(options.device))
+        _train(workers, recipes, options)
+        torch.distributed.destroy_process_group()
+        return
     launch(_train, (recipes, options), options.processes)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -30,6 +31,32 @@ def test_gradients_are_averaged_and_numbers_are_those_of_all(tmp_path: Path) -> 
         torch.testing.assert_close(found["numbers"], torch.tensor([[10.0, 0.25], [11.0, 0.25]]))
     assert first["topics"] == [[{"rank": 0}, {"rank": 1}]] * 2
     assert second["topics"] == [[], []]
+
+
+TORCHRUN = """
+import sys
+from pathlib import Path
+import torch
+from aeic_train.workers import Workers, under_torchrun
+from tests.train.test_workers import _average
+
+assert under_torchrun()
+_average(Workers.from_environment(torch.device("cpu")), Path(sys.argv[1]))
+torch.distributed.destroy_process_group()
+"""
+
+
+def test_processes_of_torchrun_find_each_other(tmp_path: Path) -> None:
+    script = tmp_path / "run.py"
+    script.write_text(TORCHRUN)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([*command, str(tmp_path)], capture_output=True, text=True, env=environment, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+    first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1))
+    for found in (first, second):
+        torch.testing.assert_close(found["gradient"], torch.tensor([1.5, 3.0, 4.5]))
+    assert first["topics"] == [[{"rank": 0}, {"rank": 1}]] * 2 and second["topics"] == [[], []]
 
 
 def test_one_process_needs_no_others() -> None:

@@ -35,6 +35,22 @@ def test_an_unknown_key_is_named(tmp_path: Path) -> None:
         Recipe.load(path)
 
 
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ('optimizer = "sgd"', "choose from soap, adamw"),
+        ("drops = { soon = 1e-5 }", "drops needs steps"),
+        ("steer = false\nrates = { 3 = [0.1, 0.1] }", "lambdas needs the rate points 3"),
+    ],
+)
+def test_fields_that_cannot_work_are_named(line: str, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "bad.toml"
+    stage = 'name = "x"\nkind = "codec"\nsteps = 1\ncrop = 64\nbatch = 1\nlearning_rate = 1e-4'
+    path.write_text(f'profile = "nano"\nseed = 1\naverage = 0.9\n[[stage]]\n{stage}\n{line}\n')
+    with pytest.raises(ValueError, match=message):
+        Recipe.load(path)
+
+
 def test_the_learning_rate_warms_up_and_decays() -> None:
     stage = Stage("x", "codec", steps=1000, crop=64, batch=1, learning_rate=1.0, decay=0.5, warmup=100)
     rates = [learning_rate(stage, step) for step in range(1000)]
