@@ -16,11 +16,11 @@ from onnx import TensorProto
 from aeic_nets.integer.onnx_builder import MICROSOFT
 
 OPEN = None
-_ALL = {
+_ALL: set[int] = {
     TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE, TensorProto.INT8, TensorProto.INT16, TensorProto.INT32,
     TensorProto.INT64, TensorProto.UINT8, TensorProto.UINT16, TensorProto.UINT32, TensorProto.UINT64, TensorProto.BOOL,
 }  # fmt: skip
-_REAL = {TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE}
+_REAL: set[int] = {TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE}
 _NUMBERS = _ALL - {TensorProto.BOOL}
 _WIDE = _REAL | {TensorProto.INT32, TensorProto.INT64, TensorProto.UINT32, TensorProto.UINT64}
 

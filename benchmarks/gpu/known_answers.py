@@ -145,11 +145,11 @@ def main(argv: list[str] | None = None) -> int:
             stays, turns = alternating(session, pictures[sizes[0]], pictures[sizes[-1]])
             note(f"{graph} alternating sizes", True, stays_ms=round(stays, 1), alternating_ms=round(turns, 1))
         session, got = open_on(folder / "gpu" / "entropy.onnx", "cuda" if options.provider != "cpu" else "cpu")
-        for graph in (bundle.path / "analysis.onnx", folder / "gpu" / "entropy.onnx"):
-            placed = placement(graph, options.provider, folder)
+        for file in (bundle.path / "analysis.onnx", folder / "gpu" / "entropy.onnx"):
+            placed = placement(file, options.provider, folder)
             left = sum(count for name, count in placed.items() if name == cuda.CPU)
             shapes = placed.pop("shapes on the CPU")
-            note(f"nodes of {graph.name}", options.provider == "cpu" or not left, shapes_on_cpu=shapes, **placed)
+            note(f"nodes of {file.name}", options.provider == "cpu" or not left, shapes_on_cpu=shapes, **placed)
         exact = bundle.session("entropy")
         rng = np.random.default_rng(0)
         for (height, width), y in wanted.items():
