@@ -194,8 +194,8 @@ async function sources() {
 }
 
 async function totals() {
-  const asked = [json("/v1/status"), sources(), json("/v1/edge"), ask("/metrics").then((answer) => answer.text())];
-  const [status, all, edge, metrics] = await Promise.all(asked);
+  const asked = [sources(), json("/v1/status"), json("/v1/edge"), ask("/metrics").then((answer) => answer.text())];
+  const [all, status, edge, metrics] = await Promise.all(asked);
   const models = status.bundles.map(({ name, fingerprint }) => `${name} ${fingerprint}`).join(", ");
   $("model").textContent = `${models} on ${status.device}`;
   const [received, size] = all.reduce(([n, b], one) => [n + one.frames, b + one.bytes], [0, 0]);
