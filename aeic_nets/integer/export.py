@@ -25,6 +25,9 @@ from aeic_nets.integer.proof import prove
 from aeic_nets.integer.scale_index import COARSE, FINE, SWITCH, index_table, symbol_limits
 
 Target = Literal["cpu", "gpu"]
+OPSETS: dict[Target, int] = {"cpu": 20, "gpu": 18}
+"""Every operator of the graphs for GPUs has a CUDA kernel at opset 18. ONNX Runtime has none for Pad of opset 19 and
+ConstantOfShape of opset 20, and would run them on the CPU with copies on both sides."""
 TO_LAST, TO_FIRST = [0, 2, 3, 1], [0, 3, 1, 2]
 
 
@@ -64,7 +67,7 @@ def write_graphs(model: IntegerModel, folder: Path, target: Target = "cpu", read
 
 def hyper_synthesis_graph(model: IntegerModel, target: Target, readable: bool = False) -> bytes:
     """z_symbols (N, Cz, hz, wz) int32 to base (N, M, 4hz, 4wz) float32."""
-    g = Graph(readable)
+    g = Graph(readable, OPSETS[target])
     base = g.op("Transpose", _hyper(model, g, _lowering(model, g, target)), perm=TO_FIRST)
     sizes = model.sizes
     symbols = _info("z_symbols", INT32, sizes.hyper_channels, "hz", "wz")
@@ -76,7 +79,7 @@ def context_graph(model: IntegerModel, index: int, target: Target, readable: boo
 
     Only the elements that the pass codes are computed. Elsewhere, means are 0 and indexes are -1.
     """
-    g = Graph(readable)
+    g = Graph(readable, OPSETS[target])
     channels = model.sizes.latent_channels
     base = g.op("Transpose", "base", perm=TO_LAST)
     tiling = Tiling(g, g.op("Shape", base))
@@ -95,7 +98,7 @@ def context_graph(model: IntegerModel, index: int, target: Target, readable: boo
 def entropy_graph(model: IntegerModel, target: Target, readable: bool = False) -> bytes:
     """y (1, M, h, w) float32, even sides, and z_symbols (1, Cz, ceil(h/4), ceil(w/4)) int32 to symbols int16, indexes
     int8 and y_hat float32, each (1, M, h, w): hyper synthesis, four passes, rounding, clipping and skipping."""
-    g = Graph(readable)
+    g = Graph(readable, OPSETS[target])
     channels = model.sizes.latent_channels
     lowering = _lowering(model, g, target)
     y = g.op("Transpose", "y", perm=TO_LAST)

@@ -45,9 +45,17 @@ class CpuLowering(FloatLowering):
 
     def _product(self, codes: str, weight: NDArray[np.int8], layer: Layer) -> str:
         if layer.groups > 1:
-            return super()._product(self._dequantise(codes, 0), weight, layer)
+            return self._shifted(self._dequantise(codes, 0), weight, layer)
         zero = self.g.constant(128, np.uint8)
         return self.g.op("MatMulInteger", self._patches(codes, layer), self.g.constant(matrix(weight), np.int8), zero)
+
+    def _shifted(self, codes: str, weight: NDArray[np.int8], layer: Layer) -> str:
+        """A depthwise convolution as a sum of products of the shifted input."""
+        total = ""
+        for tap, part in zip(weight[:, 0].reshape(len(weight), -1).T, self._taps(codes, layer), strict=True):
+            term = self.g.op("Mul", part, self.g.constant(tap, np.float32))
+            total = self.g.op("Add", total, term) if total else term
+        return total
 
     def _whole(self, sums: str) -> str:
         return self.g.op("Cast", sums, to=FLOAT)

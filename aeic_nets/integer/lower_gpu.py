@@ -1,9 +1,9 @@
 """Lowering to float32 for GPUs: matrix products of whole numbers, which are exact by the proof. It runs anywhere.
 
 No convolution node is used, since an implementation may choose a Winograd or FFT algorithm, which is not exact: 1x1 and
-3x3 are matrix products, depthwise ones are shifted multiply-adds. TF32 and FP16-with-float32-sums keep 8-bit codes and
-7-bit weights exactly. Layout is (N, H, W, C). Every product with a constant is one with a power of two, so fusing it
-with an addition changes nothing.
+3x3 are matrix products, depthwise ones are a product and a sum over all taps. TF32 and FP16-with-float32-sums keep
+8-bit codes and 7-bit weights exactly. Layout is (N, H, W, C). Every product with a constant is one with a power of two,
+so fusing it with an addition changes nothing.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ class FloatLowering:
 
     def gelu(self, x: Codes, site: str) -> Codes:
         where = self._sites[site]
-        smooth = self.g.op("Gelu", self.stream(x))
+        smooth = self.g.gelu(self.stream(x))
         if where.shift:
             smooth = self.g.op("Add", smooth, self.g.constant(where.shift * 2.0**where.exponent, np.float32))
         return Codes(self._encode(smooth, where), np.full_like(x.exponents, where.exponent))
@@ -170,11 +170,11 @@ class FloatLowering:
         """Whole-number convolution of one limb of each, (N, H, W, O)."""
         if layer.groups == 1:
             return self.g.op("MatMul", self._patches(codes, layer), self.g.constant(matrix(weight), np.float32))
-        total = ""
-        for tap, part in zip(weight[:, 0].reshape(len(weight), -1).T, self._taps(codes, layer), strict=True):
-            term = self.g.op("Mul", part, self.g.constant(tap, np.float32))
-            total = self.g.op("Add", total, term) if total else term
-        return total
+        g, taps = self.g, self._taps(codes, layer)
+        shape = g.constant([0, 0, 0, len(taps), len(weight)], np.int64)  # 0: as before
+        weights = g.constant(weight[:, 0].reshape(len(weight), -1).T.ravel(), np.float32)
+        terms = g.op("Mul", g.op("Concat", *taps, axis=-1), weights)
+        return g.op("ReduceSum", g.op("Reshape", terms, shape), g.constant([3], np.int64), keepdims=0)
 
     def _patches(self, codes: str, layer: Layer) -> str:
         taps = self._taps(codes, layer)

@@ -22,8 +22,8 @@ class Graph:
     their bytes define its fingerprint.
     """
 
-    def __init__(self, readable: bool = False) -> None:
-        self.readable = readable
+    def __init__(self, readable: bool = False, opset: int = 20) -> None:
+        self.readable, self.opset = readable, opset
         self.scope = ""
         self._nodes: list[Any] = []
         self._constants: dict[tuple[str, tuple[int, ...], bytes], Any] = {}
@@ -55,13 +55,17 @@ class Graph:
         """x times a float constant (a power of two: exact); nothing if it is 1."""
         return x if np.all(np.asarray(factor) == 1) else self.op("Mul", x, self.constant(factor, np.float32))
 
+    def gelu(self, x: str) -> str:
+        """GELU by the error function: ONNX Runtime's own operator where the opset has none."""
+        return self.op("Gelu", x, domain="" if self.opset >= 20 else MICROSOFT)
+
     def model(self, inputs: Sequence[Any], outputs: dict[str, tuple[str, Any]], title: str) -> bytes:
         """The finished model. ``outputs``: name -> (tensor, value info). Same calls, same bytes."""
         for name, (tensor, _) in outputs.items():
             self._nodes.append(helper.make_node("Identity", [tensor], [name], f"output_{name}"))
         infos = [info for _, info in outputs.values()]
         graph = helper.make_graph(self._nodes, title, list(inputs), infos, list(self._constants.values()))
-        opsets = [helper.make_opsetid("", 20), helper.make_opsetid(MICROSOFT, 1)]
+        opsets = [helper.make_opsetid("", self.opset), helper.make_opsetid(MICROSOFT, 1)]
         made = helper.make_model(graph, opset_imports=opsets, ir_version=9, producer_name="aeic")
         onnx.checker.check_model(made)
         data: bytes = made.SerializeToString(deterministic=True)

@@ -4,7 +4,7 @@
 
 1. Analysis, in float32 and in half precision, against the CPU: within 2 % of the largest value.
 2. The entropy model in the form for GPUs against the integer form on the CPU: equal to the last bit, at every size.
-3. Which provider each graph really got, and how long two alternating sizes take against one that stays.
+3. Which provider each graph and each of its nodes got, and how long two alternating sizes take against one that stays.
 
 Exit 0 only if all hold and the provider was really used; one that is missing is named with the reason, and the CPU
 takes its place. The services need none of this: they test the analysis at their start. The last line is JSON.
@@ -17,6 +17,7 @@ import json
 import tempfile
 import time
 import warnings
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +58,43 @@ def open_on(path: Path, wanted: str) -> tuple[onnxruntime.InferenceSession, str]
     if got != first:
         print(f"{path.name}: ONNX Runtime gave {got} instead of {first}; see its log")
     return session, got
+
+
+def placement(path: Path, wanted: str, scratch: Path) -> dict[str, int]:
+    """How many nodes of the graph run on each provider, by ONNX Runtime's own profile of one run.
+
+    Nodes that compute shapes belong on the CPU, and are counted apart.
+    """
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    options.enable_profiling = True
+    options.profile_file_prefix = str(scratch / f"profile-{path.stem}")
+    first = {"cuda": cuda.CUDA, "tensorrt": cuda.TENSORRT}.get(wanted)
+    cpu = onnxruntime.InferenceSession(str(path), options, providers=[cuda.CPU])
+    session = cpu
+    if first in onnxruntime.get_available_providers():
+        cuda.prepare()
+        lists = cuda.providers(wanted, path, cpu.get_inputs()[0].name, path.parent / "engines")
+        session = onnxruntime.InferenceSession(str(path), options, providers=lists)
+    rng = np.random.default_rng(0)
+    sides = {"h": 4, "w": 4, "hz": 1, "wz": 1}
+    feeds: Feeds = {}
+    for given in session.get_inputs():
+        shape = [
+            side if isinstance(side, int) else sides.get(side, 1 if index == 0 else 128)
+            for index, side in enumerate(given.shape)
+        ]
+        kind = np.int32 if "int32" in given.type else np.float32
+        feeds[given.name] = rng.integers(-2, 3, shape).astype(kind)
+    session.run(None, feeds)
+    counts: Counter[str] = Counter({"shapes on the CPU": 0})
+    for event in json.loads(Path(session.end_profiling()).read_text()):
+        facts = event.get("args", {})
+        if event.get("cat") == "Node" and event["name"].endswith("_kernel_time"):
+            provider = facts["provider"]
+            kinds = {kind for one in facts.get("output_type_shape", []) for kind in one}
+            counts["shapes on the CPU" if provider == cuda.CPU and kinds == {"int64"} else provider] += 1
+    return dict(counts)
 
 
 def alternating(
@@ -107,6 +145,11 @@ def main(argv: list[str] | None = None) -> int:
             stays, turns = alternating(session, pictures[sizes[0]], pictures[sizes[-1]])
             note(f"{graph} alternating sizes", True, stays_ms=round(stays, 1), alternating_ms=round(turns, 1))
         session, got = open_on(folder / "gpu" / "entropy.onnx", "cuda" if options.provider != "cpu" else "cpu")
+        for graph in (bundle.path / "analysis.onnx", folder / "gpu" / "entropy.onnx"):
+            placed = placement(graph, options.provider, folder)
+            left = sum(count for name, count in placed.items() if name == cuda.CPU)
+            shapes = placed.pop("shapes on the CPU")
+            note(f"nodes of {graph.name}", options.provider == "cpu" or not left, shapes_on_cpu=shapes, **placed)
         exact = bundle.session("entropy")
         rng = np.random.default_rng(0)
         for (height, width), y in wanted.items():

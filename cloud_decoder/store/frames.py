@@ -187,10 +187,13 @@ class Frames:
             return [dict(row._mapping) for row in found]
 
     def newest(self, tenant: str, limit: int = 1000) -> dict[str, StoredFrame]:
-        """The last frame that arrived from each source, by source, of the ``limit`` sources that were seen last."""
+        """The last frame that arrived from each source, by source, of the ``limit`` sources that were seen last.
+
+        Answers to requests do not count: they are parts of older pictures.
+        """
         last = (
             sa.select(frames.c.seq)
-            .where(frames.c.tenant == sources.c.tenant, frames.c.source == sources.c.source)
+            .where(frames.c.tenant == sources.c.tenant, frames.c.source == sources.c.source, frames.c.parent.is_(None))
             .order_by(frames.c.seq.desc())
             .limit(1)
             .scalar_subquery()

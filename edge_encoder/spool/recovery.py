@@ -5,7 +5,7 @@ first; what one source has decided about an id is not changed by a later one:
 
     1. the database with the pages of its log that SQLite would use, read row by row: a range of rows that fails is
        halved until the unreadable rows stand alone
-    2. the same with the commits of the log behind the damage, then with the pages after the last of them
+    2. the same with the commits of the log behind the damage, part by part, then with the pages after the last of them
     3. the raw bytes of both files, searched for the magic of a record (record.py); this also works without a first
        page. A record or original that is larger than a page is split by SQLite, so this search does not find it
 
@@ -69,7 +69,7 @@ def recover(path: Path, target: sqlite3.Connection, image: Path, system: System)
         recoverer.found.complete = False
     recoverer.read(source)
     if found is not None:
-        for pages in filter(None, (found.behind, found.uncommitted)):
+        for pages in filter(None, (*found.behind, found.uncommitted)):
             _apply(log_path, found, pages, image, system)
             recoverer.read(image)
     for part in (path, log_path):

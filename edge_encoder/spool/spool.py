@@ -15,6 +15,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import logging
 import os
 import sqlite3
 import uuid
@@ -47,6 +48,8 @@ from edge_encoder.spool.writer import Op, Writer
 
 _LIMITS = Limits()
 _PROVEN_SECONDS = 2.0  # a commit this recent shows that the spool can be written
+
+log = logging.getLogger("aeic.edge.spool")
 
 
 class Spool:
@@ -86,11 +89,8 @@ class Spool:
         connection: sqlite3.Connection | None = None
         try:
             self._reserve = DiskReserve(folder / "spool.reserve", system=system)
+            self._limits = Limits(max_bytes, full_policy, history_frames)
             connection = self._open_first()
-            assert self._clock is not None
-            limits = Limits(max_bytes, full_policy, history_frames)
-            self._ledger = Ledger(self._leases, limits, self._clock, system)
-            self._ledger.recount(connection)
             self._reader = Reader(self.path, lambda op: self._writer.submit(op), system)
             self._reader.open()
         except BaseException as error:
@@ -412,11 +412,23 @@ class Spool:
         return self._open(damaged=False)
 
     def _open(self, *, damaged: bool) -> sqlite3.Connection:
+        """The open file, whose frames are counted. A file that cannot be counted is as damaged as one that SQLite's own
+        check refuses, which does not look at everything."""
+        try:
+            return self._open_and_count(damaged=damaged)
+        except sqlite3.Error as error:
+            if damaged or not database.is_damage(error):
+                raise
+            log.error("spool %s is damaged: %s", self.path, error)
+        return self._open_and_count(damaged=True)
+
+    def _open_and_count(self, *, damaged: bool) -> sqlite3.Connection:
         connection, recovery = database.open_spool(self.path, self._system, damaged=damaged)
         try:
             facts = os.stat(self.path)
             if self._clock is None:
                 self._clock = SpoolClock(self._system, connection)
+                self._ledger = Ledger(self._leases, self._limits, self._clock, self._system)
             connection.execute("BEGIN IMMEDIATE")
             try:
                 tables.set_unknown_arrivals(connection, self._clock.now_ms())
@@ -427,6 +439,7 @@ class Spool:
                     connection.execute("ROLLBACK")
                 if not database.is_full(error):  # ages can wait until the disk has space
                     raise
+            self._ledger.recount(connection)
         except BaseException:
             connection.close()
             raise

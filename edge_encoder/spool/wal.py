@@ -31,6 +31,7 @@ _HEADER = struct.Struct(">IIII8s8s")
 _FRAME = struct.Struct(">II8s8s")
 _VERSION = 3_007_000
 _LITTLE, _BIG = 0x377F0682, 0x377F0683
+_MOST_PARTS = 16  # of what lies behind the damage; each is read for itself
 _PAGE_SIZE = 4096  # SQLite's default, where the header cannot say it
 
 
@@ -41,14 +42,16 @@ class Log:
 
     `committed`: the pages that SQLite would use, in order. The others verify too and are of the present generation, but
     SQLite would not use them: `behind` are those up to the last commit behind the damage, and `uncommitted` those after
-    it. These may be half of a transaction that was never acknowledged.
+    it. These may be half of a transaction that was never acknowledged. `behind` has a further part wherever the chain
+    of checksums breaks and one word does not explain it: what follows may be the rest of a transaction that failed and
+    was partly overwritten by a shorter one.
     """
 
     page_size: int
     damaged: bool = False
     pages: int = 0
     committed: list[tuple[int, int]] = field(default_factory=list)
-    behind: list[tuple[int, int]] = field(default_factory=list)
+    behind: list[list[tuple[int, int]]] = field(default_factory=list)
     uncommitted: list[tuple[int, int]] = field(default_factory=list)
 
 
@@ -94,15 +97,20 @@ def _scan(raw: memoryview) -> Log:
         # The log ends here for SQLite. Frames of an earlier generation may follow, with another salt.
         if own_salt == salt and matches:
             log.damaged |= commit > 0
-        elif intact:
+        elif intact or (own_salt == salt and len(log.behind) < _MOST_PARTS):
             head, page = raw[offset : offset + 8], raw[start : start + log.page_size]
-            log.damaged |= matches or (own_salt == salt and _one_word_explains(previous, head, order, page, own))
+            explained = own_salt == salt and _one_word_explains(previous, head, order, page, own)
+            if intact:
+                log.damaged |= matches or explained
+            elif not explained and log.behind:
+                log.behind.append([])
         intact = False
         if matches and number and own_salt == salt:
             log.pages = max(log.pages, commit)
             open_pages.append((number, start))
             if commit:
-                log.behind += open_pages
+                log.behind = log.behind or [[]]
+                log.behind[-1] += open_pages
                 open_pages = []
     log.uncommitted = open_pages
     return log

@@ -219,13 +219,7 @@ class Writer:
         self._close_connection()
 
         def reopen() -> None:
-            connection = self._owner.reopen(damaged=damaged)
-            try:
-                self._owner.recount(connection)
-            except BaseException:
-                connection.close()
-                raise
-            self._connection = connection
+            self._connection = self._owner.reopen(damaged=damaged)
 
         self._attempt(reopen)
 

@@ -190,7 +190,7 @@ def test_it_says_when_the_service_is_gone(
 def test_the_first_meaningful_paint_with_50_sources_and_1000_frames(
     browser: Any, tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    """From the navigation until every source has its tile with name, age and state, within a second. Pictures follow."""
+    """From the navigation until every source has its tile with name and state, within a second."""
     folder = tmp_path_factory.mktemp("many")
     _filled(folder, tiny_bundle, 50, 20)
     with local_services.cloud(folder, folder, tiny_bundle) as cloud:

@@ -94,7 +94,7 @@ function tellCount() {
 
 // found: the latest first, all earlier than what is there.
 function add(found) {
-  const fresh = found.filter((frame) => !items.has(frame.id)).reverse();
+  const fresh = found.filter((frame) => !items.has(frame.id) && !frame.parent).reverse(); // answers are not of the day
   frames = [...fresh, ...frames];
   const strip = $("strip");
   const width = strip.scrollWidth;
@@ -214,7 +214,7 @@ function drawAxis() {
 
 // A frame of the event stream.
 export function arrived(frame) {
-  if (!asked || frame.source !== asked.source || dayOf(frame.received_at) !== asked.day) return;
+  if (!asked || frame.parent || frame.source !== asked.source || dayOf(frame.received_at) !== asked.day) return;
   const at = frames.findIndex((one) => one.id === frame.id);
   if (at >= 0) {
     frames[at] = frame;

@@ -1,5 +1,6 @@
 // The dialog with everything that is known of one frame.
 
+import * as closer from "/viewer/closer.js";
 import { ask, json, picture, save } from "/viewer/service.js";
 import { $, count, describe, element, lasting, pairs, sizeBars, stageBar } from "/viewer/show.js";
 
@@ -61,6 +62,7 @@ export async function open(id) {
   $("older").disabled = !neighbour(1);
   $("to-day").href = `#${new URLSearchParams({ source: frame.source, day: localDay(frame.received_at), frame: frame.id })}`;
   if (!$("detail").open) $("detail").showModal();
+  closer.about(frame);
   if (none) return;
   await picture(image, `/v1/frames/${frame.id}/image?wait=20`, () => opened === frame).catch(() => {});
   if (opened === frame) await sizes($("detail-sizes"), frame).catch(() => {});
@@ -73,6 +75,7 @@ const localDay = (time) => {
 
 export function close() {
   opened = null;
+  closer.about(null);
   if ($("detail").open) $("detail").close();
 }
 
@@ -85,10 +88,12 @@ function neighbour(step) {
 // frames(): those that "newer" and "older" go through, the newest first. moveTo(changes): changes the page's address.
 export function listen(frames, moveTo) {
   listed = frames;
+  closer.listen();
   const go = (step) => neighbour(step) && moveTo({ detail: neighbour(step).id }, true);
   $("newer").addEventListener("click", () => go(-1));
   $("older").addEventListener("click", () => go(1));
   $("detail").addEventListener("keydown", (event) => {
+    if (event.target.matches("select")) return;
     if (event.key === "ArrowLeft") go(-1);
     if (event.key === "ArrowRight") go(1);
   });

@@ -34,6 +34,7 @@ export function setSources(sources) {
 
 // A frame of the event stream. False where its source is not known yet.
 export function arrived(frame) {
+  if (frame.parent) return true; // a part of a picture, not a new one
   const tile = tiles.get(frame.source);
   if (!tile) return false;
   const newest = tile.one.newest;
