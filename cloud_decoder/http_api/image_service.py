@@ -14,10 +14,11 @@ from aeic_service.budgets import Budget, Place
 from aeic_service.errors import Draining, Overloaded, UnknownFrame
 from cloud_decoder.admission import Admission
 from cloud_decoder.decode_backend import DecodeBackend, Decoded
-from cloud_decoder.errors import Expired, Gone, Undecodable
+from cloud_decoder.errors import Expired, Gone, Undecodable, UnknownRequest
 from cloud_decoder.events import EventBus, Subscription
 from cloud_decoder.images import formats
 from cloud_decoder.images.cache import PictureCache
+from cloud_decoder.images.composition import compose, composed_size
 from cloud_decoder.metrics import Metrics
 from cloud_decoder.store.store import FrameState, Store, StoredFrame
 from cloud_decoder.threads import run_on
@@ -25,6 +26,10 @@ from cloud_decoder.tiling import Picture
 
 POLL_SECONDS = 0.5
 """How often the store is read while a caller waits: another process may decode the frame and publish no event here."""
+MOST_PARTS = 16
+"""Answers that are painted into one picture: the newest."""
+COMPOSING_SECONDS = 10.0
+"""How long a composed picture may wait for its turn after its parts are ready."""
 HOLD_SECONDS = 300.0
 """The longest that a frame keeps its place after its caller has left."""
 
@@ -116,6 +121,44 @@ class ImageService:
                 if self._backend.draining:
                     raise Draining()
                 row = await self.row(tenant, id)
+
+    async def composed(
+        self, tenant: str, id: UUID, format: str, width: int | None, wait: float
+    ) -> tuple[StoredFrame, list[UUID], bytes | None]:
+        """The frame's picture with the answers to requests for regions of it painted in, and the ids of these answers.
+
+        None where not all are ready within ``wait`` seconds. ``UnknownRequest`` where no region was answered, else as
+        :meth:`image`.
+        """
+        end = time.monotonic() + wait
+        row, master = await self.image(tenant, id, formats.MASTER, None, wait)
+        page = await run_on(self._threads, lambda: self._store.frames.page(tenant, MOST_PARTS, parent=row.id))
+        answers = [one for one in page.rows if one.region and one.state not in (FrameState.FAILED, FrameState.PRUNED)]
+        if not answers:
+            raise UnknownRequest(f"no request for a region of frame {id} has been answered")
+        answers.reverse()  # the newest covers the others
+        parts = []
+        for answer in answers:
+            left = max(0.0, end - time.monotonic())
+            parts.append((await self.image(tenant, answer.id, formats.MASTER, None, left))[1])
+        ids = [answer.id for answer in answers]
+        if master is None or None in parts:
+            return row, ids, None
+        original = row.original_width or row.width, row.original_height or row.height
+        wide, tall = composed_size(*original)
+
+        def work() -> bytes:
+            found = [
+                (formats.decode_master(part), (region[0], region[1], region[2], region[3]))
+                for part, region in zip(parts, (answer.region for answer in answers), strict=True)
+                if part is not None and region is not None
+            ]
+            picture = compose(formats.decode_master(master), original, found)
+            described = f"AEIC: regions painted in from frames {', '.join(map(str, ids))}"
+            return formats.encode(picture, format, width, described)
+
+        with await self._admission.of_pixels(tenant, wide * tall, max(0.0, end - time.monotonic()) + COMPOSING_SECONDS):
+            return row, ids, await run_on(self._threads, work)
 
     async def _decode(self, row: StoredFrame, format: str, width: int | None, timeout: float) -> bytes | None:
         """Decode a frame in its tenant's turn. None where another process decodes it.

@@ -21,6 +21,8 @@ FORMATS: dict[str, tuple[str, dict[str, Any]]] = {
 """Name -> (media type, options of the encoder). Only PNG is exact; the cache keeps every picture as PNG."""
 OTHER_NAMES = {"jpg": "jpeg"}
 MASTER = "png"
+IMAGE_DESCRIPTION = 0x010E
+"""The tag of EXIF."""
 THREADS = max(2, os.cpu_count() or 1)
 """Pictures encoded at once: a fast device decodes them faster than one core encodes them."""
 
@@ -38,14 +40,22 @@ def media_type(format: str) -> str:
     return FORMATS[known_format(format)][0]
 
 
-def encode(picture: Picture, format: str, width: int | None = None) -> bytes:
-    """A picture (H, W, 3) uint8 as a file, scaled down to ``width`` pixels where that is narrower."""
+def encode(picture: Picture, format: str, width: int | None = None, description: str = "") -> bytes:
+    """A picture (H, W, 3) uint8 as a file, scaled down to ``width`` pixels where that is narrower.
+
+    ``description`` becomes the ImageDescription of its EXIF.
+    """
     format = known_format(format)
     image = Image.fromarray(picture)
     if width is not None and width < image.width:
         image = image.resize((width, max(1, round(image.height * width / image.width))), Image.Resampling.LANCZOS)
     out = io.BytesIO()
-    image.save(out, format.upper(), **FORMATS[format][1])
+    options = dict(FORMATS[format][1])
+    if description:
+        exif = Image.Exif()
+        exif[IMAGE_DESCRIPTION] = description
+        options["exif"] = exif
+    image.save(out, format.upper(), **options)
     return out.getvalue()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import json
 import logging
 import time
@@ -15,6 +16,7 @@ from uuid import UUID, uuid4
 import grpc
 import httpx
 import pytest
+from PIL import Image
 
 from aeic.bundle import Bundle
 from aeic.v1 import ingest_pb2 as pb
@@ -109,6 +111,11 @@ async def test_an_answer_is_a_frame_linked_to_its_parent(
         assert of_frame["max_bytes"] == 4096 and of_frame["hour_bytes_left"] == 65536 - len(data)
         await box.send(data, answer, source_id="box/door")  # after a broken stream
         assert (await ended(http, posted)) == state
+        composed = await http.get(f"/v1/frames/{parent}/composed", params={"wait": 20, "format": "webp"})
+        assert composed.status_code == 200 and composed.headers["x-composed-from"] == str(answer)
+        with Image.open(io.BytesIO(composed.content)) as image:
+            assert image.size == (640, 480) and str(answer) in image.getexif()[0x010E]
+        assert (await http.get(f"/v1/frames/{answer}/composed")).status_code == 404
         again = await http.post(f"/v1/frames/{answer}/requests", json={"kind": "better"})
         assert again.status_code == 400 and str(parent) in again.json()["detail"]
     said = [record.getMessage() for record in caplog.records if record.name == "aeic.cloud.audit"]

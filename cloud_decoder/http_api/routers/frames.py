@@ -126,6 +126,27 @@ def router(
         return Response(image, media_type=formats.media_type(format), headers=headers)
 
     @routes.get(
+        "/v1/frames/{id}/composed",
+        response_class=Response,
+        responses=schemas.pictures(400, 401, 404, 410, 422, 429, 503) | schemas.json_of(schemas.FrameBody, success=202),
+    )
+    async def get_composed(
+        request: Request, tenant: Tenant, id: FrameId, format: str = "png", width: Width = None, wait: Seconds = 0.0
+    ) -> Response:
+        """The reconstruction in the size of the original, with the answers to requests for regions painted in.
+
+        The header ``X-Composed-From`` and the file's EXIF name the answers. 202 while not all of them are decoded.
+        """
+        format = formats.known_format(format)
+        with images.waiter(tenant):
+            work = images.composed(tenant, id, format, width, min(wait, max_wait))
+            row, answers, image = await while_connected(request, work)
+        if image is None:
+            return JSONResponse(frame_json(row, bundles), 202, {"Retry-After": "1", "Cache-Control": "no-store"})
+        headers = {"X-Composed-From": ", ".join(map(str, answers)), "Cache-Control": "no-store"}
+        return Response(image, media_type=formats.media_type(format), headers=headers)
+
+    @routes.get(
         "/v1/frames/{id}/sizes",
         response_model=None,
         responses=schemas.json_of(schemas.SizesBody, 400, 401, 404, 410, 422, 429, 503)
