@@ -71,7 +71,8 @@ frame alone that does not fit into the memory is not too large: the machine has 
 
 
 def outcome_of(error: Exception) -> Outcome:
-    """The row of ``error``. An error of the decoder process counts as the class that it had there."""
+    """The row of ``error``. An error of the decoder process counts as the class that it had
+    there if that is one of Python's own; any other one counts as ``Exception``."""
     kind: type[BaseException] = type(error)
     if isinstance(error, GeneratorFailure):
         there = getattr(builtins, error.kind, None)
