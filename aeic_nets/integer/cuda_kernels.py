@@ -3,7 +3,7 @@
 A kernel serves an operator of a given version, not of an opset: the kernel of Pad that begins with version 18 and names
 no last version does not serve Pad of version 19, which a graph of opset 20 has. ONNX Runtime then runs the node on the
 CPU and copies its tensors there and back. The table holds the operators that our graphs use, and is from ONNX Runtime's
-docs/OperatorKernels.md (https://github.com/microsoft/onnxruntime, commit 001d12d).
+page "Supported Operators and Data Types" (https://github.com/microsoft/onnxruntime, commit 001d12d).
 """
 
 from __future__ import annotations
