@@ -126,7 +126,8 @@ class Metrics:
         )
         self.source_silent = gauge(
             "source_silent_seconds",
-            "Since the last frame of a source; of those seen within a week, the latest AEIC_CLOUD_METRICS_SOURCES.",
+            "Seconds since the last frame of a source. Covers the AEIC_CLOUD_METRICS_SOURCES most recent sources of the"
+            " last week.",
             ("tenant", "source"),
         )
         self.ready = gauge("ready", "1 while requests are taken.")

@@ -68,7 +68,7 @@ class Settings(ServiceSettings):
         "auto", description="Where frames are entropy-decoded: `cpu`, `device`, or `auto`: on a GPU where there is one."
     )
     entropy_check_frames: int = Field(
-        256, ge=0, description="One in so many frames decoded on a device is checked on the CPU; 0 checks none."
+        256, ge=0, description="Check every Nth frame decoded on a device against the CPU; 0 disables the check."
     )
     threads: int = Field(0, ge=0, description="CPU threads of one inference; 0 takes all cores.")
     entropy_workers: int = Field(0, ge=0, description="Frames entropy-decoded at once; 0 takes half the cores.")
@@ -87,8 +87,7 @@ class Settings(ServiceSettings):
         200,
         ge=0,
         le=10_000,
-        description="Sources of which the metrics tell how long they have been silent; with tokens none, unless this is"
-        " set.",
+        description="Number of sources with a silence metric. If tokens are set, the default is 0.",
     )
     retention_days: float = Field(0.0, ge=0, description="Age at which decoded frames are pruned; 0 keeps them.")
     retention_bytes: int = Field(
@@ -130,7 +129,7 @@ class Settings(ServiceSettings):
     uploads_max_bytes: int = Field(
         128 * 2**20,
         ge=1024,
-        description="Bodies held in memory while they arrive, all together; beyond is 429.",
+        description="Request bodies held in memory during upload, in total; above this, 429.",
     )
     max_pixels: int = Field(8192 * 8192, ge=256, description="Largest picture decoded, in pixels.")
     body_timeout_seconds: float = Field(10.0, gt=0, description="Time for a request body to arrive.")

@@ -107,13 +107,15 @@ class EdgeSettings(ServiceSettings):
     wait_max_seconds: float = Field(60.0, ge=0, le=3600, description="Longest wait that ?wait=delivered may ask for.")
 
     preset: Preset | None = Field(
-        None, description="Size of a picture that asks for none: about 300B, 1kB or 2kB, scaled down to fit."
+        None,
+        description="Default size of a frame (300B, 1kB or 2kB) for requests that specify none; pictures are"
+        " scaled down to fit.",
     )
     max_side: int | None = Field(
         None, ge=16, le=8192, description="Pictures with a longer side, in pixels, are scaled down to it."
     )
     max_bytes: int | None = Field(
-        None, ge=10, le=1 << 20, description="Most bytes of a frame whose sender gives no limit; as ?max_bytes=."
+        None, ge=10, le=1 << 20, description="Maximum frame size for requests without ?max_bytes=."
     )
     target_bytes: int | None = Field(
         None, ge=10, le=1 << 20, description="Bytes of a frame whose sender gives no limit; as ?target_bytes=."
@@ -205,7 +207,7 @@ class EdgeSettings(ServiceSettings):
     tls_server_name: str = Field("", description="Name expected in the cloud's certificate, if not the address.")
     window_frames: int = Field(64, ge=1, le=10_000, description="Frames sent and not yet acknowledged, at most.")
     ack_timeout_seconds: float = Field(
-        30.0, gt=0, description="No acknowledgement for this long while frames are in flight: reconnect."
+        30.0, gt=0, description="Reconnect if no acknowledgement arrives for this long while frames are in flight."
     )
     backoff_min_seconds: float = Field(0.5, gt=0, description="First pause after a broken stream.")
     backoff_max_seconds: float = Field(
@@ -214,7 +216,9 @@ class EdgeSettings(ServiceSettings):
     keepalive_seconds: float = Field(
         60.0, ge=10, description="HTTP/2 ping on an idle stream, to detect a half-open NAT connection."
     )
-    keepalive_timeout_seconds: float = Field(20.0, ge=1, description="A ping unanswered for this long: reconnect.")
+    keepalive_timeout_seconds: float = Field(
+        20.0, ge=1, description="Reconnect if a ping stays unanswered for this long."
+    )
 
     drain_timeout_seconds: float = Field(
         5.0, ge=0, description="After SIGTERM, time to send what is spooled; the rest is sent after the next start."

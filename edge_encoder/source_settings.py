@@ -28,8 +28,12 @@ class SourceSettings(BaseModel):
     preset: Preset | None = Field(None, description="About 300B, 1kB or 2kB a picture.")
     max_side: int | None = Field(None, ge=16, le=8192, description="Longest side in pixels.")
     max_bytes: int | None = Field(None, ge=10, le=1 << 20, description="Most bytes of a frame.")
-    target_bytes: int | None = Field(None, ge=10, le=1 << 20, description="Bytes of a frame, if they can be had.")
-    rate: str | None = Field(None, max_length=32, description="Rate point; the best one when bytes are given too.")
+    target_bytes: int | None = Field(
+        None, ge=10, le=1 << 20, description="Target frame size in bytes, met if possible."
+    )
+    rate: str | None = Field(
+        None, max_length=32, description="Rate point; with a byte limit, the highest rate point to try."
+    )
     priority: int = Field(0, ge=0, le=255, description="Frames with a larger one are sent first.")
 
     originals_max_bytes: int | None = Field(
