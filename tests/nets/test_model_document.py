@@ -33,7 +33,7 @@ def sizes(p: Profile) -> dict[str, str]:
 
     return {
         "widths of g_a": listed(p.analysis_widths),
-        "blocks a stage of g_a": str(p.analysis_depth),
+        "blocks per stage of g_a": str(p.analysis_depth),
         "M, channels of y": str(p.latent_channels),
         "Cz = M/2, channels of z": str(p.hyper_channels),
         "X, context width": str(p.context_width),
