@@ -34,11 +34,11 @@ DEFAULT_NAME = "aeic-se-nano"
 DECODING = ("tables.npz", "hyper_synthesis.onnx", *(f"context_{index}.onnx" for index in range(4)))
 """What a frame is decoded with. The fingerprint covers at least these."""
 REQUIRED = (*DECODING, "analysis.onnx", "hyper_analysis.onnx")
-"""What both sides need. The decoder is ``synthesis.onnx`` (CPUs), ``weights.safetensors`` (torch), or both; a bundle
-without either encodes only."""
+"""Required by both sides. The synthesis is ``synthesis.onnx`` (CPUs), ``weights.safetensors`` (torch), or both; a
+bundle without either encodes only."""
 
 MAX_TABLE_BYTES = 64 << 20
-"""Of tables.npz unpacked; that of the largest published size takes 3 MB."""
+"""Limit on the unpacked size of tables.npz; the largest published model needs 3 MB."""
 
 SHARED_FROM = 256
 """Latent channels from which the entropy graphs (``se``, ``me``) are worth more than one thread for one picture."""
@@ -120,7 +120,7 @@ class Bundle:
         return name in self.manifest["files"]
 
     def auxiliary(self, name: str) -> Path | None:
-        """The file ``name`` among the auxiliary ones, its digest verified; ``None`` where it is not there."""
+        """The file ``name`` among the auxiliary ones, its digest verified; ``None`` if it is missing."""
         wanted = self.manifest.get("auxiliary", {}).get(name)
         if wanted is None or not (self.path / name).exists():
             return None

@@ -1,6 +1,6 @@
-"""The entropy model: hyper analysis, hyper synthesis and context passes. Only this module runs those graphs.
+"""The entropy model: hyper analysis, hyper synthesis and context passes. No other module runs these graphs.
 
-Both sides must get the same numbers from it, to the bit, or the frame cannot be decoded (docs/determinism.md). This
+Both sides must get bit-identical numbers from it, or the frame cannot be decoded (docs/determinism.md). This
 module therefore only runs graphs, and all arithmetic between them is element-wise (aeic.quantise).
 
 The decoder's arrays are batched over pictures of one size: base, means (N, M, h, w) float32, indexes (N, M, h, w) int8,
@@ -45,7 +45,7 @@ def fill(base: Floats, index: int, values: Floats) -> Floats:
 
 
 class EntropyDecoderModel(Protocol):
-    """What decoding needs of an entropy model. Every implementation gives the same numbers, to the bit."""
+    """What decoding needs of an entropy model. Every implementation gives the same numbers, bit for bit."""
 
     def hyper_synthesis(self, z_symbols: NDArray[np.int32], height: int, width: int) -> Floats:
         """h_s: symbols of z (N, Cz, hz, wz) to the first base, cropped to (N, M, height, width)."""

@@ -24,10 +24,10 @@ def least_payload_bytes(bundle: Bundle, frame: Frame) -> int:
     """What z alone costs in a frame of this size and rate, where each of its symbols is the most probable one.
 
     No picture has a shorter payload; y may cost nothing, since its elements can be skipped. Once the coder's state has
-    reached 2**32, each symbol adds at least 255/256 of its ideal length; ``_SLACK_BITS`` cover the way there. A shorter
-    payload is possible in theory only: all of z would have to be at the outermost value of its tables, and the check
-    value would have to be less than the weight of that value. The decoder itself therefore takes it; services refuse
-    it before they reserve memory for the size in its header.
+    reached 2**32, each symbol adds at least 255/256 of its ideal length; ``_SLACK_BITS`` accounts for those before. A
+    shorter payload is possible in theory only: all of z would have to be at the outermost value of its tables, and the
+    check value would have to be less than the weight of that value. The decoder itself therefore accepts it; services
+    refuse it before they reserve memory for the size in its header.
     """
     height, width = hyper_size(*frame.latent_size)
     bits = height * width * bundle.tables.z[frame.rate].least_bits
@@ -71,7 +71,7 @@ class LatentCodec:
     """The codec of one bundle. ``threads`` for its graphs, 0 for all cores; safe to share between threads.
 
     ``max_pixels`` bounds what a frame may ask of :meth:`decode`. ``decoding`` takes the place of the bundle's graphs in
-    decoding, for example on a GPU; it must give the same numbers to the bit.
+    decoding, for example on a GPU; it must give the same numbers bit for bit.
     """
 
     def __init__(

@@ -72,7 +72,7 @@ def picture_size(data: bytes, *, max_pixels: int = MAX_SIDE * MAX_SIDE) -> tuple
 
 
 def picture_exif(data: bytes) -> Image.Exif:
-    """The EXIF of a picture file, empty where it has none or a malformed one; no pixel is decoded.
+    """The EXIF of a picture file, empty if it has none or a malformed one; no pixel is decoded.
 
     Raises what ``load_picture`` would raise for the head of the file.
     """

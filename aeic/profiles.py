@@ -1,4 +1,4 @@
-"""The sizes of every network, once: ``se`` and ``me`` as published, ``nano`` our own. No other module contains a width.
+"""All network sizes: ``se`` and ``me`` as published, ``nano`` for this project. No other module defines a width.
 
 Source: arXiv 2512.12229 for ``se`` and ``me``; all sizes side by side in docs/model.md section 2.
 """
@@ -18,7 +18,7 @@ SKIP_SCALE = 0.08
 SCALE_COUNT = 64
 SCALE_MIN = 0.11
 SCALE_MAX = 256.0
-"""The coding tables stand at SCALE_COUNT log-spaced scales from SCALE_MIN to SCALE_MAX."""
+"""There is one coding table for each of SCALE_COUNT log-spaced scales from SCALE_MIN to SCALE_MAX."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class Profile:
     residual_channels: int  # second part, added to the UNet's output
     unet: UNetSizes
     vae: VAESizes
-    rates: int = 1  # rate points with gains of their own
+    rates: int = 1  # rate points, each with its own gains
 
     @property
     def hyper_channels(self) -> int:

@@ -1,4 +1,4 @@
-"""The entropy coder: symbols and frequency tables to bytes, and back. It does not depend on pictures or latents.
+"""The entropy coder: symbols and frequency tables to bytes, and back. Independent of pictures and latents.
 
 rANS with a 64-bit state, 32-bit words and 24-bit frequencies: the arithmetic of constriction's ``AnsCoder``. This
 module defines the format. If constriction can be imported, it does the same work about twenty times as fast, byte for

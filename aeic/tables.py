@@ -1,4 +1,4 @@
-"""Integer frequency tables: how likely each symbol is, in units of 2**-24. They are not computed when a frame is coded.
+"""Integer frequency tables: how likely each symbol is, in units of 2**-24. They are computed once, at export.
 
 A *row* is one distribution: ``freqs[k]`` is the weight of the value ``offset + k``, for k in 0..length-1; each weight
 is at least 1 and a row sums to exactly ``TOTAL``. There is no escape: the encoder clips to the row's range.
@@ -88,7 +88,7 @@ class Rows:
 
     @cached_property
     def least_bits(self) -> float:
-        """The ideal code length of one symbol of each row, each the most probable one of its row: their sum."""
+        """The sum, over all rows, of the ideal code length of the row's most probable symbol, in bits."""
         return float(PRECISION * len(self) - np.log2(np.maximum.reduceat(self.freqs, self.starts)).sum())
 
     def places(self, values: Ints, ids: Ints) -> NDArray[np.int64]:

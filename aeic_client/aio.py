@@ -90,7 +90,7 @@ class AsyncClient:
         return Frame.of((await self._send("GET", f"/v1/frames/{id}", params=query(wait=wait))).json())
 
     async def image(self, id: UUID | str, format: str = "png", width: int | None = None, wait: float = 30.0) -> bytes:
-        """The reconstruction as a file. ``NotReady`` where it is not decoded within ``wait`` seconds."""
+        """The reconstruction as a file. ``NotReady`` if it is not decoded within ``wait`` seconds."""
         asked = query(format=format, width=width, wait=wait)
         return decoded(await self._send("GET", f"/v1/frames/{id}/image", params=asked)).content
 

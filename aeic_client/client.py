@@ -91,7 +91,7 @@ class Client:
         return Frame.of(self._send("GET", f"/v1/frames/{id}", params=query(wait=wait)).json())
 
     def image(self, id: UUID | str, format: str = "png", width: int | None = None, wait: float = 30.0) -> bytes:
-        """The reconstruction as a file. ``NotReady`` where it is not decoded within ``wait`` seconds."""
+        """The reconstruction as a file. ``NotReady`` if it is not decoded within ``wait`` seconds."""
         asked = query(format=format, width=width, wait=wait)
         return decoded(self._send("GET", f"/v1/frames/{id}/image", params=asked)).content
 

@@ -228,7 +228,7 @@ def checked(answer: httpx.Response) -> httpx.Response:
 
 
 def decoded(answer: httpx.Response) -> httpx.Response:
-    """Return the response with a picture; raise :class:`NotReady` where there is none yet."""
+    """Return the response with a picture; raise :class:`NotReady` if there is none yet."""
     if answer.status_code == 202:
         raise NotReady(202, "the picture is not decoded yet", _seconds(answer))
     return answer

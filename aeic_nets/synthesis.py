@@ -46,7 +46,7 @@ class PictureGenerator(nn.Module):
     """``codec.g_s``, ``unet`` and ``vae`` of one profile. Parameter names are those of the whole network."""
 
     def __init__(self, profile: Profile, codec: nn.Module | None = None) -> None:
-        """``codec``: the whole codec where there is one; by default only its g_s is made."""
+        """``codec``: the whole codec, if there is one; by default only its g_s is made."""
         super().__init__()
         self.profile = profile
         self.codec: Any = codec or _SynthesisOnly(profile)

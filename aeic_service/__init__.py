@@ -1,1 +1,1 @@
-"""The web kit that both services stand on: HTTP server, problems, request bodies, logs, settings, tracing."""
+"""HTTP code that both services share: server, problems, request bodies, logs, settings, tracing."""

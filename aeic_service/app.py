@@ -51,7 +51,7 @@ def new_app(title: str, about: str, settings: ServiceSettings, middleware: Seque
         redirect_slashes=False,
         middleware=shared,
         dependencies=[Depends(_known_parameters)],
-        # FastAPI would describe a malformed parameter as 422 with a body of its own.
+        # FastAPI would describe a malformed parameter as 422 with its own body.
         responses={"default": problems.ANY},
         generate_unique_id_function=lambda route: route.name,  # the names of functions in generated clients
     )

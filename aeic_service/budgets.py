@@ -28,7 +28,7 @@ class Used(Protocol):
 
     @property
     def limit(self) -> int:
-        """Units that there are."""
+        """The total number of units."""
         ...
 
     @property

@@ -1,4 +1,4 @@
-"""What can go wrong in either service besides :mod:`aeic.errors`; the same tree, one branch more.
+"""Errors of both services; they extend the tree of :mod:`aeic.errors`.
 
 ::
 
@@ -78,7 +78,7 @@ class Overloaded(ServiceError):
 
 
 class ClientGone(ServiceError):
-    """The client hung up before it was answered. The status is nginx's; only metrics and logs see it."""
+    """The client disconnected before the response. 499 is nginx's code; it appears only in metrics and logs."""
 
     http_status = 499
 

@@ -25,7 +25,7 @@ class HostLimits:
 
 
 def open_files() -> int | None:
-    """The soft RLIMIT_NOFILE; None where there is no limit."""
+    """The soft RLIMIT_NOFILE; None if there is no limit."""
     files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     return None if files == resource.RLIM_INFINITY else files
 

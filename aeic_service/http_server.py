@@ -130,7 +130,7 @@ def connection_limit(wanted: int) -> int:
 
 def listen(host: str, port: int, *, reuse_port: bool = False) -> socket.socket:
     """A listening socket for a name or an address, IPv4 or IPv6 (with or without brackets); ``::`` takes both families.
-    ``OSError`` where it is not to be had."""
+    ``OSError`` if it is not available."""
     bare = host.strip("[]")
     found = socket.getaddrinfo(bare or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     # A name with addresses of both families means IPv4: that is what its clients try when it is localhost.
@@ -278,7 +278,7 @@ def _connection_class(connections: Connections, header_seconds: float) -> type[a
 
 
 def _answer(status: int, detail: str) -> bytes:
-    """A whole answer, where there is no request that the app could answer."""
+    """A whole answer, for when there is no request that the app could answer."""
     body = json.dumps(problems.body(status, detail)).encode()
     head = (
         f"HTTP/1.1 {status} {problems.title(status)}\r\nContent-Type: application/problem+json\r\n"

@@ -1,7 +1,7 @@
 """Which hosts a service answers for, and which web pages may call it.
 
 A page in a browser on the same network can reach a service that has no password: by a form or a script of another
-origin, or by a host name of its own that it lets point to the service's address (DNS rebinding). So a service answers
+origin, or by one of its own host names that resolves to the service's address (DNS rebinding). So a service answers
 only for names that cannot be registered outside, and for those in ``allowed_hosts``. It refuses a request that a
 browser sends for a page of another origin, unless ``cors_origins`` has that origin.
 """
@@ -76,8 +76,8 @@ class Origins:
 
 
 def is_private(name: str) -> bool:
-    """Whether no stranger can own a host name: an IP address, a name without a dot, or a top-level domain that public
-    DNS does not serve."""
+    """Whether a host name cannot be registered publicly: an IP address, a name without a dot, or a top-level domain
+    that public DNS does not serve."""
     try:
         ipaddress.ip_address(name)
     except ValueError:

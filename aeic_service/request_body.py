@@ -21,19 +21,19 @@ _DISCARD_SECONDS = 0.5
 
 @dataclass(frozen=True)
 class Limits:
-    """What one body may be."""
+    """Limits on one request body."""
 
     max_bytes: int
     seconds: float
     """From the first look at the body to its last byte."""
     setting: str = ""
-    """The variable that raises ``max_bytes``, named to the client; none where it would not help."""
+    """The variable that raises ``max_bytes``, named to the client; empty if it would not help."""
 
 
 def stated_size(request: Request, limits: Limits) -> int:
-    """What the body may become, in bytes: its stated length, else the limit.
+    """Upper bound on the body's size in bytes: its Content-Length if given, else the limit.
 
-    ``BodyTooLarge``, or ``UnsupportedBody`` where the headers say that the body is wrapped.
+    ``BodyTooLarge``, or ``UnsupportedBody`` if the headers say that it is multipart or compressed.
     """
     _refuse_wrapped(request)
     stated = request.headers.get("content-length", "")

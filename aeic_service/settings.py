@@ -20,14 +20,14 @@ class ServiceSettings(BaseSettings):
     """Settings from the arguments, then the environment, then the TOML file that ``PREFIX + CONFIG`` names (keys
     without the prefix, in lower case), then the defaults. An unknown key or an impossible value is an error.
 
-    The variable of a secret with ``_FILE`` behind it names a file that holds the secret, as containers and systemd
-    pass them."""
+    For a secret ``NAME``, the variable ``NAME_FILE`` names a file that holds it, as containers and systemd pass
+    secrets. The file is read once, when the settings are read."""
 
     model_config = SettingsConfigDict(extra="forbid", env_ignore_empty=True)
     prefix: ClassVar[str]
-    """Of the service's variables, as ``env_prefix`` has it."""
+    """Prefix of the service's environment variables; equal to ``env_prefix``."""
     may_be_empty: ClassVar[tuple[str, ...]] = ()
-    """Settings for which an empty variable is a value. For the others it is as if it were not there."""
+    """Settings for which an empty variable is a value. For the others, an empty variable is ignored."""
 
     allowed_hosts: str = Field(
         "",
@@ -106,7 +106,7 @@ class ServiceSettings(BaseSettings):
 
 
 class _SecretFiles(PydanticBaseSettingsSource):
-    """The secrets in the files that variables with ``_FILE`` name, without the line end behind them."""
+    """Secrets read from the files that ``*_FILE`` variables name, without a trailing newline."""
 
     def get_field_value(self, field: FieldInfo, field_name: str) -> tuple[Any, str, bool]:
         """Not used: :meth:`__call__` gives all at once."""

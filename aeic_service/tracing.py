@@ -84,7 +84,7 @@ def keep(frame: UUID, context: bytes) -> None:
 
 
 def kept(frame: UUID) -> bytes:
-    """The context of ``frame``; empty where there is none, or tracing is off."""
+    """The context of ``frame``; empty if there is none or tracing is off."""
     return _kept.get(frame, b"") if _tracer is not None else b""
 
 

@@ -52,7 +52,7 @@ def encode(
     target: Out,
     rate: Annotated[str | None, typer.Option("-r", "--rate", help="Rate point, by number or name.")] = None,
     max_bytes: Annotated[
-        int | None, typer.Option(min=10, help="Most bytes of a frame; the picture is scaled down if it must be.")
+        int | None, typer.Option(min=10, help="Largest frame, in bytes; the picture is scaled down if necessary.")
     ] = None,
     target_bytes: Annotated[
         int | None, typer.Option(min=10, help="The same, or the smallest frame if nothing fits.")
@@ -132,7 +132,7 @@ def ask(
     region: Annotated[
         str | None, typer.Option(metavar="X,Y,W,H", help="A part of it, in pixels of the original; else the whole.")
     ] = None,
-    max_bytes: Annotated[int, typer.Option("--bytes", min=64, help="Most bytes of the answer.")] = 1500,
+    max_bytes: Annotated[int, typer.Option("--bytes", min=64, help="Largest answer, in bytes.")] = 1500,
     target: Annotated[str | None, typer.Option("-o", "--out", metavar="OUT", help="File of the picture.")] = None,
     url: Annotated[str, typer.Option(help="Address of the cloud.", envvar="AEIC_URL")] = "http://127.0.0.1:8081",
     token: Annotated[str | None, typer.Option(help="Bearer token.", envvar="AEIC_TOKEN")] = None,
@@ -336,7 +336,7 @@ def store_restore(
 
 
 def _store_address(url: str, missing: bool = False) -> Any:
-    """The parsed URL of a store. ``UsageError`` where it is none, or names a file that does not exist."""
+    """The parsed URL of a store. ``UsageError`` if it is not one, or names a file that does not exist."""
     from sqlalchemy import make_url
     from sqlalchemy.exc import ArgumentError, NoSuchModuleError
 

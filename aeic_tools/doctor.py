@@ -53,7 +53,7 @@ class Status(StrEnum):
 
 @dataclass(frozen=True)
 class Finding:
-    """One check: its name, what was found, and the remedy where one is needed."""
+    """One check: its name, what was found, and the remedy if one is needed."""
 
     name: str
     status: Status
@@ -249,7 +249,7 @@ def _torch(needed: bool) -> Iterator[Finding]:
 
 
 def probe(*arguments: str, seconds: float = PROBE_SECONDS) -> dict[str, Any]:
-    """What ``aeic_tools.doctor_probe`` finds in a process of its own; ``error`` where it crashes or hangs."""
+    """What ``aeic_tools.doctor_probe`` finds in a separate process; ``error`` if it crashes or hangs."""
     command = [sys.executable, "-m", "aeic_tools.doctor_probe", *arguments]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=seconds)

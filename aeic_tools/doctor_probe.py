@@ -1,4 +1,4 @@
-"""What ``aeic doctor`` runs in a process of its own: ``python -m aeic_tools.doctor_probe onnxruntime|torch [BUNDLE]``.
+"""What ``aeic doctor`` runs in a separate process: ``python -m aeic_tools.doctor_probe onnxruntime|torch [BUNDLE]``.
 
 Prints one line of JSON, the last. A library that crashes or hangs ends this process only.
 """
@@ -23,7 +23,7 @@ IGNORED = ("CPUExecutionProvider", "AzureExecutionProvider")
 
 
 def onnxruntime_report(bundle: str) -> dict[str, Any]:
-    """``providers``: the problem of each that is listed, empty where it works; ``libraries`` that do not load."""
+    """``providers``: the problem of each that is listed, empty if it works; ``libraries`` that do not load."""
     import numpy as np
     import onnxruntime
 
@@ -71,7 +71,7 @@ def _loads(file: str) -> bool:
 
 
 def torch_report() -> dict[str, Any]:
-    """torch's version and what each card does with a small product."""
+    """torch's version, and whether each GPU computes a small product."""
     import torch
 
     from aeic_nets.runtime.precision import card_dtype

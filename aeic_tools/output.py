@@ -52,7 +52,7 @@ def each_with_bar(jobs: Sequence[Job], work: Callable[[Job], None]) -> int:
             try:
                 work(job)
             except (AeicError, UsageError, OSError):
-                print(file=sys.stderr)  # the message gets a line of its own
+                print(file=sys.stderr)  # the message starts on a new line
                 raise
             finally:
                 bar.update(1)

@@ -42,7 +42,7 @@ def split(source: str, target: str, size: int, *, pad: bool, force: bool) -> int
 def join(sources: Sequence[str], target: str, *, force: bool) -> int:
     """Packets to the frame that they hold: folders, files, or lines of hexadecimal on stdin. Returns the exit code.
 
-    ``Damaged`` where bytes are missing, ``UsageError`` where there are packets of several frames.
+    ``Damaged`` if bytes are missing, ``UsageError`` if there are packets of several frames.
     """
     files.refuse_overwrite(target, force)
     joiner = Joiner()

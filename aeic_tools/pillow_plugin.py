@@ -29,7 +29,7 @@ class AeicImageFile(ImageFile.ImageFile):
     format = FORMAT
     format_description = "AEIC extreme image compression"
     bundle: str | Path | None = None
-    """Model to decode with; set it between ``open`` and ``load`` where it is not the default."""
+    """Model to decode with; set it between ``open`` and ``load`` if it is not the default."""
 
     def _open(self) -> None:
         assert self.fp is not None

@@ -2,7 +2,7 @@
 
     aeic bench speed-table [--bundle models/aeic-se-nano --bundle models/se] [--device auto] [--sizes 768x512,1920x1088]
 
-Each bundle and size is measured in a process of its own: picture to frame and frame to picture, pixels in memory, both
+Each bundle and size is measured in a separate process: picture to frame and frame to picture, pixels in memory, both
 with the entropy coding; medians after one warm-up, and the peak memory. The results are added to OUT/speed.json by the
 name of the device, so runs on several machines come together, and OUT/speed.md is written from it. What was not run is
 an empty cell. The published times are those of the paper (arXiv 2512.12229), on a GTX 1080 Ti and an RTX 4090D. The

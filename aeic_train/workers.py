@@ -1,6 +1,6 @@
 """The processes of one training run. Each computes the gradients of its own crops, and gloo or NCCL averages them.
 
-All processes begin with the same weights and take the same steps, so their weights stay equal to the bit. The first
+All processes begin with the same weights and take the same steps, so their weights stay bit-identical. The first
 one (rank 0) writes the state, the log and the samples.
 """
 

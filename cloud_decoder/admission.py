@@ -1,4 +1,4 @@
-"""Whose pictures are decoded now: a limit on the pixels in work, and turns between tenants.
+"""Admission control: limits the pixels that are being decoded and schedules tenants fairly.
 
 What a frame costs follows from the size in its header: :data:`BYTES_A_PIXEL` of memory, and time in proportion. The
 pixels in work are therefore bounded to what the memory allows, and a tenant that asks for many large pictures does not

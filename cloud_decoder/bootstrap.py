@@ -1,4 +1,4 @@
-"""From the settings: the address of the store, the cache, the lock of the data folder, the name on leases."""
+"""Builds from the settings: the database URL, the cache, the data folder's lock and the lease owner's name."""
 
 from __future__ import annotations
 

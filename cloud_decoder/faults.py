@@ -43,7 +43,8 @@ class Fault(StrEnum):
 
 @dataclass(frozen=True)
 class Outcome:
-    """``state`` is that of a stored frame afterwards; ``answer`` is the error that a caller gets; None: the error."""
+    """``state``: the stored frame's state afterwards. ``answer``: the class that callers get; None: the error
+    itself."""
 
     fault: Fault
     state: FrameState
@@ -71,8 +72,8 @@ frame alone that does not fit into the memory is not too large: the machine has 
 
 
 def outcome_of(error: Exception) -> Outcome:
-    """The row of ``error``. An error of the decoder process counts as the class that it had
-    there if that is one of Python's own; any other one counts as ``Exception``."""
+    """The row of ``error``. An error that the decoder process reports counts as the built-in exception class of the
+    same name; if there is none, as ``Exception``."""
     kind: type[BaseException] = type(error)
     if isinstance(error, GeneratorFailure):
         there = getattr(builtins, error.kind, None)

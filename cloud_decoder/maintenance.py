@@ -87,7 +87,7 @@ class Maintenance:
             self._metrics.clock_refused.set(bool(self._store.trusted_clock.problem))
 
     async def _retain(self) -> None:
-        """Mark what is over the limits, and remove what was marked before the period of grace, until nothing is left.
+        """Mark what is over the limits, and remove what was marked before the grace period, until nothing is left.
 
         Marked frames may take as many bytes again as ``retention_bytes``. The oldest beyond that are removed at once.
         """

@@ -1,4 +1,4 @@
-"""Every metric of the cloud, once: name, unit, help. Rules and dashboards in deploy/ are tested against this list.
+"""All metrics of the cloud: name, unit and help text. Rules and dashboards in deploy/ are tested against this list.
 
 One registry per service, so that tests can run several in one process. Buckets have an edge on each objective of
 deploy/prometheus: 0.25 s from capture to stored bytes decoded at low load, 1 s and 5 s from capture to available.
@@ -126,8 +126,7 @@ class Metrics:
         )
         self.source_silent = gauge(
             "source_silent_seconds",
-            "Seconds since the last frame of a source. Covers the AEIC_CLOUD_METRICS_SOURCES most recent sources of the"
-            " last week.",
+            "Time since the last frame of a source; covers the latest AEIC_CLOUD_METRICS_SOURCES of the last week.",
             ("tenant", "source"),
         )
         self.ready = gauge("ready", "1 while requests are taken.")

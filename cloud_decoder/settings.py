@@ -61,14 +61,14 @@ class Settings(ServiceSettings):
     )
     device: str = Field(
         "auto",
-        description="`auto`, `onnx`, `openvino`, `cpu` or `cuda` (torch), or `fastest` of those installed on this CPU;"
-        " `cuda:N` for one card, several with commas.",
+        description="`auto`, `onnx`, `openvino`, `cpu` or `cuda` (torch), or `fastest` (the fastest"
+        " installed on this CPU, by measurement); `cuda:N` for one GPU, several with commas.",
     )
     entropy: Literal["auto", "cpu", "device"] = Field(
-        "auto", description="Where frames are entropy-decoded: `cpu`, `device`, or `auto`: on a GPU where there is one."
+        "auto", description="Where frames are entropy-decoded: `cpu`, `device`, or `auto`: on a GPU if there is one."
     )
     entropy_check_frames: int = Field(
-        256, ge=0, description="Check every Nth frame decoded on a device against the CPU; 0 disables the check."
+        256, ge=0, description="Check every Nth frame decoded on a device on the CPU too; 0 disables the check."
     )
     threads: int = Field(0, ge=0, description="CPU threads of one inference; 0 takes all cores.")
     entropy_workers: int = Field(0, ge=0, description="Frames entropy-decoded at once; 0 takes half the cores.")
@@ -87,7 +87,7 @@ class Settings(ServiceSettings):
         200,
         ge=0,
         le=10_000,
-        description="Number of sources with a silence metric. If tokens are set, the default is 0.",
+        description="Number of sources with a silence metric. With tokens, there are none unless this is set.",
     )
     retention_days: float = Field(0.0, ge=0, description="Age at which decoded frames are pruned; 0 keeps them.")
     retention_bytes: int = Field(
@@ -109,7 +109,7 @@ class Settings(ServiceSettings):
     aging_seconds: float = Field(2.0, gt=0, description="Waiting this long raises a frame's priority by one.")
     max_queue: int = Field(256, ge=1, description="Requested decodes that may wait; one more is answered 429.")
     max_pixels_at_once: int = Field(
-        0, ge=0, description="Pixels in work at once; 0 takes as many as fit into half of the memory."
+        0, ge=0, description="Pixels processed at once; 0 takes as many as fit into half of the memory."
     )
     max_waiters: int = Field(512, ge=1, description="Long polls and event streams held open; one more is answered 429.")
     max_wait_seconds: float = Field(60.0, ge=0, description="Upper end of `wait=` and `timeout=`.")
@@ -140,11 +140,13 @@ class Settings(ServiceSettings):
         description="Bytes that may be asked of one source within an hour, for more of its pictures; 0 forbids it.",
     )
     max_streams: int = Field(
-        1024, ge=1, description="gRPC calls of all tenants at once, and connections; fewer if few files may be open."
+        1024,
+        ge=1,
+        description="Concurrent gRPC calls of all tenants, and connections; lower if the open-file limit is low.",
     )
     commit_frames: int = Field(256, ge=1, description="Frames in one commit of the store, at most.")
     tracing: bool = Field(False, description="OpenTelemetry traces to OTEL_EXPORTER_OTLP_ENDPOINT; extra `tracing`.")
-    drain_seconds: float = Field(20.0, gt=0, description="Time for work in hand after SIGTERM.")
+    drain_seconds: float = Field(20.0, gt=0, description="Time to finish work in progress after SIGTERM.")
 
     @field_validator("database_url")
     @classmethod

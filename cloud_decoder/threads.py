@@ -1,4 +1,4 @@
-"""Blocking calls from the event loop."""
+"""Runs blocking calls of the event loop on threads."""
 
 from __future__ import annotations
 

@@ -24,8 +24,8 @@ class Metrics:
         )
         self.stage_seconds = Histogram(
             "aeic_edge_stage_seconds",
-            "Time of one frame in one stage: read, analyse, entropy, spool (to commit), ship (sent to acknowledged);"
-            " with wait=received also receive (to commit) and wait (until it is encoded).",
+            "Time that a frame spends in a stage: read, analyse, entropy, spool (to commit), ship (sent to"
+            " acknowledged); with wait=received also receive (to commit) and wait (until it is encoded).",
             ["stage"],
             buckets=_SECONDS,
             registry=registry,

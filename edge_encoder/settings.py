@@ -89,11 +89,11 @@ class EdgeSettings(ServiceSettings):
         8192 * 8192,
         ge=256,
         le=8192 * 8192,
-        description="Largest picture accepted, in pixels; a larger one is answered 413. Less where the memory is less: "
-        "a picture takes 12 bytes a pixel and 500 MiB besides.",
+        description="Largest picture accepted, in pixels; a larger one is answered 413. Lower if the memory is"
+        " small: a picture takes 12 bytes per pixel and 500 MiB besides.",
     )
     max_pixels_at_once: int = Field(
-        0, ge=0, description="Pixels in work at once; 0 takes as many as fit into half of the memory."
+        0, ge=0, description="Pixels processed at once; 0 takes as many as fit into half of the memory."
     )
     uploads_max_bytes: int = Field(
         128 << 20,
@@ -108,17 +108,16 @@ class EdgeSettings(ServiceSettings):
 
     preset: Preset | None = Field(
         None,
-        description="Default size of a frame (300B, 1kB or 2kB) for requests that specify none; pictures are"
-        " scaled down to fit.",
+        description="Default size of a frame, for requests without one: 300B, 1kB or 2kB; pictures are scaled down.",
     )
     max_side: int | None = Field(
         None, ge=16, le=8192, description="Pictures with a longer side, in pixels, are scaled down to it."
     )
     max_bytes: int | None = Field(
-        None, ge=10, le=1 << 20, description="Maximum frame size for requests without ?max_bytes=."
+        None, ge=10, le=1 << 20, description="Maximum bytes of a frame, for requests without a size."
     )
     target_bytes: int | None = Field(
-        None, ge=10, le=1 << 20, description="Bytes of a frame whose sender gives no limit; as ?target_bytes=."
+        None, ge=10, le=1 << 20, description="Target bytes of a frame, for requests without a size."
     )
 
     default_wait: Wait = Field("spooled", description="The wait of a POST without ?wait=.")
@@ -144,7 +143,7 @@ class EdgeSettings(ServiceSettings):
         None, description="A camera (/dev/video0), RTSP or HTTP URL or video file as a source; none by default."
     )
     camera_source_id: str = Field("", max_length=128, description="Name of the camera; the name of the box by default.")
-    camera_fps: float = Field(1.0, gt=0, le=60, description="Frames a second taken from the camera.")
+    camera_fps: float = Field(1.0, gt=0, le=60, description="Frames per second taken from the camera.")
     camera_motion: float = Field(
         0.0, ge=0, le=1, description="Skip frames in which a smaller share than this changed; 0 skips none."
     )
@@ -156,10 +155,10 @@ class EdgeSettings(ServiceSettings):
     )
 
     cameras: tuple[CameraSettings, ...] = Field(
-        (), description="More cameras, each with settings of its own; [[cameras]] in the file, JSON in the variable."
+        (), description="More cameras, each with its own settings; [[cameras]] in the file, JSON in the variable."
     )
     folders: tuple[FolderSettings, ...] = Field(
-        (), description="More folders, each with settings of its own; [[folders]] in the file, JSON in the variable."
+        (), description="More folders, each with its own settings; [[folders]] in the file, JSON in the variable."
     )
 
     spool_max_bytes: int = Field(

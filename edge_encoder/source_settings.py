@@ -25,14 +25,12 @@ class SourceSettings(BaseModel):
     source_id: str = Field(
         "", max_length=128, description="Name in the cloud; by default that of the box, a slash and the short name."
     )
-    preset: Preset | None = Field(None, description="About 300B, 1kB or 2kB a picture.")
+    preset: Preset | None = Field(None, description="About 300B, 1kB or 2kB per picture.")
     max_side: int | None = Field(None, ge=16, le=8192, description="Longest side in pixels.")
     max_bytes: int | None = Field(None, ge=10, le=1 << 20, description="Most bytes of a frame.")
-    target_bytes: int | None = Field(
-        None, ge=10, le=1 << 20, description="Target frame size in bytes, met if possible."
-    )
+    target_bytes: int | None = Field(None, ge=10, le=1 << 20, description="Target bytes of a frame, met if possible.")
     rate: str | None = Field(
-        None, max_length=32, description="Rate point; with a byte limit, the highest rate point to try."
+        None, max_length=32, description="Rate point; with a size in bytes, the highest one to try."
     )
     priority: int = Field(0, ge=0, le=255, description="Frames with a larger one are sent first.")
 
@@ -52,7 +50,9 @@ class CameraSettings(SourceSettings):
     """A camera, a stream, a snapshot URL or a video file."""
 
     url: SecretStr = Field(description="A camera (/dev/video0), RTSP or HTTP URL, snapshot URL or video file.")
-    fps: float = Field(1.0, gt=0, le=60, description="Frames a second taken from the camera; less than 1 is possible.")
+    fps: float = Field(
+        1.0, gt=0, le=60, description="Frames per second taken from the camera; less than 1 is possible."
+    )
     motion: float = Field(
         0.0, ge=0, le=1, description="Skip frames in which a smaller share than this changed; 0 skips none."
     )

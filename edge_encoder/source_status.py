@@ -26,7 +26,7 @@ class SourceStatus:
     _taken_at: float | None = field(default=None, repr=False)  # monotonic
 
     def set(self, state: SourceState, detail: str = "") -> bool:
-        """Changes the state; False where it was the same already, with the same detail."""
+        """Changes the state; False if it was the same already, with the same detail."""
         if (self.state, self.detail) == (state, detail):
             return False
         if self.state != state:

@@ -47,7 +47,7 @@ def tensorrt_options(graph: Path, input_name: str, cache: Path) -> dict[str, Any
     """For a graph with one picture (1, 3, H, W) as input: one engine for all sizes, kept in ``cache``.
 
     The folder's name has the digest of the graph and the version of ONNX Runtime in it: an engine is otherwise taken
-    again for another graph of the same name. The folder is made if it is missing; ``OSError`` where it cannot be.
+    again for another graph of the same name. The folder is created if it is missing; ``OSError`` if that fails.
     """
     digest = hashlib.sha256(graph.read_bytes()).hexdigest()[:16]
     folder = cache / f"{digest}-{onnxruntime.__version__}"

@@ -16,5 +16,5 @@ SIGNS = (
 
 
 def nvidia_driver(root: Path = Path("/")) -> str:
-    """The first sign of a driver that is there; empty where none is."""
+    """The first sign of an installed driver; empty if there is none."""
     return next((sign for sign in SIGNS if (root / sign.lstrip("/")).exists()), "")

@@ -65,7 +65,7 @@ def choose(
 
 
 def decibels(got: NDArray[np.float32], want: NDArray[np.float32], span: float = 2.0) -> float:
-    """PSNR of `got` beside `want`, for values whose range is `span` wide; -inf where one of them is no number."""
+    """PSNR of `got` beside `want`, for values whose range is `span` wide; -inf if one of them is not finite."""
     error = float(np.mean(np.square(got - want, dtype=np.float64)))
     if not np.isfinite(error):
         return float("-inf")

@@ -31,7 +31,7 @@ class Input:
 
 
 class OpenVinoSession:
-    """One graph, any sizes. Safe to share between threads: each call takes a request of its own."""
+    """One graph, any sizes. Safe to share between threads: each call uses a separate request."""
 
     def __init__(self, path: Path, threads: int = 0, precision: str = "auto") -> None:
         """``threads`` 0 takes all cores. ``precision``: ``float32``, ``bfloat16``, or ``auto``: bfloat16 where the

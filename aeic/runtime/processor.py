@@ -11,7 +11,7 @@ _FLAGS = ("amx_bf16", "avx512_bf16", "bf16")
 
 @functools.cache
 def multiplies_bfloat16(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
-    """Whether the processor multiplies bfloat16 itself. False where the system does not say so."""
+    """Whether the processor supports bfloat16 natively. False if the system does not say so."""
     try:
         words = set(cpuinfo.read_text().split())
     except OSError:

@@ -93,7 +93,7 @@ def layer_weights(find: Callable[[str], nn.Module], name: str) -> tuple[Tensor, 
 class TorchOps:
     """The operations of :mod:`network`. ``find`` gives a float module by name; ``sites`` None watches with ``watcher``.
 
-    ``weight_bits`` says per layer name how many, 7 where it says nothing.
+    ``weight_bits`` says per layer name how many; the default is 7.
     """
 
     def __init__(

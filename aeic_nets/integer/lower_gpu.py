@@ -1,9 +1,9 @@
-"""Lowering to float32 for GPUs: matrix products of whole numbers, which are exact by the proof. It runs anywhere.
+"""Lowering to float32 for GPUs: matrix products of whole numbers, which are exact by the proof. It also runs on a CPU.
 
 No convolution node is used, since an implementation may choose a Winograd or FFT algorithm, which is not exact: 1x1 and
 3x3 are matrix products, depthwise ones are a product and a sum over all taps. TF32 and FP16-with-float32-sums keep
-8-bit codes and 7-bit weights exactly. Layout is (N, H, W, C). Every product with a constant is one with a power of two,
-so fusing it with an addition changes nothing.
+8-bit codes and 7-bit weights exactly. Layout is (N, H, W, C). Every constant factor is a power of two,
+so fusing the product with an addition changes nothing.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The integer entropy model in torch, batched, on any device: the same numbers as every other interpreter, to the bit.
+"""The integer entropy model in torch, batched, on any device: bit-identical to every other interpreter.
 
 Values are laid out (N, H, W, C), so that a convolution is one matrix product of whole numbers. Codes are whole numbers
 of at most 8 bits and weights of at most 7, and :mod:`.proof` shows that no sum reaches 2**24. Such products are exact

@@ -56,7 +56,7 @@ class _OpsOf:
 def enable_quantisation(codec: Codec, latents: Sequence[Tensor]) -> dict[str, Site]:
     """Switch ``codec`` to rounded numbers, their steps calibrated on ``latents``: y with gain, (N, M, h, w) each.
 
-    Returns the sites. Call it again to calibrate anew. Pass the sites to ``quantise`` or ``export_entropy`` so that
+    Returns the sites. Call it again to recalibrate. Pass the sites to ``quantise`` or ``export_entropy`` so that
     the exported model rounds where training did.
     """
     disable_quantisation(codec)

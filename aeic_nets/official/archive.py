@@ -5,8 +5,8 @@
 STREAM is the research code's file (12 bytes of sizes, then the coder's stream) or, with ``--size``, the stream alone.
 The decoder needs exactly the encoder's scale indexes, and those were computed in floats (docs/determinism.md). If they
 were stored beside the stream, pass them with ``--indexes`` (``coded_idx``: the four passes, -1 where nothing is coded);
-decoding then always succeeds. Without them they are computed here, which works only if this machine computes the same
-values as the encoder's. A stream that does not end exactly is refused as damaged, and no wrong picture is shown.
+decoding then always succeeds. Without them they are computed here, which works only if this machine reproduces the
+encoder's values. A stream that does not end exactly is refused as damaged, and no wrong picture is shown.
 
 OUT.npz holds z_symbols (C, hz, wz) int32, symbols (M, h, w) int32 and y_hat (M, h, w) float32.
 """

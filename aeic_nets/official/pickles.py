@@ -27,7 +27,7 @@ class TensorFile(Mapping[str, Tensor]):
     """The tensors of a safetensors file, each read when it is asked for."""
 
     def __init__(self, path: Path) -> None:
-        """``BundleError`` if it is none."""
+        """``BundleError`` if the file is not valid safetensors."""
         try:
             self._file = safe_open(path, "pt")
         except (OSError, SafetensorError) as error:

@@ -148,7 +148,7 @@ def _normalised(x: Tensor, norm: nn.GroupNorm, mean: Tensor, variance: Tensor) -
 
 
 def _steps(decoder: Decoder, x: Tensor) -> Steps:
-    """The decoder on one tile; stops before each group norm, and goes on with what it is sent."""
+    """The decoder on one tile; stops before each group norm, and continues with what it is sent."""
     x = decoder.conv_in(x)
     x = yield from _residual(decoder.mid_block.resnets[0], x)
     for attention, resnet in zip(decoder.mid_block.attentions, decoder.mid_block.resnets[1:], strict=True):

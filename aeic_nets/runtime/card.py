@@ -32,7 +32,7 @@ class Card:
         return torch.cuda.device(self.device)
 
     def side_stream(self) -> Callable[[], AbstractContextManager[Any]]:
-        """A stream of its own, to be entered by the one thread that uses it beside the thread of the synthesis."""
+        """A separate stream, to be entered by the one thread that uses it beside the thread of the synthesis."""
         stream = torch.cuda.Stream(self.device)
         return lambda: torch.cuda.stream(stream)
 
@@ -67,7 +67,7 @@ class Card:
 
 
 class Clock:
-    """Seconds between marks: by the card's events, or by the time of day where there is no card."""
+    """Seconds between marks: by CUDA events, or by the time of day if there is no GPU."""
 
     def __init__(self, card: Card | None) -> None:
         self._card = card

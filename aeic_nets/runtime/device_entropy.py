@@ -1,12 +1,12 @@
 """Entropy decoding on a device, in batches, watched by the CPU: its numbers are used only as long as they are the same.
 
 The integer entropy model is exact on any device by construction (aeic_nets.integer.torch_ops). What is watched here is
-everything below it: a broken driver, a faulty card, a library that multiplies in less than it says.
+everything below it: a broken driver, a faulty GPU, a library that uses lower precision than it claims.
 
 - A size of latents is decoded on the CPU when it comes for the first time. When it comes again, the device has to give
   the CPU's answers for two seeded latents and an extreme one, in every padded batch size that occurs.
 - One in ``check_every`` frames is decoded on the CPU as well.
-- A frame that the device finds damaged is decoded on the CPU before it is called so.
+- A frame that fails on the device is decoded on the CPU before it is reported as damaged.
 
 After the first difference the CPU decodes everything, and ``reason`` says why. Frames are never wrong: what differs is
 noticed by the check value of the frame, or decoded again.
@@ -137,7 +137,7 @@ class DeviceEntropy:
                 (exact,) = self._cpu.decode_many([frames[number]])
                 if not _same(outcome, exact):
                     self._give_up("the latents of a frame differ")
-        # After a difference nothing of this batch is to be relied on.
+        # After a mismatch, no result of this batch can be trusted.
         return self._decode_on_cpu(frames) if self.reason else outcomes
 
     def _decode_on_cpu(self, frames: list[bytes]) -> list[Outcome]:

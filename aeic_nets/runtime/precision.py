@@ -1,4 +1,4 @@
-"""In which numbers torch multiplies on this processor: bfloat16 where that is faster, found by measurement."""
+"""Chooses the number type of torch on this processor: bfloat16 if a measurement shows that it is faster."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def card_dtype(capability: tuple[int, int]) -> torch.dtype:
     """What a card of this compute capability multiplies fastest.
 
     bfloat16 from Ampere (8.0) on. Volta and Turing (7.x) emulate it slowly, so float16, whose range a picture may
-    leave: the result must be checked. Older cards have no fast half precision: float32.
+    leave: the result must be checked. Older GPUs have no fast half precision: float32.
     """
     if capability >= (8, 0):
         return torch.bfloat16
@@ -49,7 +49,7 @@ def best_dtype(device: torch.device) -> torch.dtype:
 
 
 def autocast(device: torch.device) -> torch.autocast:
-    """Autocast to bfloat16 where :func:`best_dtype` is that; elsewhere a context that changes nothing."""
+    """Autocast to bfloat16 if :func:`best_dtype` is that; otherwise a context that changes nothing."""
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=best_dtype(device) == torch.bfloat16)
 
 

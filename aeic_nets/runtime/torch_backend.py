@@ -35,7 +35,7 @@ HALF_GAIN = 0.9
 HALF_PSNR = 35.0
 """What bfloat16 must bring on a CPU: at most this share of float32's time, at least this many dB beside its picture."""
 TILE = 32
-"""Latents; the side of the pictures that warm a card up."""
+"""Latents; the side of the pictures that warm a GPU up."""
 _PARTS = ("codec.g_s.", "unet.", "vae.")
 _AT_ONCE = 32  # tensors
 _PICTURE_ENTRY = "vae.decoder.conv_in.weight"
@@ -44,9 +44,9 @@ _PICTURE_ENTRY = "vae.decoder.conv_in.weight"
 class TorchGenerator:
     """The synthesis of a bundle on one device; calls are not concurrent (one owner thread).
 
-    On a card it computes in bfloat16, or in float16 where the card has no bfloat16 (precision.py), channels last. The
+    On a GPU it computes in bfloat16, or in float16 if the GPU has no bfloat16 (precision.py), channels last. The
     whole synthesis is one CUDA graph for each shape that comes again, and batches are padded to a power of two so that
-    few shapes occur. CUDA has not been run on a card yet.
+    few shapes occur. CUDA has not been run on a GPU yet.
 
     On the CPU it computes in float32, the same numbers as the ONNX graph, unless :meth:`warm_up` finds bfloat16 faster.
     The published sizes, which have no such graph, are loaded in bfloat16 where the processor is faster at it: a
@@ -93,7 +93,7 @@ class TorchGenerator:
         self.dtype = dtype or chosen or (best_dtype(self.device) if self._settled else torch.float32)
         names = sorted(wanted)
         for start in range(0, len(names), _AT_ONCE):
-            # Opened anew each time: the file's pages count as ours for as long as it is open.
+            # Reopened each time: the file's pages count as ours for as long as it is open.
             with safe_open(folder / "weights.safetensors", "pt") as file:
                 tensors = {
                     name: stored(name, self._model, file.get_tensor(name), self.dtype).to(self.device)
@@ -207,12 +207,12 @@ class TorchGenerator:
 
     @property
     def memory(self) -> dict[str, int]:
-        """Bytes that torch holds on the card; empty on a CPU."""
+        """Bytes that torch holds on the GPU; empty on a CPU."""
         return self._card.memory if self._card else {}
 
     @property
     def usable(self) -> bool:
-        """False once the card has failed in a way that every later call of this process would meet."""
+        """False once the GPU has failed in a way that every later call of this process would meet."""
         try:
             if self._card:
                 self._card.synchronise()
@@ -227,10 +227,10 @@ class TorchGenerator:
         return {"recomputed": taken}
 
     def warm_up(self, max_batch: int, max_pixels: int | None = None) -> int | None:
-        """On a card: run tiles alone and in every padded batch that both limits admit. Returns the pixels of the
+        """On a GPU: run tiles alone and in every padded batch that both limits admit. Returns the pixels of the
         largest batch that its memory takes; None if unknown.
 
-        On the CPU: choose the dtype by measurement. bfloat16 is taken where it is faster by a tenth at least and its
+        On the CPU: choose the dtype by measurement. bfloat16 is used if it is faster by a tenth at least and its
         picture within ``HALF_PSNR`` of float32's. None is returned.
         """
         if self._card:

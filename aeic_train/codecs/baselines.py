@@ -1,4 +1,4 @@
-"""The codecs that ours is compared with, each at its best: slow presets, and a variant at half size.
+"""Baseline codecs, at their slowest presets, each also in a variant at half size.
 
 ::
 
@@ -53,8 +53,8 @@ class PillowCodec:
 class VVC:
     """H.266 by vvenc's slow preset, one intra picture of 10-bit 4:2:0, and ffmpeg's own decoder.
 
-    The setting is the quantiser, 63 the coarsest. Perceptual adaptation stays on, as the preset has it (without it,
-    four pictures came out equal at equal bits). The access unit delimiter (seven bytes) is left out.
+    The setting is the quantiser, 63 the coarsest. Perceptual QP adaptation stays on, as in the preset (without it,
+    four pictures were no better at equal rate). The access unit delimiter (seven bytes) is left out.
     """
 
     ffmpeg: str

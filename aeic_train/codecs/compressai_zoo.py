@@ -15,8 +15,8 @@ from aeic_train.codecs.base import CodecUnavailable, Picture
 
 @dataclass(frozen=True)
 class Zoo:
-    """An architecture of CompressAI's zoo. The setting is the quality, with one checkpoint file for each. It writes
-    real files."""
+    """An architecture of CompressAI's zoo. The setting is the quality, with one checkpoint file for each. Bitstreams
+    are real files."""
 
     architecture: str
     checkpoints: dict[int, Path]

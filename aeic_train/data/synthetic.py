@@ -1,4 +1,4 @@
-"""Synthetic pictures unlike photographs: flat colours, ramps, blocks and text on a page, noise.
+"""Synthetic non-photographic pictures: flat colours, ramps, blocks and text on a page, noise.
 
 A codec trained on photographs alone shifts flat grey by a few levels and rings at the border of a white page. Some
 synthetic pictures among the crops prevent this.

@@ -1,4 +1,4 @@
-"""Estimates rate and quality of weights that are not exported yet. Bits come from likelihoods; no file is written.
+"""Estimates rate and quality of unexported weights. Bits are estimated from likelihoods, without coding.
 
 Estimates are within half a percent of real files. The 13 bytes that each file adds are included. Use it for
 ablations and to inspect a run. Published figures come from ``aeic bench rd`` and real files.

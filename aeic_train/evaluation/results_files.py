@@ -103,7 +103,7 @@ def _check(document: Document, path: Path) -> None:
 
 
 def write_each(documents: Iterable[Document], folder: Path) -> list[Path]:
-    """Write each document to a file of its own, named by its codec. Returns the paths."""
+    """Write each document to a separate file, named by its codec. Returns the paths."""
     folder.mkdir(parents=True, exist_ok=True)
     written = []
     for document in documents:

@@ -109,7 +109,7 @@ def is_weight(tensor: Tensor) -> bool:
 
 
 def product(a: Tensor, b: Tensor) -> Tensor:
-    """a @ b, each (n, ., .), in bfloat16 where it is large and this device is faster so: the noise is far below that of
+    """a @ b, each (n, ., .), in bfloat16 if it is large and this device is faster so: the noise is far below that of
     the gradients."""
     if a.shape[1] < 256 or best_dtype(a.device) != torch.bfloat16:
         return a @ b

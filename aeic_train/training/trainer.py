@@ -83,7 +83,7 @@ class Trainer:
     """Runs the stages of a recipe in order. It continues from the position in ``run``/state.pt, if there is one.
 
     Every step draws its random numbers from its own seed, so a run that was stopped and resumed takes the same steps as
-    one that was not. With one thread on one kind of processor, two runs are equal to the bit.
+    one that was not. With one thread on one kind of processor, two runs are bit-identical.
     """
 
     def __init__(

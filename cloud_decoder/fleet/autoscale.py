@@ -1,7 +1,7 @@
-"""How many workers a queue needs. Pure: no clock, no Ray, no database.
+"""Computes how many workers a queue needs. Pure logic: no clock, Ray or database.
 
-It scales up at once: by depth, to drain the queue in time, and by age, with one more worker where the oldest job waits
-too long. It scales down one at a time, after the queue was empty for a while: starting a worker costs more than idling.
+It scales up at once: by depth, to drain the queue in time, and by age, with one more worker if the oldest job waits too
+long. It scales down one at a time, after the queue was empty for a while: starting a worker costs more than idling.
 """
 
 from __future__ import annotations

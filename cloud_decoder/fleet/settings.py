@@ -1,4 +1,4 @@
-"""How many of what. Environment ``AEIC_FLEET_*``; docs/how-to/fleet.md has the same table, a test compares."""
+"""Fleet size settings, from ``AEIC_FLEET_*``; docs/how-to/fleet.md has the same table, a test compares."""
 
 from __future__ import annotations
 

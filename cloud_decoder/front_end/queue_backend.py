@@ -53,7 +53,7 @@ class QueueBackend:
         self._model_pool, self._store, self._cache, self._metrics = model_pool, store, cache, metrics
         self._max_queue, self._max_pixels = max_queue, max_pixels
         self.device = self.runtime = "none"
-        self.problem = self.failure = ""  # the workers decode, and have a readiness of their own
+        self.problem = self.failure = ""  # the workers decode, and report their own readiness
         self.draining = False
         self._callers = 0
         self._demanded: dict[int, float] = {}

@@ -1,9 +1,9 @@
-"""Which gRPC calls are kept open: those of tenants within their share, and a few of callers that are not known yet.
+"""Limits concurrent gRPC calls: a share for each tenant, and a few for callers that are not authenticated yet.
 
 grpcio can only limit all calls together, so that calls without a token would take the places of edges. Here a call is
 first a newcomer. It stops being one when its token has been checked (:meth:`Calls.admitted`); from then on it counts
 against its tenant's share of ``limit``. There is room for some newcomers: one more ends the oldest, which had the most
-time to send its token. Health checks and reflection need no token. They have room of their own under the same rule.
+time to send its token. Health checks and reflection need no token. They have a separate limit under the same rule.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class Calls(grpc.aio.ServerInterceptor):
 
     @contextlib.contextmanager
     def admitted(self, tenant: str) -> Iterator[None]:
-        """Count the call that runs here with a tenant. ``Overloaded`` where the tenant's share is used up."""
+        """Count the call that runs here with a tenant. ``Overloaded`` if the tenant's share is used up."""
         task = asyncio.current_task()
         assert task is not None
         self._newcomers.discard(task)
@@ -72,7 +72,7 @@ class _Latest:
         self._tasks: dict[Task, None] = {}
 
     def add(self, task: Task) -> bool:
-        """Add a task, and cancel the oldest where there are too many; whether one was."""
+        """Add a task, and cancel the oldest if there are too many. Returns whether one was cancelled."""
         task.add_done_callback(self.discard)
         self._tasks[task] = None
         if len(self._tasks) <= self._limit:

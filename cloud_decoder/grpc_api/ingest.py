@@ -79,7 +79,7 @@ class IngestSettings:
     knows_bundle: Callable[[bytes], bool]
     """Whether this cloud decodes the bundle of a digest."""
     check: Callable[[bytes], Frame]
-    """The header of a bitstream; raises an ``AeicError`` where it cannot be decoded here."""
+    """The header of a bitstream; raises an ``AeicError`` if it cannot be decoded here."""
     decode_on_arrival: Callable[[str], bool]
     """Whether the frames of a source are decoded before anyone asks for them."""
 
@@ -176,7 +176,7 @@ class Ingest(pb_grpc.IngestServiceServicer):
     async def _greet(
         self, requests: AsyncIterator[pb.DeliverRequest], context: grpc.aio.ServicerContext[Any, Any]
     ) -> _Peer:
-        """Read Hello. Ends the call with a reason where it is refused."""
+        """Read Hello. Ends the call with a reason if it is refused."""
         if self._draining.is_set():
             await context.abort(grpc.StatusCode.UNAVAILABLE, "the service is stopping: connect again in a moment")
         try:
@@ -331,7 +331,7 @@ async def _merged(
 
 
 def _request(one: StoredRequest, now: float) -> pb.Request | None:
-    """The message of a request; None where it has expired."""
+    """The message of a request; None if it has expired."""
     left = one.deadline_ms - int(now * 1000)
     if left <= 0:
         return None
@@ -350,7 +350,7 @@ def _request(one: StoredRequest, now: float) -> pb.Request | None:
 
 
 def _side(pixels: int) -> int | None:
-    """A side of the picture before it was scaled down, in pixels; None where it is unknown or impossible."""
+    """A side of the picture before it was scaled down, in pixels; None if it is unknown or impossible."""
     return pixels if 0 < pixels <= 1 << 20 else None
 
 

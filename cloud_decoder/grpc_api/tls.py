@@ -19,7 +19,7 @@ Stamps = tuple[tuple[int, int], ...]
 
 @dataclass(frozen=True)
 class TlsFiles:
-    """PEM files: ``cert`` and its ``key``; ``client_ca``, where there is one, has the authorities of the edges."""
+    """PEM files: ``cert`` and its ``key``; ``client_ca``, if given, has the authorities of the edges."""
 
     cert: Path
     key: Path
@@ -46,7 +46,7 @@ class TlsFiles:
 
 
 class _Reload:
-    """gRPC calls it at each handshake, on a thread of its own: new certificates, or None where none have come."""
+    """Called by gRPC at each handshake, on gRPC's own thread. Returns new certificates, or None if unchanged."""
 
     def __init__(self, files: TlsFiles) -> None:
         self._files = files

@@ -65,7 +65,7 @@ class ImageService:
         return self._backend.draining
 
     def waiter(self, tenant: str) -> AbstractContextManager[None]:
-        """Count one waiting request for as long as the block runs. ``Overloaded`` where there is no room for it."""
+        """Count one waiting request for as long as the block runs. ``Overloaded`` if there is no room for it."""
         return self._waiters.part(1, tenant, refusal=self._too_many)
 
     def _too_many(self) -> Exception:
@@ -90,7 +90,7 @@ class ImageService:
     async def image(
         self, tenant: str, id: UUID, format: str, width: int | None, wait: float
     ) -> tuple[StoredFrame, bytes | None]:
-        """The frame's picture as a file, or None where it is not ready within ``wait`` seconds; decoding goes on.
+        """The frame's picture as a file, or None if it is not ready within ``wait`` seconds; decoding goes on.
 
         ``UnknownFrame``; ``Undecodable`` with the reason for a frame in quarantine; ``Gone`` after retention.
         """
@@ -201,7 +201,7 @@ class ImageService:
         place.leave()
 
     async def sizes(self, tenant: str, id: UUID) -> dict[str, int] | None:
-        """Bytes of the frame and of its reconstruction as ``png`` and ``jpeg``; None where it is not decoded yet."""
+        """Bytes of the frame and of its reconstruction as ``png`` and ``jpeg``; None if it is not decoded yet."""
         row, master = await self.image(tenant, id, formats.MASTER, None, 0.0)
         return None if master is None else await run_on(self._threads, self._sizes, row, master)
 

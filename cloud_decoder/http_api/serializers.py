@@ -14,7 +14,7 @@ from cloud_decoder.store.store import RequestState, StoredFrame, StoredRequest
 
 
 def frame_json(row: StoredFrame, bundles: Mapping[str, Bundle]) -> dict[str, Any]:
-    """A stored frame. bpp counts the whole bitstream; the rate's name is the one in its bundle, where that is known."""
+    """A stored frame. bpp counts the whole bitstream; the rate's name is the one in its bundle, if that is known."""
     bundle = bundles.get(row.fingerprint)
     return {
         "id": str(row.id),
@@ -108,7 +108,7 @@ def bundle_json(bundle: Bundle) -> dict[str, Any]:
 
 
 def rfc3339(ms: int | None) -> str | None:
-    """A time of the store; None where it is missing or out of range."""
+    """A time of the store; None if it is missing or out of range."""
     if not ms:
         return None
     try:
@@ -118,7 +118,7 @@ def rfc3339(ms: int | None) -> str | None:
 
 
 def milliseconds(time: datetime | None) -> int | None:
-    """A time in the store's unit. ``InvalidParameter`` where it is out of range."""
+    """A time in the store's unit. ``InvalidParameter`` if it is out of range."""
     if time is None:
         return None
     aware = time if time.tzinfo else time.replace(tzinfo=UTC)

@@ -18,7 +18,7 @@ class PictureCache(Protocol):
         ...
 
     def get(self, digest: str, variant: str) -> bytes | None:
-        """The payload, or None where it is missing, damaged or out of reach."""
+        """The payload, or None if it is missing, damaged or out of reach."""
         ...
 
     def put(self, digest: str, variant: str, payload: bytes) -> bool:

@@ -149,7 +149,7 @@ def seal(payload: bytes) -> bytes:
 
 
 def unseal(data: bytes) -> bytes | None:
-    """The payload of a file, or None where it does not match its header."""
+    """The payload of a file, or None if it does not match its header."""
     payload = data[_HEADER:]
     if data[: len(_MAGIC)] != _MAGIC or data[len(_MAGIC) : _HEADER] != hashlib.sha256(payload).digest():
         return None

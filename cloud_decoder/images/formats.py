@@ -41,7 +41,7 @@ def media_type(format: str) -> str:
 
 
 def encode(picture: Picture, format: str, width: int | None = None, description: str = "") -> bytes:
-    """A picture (H, W, 3) uint8 as a file, scaled down to ``width`` pixels where that is narrower.
+    """A picture (H, W, 3) uint8 as a file, scaled down to ``width`` pixels if that is narrower.
 
     ``description`` becomes the ImageDescription of its EXIF.
     """

@@ -49,7 +49,7 @@ class ObjectCache:
         return True
 
     def get(self, digest: str, variant: str) -> bytes | None:
-        """The payload, or None where it is missing, damaged or out of reach: the picture is then decoded again."""
+        """The payload, or None if it is missing, damaged or out of reach: the picture is then decoded again."""
         try:
             data = bytes(self._store.get(_path(digest, variant)).bytes())
         except ValueError:

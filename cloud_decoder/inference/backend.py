@@ -44,7 +44,7 @@ class GeneratorBackend(Protocol):
     def warm_up(self, max_batch: int, max_pixels: int | None = None) -> int | None:
         """Prepare for batches of up to ``max_batch`` pictures and ``max_pixels``.
 
-        Returns the pixels of the largest batch that the device's memory takes; None where that is not known.
+        Returns the pixels of the largest batch that the device's memory takes; None if that is not known.
         """
         return None
 
@@ -64,7 +64,7 @@ class GeneratorBackend(Protocol):
 
     @property
     def problem(self) -> str:
-        """Why no batch could begin now; empty where one could."""
+        """Why no batch could begin now; empty if one could."""
         return ""
 
     @property

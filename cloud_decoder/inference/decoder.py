@@ -55,19 +55,19 @@ class DecoderSettings:
     """Pictures or tiles in one batch; 0 takes :data:`GPU_BATCH` or :data:`CPU_BATCH`."""
     max_batch_pixels: int = MAX_BATCH_PIXELS
     isolate: bool = False
-    """Run the generator in a process of its own."""
+    """Run the generator in a separate process."""
     batch_seconds: float = 120.0
     """An isolated generator that takes longer for a batch is killed."""
     entropy: Literal["auto", "cpu", "device"] = "auto"
-    """Where an isolated generator's frames are entropy-decoded: ``auto`` is a card, where there is one."""
+    """Where an isolated generator's frames are entropy-decoded: ``auto`` is a GPU if there is one."""
     entropy_check_frames: int = 256
-    """One in so many frames that a device has entropy-decoded is checked on the CPU; 0 checks none."""
+    """Every Nth frame that a device has entropy-decoded is checked on the CPU; 0 checks none."""
 
 
 class Decoder:
     """The decoder of one bundle. Entropy decoding may run on many threads, synthesis on one for each generator.
 
-    A *lane* is the number of a generator. There are several where there are several cards.
+    A *lane* is the number of a generator. There are several if there are several GPUs.
     """
 
     def __init__(
@@ -162,7 +162,7 @@ class Decoder:
         return self._codec.decode(data)
 
     def entropy_decode_many(self, frames: Sequence[bytes]) -> list[EntropyDecoded | Exception]:
-        """Whole frames to latents, together and on a card where there is one, else one by one; or the error of each."""
+        """Whole frames to latents, together and on a GPU if there is one, else one by one; or the error of each."""
         if lanes := self._entropy_lanes:
             decoded = lanes[next(self._entropy_turn) % len(lanes)].entropy_decode(frames)
             if decoded is not None:
@@ -249,7 +249,7 @@ class Decoder:
 
     @property
     def problem(self) -> str:
-        """Why no batch could begin now; empty where one could on any lane."""
+        """Why no batch could begin now; empty if one could on any lane."""
         problems = [generator.problem for generator in self._generators]
         return problems[0] if all(problems) else ""
 

@@ -28,7 +28,7 @@ DEVICES = ("auto", "onnx", "openvino", "fastest", "cpu", "cuda")
 def choose_device(wanted: str, has_graph: bool = True) -> str:
     """``onnx``, ``openvino``, ``fastest``, ``cpu`` or ``cuda`` for the device in the settings.
 
-    ``auto`` is ``cuda`` where there is a working one. Without a card it is ``fastest`` where the processor multiplies
+    ``auto`` is ``cuda`` if it works. Without a GPU it is ``fastest`` if the processor supports
     bfloat16 and a runtime that can is installed, else ``onnx``; a bundle without synthesis.onnx, such as those of the
     published sizes, runs on torch (``cpu``). torch is imported only where a driver is present. ``ValueError`` for an
     unknown device lists the known ones.
@@ -58,7 +58,7 @@ def choose_devices(wanted: str, has_graph: bool = True) -> list[str]:
 
 
 def build_entropy(bundle: Bundle, device: str, threads: int, check_every: int) -> DeviceEntropy | None:
-    """Entropy decoding by torch on a card, else on the CPU; None where the bundle or torch is missing."""
+    """Entropy decoding by torch on a GPU, else on the CPU; None if the bundle or torch is missing."""
     try:
         from aeic_nets.runtime import device_entropy
     except ImportError as error:

@@ -71,7 +71,7 @@ class ModelPool:
         return model_pool
 
     def first(self) -> Decoder:
-        """The default bundle's decoder, loaded where it is not. Unlike :meth:`acquire`, raises the original error."""
+        """The default bundle's decoder, loaded if necessary. Unlike :meth:`acquire`, raises the original error."""
         with self._changed:
             if self.default.fingerprint not in self._decoders:
                 self._make_room(self.default.fingerprint)
@@ -126,7 +126,7 @@ class ModelPool:
 
     @contextmanager
     def acquire(self, fingerprint: str) -> Iterator[Decoder]:
-        """The decoder of a bundle for as long as the block runs, loaded first where it is not in memory.
+        """The decoder of a bundle for as long as the block runs, loaded first if it is not in memory.
 
         ``ModelUnavailable`` where loading fails. Blocks while the decoders in use fill the limit. The caller must not
         hold another decoder, or two callers could block each other.

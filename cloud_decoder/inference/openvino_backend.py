@@ -14,7 +14,7 @@ from cloud_decoder.inference.backend import GeneratorBackend
 class OpenVinoGenerator(GeneratorBackend):
     """See :class:`~cloud_decoder.inference.backend.GeneratorBackend`. ``threads`` 0 takes all cores.
 
-    It multiplies in bfloat16 where the processor does, else in float32. ``BundleError`` where OpenVINO is missing or
+    It computes in bfloat16 if the processor supports it, else in float32. ``BundleError`` if OpenVINO is missing or
     cannot read the graph.
     """
 

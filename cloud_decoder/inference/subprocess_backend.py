@@ -1,4 +1,4 @@
-"""The generator in a process of its own. When that process dies, or has to be killed, the service starts another one.
+"""The generator in a separate process. When that process dies, or has to be killed, the service starts another one.
 
 ::
 
@@ -186,7 +186,7 @@ class Channel:
 
 
 class ChildProcess:
-    """One process with its control socket and its two buffers. ``OSError`` where it cannot be started."""
+    """One process with its control socket and its two buffers. ``OSError`` if it cannot be started."""
 
     def __init__(self, entropy: bool = False) -> None:
         """``entropy``: with another channel for entropy decoding."""
@@ -237,8 +237,8 @@ class SubprocessGenerator(GeneratorBackend):
     ``DeviceOutOfMemory`` and :class:`GeneratorFailure` for what the generator raised.
 
     With ``entropy`` the child decodes entropy too, and compares one in ``check_every`` frames with the CPU. It has a
-    channel of its own for that, so that it runs beside the synthesis of the batch before. Whatever fails there is no
-    frame's fault: the CPU decodes those frames.
+    separate channel for that, so that it runs beside the synthesis of the batch before. If entropy decoding fails
+    there, the frame is not at fault: the CPU decodes it instead.
     """
 
     def __init__(
@@ -277,7 +277,7 @@ class SubprocessGenerator(GeneratorBackend):
 
     @property
     def problem(self) -> str:
-        """Why no batch could begin now; empty where one could, or is in progress."""
+        """Why no batch could begin now; empty if one could, or is in progress."""
         if self._state in (ChildState.READY, ChildState.BUSY):
             return ""
         return f"the decoder's process is {self._state.value}"
@@ -354,7 +354,7 @@ class SubprocessGenerator(GeneratorBackend):
             self._counts.update(answer.get("counts", {}))
 
     def entropy_decode(self, frames: Sequence[bytes]) -> list[EntropyDecoded | BitstreamError] | None:
-        """Frames to latents by the child; None where it has failed or does not do this."""
+        """Frames to latents by the child; None if it has failed or does not do this."""
         child = self._child
         if self._entropy_off or child is None or child.entropy is None or not self.entropy_on_device:
             return None
@@ -402,14 +402,14 @@ class SubprocessGenerator(GeneratorBackend):
         self._state = state
 
     def _ready(self) -> ChildProcess:
-        """The child, loaded and warm; another one where there is none."""
+        """The child, loaded and warm; a new one if there is none."""
         if self._child is None:
             self._start()
         assert self._child is not None, "it was just started"
         return self._child
 
     def _start(self) -> None:
-        """Start a child, load and warm it. ``DeviceUnavailable``, with no child left, where that fails."""
+        """Start a child, load and warm it. ``DeviceUnavailable``, with no child left, if that fails."""
         reason = ""
         for attempt in range(STARTS):
             if self._closing.is_set():
@@ -479,7 +479,7 @@ class SubprocessGenerator(GeneratorBackend):
         return "" if child is None else child.end(seconds)
 
     def _watch(self, child: ChildProcess) -> None:
-        """Wait for the end of ``child``, on a thread of its own, and replace it unless a call has done so."""
+        """Wait for the end of ``child``, on a separate thread, and replace it unless a call has done so."""
         child.process.wait()
         pause = 0.0
         while not self._closing.wait(pause):
@@ -497,7 +497,7 @@ class SubprocessGenerator(GeneratorBackend):
 
 
 def _outcomes(described: list[dict[str, Any]], latents: SharedBuffer) -> list[EntropyDecoded | BitstreamError]:
-    """The outcome of each frame; latents lie one behind the other in the buffer, and are copied."""
+    """The outcome of each frame; latents are stored back to back in the buffer and are copied."""
     sizes = [int(np.prod(one["shape"])) if "shape" in one else 0 for one in described]
     values = latents.view((sum(sizes),)) if any(sizes) else np.empty(0, np.float32)
     outcomes: list[EntropyDecoded | BitstreamError] = []

@@ -1,7 +1,7 @@
 """The decoder process: ``python -m cloud_decoder.inference.subprocess_child CONTROL INBOX OUTBOX``.
 
 The arguments are inherited file descriptors; :mod:`.subprocess_backend` is the other side. Three more of the same kind
-may follow. They are for entropy decoding, which has a thread of its own.
+may follow. They are for entropy decoding, which has a separate thread.
 
 The process loads one generator and answers messages until the control socket closes. An exception of the generator is
 reported in the answer. If the device works no more, that answer is the last, and the process ends.

@@ -1,12 +1,12 @@
-"""The time by which stored frames age. It follows the wall clock only as far as the wall clock is plausible.
+"""Trusted time for the age of stored frames. It follows the wall clock while the wall clock is plausible.
 
 A wall clock may be wrong by years: a dead battery, a bad time server, a virtual machine that was resumed. Retention by
-age must not delete anything because of it. The store therefore remembers the last time that it saw:
+age must not delete anything because of it. The store therefore records the latest time that it has seen:
 
 * At a start, a clock that is further ahead than ``max_jump_seconds`` is refused.
 * While the service runs, a clock that moves by more than :data:`SLACK_SECONDS` against a steady clock is refused. If
   the jump is within ``max_jump_seconds`` and lasts for :data:`SETTLE_SECONDS`, it is accepted.
-* A clock that is behind the last time seen is refused in the same way.
+* A clock that is behind the recorded time is refused in the same way.
 
 While the clock is refused, :meth:`TrustedClock.now` counts on from the last accepted time, and retention must not run
 (:attr:`TrustedClock.problem` is not empty). :func:`accept` is the operator's decision that the clock is right.
@@ -103,7 +103,7 @@ class TrustedClock:
         return self._trusted + self._steady() - self._at
 
     def _judge(self, wall: float, seen: float | None) -> str:
-        """Why ``wall`` is refused; empty where it is accepted."""
+        """Why ``wall`` is refused; empty if it is accepted."""
         if seen is None or abs(wall - seen) <= SLACK_SECONDS:  # another process or an operator may have accepted it
             return ""
         ahead = wall - seen
@@ -118,8 +118,8 @@ class TrustedClock:
             return ""
         far = f"{abs(ahead) / DAY:.1f} days" if abs(ahead) >= DAY else f"{abs(ahead) / 60:.0f} minutes"
         return (
-            f"the clock says {_date(wall)}, which is {far} {'ahead of' if ahead > 0 else 'behind'} the last time that"
-            f" this store saw ({_date(seen)}): retention has stopped; correct the clock, or accept it with"
+            f"the clock says {_date(wall)}, which is {far} {'ahead of' if ahead > 0 else 'behind'} the latest time"
+            f" that this store has recorded ({_date(seen)}): retention has stopped; correct the clock, or accept it with"
             " 'aeic store accept-clock'"
         )
 

@@ -123,7 +123,7 @@ class Database:
         return time.time() + skew
 
     def commit(self, work: Callable[[sa.Connection], T]) -> T:
-        """Run ``work`` in one transaction, again where it conflicted with another one (a deadlock)."""
+        """Run ``work`` in one transaction, again if it conflicted with another one (a deadlock)."""
         for _ in range(TRIES - 1):
             try:
                 with self.write() as connection:

@@ -18,7 +18,7 @@ ANSWER_SECONDS = 5.0
 
 
 class StoreHealth:
-    """Safe from several threads. At most one probe runs at a time, in a thread of its own: a hung disk blocks it."""
+    """Safe from several threads. At most one probe runs at a time, in a separate thread: a hung disk blocks it."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
@@ -29,7 +29,7 @@ class StoreHealth:
         self._result = ""
 
     def problem(self) -> str:
-        """Why the store cannot be written; empty where it can. Blocks for at most :data:`ANSWER_SECONDS`."""
+        """Why the store cannot be written; empty if it can. Blocks for at most :data:`ANSWER_SECONDS`."""
         with self._lock:
             if not self._running and time.monotonic() - self._probed >= PROBE_SECONDS:
                 self._running, self._started = True, time.monotonic()

@@ -58,7 +58,7 @@ def lock_tables(connection: sa.Connection) -> None:
 
 
 def current(connection: sa.Connection) -> str | None:
-    """The revision of the tables; None where there are none."""
+    """The revision of the tables; None if there are none."""
     tables = sa.inspect(connection)
     if tables.has_table("alembic_version"):
         return str(connection.execute(sa.select(_version.c.version_num)).scalar_one())

@@ -68,7 +68,7 @@ class JobQueue:
     def claim_one(
         self, tenant: str, id: UUID, owner: str, now: float, lease: float, max_attempts: int
     ) -> LeasedFrame | None:
-        """This frame if it waits, wanted or not; None where it is in another state or leased."""
+        """This frame if it waits, wanted or not; None if it is in another state or leased."""
         waits = sa.and_(frames.c.tenant == tenant, frames.c.id == id, frames.c.state == FrameState.RECEIVED.value)
         with self._database.write() as connection:
             if not self._queue(connection, waits, now, wanted=False):

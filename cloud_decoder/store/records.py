@@ -34,7 +34,7 @@ class NewFrame:
 
     ``original_width`` and ``original_height`` are the picture's before the edge scaled it down, ``captured_from`` says
     where ``captured_ms`` comes from (sender, exif, file, clock); None where the edge does not say. ``box`` delivered
-    the frame; None where that is the source itself.
+    the frame; None if that is the source itself.
     """
 
     tenant: str
@@ -60,7 +60,7 @@ class StoredFrame:
     """A stored frame without its bitstream. ``attempts``: services that ended while this frame was being decoded.
 
     ``parent``, ``kind`` and ``region`` (x, y, width, height in pixels of the parent's original) are set where the frame
-    answers a request. ``box`` delivered the frame; None where that is the source itself.
+    answers a request. ``box`` delivered the frame; None if that is the source itself.
     """
 
     seq: int

@@ -96,7 +96,7 @@ class Requests:
     def refuse(
         self, tenant: str, box: str, id: UUID, reason: RefusalReason, detail: str, now_ms: int
     ) -> StoredRequest | None:
-        """End an open request of that box without an answer. None where there is no such open request."""
+        """End an open request of that box without an answer. None if there is no such open request."""
         which = sa.and_(
             requests.c.tenant == tenant, requests.c.id == id, requests.c.box == box, requests.c.state == "open"
         )

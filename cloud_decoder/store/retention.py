@@ -1,4 +1,4 @@
-"""Deletion of old bitstreams in two steps: frames are marked, and their bitstreams are removed after a period of grace.
+"""Deletion of old bitstreams in two steps: frames are marked, and their bitstreams are removed after a grace period.
 
 A marked frame is ``pruned`` for every reader, and :meth:`Retention.undelete` brings it back. Rows are kept for good,
 so that an id is never used twice. Times are milliseconds since 1970 by

@@ -60,7 +60,7 @@ frames = Table(
     Column("original_height", Integer),
     Column("captured_from", String(8)),  # sender, exif, file, clock
     Column("deleted_ms", BigInteger),  # when retention marked it; NULL again once the bitstream is removed
-    Column("box", String(128)),  # the box that delivered it, where that is not the source itself
+    Column("box", String(128)),  # the box that delivered it, if that is not the source itself
     Column("parent", Uuid),  # an answer to a request: the frame that was asked about
     Column("kind", String(8)),  # of that request
     Column("region", JSON),  # of that request: x, y, width, height in pixels of the parent's original
@@ -185,7 +185,7 @@ requests = Table(
 _open = requests.c.state == "open"
 Index("requests_open", requests.c.deadline_ms, sqlite_where=_open, postgresql_where=_open)
 
-# One row: the last time that the store saw (cloud_decoder.store.clock), and a number that readiness raises.
+# One row: the latest time that the store has seen (cloud_decoder.store.clock), and a number that readiness raises.
 store_clock = Table(
     "store_clock",
     metadata,

@@ -1,4 +1,4 @@
-"""What the cloud must not lose: bitstreams and their state. One commit makes a frame durable and queues it.
+"""Durable storage of bitstreams and their state. One commit makes a frame durable and queues it.
 
 ::
 
@@ -8,14 +8,14 @@
 
 * An id is stored once. The same id with the same bytes again is a duplicate; with other bytes it is a conflict.
 * A claim is a lease: a job that its owner neither finished nor renewed can be claimed again once the lease has run out.
-  Each claim has a token of its own in ``jobs.lease_owner``, so a worker that wakes after another one has claimed its
+  Each claim has a unique token in ``jobs.lease_owner``, so a worker that wakes after another one has claimed its
   frame changes nothing. A frame that is ``done`` never becomes ``failed``.
 * A worker counts an attempt when the decoding of a frame begins (:meth:`JobQueue.begin`), and takes it back where it
   returns the frame alive. A frame that ends its worker every time is therefore ``failed`` after ``max_attempts``;
   frames that were only claimed have lost nothing.
 * Only ``wanted`` frames are claimed on arrival; the others wait until a caller asks for them
   (:meth:`JobQueue.claim_one`, :meth:`JobQueue.demand`).
-* Retention marks the oldest finished frames and, after a period of grace, removes their bitstreams
+* Retention marks the oldest finished frames and, after a grace period, removes their bitstreams
   (:class:`~cloud_decoder.store.retention.Retention`). It keeps their rows, so that an id is never reused.
 
 Times are arguments, in seconds since 1970, so that tests need no clock. :meth:`Store.clock` is the one that all

@@ -1,4 +1,4 @@
-"""Which waiting items go to the device together. Pure: no clock, no thread, no tensor.
+"""Chooses which waiting items form the next batch. Pure logic: no clock, threads or tensors.
 
 A batch is chosen when the device is free (:meth:`Batcher.take`) and not before. A single item therefore never waits
 for others, and a backlog always leaves in full batches. The most urgent item decides the bucket; items of the same

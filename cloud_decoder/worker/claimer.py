@@ -83,7 +83,7 @@ class Claimer:
                 log.warning("%s", error)
 
     async def settle(self) -> None:
-        """Record the changes that the store could not take before. ``StoreUnavailable`` where it still cannot."""
+        """Record the changes that the store could not take before. ``StoreUnavailable`` if it still cannot."""
         while self._owed:
             change = self._owed[0]
             await run_on(self._threads, change)
@@ -128,7 +128,7 @@ class Claimer:
         return job
 
     async def begin(self, jobs: Iterable[DecodeJob], *, must: bool = False) -> None:
-        """Count an attempt of each of these jobs, which are about to be decoded, where that has not been done.
+        """Count an attempt of each of these jobs, which are about to be decoded, unless that has been done.
 
         With ``must`` it raises ``StoreUnavailable`` where the store cannot record it.
         """

@@ -1,13 +1,13 @@
-"""Entropy decoding on threads or on a card, then synthesis in batches on the device or on several.
+"""Entropy decoding on threads or on a GPU, then synthesis in batches on the device or on several.
 
-Where synthesis runs on the CPU the two stages take turns, and entropy decoding runs ahead until a batch is full. On a
-GPU they overlap, and each card has a loop of its own, all of which take from one queue. A batch that fails is halved
-until the failing frame is alone. Out of memory leads to smaller batches, a lost process to another process, a card that
+If synthesis runs on the CPU, the two stages take turns, and entropy decoding runs ahead until a batch is full. On a
+GPU they overlap, and each GPU has its own loop; all loops take from one queue. A batch that fails is halved
+until the failing frame is alone. Out of memory leads to smaller batches, a lost process to another process, a GPU that
 does not come back to the remaining ones, and any other failure to one frame in quarantine.
 
 Both stages can end this process: the entropy decoder runs in it, and the machine may kill it for its memory. An attempt
 is therefore counted before a frame's entropy decoding begins. A frame that has an attempt from an earlier life of a
-service is a suspect: nothing else is decoded while it is, in either stage.
+service is a suspect: it is decoded alone, in both stages.
 """
 
 from __future__ import annotations
@@ -50,14 +50,14 @@ Work = tuple[DecodeJob, Tile]
 LANE_SECONDS = 30.0
 """A device whose process does not start is tried again after this long, while others work."""
 ENTROPY_CALLS = 2
-"""Batches that wait for entropy decoding on each card: one is decoded while the next is collected."""
+"""Batches that wait for entropy decoding on each GPU: one is decoded while the next is collected."""
 Batch = list[tuple[DecodeJob, WorkItem[tuple[str, Tile]]]]
 
 AHEAD = 4
 """Frames that each thread entropy-decodes before synthesis has its turn on shared cores: each change of turns costs
 cold caches and a pause."""
 TURN_PIXELS = 1 << 24
-"""That are entropy-decoded before synthesis has its turn on shared cores. A larger frame has a turn of its own, so that
+"""That are entropy-decoded before synthesis has its turn on shared cores. A larger frame has its own turn, so that
 a small one is not held up by the large one that happens to follow it."""
 READY_BATCHES = 8
 """Decoded latents held, in batches. Enough that frames of mixed shapes still fill batches."""
@@ -139,7 +139,7 @@ class Pipeline:
             *(run_on(one, self._warm_up, lane) for lane, one in enumerate(self._device_threads))
         )
         device = self._scheduler.device
-        device.max_cost = min(device.max_cost, *limits)  # a card with less memory than planned has smaller batches
+        device.max_cost = min(device.max_cost, *limits)  # a GPU with less memory than planned has smaller batches
 
     async def revive(self) -> None:
         """Start the devices again after a failure. Raises what keeps the last of them from working."""
@@ -257,7 +257,7 @@ class Pipeline:
         return ENTROPY_CALLS * len(self._device_threads)
 
     def _entropy_groups(self, jobs: Sequence[DecodeJob]) -> list[list[DecodeJob]]:
-        """What is decoded in one call each: single jobs on the CPU, all of a bundle on a card."""
+        """What is decoded in one call each: single jobs on the CPU, all of a bundle on a GPU."""
         if self._model_pool.entropy_batch == 1:
             return [[job] for job in jobs]
         by_bundle: defaultdict[str, list[DecodeJob]] = defaultdict(list)

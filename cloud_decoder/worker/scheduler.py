@@ -1,4 +1,4 @@
-"""The jobs of a worker: by content, by urgency for entropy decoding, and tile by tile for the device.
+"""The worker's jobs, indexed by digest, with two queues: whole frames for entropy decoding, tiles for the device.
 
 It knows urgency and limits, but no store, no thread and no tensor. Use it from one event loop.
 """
@@ -87,7 +87,7 @@ class Scheduler:
         return job
 
     def add_tiles(self, job: DecodeJob) -> None:
-        """The next row of a job's tiles waits for the device."""
+        """Queue the next row of the job's tiles for the device."""
         for item in job.tile_items():
             self.device.add(item)
             job.outstanding += 1
@@ -126,7 +126,7 @@ class Scheduler:
         return group
 
     def take_tile(self, job: DecodeJob) -> list[tuple[DecodeJob, WorkItem[tuple[str, Tile]]]]:
-        """One waiting tile of ``job`` as a batch of its own; empty where none waits."""
+        """One waiting tile of ``job`` as a separate batch; empty if none waits."""
         if not self.has(job):
             return []
         items = [item for item in job.tile_items() if item.key in self.device][:1]
@@ -145,7 +145,7 @@ class Scheduler:
         return [self.jobs[digest] for digest in dict.fromkeys(late)]
 
     def end(self, job: DecodeJob, error: Exception | None) -> None:
-        """Remove a job and answer its callers with ``error``, or with a cancellation where that is None."""
+        """Remove a job and answer its callers with ``error``, or with a cancellation if that is None."""
         self.remove(job)
         if not job.done.done():
             if error is None:

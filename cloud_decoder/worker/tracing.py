@@ -1,6 +1,6 @@
 """Spans of a frame in the cloud: its stages, and the batch that it was in.
 
-A batch serves frames of many traces, so it has one of its own and links to each; each frame's synthesis links back.
+A batch serves frames of many traces, so it has a separate trace and links to each; each frame's synthesis links back.
 """
 
 from __future__ import annotations

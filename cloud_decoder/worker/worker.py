@@ -194,7 +194,7 @@ class Worker:
 
     @property
     def warnings(self) -> list[str]:
-        """What an operator should know although frames are decoded, such as a card that is left out."""
+        """What an operator should know although frames are decoded, such as a GPU that is excluded."""
         return self._pipeline.warnings
 
     @property
@@ -292,7 +292,7 @@ class Worker:
             self._reviving = asyncio.create_task(self._revive())
 
     async def _revive(self) -> None:
-        """Start the device and all loops again, with growing pauses until it works."""
+        """Start the device and all loops again, with exponential backoff until it works."""
         pause = REVIVE_SECONDS
         while not self.draining:
             with contextlib.suppress(StoreUnavailable):

@@ -109,7 +109,7 @@ class Answerer:
         self._turns = asyncio.Semaphore(_AT_ONCE)
 
     async def answer(self, ask: Ask) -> None:
-        """Returns once the answer is durably spooled, now or before. Refused with the reason where there is none.
+        """Returns once the answer is durably spooled, now or before. Refused with the reason if there is none.
         SpoolError while the spool cannot be read: ask again."""
         known = await asyncio.to_thread(self._spool.get, ask.id)
         if known is not None and known.state is not State.DROPPED:

@@ -6,7 +6,7 @@
 
 The folder holds one folder per bundle, named by its digest, and state.json, which is replaced atomically. A trial
 starts only when no frame of another model waits in the spool and the cloud accepts the bundle, so that every frame can
-be decoded. Two bundles are kept, so `rollback` works at any time. Knows nothing of pictures or gRPC.
+be decoded. Two bundles are kept, so `rollback` works at any time. Independent of pictures and gRPC.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ class Staging:
         return self.folder / name if name else None
 
     def stage(self, source: Path, digest: str = "") -> str:
-        """Copies the bundle, tests it in a process of its own and puts it on trial; returns its name.
+        """Copies the bundle, tests it in a separate process and puts it on trial; returns its name.
 
         `digest` (hex), if given, is what it must have. BundleError when it is altered, fails its test or is current.
         """

@@ -5,13 +5,13 @@ in three parts, each of them in tiles::
 
     picture --stages 0, 1--> 1/4 --stage 2--> 1/8 --stages 3, 4--> y at 1/32
 
-A tile is read with the margin that the receptive field of its part asks for, so y is that of the whole picture and
-little is computed twice. Between the parts only the rows that the next tiles need are kept, so memory depends on the
+Each tile is read with a margin that covers the receptive field of its part. So y equals that of the whole picture and
+little work is repeated. Between the parts only the rows that the next tiles need are kept, so memory depends on the
 tile and on the width of the picture. A bundle without the graphs of the parts, and a GPU, take tiles through all of g_a
 with a margin smaller than its receptive field: y then differs slightly near the borders of tiles, which does not affect
 decoding, since y is the encoder's own choice.
 
-Knows nothing of rates or entropy.
+Independent of rates and entropy coding.
 """
 
 from __future__ import annotations

@@ -23,7 +23,7 @@ class EncodeQueue:
     """At most `workers` jobs at a time, each in a thread of its pool, and at most `waiting` more in the queue.
 
     Pictures over SMALL_PIXELS have at most `max_pixels` together while they are encoded; a larger one is the only one
-    of them. They leave one worker, where there are several, and half of the queue to small pictures, which therefore do
+    of them. They leave one worker, if there are several, and half of the queue to small pictures, which therefore do
     not wait for all of them."""
 
     def __init__(self, workers: int, waiting: int, max_pixels: int) -> None:

@@ -98,7 +98,7 @@ class Encoder:
 
         `rate`: number or name of a rate point, by default the bundle's. A picture with a side over `max_side` pixels is
         scaled down first. With `max_bytes` the best rate point (at most `rate`, if given) whose whole file fits is
-        taken, and where none fits, the picture is scaled down until one does. `target_bytes` does the same, but takes
+        taken, and if none fits, the picture is scaled down until one does. `target_bytes` does the same, but takes
         the smallest file there is when nothing fits. TypeError for a path and the like, InputError for a picture that
         cannot be taken, RateError for an unknown rate or when nothing fits into `max_bytes`.
         """

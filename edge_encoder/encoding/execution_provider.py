@@ -41,7 +41,7 @@ def open_session(path: Path, choice: ProviderChoice, threads: int, half: Path | 
     """The session of the graph at `path`, and the name of the provider it uses.
 
     `auto` takes CUDA when it is available and passes the known-answer test. Otherwise it takes the CPU: by OpenVINO
-    where that is installed, the processor multiplies bfloat16, and it is measured to be faster; else by ONNX Runtime.
+    if that is installed, the processor supports bfloat16, and it is measured to be faster; else by ONNX Runtime.
     When a provider named explicitly does not work, the BundleError says what is missing. On a GPU the float16 graph
     `half` is used if it is given and passes the test too.
     """

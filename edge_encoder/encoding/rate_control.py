@@ -3,7 +3,8 @@
 The expected wait of a new frame is the larger of the age of the oldest frame and the backlog divided by the recent
 throughput of the link. When it exceeds three quarters of the target age, the rate drops by one point, and by another
 after each further quarter. When it stays below one quarter for a whole target age, the rate rises by one point, up to
-the ceiling. The wide dead band keeps the quality from oscillating. Pure: no clock and no spool of its own.
+the ceiling. The wide dead band keeps the quality from oscillating. Pure logic: time and
+the state of the spool are passed in.
 """
 
 from __future__ import annotations

@@ -23,7 +23,7 @@ class Size:
 
 # The longest side at which a typical photograph fits at a middle rate point of the model that ships.
 PRESETS: dict[Preset, Size] = {"300B": Size(300, 320), "1kB": Size(1000, 576), "2kB": Size(2000, 768)}
-"""About so many bytes a picture, whatever size it comes in."""
+"""Approximate bytes per picture, regardless of its size in pixels."""
 
 
 def scaled_size(

@@ -41,12 +41,13 @@ _PROBLEM_EXAMPLES = {
     507: "the spool holds 268435456 of 268435456 bytes; wait for the uplink or raise AEIC_EDGE_SPOOL_MAX_BYTES",
 }
 _WAIT = "Answer when the picture is on disk (received), when its frame is (spooled), when the cloud has it (delivered)."
+_TARGET = "Target size of the frame, in bytes; if no frame fits, the smallest one is sent."
 _WAITED = "aeic.wait"  # in a request's scope, for _Timed; not there when the request was malformed
 _PICTURES = ("image/jpeg", "image/png", "image/webp", "application/octet-stream")
 _REQUEST_BODY = {
     "requestBody": {
         "required": True,
-        "description": "The bytes of one JPEG, PNG or WebP file; what it is, is seen from the bytes.",
+        "description": "One JPEG, PNG or WebP file; the format is detected from its content.",
         "content": {kind: {"schema": {"type": "string", "format": "binary"}} for kind in _PICTURES},
     }
 }
@@ -103,10 +104,10 @@ def create_app(service: EdgeService) -> FastAPI:
     async def post_frame(
         request: Request,
         rate: Annotated[str | None, Query(max_length=32, description="Rate point, by number or name.")] = None,
-        max_bytes: Annotated[int | None, Query(ge=1, le=1 << 30, description="Largest frame; scaled to fit.")] = None,
-        target_bytes: Annotated[int | None, Query(ge=1, le=1 << 30, description="The same, or the least.")] = None,
+        max_bytes: Annotated[int | None, Query(ge=1, le=1 << 30, description="Largest frame, in bytes.")] = None,
+        target_bytes: Annotated[int | None, Query(ge=1, le=1 << 30, description=_TARGET)] = None,
         max_side: Annotated[int | None, Query(ge=16, le=8192, description="Longest side, in pixels.")] = None,
-        preset: Annotated[Preset | None, Query(description="About so many bytes, whatever the size.")] = None,
+        preset: Annotated[Preset | None, Query(description="Approximate frame size.")] = None,
         priority: Annotated[int, Query(ge=0, le=255, description="Larger goes first.")] = 0,
         wait: Annotated[Wait, Query(description=_WAIT)] = service.settings.default_wait,
         timeout: Seconds = 30.0,
@@ -207,7 +208,7 @@ def _source_id(text: str | None) -> str:
     except UnicodeDecodeError:
         name = "\0"
     if name and not is_name(name):
-        raise InvalidParameter("X-Source-Id is no name; send 1 to 128 printable characters in UTF-8")
+        raise InvalidParameter("X-Source-Id is not a valid name; send 1 to 128 printable characters in UTF-8")
     return name
 
 
@@ -217,7 +218,7 @@ def _captured_ms(text: str | None) -> int:
         return parse_time(text) if text else 0
     except ValueError:
         raise InvalidParameter(
-            "X-Captured-At is no time; send RFC 3339 (2026-11-23T14:00:00Z), or seconds or milliseconds since 1970"
+            "X-Captured-At is not a valid time; send RFC 3339 (2026-11-23T14:00:00Z), or s or ms since 1970"
         ) from None
 
 

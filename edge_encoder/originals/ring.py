@@ -1,4 +1,4 @@
-"""The ring of originals: the newest picture files, up to a number of bytes and an age, in files of their own.
+"""The ring of originals: the newest picture files, up to a number of bytes and an age, in separate files.
 
     NUMBER.original:  magic "AEICORI1" | bytes of meta u32 | meta (JSON) | picture | crc32 u32 of all before
 
@@ -85,7 +85,7 @@ class OriginalRing:
         return self._limit(source_id) > 0
 
     def keep(self, kept: Kept) -> bool:
-        """Stores an original, in place of the oldest ones where there is no room. False where it cannot be kept: it is
+        """Stores an original, in place of the oldest ones if there is no room. False if it cannot be kept: it is
         too large, or the disk is full or fails."""
         meta = json.dumps(
             {
@@ -127,7 +127,7 @@ class OriginalRing:
         return True
 
     def read(self, ident: uuid.UUID) -> Kept | None:
-        """The original of a frame; None where it is not here any more, or damaged."""
+        """The original of a frame; None if it is not here any more, or damaged."""
         self.expire()
         with self._lock:
             place = self._places.get(ident)

@@ -2,11 +2,11 @@
 
     URL -> capture_process.py (own process: decode, frame rate, motion filter) -> pipe -> encode -> spool
 
-A live source that breaks or delivers nothing for timeout_seconds is killed and reopened, without limit and with growing
-pauses; the frame rate and the motion filter continue where they were. Frames that find the encode queue full are
-skipped and counted. A file is read once, to its end or to where it cannot be read, and waits for room in the queue; the
-ids of its frames derive from its name, modification time and their position, so that a restart sends nothing twice.
-Knows nothing of HTTP.
+A live source that breaks or delivers nothing for timeout_seconds is killed and reopened, without limit and with
+exponential backoff; the frame rate and the motion filter continue where they were. Frames that find the encode queue
+full are skipped and counted. A file is read once, to its end or to where it cannot be read, and waits for room in the
+queue; the ids of its frames derive from its name, modification time and their position, so that a restart sends nothing
+twice. Independent of HTTP.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Motion filter: whether a camera's frame differs from the last one that was sent.
 
 Frames are compared as small grey thumbnails, cell by cell; a cell has changed when its grey level differs by more than
-LEVELS. Slow changes (dawn) add up, since the comparison is with the last frame sent. Pure: no camera, no clock.
+LEVELS. Slow changes (dawn) add up, since the comparison is with the last frame sent. Pure logic: no camera or clock.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ A crash between spooling and moving does no harm: the id derives from the file's
 finds the frame in the spool. While the encoder is busy or the spool is full, files stay where they are. A file that
 looks cut short may still be written, so it is refused only after PATIENCE_SECONDS without a change. A file that cannot
 be read is reported once and left; one that cannot be moved is remembered (taken_files.py). The folder is scanned and
-not watched with inotify, because network file systems report nothing. Knows nothing of HTTP.
+not watched with inotify, because network file systems report nothing. Independent of HTTP.
 """
 
 from __future__ import annotations
@@ -187,7 +187,7 @@ class WatchedFolder:
         await self._put_away(path, mark, "refused")
 
     async def _put_away(self, path: Path, mark: tuple[int, int, int, int], folder: str | None) -> None:
-        """Moves the file into the folder, or deletes it; where that is impossible, remembers it."""
+        """Moves the file into the folder, or deletes it; if that is impossible, remembers it."""
         self._seen.pop(path, None)
         try:
             if folder is None:

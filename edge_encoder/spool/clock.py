@@ -1,8 +1,8 @@
-"""Spool time: the clock by which frames age.
+"""Spool time: an uptime-based clock that determines the age of frames.
 
 It advances with the machine's uptime and is saved in the spool, so neither a wall clock that is set later (NTP) nor one
-that jumps makes a frame older. The time between two starts of the machine is taken from the wall clock only where that
-is plausible; otherwise it counts as zero, since a frame kept too long is sent, and one dropped too early is lost.
+that jumps makes a frame older. The time between two starts of the machine is taken from the wall clock only if that
+is plausible. Otherwise it counts as zero: keeping a frame too long is harmless, dropping it too early loses it.
 """
 
 from __future__ import annotations

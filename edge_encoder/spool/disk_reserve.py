@@ -2,8 +2,8 @@
 
 A delivery must be recorded before its frame can be deleted, which a full disk prevents: the spool would send the same
 frames again and again and accept no others. So a file reserves some space from the start. When the disk is full, the
-file is deleted, deliveries are recorded, and no new frame is accepted until the space is reserved again. Knows nothing
-of SQLite.
+file is deleted, deliveries are recorded, and no new frame is accepted until the space is reserved again.
+Independent of SQLite.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class DiskReserve:
         return self.whole
 
     def spend(self) -> bool:
-        """Gives the space up; False where that was done before."""
+        """Releases the space; False if that was done before."""
         had, self.whole = self.whole, False
         self._delete()
         return had

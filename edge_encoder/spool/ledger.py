@@ -1,8 +1,8 @@
 """The ledger: what a transaction does to the spool's frames, and the counts of them that are kept in memory.
 
 An id is in one table at a time: among the originals (originals.py) or among the frames. All changes run in the writer's
-thread (writer.py), inside a transaction; when one fails, the writer rolls it back and calls recount(). Knows nothing of
-threads or files, and only reads the leases.
+thread (writer.py), inside a transaction; when one fails, the writer rolls it back and calls recount(). It is
+independent of threads and files, and only reads the leases.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The spool's originals: pictures that were received and are not encoded yet, and how often each was attempted.
 
-All changes run in the writer's thread (writer.py), inside a transaction. Knows nothing of frames: the ledger
+All changes run in the writer's thread (writer.py), inside a transaction. Independent of frames: the ledger
 (ledger.py) replaces an original by its frame, or gives it up, in one transaction.
 """
 

@@ -1,4 +1,4 @@
-"""What lies in the spool: frames and originals, each self-describing and with a check value, and their entries.
+"""What the spool stores: frames and originals, each self-describing and with a check value, and their entries.
 
 A frame is one run of bytes:
 
@@ -46,7 +46,7 @@ class State(enum.IntEnum):
 
 
 CLOCK_IS_SET_MS = 1_735_689_600_000
-"""2025-01-01 in milliseconds since 1970: a machine without a clock of its own starts at 1970, or at the date of its
+"""2025-01-01 in milliseconds since 1970: a machine without a battery-backed clock starts at 1970, or at the date of its
 system image, and an earlier time means that it is not set yet."""
 
 
@@ -140,7 +140,7 @@ class Record:
 @dataclass(frozen=True, slots=True)
 class Entry:
     """What is remembered of a frame. `size` is the bytes of the .aeic file, 0 where the original was not encoded; times
-    are milliseconds since 1970; the original size is 0 where it is unknown."""
+    are milliseconds since 1970; the original size is 0 if it is unknown."""
 
     id: uuid.UUID
     state: State

@@ -7,7 +7,7 @@ are encoded.
 A put or receive that has returned survives a power cut (SQLite WAL, synchronous=FULL; writer.py commits in groups). A
 lease exists in memory only (leases.py), so a restart sends again what was being sent. Frames and originals carry a
 check value (record.py); a damaged one is dropped and counted, never sent. A damaged file is rebuilt (recovery.py), and
-a deleted one written again. Knows nothing of pictures, HTTP or gRPC.
+a deleted one is written again. Independent of pictures, HTTP and gRPC.
 """
 
 from __future__ import annotations
@@ -375,7 +375,7 @@ class Spool:
         self._ledger.prune(connection)
 
     def reopen(self, *, damaged: bool) -> sqlite3.Connection:
-        """For the writer: opens the file anew, and rebuilds a damaged one."""
+        """For the writer: reopens the file, and rebuilds a damaged one."""
         self._reader.close()
         self._lock.take()
         connection = self._open(damaged=damaged)

@@ -75,7 +75,7 @@ class System:
         return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
 
     def boot_id(self) -> str:
-        """Identifies this start of the machine; empty where it is not known."""
+        """Identifies this start of the machine; empty if it is not known."""
         try:
             return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         except OSError:

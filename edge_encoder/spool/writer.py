@@ -1,9 +1,9 @@
 """The one thread that writes to the spool: group commit, and what happens when a commit fails.
 
 Operations handed in during a commit go into the next one together, so a burst costs one sync instead of one per frame.
-When a transaction fails, its operations are retried one by one, so that only the impossible one is refused. After
-damage, or I/O errors that last, the file is opened anew, and rebuilt if necessary (database.py); while that fails,
-every operation is refused at once and opening is retried. Knows nothing of what the operations are.
+When a transaction fails, its operations are retried one by one, so that only the failing one is refused. After
+damage, or I/O errors that last, the file is reopened, and rebuilt if necessary (database.py); while that fails,
+every operation is refused at once and opening is retried. Independent of what the operations do.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from edge_encoder.spool.system import System
 log = logging.getLogger("aeic.edge.spool")
 
 _BATCH = 256  # operations in one commit at most
-# I/O errors may last this long before the file is opened anew, and this long pass between two attempts to open it.
+# I/O errors may last this long before the file is reopened, and this long pass between two attempts to open it.
 _RETRY_SECONDS = 1.0
 # Errors of one transaction, after which the connection still works.
 _PASSING = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_BUSY, sqlite3.SQLITE_CONSTRAINT, sqlite3.SQLITE_NOMEM)
@@ -50,10 +50,10 @@ class Owner(Protocol):
         """Restores the counts kept in memory, after a failure."""
 
     def prune(self, connection: sqlite3.Connection) -> None:
-        """Joins every transaction."""
+        """Runs at the end of every transaction."""
 
     def reopen(self, *, damaged: bool) -> sqlite3.Connection:
-        """Opens the file anew, and rebuilds a damaged one; the old connection is closed."""
+        """Reopens the file, and rebuilds a damaged one; the old connection is closed."""
 
     def misplaced(self) -> bool:
         """Whether the file is no longer where it was opened."""
@@ -173,7 +173,7 @@ class Writer:
             log.warning("the spool cannot write its log back: %s", error)
 
     def _undo(self, connection: sqlite3.Connection, error: Exception) -> None:
-        """Rolls back; opens the file anew after damage, or when I/O errors last."""
+        """Rolls back; reopens the file after damage, or when I/O errors last."""
         if isinstance(error, sqlite3.Error) and getattr(error, "sqlite_errorcode", 0) & 0xFF not in _PASSING:
             self._fails(error)
         damaged = database.is_damage(error)
@@ -201,7 +201,7 @@ class Writer:
     # -- the connection ----------------------------------------------------------------------------------------
 
     def _usable(self) -> sqlite3.Connection | None:
-        """The connection, opened anew where necessary; None when that does not succeed now."""
+        """The connection, reopened if necessary; None when that does not succeed now."""
         connection = self._connection
         misplaced = connection is not None and self._owner.misplaced()
         if (connection is None or misplaced) and self._system.steady_seconds() < self._retry_at:

@@ -1,4 +1,4 @@
-"""When a picture was taken: as its sender says, else its EXIF, else the time of its file, else the clock at arrival."""
+"""When a picture was taken: from its sender, else EXIF, else the file's modification time, else the time of arrival."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _NUMBER = re.compile(r"\d{1,15}(\.\d{1,9})?", re.ASCII)
 
 
 def parse_time(text: str) -> int:
-    """Milliseconds since 1970 of an RFC 3339 time (UTC where it names no zone), or of a number of seconds or
+    """Milliseconds since 1970 of an RFC 3339 time (UTC if it names no zone), or of a number of seconds or
     milliseconds since 1970, which differ by their size. ValueError for anything else."""
     if _NUMBER.fullmatch(text):
         number = float(text)
@@ -36,7 +36,7 @@ def parse_time(text: str) -> int:
 
 def exif_time_ms(picture: bytes) -> int:
     """Milliseconds since 1970 at which EXIF says that the file's picture was taken, in the zone of this machine where
-    EXIF names none; 0 where it does not say."""
+    EXIF names none; 0 if it does not say."""
     with contextlib.suppress(Exception):  # EXIF may be malformed in any way
         tags = picture_exif(picture).get_ifd(ExifTags.IFD.Exif)
         text = _text(tags[ExifTags.Base.DateTimeOriginal])

@@ -4,7 +4,7 @@
 
 Originals share the encode queue with pictures whose clients wait for the result, a few at a time, so that neither
 starves the other. After a crash, an original that was being encoded is tried again on its own; after TRIES attempts it
-is marked FAILED, so that a picture that crashes the process cannot do so indefinitely. Knows nothing of HTTP.
+is marked FAILED, so that a picture that crashes the process cannot do so indefinitely. Independent of HTTP.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
     take:     picture -> encode -> spool, 202
     receive:  picture -> check its header -> spool, 202 ... deferred_encoder.py ... encode -> the frame replaces it
 
-Knows nothing of HTTP, nor of delivery.
+Independent of HTTP and of delivery.
 """
 
 from __future__ import annotations
@@ -124,7 +124,7 @@ class Submitter:
         )
 
     async def put(self, made: EncodedFrame) -> Entry:
-        """Spools a frame, in place of its original where there is one; SpoolFull, IdTaken or SpoolError."""
+        """Spools a frame, in place of its original if there is one; SpoolFull, IdTaken or SpoolError."""
         begin = time.perf_counter()
         context = tracing.kept(
             made.record.id

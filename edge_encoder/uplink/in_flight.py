@@ -1,7 +1,7 @@
 """Frames in flight: those of one stream that are leased and not yet answered, and how many there may be.
 
-Frames are answered in the order in which they were sent, so a count is enough to name them. Knows nothing of gRPC or
-the spool.
+Frames are answered in the order in which they were sent, so a count is enough to name them. Independent of gRPC
+and the spool.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ class Window:
 
     A frame in flight cannot be overtaken. On a slow link a full window would delay an urgent frame by minutes, so the
     window shrinks by one with every answer that took longer than SLOW_SECONDS and grows by one with every answer that
-    took less than QUICK_SECONDS. It starts full and outlives its stream. Pure: no clock.
+    took less than QUICK_SECONDS. It starts full and outlives its stream. Pure logic: no clock.
     """
 
     def __init__(self, most: int, slow_seconds: float = SLOW_SECONDS, quick_seconds: float = QUICK_SECONDS) -> None:

@@ -54,7 +54,7 @@ _REASONS = {
     Reason.UNSUPPORTED: pb.REFUSAL_REASON_UNSUPPORTED,
 }
 _REQUESTS = 64
-"""Requests in work on one stream; the cloud sends those beyond it again later."""
+"""Requests in progress on one stream; the cloud sends those beyond it again later."""
 # The uplink's state when the cloud refuses the box as a whole.
 REFUSALS = {
     grpc.StatusCode.FAILED_PRECONDITION: "model-mismatch",

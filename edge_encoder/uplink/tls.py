@@ -1,4 +1,4 @@
-"""What a failed connection means: gRPC's text in words that name the remedy."""
+"""Translates gRPC's connection errors into messages that name the remedy."""
 
 from __future__ import annotations
 

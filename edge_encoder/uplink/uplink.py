@@ -4,8 +4,8 @@
 
 A frame leaves the spool when the cloud has acknowledged it. When the stream breaks, or no answer arrives for
 ack_timeout_seconds while frames are in flight, the unanswered frames return to the spool and are sent again; the cloud
-recognises repeated frames by their id. Runs in one asyncio loop. Knows nothing of pictures or HTTP; stream.py is one
-stream, this module opens one after another.
+recognises repeated frames by their id. Runs in one asyncio loop. Independent of pictures and HTTP. stream.py is one
+stream; this module opens one after another.
 """
 
 from __future__ import annotations

@@ -57,7 +57,7 @@ def router(
         """Server-sent events: ``received``, ``done`` and ``failed`` with the frame, ``request`` with a request that has
         ended, ``lost`` after an overflow."""
         places = ExitStack()
-        places.enter_context(images.waiter(tenant))  # 429 where there is no room; once the stream begins it is too late
+        places.enter_context(images.waiter(tenant))  # 429 if there is no room; once the stream begins it is too late
         return _Events(stream(tenant), places)
 
     async def stream(tenant: str) -> AsyncIterator[str]:

@@ -109,7 +109,7 @@ def router(
     async def get_image(
         request: Request, tenant: Tenant, id: FrameId, format: str = "png", width: Width = None, wait: Seconds = 0.0
     ) -> Response:
-        """The reconstruction. 202 with the frame's state where it is not ready within ``wait`` seconds."""
+        """The reconstruction. 202 with the frame's state if it is not ready within ``wait`` seconds."""
         format = formats.known_format(format)
         if given := request.headers.get("if-none-match"):
             row = await images.row(tenant, id)

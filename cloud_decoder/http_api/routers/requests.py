@@ -154,7 +154,7 @@ def _parsed(body: bytes) -> schemas.AskBody:
 
 
 def _inside(region: schemas.RegionBody, row: StoredFrame) -> list[int]:
-    """The region as x, y, width, height. ``InvalidParameter`` where it is not inside the frame's original."""
+    """The region as x, y, width, height. ``InvalidParameter`` if it is not inside the frame's original."""
     width, height = row.original_width or row.width, row.original_height or row.height
     if region.x + region.width > width or region.y + region.height > height:
         raise InvalidParameter(f"region: the original of frame {row.id} has {width}x{height} pixels")

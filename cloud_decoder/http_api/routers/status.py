@@ -1,4 +1,4 @@
-"""What operators ask: sources, status, probes and metrics."""
+"""Routes for operators: sources, status, probes and metrics."""
 
 from __future__ import annotations
 
