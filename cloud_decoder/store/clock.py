@@ -118,9 +118,9 @@ class TrustedClock:
             return ""
         far = f"{abs(ahead) / DAY:.1f} days" if abs(ahead) >= DAY else f"{abs(ahead) / 60:.0f} minutes"
         return (
-            f"the clock says {_date(wall)}, which is {far} {'ahead of' if ahead > 0 else 'behind'} the latest time"
-            f" that this store has recorded ({_date(seen)}): retention has stopped; correct the clock, or accept it with"
-            " 'aeic store accept-clock'"
+            f"the clock says {_date(wall)}, which is {far} {'ahead of' if ahead > 0 else 'behind'} the latest"
+            f" time that this store has recorded ({_date(seen)}): retention has stopped; correct the clock, or accept"
+            " it with 'aeic store accept-clock'"
         )
 
 

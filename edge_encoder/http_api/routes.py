@@ -41,6 +41,7 @@ _PROBLEM_EXAMPLES = {
     507: "the spool holds 268435456 of 268435456 bytes; wait for the uplink or raise AEIC_EDGE_SPOOL_MAX_BYTES",
 }
 _WAIT = "Answer when the picture is on disk (received), when its frame is (spooled), when the cloud has it (delivered)."
+_MOST = "Largest frame, in bytes; the picture is scaled down to fit."
 _TARGET = "Target size of the frame, in bytes; if no frame fits, the smallest one is sent."
 _WAITED = "aeic.wait"  # in a request's scope, for _Timed; not there when the request was malformed
 _PICTURES = ("image/jpeg", "image/png", "image/webp", "application/octet-stream")
@@ -104,10 +105,10 @@ def create_app(service: EdgeService) -> FastAPI:
     async def post_frame(
         request: Request,
         rate: Annotated[str | None, Query(max_length=32, description="Rate point, by number or name.")] = None,
-        max_bytes: Annotated[int | None, Query(ge=1, le=1 << 30, description="Largest frame, in bytes.")] = None,
+        max_bytes: Annotated[int | None, Query(ge=1, le=1 << 30, description=_MOST)] = None,
         target_bytes: Annotated[int | None, Query(ge=1, le=1 << 30, description=_TARGET)] = None,
         max_side: Annotated[int | None, Query(ge=16, le=8192, description="Longest side, in pixels.")] = None,
-        preset: Annotated[Preset | None, Query(description="Approximate frame size.")] = None,
+        preset: Annotated[Preset | None, Query(description="Approximate frame size, for any picture size.")] = None,
         priority: Annotated[int, Query(ge=0, le=255, description="Larger goes first.")] = 0,
         wait: Annotated[Wait, Query(description=_WAIT)] = service.settings.default_wait,
         timeout: Seconds = 30.0,

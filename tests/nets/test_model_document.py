@@ -33,7 +33,7 @@ def sizes(p: Profile) -> dict[str, str]:
 
     return {
         "widths of g_a": listed(p.analysis_widths),
-        "blocks a stage of g_a": str(p.analysis_depth),
+        "blocks per stage of g_a": str(p.analysis_depth),
         "M, channels of y": str(p.latent_channels),
         "Cz = M/2, channels of z": str(p.hyper_channels),
         "X, context width": str(p.context_width),
@@ -44,7 +44,7 @@ def sizes(p: Profile) -> dict[str, str]:
         "widths of the UNet": listed(p.unet.widths),
         "UNet stages with attention": listed(tuple(i for i, on in enumerate(p.unet.attention) if on)) or "none",
         "residual blocks a UNet stage": str(p.unet.layers),
-        "channels a head": str(p.unet.head_width),
+        "channels per head": str(p.unet.head_width),
         "groups of the UNet's norms": str(p.unet.norm_groups),
         "widths of the picture decoder": listed(p.vae.widths),
         "residual blocks a decoder stage": str(p.vae.layers),
