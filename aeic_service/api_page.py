@@ -1,7 +1,7 @@
 """An OpenAPI description as a page for people, which both services show at /docs.
 
-Plain HTML without a script, and nothing from another host: a box on a mast has no internet, and a script of a stranger
-on the origin of the API could do all that the API can.
+Plain HTML without a script, and nothing from another host: a box on a mast has no internet, and a third-party script on
+the origin of the API could do all that the API can.
 """
 
 from __future__ import annotations

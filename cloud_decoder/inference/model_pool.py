@@ -114,7 +114,7 @@ class ModelPool:
 
     @property
     def entropy_batch(self) -> int:
-        """Frames that the decoders in memory take at once for entropy decoding: 1 without a card."""
+        """Frames that the decoders in memory take at once for entropy decoding: 1 without a GPU."""
         with self._changed:
             return max((decoder.entropy_batch for decoder in self._decoders.values()), default=1)
 

@@ -72,8 +72,8 @@ __all__ = [
 class Store:
     """``url`` is SQLAlchemy's, ``sqlite:///path`` or ``postgresql+psycopg://...``. Missing tables are created.
 
-    ``aging_seconds`` of waiting are worth one level of priority. A clock that is further ahead of the last time that
-    the store saw than ``max_jump_seconds`` is not trusted.
+    ``aging_seconds`` of waiting are worth one level of priority. A clock that is more than
+    ``max_jump_seconds`` ahead of the latest time that the store has recorded is not trusted.
     """
 
     def __init__(self, url: str | sa.URL, aging_seconds: float = 2.0, max_jump_seconds: float = 7 * DAY) -> None:
