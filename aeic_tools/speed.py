@@ -41,8 +41,8 @@ def run(pictures: Path, reps: int, bundle: Path | None, threads: int, *, table: 
             "width": encoded.width,
             "height": encoded.height,
             "bytes": len(encoded.data),
-            "encode_ms": _median_ms(lambda data=data: encoder.encode(data), reps),  # type: ignore[misc]
-            "decode_ms": _median_ms(lambda frame=encoded.data: decoder.decode([frame]), reps),  # type: ignore[misc]
+            "encode_ms": median_ms(lambda data=data: encoder.encode(data), reps),  # type: ignore[misc]
+            "decode_ms": median_ms(lambda frame=encoded.data: decoder.decode([frame]), reps),  # type: ignore[misc]
         }
         rows.append(row)
         size = f"{row['width']}x{row['height']}"
@@ -69,7 +69,8 @@ def _hide(*values: object, flush: bool = False) -> None:
     """Stands for `print` where only the JSON is wanted."""
 
 
-def _median_ms(work: Callable[[], object], reps: int) -> float:
+def median_ms(work: Callable[[], object], reps: int) -> float:
+    """The median time of ``reps`` calls in milliseconds, after one that is not counted."""
     work()
     times = []
     for _ in range(reps):

@@ -15,15 +15,13 @@ import argparse
 import json
 import multiprocessing
 import re
-import statistics
-import time
-from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
 from aeic_tools.extras import needs
 from aeic_tools.machine import processor
+from aeic_tools.speed import median_ms
 
 SIZES = ("768x512", "1920x1088")
 OUT_OF_MEMORY = "OOM"
@@ -67,8 +65,8 @@ def measure(bundle: Path, size: str, device: str, threads: int, reps: int, pictu
     encoder = Encoder.from_bundle(bundle, threads=threads)
     decoder = Decoder.from_bundle(bundle, device, DecoderSettings(threads=threads))
     frame = encoder.encode(pixels).data
-    encode_ms = _median_ms(lambda: encoder.encode(pixels), reps)
-    decode_ms = _median_ms(lambda: decoder.decode([frame]), reps)
+    encode_ms = median_ms(lambda: encoder.encode(pixels), reps)
+    decode_ms = median_ms(lambda: decoder.decode([frame]), reps)
     return {
         "bundle": f"{encoder.bundle.name} {encoder.bundle.fingerprint}",
         "bytes": len(frame),
@@ -78,18 +76,8 @@ def measure(bundle: Path, size: str, device: str, threads: int, reps: int, pictu
     }
 
 
-def _median_ms(work: Callable[[], object], reps: int) -> float:
-    work()
-    times = []
-    for _ in range(reps):
-        start = time.perf_counter()
-        work()
-        times.append(time.perf_counter() - start)
-    return 1e3 * statistics.median(times)
-
-
 def _peak_bytes() -> int | None:
-    """This process's peak memory, where the system tells it."""
+    """This process's peak memory, if the system reports it."""
     try:
         found = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
     except OSError:

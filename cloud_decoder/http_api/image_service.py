@@ -61,7 +61,7 @@ class ImageService:
 
     @property
     def draining(self) -> bool:
-        """Whether the service stops, so that nobody should wait any longer."""
+        """Whether the service is stopping: waiting callers are answered now."""
         return self._backend.draining
 
     def waiter(self, tenant: str) -> AbstractContextManager[None]:

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from aeic.bitstream import MIN_SIDE
 from aeic.errors import InputError, RateError
-from aeic.pixels import load_picture
+from aeic.pixels import load_picture, picture_size
 from aeic_service.errors import Overloaded
 from edge_encoder.encoding.encode_queue import EncodeQueue
 from edge_encoder.encoding.encoder import Encoded, Encoder
@@ -38,7 +38,7 @@ PRIORITY = 255
 _HOUR_SECONDS = 3600.0
 _PAUSE_SECONDS = 0.5
 _AT_ONCE = 2
-"""Originals that are decoded at once for answers."""
+"""Originals whose files are held in memory at once for answers."""
 
 
 class Kind(StrEnum):
@@ -157,10 +157,10 @@ class Answerer:
                 await asyncio.sleep(_PAUSE_SECONDS)
 
     async def _encoded(self, ask: Ask, kept: Kept) -> Encoded:
+        """The whole original is decoded, so all its pixels count, however small the region is."""
         try:
-            picture = await asyncio.to_thread(self._part, ask, kept)
-            height, width, _ = picture.shape
-            job = functools.partial(self._encoder.encode, picture, max_bytes=ask.max_bytes)
+            width, height = await asyncio.to_thread(picture_size, kept.picture, max_pixels=self._encoder.max_pixels)
+            job = functools.partial(self._encode, ask, kept)
             while True:
                 try:
                     return await self._queue.run(job, pixels=width * height)
@@ -170,6 +170,9 @@ class Answerer:
             raise Refused(Reason.OVER_BUDGET, str(error)) from None
         except InputError as error:
             raise Refused(Reason.GONE, f"the original cannot be read: {error}") from None
+
+    def _encode(self, ask: Ask, kept: Kept) -> Encoded:
+        return self._encoder.encode(self._part(ask, kept), max_bytes=ask.max_bytes)
 
     def _part(self, ask: Ask, kept: Kept) -> NDArray[np.uint8]:
         rgb = load_picture(kept.picture, max_pixels=self._encoder.max_pixels)

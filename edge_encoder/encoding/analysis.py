@@ -118,7 +118,10 @@ class Analysis:
         return self._parts
 
     def _by_parts(self, padded: NDArray[np.uint8], sessions: list[Session]) -> Latent:
-        read: Read = lambda *at: to_tensor(padded[at])  # noqa: E731
+        def tensor(rows: slice, columns: slice) -> NDArray[np.float32]:
+            return to_tensor(padded[rows, columns])
+
+        read: Read = tensor
         height, width, _ = padded.shape
         for part, session in zip(PARTS, sessions, strict=True):
             read = _Bands(part, session, read, (height, width), self._last)

@@ -3,7 +3,7 @@
     NUMBER.original:  magic "AEICORI1" | bytes of meta u32 | meta (JSON) | picture | crc32 u32 of all before
 
 A file is named by a number that only counts; ids stand inside. Nothing is promised of an original, so nothing is
-synced: a file that a power cut has cut short is deleted when it is met. Writing never takes space that the spool may
+synced: a file that a power cut truncated is deleted when it is found. Writing never takes space that the spool may
 still need. Blocks; thread safe.
 """
 
@@ -185,7 +185,7 @@ class OriginalRing:
         return self._folder / f"{number:016d}{_SUFFIX}"
 
     def _scan(self) -> None:
-        """Finds what an earlier process has kept. A file that is no whole original is deleted."""
+        """Finds what an earlier process has kept. A file that is not a complete original is deleted."""
         try:
             self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             found = sorted(path for path in self._folder.iterdir() if path.suffix == _SUFFIX and path.stem.isdigit())
@@ -217,12 +217,12 @@ def _place(file: BinaryIO, number: int) -> tuple[_Place, uuid.UUID]:
 def _meta(head: bytes) -> tuple[dict[str, str], int]:
     """The description of an original, and where its picture begins. ValueError or struct.error for anything else."""
     if head[: len(MAGIC)] != MAGIC:
-        raise ValueError("it is no original")
+        raise ValueError("it is not an original")
     (length,) = _LENGTH.unpack_from(head, len(MAGIC))
     start = len(MAGIC) + _LENGTH.size + length
     if start > len(head):
         raise ValueError("its description is cut short")
     found = json.loads(head[len(MAGIC) + _LENGTH.size : start])
     if not isinstance(found, dict):
-        raise ValueError("its description is no object")
+        raise ValueError("its description is not an object")
     return found, start

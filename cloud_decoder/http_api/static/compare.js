@@ -87,7 +87,7 @@ function show() {
   $("showcase-bytes").textContent = count(picture.bytes);
   const share = Math.max(1, Math.round(picture.fileBytes / picture.bytes));
   $("showcase-words").textContent =
-    `carry this whole picture of ${picture.width} × ${picture.height} pixels. Its file has ${bytes(picture.fileBytes)}, ${count(share)} times as many.`;
+    `carry this whole picture of ${picture.width} × ${picture.height} pixels. Its file has ${bytes(picture.fileBytes)}: ${count(share)} times the size.`;
   $("showcase-note").textContent = rival ? said(rival, picture) : "On the left is the file that was encoded, on the right what the decoder made of the frame.";
   $("showcase-plan").replaceChildren(
     "A plan of 1 GB a month carries ",

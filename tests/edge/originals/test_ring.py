@@ -1,4 +1,4 @@
-"""The ring of originals: bounded, through restarts, and never in the way of the spool."""
+"""The ring of originals is bounded, survives restarts, and leaves the spool its space."""
 
 from __future__ import annotations
 
