@@ -21,6 +21,8 @@ from cloud_decoder.store.schema import requests
 
 HOUR_MS = 3_600_000
 DETAIL_CHARACTERS = 300
+OPEN_EACH = 64
+"""Open requests of one box that are looked at: as many as a box works on at once."""
 _COLUMNS = [requests.c[name] for name in StoredRequest.__dataclass_fields__]
 
 
@@ -68,14 +70,18 @@ class Requests:
         with self._database.read() as connection:
             return [_row(one) for one in connection.execute(query.order_by(requests.c.seq.desc()).limit(limit))]
 
-    def open(self, boxes: Collection[tuple[str, str]], limit: int = 1000) -> list[StoredRequest]:
-        """Open requests of these (tenant, box), the oldest first."""
+    def open(self, boxes: Collection[tuple[str, str]], each: int = OPEN_EACH) -> list[StoredRequest]:
+        """Open requests of these (tenant, box), the oldest first, at most ``each`` of one box: a box with many does not
+        keep the others from theirs."""
         if not boxes:
             return []
-        query = sa.select(*_COLUMNS).where(requests.c.state == "open").order_by(requests.c.seq)
+        box = (requests.c.tenant, requests.c.box)
+        place = sa.func.row_number().over(partition_by=box, order_by=requests.c.seq).label("place")
+        whose = sa.tuple_(*box).in_(list(boxes))
+        oldest = sa.select(*_COLUMNS, requests.c.seq, place).where(requests.c.state == "open", whose).subquery()
+        query = sa.select(oldest).where(oldest.c.place <= each).order_by(oldest.c.seq)
         with self._database.read() as connection:
-            found = (_row(one) for one in connection.execute(query))
-            return [one for one in found if (one.tenant, one.box) in boxes][:limit]
+            return [_row(one) for one in connection.execute(query)]
 
     def expire(self, now_ms: int) -> list[StoredRequest]:
         """End the open requests whose deadline has passed, and return them."""

@@ -261,6 +261,7 @@ def test_a_request_ends_once_and_its_hour_is_counted(store_url: str, make_frame:
     assert store.requests.spent("", "s", NOW_MS) == 200 and store.requests.spent("", "s", NOW_MS + HOUR_MS) == 0
     assert [one.id for one in store.requests.open({("", "s")})] == [first.id, second.id]
     assert store.requests.open({("x", "s"), ("", "t")}) == []
+    assert [one.id for one in store.requests.open({("", "s"), ("x", "s")}, each=1)] == [first.id]
     answer = new_frame(make_frame(2), source="s", id=first.id)
     store.frames.add([answer], NOW)
     found = store.requests.get("", first.id)
