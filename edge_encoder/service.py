@@ -274,9 +274,10 @@ class EdgeService:
     async def _keep_house(self) -> None:
         while True:
             await asyncio.sleep(_HOUSEKEEPING_SECONDS)
-            if await asyncio.to_thread(self.spool.misplaced):
+            # A probe writes a missing file again, and opens a spool whose disk works again: no request may be coming.
+            if self.spool.problem or await asyncio.to_thread(self.spool.misplaced):
                 with contextlib.suppress(SpoolError):
-                    await asyncio.wrap_future(self.spool.probe())  # writes it again
+                    await asyncio.wrap_future(self.spool.probe())
             if self.ring is not None:
                 await asyncio.to_thread(self.ring.expire)
             if self.spool.alive and self.queue.longest_seconds() < _HUNG_SECONDS:

@@ -13,6 +13,7 @@ import time
 import uuid
 import zlib
 from collections.abc import Awaitable, Callable
+from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -53,6 +54,8 @@ _REASONS = {
     Reason.EXPIRED: pb.REFUSAL_REASON_EXPIRED,
     Reason.UNSUPPORTED: pb.REFUSAL_REASON_UNSUPPORTED,
 }
+RECORD_AGAIN_SECONDS = 5.0
+"""A frame whose delivery could not be recorded is sent again after this long; doubled per attempt."""
 _REQUESTS = 64
 """Requests in progress on one stream; the cloud sends those beyond it again later."""
 # The uplink's state when the cloud refuses the box as a whole.
@@ -250,9 +253,17 @@ class Stream:
             self._metrics.stage_seconds.labels("ship").observe(seconds)
         if state is State.REJECTED:
             log.error("the cloud rejected frame %s: %s", ident, reason)
-        future = self._spool.finish(ident, state, reason[:200])
-        # The delivery could not be recorded (disk full): send the frame again later; the cloud answers DUPLICATE.
-        future.add_done_callback(lambda done: self._spool.release([ident], 5.0) if done.exception() else None)
+        loop = asyncio.get_running_loop()
+
+        def recorded(done: Future[bool]) -> None:
+            """In the thread of the spool. A delivery that could not be recorded is sent again later; the cloud answers
+            DUPLICATE. The sender may be waiting without a deadline, so it is woken to take the new one."""
+            if done.exception() is not None:
+                self._spool.release([ident], RECORD_AGAIN_SECONDS)
+                with contextlib.suppress(RuntimeError):  # the loop has ended
+                    loop.call_soon_threadsafe(self._wake.set)
+
+        self._spool.finish(ident, state, reason[:200]).add_done_callback(recorded)
         self._wake.set()
 
     def _frame(self, record: Record) -> pb.Frame:

@@ -56,8 +56,9 @@ def test_from_the_cloud_to_the_first_picture(tmp_path: Path) -> None:
     def run(line: str) -> subprocess.Popen[str]:
         for old, new in ports.items():
             line = re.sub(rf"\b{old}\b", str(new), line)
+        line = line.replace("/tmp/", f"{shlex.quote(str(tmp_path))}/")  # first: the clone itself may be there
         line = line.replace("/opt/aeic/bin/aeic", f"{shlex.quote(sys.executable)} -m aeic_tools.cli")
-        line = line.replace("/opt/aeic/src", shlex.quote(str(ROOT))).replace("/tmp/", f"{shlex.quote(str(tmp_path))}/")
+        line = line.replace("/opt/aeic/src", shlex.quote(str(ROOT)))
         clean = {name: value for name, value in os.environ.items() if not name.startswith("AEIC_")}
         environment = {**clean, "PYTHONPATH": str(ROOT)}
         return subprocess.Popen(

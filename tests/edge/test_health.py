@@ -18,6 +18,7 @@ from edge_encoder.supervisor import Supervisor
 from tests.support.edge_process import EdgeProcess
 from tests.support.in_process import edge
 from tests.support.pictures import picture
+from tests.support.waiting import until
 
 
 async def test_a_task_that_dies_is_named_counted_and_started_again() -> None:
@@ -75,6 +76,17 @@ async def test_a_deleted_spool_is_written_again_and_nothing_is_lost(tmp_path: Pa
     async with edge(tmp_path, tiny_bundle) as (client, _):
         for ident in first, second:
             assert (await client.get(f"/v1/frames/{ident}")).json()["state"] == "spooled"
+
+
+async def test_a_disk_that_works_again_is_noticed_without_a_request(tmp_path: Path, tiny_bundle: Path) -> None:
+    """A frame would wait for the next picture otherwise: the uplink only reads."""
+    async with edge(tmp_path, tiny_bundle) as (_, service):
+        writer = service.spool._writer
+        writer.failure = "the test's disk failed"
+        writer._close_connection()
+        assert service.spool.problem
+        await until(lambda: not service.spool.problem)
+        assert writer._connection is not None
 
 
 @pytest.fixture

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import random
+import uuid
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from edge_encoder.backoff import Backoff
+from edge_encoder.errors import SpoolError
 from edge_encoder.spool.record import State
+from edge_encoder.uplink import stream
 from tests.support.edge_fakes import FakeCloud, Proxy, serving
 from tests.support.spooled import new_record, state_of
 from tests.support.uplink import DIGEST, exactly, put_frames, shipping
@@ -27,6 +31,30 @@ async def test_frames_arrive_in_order_with_one_hello(tmp_path: Path) -> None:
         assert (hello.source_id, hello.bundle_digest, hello.token) == ("mast-7", DIGEST, "s3cret")
         assert uplink.status.state == "connected" and uplink.status.last_ack is not None
         assert state_of(spool, records[0].id) is State.DELIVERED
+
+
+async def test_a_delivery_that_could_not_be_recorded_is_sent_again_without_another_frame(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The sender waits without a deadline by the time that the disk's failure is known."""
+    monkeypatch.setattr(stream, "RECORD_AGAIN_SECONDS", 0.1)
+    cloud = FakeCloud(digest=DIGEST)
+    async with serving(cloud) as address, shipping(tmp_path, address) as (spool, _):
+        finish = spool.finish
+        failed: list[Future[bool]] = []
+
+        def fails_once(ident: uuid.UUID, state: State, reason: str = "") -> Future[bool]:
+            if failed:
+                return finish(ident, state, reason)
+            failed.append(Future())
+            return failed[0]
+
+        monkeypatch.setattr(spool, "finish", fails_once)
+        await put_frames(spool, 1)
+        await until(lambda: bool(failed))
+        await asyncio.sleep(0.1)
+        await asyncio.to_thread(failed[0].set_exception, SpoolError("the test's disk failed"))
+        await until(lambda: spool.pending_frames == 0)
 
 
 async def test_window_of_the_cloud_is_kept(tmp_path: Path) -> None:
