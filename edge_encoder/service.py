@@ -275,7 +275,7 @@ class EdgeService:
         while True:
             await asyncio.sleep(_HOUSEKEEPING_SECONDS)
             # A probe writes a missing file again, and opens a spool whose disk works again: no request may be coming.
-            if self.spool.problem or await asyncio.to_thread(self.spool.misplaced):
+            if self.spool.problem != "" or await asyncio.to_thread(self.spool.misplaced):
                 with contextlib.suppress(SpoolError):
                     await asyncio.wrap_future(self.spool.probe())
             if self.ring is not None:
