@@ -137,6 +137,20 @@ class Client:
         answer = self._send("GET", f"/v1/frames/{id}/requests")
         return [Request.of(document) for document in answer.json()["requests"]]
 
+    def delete(self, id: UUID | str) -> None:
+        """Delete a frame with its pictures and the answers to requests about it. A second call does nothing."""
+        self._send("DELETE", f"/v1/frames/{id}")
+
+    def delete_frames(self, source: str, *, since: datetime | None = None, until: datetime | None = None) -> int:
+        """Delete the frames of a source, all or those that arrived in that time. Returns how many."""
+        asked, count = query(source=source, since=since, until=until), 0
+        while True:
+            answer = self._send("DELETE", "/v1/frames", params=asked).json()
+            count += answer["deleted"]
+            if answer["next_cursor"] is None:
+                return count
+            asked["cursor"] = answer["next_cursor"]
+
     def sources(self) -> list[Source]:
         """The sources of frames, the latest first."""
         return [Source.of(document) for document in self._send("GET", "/v1/sources").json()["sources"]]

@@ -114,7 +114,7 @@ class Metrics:
         self.clock_refused = gauge("clock_refused", "1 while the clock is implausible, so that retention has stopped.")
         self.retention_frames = counter(
             "retention_frames_total",
-            "Frames that retention has marked, and those whose bitstream it removed.",
+            "Frames that retention has marked, that clients have deleted, and whose bitstream was removed.",
             ("step",),
         )
         self.deleted_bytes = gauge("deleted_bytes", "Bytes of bitstreams that are marked and can be brought back.")

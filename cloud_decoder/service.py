@@ -38,9 +38,10 @@ from cloud_decoder.grpc_api.group_commit import GroupCommit
 from cloud_decoder.grpc_api.ingest import Ingest, IngestSettings
 from cloud_decoder.grpc_api.server import GrpcServer
 from cloud_decoder.http_api.app import build_app
+from cloud_decoder.http_api.deletion import Deletion
 from cloud_decoder.http_api.edge_proxy import EdgeProxy
 from cloud_decoder.http_api.image_service import ImageService
-from cloud_decoder.http_api.routers import decode, edge, events, frames, page, requests, status
+from cloud_decoder.http_api.routers import decode, deletion, edge, events, frames, page, requests, status
 from cloud_decoder.inference.decoder import Decoder, DecoderSettings
 from cloud_decoder.inference.devices import choose_devices
 from cloud_decoder.inference.model_pool import ModelPool
@@ -216,6 +217,7 @@ class Cloud:
         upload_limits = Limits(settings.max_upload_bytes, seconds, "AEIC_CLOUD_MAX_UPLOAD_BYTES")
         return [
             frames.router(store, images, bundles, max_wait=max_wait, public=not self.tokens.required),
+            deletion.router(self._deletion()),
             decode.router(backend, self.admission, self.bodies, frame_limits, max_wait=max_wait),
             events.router(self.event_bus, images, backend, bundles, store),
             requests.router(
@@ -249,6 +251,12 @@ class Cloud:
             edge.router(self._edge_proxy, self.bodies, upload_limits),
         ]
 
+    def _deletion(self) -> Deletion:
+        """With the choice ``auto``, clients that need no token may delete nothing."""
+        choice = self.settings.allow_delete
+        allowed = choice == "always" or (choice == "auto" and self.tokens.required)
+        return Deletion(self.store, self._cache, self.event_bus, self.dispatch, self.metrics, allowed=allowed)
+
     @property
     def budgets(self) -> dict[str, Used]:
         """What requests may hold, for the metrics."""
@@ -266,6 +274,7 @@ class Cloud:
         return MaintenanceSettings(
             retention_seconds=settings.retention_days * DAY,
             retention_bytes=settings.retention_bytes,
+            policies=settings.retention_policies,
             grace_seconds=settings.retention_grace_hours * 3600,
             trims_cache=settings.role != "worker",
         )

@@ -15,6 +15,7 @@ from cloud_decoder.store.store import FrameState, RefusalReason, RequestKind, Re
 _PROBLEMS = {
     400: "max: Input should be less than or equal to 200",
     401: "a valid bearer token is needed: Authorization: Bearer TOKEN",
+    403: "this cloud lets no client delete frames",
     404: "there is no frame 019acb2e-6f5d-7c30-9d0e-3f3a2b1c4d5e",
     408: "the body came too slowly",
     410: "frame 019acb2e-6f5d-7c30-9d0e-3f3a2b1c4d5e was pruned by retention",
@@ -77,6 +78,14 @@ class FrameListBody(_Body):
     """A page of frames, the newest arrival first."""
 
     frames: list[FrameBody]
+    next_cursor: str | None
+    next: str | None
+
+
+class DeletedBody(_Body):
+    """How many frames were deleted. ``next`` is the path of the next request, null at the end."""
+
+    deleted: int
     next_cursor: str | None
     next: str | None
 

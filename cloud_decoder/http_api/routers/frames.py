@@ -95,7 +95,7 @@ def router(
         row = await images.row(tenant, id)
         data = await asyncio.to_thread(store.frames.bitstream, tenant, row.id)
         if data is None:
-            raise Gone(f"frame {row.id} was pruned by retention")
+            raise Gone(f"frame {row.id} is gone: {row.reason}")
         headers = cache_headers(row.digest) | {"Content-Disposition": f'attachment; filename="{row.id}.aeic"'}
         return Response(data, media_type="application/octet-stream", headers=headers)
 
@@ -115,7 +115,7 @@ def router(
             row = await images.row(tenant, id)
             headers = cache_headers(f"{row.digest}-{formats.variant(format, width)}")
             matches = row.state is FrameState.DONE if given.strip() == "*" else headers["ETag"] in given
-            if matches and row.state is not FrameState.FAILED:
+            if matches and row.state is not FrameState.FAILED and not row.erased:
                 return Response(status_code=304, headers=headers)
         with images.waiter(tenant):
             work = images.image(tenant, id, format, width, min(wait, max_wait))
