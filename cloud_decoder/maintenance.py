@@ -1,4 +1,4 @@
-"""What the service does for its store once a minute: the clock, retention, the size of the cache, and a daily check.
+"""What the service does for its store once a minute: the clock, retention, the log of events, the cache, a daily check.
 
 A step that fails is counted, logged and shown in ``/v1/status`` and ``/readyz``, and tried again at the next round. No
 step keeps the others from running.
@@ -36,6 +36,7 @@ class MaintenanceSettings:
     retention_bytes: int = 0
     policies: tuple[RetentionPolicy, ...] = ()
     grace_seconds: float = DAY
+    events_kept: int = 1_000_000
     trims_cache: bool = True
 
 
@@ -66,6 +67,7 @@ class Maintenance:
             await self._step("cache", lambda: asyncio.to_thread(self._cache.trim))
         await self._step("clock", self._look_at_clock)
         await self._step("retention", self._retain)
+        await self._step("events", self._trim_events)
         if self._page_check and (self._checked is None or time.monotonic() - self._checked >= CHECK_SECONDS):
             await self._step("check", self._check)
 
@@ -139,6 +141,10 @@ class Maintenance:
 
     def _older_than(self, seconds: float, now_ms: int) -> int | None:
         return now_ms - int(seconds * 1000) if seconds else None
+
+    async def _trim_events(self) -> None:
+        while await asyncio.to_thread(self._store.events.trim, self._settings.events_kept):
+            pass
 
     async def _check(self) -> None:
         assert self._page_check is not None, "only SQLite has pages that can be checked"

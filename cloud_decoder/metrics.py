@@ -119,7 +119,9 @@ class Metrics:
         )
         self.deleted_bytes = gauge("deleted_bytes", "Bytes of bitstreams that are marked and can be brought back.")
         self.maintenance_errors = counter(
-            "maintenance_errors_total", "Failed steps of maintenance: cache, clock, retention or check.", ("step",)
+            "maintenance_errors_total",
+            "Failed steps of maintenance: cache, clock, retention, events or check.",
+            ("step",),
         )
         self.task_restarts = counter(
             "task_restarts_total", "Parts of the service that failed and began again.", ("task",)

@@ -137,9 +137,9 @@ class Cloud:
         self._serving = True
         self._supervise("maintenance", self.maintenance.run)
         self._supervise("requests", self.dispatch.run)
-        if settings.role == "ingest":
+        if settings.role == "ingest" or self._shares_queue:
             self._supervise("events", EventPoller(self.store, self.event_bus).run)
-        elif self._shares_queue:
+        if settings.role != "ingest" and self._shares_queue:
             self._supervise("queue", self._poll_queue)
 
     async def stop(self) -> None:
@@ -275,6 +275,7 @@ class Cloud:
             retention_seconds=settings.retention_days * DAY,
             retention_bytes=settings.retention_bytes,
             policies=settings.retention_policies,
+            events_kept=settings.events_kept,
             grace_seconds=settings.retention_grace_hours * 3600,
             trims_cache=settings.role != "worker",
         )

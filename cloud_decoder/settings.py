@@ -119,6 +119,9 @@ class Settings(ServiceSettings):
         description="Limits for some sources, of which the first match counts; [[retention_policies]] in the file, JSON"
         " in the variable.",
     )
+    events_kept: int = Field(
+        1_000_000, ge=1000, description="Events kept for clients that connect again, of all tenants together."
+    )
     allow_delete: Literal["auto", "always", "never"] = Field(
         "auto", description="Whether clients may delete frames; `auto` allows it where tokens are set."
     )

@@ -6,7 +6,7 @@ One transaction stores frames and queues their jobs, in as few statements as a b
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 from uuid import UUID
 
@@ -116,6 +116,12 @@ class Frames:
         with self._database.read() as connection:
             found = connection.execute(query.where(frames.c.tenant == tenant, frames.c.id == frame)).first()
         return None if found is None else row_of(found)
+
+    def many(self, tenant: str, ids: Collection[UUID]) -> dict[UUID, StoredFrame]:
+        """Those of the frames that are this tenant's, by id."""
+        query = sa.select(*ROW_COLUMNS).select_from(_WITH_JOBS).where(frames.c.tenant == tenant, frames.c.id.in_(ids))
+        with self._database.read() as connection:
+            return {row.id: row_of(row) for row in connection.execute(query)}
 
     def bitstream(self, tenant: str, frame: UUID) -> bytes | None:
         """The frame's bytes as they arrived; None where the frame is unknown or pruned.

@@ -200,11 +200,27 @@ requests = Table(
 _open = requests.c.state == "open"
 Index("requests_open", requests.c.deadline_ms, sqlite_where=_open, postgresql_where=_open)
 
-# One row: the latest time that the store has seen (cloud_decoder.store.clock), and a number that readiness raises.
+# Written by triggers only (cloud_decoder.store.event_log): what became of frames and requests.
+events = Table(
+    "events",
+    metadata,
+    Column("seq", BigInteger().with_variant(Integer, "sqlite"), primary_key=True, autoincrement=True),
+    Column("txid", BigInteger, nullable=False),  # of the transaction, on PostgreSQL; else 0
+    Column("tenant", String(64), nullable=False),
+    Column("kind", String(10), nullable=False),  # the state that the frame has entered, or request
+    Column("id", Uuid, nullable=False),  # of the frame, or of the request
+    Index("events_by_tenant", "tenant", "txid", "seq"),
+    sqlite_autoincrement=True,
+)
+
+# One row: the latest time that the store has seen (cloud_decoder.store.clock), a number that readiness raises, and
+# the newest event that was removed from the log.
 store_clock = Table(
     "store_clock",
     metadata,
     Column("id", Integer, primary_key=True, autoincrement=False),
     Column("seen_ms", BigInteger),
     Column("probes", BigInteger, nullable=False),
+    Column("trimmed_txid", BigInteger, nullable=False, server_default="0"),
+    Column("trimmed_seq", BigInteger, nullable=False, server_default="0"),
 )

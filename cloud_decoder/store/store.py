@@ -30,6 +30,7 @@ import sqlalchemy as sa
 
 from cloud_decoder.store.clock import DAY, TrustedClock
 from cloud_decoder.store.database import Database
+from cloud_decoder.store.event_log import EventLog
 from cloud_decoder.store.frames import Frames
 from cloud_decoder.store.queue import JobQueue
 from cloud_decoder.store.records import (
@@ -88,6 +89,7 @@ class Store:
         self.requests = Requests(self.database)
         self.queue = JobQueue(self.database, aging_seconds)
         self.retention = Retention(self.database, aging_seconds)
+        self.events = EventLog(self.database)
         self.trusted_clock = TrustedClock(self.database, max_jump_seconds)
 
     def clock(self) -> float:
