@@ -146,7 +146,7 @@ class Client:
         asked, count = query(source=source, since=since, until=until), 0
         while True:
             answer = self._send("DELETE", "/v1/frames", params=asked).json()
-            count += answer["deleted"]
+            count += int(answer["deleted"])
             if answer["next_cursor"] is None:
                 return count
             asked["cursor"] = answer["next_cursor"]

@@ -15,7 +15,7 @@ import sqlalchemy as sa
 from aeic.bitstream import Frame
 from cloud_decoder.errors import StoredDamage
 from cloud_decoder.store.database import Database
-from cloud_decoder.store.records import DEMAND_PRIORITY, Added, DeletedBy, FrameState, NewFrame, Page, StoredFrame
+from cloud_decoder.store.records import DEMAND_PRIORITY, Added, FrameState, NewFrame, Page, StoredFrame
 from cloud_decoder.store.schema import KEPT, NEVER_MS, frames, jobs, requests, source_tallies, sources, tallies
 from cloud_decoder.tiling import tile_shape
 
@@ -23,6 +23,7 @@ DAMAGED = "its stored bytes have changed since they arrived"
 """The reason of frames whose bitstream does not have its digest any more."""
 PRUNED = "pruned by retention"
 DELETED = "deleted by a client"
+DELETED_WITH_PARENT = "it answers a request about a frame that was deleted before"
 Key = tuple[str, UUID]
 LOOK = 20_000
 """Frames that one page of a filtered list looks at, where an index has everything that the filter needs."""
@@ -334,8 +335,7 @@ class Frames:
         )
         if (parent := connection.execute(parents).first()) is not None:  # its answers are deleted with it
             pruned = {"state": FrameState.PRUNED.value, "deleted_ms": int(received * 1000)}
-            client = parent.deleted_by == DeletedBy.CLIENT.value
-            pruned |= {"deleted_by": parent.deleted_by, "reason": DELETED if client else PRUNED}
+            pruned |= {"deleted_by": parent.deleted_by, "reason": DELETED_WITH_PARENT}
             mark = sa.update(frames).where(mine).values(pruned).returning(frames.c.seq)
             connection.execute(sa.delete(jobs).where(jobs.c.seq == connection.scalar(mark)))
         end = {"state": "answered", "finished_ms": int(received * 1000), "bytes": len(frame.bitstream)}

@@ -19,7 +19,7 @@ from uuid import UUID
 import sqlalchemy as sa
 
 from cloud_decoder.store.database import Database
-from cloud_decoder.store.frames import DELETED, PRUNED, job_of
+from cloud_decoder.store.frames import DELETED, DELETED_WITH_PARENT, PRUNED, job_of
 from cloud_decoder.store.records import Deleted, DeletedBy, FrameState
 from cloud_decoder.store.requests import end_about
 from cloud_decoder.store.schema import KEPT, frames, jobs, sources, tallies
@@ -241,7 +241,7 @@ class Retention:
         elif not deleted:
             which = sa.and_(which, frames.c.deleted_by.is_distinct_from(DeletedBy.CLIENT.value))
         decoded = frames.c.available_ms.is_not(None)  # only a decoded frame was ever available
-        waited = frames.c.reason.in_([PRUNED, DELETED])  # a failed frame has kept its own reason
+        waited = frames.c.reason.in_([DELETED, DELETED_WITH_PARENT])  # a failed frame has kept its own reason
         values: dict[str, Any] = {
             "state": sa.case(
                 (decoded, FrameState.DONE.value),

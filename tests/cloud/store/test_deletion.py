@@ -8,7 +8,7 @@ from uuid import UUID, uuid4
 
 import pytest
 
-from cloud_decoder.store.frames import DELETED, PRUNED
+from cloud_decoder.store.frames import DELETED, DELETED_WITH_PARENT
 from cloud_decoder.store.requests import new_request_id
 from cloud_decoder.store.retention import Removed
 from cloud_decoder.store.store import (
@@ -131,7 +131,7 @@ def test_answers_and_open_requests_go_with_their_frame(store: Store) -> None:
     answer = stored_frame(b"late", late)  # the box had begun before it could know
     assert store.frames.add([answer], NOW + 5) == [Added.STORED]
     row = store.frames.get("", late)
-    assert row is not None and row.parent == parent.id and row.erased and row.reason == DELETED
+    assert row is not None and row.parent == parent.id and row.erased and row.reason == DELETED_WITH_PARENT
     assert {one.row.id for one in claim(store)} == {other.id}
     assert store.retention.undelete(id=parent.id) == 3
     assert [one.state for one in (store.frames.get("", id) for id in (early, late)) if one] == [FrameState.RECEIVED] * 2
@@ -145,7 +145,9 @@ def test_an_answer_to_a_frame_that_retention_has_pruned_is_pruned_too(store: Sto
     assert store.retention.mark(NOW_MS, keep_bytes=0) == 1
     store.frames.add([stored_frame(b"late", request)], NOW)
     row = store.frames.get("", request)
-    assert row is not None and row.state is FrameState.PRUNED and not row.erased and row.reason == PRUNED
+    assert row is not None and row.state is FrameState.PRUNED and not row.erased
+    assert store.retention.undelete() == 2
+    assert state(store, parent) is FrameState.DONE and [one.row.id for one in claim(store)] == [request]
 
 
 def test_the_frames_of_a_source_are_deleted_by_time_and_in_parts(store: Store) -> None:
