@@ -9,6 +9,7 @@
          +- DeletionForbidden    clients may delete nothing    HTTP 403, PERMISSION_DENIED
          +- NoEdge               no edge is configured         HTTP 404, NOT_FOUND
          +- UnknownRequest       no such request here          HTTP 404, NOT_FOUND
+         +- NotAcceptable        Accept excludes all pictures  HTTP 406, INVALID_ARGUMENT
          +- Gone                 pruned or deleted             HTTP 410, NOT_FOUND
          +- StoredDamage         its stored bytes have changed HTTP 500, INTERNAL
          +- Undecodable          quarantined, with its reason  HTTP 422, FAILED_PRECONDITION
@@ -58,6 +59,12 @@ class UnknownRequest(ServiceError):
     """There is no request of that id about the frame, or it belongs to another tenant."""
 
     http_status = 404
+
+
+class NotAcceptable(ServiceError):
+    """The ``Accept`` header excludes every format in which there are pictures."""
+
+    http_status = 406
 
 
 class Gone(ServiceError):
