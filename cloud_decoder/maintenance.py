@@ -97,6 +97,7 @@ class Maintenance:
 
         Marked frames may take as many bytes again as ``retention_bytes``. The oldest beyond that are removed at once.
         Without any limit, only the frames that clients have deleted are removed.
+        Does nothing while the clock is refused (store/clock.py).
         """
         settings, retention = self._settings, self._store.retention
         if self._store.trusted_clock.problem:
