@@ -23,8 +23,8 @@ pytestmark = pytest.mark.skipif(NODE is None, reason="no Node.js (Debian: nodejs
 
 def start(url: str, *arguments: str, token: str = "") -> subprocess.Popen[str]:
     environment = {"AEIC_TOKEN": token} if token else {}
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    return subprocess.Popen([str(NODE), str(CLIENT), url, *arguments], env=environment, text=True, **pipes)
+    command = [str(NODE), str(CLIENT), url, *arguments]
+    return subprocess.Popen(command, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
 
 def run(url: str, *arguments: str, token: str = "") -> tuple[int, str, str]:
