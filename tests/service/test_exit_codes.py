@@ -16,8 +16,6 @@ SERVICES = {"edge": "edge_encoder", "cloud": "cloud_decoder"}
 # (variable after the service's prefix, its value, exit code, words on stderr)
 CASES = [
     ("PROT", "8080", 2, "unknown setting"),
-    ("LOG_LEVEL", "loud", 2, "LOG_LEVEL"),
-    ("CONFIG", "/nowhere.toml", 2, "which does not exist"),
     ("BUNDLE", "/nowhere", 5, "no bundle at"),
     ("HOST", "203.0.113.1", 1, "203.0.113.1"),
 ]
