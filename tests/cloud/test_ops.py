@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 import subprocess
+from pathlib import Path
 
 import pytest
 import yaml
@@ -143,6 +144,18 @@ def test_every_alert_links_to_its_section() -> None:
     for name, rule in alerts.items():
         assert rule["annotations"]["runbook"] == f"docs/how-to/alerts.md#{name.lower()}"
         assert sections[name].lower() == rule["labels"]["severity"], name
+
+
+@pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool (Debian: prometheus) is not installed")
+def test_the_configuration_of_the_guide_is_one(tmp_path: Path) -> None:
+    (text,) = re.findall(r"```yaml\n(global:.*?)```", (ROOT / "docs" / "how-to" / "cloud.md").read_text(), re.S)
+    (tmp_path / "prometheus.yml").write_text(text)
+    shutil.copy(RULES, tmp_path)
+    command = ["promtool", "check", "config", str(tmp_path / "prometheus.yml")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stdout + done.stderr
+    jobs = {job["job_name"] for job in yaml.safe_load(text)["scrape_configs"]}
+    assert set(re.findall(r'job="(\w+)"', RULES.read_text())) <= jobs
 
 
 @pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool (Debian: prometheus) is not installed")
