@@ -1,4 +1,4 @@
-"""The pages for operators: the commands of backup.md run as they stand, and the figures of capacity.md are measured ones."""
+"""The pages for operators: the commands of backup.md run as they stand; the figures of capacity.md are measured ones."""
 
 from __future__ import annotations
 
