@@ -87,6 +87,8 @@ def engine(folder: Path, socket_folder: Path) -> Iterator[dict[str, str]]:
     finally:
         process.terminate()
         process.wait(60)
+        for left in (socket_folder / "exec" / "netns").glob("*"):  # the engine leaves its network namespace mounted
+            subprocess.run(["umount", left], check=False)
 
 
 def base_image(environment: dict[str, str]) -> None:
@@ -270,10 +272,10 @@ def main() -> int:
                 raise
             finally:
                 stack.compose("down", "--volumes", "--timeout", "5")
+            print(json.dumps(found), flush=True)
     finally:
         if not os.environ.get("KEEP"):
             shutil.rmtree(WORK, ignore_errors=True)
-    print(json.dumps(found))
     right = set(found["users"].values()) == {"10001"} and all(found["read_only"].values()) and not found["alerts"]
     return 0 if right else 1
 

@@ -1,4 +1,4 @@
-"""The pages for operators: the commands of backup.md run as they stand; the figures of capacity.md are measured ones."""
+"""The pages for operators: the commands of backup.md run as they stand, and capacity.md has measured figures."""
 
 from __future__ import annotations
 
@@ -38,8 +38,8 @@ class Machine:
             (root / name).mkdir(parents=True)
 
     def start(self) -> None:
-        folder = {"AEIC_CLOUD_DATA_DIR": str(self.root / "var/lib/aeic-cloud")}
-        self.cloud = local_services.cloud(self.root, self.root, self.bundle, **folder).wait_ready()
+        folder = str(self.root / "var/lib/aeic-cloud")
+        self.cloud = local_services.cloud(self.root, self.root, self.bundle, AEIC_CLOUD_DATA_DIR=folder).wait_ready()
 
     def stop(self) -> None:
         assert self.cloud is not None and self.cloud.stop() == 0

@@ -108,8 +108,8 @@ def _services(folder: Path, bundle: Path) -> Iterator[Pair]:
         own = {"AEIC_CLOUD_GRPC_TLS_CERT": str(chain), "AEIC_CLOUD_GRPC_TLS_KEY": str(chain.with_suffix(".key"))}
         to_cloud = {"AEIC_EDGE_TLS": "1", "AEIC_EDGE_TLS_CA": str(authority)}
     with (
-        local_services.cloud(folder, folder, bundle, **own) as cloud,
-        local_services.edge(folder, folder, cloud.addresses["grpc"], bundle, **from_folder, **to_cloud) as edge,
+        local_services.cloud(folder, folder, bundle, 0, **own) as cloud,
+        local_services.edge(folder, folder, cloud.addresses["grpc"], bundle, 0, **from_folder, **to_cloud) as edge,
     ):
         yield Pair(edge, cloud)
 
