@@ -7,6 +7,7 @@ promise the same. Every error of the driver becomes a :class:`~cloud_decoder.err
 from __future__ import annotations
 
 import os
+import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -66,10 +67,13 @@ class Database:
         self.insert: Any = sqlite.insert if self.sqlite else postgresql.insert
         self.damage = ""
         """What SQLite said when it met a damaged page; a check that finds none empties it."""
-        self._file: tuple[int, int] | None = None
+        self._files: dict[str, tuple[int, int]] = {}
+        self._keeper: sqlite3.Connection | None = None
+        self._keeper_lock = threading.Lock()
+        self._checkpointed = False
         try:
             migrate.ensure(self.engine, self.write)
-            self._file = self._identity()
+            self._watch()
         except BaseException:
             self.close()
             raise
@@ -77,6 +81,10 @@ class Database:
     def close(self) -> None:
         """Close all connections."""
         self.engine.dispose()
+        with self._keeper_lock:
+            if self._keeper is not None:
+                self._keeper.close()
+                self._keeper = None
 
     @property
     def path(self) -> str | None:
@@ -85,29 +93,63 @@ class Database:
 
     @property
     def replaced(self) -> str:
-        """Why nothing more may be written: the file was deleted or replaced, and SQLite would write to the old one.
+        """Why nothing more may be written: the file or its log was deleted or replaced, and SQLite would write to the
+        old one.
 
-        Empty where all is well.
+        Empty where all is well. Where only the log is gone, what it holds is moved into the file at once.
         """
-        if self._file is None or self._identity() == self._file:
+        gone = [path for path, identity in self._files.items() if _identity(path) != identity]
+        if not gone:
             return ""
+        changed = f"{gone[0]} was deleted or replaced while the service runs"
+        if self.path in gone:
+            return (
+                f"the database file {changed}: before you stop the service, copy what it still holds from"
+                f" /proc/{os.getpid()}/fd, then restore the file"
+            )
+        if problem := self._checkpoint():
+            return (
+                f"the database's log {changed}, and what it holds cannot be moved into {self.path} ({problem}): before"
+                f" you stop the service, copy both from /proc/{os.getpid()}/fd"
+            )
         return (
-            f"the database file {self.path} was deleted or replaced while the service runs: before you stop the"
-            f" service, copy what it still holds from /proc/{os.getpid()}/fd, then restore the file"
+            f"the database's log {changed}; what it held is in {self.path} now: remove {gone[0]} if it is there, then"
+            " start the service again"
         )
 
     def _must_be_there(self) -> None:
         if gone := self.replaced:
             raise StoreUnavailable(gone)
 
-    def _identity(self) -> tuple[int, int] | None:
+    def _watch(self) -> None:
+        """Remember which files SQLite has open, and keep one connection open.
+
+        As long as one is open, SQLite itself deletes no log. A new connection would not find a deleted one, so only
+        this connection can read it safely.
+        """
         if self.path is None:
-            return None
+            return
         try:
-            found = os.stat(self.path)
-        except OSError:
-            return (0, 0)
-        return found.st_dev, found.st_ino
+            self._keeper = sqlite3.connect(self.path, check_same_thread=False, isolation_level=None, timeout=5.0)
+            self._keeper.execute("SELECT COUNT(*) FROM sqlite_schema").fetchone()  # opens the log
+        except sqlite3.Error as error:
+            raise StoreUnavailable(f"the store cannot be read ({error}): repair the database") from error
+        paths = (self.path, f"{self.path}-wal")
+        self._files = {path: _identity(path) for path in paths if os.path.exists(path)}
+
+    def _checkpoint(self) -> str:
+        """Move what the log holds into the database file, once; why it cannot be done, or nothing."""
+        with self._keeper_lock:
+            if self._checkpointed:
+                return ""
+            if self._keeper is None:
+                return "the store is closed"
+            try:
+                busy, _, _ = self._keeper.execute("PRAGMA wal_checkpoint(FULL)").fetchone()
+            except sqlite3.Error as error:
+                return str(error)
+            self._checkpointed = not busy
+            return "it is in use" if busy else ""
 
     def clock(self) -> float:
         """Seconds since 1970 by the database's clock: the workers of a fleet need one clock for their leases."""
@@ -214,6 +256,15 @@ class Database:
 def transposed(values: list[dict[str, Any]]) -> dict[str, list[Any]]:
     """Rows as columns, for :meth:`Database.columns`."""
     return {name: [row[name] for row in values] for name in values[0]}
+
+
+def _identity(path: str) -> tuple[int, int]:
+    """Device and inode; zeros where there is no file."""
+    try:
+        found = os.stat(path)
+    except OSError:
+        return (0, 0)
+    return found.st_dev, found.st_ino
 
 
 def _cause(error: SQLAlchemyError) -> str:

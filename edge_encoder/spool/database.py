@@ -7,6 +7,10 @@
 Every step can be interrupted: without a complete .rebuilt file the recovery starts again from the damaged files, which
 are untouched; with one, the remaining renames are done. NAME is `salvaged-TIME` where everything was recovered (the
 next recovery deletes those that it needs the room of) and `damaged-TIME` otherwise (never deleted here).
+
+A log whose last transaction does not verify, and of which nothing says that it was ever whole, needs no recovery: a
+power cut leaves such a log. Its whole records are put into the database all the same, since the transaction may have
+been acknowledged and damaged later. Those that were not acknowledged are sent as well, which does no harm.
 """
 
 from __future__ import annotations
@@ -21,7 +25,8 @@ from pathlib import Path
 
 from edge_encoder.errors import SpoolFull
 from edge_encoder.spool import tables, wal
-from edge_encoder.spool.recovery import Recovery, recover
+from edge_encoder.spool.record import Record
+from edge_encoder.spool.recovery import Recovery, records_in, recover
 from edge_encoder.spool.system import System
 
 log = logging.getLogger("aeic.edge.spool")
@@ -80,11 +85,12 @@ def open_spool(path: Path, system: System, *, damaged: bool = False) -> tuple[sq
     try:
         if damaged:
             raise tables.Damaged("an operation failed")
-        _check_log(path)
+        torn = _check_log(path)
         _make_private(path)
         connection = connect(path, system)
         try:
             tables.create(connection)
+            _put_back(connection, torn)
             connection.execute(f"SELECT COUNT(*), SUM(cost), MAX(seq) FROM frames WHERE {tables.WAITING}").fetchone()
             if path.stat().st_size <= _CHECKED_AT_START_BYTES:
                 check(connection)
@@ -109,11 +115,16 @@ def open_spool(path: Path, system: System, *, damaged: bool = False) -> tuple[sq
 
 
 def replace(connection: sqlite3.Connection, path: Path, system: System) -> None:
-    """Writes the content of an open spool, whose file was deleted or replaced, to `path` again."""
+    """Writes the content of an open spool, whose file or log was deleted or replaced, to `path` again."""
     _resume(path, system)
     with _clean(path, system), contextlib.closing(_scratch(_part(path, _REBUILDING), system)) as target:
         connection.backup(target)
     _finish(path, system, complete=True)
+
+
+def log_of(path: Path) -> Path:
+    """Where SQLite keeps the log of the file. Commits are there until a checkpoint moves them into the file."""
+    return _part(path, "-wal")
 
 
 def _make_private(path: Path) -> None:
@@ -125,19 +136,34 @@ def _make_private(path: Path) -> None:
             os.chmod(_part(path, suffix), 0o600)
 
 
-def _check_log(path: Path) -> None:
-    found = wal.scan(_part(path, "-wal"))
+def _check_log(path: Path) -> dict[bytes, Record]:
+    """Raises tables.Damaged for a damaged log; otherwise returns the whole records of a torn transaction at its end."""
+    found = wal.scan(log_of(path))
     if found is None:
-        return
+        return {}
     if found.damaged:
         raise tables.Damaged("its log does not verify")
     # SQLite deletes the log of an empty database, unread.
     if found.committed and (not path.exists() or not path.stat().st_size):
         raise tables.Damaged("it is empty, and its log is not")
+    return records_in(log_of(path), found)
+
+
+def _put_back(connection: sqlite3.Connection, torn: dict[bytes, Record]) -> None:
+    """Adds the records whose ids the database does not know, not even as finished."""
+    known = "SELECT EXISTS (SELECT 1 FROM frames WHERE id = :id) OR EXISTS (SELECT 1 FROM originals WHERE id = :id)"
+    missing = [record for ident, record in torn.items() if not connection.execute(known, {"id": ident}).fetchone()[0]]
+    if not missing:
+        return
+    connection.execute("BEGIN IMMEDIATE")
+    for record in missing:
+        tables.insert(connection, record)
+    connection.execute("COMMIT")
+    log.warning("the spool's log ends in a commit that does not verify; %d frames of it are put back", len(missing))
 
 
 def _rebuild(path: Path, system: System) -> Recovery:
-    need = 2 * sum(part.stat().st_size for part in (path, _part(path, "-wal")) if part.exists())
+    need = 2 * sum(part.stat().st_size for part in (path, log_of(path)) if part.exists())
     for old in sorted(path.parent.glob(f"{path.name}.salvaged-*")):
         if system.free_bytes(path.parent) < need:
             system.unlink(old)

@@ -69,6 +69,7 @@ def recover(path: Path, target: sqlite3.Connection, image: Path, system: System)
         recoverer.found.complete = False
     recoverer.read(source)
     if found is not None:
+        recoverer.found.complete &= not found.incomplete
         for pages in filter(None, (*found.behind, found.uncommitted)):
             _apply(log_path, found, pages, image, system)
             recoverer.read(image)
@@ -79,6 +80,25 @@ def recover(path: Path, target: sqlite3.Connection, image: Path, system: System)
     with _writing():
         tables.insert_recovery(target, int(system.wall_seconds() * 1000), recovery.lost, recovery.complete)
     return recovery
+
+
+def records_in(log_path: Path, log: wal.Log) -> dict[bytes, Record]:
+    """The whole records, by id, in the part of the log that SQLite would discard. OSError when it cannot be read."""
+    found: dict[bytes, Record] = {}
+    with log_path.open("rb") as file:
+        for offset in log.tail:
+            file.seek(offset)
+            for record in _search(file.read(log.page_size)):
+                found[record.id.bytes] = record
+    return found
+
+
+def _search(raw: bytes | mmap.mmap) -> Iterator[Record]:
+    at = raw.find(MAGIC)
+    while at >= 0:
+        with contextlib.suppress(DamagedRecord):
+            yield Record.parse(raw[at : at + (1 << 16)])
+        at = raw.find(MAGIC, at + 1)
 
 
 def _has_tables(path: Path) -> bool:
@@ -255,11 +275,8 @@ class _Recoverer:
     def search(self, path: Path) -> None:
         """Searches the bytes of the file for records."""
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as raw:
-            at = raw.find(MAGIC)
-            while at >= 0:
-                with contextlib.suppress(DamagedRecord):
-                    self._frame(Record.parse(raw[at : at + (1 << 16)]))
-                at = raw.find(MAGIC, at + 1)
+            for record in _search(raw):
+                self._frame(record)
 
     # -- into the target ---------------------------------------------------------------------------------------
 

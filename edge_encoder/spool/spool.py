@@ -75,7 +75,7 @@ class Spool:
         self._system = system = system or System()
         self._folder = folder
         self._given_up: set[bytes] = set()  # ids that are counted in `unreadable`
-        self._place: tuple[int, int] | None = None  # device and inode of the open file
+        self._places: dict[Path, tuple[int, int]] = {}  # device and inode of the open file, and of its log
         self._clock: SpoolClock | None = None
         self._ledger: Ledger
         self._reader: Reader
@@ -387,14 +387,14 @@ class Spool:
         return connection
 
     def misplaced(self) -> bool:
-        """For the writer: whether the file, or the lock, is no longer where it was opened."""
+        """For the writer: whether the file, its log or the lock is no longer where it was opened."""
         try:
-            there = os.stat(self.path)
+            moved = any(_place(path) != place for path, place in self._places.items())
         except FileNotFoundError:
             return True
         except OSError:
             return False  # the disk fails: the next operation shows it
-        return self._place != (there.st_dev, there.st_ino) or self._lock.misplaced()
+        return moved or self._lock.misplaced()
 
     def put_back(self, connection: sqlite3.Connection) -> None:
         """For the writer: writes the open spool to its path again."""
@@ -425,7 +425,8 @@ class Spool:
     def _open_and_count(self, *, damaged: bool) -> sqlite3.Connection:
         connection, recovery = database.open_spool(self.path, self._system, damaged=damaged)
         try:
-            facts = os.stat(self.path)
+            # SQLite has its log open by now, and keeps it until the last connection is closed.
+            places = {path: _place(path) for path in (self.path, database.log_of(self.path)) if path.exists()}
             if self._clock is None:
                 self._clock = SpoolClock(self._system, connection)
                 self._ledger = Ledger(self._leases, self._limits, self._clock, self._system)
@@ -443,10 +444,15 @@ class Spool:
         except BaseException:
             connection.close()
             raise
-        self._place = facts.st_dev, facts.st_ino
+        self._places = places
         if recovery is not None:
             self.unreadable += recovery.lost
         return connection
+
+
+def _place(path: Path) -> tuple[int, int]:
+    facts = os.stat(path)
+    return facts.st_dev, facts.st_ino
 
 
 def _described(record: Record, width: Any, height: Any, captured_from: Any) -> Record:

@@ -3,13 +3,19 @@
 SQLite takes the first frame of its log whose checksum does not match for the end of the log, and overwrites what
 follows. After a power cut that is right: the last transaction was torn before it was acknowledged. After a flipped bit
 it silently discards every later commit. So the log is scanned before SQLite opens the file. It is damaged when a whole
-commit stands behind the first frame that does not match, or when one changed word explains the mismatch. Wider damage
-to the last transaction alone cannot be distinguished from a torn write, and is treated as one.
+commit stands behind the first frame that does not match, when one changed word explains the mismatch, or when SQLite's
+index of the log (the -shm file) names a commit that does not verify. SQLite writes the index after it has synced the
+log, so that commit was once whole. A kill leaves the index on disk, a power cut may not. Without the index, wider damage
+to the last transaction alone cannot be distinguished from a torn write. It is treated as one, and the whole records in
+it are put back (database.py).
 
-Format: https://sqlite.org/fileformat2.html#walformat, section 4.
+Format: https://sqlite.org/fileformat2.html#walformat, section 4; of the index, https://sqlite.org/walformat.html,
+section 2.1.
 
     header 32 bytes: magic | version | page size | sequence | salt (8) | checksum (8)
     frame: page number | pages after commit, or 0 | salt (8) | checksum (8) | page
+    index, twice, in native byte order: version | 0 | changes | flags and page size | last frame committed
+        | pages | checksum of that frame (8) | salt (8) | checksum (8)
 
 The checksum of a frame continues that of the frame before it, so a frame behind a damaged one can still be verified,
 from the checksum stored in its predecessor.
@@ -20,6 +26,7 @@ from __future__ import annotations
 import functools
 import mmap
 import struct
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,6 +36,7 @@ from numpy.typing import NDArray
 
 _HEADER = struct.Struct(">IIII8s8s")
 _FRAME = struct.Struct(">II8s8s")
+_INDEX = struct.Struct("=IIIIII8s8sII")
 _VERSION = 3_007_000
 _LITTLE, _BIG = 0x377F0682, 0x377F0683
 _MOST_PARTS = 16  # of what lies behind the damage; each is read for itself
@@ -45,18 +53,25 @@ class Log:
     it. These may be half of a transaction that was never acknowledged. `behind` has a further part wherever the chain
     of checksums breaks and one word does not explain it: what follows may be the rest of a transaction that failed and
     was partly overwritten by a shorter one.
+
+    `tail`: where the content of every frame of the present generation lies that SQLite would not use, whether it
+    verifies or not. `incomplete`: only the index says that the last commit was whole, so nothing may say what was in
+    the part of it that is gone.
     """
 
     page_size: int
     damaged: bool = False
+    incomplete: bool = False
     pages: int = 0
     committed: list[tuple[int, int]] = field(default_factory=list)
     behind: list[list[tuple[int, int]]] = field(default_factory=list)
     uncommitted: list[tuple[int, int]] = field(default_factory=list)
+    tail: list[int] = field(default_factory=list)
 
 
 def scan(path: Path) -> Log | None:
-    """Reads the log at `path`; None when it is missing or holds no frame. OSError when it cannot be read."""
+    """Reads the log at `path`, of a database that this process has not open: closing the index would drop SQLite's
+    locks on it. None when the log is missing or holds no frame. OSError when it cannot be read."""
     try:
         if path.stat().st_size < _HEADER.size + _FRAME.size:
             return None
@@ -67,7 +82,26 @@ def scan(path: Path) -> Log | None:
         mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as raw,
         memoryview(raw) as view,
     ):
-        return _scan(view)
+        log = _scan(view)
+        committed = _committed_by_index(path.with_name(path.name.removesuffix("-wal") + "-shm"), bytes(view[16:24]))
+        if committed > len(log.committed):
+            log.incomplete, log.damaged = not log.damaged, True
+        return log
+
+
+def _committed_by_index(path: Path, salt: bytes) -> int:
+    """How many frames of the log with that salt are committed, as SQLite's index has it; 0 where it does not say."""
+    try:
+        with path.open("rb") as file:
+            first, second = file.read(_INDEX.size), file.read(_INDEX.size)
+    except OSError:
+        return 0
+    if len(first) < _INDEX.size or first != second:
+        return 0
+    order = "<" if sys.byteorder == "little" else ">"
+    version, *_, frames, _, _, of, last, end = _INDEX.unpack(first)
+    checked = struct.pack(">II", last, end) == _checksum(bytes(8), memoryview(first)[:40], order)
+    return frames if checked and version == _VERSION and of == salt else 0
 
 
 def _scan(raw: memoryview) -> Log:
@@ -89,12 +123,15 @@ def _scan(raw: memoryview) -> Log:
         previous, before = before, bytes(own)
         if intact and matches and own_salt == salt:
             open_pages.append((number, start))
+            log.tail.append(start)
             if commit:
                 log.pages = max(log.pages, commit)
                 log.committed += open_pages
-                open_pages = []
+                open_pages, log.tail = [], []
             continue
         # The log ends here for SQLite. Frames of an earlier generation may follow, with another salt.
+        if own_salt == salt:
+            log.tail.append(start)
         if own_salt == salt and matches:
             log.damaged |= commit > 0
         elif intact or (own_salt == salt and len(log.behind) < _MOST_PARTS):

@@ -56,7 +56,7 @@ class Owner(Protocol):
         """Reopens the file, and rebuilds a damaged one; the old connection is closed."""
 
     def misplaced(self) -> bool:
-        """Whether the file is no longer where it was opened."""
+        """Whether the file or its log is no longer where it was opened."""
 
     def put_back(self, connection: sqlite3.Connection) -> None:
         """Writes the content of such a file to its path again."""
@@ -212,7 +212,7 @@ class Writer:
         if (connection is None or misplaced) and self._system.steady_seconds() < self._retry_at:
             return None
         if connection is not None and misplaced:
-            log.error("the spool's file was deleted or replaced while in use; it is written again")
+            log.error("the spool's file or its log was deleted or replaced while in use; it is written again")
             if not self._attempt(lambda: self._owner.put_back(connection)):
                 return None
             self._reopen(damaged=False)

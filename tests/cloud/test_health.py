@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import sqlalchemy as sa
 
 from aeic.bundle import Bundle
 from cloud_decoder import maintenance
+from cloud_decoder.errors import StoreUnavailable
 from cloud_decoder.inference.decoder import Decoder
 from cloud_decoder.store import health
 from cloud_decoder.store.clock import DAY, accept
@@ -69,6 +71,28 @@ async def test_nothing_is_acknowledged_once_the_database_file_is_another(
             await edge.send(new.bitstream, new.id)
             with pytest.raises(Exception, match="deleted or replaced"):
                 await edge.ack()
+
+
+@pytest.mark.parametrize("replaced", [False, True], ids=["deleted", "replaced"])
+def test_a_log_deleted_while_in_use_loses_nothing(tmp_path: Path, replaced: bool) -> None:
+    live = tmp_path / "live"
+    live.mkdir()
+    store = Store(f"sqlite:///{live / 'store.db'}")
+    store.frames.add([stored_frame(b"x" * 300) for _ in range(10)], time.time())
+    log = live / "store.db-wal"
+    log.unlink()
+    if replaced:
+        log.write_bytes(b"")
+    problem = health.StoreHealth(store.database).problem()
+    assert "store.db-wal was deleted or replaced" in problem and "start the service again" in problem
+    with pytest.raises(StoreUnavailable, match="deleted or replaced"):
+        store.frames.add([stored_frame(b"y" * 300)], time.time())
+    killed = shutil.copytree(live, tmp_path / "killed")
+    store.close()
+    store = Store(f"sqlite:///{killed / 'store.db'}")
+    assert store.frames.counts()["received"] == 10
+    assert health.StoreHealth(store.database).problem() == ""
+    store.close()
 
 
 async def test_garbage_pages_are_found(decoder: Decoder, tmp_path: Path) -> None:

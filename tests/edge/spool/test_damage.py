@@ -127,6 +127,54 @@ def test_a_torn_last_transaction_is_no_damage(tmp_path: Path, commit: int, behin
     spool.close()
 
 
+@pytest.mark.parametrize("index", [True, False])
+def test_a_damaged_last_commit_loses_no_whole_record(tmp_path: Path, index: bool) -> None:
+    """With SQLite's index of the log the commit is known to have been whole; without it, it may have been torn."""
+    folder, live = tmp_path / "spool", Spool(tmp_path / "live")
+    records = [new_record(number) for number in range(300)]
+    delivered = records[:40]
+    for record in delivered:
+        put(live, record)
+        assert live.finish(record.id, State.DELIVERED).result(10)
+    put(live, records[40])
+    for future in [live.put(record) for record in records[41:]]:  # a few group commits
+        future.result(10)
+    folder.mkdir()
+    for path in (tmp_path / "live").glob("spool.sqlite3*"):
+        if index or not path.name.endswith("-shm"):
+            shutil.copyfile(path, folder / path.name)
+    live.close()
+    log = folder / "spool.sqlite3-wal"
+    raw = bytearray(log.read_bytes())
+    frame(raw, -1)[24 + 3584 : 24 + 3648] = random.Random(7).randbytes(64)
+    log.write_bytes(raw)
+    assert check(folder).ok is not index
+    spool = Spool(folder)
+    found = present(spool)
+    assert found.keys() <= {record.id for record in records[40:]} and len(found) >= 259
+    assert all(record in records for record in found.values())
+    assert [complete for _, _, complete in spool.recoveries()] == [False] * index
+    spool.close()
+    again = Spool(folder)
+    assert present(again) == found
+    again.close()
+
+
+def test_a_log_cut_off_after_a_commit_is_known_to_lack_something(tmp_path: Path) -> None:
+    folder, live = tmp_path / "spool", Spool(tmp_path / "live")
+    for number in range(20):
+        put(live, new_record(number))
+    folder.mkdir()
+    for path in (tmp_path / "live").glob("spool.sqlite3*"):
+        shutil.copyfile(path, folder / path.name)
+    live.close()
+    log = folder / "spool.sqlite3-wal"
+    log.write_bytes(log.read_bytes()[: -4120 * 8])
+    spool = Spool(folder)
+    assert [complete for _, _, complete in spool.recoveries()] == [False]
+    spool.close()
+
+
 def test_a_commit_behind_damage_is_read_without_the_transaction_after_it(tmp_path: Path) -> None:
     """That one is torn: its page of originals refers to pages that were never written."""
     kept, pictures = killed(tmp_path / "spool", 20, 10)
@@ -349,6 +397,27 @@ def test_a_file_deleted_while_in_use_is_written_again(tmp_path: Path) -> None:
     spool.close()
     spool = Spool(tmp_path)
     assert present(spool) == {record.id: record for record in records}
+    spool.close()
+
+
+@pytest.mark.parametrize("replaced", [False, True], ids=["deleted", "replaced"])
+def test_a_log_deleted_while_in_use_loses_nothing(tmp_path: Path, replaced: bool) -> None:
+    spool = Spool(tmp_path / "live")
+    records = [new_record(number) for number in range(20)]
+    for record in records[:10]:
+        put(spool, record)
+    log = tmp_path / "live" / "spool.sqlite3-wal"
+    log.unlink()
+    if replaced:
+        log.write_bytes(b"")
+    assert spool.misplaced()
+    for record in records[10:]:
+        put(spool, record)
+    assert not spool.misplaced()
+    killed_now = shutil.copytree(tmp_path / "live", tmp_path / "killed")
+    spool.close()
+    spool = Spool(killed_now)
+    assert present(spool) == {record.id: record for record in records} and spool.unreadable == 0
     spool.close()
 
 
