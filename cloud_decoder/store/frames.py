@@ -212,8 +212,8 @@ class Frames:
     def last_arrivals(self, since: float, limit: int) -> list[tuple[str, str, int]]:
         """Tenant, source and arrival of its last frame (milliseconds), of sources seen since then, the latest first.
 
-        A source without a stored frame has the time of its first connection. A box whose cameras send under names of their
-        own, ``BOX/CAMERA``, is left out unless it sends frames itself: its cameras are in the list.
+        A source without a stored frame has the time of its first connection. A box whose cameras send under their own
+        names, ``BOX/CAMERA``, is left out unless it sends frames itself: its cameras are in the list.
         """
         camera = sources.alias()
         start = sources.c.source + "/"
