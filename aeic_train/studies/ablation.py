@@ -34,9 +34,11 @@ from typing import Any
 
 import torch
 
+from aeic import profiles
 from aeic.errors import AeicError, InputError
 from aeic.profiles import NANO, Profile
-from aeic_train.checkpoints import ENTROPY
+from aeic_nets.network import AEIC
+from aeic_train.checkpoints import ENTROPY, load_weights
 from aeic_train.data import picture_sets
 from aeic_train.data.photographs import Photographs
 from aeic_train.evaluation import likelihood_estimate, rd_curves
@@ -182,7 +184,6 @@ class Study:
         self.options, self.stop = options, stop
         self.metric_suite = MetricSuite()
         self.runs: dict[str, list[Run]] = {}
-        self.teacher: Any = None
         self.weights = {
             role: _file_digest(path)
             for role, path in (("init", options.init), ("teacher", options.teacher))
@@ -245,8 +246,6 @@ class Study:
         partial.write_text(json.dumps({"of": key, "run": asdict(run)}) + "\n")
         partial.rename(known)
         self.runs.setdefault(task.arm, []).append(run)
-        if trainer.distillation:
-            self.teacher = trainer.distillation.teacher
         return True
 
     def _claim(self, task: Task) -> None:
@@ -263,21 +262,25 @@ class Study:
         task.folder.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(wanted, indent=1) + "\n")
 
-    def _point(self, model: Any, rate: int) -> rd_curves.Point:
+    def _point(self, model: AEIC, rate: int) -> rd_curves.Point:
         if self.stop.received:
             raise Stopped
         return likelihood_estimate.point(model, self.pictures, rate, self.metric_suite)
 
     def evaluate_teacher(self, recipe: Recipe, tasks: list[Task]) -> None:
-        """Add the curve of the teacher, which is trained once."""
+        """Add the curve of the teacher, which is trained once, if arms distil from it."""
+        path, name = self.options.teacher, recipe.teacher
+        if path is None or name is None or not any(stage.distill for t in tasks for stage in t.recipe.stages):
+            return
         known = self.options.out / "runs" / f"{self.options.name}-teacher.json"
         key = {"pictures": self.names, "weights": self.weights}
         if known.exists() and (stored := json.loads(known.read_text()))["of"] == key:
             curve = stored["curve"]
-        elif self.teacher is None:
-            return  # every run was known and no teacher loaded
         else:
-            curve = [self._point(self.teacher, rate) for rate in _rates(recipe)]
+            print("evaluating the teacher", flush=True)
+            teacher = AEIC(profiles.profile(name)).eval().requires_grad_(False)
+            load_weights(teacher, path)
+            curve = [self._point(teacher, rate) for rate in _rates(recipe)]
             known.write_text(json.dumps({"of": key, "curve": curve}) + "\n")
         self.runs["teacher"] = [Run(curve)]
         self._write(tasks)
