@@ -22,25 +22,22 @@ from PIL import Image
 
 NOTEBOOK = Path(__file__).with_name("look_inside.ipynb")
 SECONDS = 300
-"""The longest time that a cell may take."""
+"""The longest time that a cell, or the start of the kernel, may take."""
 
 
 def execute(path: Path = NOTEBOOK) -> Any:
     """The notebook with the outputs of a run in a new kernel. An error in a cell is raised."""
     notebook = nbformat.read(path, as_version=4)
     client = NotebookClient(
-        notebook, timeout=SECONDS, kernel_name="python3", resources={"metadata": {"path": str(path.parent)}}
+        notebook,
+        timeout=SECONDS,
+        startup_timeout=SECONDS,
+        kernel_name="python3",
+        resources={"metadata": {"path": str(path.parent)}},
     )
-    with tempfile.TemporaryDirectory() as home:  # IPython keeps a history there
-        before = os.environ.get("IPYTHONDIR")
-        os.environ["IPYTHONDIR"] = home
-        try:
-            return client.execute()
-        finally:
-            if before is None:
-                del os.environ["IPYTHONDIR"]
-            else:
-                os.environ["IPYTHONDIR"] = before
+    with tempfile.TemporaryDirectory() as home:
+        os.environ |= {"IPYTHONDIR": home, "JUPYTER_RUNTIME_DIR": home}  # for histories and connection files
+        return client.execute()
 
 
 def page(notebook: Any, folder: Path, stem: str) -> str:
@@ -51,15 +48,16 @@ def page(notebook: Any, folder: Path, stem: str) -> str:
             parts.append(cell.source)
             continue
         parts.append(f"```python\n{cell.source}\n```")
+        printed = "".join(output.text for output in cell.outputs if output.get("name") == "stdout")
         for output in cell.outputs:
-            if output.output_type == "stream" and output.name == "stdout":
-                parts.append(f"```text\n{output.text.rstrip()}\n```")
-            elif "image/png" in output.get("data", {}):
+            if "image/png" in output.get("data", {}):
                 pictures += 1
                 name = f"{stem}_{pictures}.webp"
                 with Image.open(io.BytesIO(base64.b64decode(output.data["image/png"]))) as image:
                     image.convert("RGB").save(folder / name, quality=80, method=6)
                 parts.append(f"![Output of the code above]({name})")
+        if printed:
+            parts.append(f"```text\n{printed.rstrip()}\n```")
     heading, text, *rest = parts[0].split("\n\n", 1) + parts[1:]
     note = f"This page is the output of [{NOTEBOOK.name}]({NOTEBOOK.name}); `make notebook` writes it again."
     return "\n\n".join([heading, text, note, *rest]) + "\n"
