@@ -162,7 +162,7 @@ def table(about: str, runs: Runs, claims: Sequence[Claim] = ()) -> str:
     lines += ["## Points\n", *_head(["arm", "bpp", *shown])]
     for arm, of_arm in runs.items():
         for row in _columns(of_arm, ("bpp", *shown)):
-            cells = [_cell(*row["bpp"], 4, len(of_arm)), *(_cell(*row[m], 3, len(of_arm)) for m in shown)]
+            cells = [_cell(row["bpp"], 4, len(of_arm)), *(_cell(row[m], 3, len(of_arm)) for m in shown)]
             lines.append(f"| {arm} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 
@@ -233,7 +233,8 @@ def _gain(found: Gain) -> str:
     return text if len(values) == len(found["runs"]) else f"{text} ({len(values)} of {len(found['runs'])})"
 
 
-def _cell(mean: float, deviation: float, digits: int, count: int) -> str:
+def _cell(found: tuple[float, float], digits: int, count: int) -> str:
+    mean, deviation = found
     return f"{mean:.{digits}f} ± {deviation:.{digits}f}" if count > 1 else f"{mean:.{digits}f}"
 
 

@@ -98,7 +98,7 @@ ABLATIONS = {
     ),
     "spatial": Ablation(
         "Spatial compression ratio. The codec is new; UNet and picture decoder, which work at 1/8 scale whatever the "
-        "latents' grid, were trained before and stand still. A stage of g_a and one of g_s more or less; all else alike.",
+        "latents' grid, were trained before and are frozen. One stage of g_a and g_s more or less; all else alike.",
         {"32x": {}, "16x": {}, "64x": {}},
         # Crops of 256 pixels: with smaller ones, the latents of 64x would be 2 by 2.
         stage={"crop": 256, "batch": 2, "steps": 300, "lambdas": LAMBDAS, "freeze": ("unet.", "vae.")},

@@ -232,11 +232,11 @@ def networks(name: str) -> tuple[AEIC, Rebuilt]:
     model = AEIC(sizes).eval().requires_grad_(False)
     for path, parameter in model.named_parameters():
         if "entropy_bottleneck" in path:
-            parameter += 0.1 * torch.randn_like(parameter)
+            parameter.add_(0.1 * torch.randn_like(parameter))
         elif parameter.dim() > 1:
             parameter.copy_(torch.randn_like(parameter) / math.sqrt(parameter[0].numel()))
         else:
-            parameter += 0.2 * torch.randn_like(parameter)
+            parameter.add_(0.2 * torch.randn_like(parameter))
     return model, Rebuilt(dict(model.state_dict()), sizes)
 
 

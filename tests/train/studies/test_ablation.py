@@ -19,6 +19,7 @@ from aeic_train.evaluation import likelihood_estimate
 from aeic_train.reports import ablation_plots
 from aeic_train.reports.ablation_plots import Claim, Run
 from aeic_train.studies import ablation
+from tests.support.roots import ROOT
 
 RECIPE = """
 profile = "tiny"
@@ -204,6 +205,14 @@ def test_every_arm_is_a_change_that_a_stage_knows() -> None:
         assert {name for claim in kind.claims for name in (claim.better, claim.worse)} <= set(kind.arms)
         for changes in kind.arms.values():
             ablation.replace(recipe.stages[0], **kind.stage | changes)
+
+
+def test_the_committed_results_are_compared_with_the_paper() -> None:
+    for name, kind in ablation.ABLATIONS.items():
+        path = ROOT / "docs" / "results" / "ablations" / f"{name}.json"
+        about, runs, claims = ablation_plots.read(path)
+        assert tuple(claims) == kind.claims
+        assert ablation_plots.table(about, runs, claims) == path.with_suffix(".md").read_text(), "run make results"
 
 
 @pytest.mark.parametrize(("arm", "stride"), [("16x", 16), ("64x", 64)])
