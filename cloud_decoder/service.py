@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import json
 import logging
+import os
 import signal
 import sys
 from collections.abc import Awaitable, Callable
@@ -22,6 +23,7 @@ from aeic.bundle import Bundle
 from aeic.errors import AeicError
 from aeic_service import logs, malloc, tracing
 from aeic_service.budgets import Budget, Used
+from aeic_service.certificates import Certificates
 from aeic_service.host_limits import HostLimits
 from aeic_service.http_server import HttpServer, ServerSettings
 from aeic_service.request_body import Limits
@@ -244,6 +246,11 @@ class Cloud:
                 lambda: self.budgets,
                 self.readiness,
                 sources=self._sources_in_metrics(),
+                folders=bootstrap.folders_of(settings),
+                certificates=Certificates(
+                    chains={"grpc_tls_cert": settings.grpc_tls_cert},
+                    authorities={"grpc_tls_client_ca": settings.grpc_tls_client_ca},
+                ),
             ),
             page.router(),
             edge.router(self._edge_proxy, self.bodies, upload_limits),
@@ -307,7 +314,11 @@ async def run(settings: Settings) -> None:
 
 
 def main(settings: Settings) -> int:
-    """Call :func:`run`; report an error as one line on stderr, and return the exit status."""
+    """Call :func:`run`; report an error as one line on stderr, and return the exit status.
+
+    0 after a drain, 2 for wrong settings, 5 for a bundle that cannot be used, 1 for other failures; as at the edge.
+    """
+    os.umask(0o077)  # frames and pictures are for the owner of the service
     logs.set_up(settings.log_level, settings.log_format)
     malloc.give_large_blocks_back()
     try:
@@ -315,7 +326,10 @@ def main(settings: Settings) -> int:
     except AeicError as error:
         print(f"cloud: {error}", file=sys.stderr)
         return error.exit_code
-    except (OSError, ValueError) as error:
+    except ValueError as error:  # settings that do not go together, or that name what is not there
+        print(f"cloud: wrong settings: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
         print(f"cloud: {error}", file=sys.stderr)
         return 1
     return 0

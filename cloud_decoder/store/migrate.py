@@ -1,7 +1,7 @@
 """The revision of a store's tables, and the upgrade of older ones.
 
 A new store is created from :mod:`.schema`; for a store of the current revision, checking it is one query. Only an older
-one needs Alembic (extra ``fleet``), which is imported here and nowhere else. SQLite has one process and is upgraded at
+one needs Alembic, which is imported here and nowhere else. SQLite has one process and is upgraded at
 once. The operator of PostgreSQL upgrades it with ``aeic store upgrade``, because processes of the old version may still
 work on it.
 """
@@ -72,7 +72,7 @@ def upgrade(url: sa.URL, revision: str = HEAD) -> None:
         from alembic.config import Config
     except ModuleNotFoundError as error:
         raise StoreUnavailable(
-            f"the store is of an older revision; its upgrade to {revision} needs Alembic: pip install 'aeic[fleet]'"
+            f"the store is of an older revision; its upgrade to {revision} needs Alembic: pip install 'aeic[cloud-cpu]'"
         ) from error
     config = Config()
     config.set_main_option("script_location", str(MIGRATIONS))
