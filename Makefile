@@ -156,8 +156,9 @@ packages-fleet:
 	@$(call debian,/usr/lib/postgresql/*/bin/initdb,postgresql)
 	@$(call debian,kubectl,kubernetes-client)
 
-# It needs an older typer than the commands of AEIC, so it has an environment of its own.
+# The generator needs an older typer than the commands of AEIC, so it has an environment of its own.
 packages-client: $(CLIENT_VENV)/.installed
+	@$(call debian,node,nodejs)
 
 packages-isa:
 	@$(call debian,qemu-x86_64,qemu-user)

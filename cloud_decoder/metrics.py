@@ -115,12 +115,14 @@ class Metrics:
         self.clock_refused = gauge("clock_refused", "1 while the clock is implausible, so that retention has stopped.")
         self.retention_frames = counter(
             "retention_frames_total",
-            "Frames that retention has marked, and those whose bitstream it removed.",
+            "Frames that retention has marked, that clients have deleted, and whose bitstream was removed.",
             ("step",),
         )
         self.deleted_bytes = gauge("deleted_bytes", "Bytes of bitstreams that are marked and can be brought back.")
         self.maintenance_errors = counter(
-            "maintenance_errors_total", "Failed steps of maintenance: cache, clock, retention or check.", ("step",)
+            "maintenance_errors_total",
+            "Failed steps of maintenance: cache, clock, retention, events or check.",
+            ("step",),
         )
         self.task_restarts = counter(
             "task_restarts_total", "Parts of the service that failed and began again.", ("task",)

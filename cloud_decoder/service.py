@@ -40,9 +40,10 @@ from cloud_decoder.grpc_api.group_commit import GroupCommit
 from cloud_decoder.grpc_api.ingest import Ingest, IngestSettings
 from cloud_decoder.grpc_api.server import GrpcServer
 from cloud_decoder.http_api.app import build_app
+from cloud_decoder.http_api.deletion import Deletion
 from cloud_decoder.http_api.edge_proxy import EdgeProxy
 from cloud_decoder.http_api.image_service import ImageService
-from cloud_decoder.http_api.routers import decode, edge, events, frames, page, requests, status
+from cloud_decoder.http_api.routers import decode, deletion, edge, events, frames, page, requests, status
 from cloud_decoder.inference.decoder import Decoder, DecoderSettings
 from cloud_decoder.inference.devices import choose_devices
 from cloud_decoder.inference.model_pool import ModelPool
@@ -138,9 +139,9 @@ class Cloud:
         self._serving = True
         self._supervise("maintenance", self.maintenance.run)
         self._supervise("requests", self.dispatch.run)
-        if settings.role == "ingest":
+        if settings.role == "ingest" or self._shares_queue:
             self._supervise("events", EventPoller(self.store, self.event_bus).run)
-        elif self._shares_queue:
+        if settings.role != "ingest" and self._shares_queue:
             self._supervise("queue", self._poll_queue)
 
     async def stop(self) -> None:
@@ -218,6 +219,7 @@ class Cloud:
         upload_limits = Limits(settings.max_upload_bytes, seconds, "AEIC_CLOUD_MAX_UPLOAD_BYTES")
         return [
             frames.router(store, images, bundles, max_wait=max_wait, public=not self.tokens.required),
+            deletion.router(self._deletion()),
             decode.router(backend, self.admission, self.bodies, frame_limits, max_wait=max_wait),
             events.router(self.event_bus, images, backend, bundles, store),
             requests.router(
@@ -256,6 +258,12 @@ class Cloud:
             edge.router(self._edge_proxy, self.bodies, upload_limits),
         ]
 
+    def _deletion(self) -> Deletion:
+        """With the choice ``auto``, clients that need no token may delete nothing."""
+        choice = self.settings.allow_delete
+        allowed = choice == "always" or (choice == "auto" and self.tokens.required)
+        return Deletion(self.store, self._cache, self.event_bus, self.dispatch, self.metrics, allowed=allowed)
+
     @property
     def budgets(self) -> dict[str, Used]:
         """What requests may hold, for the metrics."""
@@ -273,6 +281,8 @@ class Cloud:
         return MaintenanceSettings(
             retention_seconds=settings.retention_days * DAY,
             retention_bytes=settings.retention_bytes,
+            policies=settings.retention_policies,
+            events_kept=settings.events_kept,
             grace_seconds=settings.retention_grace_hours * 3600,
             trims_cache=settings.role != "worker",
         )

@@ -16,10 +16,10 @@ from pathlib import Path
 import sqlalchemy as sa
 
 from cloud_decoder.errors import StoreUnavailable
-from cloud_decoder.store.counters import triggers
+from cloud_decoder.store import counters, event_triggers
 from cloud_decoder.store.schema import metadata, store_clock
 
-HEAD = "0006"
+HEAD = "0008"
 MIGRATIONS = Path(__file__).parent / "migrations"
 LOCK = 1095059779
 """The PostgreSQL advisory lock under which tables are created and altered, because front ends start together."""
@@ -36,7 +36,8 @@ def ensure(engine: sa.Engine, write: Callable[[], AbstractContextManager[sa.Conn
                 found = current(connection)
             if found is None:
                 metadata.create_all(connection)
-                for statement in triggers(connection.dialect.name):
+                dialect = connection.dialect.name
+                for statement in (*counters.triggers(dialect), *event_triggers.triggers(dialect)):
                     connection.exec_driver_sql(statement)
                 connection.execute(store_clock.insert().values(id=1, probes=0))
                 _version.create(connection)

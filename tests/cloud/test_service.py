@@ -17,7 +17,7 @@ import httpx
 from aeic.bundle import Bundle
 from aeic.v1 import ingest_pb2 as pb
 from cloud_decoder.metrics import Metrics
-from cloud_decoder.settings import Settings
+from cloud_decoder.settings import RetentionPolicy, Settings
 from tests.support.cloud import IngestClient, cloud_process
 from tests.support.frames import MakeFrame
 from tests.support.roots import DOCS
@@ -107,6 +107,16 @@ def test_the_docs_list_every_setting_with_its_default() -> None:
         shown = field.default.get_secret_value() if hasattr(field.default, "get_secret_value") else field.default
         assert default == ("" if shown in (None, "") else f"`{shown}`"), name
         assert text == field.description, name
+
+
+def test_the_docs_list_every_key_of_a_retention_policy() -> None:
+    table = GUIDE.read_text().partition("### Retention policies")[2].partition("\n## ")[0]
+    rows = dict(re.findall(r"^\| `(\w+)` \| (.*) \|$", table, re.M))
+    expected = {
+        name: f"{'' if field.default is None else f'`{field.default}`'} | {field.description}"
+        for name, field in RetentionPolicy.model_fields.items()
+    }
+    assert rows == expected
 
 
 def test_the_docs_list_every_metric() -> None:

@@ -68,7 +68,7 @@ def router(
         row = await images.row(tenant, id)
         asked = _parsed(await read_body(request, limits, bodies, tenant))
         if row.state is FrameState.PRUNED:
-            raise Gone(f"frame {id} was pruned by retention")
+            raise Gone(f"frame {id} is gone: {row.reason}")
         if row.parent is not None:
             raise InvalidParameter(f"frame {id} answers a request itself: ask about its parent, frame {row.parent}")
         region = None if asked.region is None else _inside(asked.region, row)
