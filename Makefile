@@ -116,7 +116,7 @@ results: install ## draw the tables and plots of docs/results from the committed
 notebook: install ## run docs/notebooks/look_inside.ipynb and write its page with the output
 	$(BIN)/python docs/notebooks/run.py
 
-test-full: install ## run the slow tests with a full-size conversion (8 GB of memory); AEIC_GOLDENS: folder of golden vectors
+test-full: install ## run the slow tests with a full-size conversion and training step (9 GB of memory); AEIC_GOLDENS: folder of golden vectors
 	AEIC_FULL=$${AEIC_FULL:-se} $(BIN)/python -m pytest -m slow
 
 test-edge: ## test the format, the edge and the client on PYTHON (3.11 to 3.14), in an environment without torch

@@ -181,7 +181,7 @@ def test_a_student_of_other_latents_learns_from_me(
 
 
 @pytest.mark.slow
-@pytest.mark.skipif("AEIC_FULL" not in os.environ, reason="full size: minutes, 12 GB of memory, 5 GB of disk")
+@pytest.mark.skipif("AEIC_FULL" not in os.environ, reason="full size: minutes, 9 GB of memory, 5 GB of disk")
 def test_one_step_at_full_size(photographs: Path, tmp_path: Path) -> None:
     official = tmp_path / "official"
     write_official(official, profiles.profile("me"))
