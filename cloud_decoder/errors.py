@@ -9,6 +9,7 @@
          +- NoEdge               no edge is configured         HTTP 404, NOT_FOUND
          +- UnknownRequest       no such request here          HTTP 404, NOT_FOUND
          +- Gone                 pruned by retention           HTTP 410, NOT_FOUND
+         +- OtherForm            a file, not a frame, or vice  HTTP 409, FAILED_PRECONDITION
          +- StoredDamage         its stored bytes have changed HTTP 500, INTERNAL
          +- Undecodable          quarantined, with its reason  HTTP 422, FAILED_PRECONDITION
          +- DeviceOutOfMemory    a batch too large             HTTP 500, INTERNAL
@@ -57,6 +58,12 @@ class Gone(ServiceError):
     """Retention has removed the frame."""
 
     http_status = 410
+
+
+class OtherForm(ServiceError):
+    """A frame was asked for, and the answer of that id is a picture file; or the other way round."""
+
+    http_status = 409
 
 
 class StoredDamage(ServiceError):

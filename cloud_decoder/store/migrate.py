@@ -19,7 +19,7 @@ from cloud_decoder.errors import StoreUnavailable
 from cloud_decoder.store.counters import triggers
 from cloud_decoder.store.schema import metadata, store_clock
 
-HEAD = "0006"
+HEAD = "0007"
 MIGRATIONS = Path(__file__).parent / "migrations"
 LOCK = 1095059779
 """The PostgreSQL advisory lock under which tables are created and altered, because front ends start together."""

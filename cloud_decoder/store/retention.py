@@ -56,14 +56,17 @@ class Retention:
             update = sa.update(frames).where(chosen).values(values).returning(frames.c.seq)
             marked = list(connection.execute(update).scalars())
             parents = frames.alias("parents")
-            theirs = sa.select(parents.c.seq).where(
-                parents.c.tenant == frames.c.tenant,
-                parents.c.id == frames.c.parent,
-                self._database.among(parents.c.seq, marked),
-            )
-            answers = sa.and_(frames.c.parent.is_not(None), frames.c.state.in_(_FINISHED), sa.exists(theirs))
-            update = sa.update(frames).where(answers).values(values).returning(frames.c.seq)
-            marked += connection.execute(update).scalars()
+            new = marked
+            while new:  # an answer may have answers of its own, if it is a new picture
+                theirs = sa.select(parents.c.seq).where(
+                    parents.c.tenant == frames.c.tenant,
+                    parents.c.id == frames.c.parent,
+                    self._database.among(parents.c.seq, new),
+                )
+                answers = sa.and_(frames.c.parent.is_not(None), frames.c.state.in_(_FINISHED), sa.exists(theirs))
+                update = sa.update(frames).where(answers).values(values).returning(frames.c.seq)
+                new = list(connection.execute(update).scalars())
+                marked = marked + new
             connection.execute(sa.delete(jobs).where(self._database.among(jobs.c.seq, marked)))
             return len(marked)
 
