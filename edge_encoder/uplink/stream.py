@@ -289,7 +289,7 @@ class Stream:
             offset = min(ack.received_bytes, size)
             if ack.unwanted or offset == size:
                 return
-            if file.sent > 2 * size + 4 * MOST_BYTES:
+            if file.sent > 2 * size + MOST_BYTES:
                 raise Interrupted("the cloud asks for the same pieces again and again")
 
     async def _watch(self) -> None:

@@ -14,10 +14,10 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 from aeic.v1 import ingest_pb2 as pb
-from edge_encoder.answers.answerer import PRIORITY, Ask, File, Kind, Send
+from edge_encoder.answers.answerer import PRIORITY, Ask, File, Interrupted, Kind, Reason, Refused, Send
 from edge_encoder.metrics import Metrics
 from edge_encoder.spool.record import Record, State
 from edge_encoder.uplink import in_flight, stream
@@ -78,6 +78,10 @@ class Plan:
     frames: int = 60
     asks: tuple[tuple[float, Kind, int], ...] = ()
     """Seconds, kind and bytes; the answer is as large as it may be."""
+    cloud: Literal["takes", "old", "silent", "unwanted", "stuck"] = "takes"
+    """How the cloud takes pieces: all; none, and it says so; without an answer; with the answer that it wants no more,
+    or that it has none."""
+    ack_timeout_seconds: float = 1e6
 
 
 @dataclass
@@ -88,6 +92,8 @@ class Run:
     delays: list[float] = field(default_factory=list)
     answered: list[float] = field(default_factory=list)
     pieces: list[int] = field(default_factory=list)
+    refusals: list[str] = field(default_factory=list)
+    interrupted: int = 0
 
     def most_later_than(self, other: Run) -> float:
         """The most by which a frame was later than the same one in another run, in seconds."""
@@ -157,18 +163,25 @@ class _Link:
     def _arrive(self, message: pb.DeliverRequest) -> None:
         match message.WhichOneof("message"):
             case "hello":
-                welcome = pb.Welcome(window=64, sends_requests=True, takes_originals=True)
+                welcome = pb.Welcome(window=64, sends_requests=True, takes_originals=self._plan.cloud != "old")
                 self.send(pb.DeliverResponse(welcome=welcome))
             case "frame":
                 self.send(pb.DeliverResponse(ack=pb.Ack(id=message.frame.id, status=pb.ACK_STATUS_STORED)))
             case "piece":
                 piece = message.piece
                 had = self._files.get(piece.request_id, 0)
+                self._run.pieces.append(len(piece.data))
+                if self._plan.cloud in ("stuck", "unwanted"):
+                    ack = pb.PieceAck(request_id=piece.request_id, unwanted=self._plan.cloud == "unwanted")
+                    self.send(pb.DeliverResponse(piece=ack))
+                if self._plan.cloud != "takes":
+                    return
                 assert piece.offset == had, "a piece that does not follow the last one"
                 self._files[piece.request_id] = had + len(piece.data)
-                self._run.pieces.append(len(piece.data))
                 ack = pb.PieceAck(request_id=piece.request_id, received_bytes=had + len(piece.data))
                 self.send(pb.DeliverResponse(piece=ack))
+            case "refusal":
+                self._run.refusals.append(pb.RefusalReason.Name(message.refusal.reason))
 
 
 def simulate(plan: Plan, folder: Path) -> Run:
@@ -195,15 +208,20 @@ async def _simulate(plan: Plan, folder: Path) -> Run:
         spooled[ask.id] = loop.time()
         answers.add(ask.id)
         if ask.kind is Kind.ORIGINAL:
-            assert send is not None
-            await send(File(bytes(ask.max_bytes)))
+            if send is None:
+                raise Refused(Reason.UNSUPPORTED, "as the Answerer does")
+            try:
+                await send(File(bytes(ask.max_bytes)))
+            except Interrupted:
+                run.interrupted += 1
+                raise
             run.answered.append(loop.time() - spooled[ask.id])
             return
         spool.put(Record(ask.id, bytes(ask.max_bytes), 64, 64, 0, priority=PRIORITY))
         wake.set()
 
     link = _Link(loop, plan, run)
-    given = settings(folder, ack_timeout_seconds=1e6)
+    given = settings(folder, ack_timeout_seconds=plan.ack_timeout_seconds)
     context = StreamContext(
         cast(Any, spool), given, Metrics(), Window(64), wake, lambda ident: False, lambda size: None, answer
     )

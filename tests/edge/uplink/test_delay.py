@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Literal
 
 import pytest
 
@@ -51,6 +52,21 @@ def test_a_quick_link_carries_a_file_in_large_pieces(tmp_path: Path) -> None:
     plan = Plan(bytes_per_second=1e6, latency=0.02, asks=((1.0, Kind.ORIGINAL, 2_000_000),))
     run = simulate(plan, tmp_path)
     assert sum(run.pieces) == 2_000_000 and max(run.pieces) == MOST_BYTES and run.answered[0] < 10
+
+
+@pytest.mark.parametrize("cloud", ["old", "silent", "unwanted", "stuck"])
+def test_a_cloud_that_does_not_take_a_file_harms_no_frame(
+    tmp_path: Path, cloud: Literal["old", "silent", "unwanted", "stuck"]
+) -> None:
+    """A cloud of before is sent no piece; a silent one one piece; a stuck one not many files."""
+    plan = Plan(cloud=cloud, ack_timeout_seconds=20.0, frames=120, period=1.07)
+    alone = simulate(plan, tmp_path)
+    run = simulate(dataclasses.replace(plan, asks=((5.0, Kind.ORIGINAL, 5000),)), tmp_path)
+    assert run.most_later_than(alone) <= (LEAST_BYTES + HEAD_BYTES) / plan.bytes_per_second
+    assert run.refusals == (["REFUSAL_REASON_UNSUPPORTED"] if cloud == "old" else [])
+    assert run.interrupted == (cloud in ("silent", "stuck"))
+    least, most = {"old": (0, 0), "stuck": (5000, 10_000 + 2 * MOST_BYTES)}.get(cloud, (1, LEAST_BYTES))
+    assert least <= sum(run.pieces) <= most
 
 
 def test_pieces_follow_the_link() -> None:
