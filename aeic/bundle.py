@@ -27,6 +27,7 @@ from aeic.bitstream import MAX_RATES
 from aeic.errors import BundleError, RateError
 from aeic.npz import read_npz
 from aeic.profiles import SCALE_COUNT
+from aeic.runtime import memory
 from aeic.tables import Rows
 
 FORMAT = 1
@@ -147,6 +148,7 @@ class Bundle:
                 options = onnxruntime.SessionOptions()
                 options.intra_op_num_threads = threads
                 options.log_severity_level = 3
+                memory.share_arena(options)
                 # Threads that spin while they wait cost a busy box several times the work itself. The large entropy
                 # graphs are hundreds of short nodes: there a short spin bridges the gaps, 15 % faster in all.
                 spins = threads != 1 and self.shares_threads

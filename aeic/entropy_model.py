@@ -9,11 +9,9 @@ z (N, Cz, hz, wz). Arrays that only the encoder needs are of one picture and hav
 
 from __future__ import annotations
 
-from functools import cache
 from typing import Any, Protocol
 
 import numpy as np
-import onnxruntime
 from numpy.typing import NDArray
 
 from aeic.bundle import Bundle
@@ -21,21 +19,13 @@ from aeic.errors import BundleError
 from aeic.passes import PASS_COUNT, gather, pass_mask, scatter
 from aeic.profiles import HYPER_STRIDE
 from aeic.quantise import Floats, dequantise, hyper_size, pad_latent, quantise_residual
+from aeic.runtime import memory
 
 Symbols = NDArray[np.int16]
 Indexes = NDArray[np.int8]
 
 
 _LARGE_BYTES = 2 << 20
-
-
-@cache
-def _shrinking() -> onnxruntime.RunOptions:
-    """Options of a run after which the session's arena returns what it does not use. Otherwise every session would keep
-    the memory of the largest picture that it has seen."""
-    options = onnxruntime.RunOptions()
-    options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
-    return options
 
 
 def fill(base: Floats, index: int, values: Floats) -> Floats:
@@ -103,7 +93,7 @@ class EntropyModel:
         session = self._bundle.session(name, self._threads)
         large = max(array.nbytes for array in inputs.values()) > _LARGE_BYTES
         try:
-            outputs: list[NDArray[Any]] = session.run(None, inputs, _shrinking() if large else None)
+            outputs: list[NDArray[Any]] = session.run(None, inputs, memory.shrinking() if large else None)
         except Exception as error:  # ONNX Runtime's own errors share no narrower base
             raise BundleError(f"{name}.onnx of bundle {self._bundle.name} failed ({error}): export it again") from error
         return outputs

@@ -425,14 +425,13 @@ def speed(
     as_json: Annotated[bool, typer.Option("--json", help="Print the JSON only.")] = False,
 ) -> None:
     """Encode and decode times of single pictures."""
-    from aeic_tools import speed as bench
-    from aeic_tools import speed_by_size
+    from aeic_tools.speed import by_size, single
 
     if sizes:
-        paths = bench.pictures_in(pictures)
-        _finish(speed_by_size.run(paths, sizes, reps=reps, bundle=model, threads=threads, table=not as_json))
+        paths = single.pictures_in(pictures)
+        _finish(by_size.run(paths, sizes, reps=reps, bundle=model, threads=threads, table=not as_json))
         return
-    _finish(bench.run(pictures, reps=reps, bundle=model, threads=threads, table=not as_json))
+    _finish(single.run(pictures, reps=reps, bundle=model, threads=threads, table=not as_json))
 
 
 MEASUREMENTS = {
@@ -449,7 +448,7 @@ MEASUREMENTS = {
     ),
     "ablation": ("aeic_train.studies.ablation", "train", "Short trainings that differ in one setting each."),
     "complexity": ("aeic_nets.official.complexity", "train", "Parameters and multiply-adds, compared with the paper."),
-    "speed-table": ("aeic_tools.speed_table", "edge-cpu", "Encode and decode times beside the published ones."),
+    "speed-table": ("aeic_tools.speed.table", "edge-cpu", "Encode and decode times beside the published ones."),
     "costs": ("aeic_train.studies.costs", "train", "Times and multiply-adds, compared with other codecs."),
     "goldens": ("aeic_nets.official.goldens_check", "train", "Comparison with golden vectors of the research code."),
     "decode": ("benchmarks.decode", "dev", "Decoding with a full-size profile, compared with plain PyTorch."),
@@ -461,7 +460,11 @@ MEASUREMENTS = {
     "edge": ("benchmarks.edge", "dev", "The whole edge path: frames per second, memory, bytes sent."),
     "edge-overload": ("benchmarks.edge_overload", "dev", "How fast the edge answers under ten times its capacity."),
     "serve": ("benchmarks.serve", "bench", "The cloud under full load, compared with LitServe and Ray Serve."),
-    "fleet": ("benchmarks.fleet", "dev", "Several workers: claims, ingest, scaling, and the simulator's prediction."),
+    "fleet": (
+        "benchmarks.fleet.report",
+        "dev",
+        "Several workers: claims, ingest, scaling, and the simulator's prediction.",
+    ),
     "store": ("benchmarks.store", "dev", "A store with a million frames: every route, and retention against ingest."),
 }
 """Name of a measurement: its module, the extra that it needs, its help text."""
@@ -472,7 +475,7 @@ simulate_app = typer.Typer(
 )
 app.add_typer(simulate_app, name="simulate")
 SIMULATIONS = {
-    "fleet": ("benchmarks.fleet_simulator", "dev", "GPUs, queue age, database load and cost of 10^3 to 10^6 cameras."),
+    "fleet": ("benchmarks.fleet.simulator", "dev", "GPUs, queue age, database load and cost of 10^3 to 10^6 cameras."),
 }
 
 

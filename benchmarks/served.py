@@ -180,7 +180,7 @@ def peer_service(name: str, bundle: Path, max_batch: int) -> Iterator[Service]:
     """Run LitServe or Ray Serve with the same decoder."""
     with socket.create_server(("127.0.0.1", 0)) as found:
         port = found.getsockname()[1]
-    command = ["-m", f"benchmarks.peer_{name}", str(port), str(max_batch)]
+    command = ["-m", f"benchmarks.peers.{name}", str(port), str(max_batch)]
     with process(command, AEIC_BUNDLE=str(bundle)) as running:
         service = {"litserve": LitServe, "ray": RayServe}[name](f"http://127.0.0.1:{port}", running.pid)
         end = time.monotonic() + START_SECONDS

@@ -90,6 +90,7 @@ class Maintenance:
         """Mark what is over the limits, and remove what was marked before the grace period, until nothing is left.
 
         Marked frames may take as many bytes again as ``retention_bytes``. The oldest beyond that are removed at once.
+        Does nothing while the clock is refused (store/clock.py).
         """
         settings, retention = self._settings, self._store.retention
         if self._store.trusted_clock.problem or not (settings.retention_seconds or settings.retention_bytes):

@@ -82,7 +82,12 @@ class Settings(ServiceSettings):
     poll_seconds: float = Field(0.25, gt=0, description="How often an idle `worker` looks for frames.")
     eager: str = Field("all", description="What is decoded on arrival: `all`, `none`, or sources separated by commas.")
     lease_seconds: float = Field(60.0, gt=0, description="How long a worker holds a frame without renewing its lease.")
-    max_attempts: int = Field(3, ge=1, description="Crashes of the decoder on one frame before it goes to quarantine.")
+    max_attempts: int = Field(
+        3,
+        ge=1,
+        description="Deaths of the decoder process with one frame alone, or of the service while it decodes that frame,"
+        " before the frame goes to quarantine.",
+    )
     metrics_sources: int = Field(
         200,
         ge=0,

@@ -45,7 +45,11 @@ class GroupCommit:
 
     def add(self, frame: NewFrame) -> asyncio.Future[Added]:
         """Put ``frame`` into the next commit. The future resolves once the frame is durable, or fails with
-        ``StoreUnavailable``."""
+        ``StoreUnavailable``.
+
+        Durable: ``Frames.add`` has committed the frame and, if it is to be decoded on arrival, its job. The commit is
+        synced to the disk (``synchronous=FULL`` in store/database.py).
+        """
         done: asyncio.Future[Added] = asyncio.get_running_loop().create_future()
         self._waiting.append((frame, done))
         if self._running is None or self._running.done():

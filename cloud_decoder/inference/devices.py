@@ -68,7 +68,10 @@ def build_entropy(bundle: Bundle, device: str, threads: int, check_every: int) -
 
 
 def build_generator(bundle: Path, device: str, threads: int) -> GeneratorBackend:
-    """The generator of the bundle in a folder, on a device that :func:`choose_device` returned."""
+    """The generator of the bundle in a folder, on a device that :func:`choose_device` returned.
+
+    The device decides which class it is. In torch, the network of every bundle is a ``PictureGenerator``.
+    """
     if device == "onnx":
         return OnnxGenerator(bundle, threads)
     if device == "openvino":

@@ -9,6 +9,7 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from aeic.errors import BundleError
+from aeic.runtime import memory
 from cloud_decoder.inference.backend import GeneratorBackend
 
 
@@ -21,6 +22,7 @@ class OnnxGenerator(GeneratorBackend):
         options.log_severity_level = 3
         # ONNX Runtime would keep a memory plan for every shape for good, and batches come in many shapes.
         options.enable_mem_pattern = False
+        memory.share_arena(options)
         # Threads that spin between batches would take the cores from entropy decoding and from writing files.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         path = bundle / "synthesis.onnx"
@@ -28,9 +30,6 @@ class OnnxGenerator(GeneratorBackend):
             self._session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         except Exception as error:  # ONNX Runtime's own errors share no narrower base
             raise BundleError(f"{path} cannot be loaded ({error}): fetch the bundle again") from error
-        self._run_options = onnxruntime.RunOptions()
-        # Otherwise the arena keeps the memory of the largest batch, and grows with the next larger one.
-        self._run_options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
 
     @property
     def runtime(self) -> str:
@@ -44,5 +43,5 @@ class OnnxGenerator(GeneratorBackend):
 
     def __call__(self, y_hat: NDArray[np.float32]) -> NDArray[np.float32]:
         """(N, M, h, w) float32 -> (N, 3, 32 h, 32 w) float32."""
-        (image,) = self._session.run(["image"], {"y_hat": np.ascontiguousarray(y_hat)}, self._run_options)
+        (image,) = self._session.run(["image"], {"y_hat": np.ascontiguousarray(y_hat)}, memory.shrinking())
         return np.asarray(image, np.float32)

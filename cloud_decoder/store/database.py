@@ -29,7 +29,7 @@ CLOCK_SECONDS = 30.0
 TRIES = 5
 RETRYABLE = {"40001", "40P01"}
 """PostgreSQL's codes for a transaction that conflicted with another one and may be tried again."""
-DAMAGED = ("malformed", "not a database")
+DAMAGE_MESSAGES = ("malformed", "not a database")
 """Parts of SQLite's messages about pages that are not what SQLite has written."""
 POSTGRESQL = {
     "connect_timeout": 5,
@@ -206,7 +206,7 @@ class Database:
 
     def _unavailable(self, error: SQLAlchemyError, what: str, remedy: str) -> StoreUnavailable:
         cause = _cause(error)
-        if self.sqlite and any(words in cause for words in DAMAGED):
+        if self.sqlite and any(words in cause for words in DAMAGE_MESSAGES):
             self.damage = cause
         return StoreUnavailable(f"{what} ({cause}): {remedy}")
 

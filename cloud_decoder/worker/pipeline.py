@@ -1,9 +1,10 @@
 """Entropy decoding on threads or on a GPU, then synthesis in batches on the device or on several.
 
-If synthesis runs on the CPU, the two stages take turns, and entropy decoding runs ahead until a batch is full. On a
-GPU they overlap, and each GPU has its own loop; all loops take from one queue. A batch that fails is halved
-until the failing frame is alone. Out of memory leads to smaller batches, a lost process to another process, a GPU that
-does not come back to the remaining ones, and any other failure to one frame in quarantine.
+If synthesis runs on the CPU, the two stages take turns, and entropy decoding runs ahead until a batch is full. Large
+frames are entropy-decoded beside that, one at a time, so that small ones do not wait for them. On a GPU the stages
+overlap, and each GPU has its own loop; all loops take from one queue. A batch that fails is halved until the failing
+frame is alone. Out of memory leads to smaller batches, a lost process to another process, a GPU that does not come back
+to the remaining ones, and any other failure to one frame in quarantine.
 
 Both stages can end this process: the entropy decoder runs in it, and the machine may kill it for its memory. An attempt
 is therefore counted before a frame's entropy decoding begins. A frame that has an attempt from an earlier life of a
@@ -37,7 +38,7 @@ from cloud_decoder.store.records import FrameState
 from cloud_decoder.threads import run_on
 from cloud_decoder.tiling import Tile, TileAssembler
 from cloud_decoder.worker import tracing
-from cloud_decoder.worker.batcher import WorkItem
+from cloud_decoder.worker.batcher import Batcher, WorkItem
 from cloud_decoder.worker.claimer import Claimer
 from cloud_decoder.worker.completion import Completion, reason_of
 from cloud_decoder.worker.job import DecodeJob
@@ -57,8 +58,8 @@ AHEAD = 4
 """Frames that each thread entropy-decodes before synthesis has its turn on shared cores: each change of turns costs
 cold caches and a pause."""
 TURN_PIXELS = 1 << 24
-"""That are entropy-decoded before synthesis has its turn on shared cores. A larger frame has its own turn, so that
-a small one is not held up by the large one that happens to follow it."""
+"""That are entropy-decoded before synthesis has its turn on shared cores. A larger frame takes no turn: it is decoded
+beside them, on a thread of its own."""
 READY_BATCHES = 8
 """Decoded latents held, in batches. Enough that frames of mixed shapes still fill batches."""
 
@@ -121,7 +122,8 @@ class Pipeline:
         self._ready_limit = READY_BATCHES * decoder.max_batch
         self._entropy_workers, self._shares_cpu = decoder.entropy_workers, decoder.shares_cpu
         self._max_batch_pixels = decoder.max_batch_pixels
-        self._entropy_threads = ThreadPoolExecutor(decoder.entropy_workers, "entropy")
+        large = 1 if self._shares_cpu else 0
+        self._entropy_threads = ThreadPoolExecutor(decoder.entropy_workers + large, "entropy")
         self._device_threads = [ThreadPoolExecutor(1, f"device-{lane}") for lane in range(decoder.lanes)]
         self._lock = SharedLock()
         self._entropy_calls = 0
@@ -153,7 +155,7 @@ class Pipeline:
     def loops(self) -> list[Callable[[], Awaitable[None]]]:
         """Coroutines to run, each of which ends when the scheduler drains."""
         if self._shares_cpu:
-            return [self._take_turns]
+            return [self._take_turns, self._run_large]
         devices = [partial(self._run_device, lane) for lane in range(len(self._device_threads))]
         return [*[self._run_entropy] * self._entropy_workers, *devices]
 
@@ -168,9 +170,18 @@ class Pipeline:
         while not scheduler.draining:
             self._expire()
             if len(scheduler.entropy) and not scheduler.device.full and self._room:
-                await self._entropy_step(AHEAD * self._entropy_workers, TURN_PIXELS)
+                await self._entropy_step(scheduler.entropy, AHEAD * self._entropy_workers, TURN_PIXELS)
             elif len(scheduler.device):
                 await self._device_step(0)
+            else:
+                await scheduler.change()
+
+    async def _run_large(self) -> None:
+        scheduler = self._scheduler
+        while not scheduler.draining:
+            self._expire()
+            if len(scheduler.large) and self._room:
+                await self._entropy_step(scheduler.large, 1)
             else:
                 await scheduler.change()
 
@@ -178,7 +189,7 @@ class Pipeline:
         while not self._scheduler.draining:
             self._expire()
             if len(self._scheduler.entropy) and self._room and self._entropy_calls < self._most_entropy_calls:
-                await self._entropy_step(self._model_pool.entropy_batch)
+                await self._entropy_step(self._scheduler.entropy, self._model_pool.entropy_batch)
             else:
                 await self._scheduler.change()
 
@@ -216,8 +227,8 @@ class Pipeline:
 
     # -- entropy decoding -------------------------------------------------------------------------------------------
 
-    async def _entropy_step(self, limit: int, most_pixels: int = 2**62) -> None:
-        group = self._scheduler.take_entropy(limit, min(most_pixels, self._pixels_left))
+    async def _entropy_step(self, queue: Batcher[str], limit: int, most_pixels: int = 2**62) -> None:
+        group = self._scheduler.take_entropy(queue, limit, min(most_pixels, self._pixels_left))
         if not group:
             return
         self._open.update(group)

@@ -1,5 +1,6 @@
-"""The worker's jobs, indexed by digest, with two queues: whole frames for entropy decoding, tiles for the device.
+"""The worker's jobs, indexed by digest, with queues for both stages: frames for entropy decoding, tiles for the device.
 
+Frames over a size may have an entropy queue of their own, so that small ones do not wait for a large one.
 It knows urgency and limits, but no store, no thread and no tensor. Use it from one event loop.
 """
 
@@ -24,7 +25,10 @@ POLL_SECONDS = 1.0
 
 
 class Scheduler:
-    """At most ``max_demanded`` jobs that callers wait for. The claimer limits those of stored frames."""
+    """At most ``max_demanded`` jobs that callers wait for. The claimer limits those of stored frames.
+
+    Jobs over ``large_pixels`` wait in ``large`` for entropy decoding, all others in ``entropy``.
+    """
 
     def __init__(
         self,
@@ -35,6 +39,7 @@ class Scheduler:
         max_batch_pixels: int,
         aging_seconds: float,
         loaded: Callable[[str], bool],
+        large_pixels: int = 2**62,
     ) -> None:
         def ready(bucket: Bucket) -> bool:
             return loaded(bucket[0])
@@ -44,7 +49,10 @@ class Scheduler:
         self.draining = False
         self.broken = False
         self.jobs: dict[str, DecodeJob] = {}
-        self.entropy: Batcher[str] = Batcher(max_cost=2**62, max_items=1, aging_seconds=aging_seconds, ready=ready)
+        self.large_pixels = large_pixels
+        self.entropy, self.large = (
+            Batcher[str](max_cost=2**62, max_items=1, aging_seconds=aging_seconds, ready=ready) for _ in range(2)
+        )
         self.device: Batcher[tuple[str, Tile]] = Batcher(
             max_cost=max_batch_pixels, max_items=max_batch, aging_seconds=aging_seconds, ready=ready
         )
@@ -57,6 +65,11 @@ class Scheduler:
     def has(self, job: DecodeJob) -> bool:
         """Whether ``job`` is still scheduled; it is not once it ended or was dropped."""
         return self.jobs.get(job.digest) is job
+
+    @property
+    def waiting(self) -> dict[str, int]:
+        """Items that wait, by stage."""
+        return {"entropy": len(self.entropy) + len(self.large), "device": len(self.device)}
 
     def stored(self, fingerprint: str) -> int:
         """Jobs of one bundle that stored frames wait for."""
@@ -72,7 +85,7 @@ class Scheduler:
             raise Draining()
         if sum(1 for job in self.jobs.values() if job.priority >= DEMAND_PRIORITY) >= self.max_demanded:
             self.metrics.sheds.labels("queue_full").inc()
-            seconds = (self.entropy.cost + self.device.cost) / self.pixels_per_second
+            seconds = (self.entropy.cost + self.large.cost + self.device.cost) / self.pixels_per_second
             message = f"{self.max_demanded} pictures wait already: ask again later"
             raise Overloaded(message, retry_after=min(60.0, max(1.0, seconds)))
 
@@ -82,7 +95,7 @@ class Scheduler:
         done.add_done_callback(_retrieve_exception)
         job = DecodeJob(digest, data, frame, priority, time.monotonic(), done, deadline)
         self.jobs[digest] = job
-        self.entropy.add(job.entropy_item())
+        self._entropy_queue(job).add(job.entropy_item())
         self.touch()
         return job
 
@@ -101,24 +114,27 @@ class Scheduler:
 
     def requeue(self, job: DecodeJob) -> None:
         """Move a waiting job to its new place after its priority or deadline has changed."""
-        if job.digest in self.entropy:
-            self.entropy.discard([job.digest])
-            self.entropy.add(job.entropy_item())
+        queue = self._entropy_queue(job)
+        if job.digest in queue:
+            queue.discard([job.digest])
+            queue.add(job.entropy_item())
         for item in job.tile_items():
             if item.key in self.device:
                 self.device.discard([item.key])
                 self.device.add(item)
 
-    def take_entropy(self, limit: int = 1, max_cost: int = 2**62) -> list[DecodeJob]:
-        """The most urgent jobs that wait for entropy decoding, at most ``limit`` and at most ``max_cost`` pixels
-        together. The first one may be larger than that; it is then alone, as a suspect always is."""
+    def take_entropy(self, queue: Batcher[str], limit: int = 1, max_cost: int = 2**62) -> list[DecodeJob]:
+        """The most urgent jobs of an entropy queue, at most ``limit`` and at most ``max_cost`` pixels together.
+
+        The first one may be larger than that; it is then alone, as a suspect always is.
+        """
         group: list[DecodeJob] = []
         while len(group) < limit and sum(job.cost for job in group) < max_cost:
-            if not (items := self.entropy.take(time.monotonic())):
+            if not (items := queue.take(time.monotonic())):
                 break
             job = self.jobs[items[0].key]
             if group and (job.suspect or sum(one.cost for one in group) + job.cost > max_cost):
-                self.entropy.add(items[0])
+                queue.add(items[0])
                 break
             group.append(job)
             if job.suspect:
@@ -140,7 +156,7 @@ class Scheduler:
     def take_expired(self) -> list[DecodeJob]:
         """The jobs whose deadline has passed. They are taken from the queues; the caller has to :meth:`end` them."""
         now = time.monotonic()
-        late = [item.key for item in self.entropy.take_expired(now)]
+        late = [item.key for queue in (self.entropy, self.large) for item in queue.take_expired(now)]
         late += [item.key[0] for item in self.device.take_expired(now)]
         return [self.jobs[digest] for digest in dict.fromkeys(late)]
 
@@ -157,9 +173,12 @@ class Scheduler:
         """Remove a job whose callers are answered later."""
         if self.has(job):
             del self.jobs[job.digest]
-            self.entropy.discard([job.digest])
+            self._entropy_queue(job).discard([job.digest])
             self.device.discard(item.key for item in job.tile_items())
         self.touch()
+
+    def _entropy_queue(self, job: DecodeJob) -> Batcher[str]:
+        return self.large if job.cost > self.large_pixels else self.entropy
 
     def touch(self) -> None:
         """Wake every task that sleeps in :meth:`change`."""
@@ -167,7 +186,7 @@ class Scheduler:
 
     async def change(self) -> None:
         """Sleep until a job is added or removed, at most :data:`POLL_SECONDS`."""
-        self.metrics.waiting.labels("entropy").set(len(self.entropy))
+        self.metrics.waiting.labels("entropy").set(self.waiting["entropy"])
         self.metrics.waiting.labels("device").set(len(self.device))
         self._changed.clear()
         with contextlib.suppress(TimeoutError):

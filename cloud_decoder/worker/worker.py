@@ -38,7 +38,7 @@ from cloud_decoder.tiling import Picture
 from cloud_decoder.worker.claimer import Claimer, ClaimSettings
 from cloud_decoder.worker.completion import Completion
 from cloud_decoder.worker.job import DEMAND_PRIORITY, DecodeJob
-from cloud_decoder.worker.pipeline import READY_BATCHES, Pipeline
+from cloud_decoder.worker.pipeline import READY_BATCHES, TURN_PIXELS, Pipeline
 from cloud_decoder.worker.scheduler import Scheduler
 
 log = logging.getLogger(__name__)
@@ -96,6 +96,7 @@ class Worker:
             max_batch_pixels=decoder.max_batch_pixels,
             aging_seconds=settings.aging_seconds,
             loaded=model_pool.loaded,
+            large_pixels=TURN_PIXELS if decoder.shares_cpu else 2**62,
         )
         self._store_threads = ThreadPoolExecutor(2, "store")
         self._image_threads = ThreadPoolExecutor(formats.THREADS, "image")
@@ -205,7 +206,7 @@ class Worker:
     @property
     def waiting(self) -> dict[str, int]:
         """Items that wait, by stage."""
-        return {"entropy": len(self.scheduler.entropy), "device": len(self.scheduler.device)}
+        return self.scheduler.waiting
 
     # -- for callers ------------------------------------------------------------------------------------------------
 

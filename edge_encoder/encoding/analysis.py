@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 from aeic.bundle import Bundle
 from aeic.pixels import pad_picture, to_tensor
 from aeic.profiles import LATENT_STRIDE, PICTURE_MULTIPLE
-from aeic.runtime import cuda
+from aeic.runtime import cuda, memory
 from edge_encoder.encoding import ProviderChoice
 from edge_encoder.encoding.execution_provider import PART_PROVIDERS, Session, open_part, open_session, run_bound
 
@@ -84,8 +84,7 @@ class Analysis:
         self._tile_pixels = tile_pixels
         self._margin = margin
         # A picture in tiles needs more memory than most, and rarely: the arena shrinks after its last tile.
-        self._last = onnxruntime.RunOptions()
-        self._last.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
+        self._last = memory.shrinking()
 
     def __call__(self, rgb: NDArray[np.uint8]) -> Latent:
         """y of the picture (H, W, 3), padded as the format says: (M, ceil(H/64)*2, ceil(W/64)*2) float32."""

@@ -21,7 +21,7 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from aeic.errors import BundleError
-from aeic.runtime import cuda, openvino
+from aeic.runtime import cuda, memory, openvino
 from aeic.runtime.fastest import Run, choose
 from aeic.runtime.openvino import OpenVinoSession
 from aeic.runtime.processor import multiplies_bfloat16
@@ -130,9 +130,7 @@ def _session(path: Path, providers: list[Any], threads: int) -> onnxruntime.Infe
     options.log_severity_level = 3
     # Memory patterns are kept for every input size and never shared; without them a third less memory, no slower.
     options.enable_mem_pattern = False
-    # The arena grows by what is requested instead of doubling; the setting is process-wide.
-    _share_arena()
-    options.add_session_config_entry("session.use_env_allocators", "1")
+    memory.share_arena(options)
     # Spinning gains a few per cent on an idle machine and slows down a busy one several times.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     try:
@@ -141,14 +139,6 @@ def _session(path: Path, providers: list[Any], threads: int) -> onnxruntime.Infe
         raise BundleError(f"{path.name} cannot be loaded ({error}): fetch the bundle again") from error
     session.disable_fallback()
     return session
-
-
-@functools.cache
-def _share_arena() -> None:
-    memory = onnxruntime.OrtMemoryInfo(
-        "Cpu", onnxruntime.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, onnxruntime.OrtMemType.DEFAULT
-    )
-    onnxruntime.create_and_register_allocator(memory, onnxruntime.OrtArenaCfg({"arena_extend_strategy": 1}))
 
 
 def _known_picture() -> NDArray[np.float32]:

@@ -63,8 +63,13 @@ class Owner(Protocol):
 
 
 class Writer:
-    """Owns the writing connection. On a full disk the `reserve` is used for deliveries, and reserved again as soon as
-    the disk has the space. `failure`: why nothing can be written now. `restarts`: programming errors survived."""
+    """Owns the writing connection.
+
+    An operation is done when its transaction is committed and synced to the disk: the connection is that of
+    `database.connect`, with synchronous=FULL. On a full disk the `reserve` is used for deliveries, and reserved again
+    as soon as the disk has the space. `failure`: why nothing can be written now. `restarts`: programming errors
+    survived.
+    """
 
     def __init__(self, connection: sqlite3.Connection, owner: Owner, reserve: DiskReserve, system: System) -> None:
         self.failure = ""

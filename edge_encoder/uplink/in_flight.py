@@ -1,4 +1,4 @@
-"""Frames in flight: those of one stream that are leased and not yet answered, and how many there may be.
+"""Frames in flight: those of one stream that are leased and not yet answered.
 
 Frames are answered in the order in which they were sent, so a count is enough to name them. Independent of gRPC
 and the spool.
@@ -11,10 +11,6 @@ import uuid
 from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import islice
-
-LEAST = 2
-SLOW_SECONDS = 3.0
-QUICK_SECONDS = 1.5
 
 
 @dataclass(slots=True)
@@ -75,25 +71,3 @@ class InFlight:
         self._frames.clear()
         self._sent = 0
         return idents
-
-
-class Window:
-    """The number of frames that may be in flight, `frames`: from LEAST (or `most`, if that is less) to `most`.
-
-    A frame in flight cannot be overtaken. On a slow link a full window would delay an urgent frame by minutes, so the
-    window shrinks by one with every answer that took longer than SLOW_SECONDS and grows by one with every answer that
-    took less than QUICK_SECONDS. It starts full and outlives its stream. Pure logic: no clock.
-    """
-
-    def __init__(self, most: int, slow_seconds: float = SLOW_SECONDS, quick_seconds: float = QUICK_SECONDS) -> None:
-        self.frames = most
-        self._most = most
-        self._slow_seconds = slow_seconds
-        self._quick_seconds = quick_seconds
-
-    def answered(self, seconds: float) -> None:
-        """An answer arrived `seconds` after its frame was sent."""
-        if seconds > self._slow_seconds:
-            self.frames = max(min(LEAST, self._most), self.frames - 1)
-        elif seconds < self._quick_seconds:
-            self.frames = min(self._most, self.frames + 1)

@@ -34,8 +34,9 @@ from edge_encoder.metrics import Metrics
 from edge_encoder.settings import EdgeSettings
 from edge_encoder.spool.record import Record, State
 from edge_encoder.spool.spool import Spool
-from edge_encoder.uplink.in_flight import InFlight, Window
+from edge_encoder.uplink.in_flight import InFlight
 from edge_encoder.uplink.pieces import MOST_BYTES, PieceSize
+from edge_encoder.uplink.window import Window
 
 log = logging.getLogger("aeic.edge.uplink")
 

@@ -30,9 +30,9 @@ from edge_encoder.metrics import Metrics
 from edge_encoder.settings import EdgeSettings
 from edge_encoder.spool.spool import Spool
 from edge_encoder.uplink.channel import open_channel
-from edge_encoder.uplink.in_flight import Window
 from edge_encoder.uplink.stream import REFUSALS, UNREACHABLE, Stream, StreamContext, StreamFailed, greet
 from edge_encoder.uplink.tls import TLS_FAILED, explain
+from edge_encoder.uplink.window import Window
 
 log = logging.getLogger("aeic.edge.uplink")
 

@@ -9,7 +9,7 @@ import sys
 import numpy as np
 import pytest
 
-from benchmarks.fleet_simulator import Costs, Pool, plan, random, simulate, steady, workers_needed
+from benchmarks.fleet.simulator import Costs, Pool, plan, random, simulate, steady, workers_needed
 from tests.support.roots import ROOT
 
 

@@ -21,8 +21,8 @@ from edge_encoder.answers.answerer import PRIORITY, Ask, File, Interrupted, Kind
 from edge_encoder.metrics import Metrics
 from edge_encoder.spool.record import Record, State
 from edge_encoder.uplink import in_flight, stream
-from edge_encoder.uplink.in_flight import Window
 from edge_encoder.uplink.stream import Call, Stream, StreamContext
+from edge_encoder.uplink.window import Window
 from tests.support.edge_fakes import settings
 
 GRPC_PREFIX_BYTES = 5

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from aeic_tools import speed_table
+from aeic_tools.speed import table as speed_table
 from tests.support.roots import ROOT
 from tests.support.tiny_bundle import write_tiny_bundle
 

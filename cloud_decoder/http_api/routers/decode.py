@@ -14,7 +14,7 @@ from cloud_decoder.admission import Admission
 from cloud_decoder.decode_backend import DecodeBackend, Decoded
 from cloud_decoder.http_api import schemas
 from cloud_decoder.http_api.dependencies import Tenant, Width
-from cloud_decoder.http_api.requests import while_connected
+from cloud_decoder.http_api.disconnects import while_connected
 from cloud_decoder.images import formats
 
 

@@ -16,8 +16,8 @@ from aeic_service.parameters import FrameId, Seconds, frame_id
 from cloud_decoder.errors import Gone, OtherForm
 from cloud_decoder.http_api import schemas
 from cloud_decoder.http_api.dependencies import Tenant, Width
+from cloud_decoder.http_api.disconnects import while_connected
 from cloud_decoder.http_api.image_service import ImageService
-from cloud_decoder.http_api.requests import while_connected
 from cloud_decoder.http_api.serializers import frame_json, milliseconds
 from cloud_decoder.images import files, formats
 from cloud_decoder.store.store import FrameState, Store

@@ -19,8 +19,8 @@ from cloud_decoder.errors import Gone, UnknownRequest
 from cloud_decoder.events import EventBus
 from cloud_decoder.http_api import schemas
 from cloud_decoder.http_api.dependencies import Tenant
+from cloud_decoder.http_api.disconnects import while_connected
 from cloud_decoder.http_api.image_service import ImageService
-from cloud_decoder.http_api.requests import while_connected
 from cloud_decoder.http_api.serializers import request_json
 from cloud_decoder.request_dispatch import RequestDispatch
 from cloud_decoder.store.requests import new_request_id

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import threading
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -448,6 +449,32 @@ async def test_tiles_of_two_large_pictures_of_one_size_share_batches(
     assert tile[1] == 50, "a row of tiles is one tile"
     assert {shape[2:] for shape in generator.batches[1:]} == {tile}
     assert max(shape[0] for shape in generator.batches[1:]) == 2
+
+
+async def test_a_small_frame_does_not_wait_for_the_entropy_decoding_of_a_large_one(
+    running: Running, decoder: Decoder, make_frame: MakeFrame, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(worker_module, "TURN_PIXELS", 128 * 128)
+    large, small = make_frame(1, 512, 512), make_frame(2, 128, 128)
+    entered, leave = threading.Event(), threading.Event()
+    decode_many = decoder.entropy_decode_many
+
+    def held_up(frames: Sequence[bytes]) -> Any:
+        if large in frames:
+            entered.set()
+            leave.wait(20)
+        return decode_many(frames)
+
+    monkeypatch.setattr(decoder, "entropy_decode_many", held_up)
+    async with running() as worker:
+        waiting = asyncio.create_task(worker.decode(large, timeout=30))
+        await until(entered.is_set)
+        try:
+            assert (await worker.decode(small, timeout=10)).picture.shape == (128, 128, 3)
+            assert not waiting.done()
+        finally:
+            leave.set()
+        assert (await waiting).picture.shape == (512, 512, 3)
 
 
 async def test_a_full_cache_disk_loses_nothing(

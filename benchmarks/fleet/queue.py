@@ -17,7 +17,7 @@ from uuid import uuid4
 import sqlalchemy as sa
 
 from aeic.bundle import Bundle
-from benchmarks.fleet_frames import make_frames
+from benchmarks.fleet.frames import make_frames
 from cloud_decoder.store.records import DecodeResult, NewFrame
 from cloud_decoder.store.store import Store
 from tests.fleet.camera import Camera

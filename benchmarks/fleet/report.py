@@ -31,8 +31,8 @@ import tempfile
 from pathlib import Path
 
 from aeic.bundle import Bundle
-from benchmarks.fleet_queue import measure_claims, measure_ingest
-from benchmarks.fleet_workers import measure_workers
+from benchmarks.fleet.queue import measure_claims, measure_ingest
+from benchmarks.fleet.workers import measure_workers
 from benchmarks.others import Others
 from tests.support.postgres import Postgres
 from tests.support.tiny_bundle import write_tiny_bundle

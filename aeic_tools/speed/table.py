@@ -21,7 +21,7 @@ from typing import Any
 
 from aeic_tools.extras import needs
 from aeic_tools.machine import processor
-from aeic_tools.speed import median_ms
+from aeic_tools.speed.single import median_ms
 
 SIZES = ("768x512", "1920x1088")
 OUT_OF_MEMORY = "OOM"

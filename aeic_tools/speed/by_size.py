@@ -161,7 +161,7 @@ def _peak(direction: str, data: bytes, bundle: Path | None, threads: int) -> flo
     """Peak resident memory in MB of a process that does it twice."""
     arguments = [direction, str(threads), *([str(bundle)] if bundle else [])]
     answer = subprocess.run(
-        [sys.executable, "-m", "aeic_tools.speed_by_size", *arguments], input=data, stdout=subprocess.PIPE, check=True
+        [sys.executable, "-m", "aeic_tools.speed.by_size", *arguments], input=data, stdout=subprocess.PIPE, check=True
     )
     return float(answer.stdout)
 

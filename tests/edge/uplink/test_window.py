@@ -6,7 +6,7 @@ import asyncio
 import dataclasses
 from pathlib import Path
 
-from edge_encoder.uplink.in_flight import LEAST, Window
+from edge_encoder.uplink.window import LEAST, Window
 from tests.support.edge_fakes import FakeCloud, serving
 from tests.support.spooled import new_record
 from tests.support.uplink import exactly, put_frames, shipping

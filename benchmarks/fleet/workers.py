@@ -17,8 +17,8 @@ import numpy as np
 
 from aeic.bundle import Bundle
 from benchmarks.bare_decoder import BareDecoder, rates
-from benchmarks.fleet_frames import make_frames, stored
-from benchmarks.fleet_simulator import Pool, simulate, steady
+from benchmarks.fleet.frames import make_frames, stored
+from benchmarks.fleet.simulator import Pool, simulate, steady
 from benchmarks.others import Others
 from cloud_decoder.store.records import FrameState, StoredFrame
 from cloud_decoder.store.store import Store

@@ -191,7 +191,7 @@ def main() -> None:
     parser.add_argument("--batch-seconds", type=float, default=0.02, help="of a batch besides its frames")
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--target-seconds", type=float, default=2.0, help="95 %% of the pictures are there by then")
-    parser.add_argument("--stages", type=Path, default=Path(__file__).parent / "results" / "fleet.json")
+    parser.add_argument("--stages", type=Path, default=Path(__file__).parents[1] / "results" / "fleet.json")
     parser.add_argument("--database-cores", type=int, default=16)
     parser.add_argument("--database-log-megabytes", type=float, default=150.0, help="a second, that its disk can write")
     parser.add_argument("--database-clients", type=int, default=2000, help="connections, with or without a pooler")

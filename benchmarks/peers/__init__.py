@@ -1,0 +1,1 @@
+"""Other model servers with the same decoder, for benchmarks/serve.py."""
