@@ -253,6 +253,9 @@ async def test_a_new_picture_is_taken_at_once_and_can_be_looked_at_closer(tiny_b
 async def test_a_camera_that_is_down_is_waited_for_until_the_deadline(tiny_bundle: Path, tmp_path: Path) -> None:
     async with box(tmp_path, tiny_bundle) as (service, frame):
         service.cameras["yard"] = asyncio.get_running_loop().create_future  # type: ignore[assignment]
-        now = {"kind": Kind.NOW, "source_id": "yard", "seconds": 0.5}
-        asked = [answer(service, ask(frame, number, **now)) for number in range(3)]
-        assert await asyncio.gather(*asked, answer(service, ask(frame, 9))) == ["expired"] * 3 + ["answered"]
+        now = {"kind": Kind.NOW, "source_id": "yard", "seconds": 4.0}
+        asked = [asyncio.ensure_future(answer(service, ask(frame, number, **now))) for number in range(3)]
+        await asyncio.sleep(0.1)
+        assert await answer(service, ask(frame, 9)) == "answered"
+        assert not any(one.done() for one in asked), "they keep no other request waiting"
+        assert await asyncio.gather(*asked) == ["expired"] * 3

@@ -60,6 +60,12 @@ def test_the_parts_of_two_files_cannot_be_exchanged() -> None:
     assert cipher.unpack(b"".join(first)) == (b"{}", b"one")
     with pytest.raises(ValueError):
         cipher.unpack(first[0] + second[1])
+    # The description of one file beside the picture of the other, each with its own nonce.
+    mixed = first[0][:28] + second[0][28:40] + first[0][40:]
+    with pytest.raises(ValueError):
+        cipher.unpack(mixed + second[1])
+    with pytest.raises(ValueError):
+        cipher.meta(mixed)
 
 
 @pytest.mark.parametrize(("before", "after"), [(KEY, OTHER), (None, KEY), (KEY, None)])
