@@ -11,6 +11,7 @@ import fcntl
 import json
 import logging
 import os
+import queue
 import re
 import sys
 import threading
@@ -24,6 +25,8 @@ _SPARSE = ("socket.accept() out of system resource", "Invalid HTTP request recei
 _SPARSE_SECONDS = 60.0
 _LONGEST_LINE = 65536
 _PIPE_BYTES = 1 << 20
+_LINES = 10_000
+_FLUSH_SECONDS = 2.0
 
 
 def set_up(level: str, form: str) -> None:
@@ -32,13 +35,56 @@ def set_up(level: str, form: str) -> None:
     As JSON also what libraries in C write to stderr by themselves, such as gRPC's and ONNX Runtime's.
     """
     stream = _native_lines_to_log() if form == "json" else sys.stderr
-    handler = logging.StreamHandler(stream)
+    handler = Unblocked(stream)
     handler.setFormatter(_Json() if form == "json" else _Text())
     handler.addFilter(Sparse(_SPARSE, _SPARSE_SECONDS))
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
     logging.captureWarnings(True)
     for noisy in ("uvicorn.access", "asyncio"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
+
+
+class Unblocked(logging.Handler):
+    """Writes lines on a thread of its own, so that a reader who stalls does not hold up the service.
+
+    At most ``lines`` wait. Further ones are lost, and the next line that is written says how many.
+    """
+
+    def __init__(self, stream: TextIO, lines: int = _LINES) -> None:
+        super().__init__()
+        self._stream = stream
+        self._waiting: queue.Queue[str] = queue.Queue(lines)
+        self._lost = 0
+        threading.Thread(target=self._write, name="log", daemon=True).start()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Queue one line; never waits."""
+        try:
+            line = self.format(record)
+        except Exception:
+            self.handleError(record)
+            return
+        try:
+            self._waiting.put_nowait(line)
+        except queue.Full:
+            self._lost += 1
+
+    def flush(self) -> None:
+        """Wait until all lines are written, at most two seconds, since their reader may have stalled."""
+        with self._waiting.all_tasks_done:
+            self._waiting.all_tasks_done.wait_for(lambda: not self._waiting.unfinished_tasks, _FLUSH_SECONDS)
+
+    def _write(self) -> None:
+        while True:
+            line = self._waiting.get()
+            with contextlib.suppress(OSError, ValueError):  # nobody reads any more, or the stream is closed
+                if lost := self._lost:
+                    self._lost -= lost
+                    text = f"{lost} lines of the log were lost, because they were read too slowly"
+                    self._stream.write(self.format(logging.LogRecord("aeic.log", 30, "", 0, text, None, None)) + "\n")
+                self._stream.write(line + "\n")
+                self._stream.flush()
+            self._waiting.task_done()
 
 
 class _Json(logging.Formatter):

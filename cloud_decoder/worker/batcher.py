@@ -5,7 +5,8 @@ for others, and a backlog always leaves in full batches. The most urgent item de
 bucket join it in order of urgency until the batch is full.
 
 Urgency: priority, raised by one for every ``aging_seconds`` of waiting so that nothing starves; then buckets that the
-device is ready for; then the earlier deadline; then the earlier arrival.
+device is ready for; then the lower turn, so that the rows of a large picture do not all go before a small one that
+arrived later; then the earlier deadline; then the earlier arrival.
 
 An item whose cost alone exceeds the limit forms a batch of its own.
 """
@@ -35,10 +36,15 @@ class WorkItem(Generic[K]):
     deadline: float
     """``math.inf`` for none."""
     arrived: float
+    turn: int = 0
+    """How many items of the same work were served before this one."""
 
 
 class Batcher(Generic[K]):
     """The waiting items, and the choice among them. A batch has at most ``max_items`` and ``max_cost`` pixels.
+
+    For the device these limits are ``max_batch`` and ``max_batch_pixels`` of the decoder. ``Pipeline.warm_up`` lowers
+    ``max_cost`` to what every device has memory for.
 
     ``ready`` says whether the device can begin with a bucket at once; by default all buckets are equal.
     """
@@ -119,6 +125,6 @@ class Batcher(Generic[K]):
         self.discard(item.key for item in batch)
         return batch
 
-    def _urgency(self, item: WorkItem[K], now: float) -> tuple[float, bool, float, float]:
+    def _urgency(self, item: WorkItem[K], now: float) -> tuple[float, bool, int, float, float]:
         raised = math.floor(max(0.0, now - item.arrived) / self.aging_seconds)
-        return -(item.priority + raised), not self._ready(item.bucket), item.deadline, item.arrived
+        return -(item.priority + raised), not self._ready(item.bucket), item.turn, item.deadline, item.arrived

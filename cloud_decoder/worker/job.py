@@ -76,7 +76,7 @@ class DecodeJob:
             shape = (*shape, self.digest)
         cost = self.assembler.shape[0] * self.assembler.shape[1] * LATENT_STRIDE**2
         return [
-            WorkItem((self.digest, tile), shape, cost, self.priority, self.effective_deadline, self.arrived)
+            WorkItem((self.digest, tile), shape, cost, self.priority, self.effective_deadline, self.arrived, tile.row)
             for tile in self.assembler.tiles()
         ]
 

@@ -6,6 +6,7 @@ import json
 import logging
 import subprocess
 import sys
+import threading
 
 import pytest
 
@@ -66,3 +67,38 @@ def test_what_a_stranger_can_repeat_is_logged_once_a_minute() -> None:
         for text in ("socket.accept() out of system resource", "other", "socket.accept() out of system resource")
     ]
     assert seen == [True, True, False]
+
+
+@pytest.mark.parametrize("form", ["json", "text"])
+def test_a_reader_who_stalls_does_not_hold_up_the_service(form: str) -> None:
+    program = f"""
+import logging
+from aeic_service import logs
+logs.set_up("info", {form!r})
+for number in range(50_000):
+    logging.info("line %s %s", number, "x" * 100)
+print("served", flush=True)
+input()
+logging.getLogger().handlers[0].flush()
+logging.info("the end")
+"""
+    pipe = subprocess.PIPE
+    process = subprocess.Popen([sys.executable, "-c", program], text=True, stdin=pipe, stdout=pipe, stderr=pipe)
+    assert process.stdout and process.stdin and process.stderr
+    timer = threading.Timer(60, process.kill)
+    timer.start()
+    lines: list[str] = []
+    try:
+        assert process.stdout.readline() == "served\n"  # although nobody has read a line of the log
+        for line in process.stderr:
+            lines.append(line)
+            if "line 0 " in line:
+                process.stdin.write("\n")
+                process.stdin.flush()
+        assert process.wait(30) == 0
+    finally:
+        timer.cancel()
+        process.kill()
+    assert "line 0 " in lines[0] and len(lines) < 50_000
+    assert any("lines of the log were lost" in line for line in lines)
+    assert "the end" in lines[-1]

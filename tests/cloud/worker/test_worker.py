@@ -477,6 +477,26 @@ async def test_a_small_frame_does_not_wait_for_the_entropy_decoding_of_a_large_o
         assert (await waiting).picture.shape == (512, 512, 3)
 
 
+async def test_a_small_picture_goes_before_the_remaining_rows_of_a_large_one(
+    running: Running, generator: FakeGenerator, make_frame: MakeFrame
+) -> None:
+    large, small = make_frame(1, 1600, 3200), make_frame(2, 128, 128)
+    async with running() as worker:
+        generator.batches.clear()
+        generator.entered = 0
+        generator.gate.clear()
+        waiting = asyncio.create_task(worker.decode(large, timeout=40))
+        await until(lambda: generator.entered > len(generator.batches))  # the first row is on the device
+        later = asyncio.create_task(worker.decode(small, timeout=60))
+        await until(lambda: worker.scheduler.waiting["entropy"] == 1)
+        generator.gate.set()
+        await later
+        await waiting
+    first, *others = [shape[2:] for shape in generator.batches]
+    assert first == tile_shape(Frame(1600, 3200, 0, "000000", b"")) and len(others) >= 3
+    assert (4, 4) in others[:2], "it waits for the row on the device, and for one that it may have met in the queue"
+
+
 async def test_a_full_cache_disk_loses_nothing(
     running: Running, store: Store, make_frame: MakeFrame, monkeypatch: pytest.MonkeyPatch
 ) -> None:
