@@ -73,9 +73,14 @@ class Box(IngestClient):
 
 
 def piece_of(id: bytes, file: bytes, offset: int = 0, count: int = 1 << 16, **changed: Any) -> pb.Piece:
-    values: dict[str, Any] = {"total_bytes": len(file), "sha256": hashlib.sha256(file).digest()}
-    part = file[offset : offset + count]
-    return pb.Piece(**{"request_id": id, "offset": offset, "data": part} | values | changed)
+    values: dict[str, Any] = {
+        "request_id": id,
+        "total_bytes": len(file),
+        "sha256": hashlib.sha256(file).digest(),
+        "offset": offset,
+        "data": file[offset : offset + count],
+    }
+    return pb.Piece(**values | changed)
 
 
 @asynccontextmanager
@@ -299,7 +304,7 @@ def test_a_request_ends_once_and_its_hour_is_counted(store_url: str, make_frame:
 
 def test_many_requests_of_one_box_and_kind_do_not_hide_others(store_url: str) -> None:
     store = Store(store_url)
-    asked = [
+    asked: list[dict[str, Any]] = [
         {},
         {},
         {"kind": RequestKind.ORIGINAL},

@@ -228,14 +228,14 @@ class Soak:
 
     async def _ended(self, cloud: str) -> None:
         """Waits until every request has ended, and counts how. Also those whose answer to the client was lost."""
-        deadline = time.monotonic() + 120
         async with httpx.AsyncClient(timeout=30, base_url=cloud) as client:
             for frame in sorted(self.asked_about):
                 listed = await client.get(f"/v1/frames/{frame}/requests")
                 for one in listed.json().get("requests", []):  # it may never have arrived
                     self.asked.setdefault(one["id"], f"/v1/frames/{frame}/requests/{one['id']}")
+            deadline = time.monotonic() + 120
             for path in self.asked.values():
-                state: dict[str, str] = {"state": "open"}
+                state: dict[str, str] = (await client.get(path)).json()
                 while state["state"] == "open" and time.monotonic() < deadline:
                     state = (await client.get(path, params={"wait": 10})).json()
                 if state["state"] == "answered":
