@@ -16,8 +16,8 @@ PINS := pyproject.toml constraints.txt $(wildcard requirements/*.txt)
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo run test perf check lint types format lock lock-check docs dist protos bench fuzz simulate soak field abuse golden results \
-  test-full test-edge test-isa test-fleet test-hostile strangers test-browser test-ops test-images test-skipped clean \
-  packages-browser packages-ops packages-fleet packages-isa packages-images packages-client
+  test-full test-edge test-isa test-fleet test-hostile strangers test-browser test-ops test-images test-compose test-skipped clean \
+  packages-browser packages-ops packages-fleet packages-isa packages-images packages-compose packages-client
 
 help: ## list all targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -137,6 +137,9 @@ test-ops: install packages-ops ## test metrics with a real Prometheus; dashboard
 test-images: packages-images ## build and run both images with buildah and send a picture through them (root, minutes)
 	deploy/try_images.sh
 
+test-compose: packages-compose ## build and run docker-compose.yml with a Docker engine of its own; frames over a cloud restart (root, minutes)
+	$(PYTHON) deploy/try_compose.py
+
 # Debian packages that these targets need. As root they are installed; otherwise the message names them.
 packages-browser: $(AXE)
 	@$(call debian,chromium,chromium fonts-dejavu-core)
@@ -150,8 +153,9 @@ packages-fleet:
 	@$(call debian,/usr/lib/postgresql/*/bin/initdb,postgresql)
 	@$(call debian,kubectl,kubernetes-client)
 
-# It needs an older typer than the commands of AEIC, so it has an environment of its own.
+# The generator needs an older typer than the commands of AEIC, so it has an environment of its own.
 packages-client: $(CLIENT_VENV)/.installed
+	@$(call debian,node,nodejs)
 
 packages-isa:
 	@$(call debian,qemu-x86_64,qemu-user)
@@ -161,6 +165,12 @@ packages-isa:
 
 packages-images:
 	@$(call debian,buildah,buildah)
+	@$(call debian,debootstrap,debootstrap)
+
+packages-compose:
+	@$(call debian,dockerd,docker.io iptables)
+	@$(call debian,docker-compose,docker-compose)
+	@$(call debian,prometheus,prometheus)
 	@$(call debian,debootstrap,debootstrap)
 
 clean: ## remove build outputs, but keep the environments

@@ -143,6 +143,20 @@ class Client:
         answer = self._send("GET", f"/v1/frames/{id}/requests")
         return [Request.of(document) for document in answer.json()["requests"]]
 
+    def delete(self, id: UUID | str) -> None:
+        """Delete a frame with its pictures and the answers to requests about it. A second call does nothing."""
+        self._send("DELETE", f"/v1/frames/{id}")
+
+    def delete_frames(self, source: str, *, since: datetime | None = None, until: datetime | None = None) -> int:
+        """Delete the frames of a source, all or those that arrived in that time. Returns how many."""
+        asked, count = query(source=source, since=since, until=until), 0
+        while True:
+            answer = self._send("DELETE", "/v1/frames", params=asked).json()
+            count += int(answer["deleted"])
+            if answer["next_cursor"] is None:
+                return count
+            asked["cursor"] = answer["next_cursor"]
+
     def sources(self) -> list[Source]:
         """The sources of frames, the latest first."""
         return [Source.of(document) for document in self._send("GET", "/v1/sources").json()["sources"]]
@@ -151,35 +165,47 @@ class Client:
         """The cloud's version, bundles, device, frames by state, and whether it is ready."""
         return dict(self._send("GET", "/v1/status").json())
 
-    def events(self) -> Iterator[Event]:
-        """Events from now on, over one connection. Ends when the cloud closes it."""
+    def events(self, last_id: str = "") -> Iterator[Event]:
+        """Events from now on, or those after the event of that id, over one connection. Ends when the cloud closes it.
+
+        If the cloud does not keep all of them any more, it says so with a ``lost`` event.
+        """
         parser, opened = EventParser(), False
-        with self._http.stream("GET", f"{self._url}/v1/events", headers=self._headers) as answer:
+        given = self._headers | ({"Last-Event-ID": last_id} if last_id else {})
+        with self._http.stream("GET", f"{self._url}/v1/events", headers=given) as answer:
             if not answer.is_success:
                 answer.read()
                 checked(answer)
             for text in answer.iter_text():
+                found = list(parser.feed(text))
                 if not opened:
                     opened = True
-                    yield Event("open")
-                yield from parser.feed(text)
+                    yield Event("open", id=parser.id)
+                yield from found
 
     def follow(self) -> Iterator[Frame]:
         """Every frame once, as soon as it is decoded, without end.
 
-        A broken stream is opened again, and the frames that were decoded in between are fetched from the list. It ends
-        only with a ``Problem`` that a retry cannot solve, such as a wrong token.
+        A broken stream is opened again, and the cloud sends the events since then. If it does not keep all of them any
+        more, the frames that were decoded in between are fetched from the list. It ends only with a ``Problem`` that a
+        retry cannot solve, such as a wrong token.
         """
-        known, first = Known(), True
+        known, first, last_id = Known(), True, ""
         while True:
+            resumed = bool(last_id) and not first
             try:
-                for event in self.events():
+                for event in self.events(last_id):
+                    last_id = event.id or last_id
                     if event.frame is not None:
-                        if event.kind == "done" and known.take(event.frame):
+                        if event.kind == "done" and known.take(event.frame, logged=bool(event.id)):
                             yield event.frame
                         continue
+                    if event.kind == "request" or (event.kind == "open" and resumed):
+                        continue
                     for frame in self._missed(known):
-                        if known.take(frame) and not first:
+                        if first:
+                            known.pass_over(frame)
+                        elif known.take(frame):
                             yield frame
                     first = False
             except httpx.TransportError:

@@ -153,17 +153,22 @@ class Source:
 
 @dataclass(frozen=True)
 class Event:
-    """``received``, ``done`` or ``failed`` with its frame; ``open`` first of all, ``lost`` after an overflow."""
+    """``received``, ``done``, ``failed`` or ``pruned`` with its frame as it is now, or ``request``.
+
+    ``open`` comes first of all. ``lost``: the cloud does not keep all events since the one that was asked for. ``id``
+    is what to ask for; it is empty with a cloud of an earlier release.
+    """
 
     kind: str
     frame: Frame | None = None
+    id: str = ""
 
 
 class Known:
     """The frames that a follower has received, so that each is returned once even if the stream breaks."""
 
     def __init__(self) -> None:
-        self._had: OrderedDict[UUID, None] = OrderedDict()
+        self._had: OrderedDict[UUID, bool] = OrderedDict()  # False: it was there before the follower began
         self._newest: datetime | None = None
 
     @property
@@ -171,16 +176,26 @@ class Known:
         """The arrival time from which missed frames are listed: before the newest, because some decodes take longer."""
         return None if self._newest is None else self._newest - SLACK
 
-    def take(self, frame: Frame) -> bool:
-        """Whether ``frame`` is new. From now on it is known."""
+    def take(self, frame: Frame, *, logged: bool = False) -> bool:
+        """Whether ``frame`` is new. From now on it is known.
+
+        ``logged``: its event is in the cloud's log, where each is once. So it is new even if it was passed over: it was
+        decoded just when the follower began.
+        """
+        new = frame.id not in self._had or (logged and not self._had[frame.id])
+        self._remember(frame, True)
+        return new
+
+    def pass_over(self, frame: Frame) -> None:
+        """A frame that was decoded before the follower began."""
+        self._remember(frame, False)
+
+    def _remember(self, frame: Frame, returned: bool) -> None:
         if frame.received_at and (self._newest is None or frame.received_at > self._newest):
             self._newest = frame.received_at
-        if frame.id in self._had:
-            return False
-        self._had[frame.id] = None
+        self._had[frame.id] = returned or self._had.get(frame.id, False)
         while len(self._had) > MAX_KNOWN:
             self._had.popitem(last=False)
-        return True
 
 
 class EventParser:
@@ -188,6 +203,8 @@ class EventParser:
 
     def __init__(self) -> None:
         self._text = ""
+        self.id = ""
+        """Of the last event."""
 
     def feed(self, text: str) -> Iterator[Event]:
         """The events that this piece completes."""
@@ -196,14 +213,18 @@ class EventParser:
             raise Problem(502, "an event without an end: this is no AEIC cloud")
         *whole, self._text = self._text.split("\n\n")
         for block in whole:
-            data = "\n".join(line[6:] for line in block.split("\n") if line.startswith("data: "))
+            lines = block.split("\n")
+            for line in lines:
+                if line.startswith("id: "):
+                    self.id = line[4:]
+            data = "\n".join(line[6:] for line in lines if line.startswith("data: "))
             if data:
                 try:
                     document = json.loads(data)
                 except (ValueError, RecursionError):  # the second for JSON that is too deep
                     raise Problem(502, "an event that is no JSON: this is no AEIC cloud") from None
                 frame = document.get("frame")
-                yield Event(document.get("event", ""), Frame.of(frame) if frame else None)
+                yield Event(document.get("event", ""), Frame.of(frame) if frame else None, self.id)
 
 
 def headers(token: str | None) -> dict[str, str]:

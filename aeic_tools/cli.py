@@ -13,6 +13,7 @@ import runpy
 import sys
 import warnings
 from collections.abc import Callable, Iterator
+from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any
 from uuid import UUID
@@ -157,6 +158,25 @@ def ask(
 
 
 @app.command()
+def delete(
+    frames: Annotated[list[UUID] | None, typer.Argument(metavar="[FRAME]...", help="Ids of frames.")] = None,
+    source: Annotated[str | None, typer.Option(help="Delete the frames of this source instead.")] = None,
+    since: Annotated[datetime | None, typer.Option(help="Only those that arrived from this time on.")] = None,
+    until: Annotated[datetime | None, typer.Option(help="Only those that arrived before this time.")] = None,
+    url: Annotated[str, typer.Option(help="Address of the cloud.", envvar="AEIC_URL")] = "http://127.0.0.1:8081",
+    token: Annotated[str | None, typer.Option(help="Bearer token.", envvar="AEIC_TOKEN")] = None,
+) -> None:
+    """Delete frames from a cloud, with their pictures. Prints their number.
+
+    An operator can bring them back during the period of grace, with aeic store undelete.
+    """
+    with needs("client"):
+        from aeic_tools import delete_command
+
+    _finish(delete_command.delete(frames or [], source, since, until, url, token))
+
+
+@app.command()
 def split(
     source: Annotated[str, typer.Argument(metavar="FRAME", help="A .aeic file, or - for stdin.")],
     target: Annotated[str, typer.Argument(metavar="OUT", help="A folder, or - for lines of hexadecimal.")],
@@ -290,13 +310,19 @@ def requeue(url: StoreUrl, tenant: TenantOf = None, id: IdOf = None) -> None:
 
 
 @store_app.command()
-def undelete(url: StoreUrl, tenant: TenantOf = None, id: IdOf = None) -> None:
+def undelete(
+    url: StoreUrl,
+    tenant: TenantOf = None,
+    id: IdOf = None,
+    deleted: Annotated[bool, typer.Option("--deleted", help="Also frames that clients have deleted.")] = False,
+) -> None:
     """Bring back frames that retention has marked and not removed yet. Prints their number.
 
-    Correct the retention settings first, or the frames are marked again.
+    Correct the retention settings first, or the frames are marked again. Frames that clients have deleted come back
+    with --id or --deleted only.
     """
     with _store(url) as store:
-        print(store.retention.undelete(tenant, id))
+        print(store.retention.undelete(tenant, id, deleted=deleted))
 
 
 @store_app.command()

@@ -6,7 +6,7 @@ It fills a store with synthetic frames of 1.5 kB from 100 sources (nine in ten d
 the others waiting), runs a cloud on it in this process, and prints the median and the worst time of each route over
 HTTP on loopback. ``/healthz`` reads nothing and shows what HTTP itself costs here. Then it measures the frames a second
 that are stored, that retention marks and removes, and both at the same time. Retention keeps up if it is at least as
-fast as ingest while both run.
+fast as ingest while both run. For SQLite, the size of the file shows what a frame takes on disk.
 
 PostgreSQL is Debian's, in a temporary folder with durable settings; without it, only SQLite is measured. The last line
 is one JSON object.
@@ -273,10 +273,14 @@ def measure(url: str, folder: Path, arguments: argparse.Namespace) -> dict[str, 
     fill(store, arguments.frames)
     filled = round(time.monotonic() - started)
     store.close()
+    size = sum(path.stat().st_size for path in folder.glob("store.db*"))  # 0 for PostgreSQL
     others = Others()
     times = asyncio.run(measure_routes(url, folder, arguments.frames))
     result: dict[str, object] = {"fill_seconds": filled, "median_ms": times, "slowest_ms": max(times.values())}
     result["frames_per_second"] = measure_retention(url, arguments.seconds)
+    if size:
+        result["bytes_per_frame"] = round(size / arguments.frames)
+        print(f"{result['bytes_per_frame']} bytes on disk for each frame of {FRAME_BYTES}", flush=True)
     return result | {"beside_others": round(others.share(), 3)}
 
 

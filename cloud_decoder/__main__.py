@@ -37,7 +37,8 @@ def _settings(arguments: list[str]) -> Settings:
         Settings.refuse_unknown(os.environ, "docs/reference/cloud.md")
         return Settings(**given)
     except (ValueError, OSError) as error:
-        parser.error(readable(error, Settings.prefix))
+        print(f"cloud: wrong settings: {readable(error, Settings.prefix)}", file=sys.stderr)
+        sys.exit(2)
 
 
 def _run(arguments: list[str]) -> int:

@@ -7,6 +7,8 @@ import fcntl
 import os
 import secrets
 import socket
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
 
 from sqlalchemy import URL
 
@@ -23,6 +25,14 @@ def cache_of(settings: Settings) -> PictureCache:
 
         return ObjectCache(settings.cache_url, settings.cache_bytes)
     return DiskCache(settings.data_dir / "cache", settings.cache_bytes)
+
+
+def folders_of(settings: Settings) -> dict[str, Path]:
+    """The folders whose disks may fill up: ``data``, and ``cache`` where the shared cache is a folder."""
+    folders = {"data": settings.data_dir}
+    if settings.cache_url.startswith("file:"):
+        folders["cache"] = Path(unquote(urlsplit(settings.cache_url).path))
+    return folders
 
 
 def own_folder(settings: Settings) -> contextlib.ExitStack:

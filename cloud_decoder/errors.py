@@ -6,10 +6,12 @@
          +- Expired              its deadline passed in wait   HTTP 504, DEADLINE_EXCEEDED
          +- StoreUnavailable     the store cannot write        HTTP 503, UNAVAILABLE
          +- NotAllowed           no or a wrong token           HTTP 401, UNAUTHENTICATED
+         +- DeletionForbidden    clients may delete nothing    HTTP 403, PERMISSION_DENIED
          +- NoEdge               no edge is configured         HTTP 404, NOT_FOUND
          +- UnknownRequest       no such request here          HTTP 404, NOT_FOUND
-         +- Gone                 pruned by retention           HTTP 410, NOT_FOUND
          +- OtherForm            a file, not a frame, or vice  HTTP 409, FAILED_PRECONDITION
+         +- NotAcceptable        Accept excludes all pictures  HTTP 406, INVALID_ARGUMENT
+         +- Gone                 pruned or deleted             HTTP 410, NOT_FOUND
          +- StoredDamage         its stored bytes have changed HTTP 500, INTERNAL
          +- Undecodable          quarantined, with its reason  HTTP 422, FAILED_PRECONDITION
          +- DeviceOutOfMemory    a batch too large             HTTP 500, INTERNAL
@@ -42,6 +44,12 @@ class NotAllowed(ServiceError):
     http_status = 401
 
 
+class DeletionForbidden(ServiceError):
+    """The settings let no client delete frames."""
+
+    http_status = 403
+
+
 class NoEdge(ServiceError):
     """No edge is configured that would encode a picture for this tenant."""
 
@@ -54,8 +62,14 @@ class UnknownRequest(ServiceError):
     http_status = 404
 
 
+class NotAcceptable(ServiceError):
+    """The ``Accept`` header excludes every format in which there are pictures."""
+
+    http_status = 406
+
+
 class Gone(ServiceError):
-    """Retention has removed the frame."""
+    """The frame was pruned by retention or deleted by a client."""
 
     http_status = 410
 

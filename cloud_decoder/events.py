@@ -1,4 +1,8 @@
-"""Events about frames, for event streams and long polls. In memory, in one event loop."""
+"""What has just happened to frames and requests, for those who wait in this process: long polls and event streams.
+
+In memory, in one event loop. Nothing depends on it for more than speed: what clients read is the log of events in the
+store (:mod:`cloud_decoder.store.event_log`) and the state of frames.
+"""
 
 from __future__ import annotations
 
@@ -34,6 +38,14 @@ class Subscription:
             return await asyncio.wait_for(self._queue.get(), timeout)
         except TimeoutError:
             return None
+
+    def forget(self) -> bool:
+        """Drop the events that wait. Whether there were any."""
+        had = self._lost or not self._queue.empty()
+        self._lost = False
+        while not self._queue.empty():
+            self._queue.get_nowait()
+        return had
 
 
 class EventBus:

@@ -1,4 +1,4 @@
-"""What the service does for its store once a minute: the clock, retention, the size of the cache, and a daily check.
+"""What the service does for its store once a minute: the clock, retention, the log of events, the cache, a daily check.
 
 A step that fails is counted, logged and shown in ``/v1/status`` and ``/readyz``, and tried again at the next round. No
 step keeps the others from running.
@@ -11,12 +11,14 @@ import logging
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from functools import partial
 
 from cloud_decoder.images.cache import PictureCache
 from cloud_decoder.metrics import Metrics
+from cloud_decoder.settings import RetentionPolicy
 from cloud_decoder.store.backup import PageCheck
 from cloud_decoder.store.clock import DAY
-from cloud_decoder.store.store import Store
+from cloud_decoder.store.store import DeletedBy, Store
 
 log = logging.getLogger(__name__)
 
@@ -27,11 +29,14 @@ CHECK_SECONDS = DAY
 
 @dataclass(frozen=True)
 class MaintenanceSettings:
-    """0 switches a limit off."""
+    """0 switches a limit off. Of ``policies``, the first that matches a source counts; its age replaces
+    ``retention_seconds``."""
 
     retention_seconds: float = 0.0
     retention_bytes: int = 0
+    policies: tuple[RetentionPolicy, ...] = ()
     grace_seconds: float = DAY
+    events_kept: int = 1_000_000
     trims_cache: bool = True
 
 
@@ -62,6 +67,7 @@ class Maintenance:
             await self._step("cache", lambda: asyncio.to_thread(self._cache.trim))
         await self._step("clock", self._look_at_clock)
         await self._step("retention", self._retain)
+        await self._step("events", self._trim_events)
         if self._page_check and (self._checked is None or time.monotonic() - self._checked >= CHECK_SECONDS):
             await self._step("check", self._check)
 
@@ -90,26 +96,56 @@ class Maintenance:
         """Mark what is over the limits, and remove what was marked before the grace period, until nothing is left.
 
         Marked frames may take as many bytes again as ``retention_bytes``. The oldest beyond that are removed at once.
+        Without any limit, only the frames that clients have deleted are removed.
         Does nothing while the clock is refused (store/clock.py).
         """
         settings, retention = self._settings, self._store.retention
-        if self._store.trusted_clock.problem or not (settings.retention_seconds or settings.retention_bytes):
+        if self._store.trusted_clock.problem:
             return
         now_ms = int(self._store.trusted_clock.now() * 1000)
-        older = now_ms - int(settings.retention_seconds * 1000) if settings.retention_seconds else None
+        older = None if settings.policies else self._older_than(settings.retention_seconds, now_ms)
         keep = settings.retention_bytes or None
-        while count := await asyncio.to_thread(retention.mark, now_ms, older_than_ms=older, keep_bytes=keep):
-            self._metrics.retention_frames.labels("marked").inc(count)
+        if settings.policies:
+            await self._retain_by_policy(now_ms)
+        if older is not None or keep is not None:
+            await self._mark(retention.mark, now_ms, older_than_ms=older, keep_bytes=keep)
+        limited = older is not None or keep is not None or settings.policies
         before = now_ms - int(settings.grace_seconds * 1000) + 1
         _, marked = await asyncio.to_thread(retention.marked)
         excess = max(0, marked - keep) if keep else 0
         while True:
-            count, size = await asyncio.to_thread(retention.remove, before_ms=before, excess_bytes=excess)
-            if not count:
+            only = None if limited else DeletedBy.CLIENT
+            removed = await asyncio.to_thread(retention.remove, before_ms=before, excess_bytes=excess, only=only)
+            if not removed.frames:
                 break
-            self._metrics.retention_frames.labels("removed").inc(count)
-            excess, marked = max(0, excess - size), marked - size
+            if removed.erased:  # a decoder may have written them after the deletion
+                await asyncio.to_thread(self._cache.remove, removed.erased)
+            self._metrics.retention_frames.labels("removed").inc(removed.frames)
+            excess, marked = max(0, excess - removed.bytes), marked - removed.bytes
         self._metrics.deleted_bytes.set(max(0, marked))
+
+    async def _retain_by_policy(self, now_ms: int) -> None:
+        """Mark the frames of each source that are over the limits of its policy, or over the general age."""
+        settings, retention = self._settings, self._store.retention
+        for tenant, source in await asyncio.to_thread(retention.sources):
+            found = next((one for one in settings.policies if one.matches(tenant, source)), None)
+            days = None if found is None else found.days
+            seconds = settings.retention_seconds if days is None else days * DAY
+            older, keep = self._older_than(seconds, now_ms), (found.bytes if found else None) or None
+            if older is not None or keep is not None:
+                mark = partial(retention.mark_source, tenant, source)
+                await self._mark(mark, now_ms, older_than_ms=older, keep_bytes=keep)
+
+    async def _mark(self, mark: Callable[..., int], now_ms: int, **limits: int | None) -> None:
+        while count := await asyncio.to_thread(mark, now_ms, **limits):
+            self._metrics.retention_frames.labels("marked").inc(count)
+
+    def _older_than(self, seconds: float, now_ms: int) -> int | None:
+        return now_ms - int(seconds * 1000) if seconds else None
+
+    async def _trim_events(self) -> None:
+        while await asyncio.to_thread(self._store.events.trim, self._settings.events_kept):
+            pass
 
     async def _check(self) -> None:
         assert self._page_check is not None, "only SQLite has pages that can be checked"

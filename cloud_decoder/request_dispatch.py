@@ -105,7 +105,7 @@ class RequestDispatch:
         refuse = self._store.requests.refuse
         ended = await asyncio.to_thread(refuse, tenant, box, id, reason, detail, self._now_ms())
         if ended is not None:
-            self._ended(ended)
+            self.ended(ended)
 
     def answered(self, tenant: str, id: UUID) -> None:
         """The answer to a request was stored just now: publish it."""
@@ -117,9 +117,9 @@ class RequestDispatch:
             request = await asyncio.to_thread(self._store.requests.get, *self._answered[0])
             del self._answered[0]
             if request is not None and request.state is RequestState.ANSWERED:
-                self._ended(request)
+                self.ended(request)
         for request in await asyncio.to_thread(self._store.requests.expire, self._now_ms()):
-            self._ended(request)
+            self.ended(request)
         boxes = set(self._outboxes)
         for request in await asyncio.to_thread(self._store.requests.open, boxes):
             outboxes = self._outboxes.get((request.tenant, request.box))
@@ -138,7 +138,8 @@ class RequestDispatch:
     def _now_ms(self) -> int:
         return int(self.now() * 1000)
 
-    def _ended(self, request: StoredRequest) -> None:
+    def ended(self, request: StoredRequest) -> None:
+        """Count and publish a request that has ended."""
         reason = request.reason.value if request.reason else "answered"
         self._metrics.picture_requests.labels(reason).inc()
         audit.info(

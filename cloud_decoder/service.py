@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import json
 import logging
+import os
 import signal
 import sys
 from collections.abc import Awaitable, Callable
@@ -22,6 +23,7 @@ from aeic.bundle import Bundle
 from aeic.errors import AeicError
 from aeic_service import logs, malloc, tracing
 from aeic_service.budgets import Budget, Used
+from aeic_service.certificates import Certificates
 from aeic_service.host_limits import HostLimits
 from aeic_service.http_server import HttpServer, ServerSettings
 from aeic_service.request_body import Limits
@@ -39,9 +41,10 @@ from cloud_decoder.grpc_api.ingest import Ingest, IngestSettings
 from cloud_decoder.grpc_api.originals import Originals
 from cloud_decoder.grpc_api.server import GrpcServer
 from cloud_decoder.http_api.app import build_app
+from cloud_decoder.http_api.deletion import Deletion
 from cloud_decoder.http_api.edge_proxy import EdgeProxy
 from cloud_decoder.http_api.image_service import ImageService
-from cloud_decoder.http_api.routers import decode, edge, events, frames, page, requests, status
+from cloud_decoder.http_api.routers import decode, deletion, edge, events, frames, page, requests, status
 from cloud_decoder.inference.decoder import Decoder, DecoderSettings
 from cloud_decoder.inference.devices import choose_devices
 from cloud_decoder.inference.model_pool import ModelPool
@@ -151,9 +154,9 @@ class Cloud:
         self._serving = True
         self._supervise("maintenance", self.maintenance.run)
         self._supervise("requests", self.dispatch.run)
-        if settings.role == "ingest":
+        if settings.role == "ingest" or self._shares_queue:
             self._supervise("events", EventPoller(self.store, self.event_bus).run)
-        elif self._shares_queue:
+        if settings.role != "ingest" and self._shares_queue:
             self._supervise("queue", self._poll_queue)
 
     async def stop(self) -> None:
@@ -231,6 +234,7 @@ class Cloud:
         upload_limits = Limits(settings.max_upload_bytes, seconds, "AEIC_CLOUD_MAX_UPLOAD_BYTES")
         return [
             frames.router(store, images, bundles, max_wait=max_wait, public=not self.tokens.required),
+            deletion.router(self._deletion()),
             decode.router(backend, self.admission, self.bodies, frame_limits, max_wait=max_wait),
             events.router(self.event_bus, images, backend, bundles, store),
             requests.router(
@@ -260,10 +264,21 @@ class Cloud:
                 lambda: self.budgets,
                 self.readiness,
                 sources=self._sources_in_metrics(),
+                folders=bootstrap.folders_of(settings),
+                certificates=Certificates(
+                    chains={"grpc_tls_cert": settings.grpc_tls_cert},
+                    authorities={"grpc_tls_client_ca": settings.grpc_tls_client_ca},
+                ),
             ),
             page.router(),
             edge.router(self._edge_proxy, self.bodies, upload_limits),
         ]
+
+    def _deletion(self) -> Deletion:
+        """With the choice ``auto``, clients that need no token may delete nothing."""
+        choice = self.settings.allow_delete
+        allowed = choice == "always" or (choice == "auto" and self.tokens.required)
+        return Deletion(self.store, self._cache, self.event_bus, self.dispatch, self.metrics, allowed=allowed)
 
     @property
     def budgets(self) -> dict[str, Used]:
@@ -282,6 +297,8 @@ class Cloud:
         return MaintenanceSettings(
             retention_seconds=settings.retention_days * DAY,
             retention_bytes=settings.retention_bytes,
+            policies=settings.retention_policies,
+            events_kept=settings.events_kept,
             grace_seconds=settings.retention_grace_hours * 3600,
             trims_cache=settings.role != "worker",
         )
@@ -323,7 +340,11 @@ async def run(settings: Settings) -> None:
 
 
 def main(settings: Settings) -> int:
-    """Call :func:`run`; report an error as one line on stderr, and return the exit status."""
+    """Call :func:`run`; report an error as one line on stderr, and return the exit status.
+
+    0 after a drain, 2 for wrong settings, 5 for a bundle that cannot be used, 1 for other failures; as at the edge.
+    """
+    os.umask(0o077)  # frames and pictures are for the owner of the service
     logs.set_up(settings.log_level, settings.log_format)
     malloc.give_large_blocks_back()
     try:
@@ -331,7 +352,10 @@ def main(settings: Settings) -> int:
     except AeicError as error:
         print(f"cloud: {error}", file=sys.stderr)
         return error.exit_code
-    except (OSError, ValueError) as error:
+    except ValueError as error:  # settings that do not go together, or that name what is not there
+        print(f"cloud: wrong settings: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
         print(f"cloud: {error}", file=sys.stderr)
         return 1
     return 0

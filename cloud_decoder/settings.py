@@ -6,15 +6,33 @@ has the same table; a test compares.
 
 from __future__ import annotations
 
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field, SecretStr, field_validator
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator
 from pydantic_settings import SettingsConfigDict
 from sqlalchemy import make_url
 from sqlalchemy.exc import ArgumentError
 
 from aeic_service.settings import ServiceSettings
+
+
+class RetentionPolicy(BaseModel):
+    """Limits for the sources that it matches. In the TOML file each is a table, ``[[retention_policies]]``."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    tenant: str = Field("*", max_length=64, description="Tenant, or a pattern such as `acme-*`.")
+    source: str = Field("*", max_length=128, description="Source, or a pattern such as `mast-*`.")
+    days: float | None = Field(
+        None, ge=0, allow_inf_nan=False, description="Instead of `retention_days`; 0 keeps them."
+    )
+    bytes: int | None = Field(None, ge=0, description="Bytes of bitstreams kept of each source; 0 keeps all.")
+
+    def matches(self, tenant: str, source: str) -> bool:
+        """Whether it is about this source."""
+        return fnmatchcase(tenant, self.tenant) and fnmatchcase(source, self.source)
 
 
 class Settings(ServiceSettings):
@@ -100,6 +118,17 @@ class Settings(ServiceSettings):
     )
     retention_grace_hours: float = Field(
         24.0, ge=0, description="Time in which pruned frames can be brought back with `aeic store undelete`."
+    )
+    retention_policies: tuple[RetentionPolicy, ...] = Field(
+        (),
+        description="Limits for some sources, of which the first match counts; [[retention_policies]] in the file, JSON"
+        " in the variable.",
+    )
+    events_kept: int = Field(
+        1_000_000, ge=1000, description="Events kept for clients that connect again, of all tenants together."
+    )
+    allow_delete: Literal["auto", "always", "never"] = Field(
+        "auto", description="Whether clients may delete frames; `auto` allows it where tokens are set."
     )
     max_clock_jump_days: float = Field(
         7.0, gt=0, description="A clock further ahead of the last time seen is not trusted, and nothing is pruned."

@@ -13,10 +13,7 @@ b() { buildah --root "$work/store" --runroot "$work/run" "$@"; }
 say() { printf '%s\n' "$*" >&2; }
 
 if ! b inspect --type image localhost/debian-python >/dev/null 2>&1; then
-  say "creating the base image with debootstrap (about a minute)"
-  [ -x "$work/root/usr/bin/python3" ] ||
-    debootstrap --variant=minbase --include=python3,python3-venv,python3-pip,ca-certificates bookworm "$work/root" >"$work/debootstrap.log"
-  tar -C "$work/root" -czf "$work/root.tgz" .
+  deploy/debian_root.sh "$work/root.tgz"
   base=$(b from scratch)
   b add -q "$base" "$work/root.tgz" / >/dev/null
   b commit -q --rm "$base" localhost/debian-python >/dev/null

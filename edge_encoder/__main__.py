@@ -140,6 +140,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except AeicError as error:
         print(f"edge: {error}", file=sys.stderr)
         return error.exit_code
+    except ValueError as error:  # settings that name what is not there
+        print(f"edge: wrong settings: {error}", file=sys.stderr)
+        return 2
     except OSError as error:
         print(f"edge: {error}", file=sys.stderr)
         return 1

@@ -1,10 +1,9 @@
 """The errors of the edge that a client or an operator meets. Each message names the remedy.
 
 AeicError
-├── SpoolError             503, the spool cannot do this now
-│   ├── SpoolFull          507, its cap is reached, or the disk is full
-│   └── IdTaken            409, the id belongs to another picture
-└── EncryptionUnavailable  ends the start, the package that encrypts is missing
+└── SpoolError        503, the spool cannot do this now
+    ├── SpoolFull     507, its cap is reached, or the disk is full
+    └── IdTaken       409, the id belongs to another picture
 """
 
 from __future__ import annotations
@@ -28,7 +27,3 @@ class IdTaken(SpoolError):
     """The id belongs to a frame made from another picture."""
 
     http_status = 409
-
-
-class EncryptionUnavailable(AeicError):
-    """Originals are to be encrypted, and the package that does it is missing."""

@@ -18,6 +18,7 @@ import aeic
 from aeic.errors import AeicError
 from aeic_service import tracing
 from aeic_service.budgets import Budget, Used
+from aeic_service.certificates import Certificates
 from aeic_service.host_limits import HostLimits
 from edge_encoder import systemd
 from edge_encoder.answers.answerer import Answerer, Limits, TakePicture
@@ -74,6 +75,8 @@ class EdgeService:
             log.info("pictures of at most %d pixels are taken: more do not fit into the memory", self.max_pixels)
         self.uploads = Budget(min(settings.uploads_max_bytes, max(settings.max_body_bytes, memory // _BODIES_SHARE)))
         self.budgets: dict[str, Used] = {"body_bytes": self.uploads, "pixels": self.queue.pixels}
+        own, authorities = {"tls_cert": settings.tls_cert}, {"tls_ca": settings.tls_ca}
+        self.certificates = Certificates(chains=own, authorities=authorities)
         self.abandoned = False  # whether stop() left a picture that is still being encoded
         self.stopping = asyncio.Event()
         self.restart = asyncio.Event()  # set when the service should end and be restarted

@@ -188,7 +188,7 @@ class EdgeSettings(ServiceSettings):
         16_384, ge=0, le=1 << 20, description="Most bytes of an answer to a request of the cloud; 0 forbids requests."
     )
     originals_key: SecretStr | None = Field(
-        None, description="Encrypts kept originals: 64 hexadecimal digits (AES-256-GCM; extra `edge-encryption`)."
+        None, description="Encrypts kept originals: 64 hexadecimal digits, for AES-256-GCM."
     )
     request_original_max_bytes: int = Field(
         65_536,

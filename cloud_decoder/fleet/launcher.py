@@ -19,7 +19,9 @@ from typing import Any
 
 import ray
 
+from aeic.errors import AeicError
 from aeic_service import logs
+from aeic_service.settings import readable
 from cloud_decoder.bootstrap import database_url
 from cloud_decoder.errors import StoreUnavailable
 from cloud_decoder.fleet.actors import start
@@ -159,13 +161,20 @@ async def run(settings: Settings, fleet: FleetSettings) -> None:
 
 
 def main(settings: Settings) -> int:
-    """Call :func:`run` in the cluster that AEIC_FLEET_ADDRESS names, or in one on this machine."""
+    """Call :func:`run` in the cluster that AEIC_FLEET_ADDRESS names, or in one on this machine. The exit status is that
+    of :func:`cloud_decoder.service.main`."""
     logs.set_up(settings.log_level, settings.log_format)
-    fleet = FleetSettings()  # from the environment
     try:
+        fleet = FleetSettings()  # from the environment
         connect(fleet)
         asyncio.run(run(settings, fleet))
-    except (OSError, ValueError, StoreUnavailable) as error:
+    except AeicError as error:
+        print(f"fleet: {error}", file=sys.stderr)
+        return error.exit_code
+    except ValueError as error:
+        print(f"fleet: wrong settings: {readable(error, 'AEIC_FLEET_')}", file=sys.stderr)
+        return 2
+    except OSError as error:
         print(f"fleet: {error}", file=sys.stderr)
         return 1
     finally:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection
+from grpc_reflection.v1alpha import reflection, reflection_pb2
 
 from aeic.v1 import decode_pb2_grpc
 from aeic.v1 import ingest_pb2_grpc as pb_grpc
@@ -50,7 +50,7 @@ class GrpcServer:
         decode_pb2_grpc.add_DecodeStreamServiceServicer_to_server(many, server)
         self._health = health.aio.HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
-        reflection.enable_server_reflection([*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME], server)
+        _add_reflection(server)
         self._server = server
 
     async def start(self) -> str:
@@ -76,6 +76,19 @@ class GrpcServer:
     async def stop(self) -> None:
         """Refuse new calls, and give those in progress two seconds."""
         await self._server.stop(2.0)
+
+
+def _add_reflection(server: grpc.aio.Server) -> None:
+    """Reflection as v1alpha, which grpcio-reflection has, and as v1, whose messages are the same on the wire."""
+    names = [*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME]
+    reflection.enable_server_reflection(names, server)
+    handler = grpc.stream_stream_rpc_method_handler(
+        reflection.aio.ReflectionServicer(names).ServerReflectionInfo,
+        request_deserializer=reflection_pb2.ServerReflectionRequest.FromString,
+        response_serializer=reflection_pb2.ServerReflectionResponse.SerializeToString,
+    )
+    service = "grpc.reflection.v1.ServerReflection"
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, {"ServerReflectionInfo": handler}),))
 
 
 def _tls(settings: Settings) -> grpc.ServerCredentials | None:

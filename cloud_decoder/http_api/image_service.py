@@ -92,7 +92,7 @@ class ImageService:
     ) -> tuple[StoredFrame, bytes | None]:
         """The frame's picture as a file, or None if it is not ready within ``wait`` seconds; decoding goes on.
 
-        ``UnknownFrame``; ``Undecodable`` with the reason for a frame in quarantine; ``Gone`` after retention;
+        ``UnknownFrame``; ``Undecodable`` with the reason for a frame in quarantine; ``Gone`` once it is deleted;
         ``OtherForm`` for a picture file, which is never decoded.
         """
         formats.media_type(format)
@@ -104,13 +104,15 @@ class ImageService:
             while True:
                 if row.state is FrameState.FAILED:
                     raise Undecodable(f"frame {id} is in quarantine: {row.reason}")
+                if row.erased:  # the cache may still have its picture, or get it from a decoder that had begun
+                    raise Gone(f"frame {id} is gone: {row.reason}")
                 # The picture of the same bytes may be there because another tenant has them; its presence tells so.
                 if not self._waiters.shared or row.state in (FrameState.DONE, FrameState.PRUNED):
                     found = await run_on(self._threads, self._cached, row, format, width)
                     if found is not None:
                         return row, found
                 if row.state is FrameState.PRUNED:
-                    raise Gone(f"frame {id} was pruned by retention and its picture is not kept any more")
+                    raise Gone(f"frame {id} is gone: {row.reason}, and its picture is not kept any more")
                 left = end - time.monotonic()
                 try:
                     found = await self._decode(row, format, width, left)

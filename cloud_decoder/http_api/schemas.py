@@ -15,7 +15,9 @@ from cloud_decoder.store.store import FrameState, RefusalReason, RequestKind, Re
 _PROBLEMS = {
     400: "max: Input should be less than or equal to 200",
     401: "a valid bearer token is needed: Authorization: Bearer TOKEN",
+    403: "this cloud lets no client delete frames",
     404: "there is no frame 019acb2e-6f5d-7c30-9d0e-3f3a2b1c4d5e",
+    406: "Accept excludes every format of pictures",
     408: "the body came too slowly",
     409: "019acb2e-6f5d-8c30-9d0e-3f3a2b1c4d5e is a picture file: get it from its /file",
     410: "frame 019acb2e-6f5d-7c30-9d0e-3f3a2b1c4d5e was pruned by retention",
@@ -82,6 +84,14 @@ class FrameListBody(_Body):
     """A page of frames, the newest arrival first."""
 
     frames: list[FrameBody]
+    next_cursor: str | None
+    next: str | None
+
+
+class DeletedBody(_Body):
+    """How many frames were deleted. ``next`` is the path of the next request, null at the end."""
+
+    deleted: int
     next_cursor: str | None
     next: str | None
 
@@ -255,7 +265,8 @@ def file_of(*media_types: str, description: str, statuses: tuple[int, ...]) -> A
 
 def pictures(*statuses: int) -> Answers:
     """A picture in any format that is served, and these problems."""
-    return file_of(*(kind for kind, _ in formats.FORMATS.values()), description="The picture.", statuses=statuses)
+    every = tuple(sorted({406, *statuses}))
+    return file_of(*(kind for kind, _ in formats.FORMATS.values()), description="The picture.", statuses=every)
 
 
 def refusals(*statuses: int) -> Answers:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Protocol
 
 
@@ -23,6 +24,10 @@ class PictureCache(Protocol):
 
     def put(self, digest: str, variant: str, payload: bytes) -> bool:
         """Keep ``payload``. False where nothing was written. ``OSError`` where the cache cannot write."""
+        ...
+
+    def remove(self, digests: Collection[str]) -> int:
+        """Remove all pictures of these bitstreams, and return how many files that were. ``OSError`` where it cannot."""
         ...
 
     def trim(self) -> int:

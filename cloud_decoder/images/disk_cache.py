@@ -15,10 +15,12 @@ import re
 import secrets
 import threading
 from collections import OrderedDict
+from collections.abc import Collection
 from pathlib import Path
 
 _MAGIC = b"AEC1"
 _HEADER = len(_MAGIC) + hashlib.sha256().digest_size
+DIGEST_LETTERS = 64
 _NAME = re.compile(r"[0-9a-f]{64}-[a-z0-9]{1,24}\Z")
 
 
@@ -97,6 +99,15 @@ class DiskCache:
             with contextlib.suppress(OSError):
                 temporary.unlink()
         return True
+
+    def remove(self, digests: Collection[str]) -> int:
+        """Remove all pictures of these bitstreams, and return how many files that were."""
+        wanted = set(digests)
+        with self._lock:
+            found = [name for name in self._sizes if name[:DIGEST_LETTERS] in wanted]
+            for name in found:
+                self._forget(name)
+        return len(found)
 
     def trim(self) -> int:
         """Nothing to do: :meth:`put` stays within the limit."""

@@ -8,11 +8,13 @@ index, because other processes write and remove files. The lifecycle rule of a b
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Collection
 from datetime import timedelta
 from typing import Any
 
 from cloud_decoder.errors import StoreUnavailable
-from cloud_decoder.images.disk_cache import file_name, seal, unseal
+from cloud_decoder.images.disk_cache import DIGEST_LETTERS, file_name, seal, unseal
 
 PATIENCE = {
     "retry_config": {"max_retries": 2, "retry_timeout": timedelta(seconds=10)},
@@ -66,6 +68,20 @@ class ObjectCache:
             raise OSError(f"the shared cache cannot write ({type(error).__name__})") from error
         return True
 
+    def remove(self, digests: Collection[str]) -> int:
+        """Remove all pictures of these bitstreams, and return how many files that were. ``OSError`` where it cannot."""
+        wanted, removed = set(digests), 0
+        try:
+            for folder in sorted({digest[:2] for digest in wanted}):
+                found = [one["path"] for page in self._store.list(folder) for one in page]
+                for path in found:
+                    if path.rpartition("/")[2][:DIGEST_LETTERS] in wanted:
+                        self._delete(path)
+                        removed += 1
+        except Exception as error:  # each provider raises its own
+            raise OSError(f"the shared cache cannot remove ({type(error).__name__})") from error
+        return removed
+
     def trim(self) -> int:
         """Remove the oldest files until ``max_bytes`` are left, and return how many. Several processes may call it."""
         found = [one for page in self._store.list() for one in page]
@@ -77,11 +93,12 @@ class ObjectCache:
             removed.append(one["path"])
             self.total_bytes -= one["size"]
         for path in removed:
-            try:
-                self._store.delete(path)
-            except FileNotFoundError:
-                continue
+            self._delete(path)
         return len(removed)
+
+    def _delete(self, path: str) -> None:
+        with contextlib.suppress(FileNotFoundError):  # another process was faster
+            self._store.delete(path)
 
 
 def _path(digest: str, variant: str) -> str:

@@ -116,13 +116,15 @@ def backup(url: sa.URL, target: Path) -> Report:
 def restore(url: sa.URL, source: Path) -> tuple[Report, Path | None]:
     """Put a checked copy of ``source`` in the place of the SQLite store at ``url``, while no service uses it.
 
-    The store that was there is kept under another name, which is returned with the report on the new one.
+    The store that was there is kept under another name, which is returned with the report on the new one. Where root
+    restores, the new file belongs to the owner of the folder, as whom the service runs.
     """
     path = Path(_file(url, missing=True))
     with _unused(path):
         incoming = path.with_name(path.name + ".incoming")
         incoming.unlink(missing_ok=True)
         report = _copy(str(source), incoming)
+        _give_to_owner_of_folder(incoming)
         kept: Path | None = None
         if path.exists():
             kept = path.with_name(f"{path.name}.before-{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}")
@@ -191,6 +193,7 @@ def _copy(source: str, target: Path) -> Report:
 def _unused(path: Path) -> Iterator[None]:
     """Hold the lock of the data folder, as a service does."""
     with (path.parent / "lock").open("wb") as lock:
+        _give_to_owner_of_folder(path.parent / "lock")
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
@@ -212,6 +215,13 @@ def _file(url: sa.URL, missing: bool = False) -> str:
 
 def _read_only(path: str) -> sqlite3.Connection:
     return sqlite3.connect(f"{Path(path).absolute().as_uri()}?mode=ro", uri=True, check_same_thread=False, timeout=10)
+
+
+def _give_to_owner_of_folder(path: Path) -> None:
+    """Root's files would be closed to the service."""
+    if os.geteuid() == 0:
+        folder = path.parent.stat()
+        os.chown(path, folder.st_uid, folder.st_gid)
 
 
 def _sync_folder(folder: Path) -> None:

@@ -6,7 +6,7 @@ One transaction stores frames and queues their jobs, in as few statements as a b
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 from uuid import UUID
 
@@ -16,11 +16,14 @@ from aeic.bitstream import Frame
 from cloud_decoder.errors import StoredDamage
 from cloud_decoder.store.database import Database
 from cloud_decoder.store.records import DEMAND_PRIORITY, Added, FrameState, NewFrame, Page, StoredFrame
-from cloud_decoder.store.schema import NEVER_MS, frames, jobs, requests, source_tallies, sources, tallies
+from cloud_decoder.store.schema import KEPT, NEVER_MS, frames, jobs, requests, source_tallies, sources, tallies
 from cloud_decoder.tiling import tile_shape
 
 DAMAGED = "its stored bytes have changed since they arrived"
 """The reason of frames whose bitstream does not have its digest any more."""
+PRUNED = "pruned by retention"
+DELETED = "deleted by a client"
+DELETED_WITH_PARENT = "it answers a request about a frame that was deleted before"
 Key = tuple[str, UUID]
 LOOK = 20_000
 """Frames that one page of a filtered list looks at, where an index has everything that the filter needs."""
@@ -71,6 +74,20 @@ def turn_of(now: float, priority: int, aging_seconds: float) -> int:
     return int(now // aging_seconds) - priority
 
 
+def job_of(frame: Any, now: float, aging_seconds: float) -> dict[str, Any]:
+    """The job of a stored frame that goes back into the queue: seq, fingerprint, width, height and priority of it."""
+    return {
+        "seq": frame.seq,
+        "fingerprint": frame.fingerprint,
+        "bucket": bucket_of(frame.width, frame.height),
+        "turn": turn_of(now, min(frame.priority, DEMAND_PRIORITY - 1), aging_seconds),
+        "deadline_ms": NEVER_MS,
+        "queued_ms": int(now * 1000),
+        "wanted": True,
+        "attempts": 0,
+    }
+
+
 class Frames:
     """The frames of all tenants. ``aging_seconds`` of waiting are worth one level of priority."""
 
@@ -100,6 +117,12 @@ class Frames:
         with self._database.read() as connection:
             found = connection.execute(query.where(frames.c.tenant == tenant, frames.c.id == frame)).first()
         return None if found is None else row_of(found)
+
+    def many(self, tenant: str, ids: Collection[UUID]) -> dict[UUID, StoredFrame]:
+        """Those of the frames that are this tenant's, by id."""
+        query = sa.select(*ROW_COLUMNS).select_from(_WITH_JOBS).where(frames.c.tenant == tenant, frames.c.id.in_(ids))
+        with self._database.read() as connection:
+            return {row.id: row_of(row) for row in connection.execute(query)}
 
     def bitstream(self, tenant: str, frame: UUID) -> bytes | None:
         """The frame's bytes as they arrived; None where the frame is unknown or pruned.
@@ -187,13 +210,14 @@ class Frames:
             return [dict(row._mapping) for row in found]
 
     def newest(self, tenant: str, limit: int = 1000) -> dict[str, StoredFrame]:
-        """The last frame that arrived from each source, by source, of the ``limit`` sources that were seen last.
+        """The last frame that is kept of each source, by source, of the ``limit`` sources that were seen last.
 
         Answers to requests do not count: they are parts of older pictures.
         """
         last = (
             sa.select(frames.c.seq)
-            .where(frames.c.tenant == sources.c.tenant, frames.c.source == sources.c.source, frames.c.parent.is_(None))
+            .where(frames.c.tenant == sources.c.tenant, frames.c.source == sources.c.source)
+            .where(KEPT, frames.c.parent.is_(None))
             .order_by(frames.c.seq.desc())
             .limit(1)
             .scalar_subquery()
@@ -306,6 +330,14 @@ class Frames:
         link = {"parent": found.parent, "kind": found.kind, "region": found.region}
         mine = sa.and_(frames.c.tenant == frame.tenant, frames.c.id == frame.id)
         connection.execute(sa.update(frames).where(mine).values(link))
+        parents = sa.select(frames.c.deleted_by).where(
+            frames.c.tenant == frame.tenant, frames.c.id == found.parent, frames.c.state == FrameState.PRUNED.value
+        )
+        if (parent := connection.execute(parents).first()) is not None:  # its answers are deleted with it
+            pruned = {"state": FrameState.PRUNED.value, "deleted_ms": int(received * 1000)}
+            pruned |= {"deleted_by": parent.deleted_by, "reason": DELETED_WITH_PARENT}
+            mark = sa.update(frames).where(mine).values(pruned).returning(frames.c.seq)
+            connection.execute(sa.delete(jobs).where(jobs.c.seq == connection.scalar(mark)))
         end = {"state": "answered", "finished_ms": int(received * 1000), "bytes": len(frame.bitstream)}
         connection.execute(sa.update(requests).where(which, ask.state == "open").values(end))
 

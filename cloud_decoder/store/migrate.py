@@ -1,7 +1,7 @@
 """The revision of a store's tables, and the upgrade of older ones.
 
 A new store is created from :mod:`.schema`; for a store of the current revision, checking it is one query. Only an older
-one needs Alembic (extra ``fleet``), which is imported here and nowhere else. SQLite has one process and is upgraded at
+one needs Alembic, which is imported here and nowhere else. SQLite has one process and is upgraded at
 once. The operator of PostgreSQL upgrades it with ``aeic store upgrade``, because processes of the old version may still
 work on it.
 """
@@ -16,10 +16,10 @@ from pathlib import Path
 import sqlalchemy as sa
 
 from cloud_decoder.errors import StoreUnavailable
-from cloud_decoder.store.counters import triggers
+from cloud_decoder.store import counters, event_triggers
 from cloud_decoder.store.schema import metadata, store_clock
 
-HEAD = "0007"
+HEAD = "0009"
 MIGRATIONS = Path(__file__).parent / "migrations"
 LOCK = 1095059779
 """The PostgreSQL advisory lock under which tables are created and altered, because front ends start together."""
@@ -36,7 +36,8 @@ def ensure(engine: sa.Engine, write: Callable[[], AbstractContextManager[sa.Conn
                 found = current(connection)
             if found is None:
                 metadata.create_all(connection)
-                for statement in triggers(connection.dialect.name):
+                dialect = connection.dialect.name
+                for statement in (*counters.triggers(dialect), *event_triggers.triggers(dialect)):
                     connection.exec_driver_sql(statement)
                 connection.execute(store_clock.insert().values(id=1, probes=0))
                 _version.create(connection)
@@ -72,7 +73,7 @@ def upgrade(url: sa.URL, revision: str = HEAD) -> None:
         from alembic.config import Config
     except ModuleNotFoundError as error:
         raise StoreUnavailable(
-            f"the store is of an older revision; its upgrade to {revision} needs Alembic: pip install 'aeic[fleet]'"
+            f"the store is of an older revision; its upgrade to {revision} needs Alembic: pip install 'aeic[cloud-cpu]'"
         ) from error
     config = Config()
     config.set_main_option("script_location", str(MIGRATIONS))

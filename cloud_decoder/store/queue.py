@@ -16,7 +16,7 @@ from uuid import UUID
 import sqlalchemy as sa
 
 from cloud_decoder.store.database import Database, transposed
-from cloud_decoder.store.frames import DAMAGED, ROW_COLUMNS, bucket_of, intact, row_of, turn_of
+from cloud_decoder.store.frames import DAMAGED, ROW_COLUMNS, bucket_of, intact, job_of, row_of, turn_of
 from cloud_decoder.store.records import DEMAND_PRIORITY, Backlog, DecodeResult, FrameState, Lease, LeasedFrame
 from cloud_decoder.store.schema import NEVER_MS, frames, jobs
 
@@ -192,19 +192,7 @@ class JobQueue:
                 found = connection.execute(some).all()
                 if not found:
                     return count
-                values = [
-                    {
-                        "seq": one.seq,
-                        "fingerprint": one.fingerprint,
-                        "bucket": bucket_of(one.width, one.height),
-                        "turn": turn_of(now, min(one.priority, DEMAND_PRIORITY - 1), self._aging_seconds),
-                        "deadline_ms": NEVER_MS,
-                        "queued_ms": int(now * 1000),
-                        "wanted": True,
-                        "attempts": 0,
-                    }
-                    for one in found
-                ]
+                values = [job_of(one, now, self._aging_seconds) for one in found]
                 self._database.insert_rows(connection, self._database.insert(jobs), values)
                 waits = {"state": FrameState.RECEIVED.value, "reason": None, "wanted": True}
                 connection.execute(

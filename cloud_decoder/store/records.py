@@ -20,6 +20,13 @@ class FrameState(StrEnum):
     PRUNED = "pruned"
 
 
+class DeletedBy(StrEnum):
+    """Who deleted a pruned frame. Pictures of a frame that a client deleted are not served from the cache."""
+
+    RETENTION = "retention"
+    CLIENT = "client"
+
+
 class Added(StrEnum):
     """The result for a frame of :meth:`cloud_decoder.store.frames.Frames.add`."""
 
@@ -94,6 +101,12 @@ class StoredFrame:
     kind: str | None = None
     region: list[int] | None = None
     media_type: str | None = None
+    deleted_by: str | None = None
+
+    @property
+    def erased(self) -> bool:
+        """Whether a client deleted it. Its picture must not be served, even where a cache still has it."""
+        return self.state is FrameState.PRUNED and self.deleted_by == DeletedBy.CLIENT
 
 
 class RequestKind(StrEnum):
@@ -149,6 +162,19 @@ class StoredRequest(NewRequest):
     finished_ms: int | None
     reason: RefusalReason | None
     detail: str | None
+
+
+@dataclass(frozen=True)
+class Deleted:
+    """What a call of :meth:`Retention.delete <cloud_decoder.store.retention.Retention.delete>` has deleted.
+
+    ``frames``: id and digest of each frame, answers to requests about deleted frames included. ``requests``: those that
+    it has ended. ``after``: the last ``seq`` that was looked at; None where there are no further frames to delete.
+    """
+
+    frames: list[tuple[UUID, str]]
+    requests: list[StoredRequest]
+    after: int | None = None
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ Rows are kept, as those of frames are.
 from __future__ import annotations
 
 import secrets
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import Any
 from uuid import UUID
 
@@ -132,6 +132,20 @@ class Requests:
         query = sa.select(*_COLUMNS).where(requests.c.tenant == tenant, requests.c.id == id)
         found = connection.execute(query).first()
         return None if found is None else _row(found)
+
+
+def end_about(connection: sa.Connection, tenant: str, parents: Sequence[UUID], now_ms: int) -> list[StoredRequest]:
+    """End the open requests about frames that are being deleted, in the same transaction, and return them."""
+    ended = {
+        "state": "refused",
+        "reason": RefusalReason.GONE.value,
+        "detail": "the frame was deleted",
+        "finished_ms": now_ms,
+        "bytes": 0,
+    }
+    about = sa.and_(requests.c.tenant == tenant, requests.c.parent.in_(parents), requests.c.state == "open")
+    update = sa.update(requests).where(about).values(ended).returning(*_COLUMNS)
+    return [_row(one) for one in connection.execute(update)]
 
 
 def _row(found: Any) -> StoredRequest:

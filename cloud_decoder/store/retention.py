@@ -1,7 +1,8 @@
-"""Deletion of old bitstreams in two steps: frames are marked, and their bitstreams are removed after a grace period.
+"""Deletion of bitstreams in two steps: frames are marked, and their bitstreams are removed after a grace period.
 
-A marked frame is ``pruned`` for every reader, and :meth:`Retention.undelete` brings it back. Rows are kept for good,
-so that an id is never used twice. Times are milliseconds since 1970 by
+Retention marks old frames, and clients mark those that they delete. A marked frame is ``pruned`` for every reader, and
+:meth:`Retention.undelete` brings it back. Rows are kept for good, so that an id is never used twice: a frame that an
+edge delivers again is a duplicate, and stays deleted. Times are milliseconds since 1970 by
 :class:`~cloud_decoder.store.clock.TrustedClock`.
 
 Each call is one short transaction, so that frames can be stored between two calls.
@@ -10,28 +11,40 @@ Each call is one short transaction, so that frames can be stored between two cal
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 from uuid import UUID
 
 import sqlalchemy as sa
 
 from cloud_decoder.store.database import Database
-from cloud_decoder.store.records import FrameState
-from cloud_decoder.store.schema import frames, jobs, tallies
+from cloud_decoder.store.frames import DELETED, DELETED_WITH_PARENT, PRUNED, job_of
+from cloud_decoder.store.records import Deleted, DeletedBy, FrameState
+from cloud_decoder.store.requests import end_about
+from cloud_decoder.store.schema import KEPT, frames, jobs, sources, tallies
 
 BATCH = 1000
 LOOK = 20_000
 """Frames of one tenant and state that are looked at for old ones. They are in order of arrival, and so are ages."""
-PRUNED = "pruned by retention"
 _FINISHED = (FrameState.DONE.value, FrameState.FAILED.value)
 
 
-class Retention:
-    """Marks, removes and restores finished frames."""
+@dataclass(frozen=True)
+class Removed:
+    """What a call of :meth:`Retention.remove` has removed: frames, their bytes, and the digests of those that clients
+    had deleted."""
 
-    def __init__(self, database: Database) -> None:
-        self._database = database
+    frames: int = 0
+    bytes: int = 0
+    erased: list[str] = field(default_factory=list)
+
+
+class Retention:
+    """Marks, removes and restores frames. ``aging_seconds`` of waiting are worth one level of priority."""
+
+    def __init__(self, database: Database, aging_seconds: float) -> None:
+        self._database, self._aging_seconds = database, aging_seconds
 
     def mark(
         self, now_ms: int, *, older_than_ms: int | None = None, keep_bytes: int | None = None, limit: int = BATCH
@@ -42,6 +55,118 @@ class Retention:
         """
         with self._database.read() as connection:
             doomed = self._doomed(connection, older_than_ms, keep_bytes, limit)
+        return self._mark(doomed, now_ms)
+
+    def mark_source(
+        self,
+        tenant: str,
+        source: str,
+        now_ms: int,
+        *,
+        older_than_ms: int | None = None,
+        keep_bytes: int | None = None,
+        limit: int = BATCH,
+    ) -> int:
+        """:meth:`mark` for the frames of one source."""
+        kept = sa.and_(frames.c.tenant == tenant, frames.c.source == source, KEPT)
+        oldest = sa.select(frames.c.seq, frames.c.bytes).where(kept, frames.c.state.in_(_FINISHED))
+        oldest = oldest.order_by(frames.c.seq).limit(limit)
+        doomed: list[int] = []
+        with self._database.read() as connection:
+            if older_than_ms is not None:
+                found = connection.execute(oldest.where(frames.c.received_ms < older_than_ms))
+                doomed += [int(row.seq) for row in found]
+            if keep_bytes is not None:
+                total = int(connection.scalar(sa.select(sa.func.sum(frames.c.bytes)).where(kept)) or 0)
+                for row in connection.execute(oldest) if total > keep_bytes else ():
+                    if total <= keep_bytes:
+                        break
+                    doomed.append(int(row.seq))
+                    total -= row.bytes
+        return self._mark(sorted(set(doomed))[:limit], now_ms)
+
+    def sources(self) -> list[tuple[str, str]]:
+        """Tenant and source of all frames that were ever stored."""
+        with self._database.read() as connection:
+            found = connection.execute(sa.select(sources.c.tenant, sources.c.source))
+            return [(str(row.tenant), str(row.source)) for row in found]
+
+    def delete(self, tenant: str, id: UUID, now_ms: int) -> Deleted | None:
+        """Mark a frame, whatever its state, and the answers to requests about it, and end its open requests.
+
+        None for a frame that is not this tenant's. A second call does nothing.
+        """
+        which = sa.select(frames.c.seq).where(frames.c.tenant == tenant, frames.c.id == id)
+        with self._database.read() as connection:
+            seq = connection.scalar(which)
+        return None if seq is None else self._erase(tenant, [seq], now_ms)
+
+    def delete_source(
+        self,
+        tenant: str,
+        source: str,
+        now_ms: int,
+        *,
+        since_ms: int | None = None,
+        until_ms: int | None = None,
+        after: int = 0,
+        limit: int = BATCH,
+    ) -> Deleted:
+        """:meth:`delete` for the frames of a source with ``since_ms <= received_ms < until_ms``.
+
+        Looks at ``limit`` frames with ``seq`` over ``after``; :attr:`Deleted.after` is where the next call begins.
+        """
+        columns = (frames.c.seq, frames.c.received_ms)
+        query = sa.select(*columns).where(frames.c.tenant == tenant, frames.c.source == source, frames.c.seq > after)
+        with self._database.read() as connection:
+            found = connection.execute(query.order_by(frames.c.seq).limit(limit)).all()
+        seqs = [
+            row.seq
+            for row in found
+            if (since_ms is None or row.received_ms >= since_ms) and (until_ms is None or row.received_ms < until_ms)
+        ]
+        following = int(found[-1].seq) if len(found) == limit else None
+        done = self._erase(tenant, seqs, now_ms) if seqs else Deleted([], [])
+        return Deleted(done.frames, done.requests, following)
+
+    def _erase(self, tenant: str, seqs: Sequence[int], now_ms: int) -> Deleted:
+        client = DeletedBy.CLIENT.value
+        mine = sa.and_(frames.c.tenant == tenant, frames.c.deleted_by.is_distinct_from(client))
+        pruned = frames.c.state == FrameState.PRUNED.value
+        values = {
+            "state": FrameState.PRUNED.value,
+            "deleted_by": client,
+            # Retention may have removed the bitstream already. Such a frame must not look as if it could come back.
+            "deleted_ms": sa.case((pruned, frames.c.deleted_ms), else_=now_ms),
+            "reason": sa.case((frames.c.reason == PRUNED, DELETED), else_=sa.func.coalesce(frames.c.reason, DELETED)),
+        }
+
+        def mark(connection: sa.Connection, which: sa.ColumnElement[bool]) -> list[Any]:
+            update = sa.update(frames).where(which, mine).values(values)
+            return list(connection.execute(update.returning(frames.c.seq, frames.c.id, frames.c.digest)))
+
+        def unqueue(connection: sa.Connection, seqs: Sequence[int]) -> None:
+            connection.execute(sa.delete(jobs).where(self._database.among(jobs.c.seq, seqs)))
+
+        def work(connection: sa.Connection) -> Deleted:
+            unqueue(connection, seqs)  # jobs before frames, as JobQueue.finish does, so that the two cannot deadlock
+            marked = mark(connection, self._database.among(frames.c.seq, seqs))
+            ids = [row.id for row in marked]
+            if not ids:
+                return Deleted([], [])
+            new = ids
+            while new:  # an answer may have answers of its own, if it is a new picture
+                answers = mark(connection, frames.c.parent.in_(new))
+                new = [row.id for row in answers]
+                marked += answers
+                ids = ids + new
+            unqueue(connection, [row.seq for row in marked])
+            ended = end_about(connection, tenant, ids, now_ms)
+            return Deleted([(row.id, str(row.digest)) for row in marked], ended)
+
+        return self._database.commit(work)
+
+    def _mark(self, doomed: Sequence[int], now_ms: int) -> int:
         if not doomed:
             return 0
         # They were chosen outside of the transaction: a frame that was queued again since stays.
@@ -49,6 +174,7 @@ class Retention:
         values = {
             "state": FrameState.PRUNED.value,
             "deleted_ms": now_ms,
+            "deleted_by": DeletedBy.RETENTION.value,
             "reason": sa.func.coalesce(frames.c.reason, PRUNED),  # an undeleted frame has its own reason again
         }
 
@@ -72,13 +198,22 @@ class Retention:
 
         return self._database.commit(work)
 
-    def remove(self, *, before_ms: int | None = None, excess_bytes: int = 0, limit: int = BATCH) -> tuple[int, int]:
+    def remove(
+        self,
+        *,
+        before_ms: int | None = None,
+        excess_bytes: int = 0,
+        only: DeletedBy | None = None,
+        limit: int = BATCH,
+    ) -> Removed:
         """Remove the bitstreams of marked frames: of those marked before ``before_ms``, and of the oldest until
-        ``excess_bytes`` are free.
+        ``excess_bytes`` are free. ``only``: of those that were marked so.
 
-        At most ``limit`` frames. Returns how many were removed, and their bytes. They cannot be brought back.
+        At most ``limit`` frames. They cannot be brought back.
         """
         oldest = sa.select(frames.c.seq, frames.c.bytes, frames.c.deleted_ms).where(frames.c.deleted_ms.is_not(None))
+        if only is not None:
+            oldest = oldest.where(frames.c.deleted_by == only.value)
         with self._database.read() as connection:
             found = connection.execute(oldest.order_by(frames.c.deleted_ms, frames.c.seq).limit(limit)).all()
         doomed, size = [], 0
@@ -88,31 +223,47 @@ class Retention:
             doomed.append(row.seq)
             size += row.bytes
         if not doomed:
-            return 0, 0
+            return Removed()
         marked = sa.and_(self._database.among(frames.c.seq, doomed), frames.c.deleted_ms.is_not(None))
-        emptied = sa.update(frames).where(marked).values(bitstream=None, deleted_ms=None, reason=PRUNED)
-        return self._database.commit(lambda connection: int(connection.execute(emptied).rowcount)), size
+        emptied = sa.update(frames).where(marked).values(bitstream=None, deleted_ms=None)
+        returning = emptied.returning(frames.c.bytes, frames.c.deleted_by, frames.c.digest)
+        removed = self._database.commit(lambda connection: connection.execute(returning).all())
+        erased = [str(row.digest) for row in removed if row.deleted_by == DeletedBy.CLIENT.value]
+        return Removed(len(removed), sum(row.bytes for row in removed), erased)
 
     def marked(self) -> tuple[int, int]:
         """Frames that can still be brought back, and their bytes."""
         with self._database.read() as connection:
             return self._marked(connection)
 
-    def undelete(self, tenant: str | None = None, id: UUID | None = None) -> int:
+    def undelete(self, tenant: str | None = None, id: UUID | None = None, *, deleted: bool = False) -> int:
         """Bring marked frames back, all or those of a tenant or an id, with the answers to requests about it.
 
-        Returns how many.
+        Frames that a client has deleted come back only with their id or with ``deleted``. Returns how many.
         """
         which: sa.ColumnElement[bool] = frames.c.deleted_ms.is_not(None)
         if tenant is not None:
             which = sa.and_(which, frames.c.tenant == tenant)
         if id is not None:
-            which = sa.and_(which, sa.or_(frames.c.id == id, frames.c.parent == id))
+            family = sa.select(frames.c.tenant, frames.c.id).where(frames.c.id == id).cte("family", recursive=True)
+            answers = frames.alias("answers")
+            theirs = sa.and_(answers.c.tenant == family.c.tenant, answers.c.parent == family.c.id)
+            family = family.union(sa.select(answers.c.tenant, answers.c.id).where(theirs))
+            those = sa.tuple_(frames.c.tenant, frames.c.id)
+            which = sa.and_(which, those.in_(sa.select(family.c.tenant, family.c.id)))
+        elif not deleted:
+            which = sa.and_(which, frames.c.deleted_by.is_distinct_from(DeletedBy.CLIENT.value))
         decoded = frames.c.available_ms.is_not(None)  # only a decoded frame was ever available
+        waited = frames.c.reason.in_([DELETED, DELETED_WITH_PARENT])  # a failed frame has kept its own reason
         values: dict[str, Any] = {
-            "state": sa.case((decoded, FrameState.DONE.value), else_=FrameState.FAILED.value),
-            "reason": sa.case((decoded, sa.null()), else_=frames.c.reason),
+            "state": sa.case(
+                (decoded, FrameState.DONE.value),
+                (waited, FrameState.RECEIVED.value),
+                else_=FrameState.FAILED.value,
+            ),
+            "reason": sa.case((sa.or_(decoded, waited), sa.null()), else_=frames.c.reason),
             "deleted_ms": None,
+            "deleted_by": None,
         }
         some = sa.select(frames.c.seq).where(which).order_by(frames.c.deleted_ms, frames.c.seq).limit(BATCH)
         count = 0
@@ -122,7 +273,15 @@ class Retention:
                 if not seqs:
                     return count
                 back = sa.and_(self._database.among(frames.c.seq, seqs), which)
-                connection.execute(sa.update(frames).where(back).values(values))
+                columns = (frames.c.seq, frames.c.fingerprint, frames.c.width, frames.c.height, frames.c.priority)
+                update = sa.update(frames).where(back).values(values)
+                found = connection.execute(update.returning(*columns, frames.c.state, frames.c.wanted)).all()
+                now = self._database.clock()
+                waiting = [row for row in found if row.state == FrameState.RECEIVED.value and row.wanted]
+                queued = [job_of(row, now, self._aging_seconds) for row in waiting]
+                if queued:
+                    insert = self._database.insert(jobs).on_conflict_do_nothing(index_elements=["seq"])
+                    self._database.insert_rows(connection, insert, queued)
             count += len(seqs)
 
     def _marked(self, connection: sa.Connection) -> tuple[int, int]:

@@ -25,6 +25,7 @@ from sqlalchemy import (
     Uuid,
     and_,
     event,
+    literal_column,
 )
 
 metadata = MetaData()
@@ -59,11 +60,12 @@ frames = Table(
     Column("original_width", Integer),  # before the edge scaled the picture down
     Column("original_height", Integer),
     Column("captured_from", String(8)),  # sender, exif, file, clock
-    Column("deleted_ms", BigInteger),  # when retention marked it; NULL again once the bitstream is removed
+    Column("deleted_ms", BigInteger),  # when it was marked; NULL again once the bitstream is removed
     Column("box", String(128)),  # the box that delivered it, if that is not the source itself
     Column("parent", Uuid),  # an answer to a request: the frame that was asked about
     Column("kind", String(8)),  # of that request
     Column("region", JSON),  # of that request: x, y, width, height in pixels of the parent's original
+    Column("deleted_by", String(10)),  # of a pruned frame: retention, client
     Column("media_type", String(32)),  # of a picture file that answers a request; NULL for a frame
     UniqueConstraint("tenant", "id", name="frames_tenant_id_key"),
     # The last columns are not searched. With them a list can be filtered by time and rate in the index alone.
@@ -80,6 +82,19 @@ Index(
     frames.c.bytes,
     sqlite_where=_deleted,
     postgresql_where=_deleted,
+)
+
+KEPT = frames.c.state != literal_column("'pruned'")
+"""Frames that are neither pruned nor deleted. A literal, so that both databases see that the index below applies."""
+Index(
+    "frames_kept",
+    frames.c.tenant,
+    frames.c.source,
+    frames.c.seq,
+    frames.c.received_ms,
+    frames.c.bytes,
+    sqlite_where=KEPT,
+    postgresql_where=KEPT,
 )
 
 _answers = frames.c.parent.is_not(None)
@@ -186,11 +201,27 @@ requests = Table(
 _open = requests.c.state == "open"
 Index("requests_open", requests.c.deadline_ms, sqlite_where=_open, postgresql_where=_open)
 
-# One row: the latest time that the store has seen (cloud_decoder.store.clock), and a number that readiness raises.
+# Written by triggers only (cloud_decoder.store.event_log): what became of frames and requests.
+events = Table(
+    "events",
+    metadata,
+    Column("seq", BigInteger().with_variant(Integer, "sqlite"), primary_key=True, autoincrement=True),
+    Column("txid", BigInteger, nullable=False),  # of the transaction, on PostgreSQL; else 0
+    Column("tenant", String(64), nullable=False),
+    Column("kind", String(10), nullable=False),  # the state that the frame has entered, or request
+    Column("id", Uuid, nullable=False),  # of the frame, or of the request
+    Index("events_by_tenant", "tenant", "txid", "seq"),
+    sqlite_autoincrement=True,
+)
+
+# One row: the latest time that the store has seen (cloud_decoder.store.clock), a number that readiness raises, and
+# the newest event that was removed from the log.
 store_clock = Table(
     "store_clock",
     metadata,
     Column("id", Integer, primary_key=True, autoincrement=False),
     Column("seen_ms", BigInteger),
     Column("probes", BigInteger, nullable=False),
+    Column("trimmed_txid", BigInteger, nullable=False, server_default="0"),
+    Column("trimmed_seq", BigInteger, nullable=False, server_default="0"),
 )

@@ -15,8 +15,9 @@
   frames that were only claimed have lost nothing.
 * Only ``wanted`` frames are claimed on arrival; the others wait until a caller asks for them
   (:meth:`JobQueue.claim_one`, :meth:`JobQueue.demand`).
-* Retention marks the oldest finished frames and, after a grace period, removes their bitstreams
-  (:class:`~cloud_decoder.store.retention.Retention`). It keeps their rows, so that an id is never reused.
+* Retention marks the oldest finished frames, and clients mark frames of any state. After a grace period their
+  bitstreams are removed (:class:`~cloud_decoder.store.retention.Retention`). Their rows are kept, so that an id is
+  never reused.
 
 Times are arguments, in seconds since 1970, so that tests need no clock. :meth:`Store.clock` is the one that all
 processes of a fleet agree on, for leases and the queue. Frames age by :attr:`Store.trusted_clock`. Calls block; the
@@ -29,12 +30,15 @@ import sqlalchemy as sa
 
 from cloud_decoder.store.clock import DAY, TrustedClock
 from cloud_decoder.store.database import Database
+from cloud_decoder.store.event_log import EventLog
 from cloud_decoder.store.frames import Frames
 from cloud_decoder.store.queue import JobQueue
 from cloud_decoder.store.records import (
     Added,
     Backlog,
     DecodeResult,
+    Deleted,
+    DeletedBy,
     FrameState,
     Lease,
     LeasedFrame,
@@ -54,6 +58,8 @@ __all__ = [
     "Added",
     "Backlog",
     "DecodeResult",
+    "Deleted",
+    "DeletedBy",
     "FrameState",
     "Lease",
     "LeasedFrame",
@@ -82,7 +88,8 @@ class Store:
         self.frames = Frames(self.database, aging_seconds)
         self.requests = Requests(self.database)
         self.queue = JobQueue(self.database, aging_seconds)
-        self.retention = Retention(self.database)
+        self.retention = Retention(self.database, aging_seconds)
+        self.events = EventLog(self.database)
         self.trusted_clock = TrustedClock(self.database, max_jump_seconds)
 
     def clock(self) -> float:

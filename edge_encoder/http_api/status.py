@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import shutil
 from typing import TYPE_CHECKING, Any
 
 import aeic
@@ -77,6 +79,13 @@ def refresh_gauges(service: EdgeService) -> None:
     metrics.spool_bytes.set(spool.pending_bytes)
     metrics.unreadable.set(spool.unreadable)
     metrics.default_rate.set(_default_rate(service))
+    with contextlib.suppress(OSError):  # the folder is gone; /readyz says so
+        disk = shutil.disk_usage(service.settings.data_dir)
+        metrics.disk_free.set(disk.free)
+        metrics.disk_size.set(disk.total)
+    metrics.certificate_expiry.clear()
+    for name, expiry in service.certificates.expiry_seconds().items():
+        metrics.certificate_expiry.labels(name).set(expiry)
     for source in service.sources:
         metrics.source_up.labels(source.name).set(source.state in ("up", "ended"))
         if (age := source.last_picture_age_seconds) is not None:

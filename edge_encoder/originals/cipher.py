@@ -1,4 +1,4 @@
-"""Originals encrypted at rest: AES-256-GCM of the package `cryptography` (extra `edge-encryption`).
+"""Originals encrypted at rest by AES-256-GCM.
 
     magic "AEICORI2" | key id 8 | nonce 12 | nonce 12 | bytes of meta u32 | meta, tag 16 | picture, tag 16
 
@@ -12,15 +12,12 @@ from __future__ import annotations
 
 import hashlib
 import os
-from typing import TYPE_CHECKING
 
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from pydantic import SecretStr
 
-from edge_encoder.errors import EncryptionUnavailable
 from edge_encoder.originals.file_format import LENGTH, part
-
-if TYPE_CHECKING:
-    from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 MAGIC = b"AEICORI2"
 _ID, _NONCE, _TAG = 8, 12, 16
@@ -39,18 +36,10 @@ def parse_key(text: str) -> bytes:
 
 
 class Cipher:
-    """A FileFormat under one key of 32 bytes. EncryptionUnavailable if the package is missing."""
+    """A FileFormat under one key of 32 bytes."""
 
     def __init__(self, key: bytes) -> None:
-        try:
-            from cryptography.exceptions import InvalidTag
-            from cryptography.hazmat.primitives.ciphers.aead import AESGCM
-        except ImportError:
-            raise EncryptionUnavailable(
-                "AEIC_EDGE_ORIGINALS_KEY needs the package cryptography: pip install 'aeic[edge-encryption]'"
-            ) from None
-        self._aead: AESGCM = AESGCM(key)
-        self._invalid = InvalidTag
+        self._aead = AESGCM(key)
         self._start = MAGIC + hashlib.sha256(b"aeic originals" + key).digest()[:_ID]
 
     @classmethod
@@ -83,5 +72,5 @@ class Cipher:
     def _decrypt(self, nonce: bytes, sealed: bytes, bound: bytes) -> bytes:
         try:
             return self._aead.decrypt(nonce, sealed, bound)
-        except self._invalid:
+        except InvalidTag:
             raise ValueError("it has changed, or the key is another one") from None

@@ -10,6 +10,7 @@ import io
 import threading
 import time
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from types import ModuleType
 from typing import Any, ClassVar
@@ -23,7 +24,7 @@ from aeic.bundle import Bundle
 from aeic_client import AsyncClient, Client, NotReady, Problem, aio, client, messages
 from aeic_client.messages import Event, EventParser, Frame, Known
 from tests.support.cloud import CloudThread
-from tests.support.frames import MakeFrame, new_frame
+from tests.support.frames import MakeFrame, new_frame, stored_frame
 from tests.support.waiting import until, wait_until
 
 
@@ -93,6 +94,31 @@ def test_problems_have_a_type_and_the_status_is_there(running: CloudThread) -> N
         assert cloud.status()["ready"] and cloud.sources() == []
         with pytest.raises(Problem, match="AEIC_CLOUD_EDGE_URL"):
             cloud.encode(b"a picture")
+
+
+def test_frames_are_deleted(
+    bundle: Bundle, make_frame: MakeFrame, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cloud_decoder.http_api.deletion.CALLS", 1)
+    started = CloudThread(bundle, tmp_path, tokens="a:a-long-token", eager="none")
+    try:
+        with Client(started.cloud.http, "a-long-token") as cloud:
+            new = started.put(make_frame(1), tenant="a")
+            cloud.delete(new.id)
+            cloud.delete(new.id)
+            assert cloud.frame(new.id).state == "pruned"
+            with pytest.raises(Problem) as caught:
+                cloud.image(new.id)
+            assert caught.value.status == 410
+            with pytest.raises(Problem) as caught:
+                cloud.delete(uuid4())
+            assert caught.value.status == 404
+            many = [stored_frame(b"%d" % n, tenant="a", source="mast", wanted=False) for n in range(1200)]
+            started.cloud.store.frames.add(many, time.time())
+            assert cloud.delete_frames("mast", until=datetime(2020, 1, 1, tzinfo=UTC)) == 0
+            assert cloud.delete_frames("mast") == 1200 and cloud.delete_frames("mast") == 0
+    finally:
+        started.stop()
 
 
 class Answers:

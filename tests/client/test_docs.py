@@ -21,12 +21,23 @@ def test_the_example_runs(bundle: Bundle, make_frame: MakeFrame, tmp_path: Path)
     running = CloudThread(bundle, tmp_path)
     try:
         new = running.put(make_frame(1), source="roof-camera-1")
-        later = threading.Timer(1.5, lambda: running.put(make_frame(2)))
-        later.start()
+        done = threading.Event()
+
+        def arrive() -> None:
+            seed = 2
+            while not done.wait(1.0):  # the example follows what arrives from now on, whenever that is
+                running.put(make_frame(seed))
+                seed += 1
+
+        arriving = threading.Thread(target=arrive)
+        arriving.start()
         names: dict[str, Any] = {"url": running.cloud.http, "id": new.id}
-        exec(code.group(1), names)
+        try:
+            exec(code.group(1), names)
+        finally:
+            done.set()
+            arriving.join()
         assert names["picture"][:2] == b"\xff\xd8" and names["again"][:4] == b"\x89PNG"
         assert names["frame"].id != new.id
-        later.join()
     finally:
         running.stop()

@@ -17,7 +17,7 @@ import httpx
 from aeic.bundle import Bundle
 from aeic.v1 import ingest_pb2 as pb
 from cloud_decoder.metrics import Metrics
-from cloud_decoder.settings import Settings
+from cloud_decoder.settings import RetentionPolicy, Settings
 from tests.support.cloud import IngestClient, cloud_process
 from tests.support.frames import MakeFrame
 from tests.support.roots import DOCS
@@ -56,9 +56,9 @@ async def test_killed_in_the_middle_it_loses_nothing(bundle: Bundle, make_frame:
 def test_an_error_at_the_start_is_one_line(bundle: Bundle, tmp_path: Path) -> None:
     wrong = [
         ("AEIC_CLOUD_BUNDLE", "/nowhere", 5, "no bundle at"),
-        ("AEIC_CLOUD_DEVICE", "abacus", 1, "choose one of"),
+        ("AEIC_CLOUD_DEVICE", "abacus", 2, "choose one of"),
         ("AEIC_CLOUD_MAX_BATCH", "none", 2, "AEIC_CLOUD_MAX_BATCH"),
-        ("AEIC_CLOUD_TOKENS", "short", 1, "tenant:token"),
+        ("AEIC_CLOUD_TOKENS", "short", 2, "tenant:token"),
         ("AEIC_CLOUD_TOKEN", "tenant:long-enough", 2, "unknown setting AEIC_CLOUD_TOKEN (perhaps AEIC_CLOUD_TOKENS);"),
         ("AEIC_CLOUD_DATABASE_URL", "garbage", 2, "no SQLAlchemy URL"),
     ]
@@ -109,8 +109,18 @@ def test_the_docs_list_every_setting_with_its_default() -> None:
         assert text == field.description, name
 
 
+def test_the_docs_list_every_key_of_a_retention_policy() -> None:
+    table = GUIDE.read_text().partition("### Retention policies")[2].partition("\n## ")[0]
+    rows = dict(re.findall(r"^\| `(\w+)` \| (.*) \|$", table, re.M))
+    expected = {
+        name: f"{'' if field.default is None else f'`{field.default}`'} | {field.description}"
+        for name, field in RetentionPolicy.model_fields.items()
+    }
+    assert rows == expected
+
+
 def test_the_docs_list_every_metric() -> None:
-    listed = set(re.findall(r"^\| `(aeic_cloud_\w+)` ", GUIDE.read_text(), re.M))
+    listed = set(re.findall(r"^\| `((?:aeic_cloud|process)_\w+)` ", GUIDE.read_text(), re.M))
     made = {metric.name + ("_total" if metric.type == "counter" else "") for metric in Metrics().registry.collect()}
     assert listed == made
 

@@ -56,6 +56,11 @@ def test_pictures_in_a_bucket(bucket: str) -> None:
     for number in range(4):
         one.put(f"{number}" * 64, "png", b"x" * 10)
     assert two.trim() >= 2 and two.total_bytes <= 100
+    for variant in ("png", "webpw32"):
+        one.put(digest, variant, b"picture")
+        one.put("cd" * 31 + "ef", variant, b"a neighbour")
+    assert two.remove([digest, "ab" * 32]) == 2 and two.remove([digest]) == 0
+    assert one.get(digest, "webpw32") is None and one.get("cd" * 31 + "ef", "png") == b"a neighbour"
 
 
 def test_a_bucket_that_is_away_costs_a_decode_and_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -67,3 +72,5 @@ def test_a_bucket_that_is_away_costs_a_decode_and_no_more(monkeypatch: pytest.Mo
     assert cache.get("ab" * 32, "png") is None
     with pytest.raises(OSError, match="cannot write"):
         cache.put("ab" * 32, "png", b"picture")
+    with pytest.raises(OSError, match="cannot remove"):
+        cache.remove(["ab" * 32])

@@ -163,14 +163,17 @@ async def test_listeners_of_a_front_end_hear_of_the_workers(store_url: str, make
 
     with event_bus.subscribe("") as events:
         assert event_bus.tenants == {""}
+        await poller.poll()
+        assert await events.next(0.1) == {"event": "changed"}
         store.frames.add(new, time.time())
-        poller.publish_changes("", store.frames.page("", 10).rows)
+        await poller.poll()
+        assert [await events.next(0.1) for _ in range(3)] == [{"event": "received", "id": str(one.id)} for one in new]
         claimed = store.queue.claim("w", new[0].fingerprint, 2, time.time(), 60, 3)
-        poller.publish_changes("", store.frames.page("", 10).rows)
+        await poller.poll()
         store.queue.finish([DecodeResult(claimed[0].lease, "", {})], time.time())
         store.queue.fail([claimed[1].lease], "no")
-        poller.publish_changes("", store.frames.page("", 10).rows)
-        poller.publish_changes("", store.frames.page("", 10).rows)
+        await poller.poll()
+        await poller.poll()
         heard = [await events.next(0.1) for _ in range(3)]
         assert {(one["event"], one["id"]) for one in heard[:2] if one} == {
             ("done", str(new[0].id)),

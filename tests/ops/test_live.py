@@ -5,9 +5,11 @@ Needs Debian's ``prometheus``; `make test-ops` installs it.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import math
+import re
 import shutil
 import socket
 import subprocess
@@ -24,10 +26,12 @@ import yaml
 from aeic_tools import local_services
 from aeic_tools.demo_client import RequestFailed, request
 from aeic_tools.local_services import Pair
+from tests.support import certificates
 from tests.support.dashboards import RULES, dashboard_module, metrics_in
 from tests.support.roots import DEPLOY, EXAMPLES
 
 SECONDS = 60.0
+WITH_TLS = not certificates.MISSING
 
 pytestmark = pytest.mark.skipif(
     shutil.which("prometheus") is None, reason="no prometheus (Debian: prometheus): make test-ops installs it"
@@ -75,13 +79,13 @@ class Prometheus:
 
 @pytest.fixture(scope="module")
 def prometheus(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prometheus]:
-    """Prometheus and both services, under traffic as long as the tests run."""
+    """Prometheus and both services, under traffic as long as the tests run. With TLS, and with a watched folder."""
     folder = tmp_path_factory.mktemp("ops")
-    with local_services.pair(folder, folder, tiny_bundle) as pair:
+    with _services(folder, tiny_bundle) as pair:
         targets = {"edge": pair.edge.http, "cloud": pair.cloud.http}
         server = Prometheus(folder, {name: url.removeprefix("http://") for name, url in targets.items()})
         over = threading.Event()
-        sending = threading.Thread(target=_traffic, args=(pair, over))
+        sending = threading.Thread(target=_traffic, args=(pair, folder / "watched", over))
         sending.start()
         try:
             server.wait_ready()
@@ -93,13 +97,31 @@ def prometheus(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> I
             server.process.wait(20)
 
 
-def _traffic(pair: Pair, over: threading.Event) -> None:
+@contextlib.contextmanager
+def _services(folder: Path, bundle: Path) -> Iterator[Pair]:
+    (folder / "watched").mkdir()
+    from_folder = {"AEIC_EDGE_WATCH_DIR": str(folder / "watched"), "AEIC_EDGE_WATCH_SETTLE_SECONDS": "0.2"}
+    to_cloud, own = {}, {}
+    if WITH_TLS:
+        authority = certificates.authority(folder, "ca", days=90)
+        chain = certificates.certificate(folder, "cloud", "ca", days=60)
+        own = {"AEIC_CLOUD_GRPC_TLS_CERT": str(chain), "AEIC_CLOUD_GRPC_TLS_KEY": str(chain.with_suffix(".key"))}
+        to_cloud = {"AEIC_EDGE_TLS": "1", "AEIC_EDGE_TLS_CA": str(authority)}
+    with (
+        local_services.cloud(folder, folder, bundle, 0, **own) as cloud,
+        local_services.edge(folder, folder, cloud.addresses["grpc"], bundle, 0, **from_folder, **to_cloud) as edge,
+    ):
+        yield Pair(edge, cloud)
+
+
+def _traffic(pair: Pair, watched: Path, over: threading.Event) -> None:
     """What callers do: pictures in, images out of cache and decoder, a decode at once, a question about nothing."""
     names = itertools.cycle(("owl.jpg", "coffee.jpg", "flower.jpg"))
     rates = itertools.cycle("01")
     while not over.wait(0.2):
         body = (EXAMPLES / next(names)).read_bytes()
         id = json.loads(request(f"{pair.edge.http}/v1/frames?rate={next(rates)}&wait=delivered", body))["id"]
+        shutil.copy(EXAMPLES / "owl.jpg", watched / f"{id}.jpg")
         request(f"{pair.cloud.http}/v1/frames/{id}/image?wait=20")
         request(f"{pair.cloud.http}/v1/frames/{id}/image?format=webp&width=64")
         frame = request(f"{pair.cloud.http}/v1/frames/{id}/bitstream")
@@ -121,11 +143,36 @@ def _until_none_is_left(wanted: set[str], there: Any) -> set[str]:
 
 
 def test_every_panel_has_data(prometheus: Prometheus) -> None:
+    """As Grafana asks: with all instances and sources at first, then with the ones that its variables offer."""
     module = dashboard_module()
-    queries = set(module.queries(without=module.ONLY_WITH_TORCH))
-    empty = _until_none_is_left(queries, prometheus.values)
+    there = {"", "sources", *(("tls",) if WITH_TLS else ())}  # torch is not: the decoder is ONNX Runtime's
+    queries = set(module.queries(lambda panel: panel.needs in there))
+    assert len(queries) > 80
+    empty = _until_none_is_left({module.filled_in(query, {}) for query in queries}, prometheus.values)
     print(json.dumps({"bench": "ops", "queries": len(queries), "without_data": len(empty)}))
     assert empty == set()
+    offered = {
+        one["name"]: one["query"]["query"] for one in module.dashboard()["templating"]["list"] if one["type"] == "query"
+    }
+    assert set(offered) == {"instance", "tenant", "source"}
+    chosen: dict[str, set[str]] = {}
+    for name, query in offered.items():
+        found = re.fullmatch(r"label_values\((.*), (\w+)\)", query)
+        assert found and found[2] == name
+        series = prometheus.ask("query", query=module.filled_in(found[1], {}))["result"]
+        chosen[name] = {one["metric"].get(name, "") for one in series}
+    assert len(chosen["instance"]) == 2 and chosen["source"]
+    for source in chosen["source"]:
+        silent = module.filled_in('aeic_cloud_source_silent_seconds{source=~"$source"}', {"source": re.escape(source)})
+        assert len(prometheus.values(silent)) == 1
+
+
+def test_a_query_of_one_instance_has_no_data_of_others(prometheus: Prometheus) -> None:
+    module = dashboard_module()
+    (up,) = (panel for panel in module.panels() if panel.title == "Up")
+    query, _ = up.selected()[0]
+    assert len(prometheus.values(module.filled_in(query, {}))) == 2
+    assert len(prometheus.values(module.filled_in(query, {"instance": "127.0.0.1:1"}))) == 0
 
 
 def test_every_metric_that_is_named_exists(prometheus: Prometheus) -> None:

@@ -75,12 +75,22 @@ def test_compose_holds_together() -> None:
         assert all(port.startswith("127.0.0.1:") for port in service.get("ports", []))
     assert "profiles" not in services["edge"] and "profiles" not in services["cloud"]
     assert services["cloud-gpu"]["profiles"] == ["gpu"] and services["edge-gpu"]["profiles"] == ["edge-gpu"]
-    assert services["edge-gpu"]["build"]["args"] == {"RUNTIME": "edge-gpu"}
+    base = {"BASE": "${AEIC_BASE_IMAGE:-" + _default_base() + "}"}
+    assert services["edge"]["build"]["args"] == services["cloud"]["build"]["args"] == base
+    assert services["edge-gpu"]["build"]["args"] == base | {"RUNTIME": "edge-gpu"}
+    assert services["cloud-gpu"]["build"]["args"] == base | {"EXTRA": "cloud"}
     for name in ("cloud-gpu", "edge-gpu"):
         (device,) = services[name]["deploy"]["resources"]["reservations"]["devices"]
         assert device["driver"] == "nvidia" and device["capabilities"] == ["gpu"]
     port = re.search(r"AEIC_CLOUD_GRPC_PORT=(\d+)", (DEPLOY / "cloud.Dockerfile").read_text())
     assert port and services["edge"]["environment"]["AEIC_EDGE_CLOUD_ADDRESS"] == f"cloud:{port.group(1)}"
+
+
+def _default_base() -> str:
+    """The base image of both Dockerfiles, unless the build argument names another one."""
+    (base,) = {re.findall(r"^ARG BASE=(.+)$", path.read_text(), re.M)[0] for path in IMAGES}
+    assert all(set(re.findall(r"^FROM (\S+)", path.read_text(), re.M)) == {"${BASE}"} for path in IMAGES)
+    return str(base)
 
 
 def test_prometheus_scrapes_both() -> None:

@@ -13,7 +13,7 @@ from aeic_service.request_body import Limits, read_body
 from cloud_decoder.admission import Admission
 from cloud_decoder.decode_backend import DecodeBackend, Decoded
 from cloud_decoder.http_api import schemas
-from cloud_decoder.http_api.dependencies import Tenant, Width
+from cloud_decoder.http_api.dependencies import Format, Tenant, Width
 from cloud_decoder.http_api.disconnects import while_connected
 from cloud_decoder.images import formats
 
@@ -31,10 +31,9 @@ def router(
         openapi_extra=schemas.body_of("The bytes of one .aeic file.", "application/octet-stream"),
     )
     async def decode(
-        request: Request, tenant: Tenant, format: str = "png", width: Width = None, timeout: Seconds | None = None
+        request: Request, tenant: Tenant, format: Format, width: Width = None, timeout: Seconds | None = None
     ) -> Response:
         """A bitstream in the body, its picture in the answer; nothing is stored."""
-        media_type = formats.media_type(format)
         data = await read_body(request, body_limits, bodies, tenant)
         seconds = max_wait if timeout is None else min(timeout, max_wait)
         frame = backend.check(data)
@@ -43,7 +42,7 @@ def router(
             with await admission.enter(tenant, frame, seconds) as place:
                 decoded = await backend.decode(data, timeout=place.seconds_left)
                 started = time.monotonic()
-                image = await backend.encode(decoded.picture, format, width)
+                image = await backend.encode(decoded.picture, format.name, width)
             return decoded, image, time.monotonic() - started
 
         decoded, image, image_seconds = await while_connected(request, work())
@@ -53,6 +52,6 @@ def router(
             "X-Latents-Digest": decoded.latents_digest,
             "Cache-Control": "no-store",
         }
-        return Response(image, media_type=media_type, headers=headers)
+        return Response(image, media_type=formats.media_type(format.name), headers=headers | format.headers)
 
     return routes

@@ -15,7 +15,7 @@ from aeic.bundle import Bundle
 from aeic_service.parameters import FrameId, Seconds, frame_id
 from cloud_decoder.errors import Gone, OtherForm
 from cloud_decoder.http_api import schemas
-from cloud_decoder.http_api.dependencies import Tenant, Width
+from cloud_decoder.http_api.dependencies import NO_RANGES, Format, Tenant, Width
 from cloud_decoder.http_api.disconnects import while_connected
 from cloud_decoder.http_api.image_service import ImageService
 from cloud_decoder.http_api.serializers import frame_json, milliseconds
@@ -97,8 +97,9 @@ def router(
             raise OtherForm(f"{id} is a picture file: get it from /v1/frames/{id}/file")
         data = await asyncio.to_thread(store.frames.bitstream, tenant, row.id)
         if data is None:
-            raise Gone(f"frame {row.id} was pruned by retention")
-        headers = cache_headers(row.digest) | {"Content-Disposition": f'attachment; filename="{row.id}.aeic"'}
+            raise Gone(f"frame {row.id} is gone: {row.reason}")
+        headers = cache_headers(row.digest) | NO_RANGES
+        headers["Content-Disposition"] = f'attachment; filename="{row.id}.aeic"'
         return Response(data, media_type="application/octet-stream", headers=headers)
 
     @routes.get(
@@ -129,23 +130,22 @@ def router(
         | {304: {"description": "If-None-Match has the picture's ETag."}},
     )
     async def get_image(
-        request: Request, tenant: Tenant, id: FrameId, format: str = "png", width: Width = None, wait: Seconds = 0.0
+        request: Request, tenant: Tenant, id: FrameId, format: Format, width: Width = None, wait: Seconds = 0.0
     ) -> Response:
         """The reconstruction. 202 with the frame's state if it is not ready within ``wait`` seconds."""
-        format = formats.known_format(format)
         if given := request.headers.get("if-none-match"):
             row = await images.row(tenant, id)
-            headers = cache_headers(f"{row.digest}-{formats.variant(format, width)}")
+            headers = cache_headers(f"{row.digest}-{formats.variant(format.name, width)}") | format.headers
             matches = row.state is FrameState.DONE if given.strip() == "*" else headers["ETag"] in given
-            if matches and row.state is not FrameState.FAILED:
+            if matches and row.state is not FrameState.FAILED and not row.erased:
                 return Response(status_code=304, headers=headers)
         with images.waiter(tenant):
-            work = images.image(tenant, id, format, width, min(wait, max_wait))
+            work = images.image(tenant, id, format.name, width, min(wait, max_wait))
             row, image = await while_connected(request, work)
         if image is None:
             return JSONResponse(frame_json(row, bundles), 202, {"Retry-After": "1", "Cache-Control": "no-store"})
-        headers = cache_headers(f"{row.digest}-{formats.variant(format, width)}")
-        return Response(image, media_type=formats.media_type(format), headers=headers)
+        headers = cache_headers(f"{row.digest}-{formats.variant(format.name, width)}") | format.headers | NO_RANGES
+        return Response(image, media_type=formats.media_type(format.name), headers=headers)
 
     @routes.get(
         "/v1/frames/{id}/composed",
@@ -154,20 +154,19 @@ def router(
         | schemas.json_of(schemas.FrameBody, success=202),
     )
     async def get_composed(
-        request: Request, tenant: Tenant, id: FrameId, format: str = "png", width: Width = None, wait: Seconds = 0.0
+        request: Request, tenant: Tenant, id: FrameId, format: Format, width: Width = None, wait: Seconds = 0.0
     ) -> Response:
         """The reconstruction in the size of the original, with the answers to requests for regions painted in.
 
         The header ``X-Composed-From`` and the file's EXIF name the answers. 202 while not all of them are decoded.
         """
-        format = formats.known_format(format)
         with images.waiter(tenant):
-            work = images.composed(tenant, id, format, width, min(wait, max_wait))
+            work = images.composed(tenant, id, format.name, width, min(wait, max_wait))
             row, answers, image = await while_connected(request, work)
         if image is None:
             return JSONResponse(frame_json(row, bundles), 202, {"Retry-After": "1", "Cache-Control": "no-store"})
         headers = {"X-Composed-From": ", ".join(map(str, answers)), "Cache-Control": "no-store"}
-        return Response(image, media_type=formats.media_type(format), headers=headers)
+        return Response(image, media_type=formats.media_type(format.name), headers=headers | format.headers | NO_RANGES)
 
     @routes.get(
         "/v1/frames/{id}/sizes",

@@ -78,7 +78,7 @@ def router(
         row = await images.row(tenant, id)
         asked = _parsed(await read_body(request, limits, bodies, tenant))
         if row.state is FrameState.PRUNED:
-            raise Gone(f"frame {id} was pruned by retention")
+            raise Gone(f"frame {id} is gone: {row.reason}")
         if row.parent is not None and row.kind != RequestKind.NOW:  # a new picture has an original of its own
             raise InvalidParameter(f"frame {id} answers a request itself: ask about its parent, frame {row.parent}")
         if asked.kind is RequestKind.ORIGINAL and asked.max_bytes > original_bytes:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import shutil
 import time
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 from fastapi import APIRouter
@@ -15,6 +17,7 @@ import aeic
 from aeic_service import problems
 from aeic_service.app import prometheus_text
 from aeic_service.budgets import Used
+from aeic_service.certificates import Certificates
 from cloud_decoder.decode_backend import DecodeBackend
 from cloud_decoder.errors import StoreUnavailable
 from cloud_decoder.http_api import schemas
@@ -115,8 +118,13 @@ def metrics_router(
     readiness: Readiness,
     *,
     sources: int,
+    folders: Mapping[str, Path],
+    certificates: Certificates,
 ) -> APIRouter:
-    """The metrics, with the gauges that are read at each scrape, and one for each of the latest ``sources``."""
+    """The metrics, with the gauges that are read at each scrape, and one for each of the latest ``sources``.
+
+    ``folders`` are those whose disks are measured, by name.
+    """
     routes = APIRouter(tags=["operations"])
 
     @routes.get("/metrics", response_class=PlainTextResponse)
@@ -128,6 +136,7 @@ def metrics_router(
         for name, budget in budgets().items():
             metrics.budget.labels(name).set(budget.held)
             metrics.budget_limit.labels(name).set(budget.limit)
+        await asyncio.to_thread(_look_at_host, metrics, folders, certificates)
         with contextlib.suppress(StoreUnavailable):  # the other metrics say what is wrong
             for state, count in (await asyncio.to_thread(store.frames.counts)).items():
                 metrics.stored.labels(state).set(count)
@@ -139,3 +148,15 @@ def metrics_router(
         return prometheus_text(metrics.registry)
 
     return routes
+
+
+def _look_at_host(metrics: Metrics, folders: Mapping[str, Path], certificates: Certificates) -> None:
+    """Free disk space and the expiry of the certificates. A folder that is gone keeps its last values."""
+    for name, folder in folders.items():
+        with contextlib.suppress(OSError):
+            disk = shutil.disk_usage(folder)
+            metrics.disk_free.labels(name).set(disk.free)
+            metrics.disk_size.labels(name).set(disk.total)
+    metrics.certificate_expiry.clear()
+    for name, expiry in certificates.expiry_seconds().items():
+        metrics.certificate_expiry.labels(name).set(expiry)

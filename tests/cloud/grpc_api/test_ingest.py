@@ -180,6 +180,15 @@ async def test_health_reflection_and_decode_for_machines(
         listing = reflection_pb2_grpc.ServerReflectionStub(channel).ServerReflectionInfo(iter([ask]))
         (listed,) = [answer async for answer in listing]
         assert "aeic.v1.DecodeService" in {one.name for one in listed.list_services_response.service}
+        newer = channel.stream_stream(  # what clients ask first
+            "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo",
+            request_serializer=reflection_pb2.ServerReflectionRequest.SerializeToString,
+            response_deserializer=reflection_pb2.ServerReflectionResponse.FromString,
+        )
+        symbol = reflection_pb2.ServerReflectionRequest(file_containing_symbol="aeic.v1.IngestService")
+        same, file = [answer async for answer in newer(iter([ask, symbol]))]
+        assert same.list_services_response == listed.list_services_response
+        assert b"IngestService" in file.file_descriptor_response.file_descriptor_proto[0]
         decode = pb_grpc.DecodeServiceStub(channel).Decode
         answer = await decode(pb.DecodeRequest(bitstream=data, format="webp"), timeout=10)
         assert (answer.width, answer.height) == (128, 96) and answer.image[8:12] == b"WEBP"

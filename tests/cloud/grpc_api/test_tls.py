@@ -3,55 +3,37 @@
 from __future__ import annotations
 
 import asyncio
-import shutil
-import subprocess
+import re
+import time
 from pathlib import Path
 from uuid import uuid4
 
 import grpc
+import httpx
 import pytest
 
 from aeic.bundle import Bundle
 from aeic.v1 import ingest_pb2 as pb
 from cloud_decoder.inference.decoder import Decoder
+from tests.support.certificates import MISSING, authority, certificate
 from tests.support.cloud import IngestClient, running_cloud
 from tests.support.frames import MakeFrame
 
-pytestmark = pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl makes the certificates")
+pytestmark = pytest.mark.skipif(MISSING, reason="openssl makes the certificates")
 
 
-def _openssl(folder: Path, *arguments: str) -> None:
-    subprocess.run(["openssl", *arguments], cwd=folder, check=True, capture_output=True)
-
-
-_KEY = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes")
-
-
-def _authority(folder: Path, name: str) -> None:
-    _openssl(folder, "req", "-x509", *_KEY, "-keyout", f"{name}.key", "-out", f"{name}.pem", "-subj", f"/CN={name}")
-
-
-def _certificate(folder: Path, name: str, authority: str) -> None:
-    (folder / "names").write_text("subjectAltName=DNS:cloud.test,IP:127.0.0.1")
-    _openssl(folder, "req", *_KEY, "-keyout", f"{name}.key", "-out", f"{name}.csr", "-subj", f"/CN={name}.test")
-    _openssl(
-        folder, "x509", "-req", "-in", f"{name}.csr", "-CA", f"{authority}.pem", "-CAkey", f"{authority}.key",
-        "-CAcreateserial", "-extfile", "names", "-out", f"{name}.pem", "-days", "2",
-    )  # fmt: skip
-
-
-def _credentials(folder: Path, authority: str, own: str = "") -> grpc.ChannelCredentials:
+def _credentials(folder: Path, trusted: str, own: str = "") -> grpc.ChannelCredentials:
     pair = [(folder / f"{own}.{end}").read_bytes() for end in ("key", "pem")] if own else [None, None]
-    return grpc.ssl_channel_credentials((folder / f"{authority}.pem").read_bytes(), *pair)
+    return grpc.ssl_channel_credentials((folder / f"{trusted}.pem").read_bytes(), *pair)
 
 
 async def test_only_edges_with_a_certificate_may_connect(
     decoder: Decoder, bundle: Bundle, make_frame: MakeFrame, tmp_path: Path
 ) -> None:
     for name in ("ca", "stranger"):
-        _authority(tmp_path, name)
-    for name, authority in (("cloud", "ca"), ("edge", "ca"), ("fake", "stranger")):
-        _certificate(tmp_path, name, authority)
+        authority(tmp_path, name)
+    for name, signer in (("cloud", "ca"), ("edge", "ca"), ("fake", "stranger")):
+        certificate(tmp_path, name, signer)
     own = {"grpc_tls_cert": tmp_path / "cloud.pem", "grpc_tls_key": tmp_path / "cloud.key"}
     async with running_cloud(decoder, tmp_path / "data", **own, grpc_tls_client_ca=tmp_path / "ca.pem") as cloud:
         for without in ("", "fake"):
@@ -69,8 +51,8 @@ async def test_a_renewed_certificate_is_used_and_no_stream_is_dropped(
     decoder: Decoder, bundle: Bundle, make_frame: MakeFrame, tmp_path: Path
 ) -> None:
     for name in ("old", "new"):
-        _authority(tmp_path, name)
-    _certificate(tmp_path, "cloud", "old")
+        authority(tmp_path, name)
+    certificate(tmp_path, "cloud", "old")
     own = {"grpc_tls_cert": tmp_path / "cloud.pem", "grpc_tls_key": tmp_path / "cloud.key"}
     async with (
         running_cloud(decoder, tmp_path / "data", **own) as cloud,
@@ -80,11 +62,22 @@ async def test_a_renewed_certificate_is_used_and_no_stream_is_dropped(
         (tmp_path / "cloud.key").rename(tmp_path / "away")  # in the middle of a renewal
         async with IngestClient(cloud.grpc, _credentials(tmp_path, "old")) as second:
             await second.hello(bundle)
-        await asyncio.to_thread(_certificate, tmp_path, "cloud", "new")
+        before = await expiry(cloud.http)
+        await asyncio.to_thread(certificate, tmp_path, "cloud", "new", days=20)
         async with IngestClient(cloud.grpc, _credentials(tmp_path, "new")) as third:
             await third.hello(bundle)
+        after = await expiry(cloud.http)
+        assert after > before > time.time()  # the metric follows the file
         await edge.send(make_frame(1), uuid4())
         assert (await edge.ack()).status == pb.ACK_STATUS_STORED
+
+
+async def expiry(url: str) -> float:
+    """What the metrics of a cloud say of its own certificate."""
+    async with httpx.AsyncClient(base_url=url) as client:
+        text = (await client.get("/metrics")).text
+    (found,) = re.findall(r'aeic_cloud_certificate_expiry_timestamp_seconds\{file="grpc_tls_cert"\} (\S+)', text)
+    return float(found)
 
 
 async def test_client_authorities_need_a_certificate_of_our_own(decoder: Decoder, tmp_path: Path) -> None:

@@ -101,6 +101,38 @@ async def test_formats_and_conditional_requests_of_clients(
         assert (await http.get("/v2")).json()["type"] == "urn:aeic:not-found"
 
 
+async def test_accept_decides_where_the_url_does_not(decoder: Decoder, make_frame: MakeFrame, tmp_path: Path) -> None:
+    data = make_frame(1)
+    async with one_unasked_frame(decoder, data, tmp_path) as (_, http, url):
+        plain = await http.get(url + "?wait=10")
+        assert plain.headers["content-type"] == "image/png" and "accept" in plain.headers["vary"].lower()
+        webp = await http.get(url, headers={"Accept": "image/webp"})
+        assert webp.headers["content-type"] == "image/webp" and webp.headers["etag"] != plain.headers["etag"]
+        same = {"If-None-Match": webp.headers["etag"]}
+        again = await http.get(url, headers=same | {"Accept": "image/webp"})
+        assert again.status_code == 304 and "accept" in again.headers["vary"].lower()
+        assert (await http.get(url, headers=same)).status_code == 200
+        named = await http.get(url + "?format=jpeg", headers={"Accept": "text/html"})
+        assert named.headers["content-type"] == "image/jpeg" and "vary" not in named.headers
+        decoded = await http.post("/v1/decode", content=data, headers={"Accept": "image/avif"})
+        assert decoded.headers["content-type"] == "image/avif"
+        for refused in (
+            await http.get(url, headers={"Accept": "text/html"}),
+            await http.get(url.replace("image", "composed"), headers={"Accept": "text/html"}),
+            await http.post("/v1/decode", content=data, headers={"Accept": "text/html"}),
+        ):
+            assert refused.status_code == 406 and refused.json()["type"] == "urn:aeic:not-acceptable"
+
+
+async def test_ranges_are_not_served_and_that_is_said(decoder: Decoder, make_frame: MakeFrame, tmp_path: Path) -> None:
+    async with one_unasked_frame(decoder, make_frame(1), tmp_path) as (_, http, url):
+        for path in (url + "?wait=10", url.replace("image", "bitstream")):
+            whole = await http.get(path)
+            part = await http.get(path, headers={"Range": "bytes=0-9"})
+            assert (part.status_code, part.headers["accept-ranges"]) == (200, "none")
+            assert part.content == whole.content and "content-range" not in part.headers
+
+
 async def test_decode_and_its_refusals(
     decoder: Decoder, generator: FakeGenerator, make_frame: MakeFrame, tmp_path: Path
 ) -> None:

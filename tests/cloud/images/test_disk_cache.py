@@ -32,6 +32,17 @@ def test_least_recently_used_goes_first(tmp_path: Path) -> None:
     assert not cache.put(B, "png", bytes(1000))
 
 
+def test_all_forms_of_a_picture_are_removed(tmp_path: Path) -> None:
+    cache = DiskCache(tmp_path, 10_000)
+    for digest in (A, B):
+        for variant in ("png", "webpw320", "sizes"):
+            cache.put(digest, variant, b"picture")
+    assert cache.remove({A, C}) == 3 and cache.remove({A}) == 0
+    assert not cache.has(A, "png") and cache.get(B, "sizes") == b"picture"
+    assert len(list(tmp_path.glob("??/*"))) == 3 == len(DiskCache(tmp_path, 10_000))
+    assert cache.put(A, "png", b"again")
+
+
 @pytest.mark.parametrize("damage", ["flip", "cut", "empty", "gone"])
 def test_a_damaged_file_is_a_miss_and_can_be_put_again(tmp_path: Path, damage: str) -> None:
     cache = DiskCache(tmp_path, 10_000)

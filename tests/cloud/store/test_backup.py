@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import os
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -115,6 +116,18 @@ def test_a_store_is_restored_into_an_empty_folder(local: Store, tmp_path: Path) 
     with pytest.raises(StoreUnavailable, match="cannot be copied"):
         copies.restore(local.url, tmp_path / "missing.db")
     assert (tmp_path / "store.db").exists()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
+def test_what_root_restores_belongs_to_the_service(local: Store, tmp_path: Path) -> None:
+    copies.backup(local.url, tmp_path / "copy.db")
+    target = tmp_path / "new"
+    target.mkdir()
+    os.chown(target, 10001, 10002)
+    report, _ = copies.restore(sa.make_url(f"sqlite:///{target}/store.db"), tmp_path / "copy.db")
+    assert report.ok
+    for name in ("store.db", "lock"):
+        assert (target / name).stat().st_uid == 10001 and (target / name).stat().st_gid == 10002, name
 
 
 def test_the_commands(local: Store, tmp_path: Path) -> None:

@@ -56,7 +56,7 @@ def test_all_revisions_together_make_what_an_empty_store_becomes(store_url: str)
     migrate.upgrade(sa.make_url(store_url))
     assert differences(store_url) == []
     migrated = indexes(store_url), triggers(store_url)
-    assert len(migrated[1]) == 4
+    assert len(migrated[1]) == 7
     engine = sa.create_engine(store_url)
     with engine.begin() as connection:
         sa.Table("alembic_version", metadata.__class__(), autoload_with=connection).drop(connection)

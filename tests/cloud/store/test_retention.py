@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from cloud_decoder.store.clock import DAY, SETTLE_SECONDS, TrustedClock, accept
-from cloud_decoder.store.retention import PRUNED
+from cloud_decoder.store.frames import PRUNED
+from cloud_decoder.store.retention import Removed
 from cloud_decoder.store.store import Added, DecodeResult, FrameState, NewFrame, Store
 from tests.support.frames import NOW, claim, stored_frame
 
@@ -75,8 +76,8 @@ def test_bitstreams_are_removed_after_the_period_of_grace(store: Store) -> None:
     new = decoded(store, 4)
     store.retention.mark(NOW_MS, keep_bytes=0, limit=2)
     store.retention.mark(NOW_MS + 1000, keep_bytes=0)
-    assert store.retention.remove(before_ms=NOW_MS) == (0, 0)
-    assert store.retention.remove(before_ms=NOW_MS + 1000) == (2, 200)
+    assert store.retention.remove(before_ms=NOW_MS) == Removed()
+    assert store.retention.remove(before_ms=NOW_MS + 1000) == Removed(2, 200)
     assert store.retention.undelete() == 2  # only those that were not removed
     assert [state(store, one) for one in new] == [FrameState.PRUNED] * 2 + [FrameState.DONE] * 2
     row = store.frames.get("", new[0].id)
@@ -86,8 +87,26 @@ def test_bitstreams_are_removed_after_the_period_of_grace(store: Store) -> None:
 def test_room_is_made_before_the_grace_is_over(store: Store) -> None:
     decoded(store, 4)
     store.retention.mark(NOW_MS, keep_bytes=0)
-    assert store.retention.remove(before_ms=NOW_MS, excess_bytes=101) == (2, 200)
+    assert store.retention.remove(before_ms=NOW_MS, excess_bytes=101) == Removed(2, 200)
     assert store.retention.marked() == (2, 200)
+
+
+def test_the_limits_of_a_source_concern_no_other_and_no_other_tenant(store: Store) -> None:
+    mine, others = decoded(store, 4), [stored_frame(b"x" * 100, source="box-2"), stored_frame(b"x" * 100, tenant="t")]
+    store.frames.add(others, NOW)
+    store.queue.finish([DecodeResult(one.lease, "", {}) for one in claim(store)], NOW)
+    late = decoded(store, 1, NOW + 100)
+    waiting = stored_frame(b"x" * 100)
+    store.frames.add([waiting], NOW + 100)
+    assert sorted(store.retention.sources()) == [("", "box-1"), ("", "box-2"), ("t", "box-1")]
+    mark = store.retention.mark_source
+    assert mark("", "box-1", NOW_MS, keep_bytes=500) == 1  # of six, of which the last two are not as old
+    assert mark("", "box-1", NOW_MS, older_than_ms=NOW_MS + 50_000, limit=2) == 2
+    assert mark("", "box-1", NOW_MS, older_than_ms=NOW_MS + 50_000, keep_bytes=10_000) == 1
+    assert mark("", "box-1", NOW_MS, older_than_ms=NOW_MS + 50_000) == 0
+    assert [state(store, one) for one in mine] == [FrameState.PRUNED] * 4
+    assert [state(store, one) for one in [*others, *late]] == [FrameState.DONE] * 3
+    assert mark("", "box-1", NOW_MS, keep_bytes=0) == 1 and state(store, waiting) is FrameState.RECEIVED
 
 
 def test_a_frame_that_is_queued_again_meanwhile_stays(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import builtins
 import logging
-import sys
 import uuid
 from pathlib import Path
-from typing import Any
 
 import pytest
 from pydantic import SecretStr, ValidationError
 
-from edge_encoder.errors import EncryptionUnavailable
 from edge_encoder.originals.cipher import Cipher, parse_key
 from edge_encoder.originals.ring import Kept, OriginalRing
 from edge_encoder.settings import EdgeSettings
@@ -91,18 +87,3 @@ def test_a_key_is_64_hexadecimal_digits_and_is_never_quoted(tmp_path: Path, monk
     assert settings.originals_key is not None and settings.originals_key.get_secret_value() == KEY
     assert KEY not in repr(settings)
     assert Cipher.of(None) is None and Cipher.of(SecretStr("")) is None
-
-
-def test_without_the_package_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    imported = builtins.__import__
-
-    def missing(name: str, *more: Any) -> Any:
-        if name.startswith("cryptography"):
-            raise ImportError(name)
-        return imported(name, *more)
-
-    for name in [name for name in sys.modules if name.startswith("cryptography")]:
-        monkeypatch.delitem(sys.modules, name)
-    monkeypatch.setattr(builtins, "__import__", missing)
-    with pytest.raises(EncryptionUnavailable, match=r"aeic\[edge-encryption\]"):
-        Cipher(parse_key(KEY))
