@@ -21,7 +21,7 @@ from fastapi import APIRouter
 import aeic
 from aeic.bundle import Bundle
 from aeic.errors import AeicError
-from aeic_service import logs, malloc, tracing
+from aeic_service import host_limits, logs, malloc, tracing
 from aeic_service.budgets import Budget, Used
 from aeic_service.certificates import Certificates
 from aeic_service.host_limits import HostLimits
@@ -347,6 +347,7 @@ def main(settings: Settings) -> int:
     os.umask(0o077)  # frames and pictures are for the owner of the service
     logs.set_up(settings.log_level, settings.log_format)
     malloc.give_large_blocks_back()
+    host_limits.raise_open_files()
     try:
         asyncio.run(run(settings))
     except AeicError as error:

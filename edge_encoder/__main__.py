@@ -16,7 +16,7 @@ import sys
 from collections.abc import Sequence
 
 from aeic.errors import AeicError
-from aeic_service import logs, malloc
+from aeic_service import host_limits, logs, malloc
 from aeic_service.http_server import HttpServer, ServerSettings
 from aeic_service.settings import readable
 from edge_encoder import systemd
@@ -135,6 +135,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logs.set_up(settings.log_level, settings.log_format)
     sys.setswitchinterval(_SWITCH_SECONDS)
     malloc.give_large_blocks_back()
+    host_limits.raise_open_files()
     try:
         return asyncio.run(serve(settings))
     except AeicError as error:

@@ -107,6 +107,20 @@ function show(frame, first) {
   if (frame.state === "done") consider(frame);
 }
 
+// A frame that was deleted or pruned leaves the page, with its picture.
+function hide(frame) {
+  everySource = true; // it may have been the newest of its source
+  cards.get(frame.id)?.item.remove();
+  cards.delete(frame.id);
+  $("empty").hidden = cards.size > 0;
+  if (coming?.id === frame.id) coming = null;
+  if (newest?.id !== frame.id) return;
+  newest = null;
+  $("latest-image").removeAttribute("src");
+  const next = frames().find((one) => one.state === "done");
+  if (next) consider(next);
+}
+
 async function page(path) {
   const found = await json(path ?? `/v1/frames?limit=${PAGE}`);
   for (const frame of path ? found.frames : found.frames.reverse()) show(frame, !path);
@@ -189,7 +203,7 @@ async function sources() {
   const withNewest = everySource;
   everySource = false;
   const found = await json(`/v1/sources${withNewest ? "?newest=true" : ""}`);
-  wall.setSources(found.sources);
+  wall.setSources(found.sources, withNewest);
   tellSource();
   return found.sources;
 }
@@ -279,6 +293,8 @@ async function run() {
             everySource = true;
             return page(null);
           }
+          if (event.event === "pruned") hide(event.frame);
+          if (event.frame.state === "pruned") return; // also where it was another event that came late
           show(event.frame, true);
           $("empty").hidden = true;
           everySource ||= !wall.arrived(event.frame);
