@@ -116,9 +116,9 @@ def router(
             raise OtherForm(f"{id} is a frame: get its picture from /v1/frames/{id}/image")
         data = await asyncio.to_thread(store.frames.bitstream, tenant, row.id)
         if data is None:
-            raise Gone(f"frame {row.id} was pruned by retention")
+            raise Gone(f"frame {row.id} is gone: {row.reason}")
         name = f"{row.id}.{files.MEDIA_TYPES[row.media_type]}"
-        headers = cache_headers(row.digest) | files.HEADERS
+        headers = cache_headers(row.digest) | files.HEADERS | NO_RANGES
         headers["Content-Disposition"] = f'attachment; filename="{name}"'
         return Response(data, media_type=row.media_type, headers=headers)
 
