@@ -99,7 +99,9 @@ def sources_of(service: EdgeService) -> list[WatchedFolder | Camera]:
     settings = service.settings
     for given in (*settings.all_cameras(), *settings.all_folders()):
         service.encoder.bundle.rate(given.rate)  # an unknown one ends the start
-    sources: list[WatchedFolder | Camera] = [Camera(service, camera) for camera in settings.all_cameras()]
+    cameras = [Camera(service, camera) for camera in settings.all_cameras()]
+    service.cameras.update({camera.source_id: camera.picture_now for camera in cameras if camera.live})
+    sources: list[WatchedFolder | Camera] = [*cameras]
     sources += [WatchedFolder(service, folder) for folder in settings.all_folders()]
     service.sources = [source.status for source in sources]
     return sources

@@ -89,6 +89,7 @@ function fill(made, frame) {
 }
 
 function show(frame, first) {
+  if (frame.media_type) return; // a file beside its frame, not a picture of its own
   let made = cards.get(frame.id);
   if (!made) {
     made = card(frame);
@@ -237,7 +238,7 @@ async function totals() {
 }
 
 async function charts() {
-  const drawn = draw($("charts"), (await json(`/v1/frames?state=done&limit=${COUNTED}`)).frames);
+  const drawn = draw($("charts"), (await json(`/v1/frames?state=done&limit=${COUNTED}`)).frames.filter((one) => !one.media_type));
   $("times-count").textContent = drawn ? `of the last ${count(drawn)} frames, with their median` : "";
 }
 
