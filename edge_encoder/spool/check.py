@@ -42,13 +42,18 @@ def check(folder: Path) -> Report:
         raise SpoolError(f"there is no spool in {folder}; give the edge's AEIC_EDGE_DATA_DIR")
     report = Report(str(path), in_use=_in_use(folder / "spool.lock"))
     report.kept = sorted(each.name for each in folder.glob("spool.sqlite3.*") if not each.name.endswith("-wal"))
+    way = "mode=ro"
     if not report.in_use:  # the log of a running edge changes while it is read
         found = wal.scan(path.with_name(path.name + "-wal"))
         if found is not None and found.damaged:
             report.log = "damaged; the next start of the edge recovers the spool"
+        if found is not None and found.incomplete:
+            # SQLite would write its index of the log anew, and only the present one shows the damage. What is in the
+            # log is not counted then.
+            way = "immutable=1"
     try:
         with contextlib.closing(
-            sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, factory=tables.Connection)
+            sqlite3.connect(f"{path.absolute().as_uri()}?{way}", uri=True, factory=tables.Connection)
         ) as connection:
             connection.execute("BEGIN")  # one moment of a spool in use
             database.check(connection)

@@ -5,9 +5,9 @@ follows. After a power cut that is right: the last transaction was torn before i
 it silently discards every later commit. So the log is scanned before SQLite opens the file. It is damaged when a whole
 commit stands behind the first frame that does not match, when one changed word explains the mismatch, or when SQLite's
 index of the log (the -shm file) names a commit that does not verify. SQLite writes the index after it has synced the
-log, so that commit was once whole. A kill leaves the index on disk, a power cut may not. Without the index, wider damage
-to the last transaction alone cannot be distinguished from a torn write. It is treated as one, and the whole records in
-it are put back (database.py).
+log, so that commit was once whole. A kill leaves the index on disk, a power cut may not. Without the index, wider
+damage to the last transaction alone cannot be distinguished from a torn write. It is treated as one, and the whole
+records in it are put back (database.py).
 
 Format: https://sqlite.org/fileformat2.html#walformat, section 4; of the index, https://sqlite.org/walformat.html,
 section 2.1.
