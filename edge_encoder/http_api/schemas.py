@@ -80,8 +80,8 @@ class OriginalsBody(_Body):
 
 
 class SpoolBody(_Body):
-    """Frames that wait to be sent. ``problem`` says why the spool cannot be written; ``damaged_files`` are kept beside it
-    because they could not be read completely."""
+    """Frames that wait to be sent. ``problem`` says why the spool cannot be written; ``damaged_files`` are kept beside
+    it because they could not be read completely."""
 
     frames: int
     bytes: int

@@ -1,8 +1,9 @@
 """Spool time: an uptime-based clock that determines the age of frames.
 
-It advances with the machine's uptime and is saved in the spool, also after each step of the wall clock, so neither a wall clock that is set later (NTP) nor one
-that jumps makes a frame older. The time between two starts of the machine is taken from the wall clock only if that
-is plausible. Otherwise it counts as zero: keeping a frame too long is harmless, dropping it too early loses it.
+It advances with the machine's uptime, so neither a wall clock that is set later (NTP) nor one that jumps makes a frame
+older. It is saved in the spool at start and end, and in the next transaction after a step of the wall clock. The time
+between two starts of the machine is taken from the wall clock only if that is plausible. Otherwise it counts as zero:
+keeping a frame too long is harmless, dropping it too early loses it.
 """
 
 from __future__ import annotations

@@ -6,7 +6,8 @@
 
 Every step can be interrupted: without a complete .rebuilt file the recovery starts again from the damaged files, which
 are untouched; with one, the remaining renames are done. NAME is `salvaged-TIME` where everything was recovered (the
-next recovery deletes those that it needs the room of) and `damaged-TIME` otherwise (never deleted here).
+next recovery deletes those that it needs the room of) and `damaged-TIME` otherwise (never deleted here). Another spool
+that appears at the path while the file is open is taken over in the same steps.
 """
 
 from __future__ import annotations
@@ -128,7 +129,7 @@ def replace(
             target.execute("PRAGMA journal_mode=DELETE")  # the copy's header says WAL
             target.execute("PRAGMA journal_mode=OFF")
             target.execute("BEGIN")
-            recovery = recover(path, target, _part(path, _IMAGE), system)
+            recovery = recover(path, target, _part(path, _IMAGE), system, other=True)
             target.execute("COMMIT")
     _finish(path, system, complete=recovery is None or recovery.complete)
     if recovery is not None:

@@ -50,10 +50,11 @@ class Recovery:
     complete: bool = True
 
 
-def recover(path: Path, target: sqlite3.Connection, image: Path, system: System) -> Recovery:
+def recover(path: Path, target: sqlite3.Connection, image: Path, system: System, *, other: bool = False) -> Recovery:
     """Copies everything readable from the damaged spool at `path` into `target`, in one transaction that the caller
-    commits. The tables of `target` are empty, or those of another spool, whose rows are not changed. `image` is a file to work in; the caller deletes it. OSError or sqlite3.Error when the new
-    file cannot be written: the damaged files are as they were."""
+    commits. The tables of `target` are empty, or with `other` those of another spool, whose rows are not changed.
+    `image` is a file to work in; the caller deletes it. OSError or sqlite3.Error when the new file cannot be written:
+    the damaged files are as they were."""
     recoverer = _Recoverer(target)
     with _writing():
         known = target.execute("SELECT id FROM frames UNION ALL SELECT id FROM originals").fetchall()
@@ -76,7 +77,7 @@ def recover(path: Path, target: sqlite3.Connection, image: Path, system: System)
         for pages in filter(None, (*found.behind, found.uncommitted)):
             _apply(log_path, found, pages, image, system)
             recoverer.read(image)
-        if known:  # the log beside another spool may be of the file that was at its path before
+        if other:  # the log may belong to the file that was at the path before, so the database is read without it too
             recoverer.read(path)
     for part in (path, log_path):
         if part.is_file() and part.stat().st_size:

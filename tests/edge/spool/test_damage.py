@@ -457,6 +457,18 @@ def test_a_spool_that_appears_at_the_path_is_taken_over(tmp_path: Path, clean: b
     assert check(tmp_path / "data").ok
 
 
+def test_a_spool_that_replaces_the_file_beside_its_log_is_taken_over(tmp_path: Path) -> None:
+    """The log is that of the file that was there before; it hides the tables of the other."""
+    kept, pictures = killed(tmp_path / "other", 20, 3)
+    Spool(tmp_path / "other").close()
+    spool = Spool(tmp_path / "data")
+    (tmp_path / "other" / "spool.sqlite3").rename(tmp_path / "data" / "spool.sqlite3")
+    late = new_record(100)
+    put(spool, late)
+    assert present(spool) == kept | {late.id: late} and spool.originals == len(pictures)
+    spool.close()
+
+
 def test_a_foreign_file_at_the_path_is_kept(tmp_path: Path) -> None:
     content = b"no spool at all " * 1000
     spool = Spool(tmp_path / "data")
