@@ -355,7 +355,8 @@ class Frames:
         return values | {
             "received_ms": int(received * 1000),
             "bytes": len(new.bitstream),
-            "state": FrameState.RECEIVED.value,
+            "state": (FrameState.RECEIVED if new.media_type is None else FrameState.DONE).value,
+            "available_ms": None if new.media_type is None else int(received * 1000),
         }
 
     def _job(self, seq: int, frame: NewFrame, now: float, deadline: float | None) -> dict[str, Any]:
