@@ -307,7 +307,11 @@ class Frames:
                 added.append(Added.STORED)
             else:
                 added.append(Added.DUPLICATE if digests[key] == frame.digest else Added.CONFLICT)
-        queued = [self._job(fresh[frame.tenant, frame.id], frame, now, deadline) for frame in stored if frame.wanted]
+        queued = [
+            self._job(fresh[frame.tenant, frame.id], frame, now, deadline)
+            for frame in stored
+            if frame.wanted and frame.reason is None
+        ]
         if queued:
             self._database.insert_rows(connection, self._database.insert(jobs), queued)
         totals: dict[Key | tuple[str, str], tuple[int, int]] = {}
@@ -355,7 +359,7 @@ class Frames:
         return values | {
             "received_ms": int(received * 1000),
             "bytes": len(new.bitstream),
-            "state": FrameState.RECEIVED.value,
+            "state": (FrameState.RECEIVED if new.reason is None else FrameState.FAILED).value,
         }
 
     def _job(self, seq: int, frame: NewFrame, now: float, deadline: float | None) -> dict[str, Any]:

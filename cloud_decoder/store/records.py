@@ -41,7 +41,8 @@ class NewFrame:
 
     ``original_width`` and ``original_height`` are the picture's before the edge scaled it down, ``captured_from`` says
     where ``captured_ms`` comes from (sender, exif, file, clock); None where the edge does not say. ``box`` delivered
-    the frame; None if that is the source itself.
+    the frame; None if that is the source itself. ``reason``: why it cannot be decoded now, which puts it into
+    quarantine.
     """
 
     tenant: str
@@ -60,6 +61,7 @@ class NewFrame:
     original_height: int | None = None
     captured_from: str | None = None
     box: str | None = None
+    reason: str | None = None
 
 
 @dataclass(frozen=True)
