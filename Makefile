@@ -15,7 +15,7 @@ PIP_FLAGS := -qq --disable-pip-version-check
 PINS := pyproject.toml constraints.txt $(wildcard requirements/*.txt)
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo run test perf check lint types format lock lock-check docs dist protos bench fuzz simulate soak field abuse golden results \
+.PHONY: help install demo run test perf check lint types format lock lock-check docs dist protos bench fuzz simulate soak field abuse golden results notebook \
   test-full test-edge test-isa test-fleet test-hostile strangers test-browser test-ops test-images test-compose test-skipped clean \
   packages-browser packages-ops packages-fleet packages-isa packages-images packages-compose packages-client
 
@@ -113,7 +113,10 @@ results: install ## draw the tables and plots of docs/results from the committed
 	$(BIN)/python -m aeic_train.reports.ablation_plots
 	$(BIN)/python -m aeic_train.reports.rd_plots
 
-test-full: install ## run the slow tests with a full-size conversion (8 GB of memory); AEIC_GOLDENS: folder of golden vectors
+notebook: install ## run docs/notebooks/look_inside.ipynb and write its page with the output
+	$(BIN)/python docs/notebooks/run.py
+
+test-full: install ## run the slow tests with a full-size conversion and training step (9 GB of memory); AEIC_GOLDENS: folder of golden vectors
 	AEIC_FULL=$${AEIC_FULL:-se} $(BIN)/python -m pytest -m slow
 
 test-edge: ## test the format, the edge and the client on PYTHON (3.11 to 3.14), in an environment without torch

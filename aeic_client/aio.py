@@ -98,6 +98,10 @@ class AsyncClient:
         """The frame itself, unchanged: an .aeic file."""
         return (await self._send("GET", f"/v1/frames/{id}/bitstream")).content
 
+    async def file(self, id: UUID | str) -> bytes:
+        """The picture file that answers a request for an original, as the box sent it: nothing has checked it."""
+        return (await self._send("GET", f"/v1/frames/{id}/file")).content
+
     async def decode(
         self, data: bytes, format: str = "png", width: int | None = None, timeout: float | None = None
     ) -> bytes:
@@ -120,7 +124,9 @@ class AsyncClient:
         max_bytes: int = 1500,
         deadline: float = 60.0,
     ) -> Request:
-        """Ask the box for more of a frame: ``region`` (x, y, width, height in pixels of the original) or ``better``.
+        """Ask the box for more of a frame: ``region`` (x, y, width, height in pixels of the original), ``better``,
+        ``now`` (a new picture of the same camera) or ``original`` (a picture file, of a region if one is given:
+        :meth:`file`).
 
         The answer has at most ``max_bytes``; without it after ``deadline`` seconds the request is refused as expired.
         """

@@ -99,6 +99,10 @@ class Client:
         """The frame itself, unchanged: an .aeic file."""
         return self._send("GET", f"/v1/frames/{id}/bitstream").content
 
+    def file(self, id: UUID | str) -> bytes:
+        """The picture file that answers a request for an original, as the box sent it: nothing has checked it."""
+        return self._send("GET", f"/v1/frames/{id}/file").content
+
     def decode(self, data: bytes, format: str = "png", width: int | None = None, timeout: float | None = None) -> bytes:
         """Decode an .aeic file into a picture, without storing it."""
         asked = query(format=format, width=width, timeout=timeout)
@@ -119,7 +123,9 @@ class Client:
         max_bytes: int = 1500,
         deadline: float = 60.0,
     ) -> Request:
-        """Ask the box for more of a frame: ``region`` (x, y, width, height in pixels of the original) or ``better``.
+        """Ask the box for more of a frame: ``region`` (x, y, width, height in pixels of the original), ``better``,
+        ``now`` (a new picture of the same camera) or ``original`` (a picture file, of a region if one is given:
+        :meth:`file`).
 
         The answer has at most ``max_bytes``; without it after ``deadline`` seconds the request is refused as expired.
         """

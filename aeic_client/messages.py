@@ -46,7 +46,8 @@ class Frame:
 
     ``original_width`` and ``original_height`` are the picture's before the edge scaled it down, and ``captured_from``
     says where ``captured_at`` comes from: sender, exif, file or clock. None where the edge does not know. ``parent``,
-    ``kind`` and ``region`` (x, y, width, height by name) are set where the frame answers a request.
+    ``kind`` and ``region`` (x, y, width, height by name) are set where the frame answers a request. ``media_type`` is
+    set where the answer is a picture file and no frame.
     """
 
     id: UUID
@@ -73,6 +74,7 @@ class Frame:
     parent: UUID | None = None
     kind: str | None = None
     region: Mapping[str, int] | None = None
+    media_type: str | None = None
 
     @classmethod
     def of(cls, document: Mapping[str, Any]) -> Frame:

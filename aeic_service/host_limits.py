@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import resource
 from dataclasses import dataclass
@@ -9,6 +10,7 @@ from pathlib import Path
 
 _CGROUP = Path("/proc/self/cgroup")
 _CGROUPS = Path("/sys/fs/cgroup")
+_FILES = 65_536
 
 
 @dataclass(frozen=True)
@@ -22,6 +24,18 @@ class HostLimits:
     def read(cls) -> HostLimits:
         """RLIMIT_NOFILE, and the least of the machine's memory, ``memory.max`` of cgroup v2 and RLIMIT_AS."""
         return cls(open_files(), memory_bytes())
+
+
+def raise_open_files() -> None:
+    """Raise the soft RLIMIT_NOFILE, often 1024, to the hard one, at most 65,536: a connection is a file.
+
+    The low default is for programs that use ``select``, which these services do not.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = _FILES if hard == resource.RLIM_INFINITY else min(hard, _FILES)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        with contextlib.suppress(OSError, ValueError):  # a sandbox may refuse it, and the limit stays as it was
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def open_files() -> int | None:

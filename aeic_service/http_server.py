@@ -1,8 +1,9 @@
 """uvicorn inside a service's own event loop, with the limits that uvicorn itself does not have.
 
-A connection has a deadline for the headers of each request and for taking its answer. The number of connections is
-limited, to fewer than the process may open files: at the limit a new connection takes the place of the one that has
-waited longest without sending a request, and if all are busy the new one is answered 503.
+A connection has a deadline for the headers of each request, for taking its answer, and for what is left of a body after
+the answer. The number of connections is limited, to fewer than the process may open files: at the limit a new
+connection takes the place of the one that has waited longest without sending a request, or else of the upload that has
+been silent for longest. If there is none, the new one is answered 503.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import contextlib
 import json
 import resource
 import socket
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import cast
@@ -25,6 +27,10 @@ from aeic_service import problems
 
 _IDLE_SECONDS = 30
 _SEND_SECONDS = 30.0
+_REST_SECONDS = 30.0
+"""For the rest of a body whose answer was sent early, such as a 413: some clients write all of it before they read."""
+_SILENT_SECONDS = 1.0
+"""An upload that sends nothing for this long makes room for a new connection at the limit."""
 _HEADER_BYTES = 16384
 _BACKLOG = 1024
 _OTHER_FILES = 128  # libraries, logs, the database and the model
@@ -156,6 +162,7 @@ class Connections:
         self.limit = limit
         self.open: set[H11Protocol] = set()
         self._waiting: dict[H11Protocol, None] = {}  # the one that has waited longest is first
+        self._heard: dict[H11Protocol, float] = {}  # monotonic time of the last bytes of those that are busy
 
     @property
     def held(self) -> int:
@@ -166,7 +173,7 @@ class Connections:
         """Count a new connection, in the place of the one that has waited longest where there is no other. False where
         all are busy."""
         if len(self.open) >= self.limit:
-            oldest = next(iter(self._waiting), None)
+            oldest = next(iter(self._waiting), None) or self._silent_upload()
             if oldest is None:
                 return False
             self.forget(oldest)
@@ -179,10 +186,12 @@ class Connections:
         """Its answer is complete, and no further request has come."""
         if connection in self.open:
             self._waiting[connection] = None
+            self._heard.pop(connection, None)
 
     def busy(self, connection: H11Protocol) -> None:
-        """The headers of a request are complete."""
+        """The headers of a request are complete, or a part of its body has come."""
         self._waiting.pop(connection, None)
+        self._heard[connection] = time.monotonic()
 
     def abort_uploads(self) -> None:
         """Close those whose request has not arrived as a whole: the route sees a client that has gone."""
@@ -194,6 +203,12 @@ class Connections:
         """It is closed."""
         self.open.discard(connection)
         self._waiting.pop(connection, None)
+        self._heard.pop(connection, None)
+
+    def _silent_upload(self) -> H11Protocol | None:
+        before = time.monotonic() - _SILENT_SECONDS
+        silent = [one for one, at in self._heard.items() if at < before and one.conn.their_state is h11.SEND_BODY]
+        return min(silent, key=self._heard.__getitem__, default=None)
 
 
 class _Uvicorn(uvicorn.Server):
@@ -225,6 +240,8 @@ def _connection_class(connections: Connections, header_seconds: float) -> type[a
             if self._refused:
                 return
             super().data_received(data)
+            if self._answered_early():
+                return  # its deadline runs
             if self.conn.their_state is not h11.IDLE:
                 connections.busy(self)
                 self._disarm()
@@ -233,8 +250,16 @@ def _connection_class(connections: Connections, header_seconds: float) -> type[a
 
         def on_response_complete(self) -> None:
             super().on_response_complete()
-            if self.conn.their_state is h11.IDLE:
+            if self._answered_early():
                 connections.waits(self)
+                self._disarm()
+                self._deadline = self.loop.call_later(_REST_SECONDS, self.transport.abort)
+            elif self.conn.their_state is h11.IDLE:
+                connections.waits(self)
+
+        def _answered_early(self) -> bool:
+            """Whether the answer is complete and the body of its request is not."""
+            return self.conn.our_state is h11.DONE and self.conn.their_state is h11.SEND_BODY
 
         def connection_lost(self, exc: Exception | None) -> None:
             if self._refused:

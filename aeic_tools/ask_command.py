@@ -1,4 +1,4 @@
-"""The command ask: a request to a camera by way of the cloud, and the picture that answers it."""
+"""The command ask: a request to a camera by way of the cloud, and the picture or file that answers it."""
 
 from __future__ import annotations
 
@@ -25,26 +25,31 @@ def ask(
     token: str | None,
     deadline: float,
     *,
+    original: bool = False,
+    now: bool = False,
     force: bool,
 ) -> int:
     """Asks, waits for the end of the request, and writes the picture. 0, or 1 where the request was refused."""
     part = None if region is None else _region(region)
-    name = target or f"{frame}-closer.png"
+    if now and (original or part is not None):
+        raise UsageError("--now takes a new picture: give neither --original nor --region with it")
+    kind = "now" if now else "original" if original else "better" if part is None else "region"
+    name = target or f"{frame}-closer.{'jpg' if original else 'png'}"
     form = _FORMATS.get("" if name == PIPE else Path(name).suffix.lower())
-    if form is None:
+    if form is None and not original:  # an original keeps its own format
         raise UsageError(f"{name}: give a file with the suffix .png, .webp, .jpg or .avif")
     files.refuse_overwrite(name, force)
     try:
         with Client(url, token) as cloud:
-            request = cloud.ask(
-                frame, "better" if part is None else "region", region=part, max_bytes=max_bytes, deadline=deadline
-            )
+            request = cloud.ask(frame, kind, region=part, max_bytes=max_bytes, deadline=deadline)
             while request.state == "open":
                 request = cloud.request(request, wait=_WAIT_SECONDS)
             if request.answer is None:
                 print(f"aeic: refused ({request.reason}): {request.detail}", file=sys.stderr)
                 return 1
-            files.write(name, cloud.image(request.answer, form, wait=_WAIT_SECONDS), force)
+            answer = request.answer
+            found = cloud.file(answer) if original else cloud.image(answer, form or "png", wait=_WAIT_SECONDS)
+            files.write(name, found, force)
     except (Problem, httpx.TransportError) as error:
         print(f"aeic: {error}", file=sys.stderr)
         return 1

@@ -133,18 +133,28 @@ def ask(
     region: Annotated[
         str | None, typer.Option(metavar="X,Y,W,H", help="A part of it, in pixels of the original; else the whole.")
     ] = None,
-    max_bytes: Annotated[int, typer.Option("--bytes", min=64, help="Largest answer, in bytes.")] = 1500,
+    original: Annotated[bool, typer.Option("--original", help="The photograph, not a reconstruction.")] = False,
+    now: Annotated[bool, typer.Option("--now", help="A new picture of the same camera, taken at once.")] = False,
+    max_bytes: Annotated[
+        int | None,
+        typer.Option("--bytes", min=64, help="Largest answer, in bytes; 1500, of an original 32768 if not given."),
+    ] = None,
     target: Annotated[str | None, typer.Option("-o", "--out", metavar="OUT", help="File of the picture.")] = None,
     url: Annotated[str, typer.Option(help="Address of the cloud.", envvar="AEIC_URL")] = "http://127.0.0.1:8081",
     token: Annotated[str | None, typer.Option(help="Bearer token.", envvar="AEIC_TOKEN")] = None,
     deadline: Annotated[float, typer.Option(min=1, help="Seconds after which it is given up.")] = 60.0,
     force: Force = False,
 ) -> None:
-    """Ask a camera for more of a picture: a region of it, or the whole in better quality. See docs/look-closer.md."""
+    """Ask a camera for more of a picture: a region, better quality, the original, or a new one.
+
+    See docs/look-closer.md.
+    """
     with needs("client"):
         from aeic_tools import ask_command
 
-    _finish(ask_command.ask(frame, region, max_bytes, target, url, token, deadline, force=force))
+    limit = max_bytes or (32768 if original else 1500)
+    asked = frame, region, limit, target, url, token, deadline
+    _finish(ask_command.ask(*asked, original=original, now=now, force=force))
 
 
 @app.command()
@@ -463,6 +473,7 @@ MEASUREMENTS = {
         "What the network adds to flat pictures, ramps, text and noise.",
     ),
     "ablation": ("aeic_train.studies.ablation", "train", "Short trainings that differ in one setting each."),
+    "evolution": ("aeic_train.studies.evolution", "train", "Rate and picture over a training, from its snapshots."),
     "complexity": ("aeic_nets.official.complexity", "train", "Parameters and multiply-adds, compared with the paper."),
     "speed-table": ("aeic_tools.speed.table", "edge-cpu", "Encode and decode times beside the published ones."),
     "costs": ("aeic_train.studies.costs", "train", "Times and multiply-adds, compared with other codecs."),

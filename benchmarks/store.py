@@ -234,7 +234,7 @@ def retain(store: Store, end: float) -> int:
     while time.monotonic() < end:
         now_ms = int(time.time() * 1000)
         store.retention.mark(now_ms, older_than_ms=now_ms)
-        removed += store.retention.remove(before_ms=now_ms + 1)[0]
+        removed += store.retention.remove(before_ms=now_ms + 1).frames
     return removed
 
 

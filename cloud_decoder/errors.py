@@ -9,6 +9,7 @@
          +- DeletionForbidden    clients may delete nothing    HTTP 403, PERMISSION_DENIED
          +- NoEdge               no edge is configured         HTTP 404, NOT_FOUND
          +- UnknownRequest       no such request here          HTTP 404, NOT_FOUND
+         +- OtherForm            a file, not a frame, or vice  HTTP 409, FAILED_PRECONDITION
          +- NotAcceptable        Accept excludes all pictures  HTTP 406, INVALID_ARGUMENT
          +- Gone                 pruned or deleted             HTTP 410, NOT_FOUND
          +- StoredDamage         its stored bytes have changed HTTP 500, INTERNAL
@@ -71,6 +72,12 @@ class Gone(ServiceError):
     """The frame was pruned by retention or deleted by a client."""
 
     http_status = 410
+
+
+class OtherForm(ServiceError):
+    """A frame was asked for, and the answer of that id is a picture file; or the other way round."""
+
+    http_status = 409
 
 
 class StoredDamage(ServiceError):

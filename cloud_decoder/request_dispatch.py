@@ -31,10 +31,11 @@ OUTBOX = 256
 
 
 class Outbox:
-    """The requests for one stream. ``max_bytes``: the most that its box answers with; 0: it takes no requests."""
+    """The requests for one stream. ``max_bytes``: the most that its box answers with; 0: it takes no requests.
+    ``original_max_bytes``: the most bytes of a file that it sends; 0: it sends none."""
 
-    def __init__(self, tenant: str, box: str, max_bytes: int) -> None:
-        self.tenant, self.box, self.max_bytes = tenant, box, max_bytes
+    def __init__(self, tenant: str, box: str, max_bytes: int, original_max_bytes: int = 0) -> None:
+        self.tenant, self.box, self.max_bytes, self.original_max_bytes = tenant, box, max_bytes, original_max_bytes
         self._queue: asyncio.Queue[StoredRequest] = asyncio.Queue(OUTBOX)
         self._sent: dict[UUID, float] = {}
 
@@ -62,9 +63,9 @@ class RequestDispatch:
         self._answered: list[tuple[str, UUID]] = []
 
     @contextlib.contextmanager
-    def stream(self, tenant: str, box: str, max_bytes: int) -> Iterator[Outbox]:
+    def stream(self, tenant: str, box: str, max_bytes: int, original_max_bytes: int = 0) -> Iterator[Outbox]:
         """The outbox of a stream for as long as the block runs."""
-        outbox = Outbox(tenant, box, max_bytes)
+        outbox = Outbox(tenant, box, max_bytes, original_max_bytes)
         self._outboxes.setdefault((tenant, box), []).append(outbox)
         self.wake()
         try:
@@ -74,10 +75,13 @@ class RequestDispatch:
             if not self._outboxes[tenant, box]:
                 del self._outboxes[tenant, box]
 
-    def max_bytes(self, tenant: str, box: str) -> int | None:
-        """The most bytes that a box answers with; 0: it takes no requests; None: it is not connected here."""
+    def limits(self, tenant: str, box: str) -> tuple[int, int] | None:
+        """The most bytes of a frame and of a file that a box answers with; 0: it sends none, or takes no requests.
+
+        None: it is not connected here.
+        """
         outboxes = self._outboxes.get((tenant, box))
-        return outboxes[-1].max_bytes if outboxes else None
+        return (outboxes[-1].max_bytes, outboxes[-1].original_max_bytes) if outboxes else None
 
     def wake(self) -> None:
         """Look into the store now."""

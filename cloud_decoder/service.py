@@ -21,7 +21,7 @@ from fastapi import APIRouter
 import aeic
 from aeic.bundle import Bundle
 from aeic.errors import AeicError
-from aeic_service import logs, malloc, tracing
+from aeic_service import host_limits, logs, malloc, tracing
 from aeic_service.budgets import Budget, Used
 from aeic_service.certificates import Certificates
 from aeic_service.host_limits import HostLimits
@@ -38,6 +38,7 @@ from cloud_decoder.grpc_api.calls import Calls
 from cloud_decoder.grpc_api.decode import Gate
 from cloud_decoder.grpc_api.group_commit import GroupCommit
 from cloud_decoder.grpc_api.ingest import Ingest, IngestSettings
+from cloud_decoder.grpc_api.originals import Originals
 from cloud_decoder.grpc_api.server import GrpcServer
 from cloud_decoder.http_api.app import build_app
 from cloud_decoder.http_api.deletion import Deletion
@@ -111,8 +112,22 @@ class Cloud:
             wake=self.backend.wake,
             answer=self.dispatch.answered,
         )
+        originals = Originals(
+            self.store,
+            self.commits,
+            self.dispatch,
+            max_bytes=settings.request_original_bytes,
+            max_pixels=settings.max_pixels,
+        )
         self.ingest = Ingest(
-            self.commits, self.presence, self.tokens, self.calls, self.metrics, self._ingest_settings(), self.dispatch
+            self.commits,
+            self.presence,
+            self.tokens,
+            self.calls,
+            self.metrics,
+            self._ingest_settings(),
+            self.dispatch,
+            originals,
         )
         self._edge_proxy = EdgeProxy(settings.edge_url, settings.edge_tenant)
         self.maintenance = Maintenance(self.store, self._cache, self.metrics, self._maintenance_settings())
@@ -229,6 +244,7 @@ class Cloud:
                 self.event_bus,
                 self.bodies,
                 hour_bytes=settings.request_bytes_per_hour,
+                original_bytes=settings.request_original_bytes,
                 body_seconds=seconds,
                 max_wait=max_wait,
             ),
@@ -331,6 +347,7 @@ def main(settings: Settings) -> int:
     os.umask(0o077)  # frames and pictures are for the owner of the service
     logs.set_up(settings.log_level, settings.log_format)
     malloc.give_large_blocks_back()
+    host_limits.raise_open_files()
     try:
         asyncio.run(run(settings))
     except AeicError as error:

@@ -173,6 +173,12 @@ class Settings(ServiceSettings):
         ge=0,
         description="Bytes that may be asked of one source within an hour, for more of its pictures; 0 forbids it.",
     )
+    request_original_bytes: int = Field(
+        8 * 2**20,
+        ge=0,
+        le=2**24,
+        description="Largest picture file taken from a box as an original, in bytes; 0 takes none.",
+    )
     max_streams: int = Field(
         1024,
         ge=1,

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Builds both images without a Docker engine, runs them and sends a picture through them: `make test-images`.
 # It needs root and Debian's buildah and debootstrap. debootstrap makes the base image with Debian's Python, so that no
-# container registry is needed; `docker build` uses python:3.12-slim. This does not test Docker's network, volumes,
-# read-only roots or capabilities, nor a GPU.
+# container registry is needed; `docker build` uses python:3.12-slim. `make test-compose` also tests Docker's network,
+# volumes, read-only roots and capabilities. Neither tests a GPU.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 work=${WORK:-out/images}

@@ -16,7 +16,7 @@ import sys
 from collections.abc import Sequence
 
 from aeic.errors import AeicError
-from aeic_service import logs, malloc
+from aeic_service import host_limits, logs, malloc
 from aeic_service.http_server import HttpServer, ServerSettings
 from aeic_service.settings import readable
 from edge_encoder import systemd
@@ -99,7 +99,9 @@ def sources_of(service: EdgeService) -> list[WatchedFolder | Camera]:
     settings = service.settings
     for given in (*settings.all_cameras(), *settings.all_folders()):
         service.encoder.bundle.rate(given.rate)  # an unknown one ends the start
-    sources: list[WatchedFolder | Camera] = [Camera(service, camera) for camera in settings.all_cameras()]
+    cameras = [Camera(service, camera) for camera in settings.all_cameras()]
+    service.cameras.update({camera.source_id: camera.picture_now for camera in cameras if camera.live})
+    sources: list[WatchedFolder | Camera] = [*cameras]
     sources += [WatchedFolder(service, folder) for folder in settings.all_folders()]
     service.sources = [source.status for source in sources]
     return sources
@@ -133,6 +135,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logs.set_up(settings.log_level, settings.log_format)
     sys.setswitchinterval(_SWITCH_SECONDS)
     malloc.give_large_blocks_back()
+    host_limits.raise_open_files()
     try:
         return asyncio.run(serve(settings))
     except AeicError as error:

@@ -21,13 +21,14 @@ from aeic_service.budgets import Budget, Used
 from aeic_service.certificates import Certificates
 from aeic_service.host_limits import HostLimits
 from edge_encoder import systemd
-from edge_encoder.answers.answerer import Answerer
+from edge_encoder.answers.answerer import Answerer, Limits, TakePicture
 from edge_encoder.bundle_update.trial import Trial
 from edge_encoder.encoding.encode_queue import EncodeQueue
 from edge_encoder.encoding.encoder import Encoder
 from edge_encoder.encoding.rate_control import RateControl
 from edge_encoder.errors import SpoolError
 from edge_encoder.metrics import Metrics
+from edge_encoder.originals.cipher import Cipher
 from edge_encoder.originals.ring import OriginalRing
 from edge_encoder.settings import EdgeSettings
 from edge_encoder.source_status import SourceStatus
@@ -90,6 +91,8 @@ class EdgeService:
         self.ring: OriginalRing | None = None
         self.rate_control: RateControl | None = None
         self.sources: list[SourceStatus] = []
+        self.cameras: dict[str, TakePicture] = {}
+        """Live cameras, by their source."""
         self._tasks: list[asyncio.Task[None]] = []
         self.waiting = DeliveryWaiters(self.entry, self.stopping)
 
@@ -189,6 +192,7 @@ class EdgeService:
                 if source.originals_max_bytes is not None
             },
             spool_needs=lambda: max(0, settings.spool_max_bytes - self.spool.pending_bytes),
+            cipher=Cipher.of(settings.originals_key),
         )
         if not settings.request_max_bytes:
             return None
@@ -198,8 +202,14 @@ class EdgeService:
             self.queue,
             self.spool,
             self.metrics,
-            max_bytes=settings.request_max_bytes,
-            hour_bytes=settings.request_bytes_per_hour,
+            Limits(
+                settings.request_max_bytes,
+                settings.request_original_max_bytes,
+                settings.request_bytes_per_hour,
+                pictures_now=settings.request_now,
+            ),
+            box=settings.source_id,
+            cameras=self.cameras,
         )
 
     async def take(self, picture: bytes | NDArray[np.uint8], encode_request: EncodeRequest) -> Accepted:

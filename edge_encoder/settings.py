@@ -18,6 +18,7 @@ from pydantic_settings import SettingsConfigDict
 from aeic.identifiers import is_name
 from aeic_service.settings import ServiceSettings
 from edge_encoder.encoding import Preset, ProviderChoice
+from edge_encoder.originals.cipher import parse_key
 from edge_encoder.source_settings import CameraSettings, FolderSettings
 from edge_encoder.spool.record import FullPolicy
 
@@ -186,6 +187,16 @@ class EdgeSettings(ServiceSettings):
     request_max_bytes: int = Field(
         16_384, ge=0, le=1 << 20, description="Most bytes of an answer to a request of the cloud; 0 forbids requests."
     )
+    originals_key: SecretStr | None = Field(
+        None, description="Encrypts kept originals: 64 hexadecimal digits, for AES-256-GCM."
+    )
+    request_original_max_bytes: int = Field(
+        65_536,
+        ge=0,
+        le=1 << 28,
+        description="Most bytes of an original that is sent as a picture file; 0 sends none.",
+    )
+    request_now: bool = Field(True, description="Let the cloud ask live cameras for a picture at once.")
     request_bytes_per_hour: int = Field(
         65_536, ge=0, description="Most bytes of the answers about one source within an hour."
     )
@@ -237,6 +248,11 @@ class EdgeSettings(ServiceSettings):
             path = getattr(self, name)
             if path is not None and not path.is_file():
                 raise ValueError(f"{name}: there is no file {path}")
+        if self.originals_key is not None and self.originals_key.get_secret_value():
+            try:
+                parse_key(self.originals_key.get_secret_value())
+            except ValueError as error:
+                raise ValueError(f"originals_key: {error}") from None
         if self.watch_dir is not None and not self.watch_dir.is_dir():
             raise ValueError(f"watch_dir: there is no folder {self.watch_dir}")
         names = [source.name for source in (*self.all_cameras(), *self.all_folders())]

@@ -64,3 +64,10 @@ def test_one_machine_loads_nothing_of_the_fleet() -> None:
     result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     assert result.stdout.strip() == "[]"
+
+
+def test_every_package_that_ships_is_typed() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    packages = project["tool"]["hatch"]["build"]["targets"]["wheel"]["packages"]
+    assert len(packages) >= 8
+    assert [name for name in packages if not (ROOT / name / "py.typed").exists()] == []

@@ -59,17 +59,19 @@ ACK_STATUS_DUPLICATE: AckStatus
 ACK_STATUS_REJECTED: AckStatus
 
 class DeliverRequest(_message.Message):
-    __slots__ = ("hello", "frame", "refusal")
+    __slots__ = ("hello", "frame", "refusal", "piece")
     HELLO_FIELD_NUMBER: _ClassVar[int]
     FRAME_FIELD_NUMBER: _ClassVar[int]
     REFUSAL_FIELD_NUMBER: _ClassVar[int]
+    PIECE_FIELD_NUMBER: _ClassVar[int]
     hello: Hello
     frame: Frame
     refusal: Refusal
-    def __init__(self, hello: _Optional[_Union[Hello, _Mapping]] = ..., frame: _Optional[_Union[Frame, _Mapping]] = ..., refusal: _Optional[_Union[Refusal, _Mapping]] = ...) -> None: ...
+    piece: Piece
+    def __init__(self, hello: _Optional[_Union[Hello, _Mapping]] = ..., frame: _Optional[_Union[Frame, _Mapping]] = ..., refusal: _Optional[_Union[Refusal, _Mapping]] = ..., piece: _Optional[_Union[Piece, _Mapping]] = ...) -> None: ...
 
 class Hello(_message.Message):
-    __slots__ = ("source_id", "bundle_digest", "software", "token", "window", "process_id", "request_max_bytes")
+    __slots__ = ("source_id", "bundle_digest", "software", "token", "window", "process_id", "request_max_bytes", "original_max_bytes")
     SOURCE_ID_FIELD_NUMBER: _ClassVar[int]
     BUNDLE_DIGEST_FIELD_NUMBER: _ClassVar[int]
     SOFTWARE_FIELD_NUMBER: _ClassVar[int]
@@ -77,6 +79,7 @@ class Hello(_message.Message):
     WINDOW_FIELD_NUMBER: _ClassVar[int]
     PROCESS_ID_FIELD_NUMBER: _ClassVar[int]
     REQUEST_MAX_BYTES_FIELD_NUMBER: _ClassVar[int]
+    ORIGINAL_MAX_BYTES_FIELD_NUMBER: _ClassVar[int]
     source_id: str
     bundle_digest: bytes
     software: str
@@ -84,7 +87,8 @@ class Hello(_message.Message):
     window: int
     process_id: bytes
     request_max_bytes: int
-    def __init__(self, source_id: _Optional[str] = ..., bundle_digest: _Optional[bytes] = ..., software: _Optional[str] = ..., token: _Optional[str] = ..., window: _Optional[int] = ..., process_id: _Optional[bytes] = ..., request_max_bytes: _Optional[int] = ...) -> None: ...
+    original_max_bytes: int
+    def __init__(self, source_id: _Optional[str] = ..., bundle_digest: _Optional[bytes] = ..., software: _Optional[str] = ..., token: _Optional[str] = ..., window: _Optional[int] = ..., process_id: _Optional[bytes] = ..., request_max_bytes: _Optional[int] = ..., original_max_bytes: _Optional[int] = ...) -> None: ...
 
 class Frame(_message.Message):
     __slots__ = ("id", "bitstream", "crc32", "captured_unix_ms", "priority", "source_id", "prompt", "original_width", "original_height", "captured_from", "trace_context")
@@ -113,27 +117,31 @@ class Frame(_message.Message):
     def __init__(self, id: _Optional[bytes] = ..., bitstream: _Optional[bytes] = ..., crc32: _Optional[int] = ..., captured_unix_ms: _Optional[int] = ..., priority: _Optional[int] = ..., source_id: _Optional[str] = ..., prompt: _Optional[bool] = ..., original_width: _Optional[int] = ..., original_height: _Optional[int] = ..., captured_from: _Optional[_Union[CaptureTimeSource, str]] = ..., trace_context: _Optional[bytes] = ...) -> None: ...
 
 class DeliverResponse(_message.Message):
-    __slots__ = ("welcome", "ack", "stored", "request")
+    __slots__ = ("welcome", "ack", "stored", "request", "piece")
     WELCOME_FIELD_NUMBER: _ClassVar[int]
     ACK_FIELD_NUMBER: _ClassVar[int]
     STORED_FIELD_NUMBER: _ClassVar[int]
     REQUEST_FIELD_NUMBER: _ClassVar[int]
+    PIECE_FIELD_NUMBER: _ClassVar[int]
     welcome: Welcome
     ack: Ack
     stored: int
     request: Request
-    def __init__(self, welcome: _Optional[_Union[Welcome, _Mapping]] = ..., ack: _Optional[_Union[Ack, _Mapping]] = ..., stored: _Optional[int] = ..., request: _Optional[_Union[Request, _Mapping]] = ...) -> None: ...
+    piece: PieceAck
+    def __init__(self, welcome: _Optional[_Union[Welcome, _Mapping]] = ..., ack: _Optional[_Union[Ack, _Mapping]] = ..., stored: _Optional[int] = ..., request: _Optional[_Union[Request, _Mapping]] = ..., piece: _Optional[_Union[PieceAck, _Mapping]] = ...) -> None: ...
 
 class Welcome(_message.Message):
-    __slots__ = ("window", "sends_requests")
+    __slots__ = ("window", "sends_requests", "takes_originals")
     WINDOW_FIELD_NUMBER: _ClassVar[int]
     SENDS_REQUESTS_FIELD_NUMBER: _ClassVar[int]
+    TAKES_ORIGINALS_FIELD_NUMBER: _ClassVar[int]
     window: int
     sends_requests: bool
-    def __init__(self, window: _Optional[int] = ..., sends_requests: _Optional[bool] = ...) -> None: ...
+    takes_originals: bool
+    def __init__(self, window: _Optional[int] = ..., sends_requests: _Optional[bool] = ..., takes_originals: _Optional[bool] = ...) -> None: ...
 
 class Request(_message.Message):
-    __slots__ = ("id", "frame_id", "kind", "x", "y", "width", "height", "max_bytes", "expires_in_ms")
+    __slots__ = ("id", "frame_id", "kind", "x", "y", "width", "height", "max_bytes", "expires_in_ms", "source_id")
     ID_FIELD_NUMBER: _ClassVar[int]
     FRAME_ID_FIELD_NUMBER: _ClassVar[int]
     KIND_FIELD_NUMBER: _ClassVar[int]
@@ -143,6 +151,7 @@ class Request(_message.Message):
     HEIGHT_FIELD_NUMBER: _ClassVar[int]
     MAX_BYTES_FIELD_NUMBER: _ClassVar[int]
     EXPIRES_IN_MS_FIELD_NUMBER: _ClassVar[int]
+    SOURCE_ID_FIELD_NUMBER: _ClassVar[int]
     id: bytes
     frame_id: bytes
     kind: RequestKind
@@ -152,7 +161,32 @@ class Request(_message.Message):
     height: int
     max_bytes: int
     expires_in_ms: int
-    def __init__(self, id: _Optional[bytes] = ..., frame_id: _Optional[bytes] = ..., kind: _Optional[_Union[RequestKind, str]] = ..., x: _Optional[int] = ..., y: _Optional[int] = ..., width: _Optional[int] = ..., height: _Optional[int] = ..., max_bytes: _Optional[int] = ..., expires_in_ms: _Optional[int] = ...) -> None: ...
+    source_id: str
+    def __init__(self, id: _Optional[bytes] = ..., frame_id: _Optional[bytes] = ..., kind: _Optional[_Union[RequestKind, str]] = ..., x: _Optional[int] = ..., y: _Optional[int] = ..., width: _Optional[int] = ..., height: _Optional[int] = ..., max_bytes: _Optional[int] = ..., expires_in_ms: _Optional[int] = ..., source_id: _Optional[str] = ...) -> None: ...
+
+class Piece(_message.Message):
+    __slots__ = ("request_id", "total_bytes", "sha256", "offset", "data")
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    TOTAL_BYTES_FIELD_NUMBER: _ClassVar[int]
+    SHA256_FIELD_NUMBER: _ClassVar[int]
+    OFFSET_FIELD_NUMBER: _ClassVar[int]
+    DATA_FIELD_NUMBER: _ClassVar[int]
+    request_id: bytes
+    total_bytes: int
+    sha256: bytes
+    offset: int
+    data: bytes
+    def __init__(self, request_id: _Optional[bytes] = ..., total_bytes: _Optional[int] = ..., sha256: _Optional[bytes] = ..., offset: _Optional[int] = ..., data: _Optional[bytes] = ...) -> None: ...
+
+class PieceAck(_message.Message):
+    __slots__ = ("request_id", "received_bytes", "unwanted")
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    RECEIVED_BYTES_FIELD_NUMBER: _ClassVar[int]
+    UNWANTED_FIELD_NUMBER: _ClassVar[int]
+    request_id: bytes
+    received_bytes: int
+    unwanted: bool
+    def __init__(self, request_id: _Optional[bytes] = ..., received_bytes: _Optional[int] = ..., unwanted: _Optional[bool] = ...) -> None: ...
 
 class Refusal(_message.Message):
     __slots__ = ("request_id", "reason", "detail")

@@ -27,8 +27,9 @@ if _version_not_supported:
 
 class IngestServiceStub:
     """One long-lived stream per edge box. The order on it is
-    edge:  Hello, Frame, Frame, ..., and a Refusal for each request that it does not answer with a frame
+    edge:  Hello, Frame, Frame, ..., and for each request that it does not answer with a frame a Refusal or Pieces
     cloud: Welcome, then answers in the order of the frames: Ack for one, stored for a run of them; between them requests
+    and a PieceAck for each Piece
     A frame may be sent again after a broken stream; its id makes that harmless.
     """
 
@@ -47,8 +48,9 @@ class IngestServiceStub:
 
 class IngestServiceServicer:
     """One long-lived stream per edge box. The order on it is
-    edge:  Hello, Frame, Frame, ..., and a Refusal for each request that it does not answer with a frame
+    edge:  Hello, Frame, Frame, ..., and for each request that it does not answer with a frame a Refusal or Pieces
     cloud: Welcome, then answers in the order of the frames: Ack for one, stored for a run of them; between them requests
+    and a PieceAck for each Piece
     A frame may be sent again after a broken stream; its id makes that harmless.
     """
 
@@ -79,8 +81,9 @@ def add_IngestServiceServicer_to_server(servicer, server):
  # This class is part of an EXPERIMENTAL API.
 class IngestService:
     """One long-lived stream per edge box. The order on it is
-    edge:  Hello, Frame, Frame, ..., and a Refusal for each request that it does not answer with a frame
+    edge:  Hello, Frame, Frame, ..., and for each request that it does not answer with a frame a Refusal or Pieces
     cloud: Welcome, then answers in the order of the frames: Ack for one, stored for a run of them; between them requests
+    and a PieceAck for each Piece
     A frame may be sent again after a broken stream; its id makes that harmless.
     """
 

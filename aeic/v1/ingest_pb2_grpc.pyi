@@ -30,8 +30,9 @@ GRPC_VERSION: str
 
 class IngestServiceStub:
     """One long-lived stream per edge box. The order on it is
-      edge:  Hello, Frame, Frame, ..., and a Refusal for each request that it does not answer with a frame
+      edge:  Hello, Frame, Frame, ..., and for each request that it does not answer with a frame a Refusal or Pieces
       cloud: Welcome, then answers in the order of the frames: Ack for one, stored for a run of them; between them requests
+             and a PieceAck for each Piece
     A frame may be sent again after a broken stream; its id makes that harmless.
     """
 
@@ -48,8 +49,9 @@ class IngestServiceStub:
 @_typing.type_check_only
 class IngestServiceAsyncStub(IngestServiceStub):
     """One long-lived stream per edge box. The order on it is
-      edge:  Hello, Frame, Frame, ..., and a Refusal for each request that it does not answer with a frame
+      edge:  Hello, Frame, Frame, ..., and for each request that it does not answer with a frame a Refusal or Pieces
       cloud: Welcome, then answers in the order of the frames: Ack for one, stored for a run of them; between them requests
+             and a PieceAck for each Piece
     A frame may be sent again after a broken stream; its id makes that harmless.
     """
 
@@ -62,8 +64,9 @@ class IngestServiceAsyncStub(IngestServiceStub):
 
 class IngestServiceServicer(metaclass=_abc_1.ABCMeta):
     """One long-lived stream per edge box. The order on it is
-      edge:  Hello, Frame, Frame, ..., and a Refusal for each request that it does not answer with a frame
+      edge:  Hello, Frame, Frame, ..., and for each request that it does not answer with a frame a Refusal or Pieces
       cloud: Welcome, then answers in the order of the frames: Ack for one, stored for a run of them; between them requests
+             and a PieceAck for each Piece
     A frame may be sent again after a broken stream; its id makes that harmless.
     """
 

@@ -14,6 +14,7 @@ import hashlib
 import re
 import sys
 import tempfile
+import time
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -29,7 +30,7 @@ from aeic_nets.integer.calibrate import calibrate
 from aeic_nets.integer.training import price
 from aeic_nets.network import AEIC
 from aeic_nets.official import keys
-from aeic_nets.official.files import SD_TURBO_FILES, find_sd_turbo, read_official
+from aeic_nets.official.files import PUBLISHED_SHA256, SD_TURBO_FILES, find_sd_turbo, read_official
 from aeic_nets.official.weights import load_codec, load_unet, load_vae
 from aeic_train.export.bundle import export, sample_latents, with_gain
 
@@ -96,6 +97,19 @@ def build(files: Mapping[str, Mapping[str, Tensor]], profile: Profile, folded: b
     return model
 
 
+class Progress:
+    """Numbered steps on stderr, each with the seconds since the beginning."""
+
+    def __init__(self, steps: int) -> None:
+        self._steps, self._step, self._started = steps, 0, time.monotonic()
+
+    def __call__(self, text: str) -> None:
+        """Begin the next step."""
+        self._step += 1
+        seconds = time.monotonic() - self._started
+        print(f"[{self._step}/{self._steps}] {seconds:4.0f} s  {text}", file=sys.stderr, flush=True)
+
+
 def main(argv: list[str] | None = None) -> int:
     """The command; returns the exit code."""
     parser = argparse.ArgumentParser(
@@ -115,20 +129,28 @@ def main(argv: list[str] | None = None) -> int:
     if not options.calibration and not options.float_entropy:
         parser.error("give --calibration DIR with some photographs, or --float-entropy")
     sd_turbo = find_sd_turbo(options.sd_turbo)
+    progress = Progress(4 if options.float_entropy else 5)
     options.out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{options.out.name}-", dir=options.out.parent) as scratch:
         sources = (sd_turbo, options.half_decoder, options.checkpoint)
+        for path in sources:
+            if not path.is_file():
+                raise BundleError(f"there is no file {path}: docs/how-to/official.md says where to get it")
+        progress(f"reading {sum(path.stat().st_size for path in sources) / 1e9:.1f} GB from three files")
         files = read_official(*sources, scratch=Path(scratch))
         candidates = [profile for profile in profiles.PROFILES.values() if profile.rates == 1]
         profile = profiles.profile(options.profile) if options.profile else choose_profile(files, candidates)
+        progress(f"comparing names and shapes of all tensors with profile {profile.name}")
         for name in check(files, profile):
             print(f"not needed: {name}", file=sys.stderr)
+        progress("merging LoRA" + ("" if options.unfolded else ", folding the picture decoder's input"))
         model = build(files, profile, folded=not options.unfolded)
         files.clear()
         name = options.name or f"aeic-{profile.name}-official"
         card: dict[str, object] = {"source": "official checkpoint, converted", "folded": not options.unfolded}
         sites = None
         if not options.float_entropy:
+            progress(f"calibrating the integer entropy model on {options.calibration}")
             latents = sample_latents(model, options.calibration)
             sites = calibrate(model.codec, with_gain(model.codec, latents))
             cost = price(model.codec, latents, sites)
@@ -137,6 +159,7 @@ def main(argv: list[str] | None = None) -> int:
             print(f"bits a frame: {bits}: {cost['price_percent']:+.2f} %")
         text = Path(scratch) / "model_card.md"
         text.write_text(CARD.format(name=name, upper=profile.name.upper(), sources=_sources(sources)))
+        progress(f"writing {options.out}")
         rates: list[dict[str, object]] = [{"name": "r0", "bpp": options.bpp}]
         export(model, options.out, name, rates, 0, card, [text], sites)
     size = sum(path.stat().st_size for path in options.out.iterdir())
@@ -148,7 +171,9 @@ def _sources(paths: tuple[Path, ...]) -> str:
     rows = []
     for kind, path in zip(("SD-Turbo UNet", "half VAE decoder", "AEIC checkpoint"), paths, strict=True):
         with path.open("rb") as file:
-            rows.append(f"| {kind} | {path.name} | {hashlib.file_digest(file, 'sha256').hexdigest()} |")
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        known = ", as published" if digest in PUBLISHED_SHA256.values() else ""
+        rows.append(f"| {kind} | {path.name} | {digest}{known} |")
     return "\n".join(rows)
 
 

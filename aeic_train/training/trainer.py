@@ -35,7 +35,7 @@ from aeic_train.losses.decoder_prior import DecoderPrior
 from aeic_train.losses.discriminator import DiscriminatorTrainer
 from aeic_train.losses.distillation import Distillation
 from aeic_train.losses.picture_loss import Jitter, LossTerms, PictureLoss
-from aeic_train.training import cost_plan, full_size
+from aeic_train.training import cost_plan, full_size, snapshots
 from aeic_train.training.rate_controller import RateController
 from aeic_train.training.recipe import Recipe, Stage
 from aeic_train.training.run_log import RunLog
@@ -77,6 +77,8 @@ class RunSettings:
     device: torch.device | str = "cpu"
     tensorboard: bool = False
     """Whether the log is also written to ``run``/tensorboard."""
+    snapshots: int | None = None
+    """Steps between two copies of the weights in ``run``/snapshots (training/snapshots.py). None: no copies."""
 
 
 class Trainer:
@@ -100,7 +102,7 @@ class Trainer:
         self.random = random.Random()
         run = settings.run
         self.recipe, self.run, self.device = recipe, run, torch.device(settings.device)
-        self.sources = settings.sources
+        self.sources, self.snapshots = settings.sources, settings.snapshots
         self.workers, self.stop = workers or Workers(), stop or StopSignal()
         run.mkdir(parents=True, exist_ok=True)
         self.run_log = RunLog(run / "log.jsonl", self.workers, run / "tensorboard" if settings.tensorboard else None)
@@ -264,6 +266,8 @@ class Trainer:
                 self.seconds += now - started
                 self.run_log.write(self._place(stage), stage.steps, now - started)
                 started = now
+            if self.snapshots and (self.total_steps % self.snapshots == 0 or self.step == stage.steps):
+                self._snapshot(stage)
             if self.step % SAMPLE_STEPS == 0 and self.workers.first:
                 save_samples(self.average, self.validation, self.run / "samples", f"{self.total_steps:06d}", stage)
             if stopped and self.step < stage.steps:
@@ -407,6 +411,11 @@ class Trainer:
             moving = [(average, p.detach()) for average, (name, p) in pairs if name not in self.base]
             torch._foreach_lerp_([average for average, _ in moving], [p for _, p in moving], 1 - keep)
 
+    def _snapshot(self, stage: Stage) -> None:
+        if self.workers.first and stage.kind == "codec":
+            place = snapshots.Place(stage.name, self.total_steps, sorted(int(rate) for rate in stage.rates))
+            snapshots.write(self.average, self.run / "snapshots", place, self.base)
+
     def _place(self, stage: Stage) -> dict[str, object]:
         """The position of the run, as the log has it."""
         hours = round(self.seconds / 3600, 4)
@@ -438,6 +447,7 @@ def _train(workers: Workers, recipes: list[Recipe], options: argparse.Namespace)
                 download=options.download,
                 device=options.device,
                 tensorboard=options.tensorboard,
+                snapshots=options.snapshots,
             )
             trainer = Trainer(recipe, settings, workers=workers, stop=stop)
             if not trainer.train():
@@ -485,6 +495,9 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--half-decoder", type=Path, help="halfDecoder.ckpt, for recipes of full size")
     parser.add_argument("--download", action="store_true", help="let libraries fetch the weights of perceptual terms")
     parser.add_argument("--tensorboard", action="store_true", help="write the log to RUN/tensorboard as well")
+    parser.add_argument(
+        "--snapshots", type=int, metavar="STEPS", help="keep the weights every STEPS steps, for aeic bench evolution"
+    )
     options = parser.parse_args(argv)
     try:
         recipes = [Recipe.load(path) for path in options.recipe]
@@ -502,6 +515,8 @@ def main(argv: list[str] | None = None) -> None:
         parser.error("the following arguments are required: --photographs, --validation")
     if options.processes < 1:
         parser.error("--processes: at least 1")
+    if options.snapshots is not None and options.snapshots < 1:
+        parser.error("--snapshots: at least 1")
     for folder in (options.photographs, options.validation):
         if not folder.is_dir():
             parser.error(f"no folder {folder}")

@@ -2,8 +2,8 @@
 
 Each stream begins with Hello; frames follow, and their answers come in the same order (acks.py). A frame that this
 cloud can never decode is rejected with the reason. One of a bundle that this cloud does not have is stored in
-quarantine, because the bundle may be added: an edge that was updated still has frames of its old one. A store that cannot write ends the stream, so that the edge keeps
-its frames and connects again.
+quarantine, because the bundle may be added: an edge that was updated still has frames of its old one. A store that
+cannot write ends the stream, so that the edge keeps its frames and connects again.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ from cloud_decoder.errors import StoreUnavailable
 from cloud_decoder.grpc_api.acks import Answers
 from cloud_decoder.grpc_api.calls import Calls
 from cloud_decoder.grpc_api.group_commit import GroupCommit
+from cloud_decoder.grpc_api.originals import Originals
 from cloud_decoder.grpc_api.status import grpc_status
 from cloud_decoder.metrics import Metrics
 from cloud_decoder.presence import Presence
@@ -64,6 +65,8 @@ _REFUSALS = {
 }
 MAX_DETAIL = 1000
 """Characters of a refusal that are looked at."""
+MAX_PIECE_ACKS = 16
+"""Answers to pieces that wait on one stream; an edge that does not read them is not read any further."""
 MAX_CAMERAS = 256
 """Cameras of one stream that are shown as connected; the frames of all of them are accepted."""
 
@@ -94,6 +97,7 @@ class _Peer:
     window: int
     box: bytes
     request_max_bytes: int
+    original_max_bytes: int
 
 
 class Reject(Exception):
@@ -112,8 +116,9 @@ class Ingest(pb_grpc.IngestServiceServicer):
         metrics: Metrics,
         settings: IngestSettings,
         dispatch: RequestDispatch,
+        originals: Originals,
     ) -> None:
-        self._dispatch = dispatch
+        self._dispatch, self._originals = dispatch, originals
         self._commits, self._presence, self._tokens, self._calls = commits, presence, tokens, calls
         self._metrics, self._settings = metrics, settings
         self._draining = asyncio.Event()
@@ -124,6 +129,7 @@ class Ingest(pb_grpc.IngestServiceServicer):
         self._draining.set()
         while self._open_streams:
             await asyncio.sleep(0.01)
+        await self._originals.close()
         await self._commits.close()
 
     async def Deliver(
@@ -153,13 +159,16 @@ class Ingest(pb_grpc.IngestServiceServicer):
         self._metrics.streams.inc()
         answers = Answers(min(peer.window, self._settings.window), functools.partial(self._ack, context))
         room = asyncio.Semaphore(2 * self._settings.window)  # an edge that exceeds its window is not read any further
-        reader = asyncio.create_task(self._read(requests, tenant, source, box, answers, room, keys))
+        acks: asyncio.Queue[pb.PieceAck] = asyncio.Queue(MAX_PIECE_ACKS)
+        reader = asyncio.create_task(self._read(requests, tenant, source, box, answers, acks, room, keys))
         stopper = asyncio.create_task(self._cancel_on_drain(reader))
         try:
             await self._commits.saw(tenant, source)
-            yield pb.DeliverResponse(welcome=pb.Welcome(window=self._settings.window, sends_requests=True))
-            with self._dispatch.stream(tenant, source, peer.request_max_bytes) as outbox:
-                merged = _merged(answers.messages(), outbox, self._dispatch.now)
+            takes = self._originals.max_bytes > 0
+            welcome = pb.Welcome(window=self._settings.window, sends_requests=True, takes_originals=takes)
+            yield pb.DeliverResponse(welcome=welcome)
+            with self._dispatch.stream(tenant, source, peer.request_max_bytes, peer.original_max_bytes) as outbox:
+                merged = _merged(answers.messages(), outbox, acks, self._dispatch.now)
                 async with contextlib.aclosing(merged) as messages:
                     async for frames, message in messages:
                         yield message
@@ -203,7 +212,8 @@ class Ingest(pb_grpc.IngestServiceServicer):
                 f" {digest or 'none'}: install the same bundle on both sides",
             )
         log.info("source %r connected (%s)", hello.source_id, hello.software[:80])
-        return _Peer(tenant, hello.source_id, hello.window, hello.process_id[:16], hello.request_max_bytes)
+        limits = hello.request_max_bytes, hello.original_max_bytes
+        return _Peer(tenant, hello.source_id, hello.window, hello.process_id[:16], *limits)
 
     async def _read(
         self,
@@ -212,6 +222,7 @@ class Ingest(pb_grpc.IngestServiceServicer):
         source: str,
         box: bytes,
         answers: Answers[asyncio.Future[Added] | str],
+        acks: asyncio.Queue[pb.PieceAck],
         room: asyncio.Semaphore,
         keys: set[tuple[str, str]],
     ) -> None:
@@ -221,6 +232,10 @@ class Ingest(pb_grpc.IngestServiceServicer):
             async for request in requests:
                 if request.WhichOneof("message") == "refusal":
                     await self._refused(tenant, source, request.refusal)
+                    continue
+                if request.WhichOneof("message") == "piece":
+                    if (ack := await self._originals.take(tenant, source, request.piece)) is not None:
+                        await acks.put(ack)
                     continue
                 await room.acquire()
                 if not warned and self._presence.has_rival(tenant, source, box):
@@ -319,14 +334,19 @@ class Ingest(pb_grpc.IngestServiceServicer):
 
 
 async def _merged(
-    answers: AsyncGenerator[tuple[int, pb.DeliverResponse], None], outbox: Outbox, now: Callable[[], float]
+    answers: AsyncGenerator[tuple[int, pb.DeliverResponse], None],
+    outbox: Outbox,
+    acks: asyncio.Queue[pb.PieceAck],
+    now: Callable[[], float],
 ) -> AsyncGenerator[tuple[int, pb.DeliverResponse], None]:
-    """The messages of a stream: its answers, until they end, and between them the requests to the box."""
+    """The messages of a stream: its answers, until they end, and between them the requests to the box and the answers
+    to its pieces."""
     answer = asyncio.ensure_future(anext(answers, None))
     request = asyncio.ensure_future(outbox.next())
+    ack = asyncio.ensure_future(acks.get())
     try:
         while True:
-            await asyncio.wait((answer, request), return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait((answer, request, ack), return_when=asyncio.FIRST_COMPLETED)
             if answer.done():
                 found = answer.result()
                 if found is None:
@@ -337,10 +357,13 @@ async def _merged(
                 if (message := _request(request.result(), now())) is not None:
                     yield 0, pb.DeliverResponse(request=message)
                 request = asyncio.ensure_future(outbox.next())
+            if ack.done():
+                yield 0, pb.DeliverResponse(piece=ack.result())
+                ack = asyncio.ensure_future(acks.get())
     finally:
-        for task in (answer, request):
+        for task in (answer, request, ack):
             task.cancel()
-        await asyncio.gather(answer, request, return_exceptions=True)
+        await asyncio.gather(answer, request, ack, return_exceptions=True)
         await answers.aclose()
 
 
@@ -360,6 +383,7 @@ def _request(one: StoredRequest, now: float) -> pb.Request | None:
         height=height,
         max_bytes=one.max_bytes,
         expires_in_ms=left,
+        source_id="" if one.source == one.box else one.source,
     )
 
 

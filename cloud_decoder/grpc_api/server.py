@@ -19,6 +19,9 @@ from cloud_decoder.settings import Settings
 SERVICES = ("aeic.v1.IngestService", "aeic.v1.DecodeService", "aeic.v1.DecodeStreamService")
 STREAMS_OF_A_CONNECTION = 100
 """Calls at once on one connection; an edge needs one. gRPC's clients wait for their turn where they have more."""
+LEAST_CONNECTIONS = 8192
+"""gRPC does not close an idle connection in favour of a new one, so there are more than calls: idle ones end after five
+seconds, and a client has to open this many within that time to keep others out."""
 METADATA_BYTES = 8192
 """Headers of one call. Beyond twice as much, the call is refused; what follows of them is read and thrown away."""
 
@@ -28,11 +31,12 @@ class GrpcServer:
 
     def __init__(self, settings: Settings, ingest: Ingest, backend: DecodeBackend, gate: Gate) -> None:
         self._settings = settings
+        wanted = settings.max_streams + NEWCOMERS + PROBES
         options = [
             ("grpc.max_concurrent_streams", STREAMS_OF_A_CONNECTION),
-            ("grpc.max_allowed_incoming_connections", connection_limit(settings.max_streams + NEWCOMERS + PROBES)),
-            ("grpc.server_handshake_timeout_ms", 10_000),
-            ("grpc.max_connection_idle_ms", 60_000),  # connections without a call
+            ("grpc.max_allowed_incoming_connections", connection_limit(max(wanted, LEAST_CONNECTIONS))),
+            ("grpc.server_handshake_timeout_ms", 5_000),
+            ("grpc.max_connection_idle_ms", 5_000),  # connections without a call; clients connect again by themselves
             ("grpc.max_metadata_size", METADATA_BYTES),
             ("grpc.absolute_max_metadata_size", 2 * METADATA_BYTES),
             ("grpc.max_receive_message_length", settings.max_bitstream_bytes + 65536),

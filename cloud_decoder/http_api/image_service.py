@@ -14,7 +14,7 @@ from aeic_service.budgets import Budget, Place
 from aeic_service.errors import Draining, Overloaded, UnknownFrame
 from cloud_decoder.admission import Admission
 from cloud_decoder.decode_backend import DecodeBackend, Decoded
-from cloud_decoder.errors import Expired, Gone, Undecodable, UnknownRequest
+from cloud_decoder.errors import Expired, Gone, OtherForm, Undecodable, UnknownRequest
 from cloud_decoder.events import EventBus, Subscription
 from cloud_decoder.images import formats
 from cloud_decoder.images.cache import PictureCache
@@ -92,11 +92,14 @@ class ImageService:
     ) -> tuple[StoredFrame, bytes | None]:
         """The frame's picture as a file, or None if it is not ready within ``wait`` seconds; decoding goes on.
 
-        ``UnknownFrame``; ``Undecodable`` with the reason for a frame in quarantine; ``Gone`` once it is deleted.
+        ``UnknownFrame``; ``Undecodable`` with the reason for a frame in quarantine; ``Gone`` once it is deleted;
+        ``OtherForm`` for a picture file, which is never decoded.
         """
         formats.media_type(format)
         end = time.monotonic() + wait
         row = await self.row(tenant, id, wait)
+        if row.media_type is not None:
+            raise OtherForm(f"{id} is a picture file: get it from /v1/frames/{id}/file")
         with self._event_bus.subscribe(tenant) as events:
             while True:
                 if row.state is FrameState.FAILED:
@@ -135,7 +138,8 @@ class ImageService:
         end = time.monotonic() + wait
         row, master = await self.image(tenant, id, formats.MASTER, None, wait)
         page = await run_on(self._threads, lambda: self._store.frames.page(tenant, MOST_PARTS, parent=row.id))
-        answers = [one for one in page.rows if one.region and one.state not in (FrameState.FAILED, FrameState.PRUNED)]
+        usable = [one for one in page.rows if one.region and one.media_type is None]
+        answers = [one for one in usable if one.state not in (FrameState.FAILED, FrameState.PRUNED)]
         if not answers:
             raise UnknownRequest(f"no request for a region of frame {id} has been answered")
         answers.reverse()  # the newest covers the others

@@ -19,6 +19,7 @@ _PROBLEMS = {
     404: "there is no frame 019acb2e-6f5d-7c30-9d0e-3f3a2b1c4d5e",
     406: "Accept excludes every format of pictures",
     408: "the body came too slowly",
+    409: "019acb2e-6f5d-8c30-9d0e-3f3a2b1c4d5e is a picture file: get it from its /file",
     410: "frame 019acb2e-6f5d-7c30-9d0e-3f3a2b1c4d5e was pruned by retention",
     413: "the body is larger than 16777216 bytes",
     422: "this is no AEIC bitstream",
@@ -28,6 +29,8 @@ _PROBLEMS = {
     507: "the store cannot write: its disk is full",
 }
 Answers = dict[int | str, dict[str, Any]]
+FRAME_BYTES = 1 << 20
+"""Most bytes of a frame that answers a request."""
 
 
 class _Body(BaseModel):
@@ -46,7 +49,8 @@ class RegionBody(_Body):
 class FrameBody(_Body):
     """A stored frame. Sizes in pixels and bytes; ``timings`` in seconds by stage.
 
-    ``parent``, ``kind`` and ``region`` are set where the frame answers a request about its parent.
+    ``parent``, ``kind`` and ``region`` are set where the frame answers a request about its parent. ``media_type`` is
+    set where the answer is a picture file and no frame: its ``/file`` has it.
     """
 
     id: UUID
@@ -73,6 +77,7 @@ class FrameBody(_Body):
     parent: UUID | None
     kind: RequestKind | None
     region: RegionBody | None
+    media_type: str | None
 
 
 class FrameListBody(_Body):
@@ -95,16 +100,22 @@ class AskBody(_Body):
     """What is asked of a box."""
 
     kind: RequestKind
-    region: RegionBody | None = Field(None, description="For the kind region.")
-    max_bytes: int = Field(1500, ge=64, le=1 << 20, description="Most bytes of the answer.")
+    region: RegionBody | None = Field(None, description="For the kind region, and for a part of an original.")
+    max_bytes: int = Field(
+        1500, ge=64, le=1 << 24, description="Most bytes of the answer. Only an original may have more than 1 MiB."
+    )
     deadline_seconds: float = Field(
         60.0, gt=0, le=86400, allow_inf_nan=False, description="After this time without an answer it is given up."
     )
 
     @model_validator(mode="after")
     def _belong_together(self) -> AskBody:
-        if (self.kind is RequestKind.REGION) != (self.region is not None):
-            raise ValueError("give a region with the kind region, and with no other")
+        if self.kind is RequestKind.REGION and self.region is None:
+            raise ValueError("the kind region needs a region")
+        if self.kind not in (RequestKind.REGION, RequestKind.ORIGINAL) and self.region is not None:
+            raise ValueError("give a region with the kinds region and original, and with no other")
+        if self.kind is not RequestKind.ORIGINAL and self.max_bytes > FRAME_BYTES:
+            raise ValueError(f"a frame has at most {FRAME_BYTES} bytes")
         return self
 
 
@@ -133,11 +144,12 @@ class RequestListBody(_Body):
     """The requests about a frame, the newest first.
 
     ``max_bytes`` is the most that the box answers with: 0 where it takes no requests, null where it is not connected
-    here. ``hour_bytes_left`` may still be asked of the source now.
+    here. ``original_max_bytes`` is the same for originals. ``hour_bytes_left`` may still be asked of the source now.
     """
 
     requests: list[RequestBody]
     max_bytes: int | None
+    original_max_bytes: int | None
     hour_bytes_left: int
 
 

@@ -41,6 +41,7 @@ def frame_json(row: StoredFrame, bundles: Mapping[str, Bundle]) -> dict[str, Any
         "parent": None if row.parent is None else str(row.parent),
         "kind": row.kind,
         "region": region_json(row.region),
+        "media_type": row.media_type,
     }
 
 

@@ -236,8 +236,13 @@ class Frames:
     def last_arrivals(self, since: float, limit: int) -> list[tuple[str, str, int]]:
         """Tenant, source and arrival of its last frame (milliseconds), of sources seen since then, the latest first.
 
-        A source without a stored frame has the time of its first connection.
+        A source without a stored frame has the time of its first connection. A box whose cameras send under their own
+        names, ``BOX/CAMERA``, is left out unless it sends frames itself: its cameras are in the list.
         """
+        camera = sources.alias()
+        start = sources.c.source + "/"
+        is_camera = sa.func.substr(camera.c.source, 1, sa.func.length(start)) == start
+        has_cameras = sa.exists().where(camera.c.tenant == sources.c.tenant, camera.c.frames > 0, is_camera)
         arrival = (
             sa.select(frames.c.received_ms)
             .where(frames.c.tenant == sources.c.tenant, frames.c.source == sources.c.source)
@@ -246,7 +251,8 @@ class Frames:
             .scalar_subquery()
         )
         query = sa.select(sources.c.tenant, sources.c.source, sa.func.coalesce(arrival, sources.c.first_seen_ms))
-        query = query.where(sources.c.last_seen_ms >= int(since * 1000)).order_by(sources.c.last_seen_ms.desc())
+        query = query.where(sources.c.last_seen_ms >= int(since * 1000), (sources.c.frames > 0) | ~has_cameras)
+        query = query.order_by(sources.c.last_seen_ms.desc())
         with self._database.read() as connection:
             return [(str(t), str(s), int(ms)) for t, s, ms in connection.execute(query.limit(limit))]
 
@@ -356,10 +362,14 @@ class Frames:
 
     def _values(self, new: NewFrame, received: float) -> dict[str, Any]:
         values = {name: getattr(new, name) for name in NewFrame.__dataclass_fields__}
+        state = FrameState.RECEIVED if new.media_type is None else FrameState.DONE
+        if new.reason is not None:
+            state = FrameState.FAILED
         return values | {
             "received_ms": int(received * 1000),
             "bytes": len(new.bitstream),
-            "state": (FrameState.RECEIVED if new.reason is None else FrameState.FAILED).value,
+            "state": state.value,
+            "available_ms": int(received * 1000) if state is FrameState.DONE else None,
         }
 
     def _job(self, seq: int, frame: NewFrame, now: float, deadline: float | None) -> dict[str, Any]:

@@ -41,8 +41,8 @@ class NewFrame:
 
     ``original_width`` and ``original_height`` are the picture's before the edge scaled it down, ``captured_from`` says
     where ``captured_ms`` comes from (sender, exif, file, clock); None where the edge does not say. ``box`` delivered
-    the frame; None if that is the source itself. ``reason``: why it cannot be decoded now, which puts it into
-    quarantine.
+    the frame; None if that is the source itself. ``media_type``: ``bitstream`` is not a frame but such a picture file,
+    which is never decoded. ``reason``: why it cannot be decoded now, which puts it into quarantine.
     """
 
     tenant: str
@@ -61,6 +61,7 @@ class NewFrame:
     original_height: int | None = None
     captured_from: str | None = None
     box: str | None = None
+    media_type: str | None = None
     reason: str | None = None
 
 
@@ -69,7 +70,8 @@ class StoredFrame:
     """A stored frame without its bitstream. ``attempts``: services that ended while this frame was being decoded.
 
     ``parent``, ``kind`` and ``region`` (x, y, width, height in pixels of the parent's original) are set where the frame
-    answers a request. ``box`` delivered the frame; None if that is the source itself.
+    answers a request. ``box`` delivered the frame; None if that is the source itself. ``media_type`` is set where it is
+    a picture file, which is never decoded.
     """
 
     seq: int
@@ -99,6 +101,7 @@ class StoredFrame:
     parent: UUID | None = None
     kind: str | None = None
     region: list[int] | None = None
+    media_type: str | None = None
     deleted_by: str | None = None
 
     @property

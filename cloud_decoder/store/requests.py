@@ -22,7 +22,7 @@ from cloud_decoder.store.schema import requests
 HOUR_MS = 3_600_000
 DETAIL_CHARACTERS = 300
 OPEN_EACH = 64
-"""Open requests of one box that are looked at: as many as a box works on at once."""
+"""Open requests of one box and kind that are looked at: as many as a box works on at once."""
 _COLUMNS = [requests.c[name] for name in StoredRequest.__dataclass_fields__]
 
 
@@ -71,12 +71,13 @@ class Requests:
             return [_row(one) for one in connection.execute(query.order_by(requests.c.seq.desc()).limit(limit))]
 
     def open(self, boxes: Collection[tuple[str, str]], each: int = OPEN_EACH) -> list[StoredRequest]:
-        """Open requests of these (tenant, box), the oldest first, at most ``each`` of one box: a box with many does not
-        keep the others from theirs."""
+        """Open requests of these (tenant, box), the oldest first, at most ``each`` of one box and kind: a box with many
+        does not keep the others from theirs, and originals, which may take minutes, do not delay regions."""
         if not boxes:
             return []
         box = (requests.c.tenant, requests.c.box)
-        place = sa.func.row_number().over(partition_by=box, order_by=requests.c.seq).label("place")
+        alike = (*box, requests.c.kind)
+        place = sa.func.row_number().over(partition_by=alike, order_by=requests.c.seq).label("place")
         whose = sa.tuple_(*box).in_(list(boxes))
         oldest = sa.select(*_COLUMNS, requests.c.seq, place).where(requests.c.state == "open", whose).subquery()
         query = sa.select(oldest).where(oldest.c.place <= each).order_by(oldest.c.seq)

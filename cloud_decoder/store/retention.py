@@ -159,7 +159,12 @@ class Retention:
             ids = [row.id for row in marked]
             if not ids:
                 return Deleted([], [])
-            marked += mark(connection, frames.c.parent.in_(ids))
+            new = ids
+            while new:  # an answer may have answers of its own, if it is a new picture
+                answers = mark(connection, frames.c.parent.in_(new))
+                new = [row.id for row in answers]
+                marked += answers
+                ids = ids + new
             unqueue(connection, [row.seq for row in marked])
             ended = end_about(connection, tenant, ids, now_ms)
             return Deleted([(row.id, str(row.digest)) for row in marked], ended)
@@ -182,14 +187,17 @@ class Retention:
             update = sa.update(frames).where(chosen).values(values).returning(frames.c.seq)
             marked = list(connection.execute(update).scalars())
             parents = frames.alias("parents")
-            theirs = sa.select(parents.c.seq).where(
-                parents.c.tenant == frames.c.tenant,
-                parents.c.id == frames.c.parent,
-                self._database.among(parents.c.seq, marked),
-            )
-            answers = sa.and_(frames.c.parent.is_not(None), frames.c.state.in_(_FINISHED), sa.exists(theirs))
-            update = sa.update(frames).where(answers).values(values).returning(frames.c.seq)
-            marked += connection.execute(update).scalars()
+            new = marked
+            while new:  # an answer may have answers of its own, if it is a new picture
+                theirs = sa.select(parents.c.seq).where(
+                    parents.c.tenant == frames.c.tenant,
+                    parents.c.id == frames.c.parent,
+                    self._database.among(parents.c.seq, new),
+                )
+                answers = sa.and_(frames.c.parent.is_not(None), frames.c.state.in_(_FINISHED), sa.exists(theirs))
+                update = sa.update(frames).where(answers).values(values).returning(frames.c.seq)
+                new = list(connection.execute(update).scalars())
+                marked = marked + new
             connection.execute(sa.delete(jobs).where(self._database.among(jobs.c.seq, marked)))
             return len(marked)
 
@@ -254,7 +262,12 @@ class Retention:
         if tenant is not None:
             which = sa.and_(which, frames.c.tenant == tenant)
         if id is not None:
-            which = sa.and_(which, sa.or_(frames.c.id == id, frames.c.parent == id))
+            family = sa.select(frames.c.tenant, frames.c.id).where(frames.c.id == id).cte("family", recursive=True)
+            answers = frames.alias("answers")
+            theirs = sa.and_(answers.c.tenant == family.c.tenant, answers.c.parent == family.c.id)
+            family = family.union(sa.select(answers.c.tenant, answers.c.id).where(theirs))
+            those = sa.tuple_(frames.c.tenant, frames.c.id)
+            which = sa.and_(which, those.in_(sa.select(family.c.tenant, family.c.id)))
         elif not deleted:
             which = sa.and_(which, frames.c.deleted_by.is_distinct_from(DeletedBy.CLIENT.value))
         decoded = frames.c.available_ms.is_not(None)  # only a decoded frame was ever available

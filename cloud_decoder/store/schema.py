@@ -66,6 +66,7 @@ frames = Table(
     Column("kind", String(8)),  # of that request
     Column("region", JSON),  # of that request: x, y, width, height in pixels of the parent's original
     Column("deleted_by", String(10)),  # of a pruned frame: retention, client
+    Column("media_type", String(32)),  # of a picture file that answers a request; NULL for a frame
     UniqueConstraint("tenant", "id", name="frames_tenant_id_key"),
     # The last columns are not searched. With them a list can be filtered by time and rate in the index alone.
     Index("frames_by_arrival", "tenant", "seq", "received_ms", "rate"),

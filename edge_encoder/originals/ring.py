@@ -1,10 +1,9 @@
 """The ring of originals: the newest picture files, up to a number of bytes and an age, in separate files.
 
-    NUMBER.original:  magic "AEICORI1" | bytes of meta u32 | meta (JSON) | picture | crc32 u32 of all before
-
-A file is named by a number that only counts; ids stand inside. Nothing is promised of an original, so nothing is
-synced: a file that a power cut truncated is deleted when it is found. Writing never takes space that the spool may
-still need. Blocks; thread safe.
+A file, NUMBER.original, is named by a number that only counts; ids stand inside, in a description in JSON. It is plain
+(file_format.py) or encrypted (cipher.py). Nothing is promised of an original, so nothing is synced: a file that a power
+cut truncated is deleted when it is found, and so is one that the present key does not open, or that was kept without a
+key although there is one now. Writing never takes space that the spool may still need. Blocks; thread safe.
 """
 
 from __future__ import annotations
@@ -17,17 +16,17 @@ import struct
 import threading
 import time
 import uuid
-import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
+from edge_encoder.originals.file_format import HEAD_BYTES, FileFormat, Plain
+
 log = logging.getLogger("aeic.edge.originals")
 
-MAGIC = b"AEICORI1"
-_LENGTH = struct.Struct("<I")
-_MAX_META_BYTES = 4096
+CAMERA_QUALITY = 92
+"""The JPEG quality of originals that come from a camera."""
 _SUFFIX = ".original"
 
 
@@ -54,7 +53,7 @@ class _Place:
 class OriginalRing:
     """Originals in `folder`, of at most `max_bytes` in all, and of at most `source_bytes[source]` for a source named
     there. Older ones than `max_age_seconds` (0: any) are deleted. `spool_needs()` is the space in bytes that the spool
-    may still take of the disk."""
+    may still take of the disk. With a `cipher` they are encrypted."""
 
     def __init__(
         self,
@@ -64,7 +63,9 @@ class OriginalRing:
         max_age_seconds: float = 0.0,
         source_bytes: Mapping[str, int] | None = None,
         spool_needs: Callable[[], int] = lambda: 0,
+        cipher: FileFormat | None = None,
     ) -> None:
+        self._format: FileFormat = cipher or Plain()
         self.max_bytes = max_bytes
         self.bytes = 0
         self.failures = 0
@@ -96,8 +97,8 @@ class OriginalRing:
                 "kept_at": round(time.time(), 3),
             }
         ).encode()
-        head = MAGIC + _LENGTH.pack(len(meta)) + meta
-        size = len(head) + len(kept.picture) + _LENGTH.size
+        parts = self._format.pack(meta, kept.picture)
+        size = sum(map(len, parts))
         with self._lock:
             if size > self._limit(kept.source_id):
                 return False
@@ -110,10 +111,9 @@ class OriginalRing:
                 if facts.f_bavail * facts.f_frsize < size + self._spool_needs():
                     return False
                 self._next += 1
-                crc = zlib.crc32(kept.picture, zlib.crc32(head))
                 with path.open("xb") as file:
                     os.fchmod(file.fileno(), 0o600)
-                    for part in (head, kept.picture, _LENGTH.pack(crc)):
+                    for part in parts:
                         file.write(part)
             except OSError as error:
                 if not self.failures:
@@ -134,15 +134,14 @@ class OriginalRing:
             if place is None:
                 return None
             try:
-                raw = self._path(place.number).read_bytes()
-                (crc,) = _LENGTH.unpack(raw[-_LENGTH.size :])
-                meta, start = _meta(raw[: len(MAGIC) + _LENGTH.size + _MAX_META_BYTES])
-                if zlib.crc32(raw[: -_LENGTH.size]) != crc or meta["id"] != ident.hex:
-                    raise ValueError("the check value does not match")
+                packed, picture = self._format.unpack(self._path(place.number).read_bytes())
+                meta = _parsed(packed)
+                if meta["id"] != ident.hex:
+                    raise ValueError("it is of another frame")
                 return Kept(
                     id=ident,
                     source_id=str(meta["source_id"]),
-                    picture=raw[start : -_LENGTH.size],
+                    picture=picture,
                     captured_ms=int(meta["captured_ms"]),
                     captured_from=int(meta["captured_from"]),
                 )
@@ -185,7 +184,7 @@ class OriginalRing:
         return self._folder / f"{number:016d}{_SUFFIX}"
 
     def _scan(self) -> None:
-        """Finds what an earlier process has kept. A file that is not a complete original is deleted."""
+        """Finds what an earlier process has kept. A file that is not a complete original of this format is deleted."""
         try:
             self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             found = sorted(path for path in self._folder.iterdir() if path.suffix == _SUFFIX and path.stem.isdigit())
@@ -193,36 +192,33 @@ class OriginalRing:
             log.warning("originals cannot be kept: %s", error)
             self.failures += 1
             return
+        deleted = 0
         for path in found:
             number = int(path.stem)
             self._next = max(self._next, number + 1)
             try:
                 with path.open("rb") as file:
-                    place, ident = _place(file, number)
+                    place, ident = self._place(file, number)
                 self._delete(ident)
                 self._places[ident] = place
                 self.bytes += place.size
             except (OSError, ValueError, KeyError, TypeError, struct.error):
+                deleted += 1
                 with contextlib.suppress(OSError):
                     path.unlink()
+        if deleted:
+            log.warning("%d originals were incomplete, or kept under another key or without one: deleted", deleted)
         self._make_room("", 0)
 
+    def _place(self, file: BinaryIO, number: int) -> tuple[_Place, uuid.UUID]:
+        meta = _parsed(self._format.meta(file.read(HEAD_BYTES)))
+        size = os.fstat(file.fileno()).st_size
+        return _Place(number, size, str(meta["source_id"]), float(meta["kept_at"])), uuid.UUID(hex=meta["id"])
 
-def _place(file: BinaryIO, number: int) -> tuple[_Place, uuid.UUID]:
-    meta, _ = _meta(file.read(len(MAGIC) + _LENGTH.size + _MAX_META_BYTES))
-    size = os.fstat(file.fileno()).st_size
-    return _Place(number, size, str(meta["source_id"]), float(meta["kept_at"])), uuid.UUID(hex=meta["id"])
 
-
-def _meta(head: bytes) -> tuple[dict[str, str], int]:
-    """The description of an original, and where its picture begins. ValueError or struct.error for anything else."""
-    if head[: len(MAGIC)] != MAGIC:
-        raise ValueError("it is not an original")
-    (length,) = _LENGTH.unpack_from(head, len(MAGIC))
-    start = len(MAGIC) + _LENGTH.size + length
-    if start > len(head):
-        raise ValueError("its description is cut short")
-    found = json.loads(head[len(MAGIC) + _LENGTH.size : start])
+def _parsed(meta: bytes) -> dict[str, str]:
+    """The description of an original. ValueError for anything else."""
+    found = json.loads(meta)
     if not isinstance(found, dict):
         raise ValueError("its description is not an object")
-    return found, start
+    return found

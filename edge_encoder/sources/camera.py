@@ -7,6 +7,8 @@ exponential backoff; the frame rate and the motion filter continue where they we
 full are skipped and counted. A file is read once, to its end or to where it cannot be read, and waits for room in the
 queue; the ids of its frames derive from its name, modification time and their position, so that a restart sends nothing
 twice. Independent of HTTP.
+
+A live source also takes a picture at once, for a request of the cloud (answers/answerer.py): Camera.picture_now.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+import itertools
 import json
 import logging
 import sys
@@ -22,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from aeic.bitstream import MAX_SIDE
 from aeic.errors import InputError, RateError
@@ -67,8 +71,37 @@ class Camera:
         )
         self._pace = Pace()
         self._delivered = False  # the present capture process has sent a line
+        self._asked: dict[int, asyncio.Future[NDArray[np.uint8]]] = {}  # pictures to take at once, by a running number
+        self._numbers = itertools.count(1)
+        self._orders: asyncio.StreamWriter | None = None  # stdin of the present capture process
         box = service.settings
         self._pauses = Backoff(box.backoff_min_seconds, box.backoff_max_seconds)
+
+    @property
+    def source_id(self) -> str:
+        """Its name in the cloud."""
+        return self._source_id
+
+    @property
+    def live(self) -> bool:
+        """Whether it can take a picture at once: it is no video file."""
+        return self._job.live
+
+    async def picture_now(self) -> NDArray[np.uint8]:
+        """A picture (H, W, 3) RGB that is taken from now on, whatever the frame rate and the motion filter say. While
+        the camera is down, this waits."""
+        number = next(self._numbers)
+        self._asked[number] = asyncio.get_running_loop().create_future()
+        try:
+            self._order()
+            return await self._asked[number]
+        finally:
+            del self._asked[number]
+
+    def _order(self) -> None:
+        """Has the capture process take the pictures that were asked for; the next one does it if this one has died."""
+        if self._asked and self._orders is not None:
+            self._orders.write(b"now %d\n" % max(self._asked))
 
     async def run(self) -> None:
         """Until cancelled, or until a file has ended."""
@@ -107,6 +140,8 @@ class Camera:
             job = dataclasses.replace(self._job, pace=self._pace)
             process.stdin.write(json.dumps(dataclasses.asdict(job)).encode() + b"\n")
             await process.stdin.drain()
+            self._orders = process.stdin
+            self._order()
             while True:
                 line = await asyncio.wait_for(process.stdout.readline(), self._silence())
                 if not line:
@@ -123,6 +158,7 @@ class Camera:
         except TimeoutError:
             raise EOFError(f"it delivered nothing for {self._settings.timeout_seconds:g} s") from None
         finally:
+            self._orders = None
             with contextlib.suppress(ProcessLookupError):
                 process.kill()
             while await process.stdout.read(_LINE_BYTES):
@@ -144,9 +180,14 @@ class Camera:
         width, height = int(head["width"]), int(head["height"])
         if not (0 < width <= MAX_SIDE and 0 < height <= MAX_SIDE):
             raise ValueError(f"the source has frames of {width}x{height}: sides up to {MAX_SIDE} are accepted")
-        self._count("still", head["skipped"])
         raw = await asyncio.wait_for(pixels.readexactly(width * height * 3), self._settings.timeout_seconds)
         rgb = np.frombuffer(raw, np.uint8).reshape(height, width, 3)
+        if "asked" in head:
+            for number, future in self._asked.items():
+                if number <= head["asked"] and not future.done():
+                    future.set_result(rgb)
+            return
+        self._count("still", head["skipped"])
         if "pace" in head:
             self._pace = Pace(**head["pace"])
         encode_request = EncodeRequest(

@@ -7,10 +7,12 @@ decoded is skipped. A live source never waits: while the service is busy, the ne
 pending. A file waits, so that none of its frames is lost. An HTTP URL that delivers one picture and ends is a snapshot
 URL: it is asked again when the next frame is due.
 
-stdin: one line of JSON (Job). stdout: lines of JSON. {width, height, seconds, skipped, pace} is followed by the pixels,
-height * width * 3 bytes RGB; `seconds` is the frame's time in a file, or the wall-clock time of its arrival. {alive}
-says about once a second that a live source delivers. {error} is the last line when the source cannot be opened or
-breaks; it never contains the URL, which may hold a password.
+stdin: one line of JSON (Job), then `now NUMBER` for each picture that is asked for at once. stdout: lines of JSON.
+{width, height, seconds, skipped, pace} is followed by the pixels, height * width * 3 bytes RGB; `seconds` is the
+frame's time in a file, or the wall-clock time of its arrival. {width, height, seconds, asked} is the same for the next
+frame after `now`, due or not; `asked` is the NUMBER, and the frame rate and the motion filter do not count this frame.
+{alive} says about once a second that a live source delivers. {error} is the last line when the source cannot be opened
+or breaks; it never contains the URL, which may hold a password.
 """
 
 from __future__ import annotations
@@ -64,30 +66,60 @@ class Job:
 @dataclasses.dataclass(frozen=True, slots=True)
 class Shot:
     """One frame: rgb (H, W, 3) uint8, its time in seconds, the number of frames skipped before it, and the pace after
-    it."""
+    it. `asked` is the number of the request that it was taken for at once, 0 for a frame that was due."""
 
     rgb: NDArray[np.uint8]
     seconds: float
     skipped: int
     pace: Pace
+    asked: int = 0
 
 
-def shots(job: Job, alive: Callable[[], None] = lambda: None) -> Iterator[Shot]:
-    """The frames worth sending. `alive` is called for every frame that arrives and while a snapshot is waited for.
-    av.FFmpegError when the source cannot be opened or breaks."""
+class Wanted:
+    """The number of the latest picture that was asked for at once. Thread safe."""
+
+    def __init__(self) -> None:
+        self._number = 0
+        self._changed = threading.Condition()
+
+    def ask(self, number: int) -> None:
+        """The next frame is wanted, and counts for this number and all before it."""
+        with self._changed:
+            self._number = number
+            self._changed.notify_all()
+
+    def take(self) -> int:
+        """The number to answer with the frame at hand; 0 where none was asked for."""
+        with self._changed:
+            number, self._number = self._number, 0
+        return number
+
+    def wait(self, seconds: float) -> bool:
+        """Whether a picture is asked for now or within so many seconds."""
+        with self._changed:
+            return self._changed.wait_for(lambda: self._number > 0, seconds)
+
+
+def shots(job: Job, alive: Callable[[], None] = lambda: None, wanted: Wanted | None = None) -> Iterator[Shot]:
+    """The frames worth sending, and those that are `wanted` at once. `alive` is called for every frame that arrives and
+    while a snapshot is waited for. av.FFmpegError when the source cannot be opened or breaks."""
+    wanted = wanted or Wanted()
     state = _State(job)
     while True:
         count = 0
         for frame, pixel_width in _frames(job):
             count += 1
             alive()
+            if number := wanted.take():
+                yield Shot(_upright(frame, pixel_width), time.time(), 0, Pace(), number)
             if (shot := state.take(frame, pixel_width)) is not None:
                 yield shot
         if count != 1 or not job.url.startswith(_HTTP):
             return
         while (rest := state.due - time.monotonic()) > 0:
             alive()
-            time.sleep(min(rest, _ALIVE_SECONDS))
+            if wanted.wait(min(rest, _ALIVE_SECONDS)):
+                break
 
 
 class _State:
@@ -193,11 +225,12 @@ def _upright(frame: Any, pixel_width: float) -> NDArray[np.uint8]:
 
 
 class _Newest:
-    """Writes frames in a thread; a newer frame replaces a pending one."""
+    """Writes frames in a thread; a newer frame replaces a pending one. One that was asked for goes first."""
 
     def __init__(self, out: BinaryIO) -> None:
         self._out = out
         self._shot: Shot | None = None
+        self._asked: Shot | None = None
         self._alive = False
         self._told = 0.0
         self._ready = threading.Condition()
@@ -205,7 +238,10 @@ class _Newest:
 
     def put(self, shot: Shot) -> None:
         with self._ready:
-            self._shot = shot
+            if shot.asked:
+                self._asked = shot
+            else:
+                self._shot = shot
             self._ready.notify()
 
     def alive(self) -> None:
@@ -219,13 +255,16 @@ class _Newest:
     def drain(self) -> None:
         """Waits until everything is written."""
         with self._ready:
-            self._ready.wait_for(lambda: self._shot is None and not self._alive)
+            self._ready.wait_for(lambda: self._next() is None and not self._alive)
+
+    def _next(self) -> Shot | None:
+        return self._asked or self._shot
 
     def _loop(self) -> None:
         while True:
             with self._ready:
-                self._ready.wait_for(lambda: self._shot is not None or self._alive)
-                shot = self._shot
+                self._ready.wait_for(lambda: self._next() is not None or self._alive)
+                shot = self._next()
             try:
                 if shot is None:
                     _write_line(self._out, {"alive": True})
@@ -237,15 +276,20 @@ class _Newest:
                 self._alive = False
                 if self._shot is shot:
                     self._shot = None
+                if self._asked is shot:
+                    self._asked = None
                 self._ready.notify()
 
 
 def write(out: BinaryIO, shot: Shot) -> None:
     """Writes the header line and the pixels of one frame."""
     height, width, _ = shot.rgb.shape
-    head = {"width": width, "height": height, "seconds": shot.seconds, "skipped": shot.skipped}
-    pixels = np.ascontiguousarray(shot.rgb).data
-    _write_line(out, {**head, "pace": dataclasses.asdict(shot.pace)}, pixels)
+    head: dict[str, Any] = {"width": width, "height": height, "seconds": shot.seconds}
+    if shot.asked:
+        head["asked"] = shot.asked
+    else:
+        head |= {"skipped": shot.skipped, "pace": dataclasses.asdict(shot.pace)}
+    _write_line(out, head, np.ascontiguousarray(shot.rgb).data)
 
 
 def _write_line(out: BinaryIO, line: dict[str, Any], pixels: memoryview | None = None) -> None:
@@ -255,8 +299,12 @@ def _write_line(out: BinaryIO, line: dict[str, Any], pixels: memoryview | None =
     out.flush()
 
 
-def _leave_with_parent() -> None:
-    sys.stdin.read()
+def _listen(wanted: Wanted) -> None:
+    """Reads what the service asks for, and leaves with it."""
+    for line in sys.stdin:
+        word, _, number = line.strip().partition(" ")
+        if word == "now" and number.isdigit():
+            wanted.ask(int(number))
     os._exit(1)
 
 
@@ -276,12 +324,13 @@ def main() -> int:
     """Reads the job, writes frames until the source ends."""
     values: dict[str, Any] = json.loads(sys.stdin.readline())
     job = Job(**{**values, "pace": Pace(**values.get("pace", {}))})
-    threading.Thread(target=_leave_with_parent, daemon=True).start()
+    wanted = Wanted()
+    threading.Thread(target=_listen, args=(wanted,), daemon=True).start()
     out = sys.stdout.buffer
     newest = _Newest(out) if job.live else None
     code, problem = 0, ""
     try:
-        for shot in shots(job, newest.alive if newest is not None else lambda: None):
+        for shot in shots(job, newest.alive if newest is not None else lambda: None, wanted):
             if newest is not None:
                 newest.put(shot)
             else:

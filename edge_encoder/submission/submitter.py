@@ -26,16 +26,13 @@ from edge_encoder.encoding.encoder import Encoded, Encoder
 from edge_encoder.encoding.rate_control import RateControl
 from edge_encoder.errors import IdTaken
 from edge_encoder.metrics import Metrics
-from edge_encoder.originals.ring import Kept, OriginalRing
+from edge_encoder.originals.ring import CAMERA_QUALITY, Kept, OriginalRing
 from edge_encoder.settings import EdgeSettings
 from edge_encoder.spool.record import Entry, Original, Record, State
 from edge_encoder.spool.spool import Spool
 from edge_encoder.submission import capture_time
 from edge_encoder.submission.delivery_waiters import DeliveryWaiters
 from edge_encoder.submission.request import Accepted, EncodeRequest, SizeLimits
-
-_KEPT_QUALITY = 92
-"""The JPEG quality of originals that come from a camera."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -230,6 +227,6 @@ class Submitter:
 
 def _keep(ring: OriginalRing, made: EncodedFrame) -> None:
     """Keeps the original of a frame. The picture of a camera becomes a JPEG."""
-    picture = made.picture if isinstance(made.picture, bytes) else save_picture(made.picture, "jpeg", _KEPT_QUALITY)
+    picture = made.picture if isinstance(made.picture, bytes) else save_picture(made.picture, "jpeg", CAMERA_QUALITY)
     record = made.record
     ring.keep(Kept(record.id, record.source_id, picture, record.captured_ms, record.captured_from.value))

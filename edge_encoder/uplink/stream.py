@@ -1,6 +1,9 @@
 """One stream to the cloud, from Hello to its end: what is sent, what is answered, and when it counts as broken.
 
-Three tasks share it: one leases frames and sends them, one reads answers, one checks that answers arrive at all.
+Three tasks share it: one leases frames and sends them, one reads answers, one checks that answers arrive at all. Each
+request of the cloud is a task besides. A picture file that answers one is sent in pieces: the next piece only after the
+answer to the last one, while no frame waits or is in flight, so that a frame waits for one piece at most. Where frames
+are in flight all the time, pieces take a tenth of the time, and none while frames wait to be sent.
 Every end of the stream is raised as StreamFailed; the uplink (uplink.py) then returns unanswered frames to the spool.
 """
 
@@ -8,10 +11,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
+import functools
+import hashlib
 import logging
 import time
 import uuid
 import zlib
+from collections import defaultdict
 from collections.abc import Awaitable, Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -21,13 +28,14 @@ import grpc
 
 from aeic.v1 import ingest_pb2 as pb
 from aeic_service import tracing
-from edge_encoder.answers.answerer import Ask, Kind, Reason, Refused
+from edge_encoder.answers.answerer import Ask, File, Interrupted, Kind, Reason, Refused, Send
 from edge_encoder.errors import SpoolError
 from edge_encoder.metrics import Metrics
 from edge_encoder.settings import EdgeSettings
 from edge_encoder.spool.record import Record, State
 from edge_encoder.spool.spool import Spool
 from edge_encoder.uplink.in_flight import InFlight
+from edge_encoder.uplink.pieces import MOST_BYTES, PieceSize
 from edge_encoder.uplink.window import Window
 
 log = logging.getLogger("aeic.edge.uplink")
@@ -57,8 +65,11 @@ _REASONS = {
 }
 RECORD_AGAIN_SECONDS = 5.0
 """A frame whose delivery could not be recorded is sent again after this long; doubled per attempt."""
+_PAUSES = 9.0
+"""Where frames are in flight all the time, a piece follows the last one after this many times the time of that one."""
 _REQUESTS = 64
-"""Requests in progress on one stream; the cloud sends those beyond it again later."""
+"""Requests of one kind in progress on one stream; the cloud sends those beyond it again later. Of one kind, because an
+original may take minutes."""
 # The uplink's state when the cloud refuses the box as a whole.
 REFUSALS = {
     grpc.StatusCode.FAILED_PRECONDITION: "model-mismatch",
@@ -94,7 +105,8 @@ class StreamContext:
     wake: asyncio.Event
     prompt: Callable[[uuid.UUID], bool]
     answered: Callable[[int], None]
-    answer: Callable[[Ask], Awaitable[None]] | None = None
+    answer: Callable[[Ask, Send | None], Awaitable[None]] | None = None
+    piece: PieceSize = dataclasses.field(default_factory=PieceSize)
 
 
 class Stream:
@@ -111,7 +123,12 @@ class Stream:
         self._prompt = context.prompt
         self._answered = context.answered
         self._answer = context.answer
-        self._requests: dict[bytes, asyncio.Task[None]] = {}
+        self._requests: defaultdict[Kind, dict[bytes, asyncio.Task[None]]] = defaultdict(dict)
+        self._takes_originals = False
+        self._piece = context.piece
+        self._pieces: dict[bytes, asyncio.Future[pb.PieceAck]] = {}  # those on their way, by the request's id
+        self._quiet = asyncio.Event()  # set while no frame waits to be sent
+        self._idle = asyncio.Event()  # set while, besides, none is in flight
         self._writing = asyncio.Lock()
         self._in_flight = InFlight()
         self._leasing: asyncio.Future[list[Record]] | None = None
@@ -119,7 +136,9 @@ class Stream:
     async def greet(self, hello: pb.Hello) -> None:
         """Sends Hello and takes the window from Welcome."""
         self._metrics.stream_bytes.labels("up").inc(hello.ByteSize() + _GRPC_PREFIX_BYTES)
-        self.window = max(1, await greet(self._call, hello, self._settings.ack_timeout_seconds))
+        welcome = await greet(self._call, hello, self._settings.ack_timeout_seconds)
+        self.window = max(1, welcome.window)
+        self._takes_originals = welcome.takes_originals
 
     async def ship(self) -> None:
         """Sends frames and reads answers until the stream breaks."""
@@ -127,7 +146,7 @@ class Stream:
         try:
             await asyncio.gather(*tasks)
         finally:
-            tasks += self._requests.values()
+            tasks += [task for requests in self._requests.values() for task in requests.values()]
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
@@ -146,6 +165,8 @@ class Stream:
     async def _send(self) -> None:
         while True:
             self._wake.clear()
+            self._quiet.clear()
+            self._idle.clear()
             limit = min(self.window, self._own_window.frames)
             room = limit - len(self._in_flight)
             records = await self._lease(min(room, _LEASE_FRAMES)) if room > 0 else []
@@ -159,6 +180,10 @@ class Stream:
                 await self._write(pb.DeliverRequest(frame=frame))
             self._metrics.in_flight.set(len(self._in_flight))
             if not records:
+                if room > 0:
+                    self._quiet.set()
+                if not self._in_flight:
+                    self._idle.set()
                 rest = self._spool.next_retry_seconds() if room > 0 else None
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(self._wake.wait(), None if rest is None else rest + 0.01)
@@ -192,19 +217,23 @@ class Stream:
                     self._acknowledged(uuid.UUID(bytes=answer.ack.id), answer.ack.status, answer.ack.reason)
                 case "request":
                     self._take(answer.request)
+                case "piece":
+                    waiting = self._pieces.get(answer.piece.request_id)
+                    if waiting is not None and not waiting.done():
+                        waiting.set_result(answer.piece)
                 case "ack":
                     log.warning("the cloud sent an Ack without a known id or status; it is ignored")
 
     def _take(self, request: pb.Request) -> None:
-        known = request.id in self._requests
-        if self._answer is None or known or len(self._requests) >= _REQUESTS:
+        requests = self._requests[_KINDS.get(request.kind, Kind.UNKNOWN)]
+        if self._answer is None or request.id in requests or len(requests) >= _REQUESTS:
             return
         if len(request.id) != 16 or len(request.frame_id) != 16 or uuid.UUID(bytes=request.id).version != 8:
             log.warning("the cloud sent a malformed request; it is ignored")
             return
         task = asyncio.ensure_future(self._work(request))
-        self._requests[request.id] = task
-        task.add_done_callback(lambda done: self._requests.pop(request.id, None))
+        requests[request.id] = task
+        task.add_done_callback(lambda done: requests.pop(request.id, None))
 
     async def _work(self, request: pb.Request) -> None:
         assert self._answer is not None
@@ -215,13 +244,15 @@ class Stream:
             region=(request.x, request.y, request.width, request.height),
             max_bytes=request.max_bytes,
             seconds=request.expires_in_ms / 1000,
+            source_id=request.source_id,
         )
+        send = functools.partial(self._send_file, request.id) if self._takes_originals else None
         try:
-            await self._answer(ask)
+            await self._answer(ask, send)
             return
         except Refused as refused:
             reason, detail = _REASONS[refused.reason], str(refused)[:300]
-        except SpoolError as error:
+        except (SpoolError, Interrupted) as error:
             log.warning("request %s waits: %s", ask.id, error)
             return
         except Exception:
@@ -230,6 +261,37 @@ class Stream:
         refusal = pb.Refusal(request_id=request.id, reason=reason, detail=detail)
         with contextlib.suppress(grpc.aio.AioRpcError, grpc.aio.UsageError, asyncio.InvalidStateError):
             await self._write(pb.DeliverRequest(refusal=refusal))  # on a stream that has ended, the cloud asks again
+
+    async def _send_file(self, request_id: bytes, file: File) -> None:
+        """Sends a file in pieces, from where the cloud has it already. Interrupted if it answers late or never ends."""
+        size, digest, offset = len(file.data), hashlib.sha256(file.data).digest(), 0
+        took = 0.0
+        while True:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_PAUSES * took):
+                    await self._idle.wait()
+            await self._quiet.wait()
+            data = file.data[offset : offset + self._piece.bytes]
+            answer: asyncio.Future[pb.PieceAck] = asyncio.get_running_loop().create_future()
+            self._pieces[request_id] = answer
+            begin = time.monotonic()
+            try:
+                piece = pb.Piece(request_id=request_id, total_bytes=size, sha256=digest, offset=offset, data=data)
+                file.sent += len(data)
+                await self._write(pb.DeliverRequest(piece=piece))
+                async with asyncio.timeout(self._settings.ack_timeout_seconds):
+                    ack = await answer
+            except (TimeoutError, grpc.aio.AioRpcError, grpc.aio.UsageError, asyncio.InvalidStateError):
+                raise Interrupted("a piece of its file was not answered") from None
+            finally:
+                del self._pieces[request_id]
+            took = time.monotonic() - begin
+            self._piece.answered(took)
+            offset = min(ack.received_bytes, size)
+            if ack.unwanted or offset == size:
+                return
+            if file.sent > 2 * size + MOST_BYTES:
+                raise Interrupted("the cloud asks for the same pieces again and again")
 
     async def _watch(self) -> None:
         timeout = self._settings.ack_timeout_seconds
@@ -283,8 +345,8 @@ class Stream:
         )
 
 
-async def greet(call: Call, hello: pb.Hello, seconds: float) -> int:
-    """Sends Hello and returns the window of the Welcome. StreamFailed or AioRpcError when no Welcome arrives."""
+async def greet(call: Call, hello: pb.Hello, seconds: float) -> pb.Welcome:
+    """Sends Hello and returns the Welcome. StreamFailed or AioRpcError when none arrives."""
     try:
         async with asyncio.timeout(seconds):
             await call.write(pb.DeliverRequest(hello=hello))
@@ -295,7 +357,7 @@ async def greet(call: Call, hello: pb.Hello, seconds: float) -> int:
         raise await _ended(call)
     if answer.WhichOneof("message") != "welcome":
         raise StreamFailed("refused", "the cloud did not answer Hello with Welcome")
-    return answer.welcome.window or 1
+    return answer.welcome
 
 
 async def _ended(call: Call) -> StreamFailed:

@@ -23,7 +23,7 @@ import grpc
 
 from aeic.v1 import ingest_pb2 as pb
 from aeic.v1.ingest_pb2_grpc import IngestServiceStub
-from edge_encoder.answers.answerer import Ask
+from edge_encoder.answers.answerer import Ask, Send
 from edge_encoder.backoff import Backoff
 from edge_encoder.errors import SpoolError
 from edge_encoder.metrics import Metrics
@@ -64,7 +64,7 @@ class Uplink:
         bundle_digest: bytes,
         software: str,
         prompt: Callable[[uuid.UUID], bool] = lambda ident: False,
-        answer: Callable[[Ask], Awaitable[None]] | None = None,
+        answer: Callable[[Ask, Send | None], Awaitable[None]] | None = None,
     ) -> None:
         self.status = UplinkStatus(state="connecting" if settings.cloud_address else "off", since=time.time())
         self.delivered_bytes = 0  # of acknowledged frames: measures the link
@@ -74,7 +74,9 @@ class Uplink:
         if settings.token and settings.token.get_secret_value() and not settings.tls:
             log.warning("the token travels unencrypted; set AEIC_EDGE_TLS=1 outside a trusted network")
         self._hello = _hello(settings, bundle_digest, software)
-        self._hello.request_max_bytes = 0 if answer is None else settings.request_max_bytes
+        if answer is not None:
+            self._hello.request_max_bytes = settings.request_max_bytes
+            self._hello.original_max_bytes = settings.request_original_max_bytes
         self._wake = asyncio.Event()
         self._context = StreamContext(
             spool, settings, metrics, Window(settings.window_frames), self._wake, prompt, self._answered, answer

@@ -16,9 +16,13 @@ from typing import Any
 
 import pytest
 
+from aeic.bundle import Bundle
+from aeic_client import Client
 from aeic_tools.demo_client import request
 from aeic_tools.local_services import Pair
 from tests.support.browsing import accessibility_violations, contrast_violations, until
+from tests.support.cloud import CloudThread
+from tests.support.frames import frame_maker
 from tests.support.roots import EXAMPLES
 
 OpenPage = Callable[..., Any]
@@ -152,6 +156,31 @@ def test_a_file_that_is_no_picture_gets_a_helpful_message(browser: Any, services
     page.wait_for_selector("#try-status.bad")
     assert "JPEG" in page.inner_text("#try-status")
     page.close()
+
+
+def test_a_deleted_frame_leaves_the_page(browser: Any, tiny_bundle: Path, tmp_path: Path) -> None:
+    bundle = Bundle.load(tiny_bundle)
+    make_frame = frame_maker(bundle)
+    started = CloudThread(bundle, tmp_path, allow_delete="always")
+    page = browser.new_page()
+    try:
+        old, new = (started.put(make_frame(seed), source="mast-1") for seed in (1, 2))
+        page.goto(started.cloud.http)
+        page.click("#show-latest")
+        shown = "id => document.querySelector('#latest-image')?.dataset.id === id"
+        until(page, shown, str(new.id))
+        until(page, "() => document.querySelectorAll('#list > *').length === 2")
+        with Client(started.cloud.http) as cloud:
+            cloud.delete(new.id)
+        until(page, "() => document.querySelectorAll('#list > *').length === 1")
+        until(page, shown, str(old.id))
+        with Client(started.cloud.http) as cloud:
+            cloud.delete(old.id)
+        until(page, "() => document.querySelectorAll('#list > *').length === 0")
+        assert not page.get_attribute("#latest-image", "src")
+    finally:
+        page.close()
+        started.stop()
 
 
 def test_by_keyboard_alone(open_page: OpenPage, services: Pair) -> None:

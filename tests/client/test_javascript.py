@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+import threading
 import time
 from pathlib import Path
 from uuid import uuid4
@@ -56,6 +57,8 @@ def test_it_follows_over_a_restart_and_misses_nothing(bundle: Bundle, make_frame
     port = int(first.cloud.http.rsplit(":", 1)[1])
     following = start(first.cloud.http, "follow")
     assert following.stdout is not None
+    limit = threading.Timer(100, following.kill)
+    limit.start()
     try:
         while not len(first.cloud.event_bus):
             time.sleep(0.02)
@@ -74,6 +77,7 @@ def test_it_follows_over_a_restart_and_misses_nothing(bundle: Bundle, make_frame
         seen += [following.stdout.readline().split()[:2] for _ in range(2)]
         third.stop()
     finally:
+        limit.cancel()
         following.kill()
         following.communicate()
     assert seen == [[kind, str(id)] for id in ids for kind in ("received", "done")]

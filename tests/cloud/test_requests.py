@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import io
 import json
 import logging
@@ -20,6 +21,8 @@ from PIL import Image
 
 from aeic.bundle import Bundle
 from aeic.v1 import ingest_pb2 as pb
+from cloud_decoder.errors import StoreUnavailable
+from cloud_decoder.grpc_api import originals
 from cloud_decoder.http_api import schemas
 from cloud_decoder.inference.decoder import Decoder
 from cloud_decoder.service import Cloud
@@ -27,20 +30,31 @@ from cloud_decoder.store.requests import HOUR_MS, new_request_id
 from cloud_decoder.store.store import FrameState, NewRequest, RefusalReason, RequestKind, RequestState, Store
 from tests.support.cloud import IngestClient, running_cloud
 from tests.support.frames import NOW, MakeFrame, new_frame
+from tests.support.waiting import until
 
 NOW_MS = int(NOW * 1000)
 REGION = {"kind": "region", "region": {"x": 10, "y": 20, "width": 30, "height": 16}}
 
 
 class Box(IngestClient):
-    """A box that takes requests of up to ``request_max_bytes``."""
+    """A box that takes requests of up to ``request_max_bytes``, and sends originals of up to 50,000."""
 
     async def greet(self, bundle: Bundle, token: str = "", request_max_bytes: int = 4096, source: str = "box") -> None:
         hello = pb.Hello(
             source_id=source, bundle_digest=bundle.digest, token=token, request_max_bytes=request_max_bytes, window=8
         )
+        hello.original_max_bytes = 50_000
         await self.raw(pb.DeliverRequest(hello=hello))
-        assert (await self._read()).welcome.sends_requests
+        self.welcome = (await self._read()).welcome
+        assert self.welcome.sends_requests
+
+    async def piece(self, id: bytes, file: bytes, offset: int = 0, count: int = 1 << 16, **changed: Any) -> pb.PieceAck:
+        """Send a part of ``file``; the answer."""
+        await self.raw(pb.DeliverRequest(piece=piece_of(id, file, offset, count, **changed)))
+        while True:
+            message = await self._read()
+            if message.WhichOneof("message") == "piece":
+                return message.piece
 
     async def request(self) -> pb.Request:
         """The next request; answers to frames are passed over."""
@@ -56,6 +70,17 @@ class Box(IngestClient):
 
     async def refuse(self, id: bytes, reason: Any) -> None:
         await self.raw(pb.DeliverRequest(refusal=pb.Refusal(request_id=id, reason=reason, detail="because\n")))
+
+
+def piece_of(id: bytes, file: bytes, offset: int = 0, count: int = 1 << 16, **changed: Any) -> pb.Piece:
+    values: dict[str, Any] = {
+        "request_id": id,
+        "total_bytes": len(file),
+        "sha256": hashlib.sha256(file).digest(),
+        "offset": offset,
+        "data": file[offset : offset + count],
+    }
+    return pb.Piece(**values | changed)
 
 
 @asynccontextmanager
@@ -261,7 +286,6 @@ def test_a_request_ends_once_and_its_hour_is_counted(store_url: str, make_frame:
     assert store.requests.spent("", "s", NOW_MS) == 200 and store.requests.spent("", "s", NOW_MS + HOUR_MS) == 0
     assert [one.id for one in store.requests.open({("", "s")})] == [first.id, second.id]
     assert store.requests.open({("x", "s"), ("", "t")}) == []
-    assert [one.id for one in store.requests.open({("", "s"), ("x", "s")}, each=1)] == [first.id]
     answer = new_frame(make_frame(2), source="s", id=first.id)
     store.frames.add([answer], NOW)
     found = store.requests.get("", first.id)
@@ -275,6 +299,25 @@ def test_a_request_ends_once_and_its_hour_is_counted(store_url: str, make_frame:
     store.frames.add([stranger], NOW)
     frame = store.frames.get("", second.id)
     assert frame is not None and frame.parent is None
+    store.close()
+
+
+def test_many_requests_of_one_box_and_kind_do_not_hide_others(store_url: str) -> None:
+    store = Store(store_url)
+    asked: list[dict[str, Any]] = [
+        {},
+        {},
+        {"kind": RequestKind.ORIGINAL},
+        {"tenant": "x"},
+        {"kind": RequestKind.ORIGINAL},
+    ]
+    ids = []
+    for changed in asked:
+        stored = store.requests.add(new_request(uuid4(), **changed), 1000)
+        assert stored is not None
+        ids.append(stored.id)
+    found = store.requests.open({("", "s"), ("x", "s")}, each=1)
+    assert [one.id for one in found] == [ids[0], ids[2], ids[3]]
     store.close()
 
 
@@ -297,3 +340,192 @@ def test_an_answer_is_deleted_with_its_parent_and_brought_back_with_it(store_url
     assert (state(parent.id), state(request.id), state(other.id)) == ("pruned", "pruned", "failed")
     assert store.retention.undelete("", parent.id) == 2 and state(request.id) == "failed"
     store.close()
+
+
+def jpeg(number: int = 0, size: tuple[int, int] = (320, 240)) -> bytes:
+    out = io.BytesIO()
+    Image.effect_noise(size, 40 + number).convert("RGB").save(out, "JPEG")
+    return out.getvalue()
+
+
+ORIGINAL = {"kind": "original", "max_bytes": 40_000}
+
+
+async def test_an_original_comes_in_pieces_and_is_served_as_a_file(
+    bundle: Bundle, decoder: Decoder, make_frame: MakeFrame, tmp_path: Path
+) -> None:
+    data = jpeg() + b"<html><script>alert(1)</script>"
+    async with asked(decoder, make_frame, tmp_path) as (cloud, http, parent):
+        async with Box(cloud.grpc) as box:
+            await box.greet(bundle)
+            assert box.welcome.takes_originals
+            of_frame = (await http.get(f"/v1/frames/{parent}/requests")).json()
+            assert (of_frame["max_bytes"], of_frame["original_max_bytes"]) == (4096, 50_000)
+            posted = await http.post(f"/v1/frames/{parent}/requests", json=ORIGINAL)
+            request = await box.request()
+            assert (request.kind, request.source_id, request.max_bytes) == (
+                pb.REQUEST_KIND_ORIGINAL, "box/door", 40_000,
+            )  # fmt: skip
+            assert (await box.piece(request.id, data, 0, 3000)).received_bytes == 3000
+            assert (await box.piece(request.id, data, 0, 3000)).received_bytes == 3000, "again: nothing is added"
+            assert (await box.piece(request.id, data, 5000, 3000)).received_bytes == 3000, "behind a hole"
+        async with Box(cloud.grpc) as box:  # another stream goes on where the last one was
+            await box.greet(bundle)
+            again = await box.request()
+            assert again.id == request.id
+            assert (await box.piece(request.id, data, 0, 1000)).received_bytes == 3000
+            ack = await box.piece(request.id, data, 3000)
+            assert ack.received_bytes == len(data) and not ack.unwanted
+            state = await ended(http, posted)
+            assert (state["state"], state["bytes"]) == ("answered", len(data))
+            assert (await box.piece(request.id, data, 0, 1000)).unwanted, "it has ended"
+        id = state["answer"]
+        frame = (await http.get(f"/v1/frames/{id}")).json()
+        schemas.FrameBody.model_validate(frame)
+        assert (frame["parent"], frame["kind"], frame["media_type"]) == (str(parent), "original", "image/jpeg")
+        assert (frame["width"], frame["height"], frame["original_width"]) == (320, 240, 640)
+        assert (frame["state"], frame["source"], frame["bytes"]) == ("done", "box/door", len(data))
+        file = await http.get(f"/v1/frames/{id}/file")
+        assert file.content == data and file.headers["content-type"] == "image/jpeg"
+        assert file.headers["content-disposition"] == f'attachment; filename="{id}.jpg"'
+        assert file.headers["x-content-type-options"] == "nosniff"
+        assert file.headers["content-security-policy"] == "default-src 'none'; sandbox"
+        assert file.headers["cross-origin-resource-policy"] == "same-origin"
+        for path in ("image", "bitstream", "sizes", "composed"):
+            refused = await http.get(f"/v1/frames/{id}/{path}")
+            assert refused.status_code == 409 and "/file" in refused.json()["detail"], path
+        refused = await http.get(f"/v1/frames/{parent}/file")
+        assert refused.status_code == 409 and "/image" in refused.json()["detail"]
+        listed = (await http.get("/v1/frames", params={"parent": str(parent)})).json()["frames"]
+        assert [one["id"] for one in listed] == [id]
+        assert cloud.store.queue.waiting(time.time()).ready <= 1, "it is not decoded"
+
+
+async def test_a_file_that_was_not_asked_for_or_is_no_picture_is_not_taken(
+    bundle: Bundle, decoder: Decoder, make_frame: MakeFrame, tmp_path: Path
+) -> None:
+    given = asked(decoder, make_frame, tmp_path, request_bytes_per_hour=1 << 20)
+    async with given as (cloud, http, parent), Box(cloud.grpc) as box, Box(cloud.grpc) as other:
+        await box.greet(bundle)
+        await other.greet(bundle, source="other")
+        data = jpeg()
+        assert (await box.piece(new_request_id().bytes, data)).unwanted
+        assert (await box.piece(b"short", data)).unwanted
+        better = await http.post(f"/v1/frames/{parent}/requests", json={"kind": "better"})
+        assert (await box.piece((await box.request()).id, data)).unwanted, "it was not asked for a file"
+        posted = await http.post(f"/v1/frames/{parent}/requests", json=ORIGINAL)
+        id = (await box.request()).id
+        assert (await other.piece(id, data)).unwanted, "it was not asked"
+        assert (await box.piece(id, data, sha256=b"short")).unwanted
+        assert (await box.piece(id, data, data=bytes((1 << 16) + 1), total_bytes=40_000)).unwanted
+        assert (await box.piece(id, data, 0, 2000)).received_bytes == 2000
+        assert (await other.piece(id, data, 2000)).unwanted
+        assert (await box.piece(id, data + b"x")).received_bytes == len(data) + 1, "another file begins anew"
+        state = await ended(http, posted)
+        assert (state["state"], state["bytes"]) == ("answered", len(data) + 1)
+        refusals: list[tuple[bytes, dict[str, Any], str]] = [
+            (b"<!doctype html><title>x</title>" * 9, {}, "no JPEG"),
+            (jpeg(1), {"total_bytes": 40_001}, "more than was asked"),
+            (b"GIF89a" + bytes(99), {}, "GIF"),
+            (jpeg(2)[:20], {}, "cut short"),
+        ]
+        for data, changed, word in refusals:
+            posted = await http.post(f"/v1/frames/{parent}/requests", json=ORIGINAL)
+            await box.piece((await box.request()).id, data, **changed)
+            state = await ended(http, posted)
+            assert (state["state"], state["reason"]) == ("refused", "unsupported") and word in state["detail"]
+            assert (await http.get(f"/v1/frames/{state['id']}")).status_code == 404
+        assert (await http.get(better.headers["location"])).json()["state"] == "open"
+
+
+async def test_a_damaged_file_is_sent_again_and_a_store_that_cannot_write_keeps_it(
+    bundle: Bundle, decoder: Decoder, make_frame: MakeFrame, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = jpeg(3)
+    async with asked(decoder, make_frame, tmp_path) as (cloud, http, parent), Box(cloud.grpc) as box:
+        await box.greet(bundle)
+        posted = await http.post(f"/v1/frames/{parent}/requests", json=ORIGINAL)
+        id = (await box.request()).id
+        damaged = data[:500] + b"x" + data[501:]
+        await box.piece(id, data, data=damaged)
+        await until(lambda: not cloud.ingest._originals._arriving)
+        assert (await box.piece(id, data, 0, 100)).received_bytes == 100, "from the start"
+        add, failures = cloud.store.frames.add, [StoreUnavailable("full")]
+
+        def fails_once(*given: Any, **more: Any) -> Any:
+            if failures:
+                raise failures.pop()
+            return add(*given, **more)
+
+        monkeypatch.setattr(cloud.store.frames, "add", fails_once)
+        assert (await box.piece(id, data, 100)).received_bytes == len(data)
+        await until(lambda: not failures)
+        await asyncio.sleep(0.1)
+        assert (await box.piece(id, data, 0, 100)).received_bytes == len(data), "it holds all of it"
+        assert (await ended(http, posted))["state"] == "answered"
+        assert (await http.get(f"/v1/frames/{UUID(bytes=id)}/file")).content == data
+        assert not cloud.ingest._originals._held
+
+
+async def test_files_that_arrive_are_bounded_in_memory_and_idle_ones_give_way(
+    bundle: Bundle, decoder: Decoder, make_frame: MakeFrame, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(originals, "HELD_BYTES", 50_000)
+    given = asked(decoder, make_frame, tmp_path, request_bytes_per_hour=1 << 20)
+    async with given as (cloud, http, parent), Box(cloud.grpc) as box:
+        await box.greet(bundle)
+        ids = []
+        for _ in range(2):
+            await http.post(f"/v1/frames/{parent}/requests", json=ORIGINAL)
+            ids.append((await box.request()).id)
+        first = bytes(30_000)
+        assert (await box.piece(ids[0], first, 0, 1000)).received_bytes == 1000
+        later = asyncio.ensure_future(box.piece(ids[1], bytes(30_001), 0, 1000))
+        await asyncio.sleep(0.5)
+        assert not later.done(), "no answer: it asks later"
+        monkeypatch.setattr(originals, "IDLE_SECONDS", 0.0)
+        await box.raw(pb.DeliverRequest(piece=piece_of(ids[1], bytes(30_001), 0, 1000)))
+        assert (await later).received_bytes == 1000
+        assert cloud.ingest._originals._held == 30_001
+
+
+async def test_a_new_picture_can_be_asked_about_and_is_deleted_with_its_parent(
+    bundle: Bundle, decoder: Decoder, make_frame: MakeFrame, tmp_path: Path
+) -> None:
+    async with asked(decoder, make_frame, tmp_path) as (cloud, http, parent), Box(cloud.grpc) as box:
+        await box.greet(bundle)
+        now = await http.post(f"/v1/frames/{parent}/requests", json={"kind": "now"})
+        request = await box.request()
+        assert (request.kind, request.source_id) == (pb.REQUEST_KIND_NOW, "box/door")
+        await box.send(make_frame(2, 64, 64), UUID(bytes=request.id), source_id="box/door")
+        picture = (await ended(http, now))["answer"]
+        part = await http.post(f"/v1/frames/{picture}/requests", json=ORIGINAL)
+        assert part.status_code == 202, part.text
+        await box.piece((await box.request()).id, jpeg())
+        file = (await ended(http, part))["answer"]
+        await http.get(f"/v1/frames/{picture}/image", params={"wait": 20})
+        await http.get(f"/v1/frames/{parent}/image", params={"wait": 20})
+        seqs = [row.seq for row in cloud.store.frames.page("", 9).rows]
+        assert len(seqs) == 3
+        assert cloud.store.retention.mark(int(time.time() * 1000), older_than_ms=1 << 60, limit=1) == 3
+        for id in (parent, picture, file):
+            assert (await http.get(f"/v1/frames/{id}")).json()["state"] == "pruned"
+        assert (await http.get(f"/v1/frames/{file}/file")).status_code == 410
+        assert cloud.store.retention.undelete() == 3
+        assert (await http.get(f"/v1/frames/{file}/file")).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("body", "word"),
+    [
+        ({"kind": "now", "region": REGION["region"]}, "region"),
+        ({"kind": "better", "max_bytes": (1 << 20) + 1}, "1048576"),
+        ({"kind": "original", "max_bytes": 9 << 20}, "AEIC_CLOUD_REQUEST_ORIGINAL_BYTES"),
+    ],
+)
+async def test_what_does_not_fit_together_is_refused_by_the_cloud(
+    decoder: Decoder, make_frame: MakeFrame, tmp_path: Path, body: dict[str, Any], word: str
+) -> None:
+    async with asked(decoder, make_frame, tmp_path) as (_, http, parent):
+        answer = await http.post(f"/v1/frames/{parent}/requests", json=body)
+        assert answer.status_code == 400 and word in answer.json()["detail"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import uuid
 from collections.abc import Iterator
@@ -10,21 +11,36 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from aeic_client import AsyncClient, Client
+from aeic_client import AsyncClient, Client, Problem
 from aeic_tools import local_services
 from aeic_tools.demo_client import request
 from aeic_tools.local_services import Pair
 from tests.support.cli import aeic
+from tests.support.http_camera import http_camera
 
 
 @pytest.fixture(scope="module")
 def keeping(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
     """Both services; the edge keeps originals."""
     folder = tmp_path_factory.mktemp("keeping")
-    settings = {"AEIC_EDGE_ORIGINALS_MAX_BYTES": "10000000"}
+    settings = {
+        "AEIC_EDGE_ORIGINALS_MAX_BYTES": "10000000",
+        "AEIC_EDGE_ORIGINALS_KEY": "5a" * 32,
+        "AEIC_EDGE_CAMERA_FPS": "0.01",
+        "AEIC_EDGE_REQUEST_ORIGINAL_MAX_BYTES": "16000",
+    }
     with (
+        http_camera() as camera,
         local_services.cloud(folder, folder, tiny_bundle) as receiver,
-        local_services.edge(folder, folder, receiver.addresses["grpc"], tiny_bundle, 0, **settings) as sender,
+        local_services.edge(
+            folder,
+            folder,
+            receiver.addresses["grpc"],
+            tiny_bundle,
+            0,
+            **settings,
+            AEIC_EDGE_CAMERA_URL=f"{camera.url}/snap.jpg",
+        ) as sender,
     ):
         yield Pair(sender, receiver)
 
@@ -45,12 +61,34 @@ def test_the_client_asks_and_gets_a_frame(keeping: Pair, frame: uuid.UUID) -> No
         assert (answer.parent, answer.kind) == (frame, "region") and answer.region is not None
         assert (answer.original_width, answer.original_height) == (192, 128)
         assert answer.bytes == ended.bytes and cloud.image(asked.id)[:4] == b"\x89PNG"
-        refused = cloud.request(cloud.ask(frame, "now"))
-        assert (refused.state, refused.reason, refused.answer) == ("refused", "unsupported", None)
+        refused = cloud.request(cloud.ask(frame, "original", max_bytes=16_001))
+        assert (refused.state, refused.reason, refused.answer) == ("refused", "over-budget", None)
         assert [one.id for one in cloud.requests(frame)] == [refused.id, asked.id]
     status = json.loads(request(f"{keeping.edge.http}/v1/status"))
     assert status["originals"]["frames"] >= 1 and status["originals"]["failures"] == 0
     assert b'aeic_edge_requests_total{outcome="answered"}' in request(f"{keeping.edge.http}/metrics")
+
+
+def test_an_original_is_a_file_and_a_new_picture_a_frame(keeping: Pair, frame: uuid.UUID) -> None:
+    with Client(keeping.cloud.http) as cloud:
+        ended = cloud.request(cloud.ask(frame, "original", region=(0, 0, 384, 256), max_bytes=16_000))
+        assert ended.answer is not None, ended
+        answer, file = cloud.frame(ended.answer), cloud.file(ended.answer)
+        assert (answer.parent, answer.media_type, answer.bytes) == (frame, "image/jpeg", len(file))
+        assert 8000 < len(file) <= 16_000
+        with Image.open(io.BytesIO(file)) as image:
+            assert image.size == (384, 256) == (answer.width, answer.height)
+        with pytest.raises(Problem, match="/file"):
+            cloud.image(ended.answer)
+        now = cloud.request(cloud.ask(frame, "now", max_bytes=4000))
+        assert now.answer is not None, now
+        taken = cloud.frame(now.answer)
+        assert (taken.parent, taken.kind, taken.width, taken.height) == (frame, "now", 160, 120)
+        assert taken.captured_from == "clock" and cloud.image(taken.id)[:4] == b"\x89PNG"
+        part = cloud.request(cloud.ask(taken.id, region=(0, 0, 80, 60)))
+        assert part.state == "answered" and cloud.frame(part.id).parent == taken.id
+    secret = [path.read_bytes() for path in keeping.edge.log.parent.rglob("*.original")]
+    assert secret and not any(b"source_id" in one or b"JFIF" in one for one in secret)
 
 
 async def test_the_client_for_asyncio_does_the_same(keeping: Pair, frame: uuid.UUID) -> None:
@@ -68,6 +106,19 @@ def test_the_command_line_writes_the_picture(keeping: Pair, frame: uuid.UUID, tm
         assert image.width / image.height == pytest.approx(256 / 192, rel=0.1)
     code, _, said = aeic(*given, "--region", "0,0,256,192")
     assert code and "exists" in said
+    photograph = tmp_path / "gate.jpg"
+    code, _, said = aeic(
+        "ask", str(frame), "--original", "--bytes", "9000", "-o", str(photograph), "--url", keeping.cloud.http
+    )
+    assert code == 0, said
+    with Image.open(photograph) as image:
+        assert image.format == "JPEG" and photograph.stat().st_size <= 9000
+    code, _, said = aeic(*given, "-f", "--now")
+    assert code == 0, said
+    with Image.open(target) as image:
+        assert image.size == (160, 120)
+    code, _, said = aeic(*given, "-f", "--now", "--original")
+    assert code == 2 and "--now" in said
     code, _, said = aeic(*given, "-f", "--region", "1,2,3")
     assert code == 2 and "X,Y,W,H" in said
     code, _, said = aeic(*given, "-f", "--region", "700,0,256,192")

@@ -8,8 +8,9 @@ read-only. The spool is damaged so that the next start has to recover it, and th
 The wall clocks of both jump by seconds, months and years. Clients post each picture under an id of their own until it
 is acknowledged with 202, in part in bursts with wait=received, so that kills find originals that are not encoded yet.
 In the end every acknowledged frame must be in the cloud exactly once, bit for bit, and none in quarantine.
-With --requests, clients of the cloud also ask for more of these pictures, in all kinds; each request must end once,
-answered by a frame of its own or refused with a reason.
+With --requests, clients of the cloud also ask for more of these pictures, in all kinds: regions, better quality,
+originals as files in pieces, and new pictures of a camera, to which faults happen as to the rest. Each request must end
+once, answered by a frame or a file of its own, or refused with a reason; every kind must have been answered.
 The last line of output is one JSON object; the exit code is 0 only if nothing was lost or duplicated.
 """
 
@@ -18,6 +19,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import hashlib
 import json
 import random
 import resource
@@ -32,14 +34,19 @@ from pathlib import Path
 import httpx
 
 from aeic.identifiers import new_id
+from aeic.pixels import picture_size
 from edge_encoder.encoding.encoder import Encoder
 from tests.support.edge_fakes import Proxy
 from tests.support.faulty_process import Control
+from tests.support.http_camera import http_camera
 from tests.support.pictures import picture
 from tests.support.restarted import Process
 from tests.support.tiny_bundle import write_tiny_bundle
 
 PICTURES = 48
+KINDS = {"better", "region", "original", "now"}
+CAMERA_HEIGHT = 120
+"""Of the pictures of the camera, and of no other. Those that were not asked for are not counted."""
 CLIENTS = 6
 BURST = 8
 
@@ -52,6 +59,7 @@ class Soak:
         self.asked: dict[str, str] = {}  # the request's id -> the path of its state
         self.asked_about: set[str] = set()  # frames
         self.outcomes: Counter[str] = Counter()
+        self.kinds: Counter[str] = Counter()  # of the requests that were answered
         self.rng = random.Random(seed)
         bundle = write_tiny_bundle(folder / "bundle")
         self.pictures = [picture(64 + 16 * (n % 5), 64, seed=n) for n in range(PICTURES)]
@@ -81,6 +89,10 @@ class Soak:
                 "AEIC_EDGE_THREADS": "1",
                 "AEIC_EDGE_ORIGINALS_MAX_BYTES": str(4 << 20 if requests else 0),
                 "AEIC_EDGE_REQUEST_BYTES_PER_HOUR": str(1 << 40),
+                "AEIC_EDGE_ORIGINALS_KEY": "5a" * 32,
+                "AEIC_EDGE_CAMERA_FPS": "1",
+                "AEIC_EDGE_CAMERA_MOTION": "1",  # its first picture is sent, and then only what is asked for
+                "AEIC_EDGE_CAMERA_STILL_SECONDS": "0",
                 "AEIC_EDGE_HISTORY_FRAMES": str(10 * frames),
                 "AEIC_EDGE_ACK_TIMEOUT_SECONDS": "2",
                 "AEIC_EDGE_BACKOFF_MIN_SECONDS": "0.05",
@@ -105,7 +117,10 @@ class Soak:
             "AEIC_CLOUD_PORT": http.rpartition(":")[2],
             "AEIC_CLOUD_GRPC_PORT": grpc.rpartition(":")[2],
         }
-        async with Proxy(grpc) as self.proxy:
+        async with Proxy(grpc) as self.proxy, contextlib.AsyncExitStack() as stack:
+            if self.requests:
+                camera = stack.enter_context(http_camera())
+                self.edge.environment["AEIC_EDGE_CAMERA_URL"] = f"{camera.url}/snap.jpg"
             self.edge.environment["AEIC_EDGE_CLOUD_ADDRESS"] = self.proxy.address
             await self.edge.start()
             self.edge.ports = {"AEIC_EDGE_PORT": self.edge.ready["http"].rpartition(":")[2]}
@@ -135,7 +150,9 @@ class Soak:
             "quarantined": quarantined,
             "requests": len(self.asked),
             "outcomes": dict(self.outcomes),
+            "kinds": dict(self.kinds),
             "unanswered": len(self.asked) - self.outcomes.total(),
+            "kinds_never_answered": len(KINDS - set(self.kinds)) if self.requests else 0,
             "edge_exit": code,
             "edge_starts": self.edge.starts,
             "cloud_starts": self.cloud.starts,
@@ -188,6 +205,7 @@ class Soak:
             {"kind": "region", "region": {"x": 8, "y": 8, "width": 40, "height": 32}},
             {"kind": "region", "region": {"x": 0, "y": 0, "width": 16, "height": 16}, "deadline_seconds": 3},
             {"kind": "original"},
+            {"kind": "original", "region": {"x": 4, "y": 4, "width": 32, "height": 40}},
             {"kind": "now"},
         ]
         rng = random.Random(1)
@@ -210,19 +228,25 @@ class Soak:
 
     async def _ended(self, cloud: str) -> None:
         """Waits until every request has ended, and counts how. Also those whose answer to the client was lost."""
-        deadline = time.monotonic() + 120
         async with httpx.AsyncClient(timeout=30, base_url=cloud) as client:
             for frame in sorted(self.asked_about):
                 listed = await client.get(f"/v1/frames/{frame}/requests")
                 for one in listed.json().get("requests", []):  # it may never have arrived
                     self.asked.setdefault(one["id"], f"/v1/frames/{frame}/requests/{one['id']}")
+            deadline = time.monotonic() + 120
             for path in self.asked.values():
-                state: dict[str, str] = {"state": "open"}
+                state: dict[str, str] = (await client.get(path)).json()
                 while state["state"] == "open" and time.monotonic() < deadline:
                     state = (await client.get(path, params={"wait": 10})).json()
                 if state["state"] == "answered":
                     there = (await client.get(f"/v1/frames/{state['answer']}")).json()
-                    assert there["parent"] == path.split("/")[3], there
+                    assert there["parent"] == path.split("/")[3] and there["kind"] == state["kind"], there
+                    assert (there["media_type"] is None) == (there["kind"] != "original"), there
+                    if there["media_type"] is not None:
+                        file = await client.get(f"/v1/frames/{state['answer']}/file")
+                        assert hashlib.sha256(file.content).hexdigest() == there["digest"], there
+                        assert picture_size(file.content)[0] > 0
+                    self.kinds[there["kind"]] += 1
                 if state["state"] != "open":
                     self.outcomes[state["reason"] or "answered"] += 1
 
@@ -323,7 +347,7 @@ class Soak:
             while cursor is not None:
                 query = {"limit": "200", **({"cursor": cursor} if cursor else {})}
                 page = (await client.get("/v1/frames", params=query)).json()
-                listed.update(frame["id"] for frame in page["frames"])
+                listed.update(frame["id"] for frame in page["frames"] if frame["height"] != CAMERA_HEIGHT)
                 cursor = page["next_cursor"]
             room = asyncio.Semaphore(8)
 
@@ -353,7 +377,8 @@ def main() -> int:
         soak = Soak(folder, options.frames, options.seed, not options.calm, options.requests)
         result = asyncio.run(soak.run())
     print(json.dumps(result))
-    return int(any(result[name] for name in ("lost", "wrong", "duplicated", "quarantined", "edge_exit", "unanswered")))
+    wrong = "lost", "wrong", "duplicated", "quarantined", "edge_exit", "unanswered", "kinds_never_answered"
+    return int(any(result[name] for name in wrong))
 
 
 if __name__ == "__main__":

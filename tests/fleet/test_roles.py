@@ -4,6 +4,7 @@ one machine. Only the database and the cache are shared."""
 from __future__ import annotations
 
 import asyncio
+import json
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -25,7 +26,7 @@ from cloud_decoder.metrics import Metrics
 from cloud_decoder.service import Cloud
 from cloud_decoder.settings import Settings
 from cloud_decoder.store.records import DecodeResult
-from cloud_decoder.store.store import FrameState, Store
+from cloud_decoder.store.store import FrameState, NewFrame, Store
 from cloud_decoder.worker.claimer import Claimer, ClaimSettings
 from cloud_decoder.worker.scheduler import Scheduler
 from tests.support.cloud import FakeGenerator, IngestClient
@@ -181,6 +182,53 @@ async def test_listeners_of_a_front_end_hear_of_the_workers(store_url: str, make
         }
         assert heard[2] is None
     store.close()
+
+
+async def test_a_stream_goes_on_at_another_front_end(
+    bundle: Bundle, make_frame: MakeFrame, store_url: str, tmp_path: Path
+) -> None:
+    fronts = [Cloud(settings(tmp_path, store_url, role="ingest", bundle=bundle.path)) for _ in range(2)]
+    worker = Store(store_url)
+    for front in fronts:
+        await front.start()
+    seen: list[tuple[str, str]] = []
+
+    async def follow(front: Cloud, last_id: str, count: int) -> str:
+        headers = {"Last-Event-ID": last_id}
+        async with (
+            asyncio.timeout(20),
+            httpx.AsyncClient(base_url=front.http, timeout=20) as http,
+            http.stream("GET", "/v1/events", headers=headers) as stream,
+        ):
+            async for line in stream.aiter_lines():
+                if line.startswith("id: "):
+                    last_id = line[4:]
+                if line.startswith("data: "):
+                    event = json.loads(line[6:])
+                    seen.append((event["event"], event["frame"]["id"]))
+                if len(seen) == count:
+                    return last_id
+        raise AssertionError("the stream has ended")
+
+    def decode(new: NewFrame) -> list[tuple[str, str]]:
+        worker.frames.add([new], time.time())
+        claimed = worker.queue.claim("w", new.fingerprint, 1, time.time(), 60, 3)
+        worker.queue.finish([DecodeResult(one.lease, "", {}) for one in claimed], time.time())
+        return [("received", str(new.id)), ("done", str(new.id))]
+
+    new = [new_frame(make_frame(number)) for number in range(3)]
+    following = asyncio.create_task(follow(fronts[0], str(worker.events.newest()), 2))
+    await asyncio.sleep(0.5)
+    expected = await asyncio.to_thread(decode, new[0])  # by another process: no signal reaches the front end
+    last_id = await following
+    expected += await asyncio.to_thread(decode, new[1])
+    last_id = await follow(fronts[1], last_id, 4)
+    await fronts[0].stop()
+    expected += await asyncio.to_thread(decode, new[2])
+    await follow(fronts[1], last_id, 6)
+    await fronts[1].stop()
+    worker.close()
+    assert seen == expected
 
 
 async def test_a_poisoned_picture_reaches_the_caller_of_a_front_end(

@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
+import math
 import re
 import runpy
 from functools import cache
 from pathlib import Path
+from statistics import NormalDist
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from aeic.passes import _CLASS_OF_GROUP
-from aeic.profiles import PROFILES, Profile
+from aeic.profiles import PROFILES, SCALE_COUNT, SCALE_MAX, SCALE_MIN, SKIP_SCALE, Profile
+from aeic.tables import TAIL_WIDTH, Rows, gaussian_rows
+from aeic_nets.integer.scale_index import COARSE, FINE, SWITCH, cells, index_table
+from aeic_nets.likelihood import LIKELIHOOD_MIN
 from aeic_nets.network import AEIC
+from aeic_nets.official.keys import LORA_RANK, LORA_SCALING, codec_keys, trained_unet_keys
+from aeic_nets.official.tiling import UNET_TILES, VAE_MARGIN, VAE_TILE
+from cloud_decoder.tiling import OVERLAP, WHOLE_PIXELS
 
 ROOT = Path(__file__).parents[2]
 TEXT = (ROOT / "docs" / "model.md").read_text()
@@ -111,6 +120,57 @@ def test_the_diagram_shows_the_passes_and_the_stages() -> None:
     stages = [detail for name, detail, *_ in script["ENCODER"] if name.startswith("stage")]
     for profile in PROFILES.values():
         assert stages == [f"1/{2 ** (i + 1)}" for i in range(len(profile.analysis_widths))]
+
+
+def section(number: str) -> str:
+    """The text of a section, in one line."""
+    found = re.search(rf"^###? {re.escape(number)}\.? .*?\n(.*?)(?=^##)", TEXT, re.MULTILINE | re.DOTALL)
+    assert found, number
+    return " ".join(found[1].split())
+
+
+def test_the_numbers_of_tables_and_thresholds() -> None:
+    text = section("4.5")
+    assert f"There are {SCALE_COUNT} tables" in text and len(Rows(*gaussian_rows())) == SCALE_COUNT
+    assert f"from {SCALE_MIN:g} to {SCALE_MAX:g}" in text and f"if s < {SKIP_SCALE:g}" in text
+    assert f"at least {SCALE_MIN:g} and the result at least 1e-9" in text and LIKELIHOOD_MIN == 1e-9
+    assert f"reaches to {TAIL_WIDTH:g} scales on each side (the normal quantile at 1 - 5e-10), and at least 4" in text
+    assert NormalDist().inv_cdf(1 - 5e-10) == pytest.approx(TAIL_WIDTH, abs=1e-4)
+    assert int(Rows(*gaussian_rows()).highest[0]) == 4
+    assert f"multiple of 1/{FINE:g} below a scale of {SWITCH:g} and of 1/{COARSE:g} above it" in text
+    step = (math.log(256) - math.log(0.11)) / 63
+    scales = np.exp(np.random.default_rng(0).uniform(math.log(0.05), math.log(300), 20_000)).astype(np.float32)
+    exact = np.clip(np.floor((np.log(scales) - math.log(0.11)) / step), 0, 63)
+    exact[scales < 0.08] = -1
+    found = index_table()[cells(scales)]
+    moved = np.clip(np.floor((np.log(scales / 1.02) - math.log(0.11)) / step), 0, 63)
+    moved[scales / 1.02 < 0.08] = -1
+    assert (found <= exact).all() and (found >= moved).all() and (found != exact).any()
+
+
+def test_the_numbers_of_the_published_files() -> None:
+    text = section("8.1")
+    counted = {name: len(codec_keys(PROFILES[name])) for name in ("se", "me")}
+    assert f"({counted['se']} tensors in `se`, {counted['me']} in `me`)" in text
+    trained = trained_unet_keys(PROFILES["se"])
+    lora = [name for name in trained if ".lora_" in name]
+    assert f"({len(trained)} tensors: {len(lora)} of LoRA" in text
+    text = section("8.2")
+    alpha = LORA_SCALING * LORA_RANK
+    assert f"Rank {LORA_RANK}, alpha {alpha:g}, so the scaling is {LORA_SCALING}" in text
+    assert f"on {len(lora) // 2} modules" in text
+    text = section("8.5")
+    sizes = UNET_TILES
+    assert (
+        f"{sizes['me'][0]} with an overlap of {sizes['me'][1]} in `me`, {sizes['se'][0]} with {sizes['se'][1]}" in text
+    )
+    assert f"more than {VAE_TILE + 2 * VAE_MARGIN} samples" in text and f"(side - {2 * VAE_MARGIN})/{VAE_TILE}" in text
+    assert f"start at {VAE_MARGIN}" in text
+
+
+def test_the_numbers_of_tiles() -> None:
+    side = math.isqrt(WHOLE_PIXELS)
+    assert f"more than {side} x {side} pixels" in section("5.3") and f"at least {OVERLAP} latents" in section("5.3")
 
 
 def test_the_code_refers_to_sections_that_exist() -> None:

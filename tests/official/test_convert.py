@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 from collections.abc import Iterator
@@ -46,13 +47,22 @@ def arguments(official: Path, out: Path) -> list[str]:
 
 
 @pytest.mark.slow
-def test_the_official_files_become_a_bundle(official: Path, tmp_path: Path) -> None:
+def test_the_official_files_become_a_bundle(
+    official: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     out = tmp_path / "bundle"
+    decoder = hashlib.sha256((official / "halfDecoder.ckpt").read_bytes()).hexdigest()
+    monkeypatch.setitem(from_official.PUBLISHED_SHA256, "halfDecoder.ckpt", decoder)
     assert from_official.main([*arguments(official, out), "--calibration", str(official)]) == 0
     assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
     bundle = Bundle.load(out)
     assert bundle.manifest["profile"] == "small"
-    assert "Stability AI" in (out / "model_card.md").read_text()
+    card = (out / "model_card.md").read_text()
+    assert "Stability AI" in card
+    assert f"| halfDecoder.ckpt | {decoder}, as published |" in card and card.count("as published") == 1
+    steps = [line for line in capsys.readouterr().err.splitlines() if line.startswith("[")]
+    assert [line[:5] for line in steps] == [f"[{number}/5]" for number in range(1, 6)]
+    assert "reading" in steps[0] and "profile small" in steps[1] and "writing" in steps[4]
     assert "price_of_exactness_percent" in bundle.manifest["card"]
     y = np.random.default_rng(0).normal(size=(16, 4, 6)).astype(np.float32)
     codec = LatentCodec(bundle, threads=1)
@@ -71,7 +81,9 @@ def test_the_official_files_become_a_bundle(official: Path, tmp_path: Path) -> N
     np.testing.assert_allclose(onnx, picture, atol=0.02)  # where small tensors stay in float32
 
 
-def test_missing_tensors_are_listed_and_nothing_is_written(official: Path, tmp_path: Path) -> None:
+def test_missing_tensors_are_listed_and_nothing_is_written(
+    official: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     trained = torch.load(official / "aeic.pkl", weights_only=True)
     del trained["state_dict_unet"]["mid_block.resnets.0.conv1.lora_A.student_unet_lora.weight"]
     trained["state_dict_codec"]["h_a.reduction.0.body.0.bias"] = torch.zeros(3)
@@ -83,6 +95,12 @@ def test_missing_tensors_are_listed_and_nothing_is_written(official: Path, tmp_p
     assert "unet_ckpt: missing mid_block.resnets.0.conv1.lora_A.default.weight" in str(error.value)
     assert "codec: h_a.reduction.0.body.0.bias (3,), wanted" in str(error.value)
     assert [path.name for path in tmp_path.iterdir()] == ["aeic.pkl"]
+    progress = capsys.readouterr().err
+    assert "[2/4]" in progress and "[3/4]" not in progress
+    command[command.index("--half-decoder") + 1] = str(tmp_path / "missing.ckpt")
+    with pytest.raises(BundleError, match=r"no file .*missing\.ckpt: docs/how-to/official\.md says where"):
+        from_official.main([*command, "--float-entropy"])
+    assert "reading" not in capsys.readouterr().err, "a missing file is noticed before the others are read"
 
 
 class Callback:

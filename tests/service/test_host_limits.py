@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 from aeic_service import host_limits
@@ -38,3 +40,15 @@ def test_in_a_container_the_mounted_group_counts(tmp_path: Path) -> None:
 def test_this_process_has_limits() -> None:
     limits = HostLimits.read()
     assert limits.memory_bytes > 1 << 20 and (limits.files is None or limits.files > 16)
+
+
+def test_the_soft_limit_on_open_files_is_raised_to_the_hard_one() -> None:
+    program = """
+import resource
+from aeic_service import host_limits
+resource.setrlimit(resource.RLIMIT_NOFILE, (256, 2048))
+host_limits.raise_open_files()
+print(host_limits.open_files())
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout == "2048\n"

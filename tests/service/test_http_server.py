@@ -14,7 +14,7 @@ import sys
 import pytest
 from fastapi import FastAPI, Request
 
-from aeic_service import problems
+from aeic_service import http_server, problems
 from aeic_service.http_server import HttpServer, ServerSettings, address_text, connection_limit, listen
 from aeic_service.request_body import Limits, read_body
 
@@ -163,3 +163,49 @@ async def test_uploads_that_do_not_end_do_not_hold_up_the_stop_and_fill_no_log(
     assert not caplog.records
     for _, writer in lines:
         writer.close()
+
+
+@pytest.mark.parametrize("path", ["/health", "/"], ids=["answered early", "awaited"])
+async def test_bodies_that_do_not_come_keep_no_other_client_out(path: str) -> None:
+    app = FastAPI()
+    app.get("/health")(lambda: {"ok": True})
+
+    @app.post("/")
+    async def take(request: Request) -> str:
+        return str(len(await read_body(request, Limits(1000, 60.0))))
+
+    problems.install(app)
+    settings = ServerSettings("127.0.0.1", 0, "AEIC_EDGE_", header_seconds=10.0, grace_seconds=1, max_connections=20)
+    server = HttpServer(app, settings)
+    host, port = (await server.start()).removeprefix("http://").split(":")
+    method = "GET" if path == "/health" else "POST"
+    lines = [await asyncio.open_connection(host, int(port)) for _ in range(20)]
+    for reader, writer in lines:
+        writer.write(f"{method} {path} HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\n".encode())
+        if path == "/health":
+            assert b" 200 " in await reader.readline()
+        writer.write(b"x")
+    await asyncio.sleep(1.2)
+    assert server.connections.held == 20
+    assert b" 200 " in await _ask(int(port), b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n")
+    for _, writer in lines:
+        writer.close()
+    await server.stop()
+
+
+async def test_the_rest_of_a_body_has_a_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http_server, "_REST_SECONDS", 0.3)
+    app = FastAPI()
+    app.get("/")(lambda: {"ok": True})
+    server = HttpServer(app, ServerSettings("127.0.0.1", 0, "AEIC_EDGE_", header_seconds=10.0, grace_seconds=1))
+    host, port = (await server.start()).removeprefix("http://").split(":")
+    request = b"GET / HTTP/1.1\r\nHost: x\r\nContent-Length: 4\r\n\r\na"
+    reader, writer = await asyncio.open_connection(host, int(port))
+    writer.write(request + b"bcd")  # whole: the connection is used again
+    assert b" 200 " in await reader.readline()
+    writer.write(request)
+    async with asyncio.timeout(10):
+        rest = await reader.read()  # until the server closes it
+    assert rest.count(b" 200 ") == 1
+    writer.close()
+    await server.stop()

@@ -20,7 +20,7 @@ CACHED = Path(".pytest_cache", "v", CACHE_KEY)
 # Skips that stay skips in CI: they want data that is in no repository, hours, or an idle or different machine.
 ALLOWED = re.compile(
     "set AEIC_GOLDENS to the folder"
-    "|full size: minutes, 8 GB of memory"
+    r"|full size: minutes, \d+ GB of memory"
     "|the machine is busy with something else"
     "|constriction has no wheel here"
 )

@@ -13,13 +13,13 @@ from fastapi.responses import JSONResponse, Response
 
 from aeic.bundle import Bundle
 from aeic_service.parameters import FrameId, Seconds, frame_id
-from cloud_decoder.errors import Gone
+from cloud_decoder.errors import Gone, OtherForm
 from cloud_decoder.http_api import schemas
 from cloud_decoder.http_api.dependencies import NO_RANGES, Format, Tenant, Width
 from cloud_decoder.http_api.disconnects import while_connected
 from cloud_decoder.http_api.image_service import ImageService
 from cloud_decoder.http_api.serializers import frame_json, milliseconds
-from cloud_decoder.images import formats
+from cloud_decoder.images import files, formats
 from cloud_decoder.store.store import FrameState, Store
 
 
@@ -87,12 +87,14 @@ def router(
         "/v1/frames/{id}/bitstream",
         response_class=Response,
         responses=schemas.file_of(
-            "application/octet-stream", description="An .aeic file.", statuses=(400, 401, 404, 410, 503)
+            "application/octet-stream", description="An .aeic file.", statuses=(400, 401, 404, 409, 410, 503)
         ),
     )
     async def get_bitstream(tenant: Tenant, id: FrameId) -> Response:
         """The frame as it arrived: an .aeic file."""
         row = await images.row(tenant, id)
+        if row.media_type is not None:
+            raise OtherForm(f"{id} is a picture file: get it from /v1/frames/{id}/file")
         data = await asyncio.to_thread(store.frames.bitstream, tenant, row.id)
         if data is None:
             raise Gone(f"frame {row.id} is gone: {row.reason}")
@@ -101,9 +103,29 @@ def router(
         return Response(data, media_type="application/octet-stream", headers=headers)
 
     @routes.get(
+        "/v1/frames/{id}/file",
+        response_class=Response,
+        responses=schemas.file_of(
+            *files.MEDIA_TYPES, description="A picture file.", statuses=(400, 401, 404, 409, 410, 503)
+        ),
+    )
+    async def get_file(tenant: Tenant, id: FrameId) -> Response:
+        """The original that answers a request, as the box sent it. It was never decoded here: treat it as untrusted."""
+        row = await images.row(tenant, id)
+        if row.media_type is None:
+            raise OtherForm(f"{id} is a frame: get its picture from /v1/frames/{id}/image")
+        data = await asyncio.to_thread(store.frames.bitstream, tenant, row.id)
+        if data is None:
+            raise Gone(f"frame {row.id} is gone: {row.reason}")
+        name = f"{row.id}.{files.MEDIA_TYPES[row.media_type]}"
+        headers = cache_headers(row.digest) | files.HEADERS | NO_RANGES
+        headers["Content-Disposition"] = f'attachment; filename="{name}"'
+        return Response(data, media_type=row.media_type, headers=headers)
+
+    @routes.get(
         "/v1/frames/{id}/image",
         response_class=Response,
-        responses=schemas.pictures(400, 401, 404, 410, 422, 429, 503)
+        responses=schemas.pictures(400, 401, 404, 409, 410, 422, 429, 503)
         | schemas.json_of(schemas.FrameBody, success=202)
         | {304: {"description": "If-None-Match has the picture's ETag."}},
     )
@@ -128,7 +150,8 @@ def router(
     @routes.get(
         "/v1/frames/{id}/composed",
         response_class=Response,
-        responses=schemas.pictures(400, 401, 404, 410, 422, 429, 503) | schemas.json_of(schemas.FrameBody, success=202),
+        responses=schemas.pictures(400, 401, 404, 409, 410, 422, 429, 503)
+        | schemas.json_of(schemas.FrameBody, success=202),
     )
     async def get_composed(
         request: Request, tenant: Tenant, id: FrameId, format: Format, width: Width = None, wait: Seconds = 0.0
@@ -148,7 +171,7 @@ def router(
     @routes.get(
         "/v1/frames/{id}/sizes",
         response_model=None,
-        responses=schemas.json_of(schemas.SizesBody, 400, 401, 404, 410, 422, 429, 503)
+        responses=schemas.json_of(schemas.SizesBody, 400, 401, 404, 409, 410, 422, 429, 503)
         | {
             202: {
                 "description": "It is not decoded yet.",

@@ -24,7 +24,15 @@ from cloud_decoder.http_api.image_service import ImageService
 from cloud_decoder.http_api.serializers import request_json
 from cloud_decoder.request_dispatch import RequestDispatch
 from cloud_decoder.store.requests import new_request_id
-from cloud_decoder.store.store import FrameState, NewRequest, RequestState, Store, StoredFrame, StoredRequest
+from cloud_decoder.store.store import (
+    FrameState,
+    NewRequest,
+    RequestKind,
+    RequestState,
+    Store,
+    StoredFrame,
+    StoredRequest,
+)
 
 audit = logging.getLogger("aeic.cloud.audit")
 
@@ -49,10 +57,12 @@ def router(
     bodies: Budget,
     *,
     hour_bytes: int,
+    original_bytes: int,
     body_seconds: float,
     max_wait: float,
 ) -> APIRouter:
-    """``hour_bytes`` may be asked of one source within an hour. ``max_wait`` seconds limit ``wait=``."""
+    """``hour_bytes`` may be asked of one source within an hour, ``original_bytes`` of one original. ``max_wait``
+    seconds limit ``wait=``."""
     routes = APIRouter(tags=["requests"])
     limits = Limits(BODY_BYTES, body_seconds, "")
 
@@ -64,13 +74,18 @@ def router(
         openapi_extra=schemas.json_body_of(schemas.AskBody),
     )
     async def ask(request: Request, tenant: Tenant, id: FrameId) -> Response:
-        """Ask the box for more of a picture: its whole in better quality, a region, or a new picture now."""
+        """Ask the box for more of a picture: its whole in better quality, a region, the original, or a new picture."""
         row = await images.row(tenant, id)
         asked = _parsed(await read_body(request, limits, bodies, tenant))
         if row.state is FrameState.PRUNED:
             raise Gone(f"frame {id} is gone: {row.reason}")
-        if row.parent is not None:
+        if row.parent is not None and row.kind != RequestKind.NOW:  # a new picture has an original of its own
             raise InvalidParameter(f"frame {id} answers a request itself: ask about its parent, frame {row.parent}")
+        if asked.kind is RequestKind.ORIGINAL and asked.max_bytes > original_bytes:
+            raise InvalidParameter(
+                f"max_bytes: this service takes originals of at most {original_bytes} bytes:"
+                " ask for less, or raise AEIC_CLOUD_REQUEST_ORIGINAL_BYTES"
+            )
         region = None if asked.region is None else _inside(asked.region, row)
         now_ms = int(dispatch.now() * 1000)
         new = NewRequest(
@@ -109,10 +124,12 @@ def router(
         """The requests about a frame, the newest first; at most 200. What the box and the source's hour still allow."""
         row = await images.row(tenant, id)
         found = await asyncio.to_thread(store.requests.of_frame, tenant, row.id)
+        limits = dispatch.limits(tenant, row.box or row.source)
         spent = await asyncio.to_thread(store.requests.spent, tenant, row.source, int(dispatch.now() * 1000))
         return {
             "requests": [request_json(one) for one in found],
-            "max_bytes": dispatch.max_bytes(tenant, row.box or row.source),
+            "max_bytes": None if limits is None else limits[0],
+            "original_max_bytes": None if limits is None else min(limits[1], original_bytes),
             "hour_bytes_left": max(0, hour_bytes - spent),
         }
 

@@ -89,6 +89,7 @@ function fill(made, frame) {
 }
 
 function show(frame, first) {
+  if (frame.media_type) return; // a file beside its frame, not a picture of its own
   let made = cards.get(frame.id);
   if (!made) {
     made = card(frame);
@@ -104,6 +105,20 @@ function show(frame, first) {
   }
   fill(made, frame);
   if (frame.state === "done") consider(frame);
+}
+
+// A frame that was deleted or pruned leaves the page, with its picture.
+function hide(frame) {
+  everySource = true; // it may have been the newest of its source
+  cards.get(frame.id)?.item.remove();
+  cards.delete(frame.id);
+  $("empty").hidden = cards.size > 0;
+  if (coming?.id === frame.id) coming = null;
+  if (newest?.id !== frame.id) return;
+  newest = null;
+  $("latest-image").removeAttribute("src");
+  const next = frames().find((one) => one.state === "done");
+  if (next) consider(next);
 }
 
 async function page(path) {
@@ -188,7 +203,7 @@ async function sources() {
   const withNewest = everySource;
   everySource = false;
   const found = await json(`/v1/sources${withNewest ? "?newest=true" : ""}`);
-  wall.setSources(found.sources);
+  wall.setSources(found.sources, withNewest);
   tellSource();
   return found.sources;
 }
@@ -223,7 +238,7 @@ async function totals() {
 }
 
 async function charts() {
-  const drawn = draw($("charts"), (await json(`/v1/frames?state=done&limit=${COUNTED}`)).frames);
+  const drawn = draw($("charts"), (await json(`/v1/frames?state=done&limit=${COUNTED}`)).frames.filter((one) => !one.media_type));
   $("times-count").textContent = drawn ? `of the last ${count(drawn)} frames, with their median` : "";
 }
 
@@ -278,6 +293,8 @@ async function run() {
             everySource = true;
             return page(null);
           }
+          if (event.event === "pruned") hide(event.frame);
+          if (event.frame.state === "pruned") return; // also where it was another event that came late
           show(event.frame, true);
           $("empty").hidden = true;
           everySource ||= !wall.arrived(event.frame);

@@ -63,10 +63,15 @@ export async function open(id) {
   $("to-day").href = `#${new URLSearchParams({ source: frame.source, day: localDay(frame.received_at), frame: frame.id })}`;
   if (!$("detail").open) $("detail").showModal();
   closer.about(frame);
+  $("save-frame").hidden = Boolean(frame.media_type);
   if (none) return;
-  await picture(image, `/v1/frames/${frame.id}/image?wait=20`, () => opened === frame).catch(() => {});
-  if (opened === frame) await sizes($("detail-sizes"), frame).catch(() => {});
+  await picture(image, `/v1/frames/${frame.id}/${pictured(frame)}`, () => opened === frame).catch(() => {});
+  if (opened === frame && !frame.media_type) await sizes($("detail-sizes"), frame).catch(() => {});
 }
+
+// A file that a box sent as an original is not decoded by the service, only by the browser.
+const pictured = (frame) => (frame.media_type ? "file" : "image?wait=20");
+const ending = (frame) => ({ "image/jpeg": "jpg", "image/webp": "webp" })[frame.media_type] ?? "png";
 
 const localDay = (time) => {
   const date = new Date(time);
@@ -101,8 +106,8 @@ export function listen(frames, moveTo) {
   $("detail").addEventListener("close", () => opened && moveTo({ detail: "" }));
   const saving = (path, end) => (event) => {
     event.preventDefault();
-    save(`/v1/frames/${opened.id}/${path}`, `${opened.id}.${end}`);
+    save(`/v1/frames/${opened.id}/${path(opened)}`, `${opened.id}.${end(opened)}`);
   };
-  $("save-image").addEventListener("click", saving("image?wait=20", "png"));
-  $("save-frame").addEventListener("click", saving("bitstream", "aeic"));
+  $("save-image").addEventListener("click", saving(pictured, ending));
+  $("save-frame").addEventListener("click", saving(() => "bitstream", () => "aeic"));
 }

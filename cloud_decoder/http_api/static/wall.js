@@ -21,11 +21,12 @@ const KINDS = [
 
 export const source = (name) => tiles.get(name)?.one;
 
-// Of GET /v1/sources. Without `newest` in them, the frames that are known already stay.
-export function setSources(sources) {
+// Of GET /v1/sources. Unless the answer is `complete`, with the newest frames, those that are known already stay.
+export function setSources(sources, complete = false) {
   for (const one of sources) {
     const tile = tiles.get(one.source) ?? made(one);
-    tile.one = { ...one, newest: one.newest ?? tile.one.newest };
+    tile.one = { ...one, newest: complete ? one.newest : (one.newest ?? tile.one.newest) };
+    if (complete && !one.newest) tile.shot.replaceChildren(), (tile.pictured = null); // all its frames were deleted
   }
   const names = new Set(sources.map((one) => one.source));
   for (const [name, tile] of tiles) if (!names.has(name)) tile.item.remove(), tiles.delete(name);

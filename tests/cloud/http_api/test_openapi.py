@@ -121,5 +121,12 @@ async def test_a_generated_client_lists_fetches_and_decodes(
             assert bitstream.content == new.bitstream
             sources = await route("operations.list_sources").asyncio(client=client)
             assert sources.sources[0].frames == 1
+            for _ in range(2):
+                deleted = await route("frames.delete_frame").asyncio_detailed(new.id, client=client)
+                assert deleted.status_code == 204
+            gone = await route("frames.get_image").asyncio(new.id, client=client)
+            assert gone.status == 410
+            rest = await route("frames.delete_frames").asyncio(client=client, source=new.source)
+            assert rest.deleted == 0 and rest.next_ is None
             missing = await route("frames.get_frame").asyncio(uuid4(), client=client)
             assert missing.status == 404 and json.dumps(missing.to_dict())

@@ -233,6 +233,18 @@ def test_the_last_arrival_of_each_source_seen_lately(store: Store) -> None:
     assert [source for _, source, _ in store.frames.last_arrivals(NOW + 550, 10)] == ["new"]
 
 
+def test_a_box_is_not_silent_while_its_cameras_send(store: Store) -> None:
+    store.frames.saw("", "box", NOW)
+    store.frames.add([stored_frame(b"1", source="box/gate"), stored_frame(b"2", source="box2/gate")], NOW + 10)
+    store.frames.saw("", "box2", NOW + 20)
+    store.frames.saw("", "other", NOW + 20)  # a box that has never sent anything
+    store.frames.saw("b", "box", NOW + 20)  # of another tenant
+    listed = {(tenant, source) for tenant, source, _ in store.frames.last_arrivals(NOW, 10)}
+    assert listed == {("", "box/gate"), ("", "box2/gate"), ("", "other"), ("b", "box")}
+    store.frames.add([stored_frame(b"3", source="box")], NOW + 30)  # the box sends pictures of its own as well
+    assert ("", "box") in {(tenant, source) for tenant, source, _ in store.frames.last_arrivals(NOW, 10)}
+
+
 def test_the_newest_frame_of_each_source(store: Store) -> None:
     store.frames.add([stored_frame(b"1", source="gate"), stored_frame(b"2", source="mast")], NOW)
     store.frames.add([stored_frame(b"3", source="gate"), stored_frame(b"4", source="gate", tenant="b")], NOW + 10)

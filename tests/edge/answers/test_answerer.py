@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from aeic.v1 import ingest_pb2 as pb
-from edge_encoder.answers.answerer import Ask, Kind, Reason, Refused
+from edge_encoder.answers.answerer import Ask, File, Interrupted, Kind, Reason, Refused
 from edge_encoder.errors import SpoolFull
 from edge_encoder.service import EdgeService
 from edge_encoder.spool.record import State
@@ -44,11 +44,16 @@ async def box(folder: Path, bundle: Path, **changes: Any) -> AsyncIterator[tuple
         yield service, uuid.UUID(posted.json()["id"])
 
 
-async def answer(service: EdgeService, asked: Ask) -> str:
-    """ "answered", or the reason of the refusal."""
+async def answer(service: EdgeService, asked: Ask, sent: list[bytes] | None = None) -> str:
+    """ "answered", or the reason of the refusal. Files are `sent`."""
     assert service.uplink._context.answer is not None
+
+    async def send(file: File) -> None:
+        file.sent = len(file.data)
+        (sent if sent is not None else []).append(file.data)
+
     try:
-        await service.uplink._context.answer(asked)
+        await service.uplink._context.answer(asked, send)
     except Refused as refused:
         assert str(refused)
         return refused.reason.value
@@ -77,7 +82,13 @@ async def test_a_region_is_cropped_encoded_and_spooled_once(tiny_bundle: Path, t
     ("changed", "settings", "reason"),
     [
         ({"frame_id": uuid.uuid4()}, {}, Reason.GONE),
-        ({"kind": Kind.ORIGINAL}, {}, Reason.UNSUPPORTED),
+        ({"kind": Kind.ORIGINAL, "frame_id": uuid.uuid4()}, {}, Reason.GONE),
+        ({"kind": Kind.ORIGINAL}, {"request_original_max_bytes": 0}, Reason.FORBIDDEN),
+        ({"kind": Kind.ORIGINAL}, {"request_original_max_bytes": 3999}, Reason.OVER_BUDGET),
+        ({"kind": Kind.ORIGINAL}, {"request_bytes_per_hour": 3999}, Reason.OVER_BUDGET),
+        ({"kind": Kind.ORIGINAL, "region": (100, 8, 48, 32)}, {}, Reason.UNSUPPORTED),
+        ({"kind": Kind.ORIGINAL, "max_bytes": 99}, {}, Reason.OVER_BUDGET),
+        ({"kind": Kind.ORIGINAL, "seconds": 0.0}, {}, Reason.EXPIRED),
         ({"kind": Kind.NOW}, {}, Reason.UNSUPPORTED),
         ({"kind": Kind.UNKNOWN}, {}, Reason.UNSUPPORTED),
         ({"region": (100, 8, 48, 32)}, {}, Reason.UNSUPPORTED),
@@ -177,3 +188,74 @@ async def test_a_full_spool_is_waited_for(tiny_bundle: Path, tmp_path: Path, mon
         monkeypatch.setattr(service.spool, "put", fails)
         task = asyncio.ensure_future(answer(service, ask(frame)))
         assert await task == "answered" and not failures
+
+
+async def test_the_original_is_the_file_itself_where_it_fits_else_a_jpeg(tiny_bundle: Path, tmp_path: Path) -> None:
+    async with box(tmp_path, tiny_bundle, request_bytes_per_hour=1 << 20) as (service, frame):
+        before, sent = service.spool.pending_frames, list[bytes]()
+        original = picture(128, 96)
+        whole = {"kind": Kind.ORIGINAL, "region": (0, 0, 0, 0)}
+        assert await answer(service, ask(frame, 1, **whole, max_bytes=len(original)), sent) == "answered"
+        assert sent == [original]
+        assert await answer(service, ask(frame, 2, **whole, max_bytes=len(original) - 1), sent) == "answered"
+        assert len(sent[1]) < len(original) and sent[1][:3] == b"\xff\xd8\xff"
+        assert await answer(service, ask(frame, 3, kind=Kind.ORIGINAL), sent) == "answered"
+        with Image.open(io.BytesIO(sent[2])) as image:
+            assert image.format == "JPEG" and image.size == (48, 32)
+        assert service.spool.pending_frames == before, "a file is not spooled"
+        assert service.uplink._context.answer is not None
+        with pytest.raises(Refused, match="does not take"):  # a cloud of before
+            await service.uplink._context.answer(ask(frame, 4, **whole), None)
+
+
+async def test_an_original_is_charged_with_what_left_for_the_link(tiny_bundle: Path, tmp_path: Path) -> None:
+    async with box(tmp_path, tiny_bundle, request_bytes_per_hour=5000) as (service, frame):
+        assert service.uplink._context.answer is not None
+
+        async def breaks(file: File) -> None:
+            file.sent = 1000
+            raise Interrupted("the stream broke")
+
+        for number in (1, 2):
+            with pytest.raises(Interrupted):
+                await service.uplink._context.answer(ask(frame, number, kind=Kind.ORIGINAL, max_bytes=3500), breaks)
+        assert await answer(service, ask(frame, 3, kind=Kind.ORIGINAL, max_bytes=3001)) == "over-budget"
+        assert await answer(service, ask(frame, 4, kind=Kind.ORIGINAL, max_bytes=3000)) == "answered"
+
+
+async def test_a_new_picture_is_taken_at_once_and_can_be_looked_at_closer(tiny_bundle: Path, tmp_path: Path) -> None:
+    async with box(tmp_path, tiny_bundle) as (service, frame):
+        taken = 0
+
+        async def take() -> np.ndarray[Any, np.dtype[np.uint8]]:
+            nonlocal taken
+            taken += 1
+            return np.full((80, 112, 3), 90, np.uint8)
+
+        service.cameras["yard"] = take
+        now = {"kind": Kind.NOW, "region": (0, 0, 0, 0), "source_id": "yard"}
+        for _ in range(2):  # the second finds the first in the spool
+            assert await answer(service, ask(frame, 1, **now)) == "answered"
+        assert taken == 1
+        first = service.spool.lease(1)[0]
+        assert (first.id, first.source_id, first.original_width, first.original_height) == (
+            request_id(1), "yard", 112, 80,
+        )  # fmt: skip
+        assert abs(first.captured_ms - first.created_ms) < 5000
+        assert await answer(service, ask(request_id(1), 2, source_id="yard")) == "answered", "of the new picture"
+        assert await answer(service, ask(frame, 3, **now | {"source_id": "gate"})) == "unsupported"
+        assert await answer(service, ask(frame, 4, **now | {"source_id": ""})) == "unsupported"
+    async with box(tmp_path / "off", tiny_bundle, request_now=False) as (service, frame):
+        service.cameras["yard"] = take
+        assert await answer(service, ask(frame, 1, **now)) == "forbidden" and taken == 1
+
+
+async def test_a_camera_that_is_down_is_waited_for_until_the_deadline(tiny_bundle: Path, tmp_path: Path) -> None:
+    async with box(tmp_path, tiny_bundle) as (service, frame):
+        service.cameras["yard"] = asyncio.get_running_loop().create_future  # type: ignore[assignment]
+        now = {"kind": Kind.NOW, "source_id": "yard", "seconds": 4.0}
+        asked = [asyncio.ensure_future(answer(service, ask(frame, number, **now))) for number in range(3)]
+        await asyncio.sleep(0.1)
+        assert await answer(service, ask(frame, 9)) == "answered"
+        assert not any(one.done() for one in asked), "they keep no other request waiting"
+        assert await asyncio.gather(*asked) == ["expired"] * 3

@@ -25,7 +25,7 @@ from edge_encoder.settings import EdgeSettings
 from edge_encoder.source_settings import CameraSettings
 from edge_encoder.sources import camera
 from edge_encoder.sources.camera import Camera
-from edge_encoder.sources.capture_process import Job, Pace, Shot, shots
+from edge_encoder.sources.capture_process import Job, Pace, Shot, Wanted, shots
 from edge_encoder.sources.motion import Motion
 from edge_encoder.spool.record import CapturedFrom
 from tests.support.edge_fakes import settings
@@ -253,6 +253,21 @@ def test_a_snapshot_url_is_asked_at_its_rate() -> None:
     assert seconds > 0.7
 
 
+@pytest.mark.parametrize("path", ["snap.jpg", "stream"])
+def test_a_picture_that_is_asked_for_comes_at_once_and_changes_no_pace(path: str) -> None:
+    wanted = Wanted()
+    with http_camera() as source:
+        frames = shots(live(f"{source.url}/{path}", fps=0.01, motion=0.0), wanted=wanted)
+        first = next(frames)
+        assert not first.asked
+        for number in (3, 4):
+            wanted.ask(number)
+            shot = next(frames)  # the one that is due would come in 100 seconds, and would not be `asked`
+            assert shot.asked == number and shot.rgb.shape == first.rgb.shape
+        assert not wanted.wait(0)
+        frames.close()  # type: ignore[attr-defined]
+
+
 def test_rate_and_motion_filter_continue_in_a_new_process() -> None:
     with http_camera() as source:
         first = next(shots(live(f"{source.url}/stream", fps=0.01)))
@@ -334,3 +349,27 @@ def test_cameras_of_a_file_have_settings_of_their_own(tmp_path: Path, monkeypatc
         with pytest.raises(ValidationError) as caught:
             CameraSettings(**{"name": "gate", "url": "rtsp://user:s3cret@x", **bad})  # type: ignore[arg-type]
         assert "s3cret" not in readable(caught.value)
+
+
+async def test_a_picture_taken_now_survives_the_capture_process(tmp_path: Path, tiny_bundle: Path) -> None:
+    """Of a camera whose next frame is due much later; a second one after its process was killed."""
+    with http_camera() as source:
+        one = {"name": "gate", "url": f"{source.url}/snap.jpg", "fps": 0.01, "timeout_seconds": 30.0}
+        async with service(tmp_path, tiny_bundle, cameras=[one]) as edge:
+            gate = Camera(edge, edge.settings.cameras[0])
+            assert gate.live and gate.source_id == "mast-7/gate"
+            asked = asyncio.create_task(gate.picture_now())  # before there is a process
+            running = asyncio.create_task(gate.run())
+            try:
+                assert (await asyncio.wait_for(asked, 30)).shape == (120, 160, 3)
+                both = await asyncio.wait_for(asyncio.gather(gate.picture_now(), gate.picture_now()), 30)
+                assert all(rgb.shape == (120, 160, 3) for rgb in both)
+                assert gate._orders is not None and not gate._asked
+                gate._orders.close()  # it leaves with its parent
+                asked = asyncio.create_task(gate.picture_now())
+                assert (await asyncio.wait_for(asked, 30)).shape == (120, 160, 3)
+                assert gate.status.taken <= 1, "only the first one was due"
+            finally:
+                running.cancel()
+                await asyncio.gather(running, return_exceptions=True)
+    assert not Camera(edge, CameraSettings(name="file", url="/tmp/none.mp4")).live  # type: ignore[arg-type]

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -175,6 +178,23 @@ def test_a_student_of_other_latents_learns_from_me(
     first, second = log(tmp_path / "run")
     assert first["distil_analysis"] > 0 and first["distil_latent"] > 0
     assert second["distil_unet"] > 0 and second["discriminator"] > 0
+
+
+@pytest.mark.slow
+@pytest.mark.skipif("AEIC_FULL" not in os.environ, reason="full size: minutes, 9 GB of memory, 5 GB of disk")
+def test_one_step_at_full_size(photographs: Path, tmp_path: Path) -> None:
+    official = tmp_path / "official"
+    write_official(official, profiles.profile("me"))
+    command = [sys.executable, "-m", "tests.train.training.full_size_step", official, tmp_path / "run", photographs]
+    done = subprocess.run([str(part) for part in command], capture_output=True, text=True, timeout=1800)
+    assert done.returncode == 0, done.stderr[-2000:]
+    found = json.loads(done.stdout.splitlines()[-1])
+    print(found)  # shown by pytest -s
+    assert 0 < found["peak_gb"] < 12
+    assert found["moved"] > 0.9 * found["tensors"]
+    line = json.loads((tmp_path / "run" / "log.jsonl").read_text())
+    assert line["mse"] > 0 and line["bpp"] > 0 and line["skipped"] == 0
+    assert (tmp_path / "run" / "checkpoint.safetensors").exists()
 
 
 def test_the_unet_has_eleven_taps() -> None:
