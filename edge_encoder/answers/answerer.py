@@ -8,7 +8,7 @@ What is spooled is a frame with the request's id. It is delivered as every other
 because a request that comes again finds its id in the spool. A file is not spooled: the cloud stores it once, and asks
 again for what did not arrive.
 
-The box has the last word: its settings limit the bytes of an answer, and of a source's answers within an hour. An
+The box decides: its settings limit the bytes of an answer, and of a source's answers within an hour. An
 answer goes ahead of the frames that wait, so it delays them by its own bytes and no more; it never takes the place of
 one. A file goes behind them (uplink/stream.py).
 """

@@ -81,7 +81,8 @@ class OriginalsBody(_Body):
 
 
 class SpoolBody(_Body):
-    """Frames that wait to be sent. ``problem`` says why the spool cannot be written."""
+    """Frames that wait to be sent. ``problem`` says why the spool cannot be written; ``damaged_files`` are kept beside
+    it because they could not be read completely."""
 
     frames: int
     bytes: int
@@ -89,6 +90,7 @@ class SpoolBody(_Body):
     full_policy: str
     oldest_seconds: float | None
     unreadable_frames: int
+    damaged_files: list[str]
     problem: str | None
 
 

@@ -47,6 +47,7 @@ def status(service: EdgeService) -> dict[str, Any]:
             "full_policy": spool.limits.full_policy,
             "oldest_seconds": None if oldest is None else round(oldest, 3),
             "unreadable_frames": spool.unreadable,
+            "damaged_files": spool.damaged_files(),
             "problem": spool.problem or None,
         },
         "uplink": {

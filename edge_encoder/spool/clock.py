@@ -1,8 +1,9 @@
 """Spool time: an uptime-based clock that determines the age of frames.
 
-It advances with the machine's uptime and is saved in the spool, so neither a wall clock that is set later (NTP) nor one
-that jumps makes a frame older. The time between two starts of the machine is taken from the wall clock only if that
-is plausible. Otherwise it counts as zero: keeping a frame too long is harmless, dropping it too early loses it.
+It advances with the machine's uptime, so neither a wall clock that is set later (NTP) nor one that jumps makes a frame
+older. It is saved in the spool at start and end, and in the next transaction after a step of the wall clock. The time
+between two starts of the machine is taken from the wall clock only if that is plausible. Otherwise it counts as zero:
+keeping a frame too long is harmless, dropping it too early loses it.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ from edge_encoder.spool.system import System
 
 LONGEST_OFF_SECONDS = 7 * 86_400
 """A machine counts as switched off for at most this long; a longer time is a wall clock that was wrong."""
+
+_STEP_MS = 1000  # a smaller difference from the uptime is drift, or the time between reading the two clocks
 
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS clock (
@@ -45,6 +48,15 @@ class SpoolClock:
         connection.execute(
             "INSERT OR REPLACE INTO clock (id, spool_ms, boot_ms, wall_ms, boot_id) VALUES (0,?,?,?,?)", values
         )
+
+    def save_step(self, connection: sqlite3.Connection) -> None:
+        """Saves the present time, inside a transaction, if the wall clock was set since the last time: what passes
+        until the next start of the machine is measured from there."""
+        row = connection.execute("SELECT boot_ms, wall_ms FROM clock").fetchone()
+        offset_ms = int(self._system.wall_seconds() * 1000) - self._boot_ms()
+        known = row is not None and all(isinstance(value, int) for value in row)
+        if not known or abs(offset_ms - (row[1] - row[0])) > _STEP_MS:
+            self.save(connection)
 
     def _boot_ms(self) -> int:
         return int(self._system.boot_seconds() * 1000)

@@ -6,7 +6,8 @@
 
 Every step can be interrupted: without a complete .rebuilt file the recovery starts again from the damaged files, which
 are untouched; with one, the remaining renames are done. NAME is `salvaged-TIME` where everything was recovered (the
-next recovery deletes those that it needs the room of) and `damaged-TIME` otherwise (never deleted here).
+next recovery deletes those that it needs the room of) and `damaged-TIME` otherwise (never deleted here). Another spool
+that appears at the path while the file is open is taken over in the same steps.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ log = logging.getLogger("aeic.edge.spool")
 # Files up to this size are verified at start; larger ones when an error suggests damage.
 _CHECKED_AT_START_BYTES = 64 << 20
 _REBUILDING, _REBUILT, _IMAGE = ".rebuilding", ".rebuilt-", ".image"
+_UNFINISHED = _REBUILDING, _REBUILDING + "-journal", _REBUILDING + "-wal", _REBUILDING + "-shm"
 
 
 def connect(path: Path, system: System) -> sqlite3.Connection:
@@ -64,8 +66,9 @@ def is_full(error: Exception) -> bool:
 
 
 def check(connection: sqlite3.Connection) -> None:
-    """Verifies the whole file; raises tables.Damaged for damage."""
-    verdict = connection.execute("PRAGMA quick_check(1)").fetchone()[0]
+    """Verifies the whole file, and its indexes against its rows; raises tables.Damaged for damage."""
+    # Twice as long as quick_check, which does not compare indexes with rows: 0.2 s instead of 0.1 s for 86 MiB.
+    verdict = connection.execute("PRAGMA integrity_check(1)").fetchone()[0]
     if verdict != "ok":
         raise tables.Damaged(verdict)
 
@@ -85,6 +88,7 @@ def open_spool(path: Path, system: System, *, damaged: bool = False) -> tuple[sq
         connection = connect(path, system)
         try:
             tables.create(connection)
+            tables.check_schema(connection)
             connection.execute(f"SELECT COUNT(*), SUM(cost), MAX(seq) FROM frames WHERE {tables.WAITING}").fetchone()
             if path.stat().st_size <= _CHECKED_AT_START_BYTES:
                 check(connection)
@@ -108,12 +112,42 @@ def open_spool(path: Path, system: System, *, damaged: bool = False) -> tuple[sq
     return connection, recovery
 
 
-def replace(connection: sqlite3.Connection, path: Path, system: System) -> None:
-    """Writes the content of an open spool, whose file was deleted or replaced, to `path` again."""
+def replace(
+    connection: sqlite3.Connection, path: Path, system: System, place: tuple[int, int] | None
+) -> Recovery | None:
+    """Writes the content of an open spool, whose file was deleted or replaced, to `path` again.
+
+    `place` is the device and inode of the open file. When another file is at the path, its frames and originals are
+    added, except those whose ids are in the open spool; the Recovery says what was found in it. It may be the spool of
+    a disk that was mounted over the folder while the edge was running.
+    """
     _resume(path, system)
+    recovery: Recovery | None = None
     with _clean(path, system), contextlib.closing(_scratch(_part(path, _REBUILDING), system)) as target:
         connection.backup(target)
-    _finish(path, system, complete=True)
+        if _is_other(path, place):
+            target.execute("PRAGMA journal_mode=DELETE")  # the copy's header says WAL
+            target.execute("PRAGMA journal_mode=OFF")
+            target.execute("BEGIN")
+            recovery = recover(path, target, _part(path, _IMAGE), system, other=True)
+            target.execute("COMMIT")
+    _finish(path, system, complete=recovery is None or recovery.complete)
+    if recovery is not None:
+        log.error(
+            "another spool appeared at %s: %d frames and %d originals of it are taken over; lost: %s%d",
+            path, recovery.frames, recovery.originals, "" if recovery.complete else "at least ", recovery.lost,
+        )  # fmt: skip
+    return recovery
+
+
+def _is_other(path: Path, place: tuple[int, int] | None) -> bool:
+    """Whether a file at the path is not the one at `place` and holds something."""
+    log_size = _part(path, "-wal").stat().st_size if _part(path, "-wal").exists() else 0
+    try:
+        facts = path.stat()
+    except FileNotFoundError:
+        return False
+    return (facts.st_dev, facts.st_ino) != place and bool(facts.st_size or log_size)
 
 
 def _make_private(path: Path) -> None:
@@ -165,7 +199,7 @@ def _rebuild(path: Path, system: System) -> Recovery:
 @contextlib.contextmanager
 def _clean(path: Path, system: System) -> Iterator[None]:
     """Deletes the unfinished files of a recovery that fails, and the scratch file of one that does not."""
-    parts = [_part(path, _REBUILDING), _part(path, _REBUILDING + "-journal")]
+    parts = [_part(path, suffix) for suffix in _UNFINISHED]
     try:
         yield
     except BaseException:
@@ -202,7 +236,7 @@ def _finish(path: Path, system: System, *, complete: bool) -> None:
 
 def _resume(path: Path, system: System) -> None:
     """Completes a recovery that was interrupted after its file was complete; forgets one that was not."""
-    for part in (_REBUILDING, _REBUILDING + "-journal", _IMAGE):
+    for part in (*_UNFINISHED, _IMAGE):
         if _part(path, part).exists():
             system.unlink(_part(path, part))
     for rebuilt in sorted(path.parent.glob(f"{path.name}{_REBUILT}*")):

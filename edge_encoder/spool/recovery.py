@@ -36,6 +36,7 @@ _BLOCK = 1 << 20
 # Ranges of rows that may fail before the rest is given up: enough for 30,000 rows of which none can be read.
 _MAX_FAILURES = 100_000
 _REASON = "damaged on disk"
+_ORIGINAL_COLUMNS = "seq, id, meta, checked, picture"
 
 
 @dataclass
@@ -49,11 +50,15 @@ class Recovery:
     complete: bool = True
 
 
-def recover(path: Path, target: sqlite3.Connection, image: Path, system: System) -> Recovery:
-    """Copies everything readable from the damaged spool at `path` into the empty tables of `target`, in one transaction
-    that the caller commits. `image` is a file to work in; the caller deletes it. OSError or sqlite3.Error when the new
-    file cannot be written: the damaged files are as they were."""
+def recover(path: Path, target: sqlite3.Connection, image: Path, system: System, *, other: bool = False) -> Recovery:
+    """Copies everything readable from the damaged spool at `path` into `target`, in one transaction that the caller
+    commits. The tables of `target` are empty, or with `other` those of another spool, whose rows are not changed.
+    `image` is a file to work in; the caller deletes it. OSError or sqlite3.Error when the new file cannot be written:
+    the damaged files are as they were."""
     recoverer = _Recoverer(target)
+    with _writing():
+        known = target.execute("SELECT id FROM frames UNION ALL SELECT id FROM originals").fetchall()
+    recoverer.placed.update(ident for (ident,) in known)
     log_path = path.with_name(path.name + "-wal")
     found = wal.scan(log_path)
     source = path
@@ -72,6 +77,8 @@ def recover(path: Path, target: sqlite3.Connection, image: Path, system: System)
         for pages in filter(None, (*found.behind, found.uncommitted)):
             _apply(log_path, found, pages, image, system)
             recoverer.read(image)
+        if other:  # the log may belong to the file that was at the path before, so the database is read without it too
+            recoverer.read(path)
     for part in (path, log_path):
         if part.is_file() and part.stat().st_size:
             recoverer.search(part)
@@ -82,10 +89,12 @@ def recover(path: Path, target: sqlite3.Connection, image: Path, system: System)
 
 
 def _has_tables(path: Path) -> bool:
-    """Whether the database's first page is whole: it holds the schema."""
+    """Whether the database's first page is whole: it holds the schema, with the columns that are read."""
     try:
         with contextlib.closing(_open(path)) as source:
             names = {name for (name,) in source.execute("SELECT name FROM sqlite_schema")}
+            source.execute(f"SELECT {tables.FRAME_COLUMNS} FROM frames LIMIT 0")
+            source.execute(f"SELECT {_ORIGINAL_COLUMNS} FROM originals LIMIT 0")
             return {b"frames", b"originals"} <= names
     except sqlite3.Error:
         return False
@@ -175,7 +184,8 @@ class _Recoverer:
         for row in self._rows(source, "frames", tables.FRAME_COLUMNS, waiting, sure):
             seq, ident, state, record = row[0], row[1], row[2], row[-1]
             seen.add(seq)
-            if _is_id(ident) and state in FINAL:
+            # A finished frame has no record. One that still has it was waiting, and its state is damaged.
+            if _is_id(ident) and state in FINAL and record is None:
                 self._history(row)
                 continue
             try:
@@ -191,9 +201,7 @@ class _Recoverer:
         names = dict(_indexed(source, "SELECT seq, id FROM originals INDEXED BY sqlite_autoindex_originals_1"))
         waiting, sure = _known(source, "SELECT seq FROM originals INDEXED BY waiting")
         seen: set[int] = set()
-        for seq, ident, meta, checked, picture in self._rows(
-            source, "originals", "seq, id, meta, checked, picture", waiting, sure
-        ):
+        for seq, ident, meta, checked, picture in self._rows(source, "originals", _ORIGINAL_COLUMNS, waiting, sure):
             seen.add(seq)
             try:
                 original = Original.parse(meta, checked, picture)

@@ -139,16 +139,18 @@ class Spool:
         """Up to `limit` frames to send now, most urgent first, then oldest first. Each must be finished or released."""
         busy = self._leases.busy()
         rows = self._reader.all(
-            f"SELECT id FROM frames WHERE {WAITING} ORDER BY priority DESC, seq LIMIT ?", (limit + len(busy),)
+            f"SELECT id, priority, seq FROM frames WHERE {WAITING} ORDER BY priority DESC, seq LIMIT ?",
+            (limit + len(busy),),
         )
         records: list[Record] = []
         try:
-            for (ident,) in rows:
+            for ident, priority, seq in rows:
                 if ident in busy or len(records) >= limit:
                     continue
                 query = "SELECT record, original_width, original_height, captured_from, arrived_ms FROM frames"
                 row = self._reader.one(f"{query} WHERE id = ? AND {WAITING}", (ident,))
                 if row is None:
+                    self._check_findable("frames", priority, seq)
                     continue
                 try:
                     record = self._timed(_described(Record.parse(row[0]), *row[1:4]), row[4])
@@ -162,6 +164,11 @@ class Spool:
                 self._leases.untake(record.id.bytes)
             raise
         return records
+
+    def _check_findable(self, table: str, priority: int, seq: int) -> None:
+        """For a row that was not found by its id: it was finished meanwhile, or the file is damaged. SpoolError then;
+        the writer repairs it."""
+        self._writer.submit(Op(lambda connection: tables.check_findable(connection, table, priority, seq))).result()
 
     def _timed(self, record: Record, arrived_ms: Any) -> Record:
         """The record with its time of capture derived from its age, where the wall clock was not set when it arrived
@@ -202,20 +209,22 @@ class Spool:
         """
         while True:
             busy = self._encoding.busy()
-            query = "SELECT id FROM originals ORDER BY priority DESC, seq LIMIT ?"
-            free = [ident for (ident,) in self._reader.all(query, (len(busy) + 1,)) if ident not in busy]
-            if not free:
+            query = "SELECT id, priority, seq FROM originals ORDER BY priority DESC, seq LIMIT ?"
+            free = next((row for row in self._reader.all(query, (len(busy) + 1,)) if row[0] not in busy), None)
+            if free is None:
                 return None
+            ident, priority, seq = free
             query = "SELECT meta, checked, picture FROM originals WHERE id = ?"
-            row = self._reader.one(query, (free[0],))
+            row = self._reader.one(query, (ident,))
             if row is None:
+                self._check_findable("originals", priority, seq)
                 continue
             try:
                 original = Original.parse(*row)
             except DamagedRecord as error:
-                self._give_up(free[0], error).result()
+                self._give_up(ident, error).result()
                 continue
-            self._encoding.take(free[0])
+            self._encoding.take(ident)
             try:
                 tries = self._change(functools.partial(self._begin, original.id)).result()
             except SpoolError:
@@ -223,7 +232,7 @@ class Spool:
                 raise
             if tries:
                 return original, tries
-            self._encoding.forget(free[0])
+            self._encoding.forget(ident)
 
     def _begin(self, ident: uuid.UUID, connection: sqlite3.Connection, changes: Changes) -> int:
         return self._ledger.originals.begin(connection, ident)
@@ -301,6 +310,12 @@ class Spool:
         rows = self._reader.all("SELECT at_ms, lost, complete FROM recoveries ORDER BY seq")
         return [(int(at_ms), int(lost), bool(complete)) for at_ms, lost, complete in rows]
 
+    def damaged_files(self) -> list[str]:
+        """Names of the files beside the spool that a recovery could not read completely; they may hold more frames, and
+        are never deleted here."""
+        found = self._folder.glob(f"{self.path.name}.damaged-*")
+        return sorted(path.name for path in found if not path.name.endswith("-wal"))
+
     @property
     def restarts(self) -> int:
         """Unexpected errors that the writer survived."""
@@ -371,8 +386,10 @@ class Spool:
         self._ledger.recount(connection)
 
     def prune(self, connection: sqlite3.Connection) -> None:
-        """For the writer: deletes history beyond the limit."""
+        """For the writer: deletes history beyond the limit, and saves a step of the wall clock."""
         self._ledger.prune(connection)
+        if self._clock is not None:
+            self._clock.save_step(connection)
 
     def reopen(self, *, damaged: bool) -> sqlite3.Connection:
         """For the writer: reopens the file, and rebuilds a damaged one."""
@@ -399,7 +416,9 @@ class Spool:
     def put_back(self, connection: sqlite3.Connection) -> None:
         """For the writer: writes the open spool to its path again."""
         self._lock.take()
-        database.replace(connection, self.path, self._system)
+        recovery = database.replace(connection, self.path, self._system, self._place)
+        if recovery is not None:
+            self.unreadable += recovery.lost
 
     def _open_first(self) -> sqlite3.Connection:
         try:

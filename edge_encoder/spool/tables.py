@@ -8,6 +8,7 @@ lost. `arrived_ms` is spool time (clock.py); 0 is unknown.
 
 from __future__ import annotations
 
+import contextlib
 import sqlite3
 from collections.abc import Mapping
 from typing import Any
@@ -128,6 +129,31 @@ def create(connection: sqlite3.Connection) -> None:
     described = "".join(f", {column}" for column in _DESCRIBED)
     schema = _SCHEMA.format(arrived=", " + _ARRIVED, described=described, oldest=_OLDEST)
     connection.executescript(schema + clock.SCHEMA + _RECOVERIES)
+
+
+def check_schema(connection: sqlite3.Connection) -> None:
+    """Raises Damaged when a table lacks a column that create() gives it: a flipped bit renamed it."""
+    with contextlib.closing(sqlite3.connect(":memory:")) as new:
+        create(new)
+        names = [name for (name,) in new.execute("SELECT name FROM sqlite_schema WHERE type = 'table'")]
+        for name in names:
+            if _columns(new, name) - _columns(connection, name):
+                raise Damaged(f"the schema of its table {name}")
+
+
+def _columns(connection: sqlite3.Connection, table: str) -> set[str]:
+    return {row[1] for row in connection.execute(f"PRAGMA table_info({table})")}
+
+
+def check_findable(connection: sqlite3.Connection, table: str, priority: int, seq: int) -> None:
+    """Raises Damaged when the waiting frame or original that an index of `table` names is not found by its id."""
+    index, waiting = ("pending", f"{WAITING} AND ") if table == "frames" else ("waiting", "")
+    query = f"SELECT id FROM {table} INDEXED BY {index} WHERE {waiting}priority = ? AND seq = ?"
+    row = connection.execute(query, (priority, seq)).fetchone()
+    if row is None:
+        return  # it was finished meanwhile
+    if connection.execute(f"SELECT seq FROM {table} WHERE {waiting}id = ?", row).fetchone() != (seq,):
+        raise Damaged(f"row {seq} of {table} is not found by its id")
 
 
 def set_unknown_arrivals(connection: sqlite3.Connection, now_ms: int) -> None:

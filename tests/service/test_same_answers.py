@@ -38,6 +38,9 @@ MALFORMED = ("GET /v1/status HTTP/2.0\r\nHost: x\r\n\r\n", "GET /v1/status HTTP/
 VALUES = ("", "x", "1.5", "1e2", "0x1", "nan", "9" * 5000, "%00", "%D9%A1%D9%A1x", "1&{}=2")
 SECONDS = ("nan", "inf", "-1", "1e400", "x", "", "86401")
 
+DELETION = ("DELETE", f"/v1/frames/{ID}")
+"""Only the cloud has it."""
+
 Answer = tuple[str, dict[str, str], str]
 
 
@@ -45,7 +48,7 @@ def requests(service: Running) -> dict[str, str]:
     """Each request by its description, which is the same for both services."""
     listing = "POST" if service.name == "edge" else "GET"
     rest = "HTTP/1.1\r\nHost: x\r\nConnection: close\r\n"
-    lines = [f"{method} {route}" for method in METHODS for route in ROUTES]
+    lines = [f"{method} {route}" for method in METHODS for route in ROUTES if (method, route) != DELETION]
     lines += [f"{method} {path}" for method in ("GET", "HEAD") for path in (*ROUTES, *PATHS)]
     asked = {line[:120]: f"{line} {rest}\r\n" for line in lines}
     asked |= {header: f"GET /v1/status {rest}{header}\r\n\r\n" for header in HEADERS}
@@ -65,11 +68,17 @@ def read(raw: bytes, service: Running) -> Answer:
     headers = dict(line.lower().split(": ", 1) for line in lines)
     for name in ("date", "content-length"):
         headers.pop(name, None)
+    if "allow" in headers:
+        headers["allow"] = headers["allow"].removeprefix("delete, ")
     said = ""
     if headers.get("content-type") == "application/problem+json" and body:
         problem = json.loads(body)
         said = f"{problem['type']} {problem['detail']}".replace(service.parameter, "N")
-        said = said.replace(f"AEIC_{service.name.upper()}_", "AEIC_X_").replace("MAX_BITSTREAM_BYTES", "MAX_BODY_BYTES")
+        said = (
+            said.replace("takes DELETE, ", "takes ")
+            .replace(f"AEIC_{service.name.upper()}_", "AEIC_X_")
+            .replace("MAX_BITSTREAM_BYTES", "MAX_BODY_BYTES")
+        )
         if "unknown-frame" in said:
             said = said.partition(" here: ")[0]  # the reason differs
     return status, headers, said

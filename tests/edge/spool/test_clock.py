@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -72,6 +73,30 @@ def test_time_switched_off_counts_where_it_is_plausible(tmp_path: Path) -> None:
         ages.append(spool.oldest_age_seconds())
         clocks.run(10)
     assert ages == [3600, 3610, 3620]
+    spool.close()
+
+
+@pytest.mark.parametrize("posted", ["before", "after"])
+def test_a_clock_that_is_set_after_the_start_makes_no_frame_old(tmp_path: Path, posted: str) -> None:
+    """A box without a clock of its own starts days behind; the network sets it; the power fails; it is set at once."""
+    clocks = Clocks()
+    clocks.wall -= 2 * DAY
+    spool = Spool(tmp_path / "live", system=clocks)
+    if posted == "before":
+        put(spool, new_record(1))
+    clocks.run(40)
+    clocks.wall += 2 * DAY
+    if posted == "before":
+        assert spool.expire(DAY).result(5) == 0  # housekeeping
+    else:
+        put(spool, new_record(1))
+    clocks.run(300)
+    shutil.copytree(tmp_path / "live", tmp_path / "dead")
+    spool.close()
+    clocks.reboot(off=30)
+    spool = Spool(tmp_path / "dead", system=clocks)
+    assert spool.oldest_age_seconds() == (370 if posted == "before" else 330)
+    assert spool.expire(DAY).result(5) == 0 and spool.pending_frames == 1
     spool.close()
 
 

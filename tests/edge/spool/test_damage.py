@@ -333,6 +333,156 @@ def test_a_lease_that_fails_half_way_leaves_no_frame_leased(tmp_path: Path, monk
     spool.close()
 
 
+def closed(folder: Path, count: int = 8, originals: int = 0) -> tuple[bytearray, dict[uuid.UUID, Record]]:
+    """The file of a spool that was closed, and what it had promised."""
+    kept, _ = killed(folder, count, originals)
+    Spool(folder).close()  # moves the log into the database
+    return bytearray((folder / "spool.sqlite3").read_bytes()), kept
+
+
+def flip_state(raw: bytearray, number: int) -> None:
+    """One bit in the header of row `number` of frames: SPOOLED is DELIVERED then. The record stays whole."""
+    at = -1
+    for _ in range(number + 1):
+        at = raw.index(b"\x00\x2c\x08", at + 1)  # the types of seq, id and state: none, 16 bytes, the constant 0
+    raw[at + 2] ^= 1
+
+
+def test_a_frame_whose_state_has_a_flipped_bit_is_sent(tmp_path: Path) -> None:
+    raw, kept = closed(tmp_path / "spool")
+    flip_state(raw, 2)
+    (tmp_path / "spool" / "spool.sqlite3").write_bytes(raw)
+    assert "missing from index" in check(tmp_path / "spool").database
+    spool = Spool(tmp_path / "spool")
+    assert present(spool) == kept and spool.unreadable == 0
+    spool.close()
+
+
+def test_a_bit_of_an_id_hides_no_frame(tmp_path: Path) -> None:
+    """One in the row, which its id does not find then, and one in the index."""
+    raw, kept = closed(tmp_path / "spool")
+    ident = next(iter(kept)).bytes
+    places = [at for at in range(len(raw)) if raw.startswith(ident, at)]
+    assert len(places) == 3  # in the index, the row and the record
+    for number, at in enumerate(places):
+        damaged, folder = bytearray(raw), tmp_path / f"{number}"
+        damaged[at + 7] ^= 8
+        folder.mkdir()
+        (folder / "spool.sqlite3").write_bytes(damaged)
+        spool = Spool(folder)
+        found = present(spool)
+        assert found == kept or (len(found) == len(kept) - 1 and spool.unreadable == 1)
+        spool.close()
+
+
+@pytest.mark.parametrize("table", ["frames", "originals"])
+def test_a_row_that_its_id_does_not_find_is_repaired_while_running(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, table: str
+) -> None:
+    """A file that is too large to be verified at start."""
+    raw, kept = closed(tmp_path / "spool", 8, 3)
+    path = tmp_path / "spool" / "spool.sqlite3"
+    with sqlite3.connect(path) as connection:
+        (ident,) = connection.execute(f"SELECT id FROM {table} WHERE seq = 2").fetchone()
+    connection.close()
+    raw[raw.index(ident) + 7] ^= 8  # the first is that of the index
+    path.write_bytes(raw)
+    monkeypatch.setattr("edge_encoder.spool.database._CHECKED_AT_START_BYTES", 0)
+    spool = Spool(tmp_path / "spool")
+    assert spool.recoveries() == []
+    with pytest.raises(SpoolError, match="not found by its id"):
+        if table == "frames":
+            spool.lease(10)
+        else:
+            while spool.next_original() is not None:
+                pass
+    assert present(spool) == kept and spool.originals == 3
+    assert [(lost, complete) for _, lost, complete in spool.recoveries()] == [(0, True)]
+    spool.close()
+
+
+def test_a_frame_finished_between_two_reads_is_no_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    spool = Spool(tmp_path)
+    records = [new_record(number) for number in range(3)]
+    for record in records:
+        put(spool, record)
+    read = spool._reader.one
+
+    def finishes_first(query: str, values: tuple[object, ...] = ()) -> object:
+        if values == (records[1].id.bytes,):
+            spool.finish(records[1].id, State.DELIVERED).result(10)
+        return read(query, values)
+
+    monkeypatch.setattr(spool._reader, "one", finishes_first)
+    assert [record.id for record in spool.lease(5)] == [records[0].id, records[2].id]
+    assert spool.recoveries() == []
+    spool.close()
+
+
+@pytest.mark.parametrize(
+    "name", [b"boot_id", b"spool_ms", b"lost", b"count", b"reason TEXT", b"meta BLOB", b"clock (\n"]
+)
+def test_a_column_that_a_flipped_bit_renames_is_recovered(tmp_path: Path, name: bytes) -> None:
+    raw, kept = closed(tmp_path / "spool", 8, 3)
+    raw[raw.index(name)] ^= 1
+    (tmp_path / "spool" / "spool.sqlite3").write_bytes(raw)
+    spool = Spool(tmp_path / "spool")
+    assert present(spool) == kept and spool.originals == 3
+    assert spool.oldest_age_seconds() < 60
+    put(spool, new_record(100))
+    spool.close()
+    assert check(tmp_path / "spool").ok
+
+
+@pytest.mark.parametrize("clean", [True, False])
+def test_a_spool_that_appears_at_the_path_is_taken_over(tmp_path: Path, clean: bool) -> None:
+    """A disk that is mounted over the folder after the start; one that lost power has a full log."""
+    kept, pictures = killed(tmp_path / "disk", 60, 3)
+    if clean:
+        Spool(tmp_path / "disk").close()
+    spool = Spool(tmp_path / "data")
+    early, both, late = new_record(100), next(iter(kept.values())), new_record(101)
+    put(spool, early)
+    put(spool, both)
+    assert spool.finish(both.id, State.DELIVERED).result(10)
+    (tmp_path / "data").rename(tmp_path / "below")
+    (tmp_path / "disk").rename(tmp_path / "data")
+    put(spool, late)
+    del kept[both.id]
+    assert present(spool) == kept | {early.id: early, late.id: late}
+    assert state_of(spool, both.id) is State.DELIVERED
+    assert spool.originals == len(pictures) and spool.unreadable == 0
+    assert spool.oldest_age_seconds() < 60
+    spool.close()
+    assert check(tmp_path / "data").ok
+
+
+def test_a_spool_that_replaces_the_file_beside_its_log_is_taken_over(tmp_path: Path) -> None:
+    """The log is that of the file that was there before; it hides the tables of the other."""
+    kept, pictures = killed(tmp_path / "other", 20, 3)
+    Spool(tmp_path / "other").close()
+    spool = Spool(tmp_path / "data")
+    (tmp_path / "other" / "spool.sqlite3").rename(tmp_path / "data" / "spool.sqlite3")
+    late = new_record(100)
+    put(spool, late)
+    assert present(spool) == kept | {late.id: late} and spool.originals == len(pictures)
+    spool.close()
+
+
+def test_a_foreign_file_at_the_path_is_kept(tmp_path: Path) -> None:
+    content = b"no spool at all " * 1000
+    spool = Spool(tmp_path / "data")
+    records = [new_record(number) for number in range(3)]
+    for record in records[:2]:
+        put(spool, record)
+    (tmp_path / "foreign").write_bytes(content)
+    (tmp_path / "foreign").rename(tmp_path / "data" / "spool.sqlite3")
+    put(spool, records[2])
+    assert present(spool) == {record.id: record for record in records}
+    assert [(tmp_path / "data" / name).read_bytes() for name in spool.damaged_files()] == [content]
+    spool.close()
+
+
 def test_a_file_deleted_while_in_use_is_written_again(tmp_path: Path) -> None:
     spool = Spool(tmp_path)
     records = [new_record(number) for number in range(20)]
