@@ -104,15 +104,15 @@ class DecodeBackend(Protocol):
 def check_frame(data: bytes, model_pool: ModelPool, max_pixels: int) -> Frame:
     """The header of a bitstream that this cloud can decode.
 
-    ``BitstreamError`` for what is no frame, ``WrongModel`` for an unknown bundle, ``Damaged`` for a rate point that the
-    bundle does not have or a payload that is too short for its size, ``TooLarge`` above ``max_pixels``.
+    ``BitstreamError`` for what is no frame, ``TooLarge`` above ``max_pixels``, ``WrongModel`` for an unknown bundle,
+    ``Damaged`` for a rate point that the bundle does not have or a payload that is too short for its size.
     """
     frame = Frame.parse(data)
+    if frame.width * frame.height > max_pixels:
+        raise TooLarge(f"{frame.width}x{frame.height} is over this cloud's {max_pixels} pixels: send it smaller")
     bundle = model_pool.bundle(frame.fingerprint)
     if frame.rate >= len(bundle.rates):
         raise Damaged(f"the frame names rate point {frame.rate}, which its bundle does not have: fetch it again")
-    if frame.width * frame.height > max_pixels:
-        raise TooLarge(f"{frame.width}x{frame.height} is over this cloud's {max_pixels} pixels: send it smaller")
     if len(frame.payload) < (least := least_payload_bytes(bundle, frame)):
         raise Damaged(
             f"a frame of {frame.width}x{frame.height} has {least} bytes or more, this one {len(frame.payload)}:"

@@ -233,7 +233,7 @@ class EdgeService:
             return str(error)
         if self.queue.longest_seconds() > _HUNG_SECONDS:
             return f"a picture has been in the encoder for over {_HUNG_SECONDS:g} s"
-        return self.supervisor.problem
+        return self.deferred_encoder.problem or self.supervisor.problem
 
     async def stop(self) -> None:
         """Finishes pending pictures within _ENCODING_GRACE_SECONDS, gives the uplink drain_timeout_seconds, then closes

@@ -1,8 +1,9 @@
 """The ingest stream: frames from edges, acknowledged when they are committed and not before.
 
 Each stream begins with Hello; frames follow, and their answers come in the same order (acks.py). A frame that this
-cloud can never decode is rejected with the reason. A store that cannot write ends the stream, so that the edge keeps
-its frames and connects again.
+cloud can never decode is rejected with the reason. One of a bundle that this cloud does not have is stored in
+quarantine, because the bundle may be added: an edge that was updated still has frames of its old one. A store that
+cannot write ends the stream, so that the edge keeps its frames and connects again.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from uuid import UUID
 import grpc
 
 from aeic.bitstream import Frame
-from aeic.errors import AeicError
+from aeic.errors import AeicError, WrongModel
 from aeic.v1 import ingest_pb2 as pb
 from aeic.v1 import ingest_pb2_grpc as pb_grpc
 from aeic_service import tracing
@@ -226,6 +227,7 @@ class Ingest(pb_grpc.IngestServiceServicer):
         keys: set[tuple[str, str]],
     ) -> None:
         warned = False
+        foreign: str | None = None
         try:
             async for request in requests:
                 if request.WhichOneof("message") == "refusal":
@@ -246,6 +248,9 @@ class Ingest(pb_grpc.IngestServiceServicer):
                 try:
                     began = time.monotonic()
                     frame = await self._accept(request.frame, tenant, source)
+                    if frame.reason is not None and frame.fingerprint != foreign:
+                        foreign = frame.fingerprint
+                        log.warning("source %r sends frames for quarantine: %s", source, frame.reason)
                     trace_arrival(frame.id, request.frame.trace_context, time.monotonic() - began)
                     answers.add(request.frame.id, self._commits.add(frame), request.frame.prompt)
                     if (camera := (tenant, frame.source)) not in keys and len(keys) < MAX_CAMERAS:
@@ -274,8 +279,16 @@ class Ingest(pb_grpc.IngestServiceServicer):
             raise Reject("the CRC-32 does not match the bitstream: it was damaged before it was sent")
         if message.source_id and not _is_name(message.source_id):
             raise Reject("source_id must be 1 to 128 printable characters")
+        reason = None
         try:
-            frame = self._settings.check(message.bitstream)
+            try:
+                frame = self._settings.check(message.bitstream)
+            except WrongModel:
+                frame = Frame.parse(message.bitstream)
+                reason = (
+                    f"bundle {frame.fingerprint} made it, which this cloud did not have when it arrived: add the bundle"
+                    " to AEIC_CLOUD_OTHER_BUNDLES, then run 'aeic store requeue'"
+                )
         except AeicError as error:
             raise Reject(f"{type(error).__name__}: {error}") from None
         return NewFrame(
@@ -295,6 +308,7 @@ class Ingest(pb_grpc.IngestServiceServicer):
             original_height=_side(message.original_height),
             captured_from=_CAPTURED_FROM.get(message.captured_from),
             box=source if message.source_id not in ("", source) else None,
+            reason=reason,
         )
 
     async def _ack(

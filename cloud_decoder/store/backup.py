@@ -22,6 +22,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from cloud_decoder.errors import StoreUnavailable
 from cloud_decoder.store import migrate
+from cloud_decoder.store.database import UNREADABLE
 from cloud_decoder.store.schema import frames, tallies
 
 MESSAGES = 20
@@ -69,6 +70,8 @@ class PageCheck:
                 found = [str(row[0]) for row in connection.execute(f"PRAGMA quick_check({MESSAGES})")]
         except sqlite3.Error as error:
             return [] if self._interrupted else [str(error)]
+        except UnicodeDecodeError:  # the message quotes a damaged name
+            return ["a page is damaged: names in the schema are not text any more"]
         finally:
             self._connection = None
         return [] if found == ["ok"] else [line for message in found for line in message.splitlines()][:MESSAGES]
@@ -97,6 +100,8 @@ def check(url: sa.URL) -> Report:
                 _check_rows(connection, report)
     except SQLAlchemyError as error:
         report.problems.append(str(getattr(error, "orig", None) or type(error).__name__).strip())
+    except UNREADABLE as error:
+        report.problems.append(f"a value is not what was written ({type(error).__name__}: {error})"[:300])
     finally:
         engine.dispose()
     report.problems = list(dict.fromkeys(report.problems))[:MESSAGES]

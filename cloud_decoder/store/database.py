@@ -32,6 +32,9 @@ RETRYABLE = {"40001", "40P01"}
 """PostgreSQL's codes for a transaction that conflicted with another one and may be tried again."""
 DAMAGE_MESSAGES = ("malformed", "not a database")
 """Parts of SQLite's messages about pages that are not what SQLite has written."""
+UNREADABLE = (ValueError, TypeError, AttributeError, OverflowError)
+"""What damaged text, ids and numbers raise while they are read: ``UnicodeDecodeError`` is a ``ValueError``."""
+REMEDY = "look at 'aeic store check', then restore a backup with 'aeic store restore'"
 POSTGRESQL = {
     "connect_timeout": 5,
     "keepalives_idle": 10,
@@ -74,6 +77,11 @@ class Database:
         try:
             migrate.ensure(self.engine, self.write)
             self._watch()
+        except UNREADABLE as error:
+            self.close()
+            if not self.sqlite:
+                raise
+            raise StoreUnavailable(f"the store is damaged ({type(error).__name__}: {error}): {REMEDY}") from error
         except BaseException:
             self.close()
             raise
@@ -234,6 +242,8 @@ class Database:
                 self._must_be_there()  # else the commit has reached a file that no restart will find
         except SQLAlchemyError as error:
             raise self._unavailable(error, "the store cannot commit", "free its disk or repair the database") from error
+        except UnicodeDecodeError as error:
+            raise self._unreadable(error) from error
 
     @contextmanager
     def read(self) -> Iterator[sa.Connection]:
@@ -245,12 +255,18 @@ class Database:
                 yield connection
         except SQLAlchemyError as error:
             raise self._unavailable(error, "the store cannot be read", "repair the database") from error
+        except UnicodeDecodeError as error:
+            raise self._unreadable(error) from error
 
     def _unavailable(self, error: SQLAlchemyError, what: str, remedy: str) -> StoreUnavailable:
         cause = _cause(error)
         if self.sqlite and any(words in cause for words in DAMAGE_MESSAGES):
-            self.damage = cause
+            self.damage, remedy = cause, REMEDY
         return StoreUnavailable(f"{what} ({cause}): {remedy}")
+
+    def _unreadable(self, error: UnicodeDecodeError) -> StoreUnavailable:
+        self.damage = f"a text in it is damaged: {error}"
+        return StoreUnavailable(f"the store cannot be read ({error}): {REMEDY}")
 
 
 def transposed(values: list[dict[str, Any]]) -> dict[str, list[Any]]:

@@ -313,7 +313,11 @@ class Frames:
                 added.append(Added.STORED)
             else:
                 added.append(Added.DUPLICATE if digests[key] == frame.digest else Added.CONFLICT)
-        queued = [self._job(fresh[frame.tenant, frame.id], frame, now, deadline) for frame in stored if frame.wanted]
+        queued = [
+            self._job(fresh[frame.tenant, frame.id], frame, now, deadline)
+            for frame in stored
+            if frame.wanted and frame.reason is None
+        ]
         if queued:
             self._database.insert_rows(connection, self._database.insert(jobs), queued)
         totals: dict[Key | tuple[str, str], tuple[int, int]] = {}
@@ -358,11 +362,14 @@ class Frames:
 
     def _values(self, new: NewFrame, received: float) -> dict[str, Any]:
         values = {name: getattr(new, name) for name in NewFrame.__dataclass_fields__}
+        state = FrameState.RECEIVED if new.media_type is None else FrameState.DONE
+        if new.reason is not None:
+            state = FrameState.FAILED
         return values | {
             "received_ms": int(received * 1000),
             "bytes": len(new.bitstream),
-            "state": (FrameState.RECEIVED if new.media_type is None else FrameState.DONE).value,
-            "available_ms": None if new.media_type is None else int(received * 1000),
+            "state": state.value,
+            "available_ms": int(received * 1000) if state is FrameState.DONE else None,
         }
 
     def _job(self, seq: int, frame: NewFrame, now: float, deadline: float | None) -> dict[str, Any]:

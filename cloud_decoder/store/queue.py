@@ -26,6 +26,8 @@ _ORDER = (jobs.c.turn, jobs.c.deadline_ms, jobs.c.seq)
 _READY = sa.and_(jobs.c.lease_until.is_(None), jobs.c.wanted)
 _REQUEUED = 1000
 """Frames of one transaction of :meth:`JobQueue.requeue`."""
+LONGEST_LEASE_SECONDS = 3600.0
+"""A lease that ends later than this, and than the lease of the worker that looks, is not possible."""
 _FREE = {"lease_owner": None, "lease_until": None}
 
 
@@ -51,7 +53,7 @@ class JobQueue:
         With ``alike`` only frames that can share a batch with the most urgent one are claimed.
         """
         ready = sa.and_(_READY, jobs.c.fingerprint == fingerprint)
-        lapsed = sa.exists().where(jobs.c.lease_until < now)
+        lapsed = sa.exists().where(_lapsed(now, lease))
         with self._database.read() as connection:  # an idle worker's claim costs no write
             some, stale = connection.execute(sa.select(sa.exists().where(ready), lapsed)).one()
         if not some and not stale:
@@ -62,7 +64,7 @@ class JobQueue:
         urgent = sa.select(jobs.c.seq).where(ready).order_by(*_ORDER).limit(limit)
         with self._database.write(durable=False) as connection:
             if stale:
-                self._take_back(connection, now)
+                self._take_back(connection, now, lease)
             return self._lease(connection, urgent, owner, now + lease, max_attempts)
 
     def claim_one(
@@ -73,7 +75,7 @@ class JobQueue:
         with self._database.write() as connection:
             if not self._queue(connection, waits, now, wanted=False):
                 return None
-            free = sa.or_(jobs.c.lease_until.is_(None), jobs.c.lease_until < now)
+            free = sa.or_(jobs.c.lease_until.is_(None), _lapsed(now, lease))
             chosen = sa.select(jobs.c.seq).join(frames, frames.c.seq == jobs.c.seq).where(waits, free)
             claimed = self._lease(connection, chosen, owner, now + lease, max_attempts)
         return claimed[0] if claimed else None
@@ -118,9 +120,9 @@ class JobQueue:
         connection.execute(insert)
         return True
 
-    def _take_back(self, connection: sa.Connection, now: float) -> None:
+    def _take_back(self, connection: sa.Connection, now: float, lease: float) -> None:
         """Return the jobs whose leases have run out to the queue."""
-        lapsed = sa.select(jobs.c.seq).where(jobs.c.lease_until < now).with_for_update(skip_locked=True)
+        lapsed = sa.select(jobs.c.seq).where(_lapsed(now, lease)).with_for_update(skip_locked=True)
         connection.execute(sa.update(jobs).where(jobs.c.seq.in_(lapsed)).values(**_FREE, wanted=True))
 
     def _lease(
@@ -291,3 +293,8 @@ class JobQueue:
             ready, oldest = connection.execute(query).one()
             leased = connection.scalar(held) or 0
         return Backlog(int(ready), int(leased), max(0.0, now - oldest / 1000) if oldest is not None else 0.0)
+
+
+def _lapsed(now: float, lease: float) -> sa.ColumnElement[bool]:
+    """Leases that have run out, and those that a clock has given which was set back since: nobody may renew them."""
+    return sa.or_(jobs.c.lease_until < now, jobs.c.lease_until > now + max(lease, LONGEST_LEASE_SECONDS))

@@ -42,7 +42,7 @@ class NewFrame:
     ``original_width`` and ``original_height`` are the picture's before the edge scaled it down, ``captured_from`` says
     where ``captured_ms`` comes from (sender, exif, file, clock); None where the edge does not say. ``box`` delivered
     the frame; None if that is the source itself. ``media_type``: ``bitstream`` is not a frame but such a picture file,
-    which is never decoded.
+    which is never decoded. ``reason``: why it cannot be decoded now, which puts it into quarantine.
     """
 
     tenant: str
@@ -62,6 +62,7 @@ class NewFrame:
     captured_from: str | None = None
     box: str | None = None
     media_type: str | None = None
+    reason: str | None = None
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,8 @@
 """Deletion of bitstreams in two steps: frames are marked, and their bitstreams are removed after a grace period.
 
+A limit in bytes holds for all tenants together, and is shared fairly: only tenants with more than their share of it
+lose frames, those with the most first, and each its own oldest.
+
 Retention marks old frames, and clients mark those that they delete. A marked frame is ``pruned`` for every reader, and
 :meth:`Retention.undelete` brings it back. Rows are kept for good, so that an id is never used twice: a frame that an
 edge delivers again is a duplicate, and stays deleted. Times are milliseconds since 1970 by
@@ -11,7 +14,8 @@ Each call is one short transaction, so that frames can be stored between two cal
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 from uuid import UUID
@@ -49,9 +53,10 @@ class Retention:
     def mark(
         self, now_ms: int, *, older_than_ms: int | None = None, keep_bytes: int | None = None, limit: int = BATCH
     ) -> int:
-        """Mark finished frames: those received before ``older_than_ms``, and the oldest beyond ``keep_bytes`` in all.
+        """Mark finished frames: those received before ``older_than_ms``, and those beyond ``keep_bytes`` in all.
 
-        At most ``limit`` frames, and the finished answers to requests about them. Returns how many were marked.
+        The latter are the oldest of the tenants that hold more than their :func:`share` of ``keep_bytes``. At most
+        ``limit`` frames, and the finished answers to requests about them. Returns how many were marked.
         """
         with self._database.read() as connection:
             doomed = self._doomed(connection, older_than_ms, keep_bytes, limit)
@@ -206,22 +211,34 @@ class Retention:
         only: DeletedBy | None = None,
         limit: int = BATCH,
     ) -> Removed:
-        """Remove the bitstreams of marked frames: of those marked before ``before_ms``, and of the oldest until
+        """Remove the bitstreams of marked frames: of those marked before ``before_ms``, and of others until
         ``excess_bytes`` are free. ``only``: of those that were marked so.
 
-        At most ``limit`` frames. They cannot be brought back.
+        The others are those marked first of the tenants that hold more than their :func:`share` of what may stay
+        marked. At most ``limit`` frames. They cannot be brought back.
         """
-        oldest = sa.select(frames.c.seq, frames.c.bytes, frames.c.deleted_ms).where(frames.c.deleted_ms.is_not(None))
-        if only is not None:
-            oldest = oldest.where(frames.c.deleted_by == only.value)
+        marked = sa.and_(
+            frames.c.deleted_ms.is_not(None), *([] if only is None else [frames.c.deleted_by == only.value])
+        )
+        oldest = sa.select(frames.c.seq, frames.c.bytes, frames.c.tenant).where(marked)
+        oldest = oldest.order_by(frames.c.deleted_ms, frames.c.seq).limit(limit)
         with self._database.read() as connection:
-            found = connection.execute(oldest.order_by(frames.c.deleted_ms, frames.c.seq).limit(limit)).all()
-        doomed, size = [], 0
-        for row in found:
-            if size >= excess_bytes and (before_ms is None or row.deleted_ms >= before_ms):
-                break
-            doomed.append(row.seq)
-            size += row.bytes
+            due = [] if before_ms is None else connection.execute(oldest.where(frames.c.deleted_ms < before_ms)).all()
+            doomed, excess = [int(row.seq) for row in due], excess_bytes - sum(row.bytes for row in due)
+            if excess > 0 and len(doomed) < limit:
+                # The bare column would let the database go through all frames of a tenant, for their order.
+                owner = sa.func.coalesce(frames.c.tenant, "")
+                sums = sa.select(owner, sa.func.sum(frames.c.bytes)).where(marked).group_by(owner)
+                sizes = {str(tenant): int(size) for tenant, size in connection.execute(sums)}
+                for row in due:
+                    sizes[row.tenant] -= row.bytes
+                later = oldest if before_ms is None else oldest.where(frames.c.deleted_ms >= before_ms)
+                doomed += _beyond(
+                    sizes,
+                    sum(sizes.values()) - excess,
+                    lambda tenant: connection.execute(later.where(owner == tenant)),
+                )
+        doomed = doomed[:limit]
         if not doomed:
             return Removed()
         marked = sa.and_(self._database.among(frames.c.seq, doomed), frames.c.deleted_ms.is_not(None))
@@ -299,13 +316,16 @@ class Retention:
         doomed: list[int] = []
         if older_than_ms is not None:
             doomed += [seq for seq, _ in self._oldest(connection, finished, older_than_ms, limit)]
-        if keep_bytes is not None:
-            total = sum(int(size) for *_, size in groups)
-            for seq, size in self._oldest(connection, finished, None, limit) if total > keep_bytes else ():
-                if total <= keep_bytes:
-                    break
-                doomed.append(seq)
-                total -= size
+        if keep_bytes is not None and not doomed:  # the old frames go first, and may make room enough
+            sizes: dict[str, int] = {}
+            for tenant, _, _, size in groups:
+                sizes[tenant] = sizes.get(tenant, 0) + int(size)
+
+            def oldest(tenant: str) -> Iterator[tuple[int, int]]:
+                mine = [group for group in finished if group[0] == tenant]
+                return self._oldest(connection, mine, None, limit)
+
+            doomed += _beyond(sizes, keep_bytes, oldest)
         return sorted(set(doomed))[:limit]
 
     def _oldest(
@@ -325,3 +345,35 @@ class Retention:
                 query = query.limit(limit)
             found.append([(int(row.seq), int(row.bytes)) for row in connection.execute(query)])
         return heapq.merge(*found)
+
+
+def share(sizes: Mapping[str, int], room: int) -> float:
+    """What each tenant may keep so that all together fit into ``room`` bytes; infinite where they fit as they are.
+
+    Every tenant may keep ``room / len(sizes)`` or more: what small tenants do not need is divided among the others.
+    """
+    left = float(max(0, room))
+    for place, size in enumerate(sorted(sizes.values())):
+        equal = left / (len(sizes) - place)
+        if size > equal:
+            return equal
+        left -= size
+    return math.inf
+
+
+def _beyond(sizes: Mapping[str, int], room: int, oldest: Callable[[str], Iterable[Sequence[Any]]]) -> list[int]:
+    """The frames to give up so that ``sizes`` fit into ``room``, those of the largest tenant first.
+
+    ``oldest`` has the frames of a tenant in the order in which they go, as rows that begin with ``seq`` and bytes.
+    """
+    most, total = share(sizes, room), sum(sizes.values())
+    doomed: list[int] = []
+    for tenant, size in sorted(sizes.items(), key=lambda item: -item[1]):
+        if size <= most or total <= room:
+            break
+        for seq, count, *_ in oldest(tenant):
+            if size <= most or total <= room:
+                break
+            doomed.append(int(seq))
+            size, total = size - int(count), total - int(count)
+    return doomed

@@ -80,6 +80,7 @@ Index(
     frames.c.deleted_ms,
     frames.c.seq,
     frames.c.bytes,
+    frames.c.tenant,
     sqlite_where=_deleted,
     postgresql_where=_deleted,
 )

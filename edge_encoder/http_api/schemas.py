@@ -62,12 +62,13 @@ class EncodingBody(_Body):
 
 
 class ReceivedBody(_Body):
-    """Originals that wait to be encoded."""
+    """Originals that wait to be encoded. ``problem``: why the machine cannot encode them now."""
 
     frames: int
     bytes: int
     max_frames: int
     max_bytes: int
+    problem: str | None
 
 
 class OriginalsBody(_Body):

@@ -32,6 +32,7 @@ def status(service: EdgeService) -> dict[str, Any]:
             "bytes": spool.original_bytes,
             "max_frames": service.settings.received_max_frames,
             "max_bytes": service.settings.received_max_bytes,
+            "problem": service.deferred_encoder.problem or None,
         },
         "originals": {
             "frames": 0 if service.ring is None else len(service.ring),

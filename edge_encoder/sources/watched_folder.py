@@ -15,6 +15,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import stat
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -151,7 +152,10 @@ class WatchedFolder:
         try:
             if size > most:
                 raise InputError(f"the file has {size} bytes: raise AEIC_EDGE_MAX_BODY_BYTES or send smaller ones")
-            data = await asyncio.to_thread(_read, path, most)
+            data = await asyncio.to_thread(_read, path, most, mark)
+            if data is None:  # it is written or replaced just now
+                self._seen.pop(path, None)
+                return False
             name = os.fsencode(path.name)
             encode_request = EncodeRequest(
                 rate=self._settings.rate,
@@ -187,13 +191,14 @@ class WatchedFolder:
         await self._put_away(path, mark, "refused")
 
     async def _put_away(self, path: Path, mark: tuple[int, int, int, int], folder: str | None) -> None:
-        """Moves the file into the folder, or deletes it; if that is impossible, remembers it."""
+        """Moves the file into the folder, or deletes it; if that is impossible, remembers it.
+
+        A file that was replaced or changed since it was read stays, and is taken at a later scan.
+        """
         self._seen.pop(path, None)
         try:
-            if folder is None:
-                await asyncio.to_thread(path.unlink, True)
-            else:
-                await asyncio.to_thread(_move, path, self._folder, folder)
+            if not await asyncio.to_thread(_put_away, path, mark, self._folder, folder):
+                log.info("folder %s: %s has changed since it was read and is taken again", self.name, path.name)
         except OSError as error:
             assert self._taken is not None
             if not self._taken.used:
@@ -215,21 +220,55 @@ class WatchedFolder:
         return relative + f"\0{mark[0]}\0{mark[1]}".encode()
 
 
-def _read(path: Path, most: int) -> bytes:
-    """The whole file; OSError if it is longer than `most`, whatever its size was said to be."""
+def _read(path: Path, most: int, mark: tuple[int, int, int, int]) -> bytes | None:
+    """The whole file; None if it is not the one of that mark. OSError if it is longer than `most`, whatever its size
+    was said to be."""
     with path.open("rb") as file:
         data = file.read(most + 1)
+        same = _is(os.fstat(file.fileno()), mark)
+    if not same:
+        return None
     if len(data) > most:
         raise OSError(f"it has more than {most} bytes")
     return data
 
 
-def _move(path: Path, root: Path, folder: str) -> None:
-    """Moves the file to the same place under `root`/`folder`, under a fresh name where its own is taken."""
-    place = root / folder / path.parent.relative_to(root)
-    place.mkdir(parents=True, exist_ok=True)
-    target, number = place / path.name, 0
+def _is(facts: os.stat_result, mark: tuple[int, int, int, int]) -> bool:
+    """Whether it is the file of that mark, with the same content. A rename changes the ctime, which does not count."""
+    size, time_ns, _, inode = mark
+    return (facts.st_size, facts.st_mtime_ns, facts.st_ino) == (size, time_ns, inode)
+
+
+def _put_away(path: Path, mark: tuple[int, int, int, int], root: Path, folder: str | None) -> bool:
+    """Moves the file to the same place under `root`/`folder`, or deletes it. False if it is not the one of that mark.
+
+    It gets another name first and is looked at again under that name: until then it may be replaced.
+    """
+    try:
+        if not _is(path.stat(), mark):
+            return False
+        if folder is None:
+            aside = _free(path.with_name(f".{path.name}.taken"))
+        else:
+            place = root / folder / path.parent.relative_to(root)
+            place.mkdir(parents=True, exist_ok=True)
+            aside = _free(place / path.name)
+        path.rename(aside)
+    except FileNotFoundError:
+        return True  # its owner has taken it back
+    facts = aside.lstat()  # without the inode, which a rename may change on some file systems
+    if not stat.S_ISLNK(facts.st_mode) and (facts.st_size, facts.st_mtime_ns) != mark[:2]:
+        aside.rename(_free(path))
+        return False
+    if folder is None:
+        aside.unlink()
+    return True
+
+
+def _free(path: Path) -> Path:
+    """The path, or one with a number where that is taken."""
+    target, number = path, 0
     while os.path.lexists(target):
         number += 1
-        target = place / f"{path.stem}-{number}{path.suffix}"
-    path.rename(target)
+        target = path.with_name(f"{path.stem}-{number}{path.suffix}")
+    return target

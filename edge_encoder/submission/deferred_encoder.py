@@ -4,7 +4,8 @@
 
 Originals share the encode queue with pictures whose clients wait for the result, a few at a time, so that neither
 starves the other. After a crash, an original that was being encoded is tried again on its own; after TRIES attempts it
-is marked FAILED, so that a picture that crashes the process cannot do so indefinitely. Independent of HTTP.
+is marked FAILED, so that a picture that crashes the process cannot do so indefinitely. A fault of the machine, such as
+too little memory, is no attempt: the original waits. Independent of HTTP.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import time
 from collections.abc import Iterator
 
 from aeic.errors import InputError, RateError
@@ -25,7 +27,10 @@ from edge_encoder.submission.submitter import EncodedFrame, Submitter
 log = logging.getLogger("aeic.edge.deferred_encoder")
 
 TRIES = 5
+PROBLEM_SECONDS = 120.0
+"""How long a fault of the machine is shown after it was seen last. Two attempts are about a minute apart at most."""
 _PAUSE_SECONDS = 1.0
+_NO_MEMORY = ("bad_alloc", "failed to allocate memory", "can't start new thread")
 
 
 class DeferredEncoder:
@@ -43,8 +48,15 @@ class DeferredEncoder:
         self._wake = asyncio.Event()
         self._stopping = False
         self._turn = asyncio.Lock()  # held to look for the next original, or to encode a suspect alone
+        self._problem = ("", 0.0)
         self._ended = asyncio.Event()  # while run() does not run
         self._ended.set()
+
+    @property
+    def problem(self) -> str:
+        """Why the machine cannot encode originals now; empty where it can."""
+        text, seen = self._problem
+        return text if time.monotonic() - seen < PROBLEM_SECONDS else ""
 
     def check(self, size: int) -> None:
         """Raises Overloaded when there is no room for an original of `size` bytes. Reserves nothing: what a client
@@ -132,10 +144,17 @@ class DeferredEncoder:
         except (InputError, RateError) as error:
             await self._fail(original, str(error))
             return
-        except Exception:
-            log.exception("original %s could not be encoded, try %d of %d", original.id, tries, TRIES)
+        except Exception as error:
+            if _of_the_machine(error):
+                self._problem = (f"originals wait: {type(error).__name__}: {error}"[:300], time.monotonic())
+                log.error("original %s waits: the machine cannot encode it now: %s", original.id, self._problem[0])
+                with contextlib.suppress(SpoolError):
+                    await asyncio.wrap_future(self._spool.reset_attempts(original.id))
+            else:
+                log.exception("original %s could not be encoded, try %d of %d", original.id, tries, TRIES)
             self._spool.release_original(original.id, _PAUSE_SECONDS)
             return
+        self._problem = ("", 0.0)
         try:
             await self._submitter.put(made)
         except SpoolError as error:
@@ -164,3 +183,17 @@ class DeferredEncoder:
         for _ in range(10):
             if not self._stopping:
                 await asyncio.sleep(_PAUSE_SECONDS / 10)
+
+
+def _of_the_machine(error: Exception) -> bool:
+    """Whether it is a fault of the machine, not of the picture: no memory, or an error of the operating system.
+
+    ONNX Runtime reports a failed allocation in the text of an exception of its own. Pillow raises OSError for damaged
+    pictures, without an errno.
+    """
+    if isinstance(error, MemoryError | SpoolError):
+        return True
+    if isinstance(error, OSError):
+        return error.errno is not None
+    text = str(error).lower()
+    return any(words in text for words in _NO_MEMORY)

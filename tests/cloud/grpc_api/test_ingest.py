@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from pathlib import Path
 from uuid import uuid4
 
@@ -18,7 +19,7 @@ from cloud_decoder.errors import StoreUnavailable
 from cloud_decoder.http_api.serializers import frame_json
 from cloud_decoder.inference.decoder import Decoder
 from cloud_decoder.store.frames import Frames
-from cloud_decoder.store.store import Store
+from cloud_decoder.store.store import FrameState, Store
 from tests.support.cloud import FakeGenerator, IngestClient, running_cloud
 from tests.support.frames import MakeFrame
 
@@ -54,15 +55,12 @@ async def test_bad_frames_are_rejected_with_a_reason_and_the_stream_goes_on(
     bundle: Bundle, decoder: Decoder, make_frame: MakeFrame, tmp_path: Path
 ) -> None:
     good = make_frame(1)
-    foreign = bytearray(good)
-    foreign[6] ^= 1
     huge = bytearray(good)
     huge[2:6] = (8191 | 8191 << 13).to_bytes(4, "little")
     rate = bytearray(good)
     rate[1] |= 31
     bad = {
         "NotABitstream": b"\x00" + good[1:],
-        "WrongModel": bytes(foreign),
         "TooLarge": bytes(huge),
         "Damaged": bytes(rate),
         "Truncated": good[:5],
@@ -85,6 +83,30 @@ async def test_bad_frames_are_rejected_with_a_reason_and_the_stream_goes_on(
         await edge.send(good, uuid4())
         assert (await edge.ack()).status == pb.ACK_STATUS_STORED
         assert sum(cloud.store.frames.counts().values()) == 1
+
+
+async def test_a_frame_of_a_bundle_that_is_missing_is_kept_until_the_bundle_is_there(
+    bundle: Bundle, decoder: Decoder, make_frame: MakeFrame, tmp_path: Path
+) -> None:
+    foreign = bytearray(make_frame(1))
+    foreign[6] ^= 1
+    data, id = bytes(foreign), uuid4()
+    async with running_cloud(decoder, tmp_path, max_pixels=10**6) as cloud, IngestClient(cloud.grpc) as edge:
+        await edge.hello(bundle)
+        for status in (pb.ACK_STATUS_STORED, pb.ACK_STATUS_DUPLICATE):
+            await edge.send(data, id)
+            assert (await edge.ack()).status == status
+        row = cloud.store.frames.get("", id)
+        assert row is not None and row.state is FrameState.FAILED
+        assert row.reason is not None and data[6:9].hex() in row.reason and "AEIC_CLOUD_OTHER_BUNDLES" in row.reason
+        assert cloud.store.frames.bitstream("", id) == data
+        assert cloud.store.queue.waiting(time.time()).ready == 0
+        foreign[2:6] = (8191 | 8191 << 13).to_bytes(4, "little")
+        await edge.send(bytes(foreign), uuid4())  # too large, whichever bundle made it
+        assert (await edge.ack()).status == pb.ACK_STATUS_REJECTED
+        assert cloud.store.queue.requeue(time.time()) == 1
+        row = cloud.store.frames.get("", id)
+        assert row is not None and row.state is FrameState.RECEIVED and row.reason is None
 
 
 @pytest.mark.parametrize(

@@ -50,6 +50,21 @@ def test_changed_bytes_are_named(store: Store) -> None:
     assert not report.ok and report.damaged == 1 and report.damaged_ids == [str(bad.id)]
 
 
+def test_damaged_names_and_ids_are_reported_and_a_start_names_the_remedy(local: Store, tmp_path: Path) -> None:
+    with local.database.write() as connection:
+        connection.exec_driver_sql("UPDATE frames SET id = 'no id at all' WHERE seq = 1")
+    report = copies.check(local.url)
+    assert not report.ok and "not what was written" in str(report.problems)
+    local.close()
+    path = tmp_path / "store.db"
+    data = bytearray(path.read_bytes())
+    data[data.index(b"frames_by_source") + 2] ^= 0x80  # text that is not UTF-8 any more
+    path.write_bytes(data)
+    assert copies.PageCheck(str(path)).run() and not copies.check(local.url).ok
+    with pytest.raises(StoreUnavailable, match=r"aeic store check.*aeic store restore"):
+        Store(local.url)
+
+
 def test_wrong_counters_and_garbage_pages_are_found(local: Store, tmp_path: Path) -> None:
     with local.database.write() as connection:
         connection.execute(sa.update(tallies).values(frames=7))

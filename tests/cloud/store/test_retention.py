@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import sqlalchemy as sa
 
 from cloud_decoder.store.clock import DAY, SETTLE_SECONDS, TrustedClock, accept
 from cloud_decoder.store.frames import PRUNED
-from cloud_decoder.store.retention import Removed
+from cloud_decoder.store.retention import Removed, share
 from cloud_decoder.store.store import Added, DecodeResult, FrameState, NewFrame, Store
 from tests.support.frames import NOW, claim, stored_frame
 
@@ -89,6 +91,54 @@ def test_room_is_made_before_the_grace_is_over(store: Store) -> None:
     store.retention.mark(NOW_MS, keep_bytes=0)
     assert store.retention.remove(before_ms=NOW_MS, excess_bytes=101) == Removed(2, 200)
     assert store.retention.marked() == (2, 200)
+
+
+def decoded_of(store: Store, tenant: str, many: int, size: int, now: float = NOW) -> list[NewFrame]:
+    new = [stored_frame(bytes([n]) * size, tenant=tenant) for n in range(many)]
+    store.frames.add(new, now)
+    store.queue.finish([DecodeResult(one.lease, "", {}) for one in claim(store, many, now)], now)
+    return new
+
+
+def test_a_tenant_that_fills_the_store_removes_only_its_own_frames(store: Store) -> None:
+    bob, carol = decoded_of(store, "bob", 5, 100), decoded_of(store, "carol", 10, 100)
+    alice = decoded_of(store, "alice", 40, 1000, NOW + 1)
+    while store.retention.mark(NOW_MS, keep_bytes=10_000, limit=7):
+        pass
+    assert [state(store, one) for one in [*bob, *carol]] == [FrameState.DONE] * 15
+    assert [state(store, one) for one in alice] == [FrameState.PRUNED] * 32 + [FrameState.DONE] * 8
+    # The others have marked frames too, and before alice. Those keep their grace while alice's make room.
+    store.retention.delete("bob", bob[0].id, NOW_MS - 5000)
+    while store.retention.mark(NOW_MS, keep_bytes=5500, limit=7):
+        pass
+    assert [state(store, one) for one in carol] == [FrameState.DONE] * 10
+    removed = store.retention.remove(before_ms=NOW_MS - 10_000, excess_bytes=26_000, limit=50)
+    assert removed.bytes >= 26_000 and removed.bytes % 1000 == 0
+    assert store.retention.undelete("bob", bob[0].id) == 1
+
+
+def test_the_shares_of_a_limit() -> None:
+    assert share({"a": 10, "b": 20}, 30) == math.inf
+    assert share({"a": 10, "b": 20, "c": 300}, 100) == 70
+    assert share({"a": 500, "b": 20, "c": 300}, 100) == 40
+    assert share({"a": 50, "b": 50}, 0) == 0 and share({}, 0) == math.inf
+
+
+def test_the_frames_over_the_limit_are_found_in_indexes(tmp_path: Path) -> None:
+    store = Store(f"sqlite:///{tmp_path / 'store.db'}")
+    sql: list[str] = []
+    sa.event.listen(store.database.engine, "before_cursor_execute", lambda c, k, text, *_: sql.append(text))
+    decoded_of(store, "alice", 4, 100)
+    store.retention.mark(NOW_MS, keep_bytes=100)
+    sql.clear()
+    store.retention.remove(excess_bytes=100)
+    with store.database.read() as connection:
+        plans = [
+            str(connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {text}", ("",) * text.count("?")).all())
+            for text in [text for text in sql if text.startswith("SELECT")]
+        ]
+    assert len(plans) == 2 and all("COVERING INDEX frames_deleted" in plan for plan in plans), plans
+    store.close()
 
 
 def test_the_limits_of_a_source_concern_no_other_and_no_other_tenant(store: Store) -> None:

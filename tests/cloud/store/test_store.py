@@ -367,3 +367,15 @@ def test_the_clock_is_the_database_s(store: Store) -> None:
     if not store.database.sqlite:
         store.database._skew = (time.monotonic(), 1000.0)
         assert store.clock() - time.time() > 999
+
+
+def test_a_lease_of_a_clock_that_was_set_back_does_not_hold(store: Store) -> None:
+    ahead, frame = NOW + 86_400, stored_frame()
+    store.frames.add([frame], ahead)
+    assert claim(store, now=ahead) and not claim(store, now=ahead)
+    (taken,) = claim(store)
+    assert taken.row.id == frame.id
+    store.queue.renew([taken.lease], NOW + 3000)  # a longer lease than that of this worker is possible
+    assert not claim(store) and store.queue.claim_one("", frame.id, "w", NOW, 60, 3) is None
+    store.queue.renew([taken.lease], ahead)
+    assert store.queue.claim_one("", frame.id, "w", NOW, 60, 3) is not None

@@ -8,6 +8,7 @@ import os
 import shutil
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -87,6 +88,70 @@ async def test_files_wait_while_the_spool_is_full(tmp_path: Path, tiny_bundle: P
     service.spool._ledger.limits = Limits()
     assert await folder.look() == 1 and not (inbox / "a.jpg").exists()
     await service.stop()
+
+
+@pytest.mark.parametrize("keep", [True, False])
+@pytest.mark.parametrize("late", [True, False])
+async def test_a_file_that_is_replaced_while_it_is_encoded_is_taken_too(
+    tmp_path: Path, tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch, keep: bool, late: bool
+) -> None:
+    inbox, number = tmp_path / "in", 0
+    inbox.mkdir()
+
+    def replace() -> None:
+        nonlocal number
+        number += 1
+        (tmp_path / "new").write_bytes(picture(seed=number))
+        os.rename(tmp_path / "new", inbox / "snap.jpg")
+
+    async with service(tmp_path, tiny_bundle) as edge:
+        folder = watched(edge, inbox, keep=keep)
+        replace()
+        await folder.look()
+        if late:  # after the last look at it, while it gets its other name
+            rename = Path.rename
+
+            def slow(path: Path, target: Path) -> Path:
+                if number == 1:
+                    replace()
+                return rename(path, target)
+
+            monkeypatch.setattr(Path, "rename", slow)
+            assert await folder.look() == 1
+        else:
+            take = edge.take
+
+            async def taken(*given: Any) -> Any:
+                replace()
+                return await take(*given)
+
+            with monkeypatch.context() as patch:
+                patch.setattr(edge, "take", taken)
+                assert await folder.look() == 1
+        assert (inbox / "snap.jpg").read_bytes() == picture(seed=2)
+        await folder.look()
+        assert await folder.look() == 1 and edge.spool.pending_frames == 2
+        assert [path.name for path in inbox.iterdir()] == (["done"] if keep else [])
+        assert not keep or {path.read_bytes() for path in (inbox / "done").iterdir()} == {picture(seed=2)}
+
+
+async def test_a_file_that_is_replaced_before_it_is_read_is_read_later(
+    tmp_path: Path, tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inbox = tmp_path / "in"
+    inbox.mkdir()
+    async with service(tmp_path, tiny_bundle) as edge:
+        folder = watched(edge, inbox)
+        (inbox / "a.jpg").write_bytes(picture())
+        await folder.look()
+        listed = folder._list()
+        (inbox / "a.jpg").write_bytes(picture(seed=1))
+        os.utime(inbox / "a.jpg", (1_800_000_000, 1_800_000_000))
+        with monkeypatch.context() as patch:
+            patch.setattr(folder, "_list", lambda: listed)
+            assert await folder.look() == 0
+        await folder.look()
+        assert await folder.look() == 1 and edge.spool.pending_frames == 1
 
 
 async def test_files_that_cannot_be_read_and_odd_names_stop_no_other(
@@ -196,7 +261,7 @@ async def test_a_read_only_folder_works_and_a_restart_sends_nothing_twice(
     def refuse(*_: object) -> None:  # as for a mount that is read-only; root may write anywhere else
         raise OSError(30, "Read-only file system")
 
-    monkeypatch.setattr(watched_folder, "_move", refuse)
+    monkeypatch.setattr(watched_folder, "_put_away", refuse)
     for start in range(2):
         async with service(tmp_path, tiny_bundle) as edge:
             folder = watched(edge, inbox)

@@ -13,11 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import pytest
 
 from aeic.identifiers import new_id
 from edge_encoder.service import EdgeService
 from edge_encoder.spool.record import Original, State
 from edge_encoder.spool.spool import Spool
+from edge_encoder.submission import deferred_encoder
 from edge_encoder.submission.deferred_encoder import TRIES
 from tests.support.edge_fakes import FakeCloud, serving
 from tests.support.in_process import edge, is_problem
@@ -191,6 +193,46 @@ async def test_an_encoding_that_fails_is_tried_again_later(tmp_path: Path, tiny_
         service.encoder.encode = broken  # type: ignore[method-assign]
         body = (await client.post(POST, content=picture())).json()
         assert (await encoded(client, body["id"]))["state"] == "spooled" and len(tries) == 2
+
+
+async def test_a_fault_of_the_machine_is_no_attempt_and_is_shown(
+    tmp_path: Path, tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(deferred_encoder, "_PAUSE_SECONDS", 0.001)
+    faults = [MemoryError("std::bad_alloc"), OSError(24, "Too many open files"), Exception("Failed to allocate memory")]
+    async with edge(tmp_path, tiny_bundle) as (client, service):
+        encode, tries, go = service.encoder.encode, 0, threading.Event()
+
+        def broken(*args: Any, **kw: Any) -> Any:
+            nonlocal tries
+            tries += 1
+            if tries <= 2 * TRIES:
+                raise faults[tries % len(faults)]
+            go.wait(20)
+            return encode(*args, **kw)
+
+        service.encoder.encode = broken  # type: ignore[method-assign]
+        body = (await client.post(POST, content=picture())).json()
+        await until(lambda: tries == 2 * TRIES + 1)
+        assert "originals wait" in (await client.get("/v1/status")).json()["received"]["problem"]
+        is_problem(await client.get("/readyz"), 503, "originals wait")
+        go.set()
+        assert (await encoded(client, body["id"]))["state"] == "spooled"
+        assert (await client.get("/readyz")).status_code == 200
+
+
+async def test_a_fault_of_the_picture_is_an_attempt(
+    tmp_path: Path, tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(deferred_encoder, "_PAUSE_SECONDS", 0.001)
+    async with edge(tmp_path, tiny_bundle) as (client, service):
+
+        def broken(*_: Any, **kw: Any) -> Any:
+            raise OSError("image file is truncated")  # Pillow's, without an errno
+
+        service.encoder.encode = broken  # type: ignore[method-assign]
+        body = (await client.post(POST, content=picture())).json()
+        assert (await encoded(client, body["id"]))["state"] == "failed"
 
 
 async def test_while_the_spool_is_full_the_frame_waits(tmp_path: Path, tiny_bundle: Path) -> None:

@@ -1,4 +1,4 @@
-"""The log of events, which triggers write.
+"""The log of events, which triggers write. The index of deleted frames has their tenant.
 
 The statements are those of the release that introduced this revision. They stay as they are when the program changes.
 """
@@ -71,6 +71,10 @@ def upgrade() -> None:
     op.create_index("events_by_tenant", "events", ["tenant", "txid", "seq"])
     for name in ("trimmed_txid", "trimmed_seq"):
         op.add_column("store_clock", sa.Column(name, sa.BigInteger, nullable=False, server_default="0"))
+    deleted = sa.text("deleted_ms IS NOT NULL")
+    op.drop_index("frames_deleted", "frames")
+    columns = ["deleted_ms", "seq", "bytes", "tenant"]
+    op.create_index("frames_deleted", "frames", columns, sqlite_where=deleted, postgresql_where=deleted)
     connection = op.get_bind()
     for statement in (*FUNCTIONS, *POSTGRESQL) if connection.dialect.name == "postgresql" else SQLITE:
         connection.exec_driver_sql(statement)
