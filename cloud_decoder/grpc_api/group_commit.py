@@ -44,8 +44,8 @@ class GroupCommit:
         self._running: asyncio.Task[None] | None = None
 
     def add(self, frame: NewFrame) -> asyncio.Future[Added]:
-        """Put ``frame`` into the next commit. The future resolves once the frame is durable, or fails with
-        ``StoreUnavailable``.
+        """Put ``frame`` into the next commit. The future resolves once the frame is durable, or fails with the
+        error of the commit, ``StoreUnavailable`` if the store cannot write.
 
         Durable: ``Frames.add`` has committed the frame and, if it is to be decoded on arrival, its job. The commit is
         synced to the disk (``synchronous=FULL`` in store/database.py).

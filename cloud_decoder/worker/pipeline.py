@@ -400,7 +400,11 @@ class Pipeline:
     def _run_halving(
         self, decoder: Decoder, work: Sequence[Work], lane: int, done: set[Work]
     ) -> dict[DecodeJob, Exception]:
-        """Run a batch. One that fails is run again in halves, down to single items."""
+        """Run a batch. One that fails is run again in halves, down to single items.
+
+        A single item is run again after each death of the decoder process, ``max_deaths`` times at most; then its frame
+        goes to quarantine.
+        """
         try:
             whole = all(_assembler(job).whole for job, _ in work)
             images = decoder.run([_assembler(job).cut(tile) for job, tile in work], whole=whole, lane=lane)
