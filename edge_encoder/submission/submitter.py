@@ -127,15 +127,14 @@ class Submitter:
         context = tracing.kept(
             made.record.id
         )  # before the frame can be sent, since a cloud in the same process keeps its own context
-        with contextlib.ExitStack() as stack:
-            keeps = self.ring is not None and self.ring.takes(made.record.source_id)
-            if self.ring is not None and keeps:  # a request about the frame waits for its original
-                stack.enter_context(self.ring.expecting(made.record.id))
+        ring = self.ring if self.ring is not None and self.ring.takes(made.record.source_id) else None
+        # The frame may be sent, and asked about, before its original is kept: requests wait for that.
+        with contextlib.nullcontext() if ring is None else ring.expecting(made.record.id):
             entry = await asyncio.wrap_future(self._spool.put(made.record))
             self._observe(context, {**made.encoded.timings, "spool": time.perf_counter() - begin})
             self._metrics.frame_bytes.labels(str(made.encoded.rate)).observe(len(made.encoded.data))
-            if self.ring is not None and keeps:
-                await asyncio.to_thread(_keep, self.ring, made)
+            if ring is not None:
+                await asyncio.to_thread(_keep, ring, made)
         return entry
 
     async def _known(self, encode_request: EncodeRequest, crc: int) -> Entry | None:

@@ -267,8 +267,9 @@ class Stream:
             await self._write(pb.DeliverRequest(refusal=refusal))  # on a stream that has ended, the cloud asks again
 
     async def _send_file(self, request_id: bytes, file: File) -> None:
-        """Sends a file in pieces, from where the cloud has it already. Interrupted if it answers late or asks for more
-        bytes than the file has; Refused if the rest of the file needs more than `file.limit` allows."""
+        """Sends a file in pieces, from where the cloud has it already: the answer to the first one says so, and each
+        other piece follows the last one. Interrupted if the cloud answers late, or asks for what it has got; Refused if
+        the rest of the file needs more than `file.limit` allows."""
         size, digest, offset = len(file.data), hashlib.sha256(file.data).digest(), 0
         took = 0.0
         while True:
@@ -293,14 +294,15 @@ class Stream:
                 del self._pieces[request_id]
             took = time.monotonic() - begin
             self._piece.answered(took)
+            first, due = file.sent == len(data), offset + len(data)
             offset = min(ack.received_bytes, size)
             if ack.unwanted or offset == size:
                 return
             left = file.limit - file.sent
             if left < size - offset and file.limit < size:
                 raise Refused(Reason.OVER_BUDGET, f"the rest of the file has {size - offset} bytes, {left} are left")
-            if not left:
-                raise Interrupted("the cloud asks for the same pieces again and again")
+            if not left or not (first or offset == due):
+                raise Interrupted("the cloud asks for pieces again that were sent to it")
 
     async def _watch(self) -> None:
         timeout = self._settings.ack_timeout_seconds
