@@ -12,8 +12,8 @@ The box decides: its settings limit the bytes of an answer, and of a source's an
 request costs something, however it ends. Refusals that no source pays for have an hour of their own, and once that is
 spent they are not sent: the request expires at the cloud.
 
-An answer goes ahead of the frames that wait, so it delays them by its own bytes and no more; it never takes the place of
-one. A file goes behind them (uplink/stream.py).
+An answer goes ahead of the frames that wait, so it delays them by its own bytes and no more; it never takes the place
+of one. A file goes behind them (uplink/stream.py).
 """
 
 from __future__ import annotations
