@@ -21,15 +21,13 @@ class Charge:
         self.sent = 0
         self.hour = hour
         self.attempts = 0
-        self.working = False
         self.ended_at = 0.0  # monotonic seconds, of the last attempt
         self._reserved = 0
 
     @property
     def bytes(self) -> int:
         """What is taken of the hour now."""
-        least = max(self.sent, self.attempts * REQUEST_BYTES)
-        return max(least, self._reserved) if self.working else least
+        return max(self.sent, self.attempts * REQUEST_BYTES, self._reserved)
 
     @property
     def left(self) -> int:
@@ -45,40 +43,50 @@ class Charge:
 
     def end(self) -> None:
         """The attempt has ended: what is reserved and was not sent is free again."""
-        self.working, self._reserved, self.ended_at = False, 0, time.monotonic()
+        self._reserved, self.ended_at = 0, time.monotonic()
 
 
 class Hour:
     """At most `limit` bytes within any 60 minutes, counted since the start of the process. A request that comes again
-    continues with its own charge. Used in one asyncio loop."""
+    continues with its own charge, as one of now. Used in one asyncio loop."""
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
-        self._charges: dict[uuid.UUID, Charge] = {}
+        self._working: dict[uuid.UUID, Charge] = {}
+        self._ended: dict[uuid.UUID, Charge] = {}  # the longest ago first
+        self._spent = 0  # by those that have ended
 
     @property
     def left(self) -> int:
         """Bytes that are neither spent nor reserved."""
         oldest = time.monotonic() - _SECONDS
-        for request, charge in list(self._charges.items()):
-            if not charge.working and charge.ended_at < oldest:
-                del self._charges[request]
-        return max(0, self.limit - sum(charge.bytes for charge in self._charges.values()))
+        while self._ended:
+            request, charge = next(iter(self._ended.items()))
+            if charge.ended_at >= oldest:
+                break
+            self._forget(request)
+        return max(0, self.limit - self._spent - sum(charge.bytes for charge in self._working.values()))
 
     @contextlib.contextmanager
     def attempt(self, request: uuid.UUID) -> Iterator[Charge | None]:
-        """Charges an attempt at a request; None where not even REQUEST_BYTES are left for it."""
+        """Charges an attempt at a request, one at a time; None where not even REQUEST_BYTES are left for it."""
         left = self.left
-        charge = self._charges.get(request) or Charge(self)
-        before = charge.bytes
-        charge.attempts += 1
-        if charge.bytes - before > left:
-            charge.attempts -= 1
+        charge = self._ended.get(request) or Charge(self)
+        if (charge.attempts + 1) * REQUEST_BYTES - charge.bytes > left:
             yield None
             return
-        self._charges[request] = charge
-        charge.working = True
+        self._forget(request)
+        charge.attempts += 1
+        self._working[request] = charge
         try:
             yield charge
         finally:
+            del self._working[request]
             charge.end()
+            self._ended[request] = charge
+            self._spent += charge.bytes
+
+    def _forget(self, request: uuid.UUID) -> None:
+        charge = self._ended.pop(request, None)
+        if charge is not None:
+            self._spent -= charge.bytes

@@ -24,7 +24,7 @@ def jpeg_within(rgb: NDArray[np.uint8], max_bytes: int) -> bytes:
     """A JPEG file of rgb (H, W, 3) with at most `max_bytes`: of the highest of a few qualities that fits, else scaled
     down. A size that cannot fit whatever is in the picture is not tried. RateError if not even a picture of 16 pixels a
     side fits."""
-    qualities = _QUALITIES
+    qualities: tuple[int, ...] = _QUALITIES
     while True:
         height, width, _ = rgb.shape
         length = _least_bytes(width, height)

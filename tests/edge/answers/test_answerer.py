@@ -237,7 +237,7 @@ async def test_an_original_is_charged_with_what_left_for_the_link(tiny_bundle: P
 async def test_an_original_that_was_cut_off_continues_with_its_own_charge(tiny_bundle: Path, tmp_path: Path) -> None:
     original = picture(128, 96)
     size = len(original)
-    whole = {"kind": Kind.ORIGINAL, "region": (0, 0, 0, 0), "max_bytes": size}
+    whole: dict[str, Any] = {"kind": Kind.ORIGINAL, "region": (0, 0, 0, 0), "max_bytes": size}
     async with box(tmp_path, tiny_bundle, request_bytes_per_hour=size + 2000) as (service, frame):
         respond = service.uplink._context.answer
         assert respond is not None
@@ -274,7 +274,7 @@ async def test_each_attempt_costs_something_and_then_nothing_is_sent(
         service.cameras["yard"] = forbidden  # type: ignore[assignment]
         monkeypatch.setattr("edge_encoder.answers.answerer.load_picture", forbidden)
         monkeypatch.setattr("edge_encoder.answers.answerer.jpeg_within", forbidden)
-        never = [
+        never: list[dict[str, Any]] = [
             {"kind": Kind.ORIGINAL, "max_bytes": 64},
             {"kind": Kind.ORIGINAL, "max_bytes": 64, "region": (0, 0, 0, 0)},
             {"max_bytes": 9},
