@@ -98,7 +98,7 @@ class Metrics:
         self.originals_bytes = Gauge("aeic_edge_originals_bytes", "Bytes of these originals.", registry=registry)
         self.requests = Counter(
             "aeic_edge_requests_total",
-            "Requests of the cloud: answered, or the reason of the refusal.",
+            "Requests of the cloud: answered, the reason of the refusal, or ignored: not even refused.",
             ["outcome"],
             registry=registry,
         )
@@ -160,7 +160,7 @@ class Metrics:
         # At 0 from the start, so that the first event is an increase for Prometheus.
         for reason in ("full", "age", "damaged"):
             self.dropped.labels(reason)
-        for outcome in ("answered", "gone", "forbidden", "over-budget", "expired", "unsupported"):
+        for outcome in ("answered", "gone", "forbidden", "over-budget", "expired", "unsupported", "ignored"):
             self.requests.labels(outcome)
         for cause in ("closed", "unreachable", "stalled", "tls-failed", "unauthorised", "refused", "model-mismatch"):
             self.reconnects.labels(cause)

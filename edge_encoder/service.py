@@ -191,7 +191,7 @@ class EdgeService:
                 for source in sources
                 if source.originals_max_bytes is not None
             },
-            spool_needs=lambda: max(0, settings.spool_max_bytes - self.spool.pending_bytes),
+            spool_needs=self._spool_needs,
             cipher=Cipher.of(settings.originals_key),
         )
         if not settings.request_max_bytes:
@@ -211,6 +211,13 @@ class EdgeService:
             box=settings.source_id,
             cameras=self.cameras,
         )
+
+    def _spool_needs(self) -> int:
+        """The bytes that the spool may still take of the disk: for frames, and for pictures of `?wait=received`, of
+        which one may be larger than all together."""
+        settings, spool = self.settings, self.spool
+        received = max(settings.received_max_bytes, settings.max_body_bytes)
+        return max(0, settings.spool_max_bytes - spool.pending_bytes) + max(0, received - spool.original_bytes)
 
     async def take(self, picture: bytes | NDArray[np.uint8], encode_request: EncodeRequest) -> Accepted:
         """Encodes and spools one picture: Submitter.take."""

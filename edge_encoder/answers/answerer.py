@@ -8,9 +8,12 @@ What is spooled is a frame with the request's id. It is delivered as every other
 because a request that comes again finds its id in the spool. A file is not spooled: the cloud stores it once, and asks
 again for what did not arrive.
 
-The box decides: its settings limit the bytes of an answer, and of a source's answers within an hour. An
-answer goes ahead of the frames that wait, so it delays them by its own bytes and no more; it never takes the place of
-one. A file goes behind them (uplink/stream.py).
+The box decides: its settings limit the bytes of an answer, and of a source's answers within an hour (hour.py). Every
+request costs something, however it ends. Refusals that no source pays for have an hour of their own, and once that is
+spent they are not sent: the request expires at the cloud.
+
+An answer goes ahead of the frames that wait, so it delays them by its own bytes and no more; it never takes the place
+of one. A file goes behind them (uplink/stream.py).
 """
 
 from __future__ import annotations
@@ -30,11 +33,12 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from aeic.bitstream import MIN_SIDE
+from aeic.bitstream import HEADER_BYTES, MIN_SIDE
 from aeic.errors import InputError, RateError
 from aeic.pixels import load_picture, picture_size, save_picture
 from aeic_service.errors import Overloaded
-from edge_encoder.answers.jpeg import jpeg_within
+from edge_encoder.answers.hour import REQUEST_BYTES, Charge, Hour
+from edge_encoder.answers.jpeg import LEAST_BYTES, jpeg_within
 from edge_encoder.encoding.encode_queue import EncodeQueue
 from edge_encoder.encoding.encoder import Encoded, Encoder
 from edge_encoder.errors import SpoolError
@@ -44,10 +48,18 @@ from edge_encoder.spool.record import CLOCK_IS_SET_MS, CapturedFrom, Record, Sta
 from edge_encoder.spool.spool import Spool
 
 PRIORITY = 255
-_HOUR_SECONDS = 3600.0
 _PAUSE_SECONDS = 0.5
+_KEEP_POLL_SECONDS = 0.05
 _AT_ONCE = 2
 """Originals whose files are held in memory at once for answers."""
+_REFUSALS = 64
+"""Refusals that no source pays for, within an hour: as many fit into any budget of an hour."""
+_SAME_REFUSALS = 2
+_SAME_SECONDS = 60.0
+"""A request is refused this often within so many seconds, since a refusal may be lost with its stream; then it is
+ignored."""
+
+_GONE = "the box does not have the original any more"
 
 T = TypeVar("T")
 TakePicture = Callable[[], Awaitable[NDArray[np.uint8]]]
@@ -91,23 +103,21 @@ class Ask:
 
 @dataclass(slots=True)
 class File:
-    """A picture file that answers a request. Its sender adds up in `sent` the bytes that it has given to the link."""
+    """A picture file that answers a request. Its sender adds up in `sent` the bytes that it has given to the link, at
+    most `limit`: all bytes of the file, or fewer where the hour has no more."""
 
     data: bytes
     sent: int = 0
+    limit: int = -1
+
+    def __post_init__(self) -> None:
+        if self.limit < 0:
+            self.limit = len(self.data)
 
 
 Send = Callable[[File], Awaitable[None]]
-"""Sends a file. Returns once the cloud has it, or does not want it any more; Interrupted if it may ask again."""
-
-
-@dataclass(slots=True)
-class _Charge:
-    """`bytes` of a source's hour, of which `sent` stay charged when the answer is finished, or when it fails."""
-
-    at: float  # monotonic seconds
-    bytes: int
-    sent: int = 0
+"""Sends a file. Returns once the cloud has it, or does not want it any more; Interrupted if it may ask again, Refused
+if what is left of the hour is too little for the rest of it."""
 
 
 class Refused(Exception):
@@ -120,6 +130,10 @@ class Refused(Exception):
 
 class Interrupted(Exception):
     """The answer did not get through. The cloud asks again."""
+
+
+class Ignored(Exception):
+    """Nothing is sent, not even a refusal."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,33 +164,85 @@ class Answerer:
     ) -> None:
         self._ring, self._encoder, self._queue, self._spool, self._metrics = ring, encoder, queue, spool, metrics
         self._limits, self._box, self._cameras = limits, box, cameras
-        self._charges: defaultdict[str, deque[_Charge]] = defaultdict(deque)
+        self._hours: defaultdict[str, Hour] = defaultdict(lambda: Hour(limits.hour_bytes))  # by the source
+        self._refusals = Hour(max(limits.hour_bytes, _REFUSALS * REQUEST_BYTES))
+        self._refused: deque[tuple[float, uuid.UUID]] = deque()  # the latest: monotonic seconds and request
+        self._working: set[uuid.UUID] = set()
         self._turns = asyncio.Semaphore(_AT_ONCE)
         self._camera_turns: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
         self._file_turn = asyncio.Lock()
 
     async def answer(self, ask: Ask, send: Send | None = None) -> None:
         """Returns once the answer is durably spooled, now or before, or is sent. Refused with the reason if there is
-        none. SpoolError while the spool cannot be read, and Interrupted: ask again. Without `send` no files go out."""
+        none; Ignored if there is not even a refusal. SpoolError while the spool cannot be read, and Interrupted: ask
+        again. Without `send` no files go out."""
+        try:
+            if ask.id in self._working or self._refused_lately(ask.id):
+                raise Ignored("it is being worked on, or was refused just now")
+            self._working.add(ask.id)
+            try:
+                await self._answer(ask, send)
+            finally:
+                self._working.discard(ask.id)
+        except Refused as refused:
+            self._refused.append((time.monotonic(), ask.id))
+            self._metrics.requests.labels(refused.reason).inc()
+            raise
+        except Ignored:
+            self._metrics.requests.labels("ignored").inc()
+            raise
+
+    async def _answer(self, ask: Ask, send: Send | None) -> None:
+        end = time.monotonic() + ask.seconds
         known = await asyncio.to_thread(self._spool.get, ask.id)
         if known is not None and known.state is not State.DROPPED:
             return
-        try:
+        source_id = await self._source(ask, end)
+        with self._charged(source_id, ask) as charge:
             self._check(ask)
-            end = time.monotonic() + ask.seconds
+            if source_id is None and ask.kind is Kind.NOW:
+                raise Refused(Reason.UNSUPPORTED, "the source of that frame is not a live camera of this box")
+            if source_id is None:
+                raise Refused(Reason.GONE, _GONE)
+            if charge is None:
+                raise Refused(Reason.OVER_BUDGET, f"the {self._limits.hour_bytes} bytes for an hour are spent")
             try:
                 if ask.kind is Kind.ORIGINAL:
-                    await self._file(ask, end, send)
+                    await self._file(ask, charge, end, send)
                 elif ask.kind is Kind.NOW:
-                    await self._picture_now(ask, end)
+                    await self._picture_now(ask, source_id, charge, end)
                 else:
-                    await self._frame(ask, end)
+                    await self._frame(ask, charge, end)
             except TimeoutError:
                 raise Refused(Reason.EXPIRED, "the box did not finish before the deadline") from None
-        except Refused as refused:
-            self._metrics.requests.labels(refused.reason).inc()
-            raise
         self._metrics.requests.labels("answered").inc()
+
+    async def _source(self, ask: Ask, end: float) -> str | None:
+        """The source whose hour pays for a request; None where the box has nothing of it."""
+        if ask.kind is Kind.NOW:
+            source_id = ask.source_id or self._box
+            return source_id if source_id in self._cameras else None
+        # A frame may reach the cloud before its original is on the disk.
+        while self._ring.expects(ask.frame_id) and time.monotonic() < end:
+            await asyncio.sleep(_KEEP_POLL_SECONDS)
+        return await asyncio.to_thread(self._ring.source, ask.frame_id)
+
+    @contextlib.contextmanager
+    def _charged(self, source_id: str | None, ask: Ask) -> Iterator[Charge | None]:
+        """The charge to the hour of the source. None where it pays no more, or there is no source: the hour of refusals
+        pays for one. Ignored where that is spent too."""
+        with contextlib.ExitStack() as stack:
+            hour = None if source_id is None else self._hours[source_id]
+            charge = None if hour is None else stack.enter_context(hour.attempt(ask.id))
+            if charge is None and stack.enter_context(self._refusals.attempt(ask.id)) is None:
+                raise Ignored("the bytes for refusals within an hour are spent")
+            yield charge
+
+    def _refused_lately(self, request: uuid.UUID) -> bool:
+        oldest = time.monotonic() - _SAME_SECONDS
+        while self._refused and self._refused[0][0] < oldest:
+            self._refused.popleft()
+        return sum(other == request for _, other in self._refused) >= _SAME_REFUSALS
 
     def _check(self, ask: Ask) -> None:
         if not self._limits.max_bytes:
@@ -194,76 +260,80 @@ class Answerer:
             raise Refused(Reason.FORBIDDEN, "the settings of the box forbid it: AEIC_EDGE_REQUEST_NOW is false")
         if ask.max_bytes > most:
             raise Refused(Reason.OVER_BUDGET, f"the box answers with at most {most} bytes")
+        if ask.kind is not Kind.ORIGINAL and ask.max_bytes <= HEADER_BYTES:
+            raise _too_few(ask)
 
-    async def _frame(self, ask: Ask, end: float) -> None:
+    async def _frame(self, ask: Ask, charge: Charge, end: float) -> None:
         """The original, or a region of it, as a frame."""
-        with contextlib.ExitStack() as stack:
-            async with asyncio.timeout(end - time.monotonic()), self._turns:
-                kept = await self._kept(ask)
-                charge = stack.enter_context(self._charged(kept.source_id, ask.max_bytes))
-                record = _record(ask, kept, await self._encoded(ask, kept.picture))
-            await self._put(record, end)
-            charge.sent = len(record.data)
+        async with asyncio.timeout(end - time.monotonic()), self._turns:
+            _reserve(charge, charge.sent + ask.max_bytes)
+            kept = await self._kept(ask)
+            record = _record(ask, kept, await self._encoded(ask, kept.picture))
+        await self._put(record, charge, end)
 
-    async def _picture_now(self, ask: Ask, end: float) -> None:
+    async def _picture_now(self, ask: Ask, source_id: str, charge: Charge, end: float) -> None:
         """A new picture as a frame. One at a time of each camera, so that pictures do not pile up in memory; a camera
         that is down is waited for."""
-        source_id = ask.source_id or self._box
-        take = self._cameras.get(source_id)
-        if take is None:
-            raise Refused(Reason.UNSUPPORTED, "the source of that frame is not a live camera of this box")
-        with self._charged(source_id, ask.max_bytes) as charge:
-            async with asyncio.timeout(end - time.monotonic()), self._camera_turns[source_id]:
-                rgb = await take()
-                now_ms = int(time.time() * 1000)
-                captured = (now_ms, CapturedFrom.CLOCK) if now_ms >= CLOCK_IS_SET_MS else (0, CapturedFrom.UNKNOWN)
-                encoded = await self._encoded(ask, rgb)
-                kept = Kept(ask.id, source_id, b"", *captured)
-                if self._ring.takes(source_id):
-                    await asyncio.to_thread(self._keep, kept, rgb)
-            record = _record(ask, kept, encoded)
-            await self._put(record, end)
-            charge.sent = len(record.data)
+        async with asyncio.timeout(end - time.monotonic()), self._camera_turns[source_id]:
+            _reserve(charge, charge.sent + ask.max_bytes)
+            rgb = await self._cameras[source_id]()
+            now_ms = int(time.time() * 1000)
+            captured = (now_ms, CapturedFrom.CLOCK) if now_ms >= CLOCK_IS_SET_MS else (0, CapturedFrom.UNKNOWN)
+            encoded = await self._encoded(ask, rgb)
+            kept = Kept(ask.id, source_id, b"", *captured)
+            if self._ring.takes(source_id):
+                await asyncio.to_thread(self._keep, kept, rgb)
+        await self._put(_record(ask, kept, encoded), charge, end)
 
     def _keep(self, kept: Kept, rgb: NDArray[np.uint8]) -> None:
         """Keeps a new picture, so that more of it can be asked for."""
         picture = save_picture(rgb, "jpeg", CAMERA_QUALITY)
         self._ring.keep(Kept(kept.id, kept.source_id, picture, kept.captured_ms, kept.captured_from))
 
-    async def _file(self, ask: Ask, end: float, send: Send | None) -> None:
-        """The original, or a region of it, as a picture file. One at a time: the link carries one as fast as two."""
+    async def _file(self, ask: Ask, charge: Charge, end: float, send: Send | None) -> None:
+        """The original, or a region of it, as a picture file. One at a time: the link carries one as fast as two.
+
+        A file that was cut off takes what is left of its own charge. What is sent again comes on top, as far as the
+        hour has it."""
         if send is None:
             raise Refused(Reason.UNSUPPORTED, "the cloud does not take picture files")
-        with contextlib.ExitStack() as stack:
-            async with asyncio.timeout(end - time.monotonic()), self._file_turn:
-                async with self._turns:
-                    kept = await self._kept(ask)
-                    charge = stack.enter_context(self._charged(kept.source_id, ask.max_bytes))
-                    file = File(await self._file_of(ask, kept))
-                try:
-                    await send(file)
-                finally:
-                    charge.sent = file.sent
+        async with asyncio.timeout(end - time.monotonic()), self._file_turn:
+            async with self._turns:
+                _reserve(charge, max(charge.sent, ask.max_bytes))
+                data = await self._file_of(ask, await self._kept(ask))
+            charge.reserve(charge.sent + len(data))
+            if not charge.left:
+                raise Refused(Reason.OVER_BUDGET, f"the {charge.hour.limit} bytes for an hour are spent")
+            file = File(data, limit=charge.left)
+            try:
+                await send(file)
+            finally:
+                charge.sent += file.sent
 
     async def _file_of(self, ask: Ask, kept: Kept) -> bytes:
         """The kept file itself where it fits; else a JPEG."""
         if not any(ask.region[2:]) and len(kept.picture) <= ask.max_bytes:
             return kept.picture
+        if ask.max_bytes < LEAST_BYTES:
+            raise _too_few(ask)
         return await self._worked(kept.picture, lambda: jpeg_within(self._part(ask, kept.picture), ask.max_bytes))
 
     async def _kept(self, ask: Ask) -> Kept:
         kept = await asyncio.to_thread(self._ring.read, ask.frame_id)
         if kept is None:
-            raise Refused(Reason.GONE, "the box does not have the original any more")
+            raise Refused(Reason.GONE, _GONE)
         return kept
 
-    async def _put(self, record: Record, end: float) -> None:
-        """Spools the answer. A commit that has begun is waited for, so that it cannot be refused as well."""
+    async def _put(self, record: Record, charge: Charge, end: float) -> None:
+        """Spools the answer. A commit that has begun is waited for, so that it cannot be refused as well. It is charged
+        before it begins: if the stream ends meanwhile, the frame may be delivered all the same."""
         while True:
+            charge.sent += len(record.data)
             try:
                 await asyncio.wrap_future(self._spool.put(record, drops=False))
                 return
             except SpoolError:  # full: acknowledgements make room
+                charge.sent -= len(record.data)
                 if time.monotonic() > end:
                     raise TimeoutError from None
                 await asyncio.sleep(_PAUSE_SECONDS)
@@ -304,21 +374,14 @@ class Answerer:
             raise Refused(Reason.UNSUPPORTED, f"the region is not inside the original of {wide}x{tall} pixels")
         return np.ascontiguousarray(rgb[y : y + height, x : x + width])
 
-    @contextlib.contextmanager
-    def _charged(self, source_id: str, size: int) -> Iterator[_Charge]:
-        """Takes `size` bytes of the source's hour for as long as the block runs; Refused where they are not left."""
-        charges, now = self._charges[source_id], time.monotonic()
-        while charges and charges[0].at < now - _HOUR_SECONDS:
-            charges.popleft()
-        left = self._limits.hour_bytes - sum(charge.bytes for charge in charges)
-        if size > left:
-            raise Refused(Reason.OVER_BUDGET, f"of the {self._limits.hour_bytes} bytes for an hour, {left} are left")
-        charge = _Charge(now, size)
-        charges.append(charge)
-        try:
-            yield charge
-        finally:
-            charge.bytes = charge.sent
+
+def _reserve(charge: Charge, total: int) -> None:
+    if not charge.reserve(total):
+        raise Refused(Reason.OVER_BUDGET, f"of the {charge.hour.limit} bytes for an hour, {charge.left} are left")
+
+
+def _too_few(ask: Ask) -> Refused:
+    return Refused(Reason.OVER_BUDGET, f"no picture has {ask.max_bytes} bytes or less: ask for more bytes")
 
 
 def _record(ask: Ask, kept: Kept, encoded: Encoded) -> Record:

@@ -3,7 +3,8 @@
 A file, NUMBER.original, is named by a number that only counts; ids stand inside, in a description in JSON. It is plain
 (file_format.py) or encrypted (cipher.py). Nothing is promised of an original, so nothing is synced: a file that a power
 cut truncated is deleted when it is found, and so is one that the present key does not open, or that was kept without a
-key although there is one now. Writing never takes space that the spool may still need. Blocks; thread safe.
+key although there is one now. Originals never take space that the spool may still need: the oldest are deleted where
+the disk fills up. Blocks; thread safe.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ import struct
 import threading
 import time
 import uuid
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -28,6 +30,7 @@ log = logging.getLogger("aeic.edge.originals")
 CAMERA_QUALITY = 92
 """The JPEG quality of originals that come from a camera."""
 _SUFFIX = ".original"
+_MOST_DIGITS = 18
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +56,7 @@ class _Place:
 class OriginalRing:
     """Originals in `folder`, of at most `max_bytes` in all, and of at most `source_bytes[source]` for a source named
     there. Older ones than `max_age_seconds` (0: any) are deleted. `spool_needs()` is the space in bytes that the spool
-    may still take of the disk. With a `cipher` they are encrypted."""
+    may still take of the disk. With a `cipher` they are encrypted. Call `expire()` every now and then."""
 
     def __init__(
         self,
@@ -76,6 +79,8 @@ class OriginalRing:
         self._places: dict[uuid.UUID, _Place] = {}  # the oldest first
         self._next = 0
         self._lock = threading.Lock()
+        self._expected: Counter[uuid.UUID] = Counter()
+        self._expected_lock = threading.Lock()
         self._scan()
 
     def __len__(self) -> int:
@@ -84,6 +89,29 @@ class OriginalRing:
     def takes(self, source_id: str) -> bool:
         """Whether originals of that source are kept at all."""
         return self._limit(source_id) > 0
+
+    @contextlib.contextmanager
+    def expecting(self, ident: uuid.UUID) -> Iterator[None]:
+        """While the block runs, `expects(ident)`: the frame is spooled, and then its original is kept."""
+        with self._expected_lock:
+            self._expected[ident] += 1
+        try:
+            yield
+        finally:
+            with self._expected_lock:
+                self._expected[ident] -= 1
+                if not self._expected[ident]:
+                    del self._expected[ident]
+
+    def expects(self, ident: uuid.UUID) -> bool:
+        """Whether the original of a frame is about to be kept."""
+        return ident in self._expected
+
+    def source(self, ident: uuid.UUID) -> str | None:
+        """The source of an original; None if it is not here."""
+        with self._lock:
+            place = self._places.get(ident)
+        return None if place is None else place.source_id
 
     def keep(self, kept: Kept) -> bool:
         """Stores an original, in place of the oldest ones if there is no room. False if it cannot be kept: it is
@@ -107,8 +135,7 @@ class OriginalRing:
             number = self._next
             path = self._path(number)
             try:
-                facts = os.statvfs(self._folder)
-                if facts.f_bavail * facts.f_frsize < size + self._spool_needs():
+                if not self._leave_room(size):
                     return False
                 self._next += 1
                 with path.open("xb") as file:
@@ -128,8 +155,8 @@ class OriginalRing:
 
     def read(self, ident: uuid.UUID) -> Kept | None:
         """The original of a frame; None if it is not here any more, or damaged."""
-        self.expire()
         with self._lock:
+            self._delete_old()
             place = self._places.get(ident)
             if place is None:
                 return None
@@ -151,13 +178,30 @@ class OriginalRing:
                 return None
 
     def expire(self) -> None:
-        """Deletes the originals that are too old, by the wall clock: after a jump of it, more or fewer than that."""
+        """Deletes the originals that are too old, by the wall clock: after a jump of it, more or fewer than that. Where
+        the spool may need more space than the disk has, deletes the oldest for it."""
+        with self._lock:
+            self._delete_old()
+            with contextlib.suppress(OSError):
+                self._leave_room(0)
+
+    def _delete_old(self) -> None:
         if not self._max_age_seconds:
             return
-        with self._lock:
-            oldest = time.time() - self._max_age_seconds
-            for ident in [ident for ident, place in self._places.items() if place.kept_at < oldest]:
-                self._delete(ident)
+        oldest = time.time() - self._max_age_seconds
+        for ident in [ident for ident, place in self._places.items() if place.kept_at < oldest]:
+            self._delete(ident)
+
+    def _leave_room(self, size: int) -> bool:
+        """Deletes the oldest originals until the disk has `size` bytes besides what the spool may need; False if it
+        never has. What they took counts as free, since a file system may free it a moment later. OSError."""
+        facts = os.statvfs(self._folder)
+        missing = size + self._spool_needs() - facts.f_bavail * facts.f_frsize
+        while missing > 0 and self._places:
+            ident, place = next(iter(self._places.items()))
+            missing -= place.size
+            self._delete(ident)
+        return missing <= 0
 
     def _limit(self, source_id: str) -> int:
         return min(self.max_bytes, self._source_bytes.get(source_id, self.max_bytes))
@@ -187,7 +231,7 @@ class OriginalRing:
         """Finds what an earlier process has kept. A file that is not a complete original of this format is deleted."""
         try:
             self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            found = sorted(path for path in self._folder.iterdir() if path.suffix == _SUFFIX and path.stem.isdigit())
+            found = sorted(path for path in self._folder.iterdir() if _is_ours(path))
         except OSError as error:
             log.warning("originals cannot be kept: %s", error)
             self.failures += 1
@@ -214,6 +258,11 @@ class OriginalRing:
         meta = _parsed(self._format.meta(file.read(HEAD_BYTES)))
         size = os.fstat(file.fileno()).st_size
         return _Place(number, size, str(meta["source_id"]), float(meta["kept_at"])), uuid.UUID(hex=meta["id"])
+
+
+def _is_ours(path: Path) -> bool:
+    number = path.stem
+    return path.suffix == _SUFFIX and number.isascii() and number.isdigit() and len(number) <= _MOST_DIGITS
 
 
 def _parsed(meta: bytes) -> dict[str, str]:

@@ -9,6 +9,7 @@ Independent of HTTP and of delivery.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import time
 import uuid
@@ -126,11 +127,14 @@ class Submitter:
         context = tracing.kept(
             made.record.id
         )  # before the frame can be sent, since a cloud in the same process keeps its own context
-        entry = await asyncio.wrap_future(self._spool.put(made.record))
-        self._observe(context, {**made.encoded.timings, "spool": time.perf_counter() - begin})
-        self._metrics.frame_bytes.labels(str(made.encoded.rate)).observe(len(made.encoded.data))
-        if self.ring is not None and self.ring.takes(made.record.source_id):
-            await asyncio.to_thread(_keep, self.ring, made)
+        ring = self.ring if self.ring is not None and self.ring.takes(made.record.source_id) else None
+        # The frame may be sent, and asked about, before its original is kept: requests wait for that.
+        with contextlib.nullcontext() if ring is None else ring.expecting(made.record.id):
+            entry = await asyncio.wrap_future(self._spool.put(made.record))
+            self._observe(context, {**made.encoded.timings, "spool": time.perf_counter() - begin})
+            self._metrics.frame_bytes.labels(str(made.encoded.rate)).observe(len(made.encoded.data))
+            if ring is not None:
+                await asyncio.to_thread(_keep, ring, made)
         return entry
 
     async def _known(self, encode_request: EncodeRequest, crc: int) -> Entry | None:

@@ -12,8 +12,8 @@ class PieceSize:
     """`bytes` of the next piece, from LEAST_BYTES to MOST_BYTES.
 
     A frame that arrives waits for at most one piece, so a piece should take no longer than SLOW_SECONDS: the size is
-    halved after an answer that took longer and doubled after one that took less than QUICK_SECONDS. It outlives its
-    stream. Pure logic: no clock.
+    halved after an answer that took longer and doubled after one that took less than QUICK_SECONDS. Each stream begins
+    with LEAST_BYTES, and a piece that was not answered leads back to that. Pure logic: no clock.
     """
 
     def __init__(self) -> None:
@@ -25,3 +25,7 @@ class PieceSize:
             self.bytes = max(LEAST_BYTES, self.bytes // 2)
         elif seconds < QUICK_SECONDS:
             self.bytes = min(MOST_BYTES, self.bytes * 2)
+
+    def unanswered(self) -> None:
+        """A piece was not answered in time."""
+        self.bytes = LEAST_BYTES

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import dataclasses
 import functools
 import hashlib
 import logging
@@ -28,14 +27,14 @@ import grpc
 
 from aeic.v1 import ingest_pb2 as pb
 from aeic_service import tracing
-from edge_encoder.answers.answerer import Ask, File, Interrupted, Kind, Reason, Refused, Send
+from edge_encoder.answers.answerer import Ask, File, Ignored, Interrupted, Kind, Reason, Refused, Send
 from edge_encoder.errors import SpoolError
 from edge_encoder.metrics import Metrics
 from edge_encoder.settings import EdgeSettings
 from edge_encoder.spool.record import Record, State
 from edge_encoder.spool.spool import Spool
 from edge_encoder.uplink.in_flight import InFlight
-from edge_encoder.uplink.pieces import MOST_BYTES, PieceSize
+from edge_encoder.uplink.pieces import PieceSize
 from edge_encoder.uplink.window import Window
 
 log = logging.getLogger("aeic.edge.uplink")
@@ -63,6 +62,8 @@ _REASONS = {
     Reason.EXPIRED: pb.REFUSAL_REASON_EXPIRED,
     Reason.UNSUPPORTED: pb.REFUSAL_REASON_UNSUPPORTED,
 }
+_DETAIL_BYTES = 190
+"""Of a refusal, in UTF-8: with all around it, it has no more than the REQUEST_BYTES that are charged for it."""
 RECORD_AGAIN_SECONDS = 5.0
 """A frame whose delivery could not be recorded is sent again after this long; doubled per attempt."""
 _PAUSES = 9.0
@@ -106,7 +107,6 @@ class StreamContext:
     prompt: Callable[[uuid.UUID], bool]
     answered: Callable[[int], None]
     answer: Callable[[Ask, Send | None], Awaitable[None]] | None = None
-    piece: PieceSize = dataclasses.field(default_factory=PieceSize)
 
 
 class Stream:
@@ -125,7 +125,7 @@ class Stream:
         self._answer = context.answer
         self._requests: defaultdict[Kind, dict[bytes, asyncio.Task[None]]] = defaultdict(dict)
         self._takes_originals = False
-        self._piece = context.piece
+        self._piece = PieceSize()
         self._pieces: dict[bytes, asyncio.Future[pb.PieceAck]] = {}  # those on their way, by the request's id
         self._quiet = asyncio.Event()  # set while no frame waits to be sent
         self._idle = asyncio.Event()  # set while, besides, none is in flight
@@ -251,7 +251,11 @@ class Stream:
             await self._answer(ask, send)
             return
         except Refused as refused:
-            reason, detail = _REASONS[refused.reason], str(refused)[:300]
+            reason = _REASONS[refused.reason]
+            detail = str(refused).encode()[:_DETAIL_BYTES].decode(errors="ignore")
+        except Ignored as ignored:
+            log.debug("request %s is ignored: %s", ask.id, ignored)
+            return
         except (SpoolError, Interrupted) as error:
             log.warning("request %s waits: %s", ask.id, error)
             return
@@ -263,7 +267,9 @@ class Stream:
             await self._write(pb.DeliverRequest(refusal=refusal))  # on a stream that has ended, the cloud asks again
 
     async def _send_file(self, request_id: bytes, file: File) -> None:
-        """Sends a file in pieces, from where the cloud has it already. Interrupted if it answers late or never ends."""
+        """Sends a file in pieces, from where the cloud has it already: the answer to the first one says so, and each
+        other piece follows the last one. Interrupted if the cloud answers late, or asks for what it has got; Refused if
+        the rest of the file needs more than `file.limit` allows."""
         size, digest, offset = len(file.data), hashlib.sha256(file.data).digest(), 0
         took = 0.0
         while True:
@@ -271,7 +277,7 @@ class Stream:
                 async with asyncio.timeout(_PAUSES * took):
                     await self._idle.wait()
             await self._quiet.wait()
-            data = file.data[offset : offset + self._piece.bytes]
+            data = file.data[offset : offset + min(self._piece.bytes, file.limit - file.sent)]
             answer: asyncio.Future[pb.PieceAck] = asyncio.get_running_loop().create_future()
             self._pieces[request_id] = answer
             begin = time.monotonic()
@@ -282,16 +288,21 @@ class Stream:
                 async with asyncio.timeout(self._settings.ack_timeout_seconds):
                     ack = await answer
             except (TimeoutError, grpc.aio.AioRpcError, grpc.aio.UsageError, asyncio.InvalidStateError):
+                self._piece.unanswered()
                 raise Interrupted("a piece of its file was not answered") from None
             finally:
                 del self._pieces[request_id]
             took = time.monotonic() - begin
             self._piece.answered(took)
+            first, due = file.sent == len(data), offset + len(data)
             offset = min(ack.received_bytes, size)
             if ack.unwanted or offset == size:
                 return
-            if file.sent > 2 * size + MOST_BYTES:
-                raise Interrupted("the cloud asks for the same pieces again and again")
+            left = file.limit - file.sent
+            if left < size - offset and file.limit < size:
+                raise Refused(Reason.OVER_BUDGET, f"the rest of the file has {size - offset} bytes, {left} are left")
+            if not left or not (first or offset == due):
+                raise Interrupted("the cloud asks for pieces again that were sent to it")
 
     async def _watch(self) -> None:
         timeout = self._settings.ack_timeout_seconds

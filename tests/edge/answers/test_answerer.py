@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import contextlib
 import io
+import threading
 import uuid
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -15,7 +17,8 @@ import pytest
 from PIL import Image
 
 from aeic.v1 import ingest_pb2 as pb
-from edge_encoder.answers.answerer import Ask, File, Interrupted, Kind, Reason, Refused
+from edge_encoder.answers.answerer import Ask, File, Ignored, Interrupted, Kind, Reason, Refused
+from edge_encoder.answers.hour import REQUEST_BYTES
 from edge_encoder.errors import SpoolFull
 from edge_encoder.service import EdgeService
 from edge_encoder.spool.record import State
@@ -45,7 +48,7 @@ async def box(folder: Path, bundle: Path, **changes: Any) -> AsyncIterator[tuple
 
 
 async def answer(service: EdgeService, asked: Ask, sent: list[bytes] | None = None) -> str:
-    """ "answered", or the reason of the refusal. Files are `sent`."""
+    """ "answered", the reason of the refusal, or "ignored". Files are `sent`."""
     assert service.uplink._context.answer is not None
 
     async def send(file: File) -> None:
@@ -57,6 +60,8 @@ async def answer(service: EdgeService, asked: Ask, sent: list[bytes] | None = No
     except Refused as refused:
         assert str(refused)
         return refused.reason.value
+    except Ignored:
+        return "ignored"
     return "answered"
 
 
@@ -117,10 +122,13 @@ async def test_each_refusal_has_its_reason(
 
 async def test_the_hour_is_charged_with_what_was_sent(tiny_bundle: Path, tmp_path: Path) -> None:
     async with box(tmp_path, tiny_bundle, request_bytes_per_hour=5000) as (service, frame):
-        assert await answer(service, ask(frame, 1, max_bytes=10)) == "over-budget"  # nothing fits: nothing is charged
-        outcomes = [await answer(service, ask(frame, number)) for number in range(2, 60)]
-        sent = sum(len(record.data) for record in service.spool.lease(99) if record.id.version == 8)
-        assert outcomes[0] == "answered" and outcomes[-1] == "over-budget" and 1000 < sent <= 5000
+        assert await answer(service, ask(frame, 1, max_bytes=10)) == "over-budget"  # nothing fits
+        better = {"kind": Kind.BETTER, "max_bytes": 1000}
+        outcomes = [await answer(service, ask(frame, number, **better)) for number in range(2, 40)]
+        sizes = [len(record.data) for record in service.spool.lease(99) if record.id.version == 8]
+        assert outcomes == ["answered"] * len(sizes) + ["over-budget"] * (38 - len(sizes))
+        cost = max(sizes[0], REQUEST_BYTES)
+        assert sizes[0] * len(sizes) <= 5000 and len(sizes) == 1 + (4000 - REQUEST_BYTES) // cost
 
 
 @pytest.mark.parametrize("policy", ["drop-oldest", "drop-lowest-priority"])
@@ -164,10 +172,10 @@ def test_the_messages_of_the_release_before_are_a_part_of_these() -> None:
     assert pb.Hello(source_id="s").request_max_bytes == 0 and not pb.Welcome(window=1).sends_requests
 
 
-def _request() -> Any:
+def _request(**changes: Any) -> Any:
     from edge_encoder.submission.request import EncodeRequest
 
-    return EncodeRequest(source_id="gate")
+    return EncodeRequest(source_id="gate", **changes)
 
 
 def _limits(max_bytes: int, policy: Any) -> Any:
@@ -220,7 +228,125 @@ async def test_an_original_is_charged_with_what_left_for_the_link(tiny_bundle: P
             with pytest.raises(Interrupted):
                 await service.uplink._context.answer(ask(frame, number, kind=Kind.ORIGINAL, max_bytes=3500), breaks)
         assert await answer(service, ask(frame, 3, kind=Kind.ORIGINAL, max_bytes=3001)) == "over-budget"
-        assert await answer(service, ask(frame, 4, kind=Kind.ORIGINAL, max_bytes=3000)) == "answered"
+        left = 3000 - REQUEST_BYTES
+        assert await answer(service, ask(frame, 4, kind=Kind.ORIGINAL, max_bytes=left + 1)) == "over-budget"
+        left -= REQUEST_BYTES
+        assert await answer(service, ask(frame, 5, kind=Kind.ORIGINAL, max_bytes=left)) == "answered"
+
+
+async def test_an_original_that_was_cut_off_continues_with_its_own_charge(tiny_bundle: Path, tmp_path: Path) -> None:
+    original = picture(128, 96)
+    size = len(original)
+    whole: dict[str, Any] = {"kind": Kind.ORIGINAL, "region": (0, 0, 0, 0), "max_bytes": size}
+    async with box(tmp_path, tiny_bundle, request_bytes_per_hour=size + 2000) as (service, frame):
+        respond = service.uplink._context.answer
+        assert respond is not None
+        limits = list[int]()
+
+        async def part(file: File) -> None:
+            limits.append(file.limit)
+            file.sent = 3000
+            raise Interrupted("the stream broke")
+
+        async def rest(file: File) -> None:
+            limits.append(file.limit)
+            file.sent = size - 3000 + 500  # a piece was lost
+
+        with pytest.raises(Interrupted):
+            await respond(ask(frame, **whole), part)
+        await respond(ask(frame, **whole), rest)
+        assert limits == [size, size - 1000], "what is sent again comes on top, as far as the hour has it"
+        assert await answer(service, ask(frame, 2, max_bytes=1501)) == "over-budget", "each byte counts once"
+        assert await answer(service, ask(frame, 3, max_bytes=1500 - REQUEST_BYTES)) == "answered"
+        with pytest.raises(Interrupted):
+            await respond(ask(frame, **whole), part)
+        assert limits[2] == 1500 - 2 * REQUEST_BYTES
+        assert await answer(service, ask(frame, **whole)) == "over-budget", "nothing is left to send it once more"
+
+
+async def test_each_attempt_costs_something_and_then_nothing_is_sent(
+    tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def forbidden(*_: Any, **__: Any) -> None:
+        raise AssertionError("a picture is decoded for an answer that can never fit")
+
+    async with box(tmp_path, tiny_bundle, request_bytes_per_hour=10 * REQUEST_BYTES) as (service, frame):
+        service.cameras["yard"] = forbidden  # type: ignore[assignment]
+        monkeypatch.setattr("edge_encoder.answers.answerer.load_picture", forbidden)
+        monkeypatch.setattr("edge_encoder.answers.answerer.jpeg_within", forbidden)
+        never: list[dict[str, Any]] = [
+            {"kind": Kind.ORIGINAL, "max_bytes": 64},
+            {"kind": Kind.ORIGINAL, "max_bytes": 64, "region": (0, 0, 0, 0)},
+            {"max_bytes": 9},
+            {"kind": Kind.NOW, "source_id": "yard", "max_bytes": 9},
+        ]
+        for number, changes in enumerate(never):
+            assert await answer(service, ask(frame, number, **changes)) == "over-budget"
+        hours = {source: hour.left for source, hour in service.uplink._context.answer.__self__._hours.items()}  # type: ignore[union-attr]
+        assert hours == {"gate": 7 * REQUEST_BYTES, "yard": 9 * REQUEST_BYTES}
+        for number in range(10, 17):
+            assert await answer(service, ask(frame, number, **never[0])) == "over-budget"
+        assert await answer(service, ask(frame, 20, max_bytes=20)) == "over-budget", "another hour pays this refusal"
+        outcomes = [await answer(service, ask(uuid.uuid4(), number)) for number in range(100, 170)]
+        assert outcomes == ["gone"] * 63 + ["ignored"] * 7
+        assert await answer(service, ask(frame, 21, max_bytes=20)) == "ignored"
+        count = service.metrics.registry.get_sample_value("aeic_edge_requests_total", {"outcome": "ignored"})
+        assert count == 8
+
+
+async def test_a_request_that_comes_again_after_its_refusal_is_soon_ignored(
+    tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with box(tmp_path, tiny_bundle) as (service, frame):
+        outcomes = [await answer(service, ask(frame, max_bytes=9)) for _ in range(4)]
+        assert outcomes == ["over-budget", "over-budget", "ignored", "ignored"]
+        assert await answer(service, ask(frame, 2)) == "answered", "others are not"
+        monkeypatch.setattr("edge_encoder.answers.answerer._SAME_SECONDS", 0.0)
+        assert await answer(service, ask(frame, max_bytes=9)) == "over-budget"
+
+
+async def test_an_answer_is_charged_although_the_stream_ends_while_it_is_spooled(
+    tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with box(tmp_path, tiny_bundle, request_bytes_per_hour=6000) as (service, frame):
+        put, spooled = service.spool.put, asyncio.Event()
+
+        def slow(*given: Any, **more: Any) -> Any:
+            put(*given, **more).result()
+            spooled.set()
+            return concurrent.futures.Future[Any]()
+
+        monkeypatch.setattr(service.spool, "put", slow)
+        task = asyncio.ensure_future(answer(service, ask(frame, kind=Kind.BETTER)))
+        await spooled.wait()
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        entry = service.spool.get(request_id(1))
+        assert entry is not None and entry.size > REQUEST_BYTES
+        monkeypatch.setattr(service.spool, "put", put)
+        assert await answer(service, ask(frame, 2, max_bytes=6001 - entry.size)) == "over-budget"
+
+
+async def test_a_request_waits_for_an_original_that_is_about_to_be_kept(
+    tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with box(tmp_path, tiny_bundle) as (service, _):
+        assert service.ring is not None
+        keep, frame, go = service.ring.keep, uuid.uuid4(), threading.Event()
+
+        def late(kept: Any) -> bool:
+            return go.wait(20) and keep(kept)
+
+        monkeypatch.setattr(service.ring, "keep", late)
+        taken = asyncio.ensure_future(service.take(picture(128, 96, seed=3), _request(id=frame)))
+        while service.spool.get(frame) is None:
+            await asyncio.sleep(0.01)
+        early = asyncio.ensure_future(answer(service, ask(frame)))
+        assert await answer(service, ask(frame, 2, seconds=0.2)) == "gone", "it waits until its deadline at most"
+        assert not early.done()
+        go.set()
+        await taken
+        assert await early == "answered"
 
 
 async def test_a_new_picture_is_taken_at_once_and_can_be_looked_at_closer(tiny_bundle: Path, tmp_path: Path) -> None:

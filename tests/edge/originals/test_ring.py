@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import uuid
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -72,3 +73,43 @@ def test_the_room_of_the_spool_is_left_free_and_a_failing_disk_does_no_harm(tmp_
     (tmp_path / "file").write_text("")
     broken = OriginalRing(tmp_path / "file", max_bytes=KB)
     assert not broken.keep(original(1, size=100)) and broken.read(uuid.UUID(int=1)) is None and broken.failures
+
+
+def test_originals_give_way_where_the_spool_may_need_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    free, needs = 100 * KB, 20 * KB
+    kept = ring(tmp_path, spool_needs=lambda: needs)
+    for number in range(6):
+        assert kept.keep(original(number))
+    monkeypatch.setattr(
+        "edge_encoder.originals.ring.os.statvfs", lambda path: SimpleNamespace(f_bavail=free // KB, f_frsize=KB)
+    )
+    kept.expire()
+    assert len(kept) == 6
+    free = 18 * KB
+    kept.expire()
+    assert [kept.source(uuid.UUID(int=number)) for number in range(6)] == [None] * 2 + ["gate"] * 4, "the oldest go"
+    assert len(list((tmp_path / "originals").iterdir())) == 4
+    free = 20 * KB
+    assert kept.keep(original(9)) and kept.source(uuid.UUID(int=2)) is None, "and the newest takes their place"
+    free = 0
+    kept.expire()
+    assert len(kept) == 0 and kept.bytes == 0
+    assert not kept.keep(original(10))
+
+
+def test_an_original_that_is_about_to_be_kept_is_expected(tmp_path: Path) -> None:
+    kept, ident = ring(tmp_path), uuid.UUID(int=1)
+    with kept.expecting(ident):
+        with kept.expecting(ident):
+            assert kept.expects(ident)
+        assert kept.expects(ident)
+    assert not kept.expects(ident)
+
+
+@pytest.mark.parametrize("name", ["\u00b2", "\u0663", "1" * 200, "", "-1"])
+def test_a_file_of_another_name_is_left_alone(tmp_path: Path, name: str) -> None:
+    ring(tmp_path).keep(original(1))
+    foreign = tmp_path / "originals" / f"{name}.original"
+    foreign.write_bytes(b"not ours")
+    again = ring(tmp_path)
+    assert foreign.exists() and len(again) == 1 and again.keep(original(2))
