@@ -24,6 +24,7 @@ from aeic_client.messages import (
     checked,
     decoded,
     headers,
+    passes,
     pause,
     query,
 )
@@ -36,7 +37,8 @@ class Client:
 
     ``verify`` is an ``ssl.SSLContext`` for a certificate authority or a client certificate of your own. ``http`` is a
     client of httpx with other settings, which stays yours to close; ``timeout`` and ``verify`` are then unused.
-    A request is sent again up to ``retries`` times if it cannot be sent or the cloud answers 429, 502, 503 or 504.
+    A request is sent again up to ``retries`` times if it cannot be sent or the cloud answers 429, 502, 503 or 504;
+    not where the budget of a source is spent (``urn:aeic:budget-spent``).
 
     Every method raises :class:`~aeic_client.messages.Problem` if the cloud refuses a request, and
     ``httpx.TransportError`` if it cannot be reached.
@@ -235,7 +237,7 @@ class Client:
             except httpx.TransportError:
                 if attempt == self._retries or not repeat:
                     raise
-            if answer is not None and (answer.status_code not in PASSING or attempt == self._retries):
+            if answer is not None and (not passes(answer) or attempt == self._retries):
                 return checked(answer)
             time.sleep(pause(attempt, answer))
         raise AssertionError("the last attempt returns or raises")

@@ -17,6 +17,8 @@ from aeic.errors import AeicError
 
 PASSING = (429, 502, 503, 504)
 """Statuses after which the same request may succeed."""
+BUDGET_SPENT = "urn:aeic:budget-spent"
+"""The type of a 429 that lasts for minutes to an hour."""
 FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.5, 30.0
 MAX_EVENT_CHARACTERS = 1 << 20
 MAX_KNOWN = 65536
@@ -248,6 +250,16 @@ def checked(answer: httpx.Response) -> httpx.Response:
     except (ValueError, KeyError, TypeError, AttributeError):
         detail, kind = answer.text[:200], ""
     raise Problem(answer.status_code, detail, _seconds(answer), kind)
+
+
+def passes(answer: httpx.Response) -> bool:
+    """Whether the same request may succeed within a minute or so. The body of the answer must have been read."""
+    if answer.status_code not in PASSING:
+        return False
+    try:
+        return bool(answer.json()["type"] != BUDGET_SPENT)
+    except (ValueError, KeyError, TypeError):
+        return True
 
 
 def decoded(answer: httpx.Response) -> httpx.Response:

@@ -13,6 +13,7 @@ from aeic_tools import files
 from aeic_tools.files import PIPE, UsageError
 
 _FORMATS = {"": "png", ".png": "png", ".webp": "webp", ".jpg": "jpeg", ".jpeg": "jpeg", ".avif": "avif"}
+_SUFFIXES = {"image/jpeg": (".jpg", ".jpeg"), "image/png": (".png",), "image/webp": (".webp",)}
 _WAIT_SECONDS = 30.0
 
 
@@ -48,13 +49,28 @@ def ask(
                 print(f"aeic: refused ({request.reason}): {request.detail}", file=sys.stderr)
                 return 1
             answer = request.answer
-            found = cloud.file(answer) if original else cloud.image(answer, form or "png", wait=_WAIT_SECONDS)
+            if original:
+                _check_suffix(name, cloud.frame(answer).media_type, answer)
+                found = cloud.file(answer)
+            else:
+                found = cloud.image(answer, form or "png", wait=_WAIT_SECONDS)
             files.write(name, found, force)
     except (Problem, httpx.TransportError) as error:
         print(f"aeic: {error}", file=sys.stderr)
         return 1
     print(f"{frame} -> {name}: {request.bytes} bytes, frame {request.answer}", file=sys.stderr)
     return 0
+
+
+def _check_suffix(name: str, media_type: str | None, answer: UUID) -> None:
+    """An original keeps its own format, which is known only now. A name for another one would lie about the file."""
+    suffixes = _SUFFIXES.get(media_type or "", ())
+    suffix = Path(name).suffix.lower()
+    if name != PIPE and suffixes and suffix in _FORMATS and suffix and suffix not in suffixes:
+        raise UsageError(
+            f"{name}: the original is {media_type}: give a name with {suffixes[0]}, or fetch it from"
+            f" /v1/frames/{answer}/file"
+        )
 
 
 def _region(text: str) -> tuple[int, int, int, int]:

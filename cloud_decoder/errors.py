@@ -7,11 +7,13 @@
          +- StoreUnavailable     the store cannot write        HTTP 503, UNAVAILABLE
          +- NotAllowed           no or a wrong token           HTTP 401, UNAUTHENTICATED
          +- DeletionForbidden    clients may delete nothing    HTTP 403, PERMISSION_DENIED
+         +- RequestsForbidden    no box may be asked anything  HTTP 403, PERMISSION_DENIED
          +- NoEdge               no edge is configured         HTTP 404, NOT_FOUND
          +- UnknownRequest       no such request here          HTTP 404, NOT_FOUND
          +- OtherForm            a file, not a frame, or vice  HTTP 409, FAILED_PRECONDITION
          +- NotAcceptable        Accept excludes all pictures  HTTP 406, INVALID_ARGUMENT
          +- Gone                 pruned or deleted             HTTP 410, NOT_FOUND
+         +- BudgetSpent          the hour of a source is spent HTTP 429, RESOURCE_EXHAUSTED
          +- StoredDamage         its stored bytes have changed HTTP 500, INTERNAL
          +- Undecodable          quarantined, with its reason  HTTP 422, FAILED_PRECONDITION
          +- DeviceOutOfMemory    a batch too large             HTTP 500, INTERNAL
@@ -48,6 +50,18 @@ class DeletionForbidden(ServiceError):
     """The settings let no client delete frames."""
 
     http_status = 403
+
+
+class RequestsForbidden(ServiceError):
+    """The settings let no client ask a box for more of a picture."""
+
+    http_status = 403
+
+
+class BudgetSpent(ServiceError):
+    """A source may be asked for no more at present. Unlike a busy service, this lasts for minutes to an hour."""
+
+    http_status = 429
 
 
 class NoEdge(ServiceError):

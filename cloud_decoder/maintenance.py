@@ -23,6 +23,8 @@ from cloud_decoder.store.store import DeletedBy, Store
 log = logging.getLogger(__name__)
 
 ROUND_SECONDS = 60.0
+REQUESTS_KEPT_SECONDS = 30 * DAY
+"""How long requests stay that have ended. Until then a late answer is linked to its frame."""
 CHECK_SECONDS = DAY
 """How often all pages of an SQLite store are read and checked; also at each start."""
 
@@ -96,13 +98,15 @@ class Maintenance:
         """Mark what is over the limits, and remove what was marked before the grace period, until nothing is left.
 
         Marked frames may take as many bytes again as ``retention_bytes``. The oldest beyond that are removed at once.
-        Without any limit, only the frames that clients have deleted are removed.
+        Without any limit, only the frames that clients have deleted are removed, and requests that ended long ago.
         Does nothing while the clock is refused (store/clock.py).
         """
         settings, retention = self._settings, self._store.retention
         if self._store.trusted_clock.problem:
             return
         now_ms = int(self._store.trusted_clock.now() * 1000)
+        while await asyncio.to_thread(self._store.requests.remove, now_ms - int(REQUESTS_KEPT_SECONDS * 1000)):
+            pass
         older = None if settings.policies else self._older_than(settings.retention_seconds, now_ms)
         keep = settings.retention_bytes or None
         if settings.policies:

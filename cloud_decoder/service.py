@@ -118,6 +118,7 @@ class Cloud:
             self.dispatch,
             max_bytes=settings.request_original_bytes,
             max_pixels=settings.max_pixels,
+            shared=shared,
         )
         self.ingest = Ingest(
             self.commits,

@@ -16,19 +16,23 @@ from uuid import UUID
 
 from aeic.errors import InputError
 from aeic.v1 import ingest_pb2 as pb
+from aeic_service.budgets import Budget
 from cloud_decoder.errors import StoreUnavailable
 from cloud_decoder.grpc_api.group_commit import GroupCommit
 from cloud_decoder.images import files
 from cloud_decoder.request_dispatch import RequestDispatch
+from cloud_decoder.store.frames import fits
 from cloud_decoder.store.store import NewFrame, RefusalReason, RequestKind, RequestState, Store, StoredRequest
 
 log = logging.getLogger(__name__)
 
 PIECE_BYTES = 1 << 16
 HELD_BYTES = 64 << 20
-"""Bytes of files that arrive, in all: each counts with its whole size from its first piece on."""
+"""Bytes that have arrived of files that are not whole, in all; tenants share them fairly."""
+ENTRY_BYTES = 1024
+"""What each file counts besides its bytes: one of which nothing has come takes memory too."""
 IDLE_SECONDS = 60.0
-"""A file of which nothing has come for so long gives way to another one."""
+"""A file of which nothing new has come for so long gives way to another one."""
 
 
 @dataclass
@@ -37,21 +41,29 @@ class _Arriving:
     size: int
     digest: bytes
     data: bytearray = field(default_factory=bytearray)
-    touched: float = 0.0  # monotonic seconds
+    progress: float = field(default_factory=time.monotonic)
+    """When its last bytes came, in monotonic seconds."""
     storing: asyncio.Task[None] | None = None
 
 
 class Originals:
     """The files that arrive on all streams of this process. Files over ``max_bytes`` are not taken, nor those of more
-    than ``max_pixels``. Call from the event loop only."""
+    than ``max_pixels``. ``shared``: there are several tenants. Call from the event loop only."""
 
     def __init__(
-        self, store: Store, commits: GroupCommit, dispatch: RequestDispatch, *, max_bytes: int, max_pixels: int
+        self,
+        store: Store,
+        commits: GroupCommit,
+        dispatch: RequestDispatch,
+        *,
+        max_bytes: int,
+        max_pixels: int,
+        shared: bool,
     ) -> None:
         self.max_bytes = max_bytes
         self._store, self._commits, self._dispatch, self._max_pixels = store, commits, dispatch, max_pixels
         self._arriving: dict[tuple[str, UUID], _Arriving] = {}
-        self._held = 0
+        self._held = Budget(HELD_BYTES, shared=shared)
 
     async def close(self) -> None:
         """Store what is whole."""
@@ -80,16 +92,19 @@ class Originals:
                 return ack
             if one is not None and self._arriving.get(key) is one and one.storing is None:
                 self._drop(key)
-            if key in self._arriving or not self._room(piece.total_bytes):
+            if key in self._arriving or not self._room(ENTRY_BYTES + len(piece.data), tenant):
                 return None
             one = self._arriving[key] = _Arriving(request, piece.total_bytes, piece.sha256)
-            self._held += one.size
+            self._held.take(ENTRY_BYTES, tenant)
         if one.request.deadline_ms <= self._dispatch.now() * 1000 and one.storing is None:
             self._drop(key)
             ack.unwanted = True
             return ack
-        one.touched = time.monotonic()
-        if piece.offset == len(one.data) and len(one.data) + len(piece.data) <= one.size:
+        if piece.data and piece.offset == len(one.data) and len(one.data) + len(piece.data) <= one.size:
+            one.progress = time.monotonic()  # now, so that it does not give way to itself
+            if not self._room(len(piece.data), tenant):
+                return None
+            self._held.take(len(piece.data), tenant)
             one.data += piece.data
         if len(one.data) == one.size and one.storing is None:
             one.storing = asyncio.create_task(self._store_whole(key, one))
@@ -108,18 +123,18 @@ class Originals:
             return None
         return request
 
-    def _room(self, size: int) -> bool:
-        """Whether a file of that size may be held, after those that are idle have given way to it."""
+    def _room(self, size: int, tenant: str) -> bool:
+        """Whether so many bytes of a tenant may be held, after files that are idle have given way to them."""
         oldest = time.monotonic() - IDLE_SECONDS
         for key, one in list(self._arriving.items()):
-            if self._held + size <= HELD_BYTES:
+            if self._held.fits(size, tenant):
                 break
-            if one.touched < oldest and one.storing is None:
+            if one.progress < oldest and one.storing is None:
                 self._drop(key)
-        return self._held + size <= HELD_BYTES
+        return self._held.fits(size, tenant)
 
     def _drop(self, key: tuple[str, UUID]) -> None:
-        self._held -= self._arriving.pop(key).size
+        self._held.give_back(ENTRY_BYTES + len(self._arriving.pop(key).data), key[0])
 
     async def _store_whole(self, key: tuple[str, UUID], one: _Arriving) -> None:
         """Store a file; refuse its request if it is no picture. If the store cannot, the next piece tries it again."""
@@ -133,7 +148,12 @@ class Originals:
                 except InputError as error:
                     await self._refuse(request, f"the box sent a file that is not taken: {error}")
                 else:
-                    await self._commits.add(await asyncio.to_thread(self._frame, request, data, *described))
+                    frame = await asyncio.to_thread(self._frame, request, data, *described)
+                    if fits(frame, request.kind, request.region, request.max_bytes):
+                        await self._commits.add(frame)
+                    else:
+                        size = f"{frame.width}x{frame.height} pixels"
+                        await self._refuse(request, f"the box sent a file of {size}, which is larger than the region")
         except StoreUnavailable as error:
             log.warning("original for request %s is not stored: %s", request.id, error)
             one.storing = None

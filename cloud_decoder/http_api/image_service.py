@@ -6,8 +6,11 @@ import asyncio
 import contextlib
 import json
 import time
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager
+from functools import partial
+from typing import Any, TypeVar
 from uuid import UUID
 
 from aeic_service.budgets import Budget, Place
@@ -18,11 +21,13 @@ from cloud_decoder.errors import Expired, Gone, OtherForm, Undecodable, UnknownR
 from cloud_decoder.events import EventBus, Subscription
 from cloud_decoder.images import formats
 from cloud_decoder.images.cache import PictureCache
-from cloud_decoder.images.composition import compose, composed_size
+from cloud_decoder.images.composition import MOST_PIXELS_OF_REGION, composed_size, enlarged, paste
 from cloud_decoder.metrics import Metrics
 from cloud_decoder.store.store import FrameState, Store, StoredFrame
 from cloud_decoder.threads import run_on
 from cloud_decoder.tiling import Picture
+
+T = TypeVar("T")
 
 POLL_SECONDS = 0.5
 """How often the store is read while a caller waits: another process may decode the frame and publish no event here."""
@@ -52,11 +57,13 @@ class ImageService:
         self._placed: set[str] = set()  # digests of the frames that have a place among those being decoded
         self._holding: set[asyncio.Task[None]] = set()
         self._threads = ThreadPoolExecutor(4, "image-service")
+        self._composers = ThreadPoolExecutor(1, "composing")  # it takes seconds, and rows are read on the others
 
     def close(self) -> None:
         """Stop its threads."""
         for task in self._holding:
             task.cancel()
+        self._composers.shutdown(wait=True, cancel_futures=True)
         self._threads.shutdown(wait=True)
 
     @property
@@ -137,34 +144,64 @@ class ImageService:
         """
         end = time.monotonic() + wait
         row, master = await self.image(tenant, id, formats.MASTER, None, wait)
-        page = await run_on(self._threads, lambda: self._store.frames.page(tenant, MOST_PARTS, parent=row.id))
-        usable = [one for one in page.rows if one.region and one.media_type is None]
-        answers = [one for one in usable if one.state not in (FrameState.FAILED, FrameState.PRUNED)]
+        ready = master is not None
+        del master
+        found = await run_on(self._threads, self._store.frames.regions, tenant, row.id, MOST_PARTS)
+        answers = [one for one in reversed(found) if _is_in_proportion(one)]  # the newest covers the others
         if not answers:
             raise UnknownRequest(f"no request for a region of frame {id} has been answered")
-        answers.reverse()  # the newest covers the others
-        parts = []
-        for answer in answers:
+        for answer in answers:  # their files are read again one by one: together they could take too much memory
             left = max(0.0, end - time.monotonic())
-            parts.append((await self.image(tenant, answer.id, formats.MASTER, None, left))[1])
+            ready = (await self.image(tenant, answer.id, formats.MASTER, None, left))[1] is not None and ready
         ids = [answer.id for answer in answers]
-        if master is None or None in parts:
-            return row, ids, None
+        return row, ids, await self._compose(row, answers, format, width, end) if ready else None
+
+    async def _compose(
+        self, row: StoredFrame, answers: list[StoredFrame], format: str, width: int | None, end: float
+    ) -> bytes | None:
+        """Paint one answer after the other. None where a picture is gone from the cache and is not there again in time.
+
+        One place counts the composed picture and the largest of the others: one of these is in memory at a time. The
+        work stops before the next answer when the caller is cancelled.
+        """
         original = row.original_width or row.width, row.original_height or row.height
         wide, tall = composed_size(*original)
+        pixels = wide * tall + max(one.width * one.height for one in (row, *answers))
+        timeout = max(0.0, end - time.monotonic()) + COMPOSING_SECONDS
+        place = await self._admission.of_pixels(row.tenant, pixels, timeout)
+        loop, step = asyncio.get_running_loop(), Future[Any]()
+        step.set_result(None)
 
-        def work() -> bytes:
-            found = [
-                (formats.decode_master(part), (region[0], region[1], region[2], region[3]))
-                for part, region in zip(parts, (answer.region for answer in answers), strict=True)
-                if part is not None and region is not None
-            ]
-            picture = compose(formats.decode_master(master), original, found)
-            described = f"AEIC: regions painted in from frames {', '.join(map(str, ids))}"
-            return formats.encode(picture, format, width, described)
+        async def run(function: Callable[[], T]) -> T:
+            nonlocal step
+            step = work = self._composers.submit(function)
+            return await asyncio.wrap_future(work)
 
-        with await self._admission.of_pixels(tenant, wide * tall, max(0.0, end - time.monotonic()) + COMPOSING_SECONDS):
-            return row, ids, await run_on(self._threads, work)
+        async def picture(one: StoredFrame) -> Picture | None:
+            file = await run_on(self._threads, self._cache.get, one.digest, formats.MASTER)
+            if file is not None:
+                return await run(partial(formats.decode_master, file))
+            with contextlib.suppress(Expired):
+                decoded = await self._backend.decode_stored(one, timeout=place.seconds_left)
+                return None if decoded is None else decoded.picture
+            return None
+
+        try:
+            if (master := await picture(row)) is None:
+                return None
+            out = await run(partial(enlarged, master, original))
+            del master
+            for answer in answers:
+                if (part := await picture(answer)) is None:
+                    return None
+                assert answer.region is not None
+                x, y, wide, tall = answer.region
+                await run(partial(paste, out, original, part, (x, y, wide, tall)))
+                del part
+            described = f"AEIC: regions painted in from frames {', '.join(str(one.id) for one in answers)}"
+            return await run(partial(formats.encode, out, format, width, described))
+        finally:  # a step that runs on after its caller has left keeps the place
+            step.add_done_callback(lambda _: loop.call_soon_threadsafe(place.leave))
 
     async def _decode(self, row: StoredFrame, format: str, width: int | None, timeout: float) -> bytes | None:
         """Decode a frame in its tenant's turn. None where another process decodes it.
@@ -238,6 +275,12 @@ class ImageService:
         except OSError:
             self._metrics.cache_errors.inc()
         return data
+
+
+def _is_in_proportion(answer: StoredFrame) -> bool:
+    """Whether an answer has no more pixels than its region can need."""
+    region = answer.region
+    return region is not None and answer.width * answer.height <= MOST_PIXELS_OF_REGION * region[2] * region[3]
 
 
 async def _until_event(events: Subscription, id: UUID, timeout: float) -> None:

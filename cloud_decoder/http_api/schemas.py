@@ -105,7 +105,7 @@ class AskBody(_Body):
         1500, ge=64, le=1 << 24, description="Most bytes of the answer. Only an original may have more than 1 MiB."
     )
     deadline_seconds: float = Field(
-        60.0, gt=0, le=86400, allow_inf_nan=False, description="After this time without an answer it is given up."
+        60.0, ge=1, le=86400, allow_inf_nan=False, description="After this time without an answer it is given up."
     )
 
     @model_validator(mode="after")

@@ -6,6 +6,7 @@ One transaction stores frames and queues their jobs, in as few statements as a b
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Collection, Sequence
 from typing import Any
 from uuid import UUID
@@ -15,9 +16,20 @@ import sqlalchemy as sa
 from aeic.bitstream import Frame
 from cloud_decoder.errors import StoredDamage
 from cloud_decoder.store.database import Database
-from cloud_decoder.store.records import DEMAND_PRIORITY, Added, FrameState, NewFrame, Page, StoredFrame
+from cloud_decoder.store.records import (
+    DEMAND_PRIORITY,
+    Added,
+    DeletedBy,
+    FrameState,
+    NewFrame,
+    Page,
+    RequestKind,
+    StoredFrame,
+)
 from cloud_decoder.store.schema import KEPT, NEVER_MS, frames, jobs, requests, source_tallies, sources, tallies
 from cloud_decoder.tiling import tile_shape
+
+log = logging.getLogger(__name__)
 
 DAMAGED = "its stored bytes have changed since they arrived"
 """The reason of frames whose bitstream does not have its digest any more."""
@@ -42,6 +54,21 @@ _WITH_JOBS = frames.outerjoin(jobs, jobs.c.seq == frames.c.seq)
 def is_request_id(id: UUID) -> bool:
     """Whether a frame of that id may answer a request: their ids are the only ones of version 8."""
     return id.version == 8
+
+
+def fits(answer: NewFrame, kind: RequestKind, region: Sequence[int] | None, max_bytes: int) -> bool:
+    """Whether an answer is what was asked for: a file for an original and else a frame, of at most ``max_bytes``, and
+    no larger than the region (x, y, width, height). Boxes never enlarge."""
+    if (answer.media_type is not None) != (kind is RequestKind.ORIGINAL) or len(answer.bitstream) > max_bytes:
+        return False
+    return region is None or (answer.width <= region[2] and answer.height <= region[3])
+
+
+def _goes_with(parent: Any, kind: str) -> bool:
+    """Whether an answer is deleted with its parent. A new picture outlives one that retention has deleted."""
+    if parent.state != FrameState.PRUNED.value:
+        return False
+    return kind != RequestKind.NOW.value or parent.deleted_by == DeletedBy.CLIENT.value
 
 
 def row_of(found: Any) -> StoredFrame:
@@ -202,6 +229,22 @@ class Frames:
             )
             return Page([row_of(row) for row in connection.execute(rows.order_by(order))] if seqs else [], after)
 
+    def regions(self, tenant: str, parent: UUID, limit: int) -> list[StoredFrame]:
+        """The newest frames that answer requests for regions of ``parent`` and can be decoded, the newest first."""
+        query = (
+            sa.select(*ROW_COLUMNS)
+            .select_from(_WITH_JOBS)
+            .where(
+                frames.c.tenant == tenant,
+                frames.c.parent == parent,
+                frames.c.kind == RequestKind.REGION.value,
+                frames.c.media_type.is_(None),
+                frames.c.state.not_in([FrameState.FAILED.value, FrameState.PRUNED.value]),
+            )
+        )
+        with self._database.read() as connection:
+            return [row_of(row) for row in connection.execute(query.order_by(frames.c.seq.desc()).limit(limit))]
+
     def sources(self, tenant: str, limit: int = 1000) -> list[dict[str, Any]]:
         """Sources, the latest first: source, first_seen_ms, last_seen_ms, frames, bytes."""
         query = sa.select(*(c for c in sources.c if c.name != "tenant")).where(sources.c.tenant == tenant)
@@ -331,19 +374,27 @@ class Frames:
         return added
 
     def _answers(self, connection: sa.Connection, frame: NewFrame, received: float) -> None:
-        """Link a frame to the request that it answers. A request that has ended keeps its end."""
+        """Link a frame to the request that it answers. A request that has ended keeps its end.
+
+        A frame that :func:`fits` no request stays an ordinary frame: it is acknowledged, so it is kept.
+        """
         ask = requests.c
         which = sa.and_(ask.tenant == frame.tenant, ask.id == frame.id, ask.source == frame.source)
-        found = connection.execute(sa.select(ask.parent, ask.kind, ask.region).where(which)).first()
+        query = sa.select(ask.parent, ask.kind, ask.region, ask.max_bytes).where(which)
+        found = connection.execute(query).first()
         if found is None:
+            return
+        if not fits(frame, RequestKind(found.kind), found.region, found.max_bytes):
+            log.warning("frame %s of source %r is not what its request asked for", frame.id, frame.source)
             return
         link = {"parent": found.parent, "kind": found.kind, "region": found.region}
         mine = sa.and_(frames.c.tenant == frame.tenant, frames.c.id == frame.id)
         connection.execute(sa.update(frames).where(mine).values(link))
-        parents = sa.select(frames.c.deleted_by).where(
-            frames.c.tenant == frame.tenant, frames.c.id == found.parent, frames.c.state == FrameState.PRUNED.value
-        )
-        if (parent := connection.execute(parents).first()) is not None:  # its answers are deleted with it
+        # On PostgreSQL a deletion in progress would not see this answer, so it is waited for, and later ones wait.
+        parents = sa.select(frames.c.state, frames.c.deleted_by)
+        parents = parents.where(frames.c.tenant == frame.tenant, frames.c.id == found.parent)
+        parent = connection.execute(parents.with_for_update(read=True)).first()
+        if parent is not None and _goes_with(parent, found.kind):
             pruned = {"state": FrameState.PRUNED.value, "deleted_ms": int(received * 1000)}
             pruned |= {"deleted_by": parent.deleted_by, "reason": DELETED_WITH_PARENT}
             mark = sa.update(frames).where(mine).values(pruned).returning(frames.c.seq)

@@ -2,7 +2,7 @@
 
 A request is ``open`` until its answer is stored (:meth:`Frames.add <cloud_decoder.store.frames.Frames.add>`, in the
 answer's own transaction), or until it is refused with a reason. It ends once: whatever comes later changes nothing.
-Rows are kept, as those of frames are.
+Maintenance removes rows some weeks after that; a frame that has answered says itself what it answers.
 """
 
 from __future__ import annotations
@@ -23,6 +23,12 @@ HOUR_MS = 3_600_000
 DETAIL_CHARACTERS = 300
 OPEN_EACH = 64
 """Open requests of one box and kind that are looked at: as many as a box works on at once."""
+MOST_OPEN = 256
+"""Open requests about one source."""
+LEAST_CHARGE_BYTES = 256
+"""What each request is charged at least, however it ends: it costs the box and the store work."""
+LOOK = 20_000
+"""The oldest requests, which are looked at for those that are to be removed."""
 _COLUMNS = [requests.c[name] for name in StoredRequest.__dataclass_fields__]
 
 
@@ -39,13 +45,18 @@ class Requests:
         self._database = database
 
     def add(self, new: NewRequest, hour_bytes: int) -> StoredRequest | None:
-        """Store a request. None where the source's requests of the last hour leave no room for it in ``hour_bytes``."""
+        """Store a request. None where the source's requests of the last hour leave no room for it in ``hour_bytes``, or
+        :data:`MOST_OPEN` of its requests are open."""
 
         def work(connection: sa.Connection) -> StoredRequest | None:
             if self._database.sqlite is False:  # two front ends must not spend the same room
                 key = sa.func.hashtext(f"aeic request {new.tenant}/{new.source}")
                 connection.execute(sa.select(sa.func.pg_advisory_xact_lock(key)))
-            if self._spent(connection, new.tenant, new.source, new.created_ms) + new.max_bytes > hour_bytes:
+            charge = max(new.max_bytes, LEAST_CHARGE_BYTES)
+            if self._spent(connection, new.tenant, new.source, new.created_ms) + charge > hour_bytes:
+                return None
+            about = (requests.c.tenant == new.tenant, requests.c.source == new.source, requests.c.state == "open")
+            if int(connection.scalar(sa.select(sa.func.count()).select_from(requests).where(*about)) or 0) >= MOST_OPEN:
                 return None
             values = {name: getattr(new, name) for name in NewRequest.__dataclass_fields__}
             values |= {"kind": new.kind.value, "bytes": new.max_bytes, "state": RequestState.OPEN.value}
@@ -55,7 +66,8 @@ class Requests:
         return self._database.commit(work)
 
     def spent(self, tenant: str, source: str, now_ms: int) -> int:
-        """The bytes charged to a source in the last hour: those of answers, and the budgets of open requests."""
+        """The bytes charged to a source in the last hour: those of answers, and the budgets of open requests; for each
+        at least :data:`LEAST_CHARGE_BYTES`."""
         with self._database.read() as connection:
             return self._spent(connection, tenant, source, now_ms)
 
@@ -122,8 +134,22 @@ class Requests:
 
         return self._database.commit(work)
 
+    def remove(self, before_ms: int, limit: int = 1000) -> int:
+        """Remove at most ``limit`` requests that ended before ``before_ms``, the oldest first. Returns how many."""
+        columns = (requests.c.seq, requests.c.state, requests.c.finished_ms)
+        oldest = sa.select(*columns).order_by(requests.c.seq).limit(LOOK).subquery().c
+        due = sa.select(oldest.seq).where(oldest.state != "open", oldest.finished_ms < before_ms).limit(limit)
+        with self._database.read() as connection:
+            seqs = connection.execute(due).scalars().all()
+        if not seqs:
+            return 0
+        delete = sa.delete(requests).where(self._database.among(requests.c.seq, seqs))
+        return self._database.commit(lambda connection: connection.execute(delete).rowcount)
+
     def _spent(self, connection: sa.Connection, tenant: str, source: str, now_ms: int) -> int:
-        query = sa.select(sa.func.sum(requests.c.bytes)).where(
+        # The least charge bounds how many rows of the index an hour can have: the budget of the hour, divided by it.
+        charge = sa.case((requests.c.bytes < LEAST_CHARGE_BYTES, LEAST_CHARGE_BYTES), else_=requests.c.bytes)
+        query = sa.select(sa.func.sum(charge)).where(
             requests.c.tenant == tenant, requests.c.source == source, requests.c.created_ms > now_ms - HOUR_MS
         )
         return int(connection.scalar(query) or 0)
@@ -134,12 +160,14 @@ class Requests:
         return None if found is None else _row(found)
 
 
-def end_about(connection: sa.Connection, tenant: str, parents: Sequence[UUID], now_ms: int) -> list[StoredRequest]:
+def end_about(
+    connection: sa.Connection, tenant: str, parents: Sequence[UUID], now_ms: int, detail: str = "the frame was deleted"
+) -> list[StoredRequest]:
     """End the open requests about frames that are being deleted, in the same transaction, and return them."""
     ended = {
         "state": "refused",
         "reason": RefusalReason.GONE.value,
-        "detail": "the frame was deleted",
+        "detail": detail,
         "finished_ms": now_ms,
         "bytes": 0,
     }

@@ -24,7 +24,7 @@ import sqlalchemy as sa
 
 from cloud_decoder.store.database import Database
 from cloud_decoder.store.frames import DELETED, DELETED_WITH_PARENT, PRUNED, job_of
-from cloud_decoder.store.records import Deleted, DeletedBy, FrameState
+from cloud_decoder.store.records import Deleted, DeletedBy, FrameState, RequestKind
 from cloud_decoder.store.requests import end_about
 from cloud_decoder.store.schema import KEPT, frames, jobs, sources, tallies
 
@@ -56,7 +56,8 @@ class Retention:
         """Mark finished frames: those received before ``older_than_ms``, and those beyond ``keep_bytes`` in all.
 
         The latter are the oldest of the tenants that hold more than their :func:`share` of ``keep_bytes``. At most
-        ``limit`` frames, and the finished answers to requests about them. Returns how many were marked.
+        ``limit`` frames, and the finished answers to requests about them, except new pictures. Open requests about them
+        end. Returns how many were marked.
         """
         with self._database.read() as connection:
             doomed = self._doomed(connection, older_than_ms, keep_bytes, limit)
@@ -184,22 +185,24 @@ class Retention:
         }
 
         def work(connection: sa.Connection) -> int:
-            update = sa.update(frames).where(chosen).values(values).returning(frames.c.seq)
-            marked = list(connection.execute(update).scalars())
+            columns = (frames.c.seq, frames.c.tenant, frames.c.id)
+            marked = connection.execute(sa.update(frames).where(chosen).values(values).returning(*columns)).all()
             parents = frames.alias("parents")
-            new = marked
-            while new:  # an answer may have answers of its own, if it is a new picture
-                theirs = sa.select(parents.c.seq).where(
-                    parents.c.tenant == frames.c.tenant,
-                    parents.c.id == frames.c.parent,
-                    self._database.among(parents.c.seq, new),
-                )
-                answers = sa.and_(frames.c.parent.is_not(None), frames.c.state.in_(_FINISHED), sa.exists(theirs))
-                update = sa.update(frames).where(answers).values(values).returning(frames.c.seq)
-                new = list(connection.execute(update).scalars())
-                marked = marked + new
-            connection.execute(sa.delete(jobs).where(self._database.among(jobs.c.seq, marked)))
-            return len(marked)
+            theirs = sa.select(parents.c.seq).where(
+                parents.c.tenant == frames.c.tenant,
+                parents.c.id == frames.c.parent,
+                self._database.among(parents.c.seq, [row.seq for row in marked]),
+            )
+            # A new picture is a picture of its own, with an age of its own. Only it can have answers itself.
+            bound = sa.and_(frames.c.parent.is_not(None), frames.c.kind != RequestKind.NOW.value)
+            answers = sa.and_(bound, frames.c.state.in_(_FINISHED), sa.exists(theirs))
+            update = sa.update(frames).where(answers).values(values).returning(frames.c.seq)
+            seqs = [row.seq for row in marked] + list(connection.execute(update).scalars())
+            connection.execute(sa.delete(jobs).where(self._database.among(jobs.c.seq, seqs)))
+            for tenant in {row.tenant for row in marked}:
+                ids = [row.id for row in marked if row.tenant == tenant]
+                end_about(connection, tenant, ids, now_ms, "retention has deleted the frame")
+            return len(seqs)
 
         return self._database.commit(work)
 

@@ -201,6 +201,7 @@ requests = Table(
 )
 _open = requests.c.state == "open"
 Index("requests_open", requests.c.deadline_ms, sqlite_where=_open, postgresql_where=_open)
+Index("requests_open_by_source", requests.c.tenant, requests.c.source, sqlite_where=_open, postgresql_where=_open)
 
 # Written by triggers only (cloud_decoder.store.event_log): what became of frames and requests.
 events = Table(

@@ -168,6 +168,26 @@ def test_a_picture_that_may_have_arrived_is_not_sent_again() -> None:
     assert transport.left == [202]
 
 
+async def test_a_budget_that_is_spent_is_said_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(messages, "LONGEST_PAUSE_SECONDS", 0.0)
+    given = {"type": messages.BUDGET_SPENT, "detail": "spent"}
+    sent = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        sent.append(request)
+        return httpx.Response(429, json=given, headers={"Retry-After": "60"})
+
+    with httpx.Client(transport=httpx.MockTransport(answer)) as http, pytest.raises(Problem, match="spent") as caught:
+        Client("http://cloud", http=http).ask(uuid4(), "better")
+    assert caught.value.retry_after == 60
+    async with httpx.AsyncClient(transport=httpx.MockTransport(answer)) as asynchronous:
+        with pytest.raises(Problem, match="spent"):
+            await AsyncClient("http://cloud", http=asynchronous).ask(uuid4(), "better")
+    assert len(sent) == 2
+    for body in (b"", b"[]", b'{"type": "urn:aeic:overloaded"}'):
+        assert messages.passes(httpx.Response(429, content=body))
+
+
 def test_pauses_grow_and_follow_the_server() -> None:
     asked = httpx.Response(429, headers={"Retry-After": "7"})
     assert 7 <= messages.pause(0, asked) <= 10.5

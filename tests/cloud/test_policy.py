@@ -13,6 +13,9 @@ import pytest
 from aeic.bundle import Bundle
 from cloud_decoder import maintenance
 from cloud_decoder.inference.decoder import Decoder
+from cloud_decoder.store.clock import DAY
+from cloud_decoder.store.requests import new_request_id
+from cloud_decoder.store.store import NewRequest, RequestKind
 from tests.support.cloud import FakeGenerator, IngestClient, running_cloud
 from tests.support.frames import MakeFrame, new_frame
 
@@ -62,6 +65,30 @@ async def test_retention_empties_what_is_old_or_too_much_and_says_so(
         assert frame["state"] == "pruned"
         assert (await http.get(f"/v1/frames/{old[0].id}/bitstream")).status_code == 410
         assert (await http.get(f"/v1/frames/{old[0].id}/image")).status_code == 410
+
+
+async def test_requests_that_ended_long_ago_are_removed(decoder: Decoder, tmp_path: Path) -> None:
+    """Also where nothing limits frames."""
+    async with running_cloud(decoder, tmp_path) as cloud:
+        now_ms = int(time.time() * 1000)
+        asked = []
+        for age in (31, 29, 0):
+            ended_ms = now_ms - int(age * DAY * 1000)
+            given = {
+                "tenant": "",
+                "parent": uuid4(),
+                "source": "s",
+                "box": "s",
+                "kind": RequestKind.BETTER,
+                "region": None,
+            }
+            times = {"created_ms": ended_ms, "deadline_ms": ended_ms if age else now_ms + 60_000}
+            new = NewRequest(id=new_request_id(), max_bytes=500, **given, **times)  # type: ignore[arg-type]
+            assert cloud.store.requests.add(new, 90_000)
+            cloud.store.requests.expire(ended_ms)
+            asked.append(new.id)
+        await cloud.maintenance.round()
+        assert [cloud.store.requests.get("", id) is not None for id in asked] == [False, True, True]
 
 
 async def test_lists_are_filtered_by_source_time_rate_and_state(

@@ -7,10 +7,12 @@ import hashlib
 import io
 import json
 import logging
+import threading
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 from uuid import UUID, uuid4
 
@@ -21,19 +23,29 @@ from PIL import Image
 
 from aeic.bundle import Bundle
 from aeic.v1 import ingest_pb2 as pb
+from aeic_client.messages import BUDGET_SPENT
 from cloud_decoder.errors import StoreUnavailable
 from cloud_decoder.grpc_api import originals
-from cloud_decoder.http_api import schemas
+from cloud_decoder.http_api import image_service, schemas
 from cloud_decoder.inference.decoder import Decoder
 from cloud_decoder.service import Cloud
-from cloud_decoder.store.requests import HOUR_MS, new_request_id
-from cloud_decoder.store.store import FrameState, NewRequest, RefusalReason, RequestKind, RequestState, Store
+from cloud_decoder.store.requests import HOUR_MS, LEAST_CHARGE_BYTES, MOST_OPEN, new_request_id
+from cloud_decoder.store.store import (
+    Added,
+    FrameState,
+    NewRequest,
+    RefusalReason,
+    RequestKind,
+    RequestState,
+    Store,
+    StoredRequest,
+)
 from tests.support.cloud import IngestClient, running_cloud
-from tests.support.frames import NOW, MakeFrame, new_frame
+from tests.support.frames import NOW, MakeFrame, new_frame, stored_frame
 from tests.support.waiting import until
 
 NOW_MS = int(NOW * 1000)
-REGION = {"kind": "region", "region": {"x": 10, "y": 20, "width": 30, "height": 16}}
+REGION = {"kind": "region", "region": {"x": 10, "y": 20, "width": 64, "height": 64}}
 
 
 class Box(IngestClient):
@@ -112,7 +124,7 @@ async def test_an_answer_is_a_frame_linked_to_its_parent(
         assert posted.json()["state"] == "open" and posted.json()["bytes"] == 900
         request = await box.request()
         assert (UUID(bytes=request.frame_id), request.kind, request.max_bytes) == (parent, pb.REQUEST_KIND_REGION, 900)
-        assert (request.x, request.y, request.width, request.height) == (10, 20, 30, 16)
+        assert (request.x, request.y, request.width, request.height) == (10, 20, 64, 64)
         assert 50_000 < request.expires_in_ms <= 60_000
         data = make_frame(2, 64, 64)
         async with http.stream("GET", "/v1/events") as events:
@@ -133,7 +145,9 @@ async def test_an_answer_is_a_frame_linked_to_its_parent(
         assert [one["id"] for one in listed] == [str(answer)]
         of_frame = (await http.get(f"/v1/frames/{parent}/requests")).json()
         schemas.RequestListBody.model_validate(of_frame)
-        assert of_frame["max_bytes"] == 4096 and of_frame["hour_bytes_left"] == 65536 - len(data)
+        assert of_frame["max_bytes"] == 4096 and of_frame["hour_bytes_left"] == 65536 - max(
+            len(data), LEAST_CHARGE_BYTES
+        )
         await box.send(data, answer, source_id="box/door")  # after a broken stream
         assert (await ended(http, posted)) == state
         composed = await http.get(f"/v1/frames/{parent}/composed", params={"wait": 20, "format": "webp"})
@@ -195,8 +209,8 @@ async def test_deadlines_budgets_and_malformed_requests(
         url = f"/v1/frames/{parent}/requests"
         bad: list[Any] = [
             {}, {"kind": "worse"}, {"kind": "region"}, {"kind": "better", "path": "/etc"}, [], None,
-            {"kind": "better", "max_bytes": 1 << 40}, {"kind": "better", "deadline_seconds": -1},
-            REGION | {"kind": "now"}, REGION | {"region": REGION["region"] | {"x": 611}},  # type: ignore[operator]
+            {"kind": "better", "max_bytes": 1 << 40}, {"kind": "better", "deadline_seconds": 0.9},
+            REGION | {"kind": "now"}, REGION | {"region": REGION["region"] | {"x": 577}},  # type: ignore[operator]
             REGION | {"region": REGION["region"] | {"width": 15}},  # type: ignore[operator]
         ]  # fmt: skip
         for body in bad:
@@ -205,13 +219,18 @@ async def test_deadlines_budgets_and_malformed_requests(
         assert (await http.post(f"/v1/frames/{uuid4()}/requests", json={"kind": "better"})).status_code == 404
         assert (await http.get(f"{url}/{uuid4()}")).status_code == 404
         assert (await http.get(f"{url}/nothing")).status_code == 400
-        soon = {"kind": "better", "max_bytes": 1500, "deadline_seconds": 0.3}
+        soon = {"kind": "better", "max_bytes": 1500, "deadline_seconds": 1}
         posted = await http.post(url, json=soon)
         full = await http.post(url, json=soon)
         assert full.status_code == 429 and "REQUEST_BYTES_PER_HOUR" in full.json()["detail"]
+        assert full.json()["type"] == BUDGET_SPENT
         state = await ended(http, posted)
         assert (state["reason"], state["bytes"]) == ("expired", 0)
-        assert (await http.post(url, json=soon)).status_code == 202  # what expired costs nothing
+        assert (await http.get(url)).json()["hour_bytes_left"] == 2000 - 256
+        assert (await http.post(url, json=soon)).status_code == 202
+    async with asked(decoder, make_frame, tmp_path / "none", request_bytes_per_hour=0) as (_, http, parent):
+        refused = await http.post(f"/v1/frames/{parent}/requests", json=soon)
+        assert refused.status_code == 403 and refused.json()["type"] == "urn:aeic:requests-forbidden"
 
 
 async def test_tenants_neither_see_nor_answer_each_others_requests(
@@ -270,7 +289,7 @@ async def test_frames_flow_while_requests_do(
 def new_request(parent: UUID, **changed: Any) -> NewRequest:
     values: dict[str, Any] = {
         "tenant": "", "id": new_request_id(), "parent": parent, "source": "s", "box": "s", "kind": RequestKind.REGION,
-        "region": [1, 2, 30, 40], "max_bytes": 100, "created_ms": NOW_MS, "deadline_ms": NOW_MS + 1000,
+        "region": [1, 2, 128, 96], "max_bytes": 9000, "created_ms": NOW_MS, "deadline_ms": NOW_MS + 1000,
     }  # fmt: skip
     return NewRequest(**values | changed)
 
@@ -279,11 +298,11 @@ def test_a_request_ends_once_and_its_hour_is_counted(store_url: str, make_frame:
     store = Store(store_url)
     parent = new_frame(make_frame(1), source="s")
     store.frames.add([parent], NOW)
-    first = store.requests.add(new_request(parent.id), 250)
-    second = store.requests.add(new_request(parent.id, kind=RequestKind.BETTER, region=None), 250)
-    assert first and second and second.region is None and first.region == [1, 2, 30, 40]
-    assert store.requests.add(new_request(parent.id), 250) is None
-    assert store.requests.spent("", "s", NOW_MS) == 200 and store.requests.spent("", "s", NOW_MS + HOUR_MS) == 0
+    first = store.requests.add(new_request(parent.id), 20_000)
+    second = store.requests.add(new_request(parent.id, kind=RequestKind.BETTER, region=None), 20_000)
+    assert first and second and second.region is None and first.region == [1, 2, 128, 96]
+    assert store.requests.add(new_request(parent.id), 20_000) is None
+    assert store.requests.spent("", "s", NOW_MS) == 18_000 and store.requests.spent("", "s", NOW_MS + HOUR_MS) == 0
     assert [one.id for one in store.requests.open({("", "s")})] == [first.id, second.id]
     assert store.requests.open({("x", "s"), ("", "t")}) == []
     answer = new_frame(make_frame(2), source="s", id=first.id)
@@ -294,7 +313,7 @@ def test_a_request_ends_once_and_its_hour_is_counted(store_url: str, make_frame:
     assert [one.id for one in store.requests.expire(NOW_MS + 1000)] == [second.id]
     assert store.requests.expire(NOW_MS + 1000) == []
     frame = store.frames.get("", first.id)
-    assert frame is not None and (frame.parent, frame.kind, frame.region) == (parent.id, "region", [1, 2, 30, 40])
+    assert frame is not None and (frame.parent, frame.kind, frame.region) == (parent.id, "region", [1, 2, 128, 96])
     stranger = new_frame(make_frame(3), source="another", id=second.id)
     store.frames.add([stranger], NOW)
     frame = store.frames.get("", second.id)
@@ -313,7 +332,7 @@ def test_many_requests_of_one_box_and_kind_do_not_hide_others(store_url: str) ->
     ]
     ids = []
     for changed in asked:
-        stored = store.requests.add(new_request(uuid4(), **changed), 1000)
+        stored = store.requests.add(new_request(uuid4(), **changed), 90_000)
         assert stored is not None
         ids.append(stored.id)
     found = store.requests.open({("", "s"), ("x", "s")}, each=1)
@@ -326,7 +345,7 @@ def test_an_answer_is_deleted_with_its_parent_and_brought_back_with_it(store_url
     parent, other = new_frame(make_frame(1), source="s"), new_frame(make_frame(4), source="s")
     store.frames.add([parent, other], NOW)
     request = new_request(parent.id)
-    store.requests.add(request, 1000)
+    store.requests.add(request, 9000)
     store.frames.add([new_frame(make_frame(2), source="s", id=request.id)], NOW + 100)
     with store.database.write() as connection:
         connection.exec_driver_sql("UPDATE frames SET state = 'failed'")
@@ -464,13 +483,13 @@ async def test_a_damaged_file_is_sent_again_and_a_store_that_cannot_write_keeps_
         assert (await box.piece(id, data, 0, 100)).received_bytes == len(data), "it holds all of it"
         assert (await ended(http, posted))["state"] == "answered"
         assert (await http.get(f"/v1/frames/{UUID(bytes=id)}/file")).content == data
-        assert not cloud.ingest._originals._held
+        assert not cloud.ingest._originals._held.held
 
 
 async def test_files_that_arrive_are_bounded_in_memory_and_idle_ones_give_way(
     bundle: Bundle, decoder: Decoder, make_frame: MakeFrame, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(originals, "HELD_BYTES", 50_000)
+    monkeypatch.setattr(originals, "HELD_BYTES", 32_000)
     given = asked(decoder, make_frame, tmp_path, request_bytes_per_hour=1 << 20)
     async with given as (cloud, http, parent), Box(cloud.grpc) as box:
         await box.greet(bundle)
@@ -479,14 +498,47 @@ async def test_files_that_arrive_are_bounded_in_memory_and_idle_ones_give_way(
             await http.post(f"/v1/frames/{parent}/requests", json=ORIGINAL)
             ids.append((await box.request()).id)
         first = bytes(30_000)
-        assert (await box.piece(ids[0], first, 0, 1000)).received_bytes == 1000
-        later = asyncio.ensure_future(box.piece(ids[1], bytes(30_001), 0, 1000))
+        assert (await box.piece(ids[0], first, 0, 29_000)).received_bytes == 29_000
+        later = asyncio.ensure_future(box.piece(ids[1], bytes(30_001), 0, 2000))
         await asyncio.sleep(0.5)
         assert not later.done(), "no answer: it asks later"
         monkeypatch.setattr(originals, "IDLE_SECONDS", 0.0)
-        await box.raw(pb.DeliverRequest(piece=piece_of(ids[1], bytes(30_001), 0, 1000)))
-        assert (await later).received_bytes == 1000
-        assert cloud.ingest._originals._held == 30_001
+        await box.raw(pb.DeliverRequest(piece=piece_of(ids[1], bytes(30_001), 0, 2000)))
+        assert (await later).received_bytes == 2000
+        assert cloud.ingest._originals._held.held == originals.ENTRY_BYTES + 2000
+
+
+async def test_files_of_which_nothing_comes_keep_no_other_tenant_from_its_originals(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(originals, "HELD_BYTES", 50 * originals.ENTRY_BYTES)
+    open_requests: dict[tuple[str, UUID], Any] = {}
+    find = SimpleNamespace(get=lambda tenant, id: open_requests.get((tenant, id)))
+    store, dispatch = cast(Any, SimpleNamespace(requests=find)), cast(Any, SimpleNamespace(now=time.time))
+    taken = originals.Originals(store, cast(Any, None), dispatch, max_bytes=1 << 20, max_pixels=1 << 20, shared=True)
+
+    async def piece(tenant: str, id: UUID, data: bytes, offset: int = 0) -> pb.PieceAck | None:
+        given: dict[str, Any] = {"total_bytes": 40_000, "sha256": bytes(32), "offset": offset, "data": data}
+        return await taken.take(tenant, "s", pb.Piece(request_id=id.bytes, **given))
+
+    def new(tenant: str) -> UUID:
+        request = new_request(uuid4(), tenant=tenant, kind=RequestKind.ORIGINAL, region=None, max_bytes=40_000)
+        given = {name: getattr(request, name) for name in NewRequest.__dataclass_fields__}
+        given |= {"deadline_ms": int(time.time() * 1000) + 60_000, "bytes": 0, "state": RequestState.OPEN, "seq": 1}
+        open_requests[tenant, request.id] = StoredRequest(**given, finished_ms=None, reason=None, detail=None)
+        return request.id
+
+    greedy = [new("greedy") for _ in range(100)]
+    answers = [await piece("greedy", id, b"") for id in greedy]
+    assert sum(one is not None for one in answers) == 40, "four fifths, while it is alone"
+    ack = await piece("modest", new("modest"), bytes(5000))
+    assert ack is not None and ack.received_bytes == 5000
+    monkeypatch.setattr(originals, "IDLE_SECONDS", 0.2)
+    await asyncio.sleep(0.3)
+    for id in greedy[:40]:
+        await piece("greedy", id, b"")
+        await piece("greedy", id, b"x", offset=7)
+    assert await piece("modest", new("modest"), bytes(30_000)) is not None, "what is no progress does not keep a place"
 
 
 async def test_a_new_picture_can_be_asked_about_and_is_deleted_with_its_parent(
@@ -505,14 +557,145 @@ async def test_a_new_picture_can_be_asked_about_and_is_deleted_with_its_parent(
         file = (await ended(http, part))["answer"]
         await http.get(f"/v1/frames/{picture}/image", params={"wait": 20})
         await http.get(f"/v1/frames/{parent}/image", params={"wait": 20})
-        seqs = [row.seq for row in cloud.store.frames.page("", 9).rows]
-        assert len(seqs) == 3
-        assert cloud.store.retention.mark(int(time.time() * 1000), older_than_ms=1 << 60, limit=1) == 3
+        assert len(cloud.store.frames.page("", 9).rows) == 3
+        mark, now_ms = cloud.store.retention.mark, int(time.time() * 1000)
+        assert mark(now_ms, older_than_ms=1 << 60, limit=1) == 1, "to retention it is a picture of its own"
+        assert (await http.get(f"/v1/frames/{picture}")).json()["state"] == "done"
+        assert mark(now_ms, older_than_ms=1 << 60, limit=1) == 2, "its own answers go with it"
+        assert (await http.get(f"/v1/frames/{file}/file")).status_code == 410
+        assert cloud.store.retention.undelete() == 3
+        deleted = cloud.store.retention.delete("", parent, now_ms)
+        assert deleted is not None and {id for id, _ in deleted.frames} == {parent, UUID(picture), UUID(file)}
         for id in (parent, picture, file):
             assert (await http.get(f"/v1/frames/{id}")).json()["state"] == "pruned"
         assert (await http.get(f"/v1/frames/{file}/file")).status_code == 410
-        assert cloud.store.retention.undelete() == 3
+        assert cloud.store.retention.undelete(deleted=True) == 3
         assert (await http.get(f"/v1/frames/{file}/file")).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("request_of", "answer"),
+    [
+        ({}, {"width": 129, "height": 96}),
+        ({}, {"width": 128, "height": 97}),
+        ({"max_bytes": 300}, {"content": bytes(301)}),
+        ({"kind": RequestKind.BETTER, "region": None, "max_bytes": 300}, {"content": bytes(301)}),
+        ({}, {"media_type": "image/jpeg"}),
+        ({"kind": RequestKind.ORIGINAL, "region": None}, {}),
+        ({"kind": RequestKind.ORIGINAL}, {"media_type": "image/jpeg", "width": 129}),
+    ],
+)
+def test_what_was_not_asked_for_is_kept_and_answers_nothing(
+    store_url: str, request_of: dict[str, Any], answer: dict[str, Any]
+) -> None:
+    store = Store(store_url)
+    parent = stored_frame(b"parent", source="s")
+    store.frames.add([parent], NOW)
+    request = new_request(parent.id, **request_of)
+    assert store.requests.add(request, 90_000)
+    frame = stored_frame(id=request.id, source="s", **answer)
+    assert store.frames.add([frame], NOW) == [Added.STORED]
+    row, found = store.frames.get("", request.id), store.requests.get("", request.id)
+    assert row is not None and (row.parent, row.kind, row.region) == (None, None, None)
+    assert found is not None and (found.state, found.bytes) == (RequestState.OPEN, request.max_bytes)
+    store.close()
+
+
+def test_what_was_asked_for_answers(store_url: str) -> None:
+    store = Store(store_url)
+    parent = stored_frame(b"parent", source="s")
+    store.frames.add([parent], NOW)
+    kinds: list[tuple[dict[str, Any], dict[str, Any]]] = [
+        ({}, {"width": 128, "height": 96}),
+        ({"kind": RequestKind.BETTER, "region": None}, {"width": 8000}),
+        ({"kind": RequestKind.NOW, "region": None}, {"width": 8000}),
+        ({"kind": RequestKind.ORIGINAL, "region": None}, {"media_type": "image/png", "width": 8000}),
+        ({"kind": RequestKind.ORIGINAL}, {"media_type": "image/jpeg"}),
+    ]
+    for changed, answer in kinds:
+        request = new_request(parent.id, **changed)
+        assert store.requests.add(request, 90_000)
+        store.frames.add([stored_frame(b"x", request.id, source="s", **answer)], NOW)
+        found = store.requests.get("", request.id)
+        assert found is not None and found.state is RequestState.ANSWERED, changed
+    store.close()
+
+
+def test_requests_without_an_answer_cost_something_are_limited_and_do_not_stay(store_url: str) -> None:
+    store = Store(store_url)
+    least = LEAST_CHARGE_BYTES
+    for number in range(4):
+        new = new_request(uuid4(), max_bytes=64, deadline_ms=NOW_MS + 1)
+        assert (store.requests.add(new, 3 * least) is None) == (number == 3)
+        assert len(store.requests.expire(NOW_MS + 1)) == (number < 3)
+    assert store.requests.spent("", "s", NOW_MS) == 3 * least
+    for number in range(MOST_OPEN + 1):
+        assert (store.requests.add(new_request(uuid4(), max_bytes=64), 1 << 30) is None) == (number == MOST_OPEN)
+    assert store.requests.add(new_request(uuid4(), source="another"), 1 << 30)
+    assert store.requests.remove(NOW_MS + 1) == 0
+    assert [store.requests.remove(NOW_MS + 2, limit=2) for _ in range(3)] == [2, 1, 0]
+    assert len(store.requests.open({("", "s")}, each=1000)) == MOST_OPEN + 1
+    store.close()
+
+
+def test_later_answers_of_other_kinds_do_not_hide_regions(store_url: str) -> None:
+    store = Store(store_url)
+    parent = stored_frame(b"parent", source="s")
+    store.frames.add([parent], NOW)
+
+    def answered(**changed: Any) -> UUID:
+        request = new_request(parent.id, **changed)
+        assert store.requests.add(request, 1 << 30)
+        store.frames.add([stored_frame(request.id.bytes, request.id, source="s")], NOW)
+        return request.id
+
+    regions = [answered() for _ in range(3)]
+    for _ in range(16):
+        answered(kind=RequestKind.BETTER, region=None)
+    found = store.frames.regions("", parent.id, 16)
+    assert [one.id for one in found] == regions[::-1]
+    assert [one.id for one in store.frames.regions("", parent.id, 2)] == regions[:0:-1]
+    assert store.frames.regions("x", parent.id, 16) == []
+    store.close()
+
+
+async def test_the_composed_picture_is_counted_with_its_parts_and_stops_with_its_client(
+    bundle: Bundle, decoder: Decoder, make_frame: MakeFrame, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One place for the composed picture and the largest other one, held until the work has ended."""
+    async with asked(decoder, make_frame, tmp_path) as (cloud, http, parent):
+        rows = []
+        for number, side in enumerate((64, 128, 64)):
+            region = [10 * number, 20, side, side]
+            request = new_request(parent, source="box/door", region=region, created_ms=int(time.time() * 1000))
+            assert cloud.store.requests.add(request, 1 << 30)
+            frame = new_frame(make_frame(number + 2, side, side), request.id, source="box/door", box="box")
+            rows.append(frame)
+            cloud.store.frames.add([frame], time.time())
+        for row in rows:
+            assert (await http.get(f"/v1/frames/{row.id}/image", params={"wait": 20})).status_code == 200
+        url = f"/v1/frames/{parent}/composed"
+        kept = await http.get(url, params={"wait": 20})
+        with monkeypatch.context() as patched:
+            patched.setattr(cloud._cache, "get", lambda *_: None)  # it is too small
+            again = await http.get(url, params={"wait": 20})
+        assert kept.status_code == again.status_code == 200 and kept.content == again.content
+        painted, go, began = [], threading.Event(), threading.Event()
+
+        def paste(*given: Any) -> None:
+            painted.append(threading.current_thread().name)
+            began.set()
+            assert go.wait(20)
+
+        monkeypatch.setattr(image_service, "paste", paste)
+        with pytest.raises(httpx.ReadTimeout):
+            await http.get(url, params={"wait": 20}, timeout=0.5)
+        await until(lambda: cloud.waiters.held == 0)
+        assert began.is_set() and cloud.admission.pixels.held == 640 * 480 + 128 * 128
+        assert (await http.get(f"/v1/frames/{parent}")).status_code == 200
+        go.set()
+        await until(lambda: cloud.admission.pixels.held == 0)
+        assert len(painted) == 1 and painted[0].startswith("composing")
 
 
 @pytest.mark.parametrize(

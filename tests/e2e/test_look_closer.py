@@ -113,6 +113,11 @@ def test_the_command_line_writes_the_picture(keeping: Pair, frame: uuid.UUID, tm
     assert code == 0, said
     with Image.open(photograph) as image:
         assert image.format == "JPEG" and photograph.stat().st_size <= 9000
+    wrong = tmp_path / "photograph.png"
+    code, _, said = aeic(
+        "ask", str(frame), "--original", "--bytes", "9000", "-o", str(wrong), "--url", keeping.cloud.http
+    )
+    assert code == 2 and "image/jpeg" in said and ".jpg" in said and not wrong.exists()
     code, _, said = aeic(*given, "-f", "--now")
     assert code == 0, said
     with Image.open(target) as image:

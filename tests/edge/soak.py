@@ -223,6 +223,8 @@ class Soak:
                     continue  # it may have been stored: _ended() looks
                 if answer.status_code == 202:
                     self.asked[answer.json()["id"]] = answer.headers["location"]
+                elif answer.status_code == 429:  # many are open while the box is cut off
+                    await asyncio.sleep(0.5)
                 elif answer.status_code not in (404, 410, 503):
                     raise RuntimeError(f"unexpected answer {answer.status_code}: {answer.text}")
 

@@ -12,10 +12,10 @@ from fastapi.responses import JSONResponse, Response
 from pydantic import ValidationError
 
 from aeic_service.budgets import Budget
-from aeic_service.errors import InvalidParameter, Overloaded
+from aeic_service.errors import InvalidParameter
 from aeic_service.parameters import FrameId, Seconds, frame_id
 from aeic_service.request_body import Limits, read_body
-from cloud_decoder.errors import Gone, UnknownRequest
+from cloud_decoder.errors import BudgetSpent, Gone, RequestsForbidden, UnknownRequest
 from cloud_decoder.events import EventBus
 from cloud_decoder.http_api import schemas
 from cloud_decoder.http_api.dependencies import Tenant
@@ -23,7 +23,7 @@ from cloud_decoder.http_api.disconnects import while_connected
 from cloud_decoder.http_api.image_service import ImageService
 from cloud_decoder.http_api.serializers import request_json
 from cloud_decoder.request_dispatch import RequestDispatch
-from cloud_decoder.store.requests import new_request_id
+from cloud_decoder.store.requests import LEAST_CHARGE_BYTES, MOST_OPEN, new_request_id
 from cloud_decoder.store.store import (
     FrameState,
     NewRequest,
@@ -70,11 +70,15 @@ def router(
         "/v1/frames/{id}/requests",
         status_code=202,
         response_model=None,
-        responses=schemas.json_of(schemas.RequestBody, 400, 401, 404, 408, 410, 413, 429, 503, success=202),
+        responses=schemas.json_of(schemas.RequestBody, 400, 401, 403, 404, 408, 410, 413, 429, 503, success=202),
         openapi_extra=schemas.json_body_of(schemas.AskBody),
     )
     async def ask(request: Request, tenant: Tenant, id: FrameId) -> Response:
         """Ask the box for more of a picture: its whole in better quality, a region, the original, or a new picture."""
+        if not hour_bytes:
+            raise RequestsForbidden(
+                "this service asks boxes for nothing: its operator can raise AEIC_CLOUD_REQUEST_BYTES_PER_HOUR"
+            )
         row = await images.row(tenant, id)
         asked = _parsed(await read_body(request, limits, bodies, tenant))
         if row.state is FrameState.PRUNED:
@@ -102,9 +106,10 @@ def router(
         )
         stored = await asyncio.to_thread(store.requests.add, new, hour_bytes)
         if stored is None:
-            raise Overloaded(
-                f"source {row.source!r} has no {asked.max_bytes} bytes left of {hour_bytes} for requests in an hour:"
-                " ask later, for less, or raise AEIC_CLOUD_REQUEST_BYTES_PER_HOUR",
+            charge = max(asked.max_bytes, LEAST_CHARGE_BYTES)
+            raise BudgetSpent(
+                f"source {row.source!r} has less than {charge} of {hour_bytes} bytes left for requests in an hour, or"
+                f" {MOST_OPEN} requests that are open: ask later, for less, or raise AEIC_CLOUD_REQUEST_BYTES_PER_HOUR",
                 retry_after=RETRY_SECONDS,
             )
         audit.info(

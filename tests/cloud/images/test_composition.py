@@ -2,9 +2,20 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 import numpy as np
 
-from cloud_decoder.images.composition import MAX_SIDE, compose, composed_size
+from cloud_decoder.admission import BYTES_A_PIXEL
+from cloud_decoder.images.composition import MAX_SIDE, Region, composed_size, enlarged, paste
+from cloud_decoder.tiling import Picture
+
+
+def compose(picture: Picture, original: tuple[int, int], parts: list[tuple[Picture, Region]]) -> Picture:
+    out = enlarged(picture, original)
+    for part, region in parts:
+        paste(out, original, part, region)
+    return out
 
 
 def test_a_region_is_at_its_place_with_soft_edges_and_the_colour_below() -> None:
@@ -30,3 +41,22 @@ def test_the_size_is_bounded_and_a_later_region_covers_an_earlier_one() -> None:
     one, two = (np.full((16, 16, 3), value, np.uint8) for value in (60, 66))
     out = compose(np.full((16, 16, 3), 63, np.uint8), (16, 16), [(one, (0, 0, 16, 16)), (two, (0, 0, 16, 16))])
     assert np.unique(out).tolist() == [63]
+
+
+def test_bands_of_rows_leave_no_seam() -> None:
+    rows = np.linspace(20, 220, 200).astype(np.uint8)
+    ramp = np.broadcast_to(rows[:, None, None], (200, 100, 3)).copy()
+    out = compose(ramp, (100, 200), [(ramp, (0, 0, 100, 200))])
+    assert (out == ramp).all()
+
+
+def test_composing_takes_no_more_memory_than_admission_counts() -> None:
+    side, small = 512, np.zeros((64, 64, 3), np.uint8)
+    compose(small, (64, 64), [])  # whatever is imported on first use
+    tracemalloc.start()
+    try:
+        compose(small, (side, side), [(small, (0, 0, side, side))] * 2)
+        traced = tracemalloc.get_traced_memory()[1] / side**2
+    finally:
+        tracemalloc.stop()
+    assert traced + 3 * 4 <= BYTES_A_PIXEL, "Pillow's pictures are not traced: at most three of 4 bytes a pixel"

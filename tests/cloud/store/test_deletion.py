@@ -7,10 +7,12 @@ from collections.abc import Iterator
 from uuid import UUID, uuid4
 
 import pytest
+import sqlalchemy as sa
 
 from cloud_decoder.store.frames import DELETED, DELETED_WITH_PARENT
 from cloud_decoder.store.requests import new_request_id
 from cloud_decoder.store.retention import Removed
+from cloud_decoder.store.schema import frames
 from cloud_decoder.store.store import (
     Added,
     DecodeResult,
@@ -146,8 +148,45 @@ def test_an_answer_to_a_frame_that_retention_has_pruned_is_pruned_too(store: Sto
     store.frames.add([stored_frame(b"late", request)], NOW)
     row = store.frames.get("", request)
     assert row is not None and row.state is FrameState.PRUNED and not row.erased
+    ended = store.requests.get("", request)
+    assert ended is not None and ended.state is RequestState.REFUSED, "so nothing says that it was answered"
+    assert (ended.reason, ended.detail) == (RefusalReason.GONE, "retention has deleted the frame")
     assert store.retention.undelete() == 2
     assert state(store, parent) is FrameState.DONE and [one.row.id for one in claim(store)] == [request]
+
+
+def test_a_new_picture_outlives_a_frame_that_retention_has_pruned(store: Store) -> None:
+    first = stored_frame(b"first")
+    store.frames.add([first], NOW)
+    pictures = [first]
+    for number in range(3):  # each was asked of the one before
+        new = stored_frame(b"now %d" % number, asked(store, pictures[-1], RequestKind.NOW))
+        store.frames.add([new], NOW + 1 + number)
+        pictures.append(new)
+    finish(store)
+    late = asked(store, first, RequestKind.NOW)
+    assert store.retention.mark(NOW_MS, older_than_ms=NOW_MS + 500) == 1
+    assert [state(store, one) for one in pictures] == [FrameState.PRUNED] + [FrameState.DONE] * 3
+    store.frames.add([stored_frame(b"late", late)], NOW + 9)
+    row = store.frames.get("", late)
+    assert row is not None and row.state is FrameState.RECEIVED and row.parent == first.id
+    assert ids(store, first) == {late, *(one.id for one in pictures)}, "a client deletes them with it"
+
+
+def test_an_answer_that_comes_during_the_deletion_of_its_frame_is_deleted_with_it(store: Store) -> None:
+    """On PostgreSQL neither transaction sees what the other has not committed."""
+    parent = stored_frame(b"parent")
+    store.frames.add([parent], NOW)
+    answer = stored_frame(b"answer", asked(store, parent))
+    with store.database.write() as connection:
+        update = sa.update(frames).where(frames.c.id == parent.id)
+        connection.execute(update.values(state="pruned", deleted_by="client", deleted_ms=NOW_MS))
+        adding = threading.Thread(target=lambda: store.frames.add([answer], NOW))
+        adding.start()
+        adding.join(0.5)
+        assert adding.is_alive(), "it waits"
+    adding.join(10)
+    assert state(store, answer) is FrameState.PRUNED
 
 
 def test_the_frames_of_a_source_are_deleted_by_time_and_in_parts(store: Store) -> None:
