@@ -62,6 +62,7 @@ def test_every_secret_can_come_from_a_file(
         "database_url": "sqlite:///x.db",
         "token": "s3cret",
         "camera_url": "rtsp://u:p@c",
+        "originals_key": "5e" * 32,
     }
     assert settings.secrets()
     for name in settings.secrets():
