@@ -54,6 +54,15 @@ def test_links_to_files_lead_somewhere(path: Path) -> None:
         assert (path.parent / link).exists(), f"{path.name} links to {link}"
 
 
+def test_a_picture_has_one_description() -> None:
+    """A file that stands for two pictures was overwritten by one of them."""
+    described: dict[Path, set[str]] = {}
+    for path in TEXTS:
+        for words, link in re.findall(r"!\[([^]]*)\]\(([^)#:]+)\)", path.read_text()):
+            described.setdefault((path.parent / link).resolve(), set()).add(words)
+    assert described and {path.name: words for path, words in described.items() if len(words) > 1} == {}
+
+
 PACKAGES = (
     "aeic|aeic_[a-z]+|edge_encoder|cloud_decoder|benchmarks|deploy|docs|examples|models|protos|requirements|tests"
 )
