@@ -10,33 +10,18 @@ from typing import Any
 
 import pytest
 
-from aeic_tools import local_services
 from aeic_tools.demo_client import request
 from aeic_tools.local_services import Pair
 from tests.support.browsing import accessibility_violations, until
-from tests.support.http_camera import http_camera
+from tests.support.keeping import keeping_pair
 from tests.support.roots import EXAMPLES
 
 
 @pytest.fixture(scope="module")
 def keeping(browser: Any, tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
     """Both services; the edge keeps originals."""
-    folder = tmp_path_factory.mktemp("closer")
-    settings = {"AEIC_EDGE_ORIGINALS_MAX_BYTES": "10000000", "AEIC_EDGE_CAMERA_FPS": "0.01"}
-    with (
-        http_camera() as camera,
-        local_services.cloud(folder, folder, tiny_bundle) as receiver,
-        local_services.edge(
-            folder,
-            folder,
-            receiver.addresses["grpc"],
-            tiny_bundle,
-            0,
-            **settings,
-            AEIC_EDGE_CAMERA_URL=f"{camera.url}/snap.jpg",
-        ) as sender,
-    ):
-        yield Pair(sender, receiver)
+    with keeping_pair(tmp_path_factory.mktemp("closer"), tiny_bundle) as running:
+        yield running
 
 
 def test_a_box_is_drawn_asked_for_and_seen_in_place(browser: Any, keeping: Pair) -> None:

@@ -12,37 +12,18 @@ import pytest
 from PIL import Image
 
 from aeic_client import AsyncClient, Client, Problem
-from aeic_tools import local_services
 from aeic_tools.demo_client import request
 from aeic_tools.local_services import Pair
 from tests.support.cli import aeic
-from tests.support.http_camera import http_camera
+from tests.support.keeping import keeping_pair
 
 
 @pytest.fixture(scope="module")
 def keeping(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
     """Both services; the edge keeps originals."""
-    folder = tmp_path_factory.mktemp("keeping")
-    settings = {
-        "AEIC_EDGE_ORIGINALS_MAX_BYTES": "10000000",
-        "AEIC_EDGE_ORIGINALS_KEY": "5a" * 32,
-        "AEIC_EDGE_CAMERA_FPS": "0.01",
-        "AEIC_EDGE_REQUEST_ORIGINAL_MAX_BYTES": "16000",
-    }
-    with (
-        http_camera() as camera,
-        local_services.cloud(folder, folder, tiny_bundle) as receiver,
-        local_services.edge(
-            folder,
-            folder,
-            receiver.addresses["grpc"],
-            tiny_bundle,
-            0,
-            **settings,
-            AEIC_EDGE_CAMERA_URL=f"{camera.url}/snap.jpg",
-        ) as sender,
-    ):
-        yield Pair(sender, receiver)
+    settings = {"AEIC_EDGE_ORIGINALS_KEY": "5a" * 32, "AEIC_EDGE_REQUEST_ORIGINAL_MAX_BYTES": "16000"}
+    with keeping_pair(tmp_path_factory.mktemp("keeping"), tiny_bundle, **settings) as running:
+        yield running
 
 
 @pytest.fixture
