@@ -140,7 +140,7 @@ class Originals:
         """Store a file; refuse its request if it is no picture. If the store cannot, the next piece tries it again."""
         data, request = bytes(one.data), one.request
         try:
-            if hashlib.sha256(data).digest() != one.digest:
+            if await asyncio.to_thread(_digest, data) != one.digest:
                 log.warning("original for request %s is damaged: the box sends it again", request.id)
             else:
                 try:
@@ -148,7 +148,7 @@ class Originals:
                 except InputError as error:
                     await self._refuse(request, f"the box sent a file that is not taken: {error}")
                 else:
-                    frame = await asyncio.to_thread(self._frame, request, data, *described)
+                    frame = await asyncio.to_thread(self._frame, one, data, *described)
                     if fits(frame, request.kind, request.region, request.max_bytes):
                         await self._commits.add(frame)
                     else:
@@ -162,7 +162,8 @@ class Originals:
             log.exception("original for request %s could not be stored", request.id)
         self._drop(key)
 
-    def _frame(self, request: StoredRequest, data: bytes, media_type: str, width: int, height: int) -> NewFrame:
+    def _frame(self, one: _Arriving, data: bytes, media_type: str, width: int, height: int) -> NewFrame:
+        request = one.request
         parent = self._store.frames.get(request.tenant, request.parent)
         whole = None if parent is None else (parent.original_width, parent.original_height)
         part = None if request.region is None else (request.region[2], request.region[3])
@@ -177,7 +178,7 @@ class Originals:
             height=height,
             rate=0,
             fingerprint="",
-            digest=hashlib.sha256(data).hexdigest(),
+            digest=one.digest.hex(),
             bitstream=data,
             wanted=False,
             original_width=original[0],
@@ -190,3 +191,7 @@ class Originals:
     async def _refuse(self, request: StoredRequest, detail: str) -> None:
         reason = RefusalReason.UNSUPPORTED
         await self._dispatch.refused(request.tenant, request.box, request.id, reason, detail)
+
+
+def _digest(data: bytes) -> bytes:
+    return hashlib.sha256(data).digest()
