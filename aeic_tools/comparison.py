@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import io
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -65,7 +66,7 @@ def rival(photograph: NDArray[np.uint8], codec: str, limit_bytes: int) -> Rival:
             continue
         with Image.open(io.BytesIO(data)) as opened:
             back = opened.convert("RGB").resize(image.size, Image.Resampling.BICUBIC)
-        found = Rival(data, *size, _psnr(photograph, np.asarray(back)), smallest)
+        found = Rival(data, *size, psnr(photograph, np.asarray(back)), smallest)
         if best is None or found.psnr > best.psnr:
             best = found
     if best is None:
@@ -92,9 +93,10 @@ def _encoded(image: Image.Image, codec: str, quality: int) -> bytes:
     return out.getvalue()
 
 
-def _psnr(one: NDArray[np.uint8], other: NDArray[np.uint8]) -> float:
-    error = float(np.mean((one.astype(np.float32) - other.astype(np.float32)) ** 2))
-    return float(10 * np.log10(255**2 / max(error, 1e-9)))
+def psnr(one: NDArray[np.uint8], other: NDArray[np.uint8]) -> float:
+    """Of two uint8 (H, W, 3) of one size, in dB over all three colours; infinite for equal ones."""
+    error = float(np.mean((one.astype(np.float64) - other) ** 2))
+    return math.inf if error == 0 else 10 * math.log10(255**2 / error)
 
 
 def make(out: Path, bundle: Path | None = None, photographs: Sequence[Path] = ()) -> None:

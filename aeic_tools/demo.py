@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import signal
 import sys
 import tempfile
@@ -16,24 +15,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from aeic.errors import AeicError
 from aeic.pixels import load_picture
 from aeic_tools import local_services
 from aeic_tools.codec_commands import PICTURE_SUFFIXES
+from aeic_tools.comparison import psnr
 from aeic_tools.demo_client import RequestFailed, travel
 from aeic_tools.local_services import Pair, ServiceFailed
 from aeic_tools.montage import Exhibit, montage
 
 HEAD = f"{'picture':<24}{'size':>10}{'bytes':>7}{'bpp':>8}{'encode':>9}{'decode':>9}{'end to end':>12}{'PSNR':>9}"
-
-
-def psnr(original: NDArray[np.uint8], other: NDArray[np.uint8]) -> float:
-    """Of two uint8 (H, W, 3) of one size, in dB over all three colours; infinite for equal ones."""
-    error = float(np.mean((original.astype(np.float64) - other.astype(np.float64)) ** 2))
-    return math.inf if error == 0 else 10 * math.log10(255**2 / error)
 
 
 def show(pair: Pair, paths: Sequence[Path], out: Path, rate: str | None = None) -> bool:

@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image
 
 from aeic.pixels import Pixels, load_picture
-from benchmarks.thin_pictures import psnr
+from aeic_tools.comparison import psnr
 from cloud_decoder.inference.decoder import Decoder, DecoderSettings
 from edge_encoder.encoding.encoder import Encoder
 

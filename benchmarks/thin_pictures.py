@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from aeic.pixels import Pixels, load_picture
+from aeic_tools.comparison import psnr
 from cloud_decoder.inference.decoder import Decoder, DecoderSettings
 from edge_encoder.encoding.encoder import Encoder
 
@@ -47,12 +48,6 @@ def main() -> int:
     print(f"PSNR of 16 rows by length: {lengths}")
     print(json.dumps({"mean_loss_db": mean, "psnr_by_length": lengths}))
     return 0
-
-
-def psnr(one: Pixels, other: Pixels) -> float:
-    """dB, of 8-bit pictures."""
-    error = float(np.mean((one.astype(np.float64) - other) ** 2))
-    return float(10 * np.log10(255**2 / max(error, 1e-9)))
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from aeic.pixels import load_picture
-from aeic_tools.demo import psnr
+from aeic_tools.comparison import psnr
 from cloud_decoder.inference.decoder import Decoder
 from edge_encoder.encoding.encoder import Encoder
 from tests.support.roots import ROOT

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from aeic_tools.demo import psnr
+from aeic_tools.comparison import psnr
 from aeic_tools.montage import Exhibit, montage
 
 

@@ -14,7 +14,7 @@ from PIL import Image
 
 import aeic_tools.pillow_plugin as plugin
 from aeic.bitstream import HEADER_BYTES, Frame
-from aeic_tools.demo import psnr
+from aeic_tools.comparison import psnr
 from cloud_decoder.inference.decoder import Decoder
 from edge_encoder.encoding.encoder import Encoder
 from tests.support.roots import ROOT
