@@ -77,7 +77,7 @@ class Unblocked(logging.Handler):
     def _write(self) -> None:
         while True:
             line = self._waiting.get()
-            with contextlib.suppress(OSError, ValueError):  # nobody reads any more, or the stream is closed
+            with contextlib.suppress(OSError, ValueError):  # the reader has gone, or the stream is closed
                 if lost := self._lost:
                     self._lost -= lost
                     text = f"{lost} lines of the log were lost, because they were read too slowly"

@@ -296,5 +296,5 @@ class JobQueue:
 
 
 def _lapsed(now: float, lease: float) -> sa.ColumnElement[bool]:
-    """Leases that have run out, and those that a clock has given which was set back since: nobody may renew them."""
+    """Leases that have run out, and those that end impossibly late because the clock was set back later."""
     return sa.or_(jobs.c.lease_until < now, jobs.c.lease_until > now + max(lease, LONGEST_LEASE_SECONDS))

@@ -68,7 +68,7 @@ def test_the_dashboard_has_the_structure_that_grafana_reads() -> None:
     assert re.fullmatch(r"[\w-]{1,40}", drawn["uid"])
     variables = {one["name"]: one for one in drawn["templating"]["list"]}
     assert set(variables) == {"datasource", "instance", "tenant", "source", "docs"}
-    assert variables["datasource"]["type"] == "datasource"  # the data source is chosen by whoever imports it
+    assert variables["datasource"]["type"] == "datasource"  # the data source is chosen at the import
     source = {"type": "prometheus", "uid": "${datasource}"}
     for name in ("instance", "tenant", "source"):
         one = variables[name]
