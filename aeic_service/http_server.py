@@ -10,9 +10,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import fcntl
 import json
 import resource
 import socket
+import struct
+import termios
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -173,7 +176,7 @@ class Connections:
         """Count a new connection, in the place of the one that has waited longest where there is no other. False where
         all are busy."""
         if len(self.open) >= self.limit:
-            oldest = next(iter(self._waiting), None) or self._silent_upload()
+            oldest = self._idle()
             if oldest is None:
                 return False
             self.forget(oldest)
@@ -205,10 +208,23 @@ class Connections:
         self._waiting.pop(connection, None)
         self._heard.pop(connection, None)
 
-    def _silent_upload(self) -> H11Protocol | None:
+    def _idle(self) -> H11Protocol | None:
+        """The connection that has waited longest, or else the upload that has been silent for longest. Not one whose
+        bytes have arrived and are not read yet, because this process was busy."""
         before = time.monotonic() - _SILENT_SECONDS
-        silent = [one for one, at in self._heard.items() if at < before and one.conn.their_state is h11.SEND_BODY]
-        return min(silent, key=self._heard.__getitem__, default=None)
+        uploads = [one for one, at in self._heard.items() if at < before and one.conn.their_state is h11.SEND_BODY]
+        uploads.sort(key=self._heard.__getitem__)
+        return next((one for one in (*self._waiting, *uploads) if not _unread(one)), None)
+
+
+def _unread(connection: H11Protocol) -> bool:
+    """Whether the kernel holds bytes of this connection."""
+    try:
+        descriptor = connection.transport.get_extra_info("socket").fileno()
+        (count,) = struct.unpack("i", fcntl.ioctl(descriptor, termios.FIONREAD, bytes(4)))
+    except (OSError, ValueError):  # it is closed
+        return False
+    return bool(count)
 
 
 class _Uvicorn(uvicorn.Server):

@@ -10,6 +10,7 @@ import resource
 import socket
 import subprocess
 import sys
+import time
 
 import pytest
 from fastapi import FastAPI, Request
@@ -208,4 +209,32 @@ async def test_the_rest_of_a_body_has_a_deadline(monkeypatch: pytest.MonkeyPatch
         rest = await reader.read()  # until the server closes it
     assert rest.count(b" 200 ") == 1
     writer.close()
+    await server.stop()
+
+
+async def test_bytes_that_this_process_has_not_read_count_as_heard() -> None:
+    app = FastAPI()
+
+    @app.post("/")
+    async def take(request: Request) -> str:
+        return str(len(await read_body(request, Limits(1000, 60.0))))
+
+    settings = ServerSettings("127.0.0.1", 0, "AEIC_EDGE_", header_seconds=10.0, grace_seconds=1, max_connections=3)
+    server = HttpServer(app, settings)
+    address = (await server.start()).removeprefix("http://").split(":")
+    head = b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 4\r\n\r\n"
+    honest, *others = [await asyncio.open_connection(address[0], int(address[1])) for _ in range(3)]
+    for _, writer in (honest, *others):
+        writer.write(head)
+        await asyncio.sleep(0.05)
+    honest[1].write(b"body")
+    with socket.create_connection((address[0], int(address[1]))) as new:
+        new.sendall(b"GET / HTTP/1.1\r\n\r\n")
+        time.sleep(1.2)  # the event loop is busy: the oldest upload's bytes wait in the kernel
+        found = server.connections._idle()
+        assert found is not None and found.client == others[0][1].get_extra_info("sockname")
+        async with asyncio.timeout(10):
+            assert b" 200 " in await honest[0].readline()
+    for _, writer in (honest, *others):
+        writer.close()
     await server.stop()
