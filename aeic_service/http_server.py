@@ -19,6 +19,7 @@ import termios
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import chain
 from typing import cast
 
 import h11
@@ -165,7 +166,7 @@ class Connections:
         self.limit = limit
         self.open: set[H11Protocol] = set()
         self._waiting: dict[H11Protocol, None] = {}  # the one that has waited longest is first
-        self._heard: dict[H11Protocol, float] = {}  # monotonic time of the last bytes of those that are busy
+        self._heard: dict[H11Protocol, float] = {}  # monotonic time of the last bytes of those that are busy, in order
 
     @property
     def held(self) -> int:
@@ -194,6 +195,7 @@ class Connections:
     def busy(self, connection: H11Protocol) -> None:
         """The headers of a request are complete, or a part of its body has come."""
         self._waiting.pop(connection, None)
+        self._heard.pop(connection, None)  # the one heard of last is last
         self._heard[connection] = time.monotonic()
 
     def abort_uploads(self) -> None:
@@ -211,10 +213,15 @@ class Connections:
     def _idle(self) -> H11Protocol | None:
         """The connection that has waited longest, or else the upload that has been silent for longest. Not one whose
         bytes have arrived and are not read yet, because this process was busy."""
+        return next((one for one in chain(self._waiting, self._silent_uploads()) if not _unread(one)), None)
+
+    def _silent_uploads(self) -> Iterator[H11Protocol]:
         before = time.monotonic() - _SILENT_SECONDS
-        uploads = [one for one, at in self._heard.items() if at < before and one.conn.their_state is h11.SEND_BODY]
-        uploads.sort(key=self._heard.__getitem__)
-        return next((one for one in (*self._waiting, *uploads) if not _unread(one)), None)
+        for connection, heard in self._heard.items():
+            if heard >= before:
+                return
+            if connection.conn.their_state is h11.SEND_BODY:
+                yield connection
 
 
 def _unread(connection: H11Protocol) -> bool:

@@ -98,7 +98,7 @@ class Metrics:
         self.originals_bytes = Gauge("aeic_edge_originals_bytes", "Bytes of these originals.", registry=registry)
         self.requests = Counter(
             "aeic_edge_requests_total",
-            "Requests of the cloud: answered, the reason of the refusal, or ignored: not even refused.",
+            "Requests of the cloud: answered, the reason of the refusal, or ignored (refused a minute ago).",
             ["outcome"],
             registry=registry,
         )
