@@ -141,6 +141,20 @@ def check_schema(connection: sqlite3.Connection) -> None:
                 raise Damaged(f"the schema of its table {name}")
 
 
+def check_values(connection: sqlite3.Connection) -> None:
+    """Raises Damaged when a value is not of its column's type: a flipped bit in the header of a row makes a text of a
+    number. SQLite checks that only in STRICT tables, which no spool has."""
+    for (table,) in connection.execute("SELECT name FROM sqlite_schema WHERE type = 'table' AND sql <> ''").fetchall():
+        conditions = [
+            f"typeof({name}) <> '{kind.lower()}'" + ("" if never_null else f" AND {name} IS NOT NULL")
+            for _, name, kind, never_null, _, _ in connection.execute(f"PRAGMA table_info({table})")
+            if kind
+        ]
+        query = f"SELECT EXISTS (SELECT 1 FROM {table} WHERE {' OR '.join(conditions)})"
+        if conditions and connection.execute(query).fetchone()[0]:
+            raise Damaged(f"a value in its table {table}")
+
+
 def _columns(connection: sqlite3.Connection, table: str) -> set[str]:
     return {row[1] for row in connection.execute(f"PRAGMA table_info({table})")}
 

@@ -406,6 +406,23 @@ def test_a_frame_whose_state_has_a_flipped_bit_is_sent(tmp_path: Path) -> None:
     spool.close()
 
 
+@pytest.mark.parametrize("column", ["arrived_ms", "cost", "priority"])
+@pytest.mark.parametrize("table", ["frames", "originals"])
+def test_a_number_that_a_flipped_bit_makes_a_text_is_damage(tmp_path: Path, table: str, column: str) -> None:
+    kept, pictures = killed(tmp_path / "spool", 6, 2)
+    connection = sqlite3.connect(tmp_path / "spool" / "spool.sqlite3", isolation_level=None)
+    connection.execute(f"UPDATE {table} SET {column} = '' WHERE seq = (SELECT MIN(seq) FROM {table})")
+    connection.close()
+    assert "a value in its table" in check(tmp_path / "spool").database
+    spool = Spool(tmp_path / "spool")
+    assert present(spool) == kept
+    for _ in pictures:
+        found = spool.next_original()
+        assert found is not None and found[0] in pictures
+    assert not spool.unreadable
+    spool.close()
+
+
 def test_a_bit_of_an_id_hides_no_frame(tmp_path: Path) -> None:
     """One in the row, which its id does not find then, and one in the index."""
     raw, kept = closed(tmp_path / "spool")
