@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import contextlib
 import sqlite3
+import zlib
 from collections.abc import Mapping
 from typing import Any
 
 from edge_encoder.spool import clock
-from edge_encoder.spool.record import Original, Record, State
+from edge_encoder.spool.record import DamagedRecord, Original, Record, State
 
 
 class Damaged(sqlite3.DatabaseError):
@@ -168,6 +169,23 @@ def check_findable(connection: sqlite3.Connection, table: str, priority: int, se
         return  # it was finished meanwhile
     if connection.execute(f"SELECT seq FROM {table} WHERE {waiting}id = ?", row).fetchone() != (seq,):
         raise Damaged(f"row {seq} of {table} is not found by its id")
+
+
+def check_picture(connection: sqlite3.Connection, ident: bytes) -> None:
+    """Raises Damaged when the picture's CRC in the row of a waiting frame or original is not the one that the check
+    value of its record or description covers."""
+    for crc, raw in connection.execute(f"SELECT picture_crc, record FROM frames WHERE id = ? AND {WAITING}", (ident,)):
+        try:
+            whole = Record.parse(raw).picture_crc == crc
+        except DamagedRecord:
+            whole = False
+        if not whole:
+            raise Damaged("the row of a frame")
+    for crc, meta, checked in connection.execute(
+        "SELECT picture_crc, meta, checked FROM originals WHERE id = ?", (ident,)
+    ):
+        if not isinstance(meta, bytes) or not isinstance(crc, int) or zlib.crc32(meta, crc) != checked:
+            raise Damaged("the row of an original")
 
 
 def set_unknown_arrivals(connection: sqlite3.Connection, now_ms: int) -> None:
