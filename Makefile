@@ -17,7 +17,7 @@ PINS := pyproject.toml constraints.txt $(wildcard requirements/*.txt)
 .DEFAULT_GOAL := help
 .PHONY: help install demo run test perf check lint types format lock lock-check docs dist protos bench fuzz simulate soak field abuse golden results notebook \
   test-full test-edge test-isa test-fleet test-hostile strangers test-browser test-ops test-images test-compose test-skipped clean \
-  packages-browser packages-ops packages-fleet packages-isa packages-images packages-compose packages-client
+  packages-browser packages-ops packages-fleet packages-field packages-isa packages-images packages-compose packages-client
 
 help: ## list all targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -36,7 +36,7 @@ test: install ## install everything and run all tests
 perf: install ## run the tests that assert durations (on an idle machine)
 	$(BIN)/python -m pytest -m perf
 
-test-skipped: install packages-browser packages-ops packages-fleet packages-client ## run what the last `make test` skipped, after installing Debian packages; a skip is a failure
+test-skipped: install packages-browser packages-ops packages-fleet packages-field packages-client ## run what the last `make test` skipped, after installing Debian packages; a skip is a failure
 	$(BIN)/python -m tests.support.skips
 
 check: lint types ## run all static checks: style, imports, types, gRPC messages
@@ -155,6 +155,10 @@ packages-ops:
 packages-fleet:
 	@$(call debian,/usr/lib/postgresql/*/bin/initdb,postgresql)
 	@$(call debian,kubectl,kubernetes-client)
+
+packages-field:
+	@$(call debian,mosquitto,mosquitto)
+	@$(call debian,/usr/lib/*/girepository-1.0/GstRtspServer-1.0.typelib,gir1.2-gst-rtsp-server-1.0 gstreamer1.0-plugins-good python3-gi)
 
 # The generator needs an older typer than the commands of AEIC, so it has an environment of its own.
 packages-client: $(CLIENT_VENV)/.installed

@@ -62,6 +62,9 @@ def encode(
         int | None, typer.Option(min=16, max=8192, help="Scale longer sides down to N pixels first.")
     ] = None,
     preset: Annotated[str | None, typer.Option(help="300B, 1kB or 2kB: about this size for any picture.")] = None,
+    stretch: Annotated[
+        bool, typer.Option("--stretch", help="Spread the grey levels of 16-bit pictures, for thermal cameras.")
+    ] = False,
     recursive: Annotated[bool, typer.Option("-R", "--recursive", help="Take the folders in a folder too.")] = False,
     skip_existing: Annotated[bool, typer.Option(help="Leave out pictures whose frame exists, to resume.")] = False,
     model: Model = None,
@@ -70,11 +73,11 @@ def encode(
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Encode a picture (JPEG, PNG, WebP), or a folder of them, into frames of one or two kilobytes."""
+    """Encode a picture (JPEG, PNG, WebP, AVIF, HEIC), or a folder of them, into frames of one or two kilobytes."""
     from aeic_tools import codec_commands
 
     options = codec_commands.Options(model, threads, force, json, quiet)
-    wanted = codec_commands.Wanted(rate, max_bytes, target_bytes, max_side, preset)
+    wanted = codec_commands.Wanted(rate, max_bytes, target_bytes, max_side, preset, stretch)
     _finish(codec_commands.encode(source, target, wanted, options, recursive=recursive, skip_existing=skip_existing))
 
 

@@ -181,7 +181,7 @@ class EdgeService:
         settings = self.settings
         if not settings.originals_max_bytes:
             return None
-        sources = (*settings.all_cameras(), *settings.all_folders())
+        sources = (*settings.all_cameras(), *settings.all_folders(), *settings.mqtt)
         self.ring = OriginalRing(
             settings.data_dir / "originals",
             max_bytes=settings.originals_max_bytes,

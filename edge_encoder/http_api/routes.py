@@ -44,11 +44,11 @@ _WAIT = "Answer when the picture is on disk (received), when its frame is (spool
 _MOST = "Largest frame, in bytes; the picture is scaled down to fit."
 _TARGET = "Target size of the frame, in bytes; if no frame fits, the smallest one is sent."
 _WAITED = "aeic.wait"  # in a request's scope, for _Timed; not there when the request was malformed
-_PICTURES = ("image/jpeg", "image/png", "image/webp", "application/octet-stream")
+_PICTURES = ("image/jpeg", "image/png", "image/webp", "image/avif", "image/heic", "application/octet-stream")
 _REQUEST_BODY = {
     "requestBody": {
         "required": True,
-        "description": "One JPEG, PNG or WebP file; the format is detected from its content.",
+        "description": "One JPEG, PNG, WebP, AVIF or HEIF file; the format is detected from its content.",
         "content": {kind: {"schema": {"type": "string", "format": "binary"}} for kind in _PICTURES},
     }
 }

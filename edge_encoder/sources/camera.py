@@ -68,6 +68,7 @@ class Camera:
             still_seconds=settings.still_seconds,
             timeout_seconds=settings.timeout_seconds,
             live=self._file is None,
+            stretch=service.settings.stretch if settings.stretch is None else settings.stretch,
         )
         self._pace = Pace()
         self._delivered = False  # the present capture process has sent a line

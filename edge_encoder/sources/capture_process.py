@@ -32,11 +32,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from aeic.bitstream import MAX_SIDE
+from aeic.pixels import to_eight_bits, used_levels
 from edge_encoder.sources.motion import CELLS, Motion
 
 _ALIVE_SECONDS = 1.0
 _LEAST_RATIO = 1 / 8
 _MAX_DAMAGED_PACKETS = 64  # one after another
+_DEEP_GREY = tuple(f"gray{bits}{order}" for bits in (9, 10, 12, 14, 16) for order in ("le", "be"))
 _HTTP = ("http://", "https://")
 
 
@@ -52,7 +54,8 @@ class Pace:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Job:
-    """What to read and which frames to take. `live`: frames are dropped rather than delayed."""
+    """What to read and which frames to take. `live`: frames are dropped rather than delayed. `stretch`: the grey levels
+    of frames with more than 8 bits are spread."""
 
     url: str
     fps: float
@@ -61,6 +64,7 @@ class Job:
     timeout_seconds: float
     live: bool
     pace: Pace = Pace()
+    stretch: bool = False
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -111,7 +115,7 @@ def shots(job: Job, alive: Callable[[], None] = lambda: None, wanted: Wanted | N
             count += 1
             alive()
             if number := wanted.take():
-                yield Shot(_upright(frame, pixel_width), time.time(), 0, Pace(), number)
+                yield Shot(_upright(frame, pixel_width, job.stretch), time.time(), 0, Pace(), number)
             if (shot := state.take(frame, pixel_width)) is not None:
                 yield shot
         if count != 1 or not job.url.startswith(_HTTP):
@@ -152,7 +156,7 @@ class _State:
         skipped, self._skipped = self._skipped, 0
         pace = Pace(self.due, now, base64.b64encode(np.ascontiguousarray(grey).tobytes()).decode())
         seconds = time.time() if self._job.live else now
-        return Shot(_upright(frame, pixel_width), seconds, skipped, pace)
+        return Shot(_upright(frame, pixel_width, self._job.stretch), seconds, skipped, pace)
 
 
 def _frames(job: Job) -> Iterator[tuple[Any, float]]:
@@ -215,12 +219,18 @@ def _pixel_width(stream: Any) -> float:
     return ratio if _LEAST_RATIO <= ratio <= 1 / _LEAST_RATIO else 1.0
 
 
-def _upright(frame: Any, pixel_width: float) -> NDArray[np.uint8]:
+def _upright(frame: Any, pixel_width: float, stretch: bool) -> NDArray[np.uint8]:
     """(H, W, 3) RGB with square pixels, enlarged in one direction where they were not, and turned by quarters as the
     stream's display matrix says."""
     width = min(MAX_SIDE, round(frame.width * max(1.0, pixel_width)))
     height = min(MAX_SIDE, round(frame.height * max(1.0, 1 / pixel_width)))
-    rgb: NDArray[np.uint8] = frame.to_ndarray(format="rgb24", width=width, height=height)
+    rgb: NDArray[np.uint8]
+    if stretch and frame.format.name in _DEEP_GREY:
+        grey = frame.to_ndarray(format="gray16le", width=width, height=height)
+        levels = used_levels(np.bincount(grey.ravel(), minlength=65536))
+        rgb = np.repeat(to_eight_bits(grey, levels)[:, :, None], 3, axis=2)
+    else:
+        rgb = frame.to_ndarray(format="rgb24", width=width, height=height)
     return np.rot90(rgb, round(frame.rotation / 90))  # both count counter-clockwise
 
 

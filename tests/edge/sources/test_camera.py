@@ -221,6 +221,19 @@ def test_a_rotated_video_comes_upright() -> None:
     assert red[10:60, 200:240].mean() > 0.9  # the square at the top left of the coded picture is at the top right
 
 
+@pytest.mark.parametrize("stretch", [False, True])
+def test_the_grey_levels_of_a_thermal_camera_are_spread_on_request(tmp_path: Path, stretch: bool) -> None:
+    path = tmp_path / "thermal.mkv"
+    levels = (20_000 + 500 * np.mgrid[:96, :128][1] / 127).astype(np.uint16)
+    with av.open(str(path), "w") as out:
+        stream = out.add_stream("ffv1", rate=5)
+        stream.width, stream.height, stream.pix_fmt = 128, 96, "gray16le"
+        out.mux(stream.encode(av.VideoFrame.from_ndarray(levels, format="gray16le")))
+        out.mux(stream.encode(None))
+    rgb = next(shots(job(path, stretch=stretch))).rgb
+    assert rgb.shape == (96, 128, 3) and (np.ptp(rgb) > 250 if stretch else np.ptp(rgb) < 10)
+
+
 @pytest.mark.parametrize(("aspect", "size"), [("2:1", (96, 256)), ("1:2", (192, 128)), ("1:1", (96, 128))])
 def test_pixels_become_square(tmp_path: Path, aspect: str, size: tuple[int, int]) -> None:
     path = tmp_path / "anamorphic.mp4"
