@@ -127,7 +127,7 @@ def test_fid_and_kid_of_known_features() -> None:
     shifted = found.distances(features, features + np.float32(0.5))
     assert shifted["fid"] == pytest.approx(8 * 0.5**2, abs=1e-3) and shifted["kid"] > 0.1
     same = found.distances(features, features)
-    assert same["fid"] == pytest.approx(0, abs=1e-3) and abs(same["kid"]) < 0.02
+    assert same["fid"] == pytest.approx(0, abs=1e-3) and abs(same["kid"]) < 0.05
     # Standard deviations of 1 and 2 in each channel: (2 - 1) ** 2 for each of them, around their own mean.
     centred = features - features.mean(0)
     covariance = np.cov(centred.T)
