@@ -98,8 +98,8 @@ Source = WatchedFolder | Camera | MqttTopic
 
 
 def sources_of(service: EdgeService) -> list[Source]:
-    """The cameras, folders and topics of the settings, not yet running; the service shows the state of each. RateError for a
-    rate point that the bundle does not have."""
+    """The cameras, folders and topics of the settings, not yet running; the service shows the state of each.
+    RateError for a rate point that the bundle does not have."""
     settings = service.settings
     for given in (*settings.all_cameras(), *settings.all_folders(), *settings.mqtt):
         service.encoder.bundle.rate(given.rate)  # an unknown one ends the start

@@ -69,7 +69,8 @@ class Metrics:
         )
         self.source_up = Gauge(
             "aeic_edge_source_up",
-            "1 while a camera delivers, a folder is scanned or a topic is subscribed, and after a video file has been read.",
+            "1 while a camera delivers, a folder is scanned or a topic is subscribed, and after a video file has been"
+            " read.",
             ["source"],
             registry=registry,
         )
@@ -136,7 +137,8 @@ class Metrics:
         )
         self.task_restarts = Counter(
             "aeic_edge_task_restarts_total",
-            "Tasks of the service that failed and were started again: uplink, originals, housekeeping, and each source by its name.",
+            "Tasks of the service that failed and were started again: uplink, originals, housekeeping, and each source"
+            " by its name.",
             ["task"],
             registry=registry,
         )

@@ -2,8 +2,8 @@
 
     broker -> message (QoS 1, not yet acknowledged) -> encode -> spool -> acknowledged to the broker
 
-The broker keeps the messages of the session while the box is down or full, and sends what was not acknowledged again, so
-a picture is lost only where its publisher asked for QoS 0. A message that comes again because its acknowledgement was
+The broker keeps the messages of the session while the box is down or full, and sends what was not acknowledged again.
+A picture is lost only where its publisher asked for QoS 0. A message that comes again because its acknowledgement was
 lost is recognised by its content among the last few. MQTT 5 is needed: it lets the box limit how many messages, and
 how large ones, the broker may send. Uses paho-mqtt (the extra `edge-mqtt`), whose thread hands messages to the loop.
 Independent of HTTP.

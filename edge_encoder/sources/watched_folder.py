@@ -8,9 +8,9 @@ finds the frame in the spool. While the encoder is busy or the spool is full, fi
 looks cut short may still be written, so it is refused only after PATIENCE_SECONDS without a change. A file that cannot
 be read is reported once and left; one that cannot be moved is remembered (taken_files.py).
 
-The folder is scanned and not watched with inotify. Network file systems report nothing to inotify, an event that is lost
-when its queue overflows needs a scan all the same, and writers that reopen a file (FTP's resume, rsync --append) close it
-before it is complete. A size and time that stay the same over several looks cover all of these. Independent of HTTP.
+The folder is scanned and not watched with inotify. Network file systems report nothing to inotify, events that are lost
+when its queue overflows need a scan all the same, and writers that reopen a file (FTP's resume, rsync --append) close
+it before it is complete. Size and times that stay the same over several looks cover all of these. Independent of HTTP.
 """
 
 from __future__ import annotations
