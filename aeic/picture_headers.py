@@ -151,7 +151,8 @@ def read_jpeg(data: bytes) -> Jpeg:
 def code_points(data: bytes) -> tuple[int, int, int, int] | None:
     """Primaries, transfer, 0 and 1 (RGB of full range) of an AVIF or HEIF file whose colr boxes agree on a description
     by ITU-T H.273; the pixels are RGB once they are decoded."""
-    found, place = set(), data.find(_NCLX)
+    found: set[bytes] = set()
+    place = data.find(_NCLX)
     while 0 <= place <= len(data) - 12 and len(found) < 2:
         found.add(data[place + 8 : place + 12])
         place = data.find(_NCLX, place + 1)

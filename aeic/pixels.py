@@ -13,7 +13,7 @@ import contextlib
 import io
 import warnings
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -102,7 +102,10 @@ def to_rgb(picture: Image.Image, *, stretch: bool = False) -> Pixels:
     width, height = picture.size
     levels = (0, 65535)
     if stretch and picture.mode.startswith("I"):
-        levels = used_levels(sum(np.bincount(_levels(strip).ravel(), minlength=65536) for _, strip in _strips(picture)))
+        histogram = np.zeros(65536, np.int64)
+        for _, strip in _strips(picture):
+            histogram += np.bincount(_levels(strip).ravel(), minlength=65536)
+        levels = used_levels(histogram)
     rgb = np.empty((height, width, 3), np.uint8)
     for top, strip in _strips(picture):
         rgb[top : top + strip.height] = _strip(strip, to_srgb, levels)
@@ -241,11 +244,11 @@ def _open_heavy(data: bytes, kind: str) -> ImageFile.ImageFile:
             )
         return AvifImagePlugin.AvifImageFile(io.BytesIO(data))
     try:
-        from pillow_heif import HeifImageFile
+        import pillow_heif
     except ImportError:
         raise UnsupportedFormat('this is HEIF: pip install "aeic[heif]", or send JPEG, PNG or WebP') from None
-    picture: ImageFile.ImageFile = HeifImageFile(io.BytesIO(data))
-    return picture
+    reader: Callable[[io.BytesIO], ImageFile.ImageFile] = pillow_heif.HeifImageFile
+    return reader(io.BytesIO(data))
 
 
 def _load_jpeg(picture: ImageFile.ImageFile, jpeg: Jpeg) -> None:

@@ -152,7 +152,7 @@ class MqttTopic:
         url = urllib.parse.urlsplit(self._settings.url.get_secret_value())
         if url.scheme == "mqtts":
             client.tls_set_context(ssl.create_default_context(cafile=self._settings.tls_ca))
-        properties = Properties(PacketTypes.CONNECT)
+        properties = Properties(PacketTypes.CONNECT)  # type: ignore[no-untyped-call]  # it has no types
         properties.ReceiveMaximum = _IN_FLIGHT
         properties.MaximumPacketSize = self._service.settings.max_body_bytes + _OTHER_BYTES
         properties.SessionExpiryInterval = _SESSION_SECONDS

@@ -16,7 +16,7 @@ from pathlib import Path
 _DEBIANS_PYTHON = "/usr/bin/python3"
 _PACKAGES = "gir1.2-gst-rtsp-server-1.0 gstreamer1.0-plugins-good python3-gi"
 _VIDEO = (
-    "( videotestsrc is-live=true pattern=ball ! video/x-raw,width=160,height=120,framerate=10/1"
+    "( videotestsrc is-live=true pattern=ball ! video/x-raw,format=I420,width=160,height=120,framerate=10/1"
     " ! jpegenc ! rtpjpegpay name=pay0 pt=26 )"
 )
 _CHECK = (
