@@ -17,7 +17,7 @@ from edge_encoder.spool import clock
 from edge_encoder.spool.record import Original, Record, State
 
 
-class Damaged(sqlite3.DatabaseError):
+class DamagedDatabase(sqlite3.DatabaseError):
     """The file is damaged, as a check of it found; has SQLite's own error code for that."""
 
     def __init__(self, verdict: str) -> None:
@@ -34,14 +34,14 @@ class Connection(sqlite3.Connection):
         try:
             return super().execute(*arguments)
         except UnicodeDecodeError as error:
-            raise Damaged("its schema is no UTF-8") from error
+            raise DamagedDatabase("its schema is no UTF-8") from error
 
     def executescript(self, script: str) -> sqlite3.Cursor:
         """As in the base class."""
         try:
             return super().executescript(script)
         except UnicodeDecodeError as error:
-            raise Damaged("its schema is no UTF-8") from error
+            raise DamagedDatabase("its schema is no UTF-8") from error
 
 
 ROW_BYTES = 256
@@ -132,13 +132,13 @@ def create(connection: sqlite3.Connection) -> None:
 
 
 def check_schema(connection: sqlite3.Connection) -> None:
-    """Raises Damaged when a table lacks a column that create() gives it: a flipped bit renamed it."""
+    """Raises DamagedDatabase when a table lacks a column that create() gives it: a flipped bit renamed it."""
     with contextlib.closing(sqlite3.connect(":memory:")) as new:
         create(new)
         names = [name for (name,) in new.execute("SELECT name FROM sqlite_schema WHERE type = 'table'")]
         for name in names:
             if _columns(new, name) - _columns(connection, name):
-                raise Damaged(f"the schema of its table {name}")
+                raise DamagedDatabase(f"the schema of its table {name}")
 
 
 def _columns(connection: sqlite3.Connection, table: str) -> set[str]:
@@ -146,14 +146,14 @@ def _columns(connection: sqlite3.Connection, table: str) -> set[str]:
 
 
 def check_findable(connection: sqlite3.Connection, table: str, priority: int, seq: int) -> None:
-    """Raises Damaged when the waiting frame or original that an index of `table` names is not found by its id."""
+    """Raises DamagedDatabase when a waiting frame or original that an index of `table` names is not found by its id."""
     index, waiting = ("pending", f"{WAITING} AND ") if table == "frames" else ("waiting", "")
     query = f"SELECT id FROM {table} INDEXED BY {index} WHERE {waiting}priority = ? AND seq = ?"
     row = connection.execute(query, (priority, seq)).fetchone()
     if row is None:
         return  # it was finished meanwhile
     if connection.execute(f"SELECT seq FROM {table} WHERE {waiting}id = ?", row).fetchone() != (seq,):
-        raise Damaged(f"row {seq} of {table} is not found by its id")
+        raise DamagedDatabase(f"row {seq} of {table} is not found by its id")
 
 
 def set_unknown_arrivals(connection: sqlite3.Connection, now_ms: int) -> None:
