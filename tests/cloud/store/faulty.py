@@ -1,6 +1,6 @@
 """A machine with a store that fails on demand: statements, commits, answers, power cuts, and wrong clocks.
 
-Time is simulated: the true time ``truth`` in seconds since 1970, the ``error`` of the wall clock, and a ``steady`` clock.
+Time is simulated: the true time ``truth`` in seconds since 1970, the wall clock's ``error``, and a ``steady`` clock.
 lives.py scripts what happens on it.
 """
 
@@ -31,8 +31,8 @@ class Lost(Exception):
 
 
 class Machine:
-    """``store`` is in a folder of its own below ``folder``. With ``fails_in`` set to n, the statement or commit after the
-    next n fails; with ``lose_next``, the answer of the next :meth:`call` is lost."""
+    """``store`` is in a folder of its own below ``folder``. With ``fails_in`` set to n, the statement or commit after
+    the next n fails; with ``lose_next``, the answer of the next :meth:`call` is lost."""
 
     def __init__(self, rng: random.Random, open_store: Callable[[Path], Store], folder: Path) -> None:
         self.rng = rng
