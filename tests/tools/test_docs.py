@@ -90,6 +90,16 @@ def test_modules_named_in_texts_exist(path: Path) -> None:
     assert not missing
 
 
+def test_the_page_of_the_shipped_model_has_the_figures_of_its_card() -> None:
+    """The card counts in the digest of the bundle and stays as it was released; the page says the same."""
+    rows = re.compile(r"^\| \d[^|`]*\|(?: [\d.]+ \|){6}$", re.M)
+    card = (ROOT / "models" / "aeic-se-nano" / "model_card.md").read_text()
+    page = (ROOT / "docs" / "shipped-model.md").read_text()
+    assert rows.findall(page) == rows.findall(card) and len(rows.findall(card)) == 6
+    for figure in ("21,245", "7.2 hours", "0.34 %", "1,536"):
+        assert figure in card and figure in page
+
+
 def test_names_in_the_tour_are_in_the_files_beside_them() -> None:
     """`Class.method` or `function`, followed by "in `path/file.py`"."""
     text = (ROOT / "docs" / "tour.md").read_text()
