@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-LEAST_BYTES = 1 << 10
+from edge_encoder.answers.hour import LEAST_PIECE_BYTES as LEAST_BYTES
+
 MOST_BYTES = 1 << 15
 SLOW_SECONDS = 1.5
 QUICK_SECONDS = 0.75
