@@ -51,7 +51,7 @@ class Outbox:
         oldest = time.monotonic() - AGAIN_SECONDS
         self._sent = {one.seq: self._sent[one.seq] for one in waiting if one.seq in self._sent}
         lately = Counter((one.source, one.kind) for one in waiting if self._sent.get(one.seq, oldest) > oldest)
-        room, chosen = OUTBOX - self._queue.qsize(), []
+        room, chosen = OUTBOX - self._queue.qsize(), list[int]()
         for one in sorted(waiting, key=lambda one: self._sent.get(one.seq, 0.0)):
             lane = one.source, one.kind
             if self._sent.get(one.seq, oldest) <= oldest and lately[lane] < AT_ONCE and len(chosen) < room:

@@ -124,7 +124,8 @@ class Requests:
         turns = sa.select(*(lanes[column.name] for column in columns), turn.label("turn")).subquery().c
         query = sa.select(*(turns[column.name] for column in columns)).where(turns.turn <= most).order_by(turns.seq)
         with self._database.read() as connection:
-            return [OpenRequest(*row[:-1], RequestKind(row[-1])) for row in connection.execute(query)]
+            found = connection.execute(query).all()
+        return [OpenRequest(one.seq, one.tenant, one.box, one.source, RequestKind(one.kind)) for one in found]
 
     def by_seq(self, seqs: Sequence[int]) -> list[StoredRequest]:
         """The requests of these sequence numbers, in this order."""

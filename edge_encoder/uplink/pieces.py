@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from edge_encoder.answers.hour import LEAST_PIECE_BYTES as LEAST_BYTES
+from edge_encoder.answers.hour import LEAST_PIECE_BYTES
 
+LEAST_BYTES = LEAST_PIECE_BYTES
 MOST_BYTES = 1 << 15
 SLOW_SECONDS = 1.5
 QUICK_SECONDS = 0.75

@@ -341,7 +341,7 @@ async def test_a_composed_picture_is_kept_until_its_answers_change_and_goes_with
 
         async def composed(**params: Any) -> tuple[httpx.Response, int]:
             before = painted
-            response = await http.get(url, params={"wait": 20, **params})
+            response = await http.get(url, params={"wait": 20, **params}, timeout=30)
             assert response.status_code == 200, response.text
             assert response.headers["x-composed-from"] == ", ".join(map(str, answers))
             return response, painted - before
