@@ -2,7 +2,7 @@
 
 No picture is trusted: only JPEG, PNG, WebP, AVIF and, with the extra ``heif``, HEIF are opened, and the size in the
 header is checked before any pixel is decoded. The result is always 8-bit sRGB, upright, with transparency over white.
-Colour profiles are applied (:mod:`aeic.colour`).
+Colour profiles are applied (:mod:`aeic.picture_files.colour`).
 
 rgb: (H, W, 3) uint8. image: (3, H, W) float32 in [-1, 1].
 """
@@ -21,10 +21,10 @@ from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageFile, ImageOps
 from PIL.JpegImagePlugin import JpegImageFile
 
-from aeic import colour, picture_headers
 from aeic.bitstream import MAX_SIDE, MIN_SIDE
 from aeic.errors import InputError, TooLarge, Unreadable, UnsupportedFormat
-from aeic.picture_headers import JPEG, PNG, Jpeg
+from aeic.picture_files import colour, headers
+from aeic.picture_files.headers import JPEG, PNG, Jpeg
 from aeic.profiles import PICTURE_MULTIPLE
 
 Pixels = NDArray[np.uint8]
@@ -189,21 +189,21 @@ def _open_head(data: bytes, max_pixels: int) -> tuple[ImageFile.ImageFile, Image
 
 
 def _open(data: bytes, max_pixels: int) -> tuple[ImageFile.ImageFile, Jpeg | None]:
-    jpeg, cicp, kind = None, None, picture_headers.kind(data)
+    jpeg, cicp, kind = None, None, headers.kind(data)
     try:
         if kind in _HEAVY:
             picture = _open_heavy(data, kind)
             if not picture.info.get("icc_profile"):
-                cicp = picture_headers.code_points(data)
+                cicp = headers.code_points(data)
             max_pixels //= 2
         elif kind is not None:
             raise UnsupportedFormat(f"this is {kind}: send JPEG, PNG or WebP of 8 bits a sample")
         elif data.startswith(JPEG):
-            jpeg = picture_headers.read_jpeg(data)
+            jpeg = headers.read_jpeg(data)
             picture = JpegImageFile(io.BytesIO(jpeg.data + _END_OF_JPEG))
         else:
             if data.startswith(PNG):
-                cleaned = picture_headers.clean_png(data)
+                cleaned = headers.clean_png(data)
                 data, cicp = cleaned.data, cleaned.cicp
             picture = Image.open(io.BytesIO(data), formats=FORMATS)
     except InputError:
@@ -228,8 +228,8 @@ def _open(data: bytes, max_pixels: int) -> tuple[ImageFile.ImageFile, Jpeg | Non
         raise InputError(f"the picture is {width}x{height}: both sides must have {MIN_SIDE} pixels or more")
     if picture.format in ("PNG", "WEBP", "AVIF") and getattr(picture, "is_animated", False):
         raise InputError("the picture is animated: send one frame of it")
-    if jpeg is not None and jpeg.scans > picture_headers.MAX_JPEG_SCANS:
-        most = picture_headers.MAX_JPEG_SCANS
+    if jpeg is not None and jpeg.scans > headers.MAX_JPEG_SCANS:
+        most = headers.MAX_JPEG_SCANS
         raise InputError(f"this JPEG has {jpeg.scans} scans: at most {most} are read, save it again as a baseline JPEG")
     return picture, jpeg
 

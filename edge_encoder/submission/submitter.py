@@ -3,7 +3,8 @@
     take:     picture -> encode -> spool, 202
     receive:  picture -> check its header -> spool, 202 ... deferred_encoder.py ... encode -> the frame replaces it
 
-Independent of HTTP and of delivery.
+A call returns after the spool's commit: http_api/routes.py then answers 202, and a watched folder moves its file.
+deferred_encoder.py calls `encode` and `put`. Independent of HTTP and of delivery.
 """
 
 from __future__ import annotations
@@ -19,8 +20,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from aeic import picture_headers
 from aeic.identifiers import new_id
+from aeic.picture_files import headers
 from aeic.pixels import load_picture, picture_size, save_picture
 from aeic_service import tracing
 from edge_encoder.encoding.encode_queue import EncodeQueue
@@ -240,8 +241,8 @@ def _keep(ring: OriginalRing, made: EncodedFrame) -> None:
     AVIF, HEIF, and 16-bit grey whose levels were spread."""
     picture = made.picture
     if isinstance(picture, bytes):
-        spread = made.stretch and picture_headers.is_sixteen_bit_png(picture)
-        if spread or picture_headers.kind(picture) is not None:
+        spread = made.stretch and headers.is_sixteen_bit_png(picture)
+        if spread or headers.kind(picture) is not None:
             picture = load_picture(picture, stretch=made.stretch)
     if not isinstance(picture, bytes):
         picture = save_picture(picture, "jpeg", CAMERA_QUALITY)

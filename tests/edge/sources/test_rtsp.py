@@ -13,7 +13,7 @@ import pytest
 
 from edge_encoder.service import EdgeService
 from edge_encoder.sources.camera import Camera
-from edge_encoder.sources.capture_process import Job, shots
+from edge_encoder.sources.capture_process import CaptureJob, shots
 from tests.support.edge_fakes import settings
 from tests.support.rtsp_server import missing, rtsp_server
 from tests.support.waiting import until
@@ -42,7 +42,7 @@ async def reading(folder: Path, bundle: Path, url: str, **changes: object) -> As
 def test_frames_come_at_the_rate_asked_for() -> None:
     with rtsp_server(SECRET) as server:
         begin = time.monotonic()
-        got = list(itertools.islice(shots(Job(server.url(SECRET), 2.0, 0.0, 0.0, 10.0, live=True)), 4))
+        got = list(itertools.islice(shots(CaptureJob(server.url(SECRET), 2.0, 0.0, 0.0, 10.0, live=True)), 4))
         assert time.monotonic() - begin > 1.4  # three steps of half a second, by the clock of the source
     assert {shot.rgb.shape for shot in got} == {(120, 160, 3)}
     assert all(shot.rgb.max() > 200 and shot.rgb.min() < 50 for shot in got)  # the ball on black
