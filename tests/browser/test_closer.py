@@ -24,6 +24,7 @@ def keeping(browser: Any, tiny_bundle: Path, tmp_path_factory: pytest.TempPathFa
         yield running
 
 
+@pytest.mark.usefixtures("axe")
 def test_a_box_is_drawn_asked_for_and_seen_in_place(browser: Any, keeping: Pair) -> None:
     body = (EXAMPLES / "owl.jpg").read_bytes()
     posted = json.loads(request(f"{keeping.edge.http}/v1/frames?wait=delivered&target_bytes=1000", body))
@@ -61,6 +62,7 @@ def test_a_box_is_drawn_asked_for_and_seen_in_place(browser: Any, keeping: Pair)
     page.close()
 
 
+@pytest.mark.usefixtures("axe")
 def test_the_original_and_a_new_picture_are_asked_for(browser: Any, keeping: Pair) -> None:
     body = (EXAMPLES / "owl.jpg").read_bytes()
     posted = json.loads(request(f"{keeping.edge.http}/v1/frames?wait=delivered&target_bytes=1000", body))
