@@ -28,7 +28,7 @@ PANELS = [
                 "late",
             )
         ],
-        "The share of frames that missed the objective of 5 s. Without a known capture, a frame counts from its arrival.",
+        "The share of frames that missed the objective of 5 s, from the capture or else from the arrival.",
         alerts=("AeicFramesLateFast", "AeicFramesLateSlow"),
     ),
     Panel(
