@@ -11,6 +11,8 @@ import httpx
 from aeic.bundle import Bundle
 from aeic.v1 import ingest_pb2 as pb
 from cloud_decoder.inference.decoder import Decoder
+from cloud_decoder.presence import Report
+from cloud_decoder.service import Cloud
 from tests.support.cloud import IngestClient, running_cloud
 from tests.support.frames import MakeFrame, new_frame
 from tests.support.waiting import until
@@ -19,6 +21,12 @@ from tests.support.waiting import until
 def of_sources(page: str) -> dict[str, str]:
     """The metrics by source of a page, without those of silence."""
     return dict(re.findall(r"^(aeic_cloud_source_(?:backlog|healthy|info)\w*\{.*\}) (\S+)$", page, re.MULTILINE))
+
+
+def report(cloud: Cloud, tenant: str = "", source: str = "box-1") -> Report | None:
+    """The last report of a box."""
+    box = cloud.presence.box(tenant, source)
+    return None if box is None else box.report
 
 
 async def test_a_report_is_exported_until_the_box_is_gone(
@@ -40,11 +48,11 @@ async def test_a_report_is_exported_until_the_box_is_gone(
             assert source["box"] == {"software": "test", "report": None}
 
             await edge.raw(pb.DeliverRequest(report=pb.Report(waiting_frames=412, oldest_seconds=90)))
-            await until(lambda: cloud.presence.box("", "box-1").report is not None)  # type: ignore[union-attr]
+            await until(lambda: report(cloud))
             assert await exported() == {info: "1.0", at_cloud: "0.0", at_edge: "412.0", healthy: "1.0"}
 
             await edge.raw(pb.DeliverRequest(report=pb.Report(problem="the disk\n" + "x" * 500)))
-            await until(lambda: cloud.presence.box("", "box-1").report.problem)  # type: ignore[union-attr]
+            await until(lambda: (said := report(cloud)) and said.problem)
             assert await exported() == {info: "1.0", at_cloud: "0.0", at_edge: "0.0", healthy: "0.0"}
             (source,) = (await http.get("/v1/sources")).json()["sources"]
             assert source["box"]["report"]["problem"] == "the disk?" + "x" * 191
@@ -82,8 +90,7 @@ async def test_the_number_of_series_is_limited(bundle: Bundle, decoder: Decoder,
         await second._read()
         for edge in (first, second):
             await edge.raw(pb.DeliverRequest(report=pb.Report(waiting_frames=2**64 - 1)))
-        for name in ("first", "second"):
-            await until(lambda name=name: cloud.presence.box("", name).report is not None)
+        await until(lambda: report(cloud, source="first") and report(cloud, source="second"))
         found = of_sources((await http.get("/metrics")).text)
         boxes = {name for name in found if 'at="cloud"' not in name}
         assert len(boxes) == 3 and all('source="second"' in name for name in boxes)
@@ -100,5 +107,5 @@ async def test_with_tokens_no_source_is_named_unless_it_is_asked_for(
     ):
         await edge.hello(bundle, token="a-long-token")
         await edge.raw(pb.DeliverRequest(report=pb.Report(waiting_frames=1)))
-        await until(lambda: cloud.presence.box("a", "box-1").report is not None)  # type: ignore[union-attr]
+        await until(lambda: report(cloud, "a"))
         assert of_sources((await http.get("/metrics")).text) == {}
