@@ -1,4 +1,4 @@
-# The cloud with ONNX Runtime on the CPU, 349 MB over its base. EXTRA=cloud brings torch and its CUDA wheels, several GB.
+# The cloud with ONNX Runtime on the CPU, 328 MB over its base. EXTRA=cloud brings torch and its CUDA wheels, several GB.
 # To pin the base: docs/how-to/quickstart-docker.md#4-pin-the-base-image
 #   docker build -f deploy/cloud.Dockerfile -t aeic-cloud .
 #   docker build -f deploy/cloud.Dockerfile --build-arg EXTRA=cloud -t aeic-cloud-gpu .

@@ -1,4 +1,4 @@
-# The edge with ONNX Runtime on the CPU and without torch, 318 MB over its base.
+# The edge with ONNX Runtime on the CPU and without torch, 297 MB over its base.
 # To pin the base: docs/how-to/quickstart-docker.md#4-pin-the-base-image
 #   docker build -f deploy/edge.Dockerfile -t aeic-edge .
 # RUNTIME=edge-gpu installs onnxruntime-gpu with CUDA and cuDNN from wheels instead (x86-64, 2.5 GB; the host has the

@@ -93,14 +93,14 @@ def test_the_page_waits_for_no_picture(browser: Any, filled: str) -> None:
     """It paints before any file beside it has come, and has its tiles while no picture comes at all."""
     page = browser.new_page()
     held: list[Any] = []
-    page.route("**/viewer/*.js", held.append)  # neither answered nor refused
+    page.route("**/viewer/*.js", lambda route: held.append(route))  # neither answered nor refused
     page.goto(filled, wait_until="commit")
     until(page, "performance.getEntriesByName('first-contentful-paint').length === 1")
     assert page.evaluate("getComputedStyle(document.querySelector('header')).display") == "flex"
     page.close()
     page = browser.new_page()
     for pictures in ("**/image?*", "**/viewer/compare/**"):
-        page.route(pictures, held.append)
+        page.route(pictures, lambda route: held.append(route))
     page.goto(filled, wait_until="commit")
     page.wait_for_selector("#wall li:nth-child(3)")
     assert page.locator("#wall b").all_inner_texts() == ["mast-0", "mast-1", "mast-2"]
