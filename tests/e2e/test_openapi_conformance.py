@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from aeic_tools import local_services
-from aeic_tools.demo_client import request
-from aeic_tools.local_services import Pair
+from aeic_tools.demo import local_services
+from aeic_tools.demo.client import request
+from aeic_tools.demo.local_services import Pair
 from tests.support.roots import EXAMPLES
 
 pytest.importorskip("schemathesis", reason="comes with the extra dev: make install")
