@@ -22,10 +22,11 @@ import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import lru_cache
 from threading import Semaphore
+from typing import Any
 
 import numpy as np
 import onnxruntime
@@ -170,13 +171,15 @@ class Graph:
         """The output for (1, C, H, W). After the last run of a rare picture the memory is returned to the system."""
         needed = features.shape[2] * features.shape[3] * self._sample_bytes
         # Each run has all threads that it may have, so a second one at once would need its memory and gain little.
-        with self._turns if needed > _LARGE_BYTES else nullcontext():
+        turn: AbstractContextManager[object] = self._turns if needed > _LARGE_BYTES else nullcontext()
+        with turn:
             if self._kept:
                 memory.prepare(needed, self._smallest)
             return run_bound(self._session, features, memory.shrinking() if last_of_rare else None)
 
     def _smallest(self, options: onnxruntime.RunOptions) -> None:
-        channels = self._session.get_inputs()[0].shape[1]
+        given: Any = self._session.get_inputs()[0]  # of ONNX Runtime: OpenVINO does not use the arena
+        channels = given.shape[1]
         run_bound(self._session, np.zeros((1, channels, PICTURE_MULTIPLE, PICTURE_MULTIPLE), np.float32), options)
 
 
