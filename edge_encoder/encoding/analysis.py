@@ -191,8 +191,13 @@ def spans(length: int, side: int, margin: int) -> Iterator[tuple[int, int, int, 
     """(begin, end, first, last): [begin, end) divide [0, length) evenly, each at most `side` long, and are read
     with their margins as [first, last). All are multiples of 64, and all reads have the same length, since ONNX Runtime
     keeps memory for every input size."""
-    parts = -(-(length // PICTURE_MULTIPLE) // max(1, side // PICTURE_MULTIPLE))
-    return _divide(length, parts, margin, PICTURE_MULTIPLE)
+    blocks = length // PICTURE_MULTIPLE
+    parts = -(-blocks // max(1, side // PICTURE_MULTIPLE))
+    read = min(length, -(-blocks // parts) * PICTURE_MULTIPLE + min(parts - 1, 2) * margin)
+    for part in range(parts):
+        begin, end = (blocks * edge // parts * PICTURE_MULTIPLE for edge in (part, part + 1))
+        first = min(max(0, begin - margin), length - read)
+        yield begin, end, first, first + read
 
 
 Read = Callable[[slice, slice], NDArray[np.float32]]
@@ -246,7 +251,7 @@ Spans = tuple[tuple[int, int, int, int], ...]
 
 @lru_cache(maxsize=256)
 def _cuts(height: int, width: int, part: Part) -> tuple[Spans, Spans]:
-    """Rows and columns of tiles, as :func:`spans`, that stay within ``part.samples`` and read the fewest samples."""
+    """Rows and columns of tiles, as :func:`_divide`, that stay within ``part.samples`` and read the fewest samples."""
     blocks_down, blocks_across, margin = height // part.stride, width // part.stride, part.halo // part.stride
     best: tuple[int, int, int] | None = None  # samples read, parts across, parts down
     for across in range(1, blocks_across + 1):
