@@ -128,6 +128,21 @@ def latents(
 
 
 @app.command()
+def frames(
+    source: Annotated[str | None, typer.Option(help="Only the frames of this source.")] = None,
+    limit: Annotated[int, typer.Option(min=1, help="So many at most.")] = 20,
+    url: Annotated[str, typer.Option(help="Address of the cloud.", envvar="AEIC_URL")] = "http://127.0.0.1:8081",
+    token: Annotated[str | None, typer.Option(help="Bearer token.", envvar="AEIC_TOKEN")] = None,
+    json: Json = False,
+) -> None:
+    """Print the newest frames of a cloud with their ids, the newest first."""
+    with needs("client"):
+        from aeic_tools import frames_command
+
+    _finish(frames_command.frames(source, limit, url, token, as_json=json))
+
+
+@app.command()
 def ask(
     frame: Annotated[UUID, typer.Argument(metavar="FRAME", help="The id of a frame in the cloud.")],
     region: Annotated[

@@ -37,7 +37,7 @@ from aeic.bitstream import HEADER_BYTES, MIN_SIDE
 from aeic.errors import InputError, RateError
 from aeic.pixels import load_picture, picture_size, save_picture
 from aeic_service.errors import Overloaded
-from edge_encoder.answers.hour import REQUEST_BYTES, Charge, Hour
+from edge_encoder.answers.hour import PIECE_HEAD_BYTES, REQUEST_BYTES, Charge, Hour, bytes_in_pieces
 from edge_encoder.answers.jpeg import LEAST_BYTES, jpeg_within
 from edge_encoder.encoding.encode_queue import EncodeQueue
 from edge_encoder.encoding.encoder import Encoded, Encoder
@@ -103,8 +103,9 @@ class Ask:
 
 @dataclass(slots=True)
 class File:
-    """A picture file that answers a request. Its sender adds up in `sent` the bytes that it has given to the link, at
-    most `limit`: all bytes of the file, or fewer where the hour has no more."""
+    """A picture file that answers a request. Its sender adds up in `sent` the bytes that it has given to the link, with
+    PIECE_HEAD_BYTES for each piece, at most `limit`: what the file costs if it is sent once, or less where the hour has
+    no more."""
 
     data: bytes
     sent: int = 0
@@ -112,7 +113,7 @@ class File:
 
     def __post_init__(self) -> None:
         if self.limit < 0:
-            self.limit = len(self.data)
+            self.limit = bytes_in_pieces(len(self.data))
 
 
 Send = Callable[[File], Awaitable[None]]
@@ -299,10 +300,10 @@ class Answerer:
             raise Refused(Reason.UNSUPPORTED, "the cloud does not take picture files")
         async with asyncio.timeout(end - time.monotonic()), self._file_turn:
             async with self._turns:
-                _reserve(charge, max(charge.sent, ask.max_bytes))
+                _reserve(charge, max(charge.sent, bytes_in_pieces(ask.max_bytes)))
                 data = await self._file_of(ask, await self._kept(ask))
-            charge.reserve(charge.sent + len(data))
-            if not charge.left:
+            charge.reserve(charge.sent + bytes_in_pieces(len(data)))
+            if charge.left <= PIECE_HEAD_BYTES:
                 raise Refused(Reason.OVER_BUDGET, f"the {charge.hour.limit} bytes for an hour are spent")
             file = File(data, limit=charge.left)
             try:
@@ -377,7 +378,8 @@ class Answerer:
 
 def _reserve(charge: Charge, total: int) -> None:
     if not charge.reserve(total):
-        raise Refused(Reason.OVER_BUDGET, f"of the {charge.hour.limit} bytes for an hour, {charge.left} are left")
+        detail = f"it may take {total} bytes; of the {charge.hour.limit} for an hour, {charge.left} are left"
+        raise Refused(Reason.OVER_BUDGET, detail)
 
 
 def _too_few(ask: Ask) -> Refused:

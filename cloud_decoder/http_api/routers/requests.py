@@ -126,16 +126,20 @@ def router(
         responses=schemas.json_of(schemas.RequestListBody, 400, 401, 404, 503),
     )
     async def list_requests(tenant: Tenant, id: FrameId) -> dict[str, Any]:
-        """The requests about a frame, the newest first; at most 200. What the box and the source's hour still allow."""
+        """The requests about a frame, the newest first; at most 200. What the box and the source's hour still allow,
+        and how fast the last answers came."""
         row = await images.row(tenant, id)
         found = await asyncio.to_thread(store.requests.of_frame, tenant, row.id)
         limits = dispatch.limits(tenant, row.box or row.source)
-        spent = await asyncio.to_thread(store.requests.spent, tenant, row.source, int(dispatch.now() * 1000))
+        now_ms = int(dispatch.now() * 1000)
+        spent = await asyncio.to_thread(store.requests.spent, tenant, row.source, now_ms)
+        speed = await asyncio.to_thread(store.requests.speed, tenant, row.source, now_ms)
         return {
             "requests": [request_json(one) for one in found],
             "max_bytes": None if limits is None else limits[0],
             "original_max_bytes": None if limits is None else min(limits[1], original_bytes),
             "hour_bytes_left": max(0, hour_bytes - spent),
+            "bytes_per_second": None if speed is None else round(speed, 1),
         }
 
     @routes.get(
@@ -161,7 +165,7 @@ def router(
                 left = end - loop.time()
                 if found.state is not RequestState.OPEN or left <= 0 or images.draining:
                     return found
-                await events.next(min(left, POLL_SECONDS))
+                await events.about(request, min(left, POLL_SECONDS))
 
     return routes
 
