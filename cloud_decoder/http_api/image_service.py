@@ -1,4 +1,11 @@
-"""Pictures of stored frames: from the cache, or decoded on demand, in the requested format and width."""
+"""Pictures of stored frames: from the cache, or decoded on demand, in the requested format and width.
+
+    cached in this format -> cached as master, converted -> a place in Admission -> DecodeBackend.decode_stored
+
+routers/frames.py calls it, and nothing else makes a picture for a client. The cache evicts by itself
+(images/disk_cache.py; images/object_cache.py in a fleet). A frame stays decodable as long as its bitstream is in the
+store.
+"""
 
 from __future__ import annotations
 

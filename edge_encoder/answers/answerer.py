@@ -8,12 +8,15 @@ What is spooled is a frame with the request's id. It is delivered as every other
 because a request that comes again finds its id in the spool. A file is not spooled: the cloud stores it once, and asks
 again for what did not arrive.
 
-The box decides: its settings limit the bytes of an answer, and of a source's answers within an hour (hour.py). Every
-request costs something, however it ends. Refusals that no source pays for have an hour of their own, and once that is
-spent they are not sent: the request expires at the cloud.
+A request names its `max_bytes`, which the client of the cloud has chosen. The box decides: AEIC_EDGE_REQUEST_MAX_BYTES
+(for files AEIC_EDGE_REQUEST_ORIGINAL_MAX_BYTES) limits them, and AEIC_EDGE_REQUEST_BYTES_PER_HOUR limits what all
+answers about one source take within an hour (hour.py). Bytes are reserved before a picture is encoded, and charged as
+sent. Every request costs something, however it ends. Refusals that no source pays for have an hour of their own, and
+once that is spent they are not sent: the request expires at the cloud.
 
 An answer goes ahead of the frames that wait, so it delays them by its own bytes and no more; it never takes the place
-of one. A file goes behind them (uplink/stream.py).
+of one. A file goes behind them. uplink/stream.py calls `answer` for each request that its stream receives, sends
+refusals, and sends files.
 """
 
 from __future__ import annotations
@@ -138,7 +141,7 @@ class Ignored(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
+class AnswerLimits:
     """Most bytes of a frame that answers, of a file that does, and of the answers about one source within an hour,
     counted since the start of the process. `pictures_now`: cameras may be asked for a picture at once."""
 
@@ -158,7 +161,7 @@ class Answerer:
         queue: EncodeQueue,
         spool: Spool,
         metrics: Metrics,
-        limits: Limits,
+        limits: AnswerLimits,
         *,
         box: str,
         cameras: Mapping[str, TakePicture],

@@ -1,4 +1,8 @@
-"""What the answers about one source cost within the last 60 minutes, kept by request."""
+"""What the answers about one source cost within the last 60 minutes, kept by request.
+
+answerer.py has an Hour of AEIC_EDGE_REQUEST_BYTES_PER_HOUR for each source. The cloud counts separately, when a request
+is stored (cloud_decoder/store/requests.py).
+"""
 
 from __future__ import annotations
 

@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from aeic_tools.demo_client import request
-from aeic_tools.local_services import Pair
+from aeic_tools.demo.client import request
+from aeic_tools.demo.local_services import Pair
 from tests.support.browsing import accessibility_violations, contrast_violations, until
 from tests.support.keeping import keeping_pair
 from tests.support.roots import EXAMPLES

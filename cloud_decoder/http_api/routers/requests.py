@@ -1,4 +1,10 @@
-"""Requests for more of a picture: asking a box, and the state of what was asked."""
+"""Requests for more of a picture: asking a box, and the state of what was asked.
+
+The caller chooses ``max_bytes``, at most what :class:`~cloud_decoder.http_api.schemas.AskBody` allows. The store
+charges it to the source's hour, ``AEIC_CLOUD_REQUEST_BYTES_PER_HOUR``, in the transaction that stores the request
+(store/requests.py); without room there the answer is 429. ``request_dispatch.py`` then sends the request to the box,
+which has limits of its own (edge_encoder/answers/answerer.py) and may refuse.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +20,7 @@ from pydantic import ValidationError
 from aeic_service.budgets import Budget
 from aeic_service.errors import InvalidParameter
 from aeic_service.parameters import FrameId, Seconds, frame_id
-from aeic_service.request_body import Limits, read_body
+from aeic_service.request_body import BodyLimits, read_body
 from cloud_decoder.errors import BudgetSpent, Gone, RequestsForbidden, UnknownRequest
 from cloud_decoder.events import EventBus
 from cloud_decoder.http_api import schemas
@@ -64,7 +70,7 @@ def router(
     """``hour_bytes`` may be asked of one source within an hour, ``original_bytes`` of one original. ``max_wait``
     seconds limit ``wait=``."""
     routes = APIRouter(tags=["requests"])
-    limits = Limits(BODY_BYTES, body_seconds, "")
+    limits = BodyLimits(BODY_BYTES, body_seconds, "")
 
     @routes.post(
         "/v1/frames/{id}/requests",

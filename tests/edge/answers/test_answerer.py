@@ -179,9 +179,9 @@ def _request(**changes: Any) -> Any:
 
 
 def _limits(max_bytes: int, policy: Any) -> Any:
-    from edge_encoder.spool.ledger import Limits
+    from edge_encoder.spool.ledger import SpoolLimits
 
-    return Limits(max_bytes, policy)
+    return SpoolLimits(max_bytes, policy)
 
 
 async def test_a_full_spool_is_waited_for(tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
