@@ -10,7 +10,7 @@ is acknowledged with 202, in part in bursts with wait=received, so that kills fi
 In the end every acknowledged frame must be in the cloud exactly once, bit for bit, and none in quarantine.
 With --requests, clients of the cloud also ask for more of these pictures, in all kinds: regions, better quality,
 originals as files in pieces, and new pictures of a camera, to which faults happen as to the rest. They are spread over
-the run, and the box keeps the originals of about two frames in three, so that some are gone when they are asked for. A
+the run, and the box keeps the originals of about five frames in six, so that some are gone when they are asked for. A
 piece of a file is sent only while no frame waits, so the clients pause every now and then. Each request must end once,
 answered by a frame or a file of its own, or refused with a reason; every kind must have been answered.
 The last line of output is one JSON object; the exit code is 0 only if nothing was lost or duplicated.
@@ -51,7 +51,7 @@ CAMERA_HEIGHT = 120
 """Of the pictures of the camera, and of no other. Those that were not asked for are not counted."""
 CLIENTS = 6
 BURST = 8
-ORIGINAL_BYTES = 1200
+ORIGINAL_BYTES = 1500
 """Of the ring for each frame. A file there has about 1,800."""
 PAUSE_FRAMES = 300
 PAUSE_SECONDS = 20.0
@@ -245,7 +245,7 @@ class Soak:
                     continue
                 frame = rng.choice(list(self.acknowledged))
                 self.asked_about.add(str(frame))
-                body = {"max_bytes": 4000, "deadline_seconds": 90, **bodies[len(self.asked) % len(bodies)]}
+                body = {"max_bytes": 4000, "deadline_seconds": 150, **bodies[len(self.asked) % len(bodies)]}
                 try:
                     answer = await client.post(f"/v1/frames/{frame}/requests", json=body)
                 except httpx.HTTPError:
@@ -264,7 +264,7 @@ class Soak:
                 listed = await client.get(f"/v1/frames/{frame}/requests")
                 for one in listed.json().get("requests", []):  # it may never have arrived
                     self.asked.setdefault(one["id"], f"/v1/frames/{frame}/requests/{one['id']}")
-            deadline = time.monotonic() + 120
+            deadline = time.monotonic() + 240
             for path in self.asked.values():
                 state: dict[str, str] = (await client.get(path)).json()
                 while state["state"] == "open" and time.monotonic() < deadline:
