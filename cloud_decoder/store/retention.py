@@ -293,7 +293,14 @@ class Retention:
                 if not seqs:
                     return count
                 back = sa.and_(self._database.among(frames.c.seq, seqs), which)
-                columns = (frames.c.seq, frames.c.fingerprint, frames.c.width, frames.c.height, frames.c.priority)
+                columns = (
+                    frames.c.seq,
+                    frames.c.tenant,
+                    frames.c.fingerprint,
+                    frames.c.width,
+                    frames.c.height,
+                    frames.c.priority,
+                )
                 update = sa.update(frames).where(back).values(values)
                 found = connection.execute(update.returning(*columns, frames.c.state, frames.c.wanted)).all()
                 now = self._database.clock()

@@ -28,6 +28,7 @@ from __future__ import annotations
 
 import sqlalchemy as sa
 
+from cloud_decoder.store import log_recovery
 from cloud_decoder.store.clock import DAY, TrustedClock
 from cloud_decoder.store.database import Database
 from cloud_decoder.store.event_log import EventLog
@@ -91,6 +92,12 @@ class Store:
         self.retention = Retention(self.database, aging_seconds)
         self.events = EventLog(self.database)
         self.trusted_clock = TrustedClock(self.database, max_jump_seconds)
+        try:
+            self.log_problem = self.database.log_problem or log_recovery.put_back(self)
+            """What happened to the last commits, if the log was damaged when the store was opened; else empty."""
+        except BaseException:
+            self.close()
+            raise
 
     def clock(self) -> float:
         """Seconds since 1970 by the database's clock."""

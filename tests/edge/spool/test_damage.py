@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import json
@@ -16,13 +17,15 @@ from typing import BinaryIO
 
 import pytest
 
+from aeic_service import wal
 from edge_encoder.errors import SpoolError, SpoolFull
-from edge_encoder.spool import tables, wal
+from edge_encoder.spool import tables
 from edge_encoder.spool.check import check
 from edge_encoder.spool.record import Original, Record, State
 from edge_encoder.spool.recovery import recover
 from edge_encoder.spool.spool import Spool
 from edge_encoder.spool.system import System
+from edge_encoder.spool.verification import Verification
 from tests.support.roots import ROOT
 from tests.support.spooled import new_original, new_record, put, state_of
 
@@ -172,6 +175,42 @@ def test_a_log_cut_off_after_a_commit_is_known_to_lack_something(tmp_path: Path)
     log.write_bytes(log.read_bytes()[: -4120 * 8])
     spool = Spool(folder)
     assert [complete for _, _, complete in spool.recoveries()] == [False]
+    spool.close()
+
+
+@pytest.mark.parametrize("kept", [0, 20])
+def test_a_log_that_is_gone_is_known_to_lack_something(tmp_path: Path, kept: int) -> None:
+    """It was deleted or emptied, and the process killed before its next operation: the index of the log says so."""
+    folder, live = tmp_path / "spool", Spool(tmp_path / "live")
+    for number in range(20):
+        put(live, new_record(number))
+    folder.mkdir()
+    for path in (tmp_path / "live").glob("spool.sqlite3*"):
+        shutil.copyfile(path, folder / path.name)
+    live.close()
+    log = folder / "spool.sqlite3-wal"
+    log.write_bytes(log.read_bytes()[:kept]) if kept else log.unlink()
+    assert not check(folder).ok
+    spool = Spool(folder)
+    assert [complete for _, _, complete in spool.recoveries()] == [False]
+    put(spool, new_record(21))
+    spool.close()
+    again = Spool(folder)
+    assert len(again.recoveries()) == 1
+    again.close()
+
+
+@pytest.mark.parametrize("table", ["frames", "originals"])
+def test_a_last_number_that_is_the_largest_is_damage(tmp_path: Path, table: str) -> None:
+    """SQLite has no number for the next row then, and says that the disk is full."""
+    _, kept = closed(tmp_path / "spool", originals=2)
+    connection = sqlite3.connect(tmp_path / "spool" / "spool.sqlite3")
+    with contextlib.closing(connection), connection:
+        connection.execute("UPDATE sqlite_sequence SET seq = ? WHERE name = ?", (2**63 - 1, table))
+    spool = Spool(tmp_path / "spool")
+    put(spool, new_record(100))
+    spool.receive(new_original(100)).result(10)
+    assert len(spool.lease(100)) == len(kept) + 1 and spool.originals == 3 and spool.unreadable == 0
     spool.close()
 
 
@@ -427,7 +466,8 @@ def test_a_bit_of_an_id_hides_no_frame(tmp_path: Path) -> None:
 def test_a_row_that_its_id_does_not_find_is_repaired_while_running(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, table: str
 ) -> None:
-    """A file that is too large to be verified at start."""
+    """A file that is too large to be verified at start, before it is verified in the background."""
+    monkeypatch.setattr(Verification, "start", lambda self: None)
     raw, kept = closed(tmp_path / "spool", 8, 3)
     path = tmp_path / "spool" / "spool.sqlite3"
     with sqlite3.connect(path) as connection:
