@@ -43,11 +43,17 @@ def generate_tiled(model: AEIC, y_hat: Tensor, batch: int = 1) -> Tensor:
 
 
 def blend_tiles(network: Callable[[Tensor], Tensor], x: Tensor, tile: int, overlap: int, batch: int = 1) -> Tensor:
-    """``network`` over overlapping tiles of x (N, C, H, W), blended by bell-shaped weights; whole if H W <= tile²."""
+    """``network`` over overlapping tiles of x (N, C, H, W), blended by bell-shaped weights; whole if H W <= tile².
+
+    Tiles are square. In a panorama whose shorter side is not over ``overlap``, they overlap by half of that side: with
+    the research code's grid, most of the picture would lie in no tile.
+    """
     height, width = x.shape[-2:]
     if height * width <= tile * tile:
         return network(x)
     size = min(tile, height, width)
+    if size <= overlap:
+        overlap = size // 2
     corners = [(top, left) for top in _starts(height, size, overlap) for left in _starts(width, size, overlap)]
     weight = (_bell(size, size / 2)[:, None] * _bell(size, (size - 1) / 2)).to(x)
     total, out = x.new_zeros(height, width), None
@@ -91,7 +97,7 @@ def decode_tiled(decoder: Decoder, x: Tensor, tile: int = VAE_TILE, margin: int 
 
 
 def _starts(side: int, size: int, overlap: int) -> list[int]:
-    count = max(1, math.ceil((side - overlap) / (size - overlap))) if size > overlap else 1
+    count = max(1, math.ceil((side - overlap) / (size - overlap)))
     return [min(i * (size - overlap), side - size) for i in range(count)]
 
 

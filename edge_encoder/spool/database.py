@@ -72,11 +72,12 @@ def is_full(error: Exception) -> bool:
 
 
 def check(connection: sqlite3.Connection) -> None:
-    """Verifies the whole file, and its indexes against its rows; raises tables.Damaged for damage."""
+    """Verifies the whole file, its indexes against its rows and the types of values; raises tables.Damaged."""
     # Twice as long as quick_check, which does not compare indexes with rows: 0.2 s instead of 0.1 s for 86 MiB.
     verdict = connection.execute("PRAGMA integrity_check(1)").fetchone()[0]
     if verdict != "ok":
         raise tables.Damaged(verdict)
+    tables.check_values(connection)
 
 
 def is_large(path: Path) -> bool:

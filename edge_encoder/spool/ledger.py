@@ -98,6 +98,7 @@ class Ledger:
         row = connection.execute(KNOWN, (ident.bytes,)).fetchone()
         entry = None if row is None else self.entry(row)
         if entry is not None and entry.picture_crc != picture_crc:
+            tables.check_picture(connection, ident.bytes)
             raise IdTaken(f"id {ident} belongs to another picture; use a fresh id for each picture")
         return entry
 

@@ -147,6 +147,7 @@ class Spool:
             (limit + len(busy),),
         )
         records: list[Record] = []
+        skipped = False
         try:
             for ident, priority, seq in rows:
                 if ident in busy or len(records) >= limit:
@@ -155,6 +156,7 @@ class Spool:
                 row = self._reader.one(f"{query} WHERE id = ? AND {WAITING}", (ident,))
                 if row is None:
                     self._check_findable("frames", priority, seq)
+                    skipped = True
                     continue
                 try:
                     record = self._timed(_described(Record.parse(row[0]), *row[1:4]), row[4])
@@ -167,11 +169,13 @@ class Spool:
             for record in records:  # the caller does not learn of them
                 self._leases.untake(record.id.bytes)
             raise
+        if skipped and not records:  # the file may have been repaired, and nothing else says that frames wait
+            return self.lease(limit)
         return records
 
     def _check_findable(self, table: str, priority: int, seq: int) -> None:
-        """For a row that was not found by its id: it was finished meanwhile, or the file is damaged. SpoolError then;
-        the writer repairs it."""
+        """For a row that was not found by its id: it was finished meanwhile, or the file is damaged. The writer repairs
+        it then; SpoolError when it cannot."""
         self._writer.submit(Op(lambda connection: tables.check_findable(connection, table, priority, seq))).result()
 
     def _timed(self, record: Record, arrived_ms: Any) -> Record:

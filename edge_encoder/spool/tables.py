@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import contextlib
 import sqlite3
+import zlib
 from collections.abc import Mapping
 from typing import Any
 
 from edge_encoder.spool import clock
-from edge_encoder.spool.record import Original, Record, State
+from edge_encoder.spool.record import DamagedRecord, Original, Record, State
 
 
 class Damaged(sqlite3.DatabaseError):
@@ -150,6 +151,20 @@ def check_numbers(connection: sqlite3.Connection) -> None:
             raise Damaged(f"the number of the last row of {name}")
 
 
+def check_values(connection: sqlite3.Connection) -> None:
+    """Raises Damaged when a value is not of its column's type: a flipped bit in the header of a row makes a text of a
+    number. SQLite checks that only in STRICT tables, which no spool has."""
+    for (table,) in connection.execute("SELECT name FROM sqlite_schema WHERE type = 'table' AND sql <> ''").fetchall():
+        conditions = [
+            f"typeof({name}) <> '{kind.lower()}'" + ("" if never_null else f" AND {name} IS NOT NULL")
+            for _, name, kind, never_null, _, _ in connection.execute(f"PRAGMA table_info({table})")
+            if kind
+        ]
+        query = f"SELECT EXISTS (SELECT 1 FROM {table} WHERE {' OR '.join(conditions)})"
+        if conditions and connection.execute(query).fetchone()[0]:
+            raise Damaged(f"a value in its table {table}")
+
+
 def _columns(connection: sqlite3.Connection, table: str) -> set[str]:
     return {row[1] for row in connection.execute(f"PRAGMA table_info({table})")}
 
@@ -163,6 +178,23 @@ def check_findable(connection: sqlite3.Connection, table: str, priority: int, se
         return  # it was finished meanwhile
     if connection.execute(f"SELECT seq FROM {table} WHERE {waiting}id = ?", row).fetchone() != (seq,):
         raise Damaged(f"row {seq} of {table} is not found by its id")
+
+
+def check_picture(connection: sqlite3.Connection, ident: bytes) -> None:
+    """Raises Damaged when the picture's CRC in the row of a waiting frame or original is not the one that the check
+    value of its record or description covers."""
+    for crc, raw in connection.execute(f"SELECT picture_crc, record FROM frames WHERE id = ? AND {WAITING}", (ident,)):
+        try:
+            whole = Record.parse(raw).picture_crc == crc
+        except DamagedRecord:
+            whole = False
+        if not whole:
+            raise Damaged("the row of a frame")
+    for crc, meta, checked in connection.execute(
+        "SELECT picture_crc, meta, checked FROM originals WHERE id = ?", (ident,)
+    ):
+        if not isinstance(meta, bytes) or not isinstance(crc, int) or zlib.crc32(meta, crc) != checked:
+            raise Damaged("the row of an original")
 
 
 def set_unknown_arrivals(connection: sqlite3.Connection, now_ms: int) -> None:

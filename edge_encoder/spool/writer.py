@@ -2,8 +2,9 @@
 
 Operations handed in during a commit go into the next one together, so a burst costs one sync instead of one per frame.
 When a transaction fails, its operations are retried one by one, so that only the failing one is refused. After
-damage, or I/O errors that last, the file is reopened, and rebuilt if necessary (database.py); while that fails,
-every operation is refused at once and opening is retried. Independent of what the operations do.
+damage, or I/O errors that last, the file is reopened, and rebuilt if necessary (database.py); an operation that met
+damage is retried once after that. While opening fails, every operation is refused at once, and opening is retried.
+Independent of what the operations do.
 """
 
 from __future__ import annotations
@@ -123,7 +124,7 @@ class Writer:
                 _refuse(ops, SpoolError(f"the spool failed ({error!r}); see its log"))
                 self._reopen(damaged=False)
 
-    def _commit(self, batch: list[Op]) -> None:
+    def _commit(self, batch: list[Op], *, rebuilt: bool = False) -> None:
         connection = self._usable()
         if connection is None:
             _refuse(batch, SpoolError(f"the spool cannot write ({self.failure}); look at its disk"))
@@ -149,6 +150,8 @@ class Writer:
             elif len(batch) > 1:
                 for op in batch:
                     self._commit([op])
+            elif database.is_damage(error) and self._connection is not None and not rebuilt:
+                self._commit(batch, rebuilt=True)
             else:
                 log.error("the spool cannot write: %s", error)
                 kind = SpoolFull if full else SpoolError

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from itertools import pairwise
 
+import pytest
 import torch
 
 from aeic_nets.official.tiling import _in_step, _spans, _starts, _steps, blend_tiles, decode_tiled
@@ -20,6 +21,12 @@ def test_blending_what_does_not_change_changes_nothing() -> None:
     x = torch.randn(2, 3, 40, 24)
     for batch in (1, 3):
         torch.testing.assert_close(blend_tiles(lambda tile: 2 * tile, x, 16, 8, batch), 2 * x)
+
+
+@pytest.mark.parametrize("sides", [(8, 100), (5, 300), (1, 300), (100, 8), (9, 40)])
+def test_a_panorama_that_is_narrower_than_the_overlap_is_covered(sides: tuple[int, int]) -> None:
+    x = torch.randn(1, 3, *sides)
+    torch.testing.assert_close(blend_tiles(lambda tile: 2 * tile, x, 16, 8), 2 * x)
 
 
 def test_the_spans_of_the_decoder_cover_the_side_once() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import errno
 import hashlib
 import json
@@ -18,7 +19,7 @@ from typing import BinaryIO
 import pytest
 
 from aeic_service import wal
-from edge_encoder.errors import SpoolError, SpoolFull
+from edge_encoder.errors import IdTaken, SpoolError, SpoolFull
 from edge_encoder.spool import tables
 from edge_encoder.spool.check import check
 from edge_encoder.spool.record import Original, Record, State
@@ -445,6 +446,42 @@ def test_a_frame_whose_state_has_a_flipped_bit_is_sent(tmp_path: Path) -> None:
     spool.close()
 
 
+@pytest.mark.parametrize("column", ["arrived_ms", "cost", "priority"])
+@pytest.mark.parametrize("table", ["frames", "originals"])
+def test_a_number_that_a_flipped_bit_makes_a_text_is_damage(tmp_path: Path, table: str, column: str) -> None:
+    kept, pictures = killed(tmp_path / "spool", 6, 2)
+    connection = sqlite3.connect(tmp_path / "spool" / "spool.sqlite3", isolation_level=None)
+    connection.execute(f"UPDATE {table} SET {column} = '' WHERE seq = (SELECT MIN(seq) FROM {table})")
+    connection.close()
+    assert "a value in its table" in check(tmp_path / "spool").database
+    spool = Spool(tmp_path / "spool")
+    assert present(spool) == kept
+    for _ in pictures:
+        found = spool.next_original()
+        assert found is not None and found[0] in pictures
+    assert not spool.unreadable
+    spool.close()
+
+
+def test_a_bit_of_a_rows_check_value_refuses_no_repetition(tmp_path: Path) -> None:
+    """Neither the frame that replaces its original, nor the frame or original that is posted again."""
+    kept, pictures = killed(tmp_path / "spool", 3, 3)
+    connection = sqlite3.connect(tmp_path / "spool" / "spool.sqlite3", isolation_level=None)
+    connection.execute("UPDATE frames SET picture_crc = (picture_crc + 1) % 4294967296 WHERE seq = 2")
+    connection.execute("UPDATE originals SET picture_crc = (picture_crc + 1) % 4294967296 WHERE seq IN (2, 3)")
+    connection.close()
+    spool = Spool(tmp_path / "spool")
+    posted = list(kept.values())[1]
+    assert spool.put(posted).result(10).id == posted.id
+    assert spool.receive(pictures[2]).result(10).state is State.RECEIVED
+    made = dataclasses.replace(posted, id=pictures[1].id, picture_crc=pictures[1].picture_crc)
+    assert spool.put(made).result(10).state is State.SPOOLED
+    assert present(spool) == {**kept, made.id: made} and spool.originals == 2 and not spool.unreadable
+    with pytest.raises(IdTaken):
+        put(spool, dataclasses.replace(made, picture_crc=made.picture_crc ^ 1))
+    spool.close()
+
+
 def test_a_bit_of_an_id_hides_no_frame(tmp_path: Path) -> None:
     """One in the row, which its id does not find then, and one in the index."""
     raw, kept = closed(tmp_path / "spool")
@@ -478,13 +515,12 @@ def test_a_row_that_its_id_does_not_find_is_repaired_while_running(
     monkeypatch.setattr("edge_encoder.spool.database._CHECKED_AT_START_BYTES", 0)
     spool = Spool(tmp_path / "spool")
     assert spool.recoveries() == []
-    with pytest.raises(SpoolError, match="not found by its id"):
-        if table == "frames":
-            spool.lease(10)
-        else:
-            while spool.next_original() is not None:
-                pass
-    assert present(spool) == kept and spool.originals == 3
+    while spool.next_original() is not None:
+        pass
+    found = {}
+    while batch := present(spool):
+        found |= batch
+    assert found == kept and spool.originals == 3
     assert [(lost, complete) for _, lost, complete in spool.recoveries()] == [(0, True)]
     spool.close()
 
