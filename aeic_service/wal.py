@@ -105,7 +105,7 @@ def is_missing(path: Path) -> bool:
     with _index_of(path).open("rb") as file:
         file.seek(2 * _INDEX.size)
         (moved,) = struct.unpack("=I", file.read(4).ljust(4, b"\0"))  # frames that a checkpoint has moved
-    return head[4] > moved
+    return int(head[4]) > moved
 
 
 def _index_of(path: Path) -> Path:

@@ -134,7 +134,7 @@ def test_an_empty_file_beside_a_full_log_is_refused(folder: Path) -> None:
 def test_an_interrupted_recovery_is_taken_up_again(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     flip(folder, 0.2)
     with monkeypatch.context() as patched:
-        patched.setattr(log_recovery.shutil, "copyfile", _full_disk)  # before anything is saved
+        patched.setattr(shutil, "copyfile", _full_disk)  # before anything is saved
         with pytest.raises(StoreUnavailable, match="make room"):
             opened(folder)
     with monkeypatch.context() as patched:

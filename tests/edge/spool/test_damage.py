@@ -517,7 +517,7 @@ def test_a_row_that_its_id_does_not_find_is_repaired_while_running(
     assert spool.recoveries() == []
     while spool.next_original() is not None:
         pass
-    found = {}
+    found: dict[uuid.UUID, Record] = {}
     while batch := present(spool):
         found |= batch
     assert found == kept and spool.originals == 3

@@ -193,7 +193,8 @@ async def test_stops_in_the_middle_of_an_encoding_are_no_attempts(
         with contextlib.ExitStack() as stack:
             async with edge(tmp_path, tiny_bundle) as (_, service):
                 order = stack.enter_context(held(service))
-                await until(lambda order=order, service=service: order or not service.spool.originals)
+                while not order and service.spool.originals:
+                    await asyncio.sleep(0.01)
     async with edge(tmp_path, tiny_bundle) as (client, _):
         assert (await encoded(client, original.id))["state"] == "spooled"
 
