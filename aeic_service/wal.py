@@ -99,13 +99,27 @@ def is_missing(path: Path) -> bool:
     with contextlib.suppress(FileNotFoundError):
         if path.stat().st_size >= _HEADER.size + _FRAME.size:
             return False
-    head, moved = _index(path), 0
+    committed, moved = _moved(path)
+    return committed > moved
+
+
+def is_moved(path: Path) -> bool:
+    """Whether SQLite's index of the log at `path` says that a checkpoint has moved all of it into the database. If such
+    a log is damaged, SQLite would put older pages in the place of newer ones: it has to be removed."""
+    committed, moved = _moved(path)
+    with path.open("rb") as file:
+        salt = file.read(_HEADER.size)[16:24]
+    return 0 < committed == moved and _committed_by_index(path, salt) == committed
+
+
+def _moved(path: Path) -> tuple[int, int]:
+    """The frames of the log at `path` that are committed, and how many of them are in the database, by the index."""
+    head = _index(path)
     if head is None:
-        return False
+        return 0, 0
     with _index_of(path).open("rb") as file:
         file.seek(2 * _INDEX.size)
-        (moved,) = struct.unpack("=I", file.read(4).ljust(4, b"\0"))  # frames that a checkpoint has moved
-    return int(head[4]) > moved
+        return int(head[4]), int.from_bytes(file.read(4), sys.byteorder)
 
 
 def _index_of(path: Path) -> Path:

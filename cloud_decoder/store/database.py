@@ -13,7 +13,6 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any, TypeVar
 
 import sqlalchemy as sa
@@ -22,7 +21,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import SQLAlchemyError
 
 from cloud_decoder.errors import StoreUnavailable
-from cloud_decoder.store import log_recovery, migrate
+from cloud_decoder.store import migrate
 from cloud_decoder.store.records import Lease
 from cloud_decoder.store.schema import metadata
 
@@ -82,11 +81,7 @@ class Database:
         self._keeper_lock = threading.Lock()
         self._checkpointed = False
         self._closed = False
-        self.log_problem = ""
-        """What is wrong with the log that SQLite found at the start, if frames may be missing for it."""
         if self.path is not None:
-            if not _OPEN[self.path]:
-                self.log_problem = log_recovery.set_aside(Path(self.path))
             _OPEN[self.path] += 1
         try:
             migrate.ensure(self.engine, self.write)
@@ -115,7 +110,7 @@ class Database:
     @property
     def path(self) -> str | None:
         """The file of an SQLite database; None for one in memory, and for PostgreSQL."""
-        return self.url.database if self.sqlite and self.url.database not in (None, "", ":memory:") else None
+        return path_of(self.url)
 
     @property
     def replaced(self) -> str:
@@ -297,6 +292,17 @@ class Database:
     def _unreadable(self, error: UnicodeDecodeError) -> StoreUnavailable:
         self.damage = f"a text in it is damaged: {error}"
         return StoreUnavailable(f"the store cannot be read ({error}): {REMEDY}")
+
+
+def path_of(url: sa.URL) -> str | None:
+    """The file of an SQLite database; None for one in memory, and for PostgreSQL."""
+    sqlite_file = url.get_backend_name() == "sqlite" and url.database not in (None, "", ":memory:")
+    return url.database if sqlite_file else None
+
+
+def is_open(path: str) -> bool:
+    """Whether this process has the SQLite file open."""
+    return _OPEN[path] > 0
 
 
 def transposed(values: list[dict[str, Any]]) -> dict[str, list[Any]]:

@@ -23,17 +23,16 @@ import shutil
 import sqlite3
 import time
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from aeic_service import wal
 from cloud_decoder.errors import StoreUnavailable
+from cloud_decoder.store.frames import Frames
 from cloud_decoder.store.records import DeletedBy, FrameState, NewFrame
-
-if TYPE_CHECKING:
-    from cloud_decoder.store.store import Store
+from cloud_decoder.store.retention import Retention
 
 log = logging.getLogger(__name__)
 
@@ -86,7 +85,12 @@ def set_aside(path: Path) -> str:
                 f"{path} is empty, and its log is not: restore a backup with 'aeic store restore', or move {log_path}"
                 " away to begin with an empty store"
             )
-        if found.damaged and not _part(path, ".salvage").exists():
+        if found.damaged and wal.is_moved(log_path):
+            name = f".damaged-{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}.log"
+            log_path.rename(_part(path, name))
+            _part(path, "-shm").unlink()
+            log.error("the log %s is damaged; the database has all of it, so it is left out", log_path)
+        elif found.damaged and not _part(path, ".salvage").exists():
             _salvage(path, log_path, found)
     except OSError as error:
         raise StoreUnavailable(
@@ -109,11 +113,8 @@ def problem(path: Path) -> str:
     return ""
 
 
-def put_back(store: Store) -> str:
+def put_back(path: Path, stored: Frames, retention: Retention, clock: Callable[[], float]) -> str:
     """After SQLite has opened the store: adds what :func:`set_aside` has saved. What an operator should know of it."""
-    if store.database.path is None:
-        return ""
-    path = Path(store.database.path)
     kept = _part(path, ".salvage")
     if not kept.exists():
         return ""
@@ -124,11 +125,11 @@ def put_back(store: Store) -> str:
         (lost,) = saved.execute("SELECT lost FROM summary").fetchone()
     for row in rows:
         values = {name: row[name] for name in _COLUMNS} | {"id": uuid.UUID(row["id"]), "wanted": bool(row["wanted"])}
-        store.frames.add([NewFrame(**values)], store.clock(), received=row["received_ms"] / 1000)
+        stored.add([NewFrame(**values)], clock(), received=row["received_ms"] / 1000)
     for tenant, id in erased:
-        stored = store.frames.get(tenant, uuid.UUID(id))
-        if stored is not None and not stored.erased:
-            store.retention.delete(tenant, stored.id, int(store.clock() * 1000))
+        frame = stored.get(tenant, uuid.UUID(id))
+        if frame is not None and not frame.erased:
+            retention.delete(tenant, frame.id, int(clock() * 1000))
     name = f".damaged-{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}"
     for suffix in (".log", ""):
         with contextlib.suppress(FileNotFoundError):
