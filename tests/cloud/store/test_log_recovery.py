@@ -76,7 +76,7 @@ def test_a_whole_log_is_used_as_it_is(folder: Path) -> None:
     assert [path.name for path in folder.iterdir()] == ["store.db"]
 
 
-@pytest.mark.parametrize("part", [0.02, 0.5])
+@pytest.mark.parametrize("part", [0.02, 0.3])
 def test_a_flipped_bit_in_the_log_loses_no_later_frame(folder: Path, part: float) -> None:
     flip(folder, part)
     store = opened(folder)
