@@ -84,7 +84,7 @@ REQUESTS ?= 10000
 test-hostile: install ## send REQUESTS hostile requests to the cloud; no 5xx, no leak, no access to other tenants
 	$(BIN)/python -m tests.cloud.hostile --requests $(REQUESTS)
 
-strangers: install ## load both services as strangers do, each way alone and all at once; honest clients are served in time
+strangers: install ## attack both services without a token, each way alone and all at once; legitimate clients are served in time
 	$(BIN)/python -m tests.cloud.strangers
 
 FRAMES ?= 2000

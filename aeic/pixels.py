@@ -2,7 +2,7 @@
 
 No picture is trusted: only JPEG, PNG and WebP are opened, and the size in the header is checked before any pixel is
 decoded. The result is always 8-bit sRGB, upright, with transparency over white. Colour profiles are applied
-(:mod:`aeic.colour`).
+(:mod:`aeic.picture_files.colour`).
 
 rgb: (H, W, 3) uint8. image: (3, H, W) float32 in [-1, 1].
 """
@@ -18,10 +18,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageFile, ImageOps
 
-from aeic import colour, picture_headers
 from aeic.bitstream import MAX_SIDE, MIN_SIDE
 from aeic.errors import InputError, TooLarge, Unreadable, UnsupportedFormat
-from aeic.picture_headers import JPEG, PNG
+from aeic.picture_files import colour, headers
+from aeic.picture_files.headers import JPEG, PNG
 from aeic.profiles import PICTURE_MULTIPLE
 
 Pixels = NDArray[np.uint8]
@@ -157,11 +157,11 @@ def _open_head(data: bytes, max_pixels: int) -> tuple[ImageFile.ImageFile, Image
 def _open(data: bytes, max_pixels: int) -> ImageFile.ImageFile:
     cicp = None
     if data.startswith(PNG):
-        cleaned = picture_headers.clean_png(data)
+        cleaned = headers.clean_png(data)
         data, cicp = cleaned.data, cleaned.cicp
     elif data.startswith(JPEG):
-        if (scans := picture_headers.jpeg_scans(data)) > picture_headers.MAX_JPEG_SCANS:
-            most = picture_headers.MAX_JPEG_SCANS
+        if (scans := headers.jpeg_scans(data)) > headers.MAX_JPEG_SCANS:
+            most = headers.MAX_JPEG_SCANS
             raise InputError(
                 f"this JPEG has about {scans} scans: at most {most} are read, save it again as a baseline JPEG"
             )
@@ -172,7 +172,7 @@ def _open(data: bytes, max_pixels: int) -> ImageFile.ImageFile:
     except Image.DecompressionBombError as error:
         raise TooLarge(f"the picture claims far too many pixels: at most {max_pixels} are taken") from error
     except Exception as error:
-        if other := picture_headers.kind(data):
+        if other := headers.kind(data):
             raise UnsupportedFormat(f"this is {other}: send JPEG, PNG or WebP of 8 bits a sample") from None
         if data.startswith(b"--") and b"\r\nContent-Disposition:" in data[:1024]:
             raise Unreadable("this is a form around a file: send the file alone, curl --data-binary @FILE") from None

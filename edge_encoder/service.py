@@ -1,4 +1,9 @@
-"""The edge service: encoder, spool and uplink wired together. The HTTP API (http_api/routes.py) wraps it."""
+"""The edge service: encoder, spool and uplink wired together. The HTTP API (http_api/routes.py) wraps it.
+
+`start` and `stop` have the order of things. `_changed` is called for every change of a frame, after its commit, and
+notifies the uplink, the deferred encoder, waiting clients and a bundle on trial. `_keep_house` runs once a second.
+`problem` is what /readyz reports.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +26,7 @@ from aeic_service.budgets import Budget, Used
 from aeic_service.certificates import Certificates
 from aeic_service.host_limits import HostLimits
 from edge_encoder import systemd
-from edge_encoder.answers.answerer import Answerer, Limits, TakePicture
+from edge_encoder.answers.answerer import Answerer, AnswerLimits, TakePicture
 from edge_encoder.bundle_update.trial import Trial
 from edge_encoder.encoding.encode_queue import EncodeQueue
 from edge_encoder.encoding.encoder import Encoder
@@ -202,7 +207,7 @@ class EdgeService:
             self.queue,
             self.spool,
             self.metrics,
-            Limits(
+            AnswerLimits(
                 settings.request_max_bytes,
                 settings.request_original_max_bytes,
                 settings.request_bytes_per_hour,

@@ -198,7 +198,7 @@ class EdgeSettings(ServiceSettings):
     )
     request_now: bool = Field(True, description="Let the cloud ask live cameras for a picture at once.")
     request_bytes_per_hour: int = Field(
-        65_536, ge=0, description="Most bytes of the answers about one source within an hour."
+        73_728, ge=0, description="Most bytes of the answers about one source within an hour."
     )
 
     cloud_address: str = Field(

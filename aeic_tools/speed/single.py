@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from aeic_tools.codec_commands import PICTURE_SUFFIXES
+from aeic_tools.commands.codec import PICTURE_SUFFIXES
 from aeic_tools.extras import needs
 from aeic_tools.files import UsageError
 from aeic_tools.machine import processor

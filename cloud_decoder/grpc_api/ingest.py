@@ -1,9 +1,16 @@
 """The ingest stream: frames from edges, acknowledged when they are committed and not before.
 
-Each stream begins with Hello; frames follow, and their answers come in the same order (acks.py). A frame that this
+    Deliver -> _greet -> _read: _accept -> GroupCommit.add ... committed and synced ... _ack -> acks.py -> the edge
+
+Each stream begins with Hello, which names the edge's token and bundle; frames follow, and their answers come in the
+same order. The store has written the frame, and its job if it is to be decoded on arrival, in one synced transaction
+before ``_ack`` answers STORED or DUPLICATE (group_commit.py). A frame that this
 cloud can never decode is rejected with the reason. One of a bundle that this cloud does not have is stored in
 quarantine, because the bundle may be added: an edge that was updated still has frames of its old one. A store that
-cannot write ends the stream, so that the edge keeps its frames and connects again.
+cannot write ends the stream, so that the edge keeps its frames and connects again. An edge with more unanswered frames
+than twice the window is not read any further.
+
+Called by the gRPC server (server.py), once for each stream.
 """
 
 from __future__ import annotations
@@ -33,7 +40,7 @@ from cloud_decoder.errors import StoreUnavailable
 from cloud_decoder.grpc_api.acks import Answers
 from cloud_decoder.grpc_api.calls import Calls
 from cloud_decoder.grpc_api.group_commit import GroupCommit
-from cloud_decoder.grpc_api.originals import Originals
+from cloud_decoder.grpc_api.originals import OriginalAssembler
 from cloud_decoder.grpc_api.status import grpc_status
 from cloud_decoder.metrics import Metrics
 from cloud_decoder.presence import Presence
@@ -116,7 +123,7 @@ class Ingest(pb_grpc.IngestServiceServicer):
         metrics: Metrics,
         settings: IngestSettings,
         dispatch: RequestDispatch,
-        originals: Originals,
+        originals: OriginalAssembler,
     ) -> None:
         self._dispatch, self._originals = dispatch, originals
         self._commits, self._presence, self._tokens, self._calls = commits, presence, tokens, calls

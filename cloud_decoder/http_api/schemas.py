@@ -145,12 +145,14 @@ class RequestListBody(_Body):
 
     ``max_bytes`` is the most that the box answers with: 0 where it takes no requests, null where it is not connected
     here. ``original_max_bytes`` is the same for originals. ``hour_bytes_left`` may still be asked of the source now.
+    ``bytes_per_second`` is the speed of the last answers about the source, null if there were none within a day.
     """
 
     requests: list[RequestBody]
     max_bytes: int | None
     original_max_bytes: int | None
     hour_bytes_left: int
+    bytes_per_second: float | None
 
 
 class SizesBody(_Body):

@@ -1,6 +1,8 @@
 """Stored frames: inserting them with their jobs, reading them, listing them and counting them.
 
-One transaction stores frames and queues their jobs, in as few statements as a batch needs.
+One transaction stores frames and queues their jobs, in as few statements as a batch needs. ``Frames.add``, which the
+group commit calls (grpc_api/group_commit.py), also recognises an id that is there already: a duplicate if the bytes are
+the same, a conflict if not. Methods that answer a client take its tenant and select only that tenant's rows.
 """
 
 from __future__ import annotations

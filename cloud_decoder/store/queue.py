@@ -3,6 +3,10 @@
 Every method is the same SQL on SQLite, where there is one writer at a time, and on PostgreSQL, where
 ``FOR UPDATE SKIP LOCKED`` lets any number of workers claim at once without waiting for each other. Times are seconds
 since 1970 by :meth:`cloud_decoder.store.store.Store.clock`.
+
+Workers call it through worker/claimer.py, front ends through front_end/queue_backend.py. A job whose worker died is
+claimed again once its lease has run out. ``begin`` counts an attempt on a frame before it is decoded; ``_lease`` gives
+up a frame that has used ``AEIC_CLOUD_MAX_ATTEMPTS``.
 """
 
 from __future__ import annotations

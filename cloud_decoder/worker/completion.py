@@ -1,4 +1,8 @@
-"""The end of a job: write its picture to the cache, record its frames as done or failed, and answer its callers."""
+"""The end of a job: write its picture to the cache, record its frames as done or failed, and answer its callers.
+
+pipeline.py calls it with a finished picture, or with an error and what faults.py says of it. A picture is written to
+the cache before its frames are recorded as done.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +14,6 @@ from concurrent.futures import Executor
 from aeic.errors import BitstreamError
 from aeic_service.errors import ServiceError
 from cloud_decoder.events import EventBus
-from cloud_decoder.faults import HOST_SECONDS
 from cloud_decoder.images import formats
 from cloud_decoder.images.cache import PictureCache
 from cloud_decoder.inference.subprocess_backend import GeneratorFailure
@@ -19,6 +22,7 @@ from cloud_decoder.store.store import DecodeResult
 from cloud_decoder.threads import run_on
 from cloud_decoder.worker import tracing
 from cloud_decoder.worker.claimer import Claimer
+from cloud_decoder.worker.faults import HOST_SECONDS
 from cloud_decoder.worker.job import Decoded, DecodeJob, leases_of
 
 log = logging.getLogger(__name__)

@@ -7,10 +7,12 @@ decoded is skipped. A live source never waits: while the service is busy, the ne
 pending. A file waits, so that none of its frames is lost. An HTTP URL that delivers one picture and ends is a snapshot
 URL: it is asked again when the next frame is due.
 
-stdin: one line of JSON (Job), then `now NUMBER` for each picture that is asked for at once. stdout: lines of JSON.
-{width, height, seconds, skipped, pace} is followed by the pixels, height * width * 3 bytes RGB; `seconds` is the
-frame's time in a file, or the wall-clock time of its arrival. {width, height, seconds, asked} is the same for the next
-frame after `now`, due or not; `asked` is the NUMBER, and the frame rate and the motion filter do not count this frame.
+stdin: one line of JSON (CaptureJob), then `now NUMBER` for each picture that is asked for at once.
+
+stdout: lines of JSON. {width, height, seconds, skipped, pace} is followed by the pixels, height * width * 3 bytes RGB;
+`seconds` is the frame's time in a file, or the wall-clock time of its arrival. {width, height, seconds, asked} is the
+same for the next frame after `now`, due or not; `asked` is the NUMBER, and the frame rate and the motion filter do not
+count this frame.
 {alive} says about once a second that a live source delivers. {error} is the last line when the source cannot be opened
 or breaks; it never contains the URL, which may hold a password.
 """
@@ -51,7 +53,7 @@ class Pace:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Job:
+class CaptureJob:
     """What to read and which frames to take. `live`: frames are dropped rather than delayed."""
 
     url: str
@@ -100,7 +102,7 @@ class Wanted:
             return self._changed.wait_for(lambda: self._number > 0, seconds)
 
 
-def shots(job: Job, alive: Callable[[], None] = lambda: None, wanted: Wanted | None = None) -> Iterator[Shot]:
+def shots(job: CaptureJob, alive: Callable[[], None] = lambda: None, wanted: Wanted | None = None) -> Iterator[Shot]:
     """The frames worth sending, and those that are `wanted` at once. `alive` is called for every frame that arrives and
     while a snapshot is waited for. av.FFmpegError when the source cannot be opened or breaks."""
     wanted = wanted or Wanted()
@@ -125,7 +127,7 @@ def shots(job: Job, alive: Callable[[], None] = lambda: None, wanted: Wanted | N
 class _State:
     """Which frames are due and new."""
 
-    def __init__(self, job: Job) -> None:
+    def __init__(self, job: CaptureJob) -> None:
         self.due = job.pace.due if job.live else 0.0
         self._job = job
         self._skipped = 0
@@ -155,7 +157,7 @@ class _State:
         return Shot(_upright(frame, pixel_width), seconds, skipped, pace)
 
 
-def _frames(job: Job) -> Iterator[tuple[Any, float]]:
+def _frames(job: CaptureJob) -> Iterator[tuple[Any, float]]:
     """Every frame of the source that can be decoded, and the width of its pixels, whose height is 1."""
     import av
 
@@ -323,7 +325,7 @@ def cause(error: Exception) -> str:
 def main() -> int:
     """Reads the job, writes frames until the source ends."""
     values: dict[str, Any] = json.loads(sys.stdin.readline())
-    job = Job(**{**values, "pace": Pace(**values.get("pace", {}))})
+    job = CaptureJob(**{**values, "pace": Pace(**values.get("pace", {}))})
     wanted = Wanted()
     threading.Thread(target=_listen, args=(wanted,), daemon=True).start()
     out = sys.stdout.buffer

@@ -29,7 +29,7 @@ from edge_encoder.spool import database, tables
 from edge_encoder.spool.clock import SpoolClock
 from edge_encoder.spool.disk_reserve import DiskReserve
 from edge_encoder.spool.leases import Leases
-from edge_encoder.spool.ledger import KNOWN, Changes, Ledger, Limits
+from edge_encoder.spool.ledger import KNOWN, Changes, Ledger, SpoolLimits
 from edge_encoder.spool.lock import FolderLock
 from edge_encoder.spool.reader import Reader
 from edge_encoder.spool.record import (
@@ -47,7 +47,7 @@ from edge_encoder.spool.tables import WAITING
 from edge_encoder.spool.verification import Verification, Verified
 from edge_encoder.spool.writer import Op, Writer
 
-_LIMITS = Limits()
+_LIMITS = SpoolLimits()
 _PROVEN_SECONDS = 2.0  # a commit this recent shows that the spool can be written
 
 log = logging.getLogger("aeic.edge.spool")
@@ -90,7 +90,7 @@ class Spool:
         connection: sqlite3.Connection | None = None
         try:
             self._reserve = DiskReserve(folder / "spool.reserve", system=system)
-            self._limits = Limits(max_bytes, full_policy, history_frames)
+            self._limits = SpoolLimits(max_bytes, full_policy, history_frames)
             connection = self._open_first()
             self._reader = Reader(self.path, lambda op: self._writer.submit(op), system)
             self._reader.open()
@@ -283,7 +283,7 @@ class Spool:
         return max((max(0, now - (arrived or now)) / 1000 for arrived in times if arrived is not None), default=0.0)
 
     @property
-    def limits(self) -> Limits:
+    def limits(self) -> SpoolLimits:
         """How much the spool holds."""
         return self._ledger.limits
 

@@ -3,7 +3,8 @@
     take:     picture -> encode -> spool, 202
     receive:  picture -> check its header -> spool, 202 ... deferred_encoder.py ... encode -> the frame replaces it
 
-Independent of HTTP and of delivery.
+A call returns after the spool's commit: http_api/routes.py then answers 202, and a watched folder moves its file.
+deferred_encoder.py calls `encode` and `put`. Independent of HTTP and of delivery.
 """
 
 from __future__ import annotations

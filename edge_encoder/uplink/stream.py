@@ -17,7 +17,7 @@ import logging
 import time
 import uuid
 import zlib
-from collections import defaultdict
+from collections import Counter
 from collections.abc import Awaitable, Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -28,6 +28,7 @@ import grpc
 from aeic.v1 import ingest_pb2 as pb
 from aeic_service import tracing
 from edge_encoder.answers.answerer import Ask, File, Ignored, Interrupted, Kind, Reason, Refused, Send
+from edge_encoder.answers.hour import PIECE_HEAD_BYTES, bytes_in_pieces
 from edge_encoder.errors import SpoolError
 from edge_encoder.metrics import Metrics
 from edge_encoder.settings import EdgeSettings
@@ -69,8 +70,9 @@ RECORD_AGAIN_SECONDS = 5.0
 _PAUSES = 9.0
 """Where frames are in flight all the time, a piece follows the last one after this many times the time of that one."""
 _REQUESTS = 64
-"""Requests of one kind in progress on one stream; the cloud sends those beyond it again later. Of one kind, because an
-original may take minutes."""
+"""Requests of one kind about one source in progress on one stream; the cloud sends those beyond it again later. An
+original may take minutes, and a camera that is down until the deadline: they keep no others waiting."""
+_REQUESTS_IN_ALL = 1024
 # The uplink's state when the cloud refuses the box as a whole.
 REFUSALS = {
     grpc.StatusCode.FAILED_PRECONDITION: "model-mismatch",
@@ -123,7 +125,8 @@ class Stream:
         self._prompt = context.prompt
         self._answered = context.answered
         self._answer = context.answer
-        self._requests: defaultdict[Kind, dict[bytes, asyncio.Task[None]]] = defaultdict(dict)
+        self._requests: dict[bytes, asyncio.Task[None]] = {}
+        self._in_progress: Counter[tuple[Kind, str]] = Counter()  # by kind and source
         self._takes_originals = False
         self._piece = PieceSize()
         self._pieces: dict[bytes, asyncio.Future[pb.PieceAck]] = {}  # those on their way, by the request's id
@@ -146,7 +149,7 @@ class Stream:
         try:
             await asyncio.gather(*tasks)
         finally:
-            tasks += [task for requests in self._requests.values() for task in requests.values()]
+            tasks += self._requests.values()
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
@@ -225,15 +228,24 @@ class Stream:
                     log.warning("the cloud sent an Ack without a known id or status; it is ignored")
 
     def _take(self, request: pb.Request) -> None:
-        requests = self._requests[_KINDS.get(request.kind, Kind.UNKNOWN)]
-        if self._answer is None or request.id in requests or len(requests) >= _REQUESTS:
+        alike = _KINDS.get(request.kind, Kind.UNKNOWN), request.source_id
+        full = self._in_progress[alike] >= _REQUESTS or len(self._requests) >= _REQUESTS_IN_ALL
+        if self._answer is None or request.id in self._requests or full:
             return
         if len(request.id) != 16 or len(request.frame_id) != 16 or uuid.UUID(bytes=request.id).version != 8:
             log.warning("the cloud sent a malformed request; it is ignored")
             return
         task = asyncio.ensure_future(self._work(request))
-        requests[request.id] = task
-        task.add_done_callback(lambda done: requests.pop(request.id, None))
+        self._requests[request.id] = task
+        self._in_progress[alike] += 1
+
+        def ended(_: asyncio.Task[None]) -> None:
+            del self._requests[request.id]
+            self._in_progress[alike] -= 1
+            if not self._in_progress[alike]:
+                del self._in_progress[alike]
+
+        task.add_done_callback(ended)
 
     async def _work(self, request: pb.Request) -> None:
         assert self._answer is not None
@@ -271,19 +283,19 @@ class Stream:
         other piece follows the last one. Interrupted if the cloud answers late, or asks for what it has got; Refused if
         the rest of the file needs more than `file.limit` allows."""
         size, digest, offset = len(file.data), hashlib.sha256(file.data).digest(), 0
-        took = 0.0
+        took, first = 0.0, True
         while True:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(_PAUSES * took):
                     await self._idle.wait()
             await self._quiet.wait()
-            data = file.data[offset : offset + min(self._piece.bytes, file.limit - file.sent)]
+            data = file.data[offset : offset + min(self._piece.bytes, file.limit - file.sent - PIECE_HEAD_BYTES)]
             answer: asyncio.Future[pb.PieceAck] = asyncio.get_running_loop().create_future()
             self._pieces[request_id] = answer
             begin = time.monotonic()
             try:
                 piece = pb.Piece(request_id=request_id, total_bytes=size, sha256=digest, offset=offset, data=data)
-                file.sent += len(data)
+                file.sent += len(data) + PIECE_HEAD_BYTES
                 await self._write(pb.DeliverRequest(piece=piece))
                 async with asyncio.timeout(self._settings.ack_timeout_seconds):
                     ack = await answer
@@ -294,15 +306,15 @@ class Stream:
                 del self._pieces[request_id]
             took = time.monotonic() - begin
             self._piece.answered(took)
-            first, due = file.sent == len(data), offset + len(data)
-            offset = min(ack.received_bytes, size)
+            due, offset = offset + len(data), min(ack.received_bytes, size)
             if ack.unwanted or offset == size:
                 return
-            left = file.limit - file.sent
-            if left < size - offset and file.limit < size:
-                raise Refused(Reason.OVER_BUDGET, f"the rest of the file has {size - offset} bytes, {left} are left")
-            if not left or not (first or offset == due):
+            left, rest = file.limit - file.sent, size - offset
+            if left < rest + PIECE_HEAD_BYTES and file.limit < bytes_in_pieces(size):
+                raise Refused(Reason.OVER_BUDGET, f"the rest of the file has {rest} bytes, {max(0, left)} are left")
+            if left <= PIECE_HEAD_BYTES or not (first or offset == due):
                 raise Interrupted("the cloud asks for pieces again that were sent to it")
+            first = False
 
     async def _watch(self) -> None:
         timeout = self._settings.ack_timeout_seconds

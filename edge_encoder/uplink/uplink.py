@@ -2,10 +2,10 @@
 
     connect -> Hello -> Welcome(window) -> Frame ... Frame | answer ... answer -> (stream breaks) -> pause -> connect
 
-A frame leaves the spool when the cloud has acknowledged it. When the stream breaks, or no answer arrives for
-ack_timeout_seconds while frames are in flight, the unanswered frames return to the spool and are sent again; the cloud
-recognises repeated frames by their id. Runs in one asyncio loop. Independent of pictures and HTTP. stream.py is one
-stream; this module opens one after another.
+A frame leaves the spool when the cloud has acknowledged it: stream.py then calls Spool.finish, which frees its bytes.
+When the stream breaks, or no answer arrives for ack_timeout_seconds while frames are in flight, the unanswered frames
+return to the spool and are sent again; the cloud recognises repeated frames by their id. Runs in one asyncio loop.
+Independent of pictures and HTTP. stream.py is one stream; this module opens one after another.
 """
 
 from __future__ import annotations

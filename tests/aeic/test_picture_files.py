@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from aeic import picture_headers
 from aeic.errors import InputError, Unreadable, UnsupportedFormat
+from aeic.picture_files import headers
 from aeic.pixels import load_picture, picture_size, save_picture
 from tests.support.colour_difference import delta_e
 
@@ -45,7 +45,7 @@ def test_colours_come_out_as_in_srgb(name: str) -> None:
 @pytest.mark.parametrize(("name", "at_least"), [("icc_p3.jpg", 2.0), ("icc_adobe.jpg", 2.0), ("gAMA_linear.png", 10.0)])
 def test_without_conversion_they_would_not(name: str, at_least: float, monkeypatch: pytest.MonkeyPatch) -> None:
     """The planted fault: what was read before profiles were applied."""
-    monkeypatch.setattr("aeic.colour.converter", lambda picture: None)
+    monkeypatch.setattr("aeic.picture_files.colour.converter", lambda picture: None)
     assert delta_e(read(name), TRUTH).mean() > at_least
 
 
@@ -147,7 +147,7 @@ def test_a_jpeg_with_too_many_scans_is_refused_at_once() -> None:
     ],
 )
 def test_other_kinds_are_named(start: bytes, name: str) -> None:
-    assert picture_headers.kind(start + bytes(64)) == name
+    assert headers.kind(start + bytes(64)) == name
     with pytest.raises(UnsupportedFormat, match=name):
         load_picture(start + bytes(64))
 

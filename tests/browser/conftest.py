@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from aeic_tools import local_services
-from aeic_tools.local_services import Pair
+from aeic_tools.demo import local_services
+from aeic_tools.demo.local_services import Pair
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from aeic_tools.local_services import Pair
+from aeic_tools.demo.local_services import Pair
 from tests.support.browsing import accessibility_violations, contrast_violations, until
 
 

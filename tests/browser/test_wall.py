@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from aeic.bundle import Bundle
-from aeic_tools import local_services
-from aeic_tools.demo_client import request
+from aeic_tools.demo import local_services
+from aeic_tools.demo.client import request
 from cloud_decoder.store.store import Store
 from tests.support.browsing import until
 from tests.support.frames import frame_maker, new_frame

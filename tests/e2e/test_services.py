@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from aeic_tools import local_services
-from aeic_tools.demo_client import RequestFailed, request, travel
-from aeic_tools.local_services import Pair
+from aeic_tools.demo import local_services
+from aeic_tools.demo.client import RequestFailed, request, travel
+from aeic_tools.demo.local_services import Pair
 
 
 def get(url: str) -> Any:

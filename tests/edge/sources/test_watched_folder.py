@@ -16,7 +16,7 @@ from edge_encoder.service import EdgeService
 from edge_encoder.source_settings import FolderSettings
 from edge_encoder.sources import watched_folder
 from edge_encoder.sources.watched_folder import WatchedFolder
-from edge_encoder.spool.ledger import Limits
+from edge_encoder.spool.ledger import SpoolLimits
 from edge_encoder.spool.record import CapturedFrom
 from tests.support.edge_fakes import settings
 from tests.support.pictures import picture
@@ -80,12 +80,12 @@ async def test_files_wait_while_the_spool_is_full(tmp_path: Path, tiny_bundle: P
     config = settings(tmp_path / "spool", bundle=tiny_bundle, drain_timeout_seconds=0)
     service = EdgeService(config)
     await service.start()
-    service.spool._ledger.limits = Limits(max_bytes=10)
+    service.spool._ledger.limits = SpoolLimits(max_bytes=10)
     folder = watched(service, inbox, keep=False)
     (inbox / "a.jpg").write_bytes(picture())
     await folder.look()
     assert await folder.look() == 0 and (inbox / "a.jpg").exists()
-    service.spool._ledger.limits = Limits()
+    service.spool._ledger.limits = SpoolLimits()
     assert await folder.look() == 1 and not (inbox / "a.jpg").exists()
     await service.stop()
 

@@ -31,7 +31,7 @@ class Options:
 
 
 @dataclass(frozen=True)
-class Wanted:
+class SizeOptions:
     """How large frames shall be: as in Encoder.encode, and the name of a preset."""
 
     rate: str | None = None
@@ -44,7 +44,7 @@ class Wanted:
 def encode(
     source: str,
     target: str,
-    wanted: Wanted,
+    wanted: SizeOptions,
     options: Options,
     *,
     recursive: bool = False,

@@ -9,7 +9,7 @@ from __future__ import annotations
 import zlib
 from dataclasses import dataclass
 
-from aeic.colour import MAX_PROFILE_BYTES
+from aeic.picture_files.colour import MAX_PROFILE_BYTES
 
 PNG = b"\x89PNG\r\n\x1a\n"
 JPEG = b"\xff\xd8\xff"
