@@ -140,8 +140,10 @@ test-ops: install packages-ops ## test metrics with a real Prometheus; dashboard
 test-images: packages-images ## build and run both images with buildah and send a picture through them (root, minutes)
 	deploy/try_images.sh
 
-test-compose: packages-compose ## build and run docker-compose.yml with a Docker engine of its own; frames over a cloud restart (root, minutes)
-	$(PYTHON) deploy/try_compose.py
+test-compose: ## build and run docker-compose.yml with a Docker engine of its own; frames over a cloud restart (root, minutes)
+	@reason="$$($(PYTHON) deploy/try_compose.py --probe)" || exit 1; \
+	if [ -n "$$reason" ]; then echo "$$reason"; \
+	else $(MAKE) --no-print-directory packages-compose && $(PYTHON) deploy/try_compose.py; fi
 
 # Debian packages that these targets need. As root they are installed; otherwise the message names them.
 packages-browser: $(AXE)
@@ -201,13 +203,14 @@ $(EDGE_VENV)/.installed: $(PINS)
 	@$(call install,$(EDGE_VENV),test)
 	@touch $@
 
-# The accessibility checker of the browser tests. Without npm, the tests check names and contrast only.
+# The accessibility checker of the browser tests. Without it, the tests that use it are skipped.
 $(AXE):
-	@if command -v npm >/dev/null; then \
+	@if [ "$$(id -u)" = 0 ]; then $(call debian,npm,npm); fi; \
+	if command -v npm >/dev/null; then \
 	  echo "fetching axe-core $(AXE_VERSION)" && mkdir -p .axe && cd .axe && npm pack --silent axe-core@$(AXE_VERSION) && \
 	  echo "$(AXE_SHA256)  axe-core-$(AXE_VERSION).tgz" | sha256sum --check --quiet && \
 	  tar xzf axe-core-$(AXE_VERSION).tgz package/axe.min.js && touch package/axe.min.js; \
-	else echo "npm is missing: the browser tests run without axe-core"; fi
+	else echo "npm is missing: the tests that use axe-core are skipped"; fi
 
 $(CLIENT_VENV)/.installed: Makefile
 	@$(call make-venv,$(CLIENT_VENV),14)

@@ -262,6 +262,7 @@ class Cloud:
             status.metrics_router(
                 self.metrics,
                 store,
+                self.presence,
                 self._cache,
                 self.model_pool,
                 lambda: self.budgets,

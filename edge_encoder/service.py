@@ -44,12 +44,14 @@ from edge_encoder.submission.delivery_waiters import DeliveryWaiters
 from edge_encoder.submission.request import Accepted, EncodeRequest
 from edge_encoder.submission.submitter import Submitter
 from edge_encoder.supervisor import Supervisor
+from edge_encoder.uplink.stream import Report
 from edge_encoder.uplink.uplink import Uplink, ask
 
 log = logging.getLogger("aeic.edge")
 
 _HOUSEKEEPING_SECONDS = 1.0
 _HUNG_SECONDS = 300.0  # no picture takes this long: the watchdog is no longer notified
+_MOST_SECONDS = 2**31  # that a report can hold
 _PROBE_SECONDS = 3.0  # for a test write to the spool
 _SOFTWARE = f"aeic-edge {aeic.__version__}"
 _ENCODING_GRACE_SECONDS = 10.0
@@ -140,6 +142,7 @@ class EdgeService:
             software=_SOFTWARE,
             prompt=self.waiting.__contains__,
             answer=None if answerer is None else answerer.answer,
+            report=self.report,
         )
         if settings.target_age_seconds:
             self.rate_control = RateControl(bundle.default_rate, settings.target_age_seconds)
@@ -246,6 +249,19 @@ class EdgeService:
         if self.queue.longest_seconds() > _HUNG_SECONDS:
             return f"a picture has been in the encoder for over {_HUNG_SECONDS:g} s"
         return self.deferred_encoder.problem or self.supervisor.problem
+
+    async def report(self) -> Report:
+        """How the box is, for the cloud. Unlike :meth:`problem` it writes nothing to the disk, and it holds no texts of
+        errors, which may have the address of a camera in them."""
+        waiting = self.spool.pending_frames + self.spool.originals
+        oldest = await asyncio.to_thread(self.spool.oldest_age_seconds) if waiting else 0
+        problems = [self.spool.problem, self.deferred_encoder.problem]
+        problems += [
+            f"{task.name} restarts after an error" for task in self.supervisor.tasks if task.state == "restarting"
+        ]
+        problems += [f"{source.name} cannot be read" for source in self.sources if source.state == "down"]
+        problem = "; ".join(filter(None, problems))
+        return Report(waiting, min(int(oldest), _MOST_SECONDS), problem)
 
     async def stop(self) -> None:
         """Finishes pending pictures within _ENCODING_GRACE_SECONDS, gives the uplink drain_timeout_seconds, then closes

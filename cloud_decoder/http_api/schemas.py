@@ -163,6 +163,21 @@ class SizesBody(_Body):
     jpeg: int
 
 
+class ReportBody(_Body):
+    """How a box says that it is: what waits in its spool, for how long, and what keeps it from its work."""
+
+    waiting_frames: int
+    oldest_seconds: int
+    problem: str
+
+
+class BoxBody(_Body):
+    """A box that is connected: its program, and its last report; null for an older one, which makes none."""
+
+    software: str
+    report: ReportBody | None
+
+
 class SourceBody(_Body):
     """What sends frames, how many of them wait to be decoded, and the last one where it was asked for."""
 
@@ -173,6 +188,7 @@ class SourceBody(_Body):
     first_seen_at: datetime | None
     last_seen_at: datetime | None
     connected: bool
+    box: BoxBody | None
     newest: FrameBody | None
 
 

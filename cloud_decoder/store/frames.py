@@ -304,11 +304,19 @@ class Frames:
 
     def backlog(self, tenant: str) -> dict[str, int]:
         """Frames that are to be decoded on arrival and still wait, by source; sources without any are left out."""
+        found = self._backlogs(source_tallies.c.tenant == tenant)
+        return {source: count for (_, source), count in found.items()}
+
+    def backlogs(self) -> dict[tuple[str, str], int]:
+        """The same of all tenants, by tenant and source."""
+        return self._backlogs(sa.true())
+
+    def _backlogs(self, wanted: sa.ColumnElement[bool]) -> dict[tuple[str, str], int]:
         waiting = sa.func.sum(source_tallies.c.waiting)
-        query = sa.select(source_tallies.c.source, waiting).where(source_tallies.c.tenant == tenant)
+        key = source_tallies.c.tenant, source_tallies.c.source
+        query = sa.select(*key, waiting).where(wanted).group_by(*key).having(waiting > 0)
         with self._database.read() as connection:
-            found = connection.execute(query.group_by(source_tallies.c.source).having(waiting > 0))
-            return {str(source): int(count) for source, count in found}
+            return {(str(tenant), str(source)): int(count) for tenant, source, count in connection.execute(query)}
 
     def arrived(self) -> int:
         """Frames that were ever stored. Does not count rows."""

@@ -97,7 +97,8 @@ class Completion:
                 # A picture of an SD card may be years old: only a time that the sender or the edge's clock gave counts.
                 live = row.captured_ms and row.captured_from in (None, "sender", "clock")
                 begun = row.captured_ms if live else row.received_ms
-                self._metrics.end_to_end_seconds.observe(max(0.0, now - begun / 1000))
+                since = "capture" if live else "arrival"
+                self._metrics.end_to_end_seconds.labels(since).observe(max(0.0, now - begun / 1000))
             self._event_bus.publish(row.tenant, {"event": "done", "id": str(row.id)})
         if not job.done.done():
             assert job.assembler is not None, "a finished job has its picture"

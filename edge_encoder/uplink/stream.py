@@ -1,9 +1,10 @@
 """One stream to the cloud, from Hello to its end: what is sent, what is answered, and when it counts as broken.
 
-Three tasks share it: one leases frames and sends them, one reads answers, one checks that answers arrive at all. Each
-request of the cloud is a task besides. A picture file that answers one is sent in pieces: the next piece only after the
-answer to the last one, while no frame waits or is in flight, so that a frame waits for one piece at most. Where frames
-are in flight all the time, pieces take a tenth of the time, and none while frames wait to be sent.
+Four tasks share it: one leases frames and sends them, one reads answers, one checks that answers arrive at all, and one
+reports now and then how the box is. Each request of the cloud is a task besides. A picture file that answers one is
+sent in pieces: the next piece only after the answer to the last one, while no frame waits or is in flight, so that a
+frame waits for one piece at most. Where frames are in flight all the time, pieces take a tenth of the time, and none
+while frames wait to be sent.
 Every end of the stream is raised as StreamFailed; the uplink (uplink.py) then returns unanswered frames to the spool.
 """
 
@@ -11,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import functools
 import hashlib
 import logging
@@ -84,6 +86,22 @@ REFUSALS = {
 UNREACHABLE = "unreachable"
 
 
+REPORT_SECONDS = 60.0
+"""Between two looks at how the box is."""
+REPORT_AGAIN_SECONDS = 900.0
+"""Between two reports while nothing changes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """How the box is, for the cloud: frames that wait to be sent, seconds that the oldest has waited, and what keeps it
+    from its work; "" while it is well."""
+
+    waiting_frames: int = 0
+    oldest_seconds: int = 0
+    problem: str = ""
+
+
 class StreamFailed(Exception):
     """The stream is over; `cause` is a short word for state and metrics."""
 
@@ -98,7 +116,7 @@ class StreamContext:
 
     `window` is the edge's own limit; `wake` is set when there may be something to send; `prompt(id)` is true while a
     client waits for that frame; `answered(bytes)` is called for each acknowledged frame. `answer` answers the cloud's
-    requests (Answerer.answer).
+    requests (Answerer.answer); `report` says how the box is, with the frames in flight among those that wait.
     """
 
     spool: Spool
@@ -109,6 +127,7 @@ class StreamContext:
     prompt: Callable[[uuid.UUID], bool]
     answered: Callable[[int], None]
     answer: Callable[[Ask, Send | None], Awaitable[None]] | None = None
+    report: Callable[[], Awaitable[Report]] | None = None
 
 
 class Stream:
@@ -125,6 +144,8 @@ class Stream:
         self._prompt = context.prompt
         self._answered = context.answered
         self._answer = context.answer
+        self._report = context.report
+        self._takes_reports = False
         self._requests: dict[bytes, asyncio.Task[None]] = {}
         self._in_progress: Counter[tuple[Kind, str]] = Counter()  # by kind and source
         self._takes_originals = False
@@ -142,10 +163,11 @@ class Stream:
         welcome = await greet(self._call, hello, self._settings.ack_timeout_seconds)
         self.window = max(1, welcome.window)
         self._takes_originals = welcome.takes_originals
+        self._takes_reports = welcome.takes_reports
 
     async def ship(self) -> None:
         """Sends frames and reads answers until the stream breaks."""
-        tasks = [asyncio.ensure_future(work()) for work in (self._send, self._receive, self._watch)]
+        tasks = [asyncio.ensure_future(work()) for work in (self._send, self._receive, self._watch, self._tell)]
         try:
             await asyncio.gather(*tasks)
         finally:
@@ -322,6 +344,26 @@ class Stream:
             await asyncio.sleep(min(1.0, timeout / 4))
             if self._in_flight.sent and time.monotonic() - self._in_flight.progress > timeout:
                 raise StreamFailed("stalled", f"{len(self._in_flight)} frames in flight, no answer for {timeout:g} s")
+
+    async def _tell(self) -> None:
+        """Reports how the box is: at once, then when that has changed, and in any case now and then."""
+        said, at = Report(), float("-inf")
+        while self._takes_reports and self._report is not None:
+            try:
+                report = await self._report()
+            except SpoolError as error:
+                report = Report(problem=str(error))
+            waiting = max(0, report.waiting_frames - len(self._in_flight))
+            report = dataclasses.replace(
+                report,
+                waiting_frames=waiting,
+                oldest_seconds=report.oldest_seconds if waiting else 0,
+                problem=report.problem.encode()[:_DETAIL_BYTES].decode(errors="ignore"),
+            )
+            if report != said or time.monotonic() - at >= REPORT_AGAIN_SECONDS:
+                said, at = report, time.monotonic()
+                await self._write(pb.DeliverRequest(report=pb.Report(**dataclasses.asdict(report))))
+            await asyncio.sleep(REPORT_SECONDS)
 
     async def _write(self, message: pb.DeliverRequest) -> None:
         async with self._writing:  # gRPC takes one message at a time

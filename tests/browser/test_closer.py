@@ -18,6 +18,8 @@ from tests.support.browsing import accessibility_violations, contrast_violations
 from tests.support.keeping import keeping_pair
 from tests.support.roots import EXAMPLES
 
+pytestmark = pytest.mark.usefixtures("axe")
+
 
 @pytest.fixture(scope="module")
 def keeping(browser: Any, tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:

@@ -208,6 +208,7 @@ def test_by_keyboard_alone(open_page: OpenPage, services: Pair) -> None:
     assert page.evaluate("document.activeElement.className") == "frame"
 
 
+@pytest.mark.usefixtures("axe")
 @pytest.mark.parametrize(("width", "scheme"), [(320, "light"), (390, "dark"), (820, "light"), (1280, "dark")])
 def test_it_fits_and_can_be_read(open_page: OpenPage, services: Pair, width: int, scheme: str) -> None:
     id = post(services, "chickens.jpg", "a-source-with-a-very-long-name-that-goes-on-" * 2)
