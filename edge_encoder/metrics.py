@@ -121,6 +121,11 @@ class Metrics:
         self.dropped = Counter(
             "aeic_edge_dropped_total", "Frames dropped, by reason: full, age, damaged.", ["reason"], registry=registry
         )
+        self.verified = Gauge(
+            "aeic_edge_spool_verified",
+            "1 once the whole spool was checked since start, and repaired if it was damaged.",
+            registry=registry,
+        )
         self.unreadable = Gauge(
             "aeic_edge_spool_unreadable_frames",
             "Frames lost to damage of the spool since start.",

@@ -275,6 +275,7 @@ class EdgeService:
                 await self.queue.close()
         except TimeoutError:
             self.abandoned = True
+            await self.deferred_encoder.abandon()
             log.warning("%d pictures were not encoded in time; those without an answer are lost", self.queue.pending)
         await self.uplink.drain(self.settings.drain_timeout_seconds)
         for task in self._tasks:

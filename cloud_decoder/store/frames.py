@@ -104,9 +104,10 @@ def turn_of(now: float, priority: int, aging_seconds: float) -> int:
 
 
 def job_of(frame: Any, now: float, aging_seconds: float) -> dict[str, Any]:
-    """The job of a stored frame that goes back into the queue: seq, fingerprint, width, height and priority of it."""
+    """The job of a stored frame that goes back into the queue: its seq, tenant, fingerprint, size and priority."""
     return {
         "seq": frame.seq,
+        "tenant": frame.tenant,
         "fingerprint": frame.fingerprint,
         "bucket": bucket_of(frame.width, frame.height),
         "turn": turn_of(now, min(frame.priority, DEMAND_PRIORITY - 1), aging_seconds),
@@ -437,6 +438,7 @@ class Frames:
         highest = DEMAND_PRIORITY if deadline else DEMAND_PRIORITY - 1
         return {
             "seq": seq,
+            "tenant": frame.tenant,
             "fingerprint": frame.fingerprint,
             "bucket": bucket_of(frame.width, frame.height),
             "turn": turn_of(now, min(frame.priority, highest), self._aging_seconds),

@@ -71,9 +71,10 @@ class Retention:
         *,
         older_than_ms: int | None = None,
         keep_bytes: int | None = None,
-        limit: int = BATCH,
+        limit: int = LOOK,
     ) -> int:
-        """:meth:`mark` for the frames of one source."""
+        """:meth:`mark` for the frames of one source, :data:`BATCH` in each transaction. What the source holds is added
+        up once for all ``limit`` of them, not for each transaction."""
         kept = sa.and_(frames.c.tenant == tenant, frames.c.source == source, KEPT)
         oldest = sa.select(frames.c.seq, frames.c.bytes).where(kept, frames.c.state.in_(_FINISHED))
         oldest = oldest.order_by(frames.c.seq).limit(limit)
@@ -89,7 +90,8 @@ class Retention:
                         break
                     doomed.append(int(row.seq))
                     total -= row.bytes
-        return self._mark(sorted(set(doomed))[:limit], now_ms)
+        chosen = sorted(set(doomed))[:limit]
+        return sum(self._mark(chosen[place : place + BATCH], now_ms) for place in range(0, len(chosen), BATCH))
 
     def sources(self) -> list[tuple[str, str]]:
         """Tenant and source of all frames that were ever stored."""
@@ -301,7 +303,14 @@ class Retention:
                 if not seqs:
                     return count
                 back = sa.and_(self._database.among(frames.c.seq, seqs), which)
-                columns = (frames.c.seq, frames.c.fingerprint, frames.c.width, frames.c.height, frames.c.priority)
+                columns = (
+                    frames.c.seq,
+                    frames.c.tenant,
+                    frames.c.fingerprint,
+                    frames.c.width,
+                    frames.c.height,
+                    frames.c.priority,
+                )
                 update = sa.update(frames).where(back).values(values)
                 found = connection.execute(update.returning(*columns, frames.c.state, frames.c.wanted)).all()
                 now = self._database.clock()

@@ -24,15 +24,16 @@ import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
 
+from aeic_service import wal
 from edge_encoder.errors import SpoolFull
-from edge_encoder.spool import tables, wal
+from edge_encoder.spool import tables
 from edge_encoder.spool.record import Record
 from edge_encoder.spool.recovery import Recovery, records_in, recover
 from edge_encoder.spool.system import System
 
 log = logging.getLogger("aeic.edge.spool")
 
-# Files up to this size are verified at start; larger ones when an error suggests damage.
+# Files up to this size are verified at start; larger ones afterwards, in the background (verification.py).
 _CHECKED_AT_START_BYTES = 64 << 20
 _REBUILDING, _REBUILT, _IMAGE = ".rebuilding", ".rebuilt-", ".image"
 _UNFINISHED = _REBUILDING, _REBUILDING + "-journal", _REBUILDING + "-wal", _REBUILDING + "-shm"
@@ -79,6 +80,11 @@ def check(connection: sqlite3.Connection) -> None:
     tables.check_values(connection)
 
 
+def is_large(path: Path) -> bool:
+    """Whether the file is too large to be verified while it is opened."""
+    return path.stat().st_size > _CHECKED_AT_START_BYTES
+
+
 def open_spool(path: Path, system: System, *, damaged: bool = False) -> tuple[sqlite3.Connection, Recovery | None]:
     """Opens or creates the file. One that is `damaged`, or is found to be, is rebuilt: the Recovery says how.
 
@@ -95,9 +101,10 @@ def open_spool(path: Path, system: System, *, damaged: bool = False) -> tuple[sq
         try:
             tables.create(connection)
             tables.check_schema(connection)
+            tables.check_numbers(connection)
             _put_back(connection, torn)
             connection.execute(f"SELECT COUNT(*), SUM(cost), MAX(seq) FROM frames WHERE {tables.WAITING}").fetchone()
-            if path.stat().st_size <= _CHECKED_AT_START_BYTES:
+            if not is_large(path):
                 check(connection)
         except BaseException:
             connection.close()
@@ -174,6 +181,8 @@ def _make_private(path: Path) -> None:
 def _check_log(path: Path) -> dict[bytes, Record]:
     """The whole records of a torn transaction at the end of the log; tables.DamagedDatabase if the log is damaged."""
     found = wal.scan(log_of(path))
+    if wal.is_missing(log_of(path)):
+        raise tables.DamagedDatabase("its log is gone, and with it the last commits")
     if found is None:
         return {}
     if found.damaged:

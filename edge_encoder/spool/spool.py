@@ -44,6 +44,7 @@ from edge_encoder.spool.record import (
 )
 from edge_encoder.spool.system import System
 from edge_encoder.spool.tables import WAITING
+from edge_encoder.spool.verification import Verification, Verified
 from edge_encoder.spool.writer import Op, Writer
 
 _LIMITS = SpoolLimits()
@@ -102,6 +103,9 @@ class Spool:
                 raise kind(f"the spool {self.path} cannot be opened ({error}); look at its disk") from error
             raise
         self._writer = Writer(connection, self, self._reserve, system)
+        self._verification = Verification(self.path, system, self._repair)
+        if database.is_large(self.path):
+            self._verification.start()
 
     def put(self, record: Record, *, drops: bool = True) -> Future[Entry]:
         """Stores the frame, in place of its original; the future ends after the commit, so its result may be promised.
@@ -321,6 +325,12 @@ class Spool:
         return sorted(path.name for path in found if not path.name.endswith("-wal"))
 
     @property
+    def verified(self) -> Verified:
+        """What is known of the whole file: one of a moderate size is verified when it is opened, a larger one in the
+        background (verification.py)."""
+        return self._verification.result
+
+    @property
     def restarts(self) -> int:
         """Unexpected errors that the writer survived."""
         return self._writer.restarts
@@ -356,6 +366,7 @@ class Spool:
     def close(self) -> None:
         """Commits what was handed in and closes the file. A second call does nothing."""
         if self._lock.held:
+            self._verification.close()
             self._change(lambda connection, changes: self._save_clock(connection))
             self._writer.close()
             self._reader.close()
@@ -380,6 +391,16 @@ class Spool:
                     self.on_change(ident, state, reason)
 
         return self._writer.submit(Op(run, after))
+
+    def _repair(self, error: sqlite3.Error) -> None:
+        """Has the writer repair the file; returns once it is repaired."""
+
+        def fail(_: sqlite3.Connection) -> None:
+            raise error
+
+        with contextlib.suppress(SpoolError):
+            self._writer.submit(Op(fail)).result()
+        self._change(lambda connection, changes: None).result()
 
     def _save_clock(self, connection: sqlite3.Connection) -> None:
         assert self._clock is not None

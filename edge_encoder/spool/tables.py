@@ -45,6 +45,7 @@ class Connection(sqlite3.Connection):
             raise DamagedDatabase("its schema is no UTF-8") from error
 
 
+_MOST_ROWS = 1 << 53  # no spool has numbered as many rows
 ROW_BYTES = 256
 """What a row costs besides its record or picture: its other columns and its index entries, about."""
 
@@ -140,6 +141,14 @@ def check_schema(connection: sqlite3.Connection) -> None:
         for name in names:
             if _columns(new, name) - _columns(connection, name):
                 raise DamagedDatabase(f"the schema of its table {name}")
+
+
+def check_numbers(connection: sqlite3.Connection) -> None:
+    """Raises DamagedDatabase when SQLite would soon find no number for a new row, and call the disk full: a flipped bit
+    made the last number of a table far too large. No check of SQLite's looks at it."""
+    for name, seq in connection.execute("SELECT name, seq FROM sqlite_sequence"):
+        if not isinstance(seq, int) or seq >= _MOST_ROWS:
+            raise DamagedDatabase(f"the number of the last row of {name}")
 
 
 def check_values(connection: sqlite3.Connection) -> None:

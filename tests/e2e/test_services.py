@@ -55,6 +55,16 @@ def test_the_frame_is_in_the_clouds_list_and_decodes_by_itself(pair: Pair, owl: 
         assert one.tobytes() == other.tobytes()
 
 
+def test_no_other_user_can_read_frames_and_pictures(
+    pair: Pair, owl: bytes, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    travel(pair, owl)
+    folder = next(tmp_path_factory.getbasetemp().glob("pair*"))
+    files = [path for at in ("cloud/store.db*", "edge/spool.sqlite3*", "cloud/cache/*/*") for path in folder.glob(at)]
+    assert len(files) > 4
+    assert [path for path in files if path.stat().st_mode & 0o077] == []
+
+
 @pytest.mark.parametrize("picture_format", ["webp", "jpeg"])
 def test_other_formats(pair: Pair, owl: bytes, picture_format: str) -> None:
     identity = travel(pair, owl).accepted["id"]

@@ -53,6 +53,20 @@ def test_units_limit_memory_and_files(path: Path) -> None:
     assert re.search(r"^MemoryMax=[14]G$", text, re.M) and int(re.findall(r"^LimitNOFILE=(\d+)$", text, re.M)[0]) > 4096
 
 
+@pytest.mark.parametrize("path", UNITS, ids=lambda path: path.name)
+def test_units_keep_files_from_other_users(path: Path) -> None:
+    assert {"UMask=0077", "StateDirectoryMode=0700"} <= set(path.read_text().splitlines())
+
+
+def test_every_image_has_a_bill_of_materials() -> None:
+    """`make dist` writes one for every set of packages that an image can be built with."""
+    made = set(re.findall(r"^SBOMS := (.*)$", (ROOT / "Makefile").read_text(), re.M)[0].split())
+    texts = [path.read_text() for path in (*IMAGES, ROOT / "docker-compose.yml")]
+    chosen = [names for text in texts for names in re.findall(r"\b(?:EXTRA|RUNTIME)(?:=|: )([\w,-]+)", text)]
+    assert len(chosen) > 2 and {name for names in chosen for name in names.split(",")} <= made
+    assert all((ROOT / "requirements" / f"{name}.txt").is_file() for name in made)
+
+
 @pytest.mark.parametrize("path", IMAGES, ids=lambda path: path.name)
 def test_files_copied_into_images_exist(path: Path) -> None:
     for line in re.findall(r"^COPY (?!--)(.+)$", path.read_text(), re.M):

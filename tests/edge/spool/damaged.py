@@ -6,7 +6,7 @@ import shutil
 import uuid
 from pathlib import Path
 
-from edge_encoder.spool import wal
+from aeic_service import wal
 from edge_encoder.spool.record import Original, Record
 from edge_encoder.spool.spool import Spool
 from tests.support.spooled import new_original, new_record, put

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 import shutil
+import sqlite3
 from pathlib import Path
 
 import pytest
 
-from edge_encoder.spool import wal
+from aeic_service import wal
 from edge_encoder.spool.check import check
 from edge_encoder.spool.record import State
 from edge_encoder.spool.spool import Spool
-from tests.edge.spool.damaged import frame, killed, present, seal
-from tests.support.spooled import new_record, put
+from tests.edge.spool.damaged import closed, frame, killed, present, seal
+from tests.support.spooled import new_original, new_record, put
 
 
 def test_one_flipped_bit_in_the_log_loses_no_later_commit(tmp_path: Path) -> None:
@@ -158,4 +160,40 @@ def test_an_empty_database_beside_a_full_log_is_recovered(tmp_path: Path) -> Non
     (tmp_path / "spool" / "spool.sqlite3").write_bytes(b"")
     spool = Spool(tmp_path / "spool")
     assert present(spool) == kept and spool.unreadable == 0
+    spool.close()
+
+
+@pytest.mark.parametrize("kept", [0, 20])
+def test_a_log_that_is_gone_is_known_to_lack_something(tmp_path: Path, kept: int) -> None:
+    """It was deleted or emptied, and the process killed before its next operation: the index of the log says so."""
+    folder, live = tmp_path / "spool", Spool(tmp_path / "live")
+    for number in range(20):
+        put(live, new_record(number))
+    folder.mkdir()
+    for path in (tmp_path / "live").glob("spool.sqlite3*"):
+        shutil.copyfile(path, folder / path.name)
+    live.close()
+    log = folder / "spool.sqlite3-wal"
+    log.write_bytes(log.read_bytes()[:kept]) if kept else log.unlink()
+    assert not check(folder).ok
+    spool = Spool(folder)
+    assert [complete for _, _, complete in spool.recoveries()] == [False]
+    put(spool, new_record(21))
+    spool.close()
+    again = Spool(folder)
+    assert len(again.recoveries()) == 1
+    again.close()
+
+
+@pytest.mark.parametrize("table", ["frames", "originals"])
+def test_a_last_number_that_is_the_largest_is_damage(tmp_path: Path, table: str) -> None:
+    """SQLite has no number for the next row then, and says that the disk is full."""
+    _, kept = closed(tmp_path / "spool", originals=2)
+    connection = sqlite3.connect(tmp_path / "spool" / "spool.sqlite3")
+    with contextlib.closing(connection), connection:
+        connection.execute("UPDATE sqlite_sequence SET seq = ? WHERE name = ?", (2**63 - 1, table))
+    spool = Spool(tmp_path / "spool")
+    put(spool, new_record(100))
+    spool.receive(new_original(100)).result(10)
+    assert len(spool.lease(100)) == len(kept) + 1 and spool.originals == 3 and spool.unreadable == 0
     spool.close()
