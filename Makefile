@@ -17,7 +17,7 @@ PINS := pyproject.toml constraints.txt $(wildcard requirements/*.txt)
 .DEFAULT_GOAL := help
 .PHONY: help install demo run test perf check lint types format lock lock-check docs dist protos bench fuzz simulate soak field abuse golden results notebook \
   test-full test-edge test-isa test-fleet test-hostile strangers test-browser test-ops test-images test-compose test-skipped clean \
-  packages-browser packages-ops packages-fleet packages-isa packages-images packages-compose packages-client
+  packages-browser packages-ops packages-fleet packages-field packages-isa packages-images packages-compose packages-client
 
 help: ## list all targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -36,7 +36,7 @@ test: install ## install everything and run all tests
 perf: install ## run the tests that assert durations (on an idle machine)
 	$(BIN)/python -m pytest -m perf
 
-test-skipped: install packages-browser packages-ops packages-fleet packages-client ## run what the last `make test` skipped, after installing Debian packages; a skip is a failure
+test-skipped: install packages-browser packages-ops packages-fleet packages-field packages-client ## run what the last `make test` skipped, after installing Debian packages; a skip is a failure
 	$(BIN)/python -m tests.support.skips
 
 check: lint types ## run all static checks: style, imports, types, gRPC messages
@@ -84,7 +84,7 @@ REQUESTS ?= 10000
 test-hostile: install ## send REQUESTS hostile requests to the cloud; no 5xx, no leak, no access to other tenants
 	$(BIN)/python -m tests.cloud.hostile --requests $(REQUESTS)
 
-strangers: install ## load both services as strangers do, each way alone and all at once; honest clients are served in time
+strangers: install ## attack both services without a token, each way alone and all at once; legitimate clients are served in time
 	$(BIN)/python -m tests.cloud.strangers
 
 FRAMES ?= 2000
@@ -140,8 +140,10 @@ test-ops: install packages-ops ## test metrics with a real Prometheus; dashboard
 test-images: packages-images ## build and run both images with buildah and send a picture through them (root, minutes)
 	deploy/try_images.sh
 
-test-compose: packages-compose ## build and run docker-compose.yml with a Docker engine of its own; frames over a cloud restart (root, minutes)
-	$(PYTHON) deploy/try_compose.py
+test-compose: ## build and run docker-compose.yml with a Docker engine of its own; frames over a cloud restart (root, minutes)
+	@reason="$$($(PYTHON) deploy/try_compose.py --probe)" || exit 1; \
+	if [ -n "$$reason" ]; then echo "$$reason"; \
+	else $(MAKE) --no-print-directory packages-compose && $(PYTHON) deploy/try_compose.py; fi
 
 # Debian packages that these targets need. As root they are installed; otherwise the message names them.
 packages-browser: $(AXE)
@@ -155,6 +157,10 @@ packages-ops:
 packages-fleet:
 	@$(call debian,/usr/lib/postgresql/*/bin/initdb,postgresql)
 	@$(call debian,kubectl,kubernetes-client)
+
+packages-field:
+	@$(call debian,mosquitto,mosquitto)
+	@$(call debian,/usr/lib/*/girepository-1.0/GstRtspServer-1.0.typelib,gir1.2-gst-rtsp-server-1.0 gstreamer1.0-plugins-good python3-gi)
 
 # The generator needs an older typer than the commands of AEIC, so it has an environment of its own.
 packages-client: $(CLIENT_VENV)/.installed
@@ -201,13 +207,14 @@ $(EDGE_VENV)/.installed: $(PINS)
 	@$(call install,$(EDGE_VENV),test)
 	@touch $@
 
-# The accessibility checker of the browser tests. Without npm, the tests check names and contrast only.
+# The accessibility checker of the browser tests. Without it, the tests that use it are skipped.
 $(AXE):
-	@if command -v npm >/dev/null; then \
+	@if [ "$$(id -u)" = 0 ]; then $(call debian,npm,npm); fi; \
+	if command -v npm >/dev/null; then \
 	  echo "fetching axe-core $(AXE_VERSION)" && mkdir -p .axe && cd .axe && npm pack --silent axe-core@$(AXE_VERSION) && \
 	  echo "$(AXE_SHA256)  axe-core-$(AXE_VERSION).tgz" | sha256sum --check --quiet && \
 	  tar xzf axe-core-$(AXE_VERSION).tgz package/axe.min.js && touch package/axe.min.js; \
-	else echo "npm is missing: the browser tests run without axe-core"; fi
+	else echo "npm is missing: the tests that use axe-core are skipped"; fi
 
 $(CLIENT_VENV)/.installed: Makefile
 	@$(call make-venv,$(CLIENT_VENV),14)

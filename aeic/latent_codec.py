@@ -1,4 +1,12 @@
-"""Latents to a frame and a frame to latents, with the quantiser, the entropy model, the tables and the coder."""
+"""Latents to a frame and a frame to latents, with the quantiser, the entropy model, the tables and the coder.
+
+    encode:  y -> gain, quantise -> z, then the four passes -> rANS (check value first) -> header + payload
+    decode:  header (bitstream.py) -> fingerprint, rate point -> z, then the four passes -> check value -> y_hat
+
+A frame is hostile. ``Frame.parse`` has checked its sides, which determine every size in memory, before anything is
+allocated. Services also refuse a payload that is too short for its size (:func:`least_payload_bytes`). Called by the
+edge's Encoder (edge_encoder/encoding/encoder.py) and the cloud's Decoder (cloud_decoder/inference/decoder.py).
+"""
 
 from __future__ import annotations
 

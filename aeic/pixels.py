@@ -1,8 +1,8 @@
 """Picture files to pixels and tensors, and back.
 
-No picture is trusted: only JPEG, PNG and WebP are opened, and the size in the header is checked before any pixel is
-decoded. The result is always 8-bit sRGB, upright, with transparency over white. Colour profiles are applied
-(:mod:`aeic.colour`).
+No picture is trusted: only JPEG, PNG, WebP, AVIF and, with the extra ``heif``, HEIF are opened, and the size in the
+header is checked before any pixel is decoded. The result is always 8-bit sRGB, upright, with transparency over white.
+Colour profiles are applied (:mod:`aeic.picture_files.colour`).
 
 rgb: (H, W, 3) uint8. image: (3, H, W) float32 in [-1, 1].
 """
@@ -12,34 +12,46 @@ from __future__ import annotations
 import contextlib
 import io
 import warnings
+import zlib
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageFile, ImageOps
+from PIL.JpegImagePlugin import JpegImageFile
 
-from aeic import colour, picture_headers
 from aeic.bitstream import MAX_SIDE, MIN_SIDE
 from aeic.errors import InputError, TooLarge, Unreadable, UnsupportedFormat
-from aeic.picture_headers import JPEG, PNG
+from aeic.picture_files import colour, headers
+from aeic.picture_files.headers import JPEG, PNG, Jpeg
 from aeic.profiles import PICTURE_MULTIPLE
 
 Pixels = NDArray[np.uint8]
 Floats = NDArray[np.float32]
 FORMATS = ("JPEG", "PNG", "WEBP")
+"""What is read on every machine, and written."""
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".avif", ".heic", ".heif")
+"""Of the files that may be pictures. One that cannot be read on this machine is refused with the remedy."""
 MAX_FILE_BYTES = 256 << 20
 _STRIP_ROWS = 512
+_HEAVY = ("AVIF", "HEIF")
+"""Their readers take up to twice the memory per pixel, so half as many pixels are taken."""
+_STRETCH = (0.001, 0.999)
+"""Quantiles of the grey levels that become black and white: single hot and dead pixels do not count."""
 _END_OF_JPEG = b"\xff\xd9"
 _OURS = (JPEG, PNG, b"RIFF")
 _PAST_THE_END = bytes(32)
 """What a JPEG reader is given behind the data, so that it finishes the last blocks but cannot make up many more."""
+_OTHER_PADDING = b"\x5a\xa5" * 64
 
 
-def load_picture(data: bytes | str | Path, *, max_pixels: int = MAX_SIDE * MAX_SIDE) -> Pixels:
+def load_picture(data: bytes | str | Path, *, max_pixels: int = MAX_SIDE * MAX_SIDE, stretch: bool = False) -> Pixels:
     """Read a picture file, from its bytes or its path, as (H, W, 3) uint8.
 
     Turned as EXIF says; colours are converted to sRGB; transparency is laid over white; grey, palette, CMYK and 16-bit
-    pictures are converted. A JPEG that lacks only its end marker is read, one that lacks pixels is ``Unreadable``.
+    pictures are converted. ``stretch``: the levels that a 16-bit grey picture uses become 0 to 255, for thermal
+    cameras, which use few. A JPEG that lacks only its end marker is read, one that lacks pixels is ``Unreadable``.
     ``UnsupportedFormat``, ``TooLarge`` (over ``max_pixels`` or 8192 a side), ``Unreadable``, or ``InputError`` for
     animations and pictures under 16 a side.
     """
@@ -49,12 +61,12 @@ def load_picture(data: bytes | str | Path, *, max_pixels: int = MAX_SIDE * MAX_S
         raise Unreadable("the picture is empty (0 bytes): send the file itself")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow warns of large or odd files; the limits here are our own
-        picture = _open(bytes(data), max_pixels)
+        picture, jpeg = _open(bytes(data), max_pixels)
         try:
-            if picture.format == "JPEG" and not picture.info.get("progressive"):
-                _load_jpeg(picture, bytes(data))
+            if jpeg is not None:
+                _load_jpeg(picture, jpeg)
             picture.load()
-            return to_rgb(picture)
+            return to_rgb(picture, stretch=stretch)
         except InputError:
             raise
         except Exception as error:  # what Pillow's readers let out of damaged data has no common base
@@ -79,17 +91,39 @@ def picture_exif(data: bytes) -> Image.Exif:
     return _open_head(data, MAX_SIDE * MAX_SIDE)[1]
 
 
-def to_rgb(picture: Image.Image) -> Pixels:
-    """A loaded picture of any mode as (H, W, 3) uint8: upright (``picture`` itself is turned), over white, 8-bit."""
+def to_rgb(picture: Image.Image, *, stretch: bool = False) -> Pixels:
+    """A loaded picture of any mode as (H, W, 3) uint8: upright (``picture`` itself is turned), over white, 8-bit.
+    ``stretch`` as in ``load_picture``."""
+    for name in ("xmp", "XML:com.adobe.xmp"):  # Pillow looks for an orientation there too, which no browser does
+        picture.info.pop(name, None)
+    to_srgb = colour.converter(picture)
     with contextlib.suppress(Exception):  # a malformed EXIF block says nothing about the pixels: take them as they lie
         ImageOps.exif_transpose(picture, in_place=True)
     width, height = picture.size
-    to_srgb = colour.converter(picture)
+    levels = (0, 65535)
+    if stretch and picture.mode.startswith("I"):
+        histogram = np.zeros(65536, np.int64)
+        for _, strip in _strips(picture):
+            histogram += np.bincount(_levels(strip).ravel(), minlength=65536)
+        levels = used_levels(histogram)
     rgb = np.empty((height, width, 3), np.uint8)
-    for top in range(0, height, _STRIP_ROWS):  # in strips: a copy of the whole for each step would triple the memory
-        bottom = min(height, top + _STRIP_ROWS)
-        rgb[top:bottom] = _strip(picture.crop((0, top, width, bottom)), to_srgb)
+    for top, strip in _strips(picture):
+        rgb[top : top + strip.height] = _strip(strip, to_srgb, levels)
     return rgb
+
+
+def used_levels(histogram: NDArray[np.int64]) -> tuple[int, int]:
+    """The darkest and the brightest of 65536 grey levels in use, given how often each occurs."""
+    share = np.cumsum(histogram) / max(1, histogram.sum())
+    low, high = (int(np.searchsorted(share, quantile)) for quantile in _STRETCH)
+    return low, max(high, low + 1)
+
+
+def to_eight_bits(grey: NDArray[np.uint16], levels: tuple[int, int] = (0, 65535)) -> NDArray[np.uint8]:
+    """16-bit grey to 8 bits, rounded: the first of ``levels`` becomes 0, the second 255."""
+    low, high = levels
+    above = np.clip(grey, low, high).astype(np.uint32) - np.uint32(low)
+    return ((above * 255 + (high - low) // 2) // (high - low)).astype(np.uint8)
 
 
 def to_tensor(rgb: Pixels) -> Floats:
@@ -147,36 +181,40 @@ def _open_head(data: bytes, max_pixels: int) -> tuple[ImageFile.ImageFile, Image
         raise Unreadable("the picture is empty (0 bytes): send the file itself")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        picture = _open(data, max_pixels)
+        picture, _ = _open(data, max_pixels)
         exif = Image.Exif()
         with contextlib.suppress(Exception):  # as in to_rgb
             exif.load(picture.info["exif"])  # getexif() might look for it behind the pixels
     return picture, exif
 
 
-def _open(data: bytes, max_pixels: int) -> ImageFile.ImageFile:
-    cicp = None
-    if data.startswith(PNG):
-        cleaned = picture_headers.clean_png(data)
-        data, cicp = cleaned.data, cleaned.cicp
-    elif data.startswith(JPEG):
-        if (scans := picture_headers.jpeg_scans(data)) > picture_headers.MAX_JPEG_SCANS:
-            most = picture_headers.MAX_JPEG_SCANS
-            raise InputError(
-                f"this JPEG has about {scans} scans: at most {most} are read, save it again as a baseline JPEG"
-            )
-        if not data.rstrip(b"\0").endswith(_END_OF_JPEG):
-            data += _END_OF_JPEG
+def _open(data: bytes, max_pixels: int) -> tuple[ImageFile.ImageFile, Jpeg | None]:
+    jpeg, cicp, kind = None, None, headers.kind(data)
     try:
-        picture = Image.open(io.BytesIO(data), formats=FORMATS)
+        if kind in _HEAVY:
+            picture = _open_heavy(data, kind)
+            if not picture.info.get("icc_profile"):
+                cicp = headers.code_points(data)
+            max_pixels //= 2
+        elif kind is not None:
+            raise UnsupportedFormat(f"this is {kind}: send JPEG, PNG or WebP of 8 bits a sample")
+        elif data.startswith(JPEG):
+            jpeg = headers.read_jpeg(data)
+            picture = JpegImageFile(io.BytesIO(jpeg.data + _END_OF_JPEG))
+        else:
+            if data.startswith(PNG):
+                cleaned = headers.clean_png(data)
+                data, cicp = cleaned.data, cleaned.cicp
+            picture = Image.open(io.BytesIO(data), formats=FORMATS)
+    except InputError:
+        raise
     except Image.DecompressionBombError as error:
         raise TooLarge(f"the picture claims far too many pixels: at most {max_pixels} are taken") from error
     except Exception as error:
-        if other := picture_headers.kind(data):
-            raise UnsupportedFormat(f"this is {other}: send JPEG, PNG or WebP of 8 bits a sample") from None
         if data.startswith(b"--") and b"\r\nContent-Disposition:" in data[:1024]:
             raise Unreadable("this is a form around a file: send the file alone, curl --data-binary @FILE") from None
-        what = "the picture is cut short or damaged" if data.startswith(_OURS) else "this is no JPEG, PNG or WebP file"
+        ours = data.startswith(_OURS) or kind in _HEAVY
+        what = "the picture is cut short or damaged" if ours else "this is no JPEG, PNG or WebP file"
         raise Unreadable(f"{what}: send the file itself, in full") from error
     if cicp is not None:
         picture.info["cicp"] = cicp
@@ -188,13 +226,49 @@ def _open(data: bytes, max_pixels: int) -> ImageFile.ImageFile:
         )
     if min(width, height) < MIN_SIDE:
         raise InputError(f"the picture is {width}x{height}: both sides must have {MIN_SIDE} pixels or more")
-    if picture.format in ("PNG", "WEBP") and getattr(picture, "is_animated", False):
+    if picture.format in ("PNG", "WEBP", "AVIF") and getattr(picture, "is_animated", False):
         raise InputError("the picture is animated: send one frame of it")
-    return picture
+    if jpeg is not None and jpeg.scans > headers.MAX_JPEG_SCANS:
+        most = headers.MAX_JPEG_SCANS
+        raise InputError(f"this JPEG has {jpeg.scans} scans: at most {most} are read, save it again as a baseline JPEG")
+    return picture, jpeg
 
 
-def _load_jpeg(picture: ImageFile.ImageFile, data: bytes) -> None:
-    """Decode a baseline JPEG, and refuse it if rows are missing: libjpeg itself would fill them with grey.
+def _open_heavy(data: bytes, kind: str) -> ImageFile.ImageFile:
+    if kind == "AVIF":
+        from PIL import AvifImagePlugin, features
+
+        if not features.check("avif"):
+            raise UnsupportedFormat(
+                "this is AVIF, which this build of Pillow cannot read: install Pillow's wheel, or send JPEG"
+            )
+        return AvifImagePlugin.AvifImageFile(io.BytesIO(data))
+    try:
+        import pillow_heif
+    except ImportError:
+        raise UnsupportedFormat('this is HEIF: pip install "aeic[heif]", or send JPEG, PNG or WebP') from None
+    reader: Callable[[io.BytesIO], ImageFile.ImageFile] = pillow_heif.HeifImageFile
+    return reader(io.BytesIO(data))
+
+
+def _load_jpeg(picture: ImageFile.ImageFile, jpeg: Jpeg) -> None:
+    """Refuse a JPEG if pixels are missing: libjpeg itself would fill them with grey. One of a single scan is decoded
+    meanwhile. Arithmetic coding, which no camera uses, hides where the data ends."""
+    cut_short = Unreadable("the picture is cut short, pixels are missing: send it again in full")
+    if not jpeg.complete:
+        raise cut_short
+    if jpeg.scans == 1:
+        whole = _load_single_scan(picture, jpeg.data)
+    elif jpeg.refined or jpeg.arithmetic:
+        whole = True
+    else:  # what follows the data would show in the picture
+        whole = len({_digest(jpeg.data + filler) for filler in (_PAST_THE_END, _OTHER_PADDING)}) == 1
+    if not whole:
+        raise cut_short
+
+
+def _load_single_scan(picture: ImageFile.ImageFile, data: bytes) -> bool:
+    """Decode a JPEG of one scan; whether all of its rows are there.
 
     The data goes in without its end marker. A whole picture is then complete; one that was cut short is not, and gets
     its last row only from what libjpeg makes up once it sees the end.
@@ -204,31 +278,49 @@ def _load_jpeg(picture: ImageFile.ImageFile, data: bytes) -> None:
     decoder = Image._getdecoder(picture.mode, codec, arguments, picture.decoderconfig)
     decoder.setimage(picture.im, extents)
     try:
-        stream = data.rstrip(b"\0")
-        while stream.endswith(_END_OF_JPEG):
-            stream = stream.removesuffix(_END_OF_JPEG).rstrip(b"\0")
-        stream += _PAST_THE_END
+        stream = data + _PAST_THE_END
         taken, failed = decoder.decode(stream)
         if failed:
-            return  # Pillow's own reading says what is wrong
+            return True  # Pillow's own reading says what is wrong
         if taken >= 0:  # it wants more
             last_row = (0, picture.height - 1, picture.width, picture.height)
             empty = picture.im.crop(last_row).getbbox() is None
             _, failed = decoder.decode(stream[taken:] + _END_OF_JPEG)
             if failed:
-                return
+                return True
             if empty and picture.im.crop(last_row).getbbox() is not None:
-                raise Unreadable("the picture is cut short, rows are missing: send it again in full")
+                return False
         picture.tile = []
+        return True
     finally:
         decoder.cleanup()
 
 
-def _strip(picture: Image.Image, to_srgb: colour.Converter | None) -> Pixels:
+def _digest(stream: bytes) -> int:
+    """The CRC-32 of the pixels of a JPEG without its end marker."""
+    crc = 0
+    with JpegImageFile(io.BytesIO(stream + _END_OF_JPEG)) as picture:
+        picture.load()
+        for _, strip in _strips(picture):
+            crc = zlib.crc32(strip.tobytes(), crc)
+    return crc
+
+
+def _strips(picture: Image.Image) -> Iterator[tuple[int, Image.Image]]:
+    """The top row of each strip, and the strip: a copy of the whole for each step would triple the memory."""
+    width, height = picture.size
+    for top in range(0, height, _STRIP_ROWS):
+        yield top, picture.crop((0, top, width, min(height, top + _STRIP_ROWS)))
+
+
+def _levels(picture: Image.Image) -> NDArray[np.uint16]:
+    return np.clip(np.asarray(picture), 0, 65535).astype(np.uint16)
+
+
+def _strip(picture: Image.Image, to_srgb: colour.Converter | None, shown_levels: tuple[int, int]) -> Pixels:
     if picture.mode.startswith("I"):  # 16-bit grey
-        levels = np.asarray(picture).astype(np.uint32)
-        grey = ((np.minimum(levels, 65535) * 255 + 32767) // 65535).astype(np.uint8)
-        shown = Image.fromarray(grey)
+        levels = _levels(picture)
+        shown = Image.fromarray(to_eight_bits(levels, shown_levels))
         rgb = np.array((to_srgb(shown) if to_srgb else shown).convert("RGB"))
         if isinstance(clear := picture.info.get("transparency"), int):
             rgb[levels == clear] = 255

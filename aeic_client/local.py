@@ -1,4 +1,4 @@
-"""Decoding here instead of in the cloud: a client then fetches a frame of 1-2 kB, not its picture of some hundred.
+"""Decodes frames here instead of in the cloud: a client then fetches 1-2 kB instead of a picture of several hundred.
 
 Needs the extra ``cloud-cpu`` and the model bundle with which the frames were made; the package has the default one.
 

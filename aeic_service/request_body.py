@@ -20,7 +20,7 @@ _DISCARD_SECONDS = 0.5
 
 
 @dataclass(frozen=True)
-class Limits:
+class BodyLimits:
     """Limits on one request body."""
 
     max_bytes: int
@@ -30,7 +30,7 @@ class Limits:
     """The variable that raises ``max_bytes``, named to the client; empty if it would not help."""
 
 
-def stated_size(request: Request, limits: Limits) -> int:
+def stated_size(request: Request, limits: BodyLimits) -> int:
     """Upper bound on the body's size in bytes: its Content-Length if given, else the limit.
 
     ``BodyTooLarge``, or ``UnsupportedBody`` if the headers say that it is multipart or compressed.
@@ -43,7 +43,7 @@ def stated_size(request: Request, limits: Limits) -> int:
     return size
 
 
-async def read_body(request: Request, limits: Limits, budget: Budget | None = None, tenant: str = "") -> bytes:
+async def read_body(request: Request, limits: BodyLimits, budget: Budget | None = None, tenant: str = "") -> bytes:
     """The whole body.
 
     ``UnsupportedBody`` and ``BodyTooLarge`` as soon as that is known, ``SlowBody``, ``ClientGone``, or ``Overloaded``
@@ -105,6 +105,6 @@ def _looks_stripped(request: Request, received: bytearray) -> bool:
     return form and len(received) > 0 and not any(byte in received for byte in b"\0\r\n")
 
 
-def _too_large(limits: Limits) -> BodyTooLarge:
+def _too_large(limits: BodyLimits) -> BodyTooLarge:
     remedy = f"send a smaller file or raise {limits.setting}" if limits.setting else "send a smaller file"
     return BodyTooLarge(f"the body is over {limits.max_bytes} bytes; {remedy}")

@@ -62,6 +62,9 @@ def encode(
         int | None, typer.Option(min=16, max=8192, help="Scale longer sides down to N pixels first.")
     ] = None,
     preset: Annotated[str | None, typer.Option(help="300B, 1kB or 2kB: about this size for any picture.")] = None,
+    stretch: Annotated[
+        bool, typer.Option("--stretch", help="Spread the grey levels of 16-bit pictures, for thermal cameras.")
+    ] = False,
     recursive: Annotated[bool, typer.Option("-R", "--recursive", help="Take the folders in a folder too.")] = False,
     skip_existing: Annotated[bool, typer.Option(help="Leave out pictures whose frame exists, to resume.")] = False,
     model: Model = None,
@@ -70,12 +73,12 @@ def encode(
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Encode a picture (JPEG, PNG, WebP), or a folder of them, into frames of one or two kilobytes."""
-    from aeic_tools import codec_commands
+    """Encode a picture (JPEG, PNG, WebP, AVIF, HEIC), or a folder of them, into frames of one or two kilobytes."""
+    from aeic_tools.commands import codec
 
-    options = codec_commands.Options(model, threads, force, json, quiet)
-    wanted = codec_commands.Wanted(rate, max_bytes, target_bytes, max_side, preset)
-    _finish(codec_commands.encode(source, target, wanted, options, recursive=recursive, skip_existing=skip_existing))
+    options = codec.Options(model, threads, force, json, quiet)
+    wanted = codec.SizeOptions(rate, max_bytes, target_bytes, max_side, preset, stretch)
+    _finish(codec.encode(source, target, wanted, options, recursive=recursive, skip_existing=skip_existing))
 
 
 @app.command()
@@ -94,18 +97,18 @@ def decode(
     quiet: Quiet = False,
 ) -> None:
     """Decode a frame into a picture."""
-    from aeic_tools import codec_commands
+    from aeic_tools.commands import codec
 
-    options = codec_commands.Options(model, threads, force, json, quiet)
-    _finish(codec_commands.decode(source, target, picture_format, device, options))
+    options = codec.Options(model, threads, force, json, quiet)
+    _finish(codec.decode(source, target, picture_format, device, options))
 
 
 @app.command()
 def info(source: Annotated[str, typer.Argument(metavar="FILE")], model: Model = None, json: Json = False) -> None:
     """Print the header of a frame. Needs no model."""
-    from aeic_tools import codec_commands
+    from aeic_tools.commands import codec
 
-    _finish(codec_commands.info(source, bundle=model, as_json=json))
+    _finish(codec.info(source, bundle=model, as_json=json))
 
 
 @app.command()
@@ -122,9 +125,24 @@ def latents(
     little-endian float32, in C order, before the gain is undone. The synthesis takes y_hat times inverse_gains, channel
     by channel.
     """
-    from aeic_tools import codec_commands
+    from aeic_tools.commands import codec
 
-    _finish(codec_commands.latents(source, target, bundle=model, threads=threads, force=force))
+    _finish(codec.latents(source, target, bundle=model, threads=threads, force=force))
+
+
+@app.command()
+def frames(
+    source: Annotated[str | None, typer.Option(help="Only the frames of this source.")] = None,
+    limit: Annotated[int, typer.Option(min=1, help="So many at most.")] = 20,
+    url: Annotated[str, typer.Option(help="Address of the cloud.", envvar="AEIC_URL")] = "http://127.0.0.1:8081",
+    token: Annotated[str | None, typer.Option(help="Bearer token.", envvar="AEIC_TOKEN")] = None,
+    json: Json = False,
+) -> None:
+    """Print the newest frames of a cloud with their ids, the newest first."""
+    with needs("client"):
+        from aeic_tools import frames_command
+
+    _finish(frames_command.frames(source, limit, url, token, as_json=json))
 
 
 @app.command()
@@ -150,7 +168,7 @@ def ask(
     See docs/look-closer.md.
     """
     with needs("client"):
-        from aeic_tools import ask_command
+        from aeic_tools.commands import ask as ask_command
 
     limit = max_bytes or (32768 if original else 1500)
     asked = frame, region, limit, target, url, token, deadline
@@ -171,7 +189,7 @@ def delete(
     An operator can bring them back during the period of grace, with aeic store undelete.
     """
     with needs("client"):
-        from aeic_tools import delete_command
+        from aeic_tools.commands import delete as delete_command
 
     _finish(delete_command.delete(frames or [], source, since, until, url, token))
 
@@ -185,9 +203,9 @@ def split(
     force: Force = False,
 ) -> None:
     """Split a frame into packets for a radio or modem. See docs/packets.md."""
-    from aeic_tools import packet_commands
+    from aeic_tools.commands import packets
 
-    _finish(packet_commands.split(source, target, size, pad=pad, force=force))
+    _finish(packets.split(source, target, size, pad=pad, force=force))
 
 
 @app.command()
@@ -197,9 +215,9 @@ def join(
     force: Force = False,
 ) -> None:
     """Join packets to the frame that they hold. The exit code is 4 if bytes are missing."""
-    from aeic_tools import packet_commands
+    from aeic_tools.commands import packets
 
-    _finish(packet_commands.join(sources, target, force=force))
+    _finish(packets.join(sources, target, force=force))
 
 
 @app.command(context_settings=PASS_ON, add_help_option=False)

@@ -1,4 +1,8 @@
-"""Bearer tokens and their tenants. A tenant cannot see the frames of another one, nor whether they exist."""
+"""Bearer tokens and their tenants. A tenant cannot see the frames of another one, nor whether they exist.
+
+This module only finds the tenant: for HTTP by ``Tenant`` (http_api/dependencies.py), for a stream from its Hello
+(grpc_api/ingest.py). What separates tenants is the tenant in every query of the store (store/frames.py).
+"""
 
 from __future__ import annotations
 

@@ -7,9 +7,11 @@ store (:mod:`cloud_decoder.store.event_log`) and the state of frames.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
+from uuid import UUID
 
 QUEUE_EVENTS = 256
 
@@ -38,6 +40,15 @@ class Subscription:
             return await asyncio.wait_for(self._queue.get(), timeout)
         except TimeoutError:
             return None
+
+    async def about(self, id: UUID, timeout: float) -> None:
+        """Return at an event of the frame or request ``id``, at one that names neither, when the bus wakes every
+        subscriber, or after ``timeout`` seconds. Events of others are passed over."""
+        end = time.monotonic() + timeout
+        while (left := end - time.monotonic()) > 0:
+            event = await self.next(left)
+            if event is None or (event.get("id") or event.get("request_id")) in (None, str(id)):
+                return
 
     def forget(self) -> bool:
         """Drop the events that wait. Whether there were any."""

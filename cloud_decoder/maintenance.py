@@ -54,8 +54,8 @@ class Maintenance:
     @property
     def warnings(self) -> list[str]:
         """What an operator should know although the service works."""
-        clock = self._store.trusted_clock.problem
-        return [*([clock] if clock else []), *self._failures.values()]
+        found = (self._store.log_problem, self._store.trusted_clock.problem)
+        return [*filter(None, found), *self._failures.values()]
 
     async def run(self) -> None:
         """One round every :data:`ROUND_SECONDS`."""

@@ -67,8 +67,9 @@ class Metrics:
         self.image_seconds = histogram("image_encode_seconds", "Encoding one picture as a file.", STAGE_SECONDS)
         self.end_to_end_seconds = histogram(
             "end_to_end_seconds",
-            "From capture (from arrival where unknown) to the picture being available.",
+            "Until the picture is available: since its capture, or since its arrival where the capture is unknown.",
             END_TO_END_SECONDS,
+            ("since",),
         )
         self.batch_items = histogram("batch_pieces", "Pictures or tiles in one batch.", BATCH_ITEMS)
         self.batch_fill = histogram(
@@ -132,6 +133,19 @@ class Metrics:
             "Time since the last frame of a source; covers the latest AEIC_CLOUD_METRICS_SOURCES of the last week.",
             ("tenant", "source"),
         )
+        self.source_backlog = gauge(
+            "source_backlog_frames",
+            "Frames of a source that wait: at the edge to be sent, as its box reports, or at the cloud to be decoded.",
+            ("tenant", "source", "at"),
+        )
+        self.source_healthy = gauge(
+            "source_healthy",
+            "1 while a connected box reports no problem, 0 while it reports one; GET /v1/sources says which.",
+            ("tenant", "source"),
+        )
+        self.source_info = gauge(
+            "source_info", "Always 1; the program and version of a connected box.", ("tenant", "source", "software")
+        )
         self.disk_free = gauge(
             "disk_free_bytes", "Free bytes of the disk under the data folder, and under a cache folder.", ("folder",)
         )
@@ -147,6 +161,8 @@ class Metrics:
             "Always 1; version, bundle, device and the runtime of the synthesis are the labels.",
             ("version", "bundle", "device", "runtime"),
         )
+        for since in ("capture", "arrival"):
+            self.end_to_end_seconds.labels(since)
         for status in ("stored", "duplicate", "rejected"):
             self.frames.labels(status)
         for outcome in ("answered", "gone", "forbidden", "over-budget", "expired", "unsupported"):

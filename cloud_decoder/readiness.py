@@ -1,4 +1,8 @@
-"""Whether the service takes requests, and whether it must be restarted. The probes and the metric ``ready`` read it."""
+"""Whether the service takes requests, and whether it must be restarted. The probes and the metric ``ready`` read it.
+
+Not ready: before the end of ``Cloud.start``, from the beginning of ``Cloud.stop``, while the backend reports a problem
+(Worker.problem, QueueBackend.problem), and while a test write to the store fails (store/health.py).
+"""
 
 from __future__ import annotations
 

@@ -1,8 +1,9 @@
 """Brings open requests to the streams of the boxes that they are for, and ends those that get no answer.
 
 The store is the queue: a request is open until it is answered or refused, and every box gets its open requests when it
-connects. A box recognises a request by its id, so one that is sent again does no harm. HTTP and gRPC may run in
-different processes; each process looks into the store once in POLL_SECONDS, and at once when a request arrives here.
+connects. A box recognises a request by its id, so one that is sent again does no harm. Requests go out in turns:
+those of one source and kind that get no answer delay no others. HTTP and gRPC may run in different processes; each
+process looks into the store once in POLL_SECONDS, and at once when a request arrives here.
 """
 
 from __future__ import annotations
@@ -11,14 +12,15 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from typing import Any
 from uuid import UUID
 
 from cloud_decoder.errors import StoreUnavailable
 from cloud_decoder.events import EventBus
 from cloud_decoder.metrics import Metrics
-from cloud_decoder.store.store import RefusalReason, RequestState, Store, StoredRequest
+from cloud_decoder.store.store import OpenRequest, RefusalReason, RequestState, Store, StoredRequest
 
 log = logging.getLogger(__name__)
 audit = logging.getLogger("aeic.cloud.audit")
@@ -28,6 +30,8 @@ AGAIN_SECONDS = 30.0
 """A request that was sent and is still open is sent again after this long: the box may have failed at it."""
 OUTBOX = 256
 """Requests on their way to one stream; the others wait in the store."""
+AT_ONCE = 64
+"""Requests of one source and kind that are sent within AGAIN_SECONDS and are open: what a box works on at once."""
 
 
 class Outbox:
@@ -37,16 +41,29 @@ class Outbox:
     def __init__(self, tenant: str, box: str, max_bytes: int, original_max_bytes: int = 0) -> None:
         self.tenant, self.box, self.max_bytes, self.original_max_bytes = tenant, box, max_bytes, original_max_bytes
         self._queue: asyncio.Queue[StoredRequest] = asyncio.Queue(OUTBOX)
-        self._sent: dict[UUID, float] = {}
+        self._sent: dict[int, float] = {}  # open requests by their seq, and when they were sent
 
-    def offer(self, request: StoredRequest) -> None:
-        """Send a request, unless it was sent just now or there is no room."""
-        moment = time.monotonic()
-        if moment - self._sent.get(request.id, -AGAIN_SECONDS) < AGAIN_SECONDS or self._queue.full():
-            return
-        self._sent = {id: at for id, at in self._sent.items() if moment - at < AGAIN_SECONDS}
-        self._sent[request.id] = moment
-        self._queue.put_nowait(request)
+    def turn(self, waiting: Sequence[OpenRequest]) -> list[int]:
+        """Which of the open requests of the box, the oldest first, are to be sent now: their ``seq``.
+
+        Those that were never sent on this stream come first, then those that were sent the longest ago.
+        """
+        oldest = time.monotonic() - AGAIN_SECONDS
+        self._sent = {one.seq: self._sent[one.seq] for one in waiting if one.seq in self._sent}
+        lately = Counter((one.source, one.kind) for one in waiting if self._sent.get(one.seq, oldest) > oldest)
+        room, chosen = OUTBOX - self._queue.qsize(), list[int]()
+        for one in sorted(waiting, key=lambda one: self._sent.get(one.seq, 0.0)):
+            lane = one.source, one.kind
+            if self._sent.get(one.seq, oldest) <= oldest and lately[lane] < AT_ONCE and len(chosen) < room:
+                lately[lane] += 1
+                chosen.append(one.seq)
+        return chosen
+
+    def send(self, request: StoredRequest) -> None:
+        """Send a request of this turn. Where there is no room any more, it has another turn."""
+        if not self._queue.full():
+            self._sent[request.seq] = time.monotonic()
+            self._queue.put_nowait(request)
 
     async def next(self) -> StoredRequest:
         """The next request to send."""
@@ -120,16 +137,24 @@ class RequestDispatch:
                 self.ended(request)
         for request in await asyncio.to_thread(self._store.requests.expire, self._now_ms()):
             self.ended(request)
-        boxes = set(self._outboxes)
-        for request in await asyncio.to_thread(self._store.requests.open, boxes):
-            outboxes = self._outboxes.get((request.tenant, request.box))
-            if not outboxes:
+        waiting: dict[tuple[str, str], list[OpenRequest]] = {}
+        for one in await asyncio.to_thread(self._store.requests.open, set(self._outboxes)):
+            waiting.setdefault((one.tenant, one.box), []).append(one)
+        for box, mine in waiting.items():
+            if box not in self._outboxes:
                 continue
-            if outboxes[-1].max_bytes:
-                outboxes[-1].offer(request)
-            else:
-                detail = "the box takes no requests: it is of an earlier release, or its settings forbid them"
-                await self.refused(request.tenant, request.box, request.id, RefusalReason.UNSUPPORTED, detail)
+            outbox = self._outboxes[box][-1]
+            turn = outbox.turn(mine)
+            if not turn:
+                continue
+            for request in await asyncio.to_thread(self._store.requests.by_seq, turn):
+                if request.state is not RequestState.OPEN:
+                    continue
+                if outbox.max_bytes:
+                    outbox.send(request)
+                else:
+                    detail = "the box takes no requests: it is of an earlier release, or its settings forbid them"
+                    await self.refused(request.tenant, request.box, request.id, RefusalReason.UNSUPPORTED, detail)
 
     def now(self) -> float:
         """The clock of deadlines, in seconds since 1970."""

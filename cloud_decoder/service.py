@@ -2,6 +2,8 @@
 
 At start: store, bundle, warm-up, then ready. At SIGTERM: not ready; streams end after their last acknowledgement; the
 batch on the device is finished and the rest returned to the queue; every caller is answered; exit status 0.
+``Cloud.start`` and ``Cloud.stop`` have these orders; grpc_api/ingest.py ends the streams, worker/worker.py the
+decoding.
 """
 
 from __future__ import annotations
@@ -26,7 +28,7 @@ from aeic_service.budgets import Budget, Used
 from aeic_service.certificates import Certificates
 from aeic_service.host_limits import HostLimits
 from aeic_service.http_server import HttpServer, ServerSettings
-from aeic_service.request_body import Limits
+from aeic_service.request_body import BodyLimits
 from cloud_decoder import bootstrap
 from cloud_decoder.admission import BYTES_A_PIXEL, Admission
 from cloud_decoder.auth import Tokens
@@ -38,7 +40,7 @@ from cloud_decoder.grpc_api.calls import Calls
 from cloud_decoder.grpc_api.decode import Gate
 from cloud_decoder.grpc_api.group_commit import GroupCommit
 from cloud_decoder.grpc_api.ingest import Ingest, IngestSettings
-from cloud_decoder.grpc_api.originals import Originals
+from cloud_decoder.grpc_api.originals import OriginalAssembler
 from cloud_decoder.grpc_api.server import GrpcServer
 from cloud_decoder.http_api.app import build_app
 from cloud_decoder.http_api.deletion import Deletion
@@ -112,7 +114,7 @@ class Cloud:
             wake=self.backend.wake,
             answer=self.dispatch.answered,
         )
-        originals = Originals(
+        originals = OriginalAssembler(
             self.store,
             self.commits,
             self.dispatch,
@@ -231,8 +233,8 @@ class Cloud:
         settings, store, images, backend = self.settings, self.store, self.image_service, self.backend
         bundles, max_wait = self.model_pool.bundles, settings.max_wait_seconds
         seconds = settings.body_timeout_seconds
-        frame_limits = Limits(settings.max_bitstream_bytes, seconds, "AEIC_CLOUD_MAX_BITSTREAM_BYTES")
-        upload_limits = Limits(settings.max_upload_bytes, seconds, "AEIC_CLOUD_MAX_UPLOAD_BYTES")
+        frame_limits = BodyLimits(settings.max_bitstream_bytes, seconds, "AEIC_CLOUD_MAX_BITSTREAM_BYTES")
+        upload_limits = BodyLimits(settings.max_upload_bytes, seconds, "AEIC_CLOUD_MAX_UPLOAD_BYTES")
         return [
             frames.router(store, images, bundles, max_wait=max_wait, public=not self.tokens.required),
             deletion.router(self._deletion()),
@@ -260,6 +262,7 @@ class Cloud:
             status.metrics_router(
                 self.metrics,
                 store,
+                self.presence,
                 self._cache,
                 self.model_pool,
                 lambda: self.budgets,

@@ -110,7 +110,7 @@ class Settings(ServiceSettings):
         200,
         ge=0,
         le=10_000,
-        description="Number of sources with a silence metric. With tokens, there are none unless this is set.",
+        description="Number of sources with metrics of their own. With tokens, there are none unless this is set.",
     )
     retention_days: float = Field(0.0, ge=0, description="Age at which decoded frames are pruned; 0 keeps them.")
     retention_bytes: int = Field(

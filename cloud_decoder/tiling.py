@@ -12,6 +12,9 @@
 A picture of at most ``WHOLE_PIXELS`` is one tile of its own shape, with no blending at all. A larger one is cut into
 equal tiles of at most as many pixels; :func:`tile_shape` takes the cut that computes the fewest pixels twice. Only the
 synthesis is tiled; the latents are always those of the whole picture.
+
+worker/pipeline.py makes a :class:`TileAssembler` for each frame after its entropy decoding, and passes the tiles of one
+row to the device, perhaps in several batches, before those of the next.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-# The cloud with ONNX Runtime on the CPU, 349 MB over its base. EXTRA=cloud brings torch and its CUDA wheels, several GB.
+# The cloud with ONNX Runtime on the CPU, 328 MB over its base. EXTRA=cloud brings torch and its CUDA wheels, several GB.
 # To pin the base: docs/how-to/quickstart-docker.md#4-pin-the-base-image
 #   docker build -f deploy/cloud.Dockerfile -t aeic-cloud .
 #   docker build -f deploy/cloud.Dockerfile --build-arg EXTRA=cloud -t aeic-cloud-gpu .
@@ -6,16 +6,15 @@
 # The base is slim in all cases, because torch's wheels bring their own CUDA libraries. With torch, gcc is installed as
 # well, because Triton needs it at run time.
 ARG BASE=python:3.12-slim
-FROM ${BASE} AS build
-ARG EXTRA=cloud-cpu
+# The build tools and the packages of the image are installed by hash. The stages `tools` and `wheel` are the same for
+# both images, so that the second build takes them from the cache.
+FROM ${BASE} AS tools
 WORKDIR /src
-COPY pyproject.toml hatch_build.py README.md LICENSE ./
 COPY requirements requirements
-# The build tools and the packages of the image are installed by hash.
 RUN python3 -m venv /opt/build && /opt/build/bin/pip install --no-cache-dir --require-hashes -r requirements/build.txt
-RUN python3 -m venv /opt/aeic && IFS=, && for extra in $EXTRA; do \
-      /opt/aeic/bin/pip install --no-cache-dir --require-hashes -r "requirements/$extra.txt" || exit 1; \
-    done
+
+FROM tools AS wheel
+COPY pyproject.toml hatch_build.py README.md LICENSE ./
 COPY aeic aeic
 COPY edge_encoder edge_encoder
 COPY cloud_decoder cloud_decoder
@@ -25,8 +24,16 @@ COPY aeic_train aeic_train
 COPY aeic_client aeic_client
 COPY aeic_tools aeic_tools
 COPY models models
-RUN /opt/build/bin/pip wheel --no-cache-dir --no-deps --no-build-isolation -w /dist . && \
-    /opt/aeic/bin/pip install --no-cache-dir --no-deps --no-index /dist/*.whl
+RUN /opt/build/bin/pip wheel --no-cache-dir --no-deps --no-build-isolation -w /dist .
+
+FROM tools AS build
+ARG EXTRA=cloud-cpu
+RUN python3 -m venv --without-pip /opt/aeic && IFS=, && for extra in $EXTRA; do \
+      /opt/build/bin/pip --python /opt/aeic install --no-cache-dir --require-hashes -r "requirements/$extra.txt" \
+        || exit 1; \
+    done
+COPY --from=wheel /dist /dist
+RUN /opt/build/bin/pip --python /opt/aeic install --no-cache-dir --no-deps --no-index /dist/*.whl
 
 FROM ${BASE}
 ARG EXTRA=cloud-cpu

@@ -13,9 +13,9 @@ b() { buildah --root "$work/store" --runroot "$work/run" "$@"; }
 say() { printf '%s\n' "$*" >&2; }
 
 if ! b inspect --type image localhost/debian-python >/dev/null 2>&1; then
-  deploy/debian_root.sh "$work/root.tgz"
+  deploy/debian_root.sh "$work/root.tar"
   base=$(b from scratch)
-  b add -q "$base" "$work/root.tgz" / >/dev/null
+  b add -q "$base" "$work/root.tar" / >/dev/null
   b commit -q --rm "$base" localhost/debian-python >/dev/null
 fi
 

@@ -24,6 +24,7 @@ from edge_encoder.http_api.routes import create_app
 from edge_encoder.service import EdgeService
 from edge_encoder.settings import EdgeSettings
 from edge_encoder.sources.camera import Camera
+from edge_encoder.sources.mqtt_topic import MqttTopic
 from edge_encoder.sources.watched_folder import WatchedFolder
 
 _GRACE_SECONDS = 10
@@ -93,21 +94,25 @@ async def serve(settings: EdgeSettings) -> int:
     return code
 
 
-def sources_of(service: EdgeService) -> list[WatchedFolder | Camera]:
-    """The cameras and folders of the settings, not yet running; the service shows the state of each. RateError for a
-    rate point that the bundle does not have."""
+Source = WatchedFolder | Camera | MqttTopic
+
+
+def sources_of(service: EdgeService) -> list[Source]:
+    """The cameras, folders and topics of the settings, not yet running; the service shows the state of each.
+    RateError for a rate point that the bundle does not have."""
     settings = service.settings
-    for given in (*settings.all_cameras(), *settings.all_folders()):
+    for given in (*settings.all_cameras(), *settings.all_folders(), *settings.mqtt):
         service.encoder.bundle.rate(given.rate)  # an unknown one ends the start
     cameras = [Camera(service, camera) for camera in settings.all_cameras()]
     service.cameras.update({camera.source_id: camera.picture_now for camera in cameras if camera.live})
-    sources: list[WatchedFolder | Camera] = [*cameras]
+    sources: list[Source] = [*cameras]
     sources += [WatchedFolder(service, folder) for folder in settings.all_folders()]
+    sources += [MqttTopic(service, topic) for topic in settings.mqtt]
     service.sources = [source.status for source in sources]
     return sources
 
 
-async def _run(source: WatchedFolder | Camera) -> None:
+async def _run(source: Source) -> None:
     try:
         await source.run()
     except Exception as error:  # the supervisor logs it and starts the source again

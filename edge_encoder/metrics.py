@@ -63,13 +63,14 @@ class Metrics:
         )
         self.source_frames = Counter(
             "aeic_edge_source_frames_total",
-            "Pictures of each source (camera or folder): taken, still, busy, refused, unreadable.",
+            "Pictures of each source (camera, folder or topic): taken, still, busy, refused, unreadable.",
             ["source", "outcome"],
             registry=registry,
         )
         self.source_up = Gauge(
             "aeic_edge_source_up",
-            "1 while a camera delivers or a folder is scanned, and after a video file has been read.",
+            "1 while a camera delivers, a folder is scanned or a topic is subscribed, and after a video file has been"
+            " read.",
             ["source"],
             registry=registry,
         )
@@ -120,6 +121,11 @@ class Metrics:
         self.dropped = Counter(
             "aeic_edge_dropped_total", "Frames dropped, by reason: full, age, damaged.", ["reason"], registry=registry
         )
+        self.verified = Gauge(
+            "aeic_edge_spool_verified",
+            "1 once the whole spool was checked since start, and repaired if it was damaged.",
+            registry=registry,
+        )
         self.unreadable = Gauge(
             "aeic_edge_spool_unreadable_frames",
             "Frames lost to damage of the spool since start.",
@@ -136,7 +142,8 @@ class Metrics:
         )
         self.task_restarts = Counter(
             "aeic_edge_task_restarts_total",
-            "Tasks of the service that failed and were started again: uplink, originals, housekeeping, folder, camera.",
+            "Tasks of the service that failed and were started again: uplink, originals, housekeeping, and each source"
+            " by its name.",
             ["task"],
             registry=registry,
         )

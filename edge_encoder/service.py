@@ -1,4 +1,9 @@
-"""The edge service: encoder, spool and uplink wired together. The HTTP API (http_api/routes.py) wraps it."""
+"""The edge service: encoder, spool and uplink wired together. The HTTP API (http_api/routes.py) wraps it.
+
+`start` and `stop` have the order of things. `_changed` is called for every change of a frame, after its commit, and
+notifies the uplink, the deferred encoder, waiting clients and a bundle on trial. `_keep_house` runs once a second.
+`problem` is what /readyz reports.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +26,7 @@ from aeic_service.budgets import Budget, Used
 from aeic_service.certificates import Certificates
 from aeic_service.host_limits import HostLimits
 from edge_encoder import systemd
-from edge_encoder.answers.answerer import Answerer, Limits, TakePicture
+from edge_encoder.answers.answerer import Answerer, AnswerLimits, TakePicture
 from edge_encoder.bundle_update.trial import Trial
 from edge_encoder.encoding.encode_queue import EncodeQueue
 from edge_encoder.encoding.encoder import Encoder
@@ -39,12 +44,14 @@ from edge_encoder.submission.delivery_waiters import DeliveryWaiters
 from edge_encoder.submission.request import Accepted, EncodeRequest
 from edge_encoder.submission.submitter import Submitter
 from edge_encoder.supervisor import Supervisor
+from edge_encoder.uplink.stream import Report
 from edge_encoder.uplink.uplink import Uplink, ask
 
 log = logging.getLogger("aeic.edge")
 
 _HOUSEKEEPING_SECONDS = 1.0
 _HUNG_SECONDS = 300.0  # no picture takes this long: the watchdog is no longer notified
+_MOST_SECONDS = 2**31  # that a report can hold
 _PROBE_SECONDS = 3.0  # for a test write to the spool
 _SOFTWARE = f"aeic-edge {aeic.__version__}"
 _ENCODING_GRACE_SECONDS = 10.0
@@ -135,6 +142,7 @@ class EdgeService:
             software=_SOFTWARE,
             prompt=self.waiting.__contains__,
             answer=None if answerer is None else answerer.answer,
+            report=self.report,
         )
         if settings.target_age_seconds:
             self.rate_control = RateControl(bundle.default_rate, settings.target_age_seconds)
@@ -181,7 +189,7 @@ class EdgeService:
         settings = self.settings
         if not settings.originals_max_bytes:
             return None
-        sources = (*settings.all_cameras(), *settings.all_folders())
+        sources = (*settings.all_cameras(), *settings.all_folders(), *settings.mqtt)
         self.ring = OriginalRing(
             settings.data_dir / "originals",
             max_bytes=settings.originals_max_bytes,
@@ -202,7 +210,7 @@ class EdgeService:
             self.queue,
             self.spool,
             self.metrics,
-            Limits(
+            AnswerLimits(
                 settings.request_max_bytes,
                 settings.request_original_max_bytes,
                 settings.request_bytes_per_hour,
@@ -242,6 +250,19 @@ class EdgeService:
             return f"a picture has been in the encoder for over {_HUNG_SECONDS:g} s"
         return self.deferred_encoder.problem or self.supervisor.problem
 
+    async def report(self) -> Report:
+        """How the box is, for the cloud. Unlike :meth:`problem` it writes nothing to the disk, and it holds no texts of
+        errors, which may have the address of a camera in them."""
+        waiting = self.spool.pending_frames + self.spool.originals
+        oldest = await asyncio.to_thread(self.spool.oldest_age_seconds) if waiting else 0
+        problems = [self.spool.problem, self.deferred_encoder.problem]
+        problems += [
+            f"{task.name} restarts after an error" for task in self.supervisor.tasks if task.state == "restarting"
+        ]
+        problems += [f"{source.name} cannot be read" for source in self.sources if source.state == "down"]
+        problem = "; ".join(filter(None, problems))
+        return Report(waiting, min(int(oldest), _MOST_SECONDS), problem)
+
     async def stop(self) -> None:
         """Finishes pending pictures within _ENCODING_GRACE_SECONDS, gives the uplink drain_timeout_seconds, then closes
         the spool."""
@@ -254,6 +275,7 @@ class EdgeService:
                 await self.queue.close()
         except TimeoutError:
             self.abandoned = True
+            await self.deferred_encoder.abandon()
             log.warning("%d pictures were not encoded in time; those without an answer are lost", self.queue.pending)
         await self.uplink.drain(self.settings.drain_timeout_seconds)
         for task in self._tasks:

@@ -19,7 +19,7 @@ from aeic.identifiers import is_name
 from aeic_service.settings import ServiceSettings
 from edge_encoder.encoding import Preset, ProviderChoice
 from edge_encoder.originals.cipher import parse_key
-from edge_encoder.source_settings import CameraSettings, FolderSettings
+from edge_encoder.source_settings import CameraSettings, FolderSettings, MqttSettings
 from edge_encoder.spool.record import FullPolicy
 
 
@@ -121,6 +121,10 @@ class EdgeSettings(ServiceSettings):
         None, ge=10, le=1 << 20, description="Target bytes of a frame, for requests without a size."
     )
 
+    stretch: bool = Field(
+        False, description="Spread the grey levels of 16-bit pictures over the whole range, for thermal cameras."
+    )
+
     default_wait: Wait = Field("spooled", description="The wait of a POST without ?wait=.")
     received_max_frames: int = Field(
         100,
@@ -162,6 +166,10 @@ class EdgeSettings(ServiceSettings):
         (), description="More folders, each with its own settings; [[folders]] in the file, JSON in the variable."
     )
 
+    mqtt: tuple[MqttSettings, ...] = Field(
+        (), description="Topics of MQTT brokers as sources; [[mqtt]] in the file, JSON in the variable."
+    )
+
     spool_max_bytes: int = Field(
         256 << 20, ge=1 << 16, description="Limit on the bytes of frames that are not yet acknowledged."
     )
@@ -198,7 +206,7 @@ class EdgeSettings(ServiceSettings):
     )
     request_now: bool = Field(True, description="Let the cloud ask live cameras for a picture at once.")
     request_bytes_per_hour: int = Field(
-        65_536, ge=0, description="Most bytes of the answers about one source within an hour."
+        73_728, ge=0, description="Most bytes of the answers about one source within an hour."
     )
 
     cloud_address: str = Field(
@@ -255,7 +263,7 @@ class EdgeSettings(ServiceSettings):
                 raise ValueError(f"originals_key: {error}") from None
         if self.watch_dir is not None and not self.watch_dir.is_dir():
             raise ValueError(f"watch_dir: there is no folder {self.watch_dir}")
-        names = [source.name for source in (*self.all_cameras(), *self.all_folders())]
+        names = [source.name for source in (*self.all_cameras(), *self.all_folders(), *self.mqtt)]
         for name in names:
             if names.count(name) > 1:
                 raise ValueError(f"two sources are called {name}; each needs a name of its own")

@@ -1,10 +1,11 @@
-"""Settings of one source: a camera or a watched folder. settings.py has the lists of them.
+"""Settings of one source: a camera, a watched folder or a topic of an MQTT broker. settings.py has the lists of them.
 
-In the TOML file each is a table, `[[cameras]]` or `[[folders]]`.
+In the TOML file each is a table, `[[cameras]]`, `[[folders]]` or `[[mqtt]]`.
 """
 
 from __future__ import annotations
 
+import urllib.parse
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator
@@ -32,6 +33,7 @@ class SourceSettings(BaseModel):
     rate: str | None = Field(
         None, max_length=32, description="Rate point; with a size in bytes, the highest one to try."
     )
+    stretch: bool | None = Field(None, description="Spread the grey levels of 16-bit pictures; by default as the box.")
     priority: int = Field(0, ge=0, le=255, description="Frames with a larger one are sent first.")
 
     originals_max_bytes: int | None = Field(
@@ -76,4 +78,41 @@ class FolderSettings(SourceSettings):
     def _is_folder(cls, value: Path) -> Path:
         if not value.is_dir():
             raise ValueError(f"there is no folder {value}")
+        return value
+
+
+class MqttSettings(SourceSettings):
+    """A topic of an MQTT broker, each of whose messages is a picture file."""
+
+    url: SecretStr = Field(description="The broker: mqtt://HOST[:1883], mqtts://HOST[:8883], with USER:PASSWORD@ too.")
+    topic: str = Field(min_length=1, max_length=1024, description="The topic, without wildcards.")
+    client_id: str = Field(
+        "", max_length=128, description="Names the session at the broker; by default aeic- and the name in the cloud."
+    )
+    tls_ca: Path | None = Field(None, description="PEM of the authorities to trust; the system's by default.")
+
+    @field_validator("url")
+    @classmethod
+    def _is_broker(cls, value: SecretStr) -> SecretStr:
+        try:
+            url = urllib.parse.urlsplit(value.get_secret_value())
+            known = url.scheme in ("mqtt", "mqtts") and bool(url.hostname) and url.port != 0
+        except ValueError:
+            known = False
+        if not known or url.path.strip("/") or url.query:
+            raise ValueError("write mqtt://HOST:PORT or mqtts://HOST:PORT, with USER:PASSWORD@ before HOST if needed")
+        return value
+
+    @field_validator("topic")
+    @classmethod
+    def _is_one_topic(cls, value: str) -> str:
+        if set(value) & set("+#\0"):
+            raise ValueError("a topic with wildcards would mix its cameras under one name: list each topic by itself")
+        return value
+
+    @field_validator("tls_ca")
+    @classmethod
+    def _is_file(cls, value: Path | None) -> Path | None:
+        if value is not None and not value.is_file():
+            raise ValueError(f"there is no file {value}")
         return value

@@ -15,7 +15,7 @@ class SourceStatus:
     says why), or ended (a video file that was read); `since` and `last_picture` are seconds since 1970."""
 
     name: str
-    kind: Literal["camera", "folder"]
+    kind: Literal["camera", "folder", "mqtt"]
     state: SourceState = "starting"
     detail: str = ""
     since: float = field(default_factory=time.time)

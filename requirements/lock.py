@@ -37,7 +37,7 @@ INSTALLATIONS = {
 BUILDS_OF_THEIR_OWN = ("torch", "torchvision", "triton")
 BUILDS_OF_THEIR_OWN_PREFIXES = ("nvidia-", "cuda-")
 # Extras that are installed on boxes and servers, where nothing is compiled: each must have wheels for every Python.
-PORTABLE = ("edge-cpu", "edge-camera", "hub", "client", "tracing", "cloud-cpu", "fleet")
+PORTABLE = ("edge-cpu", "edge-camera", "edge-mqtt", "heif", "hub", "client", "tracing", "cloud-cpu", "fleet")
 
 
 def compile_(uv: str, source: str, output: Path, *options: str) -> None:

@@ -24,47 +24,49 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x14\x61\x65ic/v1/ingest.proto\x12\x07\x61\x65ic.v1\"\xa3\x01\n\x0e\x44\x65liverRequest\x12\x1f\n\x05hello\x18\x01 \x01(\x0b\x32\x0e.aeic.v1.HelloH\x00\x12\x1f\n\x05\x66rame\x18\x02 \x01(\x0b\x32\x0e.aeic.v1.FrameH\x00\x12#\n\x07refusal\x18\x03 \x01(\x0b\x32\x10.aeic.v1.RefusalH\x00\x12\x1f\n\x05piece\x18\x04 \x01(\x0b\x32\x0e.aeic.v1.PieceH\x00\x42\t\n\x07message\"\xad\x01\n\x05Hello\x12\x11\n\tsource_id\x18\x01 \x01(\t\x12\x15\n\rbundle_digest\x18\x02 \x01(\x0c\x12\x10\n\x08software\x18\x03 \x01(\t\x12\r\n\x05token\x18\x04 \x01(\t\x12\x0e\n\x06window\x18\x05 \x01(\r\x12\x12\n\nprocess_id\x18\x06 \x01(\x0c\x12\x19\n\x11request_max_bytes\x18\x07 \x01(\r\x12\x1a\n\x12original_max_bytes\x18\x08 \x01(\r\"\xff\x01\n\x05\x46rame\x12\n\n\x02id\x18\x01 \x01(\x0c\x12\x11\n\tbitstream\x18\x02 \x01(\x0c\x12\r\n\x05\x63rc32\x18\x03 \x01(\x07\x12\x18\n\x10\x63\x61ptured_unix_ms\x18\x04 \x01(\x04\x12\x10\n\x08priority\x18\x05 \x01(\r\x12\x11\n\tsource_id\x18\x06 \x01(\t\x12\x0e\n\x06prompt\x18\x07 \x01(\x08\x12\x16\n\x0eoriginal_width\x18\x08 \x01(\r\x12\x17\n\x0foriginal_height\x18\t \x01(\r\x12\x31\n\rcaptured_from\x18\n \x01(\x0e\x32\x1a.aeic.v1.CaptureTimeSource\x12\x15\n\rtrace_context\x18\x0f \x01(\x0c\"\xb9\x01\n\x0f\x44\x65liverResponse\x12#\n\x07welcome\x18\x01 \x01(\x0b\x32\x10.aeic.v1.WelcomeH\x00\x12\x1b\n\x03\x61\x63k\x18\x02 \x01(\x0b\x32\x0c.aeic.v1.AckH\x00\x12\x10\n\x06stored\x18\x03 \x01(\rH\x00\x12#\n\x07request\x18\x04 \x01(\x0b\x32\x10.aeic.v1.RequestH\x00\x12\"\n\x05piece\x18\x05 \x01(\x0b\x32\x11.aeic.v1.PieceAckH\x00\x42\t\n\x07message\"J\n\x07Welcome\x12\x0e\n\x06window\x18\x01 \x01(\r\x12\x16\n\x0esends_requests\x18\x02 \x01(\x08\x12\x17\n\x0ftakes_originals\x18\x03 \x01(\x08\"\xbd\x01\n\x07Request\x12\n\n\x02id\x18\x01 \x01(\x0c\x12\x10\n\x08\x66rame_id\x18\x02 \x01(\x0c\x12\"\n\x04kind\x18\x03 \x01(\x0e\x32\x14.aeic.v1.RequestKind\x12\t\n\x01x\x18\x04 \x01(\r\x12\t\n\x01y\x18\x05 \x01(\r\x12\r\n\x05width\x18\x06 \x01(\r\x12\x0e\n\x06height\x18\x07 \x01(\r\x12\x11\n\tmax_bytes\x18\x08 \x01(\r\x12\x15\n\rexpires_in_ms\x18\t \x01(\r\x12\x11\n\tsource_id\x18\n \x01(\t\"^\n\x05Piece\x12\x12\n\nrequest_id\x18\x01 \x01(\x0c\x12\x13\n\x0btotal_bytes\x18\x02 \x01(\r\x12\x0e\n\x06sha256\x18\x03 \x01(\x0c\x12\x0e\n\x06offset\x18\x04 \x01(\r\x12\x0c\n\x04\x64\x61ta\x18\x05 \x01(\x0c\"H\n\x08PieceAck\x12\x12\n\nrequest_id\x18\x01 \x01(\x0c\x12\x16\n\x0ereceived_bytes\x18\x02 \x01(\r\x12\x10\n\x08unwanted\x18\x03 \x01(\x08\"U\n\x07Refusal\x12\x12\n\nrequest_id\x18\x01 \x01(\x0c\x12&\n\x06reason\x18\x02 \x01(\x0e\x32\x16.aeic.v1.RefusalReason\x12\x0e\n\x06\x64\x65tail\x18\x03 \x01(\t\"E\n\x03\x41\x63k\x12\n\n\x02id\x18\x01 \x01(\x0c\x12\"\n\x06status\x18\x02 \x01(\x0e\x32\x12.aeic.v1.AckStatus\x12\x0e\n\x06reason\x18\x03 \x01(\t\"2\n\rDecodeRequest\x12\x11\n\tbitstream\x18\x01 \x01(\x0c\x12\x0e\n\x06\x66ormat\x18\x02 \x01(\t\">\n\x0e\x44\x65\x63odeResponse\x12\r\n\x05image\x18\x01 \x01(\x0c\x12\r\n\x05width\x18\x02 \x01(\r\x12\x0e\n\x06height\x18\x03 \x01(\r*\xb3\x01\n\x11\x43\x61ptureTimeSource\x12#\n\x1f\x43\x41PTURE_TIME_SOURCE_UNSPECIFIED\x10\x00\x12\x1e\n\x1a\x43\x41PTURE_TIME_SOURCE_SENDER\x10\x01\x12\x1c\n\x18\x43\x41PTURE_TIME_SOURCE_EXIF\x10\x02\x12\x1c\n\x18\x43\x41PTURE_TIME_SOURCE_FILE\x10\x03\x12\x1d\n\x19\x43\x41PTURE_TIME_SOURCE_CLOCK\x10\x04*\x8e\x01\n\x0bRequestKind\x12\x1c\n\x18REQUEST_KIND_UNSPECIFIED\x10\x00\x12\x17\n\x13REQUEST_KIND_BETTER\x10\x01\x12\x17\n\x13REQUEST_KIND_REGION\x10\x02\x12\x19\n\x15REQUEST_KIND_ORIGINAL\x10\x03\x12\x14\n\x10REQUEST_KIND_NOW\x10\x04*\xc2\x01\n\rRefusalReason\x12\x1e\n\x1aREFUSAL_REASON_UNSPECIFIED\x10\x00\x12\x17\n\x13REFUSAL_REASON_GONE\x10\x01\x12\x1c\n\x18REFUSAL_REASON_FORBIDDEN\x10\x02\x12\x1e\n\x1aREFUSAL_REASON_OVER_BUDGET\x10\x03\x12\x1a\n\x16REFUSAL_REASON_EXPIRED\x10\x04\x12\x1e\n\x1aREFUSAL_REASON_UNSUPPORTED\x10\x05*q\n\tAckStatus\x12\x1a\n\x16\x41\x43K_STATUS_UNSPECIFIED\x10\x00\x12\x15\n\x11\x41\x43K_STATUS_STORED\x10\x01\x12\x18\n\x14\x41\x43K_STATUS_DUPLICATE\x10\x02\x12\x17\n\x13\x41\x43K_STATUS_REJECTED\x10\x03\x32Q\n\rIngestService\x12@\n\x07\x44\x65liver\x12\x17.aeic.v1.DeliverRequest\x1a\x18.aeic.v1.DeliverResponse(\x01\x30\x01\x32J\n\rDecodeService\x12\x39\n\x06\x44\x65\x63ode\x12\x16.aeic.v1.DecodeRequest\x1a\x17.aeic.v1.DecodeResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x14\x61\x65ic/v1/ingest.proto\x12\x07\x61\x65ic.v1\"\xc6\x01\n\x0e\x44\x65liverRequest\x12\x1f\n\x05hello\x18\x01 \x01(\x0b\x32\x0e.aeic.v1.HelloH\x00\x12\x1f\n\x05\x66rame\x18\x02 \x01(\x0b\x32\x0e.aeic.v1.FrameH\x00\x12#\n\x07refusal\x18\x03 \x01(\x0b\x32\x10.aeic.v1.RefusalH\x00\x12\x1f\n\x05piece\x18\x04 \x01(\x0b\x32\x0e.aeic.v1.PieceH\x00\x12!\n\x06report\x18\x05 \x01(\x0b\x32\x0f.aeic.v1.ReportH\x00\x42\t\n\x07message\"\xad\x01\n\x05Hello\x12\x11\n\tsource_id\x18\x01 \x01(\t\x12\x15\n\rbundle_digest\x18\x02 \x01(\x0c\x12\x10\n\x08software\x18\x03 \x01(\t\x12\r\n\x05token\x18\x04 \x01(\t\x12\x0e\n\x06window\x18\x05 \x01(\r\x12\x12\n\nprocess_id\x18\x06 \x01(\x0c\x12\x19\n\x11request_max_bytes\x18\x07 \x01(\r\x12\x1a\n\x12original_max_bytes\x18\x08 \x01(\r\"\xff\x01\n\x05\x46rame\x12\n\n\x02id\x18\x01 \x01(\x0c\x12\x11\n\tbitstream\x18\x02 \x01(\x0c\x12\r\n\x05\x63rc32\x18\x03 \x01(\x07\x12\x18\n\x10\x63\x61ptured_unix_ms\x18\x04 \x01(\x04\x12\x10\n\x08priority\x18\x05 \x01(\r\x12\x11\n\tsource_id\x18\x06 \x01(\t\x12\x0e\n\x06prompt\x18\x07 \x01(\x08\x12\x16\n\x0eoriginal_width\x18\x08 \x01(\r\x12\x17\n\x0foriginal_height\x18\t \x01(\r\x12\x31\n\rcaptured_from\x18\n \x01(\x0e\x32\x1a.aeic.v1.CaptureTimeSource\x12\x15\n\rtrace_context\x18\x0f \x01(\x0c\"\xb9\x01\n\x0f\x44\x65liverResponse\x12#\n\x07welcome\x18\x01 \x01(\x0b\x32\x10.aeic.v1.WelcomeH\x00\x12\x1b\n\x03\x61\x63k\x18\x02 \x01(\x0b\x32\x0c.aeic.v1.AckH\x00\x12\x10\n\x06stored\x18\x03 \x01(\rH\x00\x12#\n\x07request\x18\x04 \x01(\x0b\x32\x10.aeic.v1.RequestH\x00\x12\"\n\x05piece\x18\x05 \x01(\x0b\x32\x11.aeic.v1.PieceAckH\x00\x42\t\n\x07message\"a\n\x07Welcome\x12\x0e\n\x06window\x18\x01 \x01(\r\x12\x16\n\x0esends_requests\x18\x02 \x01(\x08\x12\x17\n\x0ftakes_originals\x18\x03 \x01(\x08\x12\x15\n\rtakes_reports\x18\x04 \x01(\x08\"I\n\x06Report\x12\x16\n\x0ewaiting_frames\x18\x01 \x01(\x04\x12\x16\n\x0eoldest_seconds\x18\x02 \x01(\r\x12\x0f\n\x07problem\x18\x03 \x01(\t\"\xbd\x01\n\x07Request\x12\n\n\x02id\x18\x01 \x01(\x0c\x12\x10\n\x08\x66rame_id\x18\x02 \x01(\x0c\x12\"\n\x04kind\x18\x03 \x01(\x0e\x32\x14.aeic.v1.RequestKind\x12\t\n\x01x\x18\x04 \x01(\r\x12\t\n\x01y\x18\x05 \x01(\r\x12\r\n\x05width\x18\x06 \x01(\r\x12\x0e\n\x06height\x18\x07 \x01(\r\x12\x11\n\tmax_bytes\x18\x08 \x01(\r\x12\x15\n\rexpires_in_ms\x18\t \x01(\r\x12\x11\n\tsource_id\x18\n \x01(\t\"^\n\x05Piece\x12\x12\n\nrequest_id\x18\x01 \x01(\x0c\x12\x13\n\x0btotal_bytes\x18\x02 \x01(\r\x12\x0e\n\x06sha256\x18\x03 \x01(\x0c\x12\x0e\n\x06offset\x18\x04 \x01(\r\x12\x0c\n\x04\x64\x61ta\x18\x05 \x01(\x0c\"H\n\x08PieceAck\x12\x12\n\nrequest_id\x18\x01 \x01(\x0c\x12\x16\n\x0ereceived_bytes\x18\x02 \x01(\r\x12\x10\n\x08unwanted\x18\x03 \x01(\x08\"U\n\x07Refusal\x12\x12\n\nrequest_id\x18\x01 \x01(\x0c\x12&\n\x06reason\x18\x02 \x01(\x0e\x32\x16.aeic.v1.RefusalReason\x12\x0e\n\x06\x64\x65tail\x18\x03 \x01(\t\"E\n\x03\x41\x63k\x12\n\n\x02id\x18\x01 \x01(\x0c\x12\"\n\x06status\x18\x02 \x01(\x0e\x32\x12.aeic.v1.AckStatus\x12\x0e\n\x06reason\x18\x03 \x01(\t\"2\n\rDecodeRequest\x12\x11\n\tbitstream\x18\x01 \x01(\x0c\x12\x0e\n\x06\x66ormat\x18\x02 \x01(\t\">\n\x0e\x44\x65\x63odeResponse\x12\r\n\x05image\x18\x01 \x01(\x0c\x12\r\n\x05width\x18\x02 \x01(\r\x12\x0e\n\x06height\x18\x03 \x01(\r*\xb3\x01\n\x11\x43\x61ptureTimeSource\x12#\n\x1f\x43\x41PTURE_TIME_SOURCE_UNSPECIFIED\x10\x00\x12\x1e\n\x1a\x43\x41PTURE_TIME_SOURCE_SENDER\x10\x01\x12\x1c\n\x18\x43\x41PTURE_TIME_SOURCE_EXIF\x10\x02\x12\x1c\n\x18\x43\x41PTURE_TIME_SOURCE_FILE\x10\x03\x12\x1d\n\x19\x43\x41PTURE_TIME_SOURCE_CLOCK\x10\x04*\x8e\x01\n\x0bRequestKind\x12\x1c\n\x18REQUEST_KIND_UNSPECIFIED\x10\x00\x12\x17\n\x13REQUEST_KIND_BETTER\x10\x01\x12\x17\n\x13REQUEST_KIND_REGION\x10\x02\x12\x19\n\x15REQUEST_KIND_ORIGINAL\x10\x03\x12\x14\n\x10REQUEST_KIND_NOW\x10\x04*\xc2\x01\n\rRefusalReason\x12\x1e\n\x1aREFUSAL_REASON_UNSPECIFIED\x10\x00\x12\x17\n\x13REFUSAL_REASON_GONE\x10\x01\x12\x1c\n\x18REFUSAL_REASON_FORBIDDEN\x10\x02\x12\x1e\n\x1aREFUSAL_REASON_OVER_BUDGET\x10\x03\x12\x1a\n\x16REFUSAL_REASON_EXPIRED\x10\x04\x12\x1e\n\x1aREFUSAL_REASON_UNSUPPORTED\x10\x05*q\n\tAckStatus\x12\x1a\n\x16\x41\x43K_STATUS_UNSPECIFIED\x10\x00\x12\x15\n\x11\x41\x43K_STATUS_STORED\x10\x01\x12\x18\n\x14\x41\x43K_STATUS_DUPLICATE\x10\x02\x12\x17\n\x13\x41\x43K_STATUS_REJECTED\x10\x03\x32Q\n\rIngestService\x12@\n\x07\x44\x65liver\x12\x17.aeic.v1.DeliverRequest\x1a\x18.aeic.v1.DeliverResponse(\x01\x30\x01\x32J\n\rDecodeService\x12\x39\n\x06\x44\x65\x63ode\x12\x16.aeic.v1.DecodeRequest\x1a\x17.aeic.v1.DecodeResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'aeic.v1.ingest_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_CAPTURETIMESOURCE']._serialized_start=1534
-  _globals['_CAPTURETIMESOURCE']._serialized_end=1713
-  _globals['_REQUESTKIND']._serialized_start=1716
-  _globals['_REQUESTKIND']._serialized_end=1858
-  _globals['_REFUSALREASON']._serialized_start=1861
-  _globals['_REFUSALREASON']._serialized_end=2055
-  _globals['_ACKSTATUS']._serialized_start=2057
-  _globals['_ACKSTATUS']._serialized_end=2170
+  _globals['_CAPTURETIMESOURCE']._serialized_start=1667
+  _globals['_CAPTURETIMESOURCE']._serialized_end=1846
+  _globals['_REQUESTKIND']._serialized_start=1849
+  _globals['_REQUESTKIND']._serialized_end=1991
+  _globals['_REFUSALREASON']._serialized_start=1994
+  _globals['_REFUSALREASON']._serialized_end=2188
+  _globals['_ACKSTATUS']._serialized_start=2190
+  _globals['_ACKSTATUS']._serialized_end=2303
   _globals['_DELIVERREQUEST']._serialized_start=34
-  _globals['_DELIVERREQUEST']._serialized_end=197
-  _globals['_HELLO']._serialized_start=200
-  _globals['_HELLO']._serialized_end=373
-  _globals['_FRAME']._serialized_start=376
-  _globals['_FRAME']._serialized_end=631
-  _globals['_DELIVERRESPONSE']._serialized_start=634
-  _globals['_DELIVERRESPONSE']._serialized_end=819
-  _globals['_WELCOME']._serialized_start=821
-  _globals['_WELCOME']._serialized_end=895
-  _globals['_REQUEST']._serialized_start=898
-  _globals['_REQUEST']._serialized_end=1087
-  _globals['_PIECE']._serialized_start=1089
-  _globals['_PIECE']._serialized_end=1183
-  _globals['_PIECEACK']._serialized_start=1185
-  _globals['_PIECEACK']._serialized_end=1257
-  _globals['_REFUSAL']._serialized_start=1259
-  _globals['_REFUSAL']._serialized_end=1344
-  _globals['_ACK']._serialized_start=1346
-  _globals['_ACK']._serialized_end=1415
-  _globals['_DECODEREQUEST']._serialized_start=1417
-  _globals['_DECODEREQUEST']._serialized_end=1467
-  _globals['_DECODERESPONSE']._serialized_start=1469
-  _globals['_DECODERESPONSE']._serialized_end=1531
-  _globals['_INGESTSERVICE']._serialized_start=2172
-  _globals['_INGESTSERVICE']._serialized_end=2253
-  _globals['_DECODESERVICE']._serialized_start=2255
-  _globals['_DECODESERVICE']._serialized_end=2329
+  _globals['_DELIVERREQUEST']._serialized_end=232
+  _globals['_HELLO']._serialized_start=235
+  _globals['_HELLO']._serialized_end=408
+  _globals['_FRAME']._serialized_start=411
+  _globals['_FRAME']._serialized_end=666
+  _globals['_DELIVERRESPONSE']._serialized_start=669
+  _globals['_DELIVERRESPONSE']._serialized_end=854
+  _globals['_WELCOME']._serialized_start=856
+  _globals['_WELCOME']._serialized_end=953
+  _globals['_REPORT']._serialized_start=955
+  _globals['_REPORT']._serialized_end=1028
+  _globals['_REQUEST']._serialized_start=1031
+  _globals['_REQUEST']._serialized_end=1220
+  _globals['_PIECE']._serialized_start=1222
+  _globals['_PIECE']._serialized_end=1316
+  _globals['_PIECEACK']._serialized_start=1318
+  _globals['_PIECEACK']._serialized_end=1390
+  _globals['_REFUSAL']._serialized_start=1392
+  _globals['_REFUSAL']._serialized_end=1477
+  _globals['_ACK']._serialized_start=1479
+  _globals['_ACK']._serialized_end=1548
+  _globals['_DECODEREQUEST']._serialized_start=1550
+  _globals['_DECODEREQUEST']._serialized_end=1600
+  _globals['_DECODERESPONSE']._serialized_start=1602
+  _globals['_DECODERESPONSE']._serialized_end=1664
+  _globals['_INGESTSERVICE']._serialized_start=2305
+  _globals['_INGESTSERVICE']._serialized_end=2386
+  _globals['_DECODESERVICE']._serialized_start=2388
+  _globals['_DECODESERVICE']._serialized_end=2462
 # @@protoc_insertion_point(module_scope)

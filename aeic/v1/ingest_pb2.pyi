@@ -59,16 +59,18 @@ ACK_STATUS_DUPLICATE: AckStatus
 ACK_STATUS_REJECTED: AckStatus
 
 class DeliverRequest(_message.Message):
-    __slots__ = ("hello", "frame", "refusal", "piece")
+    __slots__ = ("hello", "frame", "refusal", "piece", "report")
     HELLO_FIELD_NUMBER: _ClassVar[int]
     FRAME_FIELD_NUMBER: _ClassVar[int]
     REFUSAL_FIELD_NUMBER: _ClassVar[int]
     PIECE_FIELD_NUMBER: _ClassVar[int]
+    REPORT_FIELD_NUMBER: _ClassVar[int]
     hello: Hello
     frame: Frame
     refusal: Refusal
     piece: Piece
-    def __init__(self, hello: _Optional[_Union[Hello, _Mapping]] = ..., frame: _Optional[_Union[Frame, _Mapping]] = ..., refusal: _Optional[_Union[Refusal, _Mapping]] = ..., piece: _Optional[_Union[Piece, _Mapping]] = ...) -> None: ...
+    report: Report
+    def __init__(self, hello: _Optional[_Union[Hello, _Mapping]] = ..., frame: _Optional[_Union[Frame, _Mapping]] = ..., refusal: _Optional[_Union[Refusal, _Mapping]] = ..., piece: _Optional[_Union[Piece, _Mapping]] = ..., report: _Optional[_Union[Report, _Mapping]] = ...) -> None: ...
 
 class Hello(_message.Message):
     __slots__ = ("source_id", "bundle_digest", "software", "token", "window", "process_id", "request_max_bytes", "original_max_bytes")
@@ -131,14 +133,26 @@ class DeliverResponse(_message.Message):
     def __init__(self, welcome: _Optional[_Union[Welcome, _Mapping]] = ..., ack: _Optional[_Union[Ack, _Mapping]] = ..., stored: _Optional[int] = ..., request: _Optional[_Union[Request, _Mapping]] = ..., piece: _Optional[_Union[PieceAck, _Mapping]] = ...) -> None: ...
 
 class Welcome(_message.Message):
-    __slots__ = ("window", "sends_requests", "takes_originals")
+    __slots__ = ("window", "sends_requests", "takes_originals", "takes_reports")
     WINDOW_FIELD_NUMBER: _ClassVar[int]
     SENDS_REQUESTS_FIELD_NUMBER: _ClassVar[int]
     TAKES_ORIGINALS_FIELD_NUMBER: _ClassVar[int]
+    TAKES_REPORTS_FIELD_NUMBER: _ClassVar[int]
     window: int
     sends_requests: bool
     takes_originals: bool
-    def __init__(self, window: _Optional[int] = ..., sends_requests: _Optional[bool] = ..., takes_originals: _Optional[bool] = ...) -> None: ...
+    takes_reports: bool
+    def __init__(self, window: _Optional[int] = ..., sends_requests: _Optional[bool] = ..., takes_originals: _Optional[bool] = ..., takes_reports: _Optional[bool] = ...) -> None: ...
+
+class Report(_message.Message):
+    __slots__ = ("waiting_frames", "oldest_seconds", "problem")
+    WAITING_FRAMES_FIELD_NUMBER: _ClassVar[int]
+    OLDEST_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    PROBLEM_FIELD_NUMBER: _ClassVar[int]
+    waiting_frames: int
+    oldest_seconds: int
+    problem: str
+    def __init__(self, waiting_frames: _Optional[int] = ..., oldest_seconds: _Optional[int] = ..., problem: _Optional[str] = ...) -> None: ...
 
 class Request(_message.Message):
     __slots__ = ("id", "frame_id", "kind", "x", "y", "width", "height", "max_bytes", "expires_in_ms", "source_id")

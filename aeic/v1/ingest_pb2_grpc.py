@@ -30,6 +30,7 @@ class IngestServiceStub:
     edge:  Hello, Frame, Frame, ..., and for each request that it does not answer with a frame a Refusal or Pieces
     cloud: Welcome, then answers in the order of the frames: Ack for one, stored for a run of them; between them requests
     and a PieceAck for each Piece
+    A Report of the edge may stand between any two of its messages.
     A frame may be sent again after a broken stream; its id makes that harmless.
     """
 
@@ -51,6 +52,7 @@ class IngestServiceServicer:
     edge:  Hello, Frame, Frame, ..., and for each request that it does not answer with a frame a Refusal or Pieces
     cloud: Welcome, then answers in the order of the frames: Ack for one, stored for a run of them; between them requests
     and a PieceAck for each Piece
+    A Report of the edge may stand between any two of its messages.
     A frame may be sent again after a broken stream; its id makes that harmless.
     """
 
@@ -84,6 +86,7 @@ class IngestService:
     edge:  Hello, Frame, Frame, ..., and for each request that it does not answer with a frame a Refusal or Pieces
     cloud: Welcome, then answers in the order of the frames: Ack for one, stored for a run of them; between them requests
     and a PieceAck for each Piece
+    A Report of the edge may stand between any two of its messages.
     A frame may be sent again after a broken stream; its id makes that harmless.
     """
 

@@ -267,6 +267,9 @@ class TorchGenerator:
             log.warning("%s has memory for %d pixels at once: larger pictures are refused", self.device, largest)
         return room and max(1, room)
 
+    def release(self) -> None:
+        """Nothing: on a GPU the graphs that are recorded keep their memory, and on a CPU nothing is kept."""
+
     def close(self) -> None:
         """Nothing to release besides memory, which goes with the object."""
 

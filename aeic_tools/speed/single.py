@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from aeic_tools.codec_commands import PICTURE_SUFFIXES
+from aeic.pixels import SUFFIXES
 from aeic_tools.extras import needs
 from aeic_tools.files import UsageError
 from aeic_tools.machine import processor
@@ -59,7 +59,7 @@ def run(pictures: Path, reps: int, bundle: Path | None, threads: int, *, table: 
 def pictures_in(path: Path) -> list[Path]:
     """The picture, or the pictures in the folder. ``UsageError`` if there is none."""
     paths = [path] if path.is_file() else sorted(path.glob("*") if path.is_dir() else [])
-    paths = [each for each in paths if each.suffix.lower() in PICTURE_SUFFIXES]
+    paths = [each for each in paths if each.suffix.lower() in SUFFIXES]
     if not paths:
         raise UsageError(f"no pictures in {path}: give a picture or a folder of them")
     return paths

@@ -10,7 +10,7 @@ from aeic.pixels import from_tensor, pad_picture, to_tensor
 from aeic_train.codecs.base import CodecUnavailable, Picture
 
 
-class Pair:
+class OurCodec:
     """A bundle's encoder and decoder in one process, on ONNX Runtime. The setting is the rate number."""
 
     def __init__(self, bundle: Bundle, threads: int = 0, rates: Sequence[int] | None = None) -> None:

@@ -1,9 +1,10 @@
 """The metrics that papers report, from the libraries that papers use.
 
 ``lpips`` (AlexNet), ``dists``, ``musiq`` and ``clipiqa`` come from pyiqa, ``fid`` and ``kid`` from torchmetrics with
-torch-fidelity. FID and KID are computed over tiles of 256 pixels and a second grid of tiles, shifted by 128, as HiFiC,
-MS-ILLM and AEIC's authors do. None of these libraries is a dependency of this project, and their weights are files of
-their own. A metric is used if both are on this machine. Nothing is downloaded unless the caller asks for it.
+torch-fidelity. Without pyiqa, ``lpips`` and ``dists`` come from torchmetrics too, which has the same networks. FID and
+KID are computed over tiles of 256 pixels and a second grid of tiles, shifted by 128, as HiFiC, MS-ILLM and AEIC's
+authors do. Only the extra ``judges`` installs torchmetrics, and the weights are files of their own. A metric is used if
+its library and its weights are on this machine. Nothing is downloaded unless the caller asks for it.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ Picture = NDArray[np.uint8]
 Pooled = NDArray[np.float32]
 
 PAIRED = ("lpips", "dists")
-"""Metrics of pyiqa that compare with the original. Lower is better."""
+"""Metrics that compare with the original. Lower is better."""
 SINGLE = ("musiq", "clipiqa")
 """Metrics of pyiqa that see the reconstruction alone. Higher is better."""
 SETS = ("fid", "kid")
@@ -40,7 +41,11 @@ KID_SUBSET = 1000
 
 @dataclass(frozen=True)
 class Judges:
-    """The metrics that can be used. ``metrics`` are pyiqa's by name; ``extractor`` maps tiles to Inception features."""
+    """The metrics that can be used.
+
+    ``metrics`` are functions of pictures (1, 3, H, W) in [0, 1]: of the reconstruction and, for ``PAIRED``, the
+    original. ``extractor`` maps tiles to Inception features.
+    """
 
     metrics: dict[str, Any] = field(default_factory=dict)
     extractor: nn.Module | None = None
@@ -131,11 +136,9 @@ def find(wanted: Sequence[str], *, download: bool = False) -> tuple[Judges, list
     allowed = contextlib.nullcontext if download else no_downloads
     for name in (name for name in PICTURE_JUDGES if name in wanted):
         try:
-            import pyiqa
-
             with allowed(), contextlib.redirect_stdout(sys.stderr):
-                metrics[name] = pyiqa.create_metric(name, device="cpu")
-        except Exception as error:  # of any library below pyiqa
+                metrics[name] = _metric(name)
+        except Exception as error:  # of any library below these two
             missing.setdefault(remedy(error, "pyiqa"), []).append(name)
     sets = tuple(name for name in SETS if name in wanted)
     extractor = None
@@ -149,6 +152,24 @@ def find(wanted: Sequence[str], *, download: bool = False) -> tuple[Judges, list
             missing.setdefault(remedy(error, "torchmetrics torch-fidelity"), []).extend(sets)
             sets = ()
     return Judges(metrics, extractor, sets), [f"{', '.join(names)}: {reason}" for reason, names in missing.items()]
+
+
+def _metric(name: str) -> Any:
+    """A metric of one picture from pyiqa or, if that is not installed, from torchmetrics, which has LPIPS and DISTS."""
+    try:
+        import pyiqa
+
+        return pyiqa.create_metric(name, device="cpu")
+    except ModuleNotFoundError as error:
+        if error.name != "pyiqa" or name not in PAIRED:
+            raise
+    if name == "lpips":
+        from torchmetrics.image.lpip import LearnedPerceptualImagePatchSimilarity
+
+        return LearnedPerceptualImagePatchSimilarity(net_type="alex", normalize=True)
+    from torchmetrics.functional.image.dists import DISTSNetwork  # the metric's class loads VGG again for each picture
+
+    return DISTSNetwork()
 
 
 def _unit(picture: Picture) -> Tensor:

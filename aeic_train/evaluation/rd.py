@@ -35,7 +35,7 @@ from aeic.bundle import Bundle
 from aeic.errors import AeicError, InputError
 from aeic_train.codecs.base import Codec, CodecFailed, CodecUnavailable
 from aeic_train.codecs.baselines import build
-from aeic_train.codecs.ours import Pair
+from aeic_train.codecs.ours import OurCodec
 from aeic_train.evaluation import rd_curves
 from aeic_train.evaluation.judges import JUDGES, SETS, Judges, find
 from aeic_train.evaluation.metrics import MetricSuite
@@ -146,7 +146,7 @@ def _codecs(options: argparse.Namespace) -> list[Codec]:
         try:
             if name == "ours":
                 rates = [int(rate) for rate in options.rates.split(",")] if options.rates else None
-                codecs.insert(0, Pair(Bundle.load(options.bundle), options.threads, rates))
+                codecs.insert(0, OurCodec(Bundle.load(options.bundle), options.threads, rates))
             else:
                 codecs.append(build(name))
         except CodecUnavailable as error:
@@ -194,7 +194,7 @@ def _run(options: argparse.Namespace) -> None:
     by_name: dict[str, list[dict[str, Any]]] = {}
     documents = []
     for codec in codecs:
-        searched = not isinstance(codec, Pair) and len(codec.settings) > 10
+        searched = not isinstance(codec, OurCodec) and len(codec.settings) > 10
         try:
             points = curve(bench, codec, options.bpp if searched else None, known)
         except CodecFailed as error:

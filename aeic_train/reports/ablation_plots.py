@@ -194,7 +194,7 @@ def _order(runs: Runs, claims: Sequence[Claim], shown: list[str]) -> list[str]:
         return []
     text = (
         "In how many of the runs the arm that is better in the paper needs fewer bits at equal quality. Where two "
-        "curves share no quality, they are compared at equal bits."
+        "curves share no quality, they are compared at equal bits, or by both if one has fewer bits and better quality."
     )
     return ["## Order of the paper\n", text + "\n", *_head(["paper", *shown]), *rows, ""]
 
@@ -211,14 +211,17 @@ def _verdict(runs: Runs, claim: Claim, measure: str) -> str:
 def is_better(curve: list[rd_curves.Point], than: list[rd_curves.Point], measure: str) -> bool | None:
     """Whether ``curve`` needs fewer bits at equal quality or, where the two share no quality, is better at equal bits.
 
-    None if they share no bits either.
+    Where they share no bits either, the curve with fewer bits is better if all of its points are. Otherwise None.
     """
     rate = rd_curves.bd_rate(than, curve, measure)
     if rate is not None:
         return rate < 0
     low, high = (pick(end(p["bpp"] for p in c) for c in (curve, than)) for pick, end in ((max, min), (min, max)))
     if low > high:
-        return None
+        cheap, dear = sorted((curve, than), key=lambda c: c[0]["bpp"])
+        sign = 1 if measure in rd_curves.RISING else -1
+        dominates = min(sign * point[measure] for point in cheap) > max(sign * point[measure] for point in dear)
+        return cheap is curve if dominates else None
     values = [rd_curves.at(c, measure, math.sqrt(low * high)) for c in (curve, than)]
     if values[0] is None or values[1] is None:
         return None

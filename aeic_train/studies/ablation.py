@@ -288,8 +288,9 @@ class Study:
     def _write(self, tasks: list[Task]) -> None:
         options, ablation = self.options, ABLATIONS[self.options.name]
         stage = tasks[0].recipe.stages[0]
+        crops = "1 crop" if stage.batch == 1 else f"{stage.batch} crops"
         text = (
-            f"{ablation.about} A step takes {stage.batch} crops of {stage.crop} pixels. "
+            f"{ablation.about} A step takes {crops} of {stage.crop} pixels. "
             f"Mean over {len(self.pictures)} pictures{self.about_pictures}."
         )
         ablation_plots.write(options.name, text, self.runs, options.out, ablation.claims)

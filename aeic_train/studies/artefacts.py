@@ -27,7 +27,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from aeic.bundle import Bundle
 from aeic.profiles import LATENT_STRIDE
-from aeic_train.codecs.ours import Pair
+from aeic_train.codecs.ours import OurCodec
 
 Picture = NDArray[np.uint8]
 MEASURES = ("offset", "worst", "grid", "colour")
@@ -113,7 +113,7 @@ def worst(rows: dict[str, dict[str, float]], strong: bool) -> dict[str, float]:
     return {m: max(abs(row[m]) for name, row in of.items() if m not in blind or name not in SHARP) for m in MEASURES}
 
 
-def run(pair: Pair, rate: int) -> tuple[dict[str, dict[str, float]], dict[str, Picture]]:
+def run(pair: OurCodec, rate: int) -> tuple[dict[str, dict[str, float]], dict[str, Picture]]:
     """Encode and decode all pictures with ``pair`` at a rate point: the values, and the decoded pictures."""
     decoded = {name: pair.decode(pair.encode(picture, rate)) for name, picture in pictures().items()}
     return {name: measure(picture, decoded[name]) for name, picture in pictures().items()}, decoded
@@ -146,7 +146,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--rates", default="0,4", help="our rate numbers with commas")
     parser.add_argument("--out", type=Path, help="folder for artefacts.md and .jpg")
     options = parser.parse_args(argv)
-    pair = Pair(Bundle.load(options.bundle), rates=[int(rate) for rate in options.rates.split(",")])
+    pair = OurCodec(Bundle.load(options.bundle), rates=[int(rate) for rate in options.rates.split(",")])
     found = {rate: run(pair, rate) for rate in pair.settings}
     rates = {rate: rows for rate, (rows, _) in found.items()}
     print(table(pair.name, rates))

@@ -28,7 +28,7 @@ from aeic.pixels import load_picture
 from aeic_nets.official.complexity import count
 from aeic_train.codecs.base import Codec, CodecUnavailable
 from aeic_train.codecs.baselines import build
-from aeic_train.codecs.ours import Pair
+from aeic_train.codecs.ours import OurCodec
 from aeic_train.reports.plot_style import COLOURS, open_pyplot, save_figure, tidy
 
 T = TypeVar("T")
@@ -154,7 +154,7 @@ def main(argv: list[str] | None = None) -> None:
         write(options.out)
         return
     picture, bundle = load_picture(options.picture), Bundle.load(options.bundle)
-    rows = [measure(Pair(bundle, options.threads), bundle.default_rate, picture, options.reps)]
+    rows = [measure(OurCodec(bundle, options.threads), bundle.default_rate, picture, options.reps)]
     for name, setting in options.codecs.items():
         try:
             rows.append(measure(build(name), setting, picture, options.reps))

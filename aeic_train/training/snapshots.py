@@ -22,7 +22,7 @@ from aeic_train.checkpoints import load_weights
 
 
 @dataclass(frozen=True)
-class Place:
+class RunPosition:
     """The position of a snapshot in its run."""
 
     stage: str
@@ -32,7 +32,7 @@ class Place:
     """Rate points that the stage trains."""
 
 
-def write(model: AEIC, folder: Path, place: Place, without: Collection[str] = ()) -> None:
+def write(model: AEIC, folder: Path, place: RunPosition, without: Collection[str] = ()) -> None:
     """Write a snapshot of ``model`` without the parameters named in ``without``."""
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {
@@ -56,10 +56,10 @@ def find(run: Path) -> list[Path]:
     return paths
 
 
-def place_of(path: Path) -> Place:
+def place_of(path: Path) -> RunPosition:
     """The position of a snapshot."""
     metadata = _metadata(path)
-    return Place(metadata["stage"], int(metadata["total"]), json.loads(metadata["rates"]))
+    return RunPosition(metadata["stage"], int(metadata["total"]), json.loads(metadata["rates"]))
 
 
 def load(path: Path) -> AEIC:

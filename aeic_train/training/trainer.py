@@ -36,7 +36,7 @@ from aeic_train.losses.discriminator import DiscriminatorTrainer
 from aeic_train.losses.distillation import Distillation
 from aeic_train.losses.picture_loss import Jitter, LossTerms, PictureLoss
 from aeic_train.training import cost_plan, full_size, snapshots
-from aeic_train.training.rate_controller import RateController
+from aeic_train.training.lambda_controller import LambdaController
 from aeic_train.training.recipe import Recipe, Stage
 from aeic_train.training.run_log import RunLog
 from aeic_train.training.samples import save_samples
@@ -126,7 +126,7 @@ class Trainer:
             sorted({n for s in recipe.stages for n in s.weights}), self.device, download=settings.download
         )
         self.loss = PictureLoss(terms).to(self.device)
-        self.rate_controller = RateController()
+        self.lambda_controller = LambdaController()
         self.discriminator = (
             DiscriminatorTrainer(self.device) if any(stage.adversarial for stage in recipe.stages) else None
         )
@@ -167,7 +167,7 @@ class Trainer:
             "prior": full_size.only_trained(self.prior.state_dict(), self.base, "model."),
             "average": full_size.only_trained(self.average.state_dict(), self.base),
             "optimizer": self.optimizer.state_dict() if self.optimizer else None,
-            "steering": self.rate_controller.state_dict(),
+            "steering": self.lambda_controller.state_dict(),
             "adversary": self.discriminator.state_dict() if self.discriminator else None,
             "distillation": self.distillation.state_dict() if self.distillation else None,
             "sites": {name: dataclasses.asdict(site) for name, site in self.sites.items()} if self.sites else None,
@@ -186,7 +186,7 @@ class Trainer:
             raise ValueError(f"{self.run / 'state.pt'} was trained on other official files: give the same ones")
         self._load(self.prior, state["prior"], "model.")
         self._load(self.average, state["average"])
-        self.rate_controller.load_state_dict(state["steering"])
+        self.lambda_controller.load_state_dict(state["steering"])
         if self.discriminator and state["adversary"]:
             self.discriminator.load_state_dict(state["adversary"])
         if self.distillation and state["distillation"]:
@@ -230,7 +230,7 @@ class Trainer:
     def _train_stage(self, stage: Stage) -> bool:
         """Train the rest of a stage. False if it was stopped before its end."""
         if self.step == 0:
-            self.rate_controller.lambdas |= stage.lambdas
+            self.lambda_controller.lambdas |= stage.lambdas
         if self.step == 0 and stage.spread_from is not None:
             spread_rate_prior(self.model, stage.spread_from)
             spread_rate_prior(self.average, stage.spread_from)
@@ -345,7 +345,7 @@ class Trainer:
         seen = list(zip(*[iter(numbers)] * 3, strict=True))
         if stage.kind == "codec" and stage.steer:
             for bits, which, _ in seen:
-                self.rate_controller.follow(rates[int(which)], bits)
+                self.lambda_controller.follow(rates[int(which)], bits)
         healthy = gradient < stage.explosion  # false for nan too
         if healthy:
             self.optimizer.step()
@@ -375,7 +375,7 @@ class Trainer:
         pixels = x.shape[0] * x.shape[2] * x.shape[3]
         # The targets of all rate points move, because each process may draw another one.
         if stage.steer:
-            weights = {each: self.rate_controller.weight(stage, each, self.step) for each in stage.rates}
+            weights = {each: self.lambda_controller.weight(stage, each, self.step) for each in stage.rates}
             weight = weights[rate]
         else:
             weight = stage.lambdas[rate]
@@ -413,7 +413,7 @@ class Trainer:
 
     def _snapshot(self, stage: Stage) -> None:
         if self.workers.first and stage.kind == "codec":
-            place = snapshots.Place(stage.name, self.total_steps, sorted(int(rate) for rate in stage.rates))
+            place = snapshots.RunPosition(stage.name, self.total_steps, sorted(int(rate) for rate in stage.rates))
             snapshots.write(self.average, self.run / "snapshots", place, self.base)
 
     def _place(self, stage: Stage) -> dict[str, object]:

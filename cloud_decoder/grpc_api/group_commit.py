@@ -1,4 +1,9 @@
-"""Group commit: frames of all streams that arrive while one commit runs share the next one."""
+"""Group commit: frames of all streams that arrive while one commit runs share the next one.
+
+ingest.py adds the frames that it has accepted, and originals.py whole files. The future that ``add`` returns resolves
+after the commit of ``Frames.add`` (store/frames.py) is synced to the disk; only then is a frame acknowledged. After
+the commit, waiting clients get the event ``received`` and the worker is woken.
+"""
 
 from __future__ import annotations
 

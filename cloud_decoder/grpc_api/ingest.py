@@ -1,9 +1,16 @@
 """The ingest stream: frames from edges, acknowledged when they are committed and not before.
 
-Each stream begins with Hello; frames follow, and their answers come in the same order (acks.py). A frame that this
+    Deliver -> _greet -> _read: _accept -> GroupCommit.add ... committed and synced ... _ack -> acks.py -> the edge
+
+Each stream begins with Hello, which names the edge's token and bundle; frames follow, and their answers come in the
+same order. The store has written the frame, and its job if it is to be decoded on arrival, in one synced transaction
+before ``_ack`` answers STORED or DUPLICATE (group_commit.py). A frame that this
 cloud can never decode is rejected with the reason. One of a bundle that this cloud does not have is stored in
 quarantine, because the bundle may be added: an edge that was updated still has frames of its old one. A store that
-cannot write ends the stream, so that the edge keeps its frames and connects again.
+cannot write ends the stream, so that the edge keeps its frames and connects again. An edge with more unanswered frames
+than twice the window is not read any further.
+
+Called by the gRPC server (server.py), once for each stream.
 """
 
 from __future__ import annotations
@@ -33,10 +40,10 @@ from cloud_decoder.errors import StoreUnavailable
 from cloud_decoder.grpc_api.acks import Answers
 from cloud_decoder.grpc_api.calls import Calls
 from cloud_decoder.grpc_api.group_commit import GroupCommit
-from cloud_decoder.grpc_api.originals import Originals
+from cloud_decoder.grpc_api.originals import OriginalAssembler
 from cloud_decoder.grpc_api.status import grpc_status
 from cloud_decoder.metrics import Metrics
-from cloud_decoder.presence import Presence
+from cloud_decoder.presence import Presence, Report
 from cloud_decoder.request_dispatch import Outbox, RequestDispatch
 from cloud_decoder.store.store import Added, NewFrame, RefusalReason, RequestKind, StoredRequest
 
@@ -65,6 +72,8 @@ _REFUSALS = {
 }
 MAX_DETAIL = 1000
 """Characters of a refusal that are looked at."""
+MAX_PROBLEM = 200
+"""Characters of a box's problem that are kept."""
 MAX_PIECE_ACKS = 16
 """Answers to pieces that wait on one stream; an edge that does not read them is not read any further."""
 MAX_CAMERAS = 256
@@ -94,6 +103,7 @@ class _Peer:
 
     tenant: str
     source: str
+    software: str
     window: int
     box: bytes
     request_max_bytes: int
@@ -116,7 +126,7 @@ class Ingest(pb_grpc.IngestServiceServicer):
         metrics: Metrics,
         settings: IngestSettings,
         dispatch: RequestDispatch,
-        originals: Originals,
+        originals: OriginalAssembler,
     ) -> None:
         self._dispatch, self._originals = dispatch, originals
         self._commits, self._presence, self._tokens, self._calls = commits, presence, tokens, calls
@@ -156,6 +166,7 @@ class Ingest(pb_grpc.IngestServiceServicer):
         self._open_streams += 1
         self._presence.connect(tenant, source)
         self._presence.box_connects(tenant, source, box)
+        self._presence.box_says(tenant, source, peer.software)
         self._metrics.streams.inc()
         answers = Answers(min(peer.window, self._settings.window), functools.partial(self._ack, context))
         room = asyncio.Semaphore(2 * self._settings.window)  # an edge that exceeds its window is not read any further
@@ -165,7 +176,9 @@ class Ingest(pb_grpc.IngestServiceServicer):
         try:
             await self._commits.saw(tenant, source)
             takes = self._originals.max_bytes > 0
-            welcome = pb.Welcome(window=self._settings.window, sends_requests=True, takes_originals=takes)
+            welcome = pb.Welcome(
+                window=self._settings.window, sends_requests=True, takes_originals=takes, takes_reports=True
+            )
             yield pb.DeliverResponse(welcome=welcome)
             with self._dispatch.stream(tenant, source, peer.request_max_bytes, peer.original_max_bytes) as outbox:
                 merged = _merged(answers.messages(), outbox, acks, self._dispatch.now)
@@ -211,9 +224,10 @@ class Ingest(pb_grpc.IngestServiceServicer):
                 f"this cloud decodes bundle {self._settings.bundle_name}, the edge has"
                 f" {digest or 'none'}: install the same bundle on both sides",
             )
-        log.info("source %r connected (%s)", hello.source_id, hello.software[:80])
+        software = _printable(hello.software[:80])
+        log.info("source %r connected (%s)", hello.source_id, software)
         limits = hello.request_max_bytes, hello.original_max_bytes
-        return _Peer(tenant, hello.source_id, hello.window, hello.process_id[:16], *limits)
+        return _Peer(tenant, hello.source_id, software, hello.window, hello.process_id[:16], *limits)
 
     async def _read(
         self,
@@ -236,6 +250,12 @@ class Ingest(pb_grpc.IngestServiceServicer):
                 if request.WhichOneof("message") == "piece":
                     if (ack := await self._originals.take(tenant, source, request.piece)) is not None:
                         await acks.put(ack)
+                    continue
+                if request.WhichOneof("message") == "report":
+                    said = request.report
+                    problem = _printable(said.problem[:MAX_PROBLEM])
+                    report = Report(min(said.waiting_frames, 2**53), said.oldest_seconds, problem)
+                    self._presence.box_reports(tenant, source, report)
                     continue
                 await room.acquire()
                 if not warned and self._presence.has_rival(tenant, source, box):
@@ -390,6 +410,11 @@ def _request(one: StoredRequest, now: float) -> pb.Request | None:
 def _side(pixels: int) -> int | None:
     """A side of the picture before it was scaled down, in pixels; None if it is unknown or impossible."""
     return pixels if 0 < pixels <= 1 << 20 else None
+
+
+def _printable(text: str) -> str:
+    """The text for a log, a page and a metric: what cannot be printed becomes a question mark."""
+    return "".join(one if one.isprintable() else "?" for one in text)
 
 
 def _is_name(text: str) -> bool:

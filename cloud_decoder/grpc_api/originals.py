@@ -3,6 +3,7 @@
 What has arrived is kept in memory until the file is whole, also while its box connects again, so that the box goes on
 where it was. A file is stored like a frame, in the transaction that ends its request. A box is hostile here: only a
 file that was asked of it is taken, up to the bytes that were asked for, and only if its head is that of a picture.
+ingest.py passes the pieces on and sends the answers.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ class _Arriving:
     storing: asyncio.Task[None] | None = None
 
 
-class Originals:
+class OriginalAssembler:
     """The files that arrive on all streams of this process. Files over ``max_bytes`` are not taken, nor those of more
     than ``max_pixels``. ``shared``: there are several tenants. Call from the event loop only."""
 

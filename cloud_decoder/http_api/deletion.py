@@ -90,7 +90,8 @@ class Deletion:
         for id, _ in deleted.frames:
             self._event_bus.publish(tenant, {"event": "pruned", "id": str(id)})
         try:
-            await asyncio.to_thread(self._cache.remove, {digest for _, digest in deleted.frames})
+            digests = {digest for _, digest in deleted.frames} | set(deleted.parents)
+            await asyncio.to_thread(self._cache.remove, digests)
         except OSError as error:  # they are not served any more, and are removed with the bitstreams
             self._metrics.cache_errors.inc()
             log.warning("pictures of deleted frames stay in the cache for now: %s", error)

@@ -1,9 +1,18 @@
-"""Pictures of stored frames: from the cache, or decoded on demand, in the requested format and width."""
+"""Pictures of stored frames: from the cache, or decoded on demand, in the requested format and width.
+
+    cached in this format -> cached as master, converted -> a place in Admission -> DecodeBackend.decode_stored
+
+routers/frames.py calls it, and nothing else makes a picture for a client. The cache evicts by itself
+(images/disk_cache.py; images/object_cache.py in a fleet). A frame stays decodable as long as its bitstream is in the
+store.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import base64
 import contextlib
+import hashlib
 import json
 import time
 from collections.abc import Callable
@@ -18,7 +27,7 @@ from aeic_service.errors import Draining, Overloaded, UnknownFrame
 from cloud_decoder.admission import Admission
 from cloud_decoder.decode_backend import DecodeBackend, Decoded
 from cloud_decoder.errors import Expired, Gone, OtherForm, Undecodable, UnknownRequest
-from cloud_decoder.events import EventBus, Subscription
+from cloud_decoder.events import EventBus
 from cloud_decoder.images import formats
 from cloud_decoder.images.cache import PictureCache
 from cloud_decoder.images.composition import MOST_PIXELS_OF_REGION, composed_size, enlarged, paste
@@ -92,7 +101,7 @@ class ImageService:
                     raise UnknownFrame(
                         f"there is no frame {id} here: it has not arrived, or it belongs to another tenant"
                     )
-                await _until_event(events, id, min(left, 5.0))
+                await events.about(id, min(left, 5.0))
 
     async def image(
         self, tenant: str, id: UUID, format: str, width: int | None, wait: float
@@ -129,7 +138,7 @@ class ImageService:
                     return row, found
                 if left <= 0:
                     return row, None
-                await _until_event(events, id, min(left, POLL_SECONDS))
+                await events.about(id, min(left, POLL_SECONDS))
                 if self._backend.draining:
                     raise Draining()
                 row = await self.row(tenant, id)
@@ -142,12 +151,18 @@ class ImageService:
         None where not all are ready within ``wait`` seconds. ``UnknownRequest`` where no region was answered, else as
         :meth:`image`.
         """
+        formats.media_type(format)
         end = time.monotonic() + wait
-        row, master = await self.image(tenant, id, formats.MASTER, None, wait)
-        ready = master is not None
-        del master
+        row = await self.row(tenant, id, wait)
         found = await run_on(self._threads, self._store.frames.regions, tenant, row.id, MOST_PARTS)
         answers = [one for one in reversed(found) if _is_in_proportion(one)]  # the newest covers the others
+        if answers and row.state is FrameState.DONE:
+            variant = _composed_variant(row, answers, format, width)
+            kept = await run_on(self._threads, self._cache.get, row.digest, variant)
+            self._metrics.cache.labels("miss" if kept is None else "hit").inc()
+            if kept is not None:
+                return row, [answer.id for answer in answers], kept
+        ready = (await self.image(tenant, id, formats.MASTER, None, max(0.0, end - time.monotonic())))[1] is not None
         if not answers:
             raise UnknownRequest(f"no request for a region of frame {id} has been answered")
         for answer in answers:  # their files are read again one by one: together they could take too much memory
@@ -199,7 +214,10 @@ class ImageService:
                 await run(partial(paste, out, original, part, (x, y, wide, tall)))
                 del part
             described = f"AEIC: regions painted in from frames {', '.join(str(one.id) for one in answers)}"
-            return await run(partial(formats.encode, out, format, width, described))
+            data = await run(partial(formats.encode, out, format, width, described))
+            variant = _composed_variant(row, answers, format, width)
+            await run(partial(self._keep, row.digest, variant, data))
+            return data
         finally:  # a step that runs on after its caller has left keeps the place
             step.add_done_callback(lambda _: loop.call_soon_threadsafe(place.leave))
 
@@ -270,23 +288,28 @@ class ImageService:
         started = time.monotonic()
         data = formats.encode(picture, format, width)
         self._metrics.image_seconds.observe(time.monotonic() - started)
+        self._keep(row.digest, formats.variant(format, width), data)
+        return data
+
+    def _keep(self, digest: str, variant: str, data: bytes) -> None:
         try:
-            self._cache.put(row.digest, formats.variant(format, width), data)
+            self._cache.put(digest, variant, data)
         except OSError:
             self._metrics.cache_errors.inc()
-        return data
+
+
+def _composed_variant(row: StoredFrame, answers: list[StoredFrame], format: str, width: int | None) -> str:
+    """The cache's name for a composed picture, under the digest of the frame: another one for other answers.
+
+    The name has 64 bits of a digest, which only has to tell the pictures of one frame apart.
+    """
+    parts = [[str(one.id), one.digest, one.region] for one in answers]
+    made_of = [row.tenant, str(row.id), row.original_width, row.original_height, parts]
+    digest = hashlib.sha256(json.dumps(made_of).encode()).digest()[:8]
+    return f"c{base64.b32encode(digest).decode().rstrip('=').lower()}{formats.variant(format, width)}"
 
 
 def _is_in_proportion(answer: StoredFrame) -> bool:
     """Whether an answer has no more pixels than its region can need."""
     region = answer.region
     return region is not None and answer.width * answer.height <= MOST_PIXELS_OF_REGION * region[2] * region[3]
-
-
-async def _until_event(events: Subscription, id: UUID, timeout: float) -> None:
-    """Return at an event of that frame, when the bus wakes every subscriber, or after ``timeout`` seconds."""
-    end = time.monotonic() + timeout
-    while (left := end - time.monotonic()) > 0:
-        event = await events.next(left)
-        if event is None or event.get("id") in (None, str(id)):
-            return

@@ -145,12 +145,14 @@ class RequestListBody(_Body):
 
     ``max_bytes`` is the most that the box answers with: 0 where it takes no requests, null where it is not connected
     here. ``original_max_bytes`` is the same for originals. ``hour_bytes_left`` may still be asked of the source now.
+    ``bytes_per_second`` is the speed of the last answers about the source, null if there were none within a day.
     """
 
     requests: list[RequestBody]
     max_bytes: int | None
     original_max_bytes: int | None
     hour_bytes_left: int
+    bytes_per_second: float | None
 
 
 class SizesBody(_Body):
@@ -159,6 +161,21 @@ class SizesBody(_Body):
     frame: int
     png: int
     jpeg: int
+
+
+class ReportBody(_Body):
+    """How a box says that it is: what waits in its spool, for how long, and what keeps it from its work."""
+
+    waiting_frames: int
+    oldest_seconds: int
+    problem: str
+
+
+class BoxBody(_Body):
+    """A box that is connected: its program, and its last report; null for an older one, which makes none."""
+
+    software: str
+    report: ReportBody | None
 
 
 class SourceBody(_Body):
@@ -171,6 +188,7 @@ class SourceBody(_Body):
     first_seen_at: datetime | None
     last_seen_at: datetime | None
     connected: bool
+    box: BoxBody | None
     newest: FrameBody | None
 
 

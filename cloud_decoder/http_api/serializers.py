@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -10,6 +11,7 @@ from typing import Any
 from aeic.bundle import Bundle
 from aeic_service.errors import InvalidParameter
 from cloud_decoder.inference.model_pool import ModelPool
+from cloud_decoder.presence import Box
 from cloud_decoder.store.store import RequestState, StoredFrame, StoredRequest
 
 
@@ -70,11 +72,15 @@ def region_json(region: list[int] | None) -> dict[str, int] | None:
 
 
 def source_json(
-    one: Mapping[str, Any], waiting: int, connected: bool, newest: dict[str, Any] | None = None
+    one: Mapping[str, Any],
+    waiting: int,
+    connected: bool,
+    newest: dict[str, Any] | None = None,
+    box: Box | None = None,
 ) -> dict[str, Any]:
     """A source, as :meth:`Frames.sources <cloud_decoder.store.frames.Frames.sources>` lists it.
 
-    ``newest``: its last frame, as :func:`frame_json` makes it.
+    ``newest``: its last frame, as :func:`frame_json` makes it. ``box``: what the box of that name says of itself.
     """
     return {
         "source": one["source"],
@@ -84,6 +90,7 @@ def source_json(
         "first_seen_at": rfc3339(one["first_seen_ms"]),
         "last_seen_at": rfc3339(one["last_seen_ms"]),
         "connected": connected,
+        "box": None if box is None else dataclasses.asdict(box),
         "newest": newest,
     }
 

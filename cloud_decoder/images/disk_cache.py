@@ -4,6 +4,9 @@ One file per (digest of the bitstream, variant), for instance ``3f/3f9c...-png``
 header of 36 bytes: four letters and the SHA-256 of the payload. A file that does not match its header is a miss and is
 removed, so that a torn write, a flipped bit or a foreign file costs one decode. Files are written under a temporary
 name and then moved into place. A file that exists is not written again. The cache knows no frames and no formats.
+
+:meth:`DiskCache.put` evicts the least recently used files. http_api/image_service.py reads the cache before it decodes;
+worker/completion.py writes what was decoded. A picture that is gone is decoded again when it is asked for.
 """
 
 from __future__ import annotations

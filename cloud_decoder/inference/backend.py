@@ -77,6 +77,10 @@ class GeneratorBackend(Protocol):
         """Bytes of device memory by kind (``allocated``, ``reserved``) after the last batch; empty on a CPU."""
         return {}
 
+    def release(self) -> None:
+        """Return what is kept for the next call to the system. Called after a while without any call."""
+        return None
+
     def close(self) -> None:
         """Release processes and memory. No call may follow."""
         return None

@@ -1,4 +1,8 @@
-"""Which generator runs on which device: ONNX Runtime and OpenVINO on CPUs, torch on CPUs and GPUs."""
+"""Which generator runs on which device: ONNX Runtime and OpenVINO on CPUs, torch on CPUs and GPUs.
+
+decoder.py calls :func:`choose_device` with ``AEIC_CLOUD_DEVICE``. It builds the generator in a child process
+(subprocess_child.py) unless ``AEIC_CLOUD_ISOLATE`` is false.
+"""
 
 from __future__ import annotations
 

@@ -83,6 +83,10 @@ class FastestGenerator(GeneratorBackend):
         """Seconds of the last batch by part of the network."""
         return self._generator.parts
 
+    def release(self) -> None:
+        """Of the chosen runtime."""
+        self._generator.release()
+
     def close(self) -> None:
         """Release memory."""
         self._generator.close()

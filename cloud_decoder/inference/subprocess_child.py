@@ -37,6 +37,8 @@ if TYPE_CHECKING:
 
 DEVICE_EXIT = 70
 """Exit status after an error that the device does not survive."""
+IDLE_SECONDS = 10.0
+"""After so long without a message the memory that is kept for the next one is returned to the system."""
 
 
 class Child:
@@ -88,6 +90,11 @@ class Child:
         figures = {"parts": generator.parts, "memory": generator.memory, "counts": generator.take_counts()}
         return {"shape": list(pictures.shape), **figures}
 
+    def release(self) -> None:
+        """Return memory to the system, since no message has come for a while."""
+        if self._generator is not None:
+            self._generator.release()
+
     def decode_entropy(self, message: dict[str, Any], inbox: SharedBuffer, outbox: SharedBuffer) -> dict[str, Any]:
         """The answer to frames of these lengths, which lie one behind the other in ``inbox``."""
         ends = np.cumsum(message["frames"])
@@ -130,7 +137,7 @@ def main(arguments: list[str]) -> int:
         second = Control(socket.socket(fileno=entropy[0]))
         answer = _answering(child, *buffers)
         Thread(target=_serve, args=(second, answer), name="entropy", daemon=True).start()
-    _serve(line, child.answer)
+    _serve(line, child.answer, child.release)
     return 0
 
 
@@ -138,13 +145,23 @@ def _answering(child: Child, inbox: SharedBuffer, outbox: SharedBuffer) -> Calla
     return lambda message: child.decode_entropy(message, inbox, outbox)
 
 
-def _serve(line: Control, answer: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
+def _serve(
+    line: Control, answer: Callable[[dict[str, Any]], dict[str, Any]], idle: Callable[[], None] = lambda: None
+) -> None:
     with contextlib.suppress(BrokenPipeError, KeyboardInterrupt):
-        while (message := line.receive()) is not None:
+        while (message := _next(line, idle)) is not None:
             reply = answer(message)
             line.send(reply)
             if reply.get("failed") == DEVICE_FAILED:
                 os._exit(DEVICE_EXIT)  # at once: interpreters may hang on a device that has failed
+
+
+def _next(line: Control, idle: Callable[[], None]) -> dict[str, Any] | None:
+    try:
+        return line.receive(IDLE_SECONDS)
+    except TimeoutError:
+        idle()
+        return line.receive()
 
 
 if __name__ == "__main__":

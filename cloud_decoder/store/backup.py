@@ -21,7 +21,7 @@ import sqlalchemy as sa
 from sqlalchemy.exc import SQLAlchemyError
 
 from cloud_decoder.errors import StoreUnavailable
-from cloud_decoder.store import migrate
+from cloud_decoder.store import log_recovery, migrate
 from cloud_decoder.store.database import UNREADABLE
 from cloud_decoder.store.schema import frames, tallies
 
@@ -87,6 +87,9 @@ def check(url: sa.URL) -> Report:
     """Look for damage in the store at ``url``: pages (SQLite), digests of all bitstreams, and counters."""
     report = Report()
     if url.get_backend_name() == "sqlite":
+        if problem := log_recovery.problem(Path(_file(url))):  # SQLite would not show it
+            report.problems.append(problem)
+            return report
         report.problems += PageCheck(_file(url)).run()
         engine = sa.create_engine("sqlite://", creator=lambda: _read_only(_file(url)))
     else:

@@ -10,6 +10,7 @@ import os
 import sqlite3
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
@@ -22,6 +23,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from cloud_decoder.errors import StoreUnavailable
 from cloud_decoder.store import migrate
 from cloud_decoder.store.records import Lease
+from cloud_decoder.store.schema import metadata
 
 T = TypeVar("T")
 
@@ -34,6 +36,10 @@ DAMAGE_MESSAGES = ("malformed", "not a database")
 """Parts of SQLite's messages about pages that are not what SQLite has written."""
 UNREADABLE = (ValueError, TypeError, AttributeError, OverflowError)
 """What damaged text, ids and numbers raise while they are read: ``UnicodeDecodeError`` is a ``ValueError``."""
+MOST_ROWS = 1 << 53
+"""No store has numbered as many rows."""
+_OPEN: Counter[str] = Counter()
+"""The SQLite files that this process has open: reading the index of a log besides would drop SQLite's locks on it."""
 REMEDY = "look at 'aeic store check', then restore a backup with 'aeic store restore'"
 POSTGRESQL = {
     "connect_timeout": 5,
@@ -74,8 +80,12 @@ class Database:
         self._keeper: sqlite3.Connection | None = None
         self._keeper_lock = threading.Lock()
         self._checkpointed = False
+        self._closed = False
+        if self.path is not None:
+            _OPEN[self.path] += 1
         try:
             migrate.ensure(self.engine, self.write)
+            self._correct_numbers()
             self._watch()
         except UNREADABLE as error:
             self.close()
@@ -93,11 +103,14 @@ class Database:
             if self._keeper is not None:
                 self._keeper.close()
                 self._keeper = None
+        if self.path is not None and not self._closed:
+            _OPEN[self.path] -= 1
+        self._closed = True
 
     @property
     def path(self) -> str | None:
         """The file of an SQLite database; None for one in memory, and for PostgreSQL."""
-        return self.url.database if self.sqlite and self.url.database not in (None, "", ":memory:") else None
+        return path_of(self.url)
 
     @property
     def replaced(self) -> str:
@@ -144,6 +157,18 @@ class Database:
             raise StoreUnavailable(f"the store cannot be read ({error}): repair the database") from error
         paths = (self.path, f"{self.path}-wal")
         self._files = {path: _identity(path) for path in paths if os.path.exists(path)}
+
+    def _correct_numbers(self) -> None:
+        """SQLite calls the disk full where the number of a table's last row is the largest there is: a flipped bit."""
+        if not self.sqlite:
+            return
+        largest = "SELECT name FROM sqlite_sequence WHERE seq > :most OR typeof(seq) != 'integer'"
+        with self.write() as connection:
+            for name in connection.execute(sa.text(largest), {"most": MOST_ROWS}).scalars().all():
+                if name in metadata.tables:
+                    last = f"(SELECT COALESCE(MAX(seq), 0) FROM {name})"
+                    update = f"UPDATE sqlite_sequence SET seq = {last} WHERE name = :name"
+                    connection.execute(sa.text(update), {"name": name})
 
     def _checkpoint(self) -> str:
         """Move what the log holds into the database file, once; why it cannot be done, or nothing."""
@@ -267,6 +292,17 @@ class Database:
     def _unreadable(self, error: UnicodeDecodeError) -> StoreUnavailable:
         self.damage = f"a text in it is damaged: {error}"
         return StoreUnavailable(f"the store cannot be read ({error}): {REMEDY}")
+
+
+def path_of(url: sa.URL) -> str | None:
+    """The file of an SQLite database; None for one in memory, and for PostgreSQL."""
+    sqlite_file = url.get_backend_name() == "sqlite" and url.database not in (None, "", ":memory:")
+    return url.database if sqlite_file else None
+
+
+def is_open(path: str) -> bool:
+    """Whether this process has the SQLite file open."""
+    return _OPEN[path] > 0
 
 
 def transposed(values: list[dict[str, Any]]) -> dict[str, list[Any]]:

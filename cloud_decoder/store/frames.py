@@ -1,6 +1,8 @@
 """Stored frames: inserting them with their jobs, reading them, listing them and counting them.
 
-One transaction stores frames and queues their jobs, in as few statements as a batch needs.
+One transaction stores frames and queues their jobs, in as few statements as a batch needs. ``Frames.add``, which the
+group commit calls (grpc_api/group_commit.py), also recognises an id that is there already: a duplicate if the bytes are
+the same, a conflict if not. Methods that answer a client take its tenant and select only that tenant's rows.
 """
 
 from __future__ import annotations
@@ -102,9 +104,10 @@ def turn_of(now: float, priority: int, aging_seconds: float) -> int:
 
 
 def job_of(frame: Any, now: float, aging_seconds: float) -> dict[str, Any]:
-    """The job of a stored frame that goes back into the queue: seq, fingerprint, width, height and priority of it."""
+    """The job of a stored frame that goes back into the queue: its seq, tenant, fingerprint, size and priority."""
     return {
         "seq": frame.seq,
+        "tenant": frame.tenant,
         "fingerprint": frame.fingerprint,
         "bucket": bucket_of(frame.width, frame.height),
         "turn": turn_of(now, min(frame.priority, DEMAND_PRIORITY - 1), aging_seconds),
@@ -301,11 +304,19 @@ class Frames:
 
     def backlog(self, tenant: str) -> dict[str, int]:
         """Frames that are to be decoded on arrival and still wait, by source; sources without any are left out."""
+        found = self._backlogs(source_tallies.c.tenant == tenant)
+        return {source: count for (_, source), count in found.items()}
+
+    def backlogs(self) -> dict[tuple[str, str], int]:
+        """The same of all tenants, by tenant and source."""
+        return self._backlogs(sa.true())
+
+    def _backlogs(self, wanted: sa.ColumnElement[bool]) -> dict[tuple[str, str], int]:
         waiting = sa.func.sum(source_tallies.c.waiting)
-        query = sa.select(source_tallies.c.source, waiting).where(source_tallies.c.tenant == tenant)
+        key = source_tallies.c.tenant, source_tallies.c.source
+        query = sa.select(*key, waiting).where(wanted).group_by(*key).having(waiting > 0)
         with self._database.read() as connection:
-            found = connection.execute(query.group_by(source_tallies.c.source).having(waiting > 0))
-            return {str(source): int(count) for source, count in found}
+            return {(str(tenant), str(source)): int(count) for tenant, source, count in connection.execute(query)}
 
     def arrived(self) -> int:
         """Frames that were ever stored. Does not count rows."""
@@ -427,6 +438,7 @@ class Frames:
         highest = DEMAND_PRIORITY if deadline else DEMAND_PRIORITY - 1
         return {
             "seq": seq,
+            "tenant": frame.tenant,
             "fingerprint": frame.fingerprint,
             "bucket": bucket_of(frame.width, frame.height),
             "turn": turn_of(now, min(frame.priority, highest), self._aging_seconds),

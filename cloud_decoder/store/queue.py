@@ -3,6 +3,10 @@
 Every method is the same SQL on SQLite, where there is one writer at a time, and on PostgreSQL, where
 ``FOR UPDATE SKIP LOCKED`` lets any number of workers claim at once without waiting for each other. Times are seconds
 since 1970 by :meth:`cloud_decoder.store.store.Store.clock`.
+
+Workers call it through worker/claimer.py, front ends through front_end/queue_backend.py. A job whose worker died is
+claimed again once its lease has run out. ``begin`` counts an attempt on a frame before it is decoded; ``_lease`` gives
+up a frame that has used ``AEIC_CLOUD_MAX_ATTEMPTS``.
 """
 
 from __future__ import annotations
@@ -28,6 +32,8 @@ _REQUEUED = 1000
 """Frames of one transaction of :meth:`JobQueue.requeue`."""
 LONGEST_LEASE_SECONDS = 3600.0
 """A lease that ends later than this, and than the lease of the worker that looks, is not possible."""
+_NEAR = 1000
+"""The most urgent jobs of a tenant, among which those of one bucket are looked for."""
 _FREE = {"lease_owner": None, "lease_until": None}
 
 
@@ -36,6 +42,7 @@ class JobQueue:
 
     def __init__(self, database: Database, aging_seconds: float) -> None:
         self._database, self._aging_seconds = database, aging_seconds
+        self._served: dict[str, str] = {}  # the tenant after which the next claim begins, by bundle
 
     def claim(
         self,
@@ -50,22 +57,81 @@ class JobQueue:
     ) -> list[LeasedFrame]:
         """Up to ``limit`` waiting frames of one bundle, the most urgent first, leased for ``lease`` seconds.
 
-        With ``alike`` only frames that can share a batch with the most urgent one are claimed.
+        Tenants take turns: each of those that have frames waiting gets the same part of ``limit``, and the next claim
+        goes on with the tenant after the last one. With ``alike`` only frames that can share a batch with the most
+        urgent one (of the tenant whose turn it is) are claimed.
         """
         ready = sa.and_(_READY, jobs.c.fingerprint == fingerprint)
         lapsed = sa.exists().where(_lapsed(now, lease))
+        first, last = (
+            sa.select(jobs.c.tenant).where(ready).order_by(order).limit(1).scalar_subquery()
+            for order in (jobs.c.tenant, jobs.c.tenant.desc())
+        )
         with self._database.read() as connection:  # an idle worker's claim costs no write
-            some, stale = connection.execute(sa.select(sa.exists().where(ready), lapsed)).one()
-        if not some and not stale:
+            least, greatest, stale = connection.execute(sa.select(first, last, lapsed)).one()
+            tenants = [least]
+            if least != greatest:
+                tenants = self._turns(connection, ready, self._served.get(fingerprint), limit)
+        if (least is None or not tenants) and not stale:
             return []
-        if alike:
-            first = sa.select(jobs.c.bucket).where(ready).order_by(*_ORDER).limit(1)
-            ready = sa.and_(ready, jobs.c.bucket == first.scalar_subquery())
-        urgent = sa.select(jobs.c.seq).where(ready).order_by(*_ORDER).limit(limit)
         with self._database.write(durable=False) as connection:
             if stale:
                 self._take_back(connection, now, lease)
-            return self._lease(connection, urgent, owner, now + lease, max_attempts)
+            lease_of = (owner, now + lease, max_attempts)
+            if len(tenants) < 2:
+                if alike:
+                    bucket = sa.select(jobs.c.bucket).where(ready).order_by(*_ORDER).limit(1)
+                    ready = sa.and_(ready, jobs.c.bucket == bucket.scalar_subquery())
+                urgent = sa.select(jobs.c.seq).where(ready).order_by(*_ORDER).limit(limit)
+                return self._lease(connection, urgent, *lease_of)
+            # The first tenant has chosen what is alike; without that all of them are served.
+            self._served[fingerprint] = tenants[0 if alike else -1]
+            return self._lease_in_turn(connection, ready, tenants, limit, lease_of, alike=alike)
+
+    def _turns(
+        self, connection: sa.Connection, ready: sa.ColumnElement[bool], after: str | None, limit: int
+    ) -> list[str]:
+        """Up to ``limit`` tenants that have jobs ready, those after the tenant ``after`` first. Each costs one look
+        into an index."""
+        found: list[str] = []
+        for place, last in ((after, None), (None, after)) if after is not None else ((None, None),):
+            while len(found) < limit:
+                query = sa.select(jobs.c.tenant).where(ready)
+                if place is not None:
+                    query = query.where(jobs.c.tenant > place)
+                if last is not None:
+                    query = query.where(jobs.c.tenant <= last)
+                place = connection.scalar(query.order_by(jobs.c.tenant).limit(1))
+                if place is None:
+                    break
+                found.append(place)
+        return found
+
+    def _lease_in_turn(
+        self,
+        connection: sa.Connection,
+        ready: sa.ColumnElement[bool],
+        tenants: Sequence[str],
+        limit: int,
+        lease_of: tuple[str, float, int],
+        *,
+        alike: bool,
+    ) -> list[LeasedFrame]:
+        claimed: list[LeasedFrame] = []
+        bucket: str | None = None
+        for place, tenant in enumerate(tenants):
+            share = -(-(limit - len(claimed)) // (len(tenants) - place))
+            mine = sa.select(jobs.c.seq).where(ready, jobs.c.tenant == tenant).order_by(*_ORDER)
+            if alike:
+                bucket = bucket or connection.scalar(mine.with_only_columns(jobs.c.bucket).limit(1))
+                near = mine.add_columns(jobs.c.bucket).limit(_NEAR).subquery().c
+                same = sa.select(near.seq).where(near.bucket == bucket)
+                mine = sa.select(jobs.c.seq).where(ready, jobs.c.seq.in_(same)).order_by(*_ORDER)
+            claimed += self._lease(connection, mine.limit(share), *lease_of)
+        if len(claimed) < limit:  # the last ones had less than their share
+            rest = sa.select(jobs.c.seq).where(ready, *([jobs.c.bucket == bucket] if alike else []))
+            claimed += self._lease(connection, rest.order_by(*_ORDER).limit(limit - len(claimed)), *lease_of)
+        return claimed
 
     def claim_one(
         self, tenant: str, id: UUID, owner: str, now: float, lease: float, max_attempts: int
@@ -94,7 +160,7 @@ class JobQueue:
     def _queue(
         self, connection: sa.Connection, which: Any, now: float, *, wanted: bool, deadline: float | None = None
     ) -> bool:
-        columns = (frames.c.seq, frames.c.fingerprint, frames.c.width, frames.c.height)
+        columns = (frames.c.seq, frames.c.tenant, frames.c.fingerprint, frames.c.width, frames.c.height)
         found = connection.execute(sa.select(*columns).where(which)).first()
         if found is None:
             return False
@@ -102,6 +168,7 @@ class JobQueue:
         deadline_ms = int(deadline * 1000) if deadline else NEVER_MS
         insert = self._database.insert(jobs).values(
             seq=found.seq,
+            tenant=found.tenant,
             fingerprint=found.fingerprint,
             bucket=bucket_of(found.width, found.height),
             turn=turn,
@@ -186,7 +253,8 @@ class JobQueue:
         for column, given in ((frames.c.tenant, tenant), (frames.c.id, id)):
             if given is not None:
                 which = sa.and_(which, column == given)
-        columns = (frames.c.seq, frames.c.fingerprint, frames.c.width, frames.c.height, frames.c.priority)
+        names = ("seq", "tenant", "fingerprint", "width", "height", "priority")
+        columns = tuple(frames.c[name] for name in names)
         some = sa.select(*columns).where(which).order_by(frames.c.seq).limit(_REQUEUED).with_for_update()
         count = 0
         while True:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from uuid import UUID
 
@@ -166,16 +166,29 @@ class StoredRequest(NewRequest):
 
 
 @dataclass(frozen=True)
+class OpenRequest:
+    """An open request, as far as it matters for whose turn it is."""
+
+    seq: int
+    tenant: str
+    box: str
+    source: str
+    kind: RequestKind
+
+
+@dataclass(frozen=True)
 class Deleted:
     """What a call of :meth:`Retention.delete <cloud_decoder.store.retention.Retention.delete>` has deleted.
 
     ``frames``: id and digest of each frame, answers to requests about deleted frames included. ``requests``: those that
     it has ended. ``after``: the last ``seq`` that was looked at; None where there are no further frames to delete.
+    ``parents``: digests of frames that stay, in whose composed pictures a deleted answer may be painted.
     """
 
     frames: list[tuple[UUID, str]]
     requests: list[StoredRequest]
     after: int | None = None
+    parents: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)

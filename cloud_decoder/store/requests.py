@@ -16,13 +16,16 @@ import sqlalchemy as sa
 
 from aeic.identifiers import new_id
 from cloud_decoder.store.database import Database
-from cloud_decoder.store.records import NewRequest, RefusalReason, RequestKind, RequestState, StoredRequest
+from cloud_decoder.store.records import NewRequest, OpenRequest, RefusalReason, RequestKind, RequestState, StoredRequest
 from cloud_decoder.store.schema import requests
 
 HOUR_MS = 3_600_000
+DAY_MS = 24 * HOUR_MS
+SPEED_ANSWERS = 8
+"""Answers that the speed of a source is measured on."""
 DETAIL_CHARACTERS = 300
-OPEN_EACH = 64
-"""Open requests of one box and kind that are looked at: as many as a box works on at once."""
+OPEN_OF_BOX = 4096
+"""Open requests of one box that are looked at."""
 MOST_OPEN = 256
 """Open requests about one source."""
 LEAST_CHARGE_BYTES = 256
@@ -71,6 +74,28 @@ class Requests:
         with self._database.read() as connection:
             return self._spent(connection, tenant, source, now_ms)
 
+    def speed(self, tenant: str, source: str, now_ms: int) -> float | None:
+        """Bytes per second of the last answers about a source, from asking to storing; None if there are none.
+
+        Of the last :data:`SPEED_ANSWERS` within a day. What the box, the link and the cloud take is all in it.
+        """
+        seconds = (requests.c.finished_ms - requests.c.created_ms) / 1000.0
+        last = (
+            sa.select(requests.c.bytes, seconds.label("seconds"))
+            .where(
+                requests.c.tenant == tenant,
+                requests.c.source == source,
+                requests.c.created_ms > now_ms - DAY_MS,
+                requests.c.state == RequestState.ANSWERED.value,
+            )
+            .order_by(requests.c.created_ms.desc())
+            .limit(SPEED_ANSWERS)
+        )
+        with self._database.read() as connection:
+            found = [(int(row.bytes), float(row.seconds)) for row in connection.execute(last)]
+        spent = sum(max(0.001, taken) for _, taken in found)
+        return sum(size for size, _ in found) / spent if found else None
+
     def get(self, tenant: str, id: UUID) -> StoredRequest | None:
         """The request of that id, if it is this tenant's."""
         with self._database.read() as connection:
@@ -82,19 +107,32 @@ class Requests:
         with self._database.read() as connection:
             return [_row(one) for one in connection.execute(query.order_by(requests.c.seq.desc()).limit(limit))]
 
-    def open(self, boxes: Collection[tuple[str, str]], each: int = OPEN_EACH) -> list[StoredRequest]:
-        """Open requests of these (tenant, box), the oldest first, at most ``each`` of one box and kind: a box with many
-        does not keep the others from theirs, and originals, which may take minutes, do not delay regions."""
+    def open(self, boxes: Collection[tuple[str, str]], most: int = OPEN_OF_BOX) -> list[OpenRequest]:
+        """Open requests of these (tenant, box), the oldest first.
+
+        At most ``most`` of one box, the oldest of each source and kind before any second one.
+        """
         if not boxes:
             return []
+        columns = [requests.c[name] for name in OpenRequest.__dataclass_fields__]
         box = (requests.c.tenant, requests.c.box)
-        alike = (*box, requests.c.kind)
-        place = sa.func.row_number().over(partition_by=alike, order_by=requests.c.seq).label("place")
+        lane = (*box, requests.c.source, requests.c.kind)
+        in_lane = sa.func.row_number().over(partition_by=lane, order_by=requests.c.seq).label("in_lane")
         whose = sa.tuple_(*box).in_(list(boxes))
-        oldest = sa.select(*_COLUMNS, requests.c.seq, place).where(requests.c.state == "open", whose).subquery()
-        query = sa.select(oldest).where(oldest.c.place <= each).order_by(oldest.c.seq)
+        lanes = sa.select(*columns, in_lane).where(requests.c.state == "open", whose).subquery().c
+        turn = sa.func.row_number().over(partition_by=(lanes.tenant, lanes.box), order_by=(lanes.in_lane, lanes.seq))
+        turns = sa.select(*(lanes[column.name] for column in columns), turn.label("turn")).subquery().c
+        query = sa.select(*(turns[column.name] for column in columns)).where(turns.turn <= most).order_by(turns.seq)
         with self._database.read() as connection:
-            return [_row(one) for one in connection.execute(query)]
+            found = connection.execute(query).all()
+        return [OpenRequest(one.seq, one.tenant, one.box, one.source, RequestKind(one.kind)) for one in found]
+
+    def by_seq(self, seqs: Sequence[int]) -> list[StoredRequest]:
+        """The requests of these sequence numbers, in this order."""
+        query = sa.select(*_COLUMNS).where(self._database.among(requests.c.seq, seqs))
+        with self._database.read() as connection:
+            found = {one.seq: _row(one) for one in connection.execute(query)}
+        return [found[seq] for seq in seqs if seq in found]
 
     def expire(self, now_ms: int) -> list[StoredRequest]:
         """End the open requests whose deadline has passed, and return them."""

@@ -37,7 +37,7 @@ _FINISHED = (FrameState.DONE.value, FrameState.FAILED.value)
 @dataclass(frozen=True)
 class Removed:
     """What a call of :meth:`Retention.remove` has removed: frames, their bytes, and the digests of those that clients
-    had deleted."""
+    had deleted, and of the frames that these answered requests about."""
 
     frames: int = 0
     bytes: int = 0
@@ -71,9 +71,10 @@ class Retention:
         *,
         older_than_ms: int | None = None,
         keep_bytes: int | None = None,
-        limit: int = BATCH,
+        limit: int = LOOK,
     ) -> int:
-        """:meth:`mark` for the frames of one source."""
+        """:meth:`mark` for the frames of one source, :data:`BATCH` in each transaction. What the source holds is added
+        up once for all ``limit`` of them, not for each transaction."""
         kept = sa.and_(frames.c.tenant == tenant, frames.c.source == source, KEPT)
         oldest = sa.select(frames.c.seq, frames.c.bytes).where(kept, frames.c.state.in_(_FINISHED))
         oldest = oldest.order_by(frames.c.seq).limit(limit)
@@ -89,7 +90,8 @@ class Retention:
                         break
                     doomed.append(int(row.seq))
                     total -= row.bytes
-        return self._mark(sorted(set(doomed))[:limit], now_ms)
+        chosen = sorted(set(doomed))[:limit]
+        return sum(self._mark(chosen[place : place + BATCH], now_ms) for place in range(0, len(chosen), BATCH))
 
     def sources(self) -> list[tuple[str, str]]:
         """Tenant and source of all frames that were ever stored."""
@@ -133,7 +135,7 @@ class Retention:
         ]
         following = int(found[-1].seq) if len(found) == limit else None
         done = self._erase(tenant, seqs, now_ms) if seqs else Deleted([], [])
-        return Deleted(done.frames, done.requests, following)
+        return Deleted(done.frames, done.requests, following, done.parents)
 
     def _erase(self, tenant: str, seqs: Sequence[int], now_ms: int) -> Deleted:
         client = DeletedBy.CLIENT.value
@@ -149,7 +151,8 @@ class Retention:
 
         def mark(connection: sa.Connection, which: sa.ColumnElement[bool]) -> list[Any]:
             update = sa.update(frames).where(which, mine).values(values)
-            return list(connection.execute(update.returning(frames.c.seq, frames.c.id, frames.c.digest)))
+            columns = (frames.c.seq, frames.c.tenant, frames.c.id, frames.c.digest, frames.c.parent)
+            return list(connection.execute(update.returning(*columns)))
 
         def unqueue(connection: sa.Connection, seqs: Sequence[int]) -> None:
             connection.execute(sa.delete(jobs).where(self._database.among(jobs.c.seq, seqs)))
@@ -168,7 +171,9 @@ class Retention:
                 ids = ids + new
             unqueue(connection, [row.seq for row in marked])
             ended = end_about(connection, tenant, ids, now_ms)
-            return Deleted([(row.id, str(row.digest)) for row in marked], ended)
+            return Deleted(
+                [(row.id, str(row.digest)) for row in marked], ended, parents=_digests_of_parents(connection, marked)
+            )
 
         return self._database.commit(work)
 
@@ -246,10 +251,15 @@ class Retention:
             return Removed()
         marked = sa.and_(self._database.among(frames.c.seq, doomed), frames.c.deleted_ms.is_not(None))
         emptied = sa.update(frames).where(marked).values(bitstream=None, deleted_ms=None)
-        returning = emptied.returning(frames.c.bytes, frames.c.deleted_by, frames.c.digest)
-        removed = self._database.commit(lambda connection: connection.execute(returning).all())
-        erased = [str(row.digest) for row in removed if row.deleted_by == DeletedBy.CLIENT.value]
-        return Removed(len(removed), sum(row.bytes for row in removed), erased)
+        columns = (frames.c.bytes, frames.c.deleted_by, frames.c.digest, frames.c.tenant, frames.c.parent)
+
+        def work(connection: sa.Connection) -> Removed:
+            removed = connection.execute(emptied.returning(*columns)).all()
+            by_clients = [row for row in removed if row.deleted_by == DeletedBy.CLIENT.value]
+            erased = [str(row.digest) for row in by_clients] + _digests_of_parents(connection, by_clients)
+            return Removed(len(removed), sum(row.bytes for row in removed), erased)
+
+        return self._database.commit(work)
 
     def marked(self) -> tuple[int, int]:
         """Frames that can still be brought back, and their bytes."""
@@ -293,7 +303,14 @@ class Retention:
                 if not seqs:
                     return count
                 back = sa.and_(self._database.among(frames.c.seq, seqs), which)
-                columns = (frames.c.seq, frames.c.fingerprint, frames.c.width, frames.c.height, frames.c.priority)
+                columns = (
+                    frames.c.seq,
+                    frames.c.tenant,
+                    frames.c.fingerprint,
+                    frames.c.width,
+                    frames.c.height,
+                    frames.c.priority,
+                )
                 update = sa.update(frames).where(back).values(values)
                 found = connection.execute(update.returning(*columns, frames.c.state, frames.c.wanted)).all()
                 now = self._database.clock()
@@ -348,6 +365,15 @@ class Retention:
                 query = query.limit(limit)
             found.append([(int(row.seq), int(row.bytes)) for row in connection.execute(query)])
         return heapq.merge(*found)
+
+
+def _digests_of_parents(connection: sa.Connection, answers: Sequence[Any]) -> list[str]:
+    """The digests of the frames that these rows, which have ``tenant`` and ``parent``, answer requests about."""
+    parents = {(row.tenant, row.parent) for row in answers if row.parent is not None}
+    if not parents:
+        return []
+    query = sa.select(frames.c.digest).where(sa.tuple_(frames.c.tenant, frames.c.id).in_(list(parents)))
+    return [str(digest) for digest in connection.execute(query).scalars()]
 
 
 def share(sizes: Mapping[str, int], room: int) -> float:

@@ -124,6 +124,7 @@ jobs = Table(
     Column("attempts", Integer, nullable=False),
     Column("lease_owner", String(128)),
     Column("lease_until", Float(53)),  # seconds since 1970, by the store's clock
+    Column("tenant", String(64), nullable=False, server_default=""),  # of the frame
 )
 
 
@@ -134,6 +135,7 @@ def _ready_index(name: str, *columns: str) -> None:
 
 _ready_index("jobs_ready", "fingerprint", "turn", "deadline_ms", "seq")
 _ready_index("jobs_ready_alike", "fingerprint", "bucket", "turn", "deadline_ms", "seq")
+_ready_index("jobs_ready_by_tenant", "fingerprint", "tenant", "turn", "deadline_ms", "seq")
 _leased = jobs.c.lease_until.is_not(None)
 Index("jobs_leased", jobs.c.lease_until, sqlite_where=_leased, postgresql_where=_leased)
 

@@ -26,10 +26,13 @@ service runs them on threads.
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import sqlalchemy as sa
 
+from cloud_decoder.store import log_recovery
 from cloud_decoder.store.clock import DAY, TrustedClock
-from cloud_decoder.store.database import Database
+from cloud_decoder.store.database import Database, is_open, path_of
 from cloud_decoder.store.event_log import EventLog
 from cloud_decoder.store.frames import Frames
 from cloud_decoder.store.queue import JobQueue
@@ -44,6 +47,7 @@ from cloud_decoder.store.records import (
     LeasedFrame,
     NewFrame,
     NewRequest,
+    OpenRequest,
     Page,
     RefusalReason,
     RequestKind,
@@ -65,6 +69,7 @@ __all__ = [
     "LeasedFrame",
     "NewFrame",
     "NewRequest",
+    "OpenRequest",
     "Page",
     "RefusalReason",
     "RequestKind",
@@ -83,6 +88,8 @@ class Store:
     """
 
     def __init__(self, url: str | sa.URL, aging_seconds: float = 2.0, max_jump_seconds: float = 7 * DAY) -> None:
+        path = path_of(sa.make_url(url))
+        gone = "" if path is None or is_open(path) else log_recovery.set_aside(Path(path))
         self.database = Database(url)
         self.url = self.database.url
         self.frames = Frames(self.database, aging_seconds)
@@ -91,6 +98,13 @@ class Store:
         self.retention = Retention(self.database, aging_seconds)
         self.events = EventLog(self.database)
         self.trusted_clock = TrustedClock(self.database, max_jump_seconds)
+        try:
+            back = "" if path is None else log_recovery.put_back(Path(path), self.frames, self.retention, self.clock)
+            self.log_problem = gone or back
+            """What happened to the last commits, if the log was damaged when the store was opened; else empty."""
+        except BaseException:
+            self.close()
+            raise
 
     def clock(self) -> float:
         """Seconds since 1970 by the database's clock."""

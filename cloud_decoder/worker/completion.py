@@ -1,4 +1,8 @@
-"""The end of a job: write its picture to the cache, record its frames as done or failed, and answer its callers."""
+"""The end of a job: write its picture to the cache, record its frames as done or failed, and answer its callers.
+
+pipeline.py calls it with a finished picture, or with an error and what faults.py says of it. A picture is written to
+the cache before its frames are recorded as done.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +14,6 @@ from concurrent.futures import Executor
 from aeic.errors import BitstreamError
 from aeic_service.errors import ServiceError
 from cloud_decoder.events import EventBus
-from cloud_decoder.faults import HOST_SECONDS
 from cloud_decoder.images import formats
 from cloud_decoder.images.cache import PictureCache
 from cloud_decoder.inference.subprocess_backend import GeneratorFailure
@@ -19,6 +22,7 @@ from cloud_decoder.store.store import DecodeResult
 from cloud_decoder.threads import run_on
 from cloud_decoder.worker import tracing
 from cloud_decoder.worker.claimer import Claimer
+from cloud_decoder.worker.faults import HOST_SECONDS
 from cloud_decoder.worker.job import Decoded, DecodeJob, leases_of
 
 log = logging.getLogger(__name__)
@@ -93,7 +97,8 @@ class Completion:
                 # A picture of an SD card may be years old: only a time that the sender or the edge's clock gave counts.
                 live = row.captured_ms and row.captured_from in (None, "sender", "clock")
                 begun = row.captured_ms if live else row.received_ms
-                self._metrics.end_to_end_seconds.observe(max(0.0, now - begun / 1000))
+                since = "capture" if live else "arrival"
+                self._metrics.end_to_end_seconds.labels(since).observe(max(0.0, now - begun / 1000))
             self._event_bus.publish(row.tenant, {"event": "done", "id": str(row.id)})
         if not job.done.done():
             assert job.assembler is not None, "a finished job has its picture"

@@ -4,11 +4,13 @@ If synthesis runs on the CPU, the two stages take turns, and entropy decoding ru
 frames are entropy-decoded beside that, one at a time, so that small ones do not wait for them. On a GPU the stages
 overlap, and each GPU has its own loop; all loops take from one queue. A batch that fails is halved until the failing
 frame is alone. Out of memory leads to smaller batches, a lost process to another process, a GPU that does not come back
-to the remaining ones, and any other failure to one frame in quarantine.
+to the remaining ones, and any other failure to one frame in quarantine. faults.py has the table of errors and outcomes.
 
 Both stages can end this process: the entropy decoder runs in it, and the machine may kill it for its memory. An attempt
 is therefore counted before a frame's entropy decoding begins. A frame that has an attempt from an earlier life of a
 service is a suspect: it is decoded alone, in both stages.
+
+worker.py runs the loops of :meth:`Pipeline.loops`; scheduler.py holds the jobs, and completion.py ends them.
 """
 
 from __future__ import annotations
@@ -30,7 +32,6 @@ from cloud_decoder.errors import (
     ModelUnavailable,
     StoreUnavailable,
 )
-from cloud_decoder.faults import HOST_SECONDS, OUT_OF_MEMORY_SECONDS, Fault, outcome_of
 from cloud_decoder.inference.decoder import Decoder
 from cloud_decoder.inference.model_pool import ModelPool
 from cloud_decoder.metrics import Metrics
@@ -41,6 +42,7 @@ from cloud_decoder.worker import tracing
 from cloud_decoder.worker.batcher import Batcher, WorkItem
 from cloud_decoder.worker.claimer import Claimer
 from cloud_decoder.worker.completion import Completion, reason_of
+from cloud_decoder.worker.faults import HOST_SECONDS, OUT_OF_MEMORY_SECONDS, Fault, outcome_of
 from cloud_decoder.worker.job import DecodeJob
 from cloud_decoder.worker.scheduler import Scheduler
 

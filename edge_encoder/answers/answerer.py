@@ -8,12 +8,15 @@ What is spooled is a frame with the request's id. It is delivered as every other
 because a request that comes again finds its id in the spool. A file is not spooled: the cloud stores it once, and asks
 again for what did not arrive.
 
-The box decides: its settings limit the bytes of an answer, and of a source's answers within an hour (hour.py). Every
-request costs something, however it ends. Refusals that no source pays for have an hour of their own, and once that is
-spent they are not sent: the request expires at the cloud.
+A request names its `max_bytes`, which the client of the cloud has chosen. The box decides: AEIC_EDGE_REQUEST_MAX_BYTES
+(for files AEIC_EDGE_REQUEST_ORIGINAL_MAX_BYTES) limits them, and AEIC_EDGE_REQUEST_BYTES_PER_HOUR limits what all
+answers about one source take within an hour (hour.py). Bytes are reserved before a picture is encoded, and charged as
+sent. Every request costs something, however it ends. Refusals that no source pays for have an hour of their own, and
+once that is spent they are not sent: the request expires at the cloud.
 
 An answer goes ahead of the frames that wait, so it delays them by its own bytes and no more; it never takes the place
-of one. A file goes behind them (uplink/stream.py).
+of one. A file goes behind them. uplink/stream.py calls `answer` for each request that its stream receives, sends
+refusals, and sends files.
 """
 
 from __future__ import annotations
@@ -37,7 +40,7 @@ from aeic.bitstream import HEADER_BYTES, MIN_SIDE
 from aeic.errors import InputError, RateError
 from aeic.pixels import load_picture, picture_size, save_picture
 from aeic_service.errors import Overloaded
-from edge_encoder.answers.hour import REQUEST_BYTES, Charge, Hour
+from edge_encoder.answers.hour import PIECE_HEAD_BYTES, REQUEST_BYTES, Charge, Hour, bytes_in_pieces
 from edge_encoder.answers.jpeg import LEAST_BYTES, jpeg_within
 from edge_encoder.encoding.encode_queue import EncodeQueue
 from edge_encoder.encoding.encoder import Encoded, Encoder
@@ -103,8 +106,9 @@ class Ask:
 
 @dataclass(slots=True)
 class File:
-    """A picture file that answers a request. Its sender adds up in `sent` the bytes that it has given to the link, at
-    most `limit`: all bytes of the file, or fewer where the hour has no more."""
+    """A picture file that answers a request. Its sender adds up in `sent` the bytes that it has given to the link, with
+    PIECE_HEAD_BYTES for each piece, at most `limit`: what the file costs if it is sent once, or less where the hour has
+    no more."""
 
     data: bytes
     sent: int = 0
@@ -112,7 +116,7 @@ class File:
 
     def __post_init__(self) -> None:
         if self.limit < 0:
-            self.limit = len(self.data)
+            self.limit = bytes_in_pieces(len(self.data))
 
 
 Send = Callable[[File], Awaitable[None]]
@@ -137,7 +141,7 @@ class Ignored(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
+class AnswerLimits:
     """Most bytes of a frame that answers, of a file that does, and of the answers about one source within an hour,
     counted since the start of the process. `pictures_now`: cameras may be asked for a picture at once."""
 
@@ -157,7 +161,7 @@ class Answerer:
         queue: EncodeQueue,
         spool: Spool,
         metrics: Metrics,
-        limits: Limits,
+        limits: AnswerLimits,
         *,
         box: str,
         cameras: Mapping[str, TakePicture],
@@ -299,10 +303,10 @@ class Answerer:
             raise Refused(Reason.UNSUPPORTED, "the cloud does not take picture files")
         async with asyncio.timeout(end - time.monotonic()), self._file_turn:
             async with self._turns:
-                _reserve(charge, max(charge.sent, ask.max_bytes))
+                _reserve(charge, max(charge.sent, bytes_in_pieces(ask.max_bytes)))
                 data = await self._file_of(ask, await self._kept(ask))
-            charge.reserve(charge.sent + len(data))
-            if not charge.left:
+            charge.reserve(charge.sent + bytes_in_pieces(len(data)))
+            if charge.left <= PIECE_HEAD_BYTES:
                 raise Refused(Reason.OVER_BUDGET, f"the {charge.hour.limit} bytes for an hour are spent")
             file = File(data, limit=charge.left)
             try:
@@ -377,7 +381,8 @@ class Answerer:
 
 def _reserve(charge: Charge, total: int) -> None:
     if not charge.reserve(total):
-        raise Refused(Reason.OVER_BUDGET, f"of the {charge.hour.limit} bytes for an hour, {charge.left} are left")
+        detail = f"it may take {total} bytes; of the {charge.hour.limit} for an hour, {charge.left} are left"
+        raise Refused(Reason.OVER_BUDGET, detail)
 
 
 def _too_few(ask: Ask) -> Refused:

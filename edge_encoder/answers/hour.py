@@ -1,4 +1,8 @@
-"""What the answers about one source cost within the last 60 minutes, kept by request."""
+"""What the answers about one source cost within the last 60 minutes, kept by request.
+
+answerer.py has an Hour of AEIC_EDGE_REQUEST_BYTES_PER_HOUR for each source. The cloud counts separately, when a request
+is stored (cloud_decoder/store/requests.py).
+"""
 
 from __future__ import annotations
 
@@ -10,7 +14,16 @@ from collections.abc import Iterator
 REQUEST_BYTES = 256
 """What each attempt at a request costs at least, however it ends: a refusal is sent too, and a picture may have been
 decoded for it."""
+LEAST_PIECE_BYTES = 1 << 10
+"""A file is sent in pieces of at least so many bytes."""
+PIECE_HEAD_BYTES = 96
+"""What each piece costs besides its bytes: the ids and numbers with it, and the frames of gRPC and HTTP/2 around it."""
 _SECONDS = 3600.0
+
+
+def bytes_in_pieces(size: int) -> int:
+    """The most that a file of `size` bytes costs if it is sent once."""
+    return size + PIECE_HEAD_BYTES * -(-size // LEAST_PIECE_BYTES)
 
 
 class Charge:

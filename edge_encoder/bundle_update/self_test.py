@@ -4,7 +4,7 @@ staging.py runs it in its own process, since a broken runtime may crash instead 
 
 A synthetic picture is encoded at every rate point and each frame is decoded to latents: the check value of the frame
 matches only if the entropy model gives the same numbers twice. The provider is compared with the CPU when it is opened
-(execution_provider.py). One line of JSON reports time and memory; exit code 5 when the bundle cannot be used.
+(encoding/execution_provider.py). One line of JSON reports time and memory; exit code 5 when the bundle cannot be used.
 """
 
 from __future__ import annotations

@@ -39,7 +39,7 @@ _ABANDONED_SECONDS = 86_400
 
 
 @dataclasses.dataclass(slots=True)
-class State:
+class BundleState:
     """Names of bundles; `current` empty means the bundle of the settings. `refused` says why the last trial ended."""
 
     current: str = ""
@@ -57,15 +57,15 @@ class Staging:
         folder.mkdir(parents=True, exist_ok=True)
 
     @property
-    def state(self) -> State:
+    def state(self) -> BundleState:
         """The state on disk; an unreadable file is logged and counts as empty."""
         try:
-            return State(**json.loads((self.folder / "state.json").read_text()))
+            return BundleState(**json.loads((self.folder / "state.json").read_text()))
         except FileNotFoundError:
-            return State()
+            return BundleState()
         except (ValueError, TypeError) as error:
             log.error("%s cannot be read (%s); the bundle of the settings is used", self.folder / "state.json", error)
-            return State()
+            return BundleState()
 
     def path(self, name: str) -> Path | None:
         """The folder of a bundle; None for the empty name, which is the bundle of the settings."""
@@ -131,7 +131,7 @@ class Staging:
                 state.current, state.previous = state.previous, state.current
             return state.current
 
-    def _prune(self, state: State) -> None:
+    def _prune(self, state: BundleState) -> None:
         """Deletes bundles that are not in use, and what a process left that was killed while it copied one. A bundle
         that another process is staging now stays."""
         for path in self.folder.iterdir():
@@ -142,7 +142,7 @@ class Staging:
             shutil.rmtree(path, ignore_errors=True)
 
     @contextlib.contextmanager
-    def _changing(self) -> Iterator[State]:
+    def _changing(self) -> Iterator[BundleState]:
         with (self.folder / "lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             state = self.state

@@ -3,7 +3,8 @@
 A bundle on trial is used only when no frame can be lost by it: no frame of another model waits in the spool, and the
 cloud accepts the bundle. While the cloud cannot be reached, the current bundle stays in use and the next start asks
 again. bundle_trial_frames accepted frames confirm the bundle; one rejected frame ends the trial and the service, which
-is restarted with the previous bundle.
+is restarted with the previous bundle. EdgeService calls `choose` before it loads a bundle, and `delivered` and `failed`
+for the frames that the cloud answers (service.py).
 """
 
 from __future__ import annotations

@@ -17,11 +17,16 @@ Independent of rates and entropy coding.
 from __future__ import annotations
 
 import math
+import os
+import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import lru_cache
+from threading import Semaphore
+from typing import Any
 
 import numpy as np
 import onnxruntime
@@ -32,12 +37,16 @@ from aeic.pixels import pad_picture, to_tensor
 from aeic.profiles import LATENT_STRIDE, PICTURE_MULTIPLE
 from aeic.runtime import cuda, memory
 from edge_encoder.encoding import ProviderChoice
-from edge_encoder.encoding.execution_provider import PART_PROVIDERS, Session, open_part, open_session, run_bound
+from edge_encoder.encoding.execution_provider import CPU, PART_PROVIDERS, Session, open_part, open_session, run_bound
 
-WHOLE_PIXELS = 1 << 19
-"""A picture up to this size (padded) is analysed in one piece."""
+WHOLE_PIXELS = 1 << 20
+"""A picture up to this size (padded) is analysed in one piece: about 210 MB of memory."""
+TILE_BYTES = 230_000_000
+"""The most memory that a tile of a part takes. 1920x1088 then makes two tiles."""
 TILE_PIXELS = 1 << 18
 """The approximate size limit of a tile of all of g_a with its margins: about 80 MB of memory."""
+KEPT_PIXELS = 1 << 22
+"""The memory of larger pictures is returned to the system after each of them, since they come rarely."""
 GPU_PROVIDERS = (cuda.CUDA, cuda.TENSORRT)
 GPU_WHOLE_PIXELS = 1 << 21
 """On a GPU 1920x1088 is analysed in one piece, whatever the model."""
@@ -54,13 +63,21 @@ class Part:
     stride: int
     halo: int
     """Receptive field on each side, rounded up to a multiple of ``stride``."""
-    samples: int
-    """The most that a tile takes with its halo: about 200 MB of memory."""
+    sample_bytes: int
+    """Memory of one sample of a tile, halo included (measured with the model that ships)."""
+
+    @property
+    def samples(self) -> int:
+        """The most that a tile takes with its halo."""
+        return TILE_BYTES // self.sample_bytes
 
 
 # A stage is a 3x3 convolution, an unshuffle by two and a StarBlock, whose widest kernel has 11 taps: it sees 11 samples
 # on each side, and two stages see 33.
-PARTS = (Part(4, 36, 700_000), Part(2, 12, 131_072), Part(4, 36, 100_000))
+PARTS = (Part(4, 36, 208), Part(2, 12, 1344), Part(4, 36, 1200))
+WHOLE_SAMPLE_BYTES = 200
+_LARGE_BYTES = 100_000_000
+"""Runs that need more take turns."""
 
 
 class Analysis:
@@ -77,59 +94,63 @@ class Analysis:
         margin: int = MARGIN,
     ) -> None:
         half = bundle.path / "analysis_half.onnx" if bundle.has("analysis_half.onnx") else None
-        self._bundle, self._choice, self._threads = bundle, provider, threads
-        self._parts: list[Session] | None = None  # opened for the first large picture
-        self._session, self.provider = open_session(bundle.path / "analysis.onnx", provider, threads, half)
+        self._bundle, self._threads = bundle, threads
+        self._parts: list[Graph] | None = None  # opened for the first large picture
+        session, self.provider = open_session(bundle.path / "analysis.onnx", provider, threads, half)
+        at_once = sys.maxsize if self.provider in GPU_PROVIDERS else max(1, _cores() // threads) if threads else 1
+        self._turns = Semaphore(at_once)
+        self._graph = Graph(session, WHOLE_SAMPLE_BYTES, self._turns, kept=self.provider == CPU)
         self._whole_pixels = max(whole_pixels, GPU_WHOLE_PIXELS) if self.provider in GPU_PROVIDERS else whole_pixels
         self._tile_pixels = tile_pixels
         self._margin = margin
-        # A picture in tiles needs more memory than most, and rarely: the arena shrinks after its last tile.
-        self._last = memory.shrinking()
 
     def __call__(self, rgb: NDArray[np.uint8]) -> Latent:
         """y of the picture (H, W, 3), padded as the format says: (M, ceil(H/64)*2, ceil(W/64)*2) float32."""
         padded = pad_picture(rgb)
         height, width, _ = padded.shape
+        rare = height * width > KEPT_PIXELS
         if height * width <= self._whole_pixels:
             return self._run(padded)
-        if sessions := self._part_sessions():
-            return self._by_parts(padded, sessions)
+        if graphs := self._part_graphs():
+            return self._by_parts(padded, graphs, rare)
         side = max(PICTURE_MULTIPLE, math.isqrt(self._tile_pixels) - 2 * self._margin)
         rows = []
         for top, bottom, first, last in spans(height, side, self._margin):
             row = []
             for left, right, start, end in spans(width, side, self._margin):
-                end_of_it = (bottom, right) == (height, width)
-                y = self._run(padded[first:last, start:end], self._last if end_of_it else None)
+                y = self._run(padded[first:last, start:end], rare and (bottom, right) == (height, width))
                 inner = (slice(None), _latent(top - first, bottom - first), _latent(left - start, right - start))
                 row.append(y[inner])
             rows.append(np.concatenate(row, axis=2))
         return np.concatenate(rows, axis=1)
 
-    def _part_sessions(self) -> list[Session]:
-        """The sessions of the parts; none where the bundle has no such graphs, or a GPU takes large tiles."""
+    def _part_graphs(self) -> list[Graph]:
+        """The graphs of the parts; none where the bundle has no such graphs, or a GPU takes large tiles."""
         if self._parts is None:
             paths = [self._bundle.auxiliary(f"analysis_{number}.onnx") for number in range(len(PARTS))]
-            self._parts = []
             found = [path for path in paths if path is not None]
+            parts = []
             if self.provider in PART_PROVIDERS and len(found) == len(PARTS):
-                self._parts = [open_part(path, self.provider, self._threads) for path in found]
+                for path, part in zip(found, PARTS, strict=True):
+                    session = open_part(path, self.provider, self._threads)
+                    parts.append(Graph(session, part.sample_bytes, self._turns, kept=self.provider == CPU))
+            self._parts = parts
         return self._parts
 
-    def _by_parts(self, padded: NDArray[np.uint8], sessions: list[Session]) -> Latent:
+    def _by_parts(self, padded: NDArray[np.uint8], graphs: list[Graph], rare: bool) -> Latent:
         def tensor(rows: slice, columns: slice) -> NDArray[np.float32]:
             return to_tensor(padded[rows, columns])
 
         read: Read = tensor
         height, width, _ = padded.shape
-        for part, session in zip(PARTS, sessions, strict=True):
-            read = _Bands(part, session, read, (height, width), self._last)
+        for part, graph in zip(PARTS, graphs, strict=True):
+            read = _Bands(part, graph, read, (height, width), rare)
             height, width = height // part.stride, width // part.stride
         y: Latent = read(slice(0, height), slice(0, width))[0]
         return y
 
-    def _run(self, rgb: NDArray[np.uint8], options: onnxruntime.RunOptions | None = None) -> Latent:
-        y: Latent = run_bound(self._session, to_tensor(rgb), options)[0]
+    def _run(self, rgb: NDArray[np.uint8], last_of_rare: bool = False) -> Latent:
+        y: Latent = self._graph(to_tensor(rgb), last_of_rare)[0]
         return y
 
     def warm_up(self) -> float:
@@ -139,12 +160,44 @@ class Analysis:
         return time.perf_counter() - begin
 
 
+class Graph:
+    """A session and what its runs may hold: large ones take turns, and memory is kept for the next run."""
+
+    def __init__(self, session: Session, sample_bytes: int, turns: Semaphore, *, kept: bool) -> None:
+        """``sample_bytes``: memory for one sample of the input. ``kept``: in the arena of ONNX Runtime."""
+        self._session, self._sample_bytes, self._turns, self._kept = session, sample_bytes, turns, kept
+
+    def __call__(self, features: NDArray[np.float32], last_of_rare: bool = False) -> NDArray[np.float32]:
+        """The output for (1, C, H, W). After the last run of a rare picture the memory is returned to the system."""
+        needed = features.shape[2] * features.shape[3] * self._sample_bytes
+        # Each run has all threads that it may have, so a second one at once would need its memory and gain little.
+        turn: AbstractContextManager[object] = self._turns if needed > _LARGE_BYTES else nullcontext()
+        with turn:
+            if self._kept:
+                memory.prepare(needed, self._smallest)
+            return run_bound(self._session, features, memory.shrinking() if last_of_rare else None)
+
+    def _smallest(self, options: onnxruntime.RunOptions) -> None:
+        given: Any = self._session.get_inputs()[0]  # of ONNX Runtime: OpenVINO does not use the arena
+        channels = given.shape[1]
+        run_bound(self._session, np.zeros((1, channels, PICTURE_MULTIPLE, PICTURE_MULTIPLE), np.float32), options)
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def spans(length: int, side: int, margin: int) -> Iterator[tuple[int, int, int, int]]:
     """(begin, end, first, last): [begin, end) divide [0, length) evenly, each at most `side` long, and are read
     with their margins as [first, last). All are multiples of 64, and all reads have the same length, since ONNX Runtime
     keeps memory for every input size."""
-    parts = -(-(length // PICTURE_MULTIPLE) // max(1, side // PICTURE_MULTIPLE))
-    return _divide(length, parts, margin, PICTURE_MULTIPLE)
+    blocks = length // PICTURE_MULTIPLE
+    parts = -(-blocks // max(1, side // PICTURE_MULTIPLE))
+    read = min(length, -(-blocks // parts) * PICTURE_MULTIPLE + min(parts - 1, 2) * margin)
+    for part in range(parts):
+        begin, end = (blocks * edge // parts * PICTURE_MULTIPLE for edge in (part, part + 1))
+        first = min(max(0, begin - margin), length - read)
+        yield begin, end, first, first + read
 
 
 Read = Callable[[slice, slice], NDArray[np.float32]]
@@ -158,11 +211,9 @@ class _Bands:
     above the first one of a read are forgotten.
     """
 
-    def __init__(
-        self, part: Part, session: Session, read: Read, size: tuple[int, int], last: onnxruntime.RunOptions
-    ) -> None:
-        """``size``: (height, width) of what ``read`` gives; ``last``: options of the run of the last tile."""
-        self._part, self._session, self._read, self._size, self._last = part, session, read, size, last
+    def __init__(self, part: Part, graph: Graph, read: Read, size: tuple[int, int], rare: bool) -> None:
+        """``size``: (height, width) of what ``read`` gives; ``rare``: the memory is returned after the last tile."""
+        self._part, self._graph, self._read, self._size, self._rare = part, graph, read, size, rare
         self._rows, self._columns = _cuts(*size, part)
         self._next = 0  # the first of self._rows that is not computed
         self._bands: deque[tuple[int, NDArray[np.float32]]] = deque()  # first row and features
@@ -189,8 +240,8 @@ class _Bands:
         inner_rows = slice((top - first) // stride, (bottom - first) // stride)
         tiles = []
         for left, right, start, stop in self._columns:
-            options = self._last if (bottom, right) == self._size else None
-            tile = run_bound(self._session, self._read(slice(first, end), slice(start, stop)), options)
+            last_of_rare = self._rare and (bottom, right) == self._size
+            tile = self._graph(self._read(slice(first, end), slice(start, stop)), last_of_rare)
             tiles.append(tile[:, :, inner_rows, (left - start) // stride : (right - start) // stride])
         self._bands.append((top // stride, np.concatenate(tiles, axis=3)))
 
@@ -200,33 +251,46 @@ Spans = tuple[tuple[int, int, int, int], ...]
 
 @lru_cache(maxsize=256)
 def _cuts(height: int, width: int, part: Part) -> tuple[Spans, Spans]:
-    """Rows and columns of tiles, as :func:`spans`, that stay within ``part.samples`` and read the fewest samples."""
-    best: tuple[int, Spans, Spans] | None = None
-    for across in range(1, width // part.stride + 1):
-        columns = tuple(_divide(width, across, part.halo, part.stride))
-        wide = columns[0][3] - columns[0][2]
-        for down in range(1, height // part.stride + 1):
-            rows = tuple(_divide(height, down, part.halo, part.stride))
-            tall = rows[0][3] - rows[0][2]
-            if tall * wide <= part.samples:
-                cost = across * down * tall * wide
-                if best is None or cost < best[0]:
-                    best = cost, rows, columns
-                break
-        if best is not None and wide <= 8 * part.halo:
+    """Rows and columns of tiles, as :func:`_divide`, that stay within ``part.samples`` and read the fewest samples."""
+    blocks_down, blocks_across, margin = height // part.stride, width // part.stride, part.halo // part.stride
+    best: tuple[int, int, int] | None = None  # samples read, parts across, parts down
+    for across in range(1, blocks_across + 1):
+        wide = _read_blocks(blocks_across, across, margin)
+        most = part.samples // (wide * part.stride**2)
+        if most >= blocks_down:
+            down = 1
+        elif most > 2 * margin:
+            down = -(-(blocks_down - 2 * margin) // (most - 2 * margin))
+        else:
+            continue
+        cost = across * down * wide * _read_blocks(blocks_down, down, margin)
+        best = min(best or (cost, across, down), (cost, across, down))  # low bands, of which few rows are kept
+        if best is not None and wide <= 8 * margin:
             break
     assert best is not None, "a tile of one output sample always fits"
-    return best[1], best[2]
+    _, across, down = best
+    divided = _divide(height, down, part.halo, part.stride), _divide(width, across, part.halo, part.stride)
+    return tuple(divided[0]), tuple(divided[1])
 
 
 def _divide(length: int, parts: int, halo: int, multiple: int) -> Iterator[tuple[int, int, int, int]]:
-    """``parts`` even spans of [0, length), each (begin, end, first, last) and read as [first, last), of one length."""
+    """``parts`` spans of [0, length), each (begin, end, first, last) and read as [first, last), of one length.
+
+    The first and the last are longer than the others, since they have only one halo.
+    """
     blocks = length // multiple
-    read = min(length, -(-blocks // parts) * multiple + min(parts - 1, 2) * halo)
+    read = _read_blocks(blocks, parts, halo // multiple)
     for part in range(parts):
-        begin, end = (blocks * edge // parts * multiple for edge in (part, part + 1))
-        first = min(max(0, begin - halo), length - read)
-        yield begin, end, first, first + read
+        first = (blocks - read) * part // max(1, parts - 1)
+        before, after = ((blocks - read) * (part + step) // max(1, parts - 1) for step in (-1, 1))
+        begin = (first + before + read) // 2 if part else 0
+        end = (first + after + read) // 2 if part < parts - 1 else blocks
+        yield begin * multiple, end * multiple, first * multiple, (first + read) * multiple
+
+
+def _read_blocks(blocks: int, parts: int, margin: int) -> int:
+    """The length of ``parts`` equal spans that cover ``blocks`` and overlap by two margins at least."""
+    return min(blocks, -(-(blocks + 2 * margin * (parts - 1)) // parts))
 
 
 def _latent(begin: int, end: int) -> slice:

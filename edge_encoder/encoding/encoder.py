@@ -93,19 +93,22 @@ class Encoder:
         max_bytes: int | None = None,
         target_bytes: int | None = None,
         max_side: int | None = None,
+        *,
+        stretch: bool = False,
     ) -> Encoded:
-        """Encodes a JPEG, PNG or WebP file's bytes, or an (H, W, 3) uint8 array.
+        """Encodes the bytes of a picture file (aeic.pixels.load_picture), or an (H, W, 3) uint8 array.
 
         `rate`: number or name of a rate point, by default the bundle's. A picture with a side over `max_side` pixels is
         scaled down first. With `max_bytes` the best rate point (at most `rate`, if given) whose whole file fits is
         taken, and if none fits, the picture is scaled down until one does. `target_bytes` does the same, but takes
-        the smallest file there is when nothing fits. TypeError for a path and the like, InputError for a picture that
-        cannot be taken, RateError for an unknown rate or when nothing fits into `max_bytes`.
+        the smallest file there is when nothing fits. `stretch` spreads the grey levels of a 16-bit file. TypeError for
+        a path and the like, InputError for a picture that cannot be taken, RateError for an unknown rate or when
+        nothing fits into `max_bytes`.
         """
         begin = time.perf_counter()
         if isinstance(picture, bytes | bytearray | memoryview):
             with self._reading:
-                rgb = load_picture(bytes(picture), max_pixels=self.max_pixels)
+                rgb = load_picture(bytes(picture), max_pixels=self.max_pixels, stretch=stretch)
         else:
             rgb = _checked(picture)
         original_height, original_width, _ = rgb.shape

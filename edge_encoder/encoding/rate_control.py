@@ -3,8 +3,12 @@
 The expected wait of a new frame is the larger of the age of the oldest frame and the backlog divided by the recent
 throughput of the link. When it exceeds three quarters of the target age, the rate drops by one point, and by another
 after each further quarter. When it stays below one quarter for a whole target age, the rate rises by one point, up to
-the ceiling. The wide dead band keeps the quality from oscillating. Pure logic: time and
-the state of the spool are passed in.
+the ceiling, which is the bundle's default. The wide dead band keeps the quality from oscillating.
+
+EdgeService calls `observe` once a second, if AEIC_EDGE_TARGET_AGE_SECONDS is set (service.py, `_keep_house`). Submitter
+reads `rate` for each picture that asks for neither a rate point nor a number of bytes (submission/submitter.py,
+`_make`). Without a target age such a picture gets the bundle's default rate point. Pure logic: time and the state of
+the spool are passed in.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ from aeic_service import problems, static_page, tracing
 from aeic_service.app import new_app, prometheus_text
 from aeic_service.errors import Draining, InvalidParameter, ServiceError, UnknownFrame
 from aeic_service.parameters import FrameId, Seconds, frame_id
-from aeic_service.request_body import Limits, discard, read_body, stated_size
+from aeic_service.request_body import BodyLimits, discard, read_body, stated_size
 from edge_encoder.encoding import Preset
 from edge_encoder.http_api import schemas, status
 from edge_encoder.service import EdgeService
@@ -44,11 +44,11 @@ _WAIT = "Answer when the picture is on disk (received), when its frame is (spool
 _MOST = "Largest frame, in bytes; the picture is scaled down to fit."
 _TARGET = "Target size of the frame, in bytes; if no frame fits, the smallest one is sent."
 _WAITED = "aeic.wait"  # in a request's scope, for _Timed; not there when the request was malformed
-_PICTURES = ("image/jpeg", "image/png", "image/webp", "application/octet-stream")
+_PICTURES = ("image/jpeg", "image/png", "image/webp", "image/avif", "image/heic", "application/octet-stream")
 _REQUEST_BODY = {
     "requestBody": {
         "required": True,
-        "description": "One JPEG, PNG or WebP file; the format is detected from its content.",
+        "description": "One JPEG, PNG, WebP, AVIF or HEIF file; the format is detected from its content.",
         "content": {kind: {"schema": {"type": "string", "format": "binary"}} for kind in _PICTURES},
     }
 }
@@ -87,7 +87,7 @@ def create_app(service: EdgeService) -> FastAPI:
     settings = service.settings
     app = new_app("AEIC edge", about, settings, [Middleware(_Timed, service=service)])
     app.include_router(static_page.router(STATIC))
-    body = Limits(settings.max_body_bytes, settings.read_timeout_seconds, "AEIC_EDGE_MAX_BODY_BYTES")
+    body = BodyLimits(settings.max_body_bytes, settings.read_timeout_seconds, "AEIC_EDGE_MAX_BODY_BYTES")
 
     @app.post(
         "/v1/frames",

@@ -82,7 +82,8 @@ class OriginalsBody(_Body):
 
 class SpoolBody(_Body):
     """Frames that wait to be sent. ``problem`` says why the spool cannot be written; ``damaged_files`` are kept beside
-    it because they could not be read completely."""
+    it because they could not be read completely. ``verified`` (ok, running, repaired, failed): whether the
+    whole file was checked since the start."""
 
     frames: int
     bytes: int
@@ -91,6 +92,7 @@ class SpoolBody(_Body):
     oldest_seconds: float | None
     unreadable_frames: int
     damaged_files: list[str]
+    verified: str
     problem: str | None
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import aeic
 from edge_encoder.errors import SpoolError
+from edge_encoder.spool.verification import Verified
 
 if TYPE_CHECKING:
     from edge_encoder.service import EdgeService
@@ -48,6 +49,7 @@ def status(service: EdgeService) -> dict[str, Any]:
             "oldest_seconds": None if oldest is None else round(oldest, 3),
             "unreadable_frames": spool.unreadable,
             "damaged_files": spool.damaged_files(),
+            "verified": spool.verified.value,
             "problem": spool.problem or None,
         },
         "uplink": {
@@ -80,6 +82,7 @@ def refresh_gauges(service: EdgeService) -> None:
     metrics.spool_frames.set(spool.pending_frames)
     metrics.spool_bytes.set(spool.pending_bytes)
     metrics.unreadable.set(spool.unreadable)
+    metrics.verified.set(spool.verified in (Verified.OK, Verified.REPAIRED))
     metrics.default_rate.set(_default_rate(service))
     with contextlib.suppress(OSError):  # the folder is gone; /readyz says so
         disk = shutil.disk_usage(service.settings.data_dir)

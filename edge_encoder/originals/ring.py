@@ -5,6 +5,9 @@ A file, NUMBER.original, is named by a number that only counts; ids stand inside
 cut truncated is deleted when it is found, and so is one that the present key does not open, or that was kept without a
 key although there is one now. Originals never take space that the spool may still need: the oldest are deleted where
 the disk fills up. Blocks; thread safe.
+
+submission/submitter.py keeps an original once its frame is spooled; answers/answerer.py reads it for a request;
+EdgeService calls `expire` once a second.
 """
 
 from __future__ import annotations

@@ -1,1 +1,1 @@
-"""Sources of pictures besides HTTP: cameras and watched folders."""
+"""Sources of pictures besides HTTP: cameras, watched folders and MQTT topics."""

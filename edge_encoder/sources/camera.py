@@ -36,7 +36,7 @@ from edge_encoder.errors import SpoolError
 from edge_encoder.service import EdgeService
 from edge_encoder.source_settings import CameraSettings
 from edge_encoder.source_status import SourceStatus
-from edge_encoder.sources.capture_process import Job, Pace
+from edge_encoder.sources.capture_process import CaptureJob, Pace
 from edge_encoder.spool.record import CapturedFrom
 from edge_encoder.submission.request import EncodeRequest, SizeLimits
 
@@ -61,13 +61,14 @@ class Camera:
         url = settings.url.get_secret_value()
         self._file = Path(url) if "://" not in url and not url.startswith("/dev/") else None
         self.may_end = self._file is not None
-        self._job = Job(
+        self._job = CaptureJob(
             url=url,
             fps=settings.fps,
             motion=settings.motion,
             still_seconds=settings.still_seconds,
             timeout_seconds=settings.timeout_seconds,
             live=self._file is None,
+            stretch=service.settings.stretch if settings.stretch is None else settings.stretch,
         )
         self._pace = Pace()
         self._delivered = False  # the present capture process has sent a line

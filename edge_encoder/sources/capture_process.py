@@ -7,10 +7,12 @@ decoded is skipped. A live source never waits: while the service is busy, the ne
 pending. A file waits, so that none of its frames is lost. An HTTP URL that delivers one picture and ends is a snapshot
 URL: it is asked again when the next frame is due.
 
-stdin: one line of JSON (Job), then `now NUMBER` for each picture that is asked for at once. stdout: lines of JSON.
-{width, height, seconds, skipped, pace} is followed by the pixels, height * width * 3 bytes RGB; `seconds` is the
-frame's time in a file, or the wall-clock time of its arrival. {width, height, seconds, asked} is the same for the next
-frame after `now`, due or not; `asked` is the NUMBER, and the frame rate and the motion filter do not count this frame.
+stdin: one line of JSON (CaptureJob), then `now NUMBER` for each picture that is asked for at once.
+
+stdout: lines of JSON. {width, height, seconds, skipped, pace} is followed by the pixels, height * width * 3 bytes RGB;
+`seconds` is the frame's time in a file, or the wall-clock time of its arrival. {width, height, seconds, asked} is the
+same for the next frame after `now`, due or not; `asked` is the NUMBER, and the frame rate and the motion filter do not
+count this frame.
 {alive} says about once a second that a live source delivers. {error} is the last line when the source cannot be opened
 or breaks; it never contains the URL, which may hold a password.
 """
@@ -32,11 +34,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from aeic.bitstream import MAX_SIDE
+from aeic.pixels import to_eight_bits, used_levels
 from edge_encoder.sources.motion import CELLS, Motion
 
 _ALIVE_SECONDS = 1.0
 _LEAST_RATIO = 1 / 8
 _MAX_DAMAGED_PACKETS = 64  # one after another
+_DEEP_GREY = tuple(f"gray{bits}{order}" for bits in (9, 10, 12, 14, 16) for order in ("le", "be"))
 _HTTP = ("http://", "https://")
 
 
@@ -51,8 +55,9 @@ class Pace:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Job:
-    """What to read and which frames to take. `live`: frames are dropped rather than delayed."""
+class CaptureJob:
+    """What to read and which frames to take. `live`: frames are dropped rather than delayed. `stretch`: the grey levels
+    of frames with more than 8 bits are spread."""
 
     url: str
     fps: float
@@ -61,6 +66,7 @@ class Job:
     timeout_seconds: float
     live: bool
     pace: Pace = Pace()
+    stretch: bool = False
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -100,7 +106,7 @@ class Wanted:
             return self._changed.wait_for(lambda: self._number > 0, seconds)
 
 
-def shots(job: Job, alive: Callable[[], None] = lambda: None, wanted: Wanted | None = None) -> Iterator[Shot]:
+def shots(job: CaptureJob, alive: Callable[[], None] = lambda: None, wanted: Wanted | None = None) -> Iterator[Shot]:
     """The frames worth sending, and those that are `wanted` at once. `alive` is called for every frame that arrives and
     while a snapshot is waited for. av.FFmpegError when the source cannot be opened or breaks."""
     wanted = wanted or Wanted()
@@ -111,7 +117,7 @@ def shots(job: Job, alive: Callable[[], None] = lambda: None, wanted: Wanted | N
             count += 1
             alive()
             if number := wanted.take():
-                yield Shot(_upright(frame, pixel_width), time.time(), 0, Pace(), number)
+                yield Shot(_upright(frame, pixel_width, job.stretch), time.time(), 0, Pace(), number)
             if (shot := state.take(frame, pixel_width)) is not None:
                 yield shot
         if count != 1 or not job.url.startswith(_HTTP):
@@ -125,7 +131,7 @@ def shots(job: Job, alive: Callable[[], None] = lambda: None, wanted: Wanted | N
 class _State:
     """Which frames are due and new."""
 
-    def __init__(self, job: Job) -> None:
+    def __init__(self, job: CaptureJob) -> None:
         self.due = job.pace.due if job.live else 0.0
         self._job = job
         self._skipped = 0
@@ -152,10 +158,10 @@ class _State:
         skipped, self._skipped = self._skipped, 0
         pace = Pace(self.due, now, base64.b64encode(np.ascontiguousarray(grey).tobytes()).decode())
         seconds = time.time() if self._job.live else now
-        return Shot(_upright(frame, pixel_width), seconds, skipped, pace)
+        return Shot(_upright(frame, pixel_width, self._job.stretch), seconds, skipped, pace)
 
 
-def _frames(job: Job) -> Iterator[tuple[Any, float]]:
+def _frames(job: CaptureJob) -> Iterator[tuple[Any, float]]:
     """Every frame of the source that can be decoded, and the width of its pixels, whose height is 1."""
     import av
 
@@ -215,12 +221,18 @@ def _pixel_width(stream: Any) -> float:
     return ratio if _LEAST_RATIO <= ratio <= 1 / _LEAST_RATIO else 1.0
 
 
-def _upright(frame: Any, pixel_width: float) -> NDArray[np.uint8]:
+def _upright(frame: Any, pixel_width: float, stretch: bool) -> NDArray[np.uint8]:
     """(H, W, 3) RGB with square pixels, enlarged in one direction where they were not, and turned by quarters as the
     stream's display matrix says."""
     width = min(MAX_SIDE, round(frame.width * max(1.0, pixel_width)))
     height = min(MAX_SIDE, round(frame.height * max(1.0, 1 / pixel_width)))
-    rgb: NDArray[np.uint8] = frame.to_ndarray(format="rgb24", width=width, height=height)
+    rgb: NDArray[np.uint8]
+    if stretch and frame.format.name in _DEEP_GREY:
+        grey = frame.to_ndarray(format="gray16le", width=width, height=height)
+        levels = used_levels(np.bincount(grey.ravel(), minlength=65536))
+        rgb = np.repeat(to_eight_bits(grey, levels)[:, :, None], 3, axis=2)
+    else:
+        rgb = frame.to_ndarray(format="rgb24", width=width, height=height)
     return np.rot90(rgb, round(frame.rotation / 90))  # both count counter-clockwise
 
 
@@ -323,7 +335,7 @@ def cause(error: Exception) -> str:
 def main() -> int:
     """Reads the job, writes frames until the source ends."""
     values: dict[str, Any] = json.loads(sys.stdin.readline())
-    job = Job(**{**values, "pace": Pace(**values.get("pace", {}))})
+    job = CaptureJob(**{**values, "pace": Pace(**values.get("pace", {}))})
     wanted = Wanted()
     threading.Thread(target=_listen, args=(wanted,), daemon=True).start()
     out = sys.stdout.buffer

@@ -6,8 +6,11 @@
 A crash between spooling and moving does no harm: the id derives from the file's name, time and bytes, so the next scan
 finds the frame in the spool. While the encoder is busy or the spool is full, files stay where they are. A file that
 looks cut short may still be written, so it is refused only after PATIENCE_SECONDS without a change. A file that cannot
-be read is reported once and left; one that cannot be moved is remembered (taken_files.py). The folder is scanned and
-not watched with inotify, because network file systems report nothing. Independent of HTTP.
+be read is reported once and left; one that cannot be moved is remembered (taken_files.py).
+
+The folder is scanned and not watched with inotify. Network file systems report nothing to inotify, events that are lost
+when its queue overflows need a scan all the same, and writers that reopen a file (FTP's resume, rsync --append) close
+it before it is complete. Size and times that stay the same over several looks cover all of these. Independent of HTTP.
 """
 
 from __future__ import annotations
@@ -22,6 +25,7 @@ from pathlib import Path
 
 from aeic.errors import InputError, RateError, Unreadable
 from aeic.identifiers import derived_id
+from aeic.pixels import SUFFIXES
 from aeic_service.errors import Overloaded
 from edge_encoder.errors import IdTaken, SpoolError
 from edge_encoder.service import EdgeService
@@ -36,7 +40,6 @@ log = logging.getLogger("aeic.edge.folder")
 PATIENCE_SECONDS = 30.0
 LOOKS = 2
 """Scans in which a file must have been the same, whatever the settings say."""
-_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp"}
 _UNFINISHED = (".part", ".partial", ".filepart", ".crdownload", ".tmp", ".download")
 _OURS = ("done", "refused")
 
@@ -136,7 +139,7 @@ class WatchedFolder:
                         if self._settings.recursive:
                             folders.append(path)
                     elif (
-                        path.suffix.lower() in _SUFFIXES
+                        path.suffix.lower() in SUFFIXES
                         and not any(entry.name + suffix in names for suffix in _UNFINISHED)
                         and entry.is_file()
                     ):
@@ -164,6 +167,7 @@ class WatchedFolder:
                 source_id=self._source_id,
                 captured_ms=max(0, time_ns // 1_000_000),
                 captured_from=CapturedFrom.FILE,
+                stretch=self._settings.stretch,
                 id=derived_id(time_ns // 1_000_000, name + f"\0{time_ns}\0".encode() + data),
             )
             await self._service.take(data, encode_request)

@@ -8,8 +8,9 @@ import sqlite3
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from aeic_service import wal
 from edge_encoder.errors import SpoolError
-from edge_encoder.spool import database, tables, wal
+from edge_encoder.spool import database, tables
 from edge_encoder.spool.record import DamagedRecord, Original, Record
 
 
@@ -44,7 +45,11 @@ def check(folder: Path) -> Report:
     report.kept = sorted(each.name for each in folder.glob("spool.sqlite3.*") if not each.name.endswith("-wal"))
     way = "mode=ro"
     if not report.in_use:  # the log of a running edge changes while it is read
-        found = wal.scan(path.with_name(path.name + "-wal"))
+        log_path = path.with_name(path.name + "-wal")
+        found = wal.scan(log_path)
+        if wal.is_missing(log_path):
+            report.log = "gone, and with it the last commits"
+            way = "immutable=1"
         if found is not None and found.damaged:
             report.log = "damaged; the next start of the edge recovers the spool"
         if found is not None and found.incomplete:

@@ -3,7 +3,9 @@
 A delivery must be recorded before its frame can be deleted, which a full disk prevents: the spool would send the same
 frames again and again and accept no others. So a file reserves some space from the start. When the disk is full, the
 file is deleted, deliveries are recorded, and no new frame is accepted until the space is reserved again.
-Independent of SQLite.
+
+writer.py deletes the file when a commit fails for want of space, and makes it again as soon as it can. spool.py refuses
+frames while it is missing: clients get 507, watched folders keep their files. Independent of SQLite.
 """
 
 from __future__ import annotations

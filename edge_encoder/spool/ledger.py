@@ -3,6 +3,10 @@
 An id is in one table at a time: among the originals (originals.py) or among the frames. All changes run in the writer's
 thread (writer.py), inside a transaction; when one fails, the writer rolls it back and calls recount(). It is
 independent of threads and files, and only reads the leases.
+
+A frame's bytes are freed by finish() alone: when the cloud has acknowledged it (uplink/stream.py, by way of spool.py),
+when the cap is reached and the policy drops frames (put()), or when it is too old (expire()). Its row stays as history
+until prune(). A full disk drops nothing: spool.py then refuses new frames (disk_reserve.py).
 """
 
 from __future__ import annotations
@@ -33,7 +37,7 @@ Changes = list[tuple[uuid.UUID, State, str]]
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
+class SpoolLimits:
     """How much the spool holds: bytes of frames not yet acknowledged, what happens beyond, and finished frames that are
     remembered."""
 
@@ -45,7 +49,7 @@ class Limits:
 class Ledger:
     """`frames` of `bytes` wait to be sent, `history` are finished and remembered; `originals` wait to be encoded."""
 
-    def __init__(self, leases: Leases, limits: Limits, clock: SpoolClock, system: System) -> None:
+    def __init__(self, leases: Leases, limits: SpoolLimits, clock: SpoolClock, system: System) -> None:
         self.frames = self.bytes = self.history = 0
         self.limits = limits
         self.originals = Originals()

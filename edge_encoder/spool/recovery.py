@@ -26,7 +26,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from edge_encoder.spool import tables, wal
+from aeic_service import wal
+from edge_encoder.spool import tables
 from edge_encoder.spool.record import FINAL, MAGIC, DamagedRecord, Original, Record, State
 from edge_encoder.spool.system import System
 
@@ -83,6 +84,7 @@ def recover(path: Path, target: sqlite3.Connection, image: Path, system: System,
     for part in (path, log_path):
         if part.is_file() and part.stat().st_size:
             recoverer.search(part)
+    recoverer.found.complete &= not wal.is_missing(log_path)
     recovery = recoverer.finish()
     with _writing():
         tables.insert_recovery(target, int(system.wall_seconds() * 1000), recovery.lost, recovery.complete)

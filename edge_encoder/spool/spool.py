@@ -29,7 +29,7 @@ from edge_encoder.spool import database, tables
 from edge_encoder.spool.clock import SpoolClock
 from edge_encoder.spool.disk_reserve import DiskReserve
 from edge_encoder.spool.leases import Leases
-from edge_encoder.spool.ledger import KNOWN, Changes, Ledger, Limits
+from edge_encoder.spool.ledger import KNOWN, Changes, Ledger, SpoolLimits
 from edge_encoder.spool.lock import FolderLock
 from edge_encoder.spool.reader import Reader
 from edge_encoder.spool.record import (
@@ -44,9 +44,10 @@ from edge_encoder.spool.record import (
 )
 from edge_encoder.spool.system import System
 from edge_encoder.spool.tables import WAITING
+from edge_encoder.spool.verification import Verification, Verified
 from edge_encoder.spool.writer import Op, Writer
 
-_LIMITS = Limits()
+_LIMITS = SpoolLimits()
 _PROVEN_SECONDS = 2.0  # a commit this recent shows that the spool can be written
 
 log = logging.getLogger("aeic.edge.spool")
@@ -89,7 +90,7 @@ class Spool:
         connection: sqlite3.Connection | None = None
         try:
             self._reserve = DiskReserve(folder / "spool.reserve", system=system)
-            self._limits = Limits(max_bytes, full_policy, history_frames)
+            self._limits = SpoolLimits(max_bytes, full_policy, history_frames)
             connection = self._open_first()
             self._reader = Reader(self.path, lambda op: self._writer.submit(op), system)
             self._reader.open()
@@ -102,6 +103,9 @@ class Spool:
                 raise kind(f"the spool {self.path} cannot be opened ({error}); look at its disk") from error
             raise
         self._writer = Writer(connection, self, self._reserve, system)
+        self._verification = Verification(self.path, system, self._repair)
+        if database.is_large(self.path):
+            self._verification.start()
 
     def put(self, record: Record, *, drops: bool = True) -> Future[Entry]:
         """Stores the frame, in place of its original; the future ends after the commit, so its result may be promised.
@@ -279,7 +283,7 @@ class Spool:
         return max((max(0, now - (arrived or now)) / 1000 for arrived in times if arrived is not None), default=0.0)
 
     @property
-    def limits(self) -> Limits:
+    def limits(self) -> SpoolLimits:
         """How much the spool holds."""
         return self._ledger.limits
 
@@ -321,6 +325,12 @@ class Spool:
         return sorted(path.name for path in found if not path.name.endswith("-wal"))
 
     @property
+    def verified(self) -> Verified:
+        """What is known of the whole file: one of a moderate size is verified when it is opened, a larger one in the
+        background (verification.py)."""
+        return self._verification.result
+
+    @property
     def restarts(self) -> int:
         """Unexpected errors that the writer survived."""
         return self._writer.restarts
@@ -356,6 +366,7 @@ class Spool:
     def close(self) -> None:
         """Commits what was handed in and closes the file. A second call does nothing."""
         if self._lock.held:
+            self._verification.close()
             self._change(lambda connection, changes: self._save_clock(connection))
             self._writer.close()
             self._reader.close()
@@ -380,6 +391,16 @@ class Spool:
                     self.on_change(ident, state, reason)
 
         return self._writer.submit(Op(run, after))
+
+    def _repair(self, error: sqlite3.Error) -> None:
+        """Has the writer repair the file; returns once it is repaired."""
+
+        def fail(_: sqlite3.Connection) -> None:
+            raise error
+
+        with contextlib.suppress(SpoolError):
+            self._writer.submit(Op(fail)).result()
+        self._change(lambda connection, changes: None).result()
 
     def _save_clock(self, connection: sqlite3.Connection) -> None:
         assert self._clock is not None

@@ -18,7 +18,7 @@ from edge_encoder.spool import clock
 from edge_encoder.spool.record import DamagedRecord, Original, Record, State
 
 
-class Damaged(sqlite3.DatabaseError):
+class DamagedDatabase(sqlite3.DatabaseError):
     """The file is damaged, as a check of it found; has SQLite's own error code for that."""
 
     def __init__(self, verdict: str) -> None:
@@ -35,16 +35,17 @@ class Connection(sqlite3.Connection):
         try:
             return super().execute(*arguments)
         except UnicodeDecodeError as error:
-            raise Damaged("its schema is no UTF-8") from error
+            raise DamagedDatabase("its schema is no UTF-8") from error
 
     def executescript(self, script: str) -> sqlite3.Cursor:
         """As in the base class."""
         try:
             return super().executescript(script)
         except UnicodeDecodeError as error:
-            raise Damaged("its schema is no UTF-8") from error
+            raise DamagedDatabase("its schema is no UTF-8") from error
 
 
+_MOST_ROWS = 1 << 53  # no spool has numbered as many rows
 ROW_BYTES = 256
 """What a row costs besides its record or picture: its other columns and its index entries, about."""
 
@@ -133,18 +134,26 @@ def create(connection: sqlite3.Connection) -> None:
 
 
 def check_schema(connection: sqlite3.Connection) -> None:
-    """Raises Damaged when a table lacks a column that create() gives it: a flipped bit renamed it."""
+    """Raises DamagedDatabase when a table lacks a column that create() gives it: a flipped bit renamed it."""
     with contextlib.closing(sqlite3.connect(":memory:")) as new:
         create(new)
         names = [name for (name,) in new.execute("SELECT name FROM sqlite_schema WHERE type = 'table'")]
         for name in names:
             if _columns(new, name) - _columns(connection, name):
-                raise Damaged(f"the schema of its table {name}")
+                raise DamagedDatabase(f"the schema of its table {name}")
+
+
+def check_numbers(connection: sqlite3.Connection) -> None:
+    """Raises DamagedDatabase when SQLite would soon find no number for a new row, and call the disk full: a flipped bit
+    made the last number of a table far too large. No check of SQLite's looks at it."""
+    for name, seq in connection.execute("SELECT name, seq FROM sqlite_sequence"):
+        if not isinstance(seq, int) or seq >= _MOST_ROWS:
+            raise DamagedDatabase(f"the number of the last row of {name}")
 
 
 def check_values(connection: sqlite3.Connection) -> None:
-    """Raises Damaged when a value is not of its column's type: a flipped bit in the header of a row makes a text of a
-    number. SQLite checks that only in STRICT tables, which no spool has."""
+    """Raises DamagedDatabase when a value is not of its column's type: a flipped bit in the header of a row turns a
+    number into a text. SQLite checks that only in STRICT tables, which no spool has."""
     for (table,) in connection.execute("SELECT name FROM sqlite_schema WHERE type = 'table' AND sql <> ''").fetchall():
         conditions = [
             f"typeof({name}) <> '{kind.lower()}'" + ("" if never_null else f" AND {name} IS NOT NULL")
@@ -153,7 +162,7 @@ def check_values(connection: sqlite3.Connection) -> None:
         ]
         query = f"SELECT EXISTS (SELECT 1 FROM {table} WHERE {' OR '.join(conditions)})"
         if conditions and connection.execute(query).fetchone()[0]:
-            raise Damaged(f"a value in its table {table}")
+            raise DamagedDatabase(f"a value in its table {table}")
 
 
 def _columns(connection: sqlite3.Connection, table: str) -> set[str]:
@@ -161,31 +170,31 @@ def _columns(connection: sqlite3.Connection, table: str) -> set[str]:
 
 
 def check_findable(connection: sqlite3.Connection, table: str, priority: int, seq: int) -> None:
-    """Raises Damaged when the waiting frame or original that an index of `table` names is not found by its id."""
+    """Raises DamagedDatabase when a waiting frame or original that an index of `table` names is not found by its id."""
     index, waiting = ("pending", f"{WAITING} AND ") if table == "frames" else ("waiting", "")
     query = f"SELECT id FROM {table} INDEXED BY {index} WHERE {waiting}priority = ? AND seq = ?"
     row = connection.execute(query, (priority, seq)).fetchone()
     if row is None:
         return  # it was finished meanwhile
     if connection.execute(f"SELECT seq FROM {table} WHERE {waiting}id = ?", row).fetchone() != (seq,):
-        raise Damaged(f"row {seq} of {table} is not found by its id")
+        raise DamagedDatabase(f"row {seq} of {table} is not found by its id")
 
 
 def check_picture(connection: sqlite3.Connection, ident: bytes) -> None:
-    """Raises Damaged when the picture's CRC in the row of a waiting frame or original is not the one that the check
-    value of its record or description covers."""
+    """Raises DamagedDatabase when the picture's CRC in the row of a waiting frame or original is not the one that the
+    check value of its record or description covers."""
     for crc, raw in connection.execute(f"SELECT picture_crc, record FROM frames WHERE id = ? AND {WAITING}", (ident,)):
         try:
             whole = Record.parse(raw).picture_crc == crc
         except DamagedRecord:
             whole = False
         if not whole:
-            raise Damaged("the row of a frame")
+            raise DamagedDatabase("the row of a frame")
     for crc, meta, checked in connection.execute(
         "SELECT picture_crc, meta, checked FROM originals WHERE id = ?", (ident,)
     ):
         if not isinstance(meta, bytes) or not isinstance(crc, int) or zlib.crc32(meta, crc) != checked:
-            raise Damaged("the row of an original")
+            raise DamagedDatabase("the row of an original")
 
 
 def set_unknown_arrivals(connection: sqlite3.Connection, now_ms: int) -> None:

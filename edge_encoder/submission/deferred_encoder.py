@@ -14,6 +14,7 @@ import asyncio
 import contextlib
 import logging
 import time
+import uuid
 from collections.abc import Iterator
 
 from aeic.errors import InputError, RateError
@@ -47,6 +48,7 @@ class DeferredEncoder:
         self._arriving = self._arriving_bytes = 0
         self._wake = asyncio.Event()
         self._stopping = False
+        self._encoding: set[uuid.UUID] = set()
         self._turn = asyncio.Lock()  # held to look for the next original, or to encode a suspect alone
         self._problem = ("", 0.0)
         self._ended = asyncio.Event()  # while run() does not run
@@ -105,6 +107,13 @@ class DeferredEncoder:
         self._wake.set()
         await self._ended.wait()
 
+    async def abandon(self) -> None:
+        """The service stops while originals are being encoded: that is no attempt, or a few stops in the middle of a
+        long one would use up all of them."""
+        for ident in list(self._encoding):
+            with contextlib.suppress(SpoolError):
+                await asyncio.wrap_future(self._spool.reset_attempts(ident))
+
     async def _work(self) -> None:
         while not self._stopping:
             try:
@@ -140,7 +149,11 @@ class DeferredEncoder:
                     original, f"encoding was attempted {TRIES} times without success; see the log for the errors"
                 )
                 return
-            made = await self._submitter.encode(original)
+            self._encoding.add(original.id)
+            try:
+                made = await self._submitter.encode(original)
+            finally:
+                self._encoding.discard(original.id)
         except (InputError, RateError) as error:
             await self._fail(original, str(error))
             return

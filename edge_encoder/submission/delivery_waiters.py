@@ -1,6 +1,7 @@
 """Clients that wait for the delivery of a frame (`?wait=delivered`).
 
-The uplink asks the cloud for a prompt acknowledgement of these frames.
+The uplink asks the cloud for a prompt acknowledgement of these frames. http_api/routes.py waits in `settled`, and
+EdgeService calls `notify` after the spool has committed the final state (service.py, `_changed`).
 """
 
 from __future__ import annotations

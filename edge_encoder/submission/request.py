@@ -44,7 +44,7 @@ class SizeLimits:
 @dataclass(frozen=True, slots=True)
 class EncodeRequest:
     """How a picture is to be encoded and sent. `captured_from` says where `captured_ms` comes from (capture_time.py).
-    `prompt`: a client waits for its delivery."""
+    `prompt`: a client waits for its delivery. `stretch` as in Encoder.encode; None where the box decides."""
 
     rate: str | None = None
     limits: SizeLimits = SizeLimits()
@@ -54,6 +54,7 @@ class EncodeRequest:
     captured_from: CapturedFrom = CapturedFrom.SENDER
     id: uuid.UUID | None = None
     prompt: bool = False
+    stretch: bool | None = None
 
 
 @dataclass(frozen=True, slots=True)

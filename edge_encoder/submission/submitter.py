@@ -3,7 +3,8 @@
     take:     picture -> encode -> spool, 202
     receive:  picture -> check its header -> spool, 202 ... deferred_encoder.py ... encode -> the frame replaces it
 
-Independent of HTTP and of delivery.
+A call returns after the spool's commit: http_api/routes.py then answers 202, and a watched folder moves its file.
+deferred_encoder.py calls `encode` and `put`. Independent of HTTP and of delivery.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from aeic.identifiers import new_id
-from aeic.pixels import picture_size, save_picture
+from aeic.picture_files import headers
+from aeic.pixels import load_picture, picture_size, save_picture
 from aeic_service import tracing
 from edge_encoder.encoding.encode_queue import EncodeQueue
 from edge_encoder.encoding.encoder import Encoded, Encoder
@@ -38,11 +40,13 @@ from edge_encoder.submission.request import Accepted, EncodeRequest, SizeLimits
 
 @dataclass(frozen=True, slots=True)
 class EncodedFrame:
-    """A frame to be spooled, with its encoding result and timings, and the picture that it was made of."""
+    """A frame to be spooled, with its encoding result and timings, and the picture that it was made of. `stretch`:
+    grey levels of 16 bits were spread."""
 
     record: Record
     encoded: Encoded
     picture: bytes | NDArray[np.uint8]
+    stretch: bool = False
 
 
 class Submitter:
@@ -66,6 +70,7 @@ class Submitter:
         self._waiting = waiting
         self._metrics = metrics
         self._source_id = settings.source_id
+        self._stretch = settings.stretch
         self._limits = SizeLimits.of(settings.preset, settings.max_bytes, settings.target_bytes, settings.max_side)
 
     async def take(self, picture: bytes | NDArray[np.uint8], encode_request: EncodeRequest) -> Accepted:
@@ -161,6 +166,7 @@ class Submitter:
         if rate is None and asked.max_bytes is None and asked.target_bytes is None and self.rate_control is not None:
             rate = self.rate_control.rate
         limits = asked.otherwise(self._limits)
+        stretch = self._stretch if encode_request.stretch is None else encode_request.stretch
         encoded = await self._queue.run(
             pixels=await self._pixels(picture),
             job=functools.partial(
@@ -170,6 +176,7 @@ class Submitter:
                 max_bytes=limits.max_bytes,
                 target_bytes=limits.target_bytes,
                 max_side=limits.max_side,
+                stretch=stretch,
             ),
             unbounded=unbounded,
         )
@@ -192,7 +199,7 @@ class Submitter:
             original_height=encoded.original_height,
             captured_from=captured_from,
         )
-        return EncodedFrame(record, encoded, picture)
+        return EncodedFrame(record, encoded, picture, stretch)
 
     async def _pixels(self, picture: bytes | NDArray[np.uint8]) -> int:
         """The pixels of a picture, as its header has them; InputError where the picture cannot be taken."""
@@ -230,7 +237,14 @@ class Submitter:
 
 
 def _keep(ring: OriginalRing, made: EncodedFrame) -> None:
-    """Keeps the original of a frame. The picture of a camera becomes a JPEG."""
-    picture = made.picture if isinstance(made.picture, bytes) else save_picture(made.picture, "jpeg", CAMERA_QUALITY)
+    """Keeps the original of a frame. What the cloud does not take as a file becomes a JPEG: the picture of a camera,
+    AVIF, HEIF, and 16-bit grey whose levels were spread."""
+    picture = made.picture
+    if isinstance(picture, bytes):
+        spread = made.stretch and headers.is_sixteen_bit_png(picture)
+        if spread or headers.kind(picture) is not None:
+            picture = load_picture(picture, stretch=made.stretch)
+    if not isinstance(picture, bytes):
+        picture = save_picture(picture, "jpeg", CAMERA_QUALITY)
     record = made.record
     ring.keep(Kept(record.id, record.source_id, picture, record.captured_ms, record.captured_from.value))

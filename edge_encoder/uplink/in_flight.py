@@ -1,7 +1,7 @@
 """Frames in flight: those of one stream that are leased and not yet answered.
 
-Frames are answered in the order in which they were sent, so a count is enough to name them. Independent of gRPC
-and the spool.
+Frames are answered in the order in which they were sent, so a count is enough to name them. stream.py adds frames that
+it has leased from the spool, and returns to the spool what is left when it ends. Independent of gRPC and the spool.
 """
 
 from __future__ import annotations

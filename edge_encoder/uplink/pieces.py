@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-LEAST_BYTES = 1 << 10
+from edge_encoder.answers.hour import LEAST_PIECE_BYTES
+
+LEAST_BYTES = LEAST_PIECE_BYTES
 MOST_BYTES = 1 << 15
 SLOW_SECONDS = 1.5
 QUICK_SECONDS = 0.75

@@ -1,9 +1,10 @@
 """One stream to the cloud, from Hello to its end: what is sent, what is answered, and when it counts as broken.
 
-Three tasks share it: one leases frames and sends them, one reads answers, one checks that answers arrive at all. Each
-request of the cloud is a task besides. A picture file that answers one is sent in pieces: the next piece only after the
-answer to the last one, while no frame waits or is in flight, so that a frame waits for one piece at most. Where frames
-are in flight all the time, pieces take a tenth of the time, and none while frames wait to be sent.
+Four tasks share it: one leases frames and sends them, one reads answers, one checks that answers arrive at all, and one
+reports now and then how the box is. Each request of the cloud is a task besides. A picture file that answers one is
+sent in pieces: the next piece only after the answer to the last one, while no frame waits or is in flight, so that a
+frame waits for one piece at most. Where frames are in flight all the time, pieces take a tenth of the time, and none
+while frames wait to be sent.
 Every end of the stream is raised as StreamFailed; the uplink (uplink.py) then returns unanswered frames to the spool.
 """
 
@@ -11,13 +12,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import functools
 import hashlib
 import logging
 import time
 import uuid
 import zlib
-from collections import defaultdict
+from collections import Counter
 from collections.abc import Awaitable, Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -28,6 +30,7 @@ import grpc
 from aeic.v1 import ingest_pb2 as pb
 from aeic_service import tracing
 from edge_encoder.answers.answerer import Ask, File, Ignored, Interrupted, Kind, Reason, Refused, Send
+from edge_encoder.answers.hour import PIECE_HEAD_BYTES, bytes_in_pieces
 from edge_encoder.errors import SpoolError
 from edge_encoder.metrics import Metrics
 from edge_encoder.settings import EdgeSettings
@@ -69,8 +72,9 @@ RECORD_AGAIN_SECONDS = 5.0
 _PAUSES = 9.0
 """Where frames are in flight all the time, a piece follows the last one after this many times the time of that one."""
 _REQUESTS = 64
-"""Requests of one kind in progress on one stream; the cloud sends those beyond it again later. Of one kind, because an
-original may take minutes."""
+"""Requests of one kind about one source in progress on one stream; the cloud sends those beyond it again later. An
+original may take minutes, and a camera that is down until the deadline: they keep no others waiting."""
+_REQUESTS_IN_ALL = 1024
 # The uplink's state when the cloud refuses the box as a whole.
 REFUSALS = {
     grpc.StatusCode.FAILED_PRECONDITION: "model-mismatch",
@@ -80,6 +84,22 @@ REFUSALS = {
     grpc.StatusCode.INVALID_ARGUMENT: "refused",
 }
 UNREACHABLE = "unreachable"
+
+
+REPORT_SECONDS = 60.0
+"""Between two looks at how the box is."""
+REPORT_AGAIN_SECONDS = 900.0
+"""Between two reports while nothing changes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """How the box is, for the cloud: frames that wait to be sent, seconds that the oldest has waited, and what keeps it
+    from its work; "" while it is well."""
+
+    waiting_frames: int = 0
+    oldest_seconds: int = 0
+    problem: str = ""
 
 
 class StreamFailed(Exception):
@@ -96,7 +116,7 @@ class StreamContext:
 
     `window` is the edge's own limit; `wake` is set when there may be something to send; `prompt(id)` is true while a
     client waits for that frame; `answered(bytes)` is called for each acknowledged frame. `answer` answers the cloud's
-    requests (Answerer.answer).
+    requests (Answerer.answer); `report` says how the box is, with the frames in flight among those that wait.
     """
 
     spool: Spool
@@ -107,6 +127,7 @@ class StreamContext:
     prompt: Callable[[uuid.UUID], bool]
     answered: Callable[[int], None]
     answer: Callable[[Ask, Send | None], Awaitable[None]] | None = None
+    report: Callable[[], Awaitable[Report]] | None = None
 
 
 class Stream:
@@ -123,7 +144,10 @@ class Stream:
         self._prompt = context.prompt
         self._answered = context.answered
         self._answer = context.answer
-        self._requests: defaultdict[Kind, dict[bytes, asyncio.Task[None]]] = defaultdict(dict)
+        self._report = context.report
+        self._takes_reports = False
+        self._requests: dict[bytes, asyncio.Task[None]] = {}
+        self._in_progress: Counter[tuple[Kind, str]] = Counter()  # by kind and source
         self._takes_originals = False
         self._piece = PieceSize()
         self._pieces: dict[bytes, asyncio.Future[pb.PieceAck]] = {}  # those on their way, by the request's id
@@ -139,14 +163,15 @@ class Stream:
         welcome = await greet(self._call, hello, self._settings.ack_timeout_seconds)
         self.window = max(1, welcome.window)
         self._takes_originals = welcome.takes_originals
+        self._takes_reports = welcome.takes_reports
 
     async def ship(self) -> None:
         """Sends frames and reads answers until the stream breaks."""
-        tasks = [asyncio.ensure_future(work()) for work in (self._send, self._receive, self._watch)]
+        tasks = [asyncio.ensure_future(work()) for work in (self._send, self._receive, self._watch, self._tell)]
         try:
             await asyncio.gather(*tasks)
         finally:
-            tasks += [task for requests in self._requests.values() for task in requests.values()]
+            tasks += self._requests.values()
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
@@ -225,15 +250,24 @@ class Stream:
                     log.warning("the cloud sent an Ack without a known id or status; it is ignored")
 
     def _take(self, request: pb.Request) -> None:
-        requests = self._requests[_KINDS.get(request.kind, Kind.UNKNOWN)]
-        if self._answer is None or request.id in requests or len(requests) >= _REQUESTS:
+        alike = _KINDS.get(request.kind, Kind.UNKNOWN), request.source_id
+        full = self._in_progress[alike] >= _REQUESTS or len(self._requests) >= _REQUESTS_IN_ALL
+        if self._answer is None or request.id in self._requests or full:
             return
         if len(request.id) != 16 or len(request.frame_id) != 16 or uuid.UUID(bytes=request.id).version != 8:
             log.warning("the cloud sent a malformed request; it is ignored")
             return
         task = asyncio.ensure_future(self._work(request))
-        requests[request.id] = task
-        task.add_done_callback(lambda done: requests.pop(request.id, None))
+        self._requests[request.id] = task
+        self._in_progress[alike] += 1
+
+        def ended(_: asyncio.Task[None]) -> None:
+            del self._requests[request.id]
+            self._in_progress[alike] -= 1
+            if not self._in_progress[alike]:
+                del self._in_progress[alike]
+
+        task.add_done_callback(ended)
 
     async def _work(self, request: pb.Request) -> None:
         assert self._answer is not None
@@ -271,19 +305,19 @@ class Stream:
         other piece follows the last one. Interrupted if the cloud answers late, or asks for what it has got; Refused if
         the rest of the file needs more than `file.limit` allows."""
         size, digest, offset = len(file.data), hashlib.sha256(file.data).digest(), 0
-        took = 0.0
+        took, first = 0.0, True
         while True:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(_PAUSES * took):
                     await self._idle.wait()
             await self._quiet.wait()
-            data = file.data[offset : offset + min(self._piece.bytes, file.limit - file.sent)]
+            data = file.data[offset : offset + min(self._piece.bytes, file.limit - file.sent - PIECE_HEAD_BYTES)]
             answer: asyncio.Future[pb.PieceAck] = asyncio.get_running_loop().create_future()
             self._pieces[request_id] = answer
             begin = time.monotonic()
             try:
                 piece = pb.Piece(request_id=request_id, total_bytes=size, sha256=digest, offset=offset, data=data)
-                file.sent += len(data)
+                file.sent += len(data) + PIECE_HEAD_BYTES
                 await self._write(pb.DeliverRequest(piece=piece))
                 async with asyncio.timeout(self._settings.ack_timeout_seconds):
                     ack = await answer
@@ -294,15 +328,15 @@ class Stream:
                 del self._pieces[request_id]
             took = time.monotonic() - begin
             self._piece.answered(took)
-            first, due = file.sent == len(data), offset + len(data)
-            offset = min(ack.received_bytes, size)
+            due, offset = offset + len(data), min(ack.received_bytes, size)
             if ack.unwanted or offset == size:
                 return
-            left = file.limit - file.sent
-            if left < size - offset and file.limit < size:
-                raise Refused(Reason.OVER_BUDGET, f"the rest of the file has {size - offset} bytes, {left} are left")
-            if not left or not (first or offset == due):
+            left, rest = file.limit - file.sent, size - offset
+            if left < rest + PIECE_HEAD_BYTES and file.limit < bytes_in_pieces(size):
+                raise Refused(Reason.OVER_BUDGET, f"the rest of the file has {rest} bytes, {max(0, left)} are left")
+            if left <= PIECE_HEAD_BYTES or not (first or offset == due):
                 raise Interrupted("the cloud asks for pieces again that were sent to it")
+            first = False
 
     async def _watch(self) -> None:
         timeout = self._settings.ack_timeout_seconds
@@ -310,6 +344,26 @@ class Stream:
             await asyncio.sleep(min(1.0, timeout / 4))
             if self._in_flight.sent and time.monotonic() - self._in_flight.progress > timeout:
                 raise StreamFailed("stalled", f"{len(self._in_flight)} frames in flight, no answer for {timeout:g} s")
+
+    async def _tell(self) -> None:
+        """Reports how the box is: at once, then when that has changed, and in any case now and then."""
+        said, at = Report(), float("-inf")
+        while self._takes_reports and self._report is not None:
+            try:
+                report = await self._report()
+            except SpoolError as error:
+                report = Report(problem=str(error))
+            waiting = max(0, report.waiting_frames - len(self._in_flight))
+            report = dataclasses.replace(
+                report,
+                waiting_frames=waiting,
+                oldest_seconds=report.oldest_seconds if waiting else 0,
+                problem=report.problem.encode()[:_DETAIL_BYTES].decode(errors="ignore"),
+            )
+            if report != said or time.monotonic() - at >= REPORT_AGAIN_SECONDS:
+                said, at = report, time.monotonic()
+                await self._write(pb.DeliverRequest(report=pb.Report(**dataclasses.asdict(report))))
+            await asyncio.sleep(REPORT_SECONDS)
 
     async def _write(self, message: pb.DeliverRequest) -> None:
         async with self._writing:  # gRPC takes one message at a time

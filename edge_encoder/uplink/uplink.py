@@ -2,10 +2,10 @@
 
     connect -> Hello -> Welcome(window) -> Frame ... Frame | answer ... answer -> (stream breaks) -> pause -> connect
 
-A frame leaves the spool when the cloud has acknowledged it. When the stream breaks, or no answer arrives for
-ack_timeout_seconds while frames are in flight, the unanswered frames return to the spool and are sent again; the cloud
-recognises repeated frames by their id. Runs in one asyncio loop. Independent of pictures and HTTP. stream.py is one
-stream; this module opens one after another.
+A frame leaves the spool when the cloud has acknowledged it: stream.py then calls Spool.finish, which frees its bytes.
+When the stream breaks, or no answer arrives for ack_timeout_seconds while frames are in flight, the unanswered frames
+return to the spool and are sent again; the cloud recognises repeated frames by their id. Runs in one asyncio loop.
+Independent of pictures and HTTP. stream.py is one stream; this module opens one after another.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from edge_encoder.metrics import Metrics
 from edge_encoder.settings import EdgeSettings
 from edge_encoder.spool.spool import Spool
 from edge_encoder.uplink.channel import open_channel
-from edge_encoder.uplink.stream import REFUSALS, UNREACHABLE, Stream, StreamContext, StreamFailed, greet
+from edge_encoder.uplink.stream import REFUSALS, UNREACHABLE, Report, Stream, StreamContext, StreamFailed, greet
 from edge_encoder.uplink.tls import TLS_FAILED, explain
 from edge_encoder.uplink.window import Window
 
@@ -65,6 +65,7 @@ class Uplink:
         software: str,
         prompt: Callable[[uuid.UUID], bool] = lambda ident: False,
         answer: Callable[[Ask, Send | None], Awaitable[None]] | None = None,
+        report: Callable[[], Awaitable[Report]] | None = None,
     ) -> None:
         self.status = UplinkStatus(state="connecting" if settings.cloud_address else "off", since=time.time())
         self.delivered_bytes = 0  # of acknowledged frames: measures the link
@@ -79,7 +80,7 @@ class Uplink:
             self._hello.original_max_bytes = settings.request_original_max_bytes
         self._wake = asyncio.Event()
         self._context = StreamContext(
-            spool, settings, metrics, Window(settings.window_frames), self._wake, prompt, self._answered, answer
+            spool, settings, metrics, Window(settings.window_frames), self._wake, prompt, self._answered, answer, report
         )
 
     def wake(self) -> None:

@@ -1,4 +1,9 @@
-"""How many frames may be in flight. Nothing else limits the speed of sending: a stream sends as fast as gRPC takes."""
+"""The edge's own limit on the frames in flight. Nothing else slows sending: a stream sends as fast as gRPC takes.
+
+stream.py sends while fewer frames are in flight than this window and that of the cloud's Welcome allow. An overloaded
+cloud answers late, which shrinks this window, or ends the stream; uplink.py then pauses, longer each time, and connects
+again. The frames wait in the spool.
+"""
 
 from __future__ import annotations
 

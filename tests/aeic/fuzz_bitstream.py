@@ -21,6 +21,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 
 import numpy as np
+import psutil
 
 from aeic import rans
 from aeic.bitstream import HEADER_BYTES, Frame
@@ -118,6 +119,7 @@ def run(seconds: float, streams: int | None, seed: int = 0, stopped: Sequence[in
         outcomes: Counter[str] = Counter()
         crashes, accepted, disagreements, slowest, done = 0, 0, 0, 0.0, 0
         preferred, start = rans.ACCELERATED, time.monotonic()
+        before = psutil.Process().memory_info().rss
         while time.monotonic() - start < seconds and (streams is None or done < streams) and not stopped:
             data = chance.choice(frames)
             bad = chance.choices(damages, weights)[0](chance, data)
@@ -140,6 +142,7 @@ def run(seconds: float, streams: int | None, seed: int = 0, stopped: Sequence[in
                 accepted, answer = accepted + 1, "accepted"
                 print(f"accepted: {bad.hex()}", file=sys.stderr)
             outcomes[answer] += 1
+    after = psutil.Process().memory_info().rss
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     allowed = 1 + 4 * done // (1 << 24)
     return {
@@ -152,6 +155,8 @@ def run(seconds: float, streams: int | None, seed: int = 0, stopped: Sequence[in
         "accepted_wrong": accepted,
         "disagreements": disagreements,
         "slowest_cpu_ms": round(1000 * slowest, 1),
+        "memory_mib_before": round(before / 2**20),
+        "memory_mib_after": round(after / 2**20),
         "peak_memory_mib": round(memory),
         "ok": not crashes
         and not disagreements

@@ -7,15 +7,17 @@ from __future__ import annotations
 
 import io
 import struct
+import sys
 import zlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, features
 
-from aeic import picture_headers
-from aeic.errors import InputError, Unreadable, UnsupportedFormat
+from aeic.errors import InputError, TooLarge, Unreadable, UnsupportedFormat
+from aeic.picture_files import headers
 from aeic.pixels import load_picture, picture_size, save_picture
 from tests.support.colour_difference import delta_e
 
@@ -45,7 +47,7 @@ def test_colours_come_out_as_in_srgb(name: str) -> None:
 @pytest.mark.parametrize(("name", "at_least"), [("icc_p3.jpg", 2.0), ("icc_adobe.jpg", 2.0), ("gAMA_linear.png", 10.0)])
 def test_without_conversion_they_would_not(name: str, at_least: float, monkeypatch: pytest.MonkeyPatch) -> None:
     """The planted fault: what was read before profiles were applied."""
-    monkeypatch.setattr("aeic.colour.converter", lambda picture: None)
+    monkeypatch.setattr("aeic.picture_files.colour.converter", lambda picture: None)
     assert delta_e(read(name), TRUTH).mean() > at_least
 
 
@@ -119,13 +121,166 @@ def test_a_jpeg_that_lacks_only_its_end_is_whole(progressive: bool) -> None:
     assert read("no_eoi.jpg").shape == TRUTH.shape
 
 
+END = b"\xff\xd9"
+
+
 @pytest.mark.parametrize("share", [0.3, 0.5, 0.9, 0.99])
-@pytest.mark.parametrize("end", [b"", b"\xff\xd9", b"\xff\xd9\0\0\xff\xd9"])
+@pytest.mark.parametrize("end", [b"", END, END + b"\0\0" + END, END + b"dhav1234"], ids=["", "end", "ends", "trailer"])
 def test_a_jpeg_that_lacks_rows_is_refused(share: float, end: bytes) -> None:
     """With an end marker behind it, libjpeg alone would fill half the picture with grey and say nothing."""
     data = jpeg()
     with pytest.raises(Unreadable, match="cut short"):
         load_picture(data[: int(share * len(data))] + end)
+
+
+@pytest.mark.parametrize("share", [0.1, 0.3, 0.5])
+@pytest.mark.parametrize("end", [b"", END])
+def test_a_progressive_jpeg_that_lacks_scans_is_refused(share: float, end: bytes) -> None:
+    """It would be shown without rows, colours or details."""
+    data = jpeg(progressive=True)
+    with pytest.raises(Unreadable, match="cut short"):
+        load_picture(data[: int(share * len(data))] + end)
+
+
+def test_a_progressive_jpeg_may_lack_a_part_of_its_last_bits() -> None:
+    file = io.BytesIO()
+    Image.fromarray(TRUTH).resize((512, 384)).save(file, "JPEG", quality=85, progressive=True)
+    data = file.getvalue()
+    found = load_picture(data[: int(0.95 * len(data))] + END)
+    assert np.abs(found.astype(int) - load_picture(data)).mean() < 1
+
+
+@pytest.mark.parametrize("share", [0.4, 0.8, 0.98, 1.0])
+def test_a_jpeg_with_a_scan_for_each_component(share: float) -> None:
+    data = (PICTURES / "non_interleaved.jpg").read_bytes()
+    part = data[: int(share * (len(data) - 2))]
+    for end in (b"", END):
+        if share == 1:
+            assert (load_picture(part + end) == load_picture(data)).all()
+            continue
+        with pytest.raises(Unreadable, match="cut short"):
+            load_picture(part + end)
+
+
+def test_only_the_first_picture_of_a_file_with_several_counts() -> None:
+    """As cameras with a preview write it (MPO), and phones with a video behind the photograph."""
+    whole, file = jpeg(), io.BytesIO()
+    with Image.open(io.BytesIO(whole)) as picture:
+        picture.save(file, "MPO", save_all=True, append_images=[picture.resize((320, 200))])
+    data = file.getvalue()
+    assert load_picture(data).shape == (400, 640, 3)
+    assert (load_picture(whole + b"\0\0\0\x18ftypmp42" + bytes(500)) == load_picture(whole)).all()
+    second = data.rindex(b"\xff\xd8\xff")
+    with pytest.raises(Unreadable, match="cut short"):
+        load_picture(data[: second // 2] + END + data[second:])
+
+
+@pytest.mark.parametrize("piece", [b"\xff\xfe\0\2", b"\xff\x01", b"a", b"\xff"], ids=["COM", "TEM", "text", "fill"])
+def test_a_jpeg_of_nothing_but_metadata_costs_little(piece: bytes) -> None:
+    """Pillow would go through it byte by byte. Each limit stops the walk: at 8192 segments, at 64 KiB between them."""
+    data = jpeg()
+    with pytest.raises(Unreadable):
+        load_picture(data[:2] + piece * 70_000 + data[2:])
+
+
+def test_the_orientation_in_xmp_is_no_orientation() -> None:
+    """No browser turns such a picture, and its size is the same before and after it is decoded."""
+    data, xmp = jpeg(), b'http://ns.adobe.com/xap/1.0/\0<rdf:Description tiff:Orientation="6"/>'
+    data = data[:2] + b"\xff\xe1" + struct.pack(">H", len(xmp) + 2) + xmp + data[2:]
+    assert load_picture(data).shape == (400, 640, 3) and picture_size(data) == (640, 400)
+
+
+def test_adobe_rgb_named_in_exif_alone() -> None:
+    """Cameras set to Adobe RGB write no profile (DCF 2.0). The same pixels as with the profile."""
+    with Image.open(PICTURES / "icc_adobe.jpg") as picture:
+        stored = picture.convert("RGB")
+        stored.info.clear()
+        exif = Image.Exif()
+        exif.get_ifd(0x8769)[0xA005] = {1: "R03"}
+        file = io.BytesIO()
+        stored.save(file, "PNG", exif=exif.tobytes())
+    assert np.abs(load_picture(file.getvalue()).astype(int) - read("icc_adobe.jpg")).max() <= 3
+    assert delta_e(load_picture(file.getvalue()), TRUTH).mean() < 1.0
+    plain = io.BytesIO()
+    stored.save(plain, "PNG")
+    assert delta_e(load_picture(plain.getvalue()), TRUTH).mean() > 2.0
+
+
+def coded(form: str, picture: Image.Image, **options: Any) -> bytes:
+    """A file of the format; skips where this machine cannot write it."""
+    file = io.BytesIO()
+    if form == "HEIF":
+        pillow_heif = pytest.importorskip("pillow_heif", reason="HEIF comes with the extra heif")
+        picture.info.update(options)
+        pillow_heif.from_pillow(picture).save(file, quality=90, chroma=444)
+    else:
+        if not features.check("avif"):
+            pytest.skip("this build of Pillow has no AVIF")
+        picture.save(file, form, quality=90, subsampling="4:4:4", **options)
+    return file.getvalue()
+
+
+HEAVY = pytest.mark.parametrize("form", ["AVIF", "HEIF"])
+
+
+@HEAVY
+def test_avif_and_heif(form: str) -> None:
+    data = coded(form, Image.fromarray(TRUTH))
+    assert np.abs(load_picture(data).astype(int) - TRUTH).mean() < 3 and picture_size(data) == (128, 96)
+    with pytest.raises(TooLarge):
+        load_picture(data, max_pixels=2 * 128 * 96 - 1)  # their readers take twice the memory
+    for share in (0.1, 0.5, 0.95):
+        with pytest.raises(Unreadable, match="cut short"):
+            load_picture(data[: int(share * len(data))])
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    turned = coded(form, Image.fromarray(TRUTH), exif=exif.tobytes())
+    if form == "AVIF":  # whose writer of HEIF turns the pixels instead
+        assert load_picture(turned).shape == (128, 96, 3) and picture_size(turned) == (96, 128)
+
+
+@HEAVY
+def test_colours_of_avif_and_heif(form: str) -> None:
+    """By a profile, or by the code points of the container, where there is none."""
+    with Image.open(PICTURES / "icc_p3.jpg") as picture:
+        stored, profile = picture.convert("RGB"), picture.info["icc_profile"]
+    stored.info.clear()
+    assert delta_e(load_picture(coded(form, stored, icc_profile=profile)), TRUTH).mean() < 1.3
+    stored.info.clear()
+    plain = coded(form, stored)
+    assert delta_e(load_picture(plain), TRUTH).mean() > 2.0
+    place = plain.index(b"colrnclx") + 8
+    named = plain[:place] + struct.pack(">HH", 12, 13) + plain[place + 4 :]
+    assert delta_e(load_picture(named), TRUTH).mean() < 1.3
+
+
+def test_heif_without_its_extra_names_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)
+    with pytest.raises(UnsupportedFormat, match=r"this is HEIF: pip install .aeic\[heif\]"):
+        load_picture(b"\0\0\0\x18ftypheic" + bytes(64))
+
+
+def test_avif_without_its_reader_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("PIL.features.check", lambda name: False)
+    with pytest.raises(UnsupportedFormat, match="this is AVIF"):
+        load_picture(b"\0\0\0\x18ftypavif" + bytes(64))
+
+
+def test_a_thermal_picture_is_stretched_on_request() -> None:
+    """A camera of 14 bits in a room of a few degrees: 1,000 of 65,536 levels, beside a dead pixel and a hot one."""
+    levels = (27_000 + 1_000 * np.mgrid[:40, :100][1] / 99).astype(np.uint16)
+    levels[3, 3], levels[5, 5] = 0, 65_535
+    file = io.BytesIO()
+    Image.fromarray(levels).save(file, "PNG")
+    plain, shown = load_picture(file.getvalue()), load_picture(file.getvalue(), stretch=True)
+    assert np.ptp(plain[10:]) <= 4
+    assert shown[10, 0].tolist() == [0, 0, 0] and shown[10, 99].tolist() == [255] * 3
+    assert np.abs(shown[10, :, 0].astype(int) - np.linspace(0, 255, 100)).max() <= 1
+    assert shown[3, 3, 0] == 0 and shown[5, 5, 0] == 255
+    flat = io.BytesIO()
+    Image.fromarray(np.full((20, 20), 5_000, np.uint16)).save(flat, "PNG")
+    assert len(np.unique(load_picture(flat.getvalue(), stretch=True))) == 1
+    assert (load_picture(save_picture(TRUTH), stretch=True) == TRUTH).all()
 
 
 def test_a_jpeg_with_too_many_scans_is_refused_at_once() -> None:
@@ -138,16 +293,21 @@ def test_a_jpeg_with_too_many_scans_is_refused_at_once() -> None:
 @pytest.mark.parametrize(
     ("start", "name"),
     [
-        (b"\0\0\0\x18ftypheic", "HEIF"),
-        (b"\0\0\0\x18ftypavif", "AVIF"),
         (b"\0\0\0\x18ftypisom", "MP4 video"),
         (b"RIFF\0\0\0\0AVI LIST", "AVI video"),
         (b"GIF89a", "GIF"),
         (b"\xff\xd8\xff\xc3\0\x0b\x08", "lossless JPEG"),
+        (b"\xff\xd8\xff\xff\xff\xc5\0\x0b\x08", "hierarchical JPEG"),
+        (b"\xff\xd8\xff\xf7\0\x0b\x08", "JPEG-LS"),
+        (b"\xff\x4f\xff\x51", "JPEG 2000"),
+        (b"\0\0\0\x18ftypcrx ", "a raw file of a camera"),
+        (b"\r\n<!DOCTYPE HTML><html>", "a web page"),
+        (b"G" + bytes(187) + b"G", "MPEG-TS video"),
+        (b"PK\3\4", "a ZIP archive"),
     ],
 )
 def test_other_kinds_are_named(start: bytes, name: str) -> None:
-    assert picture_headers.kind(start + bytes(64)) == name
+    assert headers.kind(start + bytes(64)) == name
     with pytest.raises(UnsupportedFormat, match=name):
         load_picture(start + bytes(64))
 

@@ -82,8 +82,6 @@ def test_the_head_alone_tells_the_size(format: str) -> None:
 def test_other_formats_are_named(format: str) -> None:
     with pytest.raises(UnsupportedFormat, match="JPEG, PNG or WebP"):
         load_picture(file_of(Image.fromarray(gradient()), format))
-    with pytest.raises(UnsupportedFormat, match="AVIF"):
-        load_picture(b"\0\0\0\x20ftypavif" + bytes(40))
 
 
 @pytest.mark.parametrize(("width", "height"), [(60000, 60000), (9000, 20), (20, 8193), (8192, 8193)])

@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 
-from aeic_tools import local_services
-from aeic_tools.local_services import Pair
+from aeic_tools.demo import local_services
+from aeic_tools.demo.local_services import Pair
+from tests.support.browsing import AXE
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
@@ -27,6 +28,13 @@ def browser() -> Iterator[Any]:
         found = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"] if os.geteuid() == 0 else [])
         yield found
         found.close()
+
+
+@pytest.fixture(scope="session")
+def axe() -> None:
+    """axe-core is there, so that a page can be checked with it."""
+    if not AXE.exists():
+        pytest.skip("axe-core was not fetched (needs npm): `make packages-browser` fetches it")
 
 
 @pytest.fixture(scope="module")

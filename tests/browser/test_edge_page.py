@@ -6,10 +6,11 @@ from typing import Any
 
 import pytest
 
-from aeic_tools.local_services import Pair
+from aeic_tools.demo.local_services import Pair
 from tests.support.browsing import accessibility_violations, contrast_violations, until
 
 
+@pytest.mark.usefixtures("axe")
 @pytest.mark.parametrize(("width", "scheme"), [(360, "dark"), (1280, "light")])
 def test_a_test_picture_is_delivered(browser: Any, services: Pair, width: int, scheme: str) -> None:
     page = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)

@@ -18,8 +18,8 @@ import pytest
 
 from aeic.bundle import Bundle
 from aeic_client import Client
-from aeic_tools.demo_client import request
-from aeic_tools.local_services import Pair
+from aeic_tools.demo.client import request
+from aeic_tools.demo.local_services import Pair
 from tests.support.browsing import accessibility_violations, contrast_violations, until
 from tests.support.cloud import CloudThread
 from tests.support.frames import frame_maker
@@ -208,6 +208,7 @@ def test_by_keyboard_alone(open_page: OpenPage, services: Pair) -> None:
     assert page.evaluate("document.activeElement.className") == "frame"
 
 
+@pytest.mark.usefixtures("axe")
 @pytest.mark.parametrize(("width", "scheme"), [(320, "light"), (390, "dark"), (820, "light"), (1280, "dark")])
 def test_it_fits_and_can_be_read(open_page: OpenPage, services: Pair, width: int, scheme: str) -> None:
     id = post(services, "chickens.jpg", "a-source-with-a-very-long-name-that-goes-on-" * 2)
@@ -241,7 +242,7 @@ def test_the_page_needs_no_other_host(open_page: OpenPage, services: Pair) -> No
 
 
 def test_without_an_edge_it_says_so(browser: Any, tiny_bundle: Path, tmp_path: Path) -> None:
-    from aeic_tools import local_services
+    from aeic_tools.demo import local_services
 
     with local_services.cloud(tmp_path, tmp_path, tiny_bundle, AEIC_CLOUD_TOKENS="a:secret-token-1") as cloud:
         page = browser.new_page()

@@ -89,6 +89,8 @@ def run(requests: int, seed: int = 0) -> dict[str, Any]:
         "test": "hostile",
         "requests": total,
         "seconds": round(time.monotonic() - started, 1),
+        "rss_mib_before": round(before[0] / 2**20, 1),
+        "rss_mib_after": round(after[0] / 2**20, 1),
         "rss_growth_mib": round(growth, 1),
         "answers": dict(sorted(findings.answers.items())),
         "wrong": findings.wrong,

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import json
 import logging
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -19,9 +21,11 @@ from PIL import Image
 from aeic.bundle import Bundle
 from aeic.v1 import ingest_pb2 as pb
 from aeic_client.messages import BUDGET_SPENT
+from cloud_decoder import request_dispatch
 from cloud_decoder.http_api import image_service, schemas
 from cloud_decoder.inference.decoder import Decoder
 from cloud_decoder.store.requests import LEAST_CHARGE_BYTES
+from cloud_decoder.store.store import OpenRequest, RefusalReason, RequestKind
 from tests.support.cloud import IngestClient, running_cloud
 from tests.support.frames import MakeFrame, new_frame
 from tests.support.requests import Box, asked, ended, jpeg, new_request
@@ -202,6 +206,51 @@ async def test_frames_flow_while_requests_do(
         assert await box._call.read() is grpc.aio.EOF
 
 
+async def test_requests_that_get_no_answer_block_no_others(
+    bundle: Bundle, decoder: Decoder, make_frame: MakeFrame, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A box that ignores requests is sent one about another source at once, and all of them in time."""
+    monkeypatch.setattr(request_dispatch, "AT_ONCE", 4)
+    monkeypatch.setattr(request_dispatch, "AGAIN_SECONDS", 3600.0)
+    async with asked(decoder, make_frame, tmp_path) as (cloud, http, parent), Box(cloud.grpc) as box:
+        other = new_frame(make_frame(2, 64, 64), source="box/yard", box="box")
+        cloud.store.frames.add([other], time.time())
+        await box.greet(bundle)
+        better = {"kind": "better", "max_bytes": 100, "deadline_seconds": 3600}
+        posted = [(await http.post(f"/v1/frames/{parent}/requests", json=better)).json()["id"] for _ in range(10)]
+        assert [str(UUID(bytes=(await box.request()).id)) for _ in range(4)] == posted[:4]
+        last = (await http.post(f"/v1/frames/{other.id}/requests", json=better)).json()["id"]
+        assert str(UUID(bytes=(await box.request()).id)) == last
+        monkeypatch.setattr(request_dispatch, "AGAIN_SECONDS", 0.5)
+        left = set(posted[4:])
+        async with asyncio.timeout(60):
+            while left:
+                left.discard(str(UUID(bytes=(await box.request()).id)))
+
+
+def test_requests_are_sent_in_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = SimpleNamespace(now=1000.0)
+    monkeypatch.setattr(request_dispatch, "time", SimpleNamespace(monotonic=lambda: clock.now))
+    outbox = request_dispatch.Outbox("", "box", 4096)
+    many = [OpenRequest(seq, "", "box", "box", RequestKind.ORIGINAL) for seq in range(150)]
+    other = OpenRequest(150, "", "box", "yard", RequestKind.ORIGINAL)
+    region = OpenRequest(151, "", "box", "box", RequestKind.REGION)
+
+    def turn(waiting: list[OpenRequest]) -> list[int]:
+        chosen = outbox.turn(waiting)
+        for seq in chosen:
+            outbox._sent[seq] = clock.now
+        return chosen
+
+    assert turn(many) == list(range(64))
+    assert turn([*many, other, region]) == [150, 151], "those of another source and kind do not wait"
+    assert turn(many[2:]) == [64, 65], "one that has ended makes room for the next"
+    clock.now += request_dispatch.AGAIN_SECONDS
+    assert turn(many[2:]) == list(range(66, 130)), "those that were not sent yet go first"
+    clock.now += request_dispatch.AGAIN_SECONDS
+    assert turn(many[2:]) == [*range(130, 150), *range(2, 46)], "then those that were sent the longest ago"
+
+
 ORIGINAL = {"kind": "original", "max_bytes": 40_000}
 
 
@@ -254,8 +303,9 @@ async def test_the_composed_picture_is_counted_with_its_parts_and_stops_with_its
             assert (await http.get(f"/v1/frames/{row.id}/image", params={"wait": 20})).status_code == 200
         url = f"/v1/frames/{parent}/composed"
         kept = await http.get(url, params={"wait": 20})
+        cloud._cache.remove({row.digest for row in rows})  # the cache is too small
         with monkeypatch.context() as patched:
-            patched.setattr(cloud._cache, "get", lambda *_: None)  # it is too small
+            patched.setattr(cloud._cache, "get", lambda *_: None)
             again = await http.get(url, params={"wait": 20})
         assert kept.status_code == again.status_code == 200 and kept.content == again.content
         painted, go, began = [], threading.Event(), threading.Event()
@@ -267,13 +317,88 @@ async def test_the_composed_picture_is_counted_with_its_parts_and_stops_with_its
 
         monkeypatch.setattr(image_service, "paste", paste)
         with pytest.raises(httpx.ReadTimeout):
-            await http.get(url, params={"wait": 20}, timeout=0.5)
+            await http.get(url, params={"wait": 20, "width": 600}, timeout=0.5)
         await until(lambda: cloud.waiters.held == 0)
         assert began.is_set() and cloud.admission.pixels.held == 640 * 480 + 128 * 128
         assert (await http.get(f"/v1/frames/{parent}")).status_code == 200
         go.set()
         await until(lambda: cloud.admission.pixels.held == 0)
         assert len(painted) == 1 and painted[0].startswith("composing")
+
+
+async def test_a_composed_picture_is_kept_until_its_answers_change_and_goes_with_them(
+    bundle: Bundle, decoder: Decoder, make_frame: MakeFrame, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with asked(decoder, make_frame, tmp_path, allow_delete="always") as (cloud, http, parent):
+        painted = 0
+
+        def paste(*given: Any) -> None:
+            nonlocal painted
+            painted += 1
+
+        monkeypatch.setattr(image_service, "paste", paste)
+        url, answers = f"/v1/frames/{parent}/composed", list[UUID]()
+
+        async def composed(**params: Any) -> tuple[httpx.Response, int]:
+            before = painted
+            response = await http.get(url, params={"wait": 20, **params}, timeout=30)
+            assert response.status_code == 200, response.text
+            assert response.headers["x-composed-from"] == ", ".join(map(str, answers))
+            return response, painted - before
+
+        def answer() -> None:
+            request = new_request(parent, source="box/door", created_ms=int(time.time() * 1000))
+            assert cloud.store.requests.add(request, 1 << 30)
+            frame = new_frame(make_frame(len(answers) + 2), request.id, source="box/door", box="box")
+            cloud.store.frames.add([frame], time.time())
+            answers.append(request.id)
+
+        def kept() -> int:
+            row = cloud.store.frames.get("", parent)
+            assert row is not None
+            return sum(path.name.startswith(f"{row.digest}-c") for path in (tmp_path / "cache").rglob("*-c*"))
+
+        answer()
+        first, count = await composed()
+        assert count == 1
+        again, count = await composed()
+        assert count == 0 and again.content == first.content and kept() == 1
+        assert (await composed(format="webp", width=100))[1] == 1 and (await composed(format="webp", width=100))[1] == 0
+        answer()
+        assert (await composed())[1] == 2, "another answer makes another picture"
+        assert kept() == 3
+        gone = answers.pop()
+        assert (await http.delete(f"/v1/frames/{gone}")).status_code in (200, 204)
+        assert kept() == 0, "a picture that shows a deleted answer is deleted with it"
+        assert (await composed())[1] == 1 and kept() == 1
+        await http.delete(f"/v1/frames/{parent}")
+        assert kept() == 0 and (await http.get(url)).status_code == 410
+
+
+async def test_a_waiting_request_reads_the_store_at_its_own_events_only(
+    decoder: Decoder, make_frame: MakeFrame, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with asked(decoder, make_frame, tmp_path) as (cloud, http, parent):
+        posted = await http.post(f"/v1/frames/{parent}/requests", json={"kind": "better"})
+        reads, get = 0, cloud.store.requests.get
+
+        def counted(tenant: str, id: UUID) -> Any:
+            nonlocal reads
+            reads += 1
+            return get(tenant, id)
+
+        monkeypatch.setattr(cloud.store.requests, "get", counted)
+        waiting = asyncio.create_task(http.get(posted.headers["location"], params={"wait": 20}, timeout=30))
+        await until(lambda: reads == 1)
+        begin = time.monotonic()
+        for number in range(200):
+            name = "id" if number % 2 else "request_id"
+            cloud.event_bus.publish("", {"event": "received", name: str(uuid4())})
+            await asyncio.sleep(0.002)
+        assert reads <= 2 + (time.monotonic() - begin) / 0.5, "it looks twice a second, and not at events of others"
+        assert cloud.store.requests.refuse("", "box", UUID(posted.json()["id"]), RefusalReason.GONE, "", 1)
+        cloud.event_bus.publish("", {"event": "request", "request_id": posted.json()["id"]})
+        assert (await waiting).json()["state"] == "refused"
 
 
 @pytest.mark.parametrize(

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from aeic_tools import local_services
-from aeic_tools.local_services import Pair
+from aeic_tools.demo import local_services
+from aeic_tools.demo.local_services import Pair
 from tests.support.roots import ROOT
 
 

@@ -12,8 +12,8 @@ import pytest
 from PIL import Image
 
 from aeic_client import AsyncClient, Client, Problem
-from aeic_tools.demo_client import request
-from aeic_tools.local_services import Pair
+from aeic_tools.demo.client import request
+from aeic_tools.demo.local_services import Pair
 from tests.support.cli import aeic
 from tests.support.keeping import keeping_pair
 

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from aeic_tools import local_services
-from aeic_tools.demo_client import request
+from aeic_tools.demo import local_services
+from aeic_tools.demo.client import request
 from tests.support.roots import DOCS, EXAMPLES, ROOT
 
 PAGES = DOCS / "how-to"

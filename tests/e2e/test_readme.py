@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from aeic_tools.local_services import Pair
+from aeic_tools.demo.local_services import Pair
 from tests.support.roots import ROOT
 
 README = (ROOT / "README.md").read_text()

@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from aeic_tools import local_services
-from aeic_tools.demo_client import RequestFailed, request, travel
-from aeic_tools.local_services import Pair
+from aeic_tools.demo import local_services
+from aeic_tools.demo.client import RequestFailed, request, travel
+from aeic_tools.demo.local_services import Pair
 
 
 def get(url: str) -> Any:
@@ -53,6 +53,16 @@ def test_the_frame_is_in_the_clouds_list_and_decodes_by_itself(pair: Pair, owl: 
     again = request(f"{pair.cloud.http}/v1/decode?format=png", frame)
     with Image.open(io.BytesIO(again)) as one, Image.open(io.BytesIO(journey.image)) as other:
         assert one.tobytes() == other.tobytes()
+
+
+def test_no_other_user_can_read_frames_and_pictures(
+    pair: Pair, owl: bytes, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    travel(pair, owl)
+    folder = next(tmp_path_factory.getbasetemp().glob("pair*"))
+    files = [path for at in ("cloud/store.db*", "edge/spool.sqlite3*", "cloud/cache/*/*") for path in folder.glob(at)]
+    assert len(files) > 4
+    assert [path for path in files if path.stat().st_mode & 0o077] == []
 
 
 @pytest.mark.parametrize("picture_format", ["webp", "jpeg"])

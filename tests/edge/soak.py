@@ -9,8 +9,10 @@ The wall clocks of both jump by seconds, months and years. Clients post each pic
 is acknowledged with 202, in part in bursts with wait=received, so that kills find originals that are not encoded yet.
 In the end every acknowledged frame must be in the cloud exactly once, bit for bit, and none in quarantine.
 With --requests, clients of the cloud also ask for more of these pictures, in all kinds: regions, better quality,
-originals as files in pieces, and new pictures of a camera, to which faults happen as to the rest. Each request must end
-once, answered by a frame or a file of its own, or refused with a reason; every kind must have been answered.
+originals as files in pieces, and new pictures of a camera, to which faults happen as to the rest. They are spread over
+the run, and the box keeps the originals of about five frames in six, so that some are gone when they are asked for. A
+piece of a file is sent only while no frame waits, so the clients pause every now and then. Each request must end once,
+answered by a frame or a file of its own, or refused with a reason; every kind must have been answered.
 The last line of output is one JSON object; the exit code is 0 only if nothing was lost or duplicated.
 """
 
@@ -49,6 +51,11 @@ CAMERA_HEIGHT = 120
 """Of the pictures of the camera, and of no other. Those that were not asked for are not counted."""
 CLIENTS = 6
 BURST = 8
+ORIGINAL_BYTES = 1500
+"""Of the ring for each frame. A file there has about 1,800."""
+PAUSE_FRAMES = 300
+PAUSE_SECONDS = 20.0
+"""A pause of the clients ends two seconds after the edge has delivered all frames, or after so long."""
 
 
 class Soak:
@@ -87,7 +94,8 @@ class Soak:
                 "AEIC_EDGE_DATA_DIR": str(folder / "edge"),
                 "AEIC_EDGE_PORT": "0",
                 "AEIC_EDGE_THREADS": "1",
-                "AEIC_EDGE_ORIGINALS_MAX_BYTES": str(4 << 20 if requests else 0),
+                "AEIC_EDGE_ORIGINALS_MAX_BYTES": str(ORIGINAL_BYTES * frames if requests else 0),
+                "AEIC_EDGE_ORIGINALS_MAX_AGE_SECONDS": "0",  # else each jump of the clock deletes them all
                 "AEIC_EDGE_REQUEST_BYTES_PER_HOUR": str(1 << 40),
                 "AEIC_EDGE_ORIGINALS_KEY": "5a" * 32,
                 "AEIC_EDGE_CAMERA_FPS": "1",
@@ -109,6 +117,8 @@ class Soak:
         self.originals_at_kills = 0  # acknowledged, not encoded yet, found on disk after kill -9
         self._spool = folder / "edge" / "spool.sqlite3"
         self._next = 0
+        self._going = asyncio.Event()  # cleared while the clients pause
+        self._going.set()
 
     async def run(self) -> dict[str, object]:
         await self.cloud.start()
@@ -127,9 +137,11 @@ class Soak:
             begin = time.monotonic()
             over = asyncio.Event()
             trouble = asyncio.create_task(self._trouble(over) if self.chaos else asyncio.sleep(0))
+            pauses = asyncio.create_task(self._pauses() if self.requests else asyncio.sleep(0))
             await asyncio.gather(*(self._client() for _ in range(CLIENTS)), self._ask(http))
             over.set()
             await trouble
+            await pauses
             await self._ended(http)
             await self._delivered()
             seconds = time.monotonic() - begin
@@ -168,11 +180,28 @@ class Soak:
 
     async def _client(self) -> None:
         async with httpx.AsyncClient(timeout=15) as client:
-            while (left := self.frames - self._next) > 0:
+            while self._next < self.frames:
+                if not self._going.is_set():
+                    await self._going.wait()
+                    continue
+                left = self.frames - self._next
                 first, count = self._next, 1 if self._next // BURST % 2 else min(BURST, left)
                 self._next += count
                 wait = "spooled" if count == 1 else "received"
                 await asyncio.gather(*(self._post(client, (first + n) % PICTURES, wait) for n in range(count)))
+
+    async def _pauses(self) -> None:
+        """Lets the clients pause after every PAUSE_FRAMES frames, or a third of all if that is fewer."""
+        step = max(1, min(PAUSE_FRAMES, self.frames // 3))
+        for due in range(step, self.frames, step):
+            while len(self.acknowledged) < due:
+                await asyncio.sleep(0.2)
+            self._going.clear()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(PAUSE_SECONDS):
+                    await self._delivered()
+                    await asyncio.sleep(2)
+            self._going.set()
 
     async def _post(self, client: httpx.AsyncClient, number: int, wait: str) -> None:
         """A picture, until it is acknowledged."""
@@ -212,11 +241,11 @@ class Soak:
         async with httpx.AsyncClient(timeout=15, base_url=cloud) as client:
             while len(self.asked) < self.requests:
                 await asyncio.sleep(0.02)
-                if not self.acknowledged:
+                if len(self.asked) * self.frames >= len(self.acknowledged) * self.requests:
                     continue
                 frame = rng.choice(list(self.acknowledged))
                 self.asked_about.add(str(frame))
-                body = {"max_bytes": 4000, "deadline_seconds": 90, **bodies[len(self.asked) % len(bodies)]}
+                body = {"max_bytes": 4000, "deadline_seconds": 150, **bodies[len(self.asked) % len(bodies)]}
                 try:
                     answer = await client.post(f"/v1/frames/{frame}/requests", json=body)
                 except httpx.HTTPError:
@@ -235,7 +264,7 @@ class Soak:
                 listed = await client.get(f"/v1/frames/{frame}/requests")
                 for one in listed.json().get("requests", []):  # it may never have arrived
                     self.asked.setdefault(one["id"], f"/v1/frames/{frame}/requests/{one['id']}")
-            deadline = time.monotonic() + 120
+            deadline = time.monotonic() + 240
             for path in self.asked.values():
                 state: dict[str, str] = (await client.get(path)).json()
                 while state["state"] == "open" and time.monotonic() < deadline:
@@ -330,10 +359,12 @@ class Soak:
     async def _delivered(self) -> None:
         async with httpx.AsyncClient(timeout=15) as client:
             deadline = time.monotonic() + 120
+            status: object = None
             while time.monotonic() < deadline:
-                status = (await client.get(self.edge.ready["http"] + "/v1/status")).json()
-                if status["spool"]["frames"] + status["received"]["frames"] == 0:
-                    return
+                with contextlib.suppress(httpx.HTTPError):  # it was killed just now
+                    status = found = (await client.get(self.edge.ready["http"] + "/v1/status")).json()
+                    if found["spool"]["frames"] + found["received"]["frames"] == 0:
+                        return
                 await asyncio.sleep(0.1)
             raise RuntimeError(f"not delivered in two minutes: {status}")
 

@@ -14,7 +14,9 @@ from pathlib import Path
 import httpx
 import pytest
 
+from edge_encoder.source_status import SourceStatus
 from edge_encoder.supervisor import Supervisor
+from edge_encoder.uplink.stream import Report
 from tests.support.edge_process import EdgeProcess
 from tests.support.in_process import edge
 from tests.support.pictures import picture
@@ -64,6 +66,26 @@ async def test_readiness_and_status_name_what_died(tmp_path: Path, tiny_bundle: 
         tasks = {task["name"]: task for task in (await client.get("/v1/status")).json()["tasks"]}
         assert tasks["folder"]["restarts"] == 1 and tasks["uplink"]["state"] in ("running", "ended")
         assert 'aeic_edge_task_restarts_total{task="folder"} 1.0' in (await client.get("/metrics")).text
+
+
+async def test_the_report_for_the_cloud_names_what_is_wrong_but_no_address(tmp_path: Path, tiny_bundle: Path) -> None:
+    async with edge(tmp_path, tiny_bundle) as (client, service):
+        assert await service.report() == Report()
+        posted = await client.post("/v1/frames", content=picture(64, 64))
+        assert posted.status_code == 202
+        report = await service.report()
+        assert report.waiting_frames == 1 and report.problem == ""
+
+        async def dies() -> None:
+            raise RuntimeError("rtsp://admin:secret@gate")
+
+        service.supervisor.start("camera", dies)
+        gate = SourceStatus("gate", "camera")
+        gate.set("down", "rtsp://admin:secret@gate did not answer")
+        service.sources.append(gate)
+        await until(lambda: service.supervisor.problem)
+        report = await service.report()
+        assert report.problem == "camera restarts after an error; gate cannot be read"
 
 
 async def test_a_deleted_spool_is_written_again_and_nothing_is_lost(tmp_path: Path, tiny_bundle: Path) -> None:

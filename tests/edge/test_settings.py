@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from edge_encoder.metrics import Metrics
 from edge_encoder.settings import EdgeSettings
-from edge_encoder.source_settings import CameraSettings, FolderSettings
+from edge_encoder.source_settings import CameraSettings, FolderSettings, MqttSettings
 from tests.support.roots import ROOT
 
 
@@ -121,11 +121,12 @@ def test_the_docs_list_every_key_of_a_source_with_its_default() -> None:
     text = (ROOT / "docs" / "reference" / "edge.md").read_text()
     section = text.partition("### Cameras and folders")[2].partition("### States")[0]
     rows = {
-        name: (default.strip("`"), said)
+        (name, default.strip("`"), said)
         for name, default, said in re.findall(r"^\| `(\w+)` \| (.*?) \| (.*) \|$", section, re.M)
     }
-    fields = CameraSettings.model_fields | FolderSettings.model_fields
-    assert set(rows) == set(fields)
-    for name, field in fields.items():
-        shown = "" if field.is_required() or field.default is None else str(field.default)
-        assert rows[name] == (shown, field.description), name
+    fields = {
+        (name, "" if field.is_required() or field.default is None else str(field.default), field.description)
+        for source in (CameraSettings, FolderSettings, MqttSettings)
+        for name, field in source.model_fields.items()
+    }
+    assert rows == fields

@@ -20,8 +20,8 @@ from aeic.errors import BundleError
 from aeic.latent_codec import LatentCodec
 from aeic_nets.official.pickles import read_file
 from aeic_nets.runtime.torch_backend import TorchGenerator
-from aeic_tools import local_services
-from aeic_tools.demo_client import travel
+from aeic_tools.demo import local_services
+from aeic_tools.demo.client import travel
 from aeic_train.export import from_official
 from tests.support.official_files import write_official
 from tests.support.official_model import SMALL, small_model

@@ -15,8 +15,8 @@ from aeic import profiles
 from aeic.bundle import Bundle
 from aeic.latent_codec import LatentCodec
 from aeic_nets.runtime.torch_backend import TorchGenerator
-from aeic_tools import local_services
-from aeic_tools.demo_client import request, travel
+from aeic_tools.demo import local_services
+from aeic_tools.demo.client import request, travel
 from aeic_train.export import from_official
 from tests.support.official_files import write_official
 from tests.support.roots import EXAMPLES

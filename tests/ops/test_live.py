@@ -23,9 +23,9 @@ from typing import Any
 import pytest
 import yaml
 
-from aeic_tools import local_services
-from aeic_tools.demo_client import RequestFailed, request
-from aeic_tools.local_services import Pair
+from aeic_tools.demo import local_services
+from aeic_tools.demo.client import RequestFailed, request
+from aeic_tools.demo.local_services import Pair
 from tests.support import certificates
 from tests.support.dashboards import RULES, dashboard_module, metrics_in
 from tests.support.roots import DEPLOY, EXAMPLES

@@ -17,7 +17,7 @@ from fastapi import FastAPI, Request
 
 from aeic_service import http_server, problems
 from aeic_service.http_server import HttpServer, ServerSettings, address_text, connection_limit, listen
-from aeic_service.request_body import Limits, read_body
+from aeic_service.request_body import BodyLimits, read_body
 
 
 @pytest.mark.parametrize(
@@ -149,7 +149,7 @@ async def test_uploads_that_do_not_end_do_not_hold_up_the_stop_and_fill_no_log(
 
     @app.post("/")
     async def take(request: Request) -> str:
-        return str(len(await read_body(request, Limits(100, 60.0))))
+        return str(len(await read_body(request, BodyLimits(100, 60.0))))
 
     problems.install(app)
     server = HttpServer(app, ServerSettings("127.0.0.1", 0, "AEIC_EDGE_", header_seconds=10.0, grace_seconds=1))
@@ -173,7 +173,7 @@ async def test_bodies_that_do_not_come_keep_no_other_client_out(path: str) -> No
 
     @app.post("/")
     async def take(request: Request) -> str:
-        return str(len(await read_body(request, Limits(1000, 60.0))))
+        return str(len(await read_body(request, BodyLimits(1000, 60.0))))
 
     problems.install(app)
     settings = ServerSettings("127.0.0.1", 0, "AEIC_EDGE_", header_seconds=10.0, grace_seconds=1, max_connections=20)
@@ -217,7 +217,7 @@ async def test_bytes_that_this_process_has_not_read_count_as_heard() -> None:
 
     @app.post("/")
     async def take(request: Request) -> str:
-        return str(len(await read_body(request, Limits(1000, 60.0))))
+        return str(len(await read_body(request, BodyLimits(1000, 60.0))))
 
     settings = ServerSettings("127.0.0.1", 0, "AEIC_EDGE_", header_seconds=10.0, grace_seconds=1, max_connections=3)
     server = HttpServer(app, settings)

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import importlib.util
 import re
-import sys
 from types import ModuleType
 
+from tests.support.programs import load
 from tests.support.roots import DEPLOY
 
 RULES = DEPLOY / "prometheus" / "rules.yml"
@@ -14,12 +13,7 @@ RULES = DEPLOY / "prometheus" / "rules.yml"
 
 def dashboard_module() -> ModuleType:
     """deploy/grafana/make_dashboard.py, which is in no package."""
-    spec = importlib.util.spec_from_file_location("make_dashboard", DEPLOY / "grafana" / "make_dashboard.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # where its dataclasses look for their names
-    spec.loader.exec_module(module)
-    return module
+    return load("make_dashboard", DEPLOY / "grafana" / "make_dashboard.py")
 
 
 def metrics_in(text: str) -> set[str]:

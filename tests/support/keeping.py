@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from aeic_tools import local_services
-from aeic_tools.local_services import Pair
+from aeic_tools.demo import local_services
+from aeic_tools.demo.local_services import Pair
 from tests.support.http_camera import http_camera
 
 

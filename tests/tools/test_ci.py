@@ -16,6 +16,7 @@ import aeic
 ROOT = Path(__file__).parent.parent.parent
 MAKEFILE = (ROOT / "Makefile").read_text()
 TARGETS = set(re.findall(r"^([a-z-]+):", MAKEFILE, re.M))
+VERBS = ("test", "test-skipped", "check", "lock-check", "docs", "dist", "test-compose")
 WORKFLOW: dict[str, Any] = yaml.safe_load((ROOT / ".github" / "workflows" / "ci.yml").read_text())
 
 
@@ -26,7 +27,7 @@ def _verbs(job: str) -> list[str]:
 
 def test_both_ci_scripts_call_the_same_verbs() -> None:
     script = re.findall(r"^run ([a-z-]+)$", (ROOT / ".ci" / "run").read_text(), re.M)
-    assert script == _verbs("suite") and {"test", "test-skipped", "check", "lock-check", "docs", "dist"} <= set(script)
+    assert script == _verbs("suite") and set(VERBS) <= set(script)
     assert set(script) | set(_verbs("pythons")) <= TARGETS
 
 
@@ -75,13 +76,32 @@ def test_ci_ends_with_the_closing_line_of_the_whole_suite(tmp_path: Path) -> Non
     assert done.returncode == 0 and done.stdout.splitlines()[-1] == WHOLE, done.stdout + done.stderr
 
 
-@pytest.mark.parametrize("verb", ["test", "test-skipped", "check", "lock-check", "docs", "dist"])
+@pytest.mark.parametrize("verb", VERBS)
 def test_ci_fails_where_one_step_fails_and_runs_the_others(tmp_path: Path, verb: str) -> None:
     lines = f'{verb}) echo "=== 1 failed, 3 passed in 1.00s ==="; exit 2;;\ntest) echo "{WHOLE}";;'
     done = _ci(tmp_path, lines)
     assert done.returncode == 1 and f"failed: make {verb}\n" in done.stdout
-    assert done.stdout.count("== make ") == 6
+    assert done.stdout.count("== make ") == len(VERBS)
     assert re.search(r"\d+ passed", done.stdout.splitlines()[-1])
+
+
+def _compose(tmp_path: Path, program: str) -> subprocess.CompletedProcess[str]:
+    """`make test-compose` with another program in the place of Python."""
+    python = tmp_path / "python"
+    python.write_text(f"#!/bin/sh\n{program}\n")
+    python.chmod(0o755)
+    command = ["make", "-s", "test-compose", f"PYTHON={python}"]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+
+
+def test_where_no_docker_engine_can_run_make_says_so_and_succeeds(tmp_path: Path) -> None:
+    line = "make test-compose: not run here: it needs root"
+    done = _compose(tmp_path, f'[ "$2" = --probe ] || exit 3\necho "{line}"')
+    assert (done.returncode, done.stdout) == (0, line + "\n"), done.stderr
+
+
+def test_a_compose_run_that_fails_is_a_failure(tmp_path: Path) -> None:
+    assert _compose(tmp_path, "exit 1").returncode != 0  # the probe itself
 
 
 def test_the_release_is_the_same_everywhere() -> None:

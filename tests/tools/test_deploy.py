@@ -17,6 +17,7 @@ import yaml
 
 from cloud_decoder.settings import Settings as CloudSettings
 from edge_encoder.settings import EdgeSettings
+from tests.support.programs import load
 from tests.support.roots import ROOT
 
 DEPLOY = ROOT / "deploy"
@@ -50,6 +51,20 @@ def test_units_are_confined(path: Path) -> None:
 def test_units_limit_memory_and_files(path: Path) -> None:
     text = path.read_text()
     assert re.search(r"^MemoryMax=[14]G$", text, re.M) and int(re.findall(r"^LimitNOFILE=(\d+)$", text, re.M)[0]) > 4096
+
+
+@pytest.mark.parametrize("path", UNITS, ids=lambda path: path.name)
+def test_units_keep_files_from_other_users(path: Path) -> None:
+    assert {"UMask=0077", "StateDirectoryMode=0700"} <= set(path.read_text().splitlines())
+
+
+def test_every_image_has_a_bill_of_materials() -> None:
+    """`make dist` writes one for every set of packages that an image can be built with."""
+    made = set(re.findall(r"^SBOMS := (.*)$", (ROOT / "Makefile").read_text(), re.M)[0].split())
+    texts = [path.read_text() for path in (*IMAGES, ROOT / "docker-compose.yml")]
+    chosen = [names for text in texts for names in re.findall(r"\b(?:EXTRA|RUNTIME)(?:=|: )([\w,-]+)", text)]
+    assert len(chosen) > 2 and {name for names in chosen for name in names.split(",")} <= made
+    assert all((ROOT / "requirements" / f"{name}.txt").is_file() for name in made)
 
 
 @pytest.mark.parametrize("path", IMAGES, ids=lambda path: path.name)
@@ -89,8 +104,67 @@ def test_compose_holds_together() -> None:
 def _default_base() -> str:
     """The base image of both Dockerfiles, unless the build argument names another one."""
     (base,) = {re.findall(r"^ARG BASE=(.+)$", path.read_text(), re.M)[0] for path in IMAGES}
-    assert all(set(re.findall(r"^FROM (\S+)", path.read_text(), re.M)) == {"${BASE}"} for path in IMAGES)
+    for path in IMAGES:
+        stages = set(re.findall(r"^FROM \S+ AS (\w+)$", path.read_text(), re.M))
+        assert set(re.findall(r"^FROM (\S+)", path.read_text(), re.M)) - stages == {"${BASE}"}
     return str(base)
+
+
+def test_both_images_share_the_stages_before_their_packages() -> None:
+    """So that a build of the second image takes them from the cache."""
+    (shared,) = {path.read_text().partition("\nARG BASE=")[2].partition("\nFROM tools AS build")[0] for path in IMAGES}
+    assert "AS tools" in shared and "AS wheel" in shared and "\nARG " not in shared
+
+
+@pytest.fixture
+def try_compose(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
+    """deploy/try_compose.py as root of a machine that allows everything; `make test-compose` really runs it."""
+    found = load("try_compose", DEPLOY / "try_compose.py")
+    monkeypatch.setattr("os.geteuid", lambda: 0)
+    monkeypatch.setattr(found, "CGROUPS", tmp_path)
+    monkeypatch.setattr("sys.argv", ["try_compose.py"])
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    return found
+
+
+def _unshare(folder: Path, script: str) -> None:
+    for name, text in {"unshare": script, "iptables": "exit 0"}.items():
+        (folder / name).write_text(f"#!/bin/sh\n{text}\n")
+        (folder / name).chmod(0o755)
+
+
+@pytest.mark.parametrize(
+    ("script", "reason"),
+    [
+        ("exit 0", None),
+        ("exit 1", "this machine does not allow root to mount file systems"),
+        ('[ "$2" != iptables ]', "this machine does not allow root to translate addresses"),
+    ],
+)
+def test_it_is_seen_whether_a_docker_engine_can_run(
+    try_compose: Any, tmp_path: Path, script: str, reason: str | None
+) -> None:
+    _unshare(tmp_path, script)
+    assert try_compose.obstacle() == reason
+
+
+def test_without_root_compose_is_not_run_and_says_so(
+    try_compose: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("os.geteuid", lambda: 1000)
+    monkeypatch.setattr(try_compose, "run", lambda: pytest.fail("it must not start anything"))
+    assert try_compose.main() == 0
+    assert capsys.readouterr().out == "make test-compose: not run here: it needs root\n"
+
+
+@pytest.mark.parametrize(("user", "writable", "code"), [("10001", False, 0), ("0", False, 1), ("10001", True, 1)])
+def test_compose_fails_where_a_container_is_not_confined(
+    try_compose: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, user: str, writable: bool, code: int
+) -> None:
+    _unshare(tmp_path, "exit 0")
+    found = {"users": {"edge": "10001", "cloud": user}, "read_only": {"edge": True, "cloud": not writable}}
+    monkeypatch.setattr(try_compose, "run", lambda: found)
+    assert try_compose.main() == code
 
 
 def test_prometheus_scrapes_both() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import runpy
 import subprocess
@@ -89,6 +90,16 @@ def test_modules_named_in_texts_exist(path: Path) -> None:
     assert not missing
 
 
+def test_the_page_of_the_shipped_model_has_the_figures_of_its_card() -> None:
+    """The card counts in the digest of the bundle and stays as it was released; the page says the same."""
+    rows = re.compile(r"^\| \d[^|`]*\|(?: [\d.]+ \|){6}$", re.M)
+    card = (ROOT / "models" / "aeic-se-nano" / "model_card.md").read_text()
+    page = (ROOT / "docs" / "shipped-model.md").read_text()
+    assert rows.findall(page) == rows.findall(card) and len(rows.findall(card)) == 6
+    for figure in ("21,245", "7.2 hours", "0.34 %", "1,536"):
+        assert figure in card and figure in page
+
+
 def test_names_in_the_tour_are_in_the_files_beside_them() -> None:
     """`Class.method` or `function`, followed by "in `path/file.py`"."""
     text = (ROOT / "docs" / "tour.md").read_text()
@@ -98,6 +109,27 @@ def test_names_in_the_tour_are_in_the_files_beside_them() -> None:
         source = (ROOT / file).read_text()
         for part in name.split("."):
             assert re.search(rf"^\s*(?:async )?(?:def|class) {part}\b", source, re.M), f"{name} is not in {file}"
+
+
+MODULES = sorted(ROOT.glob("aeic*/**/*.py")) + sorted(ROOT.glob("*_*coder/**/*.py"))
+
+
+def _unknown_files(path: Path, docstring: str) -> list[str]:
+    """Files that a docstring names and that are not beside the module, in its package or in the repository."""
+    package = ROOT / path.relative_to(ROOT).parts[0]
+    names = re.findall(r"(?<![\w/*-])((?:\w+/)*\w+\.py)\b", docstring)
+    return [name for name in names if not any((at / name).is_file() for at in (path.parent, package, ROOT))]
+
+
+def test_files_named_in_module_docstrings_exist() -> None:
+    found = {
+        str(path.relative_to(ROOT)): _unknown_files(path, ast.get_docstring(ast.parse(path.read_text())) or "")
+        for path in MODULES
+    }
+    assert len(found) > 200 and {path: names for path, names in found.items() if names} == {}
+    assert _unknown_files(MODULES[0], "See bundle.py, store/no_such.py and cloud_decoder/tiling.py.") == [
+        "store/no_such.py"
+    ]
 
 
 def test_the_layers_in_the_docs_are_those_that_import_linter_checks() -> None:

@@ -9,7 +9,7 @@ from fastapi.responses import Response
 
 from aeic_service.budgets import Budget
 from aeic_service.parameters import Seconds
-from aeic_service.request_body import Limits, read_body
+from aeic_service.request_body import BodyLimits, read_body
 from cloud_decoder.admission import Admission
 from cloud_decoder.decode_backend import DecodeBackend, Decoded
 from cloud_decoder.http_api import schemas
@@ -19,7 +19,7 @@ from cloud_decoder.images import formats
 
 
 def router(
-    backend: DecodeBackend, admission: Admission, bodies: Budget, body_limits: Limits, *, max_wait: float
+    backend: DecodeBackend, admission: Admission, bodies: Budget, body_limits: BodyLimits, *, max_wait: float
 ) -> APIRouter:
     """``max_wait`` seconds limit ``timeout=``."""
     routes = APIRouter(tags=["decode"])

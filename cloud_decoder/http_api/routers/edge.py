@@ -8,7 +8,7 @@ from fastapi import APIRouter, Query, Request
 
 from aeic_service.budgets import Budget
 from aeic_service.errors import ServiceError
-from aeic_service.request_body import Limits, read_body
+from aeic_service.request_body import BodyLimits, read_body
 from cloud_decoder.http_api import schemas
 from cloud_decoder.http_api.dependencies import Tenant
 from cloud_decoder.http_api.edge_proxy import EdgeProxy
@@ -17,7 +17,7 @@ TargetBytes = Annotated[int | None, Query(ge=64, le=1 << 20, description="bytes 
 Rate = Annotated[str | None, Query(max_length=32, description="rate point, number or name")]
 
 
-def router(edge_proxy: EdgeProxy, bodies: Budget, body_limits: Limits) -> APIRouter:
+def router(edge_proxy: EdgeProxy, bodies: Budget, body_limits: BodyLimits) -> APIRouter:
     """The edge's status, and pictures for it to encode."""
     routes = APIRouter(tags=["edge"])
 

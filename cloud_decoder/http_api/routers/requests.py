@@ -1,4 +1,10 @@
-"""Requests for more of a picture: asking a box, and the state of what was asked."""
+"""Requests for more of a picture: asking a box, and the state of what was asked.
+
+The caller chooses ``max_bytes``, at most what :class:`~cloud_decoder.http_api.schemas.AskBody` allows. The store
+charges it to the source's hour, ``AEIC_CLOUD_REQUEST_BYTES_PER_HOUR``, in the transaction that stores the request
+(store/requests.py); without room there the answer is 429. ``request_dispatch.py`` then sends the request to the box,
+which has limits of its own (edge_encoder/answers/answerer.py) and may refuse.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +20,7 @@ from pydantic import ValidationError
 from aeic_service.budgets import Budget
 from aeic_service.errors import InvalidParameter
 from aeic_service.parameters import FrameId, Seconds, frame_id
-from aeic_service.request_body import Limits, read_body
+from aeic_service.request_body import BodyLimits, read_body
 from cloud_decoder.errors import BudgetSpent, Gone, RequestsForbidden, UnknownRequest
 from cloud_decoder.events import EventBus
 from cloud_decoder.http_api import schemas
@@ -64,7 +70,7 @@ def router(
     """``hour_bytes`` may be asked of one source within an hour, ``original_bytes`` of one original. ``max_wait``
     seconds limit ``wait=``."""
     routes = APIRouter(tags=["requests"])
-    limits = Limits(BODY_BYTES, body_seconds, "")
+    limits = BodyLimits(BODY_BYTES, body_seconds, "")
 
     @routes.post(
         "/v1/frames/{id}/requests",
@@ -126,16 +132,20 @@ def router(
         responses=schemas.json_of(schemas.RequestListBody, 400, 401, 404, 503),
     )
     async def list_requests(tenant: Tenant, id: FrameId) -> dict[str, Any]:
-        """The requests about a frame, the newest first; at most 200. What the box and the source's hour still allow."""
+        """The requests about a frame, the newest first; at most 200. What the box and the source's hour still allow,
+        and how fast the last answers came."""
         row = await images.row(tenant, id)
         found = await asyncio.to_thread(store.requests.of_frame, tenant, row.id)
         limits = dispatch.limits(tenant, row.box or row.source)
-        spent = await asyncio.to_thread(store.requests.spent, tenant, row.source, int(dispatch.now() * 1000))
+        now_ms = int(dispatch.now() * 1000)
+        spent = await asyncio.to_thread(store.requests.spent, tenant, row.source, now_ms)
+        speed = await asyncio.to_thread(store.requests.speed, tenant, row.source, now_ms)
         return {
             "requests": [request_json(one) for one in found],
             "max_bytes": None if limits is None else limits[0],
             "original_max_bytes": None if limits is None else min(limits[1], original_bytes),
             "hour_bytes_left": max(0, hour_bytes - spent),
+            "bytes_per_second": None if speed is None else round(speed, 1),
         }
 
     @routes.get(
@@ -161,7 +171,7 @@ def router(
                 left = end - loop.time()
                 if found.state is not RequestState.OPEN or left <= 0 or images.draining:
                     return found
-                await events.next(min(left, POLL_SECONDS))
+                await events.about(request, min(left, POLL_SECONDS))
 
     return routes
 

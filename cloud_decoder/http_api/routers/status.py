@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
+import re
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +28,14 @@ from cloud_decoder.http_api.serializers import bundles_json, frame_json, source_
 from cloud_decoder.images.cache import PictureCache
 from cloud_decoder.inference.model_pool import ModelPool
 from cloud_decoder.metrics import Metrics
-from cloud_decoder.presence import Presence
+from cloud_decoder.presence import Box, Presence
 from cloud_decoder.readiness import Readiness
 from cloud_decoder.store.store import Store
 
 _SEEN_SECONDS = 7 * 86_400.0
 """A source that was last seen before is taken for gone."""
+_SOFTWARE = re.compile(r"[\w.+/() -]{1,64}", re.ASCII)
+"""Programs with version that become labels of metrics."""
 
 
 def router(
@@ -65,6 +69,7 @@ def router(
                         backlog.get(one["source"], 0),
                         presence.is_connected(tenant, one["source"]),
                         last.get(one["source"]),
+                        presence.box(tenant, one["source"]),
                     )
                     for one in sources
                 ]
@@ -112,6 +117,7 @@ def router(
 def metrics_router(
     metrics: Metrics,
     store: Store,
+    presence: Presence,
     cache: PictureCache,
     model_pool: ModelPool,
     budgets: Callable[[], Mapping[str, Used]],
@@ -121,7 +127,7 @@ def metrics_router(
     folders: Mapping[str, Path],
     certificates: Certificates,
 ) -> APIRouter:
-    """The metrics, with the gauges that are read at each scrape, and one for each of the latest ``sources``.
+    """The metrics, with the gauges that are read at each scrape, and those of each of the latest ``sources``.
 
     ``folders`` are those whose disks are measured, by name.
     """
@@ -142,12 +148,28 @@ def metrics_router(
                 metrics.stored.labels(state).set(count)
             now = time.time()
             arrivals = await asyncio.to_thread(store.frames.last_arrivals, now - _SEEN_SECONDS, sources)
+            backlogs = await asyncio.to_thread(store.frames.backlogs) if sources else {}
             metrics.source_silent.clear()  # those that are not among them any more
+            metrics.source_backlog.clear()
             for tenant, source, arrived_ms in arrivals:
                 metrics.source_silent.labels(tenant, source).set(max(0.0, now - arrived_ms / 1000))
+                metrics.source_backlog.labels(tenant, source, "cloud").set(backlogs.get((tenant, source), 0))
+        _say_of_boxes(metrics, itertools.islice(presence.boxes(), sources))
         return prometheus_text(metrics.registry)
 
     return routes
+
+
+def _say_of_boxes(metrics: Metrics, boxes: Iterable[tuple[str, str, Box]]) -> None:
+    """What connected boxes say of themselves. Those that are gone have no values."""
+    metrics.source_healthy.clear()
+    metrics.source_info.clear()
+    for tenant, source, box in boxes:
+        software = box.software if _SOFTWARE.fullmatch(box.software) else "other"
+        metrics.source_info.labels(tenant, source, software).set(1)
+        if box.report is not None:
+            metrics.source_healthy.labels(tenant, source).set(not box.report.problem)
+            metrics.source_backlog.labels(tenant, source, "edge").set(box.report.waiting_frames)
 
 
 def _look_at_host(metrics: Metrics, folders: Mapping[str, Path], certificates: Certificates) -> None:

@@ -289,6 +289,7 @@ async function run() {
         },
         async (event) => {
           stale = true;
+          detail.heard(event).catch(() => {});
           if (!event.frame) {
             everySource = true;
             return page(null);

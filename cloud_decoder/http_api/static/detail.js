@@ -78,6 +78,8 @@ const localDay = (time) => {
   return `${date.getFullYear()}-${String(date.getMonth() + 1).padStart(2, "0")}-${String(date.getDate()).padStart(2, "0")}`;
 };
 
+export const heard = closer.heard;
+
 export function close() {
   opened = null;
   closer.about(null);

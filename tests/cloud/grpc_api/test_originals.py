@@ -176,7 +176,9 @@ async def test_files_of_which_nothing_comes_keep_no_other_tenant_from_its_origin
     open_requests: dict[tuple[str, UUID], Any] = {}
     find = SimpleNamespace(get=lambda tenant, id: open_requests.get((tenant, id)))
     store, dispatch = cast(Any, SimpleNamespace(requests=find)), cast(Any, SimpleNamespace(now=time.time))
-    taken = originals.Originals(store, cast(Any, None), dispatch, max_bytes=1 << 20, max_pixels=1 << 20, shared=True)
+    taken = originals.OriginalAssembler(
+        store, cast(Any, None), dispatch, max_bytes=1 << 20, max_pixels=1 << 20, shared=True
+    )
 
     async def piece(tenant: str, id: UUID, data: bytes, offset: int = 0) -> pb.PieceAck | None:
         given: dict[str, Any] = {"total_bytes": 40_000, "sha256": bytes(32), "offset": offset, "data": data}

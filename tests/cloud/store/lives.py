@@ -31,25 +31,21 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
-from typing import Any, TypeVar
 from uuid import UUID
 
 import sqlalchemy as sa
-from sqlalchemy.exc import OperationalError
 
 from cloud_decoder.errors import StoreUnavailable
-from cloud_decoder.store.clock import DAY, TrustedClock
+from cloud_decoder.store.clock import DAY
 from cloud_decoder.store.records import Added, DecodeResult, FrameState, LeasedFrame, NewFrame, StoredFrame
-from cloud_decoder.store.schema import frames, jobs, metadata, source_tallies, store_clock, tallies
+from cloud_decoder.store.schema import frames, jobs, source_tallies, tallies
 from cloud_decoder.store.store import Store
+from tests.cloud.store.faulty import NOW, Lost, Machine, Stores
 from tests.support.frames import stored_frame
 
-T = TypeVar("T")
-
-NOW = 1_700_000_000.0
 MAX_ATTEMPTS = 3
 LEASE_SECONDS = 60.0
 RETENTION_SECONDS = 2 * DAY
@@ -66,16 +62,11 @@ _ALLOWED = {  # what a reader may see next, besides the same
 }
 
 
-_STATEMENTS: Any = sa.util.LRUCache(1000)
 _STATES = sa.select(frames.c.id, frames.c.state, frames.c.reason, frames.c.bitstream.is_(None).label("empty"))
 
 
 class Broken(AssertionError):
     """A promise was broken; the message has the seed."""
-
-
-class Lost(Exception):
-    """The change was committed, and its answer was lost."""
 
 
 @dataclasses.dataclass
@@ -97,13 +88,12 @@ class Worker:
     wakes: float = 0.0
 
 
-class Life:
+class Life(Machine):
     """One life; ``run()`` raises :class:`Broken`. ``trace`` is what happened, for people."""
 
     def __init__(self, seed: int, open_store: Callable[[Path], Store], folder: Path) -> None:
-        self.seed, self.rng, self.trace = seed, random.Random(seed), list[str]()
-        self._open_store, self._folder, self._disks = open_store, folder, 0
-        self.truth, self.error, self.steady = NOW, 0.0, 1000.0
+        super().__init__(random.Random(seed), open_store, folder)
+        self.seed, self.trace = seed, list[str]()
         self.workers = [Worker(name) for name in WORKERS]
         self.offered: dict[UUID, NewFrame] = {}
         self.promised: set[UUID] = set()
@@ -115,60 +105,8 @@ class Life:
         self.demanded: Counter[int] = Counter()
         self.seen: dict[UUID, str] = {}
         self.kills_left = 1  # more could put a good frame into quarantine by design: it was alone each time
-        self.fails_in: int | None = None
-        self.lose_next = False
         self.deaths = self.cuts = self.late = 0
         self._token = 0
-        self.store = self._open(folder / "0")
-
-    # -- the machine ------------------------------------------------------------------------------------------------
-
-    def _open(self, place: Path) -> Store:
-        self.place = place
-        store = self._open_store(place)
-        database = store.database
-        database.clock = lambda: self.truth + self.error  # type: ignore[method-assign]
-        database.engine._compiled_cache = _STATEMENTS  # else each life would compile the same statements
-        store.trusted_clock = self._clock(store)
-        sa.event.listen(database.engine, "before_cursor_execute", self._fault)
-        sa.event.listen(database.engine, "commit", self._fault)
-        if database.sqlite:
-            sa.event.listen(database.engine, "connect", _keep_log)
-            database.engine.dispose()  # connections from before the listener
-            self._durable = self._log_bytes()
-            write = database.write
-
-            @contextmanager
-            def watched(durable: bool = True) -> Iterator[sa.Connection]:
-                with write(durable) as connection:
-                    yield connection
-                if durable:
-                    self._durable = self._log_bytes()
-
-            database.write = watched  # type: ignore[method-assign]
-        return store
-
-    def _clock(self, store: Store) -> TrustedClock:
-        return TrustedClock(store.database, 7 * DAY, steady=lambda: self.steady)
-
-    def _log_bytes(self) -> int:
-        log = self.place / "store.db-wal"
-        return log.stat().st_size if log.exists() else 0
-
-    def _fault(self, *_: object) -> None:
-        if self.fails_in is not None:
-            self.fails_in -= 1
-            if self.fails_in < 0:
-                self.fails_in = None
-                raise OperationalError("", None, Exception("disk I/O error"))
-
-    def call(self, work: Callable[[], T]) -> T:
-        """A change of the store. Its answer may be lost."""
-        result = work()
-        if self.lose_next:
-            self.lose_next = False
-            raise Lost
-        return result
 
     def power_cut(self) -> None:
         """The machine stops: all workers are gone, and so may be every commit that was not durable."""
@@ -176,21 +114,7 @@ class Life:
         self.fails_in = None
         for worker in self.workers:
             self.kill(worker)
-        if self.store.database.sqlite:
-            self._disks += 1
-            old, new = self.place, self._folder / str(self._disks)
-            new.mkdir()
-            shutil.copy(old / "store.db", new / "store.db")
-            log = (old / "store.db-wal").read_bytes() if (old / "store.db-wal").exists() else b""
-            kept = self.rng.choice(
-                [self._durable, len(log), self.rng.randint(self._durable, max(self._durable, len(log)))]
-            )
-            (new / "store.db-wal").write_bytes(log[:kept])
-            self.store.close()
-            shutil.rmtree(old)
-            self.store = self._open(new)
-        else:
-            self.store.trusted_clock = self._clock(self.store)
+        self.lose_power()
         if self.rng.random() < 0.4:
             self.error = self.rng.choice((0.0, *JUMPS))
         self.pass_time(self.rng.choice((5.0, 3600.0, 3 * DAY)))
@@ -403,14 +327,6 @@ class Life:
 
     # -- what must hold ---------------------------------------------------------------------------------------------
 
-    def pass_time(self, seconds: float) -> None:
-        self.truth += seconds
-        self.steady += seconds
-
-    def look(self) -> None:
-        """What a service does at its start, before it stores frames."""
-        self.store.trusted_clock.look()
-
     def watch(self) -> None:
         """Compare the states of all frames with those of the last time."""
         with self.store.database.read() as connection:
@@ -528,39 +444,6 @@ class Life:
     def _awake(self) -> Worker | None:
         awake = [worker for worker in self.workers if worker.wakes <= self.truth]
         return self.rng.choice(awake) if awake else None
-
-
-def _keep_log(connection: Any, _record: Any) -> None:
-    connection.execute("PRAGMA wal_autocheckpoint=0")  # everything since the start stays in the log
-
-
-class Stores:
-    """Empty stores for lives: copies of one SQLite file, or one PostgreSQL database that is emptied."""
-
-    def __init__(self, folder: Path, url: str | None = None) -> None:
-        self._template, self._postgresql = folder / "template.db", None
-        if url:
-            self._postgresql = Store(url)
-        else:
-            store = Store(f"sqlite:///{self._template}")
-            with store.database.write() as connection:
-                connection.exec_driver_sql("SELECT 1")
-            store.close()
-
-    def __call__(self, place: Path) -> Store:
-        """The store in the folder ``place``; a new one where there is none."""
-        if self._postgresql is not None:
-            url = self._postgresql.url
-            with self._postgresql.database.write() as connection:
-                # A delete would count in the tallies.
-                names = [table.name for table in metadata.sorted_tables if table is not store_clock]
-                connection.exec_driver_sql(f"TRUNCATE {', '.join(names)} RESTART IDENTITY")
-                connection.execute(sa.update(store_clock).values(seen_ms=None))
-            return Store(url)
-        place.mkdir(exist_ok=True)
-        if not (place / "store.db").exists():
-            shutil.copy(self._template, place / "store.db")
-        return Store(f"sqlite:///{place / 'store.db'}")
 
 
 def live(seed: int, stores: Callable[[Path], Store], folder: Path) -> Life:

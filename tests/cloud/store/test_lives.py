@@ -29,7 +29,8 @@ from cloud_decoder.store.queue import JobQueue
 from cloud_decoder.store.records import Added, Lease, LeasedFrame, NewFrame
 from cloud_decoder.store.retention import Retention
 from cloud_decoder.store.schema import jobs
-from tests.cloud.store.lives import Broken, Life, Stores, live
+from tests.cloud.store.faulty import Stores
+from tests.cloud.store.lives import Broken, Life, live
 from tests.support.postgres import Postgres
 
 LIVES = 100

@@ -7,7 +7,7 @@ from uuid import UUID, uuid4
 
 import pytest
 
-from cloud_decoder.store.requests import HOUR_MS, LEAST_CHARGE_BYTES, MOST_OPEN
+from cloud_decoder.store.requests import DAY_MS, HOUR_MS, LEAST_CHARGE_BYTES, MOST_OPEN, SPEED_ANSWERS
 from cloud_decoder.store.store import (
     Added,
     FrameState,
@@ -29,7 +29,7 @@ def test_a_request_ends_once_and_its_hour_is_counted(store_url: str, make_frame:
     assert first and second and second.region is None and first.region == [1, 2, 128, 96]
     assert store.requests.add(new_request(parent.id), 20_000) is None
     assert store.requests.spent("", "s", NOW_MS) == 18_000 and store.requests.spent("", "s", NOW_MS + HOUR_MS) == 0
-    assert [one.id for one in store.requests.open({("", "s")})] == [first.id, second.id]
+    assert [one.seq for one in store.requests.open({("", "s")})] == [first.seq, second.seq]
     assert store.requests.open({("x", "s"), ("", "t")}) == []
     answer = new_frame(make_frame(2), source="s", id=first.id)
     store.frames.add([answer], NOW)
@@ -47,6 +47,28 @@ def test_a_request_ends_once_and_its_hour_is_counted(store_url: str, make_frame:
     store.close()
 
 
+def test_the_speed_is_that_of_the_last_answers(store_url: str, make_frame: MakeFrame) -> None:
+    store = Store(store_url)
+    parent = new_frame(make_frame(1), source="s")
+    store.frames.add([parent], NOW)
+    open_request = store.requests.add(new_request(parent.id), 1 << 30)
+    assert open_request and store.requests.speed("", "s", NOW_MS) is None
+    sizes = []
+    for number in range(SPEED_ANSWERS + 1):
+        slow = 1000 if number else 60_000  # the first is one too many
+        asked = store.requests.add(new_request(parent.id, created_ms=NOW_MS - slow + number), 1 << 30)
+        assert asked
+        answer = new_frame(make_frame(number + 2), source="s", id=asked.id)
+        store.frames.add([answer], NOW, received=NOW + number / 1000)
+        sizes.append(len(answer.bitstream))
+    speed = store.requests.speed("", "s", NOW_MS)
+    assert speed == pytest.approx(sum(sizes[1:]) / SPEED_ANSWERS, rel=0.02)
+    assert (
+        store.requests.speed("", "s", NOW_MS + DAY_MS + 1000) is None and store.requests.speed("", "t", NOW_MS) is None
+    )
+    store.close()
+
+
 def test_many_requests_of_one_box_and_kind_do_not_hide_others(store_url: str) -> None:
     store = Store(store_url)
     asked: list[dict[str, Any]] = [
@@ -61,8 +83,9 @@ def test_many_requests_of_one_box_and_kind_do_not_hide_others(store_url: str) ->
         stored = store.requests.add(new_request(uuid4(), **changed), 90_000)
         assert stored is not None
         ids.append(stored.id)
-    found = store.requests.open({("", "s"), ("x", "s")}, each=1)
-    assert [one.id for one in found] == [ids[0], ids[2], ids[3]]
+    found = store.requests.open({("", "s"), ("x", "s")}, most=2)
+    assert [one.id for one in store.requests.by_seq([one.seq for one in found])] == [ids[0], ids[2], ids[3]]
+    assert [one.seq for one in found] == sorted(one.seq for one in found) and found[1].kind is RequestKind.ORIGINAL
     store.close()
 
 
@@ -148,7 +171,7 @@ def test_requests_without_an_answer_cost_something_are_limited_and_do_not_stay(s
     assert store.requests.add(new_request(uuid4(), source="another"), 1 << 30)
     assert store.requests.remove(NOW_MS + 1) == 0
     assert [store.requests.remove(NOW_MS + 2, limit=2) for _ in range(3)] == [2, 1, 0]
-    assert len(store.requests.open({("", "s")}, each=1000)) == MOST_OPEN + 1
+    assert len(store.requests.open({("", "s")})) == MOST_OPEN + 1
     store.close()
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 
+from cloud_decoder.store import retention
 from cloud_decoder.store.clock import DAY, SETTLE_SECONDS, TrustedClock, accept
 from cloud_decoder.store.frames import PRUNED
 from cloud_decoder.store.retention import Removed, share
@@ -157,6 +158,18 @@ def test_the_limits_of_a_source_concern_no_other_and_no_other_tenant(store: Stor
     assert [state(store, one) for one in mine] == [FrameState.PRUNED] * 4
     assert [state(store, one) for one in [*others, *late]] == [FrameState.DONE] * 3
     assert mark("", "box-1", NOW_MS, keep_bytes=0) == 1 and state(store, waiting) is FrameState.RECEIVED
+
+
+def test_what_a_source_holds_is_not_added_up_for_each_transaction(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a million frames of one source that takes a second, and retention would not keep up with ingest."""
+    monkeypatch.setattr(retention, "BATCH", 3)
+    decoded(store, 10)
+    statements: list[str] = []
+    sa.event.listen(store.database.engine, "before_cursor_execute", lambda *given: statements.append(given[2]))
+    assert store.retention.mark_source("", "box-1", NOW_MS, keep_bytes=0) == 10
+    assert sum("sum(frames.bytes)" in one for one in statements) == 1
 
 
 def test_a_frame_that_is_queued_again_meanwhile_stays(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from uuid import uuid4
@@ -291,6 +292,34 @@ def test_a_claim_of_alike_frames_fills_one_batch(store: Store) -> None:
     assert len(first) == 5 and {c.row.width for c in first} == {128} and first[0].row.priority == 9
     assert {c.row.width for c in store.queue.claim("w", "abcdef", 3, NOW, 60, 3, alike=True)} == {64}
     assert len(claim(store)) == 1
+
+
+def test_a_tenant_with_many_frames_does_not_keep_another_one_waiting(store: Store) -> None:
+    store.frames.add([stored_frame(b"%d" % n, tenant="busy") for n in range(100)], NOW)
+    store.frames.add([stored_frame(b"%d" % n, tenant="small") for n in range(3)], NOW + 1)
+    first = Counter(one.row.tenant for one in claim(store, 10, NOW + 2))
+    assert first == {"busy": 7, "small": 3}  # what is left of a share goes to the others
+    assert Counter(one.row.tenant for one in claim(store, 10, NOW + 2)) == {"busy": 10}
+
+
+def test_more_tenants_than_a_claim_has_room_for_are_served_one_after_the_other(store: Store) -> None:
+    for tenant in "abcdefg":
+        store.frames.add([stored_frame(b"%d" % n, tenant=tenant) for n in range(4)], NOW)
+    found = [[one.row.tenant for one in claim(store, 2)] for _ in range(14)]
+    assert all(len(set(pair)) == 2 for pair in found)
+    for begin in (0, 7):
+        served = Counter(tenant for pair in found[begin : begin + 7] for tenant in pair)
+        assert served == dict.fromkeys("abcdefg", 2)
+    assert claim(store) == []
+
+
+def test_tenants_take_turns_in_choosing_what_is_alike(store: Store) -> None:
+    for tenant, width in (("a", 64), ("b", 640), ("c", 64)):
+        store.frames.add([stored_frame(b"%d" % n, tenant=tenant, width=width) for n in range(40)], NOW)
+    found = [store.queue.claim("w", "abcdef", 4, NOW, 60, 3, alike=True) for _ in range(6)]
+    assert all(len({one.row.width for one in batch}) == 1 for batch in found)
+    served = Counter(one.row.tenant for batch in found for one in batch)
+    assert served["a"] == served["c"] == served["b"] == 8
 
 
 def test_waiting_is_worth_priority_and_a_deadline_goes_first_among_equals(store: Store) -> None:

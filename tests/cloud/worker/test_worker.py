@@ -62,12 +62,45 @@ async def test_a_stored_frame_becomes_a_picture(
         store.frames.add([new], time.time())
         worker.wake()
         await until(lambda: store.frames.counts()["done"] == 1)
-        await until(lambda: metric(worker.metrics, "end_to_end_seconds_count") == 1)  # counted after the commit
+        count = "end_to_end_seconds_count"  # after the commit
+        await until(lambda: metric(worker.metrics, count, since="capture") == 1)
+        assert metric(worker.metrics, count, since="arrival") == 0
     row = store.frames.get("", new.id)
     assert row is not None and row.timings is not None and row.available_ms is not None
     assert set(row.timings) == {"queue", "entropy", "device_wait", "synthesis", "image"}
     assert row.latents_digest == decoder.entropy_decode(new.bitstream).digest
     assert DiskCache(tmp_path / "cache", 10**8).has(new.digest, "png")
+
+
+@pytest.mark.parametrize(
+    ("captured_ms", "captured_from", "since"),
+    [
+        (None, None, "arrival"),
+        (1_000, "exif", "arrival"),
+        (1_000, "file", "arrival"),
+        (1_000, "sender", "capture"),
+        (1_000, "clock", "capture"),
+    ],
+)
+async def test_a_frame_without_a_live_capture_time_is_timed_from_its_arrival(
+    running: Running,
+    store: Store,
+    make_frame: MakeFrame,
+    captured_ms: int | None,
+    captured_from: str | None,
+    since: str,
+) -> None:
+    """A picture of an SD card may be years old; its series is that of arrivals."""
+    async with running() as worker:
+        store.frames.add(
+            [new_frame(make_frame(1), captured_ms=captured_ms or 0, captured_from=captured_from)], time.time()
+        )
+        worker.wake()
+        await until(lambda: metric(worker.metrics, "end_to_end_seconds_count", since=since) == 1)
+        other = "capture" if since == "arrival" else "arrival"
+        assert metric(worker.metrics, "end_to_end_seconds_count", since=other) == 0
+        seconds = metric(worker.metrics, "end_to_end_seconds_sum", since=since)
+        assert seconds < 60 if since == "arrival" else seconds > 1e6
 
 
 async def test_a_backlog_leaves_in_full_batches_of_one_shape(

@@ -18,7 +18,7 @@ from PIL import Image
 
 from aeic.v1 import ingest_pb2 as pb
 from edge_encoder.answers.answerer import Ask, File, Ignored, Interrupted, Kind, Reason, Refused
-from edge_encoder.answers.hour import REQUEST_BYTES
+from edge_encoder.answers.hour import PIECE_HEAD_BYTES, REQUEST_BYTES, bytes_in_pieces
 from edge_encoder.errors import SpoolFull
 from edge_encoder.service import EdgeService
 from edge_encoder.spool.record import State
@@ -179,9 +179,9 @@ def _request(**changes: Any) -> Any:
 
 
 def _limits(max_bytes: int, policy: Any) -> Any:
-    from edge_encoder.spool.ledger import Limits
+    from edge_encoder.spool.ledger import SpoolLimits
 
-    return Limits(max_bytes, policy)
+    return SpoolLimits(max_bytes, policy)
 
 
 async def test_a_full_spool_is_waited_for(tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -227,8 +227,9 @@ async def test_an_original_is_charged_with_what_left_for_the_link(tiny_bundle: P
         for number in (1, 2):
             with pytest.raises(Interrupted):
                 await service.uplink._context.answer(ask(frame, number, kind=Kind.ORIGINAL, max_bytes=3500), breaks)
-        assert await answer(service, ask(frame, 3, kind=Kind.ORIGINAL, max_bytes=3001)) == "over-budget"
-        left = 3000 - REQUEST_BYTES
+        left = 3000 - 3 * PIECE_HEAD_BYTES  # of three pieces
+        assert await answer(service, ask(frame, 3, kind=Kind.ORIGINAL, max_bytes=left + 1)) == "over-budget"
+        left -= REQUEST_BYTES
         assert await answer(service, ask(frame, 4, kind=Kind.ORIGINAL, max_bytes=left + 1)) == "over-budget"
         left -= REQUEST_BYTES
         assert await answer(service, ask(frame, 5, kind=Kind.ORIGINAL, max_bytes=left)) == "answered"
@@ -255,7 +256,9 @@ async def test_an_original_that_was_cut_off_continues_with_its_own_charge(tiny_b
         with pytest.raises(Interrupted):
             await respond(ask(frame, **whole), part)
         await respond(ask(frame, **whole), rest)
-        assert limits == [size, size - 1000], "what is sent again comes on top, as far as the hour has it"
+        assert limits == [bytes_in_pieces(size), size - 1000], (
+            "what is sent again comes on top, as far as the hour has it"
+        )
         assert await answer(service, ask(frame, 2, max_bytes=1501)) == "over-budget", "each byte counts once"
         assert await answer(service, ask(frame, 3, max_bytes=1500 - REQUEST_BYTES)) == "answered"
         with pytest.raises(Interrupted):

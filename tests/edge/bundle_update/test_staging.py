@@ -85,7 +85,7 @@ def test_a_bundle_that_fails_on_this_box_is_not_staged(tmp_path: Path, other: Pa
     (other / "bundle.json").write_text(json.dumps(manifest))
     with pytest.raises(BundleError, match="failed its test"):
         Staging(tmp_path / "b").stage(other)
-    assert Staging(tmp_path / "b").state == staging.State()
+    assert Staging(tmp_path / "b").state == staging.BundleState()
 
 
 async def test_a_trial_is_confirmed_by_accepted_frames_and_can_be_rolled_back(
@@ -152,7 +152,7 @@ async def test_a_rejected_frame_or_too_many_starts_end_the_trial(
 
 def test_a_damaged_state_file_is_no_reason_to_stay_down(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / "state.json").write_text('{"current": ')
-    assert Staging(tmp_path).state == staging.State()
+    assert Staging(tmp_path).state == staging.BundleState()
     assert "cannot be read" in caplog.text
 
 

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import threading
+import time
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from pathlib import Path
 
@@ -32,7 +36,7 @@ def test_tiles_give_the_latents_of_the_whole_picture() -> None:
 
 def test_a_halo_that_is_too_small_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
     """The planted fault: tiles read without most of what they see."""
-    monkeypatch.setattr("edge_encoder.encoding.analysis.PARTS", (Part(4, 8, 700_000), *PARTS[1:]))
+    monkeypatch.setattr("edge_encoder.encoding.analysis.PARTS", (Part(4, 8, 208), *PARTS[1:]))
     bundle, rgb = Bundle.load(SHIPPED), picture(1216, 960)
     whole = Analysis(bundle, provider="cpu", threads=1, whole_pixels=1 << 30)(rgb)
     assert np.abs(Analysis(bundle, provider="cpu", threads=1)(rgb) - whole).max() > 2e-4
@@ -49,8 +53,9 @@ def test_only_the_rows_that_are_still_needed_are_kept(monkeypatch: pytest.Monkey
 
     compute = analysis._Bands._compute
     monkeypatch.setattr(analysis._Bands, "_compute", noted)
-    monkeypatch.setattr(analysis, "PARTS", (Part(4, 36, 100_000), Part(2, 12, 30_000), Part(4, 37, 30_000)))
-    Analysis(Bundle.load(SHIPPED), provider="cpu", threads=1)(picture(512, 2048))
+    monkeypatch.setattr(analysis, "TILE_BYTES", 300_000)
+    monkeypatch.setattr(analysis, "PARTS", (Part(4, 36, 3), Part(2, 12, 10), Part(4, 37, 10)))
+    Analysis(Bundle.load(SHIPPED), provider="cpu", threads=1, whole_pixels=0)(picture(512, 2048))
     assert 0 < held[36] < 0.6 * (512 // 4) * (2048 // 4) * 4 * 32
 
 
@@ -59,16 +64,44 @@ def test_a_bundle_without_the_graphs_of_the_parts_still_encodes(tmp_path: Path) 
     for file in SHIPPED.iterdir():
         if not file.name.startswith("analysis_"):
             (tmp_path / file.name).symlink_to(file)
-    y = Analysis(Bundle.load(tmp_path), provider="cpu", threads=1)(picture(832, 640))
+    y = Analysis(Bundle.load(tmp_path), provider="cpu", threads=1, whole_pixels=1 << 19)(picture(832, 640))
     assert y.shape == (128, 20, 26) and np.isfinite(y).all()
 
 
-@pytest.mark.parametrize(("width", "height", "most"), [(832, 640, 1.01), (1280, 768, 1.07), (1920, 1088, 1.11)])
+@pytest.mark.parametrize(("width", "height", "most"), [(1408, 768, 1.0), (1920, 1088, 1.04), (3840, 2176, 1.12)])
 def test_little_is_computed_twice_at_sizes_of_cameras(width: int, height: int, most: float) -> None:
     """The first part is more than half of the cost, so its ratio bounds that of the whole."""
     rows, columns = _cuts(height, width, PARTS[0])
     read = sum((last - first) * (end - start) for _, _, first, last in rows for _, _, start, end in columns)
     assert read <= most * width * height
+
+
+def test_a_picture_of_720p_is_analysed_whole() -> None:
+    """Its padding alone costs 7 %, so halos would be too much."""
+    assert analysis.WHOLE_PIXELS >= 1280 * 768
+
+
+def test_large_runs_take_turns_and_small_ones_do_not_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    running = Counter[str]()
+    most = Counter[str]()
+    lock = threading.Lock()
+
+    def slow(session: object, features: np.ndarray, options: object) -> np.ndarray:
+        kind = "large" if features.shape[2] > 64 else "small"
+        with lock:
+            running[kind] += 1
+            most[kind] = max(most[kind], running[kind])
+        time.sleep(0.05)
+        with lock:
+            running[kind] -= 1
+        return features
+
+    monkeypatch.setattr(analysis, "run_bound", slow)
+    graph = analysis.Graph(object(), 200, threading.Semaphore(1), kept=False)  # type: ignore[arg-type]
+    large, small = np.zeros((1, 1, 1024, 1024), np.float32), np.zeros((1, 1, 64, 64), np.float32)
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(graph, [large, small] * 4))
+    assert most["large"] == 1 and most["small"] > 1
 
 
 @pytest.mark.parametrize("part", PARTS)

@@ -25,7 +25,7 @@ from edge_encoder.settings import EdgeSettings
 from edge_encoder.source_settings import CameraSettings
 from edge_encoder.sources import camera
 from edge_encoder.sources.camera import Camera
-from edge_encoder.sources.capture_process import Job, Pace, Shot, Wanted, shots
+from edge_encoder.sources.capture_process import CaptureJob, Pace, Shot, Wanted, shots
 from edge_encoder.sources.motion import Motion
 from edge_encoder.spool.record import CapturedFrom
 from tests.support.edge_fakes import settings
@@ -51,9 +51,9 @@ def video(path: Path, seconds: float = 3.0, fps: int = 10, moving_from: float = 
     return path
 
 
-def job(path: Path, **changes: object) -> Job:
+def job(path: Path, **changes: object) -> CaptureJob:
     values = {"fps": 2.0, "motion": 0.0, "still_seconds": 0.0, "timeout_seconds": 5.0, "live": False}
-    return Job(str(path), **{**values, **changes})  # type: ignore[arg-type]
+    return CaptureJob(str(path), **{**values, **changes})  # type: ignore[arg-type]
 
 
 def test_motion_adds_up_slow_changes_and_ignores_noise() -> None:
@@ -185,11 +185,11 @@ async def test_the_capture_process_says_what_is_wrong_without_the_address(tmp_pa
     assert b"s3cret" not in out + errors
 
 
-def live(url: str, **changes: object) -> Job:
+def live(url: str, **changes: object) -> CaptureJob:
     return dataclasses.replace(job(Path("x"), live=True, **changes), url=url)
 
 
-def until_it_breaks(what: Job) -> list[Shot]:
+def until_it_breaks(what: CaptureJob) -> list[Shot]:
     found: list[Shot] = []
     with contextlib.suppress(av.error.FFmpegError):
         for shot in shots(what):
@@ -219,6 +219,19 @@ def test_a_rotated_video_comes_upright() -> None:
     assert rgb.shape == (384, 256, 3)
     red = (rgb[:, :, 0] > 180) & (rgb[:, :, 1] < 90)
     assert red[10:60, 200:240].mean() > 0.9  # the square at the top left of the coded picture is at the top right
+
+
+@pytest.mark.parametrize("stretch", [False, True])
+def test_the_grey_levels_of_a_thermal_camera_are_spread_on_request(tmp_path: Path, stretch: bool) -> None:
+    path = tmp_path / "thermal.mkv"
+    levels = (20_000 + 500 * np.mgrid[:96, :128][1] / 127).astype(np.uint16)
+    with av.open(str(path), "w") as out:
+        stream = out.add_stream("ffv1", rate=5)
+        stream.width, stream.height, stream.pix_fmt = 128, 96, "gray16le"
+        out.mux(stream.encode(av.VideoFrame.from_ndarray(levels, format="gray16le")))
+        out.mux(stream.encode(None))
+    rgb = next(shots(job(path, stretch=stretch))).rgb
+    assert rgb.shape == (96, 128, 3) and (np.ptp(rgb) > 250 if stretch else np.ptp(rgb) < 10)
 
 
 @pytest.mark.parametrize(("aspect", "size"), [("2:1", (96, 256)), ("1:2", (192, 128)), ("1:1", (96, 128))])

@@ -10,13 +10,17 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
 
+from aeic.pixels import load_picture
+from edge_encoder.originals.ring import OriginalRing
 from edge_encoder.service import EdgeService
 from edge_encoder.source_settings import FolderSettings
 from edge_encoder.sources import watched_folder
 from edge_encoder.sources.watched_folder import WatchedFolder
-from edge_encoder.spool.ledger import Limits
+from edge_encoder.spool.ledger import SpoolLimits
 from edge_encoder.spool.record import CapturedFrom
 from tests.support.edge_fakes import settings
 from tests.support.pictures import picture
@@ -80,12 +84,12 @@ async def test_files_wait_while_the_spool_is_full(tmp_path: Path, tiny_bundle: P
     config = settings(tmp_path / "spool", bundle=tiny_bundle, drain_timeout_seconds=0)
     service = EdgeService(config)
     await service.start()
-    service.spool._ledger.limits = Limits(max_bytes=10)
+    service.spool._ledger.limits = SpoolLimits(max_bytes=10)
     folder = watched(service, inbox, keep=False)
     (inbox / "a.jpg").write_bytes(picture())
     await folder.look()
     assert await folder.look() == 0 and (inbox / "a.jpg").exists()
-    service.spool._ledger.limits = Limits()
+    service.spool._ledger.limits = SpoolLimits()
     assert await folder.look() == 1 and not (inbox / "a.jpg").exists()
     await service.stop()
 
@@ -305,3 +309,34 @@ async def test_the_limits_of_the_folder_hold(tmp_path: Path, tiny_bundle: Path) 
         assert (record.width, record.height, record.priority, record.rate) == (64, 48, 7, 0)
         assert record.source_id == "mast-7/mast" and record.original_width == 400
         assert record.captured_from is CapturedFrom.FILE
+
+
+async def test_grey_levels_are_spread_where_the_folder_says_so(
+    tmp_path: Path, tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And an original that the cloud takes is kept: an 8-bit JPEG that shows what the frame shows."""
+    inbox = tmp_path / "in"
+    inbox.mkdir()
+    async with service(tmp_path, tiny_bundle) as edge:
+        ring = edge.submitter.ring = OriginalRing(tmp_path / "ring", max_bytes=1 << 20)
+        asked, encode = [], edge.encoder.encode
+
+        def noted(data: bytes, **wanted: Any) -> Any:
+            asked.append(wanted["stretch"])
+            return encode(data, **wanted)
+
+        monkeypatch.setattr(edge.encoder, "encode", noted)
+        kept = []
+        for stretch in (None, True):
+            levels = (20_000 + 500 * np.mgrid[:64, :96][1] / 95).astype(np.uint16) + (stretch is None)
+            Image.fromarray(levels).save(inbox / "a.png")
+            folder = watched(edge, inbox, stretch=stretch, keep=False)
+            await folder.look()
+            assert await folder.look() == 1
+        for record in edge.spool.lease(5):
+            original = ring.read(record.id)
+            assert original is not None
+            kept.append((original.picture[:4], float(np.ptp(load_picture(original.picture)))))
+        assert asked == [False, True]
+        assert sorted(start for start, _ in kept) == [b"\x89PNG", b"\xff\xd8\xff\xe0"]
+        assert [spread > 200 for _, spread in sorted(kept)] == [False, True]

@@ -16,6 +16,7 @@ import httpx
 import pytest
 
 from aeic.identifiers import new_id
+from edge_encoder import service as edge_service
 from edge_encoder.service import EdgeService
 from edge_encoder.spool.record import Original, State
 from edge_encoder.spool.spool import Spool
@@ -178,6 +179,24 @@ async def test_originals_are_encoded_after_a_restart_and_one_that_kills_the_edge
         shown = await encoded(client, killer.id)
         assert shown["state"] == "failed" and f"{TRIES} times" in shown["reason"]
         assert (await encoded(client, good.id))["state"] == "spooled"
+
+
+async def test_stops_in_the_middle_of_an_encoding_are_no_attempts(
+    tmp_path: Path, tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(edge_service, "_ENCODING_GRACE_SECONDS", 0.01)
+    spool, content = Spool(tmp_path), picture()
+    original = Original(new_id(), content, zlib.crc32(content), 96, 64)
+    spool.receive(original).result(5)
+    spool.close()
+    for _ in range(TRIES + 1):
+        with contextlib.ExitStack() as stack:
+            async with edge(tmp_path, tiny_bundle) as (_, service):
+                order = stack.enter_context(held(service))
+                while not order and service.spool.originals:
+                    await asyncio.sleep(0.01)
+    async with edge(tmp_path, tiny_bundle) as (client, _):
+        assert (await encoded(client, original.id))["state"] == "spooled"
 
 
 async def test_an_encoding_that_fails_is_tried_again_later(tmp_path: Path, tiny_bundle: Path) -> None:

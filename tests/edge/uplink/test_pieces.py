@@ -10,7 +10,7 @@ import pytest
 
 from aeic.v1 import ingest_pb2 as pb
 from edge_encoder.answers.answerer import Ask, File, Ignored, Interrupted, Reason, Refused, Send
-from edge_encoder.answers.hour import REQUEST_BYTES
+from edge_encoder.answers.hour import PIECE_HEAD_BYTES, REQUEST_BYTES, bytes_in_pieces
 from edge_encoder.metrics import Metrics
 from edge_encoder.uplink.pieces import LEAST_BYTES, MOST_BYTES, PieceSize
 from edge_encoder.uplink.stream import Call, Stream, StreamContext
@@ -41,6 +41,11 @@ class Cloud:
         self.stream._pieces[message.piece.request_id].set_result(ack)
 
 
+def cost(cloud: Cloud) -> int:
+    """Of all pieces that the cloud was sent."""
+    return sum(len(message.piece.data) + PIECE_HEAD_BYTES for message in cloud.sent)
+
+
 def stream(folder: Path, cloud: Cloud, answer: Any = None) -> Stream:
     given = settings(folder, ack_timeout_seconds=0.05)
     context = StreamContext(
@@ -57,7 +62,7 @@ async def test_a_cloud_that_never_has_the_file_gets_two_pieces(tmp_path: Path, r
     cloud, file = Cloud(received), File(bytes(SIZE))
     with pytest.raises(Interrupted):
         await stream(tmp_path, cloud)._send_file(REQUEST, file)
-    assert len(cloud.sent) == 2 and file.sent == sum(len(message.piece.data) for message in cloud.sent)
+    assert len(cloud.sent) == 2 and file.sent == cost(cloud)
 
 
 async def test_a_cloud_that_has_lost_the_start_gets_no_more_than_the_file_has(tmp_path: Path) -> None:
@@ -66,20 +71,34 @@ async def test_a_cloud_that_has_lost_the_start_gets_no_more_than_the_file_has(tm
     with pytest.raises(Interrupted):
         cloud.loses = 1
         await sender._send_file(REQUEST, file)
-    assert file.sent == 1500
+    assert file.sent == cost(cloud) <= bytes_in_pieces(1500)
 
 
 async def test_a_file_that_was_cut_off_continues_where_it_was(tmp_path: Path) -> None:
     cloud, file = Cloud(40_000, takes=True), File(bytes(SIZE), limit=SIZE - 38_000)
     await stream(tmp_path, cloud)._send_file(REQUEST, file)
-    assert cloud.received == SIZE and file.sent == SIZE - 40_000 + LEAST_BYTES
+    assert cloud.received == SIZE and file.sent == cost(cloud) == SIZE - 40_000 + LEAST_BYTES + 5 * PIECE_HEAD_BYTES
+
+
+async def test_each_piece_is_charged_with_what_goes_with_it(tmp_path: Path) -> None:
+    cloud, file = Cloud(takes=True), File(bytes(SIZE))
+    sender = stream(tmp_path, cloud)
+    await sender._send_file(REQUEST, file)
+    http2_and_grpc = 9 + 5
+    wire = sum(message.ByteSize() + http2_and_grpc for message in cloud.sent)
+    assert cloud.received == SIZE and SIZE < wire <= file.sent == cost(cloud) <= file.limit
+    sender._piece.answered = lambda seconds: None  # type: ignore[method-assign]  # a slow link
+    sender._piece.unanswered()
+    cloud.received, cloud.sent, file = 0, [], File(bytes(SIZE))
+    await sender._send_file(REQUEST, file)
+    assert len(cloud.sent) == SIZE // LEAST_BYTES and file.sent == file.limit
 
 
 async def test_a_file_for_which_the_hour_has_too_little_is_refused_after_one_piece(tmp_path: Path) -> None:
     cloud, file = Cloud(takes=True), File(bytes(SIZE), limit=SIZE - 2000)
     with pytest.raises(Refused) as refused:
         await stream(tmp_path, cloud)._send_file(REQUEST, file)
-    assert refused.value.reason is Reason.OVER_BUDGET and file.sent == LEAST_BYTES
+    assert refused.value.reason is Reason.OVER_BUDGET and file.sent == LEAST_BYTES + PIECE_HEAD_BYTES
 
 
 async def test_a_piece_without_an_answer_is_followed_by_small_ones(tmp_path: Path) -> None:
@@ -113,6 +132,36 @@ async def test_a_refusal_has_no_more_bytes_than_are_charged_for_it_and_an_ignore
     assert sent.ByteSize() + http2_and_grpc <= REQUEST_BYTES
     await stream(tmp_path, cloud, ignore)._work(request)
     assert len(cloud.sent) == 1
+
+
+async def test_requests_that_wait_keep_those_of_other_kinds_and_sources_from_nothing(tmp_path: Path) -> None:
+    """64 requests to a camera that is down; and no more than a bounded number in all, whatever a cloud names."""
+    taken: list[Ask] = []
+
+    async def wait(ask: Ask, send: Send | None) -> None:
+        taken.append(ask)
+        await asyncio.Event().wait()
+
+    at_work = stream(tmp_path, Cloud(), wait)
+
+    async def take(number: int, source: str, kind: pb.RequestKind = pb.REQUEST_KIND_NOW) -> bool:
+        ident = bytes(6) + b"\x80" + bytes(1) + b"\x80" + number.to_bytes(7, "big")
+        at_work._take(pb.Request(id=ident, frame_id=bytes(16), kind=kind, source_id=source))
+        await asyncio.sleep(0)
+        return bool(taken) and taken[-1].id.bytes == ident
+
+    assert all([await take(number, "down") for number in range(64)])
+    assert not await take(64, "down")
+    assert await take(65, "up") and await take(66, "down", pb.REQUEST_KIND_BETTER)
+    assert not await take(65, "up"), "it is being worked on"
+    many = [await take(number, f"named-{number}") for number in range(100, 3000)]
+    assert many.count(True) == 1024 - 66
+    tasks = list(at_work._requests.values())
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+    assert not at_work._requests and not at_work._in_progress
+    assert await take(64, "down")
 
 
 def test_pieces_follow_the_link() -> None:

@@ -10,7 +10,7 @@ from aeic.bundle import Bundle
 from aeic.errors import BitstreamError
 from aeic.passes import PASS_COUNT, pass_mask
 from aeic.tables import gaussian_scales
-from aeic_train.codecs.ours import Pair
+from aeic_train.codecs.ours import OurCodec
 from aeic_train.evaluation.frame_inspection import inspect
 from tests.support.tiny_bundle import write_tiny_bundle
 
@@ -22,7 +22,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
 
 def test_the_bits_of_all_elements_are_the_frame(bundle: Bundle) -> None:
     picture = np.random.default_rng(0).integers(0, 256, (192, 320, 3), dtype=np.uint8)
-    data = Pair(bundle, threads=1).encode(picture, 1)
+    data = OurCodec(bundle, threads=1).encode(picture, 1)
     found = inspect(bundle, data)
     # The payload adds a check value of 24 bits and the coder's state of 8 bytes at most.
     assert 0 <= 8 * len(Frame.parse(data).payload) - found.bits <= 24 + 64 + 0.01 * found.bits
@@ -40,7 +40,7 @@ def test_the_bits_of_all_elements_are_the_frame(bundle: Bundle) -> None:
 def test_a_surprising_symbol_costs_bits_in_its_own_pass(bundle: Bundle) -> None:
     """Each element's bits are those of its table: recomputed here from the Gaussian."""
     picture = np.random.default_rng(1).integers(0, 256, (128, 128, 3), dtype=np.uint8)
-    found = inspect(bundle, Pair(bundle, threads=1).encode(picture, 0))
+    found = inspect(bundle, OurCodec(bundle, threads=1).encode(picture, 0))
     for index in range(PASS_COUNT):
         mask = pass_mask(index, *found.y_bits.shape)
         rows = bundle.tables.y

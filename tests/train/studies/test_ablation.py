@@ -197,6 +197,17 @@ def test_a_seed_is_compared_with_the_same_seed() -> None:
     assert len(ablation_plots.gain(anchor, [Run(curve(0.1))], "psnr")["runs"]) == 2
 
 
+def test_curves_that_share_neither_bits_nor_quality() -> None:
+    """Fewer bits and better quality decide; fewer bits and worse quality do not."""
+
+    def points(*pairs: tuple[float, float]) -> list[dict[str, float]]:
+        return [{"bpp": bpp, "psnr": psnr, "st_lpips": psnr} for bpp, psnr in pairs]
+
+    few, many = points((0.01, 20), (0.02, 21)), points((0.04, 15), (0.05, 16))
+    assert ablation_plots.is_better(few, many, "psnr") is True and ablation_plots.is_better(many, few, "psnr") is False
+    assert ablation_plots.is_better(few, many, "st_lpips") is None is ablation_plots.is_better(many, few, "st_lpips")
+
+
 def test_every_arm_is_a_change_that_a_stage_knows() -> None:
     recipe = ablation.Recipe.load(ablation.RECIPE)
     for kind in ablation.ABLATIONS.values():

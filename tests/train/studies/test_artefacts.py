@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from aeic.bundle import Bundle
-from aeic_train.codecs.ours import Pair
+from aeic_train.codecs.ours import OurCodec
 from aeic_train.studies import artefacts
 from tests.support.roots import ROOT
 
@@ -25,7 +25,7 @@ lower them. (The one before had 92 and 1.3 where 115 and 1.5 stand, and up to 45
 @pytest.mark.skipif(not (BUNDLE / "bundle.json").exists(), reason="no shipped model in this checkout")
 @pytest.mark.parametrize("rate", [0, 4])
 def test_the_shipped_model_adds_little_of_its_own(rate: int) -> None:
-    rows, decoded = artefacts.run(Pair(Bundle.load(BUNDLE), threads=1, rates=[rate]), rate)
+    rows, decoded = artefacts.run(OurCodec(Bundle.load(BUNDLE), threads=1, rates=[rate]), rate)
     assert {name: picture.shape for name, picture in decoded.items()} == {
         name: picture.shape for name, picture in artefacts.pictures().items()
     }

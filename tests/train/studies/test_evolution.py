@@ -113,7 +113,7 @@ def test_what_cannot_be_shown_is_named(
     with pytest.raises(InputError, match="is not a snapshot"):
         snapshots.load(tmp_path / "other.safetensors")
     model = snapshots.load(snapshots.find(run)[0])
-    place = snapshots.Place("s", 7, [0])
+    place = snapshots.RunPosition("s", 7, [0])
     snapshots.write(model, tmp_path, place, without={"codec.log_gain"})
     with pytest.raises(InputError, match="runs of full size"):
         snapshots.load(tmp_path / "000007.safetensors")

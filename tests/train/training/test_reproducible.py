@@ -119,7 +119,7 @@ def _train_and_keep(workers: Workers, recipe: Recipe, photographs: Path, folder:
             "model": trainer.model.state_dict(),
             "average": trainer.average.state_dict(),
             "discriminator": trainer.discriminator.discriminator.state_dict(),
-            "steering": trainer.rate_controller.state_dict(),
+            "steering": trainer.lambda_controller.state_dict(),
             "crops": first_crops,
         },
         folder / f"{workers.rank}.pt",

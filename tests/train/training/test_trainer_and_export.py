@@ -16,7 +16,7 @@ from aeic.latent_codec import LatentCodec
 from aeic.profiles import Profile
 from aeic_nets.network import AEIC
 from aeic_train.checkpoints import load_weights
-from aeic_train.codecs.ours import Pair
+from aeic_train.codecs.ours import OurCodec
 from aeic_train.export import bundle as export
 from aeic_train.training import trainer
 
@@ -114,7 +114,7 @@ def test_the_export_is_a_bundle_that_codes(bundle: Bundle) -> None:
 @pytest.mark.parametrize("size", [(16, 16), (65, 130)])
 def test_a_picture_goes_through(bundle: Bundle, size: tuple[int, int]) -> None:
     picture = np.random.default_rng(1).integers(0, 256, (*size, 3), dtype=np.uint8)
-    pair = Pair(bundle, threads=1)
+    pair = OurCodec(bundle, threads=1)
     assert pair.decode(pair.encode(picture, 1)).shape == (*size, 3)
 
 

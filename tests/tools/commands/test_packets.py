@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from aeic.errors import Damaged, NotABitstream
-from aeic_tools import packet_commands
+from aeic_tools.commands.packets import join, split
 from aeic_tools.files import UsageError
 from tests.support.roots import ROOT
 
@@ -19,18 +19,18 @@ FRAME = b"\xae" + bytes(range(256)) * 3
 def test_a_frame_becomes_packets_and_comes_back(tmp_path: Path) -> None:
     frame, packets, back = tmp_path / "photo.aeic", tmp_path / "packets", tmp_path / "back.aeic"
     frame.write_bytes(FRAME)
-    assert packet_commands.split(str(frame), str(packets), 222, pad=True, force=False) == 0
+    assert split(str(frame), str(packets), 222, pad=True, force=False) == 0
     names = sorted(path.name for path in packets.iterdir())
     assert names == [f"photo-{number:03d}.pkt" for number in range(4)]
     assert {path.stat().st_size for path in packets.iterdir()} == {222}
-    assert packet_commands.join([str(packets)], str(back), force=False) == 0
+    assert join([str(packets)], str(back), force=False) == 0
     assert back.read_bytes() == FRAME
     with pytest.raises(UsageError, match="-f"):
-        packet_commands.join([str(packets)], str(back), force=False)
+        join([str(packets)], str(back), force=False)
     (packets / "photo-001.pkt").unlink()
     (packets / "photo-003.pkt").write_bytes(b"\xad" + bytes(221))
     with pytest.raises(Damaged, match="211 to 421, 633 to 768"):
-        packet_commands.join([str(packets)], str(back), force=True)
+        join([str(packets)], str(back), force=True)
     assert back.read_bytes() == FRAME
 
 
@@ -39,18 +39,18 @@ def test_wrong_use(tmp_path: Path) -> None:
     frame.write_bytes(FRAME)
     other.write_bytes(FRAME + b"x")
     with pytest.raises(UsageError, match="12 bytes or more"):
-        packet_commands.split(str(frame), str(tmp_path / "out"), 5, pad=False, force=False)
+        split(str(frame), str(tmp_path / "out"), 5, pad=False, force=False)
     with pytest.raises(UsageError, match="not a folder"):
-        packet_commands.split(str(frame), str(other), 222, pad=False, force=True)
+        split(str(frame), str(other), 222, pad=False, force=True)
     (tmp_path / "photo.jpg").write_bytes(b"\xff\xd8")
     with pytest.raises(NotABitstream):
-        packet_commands.split(str(tmp_path / "photo.jpg"), str(tmp_path / "out"), 222, pad=False, force=False)
+        split(str(tmp_path / "photo.jpg"), str(tmp_path / "out"), 222, pad=False, force=False)
     for source in (frame, other):
-        packet_commands.split(str(source), str(tmp_path / "both"), 222, pad=False, force=False)
+        split(str(source), str(tmp_path / "both"), 222, pad=False, force=False)
     with pytest.raises(UsageError, match="several frames"):
-        packet_commands.join([str(tmp_path / "both")], str(tmp_path / "x.aeic"), force=False)
+        join([str(tmp_path / "both")], str(tmp_path / "x.aeic"), force=False)
     with pytest.raises(Damaged, match="no whole packet"):
-        packet_commands.join([str(frame)], str(tmp_path / "x.aeic"), force=False)
+        join([str(frame)], str(tmp_path / "x.aeic"), force=False)
 
 
 def test_lines_of_hexadecimal_go_through_pipes(tmp_path: Path) -> None:

@@ -1,4 +1,5 @@
-"""Converts the colours of a picture file to sRGB: ICC profiles with LittleCMS, and PNG's cICP, gAMA and cHRM chunks.
+"""Converts the colours of a picture file to sRGB: ICC profiles with LittleCMS, ITU-T H.273 code points (PNG's cICP,
+AVIF, HEIF), PNG's gAMA and cHRM chunks, and Adobe RGB where a camera says so in EXIF alone.
 
 The codec was trained on sRGB. A wide-gamut photograph would come out pale if its values were read as sRGB. If a profile
 cannot be used, the pixels are assumed to be sRGB.
@@ -12,7 +13,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageCms
+from PIL import ExifTags, Image, ImageCms
 
 Matrix = NDArray[np.float64]
 Converter = Callable[[Image.Image], Image.Image]
@@ -31,6 +32,8 @@ _PRIMARIES = {
     12: (*_D65, 0.680, 0.320, 0.265, 0.690, 0.150, 0.060),  # Display P3
 }
 """Colour primaries of ITU-T H.273 that photographs come in."""
+_ADOBE_RGB = (*_D65, 0.64, 0.33, 0.21, 0.71, 0.15, 0.06)
+_ADOBE_GAMMA = 563 / 256
 _BRADFORD = np.array([[0.8951, 0.2664, -0.1614], [-0.7502, 1.7135, 0.0367], [0.0389, -0.0685, 1.0296]])
 
 
@@ -44,9 +47,24 @@ def converter(picture: Image.Image) -> Converter | None:
     profile = info.get("icc_profile")
     if isinstance(profile, bytes) and 0 < len(profile) <= MAX_PROFILE_BYTES:
         return _from_icc(profile, picture.mode)
+    if _is_adobe_rgb(info.get("exif")):
+        return _linear_to_srgb((np.arange(256) / 255) ** _ADOBE_GAMMA, _ADOBE_RGB)
     if "srgb" not in info and "gamma" in info:
         return _from_gamma(float(info["gamma"]), info.get("chromaticity"))
     return None
+
+
+def _is_adobe_rgb(exif: object) -> bool:
+    """Whether EXIF names the optional colour space of DCF 2.0. Cameras that are set to it write no profile."""
+    if not isinstance(exif, bytes):
+        return False
+    try:
+        tags = Image.Exif()
+        tags.load(exif)
+        index = tags.get_ifd(ExifTags.IFD.Interop).get(ExifTags.Interop.InteropIndex)
+    except Exception:  # EXIF may be malformed in any way
+        return False
+    return index is not None and str(index).strip("\0 ") == "R03"
 
 
 def _from_icc(profile: bytes, mode: str) -> Converter | None:

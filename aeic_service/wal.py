@@ -23,6 +23,7 @@ from the checksum stored in its predecessor.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import mmap
 import struct
@@ -30,12 +31,15 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 _HEADER = struct.Struct(">IIII8s8s")
 _FRAME = struct.Struct(">II8s8s")
+FRAME_BYTES = _FRAME.size
+"""What precedes the content of a page in the log. It begins with the page's number, big-endian."""
 _INDEX = struct.Struct("=IIIIII8s8sII")
 _VERSION = 3_007_000
 _LITTLE, _BIG = 0x377F0682, 0x377F0683
@@ -83,25 +87,65 @@ def scan(path: Path) -> Log | None:
         memoryview(raw) as view,
     ):
         log = _scan(view)
-        committed = _committed_by_index(path.with_name(path.name.removesuffix("-wal") + "-shm"), bytes(view[16:24]))
+        committed = _committed_by_index(path, bytes(view[16:24]))
         if committed > len(log.committed):
             log.incomplete, log.damaged = not log.damaged, True
         return log
 
 
-def _committed_by_index(path: Path, salt: bytes) -> int:
-    """How many frames of the log with that salt are committed, as SQLite's index has it; 0 where it does not say."""
+def is_missing(path: Path) -> bool:
+    """Whether the log at `path` is gone or empty, although SQLite's index of it names commits that are not in the
+    database: it was deleted or emptied, and the process killed before it could write them again."""
+    with contextlib.suppress(FileNotFoundError):
+        if path.stat().st_size >= _HEADER.size + _FRAME.size:
+            return False
+    committed, moved = _moved(path)
+    return committed > moved
+
+
+def is_moved(path: Path) -> bool:
+    """Whether SQLite's index of the log at `path` says that a checkpoint has moved all of it into the database. If such
+    a log is damaged, SQLite would put older pages in the place of newer ones: it has to be removed."""
+    committed, moved = _moved(path)
+    with path.open("rb") as file:
+        salt = file.read(_HEADER.size)[16:24]
+    return 0 < committed == moved and _committed_by_index(path, salt) == committed
+
+
+def _moved(path: Path) -> tuple[int, int]:
+    """The frames of the log at `path` that are committed, and how many of them are in the database, by the index."""
+    head = _index(path)
+    if head is None:
+        return 0, 0
+    with _index_of(path).open("rb") as file:
+        file.seek(2 * _INDEX.size)
+        return int(head[4]), int.from_bytes(file.read(4), sys.byteorder)
+
+
+def _index_of(path: Path) -> Path:
+    return path.with_name(path.name.removesuffix("-wal") + "-shm")
+
+
+def _index(path: Path) -> tuple[Any, ...] | None:
+    """The header of SQLite's index of the log at `path`: the fields of _INDEX; None where there is none."""
     try:
-        with path.open("rb") as file:
+        with _index_of(path).open("rb") as file:
             first, second = file.read(_INDEX.size), file.read(_INDEX.size)
     except OSError:
-        return 0
+        return None
     if len(first) < _INDEX.size or first != second:
-        return 0
+        return None
     order = "<" if sys.byteorder == "little" else ">"
-    version, *_, frames, _, _, of, last, end = _INDEX.unpack(first)
-    checked = struct.pack(">II", last, end) == _checksum(bytes(8), memoryview(first)[:40], order)
-    return frames if checked and version == _VERSION and of == salt else 0
+    fields = _INDEX.unpack(first)
+    checked = struct.pack(">II", *fields[-2:]) == _checksum(bytes(8), memoryview(first)[:40], order)
+    return fields if checked and fields[0] == _VERSION else None
+
+
+def _committed_by_index(path: Path, salt: bytes) -> int:
+    """How many frames of the log at `path`, which has that salt, are committed, as SQLite's index has it; 0 where it
+    does not say."""
+    fields = _index(path)
+    return int(fields[4]) if fields is not None and fields[7] == salt else 0
 
 
 def _scan(raw: memoryview) -> Log:

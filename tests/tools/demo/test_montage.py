@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from aeic_tools.comparison import psnr
-from aeic_tools.montage import Exhibit, montage
+from aeic_tools.demo.montage import Exhibit, montage
 
 
 def picture(height: int, width: int, value: int) -> np.ndarray:

@@ -16,13 +16,12 @@ from pathlib import Path
 from typing import Any
 
 from aeic.errors import AeicError
-from aeic.pixels import load_picture
-from aeic_tools import local_services
-from aeic_tools.codec_commands import PICTURE_SUFFIXES
+from aeic.pixels import SUFFIXES, load_picture
 from aeic_tools.comparison import psnr
-from aeic_tools.demo_client import RequestFailed, travel
-from aeic_tools.local_services import Pair, ServiceFailed
-from aeic_tools.montage import Exhibit, montage
+from aeic_tools.demo import local_services
+from aeic_tools.demo.client import RequestFailed, travel
+from aeic_tools.demo.local_services import Pair, ServiceFailed
+from aeic_tools.demo.montage import Exhibit, montage
 
 HEAD = f"{'picture':<24}{'size':>10}{'bytes':>7}{'bpp':>8}{'encode':>9}{'decode':>9}{'end to end':>12}{'PSNR':>9}"
 
@@ -101,7 +100,7 @@ def pictures(places: Sequence[Path]) -> list[Path]:
     files = [place for place in places if place.is_file()]
     for place in places:
         if place.is_dir():
-            files += sorted(path for path in place.iterdir() if path.suffix.lower() in PICTURE_SUFFIXES)
+            files += sorted(path for path in place.iterdir() if path.suffix.lower() in SUFFIXES)
     if not files:
         sys.exit(f"no pictures in {', '.join(map(str, places))}")
     return files

@@ -11,7 +11,7 @@ import urllib.request
 from dataclasses import dataclass
 from typing import Any
 
-from aeic_tools.local_services import Pair
+from aeic_tools.demo.local_services import Pair
 
 POLL_SECONDS = 0.02
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from aeic_tools.demo_client import request
+from aeic_tools.demo.client import request
 from tests.support.http_camera import http_camera
 
 

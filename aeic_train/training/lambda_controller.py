@@ -11,7 +11,7 @@ STEER = 0.015
 """The speed of the controller: lambda of a rate point with twice its target bits grows by 1.5 % a step."""
 
 
-class RateController:
+class LambdaController:
     """``lambdas`` by rate point, and the last target bpp of each."""
 
     def __init__(self) -> None:

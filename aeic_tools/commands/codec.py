@@ -15,7 +15,6 @@ from aeic_tools import files, output
 from aeic_tools.extras import needs
 from aeic_tools.files import PIPE, Job, UsageError
 
-PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 FORMATS = {".png": "png", ".webp": "webp", ".jpg": "jpeg", ".jpeg": "jpeg"}
 
 
@@ -31,7 +30,7 @@ class Options:
 
 
 @dataclass(frozen=True)
-class Wanted:
+class SizeOptions:
     """How large frames shall be: as in Encoder.encode, and the name of a preset."""
 
     rate: str | None = None
@@ -39,21 +38,24 @@ class Wanted:
     target_bytes: int | None = None
     max_side: int | None = None
     preset: str | None = None
+    stretch: bool = False
 
 
 def encode(
     source: str,
     target: str,
-    wanted: Wanted,
+    wanted: SizeOptions,
     options: Options,
     *,
     recursive: bool = False,
     skip_existing: bool = False,
 ) -> int:
     """Pictures to frames. Returns the exit code."""
-    jobs = files.plan(source, target, PICTURE_SUFFIXES, ".aeic", recursive=recursive)
+    from aeic.pixels import SUFFIXES
+
+    jobs = files.plan(source, target, SUFFIXES, ".aeic", recursive=recursive)
     for job in jobs:
-        if Path(job.target).suffix.lower() in PICTURE_SUFFIXES:
+        if Path(job.target).suffix.lower() in SUFFIXES:
             raise UsageError(f"{job.target} is named like a picture: name the frame .aeic")
     with needs("edge-cpu"):
         from edge_encoder.encoding.encoder import Encoder
@@ -77,7 +79,7 @@ def encode(
         files.refuse_overwrite(job.target, options.force)
         data = files.read(job.source)
         start = time.perf_counter()
-        encoded = encoder.encode(data, rate, wanted.max_bytes, target_bytes, max_side)
+        encoded = encoder.encode(data, rate, wanted.max_bytes, target_bytes, max_side, stretch=wanted.stretch)
         facts: dict[str, Any] = {
             "input": job.source,
             "output": job.target,

@@ -7,9 +7,9 @@ import re
 import pytest
 
 from aeic.errors import BitstreamError, Damaged
-from cloud_decoder.faults import TABLE, outcome_of
 from cloud_decoder.grpc_api.status import grpc_status
 from cloud_decoder.inference.subprocess_backend import GeneratorFailure
+from cloud_decoder.worker.faults import TABLE, outcome_of
 from tests.support.roots import ROOT
 
 ROW = re.compile(r"^\| `(\w+)` \| (frame|device|store|host) \| `(\w+)` \| ([^|]+) \| `(\w+)` \|$", re.M)

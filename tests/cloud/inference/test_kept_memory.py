@@ -1,0 +1,57 @@
+"""The generator keeps the memory of a call for the next one, until no call comes for a while."""
+
+from __future__ import annotations
+
+import resource
+import socket
+import threading
+
+import numpy as np
+import psutil
+import pytest
+
+from aeic.bundle import default_bundle_path
+from cloud_decoder.inference import subprocess_child
+from cloud_decoder.inference.onnx_backend import OnnxGenerator
+from cloud_decoder.inference.subprocess_backend import Control
+
+Y_HAT = np.zeros((1, 128, 20, 24), np.float32)
+"""A picture of 768x640: some of its tensors are so large that malloc would return them to the system."""
+
+
+def fresh_mib(generator: OnnxGenerator) -> float:
+    """Memory that the system has to clear for a call."""
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    generator(Y_HAT)
+    return (resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before) * resource.getpagesize() / 2**20
+
+
+def test_the_second_call_needs_no_fresh_memory_and_release_returns_it() -> None:
+    generator = OnnxGenerator(default_bundle_path(), 1)
+    first = fresh_mib(generator)
+    assert fresh_mib(generator) < 0.3 * first
+    held = psutil.Process().memory_info().rss
+    generator.release()
+    assert held - psutil.Process().memory_info().rss > 50 << 20
+
+
+def test_an_idle_child_releases_memory_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(subprocess_child, "IDLE_SECONDS", 0.02)
+    ours, theirs = socket.socketpair()
+    line, far = Control(ours), Control(theirs)
+    released = threading.Semaphore(0)
+
+    def serve() -> None:
+        subprocess_child._serve(far, lambda message: message, released.release)
+
+    thread = threading.Thread(target=serve)
+    thread.start()
+    assert released.acquire(timeout=10)
+    line.send({"shape": [1]})
+    assert line.receive(10) == {"shape": [1]}
+    assert released.acquire(timeout=10)
+    assert not released.acquire(timeout=0.2)
+    line.close()
+    thread.join(10)
+    assert not thread.is_alive()
+    far.close()

@@ -1,0 +1,155 @@
+"""A topic of an MQTT broker as a source, against Debian's mosquitto: what is acknowledged to it is in the spool."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from aeic_service.errors import Overloaded
+from aeic_service.settings import readable
+from edge_encoder.service import EdgeService
+from edge_encoder.settings import EdgeSettings
+from edge_encoder.source_settings import MqttSettings
+from edge_encoder.sources.mqtt_topic import MqttMissing, MqttTopic
+from edge_encoder.spool.record import CapturedFrom
+from tests.support.broker import Broker, broker
+from tests.support.edge_fakes import settings
+from tests.support.pictures import gif, picture
+from tests.support.waiting import until
+
+publish = pytest.importorskip("paho.mqtt.publish", reason="paho-mqtt comes with the extra edge-mqtt")
+
+
+def topic(edge: EdgeService, port: int, user: str = "", **changes: Any) -> MqttTopic:
+    values = {"name": "yard", "url": f"mqtt://{user}127.0.0.1:{port}", "topic": "yard/jpeg", **changes}
+    return MqttTopic(edge, MqttSettings(**values))
+
+
+@contextlib.asynccontextmanager
+async def running(source: MqttTopic) -> AsyncIterator[None]:
+    task = asyncio.create_task(source.run())
+    try:
+        await until(lambda: source.status.state == "up", 30)
+        yield
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+@contextlib.asynccontextmanager
+async def service(folder: Path, bundle: Path, **changes: Any) -> AsyncIterator[EdgeService]:
+    given = settings(folder / "spool", bundle=bundle, drain_timeout_seconds=0, backoff_max_seconds=0.5, **changes)
+    edge = EdgeService(given)
+    await edge.start()
+    yield edge
+    await edge.stop()
+
+
+def send(to: Broker, *payloads: bytes) -> None:
+    user = {"username": "box", "password": to.password} if to.password else None
+    messages = [{"topic": "yard/jpeg", "payload": payload, "qos": 1} for payload in payloads]
+    publish.multiple(messages, hostname="127.0.0.1", port=to.port, auth=user)
+
+
+async def test_pictures_are_taken_and_others_refused(
+    tmp_path: Path, tiny_bundle: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    secret = "s3cret"
+    with broker(tmp_path / "broker", secret) as server:
+        async with service(tmp_path, tiny_bundle, max_body_bytes=20_000) as edge:
+            source = topic(edge, server.port, f"box:{secret}@", max_side=64, priority=3)
+            async with running(source):
+                large = picture() + bytes(40_000)  # over 90,000 bytes, the broker would keep it back
+                await asyncio.to_thread(send, server, picture(seed=1), gif(), b"ON", large, picture(seed=2))
+                await until(lambda: source.status.taken + source.status.refused == 5, 60)
+            assert (source.status.taken, source.status.refused) == (2, 3)
+            records = edge.spool.lease(10)
+            assert {(r.source_id, r.width, r.priority) for r in records} == {("mast-7/yard", 64, 3)}
+            assert {r.captured_from for r in records} == {CapturedFrom.CLOCK} and len(records) == 2
+            assert "this is GIF" in caplog.text and "AEIC_EDGE_MAX_BODY_BYTES" in caplog.text
+            assert secret not in caplog.text + repr(edge.settings) + repr(source.status)
+
+
+async def test_the_broker_keeps_what_is_not_in_the_spool(
+    tmp_path: Path, tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While the box is away, while it has no room, and when it ends before a picture is in the spool."""
+    with broker(tmp_path / "broker") as server:
+        async with service(tmp_path, tiny_bundle) as edge:
+            async with running(topic(edge, server.port)):
+                pass
+            await asyncio.to_thread(send, server, *(picture(seed=number) for number in range(5)))  # the box is away
+            take, refused = edge.take, 0
+
+            async def full(*_: object) -> None:
+                nonlocal refused
+                refused += 1
+                raise Overloaded("no room")
+
+            with monkeypatch.context() as patch:
+                patch.setattr(edge, "take", full)
+                source = topic(edge, server.port)
+                async with running(source):
+                    await until(lambda: refused >= 2, 30)
+                    assert source.status.taken == 0 and source._messages.qsize() <= 2
+            assert edge.take == take
+            source = topic(edge, server.port)
+            async with running(source):
+                await until(lambda: source.status.taken == 5, 60)
+            assert edge.spool.pending_frames == 5
+
+
+async def test_a_broker_that_restarts_loses_and_repeats_nothing(tmp_path: Path, tiny_bundle: Path) -> None:
+    with broker(tmp_path / "broker") as server:
+        async with service(tmp_path, tiny_bundle) as edge:
+            source = topic(edge, server.port)
+            async with running(source):
+                await asyncio.to_thread(send, server, picture(seed=1))
+                await until(lambda: source.status.taken == 1, 60)
+                server.stop()
+                await until(lambda: source.status.state == "down", 60)
+                assert source.status.detail
+                server.start()
+                await until(lambda: source.status.state == "up", 60)
+                await asyncio.to_thread(send, server, picture(seed=2))
+                await until(lambda: source.status.taken == 2, 60)
+            assert edge.spool.pending_frames == 2
+
+
+async def test_a_wrong_password_is_shown(tmp_path: Path, tiny_bundle: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with broker(tmp_path / "broker", "right") as server:
+        async with service(tmp_path, tiny_bundle) as edge:
+            source = topic(edge, server.port, "box:wr0ng@")
+            task = asyncio.create_task(source.run())
+            await until(lambda: source.status.state == "down", 60)
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+            assert "Not authorized" in source.status.detail and "wr0ng" not in caplog.text
+
+
+async def test_without_the_extra_the_remedy_is_named(
+    tmp_path: Path, tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "paho.mqtt.client", None)
+    async with service(tmp_path, tiny_bundle) as edge:
+        with pytest.raises(MqttMissing, match=r"aeic\[edge-mqtt\]"):
+            await topic(edge, 1).run()
+
+
+def test_settings_of_a_topic(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "edge.toml"
+    file.write_text('[[mqtt]]\nname = "yard"\nurl = "mqtts://box:s3cret@broker.example"\ntopic = "yard/jpeg"\n')
+    monkeypatch.setenv("AEIC_EDGE_CONFIG", str(file))
+    found = EdgeSettings()
+    assert found.mqtt[0].topic == "yard/jpeg" and "s3cret" not in repr(found) + str(found.model_dump())
+    good = {"name": "yard", "url": "mqtt://h", "topic": "t"}
+    for bad in ({"url": "http://box:s3cret@h"}, {"url": "mqtt://box:s3cret@"}, {"topic": "a/+/b"}, {"topic": "#"}):
+        with pytest.raises(ValidationError) as caught:
+            MqttSettings(**{**good, **bad})  # type: ignore[arg-type]
+        assert "s3cret" not in readable(caught.value)
