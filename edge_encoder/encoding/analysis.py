@@ -42,7 +42,9 @@ from edge_encoder.encoding.execution_provider import CPU, PART_PROVIDERS, Sessio
 WHOLE_PIXELS = 1 << 20
 """A picture up to this size (padded) is analysed in one piece: about 210 MB of memory."""
 TILE_BYTES = 230_000_000
-"""The most memory that a tile of a part takes. 1920x1088 then makes two tiles."""
+"""The most memory that a tile of a part takes. Pictures over KEPT_PIXELS have less, down to half."""
+_PIXEL_BYTES = 6
+"""What a picture takes while it is analysed, per pixel: itself and its padded copy."""
 TILE_PIXELS = 1 << 18
 """The approximate size limit of a tile of all of g_a with its margins: about 80 MB of memory."""
 KEPT_PIXELS = 1 << 22
@@ -66,10 +68,9 @@ class Part:
     sample_bytes: int
     """Memory of one sample of a tile, halo included (measured with the model that ships)."""
 
-    @property
-    def samples(self) -> int:
-        """The most that a tile takes with its halo."""
-        return TILE_BYTES // self.sample_bytes
+    def samples(self, pixels: int) -> int:
+        """The most that a tile of a picture of so many pixels takes with its halo."""
+        return max(TILE_BYTES // 2, TILE_BYTES - _PIXEL_BYTES * max(0, pixels - KEPT_PIXELS)) // self.sample_bytes
 
 
 # A stage is a 3x3 convolution, an unshuffle by two and a StarBlock, whose widest kernel has 11 taps: it sees 11 samples
@@ -109,6 +110,8 @@ class Analysis:
         padded = pad_picture(rgb)
         height, width, _ = padded.shape
         rare = height * width > KEPT_PIXELS
+        if rare:  # blocks that smaller pictures have left would be held beside those of the tiles
+            self._graph.release()
         if height * width <= self._whole_pixels:
             return self._run(padded)
         if graphs := self._part_graphs():
@@ -143,8 +146,9 @@ class Analysis:
 
         read: Read = tensor
         height, width, _ = padded.shape
+        pixels = height * width
         for part, graph in zip(PARTS, graphs, strict=True):
-            read = _Bands(part, graph, read, (height, width), rare)
+            read = _Bands(part, graph, read, (height, width), part.samples(pixels), rare)
             height, width = height // part.stride, width // part.stride
         y: Latent = read(slice(0, height), slice(0, width))[0]
         return y
@@ -176,6 +180,11 @@ class Graph:
             if self._kept:
                 memory.prepare(needed, self._smallest)
             return run_bound(self._session, features, memory.shrinking() if last_of_rare else None)
+
+    def release(self) -> None:
+        """Return the memory that is kept and not in use to the system."""
+        if self._kept:
+            self._smallest(memory.shrinking())
 
     def _smallest(self, options: onnxruntime.RunOptions) -> None:
         given: Any = self._session.get_inputs()[0]  # of ONNX Runtime: OpenVINO does not use the arena
@@ -211,10 +220,11 @@ class _Bands:
     above the first one of a read are forgotten.
     """
 
-    def __init__(self, part: Part, graph: Graph, read: Read, size: tuple[int, int], rare: bool) -> None:
-        """``size``: (height, width) of what ``read`` gives; ``rare``: the memory is returned after the last tile."""
+    def __init__(self, part: Part, graph: Graph, read: Read, size: tuple[int, int], samples: int, rare: bool) -> None:
+        """``size``: (height, width) of what ``read`` gives; ``samples``: the most of a tile; ``rare``: the memory is
+        returned after the last tile."""
         self._part, self._graph, self._read, self._size, self._rare = part, graph, read, size, rare
-        self._rows, self._columns = _cuts(*size, part)
+        self._rows, self._columns = _cuts(*size, part, samples)
         self._next = 0  # the first of self._rows that is not computed
         self._bands: deque[tuple[int, NDArray[np.float32]]] = deque()  # first row and features
 
@@ -250,13 +260,13 @@ Spans = tuple[tuple[int, int, int, int], ...]
 
 
 @lru_cache(maxsize=256)
-def _cuts(height: int, width: int, part: Part) -> tuple[Spans, Spans]:
-    """Rows and columns of tiles, as :func:`_divide`, that stay within ``part.samples`` and read the fewest samples."""
+def _cuts(height: int, width: int, part: Part, samples: int) -> tuple[Spans, Spans]:
+    """Rows and columns of tiles, as :func:`_divide`, of at most ``samples``, that read the fewest in all."""
     blocks_down, blocks_across, margin = height // part.stride, width // part.stride, part.halo // part.stride
     best: tuple[int, int, int] | None = None  # samples read, parts across, parts down
     for across in range(1, blocks_across + 1):
         wide = _read_blocks(blocks_across, across, margin)
-        most = part.samples // (wide * part.stride**2)
+        most = samples // (wide * part.stride**2)
         if most >= blocks_down:
             down = 1
         elif most > 2 * margin:

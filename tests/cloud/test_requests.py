@@ -390,12 +390,11 @@ async def test_a_waiting_request_reads_the_store_at_its_own_events_only(
         monkeypatch.setattr(cloud.store.requests, "get", counted)
         waiting = asyncio.create_task(http.get(posted.headers["location"], params={"wait": 20}, timeout=30))
         await until(lambda: reads == 1)
-        begin = time.monotonic()
         for number in range(200):
             name = "id" if number % 2 else "request_id"
             cloud.event_bus.publish("", {"event": "received", name: str(uuid4())})
-            await asyncio.sleep(0.002)
-        assert reads <= 2 + (time.monotonic() - begin) / 0.5, "it looks twice a second, and not at events of others"
+            await asyncio.sleep(0)
+        assert reads < 20, "it looks twice a second, and not at events of others"
         assert cloud.store.requests.refuse("", "box", UUID(posted.json()["id"]), RefusalReason.GONE, "", 1)
         cloud.event_bus.publish("", {"event": "request", "request_id": posted.json()["id"]})
         assert (await waiting).json()["state"] == "refused"

@@ -40,6 +40,7 @@ def sizes(p: Profile) -> dict[str, str]:
     def listed(numbers: tuple[int, ...]) -> str:
         return ", ".join(map(str, numbers))
 
+    attended = tuple(stage for stage, attends in enumerate(p.unet.attention) if attends)
     return {
         "widths of g_a": listed(p.analysis_widths),
         "blocks per stage of g_a": str(p.analysis_depth),
@@ -51,7 +52,7 @@ def sizes(p: Profile) -> dict[str, str]:
         "l, channels into the UNet": str(p.unet_channels),
         "residual channels": str(p.residual_channels),
         "widths of the UNet": listed(p.unet.widths),
-        "UNet stages with attention": listed(tuple(i for i, on in enumerate(p.unet.attention) if on)) or "none",
+        "UNet stages with attention, besides the middle": listed(attended) or "none",
         "residual blocks a UNet stage": str(p.unet.layers),
         "channels per head": str(p.unet.head_width),
         "groups of the UNet's norms": str(p.unet.norm_groups),
@@ -134,7 +135,8 @@ def test_the_numbers_of_tables_and_thresholds() -> None:
     assert f"There are {SCALE_COUNT} tables" in text and len(Rows(*gaussian_rows())) == SCALE_COUNT
     assert f"from {SCALE_MIN:g} to {SCALE_MAX:g}" in text and f"if s < {SKIP_SCALE:g}" in text
     assert f"at least {SCALE_MIN:g} and the result at least 1e-9" in text and LIKELIHOOD_MIN == 1e-9
-    assert f"reaches to {TAIL_WIDTH:g} scales on each side (the normal quantile at 1 - 5e-10), and at least 4" in text
+    assert f"reaches max(4, ceil({TAIL_WIDTH:g} s)) to each side" in text
+    assert f"{TAIL_WIDTH:g} is the normal quantile at 1 - 5e-10" in text
     assert NormalDist().inv_cdf(1 - 5e-10) == pytest.approx(TAIL_WIDTH, abs=1e-4)
     assert int(Rows(*gaussian_rows()).highest[0]) == 4
     assert f"multiple of 1/{FINE:g} below a scale of {SWITCH:g} and of 1/{COARSE:g} above it" in text

@@ -71,7 +71,7 @@ def test_a_bundle_without_the_graphs_of_the_parts_still_encodes(tmp_path: Path) 
 @pytest.mark.parametrize(("width", "height", "most"), [(1408, 768, 1.0), (1920, 1088, 1.04), (3840, 2176, 1.12)])
 def test_little_is_computed_twice_at_sizes_of_cameras(width: int, height: int, most: float) -> None:
     """The first part is more than half of the cost, so its ratio bounds that of the whole."""
-    rows, columns = _cuts(height, width, PARTS[0])
+    rows, columns = _cuts(height, width, PARTS[0], PARTS[0].samples(height * width))
     read = sum((last - first) * (end - start) for _, _, first, last in rows for _, _, start, end in columns)
     assert read <= most * width * height
 
@@ -107,7 +107,7 @@ def test_large_runs_take_turns_and_small_ones_do_not_wait(monkeypatch: pytest.Mo
 @pytest.mark.parametrize("part", PARTS)
 @pytest.mark.parametrize(("width", "height"), [(64, 8192), (8192, 64), (3840, 2176), (8192, 8192), (64, 64)])
 def test_tiles_cover_everything_once_and_fit(part: Part, width: int, height: int) -> None:
-    rows, columns = _cuts(height, width, part)
+    rows, columns = _cuts(height, width, part, part.samples(height * width))
     for spans, length in ((rows, height), (columns, width)):
         assert spans[0][0] == 0 and spans[-1][1] == length
         for before, after in pairwise(spans):
@@ -117,4 +117,4 @@ def test_tiles_cover_everything_once_and_fit(part: Part, width: int, height: int
             assert first == 0 or begin - first >= part.halo
             assert last == length or last - end >= part.halo
             assert first % part.stride == last % part.stride == 0
-    assert (rows[0][3] - rows[0][2]) * (columns[0][3] - columns[0][2]) <= part.samples
+    assert (rows[0][3] - rows[0][2]) * (columns[0][3] - columns[0][2]) <= part.samples(height * width)
