@@ -9,7 +9,9 @@ age must not delete anything because of it. The store therefore records the late
 * A clock that is behind the recorded time is refused in the same way.
 
 While the clock is refused, :meth:`TrustedClock.now` counts on from the last accepted time, and retention must not run
-(:attr:`TrustedClock.problem` is not empty). :func:`accept` is the operator's decision that the clock is right.
+(:attr:`TrustedClock.problem` is not empty). That time lags if the service was off before. Frames that arrive meanwhile
+would look older than they are, so their times of arrival are corrected when the clock is accepted.
+:func:`accept` is the operator's decision that the clock is right.
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ from datetime import UTC, datetime
 import sqlalchemy as sa
 
 from cloud_decoder.store.database import Database
-from cloud_decoder.store.schema import store_clock
+from cloud_decoder.store.schema import frames, store_clock
 
 log = logging.getLogger(__name__)
 
@@ -56,6 +58,7 @@ class TrustedClock:
         self._trusted: float | None = None  # at the steady time below
         self._at = 0.0
         self._jumped_at: float | None = None
+        self._refused_after_ms = 0  # the latest time that was recorded before the clock was refused
         self.problem = ""
         """Why the wall clock is refused, with the remedy; empty while it is trusted."""
 
@@ -80,12 +83,15 @@ class TrustedClock:
         seen = None if seen_ms is None else seen_ms / 1000
         wall = self._wall()
         with self._lock:
+            expected, lag = self._expected(seen), 0.0
             if problem := self._judge(wall, seen):
-                self._trusted = self._expected(seen)
+                self._trusted = expected
             else:
+                lag = wall - expected if self.problem else 0.0
                 self._trusted, self._jumped_at = wall, None
             self._at = self._steady()
             if problem and not self.problem:
+                self._refused_after_ms = int(seen_ms or 0)
                 log.error("%s", problem)
             elif self.problem and not problem:
                 log.warning("the clock is trusted again: %s", _date(wall))
@@ -94,6 +100,10 @@ class TrustedClock:
         if not problem:
             with self._database.write(durable=False) as connection:
                 connection.execute(sa.update(store_clock).values(seen_ms=int(trusted * 1000)))
+                if lag > SLACK_SECONDS:
+                    arrived = frames.c.received_ms
+                    late = sa.update(frames).where(arrived > self._refused_after_ms, arrived <= int(expected * 1000))
+                    connection.execute(late.values(received_ms=arrived + int(lag * 1000)))
         return trusted
 
     def _expected(self, seen: float | None = None) -> float:

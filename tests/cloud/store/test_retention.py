@@ -259,6 +259,33 @@ def test_a_small_jump_that_lasts_is_accepted_and_a_large_one_never(store: Store)
         assert bool(trusted.problem) is not lasts
 
 
+@pytest.mark.parametrize("by_operator", [False, True])
+def test_what_arrives_while_the_clock_is_refused_is_not_older_afterwards(store: Store, by_operator: bool) -> None:
+    clock = Clock()
+    store.frames.add([before := stored_frame()], NOW, received=clock.trusted(store).look())
+    clock.run(3 * DAY)  # the service was off
+    clock.wall_seconds += 400 * DAY
+    trusted = clock.trusted(store)
+    trusted.look()
+    clock.run(60)
+    store.frames.add([meanwhile := stored_frame()], NOW, received=trusted.now())
+    clock.wall_seconds -= 400 * DAY
+    clock.run(60)
+    if by_operator:
+        accept_at(store, clock)
+    else:
+        trusted.look()
+        clock.run(SETTLE_SECONDS)
+    assert trusted.look() == clock.wall_seconds and not trusted.problem
+    ages = []
+    for new in before, meanwhile:
+        row = store.frames.get("", new.id)
+        assert row is not None
+        ages.append(clock.wall_seconds - row.received_ms / 1000)
+    passed = 60 + (0 if by_operator else SETTLE_SECONDS)
+    assert ages == [3 * DAY + 60 + passed, passed]
+
+
 def accept_at(store: Store, clock: Clock) -> None:
     store.database.clock = lambda: clock.wall_seconds  # type: ignore[method-assign]
     accept(store.database)
