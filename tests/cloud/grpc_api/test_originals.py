@@ -104,7 +104,7 @@ async def test_a_file_that_was_not_asked_for_or_is_no_picture_is_not_taken(
         state = await ended(http, posted)
         assert (state["state"], state["bytes"]) == ("answered", len(data) + 1)
         refusals: list[tuple[bytes, dict[str, Any], str]] = [
-            (b"<!doctype html><title>x</title>" * 9, {}, "no JPEG"),
+            (b"<!doctype html><title>x</title>" * 9, {}, "web page"),
             (jpeg(1), {"total_bytes": 40_001}, "more than was asked"),
             (b"GIF89a" + bytes(99), {}, "GIF"),
             (jpeg(2)[:20], {}, "cut short"),
