@@ -58,7 +58,7 @@ class TrustedClock:
         self._trusted: float | None = None  # at the steady time below
         self._at = 0.0
         self._jumped_at: float | None = None
-        self._refused_after_ms = 0  # the latest time that was recorded before the clock was refused
+        self._refused_from_ms = 0  # the latest time that was recorded before the clock was refused
         self.problem = ""
         """Why the wall clock is refused, with the remedy; empty while it is trusted."""
 
@@ -91,7 +91,7 @@ class TrustedClock:
                 self._trusted, self._jumped_at = wall, None
             self._at = self._steady()
             if problem and not self.problem:
-                self._refused_after_ms = int(seen_ms or 0)
+                self._refused_from_ms = int(seen_ms or 0)
                 log.error("%s", problem)
             elif self.problem and not problem:
                 log.warning("the clock is trusted again: %s", _date(wall))
@@ -102,7 +102,7 @@ class TrustedClock:
                 connection.execute(sa.update(store_clock).values(seen_ms=int(trusted * 1000)))
                 if lag > SLACK_SECONDS:
                     arrived = frames.c.received_ms
-                    late = sa.update(frames).where(arrived > self._refused_after_ms, arrived <= int(expected * 1000))
+                    late = sa.update(frames).where(arrived >= self._refused_from_ms, arrived <= int(expected * 1000))
                     connection.execute(late.values(received_ms=arrived + int(lag * 1000)))
         return trusted
 
