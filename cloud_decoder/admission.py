@@ -20,6 +20,9 @@ BYTES_A_PIXEL = 24
 class Admission:
     """At most ``pixels`` of pictures are decoded for callers at once, and ``callers`` of them wait or are served.
 
+    One caller too many gets 429. Waiting ends with 504 (``/v1/decode``) or 202 (pictures of stored frames). Frames that
+    are decoded on arrival are limited by the Pipeline instead.
+
     ``shared``: there are several tenants, and none may hold more than its part.
     """
 

@@ -204,7 +204,7 @@ def _hyper(model: IntegerModel, g: Graph, lowering: Any) -> str:
 
 
 def _cells(g: Graph, scales: str) -> str:
-    """The same as :func:`indexes.cells`, int32."""
+    """The same as :func:`scale_index.cells`, int32."""
     low, high = g.constant(0, np.float32), g.constant(SCALE_MAX, np.float32)
     clipped = g.op("Clip", scales, low, high)
     fine = g.op("Floor", g.times(g.op("Min", clipped, g.constant(SWITCH, np.float32)), FINE))

@@ -7,7 +7,8 @@ are encoded.
 A put or receive that has returned survives a power cut (SQLite WAL, synchronous=FULL; writer.py commits in groups). A
 lease exists in memory only (leases.py), so a restart sends again what was being sent. Frames and originals carry a
 check value (record.py); a damaged one is dropped and counted, never sent. A damaged file is rebuilt (recovery.py), and
-a deleted one is written again. Independent of pictures, HTTP and gRPC.
+a deleted one is written again from the open file before the next transaction (Writer._usable). Independent of pictures,
+HTTP and gRPC.
 """
 
 from __future__ import annotations
