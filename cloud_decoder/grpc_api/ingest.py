@@ -4,8 +4,8 @@
 
 Each stream begins with Hello, which names the edge's token and bundle; frames follow, and their answers come in the
 same order. The store has written the frame, and its job if it is to be decoded on arrival, in one synced transaction
-before ``_ack`` answers STORED or DUPLICATE (group_commit.py). A frame that this
-cloud can never decode is rejected with the reason. One of a bundle that this cloud does not have is acknowledged and stored in
+before ``_ack`` answers STORED or DUPLICATE (group_commit.py). A frame that this cloud can
+never decode is rejected with the reason. One of a bundle that this cloud does not have is acknowledged and stored in
 quarantine, without a job, because the bundle may be added: an edge that was updated still has frames of its old one.
 ``aeic store requeue`` (JobQueue.requeue) then queues it. A store that
 cannot write ends the stream, so that the edge keeps its frames and connects again. An edge with more unanswered frames

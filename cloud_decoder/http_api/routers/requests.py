@@ -4,8 +4,8 @@ The caller chooses ``max_bytes``, at most what :class:`~cloud_decoder.http_api.s
 charges it to the source's hour, ``AEIC_CLOUD_REQUEST_BYTES_PER_HOUR``, in the transaction that stores the request
 (store/requests.py); without room there the answer is 429. ``request_dispatch.py`` then sends the request to the box,
 which has limits of its own (edge_encoder/answers/answerer.py) and may refuse: the request then has the state
-``refused`` and a reason, ``over-budget`` for one that the box's hour has no room for. If even refusals are over budget, it
-expires.
+``refused`` and a reason, such as ``over-budget`` if the box's hour has no room for it. If even refusals are over
+budget, it expires.
 """
 
 from __future__ import annotations
