@@ -4,7 +4,7 @@
 
     AeicError
      +- InputError              a picture we cannot take         exit 3, HTTP 422
-     |   +- UnsupportedFormat   not JPEG, PNG or WebP            exit 3, HTTP 415
+     |   +- UnsupportedFormat   a kind that is not taken         exit 3, HTTP 415
      |   +- TooLarge            more pixels than allowed         exit 3, HTTP 413
      |   +- Unreadable          cut short, or no picture at all  exit 3, HTTP 422
      +- BitstreamError          a frame we cannot decode         exit 4, HTTP 422

@@ -38,7 +38,7 @@ _MOST_DIGITS = 18
 
 @dataclass(frozen=True, slots=True)
 class Kept:
-    """An original: the id of its frame, its source, the bytes of a JPEG, PNG or WebP file, and its time of capture in
+    """An original: the id of its frame, its source, the bytes of a picture file, and its time of capture in
     milliseconds since 1970 with where that comes from (CapturedFrom)."""
 
     id: uuid.UUID

@@ -159,7 +159,7 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class Original:
-    """A picture that is not encoded yet, with what was requested for it. `picture` is a JPEG, PNG or WebP file,
+    """A picture that is not encoded yet, with what was requested for it. `picture` is a picture file as it was sent,
     `picture_crc` its CRC-32, `width` and `height` are from its header; times are milliseconds since 1970 UTC, and
     `captured_ms` is 0 unless the sender named it. `rate`, `max_bytes`, `target_bytes` and `max_side` as in
     Encoder.encode."""
