@@ -384,6 +384,7 @@ def main() -> int:
     arguments = parser.parse_args()
     if arguments.job:
         asyncio.run(_attack(json.loads(arguments.job)))
+        return 0
     print(f"{'attack':22}{'frame s':>9}{'picture s':>11}{'camera s':>10}{'cloud MiB':>11}{'edge MiB':>10}", flush=True)
     with tempfile.TemporaryDirectory() as folder:
         result = run(Bundle.load(), Path(folder), arguments.seconds, arguments.attacks)
