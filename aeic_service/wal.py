@@ -6,8 +6,8 @@ it silently discards every later commit. So the log is scanned before SQLite ope
 commit stands behind the first frame that does not match, when one changed word explains the mismatch, or when SQLite's
 index of the log (the -shm file) names a commit that does not verify. SQLite writes the index after it has synced the
 log, so that commit was once whole. A kill leaves the index on disk, a power cut may not. Without the index, wider
-damage to the last transaction alone cannot be distinguished from a torn write. It is treated as one, and the edge
-puts the whole records in it back.
+damage to the last transaction alone cannot be distinguished from a torn write. It is treated as one, and the whole
+records in it are put back (edge_encoder/spool/database.py, cloud_decoder/store/log_recovery.py).
 
 Format: https://sqlite.org/fileformat2.html#walformat, section 4; of the index, https://sqlite.org/walformat.html,
 section 2.1.
