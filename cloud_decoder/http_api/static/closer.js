@@ -1,4 +1,4 @@
-// Look closer: a box drawn on a picture is asked of the box that took it, and its answer is shown in place.
+// Look closer: asks the box that took a picture for the rectangle drawn on it, and shows the answer in place.
 
 import { ask, json, picture, save } from "/viewer/service.js";
 import { $, bytes, count, element, lasting, seconds, times } from "/viewer/show.js";
@@ -87,8 +87,8 @@ function cost() {
   const [width, height] = region ? [region.width, region.height] : original();
   const here = `This part has ${width} × ${height} pixels at the box.`;
   const what = {
-    sharper: region ? here : "Draw a box on the picture, or ask for all of it in better quality.",
-    original: region ? here : "The photograph itself if it is small enough, else a JPEG of it. Draw a box to get only a part.",
+    sharper: region ? here : "Draw a rectangle on the picture, or ask for all of it in better quality.",
+    original: region ? here : "The photograph itself if it is small enough, else a JPEG of it. Draw a rectangle to get only a part.",
     now: "The same camera takes a new picture at once.",
   }[kind()];
   $("closer-cost").textContent = `${what} It costs at most ${bytes(size)} of the ${bytes(allowed.hour_bytes_left)} left this hour.${duration(size)}`;
