@@ -1,7 +1,7 @@
 """Shows how rate and picture evolve over a training, from the snapshots of a run.
 
     aeic train --recipe aeic_train/recipes/nano_me_evolution.toml --init SE.safetensors --photographs DIR \\
-        --validation DIR --run runs/me --snapshots 100
+        --validation DIR --run runs/me --snapshots 50
     aeic bench evolution runs/me --validation DIR --out out/evolution
 
 This is the experiment behind the paper's figure on implicit bitrate pruning: the first stage trains at a relaxed rate,
