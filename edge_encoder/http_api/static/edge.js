@@ -169,14 +169,15 @@ async function send(picture) {
     let frame = await answer.json();
     if (!answer.ok) return step(frame.detail ?? `HTTP ${answer.status}`, true);
     step(`Encoded in ${Math.round(frame.encode_ms)} ms: ${frame.width} × ${frame.height} pixels in ${count(frame.bytes)} bytes. It is in the spool.`);
-    for (let tries = 0; tries < 60 && frame.state === "spooled"; tries += 1) {
+    const waits = () => frame.state === "spooled" || frame.state === "sending";
+    for (let tries = 0; tries < 60 && waits(); tries += 1) {
       await new Promise((resume) => setTimeout(resume, tries < 20 ? 100 : 1000));
       const asked = await fetch(`/v1/frames/${frame.id}`, { cache: "no-store" });
       if (!asked.ok) break;
       frame = await asked.json();
     }
     if (frame.state === "delivered") step(`The cloud has it, ${passed()} after it was sent.`);
-    else if (frame.state === "spooled") step("It still waits for the link. It is safe in the spool.");
+    else if (waits()) step("It still waits for the link. It is safe in the spool.");
     else step(`It was ${frame.state}: ${frame.reason ?? "no reason is known"}`, true);
   } catch {
     step("The edge did not answer.", true);
