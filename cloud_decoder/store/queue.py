@@ -78,7 +78,7 @@ class JobQueue:
             if stale:
                 self._take_back(connection, now, lease)
             lease_of = (owner, now + lease, max_attempts)
-            if len(tenants) < 2:
+            if least == greatest or not tenants:
                 if alike:
                     bucket = sa.select(jobs.c.bucket).where(ready).order_by(*_ORDER).limit(1)
                     ready = sa.and_(ready, jobs.c.bucket == bucket.scalar_subquery())

@@ -313,6 +313,14 @@ def test_more_tenants_than_a_claim_has_room_for_are_served_one_after_the_other(s
     assert claim(store) == []
 
 
+@pytest.mark.parametrize("alike", [False, True])
+def test_tenants_take_turns_at_claims_of_a_single_frame(store: Store, alike: bool) -> None:
+    store.frames.add([stored_frame(b"%d" % n, tenant="busy") for n in range(20)], NOW)
+    store.frames.add([stored_frame(b"%d" % n, tenant="small") for n in range(3)], NOW + 1)
+    found = [store.queue.claim("w", "abcdef", 1, NOW + 2, 60, 3, alike=alike)[0].row.tenant for _ in range(8)]
+    assert found == ["busy", "small"] * 3 + ["busy"] * 2
+
+
 def test_tenants_take_turns_in_choosing_what_is_alike(store: Store) -> None:
     for tenant, width in (("a", 64), ("b", 640), ("c", 64)):
         store.frames.add([stored_frame(b"%d" % n, tenant=tenant, width=width) for n in range(40)], NOW)
