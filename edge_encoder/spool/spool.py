@@ -104,7 +104,8 @@ class Spool:
                 raise kind(f"the spool {self.path} cannot be opened ({error}); look at its disk") from error
             raise
         self._writer = Writer(connection, self, self._reserve, system)
-        self._verification = Verification(self.path, system, self._repair)
+        repair = functools.partial(self._repair, self._places[self.path])
+        self._verification = Verification(self.path, system, repair)
         if database.is_large(self.path):
             self._verification.start()
 
@@ -393,15 +394,15 @@ class Spool:
 
         return self._writer.submit(Op(run, after))
 
-    def _repair(self, error: sqlite3.Error) -> None:
-        """Has the writer repair the file; returns once it is repaired."""
+    def _repair(self, place: tuple[int, int], error: sqlite3.Error) -> None:
+        """Has the writer repair the file at `place` (device and inode), unless another one has taken its place since;
+        returns once it is repaired. SpoolError when that fails."""
 
         def fail(_: sqlite3.Connection) -> None:
-            raise error
+            if self._places.get(self.path) == place:
+                raise error
 
-        with contextlib.suppress(SpoolError):
-            self._writer.submit(Op(fail)).result()
-        self._change(lambda connection, changes: None).result()
+        self._writer.submit(Op(fail)).result()
 
     def _save_clock(self, connection: sqlite3.Connection) -> None:
         assert self._clock is not None

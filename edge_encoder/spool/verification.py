@@ -56,20 +56,21 @@ class Verification:
             self._thread.join(0.05)
 
     def _run(self) -> None:
+        result = Verified.FAILED
         try:
             with contextlib.closing(database.connect(self._path, self._system)) as connection:
                 self._connection = connection
                 if self._closed:
                     return
                 database.check(connection)
-            self.result = Verified.OK
+            result = Verified.OK
         except sqlite3.Error as error:
-            self.result = Verified.FAILED
             if not self._closed and database.is_damage(error):
                 with contextlib.suppress(Exception):  # the writer has logged it, and tries again
                     self._repair(error)
-                    self.result = Verified.REPAIRED
+                    result = Verified.REPAIRED
         except OSError:
-            self.result = Verified.FAILED
+            pass
         finally:
             self._connection = None
+            self.result = result

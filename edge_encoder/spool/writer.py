@@ -173,12 +173,18 @@ class Writer:
             op.done.set_result(result)
 
     def _write_back(self) -> None:
-        """Moves SQLite's log into the database and truncates it: that frees space on a full disk."""
+        """Moves SQLite's log into the database and truncates it, unless it is being read (verification.py): that frees
+        space on a full disk."""
+        if self._connection is None:
+            return
+        (wait,) = self._connection.execute("PRAGMA busy_timeout").fetchone()
         try:
-            if self._connection is not None:
-                self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+            self._connection.execute("PRAGMA busy_timeout=0")
+            self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
         except sqlite3.Error as error:
             log.warning("the spool cannot write its log back: %s", error)
+        finally:
+            self._connection.execute(f"PRAGMA busy_timeout={wait}")
 
     def _undo(self, connection: sqlite3.Connection, error: Exception) -> None:
         """Rolls back; reopens the file after damage, or when I/O errors last."""
