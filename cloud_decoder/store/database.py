@@ -82,7 +82,8 @@ class Database:
         self._checkpointed = False
         self._closed = False
         if self.path is not None:
-            _OPEN[self.path] += 1
+            self._real_path = os.path.realpath(self.path)
+            _OPEN[self._real_path] += 1
         try:
             migrate.ensure(self.engine, self.write)
             self._correct_numbers()
@@ -104,7 +105,7 @@ class Database:
                 self._keeper.close()
                 self._keeper = None
         if self.path is not None and not self._closed:
-            _OPEN[self.path] -= 1
+            _OPEN[self._real_path] -= 1
         self._closed = True
 
     @property
@@ -300,9 +301,9 @@ def path_of(url: sa.URL) -> str | None:
     return url.database if sqlite_file else None
 
 
-def is_open(path: str) -> bool:
-    """Whether this process has the SQLite file open."""
-    return _OPEN[path] > 0
+def is_open(path: str | os.PathLike[str]) -> bool:
+    """Whether this process has the SQLite file open, by this or another path."""
+    return _OPEN[os.path.realpath(path)] > 0
 
 
 def transposed(values: list[dict[str, Any]]) -> dict[str, list[Any]]:

@@ -15,6 +15,7 @@ requests in that part of the log are given up: nothing depends on them, or they 
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import logging
@@ -30,6 +31,7 @@ from typing import Any
 
 from aeic_service import wal
 from cloud_decoder.errors import StoreUnavailable
+from cloud_decoder.store.database import is_open
 from cloud_decoder.store.frames import Frames
 from cloud_decoder.store.records import DeletedBy, FrameState, NewFrame
 from cloud_decoder.store.retention import Retention
@@ -66,7 +68,7 @@ def set_aside(path: Path) -> str:
     """Before SQLite opens the store at ``path``: saves what it would discard of a damaged log. What an operator should
     know of a log that is gone; empty if all is well.
 
-    Does nothing while another process uses the store. ``StoreUnavailable`` where the log of a file that is empty holds
+    Does nothing while the store is in use. ``StoreUnavailable`` where the log of a file that is empty holds
     commits, and where the disk has no room.
     """
     log_path = path.with_name(path.name + "-wal")
@@ -118,11 +120,17 @@ def put_back(path: Path, stored: Frames, retention: Retention, clock: Callable[[
     kept = _part(path, ".salvage")
     if not kept.exists():
         return ""
-    with contextlib.closing(sqlite3.connect(kept)) as saved:
-        saved.row_factory = sqlite3.Row
-        rows = saved.execute("SELECT * FROM frames ORDER BY seq").fetchall()
-        erased = saved.execute("SELECT tenant, id FROM erased").fetchall()
-        (lost,) = saved.execute("SELECT lost FROM summary").fetchone()
+    try:
+        with contextlib.closing(_open(kept)) as saved:
+            rows = saved.execute("SELECT * FROM frames ORDER BY seq").fetchall()
+            erased = saved.execute("SELECT tenant, id FROM erased").fetchall()
+            (lost,) = saved.execute("SELECT lost FROM summary").fetchone()
+    except sqlite3.Error as error:
+        if not kept.exists():  # another process was faster
+            return ""
+        raise StoreUnavailable(
+            f"{kept}, which was saved from a damaged log, cannot be read ({error}): move it away"
+        ) from error
     for row in rows:
         values = {name: row[name] for name in _COLUMNS} | {"id": uuid.UUID(row["id"]), "wanted": bool(row["wanted"])}
         stored.add([NewFrame(**values)], clock(), received=row["received_ms"] / 1000)
@@ -244,7 +252,8 @@ def _number(log_path: Path, offset: int) -> int:
 
 
 def _open(image: Path) -> sqlite3.Connection:
-    connection = sqlite3.connect(f"{image.absolute().as_uri()}?immutable=1", uri=True)
+    """For reading; creates no file."""
+    connection = sqlite3.connect(f"{image.absolute().as_uri()}?mode=ro&immutable=1", uri=True)
     connection.row_factory = sqlite3.Row
     return connection
 
@@ -264,11 +273,19 @@ def _values(source: sqlite3.Connection, query: str, *given: object) -> Iterator[
 
 
 def _in_use(path: Path) -> bool:
-    """Whether another process has the store open."""
+    """Whether this or another process has the store open."""
+    if is_open(path):  # opening and closing the index here would drop the locks that SQLite holds on it
+        return True
     try:
         index = path.with_name(path.name + "-shm").open("r+b")
     except FileNotFoundError:
         return False
+    except PermissionError:  # of another user, who may be using it
+        return True
+    except OSError as error:
+        if error.errno == errno.EROFS:  # a snapshot
+            return False
+        raise
     with index:
         try:
             fcntl.lockf(index, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, _IN_USE_BYTE)

@@ -32,7 +32,7 @@ import sqlalchemy as sa
 
 from cloud_decoder.store import log_recovery
 from cloud_decoder.store.clock import DAY, TrustedClock
-from cloud_decoder.store.database import Database, is_open, path_of
+from cloud_decoder.store.database import Database, path_of
 from cloud_decoder.store.event_log import EventLog
 from cloud_decoder.store.frames import Frames
 from cloud_decoder.store.queue import JobQueue
@@ -89,7 +89,7 @@ class Store:
 
     def __init__(self, url: str | sa.URL, aging_seconds: float = 2.0, max_jump_seconds: float = 7 * DAY) -> None:
         path = path_of(sa.make_url(url))
-        gone = "" if path is None or is_open(path) else log_recovery.set_aside(Path(path))
+        gone = "" if path is None else log_recovery.set_aside(Path(path))
         self.database = Database(url)
         self.url = self.database.url
         self.frames = Frames(self.database, aging_seconds)

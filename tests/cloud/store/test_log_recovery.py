@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import shutil
 import signal
 import sqlite3
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from uuid import UUID
 
@@ -17,6 +19,7 @@ from sqlalchemy import make_url
 from cloud_decoder.errors import StoreUnavailable
 from cloud_decoder.store import log_recovery
 from cloud_decoder.store.backup import check
+from cloud_decoder.store.log_recovery import set_aside
 from cloud_decoder.store.records import FrameState
 from cloud_decoder.store.store import Store
 from tests.support.frames import NOW, claim, stored_frame
@@ -167,13 +170,67 @@ def test_a_store_in_use_is_left_alone(folder: Path) -> None:
     """As by `aeic store requeue` while the cloud runs: its log changes all the time."""
     store = opened(folder)
     store.frames.add([stored_frame(b"one more")], NOW)
+    assert in_use_elsewhere(folder)
+    store.close()
+
+
+def test_a_second_opening_in_the_same_process_leaves_the_locks_alone(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A process that closes any file descriptor of a file drops all its locks on that file, also SQLite's."""
+    store = opened(folder)
+    monkeypatch.chdir(folder)
+    again = Store("sqlite:///store.db")
+    check(make_url(f"sqlite:///{folder / 'store.db'}"))
+    assert in_use_elsewhere(folder)
+    again.close()
+    store.close()
+
+
+@pytest.mark.parametrize("code", [errno.EACCES, errno.EROFS])
+def test_a_store_that_may_only_be_read_can_be_checked(folder: Path, monkeypatch: pytest.MonkeyPatch, code: int) -> None:
+    real = Path.open
+
+    def refuse(self: Path, mode: str = "r", *arguments: int) -> object:
+        if "+" in mode:
+            raise OSError(code, "refused")
+        return real(self, mode, *arguments)
+
+    monkeypatch.setattr(Path, "open", refuse)
+    assert check(make_url(f"sqlite:///{folder / 'store.db'}")).ok
+
+
+def test_two_processes_put_the_same_frames_back(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    flip(folder, 0.2)
+    kept, exists = folder / "store.db.salvage", Path.exists
+
+    def exists_no_longer(self: Path) -> bool:
+        found = exists(self)
+        if found and self == kept:  # right after this call, the other process has done it
+            kept.rename(folder / "store.db.damaged-by-the-other")
+        return found
+
+    with monkeypatch.context() as patched:
+        patched.setattr(log_recovery, "set_aside", lambda path: _set_aside(path, patched, exists_no_longer))
+        store = opened(folder)
+    assert store.log_problem == "" and not kept.exists()
+    store.close()
+
+
+def test_saved_frames_that_cannot_be_read_are_named(folder: Path) -> None:
+    (folder / "store.db.salvage").write_bytes(b"no database")
+    with pytest.raises(StoreUnavailable, match=r"store\.db\.salvage, .* move it away"):
+        opened(folder)
+
+
+def in_use_elsewhere(folder: Path) -> bool:
+    """Whether another process sees that the store is in use."""
     code = "import sys; from pathlib import Path; from cloud_decoder.store import log_recovery as recovery;"
     code += "print(recovery._in_use(Path(sys.argv[1])))"
     seen = subprocess.run(
         [sys.executable, "-c", code, str(folder / "store.db")], check=True, capture_output=True, text=True
     )
-    assert seen.stdout.strip() == "True"
-    store.close()
+    return seen.stdout.strip() == "True"
 
 
 @pytest.mark.parametrize("number", [2**63 - 1, "text"])
@@ -197,6 +254,12 @@ def test_the_check_sees_a_damaged_log(folder: Path) -> None:
     report = check(make_url(f"sqlite:///{folder / 'store.db'}"))
     assert not report.ok and "log is damaged" in report.problems[0]
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
+def _set_aside(path: Path, patch: pytest.MonkeyPatch, exists: Callable[[Path], bool]) -> str:
+    found = set_aside(path)
+    patch.setattr(Path, "exists", exists)
+    return found
 
 
 def _full_disk(*_: object) -> None:
