@@ -26,6 +26,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import mmap
+import os
 import struct
 import sys
 from collections.abc import Iterator
@@ -103,13 +104,35 @@ def is_missing(path: Path) -> bool:
     return committed > moved
 
 
-def is_moved(path: Path) -> bool:
-    """Whether SQLite's index of the log at `path` says that a checkpoint has moved all of it into the database. If such
-    a log is damaged, SQLite would put older pages in the place of newer ones: it has to be removed."""
+def unmoved(path: Path, log: Log) -> list[tuple[int, int]] | None:
+    """The pages of the damaged log at `path` that no checkpoint has moved into the database, in order.
+
+    Not None only where the database and these pages make the log superfluous: by SQLite's index, the damage is in what
+    was moved, and everything after it verifies. SQLite would put older pages in the place of newer ones in the
+    database, so these pages have to be moved too and the log removed.
+    """
     committed, moved = _moved(path)
     with path.open("rb") as file:
         salt = file.read(_HEADER.size)[16:24]
-    return 0 < committed == moved and _committed_by_index(path, salt) == committed
+    if not moved or _committed_by_index(path, salt) != committed:
+        return None
+    step = _FRAME.size + log.page_size
+    whole = {page[1] // step + 1: page for pages in (log.committed, *log.behind) for page in pages}
+    if all(number in whole for number in range(1, moved + 1)):
+        return None
+    rest = [whole.get(number) for number in range(moved + 1, max(committed, *whole) + 1)]
+    found = [page for page in rest if page is not None]
+    return found if len(found) == len(rest) else None
+
+
+def set_moved(path: Path) -> None:
+    """Records in SQLite's index of the log at `path` that all of it is in the database, as a checkpoint does."""
+    committed, _ = _moved(path)
+    with _index_of(path).open("r+b") as file:
+        file.seek(2 * _INDEX.size)
+        file.write(committed.to_bytes(4, sys.byteorder))
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def _moved(path: Path) -> tuple[int, int]:

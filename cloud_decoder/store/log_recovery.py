@@ -7,6 +7,8 @@ flipped bit, every later commit, without a word. So the log is read before SQLit
                                                   |
     store.db (opened by SQLite) <--put_back()-----+--> .damaged-TIME, which nothing here deletes
 
+Damage in what a checkpoint has moved into the database already loses nothing: the rest of the log is moved too.
+
 Both steps can be interrupted and are taken up again by the next start. A frame that is put back counts as one that has
 just arrived: it keeps its time of arrival and is decoded again. Deletions by clients are repeated. Leases, results and
 requests in that part of the log are given up: nothing depends on them, or they end by themselves.
@@ -82,16 +84,15 @@ def set_aside(path: Path) -> str:
         found = wal.scan(log_path)
         if found is None:
             return ""
-        if found.committed and (not path.exists() or not path.stat().st_size):
+        empty = not path.exists() or not path.stat().st_size
+        if found.committed and empty:
             raise StoreUnavailable(
                 f"{path} is empty, and its log is not: restore a backup with 'aeic store restore', or move {log_path}"
                 " away to begin with an empty store"
             )
-        if found.damaged and wal.is_moved(log_path):
-            name = f".damaged-{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}.log"
-            log_path.rename(_part(path, name))
-            _part(path, "-shm").unlink()
-            log.error("the log %s is damaged; the database has all of it, so it is left out", log_path)
+        rest = wal.unmoved(log_path, found) if found.damaged and not empty else None
+        if rest is not None:
+            _finish_checkpoint(path, log_path, found, rest)
         elif found.damaged and not _part(path, ".salvage").exists():
             _salvage(path, log_path, found)
     except OSError as error:
@@ -138,13 +139,24 @@ def put_back(path: Path, stored: Frames, retention: Retention, clock: Callable[[
         frame = stored.get(tenant, uuid.UUID(id))
         if frame is not None and not frame.erased:
             retention.delete(tenant, frame.id, int(clock() * 1000))
-    name = f".damaged-{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}"
+    name = f".damaged-{_now()}"
     for suffix in (".log", ""):
         with contextlib.suppress(FileNotFoundError):
             _part(path, ".salvage" + suffix).rename(_part(path, name + suffix))
     text = f"the log of the store was damaged: {len(rows)} frames were put back, {lost} are lost; see {path.name}{name}"
     log.critical("%s", text)
     return text if rows or lost else ""
+
+
+def _finish_checkpoint(path: Path, log_path: Path, found: wal.Log, rest: list[tuple[int, int]]) -> None:
+    """Moves the rest of the log into the database, which has the damaged part of it already, and puts the log aside."""
+    _apply(log_path, found, rest, path)
+    _sync(path)
+    wal.set_moved(log_path)  # so that an interruption after the next step does not look like a lost log
+    log_path.rename(_part(path, f".damaged-{_now()}.log"))
+    _sync(path.parent)
+    _part(path, "-shm").unlink()
+    log.error("the log %s is damaged; the database has all of it, so it is left out", log_path)
 
 
 def _salvage(path: Path, log_path: Path, found: wal.Log) -> None:
@@ -234,7 +246,7 @@ def _save(target: sqlite3.Connection, salvage: _Salvage) -> None:
 
 
 def _apply(log_path: Path, found: wal.Log, pages: Iterable[tuple[int, int]], image: Path) -> None:
-    """Writes pages of the log into the image."""
+    """Writes pages of the log into the image or the database."""
     with log_path.open("rb") as source, image.open("r+b") as file:
         for number, offset in pages:
             source.seek(offset)
@@ -292,6 +304,10 @@ def _in_use(path: Path) -> bool:
         except OSError:
             return True
     return False
+
+
+def _now() -> str:
+    return time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
 
 
 def _part(path: Path, suffix: str) -> Path:

@@ -16,11 +16,12 @@ from uuid import UUID
 import pytest
 from sqlalchemy import make_url
 
+from aeic_service import wal
 from cloud_decoder.errors import StoreUnavailable
 from cloud_decoder.store import log_recovery
 from cloud_decoder.store.backup import check
 from cloud_decoder.store.log_recovery import set_aside
-from cloud_decoder.store.records import FrameState
+from cloud_decoder.store.records import DecodeResult, FrameState
 from cloud_decoder.store.store import Store
 from tests.support.frames import NOW, claim, stored_frame
 
@@ -113,6 +114,59 @@ def test_a_damaged_log_that_the_database_has_is_left_out(tmp_path: Path) -> None
     assert not {number for number in range(20) if again.frames.get("", UUID(int=number)) is None}
     assert len(claim(again, 100)) == 20 and again.log_problem == ""
     again.close()
+
+
+@pytest.fixture(scope="module")
+def half_moved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a store whose process was killed when a checkpoint had moved half of the log into the database."""
+    folder = tmp_path_factory.mktemp("half_moved")
+    Store(f"sqlite:///{folder / 'store.db'}").close()
+    store = opened(folder)
+    for number in range(400, 800):  # more pages than a later transaction changes
+        store.frames.add([stored_frame(b"frame %d" % number * 50, UUID(int=number * 7919 % 1000 << 100))], NOW)
+    store.close()
+    store = opened(folder)
+    with contextlib.closing(sqlite3.connect(folder / "store.db")) as reader:
+        for number in range(FRAMES // 2):
+            if number == FRAMES // 4:
+                reader.execute("BEGIN")
+                reader.execute("SELECT COUNT(*) FROM frames").fetchone()
+            store.queue.finish([DecodeResult(one.lease, "", {}) for one in claim(store)], NOW)
+            store.frames.add([stored_frame(b"frame %d" % number * 50, UUID(int=number))], NOW + number)
+        with contextlib.closing(sqlite3.connect(folder / "store.db")) as connection:
+            _, pages, moved = connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
+        assert 0.3 < moved / pages < 0.7
+        shutil.copytree(folder, folder / "killed")
+    store.close()
+    return folder / "killed"
+
+
+@pytest.mark.parametrize("part", [0.02, 0.2, 0.8])
+def test_a_damaged_log_of_which_the_database_has_a_part(half_moved: Path, tmp_path: Path, part: float) -> None:
+    """A store that is put together of older and newer pages is damaged."""
+    folder = Path(shutil.copytree(half_moved, tmp_path / "data"))
+    flip(folder, part)
+    store = opened(folder)
+    assert {number for number in lost(store) if number < FRAMES // 2} == set()
+    store.close()
+    assert check(make_url(f"sqlite:///{folder / 'store.db'}")).ok
+
+
+@pytest.mark.parametrize("step", ["_sync", "set_moved", "rename", "unlink"])
+def test_a_checkpoint_of_a_damaged_log_is_taken_up_again(
+    half_moved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    folder = Path(shutil.copytree(half_moved, tmp_path / "data"))
+    flip(folder, 0.2)
+    with monkeypatch.context() as patched:
+        where = {"_sync": log_recovery, "set_moved": wal}.get(step, Path)
+        patched.setattr(where, step, _stopped)
+        with pytest.raises(StoreUnavailable):
+            log_recovery.set_aside(folder / "store.db")
+    store = opened(folder)
+    assert {number for number in lost(store) if number < FRAMES // 2} == set() and store.log_problem == ""
+    store.close()
+    assert check(make_url(f"sqlite:///{folder / 'store.db'}")).ok
 
 
 def test_frames_that_are_gone_are_counted(folder: Path) -> None:
