@@ -8,10 +8,11 @@ age must not delete anything because of it. The store therefore records the late
   the jump is within ``max_jump_seconds`` and lasts for :data:`SETTLE_SECONDS`, it is accepted.
 * A clock that is behind the recorded time is refused in the same way.
 
-While the clock is refused, :meth:`TrustedClock.now` counts on from the last accepted time, and retention must not run
-(:attr:`TrustedClock.problem` is not empty). That time lags if the service was off before. Frames that arrive meanwhile
-would look older than they are, so their times of arrival are corrected when the clock is accepted.
-:func:`accept` is the operator's decision that the clock is right.
+While the clock is refused, :meth:`TrustedClock.now` counts on from the last accepted time, or from the newest frame
+after a restart, and retention must not run (:attr:`TrustedClock.problem` is not empty). That time lags if the service
+was off before. Frames that arrive meanwhile would look older than they are, so their times of arrival are corrected by
+the first process that accepts the clock, which may be one that starts then. :func:`accept` is the operator's decision
+that the clock is right.
 """
 
 from __future__ import annotations
@@ -34,6 +35,8 @@ SLACK_SECONDS = 300.0
 SETTLE_SECONDS = 3600.0
 """A jump while the service runs is accepted after it has lasted this long, if it is small enough."""
 DAY = 86_400.0
+_NEWEST = sa.select(frames.c.received_ms).order_by(frames.c.seq.desc()).limit(1).scalar_subquery()
+_SEEN = sa.select(store_clock.c.seen_ms, store_clock.c.refused_ms, sa.func.coalesce(_NEWEST, 0).label("newest_ms"))
 
 
 def steady_seconds() -> float:
@@ -58,7 +61,6 @@ class TrustedClock:
         self._trusted: float | None = None  # at the steady time below
         self._at = 0.0
         self._jumped_at: float | None = None
-        self._refused_from_ms = 0  # the latest time that was recorded before the clock was refused
         self.problem = ""
         """Why the wall clock is refused, with the remedy; empty while it is trusted."""
 
@@ -79,32 +81,44 @@ class TrustedClock:
         ``StoreUnavailable`` where the store cannot be read or written.
         """
         with self._database.read() as connection:
-            seen_ms = connection.scalar(sa.select(store_clock.c.seen_ms))
-        seen = None if seen_ms is None else seen_ms / 1000
+            found = connection.execute(_SEEN).one()
+        seen, newest = None if found.seen_ms is None else found.seen_ms / 1000, found.newest_ms / 1000
         wall = self._wall()
         with self._lock:
-            expected, lag = self._expected(seen), 0.0
-            if problem := self._judge(wall, seen):
-                self._trusted = expected
-            else:
-                lag = wall - expected if self.problem else 0.0
-                self._trusted, self._jumped_at = wall, None
-            self._at = self._steady()
+            starting = self._trusted is None
+            # A start counts on from the frames of the run before it: none that arrives now is older than they are.
+            begin = newest if seen is not None and seen < newest <= wall else seen
+            expected, at = self._expected(begin), self._steady()
+            problem = self._judge(wall, seen)
+        if not problem:
+            self._accept(wall, expected)
+        with self._lock:
+            self._trusted, self._at = expected if problem else wall, at
             if problem and not self.problem:
-                self._refused_from_ms = int(seen_ms or 0)
                 log.error("%s", problem)
             elif self.problem and not problem:
                 log.warning("the clock is trusted again: %s", _date(wall))
-            self.problem = problem
-            trusted = self._trusted
-        if not problem:
-            with self._database.write(durable=False) as connection:
-                connection.execute(sa.update(store_clock).values(seen_ms=int(trusted * 1000)))
-                if lag > SLACK_SECONDS:
-                    arrived = frames.c.received_ms
-                    late = sa.update(frames).where(arrived >= self._refused_from_ms, arrived <= int(expected * 1000))
-                    connection.execute(late.values(received_ms=arrived + int(lag * 1000)))
+            self._jumped_at = self._jumped_at if problem else None
+            self.problem, trusted = problem, self._trusted
+        if problem and found.refused_ms is None:
+            since_ms = int(expected * 1000) + 1 if starting else found.seen_ms
+            with self._database.write() as connection:
+                connection.execute(sa.update(store_clock).values(refused_ms=since_ms))
         return trusted
+
+    def _accept(self, wall: float, expected: float) -> None:
+        """Record ``wall`` as the time seen, and correct the frames that arrived while it was refused."""
+        with self._database.write(durable=False) as connection:
+            found = connection.execute(_SEEN.with_for_update(of=store_clock)).one()
+            connection.execute(sa.update(store_clock).values(seen_ms=int(wall * 1000), refused_ms=None))
+            until_ms = int(expected * 1000) if self.problem else found.newest_ms
+            lag, since_ms = wall - until_ms / 1000, found.refused_ms
+            if since_ms is None and self.problem:  # another process has corrected what arrived until it accepted
+                since_ms = found.seen_ms - int(lag * 1000)
+            if since_ms is not None and lag > SLACK_SECONDS:
+                arrived = frames.c.received_ms
+                late = sa.update(frames).where(arrived >= since_ms, arrived <= until_ms)
+                connection.execute(late.values(received_ms=arrived + int(lag * 1000)))
 
     def _expected(self, seen: float | None = None) -> float:
         """The last trusted time and what has passed since; ``seen`` before the first look."""

@@ -19,7 +19,7 @@ from cloud_decoder.errors import StoreUnavailable
 from cloud_decoder.store import counters, event_triggers
 from cloud_decoder.store.schema import metadata, store_clock
 
-HEAD = "0011"
+HEAD = "0012"
 MIGRATIONS = Path(__file__).parent / "migrations"
 LOCK = 1095059779
 """The PostgreSQL advisory lock under which tables are created and altered, because front ends start together."""

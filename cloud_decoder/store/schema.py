@@ -228,4 +228,5 @@ store_clock = Table(
     Column("probes", BigInteger, nullable=False),
     Column("trimmed_txid", BigInteger, nullable=False, server_default="0"),
     Column("trimmed_seq", BigInteger, nullable=False, server_default="0"),
+    Column("refused_ms", BigInteger),  # seen_ms when the clock was refused, until the frames since then are corrected
 )

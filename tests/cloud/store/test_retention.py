@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 import sqlalchemy as sa
 
+from cloud_decoder.errors import StoreUnavailable
 from cloud_decoder.store import retention
 from cloud_decoder.store.clock import DAY, SETTLE_SECONDS, TrustedClock, accept
 from cloud_decoder.store.frames import PRUNED
@@ -279,13 +281,86 @@ def test_what_arrives_while_the_clock_is_refused_is_not_older_afterwards(store: 
         trusted.look()
         clock.run(SETTLE_SECONDS)
     assert trusted.look() == clock.wall_seconds and not trusted.problem
-    ages = []
-    for new in before, meanwhile:
-        row = store.frames.get("", new.id)
-        assert row is not None
-        ages.append(clock.wall_seconds - row.received_ms / 1000)
+    ages = [age_of(store, clock, new) for new in (before, meanwhile)]
     passed = 60 + (0 if by_operator else SETTLE_SECONDS)
     assert ages == [3 * DAY + 61 + passed, passed]
+
+
+@pytest.mark.parametrize("accepted_while_off", [False, True])
+def test_what_arrived_before_a_restart_is_corrected_too(store: Store, accepted_while_off: bool) -> None:
+    clock = Clock()
+    clock.trusted(store).look()
+    clock.run(30 * DAY)  # the service was off
+    trusted = clock.trusted(store)
+    trusted.look()
+    clock.run(3 * 3600)
+    store.frames.add([new := stored_frame()], NOW, received=trusted.now())
+    if accepted_while_off:
+        accept_at(store, clock)
+    trusted = clock.trusted(store)
+    trusted.look()
+    clock.run(60)
+    if not accepted_while_off:
+        accept_at(store, clock)
+    assert trusted.look() == clock.wall_seconds and not trusted.problem
+    assert 0 <= age_of(store, clock, new) <= 60
+
+
+def test_of_two_processes_one_corrects_the_times_of_arrival(store: Store) -> None:
+    clock = Clock()
+    both = [clock.trusted(store), clock.trusted(store)]
+    arrived: list[tuple[NewFrame, float]] = []
+    for jump in (0.0, 8 * DAY):
+        clock.wall_seconds += jump
+        for trusted in both:
+            trusted.look()
+    for _ in range(9):
+        clock.run(DAY)  # in the end for longer than the jump
+        for trusted in both:
+            trusted.look()
+            store.frames.add([new := stored_frame()], NOW, received=trusted.now())
+            arrived.append((new, clock.wall_seconds))
+    clock.run(3600)
+    accept_at(store, clock)
+    both[0].look()
+    clock.run(30)
+    store.frames.add([new := stored_frame()], NOW, received=both[1].now())
+    arrived.append((new, clock.wall_seconds))
+    clock.run(10)
+    both[1].look()
+    assert all(not trusted.problem for trusted in both)
+    ages = [age_of(store, clock, new) - (clock.wall_seconds - at) for new, at in arrived]
+    assert all(abs(error) < 60 for error in ages)
+
+
+def test_a_correction_that_the_store_cannot_write_is_made_at_the_next_look(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = Clock()
+    clock.trusted(store).look()
+    clock.run(30 * DAY)
+    trusted = clock.trusted(store)
+    trusted.look()
+    clock.run(600)
+    store.frames.add([new := stored_frame()], NOW, received=trusted.now())
+    accept_at(store, clock)
+    with monkeypatch.context() as patched, pytest.raises(StoreUnavailable):
+        patched.setattr(store.database, "write", refuse_to_write)
+        trusted.look()
+    clock.run(60)
+    trusted.look()
+    assert not trusted.problem and age_of(store, clock, new) == 60
+
+
+def refuse_to_write(durable: bool = True) -> NoReturn:
+    raise StoreUnavailable("the disk is full")
+
+
+def age_of(store: Store, clock: Clock, new: NewFrame) -> float:
+    """In seconds."""
+    row = store.frames.get("", new.id)
+    assert row is not None
+    return clock.wall_seconds - row.received_ms / 1000
 
 
 def accept_at(store: Store, clock: Clock) -> None:
