@@ -104,7 +104,7 @@ function duration(size) {
   return ` At the speed of this frame, which took ${seconds(way)} for ${bytes(frame.bytes)}, that is up to ${seconds((way * size) / frame.bytes)}.`;
 }
 
-// -- the rectangle on the picture ------------------------------------------------------------------------------------------
+// -- the rectangle on the picture ------------------------------------------------------------------------------------
 
 function draw(found) {
   region = found;
