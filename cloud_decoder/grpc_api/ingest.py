@@ -167,7 +167,7 @@ class Ingest(pb_grpc.IngestServiceServicer):
         self._open_streams += 1
         self._presence.connect(tenant, source)
         self._presence.box_connects(tenant, source, box)
-        self._presence.box_says(tenant, source, peer.software)
+        self._presence.set_software(tenant, source, peer.software)
         self._metrics.streams.inc()
         answers = Answers(min(peer.window, self._settings.window), functools.partial(self._ack, context))
         room = asyncio.Semaphore(2 * self._settings.window)  # an edge that exceeds its window is not read any further
@@ -256,7 +256,7 @@ class Ingest(pb_grpc.IngestServiceServicer):
                     said = request.report
                     problem = _printable(said.problem[:MAX_PROBLEM])
                     report = Report(min(said.waiting_frames, 2**53), said.oldest_seconds, problem)
-                    self._presence.box_reports(tenant, source, report)
+                    self._presence.set_report(tenant, source, report)
                     continue
                 await room.acquire()
                 if not warned and self._presence.has_rival(tenant, source, box):
