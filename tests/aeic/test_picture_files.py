@@ -207,6 +207,32 @@ def test_adobe_rgb_named_in_exif_alone() -> None:
     assert delta_e(load_picture(plain.getvalue()), TRUTH).mean() > 2.0
 
 
+@pytest.mark.parametrize("progressive", [False, True])
+def test_what_a_jpeg_holds_besides_its_picture_takes_no_time(progressive: bool) -> None:
+    """Pillow took seconds for megabytes of fill bytes behind the last scan, EXIF without end, or Photoshop's blocks."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    with Image.open(PICTURES / "icc_p3.jpg") as picture:
+        profile = picture.info["icc_profile"]
+        file = io.BytesIO()
+        picture.save(file, "JPEG", progressive=progressive, icc_profile=profile, exif=exif, comment=b"a comment")
+    data = file.getvalue()
+    place = data.index(b"\xff\xe2")
+    segments = [
+        b"\xff\xe1\xff\xff" + b"Exif\0\0".ljust(65533, b"\0"),
+        b"\xff\xe1\xff\xff" + b"http://ns.adobe.com/xap/1.0/\0".ljust(65533, b" "),
+        b"\xff\xed\xff\xff" + b"Photoshop 3.0\0".ljust(65533, b"\0"),
+        b"\xff\xe2\xff\xff" + b"MPF\0".ljust(65533, b"\0"),
+        b"\xff\xfe\xff\xff" + bytes(65533),
+    ]
+    padded = data[:place] + b"".join(segments) * 50 + data[place:-2] + b"\xff" * (1 << 20) + data[-2:]
+    for whole in (padded, padded[:-2]):
+        read_back = headers.read_jpeg(whole).data
+        assert len(read_back) < len(data) + headers.MAX_JPEG_EXIF_BYTES + 2 * 65537
+        assert np.array_equal(load_picture(whole), load_picture(data))
+    assert load_picture(data).shape == (128, 96, 3)
+
+
 def coded(form: str, picture: Image.Image, **options: Any) -> bytes:
     """A file of the format; skips where this machine cannot write it."""
     file = io.BytesIO()
