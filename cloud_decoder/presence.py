@@ -1,4 +1,4 @@
-"""Which sources have an open ingest stream, and what their boxes say of themselves."""
+"""Which sources have an open ingest stream, and what their boxes report about themselves."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Report:
-    """How a box says that it is; aeic.v1.Report."""
+    """The health of a box, as it reports it (aeic.v1.Report)."""
 
     waiting_frames: int
     """Frames that it has not sent yet."""
     oldest_seconds: int
     problem: str
-    """Empty while it is well."""
+    """What keeps it from its work; empty if nothing does."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Presence:
 
     def __init__(self) -> None:
         self._streams: Counter[tuple[str, str]] = Counter()
-        self._said: dict[tuple[str, str], Box] = {}  # the latest to connect last
+        self._connected: dict[tuple[str, str], Box] = {}  # the latest to connect last
         self._boxes: defaultdict[tuple[str, str], list[bytes]] = defaultdict(list)  # the latest last
 
     @property
@@ -47,25 +47,25 @@ class Presence:
         """Count a stream on which the source sends."""
         self._streams[tenant, source] += 1
 
-    def box_reports(self, tenant: str, source: str, report: Report) -> None:
-        """Record how a box is; without effect once it is gone."""
-        if (box := self._said.get((tenant, source))) is not None:
-            self._said[tenant, source] = Box(box.software, report)
+    def set_report(self, tenant: str, source: str, report: Report) -> None:
+        """Record the report of a box; without effect once it is gone."""
+        if (box := self._connected.get((tenant, source))) is not None:
+            self._connected[tenant, source] = Box(box.software, report)
 
     def box(self, tenant: str, source: str) -> Box | None:
-        """What the box of that name says of itself; None if none is connected."""
-        return self._said.get((tenant, source))
+        """The box of that name; None if none is connected."""
+        return self._connected.get((tenant, source))
 
     def boxes(self) -> Iterator[tuple[str, str, Box]]:
-        """Tenant, source and word of every box that is connected, the latest first."""
-        return ((tenant, source, box) for (tenant, source), box in reversed(list(self._said.items())))
+        """Tenant and source of every box that is connected, with the box, the latest first."""
+        return ((tenant, source, box) for (tenant, source), box in reversed(list(self._connected.items())))
 
     def box_connects(self, tenant: str, source: str, box: bytes, software: str) -> None:
         """Record the stream of a process of that source, and its program; ``box`` is its Hello.process_id, empty for an
         older edge."""
         self._boxes[tenant, source].append(box)
-        self._said.pop((tenant, source), None)
-        self._said[tenant, source] = Box(software)
+        self._connected.pop((tenant, source), None)
+        self._connected[tenant, source] = Box(software)
 
     def box_disconnects(self, tenant: str, source: str, box: bytes) -> None:
         """Remove a stream that :meth:`box_connects` recorded."""
@@ -73,7 +73,7 @@ class Presence:
         boxes.remove(box)
         if not boxes:
             del self._boxes[tenant, source]
-            del self._said[tenant, source]
+            del self._connected[tenant, source]
 
     def has_rival(self, tenant: str, source: str, box: bytes) -> bool:
         """Whether another process has connected as the same source since this one did, and is connected now.

@@ -251,8 +251,8 @@ class EdgeService:
         return self.deferred_encoder.problem or self.supervisor.problem
 
     async def report(self) -> Report:
-        """How the box is, for the cloud. Unlike :meth:`problem` it writes nothing to the disk, and it holds no texts of
-        errors, which may have the address of a camera in them."""
+        """The health of the box, for the cloud. Unlike :meth:`problem` it writes nothing to the disk. It holds no texts
+        of errors, which may contain the address of a camera."""
         waiting = self.spool.pending_frames + self.spool.originals
         oldest = await asyncio.to_thread(self.spool.oldest_age_seconds) if waiting else 0
         problems = [self.spool.problem, self.deferred_encoder.problem]

@@ -255,7 +255,7 @@ class Ingest(pb_grpc.IngestServiceServicer):
                     said = request.report
                     problem = _printable(said.problem[:MAX_PROBLEM])
                     report = Report(min(said.waiting_frames, 2**53), said.oldest_seconds, problem)
-                    self._presence.box_reports(tenant, source, report)
+                    self._presence.set_report(tenant, source, report)
                     continue
                 await room.acquire()
                 if not warned and self._presence.has_rival(tenant, source, box):

@@ -164,7 +164,7 @@ class SizesBody(_Body):
 
 
 class ReportBody(_Body):
-    """How a box says that it is: what waits in its spool, for how long, and what keeps it from its work."""
+    """The health of a box, as it reports it: what waits in its spool, for how long, and what keeps it from its work."""
 
     waiting_frames: int
     oldest_seconds: int

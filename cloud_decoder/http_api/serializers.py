@@ -80,7 +80,7 @@ def source_json(
 ) -> dict[str, Any]:
     """A source, as :meth:`Frames.sources <cloud_decoder.store.frames.Frames.sources>` lists it.
 
-    ``newest``: its last frame, as :func:`frame_json` makes it. ``box``: what the box of that name says of itself.
+    ``newest``: its last frame, as :func:`frame_json` makes it. ``box``: what the box of that name reports about itself.
     """
     return {
         "source": one["source"],

@@ -93,7 +93,7 @@ class Reason(StrEnum):
 class Ask:
     """A request about the frame `frame_id`, of the source `source_id`; empty means the box itself. `region`: x, y,
     width, height in pixels of the original; all of it where width and height are 0. The answer has at most `max_bytes`;
-    after `seconds` it is worth nothing."""
+    after `seconds` it is of no use."""
 
     id: uuid.UUID
     frame_id: uuid.UUID

@@ -249,7 +249,7 @@ def _clean(path: Path, system: System) -> Iterator[None]:
 
 
 def _scratch(path: Path, system: System) -> sqlite3.Connection:
-    """A new database without a journal: as long as it is not complete, it is worth nothing."""
+    """A new database without a journal: until it is complete, it may be lost."""
     system.create(path).close()
     uri = path.absolute().as_uri() + (f"?vfs={system.vfs}" if system.vfs else "")
     connection = sqlite3.connect(uri, isolation_level=None, uri=True)

@@ -1,7 +1,7 @@
 """One stream to the cloud, from Hello to its end: what is sent, what is answered, and when it counts as broken.
 
 Four tasks share it: one leases frames and sends them, one reads answers, one checks that answers arrive at all, and one
-reports now and then how the box is. Each request of the cloud is a task besides. A picture file that answers one is
+sends health reports. Each request of the cloud is a task besides. A picture file that answers one is
 sent in pieces: the next piece only after the answer to the last one, while no frame waits or is in flight, so that a
 frame waits for one piece at most. Where frames are in flight all the time, pieces take a tenth of the time, and none
 while frames wait to be sent.
@@ -87,15 +87,15 @@ UNREACHABLE = "unreachable"
 
 
 REPORT_SECONDS = 60.0
-"""Between two looks at how the box is."""
+"""Between two looks at the health of the box."""
 REPORT_AGAIN_SECONDS = 900.0
 """Between two reports while nothing changes."""
 
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """How the box is, for the cloud: frames that wait to be sent, seconds that the oldest has waited, and what keeps it
-    from its work; "" while it is well."""
+    """The health of the box: frames that wait to be sent, seconds that the oldest has waited, and what keeps the box
+    from its work; "" if nothing does."""
 
     waiting_frames: int = 0
     oldest_seconds: int = 0
@@ -116,7 +116,7 @@ class StreamContext:
 
     `window` is the edge's own limit; `wake` is set when there may be something to send; `prompt(id)` is true while a
     client waits for that frame; `answered(bytes)` is called for each acknowledged frame. `answer` answers the cloud's
-    requests (Answerer.answer); `report` says how the box is, with the frames in flight among those that wait.
+    requests (Answerer.answer); `report` returns its health, with the frames in flight among those that wait.
     """
 
     spool: Spool
@@ -167,7 +167,7 @@ class Stream:
 
     async def ship(self) -> None:
         """Sends frames and reads answers until the stream breaks."""
-        tasks = [asyncio.ensure_future(work()) for work in (self._send, self._receive, self._watch, self._tell)]
+        tasks = [asyncio.ensure_future(work()) for work in (self._send, self._receive, self._watch, self._send_reports)]
         try:
             await asyncio.gather(*tasks)
         finally:
@@ -345,9 +345,9 @@ class Stream:
             if self._in_flight.sent and time.monotonic() - self._in_flight.progress > timeout:
                 raise StreamFailed("stalled", f"{len(self._in_flight)} frames in flight, no answer for {timeout:g} s")
 
-    async def _tell(self) -> None:
-        """Reports how the box is: at once, then when that has changed, and in any case now and then."""
-        said, at = Report(), float("-inf")
+    async def _send_reports(self) -> None:
+        """Reports the health of the box: at once, then when it has changed, and at least every REPORT_AGAIN_SECONDS."""
+        last, at = Report(), float("-inf")
         while self._takes_reports and self._report is not None:
             try:
                 report = await self._report()
@@ -360,8 +360,8 @@ class Stream:
                 oldest_seconds=report.oldest_seconds if waiting else 0,
                 problem=report.problem.encode()[:_DETAIL_BYTES].decode(errors="ignore"),
             )
-            if report != said or time.monotonic() - at >= REPORT_AGAIN_SECONDS:
-                said, at = report, time.monotonic()
+            if report != last or time.monotonic() - at >= REPORT_AGAIN_SECONDS:
+                last, at = report, time.monotonic()
                 await self._write(pb.DeliverRequest(report=pb.Report(**dataclasses.asdict(report))))
             await asyncio.sleep(REPORT_SECONDS)
 

@@ -1,4 +1,4 @@
-"""Look closer on the page: a box drawn on a picture, its cost, and the sharper part in place."""
+"""Look closer on the page: a rectangle drawn on a picture, its cost, and the sharper part in place."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def asked_of(keeping: Pair, frame: str, body: dict[str, Any]) -> dict[str, Any]:
     return dict(json.loads(request(f"{url}/{one['id']}?wait=30")))
 
 
-def test_a_box_is_drawn_asked_for_and_seen_in_place(browser: Any, keeping: Pair) -> None:
+def test_a_rectangle_is_drawn_asked_for_and_seen_in_place(browser: Any, keeping: Pair) -> None:
     posted = {"id": sent(keeping)}
     page = browser.new_page(viewport={"width": 1280, "height": 1000})
     errors = opened(page, keeping, posted["id"])
@@ -94,7 +94,7 @@ def cost_of(page: Any) -> str:
 
 
 def _ask_again(page: Any, place: dict[str, float]) -> float:
-    """Draws a box on another part and asks for it. The seconds until its answer is seen."""
+    """Draws a rectangle on another part and asks for it. The seconds until its answer is seen."""
     page.wait_for_selector("#closer-ask:enabled", timeout=20000)
     page.select_option("#closer-bytes", "1500")
     before = page.locator(".answer").count()
@@ -108,7 +108,7 @@ def _ask_again(page: Any, place: dict[str, float]) -> float:
     return time.monotonic() - begin
 
 
-def test_a_box_is_drawn_with_the_keyboard_and_the_history_shows_what_was_asked(browser: Any, keeping: Pair) -> None:
+def test_a_rectangle_is_drawn_with_the_keyboard_and_the_history_shows_what_was_asked(browser: Any, keeping: Pair) -> None:
     frame = sent(keeping)
     sent(keeping)  # a neighbour to which the arrow keys of the dialog would go
     refused = asked_of(keeping, frame, {"kind": "original", "max_bytes": 99})
@@ -118,16 +118,16 @@ def test_a_box_is_drawn_with_the_keyboard_and_the_history_shows_what_was_asked(b
     page.focus("#closer-place")
     said = lambda: page.text_content("#closer-said")  # noqa: E731
     page.keyboard.press("ArrowRight")
-    assert said() == "Box of 256 × 171 pixels at 256, 171. Enter asks for it."
+    assert said() == "Rectangle of 256 × 171 pixels at 256, 171. Enter asks for it."
     page.keyboard.press("ArrowLeft")
     page.keyboard.press("ArrowUp")
     page.keyboard.press("Shift+ArrowRight")
     page.keyboard.press("Shift+ArrowUp")
-    assert said() == "Box of 275 × 158 pixels at 237, 158. Enter asks for it."
+    assert said() == "Rectangle of 275 × 158 pixels at 237, 158. Enter asks for it."
     for _ in range(60):
         page.keyboard.press("ArrowRight")
         page.keyboard.press("Shift+ArrowDown")
-    assert said() == "Box of 275 × 354 pixels at 493, 158. Enter asks for it.", "it stays inside"
+    assert said() == "Rectangle of 275 × 354 pixels at 493, 158. Enter asks for it.", "it stays inside"
     page.keyboard.press("Delete")
     assert page.is_hidden("#closer-box") and "whole picture" in said()
     page.keyboard.press("ArrowDown")
@@ -160,7 +160,7 @@ def test_a_box_is_drawn_with_the_keyboard_and_the_history_shows_what_was_asked(b
     page.close()
 
 
-def test_a_box_is_drawn_by_touch_and_the_composed_picture_is_marked(browser: Any, keeping: Pair) -> None:
+def test_a_rectangle_is_drawn_by_touch_and_the_composed_picture_is_marked(browser: Any, keeping: Pair) -> None:
     frame = sent(keeping)
     context = browser.new_context(viewport={"width": 390, "height": 840}, has_touch=True, is_mobile=True)
     page = context.new_page()

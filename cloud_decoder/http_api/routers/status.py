@@ -142,7 +142,7 @@ def metrics_router(
         for name, budget in budgets().items():
             metrics.budget.labels(name).set(budget.held)
             metrics.budget_limit.labels(name).set(budget.limit)
-        await asyncio.to_thread(_look_at_host, metrics, folders, certificates)
+        await asyncio.to_thread(_measure_host, metrics, folders, certificates)
         with contextlib.suppress(StoreUnavailable):  # the other metrics say what is wrong
             for state, count in (await asyncio.to_thread(store.frames.counts)).items():
                 metrics.stored.labels(state).set(count)
@@ -154,13 +154,13 @@ def metrics_router(
             for tenant, source, arrived_ms in arrivals:
                 metrics.source_silent.labels(tenant, source).set(max(0.0, now - arrived_ms / 1000))
                 metrics.source_backlog.labels(tenant, source, "cloud").set(backlogs.get((tenant, source), 0))
-        _say_of_boxes(metrics, itertools.islice(presence.boxes(), sources))
+        _set_box_metrics(metrics, itertools.islice(presence.boxes(), sources))
         return prometheus_text(metrics.registry)
 
     return routes
 
 
-def _say_of_boxes(metrics: Metrics, boxes: Iterable[tuple[str, str, Box]]) -> None:
+def _set_box_metrics(metrics: Metrics, boxes: Iterable[tuple[str, str, Box]]) -> None:
     """What connected boxes say of themselves. Those that are gone have no values."""
     metrics.source_healthy.clear()
     metrics.source_info.clear()
@@ -172,7 +172,7 @@ def _say_of_boxes(metrics: Metrics, boxes: Iterable[tuple[str, str, Box]]) -> No
             metrics.source_backlog.labels(tenant, source, "edge").set(box.report.waiting_frames)
 
 
-def _look_at_host(metrics: Metrics, folders: Mapping[str, Path], certificates: Certificates) -> None:
+def _measure_host(metrics: Metrics, folders: Mapping[str, Path], certificates: Certificates) -> None:
     """Free disk space and the expiry of the certificates. A folder that is gone keeps its last values."""
     for name, folder in folders.items():
         with contextlib.suppress(OSError):

@@ -39,7 +39,7 @@ export async function about(shown) {
   if (!frame) return;
   place.tabIndex = 0;
   place.setAttribute("role", "application");
-  place.setAttribute("aria-label", "Box on the picture");
+  place.setAttribute("aria-label", "Rectangle on the picture");
   place.setAttribute("aria-describedby", "closer-keys");
   $("closer-kind").value = "sharper";
   const mine = frame;
@@ -104,7 +104,7 @@ function duration(size) {
   return ` At the speed of this frame, which took ${seconds(way)} for ${bytes(frame.bytes)}, that is up to ${seconds((way * size) / frame.bytes)}.`;
 }
 
-// -- the box on the picture ------------------------------------------------------------------------------------------
+// -- the rectangle on the picture ------------------------------------------------------------------------------------
 
 function draw(found) {
   region = found;
@@ -124,7 +124,7 @@ function lay(over, { x, y, width, height }) {
   });
 }
 
-// A box inside the original, with sides of at least LEAST pixels.
+// A rectangle inside the original, with sides of at least LEAST pixels.
 function within(x, y, width, height) {
   const [wide, tall] = original();
   const found = { width: Math.min(wide, Math.max(LEAST, width)), height: Math.min(tall, Math.max(LEAST, height)) };
@@ -141,7 +141,7 @@ function byKey(event) {
   } else if (event.key === "Delete" || event.key === "Backspace") {
     draw(null);
     cost();
-    $("closer-said").textContent = "No box: the whole picture.";
+    $("closer-said").textContent = "No rectangle: the whole picture.";
   } else if (move) {
     const [wide, tall] = original();
     const [across, down] = [move[0] * Math.max(1, Math.round(wide / STEPS)), move[1] * Math.max(1, Math.round(tall / STEPS))];
@@ -149,7 +149,7 @@ function byKey(event) {
     if (!region) draw({ x, y, width, height }); // the first key shows it
     else if (event.shiftKey) draw(within(x, y, Math.min(width + across, wide - x), Math.min(height + down, tall - y)));
     else draw(within(x + across, y + down, width, height));
-    $("closer-said").textContent = `Box of ${part(region)}. Enter asks for it.`;
+    $("closer-said").textContent = `Rectangle of ${part(region)}. Enter asks for it.`;
   } else return;
   event.preventDefault();
   event.stopPropagation(); // the arrow keys of the dialog go to other frames

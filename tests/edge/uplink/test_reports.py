@@ -60,7 +60,7 @@ async def told(folder: Path, cloud: Cloud, box: Box, *, looks: int, in_flight: i
     made = Stream(cast(Call, cloud), context)
     await made.greet(pb.Hello(source_id="mast-7"))
     made._in_flight = cast(Any, range(in_flight))
-    telling = asyncio.ensure_future(made._tell())
+    telling = asyncio.ensure_future(made._send_reports())
     while box.asked < looks and not telling.done():
         await asyncio.sleep(0)
     telling.cancel()
