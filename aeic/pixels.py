@@ -23,7 +23,7 @@ from PIL.JpegImagePlugin import JpegImageFile
 
 from aeic.bitstream import MAX_SIDE, MIN_SIDE
 from aeic.errors import InputError, TooLarge, Unreadable, UnsupportedFormat
-from aeic.picture_files import colour, headers
+from aeic.picture_files import colour, headers, items
 from aeic.picture_files.headers import JPEG, PNG, Jpeg
 from aeic.profiles import PICTURE_MULTIPLE
 
@@ -37,6 +37,12 @@ MAX_FILE_BYTES = 256 << 20
 _STRIP_ROWS = 512
 _HEAVY = ("AVIF", "HEIF")
 """Their readers take up to twice the memory per pixel, so half as many pixels are taken."""
+_MAX_METADATA_BYTES = 32 << 20
+"""Of a HEIF file, with the copies that its reader makes."""
+_CODED_SHARE = 8
+"""The pixels coded in an AVIF file, for each one of the picture: it may have transparency, a gain map and a thumbnail,
+and its tiles may reach over its borders."""
+_LEAST_CODED = 1 << 16
 _STRETCH = (0.001, 0.999)
 """Quantiles of the grey levels that become black and white: single hot and dead pixels do not count."""
 _END_OF_JPEG = b"\xff\xd9"
@@ -242,11 +248,19 @@ def _open_heavy(data: bytes, kind: str) -> ImageFile.ImageFile:
             raise UnsupportedFormat(
                 "this is AVIF, which this build of Pillow cannot read: install Pillow's wheel, or send JPEG"
             )
-        return AvifImagePlugin.AvifImageFile(io.BytesIO(data))
+        picture = AvifImagePlugin.AvifImageFile(io.BytesIO(data))
+        if not data.startswith(b"avif", 8) and items.has_tracks(data):
+            raise InputError("the picture is animated: send one frame of it")
+        coded, (width, height) = items.av1_pixels(data), picture.size
+        if coded > _CODED_SHARE * max(width * height, _LEAST_CODED):
+            raise TooLarge(f"the picture is {width}x{height}, but {coded} pixels are coded in it: save it again")
+        return picture
     try:
         import pillow_heif
     except ImportError:
         raise UnsupportedFormat('this is HEIF: pip install "aeic[heif]", or send JPEG, PNG or WebP') from None
+    if items.metadata_bytes(data) > _MAX_METADATA_BYTES:
+        raise TooLarge("the file has too many pictures with too much metadata: save one of them alone")
     reader: Callable[[io.BytesIO], ImageFile.ImageFile] = pillow_heif.HeifImageFile
     return reader(io.BytesIO(data))
 

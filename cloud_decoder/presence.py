@@ -47,11 +47,6 @@ class Presence:
         """Count a stream on which the source sends."""
         self._streams[tenant, source] += 1
 
-    def set_software(self, tenant: str, source: str, software: str) -> None:
-        """Record the program of a box that has connected."""
-        self._connected.pop((tenant, source), None)
-        self._connected[tenant, source] = Box(software)
-
     def set_report(self, tenant: str, source: str, report: Report) -> None:
         """Record the report of a box; without effect once it is gone."""
         if (box := self._connected.get((tenant, source))) is not None:
@@ -65,18 +60,20 @@ class Presence:
         """Tenant and source of every box that is connected, with the box, the latest first."""
         return ((tenant, source, box) for (tenant, source), box in reversed(list(self._connected.items())))
 
-    def box_connects(self, tenant: str, source: str, box: bytes) -> None:
-        """Record the stream of a process of that source; ``box`` is its Hello.process_id, empty for an older edge."""
-        if box:
-            self._boxes[tenant, source].append(box)
+    def box_connects(self, tenant: str, source: str, box: bytes, software: str) -> None:
+        """Record the stream of a process of that source, and its program; ``box`` is its Hello.process_id, empty for an
+        older edge."""
+        self._boxes[tenant, source].append(box)
+        self._connected.pop((tenant, source), None)
+        self._connected[tenant, source] = Box(software)
 
     def box_disconnects(self, tenant: str, source: str, box: bytes) -> None:
         """Remove a stream that :meth:`box_connects` recorded."""
-        if box:
-            boxes = self._boxes[tenant, source]
-            boxes.remove(box)
-            if not boxes:
-                del self._boxes[tenant, source]
+        boxes = self._boxes[tenant, source]
+        boxes.remove(box)
+        if not boxes:
+            del self._boxes[tenant, source]
+            del self._connected[tenant, source]
 
     def has_rival(self, tenant: str, source: str, box: bytes) -> bool:
         """Whether another process has connected as the same source since this one did, and is connected now.
@@ -84,12 +81,11 @@ class Presence:
         A stream of which this is true and which still sends belongs to a second box: that of one box that has
         connected again is silent.
         """
-        boxes = self._boxes.get((tenant, source), [])
-        return bool(box) and bool(boxes) and boxes[-1] != box
+        named = [one for one in self._boxes.get((tenant, source), []) if one]
+        return bool(box) and bool(named) and named[-1] != box
 
     def disconnect(self, tenant: str, source: str) -> None:
         """Remove a stream that :meth:`connect` counted."""
         self._streams[tenant, source] -= 1
         if not self._streams[tenant, source]:
             del self._streams[tenant, source]
-            self._connected.pop((tenant, source), None)

@@ -19,6 +19,8 @@ MAX_JPEG_SCANS = 64
 
 MAX_JPEG_SEGMENTS = 8192
 """Of one JPEG. A file of 256 MiB whose metadata fills segments of 64 KiB has half as many."""
+MAX_JPEG_EXIF_BYTES = 1 << 20
+"""Pillow joins the segments of EXIF one after another. Cameras write one, of up to 64 KiB."""
 MAX_JPEG_FILLER_BYTES = 1 << 16
 """Between the segments of a JPEG. Pillow reads each of them with several calls."""
 
@@ -30,6 +32,7 @@ _JPEG_KINDS = {
     **dict.fromkeys((0xC5, 0xC6, 0xCD, 0xCE), "hierarchical JPEG"),
     0xF7: "JPEG-LS",
 }
+_APP0, _APP1, _APP2, _APP14, _APP15, _COM = 0xE0, 0xE1, 0xE2, 0xEE, 0xEF, 0xFE
 _SEQUENTIAL, _PROGRESSIVE = (0xC0, 0xC1, 0xC9), (0xC2, 0xCA)
 _PIXELS = (b"IHDR", b"PLTE", b"IDAT", b"IEND", b"tRNS", b"acTL", b"fcTL", b"fdAT")
 _COLOUR = (b"gAMA", b"cHRM", b"sRGB", b"iCCP")
@@ -71,7 +74,8 @@ class Png:
 
 @dataclass(frozen=True)
 class Jpeg:
-    """``data``: the first picture of the file, to the end of its coded data, without end marker and what follows it.
+    """``data``: the first picture of the file, to the end of its coded data, without the end marker and what follows
+    it, and without metadata that does not describe the pixels.
 
     ``scans``: how many. ``complete``: its scans give every coefficient all of its bits. ``refined``: the last scan adds
     the lowest bit to coefficients that have been coded before, so a loss of its end is not visible. ``arithmetic``:
@@ -107,9 +111,10 @@ def is_sixteen_bit_png(data: bytes) -> bool:
 
 
 def read_jpeg(data: bytes) -> Jpeg:
-    """Finds the end of the first picture and what its scans hold. ``ValueError`` for too many segments, or too many
-    bytes between them."""
-    scans, filler, place = 0, 0, 2
+    """Finds the end of the first picture and what its scans hold, and leaves out metadata. ``ValueError`` for too many
+    segments, or too many bytes between them."""
+    kept: list[bytes] = []
+    scans, filler, place, begin, exif_bytes = 0, 0, 2, 0, 0
     refined = progressive = arithmetic = in_scan = False
     missing: dict[int, list[int]] = {}  # by component and coefficient: the bits that no scan has given; 99 for all
     for _ in range(MAX_JPEG_SEGMENTS):
@@ -120,6 +125,9 @@ def read_jpeg(data: bytes) -> Jpeg:
             raise ValueError(f"it has more than {MAX_JPEG_FILLER_BYTES} bytes between its segments")
         if found is None:
             break
+        if in_scan and data[end - 1] == 0xFF:  # fill bytes, with which a decoder would begin again and again
+            kept.append(data[begin:end].rstrip(b"\xff"))
+            begin = end
         marker, place, in_scan = data[found.end() - 1], found.end(), False
         if marker == _EOI:
             data = data[:end]
@@ -128,7 +136,12 @@ def read_jpeg(data: bytes) -> Jpeg:
             continue
         segment = data[place + 2 : place + int.from_bytes(data[place : place + 2], "big")]
         place += 2 + len(segment)
-        if marker in (*_SEQUENTIAL, *_PROGRESSIVE):
+        if _is_metadata(marker, segment) or (marker == _APP1 and exif_bytes > MAX_JPEG_EXIF_BYTES):
+            kept.append(data[begin:end])
+            begin = place
+        elif marker == _APP1:
+            exif_bytes += len(segment)
+        elif marker in (*_SEQUENTIAL, *_PROGRESSIVE):
             progressive, arithmetic = marker in _PROGRESSIVE, marker in (_SEQUENTIAL[-1], _PROGRESSIVE[-1])
             missing = {number: [99] * 64 for number in segment[6::3]}
         elif marker == _SOS and segment:
@@ -145,7 +158,17 @@ def read_jpeg(data: bytes) -> Jpeg:
     else:
         raise ValueError(f"it has more than {MAX_JPEG_SEGMENTS} segments")
     complete = not any(any(bits) for bits in missing.values())
-    return Jpeg(data.rstrip(b"\0"), scans, complete, refined, arithmetic)
+    whole = b"".join((*kept, data[begin:])).rstrip(b"\xff" if in_scan else b"").rstrip(b"\0")
+    return Jpeg(whole, scans, complete, refined, arithmetic)
+
+
+def _is_metadata(marker: int, segment: bytes) -> bool:
+    """Whether a segment of a JPEG says nothing about the pixels. Pillow takes long for some of them."""
+    if marker == _APP1:
+        return not segment.startswith(b"Exif\0")
+    if marker == _APP2:
+        return not segment.startswith(b"ICC_PROFILE\0")
+    return marker == _COM or (_APP2 < marker <= _APP15 and marker != _APP14)
 
 
 def code_points(data: bytes) -> tuple[int, int, int, int] | None:

@@ -166,8 +166,7 @@ class Ingest(pb_grpc.IngestServiceServicer):
         keys = {(tenant, source)}  # the edge itself, and the cameras behind it as their frames arrive
         self._open_streams += 1
         self._presence.connect(tenant, source)
-        self._presence.box_connects(tenant, source, box)
-        self._presence.set_software(tenant, source, peer.software)
+        self._presence.box_connects(tenant, source, box, peer.software)
         self._metrics.streams.inc()
         answers = Answers(min(peer.window, self._settings.window), functools.partial(self._ack, context))
         room = asyncio.Semaphore(2 * self._settings.window)  # an edge that exceeds its window is not read any further

@@ -5,8 +5,9 @@
 The broker keeps the messages of the session while the box is down or full, and sends what was not acknowledged again.
 A picture is lost only where its publisher asked for QoS 0. A message that comes again because its acknowledgement was
 lost is recognised by its content among the last few. MQTT 5 is needed: it lets the box limit how many messages, and
-how large ones, the broker may send. Uses paho-mqtt (the extra `edge-mqtt`), whose thread hands messages to the loop.
-Independent of HTTP.
+how large ones, the broker may send. That limit does not count messages of QoS 0: those that find the box busy are
+skipped. A retained message comes once for each session, not with each connection. Uses paho-mqtt (the extra
+`edge-mqtt`), whose thread hands messages to the loop. Independent of HTTP.
 """
 
 from __future__ import annotations
@@ -42,6 +43,7 @@ _SESSION_SECONDS = 7 * 24 * 3600  # how long the broker keeps what arrives while
 _KEEPALIVE_SECONDS = 60
 _PAUSE_SECONDS = 0.5
 _REMEMBERED = 16  # messages
+_ATTEMPTS = 3  # at a message whose encoding fails unexpectedly, as it does where memory is short
 
 
 class MqttMissing(AeicError):
@@ -102,6 +104,7 @@ class MqttTopic:
         """A client whose callbacks, which run in its thread, only hand over to the loop."""
         from paho.mqtt.client import Client, MQTTv5
         from paho.mqtt.enums import CallbackAPIVersion
+        from paho.mqtt.subscribeoptions import SubscribeOptions
 
         client = Client(
             CallbackAPIVersion.VERSION2,
@@ -127,7 +130,10 @@ class MqttTopic:
             if reason.is_failure:
                 hand_over(end, f"the broker refused the connection: {reason}")
             else:
-                client.subscribe(self._settings.topic, qos=1)
+                client.subscribe(
+                    self._settings.topic,
+                    options=SubscribeOptions(qos=1, retainHandling=SubscribeOptions.RETAIN_SEND_IF_NEW_SUB),
+                )
 
         def on_subscribe(_: Client, __: object, ___: int, reasons: list[Any], ____: object) -> None:
             if any(reason.is_failure for reason in reasons):
@@ -138,8 +144,17 @@ class MqttTopic:
         def on_disconnect(_: Client, __: object, ___: object, reason: Any, ____: object) -> None:
             hand_over(end, f"the connection ended: {reason}")
 
+        def arrived(message: MQTTMessage) -> None:
+            waiting = self._messages.qsize()
+            if waiting >= 2 * _IN_FLIGHT:
+                end("the broker sends more messages at once than it was allowed")
+            elif waiting >= _IN_FLIGHT and message.qos == 0:
+                self._count("busy")
+            else:
+                self._messages.put_nowait(message)
+
         def on_message(_: Client, __: object, message: MQTTMessage) -> None:
-            hand_over(self._messages.put_nowait, message)
+            hand_over(arrived, message)
 
         client.on_connect, client.on_subscribe = on_connect, on_subscribe
         client.on_disconnect, client.on_message = on_disconnect, on_message
@@ -185,6 +200,7 @@ class MqttTopic:
             captured_from=CapturedFrom.CLOCK,
             stretch=self._settings.stretch,
         )
+        failures = 0
         while True:
             try:
                 if len(data) > self._service.settings.max_body_bytes:
@@ -199,6 +215,14 @@ class MqttTopic:
                 log.debug("mqtt %s: a message waits: %s", self.name, error)
                 await asyncio.sleep(_PAUSE_SECONDS)
                 continue
+            except Exception:
+                failures += 1
+                log.exception("mqtt %s: a message cannot be encoded", self.name)
+                if failures < _ATTEMPTS:
+                    await asyncio.sleep(_PAUSE_SECONDS)
+                    continue
+                self._count("unreadable")
+                return
             self._spooled.append(digest)
             self._count("taken")
             self.status.took()

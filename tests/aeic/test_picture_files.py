@@ -5,6 +5,7 @@ The files in pictures/ were made for these tests; truth_srgb.png is what the oth
 
 from __future__ import annotations
 
+import contextlib
 import io
 import struct
 import sys
@@ -17,7 +18,7 @@ import pytest
 from PIL import Image, features
 
 from aeic.errors import InputError, TooLarge, Unreadable, UnsupportedFormat
-from aeic.picture_files import headers
+from aeic.picture_files import headers, items
 from aeic.pixels import load_picture, picture_size, save_picture
 from tests.support.colour_difference import delta_e
 
@@ -206,6 +207,32 @@ def test_adobe_rgb_named_in_exif_alone() -> None:
     assert delta_e(load_picture(plain.getvalue()), TRUTH).mean() > 2.0
 
 
+@pytest.mark.parametrize("progressive", [False, True])
+def test_what_a_jpeg_holds_besides_its_picture_takes_no_time(progressive: bool) -> None:
+    """Pillow took seconds for megabytes of fill bytes behind the last scan, EXIF without end, or Photoshop's blocks."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    with Image.open(PICTURES / "icc_p3.jpg") as picture:
+        profile = picture.info["icc_profile"]
+        file = io.BytesIO()
+        picture.save(file, "JPEG", progressive=progressive, icc_profile=profile, exif=exif, comment=b"a comment")
+    data = file.getvalue()
+    place = data.index(b"\xff\xe2")
+    segments = [
+        b"\xff\xe1\xff\xff" + b"Exif\0\0".ljust(65533, b"\0"),
+        b"\xff\xe1\xff\xff" + b"http://ns.adobe.com/xap/1.0/\0".ljust(65533, b" "),
+        b"\xff\xed\xff\xff" + b"Photoshop 3.0\0".ljust(65533, b"\0"),
+        b"\xff\xe2\xff\xff" + b"MPF\0".ljust(65533, b"\0"),
+        b"\xff\xfe\xff\xff" + bytes(65533),
+    ]
+    padded = data[:place] + b"".join(segments) * 50 + data[place:-2] + b"\xff" * (1 << 20) + data[-2:]
+    for whole in (padded, padded[:-2]):
+        read_back = headers.read_jpeg(whole).data
+        assert len(read_back) < len(data) + headers.MAX_JPEG_EXIF_BYTES + 2 * 65537
+        assert np.array_equal(load_picture(whole), load_picture(data))
+    assert load_picture(data).shape == (128, 96, 3)
+
+
 def coded(form: str, picture: Image.Image, **options: Any) -> bytes:
     """A file of the format; skips where this machine cannot write it."""
     file = io.BytesIO()
@@ -252,6 +279,99 @@ def test_colours_of_avif_and_heif(form: str) -> None:
     place = plain.index(b"colrnclx") + 8
     named = plain[:place] + struct.pack(">HH", 12, 13) + plain[place + 4 :]
     assert delta_e(load_picture(named), TRUTH).mean() < 1.3
+
+
+def box(kind: bytes, body: bytes) -> bytes:
+    return struct.pack(">I", 8 + len(body)) + kind + body
+
+
+def boxes(data: bytes) -> dict[bytes, bytes]:
+    """The boxes that stand one after another in ``data``, each as a whole."""
+    found = {}
+    while data:
+        size = int.from_bytes(data[:4], "big")
+        found[data[4:8]], data = data[:size], data[size:]
+    return found
+
+
+def heif_of_many(count: int, exif_bytes: int) -> bytes:
+    """A HEIF of ``count`` pictures that share their pixels and one block of EXIF."""
+    whole = boxes(coded("HEIF", Image.new("RGB", (64, 64))))
+    meta = boxes(whole[b"meta"][12:])
+    pixels = whole[b"mdat"][8:]
+    properties = boxes(meta[b"iprp"][8:])
+    uses = properties[b"ipma"][18:]
+    numbers = [struct.pack(">H", number) for number in range(1, count + 1)]
+    last = struct.pack(">H", count + 1)
+    infe = b"".join(box(b"infe", b"\2\0\0\0" + number + b"\0\0hvc1\0") for number in numbers)
+    infe += box(b"infe", b"\2\0\0\0" + last + b"\0\0Exif\0")
+    ipma = box(
+        b"ipma", properties[b"ipma"][8:12] + struct.pack(">I", count) + b"".join(each + uses for each in numbers)
+    )
+
+    def index(begin: int) -> bytes:
+        items = b"".join(each + struct.pack(">HHII", 0, 1, begin, len(pixels)) for each in numbers)
+        items += last + struct.pack(">HHII", 0, 1, begin + len(pixels), exif_bytes)
+        return box(
+            b"meta",
+            bytes(4)
+            + meta[b"hdlr"]
+            + box(b"pitm", bytes(4) + numbers[0])
+            + box(b"iloc", bytes(4) + b"\x44\0" + last + items)
+            + box(b"iinf", bytes(4) + last + infe)
+            + box(b"iref", bytes(4) + box(b"cdsc", last + struct.pack(">H", count) + b"".join(numbers)))
+            + box(b"iprp", properties[b"ipco"] + ipma),
+        )
+
+    begin = len(whole[b"ftyp"]) + len(index(0)) + 8
+    return whole[b"ftyp"] + index(begin) + box(b"mdat", pixels + b"\0\0\0\6Exif\0\0" + bytes(exif_bytes - 10))
+
+
+def test_metadata_that_many_pictures_of_a_heif_share() -> None:
+    """pillow_heif copies it for each of them: 7 GB for a file of 8 MB."""
+    assert load_picture(heif_of_many(16, 10_000)).shape == (64, 64, 3)
+    for read_it in (load_picture, picture_size):
+        with pytest.raises(TooLarge, match="metadata"):
+            read_it(heif_of_many(80, 1 << 20))
+
+
+def test_an_avif_that_claims_to_be_smaller_than_it_is() -> None:
+    """libavif decodes it whole, and then scales it down."""
+    data = coded("AVIF", Image.new("RGB", (1024, 1024)))
+    place = data.index(b"ispe") + 8
+    assert load_picture(data).shape == (1024, 1024, 3)
+    for read_it in (load_picture, picture_size):
+        with pytest.raises(TooLarge, match="64x64, but 1048576 pixels are coded"):
+            read_it(data[:place] + struct.pack(">II", 64, 64) + data[place + 8 :])
+
+
+def test_an_animated_avif() -> None:
+    data = coded("AVIF", Image.fromarray(TRUTH), save_all=True, append_images=[Image.fromarray(TRUTH[::-1])])
+    with pytest.raises(InputError, match="animated"):
+        load_picture(data)
+
+
+@pytest.mark.parametrize(
+    ("size", "mode"), [((16, 16), "RGB"), ((16, 16), "RGBA"), ((1000, 700), "RGBA"), ((4000, 600), "L")]
+)
+def test_what_is_coded_in_an_avif(size: tuple[int, int], mode: str) -> None:
+    """Its pixels, and those of its transparency."""
+    data = coded("AVIF", Image.new(mode, size))
+    planes = 2 if mode == "RGBA" else 1
+    assert items.av1_pixels(data) == planes * size[0] * size[1] and load_picture(data).shape == (*size[::-1], 3)
+
+
+@HEAVY
+def test_the_index_of_a_damaged_file_gives_a_typed_error(form: str) -> None:
+    data = coded(form, Image.new("RGB", (64, 64)))
+    place = data.index(b"meta")
+    for index in range(place, place + 200):
+        for byte in (0, 1, 0x7F, 0xFF):
+            with contextlib.suppress(InputError):
+                load_picture(data[:index] + bytes([byte]) + data[index + 1 :])
+    many = data + box(b"free", b"") * 10_000
+    with pytest.raises(Unreadable):
+        load_picture(many)
 
 
 def test_heif_without_its_extra_names_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:

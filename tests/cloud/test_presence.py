@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from cloud_decoder.presence import Presence
+from cloud_decoder.presence import Box, Presence, Report
 
 
 def test_a_source_is_connected_until_its_last_stream_ends() -> None:
@@ -13,3 +13,21 @@ def test_a_source_is_connected_until_its_last_stream_ends() -> None:
     assert presence.is_connected("a", "north") and presence.connected == {("a", "north"), ("b", "north")}
     presence.disconnect("a", "north")
     assert not presence.is_connected("a", "north") and presence.connected == {("b", "north")}
+
+
+def test_a_box_has_no_report_once_it_is_gone() -> None:
+    """Also where another box sends for a camera of the same name, and where an older stream of its own lives on."""
+    presence = Presence()
+    presence.connect("t", "a")
+    presence.box_connects("t", "a", b"", "edge 1")  # of an edge without a process id
+    presence.set_report("t", "a", Report(5, 9, "the disk is full"))
+    presence.connect("t", "a")  # the camera of another box
+    presence.box_disconnects("t", "a", b"")
+    presence.disconnect("t", "a")
+    assert presence.is_connected("t", "a") and presence.box("t", "a") is None and not list(presence.boxes())
+    presence.set_report("t", "a", Report(1, 1, ""))
+    assert presence.box("t", "a") is None
+    presence.box_connects("t", "a", b"1", "edge 2")
+    presence.box_connects("t", "a", b"1", "edge 2")
+    presence.box_disconnects("t", "a", b"1")
+    assert presence.box("t", "a") == Box("edge 2")

@@ -51,9 +51,9 @@ async def service(folder: Path, bundle: Path, **changes: Any) -> AsyncIterator[E
     await edge.stop()
 
 
-def send(to: Broker, *payloads: bytes) -> None:
+def send(to: Broker, *payloads: bytes, qos: int = 1, retain: bool = False) -> None:
     user = {"username": "box", "password": to.password} if to.password else None
-    messages = [{"topic": "yard/jpeg", "payload": payload, "qos": 1} for payload in payloads]
+    messages = [{"topic": "yard/jpeg", "payload": payload, "qos": qos, "retain": retain} for payload in payloads]
     publish.multiple(messages, hostname="127.0.0.1", port=to.port, auth=user)
 
 
@@ -120,6 +120,68 @@ async def test_a_broker_that_restarts_loses_and_repeats_nothing(tmp_path: Path, 
                 await asyncio.to_thread(send, server, picture(seed=2))
                 await until(lambda: source.status.taken == 2, 60)
             assert edge.spool.pending_frames == 2
+
+
+async def test_a_flood_without_acknowledgements_is_skipped(
+    tmp_path: Path, tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The broker sends messages of QoS 0 as fast as they come, whatever is not acknowledged."""
+    with broker(tmp_path / "broker") as server:
+        async with service(tmp_path, tiny_bundle) as edge:
+            going, take = asyncio.Event(), edge.take
+
+            async def slow(*arguments: Any) -> Any:
+                await going.wait()
+                return await take(*arguments)
+
+            monkeypatch.setattr(edge, "take", slow)
+            source = topic(edge, server.port)
+            busy = edge.metrics.source_frames.labels("yard", "busy")._value
+            async with running(source):
+                await asyncio.to_thread(send, server, *(picture(seed=number) for number in range(20)), qos=0)
+                await until(lambda: busy.get() >= 17, 30)
+                waiting = source._messages.qsize()
+                assert waiting <= 2
+                await asyncio.to_thread(send, server, picture(seed=20), picture(seed=21))  # these are not skipped
+                await until(lambda: source._messages.qsize() == waiting + 2, 30)
+                going.set()
+                await until(lambda: source.status.taken == 22 - busy.get(), 60)
+                assert source.status.state == "up" and source.status.failures_in_a_row == 0
+
+
+async def test_a_retained_message_is_taken_once(tmp_path: Path, tiny_bundle: Path) -> None:
+    with broker(tmp_path / "broker") as server:
+        async with service(tmp_path, tiny_bundle) as edge:
+            await asyncio.to_thread(send, server, picture(), retain=True)
+            for _ in range(3):
+                source = topic(edge, server.port)
+                async with running(source):
+                    await until(lambda: edge.spool.pending_frames > 0, 60)
+                    await asyncio.to_thread(send, server, b"the last one")
+                    await until(lambda source=source: source.status.refused == 1, 60)
+            assert edge.spool.pending_frames == 1
+
+
+async def test_a_message_that_fails_unexpectedly_does_not_stop_the_next(
+    tmp_path: Path, tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("edge_encoder.sources.mqtt_topic._PAUSE_SECONDS", 0.01)
+    with broker(tmp_path / "broker") as server:
+        async with service(tmp_path, tiny_bundle) as edge:
+            take, tries = edge.take, list[bytes]()
+
+            async def fails(data: bytes, *arguments: Any) -> Any:
+                tries.append(data)
+                if data == b"poison" or tries.count(data) < 3:
+                    raise RuntimeError("no memory")
+                return await take(data, *arguments)
+
+            monkeypatch.setattr(edge, "take", fails)
+            source = topic(edge, server.port)
+            async with running(source):
+                await asyncio.to_thread(send, server, b"poison", picture(seed=1))
+                await until(lambda: source.status.taken == 1, 60)
+            assert tries.count(b"poison") == 3 and edge.spool.pending_frames == 1
 
 
 async def test_a_wrong_password_is_shown(tmp_path: Path, tiny_bundle: Path, caplog: pytest.LogCaptureFixture) -> None:
