@@ -108,7 +108,7 @@ def _ask_again(page: Any, place: dict[str, float]) -> float:
     return time.monotonic() - begin
 
 
-def test_a_rectangle_is_drawn_with_the_keyboard_and_the_history_shows_what_was_asked(browser: Any, keeping: Pair) -> None:
+def test_a_rectangle_is_drawn_with_the_keyboard_and_the_history_shows_the_request(browser: Any, keeping: Pair) -> None:
     frame = sent(keeping)
     sent(keeping)  # a neighbour to which the arrow keys of the dialog would go
     refused = asked_of(keeping, frame, {"kind": "original", "max_bytes": 99})
