@@ -91,7 +91,7 @@ def router(
         asked = _parsed(await read_body(request, limits, bodies, tenant))
         if row.state is FrameState.PRUNED:
             raise Gone(f"frame {id} is gone: {row.reason}")
-        if row.parent is not None and row.kind != RequestKind.NOW:  # a new picture has an original of its own
+        if row.repeats_parent:  # a new picture has an original of its own
             raise InvalidParameter(f"frame {id} answers a request itself: ask about its parent, frame {row.parent}")
         if asked.kind is RequestKind.ORIGINAL and asked.max_bytes > original_bytes:
             raise InvalidParameter(

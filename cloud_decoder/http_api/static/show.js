@@ -103,10 +103,16 @@ export const STAGES = [
   ["image", "writing the file"],
 ];
 
+// Whether a frame shows what its parent shows. Its time of capture is then that of the parent.
+export const repeats = (frame) => Boolean(frame.parent) && frame.kind !== "now";
+
+// Whether the time of capture says when the frame's way to the cloud began. EXIF and files may be years old.
+export const live = (frame) => Boolean(frame.captured_at) && !repeats(frame) && !["exif", "file"].includes(frame.captured_from);
+
 // Seconds of each stage; "way" is from capture to arrival, where the edge knew when it was taken.
 export function times(frame) {
   const found = { ...frame.timings };
-  if (frame.captured_at && frame.received_at && !["exif", "file"].includes(frame.captured_from)) {
+  if (live(frame) && frame.received_at) {
     const way = (new Date(frame.received_at) - new Date(frame.captured_at)) / 1000;
     if (way >= 0 && way < 86400) found.way = way;
   }
