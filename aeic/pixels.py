@@ -23,6 +23,7 @@ from PIL.JpegImagePlugin import JpegImageFile
 
 from aeic.bitstream import MAX_SIDE, MIN_SIDE
 from aeic.errors import InputError, TooLarge, Unreadable, UnsupportedFormat
+from aeic.extras import remedy
 from aeic.picture_files import colour, headers, items
 from aeic.picture_files.headers import JPEG, PNG, Jpeg
 from aeic.profiles import PICTURE_MULTIPLE
@@ -258,7 +259,7 @@ def _open_heavy(data: bytes, kind: str) -> ImageFile.ImageFile:
     try:
         import pillow_heif
     except ImportError:
-        raise UnsupportedFormat('this is HEIF: pip install "aeic[heif]", or send JPEG, PNG or WebP') from None
+        raise UnsupportedFormat(f"this is HEIF: {remedy('heif')}, or send JPEG, PNG, WebP or AVIF") from None
     if items.metadata_bytes(data) > _MAX_METADATA_BYTES:
         raise TooLarge("the file has too many pictures with too much metadata: save one of them alone")
     reader: Callable[[io.BytesIO], ImageFile.ImageFile] = pillow_heif.HeifImageFile
