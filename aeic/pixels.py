@@ -204,7 +204,7 @@ def _open(data: bytes, max_pixels: int) -> tuple[ImageFile.ImageFile, Jpeg | Non
                 cicp = headers.code_points(data)
             max_pixels //= 2
         elif kind is not None:
-            raise UnsupportedFormat(f"this is {kind}: send JPEG, PNG or WebP of 8 bits a sample")
+            raise UnsupportedFormat(f"this is {kind}: send JPEG, PNG, WebP or AVIF, with 8 bits a sample")
         elif data.startswith(JPEG):
             jpeg = headers.read_jpeg(data)
             picture = JpegImageFile(io.BytesIO(jpeg.data + _END_OF_JPEG))
@@ -221,7 +221,7 @@ def _open(data: bytes, max_pixels: int) -> tuple[ImageFile.ImageFile, Jpeg | Non
         if data.startswith(b"--") and b"\r\nContent-Disposition:" in data[:1024]:
             raise Unreadable("this is a form around a file: send the file alone, curl --data-binary @FILE") from None
         ours = data.startswith(_OURS) or kind in _HEAVY
-        what = "the picture is cut short or damaged" if ours else "this is no JPEG, PNG or WebP file"
+        what = "the picture is cut short or damaged" if ours else "this is no JPEG, PNG, WebP or AVIF file"
         raise Unreadable(f"{what}: send the file itself, in full") from error
     if cicp is not None:
         picture.info["cicp"] = cicp

@@ -81,7 +81,7 @@ function cost() {
   $("closer-kind").disabled = !allowed?.max_bytes;
   if (allowed === null) return void ($("closer-cost").textContent = "The service did not answer.");
   if (allowed.max_bytes === null) return void ($("closer-cost").textContent = "The box that took this picture is not connected, so nothing more can be asked now.");
-  if (allowed.max_bytes === 0) return void ($("closer-cost").textContent = "The box that took this picture takes no requests.");
+  if (allowed.max_bytes === 0) return void ($("closer-cost").textContent = "The box that took this picture takes no requests. Its operator can turn them on with AEIC_EDGE_ORIGINALS_MAX_BYTES.");
   if (!most()) return void ($("closer-cost").textContent = "The box that took this picture sends no originals.");
   const size = Math.min(Number($("closer-bytes").value), most());
   const [width, height] = region ? [region.width, region.height] : original();
