@@ -1,7 +1,7 @@
 // Look closer: asks the box that took a picture for the rectangle drawn on it, and shows the answer in place.
 
 import { ask, json, picture, save } from "/viewer/service.js";
-import { $, bytes, count, element, lasting, seconds, times } from "/viewer/show.js";
+import { $, bytes, count, element, lasting, repeats, seconds, times } from "/viewer/show.js";
 
 const LEAST = 16; // pixels of the original, a side
 const STEPS = 40; // of the keyboard, across a side
@@ -25,7 +25,7 @@ const part = ({ x, y, width, height }) => `${width} × ${height} pixels at ${x},
 
 // A frame that the dialog shows; null for one that cannot be asked about: a part of another one.
 export async function about(shown) {
-  frame = shown && (!shown.parent || shown.kind === "now") && shown.state === "done" ? shown : null;
+  frame = shown && !repeats(shown) && shown.state === "done" ? shown : null;
   allowed = null;
   asking = false;
   $("closer").hidden = !frame;

@@ -66,11 +66,20 @@ export function chips(place, choices, chosen, choose) {
 
 export const describe = (frame) => `${count(frame.bytes)} B · ${frame.bpp.toFixed(4)} bpp`;
 
+// What a frame that answers a request shows; empty for a frame of a source.
+export const answering = (frame) =>
+  frame.parent
+    ? { region: "sharper part of an earlier picture", better: "better quality of an earlier picture", original: "original of an earlier picture", now: "new picture on request" }[frame.kind] ?? "answer to a request"
+    : "";
+
+// entries: [name, text or element, alarming]
 export function pairs(list, entries, wrapped) {
   list.replaceChildren();
   for (const [name, value, alarming] of entries) {
     const row = wrapped ? element("div", undefined, alarming ? "alarming" : "") : list;
-    row.append(element("dt", name), element("dd", value));
+    const said = element("dd");
+    said.append(value);
+    row.append(element("dt", name), said);
     if (wrapped) list.append(row);
   }
 }
