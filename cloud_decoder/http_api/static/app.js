@@ -224,7 +224,7 @@ async function totals() {
     [
       ["frames", count(received)],
       ["received in total", bytes(size)],
-      recent.length ? [`mean of last ${count(recent.length)}`, `${count(Math.round(mean))} B`] : ["mean frame", "–"],
+      recent.length ? [`mean frame, last ${count(recent.length)}`, `${count(Math.round(mean))} B`] : ["mean frame", "–"],
       ["sources connected", `${all.filter((one) => one.connected).length} of ${all.length}`],
       ["waiting", count(status.frames.received + status.frames.decoding)],
       ["in quarantine", count(status.frames.failed), status.frames.failed > 0],

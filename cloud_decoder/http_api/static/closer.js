@@ -87,12 +87,12 @@ function cost() {
   const [width, height] = region ? [region.width, region.height] : original();
   const here = `This part has ${width} × ${height} pixels at the box.`;
   const what = {
-    sharper: region ? here : "Draw a rectangle on the picture, or ask for all of it in better quality.",
+    sharper: region ? here : "Draw a rectangle on the picture, or ask for the whole picture in better quality.",
     original: region ? here : "The photograph itself if it is small enough, else a JPEG of it. Draw a rectangle to get only a part.",
     now: "The same camera takes a new picture at once.",
   }[kind()];
   $("closer-cost").textContent = `${what} It costs at most ${bytes(size)} of the ${bytes(allowed.hour_bytes_left)} left this hour.${duration(size)}`;
-  $("closer-ask").textContent = kind() === "now" ? "Take a picture" : region ? "Ask for this part" : "Ask for all of it";
+  $("closer-ask").textContent = kind() === "now" ? "Take a picture" : region ? "Ask for this part" : "Ask for the whole picture";
 }
 
 // What it may take: by the last answers about this source, else by the way of this frame.
@@ -174,7 +174,7 @@ async function send() {
     if (!posted.ok) return void tell(request.detail);
     while (frame === mine && request.state === "open") request = await json(`/v1/frames/${mine.id}/requests/${request.id}?wait=20`);
     if (frame !== mine) return;
-    if (request.state !== "answered") return void tell(`The box refused: ${request.detail ?? request.reason}.`);
+    if (request.state !== "answered") return void tell(request.reason === "expired" ? "The box did not answer in time. Ask again." : `Refused: ${request.detail ?? request.reason}.`);
     if (await show(request, `${count(request.bytes)} bytes more, ${seconds((performance.now() - begun) / 1000)} after asking.`)) draw(null);
   } catch {
     if (frame === mine) tell("The service did not answer. Ask again.");
@@ -252,7 +252,7 @@ function row(request) {
   const size = request.state === "answered" ? bytes(request.bytes) : `at most ${bytes(request.max_bytes)}`;
   const state = element("td", STATES[request.state] ?? request.state);
   if (request.reason) state.append(`: ${request.detail ?? request.reason} (${request.reason})`);
-  made.append(what, element("td", request.region ? part(request.region) : "all of it"), element("td", size), state);
+  made.append(what, element("td", request.region ? part(request.region) : "whole picture"), element("td", size), state);
   return made;
 }
 

@@ -65,7 +65,7 @@ export async function open(id) {
     ["received", new Date(frame.received_at).toLocaleString()],
     ["decoded after", waited === null ? "–" : lasting(waited)],
     ["state", frame.reason ? `${frame.state}: ${frame.reason}` : frame.state],
-    ["latents", frame.latents_digest ? frame.latents_digest.slice(0, 16) : "–"],
+    ["digest of latents", frame.latents_digest ? frame.latents_digest.slice(0, 16) : "–"],
   ]);
   $("newer").disabled = !neighbour(-1);
   $("older").disabled = !neighbour(1);

@@ -55,7 +55,7 @@ function show(status) {
   $("link-words").textContent = uplink.state === "connected" ? "" : uplink.detail;
   pairs($("link-facts"), [
     ["cloud", uplink.cloud || "none is set"],
-    ["since", since(uplink.since_unix)],
+    ["for", since(uplink.since_unix)],
     ["last answer", ago(uplink.last_ack_unix)],
     ["failures in a row", count(uplink.failures_in_a_row)],
   ]);
@@ -65,7 +65,7 @@ function show(status) {
     ["size", `${bytes(spool.bytes)} of ${bytes(spool.max_bytes)}`],
     ["oldest", spool.oldest_seconds === null || !spool.frames ? "–" : lasting(spool.oldest_seconds)],
     ["when full", FULL[spool.full_policy] ?? spool.full_policy],
-    ["not encoded yet", `${count(received.frames)}, ${bytes(received.bytes)}`],
+    ["not encoded yet", received.frames ? `${count(received.frames)}, ${bytes(received.bytes)}` : "none"],
   ]);
   $("pending").textContent = count(encoding.pending);
   const rate = status.rates.find((one) => one.number === status.default_rate);
