@@ -21,6 +21,7 @@ from fastapi.responses import JSONResponse, Response
 from pydantic import ValidationError
 
 from aeic_service.budgets import Budget
+from aeic_service.disconnects import while_connected
 from aeic_service.errors import InvalidParameter
 from aeic_service.parameters import FrameId, Seconds, frame_id
 from aeic_service.request_body import BodyLimits, read_body
@@ -28,7 +29,6 @@ from cloud_decoder.errors import BudgetSpent, Gone, RequestsForbidden, UnknownRe
 from cloud_decoder.events import EventBus
 from cloud_decoder.http_api import schemas
 from cloud_decoder.http_api.dependencies import Tenant
-from cloud_decoder.http_api.disconnects import while_connected
 from cloud_decoder.http_api.image_service import ImageService
 from cloud_decoder.http_api.serializers import request_json
 from cloud_decoder.request_dispatch import RequestDispatch
