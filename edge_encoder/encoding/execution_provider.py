@@ -101,7 +101,7 @@ def open_exact(path: Path, threads: int) -> onnxruntime.InferenceSession:
 
 def _computed_on_the_cpu(session: onnxruntime.InferenceSession) -> list[str]:
     """Operators with tensors of the picture that are not on the GPU. Shapes are computed on the CPU, which is right."""
-    assigned = getattr(session, "get_provider_graph_assignment_info", list)()
+    assigned: list[Any] = getattr(session, "get_provider_graph_assignment_info", list)()
     parts = [part for part in assigned if part.ep_name == CPU]
     return sorted({node.op_type for part in parts for node in part.get_nodes()} & _HEAVY)
 

@@ -209,4 +209,5 @@ def open_gpu_entropy(
 
 
 def _equal(one: Result, other: Result) -> bool:
-    return all(np.array_equal(a, b) and a.dtype == b.dtype for a, b in zip(one, other, strict=True))
+    pairs: list[tuple[NDArray[Any], NDArray[Any]]] = list(zip(one, other, strict=True))
+    return all(np.array_equal(a, b) and a.dtype == b.dtype for a, b in pairs)
