@@ -181,7 +181,12 @@ class EdgeService:
         """Loads and warms up the encoder of the bundle at `path`; returns the seconds the warm-up took."""
         settings = self.settings
         self.encoder = Encoder.from_bundle(
-            path, settings.threads, provider=settings.provider, max_pixels=self.max_pixels
+            path,
+            settings.threads,
+            provider=settings.provider,
+            entropy=settings.entropy,
+            entropy_check_frames=settings.entropy_check_frames,
+            max_pixels=self.max_pixels,
         )
         return self.encoder.warm_up()
 

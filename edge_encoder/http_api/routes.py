@@ -195,7 +195,9 @@ def create_app(service: EdgeService) -> FastAPI:
         if problem:
             return problems.problem(503, f"not ready: {problem}", headers={"Retry-After": "1"})
         down = {source.name: source.detail for source in service.sources if source.state == "down"}
-        return JSONResponse({"status": "ready", "provider": service.encoder.analysis.provider, "sources_down": down})
+        body = {"status": "ready", "provider": service.encoder.analysis.provider, "sources_down": down}
+        warnings = status.warnings(service)
+        return JSONResponse(body | ({"warnings": warnings} if warnings else {}))
 
     @app.get("/metrics", response_class=PlainTextResponse)
     async def metrics() -> Response:

@@ -153,6 +153,7 @@ class StatusBody(_Body):
     rates: list[RateBody]
     default_rate: int
     provider: str
+    warnings: list[str]
     encoding: EncodingBody
     received: ReceivedBody
     originals: OriginalsBody
@@ -176,3 +177,4 @@ class ReadyBody(_Body):
     status: Literal["ready"]
     provider: str
     sources_down: dict[str, str]
+    warnings: list[str] | None = None
