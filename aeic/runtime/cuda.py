@@ -44,7 +44,7 @@ def prepare() -> None:
 
 
 def tensorrt_options(graph: Path, input_name: str, cache: Path, channels_last: bool = False) -> dict[str, Any]:
-    """For a graph with one picture (1, 3, H, W), or (1, H, W, 3), as input: one engine for all sizes, kept in ``cache``.
+    """For a graph with one picture (1, 3, H, W), or (1, H, W, 3), as input: one engine for all sizes, in ``cache``.
 
     The folder's name has the digest of the graph and the version of ONNX Runtime in it: an engine is otherwise taken
     again for another graph of the same name. The folder is created if it is missing; ``OSError`` if that fails.
