@@ -337,6 +337,7 @@ class Frames:
             decoding = min(int(connection.scalar(held) or 0), counted.get(FrameState.RECEIVED.value, 0))
         counted[FrameState.DECODING.value] = decoding
         counted[FrameState.RECEIVED.value] = counted.get(FrameState.RECEIVED.value, 0) - decoding
+        received_ms = round(received * 1000)  # rounded down, a time that was read from the store would become earlier
         return {state.value: counted.get(state.value, 0) for state in FrameState}
 
     def forget(self, tenant: str, frame: UUID) -> None:
@@ -428,10 +429,10 @@ class Frames:
         if new.reason is not None:
             state = FrameState.FAILED
         return values | {
-            "received_ms": int(received * 1000),
+            "received_ms": received_ms,
             "bytes": len(new.bitstream),
             "state": state.value,
-            "available_ms": int(received * 1000) if state is FrameState.DONE else None,
+            "available_ms": received_ms if state is FrameState.DONE else None,
         }
 
     def _job(self, seq: int, frame: NewFrame, now: float, deadline: float | None) -> dict[str, Any]:
