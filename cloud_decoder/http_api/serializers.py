@@ -27,7 +27,7 @@ def frame_json(row: StoredFrame, bundles: Mapping[str, Bundle]) -> dict[str, Any
         "original_width": row.original_width,
         "original_height": row.original_height,
         "bytes": row.bytes,
-        "bpp": round(8 * row.bytes / (row.width * row.height), 5),
+        "bpp": round(8 * row.bytes / (row.width * row.height), 6),
         "rate": row.rate,
         "rate_name": bundle.rates[row.rate].name if bundle and row.rate < len(bundle.rates) else None,
         "fingerprint": row.fingerprint,
