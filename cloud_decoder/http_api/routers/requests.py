@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from dataclasses import dataclass
 from typing import Annotated, Any
 from uuid import UUID
 
@@ -20,6 +21,7 @@ from fastapi.responses import JSONResponse, Response
 from pydantic import ValidationError
 
 from aeic_service.budgets import Budget
+from aeic_service.disconnects import while_connected
 from aeic_service.errors import InvalidParameter
 from aeic_service.parameters import FrameId, Seconds, frame_id
 from aeic_service.request_body import BodyLimits, read_body
@@ -27,7 +29,6 @@ from cloud_decoder.errors import BudgetSpent, Gone, RequestsForbidden, UnknownRe
 from cloud_decoder.events import EventBus
 from cloud_decoder.http_api import schemas
 from cloud_decoder.http_api.dependencies import Tenant
-from cloud_decoder.http_api.disconnects import while_connected
 from cloud_decoder.http_api.image_service import ImageService
 from cloud_decoder.http_api.serializers import request_json
 from cloud_decoder.request_dispatch import RequestDispatch
@@ -57,22 +58,32 @@ async def _request_id(request: str) -> UUID:
 RequestId = Annotated[UUID, Depends(_request_id)]
 
 
+@dataclass(frozen=True)
+class Limits:
+    """What may be asked for."""
+
+    hour_bytes: int
+    """Of one source within an hour."""
+    original_bytes: int
+    """Of one original."""
+    body_seconds: float
+    """For the body of a request to arrive."""
+    max_wait: float
+    """Seconds, the most for ``wait=``."""
+
+
 def router(
     store: Store,
     images: ImageService,
     dispatch: RequestDispatch,
     event_bus: EventBus,
     bodies: Budget,
-    *,
-    hour_bytes: int,
-    original_bytes: int,
-    body_seconds: float,
-    max_wait: float,
+    limits: Limits,
 ) -> APIRouter:
-    """``hour_bytes`` may be asked of one source within an hour, ``original_bytes`` of one original. ``max_wait``
-    seconds limit ``wait=``."""
+    """The routes of requests about stored frames."""
     routes = APIRouter(tags=["requests"])
-    limits = BodyLimits(BODY_BYTES, body_seconds, "")
+    hour_bytes, original_bytes, max_wait = limits.hour_bytes, limits.original_bytes, limits.max_wait
+    body_limits = BodyLimits(BODY_BYTES, limits.body_seconds, "")
 
     @routes.post(
         "/v1/frames/{id}/requests",
@@ -88,7 +99,7 @@ def router(
                 "this service asks boxes for nothing: its operator can raise AEIC_CLOUD_REQUEST_BYTES_PER_HOUR"
             )
         row = await images.row(tenant, id)
-        asked = _parsed(await read_body(request, limits, bodies, tenant))
+        asked = _parsed(await read_body(request, body_limits, bodies, tenant))
         if row.state is FrameState.PRUNED:
             raise Gone(f"frame {id} is gone: {row.reason}")
         if row.parent is not None and row.kind != RequestKind.NOW:  # a new picture has an original of its own

@@ -60,7 +60,7 @@ async def test_a_frame_from_its_arrival_to_its_picture(decoder: Decoder, make_fr
             assert small.headers["content-type"] == f"image/{format}" and pixels(small.content).shape == (24, 32, 3)
         frame = (await http.get(f"/v1/frames/{id}")).json()
         assert frame["state"] == "done" and frame["bytes"] == len(data) and frame["source"] == "box-1"
-        assert frame["bpp"] == pytest.approx(8 * len(data) / (128 * 96), abs=1e-6)
+        assert frame["bpp"] == pytest.approx(8 * len(data) / (128 * 96), abs=1e-5)
         assert (await http.get(f"/v1/frames/{id}/bitstream")).content == data
         assert (await http.get("/v1/frames")).json()["frames"][0]["id"] == str(id)
         assert (await http.get("/v1/status")).json()["frames"]["done"] == 1
