@@ -337,7 +337,6 @@ class Frames:
             decoding = min(int(connection.scalar(held) or 0), counted.get(FrameState.RECEIVED.value, 0))
         counted[FrameState.DECODING.value] = decoding
         counted[FrameState.RECEIVED.value] = counted.get(FrameState.RECEIVED.value, 0) - decoding
-        received_ms = round(received * 1000)  # rounded down, a time that was read from the store would become earlier
         return {state.value: counted.get(state.value, 0) for state in FrameState}
 
     def forget(self, tenant: str, frame: UUID) -> None:
@@ -428,6 +427,7 @@ class Frames:
         state = FrameState.RECEIVED if new.media_type is None else FrameState.DONE
         if new.reason is not None:
             state = FrameState.FAILED
+        received_ms = round(received * 1000)  # rounded down, a time that was read from the store would become earlier
         return values | {
             "received_ms": received_ms,
             "bytes": len(new.bitstream),
