@@ -6,7 +6,6 @@ import copy
 import json
 import logging
 import math
-import os
 import time
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
@@ -22,6 +21,7 @@ from torch import nn
 from aeic import profiles
 from aeic.errors import BundleError
 from aeic.profiles import LATENT_STRIDE
+from aeic.runtime.processor import usable_cores
 from aeic_nets.folding import shrink
 from aeic_nets.runtime import memory_plan
 from aeic_nets.runtime.card import Card, Clock
@@ -74,7 +74,7 @@ class TorchGenerator:
         self.device = torch.device(device)
         self._card = card or (Card(self.device) if self.device.type == "cuda" else None)
         if self.device.type == "cpu":  # torch itself counts the machine's cores; more threads than ours wait spinning
-            torch.set_num_threads(threads or _cores())
+            torch.set_num_threads(threads or usable_cores())
         with torch.device("meta"):
             self._model = PictureGenerator(profiles.profile(manifest["profile"]))
         wanted = {name for name, _ in self._model.named_parameters() if name.startswith(_PARTS)}
@@ -301,10 +301,6 @@ def _in_float32(part: nn.Module, *inputs: torch.Tensor) -> Any:
     """``part`` with its parameters widened for this call; those that it keeps stay where they are, for its graphs."""
     wide = {name: parameter.float() for name, parameter in part.named_parameters()}
     return torch.func.functional_call(part, wide, tuple(value.float() for value in inputs))
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _is_folded(file: Any, model: PictureGenerator) -> bool:
