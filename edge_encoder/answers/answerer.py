@@ -11,8 +11,8 @@ again for what did not arrive.
 A request names its `max_bytes`, which the client of the cloud has chosen. The box decides: AEIC_EDGE_REQUEST_MAX_BYTES
 (for files AEIC_EDGE_REQUEST_ORIGINAL_MAX_BYTES) limits them, and AEIC_EDGE_REQUEST_BYTES_PER_HOUR limits what all
 answers about one source take within an hour (hourly_budget.py). Bytes are reserved before a picture is encoded, and
-charged as sent. Every request costs something, however it ends. Refusals that no source pays for have an hour of their own, and
-once that is spent they are not sent: the request expires at the cloud.
+charged as sent. Every request costs something, however it ends. Refusals that no source pays for have a budget of their
+own, and once that is spent they are not sent: the request expires at the cloud.
 
 An answer goes ahead of the frames that wait, so it delays them by its own bytes and no more; it never takes the place
 of one. A file goes behind them. uplink/stream.py calls `answer` for each request that its stream receives, sends
