@@ -90,6 +90,9 @@ def decode(
         typer.Option("--format", help="png, webp or jpeg; the default is the suffix of OUT, and png for a pipe."),
     ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, or onnx (no torch).")] = "auto",
+    official_tiling: Annotated[
+        bool, typer.Option(help="Decode large pictures in the tiles of the authors' code (profiles se and me, torch).")
+    ] = False,
     model: Model = None,
     threads: Threads = 0,
     force: Force = False,
@@ -100,7 +103,7 @@ def decode(
     from aeic_tools.commands import codec
 
     options = codec.Options(model, threads, force, json, quiet)
-    _finish(codec.decode(source, target, picture_format, device, options))
+    _finish(codec.decode(source, target, picture_format, codec.Synthesis(device, official_tiling), options))
 
 
 @app.command()

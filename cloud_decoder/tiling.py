@@ -95,9 +95,10 @@ class TileAssembler:
     ``picture`` (H, W, 3) uint8 is complete.
     """
 
-    def __init__(self, y_hat: Floats, frame: Frame) -> None:
+    def __init__(self, y_hat: Floats, frame: Frame, *, whole: bool = False) -> None:
+        """``whole``: a single tile, however large the picture."""
         self.frame = frame
-        self.shape = tile_shape(frame)
+        self.shape = frame.latent_size if whole else tile_shape(frame)
         self._y_hat = y_hat
         height, width = frame.latent_size
         self._tops, self._lefts = _starts(height, self.shape[0]), _starts(width, self.shape[1])

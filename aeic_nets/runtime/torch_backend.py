@@ -28,6 +28,8 @@ from aeic_nets.runtime.cuda_device import Clock, CudaDevice
 from aeic_nets.runtime.cuda_graphs import AGAIN, Graphed
 from aeic_nets.runtime.precision import best_dtype, cuda_dtype, stored
 from aeic_nets.synthesis import PictureGenerator
+from aeic_nets.tiling import UNET_TILES, blend_tiles, decode_tiled
+from aeic_nets.vae import PictureDecoder
 
 log = logging.getLogger(__name__)
 
@@ -63,11 +65,14 @@ class TorchGenerator:
         threads: int = 0,
         dtype: torch.dtype | None = None,
         gpu: CudaDevice | None = None,
+        *,
+        official_tiling: bool = False,
     ) -> None:
         """Loads g_s, UNet and picture decoder from ``bundle_path``; ``BundleError`` if the weights do not fit.
 
         ``threads`` of torch on the CPU, for the whole process; 0 takes all cores that the process may use. ``dtype``
-        instead of what would be chosen. ``gpu`` stands for the CUDA device, in tests.
+        instead of what would be chosen. ``gpu`` stands for the CUDA device, in tests. ``official_tiling``: large
+        pictures are decoded as the research code does (aeic_nets/tiling.py); ``BundleError`` for a profile of our own.
         """
         folder = Path(bundle_path)
         manifest = json.loads((folder / "bundle.json").read_text())
@@ -75,6 +80,11 @@ class TorchGenerator:
         self._gpu = gpu or (CudaDevice(self.device) if self.device.type == "cuda" else None)
         if self.device.type == "cpu":  # torch itself counts the machine's cores; more threads than ours wait spinning
             torch.set_num_threads(threads or usable_cores())
+        self._tiles = UNET_TILES.get(manifest["profile"]) if official_tiling else None
+        if official_tiling and self._tiles is None:
+            raise BundleError(
+                f"profile {manifest['profile']} has no official tiling: it is for {', '.join(UNET_TILES)}"
+            )
         with torch.device("meta"):
             self._model = PictureGenerator(profiles.profile(manifest["profile"]))
         wanted = {name for name, _ in self._model.named_parameters() if name.startswith(_PARTS)}
@@ -105,7 +115,8 @@ class TorchGenerator:
         self._channels = self._model.profile.latent_channels
         for part in self._modules():
             part.to(memory_format=torch.channels_last).eval().requires_grad_(False)
-        self._graphed = Graphed(self._synthesise, self._gpu.recorder()) if self._gpu else None
+        # A CUDA graph of all tiles would be as large as the picture.
+        self._graphed = Graphed(self._synthesise, self._gpu.recorder()) if self._gpu and not self._tiles else None
 
     @torch.inference_mode()
     def __call__(self, y_hat: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -131,7 +142,10 @@ class TorchGenerator:
 
     def _generate(self, y_hat: NDArray[np.float32]) -> tuple[torch.Tensor, Clock]:
         count, self.recomputed = len(y_hat), 0
-        memory_plan.check(self._model.profile, count, y_hat.shape[2], y_hat.shape[3], self.device)
+        height, width = y_hat.shape[2:]
+        if self._tiles:  # the UNet works at an eighth of the picture, four samples for one latent
+            height, width = (min(side, self._tiles[0] // 4) for side in (height, width))
+        memory_plan.check(self._model.profile, count, height, width, self.device)
         padded = self._padded(y_hat) if self._gpu else y_hat
         values = torch.from_numpy(padded).to(self.device, memory_format=torch.channels_last)
         clock = Clock(self._gpu)
@@ -174,9 +188,9 @@ class TorchGenerator:
         ):  # a cached copy of a weight would not outlive the recording of a graph
             latent, residual = g_s(values)
             mark("g_s")
-            features = unet(latent) + residual
+            features = (blend_tiles(unet, latent, *self._tiles) if self._tiles else unet(latent)) + residual
             mark("unet")
-            pictures: torch.Tensor = vae(features)
+            pictures: torch.Tensor = decode_tiled(vae.decoder, features) if self._tiles else vae(features)
             mark("vae")
         return pictures.float()
 
@@ -186,7 +200,7 @@ class TorchGenerator:
         self._recomputed_since += len(rows)
         log.warning("%d of %d pictures are not finite in %s", len(rows), len(pictures), self.dtype)
         pictures = pictures.clone()
-        if self.dtype != torch.float32:
+        if self.dtype != torch.float32 and not self._tiles:
             for row in rows:
                 latent, residual = _in_float32(self._model.codec.g_s, values[row : row + 1])
                 features = _in_float32(self._model.unet, latent) + residual
@@ -293,7 +307,7 @@ class TorchGenerator:
     def _on_device(self) -> AbstractContextManager[Any]:
         return self._gpu.current() if self._gpu else nullcontext()
 
-    def _modules(self) -> tuple[nn.Module, nn.Module, nn.Module]:
+    def _modules(self) -> tuple[nn.Module, nn.Module, PictureDecoder]:
         return self._model.codec.g_s, self._model.unet, self._model.vae
 
 

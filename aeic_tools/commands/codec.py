@@ -41,6 +41,14 @@ class SizeOptions:
     stretch: bool = False
 
 
+@dataclass(frozen=True)
+class Synthesis:
+    """What decodes: as in Decoder.from_bundle and DecoderSettings."""
+
+    device: str = "auto"
+    official_tiling: bool = False
+
+
 def encode(
     source: str,
     target: str,
@@ -101,7 +109,7 @@ def encode(
     return output.each_with_bar(jobs, work) if bar else output.each(jobs, work)
 
 
-def decode(source: str, target: str, picture_format: str | None, device: str, options: Options) -> int:
+def decode(source: str, target: str, picture_format: str | None, synthesis: Synthesis, options: Options) -> int:
     """Frames to pictures. The format is the target's suffix, or ``picture_format``; png for a pipe or a folder."""
     suffix = f".{(picture_format or 'png').lower()}"
     jobs = files.plan(source, target, (".aeic",), suffix)
@@ -111,9 +119,12 @@ def decode(source: str, target: str, picture_format: str | None, device: str, op
         from aeic.pixels import save_picture
         from cloud_decoder.inference.decoder import Decoder, DecoderSettings
     try:
-        decoder = Decoder.from_bundle(options.bundle, device, DecoderSettings(threads=options.threads))
+        settings = DecoderSettings(threads=options.threads, official_tiling=synthesis.official_tiling)
+        decoder = Decoder.from_bundle(options.bundle, synthesis.device, settings)
     except (ValueError, RuntimeError, AssertionError) as error:  # not known, or nothing that torch can open here
-        raise UsageError(f"--device {device}: {str(error).splitlines()[0]}; leave it out, or take onnx") from error
+        raise UsageError(
+            f"--device {synthesis.device}: {str(error).splitlines()[0]}; leave it out, or take onnx"
+        ) from error
 
     def work(job: Job) -> None:
         from aeic.bitstream import Frame

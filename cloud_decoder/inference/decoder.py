@@ -60,6 +60,8 @@ class DecoderSettings:
     """An isolated generator that takes longer for a batch is killed."""
     entropy: Literal["auto", "cpu", "device"] = "auto"
     """Where an isolated generator's frames are entropy-decoded: ``auto`` is a GPU if there is one."""
+    official_tiling: bool = False
+    """Large pictures are decoded whole, in the tiles of the research code. Not with ``isolate``: for one's own use."""
     entropy_check_frames: int = 256
     """Every Nth frame that a device has entropy-decoded is checked on the CPU; 0 checks none."""
 
@@ -85,6 +87,7 @@ class Decoder:
         self.entropy_workers = settings.entropy_workers or max(1, cores // 2)
         self.max_batch = settings.max_batch or (CPU_BATCH if self.shares_cpu else GPU_BATCH)
         self.max_batch_pixels = settings.max_batch_pixels
+        self._whole = settings.official_tiling
         self._generator = generator
         self._generators = (generator, *more)
         self._warm = [False] * self.lanes
@@ -120,7 +123,9 @@ class Decoder:
                         )
                     )
                 else:
-                    generators.append(build_generator(bundle.path, one, settings.threads))
+                    generators.append(
+                        build_generator(bundle.path, one, settings.threads, official_tiling=settings.official_tiling)
+                    )
         except BaseException:
             for generator in generators:
                 generator.close()
@@ -178,7 +183,7 @@ class Decoder:
 
     def synthesise(self, latents: Sequence[Latents]) -> list[Picture]:
         """Latents to pictures (H, W, 3) uint8, in order; batched by shape, large ones in tiles."""
-        assemblers = [TileAssembler(one.y_hat, one.frame) for one in latents]
+        assemblers = [TileAssembler(one.y_hat, one.frame, whole=self._whole) for one in latents]
         while any(not assembler.done for assembler in assemblers):
             waiting: dict[tuple[int, int], list[tuple[TileAssembler, Tile]]] = defaultdict(list)
             for assembler in assemblers:

@@ -72,11 +72,14 @@ def build_entropy(bundle: Bundle, device: str, threads: int, check_every: int) -
     return device_entropy.build(bundle, device if device.startswith("cuda") else "cpu", threads, check_every)
 
 
-def build_generator(bundle: Path, device: str, threads: int) -> GeneratorBackend:
+def build_generator(bundle: Path, device: str, threads: int, *, official_tiling: bool = False) -> GeneratorBackend:
     """The generator of the bundle in a folder, on a device that :func:`choose_device` returned.
 
     The device decides which class it is. In torch, the network of every bundle is a ``PictureGenerator``.
+    ``ServiceError`` for ``official_tiling`` without torch.
     """
+    if official_tiling and device in ("onnx", "openvino", "fastest"):
+        raise ServiceError(f"the official tiling needs torch, not {device}: take device cpu or cuda")
     if device == "onnx":
         return OnnxGenerator(bundle, threads)
     if device == "openvino":
@@ -87,5 +90,5 @@ def build_generator(bundle: Path, device: str, threads: int) -> GeneratorBackend
         from aeic_nets.runtime.torch_backend import TorchGenerator
     except ImportError as error:
         raise ServiceError(f"device {device} needs torch ({error}): {remedy('cloud')}, or take device onnx") from error
-    generator: GeneratorBackend = TorchGenerator(bundle, device, threads)
+    generator: GeneratorBackend = TorchGenerator(bundle, device, threads, official_tiling=official_tiling)
     return generator

@@ -22,7 +22,7 @@ from aeic_nets.integer.scale_index import COARSE, FINE, SWITCH, cells, index_tab
 from aeic_nets.likelihood import LIKELIHOOD_MIN
 from aeic_nets.network import AEIC
 from aeic_nets.official.keys import LORA_RANK, LORA_SCALING, codec_keys, trained_unet_keys
-from aeic_nets.official.tiling import UNET_TILES, VAE_MARGIN, VAE_TILE
+from aeic_nets.tiling import UNET_TILES, VAE_MARGIN, VAE_TILE
 from cloud_decoder.tiling import OVERLAP, WHOLE_PIXELS
 
 ROOT = Path(__file__).parents[2]

@@ -7,7 +7,7 @@ from itertools import pairwise
 import pytest
 import torch
 
-from aeic_nets.official.tiling import _in_step, _spans, _starts, _steps, blend_tiles, decode_tiled
+from aeic_nets.tiling import _in_step, _spans, _starts, _steps, blend_tiles, decode_tiled
 from tests.support.official_model import small_model
 
 
