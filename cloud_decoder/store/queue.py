@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import logging
 import secrets
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from typing import Any
 from uuid import UUID
@@ -221,7 +222,7 @@ class JobQueue:
             self._fail(connection, damaged, DAMAGED)
         rows = sorted((row for row in rows if row.seq not in damaged), key=lambda row: order[row.seq])
         return [
-            LeasedFrame(row_of(row), bytes(row.bitstream), Lease(row.seq, token))
+            LeasedFrame(row_of(row), bytes(row.bitstream), Lease(row.seq, token, row.attempts))
             for row in rows
             if row.bitstream is not None
         ]
@@ -231,18 +232,18 @@ class JobQueue:
         self._update(leases, lease_until=until)
 
     def begin(self, leases: Iterable[Lease]) -> None:
-        """Count an attempt: these frames are about to be decoded, which may end the worker."""
-        self._update(leases, attempts=jobs.c.attempts + 1)
+        """Count an attempt: these frames are about to be decoded, which may end the worker.
 
-    def release(self, leases: Iterable[Lease], *, begun: bool = False, until: float | None = None) -> None:
-        """Return frames, as when the service stops. The attempt of those that have ``begun`` is taken back.
+        A lease has one attempt: a call whose answer was lost can be repeated.
+        """
+        self._update(leases, added=1)
+
+    def release(self, leases: Iterable[Lease], *, until: float | None = None) -> None:
+        """Return frames, as when the service stops. Attempts under these leases are not counted any more.
 
         With ``until`` no worker claims them before that time.
         """
-        values: dict[str, Any] = dict(_FREE) if until is None else {"lease_until": until}
-        if begun:
-            values["attempts"] = sa.case((jobs.c.attempts > 0, jobs.c.attempts - 1), else_=0)
-        self._update(leases, **values)
+        self._update(leases, added=0, **(dict(_FREE) if until is None else {"lease_until": until}))
 
     def requeue(self, now: float, tenant: str | None = None, id: UUID | None = None) -> int:
         """Put frames out of quarantine back into the queue, all or those of a tenant or an id. Returns how many.
@@ -344,13 +345,18 @@ class JobQueue:
         )
         connection.execute(sa.delete(jobs).where(jobs.c.seq.in_(seqs)))
 
-    def _update(self, leases: Iterable[Lease], **values: Any) -> None:
-        listed = list(leases)
-        if not listed:
+    def _update(self, leases: Iterable[Lease], *, added: int | None = None, **values: Any) -> None:
+        """Change jobs whose leases still hold. ``added``: attempts to be counted besides those before the lease."""
+        groups: defaultdict[int | None, list[Lease]] = defaultdict(list)
+        for one in leases:
+            groups[None if added is None else one.attempts + added].append(one)
+        if not groups:
             return
-        mine = self._database.leased(jobs.c.seq, jobs.c.lease_owner, listed)
         with self._database.write(durable=False) as connection:
-            connection.execute(sa.update(jobs).where(mine).values(**values))
+            for attempts, some in groups.items():
+                counted = {} if attempts is None else {"attempts": attempts}
+                mine = self._database.leased(jobs.c.seq, jobs.c.lease_owner, some)
+                connection.execute(sa.update(jobs).where(mine).values(**values, **counted))
 
     def waiting(self, now: float, fingerprint: str | None = None) -> Backlog:
         """How much waits, of one bundle or of all. The autoscaler reads this."""

@@ -220,6 +220,8 @@ class Lease:
 
     seq: int
     token: str
+    attempts: int = 0
+    """Attempts that were counted before this claim."""
 
 
 @dataclass(frozen=True)

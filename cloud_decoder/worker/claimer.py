@@ -234,8 +234,7 @@ class Claimer:
 
     def _release(self, jobs: list[DecodeJob], after: float | None = None) -> set[int]:
         until = None if after is None else self._store.clock() + after
-        for begun in (False, True):
-            self._store.queue.release(leases_of(job for job in jobs if job.begun is begun), begun=begun, until=until)
+        self._store.queue.release(leases_of(jobs), until=until)
         return set()
 
     def _renew(self, leases: list[Lease]) -> None:

@@ -17,8 +17,8 @@ from aeic.latent_codec import Latents
 from aeic_nets import tiling
 from aeic_nets.runtime import torch_backend
 from aeic_nets.runtime.torch_backend import TorchGenerator
-from aeic_train.export.bundle import write_weights
 from aeic_service.errors import ServiceError
+from aeic_train.export.bundle import write_weights
 from cloud_decoder.inference.decoder import Decoder, DecoderSettings
 from cloud_decoder.inference.devices import build_generator
 from tests.support.official_model import SMALL, small_model

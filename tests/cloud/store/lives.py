@@ -30,7 +30,7 @@ import shutil
 import sys
 import tempfile
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -104,7 +104,10 @@ class Life(Machine):
         self.results: Counter[int] = Counter()
         self.demanded: Counter[int] = Counter()
         self.seen: dict[UUID, str] = {}
-        self.kills_left = 1  # more could put a good frame into quarantine by design: it was alone each time
+        self.kills_left = 1
+        self.begun: defaultdict[UUID, set[str]] = defaultdict(set)
+        """Leases under which a frame was begun and not returned. A good one may be in quarantine only after several:
+        each time its worker died, or slept until the lease had run out."""
         self.deaths = self.cuts = self.late = 0
         self._token = 0
 
@@ -208,9 +211,15 @@ class Life(Machine):
             return
         suspect = bool(ready[0].frame.row.attempts)
         group = ready[:1] if suspect else [held for held in ready if not held.frame.row.attempts][:4]
+        for held in group:
+            self.begun[held.frame.row.id].add(held.frame.lease.token)
         if suspect:  # what was decoded before it is recorded first
             self._settle(worker)
-            self.call(self._beginning(group))
+            try:
+                self.call(self._beginning(group))
+            except Lost:
+                group[0].begun = True  # as far as the store knows
+                raise
         else:
             with suppress(StoreUnavailable, Lost):  # an attempt less is counted
                 self.call(self._beginning(group))
@@ -290,9 +299,10 @@ class Life(Machine):
         if worker := self._awake():
             held, worker.held = worker.held, []
             until = self.store.clock() + 10 if self.rng.random() < 0.3 else None
-            for begun in (False, True):
-                leases = [one.frame.lease for one in held if one.begun is begun]
-                self.call(functools.partial(self.store.queue.release, leases, begun=begun, until=until))
+            leases = [one.frame.lease for one in held]
+            self.call(functools.partial(self.store.queue.release, leases, until=until))
+            for one in held:
+                self.begun[one.frame.row.id].discard(one.frame.lease.token)
 
     def demand(self) -> None:
         if self.offered:
@@ -335,7 +345,7 @@ class Life(Machine):
             before = self.seen.get(row.id, "received")
             if row.state != before and row.state not in _ALLOWED[before]:
                 raise Broken(f"frame {row.id} was {before} and is {row.state}")
-            if row.state == "failed" and row.id not in self.poison | self.damaged:
+            if row.state == "failed" and not self._may_fail(row.id):
                 raise Broken(f"the good frame {row.id} is in quarantine: {row.reason}")
             if row.state == "pruned" and before != "pruned":
                 self.marked[row.id] = self.truth
@@ -422,7 +432,9 @@ class Life(Machine):
 
     def _check_frame(self, row: StoredFrame) -> None:
         bad = row.id in self.poison | self.damaged
-        expected = {FrameState.FAILED, FrameState.PRUNED} if bad else {FrameState.DONE, FrameState.PRUNED}
+        expected = {FrameState.PRUNED} if bad else {FrameState.DONE, FrameState.PRUNED}
+        if self._may_fail(row.id):
+            expected.add(FrameState.FAILED)
         if row.state not in expected:
             raise Broken(f"frame {row.id} ends as {row.state.value}{', and it is bad' if bad else ''}")
         stored = self.store.frames.bitstream("", row.id)
@@ -430,6 +442,9 @@ class Life(Machine):
             raise Broken(f"frame {row.id} has other bytes")
         if self.results[row.seq] > 1 + self.demanded[row.seq] + 1:  # one more demand at the end
             raise Broken(f"{self.results[row.seq]} results of frame {row.id} were recorded")
+
+    def _may_fail(self, id: UUID) -> bool:
+        return id in self.poison | self.damaged or len(self.begun[id]) >= MAX_ATTEMPTS
 
     # -- small things -----------------------------------------------------------------------------------------------
 

@@ -149,9 +149,23 @@ def test_an_attempt_that_the_worker_survived_does_not_count(store: Store) -> Non
     for _ in range(4):
         (held,) = claim(store)
         store.queue.begin([held.lease])
-        store.queue.release([held.lease], begun=True)
+        store.queue.release([held.lease])
     (held,) = claim(store)
     assert held.row.attempts == 0
+
+
+def test_a_lease_counts_one_attempt_however_often_it_is_said(store: Store) -> None:
+    """The commit that counted it may have been the last before an error: the worker says it again."""
+    store.frames.add([stored_frame()], NOW)
+    (held,) = claim(store)
+    for _ in range(3):
+        store.queue.begin([held.lease])
+    store.queue.recover("w")
+    (again,) = claim(store)
+    assert again.row.attempts == again.lease.attempts == 1
+    store.queue.begin([again.lease])
+    store.queue.release([again.lease])
+    assert [one.row.attempts for one in claim(store)] == [1]
 
 
 def test_frames_in_quarantine_are_queued_again(store: Store) -> None:
