@@ -14,6 +14,7 @@ import http.server
 import io
 import json
 import os
+import socket
 import sqlite3
 import sys
 import tempfile
@@ -48,12 +49,17 @@ SOURCES = {
     "orchard": ("flower.jpg", 12 * MINUTE),
     "ridge": ("raccoon.jpg", 6 * MINUTE),
     "temple": ("china.jpg", 25 * MINUTE),
-    "tower": ("qutub_minar.jpg", 7 * MINUTE),
+    "box-12": ("qutub_minar.jpg", 7 * MINUTE),
 }
 """Photograph and age of the newest frame."""
+BOX = "box-12"
 BROKEN = "mast-3"
 VIEW, VIEW_FILE = "causeway", "mont_saint_michel.webp"
 DAWN, DUSK, EVERY = 6.5 * HOUR, 19.5 * HOUR, 20 * MINUTE
+IN_VIEW = """[...document.querySelectorAll('#strip li')].filter(one => {
+    const box = one.getBoundingClientRect();
+    return box.right > 0 && box.left < innerWidth; })"""
+"""The stills of the filmstrip that the window shows."""
 
 
 def view(at: float) -> bytes:
@@ -68,9 +74,11 @@ def view(at: float) -> bytes:
 
 
 def post(pair: Pair, source: str, body: bytes) -> str:
-    """A picture through the edge into the cloud; the id of its frame."""
+    """A picture through the edge into the cloud, where it is decoded before the next one comes; the id of its frame."""
     url = f"{pair.edge.http}/v1/frames?preset=1kB&wait=delivered"
-    return str(json.loads(request(url, body, X_Source_Id=source))["id"])
+    id = str(json.loads(request(url, body, X_Source_Id=source))["id"])
+    request(f"{pair.cloud.http}/v1/frames/{id}/image?wait=30")
+    return id
 
 
 def send_all(pair: Pair) -> dict[str, float]:
@@ -140,12 +148,14 @@ def services(folder: Path, camera: str) -> Iterator[Pair]:
     )
     settings = {
         "AEIC_EDGE_CONFIG": str(folder / "edge.toml"),
-        "AEIC_EDGE_SOURCE_ID": "box-12",
+        "AEIC_EDGE_SOURCE_ID": BOX,
         "AEIC_EDGE_ORIGINALS_MAX_BYTES": "50000000",
     }
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        port = int(listening.getsockname()[1])
     with (
-        local_services.cloud(folder, folder) as cloud,
-        local_services.edge(folder, folder, cloud.addresses["grpc"], None, 0, **settings) as edge,
+        local_services.cloud(folder, folder, AEIC_CLOUD_EDGE_URL=f"http://127.0.0.1:{port}") as cloud,
+        local_services.edge(folder, folder, cloud.addresses["grpc"], None, port, **settings) as edge,
     ):
         yield Pair(edge, cloud)
 
@@ -196,12 +206,12 @@ def cloud_wall(browser: Browser, http: str) -> Image.Image:
 def cloud_day(browser: Browser, http: str) -> Image.Image:
     """A source's day."""
     yesterday = datetime.fromtimestamp(time.time() - DAY, UTC).date().isoformat()
-    page = opened(browser, f"{http}/#source={VIEW}&day={yesterday}", 1280, 1000)
+    page = opened(browser, f"{http}/#source={VIEW}&day={yesterday}", 1280, 940)
     page.wait_for_selector("#strip .still[aria-current] img", timeout=60000)
     page.keyboard.press("PageUp")
     page.keyboard.press("ArrowLeft")
     page.wait_for_selector("#day-image:visible")
-    until(page, "document.querySelectorAll('#strip img').length >= 9", seconds=60)
+    until(page, f"({IN_VIEW}).every(one => one.querySelector('img')?.naturalWidth)", seconds=60)
     return shot(page)
 
 
@@ -220,7 +230,6 @@ def look_closer(browser: Browser, pair: Pair) -> Image.Image:
     """The dialog with an answer in its place, a second rectangle and the requests."""
     frame = post(pair, "ridge", (EXAMPLES / "raccoon.jpg").read_bytes())
     url = f"{pair.cloud.http}/v1/frames/{frame}"
-    request(f"{url}/image?wait=30")
     for body in (
         {"kind": "original", "max_bytes": 99},
         {"kind": "region", "region": {"x": 334, "y": 214, "width": 382, "height": 356}, "max_bytes": 1500},
@@ -228,7 +237,7 @@ def look_closer(browser: Browser, pair: Pair) -> Image.Image:
         one = json.loads(request(f"{url}/requests", json.dumps(body).encode()))
         ended = json.loads(request(f"{url}/requests/{one['id']}?wait=30"))
     request(f"{pair.cloud.http}/v1/frames/{ended['answer']}/image?wait=30")
-    page = opened(browser, f"{pair.cloud.http}/#detail={frame}", 992, 900)
+    page = opened(browser, f"{pair.cloud.http}/#detail={frame}", 992, 1000)
     page.wait_for_selector("#closer-ask:enabled", timeout=60000)
     page.click("#closer-history summary")
     page.click("#closer-rows button")

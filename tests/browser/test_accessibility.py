@@ -56,7 +56,7 @@ def answered(filled: Pair) -> str:
 
 @pytest.fixture(params=SIZES, ids=lambda size: f"{size[0]}-{size[1]}")
 def page(request: pytest.FixtureRequest, browser: Any, filled: Pair) -> Iterator[Any]:
-    """The page in one of the sizes, live. An error in its console fails the test, and so does a name that became markup."""
+    """The page in one of the sizes, live. An error in its console or a name that became markup fails the test."""
     width, scheme = request.param
     context = browser.new_context(
         viewport={"width": width, "height": 900}, color_scheme=scheme, timezone_id="UTC", has_touch=width < 1000
