@@ -202,7 +202,7 @@ $(VENV)/.installed: $(PINS)
 $(DEMO_VENV)/.installed: $(PINS)
 	@$(call make-venv,$(DEMO_VENV),14)
 	@echo "installing the edge and the CPU cloud into $(DEMO_VENV) (no torch); this takes a minute or two"
-	@$(call install,$(DEMO_VENV),edge-cpu cloud-cpu)
+	@$(call install,$(DEMO_VENV),edge-cpu cloud-cpu client)
 	@touch $@
 
 $(EDGE_VENV)/.installed: $(PINS)
