@@ -160,10 +160,10 @@ def services(folder: Path, camera: str) -> Iterator[Pair]:
         yield Pair(edge, cloud)
 
 
-def opened(browser: Browser, address: str, width: int, height: int, scheme: str = "light", scale: float = 1) -> Page:
+def opened(browser: Browser, address: str, width: int, height: int, scheme: Literal[light, dark] = "light") -> Page:
     """A page in English, with times in UTC."""
     context = browser.new_context(
-        viewport={"width": width, "height": height}, color_scheme=scheme, device_scale_factor=scale,
+        viewport={"width": width, "height": height}, color_scheme=scheme,
         locale="en-GB", timezone_id="UTC", reduced_motion="reduce",
     )  # fmt: skip
     page = context.new_page()
