@@ -24,6 +24,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Literal
 from uuid import uuid4
 
 from PIL import Image, ImageEnhance
@@ -160,7 +161,7 @@ def services(folder: Path, camera: str) -> Iterator[Pair]:
         yield Pair(edge, cloud)
 
 
-def opened(browser: Browser, address: str, width: int, height: int, scheme: Literal[light, dark] = "light") -> Page:
+def opened(browser: Browser, address: str, width: int, height: int, scheme: Literal["light", "dark"] = "light") -> Page:
     """A page in English, with times in UTC."""
     context = browser.new_context(
         viewport={"width": width, "height": height}, color_scheme=scheme,
