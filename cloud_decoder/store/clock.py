@@ -82,13 +82,17 @@ class TrustedClock:
         """
         with self._database.read() as connection:
             found = connection.execute(_SEEN).one()
-        seen, newest = None if found.seen_ms is None else found.seen_ms / 1000, found.newest_ms / 1000
-        wall = self._wall()
+        seen = None if found.seen_ms is None else found.seen_ms / 1000
+        wall, since_ms = self._wall(), found.seen_ms
         with self._lock:
-            starting = self._trusted is None
-            # A start counts on from the frames of the run before it: none that arrives now is older than they are.
-            begin = newest if seen is not None and seen < newest <= wall else seen
-            expected, at = self._expected(begin), self._steady()
+            if self._trusted is not None or since_ms is None:
+                expected = self._expected()
+            else:
+                # A start counts on from the frames of the run before it: all that arrive now come after them.
+                if since_ms <= found.newest_ms <= wall * 1000:
+                    since_ms = found.newest_ms + 1
+                expected = since_ms / 1000
+            at = self._steady()
             problem = self._judge(wall, seen)
         if not problem:
             self._accept(wall, expected)
@@ -101,7 +105,6 @@ class TrustedClock:
             self._jumped_at = self._jumped_at if problem else None
             self.problem, trusted = problem, self._trusted
         if problem and found.refused_ms is None:
-            since_ms = int(expected * 1000) + 1 if starting else found.seen_ms
             with self._database.write() as connection:
                 connection.execute(sa.update(store_clock).values(refused_ms=since_ms))
         return trusted
@@ -120,10 +123,10 @@ class TrustedClock:
                 late = sa.update(frames).where(arrived >= since_ms, arrived <= until_ms)
                 connection.execute(late.values(received_ms=arrived + int(lag * 1000)))
 
-    def _expected(self, seen: float | None = None) -> float:
-        """The last trusted time and what has passed since; ``seen`` before the first look."""
+    def _expected(self) -> float:
+        """The last trusted time and what has passed since; the wall clock before the first look."""
         if self._trusted is None:
-            return self._wall() if seen is None else seen
+            return self._wall()
         return self._trusted + self._steady() - self._at
 
     def _judge(self, wall: float, seen: float | None) -> str:

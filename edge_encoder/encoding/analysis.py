@@ -37,7 +37,15 @@ from aeic.pixels import pad_picture, to_tensor
 from aeic.profiles import LATENT_STRIDE, PICTURE_MULTIPLE
 from aeic.runtime import cuda, memory
 from edge_encoder.encoding import ProviderChoice
-from edge_encoder.encoding.execution_provider import CPU, PART_PROVIDERS, Session, open_part, open_session, run_bound
+from edge_encoder.encoding.execution_provider import (
+    CPU,
+    PART_PROVIDERS,
+    Session,
+    open_part,
+    open_session,
+    run_bound,
+    takes_bytes,
+)
 
 WHOLE_PIXELS = 1 << 20
 """A picture up to this size (padded) is analysed in one piece: about 210 MB of memory."""
@@ -154,7 +162,7 @@ class Analysis:
         return y
 
     def _run(self, rgb: NDArray[np.uint8], last_of_rare: bool = False) -> Latent:
-        y: Latent = self._graph(to_tensor(rgb), last_of_rare)[0]
+        y: Latent = self._graph.of_picture(rgb, last_of_rare)[0]
         return y
 
     def warm_up(self) -> float:
@@ -180,6 +188,12 @@ class Graph:
             if self._kept:
                 memory.prepare(needed, self._smallest)
             return run_bound(self._session, features, memory.shrinking() if last_of_rare else None)
+
+    def of_picture(self, rgb: NDArray[np.uint8], last_of_rare: bool = False) -> NDArray[np.float32]:
+        """The output for a picture (H, W, 3). A GPU whose graph takes bytes converts it."""
+        if takes_bytes(self._session):
+            return run_bound(self._session, np.ascontiguousarray(rgb[None]))
+        return self(to_tensor(rgb), last_of_rare)
 
     def release(self) -> None:
         """Return the memory that is kept and not in use to the system."""
