@@ -56,7 +56,7 @@ SOURCES = {
 BOX = "box-12"
 BROKEN = "mast-3"
 VIEW, VIEW_FILE = "causeway", "mont_saint_michel.webp"
-DAWN, DUSK, EVERY = 6.5 * HOUR, 19.5 * HOUR, 20 * MINUTE
+DAWN, DUSK, EVERY = 6.5 * HOUR, 19.5 * HOUR, 30 * MINUTE
 IN_VIEW = """[...document.querySelectorAll('#strip li')].filter(one => {
     const box = one.getBoundingClientRect();
     return box.right > 0 && box.left < innerWidth; })"""
