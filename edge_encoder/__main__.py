@@ -116,7 +116,7 @@ async def _run(source: Source) -> None:
     try:
         await source.run()
     except Exception as error:  # the supervisor logs it and starts the source again
-        source.status.set("down", f"unexpected error: {error or type(error).__name__}")
+        source.status.set("down", f"unexpected error: {str(error) or type(error).__name__}")
         raise
 
 
