@@ -111,6 +111,7 @@ results: install ## draw the tables and plots of docs/results from the committed
 	$(BIN)/python -m aeic_train.studies.costs --draw --out docs/results
 	$(BIN)/python -m aeic_train.reports.training_curves models/aeic-se-nano/training_log.jsonl
 	$(BIN)/python -m aeic_train.reports.ablation_plots
+	$(BIN)/python -m aeic_train.reports.evolution_plots
 	$(BIN)/python -m aeic_train.reports.rd_plots
 
 notebook: install ## run docs/notebooks/look_inside.ipynb and write its page with the output
@@ -199,7 +200,7 @@ $(VENV)/.installed: $(PINS)
 $(DEMO_VENV)/.installed: $(PINS)
 	@$(call make-venv,$(DEMO_VENV),14)
 	@echo "installing the edge and the CPU cloud into $(DEMO_VENV) (no torch); this takes a minute or two"
-	@$(call install,$(DEMO_VENV),edge-cpu cloud-cpu)
+	@$(call install,$(DEMO_VENV),edge-cpu cloud-cpu client)
 	@touch $@
 
 $(EDGE_VENV)/.installed: $(PINS)

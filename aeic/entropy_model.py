@@ -44,6 +44,17 @@ class EntropyDecoderModel(Protocol):
         """Means and table indexes of the elements of pass ``index``, gathered: (N, M/4, h, w) each."""
 
 
+class EntropyEncoderModel(Protocol):
+    """What encoding needs of an entropy model. Every implementation gives the same numbers, bit for bit, but for z,
+    which is the encoder's own choice."""
+
+    def hyper_analysis(self, y: Floats) -> Floats:
+        """h_a: y with its gain (M, h, w), any even sides, to z (Cz, hz, wz) float32."""
+
+    def quantise(self, y: Floats, z_symbols: NDArray[np.int32]) -> tuple[Symbols, Indexes, Floats]:
+        """All four passes: y with its gain to ``(symbols, indexes, y_hat)``, each (M, h, w)."""
+
+
 class EntropyModel:
     """The graphs of one bundle's entropy model; ``threads`` as for :meth:`Bundle.session`."""
 

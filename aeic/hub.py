@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from aeic.errors import BundleError
+from aeic.extras import remedy
 
 _ID = re.compile(r"(?P<repository>[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95})@(?P<revision>[\w./-]{1,100})")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -32,7 +33,7 @@ def folder(named: str | Path) -> Path:
     try:
         hub: Any = importlib.import_module("huggingface_hub")
     except ImportError:
-        raise BundleError("bundles by id need huggingface_hub: pip install 'aeic[hub]'") from None
+        raise BundleError(f"bundles by id need huggingface_hub: {remedy('hub')}") from None
     try:
         return Path(hub.snapshot_download(found["repository"], revision=found["revision"], allow_patterns=_FILES))
     except Exception as error:  # the library's, requests' and the system's errors share no narrower base

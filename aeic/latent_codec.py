@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from aeic import rans
 from aeic.bitstream import MAX_PAYLOAD_BYTES, MAX_SIDE, Frame
 from aeic.bundle import Bundle
-from aeic.entropy_model import EntropyDecoderModel, EntropyModel, Symbols, fill
+from aeic.entropy_model import EntropyDecoderModel, EntropyEncoderModel, EntropyModel, Symbols, fill
 from aeic.errors import BitstreamError, BundleError, Damaged, TooLarge, WrongModel
 from aeic.passes import PASS_COUNT, gather, scatter
 from aeic.quantise import Floats, check_value, dequantise, digest, hyper_size, quantise_hyper
@@ -78,8 +78,8 @@ class Coded:
 class LatentCodec:
     """The codec of one bundle. ``threads`` for its graphs, 0 for all cores; safe to share between threads.
 
-    ``max_pixels`` bounds what a frame may ask of :meth:`decode`. ``decoding`` takes the place of the bundle's graphs in
-    decoding, for example on a GPU; it must give the same numbers bit for bit.
+    ``max_pixels`` bounds what a frame may ask of :meth:`decode`. ``decoding`` and ``encoding`` take the place of the
+    bundle's graphs, for example on a GPU; they must give the same numbers bit for bit.
     """
 
     def __init__(
@@ -88,11 +88,13 @@ class LatentCodec:
         threads: int = 0,
         max_pixels: int = MAX_SIDE * MAX_SIDE,
         decoding: EntropyDecoderModel | None = None,
+        encoding: EntropyEncoderModel | None = None,
     ) -> None:
         self.bundle = bundle
         self.max_pixels = max_pixels
         self._model = EntropyModel(bundle, threads)
         self._decoding = decoding
+        self._encoding = encoding
 
     def encode(self, y: Floats, rate: int, width: int, height: int) -> bytes:
         """Code y (M, h, w) float32, as the analysis graph gave it, into a whole frame.
@@ -110,8 +112,9 @@ class LatentCodec:
         if not np.isfinite(y).all():
             raise BundleError(f"the analysis of bundle {self.bundle.name} gave numbers that are not finite")
         y = np.ascontiguousarray(y * tables.gains[number][:, None, None])
-        z_symbols = quantise_hyper(self._model.hyper_analysis(y), tables.medians, tables.z[number])
-        symbols, indexes, y_hat = self._model.quantise(y, z_symbols)
+        model = self._encoding or self._model
+        z_symbols = quantise_hyper(model.hyper_analysis(y), tables.medians, tables.z[number])
+        symbols, indexes, y_hat = model.quantise(y, z_symbols)
         if not np.isfinite(y_hat).all():
             raise BundleError(f"the entropy model of bundle {self.bundle.name} gave numbers that are not finite")
         runs: list[rans.Run] = [(z_symbols.ravel(), _channel_ids(z_symbols.shape), tables.z[number])]

@@ -23,6 +23,7 @@ from PIL.JpegImagePlugin import JpegImageFile
 
 from aeic.bitstream import MAX_SIDE, MIN_SIDE
 from aeic.errors import InputError, TooLarge, Unreadable, UnsupportedFormat
+from aeic.extras import remedy
 from aeic.picture_files import colour, headers, items
 from aeic.picture_files.headers import JPEG, PNG, Jpeg
 from aeic.profiles import PICTURE_MULTIPLE
@@ -203,7 +204,7 @@ def _open(data: bytes, max_pixels: int) -> tuple[ImageFile.ImageFile, Jpeg | Non
                 cicp = headers.code_points(data)
             max_pixels //= 2
         elif kind is not None:
-            raise UnsupportedFormat(f"this is {kind}: send JPEG, PNG or WebP of 8 bits a sample")
+            raise UnsupportedFormat(f"this is {kind}: send JPEG, PNG, WebP or AVIF, with 8 bits a sample")
         elif data.startswith(JPEG):
             jpeg = headers.read_jpeg(data)
             picture = JpegImageFile(io.BytesIO(jpeg.data + _END_OF_JPEG))
@@ -220,7 +221,7 @@ def _open(data: bytes, max_pixels: int) -> tuple[ImageFile.ImageFile, Jpeg | Non
         if data.startswith(b"--") and b"\r\nContent-Disposition:" in data[:1024]:
             raise Unreadable("this is a form around a file: send the file alone, curl --data-binary @FILE") from None
         ours = data.startswith(_OURS) or kind in _HEAVY
-        what = "the picture is cut short or damaged" if ours else "this is no JPEG, PNG or WebP file"
+        what = "the picture is cut short or damaged" if ours else "this is no JPEG, PNG, WebP or AVIF file"
         raise Unreadable(f"{what}: send the file itself, in full") from error
     if cicp is not None:
         picture.info["cicp"] = cicp
@@ -258,7 +259,7 @@ def _open_heavy(data: bytes, kind: str) -> ImageFile.ImageFile:
     try:
         import pillow_heif
     except ImportError:
-        raise UnsupportedFormat('this is HEIF: pip install "aeic[heif]", or send JPEG, PNG or WebP') from None
+        raise UnsupportedFormat(f"this is HEIF: {remedy('heif')}, or send JPEG, PNG, WebP or AVIF") from None
     if items.metadata_bytes(data) > _MAX_METADATA_BYTES:
         raise TooLarge("the file has too many pictures with too much metadata: save one of them alone")
     reader: Callable[[io.BytesIO], ImageFile.ImageFile] = pillow_heif.HeifImageFile

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from aeic.errors import AeicError
+from aeic.extras import remedy
 
 if TYPE_CHECKING:
     from cloud_decoder.tiling import Picture
@@ -69,5 +70,5 @@ def _decoder_installed() -> Iterator[None]:
         yield
     except ModuleNotFoundError as error:
         raise DecoderMissing(
-            f"{error.name} is not installed, which decoding here needs: pip install 'aeic[cloud-cpu]'"
+            f"{error.name} is not installed, which decoding here needs: {remedy('cloud-cpu')}"
         ) from error

@@ -14,6 +14,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 from uuid import UUID
 
+from aeic.extras import remedy
+
 CONTEXT_BYTES = 25
 KEPT = 16384
 """Frames whose context is remembered; the oldest goes first."""
@@ -33,7 +35,7 @@ def set_up(service: str) -> None:
         from opentelemetry.sdk.trace import TracerProvider
         from opentelemetry.sdk.trace.export import BatchSpanProcessor
     except ImportError as error:
-        raise ValueError(f'tracing is on, but {error.name} is missing: pip install "aeic[tracing]"') from None
+        raise ValueError(f"tracing is on, but {error.name} is not installed: {remedy('tracing')}") from None
     provider = TracerProvider(resource=Resource.create({"service.name": service}))
     provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
     use(provider)

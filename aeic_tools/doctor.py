@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import aeic
+from aeic import extras
 from aeic.runtime.driver import nvidia_driver
 
 Role = Literal["edge", "cloud"]
@@ -169,12 +170,12 @@ def _installed_roles() -> tuple[str, ...]:
 
 def _packages(roles: tuple[str, ...]) -> Iterator[Finding]:
     if not roles:
-        remedy = 'pip install "aeic[edge-cpu]" or "aeic[cloud-cpu]"'
+        remedy = f"{extras.remedy('edge-cpu')}, or with cloud-cpu"
         yield Finding("services", Status.FAILED, "neither service has its packages", remedy)
     for role in roles:
         missing = [name for name in ROLES[role] if not _version(name)]
         if missing:
-            remedy = f'pip install "aeic[{role}-cpu]"'
+            remedy = extras.remedy(f"{role}-cpu")
             yield Finding(role, Status.FAILED, f"{', '.join(missing)} missing", remedy)
         else:
             yield Finding(role, Status.OK, "its packages are installed")
@@ -185,7 +186,7 @@ def _packages(roles: tuple[str, ...]) -> Iterator[Finding]:
         what = "onnxruntime and onnxruntime-gpu overwrite each other's files"
         yield Finding("onnxruntime", Status.FAILED, what, remedy)
     elif not (_version("onnxruntime") or _version("onnxruntime-gpu")):
-        remedy = 'pip install "aeic[edge-cpu]"; on a Jetson see docs/how-to/jetson.md'
+        remedy = f"{extras.remedy('edge-cpu')}; on a Jetson see docs/how-to/jetson.md"
         yield Finding("onnxruntime", Status.FAILED, "not installed: nothing runs the graphs", remedy)
 
 
@@ -218,10 +219,10 @@ def _onnxruntime(bundle: Path | None) -> Iterator[Finding]:
             yield Finding(short, Status.OK, "a session opens, and its answer is the CPU's")
         else:
             missing = f"; not loaded: {', '.join(found['libraries'])}" if found["libraries"] else ""
-            remedy = 'pip install "aeic[edge-gpu]" for CUDA and cuDNN, or set AEIC_EDGE_PROVIDER=cpu'
+            remedy = f"{extras.remedy('edge-gpu')} for CUDA and cuDNN, or set AEIC_EDGE_PROVIDER=cpu"
             yield Finding(short, Status.FAILED, f"{problem}{missing}", remedy)
     if nvidia_driver() and not any("CUDA" in name for name in found["providers"]):
-        remedy = 'pip uninstall onnxruntime, then pip install "aeic[edge-gpu]", if an edge is to use the GPU'
+        remedy = f"if an edge is to use the GPU, pip uninstall onnxruntime, then {extras.remedy('edge-gpu')}"
         yield Finding("CUDA", Status.WARNING, "there is a GPU, and this ONNX Runtime cannot use it", remedy)
 
 
@@ -232,7 +233,7 @@ def _torch(needed: bool) -> Iterator[Finding]:
         return
     found = probe("torch")
     if "error" in found:
-        yield Finding("torch", Status.FAILED, found["error"], 'pip install --force-reinstall "aeic[cloud]"')
+        yield Finding("torch", Status.FAILED, found["error"], f"pip uninstall torch, then {extras.remedy('cloud')}")
         return
     if not found["cards"]:
         status = Status.FAILED if nvidia_driver() else Status.OK

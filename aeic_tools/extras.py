@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from aeic.extras import remedy
 from aeic_tools.files import UsageError
 
 _OURS = {"aeic", "edge_encoder", "cloud_decoder", "aeic_nets", "aeic_train", "aeic_tools"}
@@ -18,4 +19,4 @@ def needs(extra: str) -> Iterator[None]:
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] in _OURS:
             raise
-        raise UsageError(f'{error.name} is not installed: pip install "aeic[{extra}]"') from error
+        raise UsageError(f"{error.name} is not installed: {remedy(extra)}") from error

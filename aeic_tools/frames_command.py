@@ -10,6 +10,7 @@ import httpx
 
 from aeic_client import Client, Problem
 from aeic_client.messages import Frame
+from aeic_tools.cloud_errors import words
 
 
 def frames(source: str | None, limit: int, url: str, token: str | None, *, as_json: bool) -> int:
@@ -19,7 +20,7 @@ def frames(source: str | None, limit: int, url: str, token: str | None, *, as_js
             for frame in islice(cloud.frames(source=source), limit):
                 print(_json(frame) if as_json else _line(frame))
     except (Problem, httpx.TransportError) as error:
-        print(f"aeic: {error}", file=sys.stderr)
+        print(words(error, url), file=sys.stderr)
         return 1
     return 0
 

@@ -17,6 +17,7 @@ from PIL import Image, ImageFile
 
 from aeic.bitstream import HEADER_BYTES, MAGIC, MAX_PAYLOAD_BYTES, Frame
 from aeic.errors import AeicError
+from aeic.extras import remedy
 from aeic.pixels import to_rgb
 
 FORMAT, SUFFIX, MIME = "AEIC", ".aeic", "image/x-aeic"
@@ -91,7 +92,7 @@ def _loaded(module: str, name: str, extra: str, bundle: str | Path | None) -> An
     try:
         found = getattr(importlib.import_module(module), name)
     except ImportError as error:
-        raise OSError(f'{error.name} is missing: pip install "aeic[{extra}]"') from error
+        raise OSError(f"{error.name} is not installed: {remedy(extra)}") from error
     return found.from_bundle(bundle)
 
 

@@ -14,7 +14,7 @@ import torch
 from aeic.bundle import Bundle
 from aeic.profiles import Profile, profile
 from aeic_nets.codec import Codec
-from aeic_nets.integer.export import export_entropy
+from aeic_nets.integer.export import export_entropy, write_gpu_entropy
 from aeic_nets.official import keys
 from aeic_nets.official.golden_weights import GoldenTensors, golden_picture
 from aeic_nets.official.weights import load_codec
@@ -56,7 +56,9 @@ def write_golden_bundle(codec: Codec, folder: Path, exact: bool = True, decoder:
     write_encoder_graphs(codec, folder)
     if exact:
         latents = [codec.g_a(golden_picture(256, 384, phase)) for phase in (0.0, 3.0)]
-        export_entropy(codec, latents, folder, hyper_medians(codec)).save(folder / "integer.npz")
+        integers = export_entropy(codec, latents, folder, hyper_medians(codec))
+        integers.save(folder / "integer.npz")
+        write_gpu_entropy(integers, folder)
     else:
         write_float_entropy(codec, folder)
     if decoder:

@@ -37,6 +37,7 @@ import numpy as np
 
 from aeic.bitstream import Frame
 from aeic.bundle import Bundle
+from aeic.extras import remedy
 from aeic.latent_codec import LatentCodec
 from benchmarks.served import Service, our_cloud, peer_service
 from cloud_decoder.images import formats
@@ -167,7 +168,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, object]:
     }
     for name in filter(None, arguments.peers.split(",")):
         if importlib.util.find_spec(name) is None:
-            print(f"{name} is not installed: pip install 'aeic[bench]'")
+            print(f"{name} is not installed: {remedy('bench')}")
             continue
         with peer_service(name, path, cap) as peer:
             asyncio.run(peer.run(frames[: len(SIZES)], 1))

@@ -67,7 +67,8 @@ class Metrics:
         self.image_seconds = histogram("image_encode_seconds", "Encoding one picture as a file.", STAGE_SECONDS)
         self.end_to_end_seconds = histogram(
             "end_to_end_seconds",
-            "Until the picture is available: since its capture, or since its arrival where the capture is unknown.",
+            "Until the picture is available: since its capture, or since its arrival where the capture is unknown or"
+            " the frame answers a request about an earlier picture.",
             END_TO_END_SECONDS,
             ("since",),
         )

@@ -153,7 +153,10 @@ class RequestDispatch:
                 if outbox.max_bytes:
                     outbox.send(request)
                 else:
-                    detail = "the box takes no requests: it is of an earlier release, or its settings forbid them"
+                    detail = (
+                        "the box takes no requests: it keeps no originals (its AEIC_EDGE_ORIGINALS_MAX_BYTES is 0),"
+                        " its AEIC_EDGE_REQUEST_MAX_BYTES is 0, or it is of an earlier release"
+                    )
                     await self.refused(request.tenant, request.box, request.id, RefusalReason.UNSUPPORTED, detail)
 
     def now(self) -> float:

@@ -39,13 +39,13 @@ from cloud_decoder.front_end.queue_backend import QueueBackend
 from cloud_decoder.grpc_api.calls import Calls
 from cloud_decoder.grpc_api.decode import Gate
 from cloud_decoder.grpc_api.group_commit import GroupCommit
-from cloud_decoder.grpc_api.ingest import Ingest, IngestSettings
+from cloud_decoder.grpc_api.ingest import Destinations, Ingest, IngestSettings
 from cloud_decoder.grpc_api.originals import OriginalAssembler
 from cloud_decoder.grpc_api.server import GrpcServer
 from cloud_decoder.http_api.app import build_app
 from cloud_decoder.http_api.deletion import Deletion
 from cloud_decoder.http_api.edge_proxy import EdgeProxy
-from cloud_decoder.http_api.image_service import ImageService
+from cloud_decoder.http_api.image_service import Capacity, ImageService
 from cloud_decoder.http_api.routers import decode, deletion, edge, events, frames, page, requests, status
 from cloud_decoder.inference.decoder import Decoder, DecoderSettings
 from cloud_decoder.inference.devices import choose_devices
@@ -102,9 +102,8 @@ class Cloud:
         most = self.host.memory_bytes // BODIES_SHARE
         self.bodies = Budget(min(settings.uploads_max_bytes, most), shared=shared)
         self.waiters = Budget(settings.max_waiters, shared=shared)
-        self.image_service = ImageService(
-            self.store, self._cache, self.backend, self.admission, self.event_bus, self.metrics, self.waiters
-        )
+        capacity = Capacity(self.admission, self.waiters)
+        self.image_service = ImageService(self.store, self._cache, self.backend, capacity, self.event_bus, self.metrics)
         self.dispatch = RequestDispatch(self.store, self.event_bus, self.metrics)
         self.commits = GroupCommit(
             self.store,
@@ -123,14 +122,12 @@ class Cloud:
             shared=shared,
         )
         self.ingest = Ingest(
-            self.commits,
+            Destinations(self.commits, originals, self.dispatch),
             self.presence,
             self.tokens,
             self.calls,
             self.metrics,
             self._ingest_settings(),
-            self.dispatch,
-            originals,
         )
         self._edge_proxy = EdgeProxy(settings.edge_url, settings.edge_tenant)
         self.maintenance = Maintenance(self.store, self._cache, self.metrics, self._maintenance_settings())
@@ -246,10 +243,12 @@ class Cloud:
                 self.dispatch,
                 self.event_bus,
                 self.bodies,
-                hour_bytes=settings.request_bytes_per_hour,
-                original_bytes=settings.request_original_bytes,
-                body_seconds=seconds,
-                max_wait=max_wait,
+                requests.Limits(
+                    hour_bytes=settings.request_bytes_per_hour,
+                    original_bytes=settings.request_original_bytes,
+                    body_seconds=seconds,
+                    max_wait=max_wait,
+                ),
             ),
             status.router(
                 store,
@@ -259,24 +258,27 @@ class Cloud:
                 self.readiness,
                 grafana_url=self.settings.grafana_url,
             ),
-            status.metrics_router(
-                self.metrics,
-                store,
-                self.presence,
-                self._cache,
-                self.model_pool,
-                lambda: self.budgets,
-                self.readiness,
-                sources=self._sources_in_metrics(),
-                folders=bootstrap.folders_of(settings),
-                certificates=Certificates(
-                    chains={"grpc_tls_cert": settings.grpc_tls_cert},
-                    authorities={"grpc_tls_client_ca": settings.grpc_tls_client_ca},
-                ),
-            ),
+            status.metrics_router(self.metrics, self._measured()),
             page.router(),
             edge.router(self._edge_proxy, self.bodies, upload_limits),
         ]
+
+    def _measured(self) -> status.Measured:
+        settings = self.settings
+        return status.Measured(
+            store=self.store,
+            presence=self.presence,
+            cache=self._cache,
+            model_pool=self.model_pool,
+            readiness=self.readiness,
+            budgets=lambda: self.budgets,
+            sources=self._sources_in_metrics(),
+            folders=bootstrap.folders_of(settings),
+            certificates=Certificates(
+                chains={"grpc_tls_cert": settings.grpc_tls_cert},
+                authorities={"grpc_tls_client_ca": settings.grpc_tls_client_ca},
+            ),
+        )
 
     def _deletion(self) -> Deletion:
         """With the choice ``auto``, clients that need no token may delete nothing."""

@@ -48,6 +48,20 @@ class Metrics:
             buckets=_BYTES,
             registry=registry,
         )
+        self.entropy_frames = Counter(
+            "aeic_edge_entropy_frames_total",
+            "Runs of the entropy model, if a GPU is used for it: on the device or the CPU.",
+            ["where"],
+            registry=registry,
+        )
+        self.entropy_checks = Counter(
+            "aeic_edge_entropy_checks_total", "Runs on the GPU that were checked on the CPU.", registry=registry
+        )
+        self.entropy_mismatches = Counter(
+            "aeic_edge_entropy_mismatches_total",
+            "Differences between the entropy model on the GPU and on the CPU.",
+            registry=registry,
+        )
         self.picture_bytes = Counter("aeic_edge_picture_bytes_total", "Picture files taken in.", registry=registry)
         self.folder_files = Counter(
             "aeic_edge_folder_files_total",

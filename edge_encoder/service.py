@@ -26,7 +26,7 @@ from aeic_service.budgets import Budget, Used
 from aeic_service.certificates import Certificates
 from aeic_service.host_limits import HostLimits
 from edge_encoder import systemd
-from edge_encoder.answers.answerer import Answerer, AnswerLimits, TakePicture
+from edge_encoder.answers.answerer import Answerer, AnswerLimits, PictureSources, TakePicture
 from edge_encoder.bundle_update.trial import Trial
 from edge_encoder.encoding.encode_queue import EncodeQueue
 from edge_encoder.encoding.encoder import Encoder
@@ -44,8 +44,8 @@ from edge_encoder.submission.delivery_waiters import DeliveryWaiters
 from edge_encoder.submission.request import Accepted, EncodeRequest
 from edge_encoder.submission.submitter import Submitter
 from edge_encoder.supervisor import Supervisor
-from edge_encoder.uplink.stream import Report
-from edge_encoder.uplink.uplink import Uplink, ask
+from edge_encoder.uplink.stream import Callbacks, Report
+from edge_encoder.uplink.uplink import Identity, Uplink, ask
 
 log = logging.getLogger("aeic.edge")
 
@@ -116,7 +116,7 @@ class EdgeService:
             history_frames=settings.history_frames,
             on_change=self._on_change,
         )
-        self.trial = Trial(settings, self.spool, functools.partial(ask, settings, software=_SOFTWARE))
+        self.trial = Trial(settings, self.spool, lambda digest: ask(settings, Identity(digest, _SOFTWARE)))
         try:
             path = await self.trial.choose()
             try:
@@ -138,11 +138,12 @@ class EdgeService:
             self.spool,
             settings,
             self.metrics,
-            bundle_digest=bundle.digest,
-            software=_SOFTWARE,
-            prompt=self.waiting.__contains__,
-            answer=None if answerer is None else answerer.answer,
-            report=self.report,
+            Identity(bundle.digest, _SOFTWARE),
+            Callbacks(
+                prompt=self.waiting.__contains__,
+                answer=None if answerer is None else answerer.answer,
+                report=self.report,
+            ),
         )
         if settings.target_age_seconds:
             self.rate_control = RateControl(bundle.default_rate, settings.target_age_seconds)
@@ -180,7 +181,12 @@ class EdgeService:
         """Loads and warms up the encoder of the bundle at `path`; returns the seconds the warm-up took."""
         settings = self.settings
         self.encoder = Encoder.from_bundle(
-            path, settings.threads, provider=settings.provider, max_pixels=self.max_pixels
+            path,
+            settings.threads,
+            provider=settings.provider,
+            entropy=settings.entropy,
+            entropy_check_frames=settings.entropy_check_frames,
+            max_pixels=self.max_pixels,
         )
         return self.encoder.warm_up()
 
@@ -205,7 +211,7 @@ class EdgeService:
         if not settings.request_max_bytes:
             return None
         return Answerer(
-            self.ring,
+            PictureSources(self.ring, self.cameras, settings.source_id),
             self.encoder,
             self.queue,
             self.spool,
@@ -216,8 +222,6 @@ class EdgeService:
                 settings.request_bytes_per_hour,
                 pictures_now=settings.request_now,
             ),
-            box=settings.source_id,
-            cameras=self.cameras,
         )
 
     def _spool_needs(self) -> int:

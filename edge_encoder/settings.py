@@ -17,7 +17,7 @@ from pydantic_settings import SettingsConfigDict
 
 from aeic.identifiers import is_name
 from aeic_service.settings import ServiceSettings
-from edge_encoder.encoding import Preset, ProviderChoice
+from edge_encoder.encoding import EntropyChoice, Preset, ProviderChoice
 from edge_encoder.originals.cipher import parse_key
 from edge_encoder.source_settings import CameraSettings, FolderSettings, MqttSettings
 from edge_encoder.spool.record import FullPolicy
@@ -75,6 +75,14 @@ class EdgeSettings(ServiceSettings):
     provider: ProviderChoice = Field(
         "auto",
         description="Runtime of the analysis; auto takes CUDA if it works, else the faster runtime of this processor.",
+    )
+    entropy: EntropyChoice = Field(
+        "auto",
+        description="Where the entropy model runs: `cpu`, `device` (CUDA), or `auto`: on the GPU if the analysis runs"
+        " there and the bundle has entropy_gpu.onnx.",
+    )
+    entropy_check_frames: int = Field(
+        256, ge=0, description="Check every Nth frame of a GPU on the CPU too; 0 disables the check."
     )
     threads: int = Field(1, ge=0, le=256, description="Threads of one encode; 0 takes every core.")
     encode_workers: int = Field(

@@ -29,6 +29,7 @@ INSTALLATIONS = {
     "cloud-cpu": ["cloud-cpu"],
     "cloud": ["cloud"],
     "fleet-ray": ["fleet-ray"],
+    "client": ["client"],
     "test": ["test"],
     "dev": ["dev"],
 }

@@ -78,4 +78,4 @@ def test_the_service_imports_and_decoding_names_its_extra(edge_python: Path, tin
     subprocess.run([str(edge_python), "-c", "import edge_encoder.service"], cwd=ROOT, check=True)
     command = [str(edge_python.with_name("aeic")), "cloud"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 2 and 'pip install "aeic[cloud-cpu]"' in done.stderr, done.stderr
+    assert done.returncode == 2 and 'pip install ".[cloud-cpu]"' in done.stderr, done.stderr

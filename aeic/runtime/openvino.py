@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from aeic.errors import BundleError
+from aeic.extras import remedy
 
 AVAILABLE: bool = importlib.util.find_spec("openvino") is not None
 """Whether OpenVINO can be imported here."""
@@ -37,7 +38,7 @@ class OpenVinoSession:
         """``threads`` 0 takes all cores. ``precision``: ``float32``, ``bfloat16``, or ``auto``: bfloat16 where the
         processor multiplies it. ``BundleError`` where OpenVINO is missing or cannot read the graph."""
         if not AVAILABLE:
-            raise BundleError("OpenVINO is not installed: pip install 'aeic[openvino]'")
+            raise BundleError(f"OpenVINO is not installed: {remedy('openvino')}")
         openvino: Any = importlib.import_module("openvino")
         core = openvino.Core()
         if precision == "auto":

@@ -28,6 +28,8 @@ Target = Literal["cpu", "gpu"]
 OPSETS: dict[Target, int] = {"cpu": 20, "gpu": 18}
 """Every operator of the graphs for GPUs has a CUDA kernel at opset 18. ONNX Runtime has none for Pad of opset 19 and
 ConstantOfShape of opset 20, and would run them on the CPU with copies on both sides."""
+GPU_ENTROPY = "entropy_gpu.onnx"
+"""The entropy graph for GPUs in a bundle: an auxiliary file, which an edge on a GPU runs."""
 TO_LAST, TO_FIRST = [0, 2, 3, 1], [0, 3, 1, 2]
 
 
@@ -63,6 +65,12 @@ def write_graphs(model: IntegerModel, folder: Path, target: Target = "cpu", read
     folder.mkdir(parents=True, exist_ok=True)
     for name, data in files.items():
         (folder / f"{name}.onnx").write_bytes(data)
+
+
+def write_gpu_entropy(model: IntegerModel, folder: Path) -> None:
+    """Write the entropy graph for GPUs, float32 weights of four times the size."""
+    prove(model)
+    (folder / GPU_ENTROPY).write_bytes(entropy_graph(model, "gpu"))
 
 
 def hyper_synthesis_graph(model: IntegerModel, target: Target, readable: bool = False) -> bytes:

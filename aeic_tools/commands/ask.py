@@ -10,6 +10,7 @@ import httpx
 
 from aeic_client import Client, Problem
 from aeic_tools import files
+from aeic_tools.cloud_errors import words
 from aeic_tools.files import PIPE, UsageError
 
 _FORMATS = {"": "png", ".png": "png", ".webp": "webp", ".jpg": "jpeg", ".jpeg": "jpeg", ".avif": "avif"}
@@ -56,7 +57,7 @@ def ask(
                 found = cloud.image(answer, form or "png", wait=_WAIT_SECONDS)
             files.write(name, found, force)
     except (Problem, httpx.TransportError) as error:
-        print(f"aeic: {error}", file=sys.stderr)
+        print(words(error, url), file=sys.stderr)
         return 1
     print(f"{frame} -> {name}: {request.bytes} bytes, frame {request.answer}", file=sys.stderr)
     return 0
@@ -77,5 +78,5 @@ def _region(text: str) -> tuple[int, int, int, int]:
     try:
         x, y, width, height = (int(part) for part in text.split(","))
     except ValueError:
-        raise UsageError(f"--region {text}: give X,Y,W,H in pixels, such as 812,400,300,200") from None
+        raise UsageError(f"--region {text}: give X,Y,W,H in pixels, such as 334,214,382,356") from None
     return x, y, width, height

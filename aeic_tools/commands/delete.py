@@ -10,6 +10,7 @@ from uuid import UUID
 import httpx
 
 from aeic_client import Client, Problem
+from aeic_tools.cloud_errors import words
 from aeic_tools.files import UsageError
 
 
@@ -35,7 +36,7 @@ def delete(
             else:
                 count = cloud.delete_frames(source, since=_aware(since), until=_aware(until))
     except (Problem, httpx.TransportError) as error:
-        print(f"aeic: {error}", file=sys.stderr)
+        print(words(error, url), file=sys.stderr)
         return 1
     print(count)
     return 0

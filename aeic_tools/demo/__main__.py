@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import signal
 import sys
 import tempfile
@@ -106,6 +107,11 @@ def pictures(places: Sequence[Path]) -> list[Path]:
     return files
 
 
+def ask_command() -> str:
+    """How ``aeic ask`` is called in the environment that runs this, which need not be the active one."""
+    return f"{Path(os.path.relpath(Path(sys.executable).parent)) / 'aeic'} ask"
+
+
 def keep(data: Path, bundle: Path | None) -> int:
     """Run both services until Ctrl-C or SIGTERM. Returns 1 if one of them ends unexpectedly."""
 
@@ -121,7 +127,8 @@ def keep(data: Path, bundle: Path | None) -> int:
             print("       drop a photograph on the cloud's page to send it through the edge")
             print(f"data and logs are in {data}; Ctrl-C stops both services\n")
             print(f"  curl --data-binary @examples/owl.jpg {edge}/v1/frames")
-            print(f"  curl -o owl.png '{cloud}/v1/frames/ID/image?format=png&wait=30'", flush=True)
+            print(f"  curl -o owl.png '{cloud}/v1/frames/ID/image?format=png&wait=30'")
+            print(f"  {ask_command()} ID --region 240,60,240,160 -o closer.png --url {cloud}", flush=True)
             while all(service.process.poll() is None for service in (pair.edge, pair.cloud)):
                 time.sleep(0.2)
             print("a service ended unexpectedly; see its log", file=sys.stderr)

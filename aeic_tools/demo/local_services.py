@@ -148,13 +148,15 @@ def _bundle(side: str, bundle: Path | None) -> dict[str, str]:
 def pair(data: Path, logs: Path, bundle: Path | None = None) -> Iterator[Pair]:
     """Both services, ready; the edge is stopped first, so that it can drain into the cloud.
 
-    The cloud's page knows the edge, so the edge's port is chosen before either is there.
+    The cloud's page knows the edge, so the edge's port is chosen before either is there. The edge keeps originals, so
+    that it can be asked for more of a picture.
     """
+    ring = {"AEIC_EDGE_ORIGINALS_MAX_BYTES": os.environ.get("AEIC_EDGE_ORIGINALS_MAX_BYTES", "100000000")}
     with socket.create_server(("127.0.0.1", 0)) as listening:
         port = int(listening.getsockname()[1])
     address = f"http://127.0.0.1:{port}"
     with (
         cloud(data, logs, bundle, AEIC_CLOUD_EDGE_URL=address) as receiver,
-        edge(data, logs, receiver.addresses["grpc"], bundle, port) as sender,
+        edge(data, logs, receiver.addresses["grpc"], bundle, port, **ring) as sender,
     ):
         yield Pair(sender, receiver)

@@ -24,11 +24,11 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from aeic import profiles
-from aeic.bundle import FORMAT, Bundle
+from aeic.bundle import FORMAT, SHARED_FROM, Bundle
 from aeic.pixels import load_picture, pad_picture, to_tensor
 from aeic_nets.codec import Codec
 from aeic_nets.integer.calibrate import calibrate
-from aeic_nets.integer.export import export_entropy
+from aeic_nets.integer.export import GPU_ENTROPY, export_entropy, write_gpu_entropy
 from aeic_nets.integer.model import Site
 from aeic_nets.integer.training import price
 from aeic_nets.network import AEIC
@@ -38,7 +38,7 @@ from aeic_train.export.onnx_graphs import write_float_entropy, write_graphs
 from aeic_train.export.tables import hyper_medians, write_tables
 
 DEFINES_BITSTREAM = ("tables.npz", "hyper_synthesis.onnx", *(f"context_{i}.onnx" for i in range(4)))
-AUXILIARY = ("integer.npz", *(f"analysis_{number}.onnx" for number in range(3)))
+AUXILIARY = ("integer.npz", GPU_ENTROPY, *(f"analysis_{number}.onnx" for number in range(3)))
 """Files that repeat, in another form, what others define. They are in neither the fingerprint nor the bundle digest."""
 DECODERS = ("synthesis.onnx", "weights.safetensors")
 """The first of these that a bundle has counts in its fingerprint too, because another decoder is another model."""
@@ -147,6 +147,8 @@ def export(
         else:
             integers = export_entropy(model.codec, sites, folder, hyper_medians(model.codec))
             integers.save(folder / "integer.npz")
+            if model.profile.latent_channels >= SHARED_FROM:  # a small model is as fast on a CPU
+                write_gpu_entropy(integers, folder)
         write_weights(model, folder / "weights.safetensors")
         for extra in extras:
             shutil.copy(extra, folder / extra.name)

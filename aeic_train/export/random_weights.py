@@ -20,7 +20,7 @@ from aeic.bundle import Bundle
 from aeic.profiles import Profile
 from aeic_nets.codec import Codec
 from aeic_nets.integer.calibrate import calibrate
-from aeic_nets.integer.export import export_entropy
+from aeic_nets.integer.export import export_entropy, write_gpu_entropy
 from aeic_nets.official import keys
 from aeic_nets.official.golden_weights import GoldenTensors, golden_picture
 from aeic_nets.official.weights import load_codec
@@ -51,7 +51,9 @@ def export_random(profile: Profile, out: Path, name: str) -> Bundle:
         write_encoder_graphs(codec, folder)
         latents = [codec.g_a(golden_picture(*picture)) for picture in CALIBRATION]
         sites = calibrate(codec, latents)
-        export_entropy(codec, sites, folder, hyper_medians(codec), readable=True).save(folder / "integer.npz")
+        integers = export_entropy(codec, sites, folder, hyper_medians(codec), readable=True)
+        integers.save(folder / "integer.npz")
+        write_gpu_entropy(integers, folder)
         (folder / "graphs.md").write_text(describe(folder))
         card: dict[str, object] = {"source": "random weights, made from the names of the tensors"}
         write_manifest(folder, profile, name, [{"name": "r0", "bpp": 1.0}] * profile.rates, 0, card)

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from aeic_train.evaluation import rd_curves
-from aeic_train.reports.plot_style import COLOURS, open_pyplot, save_figure, tidy
+from aeic_train.reports.plot_style import COLOURS, embed, open_pyplot, save_figure, tidy
 from aeic_train.reports.rd_plots import TITLES
 
 SHOWN = ("st_lpips", "efflite_lpips", "psnr")
@@ -28,7 +28,7 @@ TICKS = (0.01, 0.02, 0.03, 0.04, 0.06, 0.08)
 
 @dataclass(frozen=True)
 class Run:
-    """The curve of one training, and what it took. The first ablations and the teacher have no seed."""
+    """The curve of one training, and what it took. The teacher has no seed."""
 
     curve: list[rd_curves.Point]
     seed: int | None = None
@@ -113,7 +113,7 @@ def read(path: Path) -> tuple[str, Runs, list[Claim]]:
 def draw(path: Path) -> None:
     """Write the tables (.md) and the curves (.svg, .png) beside the JSON at ``path``."""
     about, runs, claims = read(path)
-    path.with_suffix(".md").write_text(table(about, runs, claims))
+    path.with_suffix(".md").write_text(table(about, runs, path.with_suffix(".svg"), claims))
     figure, axes = open_pyplot().subplots(1, len(SHOWN), figsize=(15, 4.6), layout="constrained")
     for axis, measure in zip(axes, SHOWN):
         for (arm, of_arm), colour in zip(runs.items(), COLOURS):
@@ -147,19 +147,24 @@ def _columns(runs: list[Run], names: Sequence[str]) -> list[dict[str, tuple[floa
     return rows
 
 
-def table(about: str, runs: Runs, claims: Sequence[Claim] = ()) -> str:
-    """Markdown: what was trained, the BD-rates against the first arm, the order of the paper, then every point."""
+def table(about: str, runs: Runs, plot: Path, claims: Sequence[Claim] = ()) -> str:
+    """Markdown: what was trained, ``plot`` (from ``draw``), the BD-rates against the first arm, the order of the paper,
+    then every point. The pages call an arm a variant."""
     shown = measures(runs)
     several = any(len(of_arm) > 1 for of_arm in runs.values())
     lines = [f"{about}\n", *_compute(runs)]
     if several:
-        lines.append("A figure after ± is the standard deviation over the seeds. Arms are compared seed by seed.\n")
-    lines += [f"## BD-rate against {next(iter(runs))!r}, percent (negative: fewer bits)\n", *_head(["arm", *shown])]
+        lines.append("A figure after ± is the standard deviation over the seeds. Variants are compared seed by seed.\n")
+    else:
+        lines.append("Each variant is a single run, so there are no error bars.\n")
+    lines += [embed(plot, f"Curves of {', '.join(runs)}: {'; '.join(TITLES[m] for m in SHOWN)}", _caption(several))]
+    anchor = next(iter(runs))
+    lines += [f"## BD-rate against `{anchor}`, percent (negative: fewer bits)\n", *_head(["variant", *shown])]
     for arm, row in gains(runs).items():
         lines.append(f"| {arm} | " + " | ".join(_gain(row[m]) for m in shown) + " |")
     lines.append("\n– : the two curves share no quality.\n")
     lines += _order(runs, claims, shown)
-    lines += ["## Points\n", *_head(["arm", "bpp", *shown])]
+    lines += ["## Points\n", *_head(["variant", "bpp", *shown])]
     for arm, of_arm in runs.items():
         for row in _columns(of_arm, ("bpp", *shown)):
             cells = [_cell(row["bpp"], 4, len(of_arm)), *(_cell(row[m], 3, len(of_arm)) for m in shown)]
@@ -167,12 +172,18 @@ def table(about: str, runs: Runs, claims: Sequence[Claim] = ()) -> str:
     return "\n".join(lines) + "\n"
 
 
+def _caption(several: bool) -> str:
+    text = "Metrics over estimated bits per pixel, on a logarithmic axis."
+    more = " Bars: standard deviations over the seeds in both directions. Faint lines: single runs."
+    return text + more if several else text
+
+
 def _head(cells: list[str]) -> list[str]:
     return ["| " + " | ".join(cells) + " |", "|---" * len(cells) + "|"]
 
 
 def _compute(runs: Runs) -> list[str]:
-    """The steps, seeds and minutes of every arm. The first ablations have them in their text."""
+    """The steps, seeds and minutes of every arm. The teacher has none."""
     rows = []
     for arm, of_arm in runs.items():
         known = [run for run in of_arm if run.steps is not None and run.minutes is not None]
@@ -180,7 +191,7 @@ def _compute(runs: Runs) -> list[str]:
             seeds = ", ".join(str(run.seed) for run in known)
             steps = "/".join(str(steps) for steps in sorted({run.steps for run in known if run.steps}))
             rows.append(f"| {arm} | {seeds} | {steps} | {sum(run.minutes or 0 for run in known):.1f} |")
-    return [*_head(["arm", "seeds", "steps of a run", "minutes of training, all runs"]), *rows, ""] if rows else []
+    return [*_head(["variant", "seeds", "steps of a run", "minutes of training, all runs"]), *rows, ""] if rows else []
 
 
 def _order(runs: Runs, claims: Sequence[Claim], shown: list[str]) -> list[str]:
@@ -193,7 +204,7 @@ def _order(runs: Runs, claims: Sequence[Claim], shown: list[str]) -> list[str]:
     if not rows:
         return []
     text = (
-        "In how many of the runs the arm that is better in the paper needs fewer bits at equal quality. Where two "
+        "In how many of the runs the variant that is better in the paper needs fewer bits at equal quality. Where two "
         "curves share no quality, they are compared at equal bits, or by both if one has fewer bits and better quality."
     )
     return ["## Order of the paper\n", text + "\n", *_head(["paper", *shown]), *rows, ""]

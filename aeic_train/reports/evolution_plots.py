@@ -12,11 +12,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from aeic_train.reports.plot_style import COLOURS, open_pyplot, save_figure, tidy
+from aeic_train.reports.plot_style import COLOURS, embed, log_scale, open_pyplot, save_figure, tidy
 from aeic_train.reports.rd_plots import TITLES
 
 TABLED = ("bpp", "variance", "psnr", "ms_ssim", "st_lpips", "efflite_lpips", "efflite_fd")
 DIGITS = {"bpp": 4, "psnr": 2, "efflite_fd": 0}
+ALT = "bpp and ST-LPIPS over the steps, and both against each other"
+CAPTION = "Every snapshot of the run. The colour is that of its stage."
 DEFAULT = Path("docs/results/evolution/evolution.json")
 
 
@@ -31,7 +33,7 @@ def write(path: Path, content: dict[str, Any]) -> None:
 def draw(path: Path) -> None:
     """Write the table (.md) and the plots (.svg, .png) beside the JSON at ``path``."""
     content = json.loads(path.read_text())
-    path.with_suffix(".md").write_text(table(content))
+    path.with_suffix(".md").write_text(table(content, path.with_suffix(".svg")))
     points: list[dict[str, Any]] = content["points"]
     stages = list(dict.fromkeys(point["stage"] for point in points))
     figure, axes = open_pyplot().subplots(1, 3, figsize=(15, 4.6), layout="constrained")
@@ -39,7 +41,9 @@ def draw(path: Path) -> None:
         for stage, colour in zip(stages, COLOURS):
             some = [point for point in points if point["stage"] == stage]
             axis.plot(*_series(some, "total", measure), "o-", color=colour, label=stage)
-        axis.set(title=title, xlabel="steps", yscale="log" if measure == "bpp" else "linear")
+        axis.set(title=title, xlabel="steps")
+        if measure == "bpp":
+            log_scale(axis, "y")
         tidy(axis)
     plane = axes[2]
     plane.plot(*_series(points, "bpp", "st_lpips"), color="0.7", linewidth=1, zorder=1)
@@ -58,13 +62,14 @@ def _series(points: list[dict[str, Any]], x: str, y: str) -> tuple[list[float], 
     return [point[x] for point in points], [point[y] for point in points]
 
 
-def table(content: dict[str, Any]) -> str:
-    """Markdown with a row for each snapshot."""
+def table(content: dict[str, Any], plot: Path) -> str:
+    """Markdown with ``plot`` (from ``draw``) and a row for each snapshot."""
     points = content["points"]
     shown = [measure for measure in TABLED if any(measure in point for point in points)]
     lines = [
         f"Rate point {content['rate']}, mean over {len(content['pictures'])} pictures; bits are estimated from "
         "likelihoods. `variance` is that of y on training crops.\n",
+        embed(plot, ALT, CAPTION),
         "| step | stage | " + " | ".join(shown) + " |",
         "|---" * (len(shown) + 2) + "|",
     ]

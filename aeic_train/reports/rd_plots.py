@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from aeic_train.evaluation import rd_curves
-from aeic_train.reports.plot_style import COLOURS, open_pyplot, save_figure, tidy
+from aeic_train.reports.plot_style import codec_colours, embed, open_pyplot, save_figure, tidy
 
 OURS = "aeic"
 """How the names of AEIC's curves begin, in any case: our own measurements and the published ones."""
@@ -43,6 +43,8 @@ DIGITS = {"psnr": 2, "efflite_fd": 0, "fid": 2, "kid": 5}
 RATES = (0.015, 0.02, 0.03, 0.04, 0.05)
 LOW_RATES = (0.005, 0.01, 0.015, 0.02, 0.03)
 """bpp of the tables of sets whose curves begin below 0.01 bpp."""
+LOW_TICKS = (0.005, 0.01, 0.02, 0.03, 0.05, 0.1)
+"""bpp at which the plots of such sets have ticks."""
 WIDEST = 0.1
 """bpp at which the plots end. This codec's rates are below."""
 Curves = dict[str, list[rd_curves.Point]]
@@ -96,7 +98,8 @@ def draw(of_set: PictureSet, target: Path) -> None:
     figure, axes = plt.subplots(rows, columns, figsize=size, layout="constrained", squeeze=False)
     ours = [name for name in of_set.curves if is_ours(name)]
     others = [name for name in of_set.curves if not is_ours(name)]
-    ticks = (*of_set.rates, 0.05, WIDEST) if of_set.rates is LOW_RATES else (*of_set.rates, 0.07, WIDEST)
+    colours = codec_colours(others)
+    ticks = LOW_TICKS if of_set.rates is LOW_RATES else (*of_set.rates, 0.07, WIDEST)
     for axis, measure in zip(axes.flat, measures):
         for name, points in of_set.curves.items():
             inside = sorted((p["bpp"], p[measure]) for p in points if measure in p and p["bpp"] <= WIDEST)
@@ -104,9 +107,8 @@ def draw(of_set: PictureSet, target: Path) -> None:
                 continue
             style: dict[str, Any] = {"color": "black", "linewidth": 2.6, "marker": "o", "zorder": 3}
             if name in others:
-                number = others.index(name)
                 half = name.endswith("-half")
-                style = {"color": COLOURS[number % len(COLOURS)], "linewidth": 1.6, "marker": "s" if half else "."}
+                style = {"color": colours[name], "linewidth": 1.6, "marker": "s" if half else "."}
                 style |= {"linestyle": "--" if half else "-", "markersize": 4}
             elif ours.index(name):
                 style |= {"linestyle": ("--", ":", "-.")[(ours.index(name) - 1) % 3]}
@@ -126,10 +128,11 @@ def draw(of_set: PictureSet, target: Path) -> None:
     save_figure(figure, target)
 
 
-def table(of_set: PictureSet) -> str:
-    """Markdown with every codec at equal bits, the BD-rates of AEIC against each other codec, and the sources."""
+def table(of_set: PictureSet, plot: Path) -> str:
+    """Markdown with ``plot`` (from ``draw``), every codec at equal bits, the BD-rates of AEIC against each other codec,
+    and the sources."""
     by_codec = of_set.curves
-    text = [f"{of_set.description[:1].upper()}{of_set.description[1:]}.\n"]
+    text = [f"{of_set.description[:1].upper()}{of_set.description[1:]}.\n", _plot(of_set, plot)]
     for measure in rd_curves.present(by_codec.values(), TABLED):
         text += [f"## {TITLES[measure]}\n", "| codec | " + " | ".join(f"{rate:g} bpp" for rate in of_set.rates) + " |"]
         text += ["|---|" + "---|" * len(of_set.rates)]
@@ -146,6 +149,15 @@ def table(of_set: PictureSet) -> str:
         text += ["## Sources\n"]
         text += [f"- {', '.join(names)}: {source}" for source, names in of_set.sources.items()] + [""]
     return "\n".join(text)
+
+
+def _plot(of_set: PictureSet, plot: Path) -> str:
+    measures = rd_curves.present(of_set.curves.values(), [*TITLES])
+    alt = f"Curves of {', '.join(of_set.curves)} over bpp: {'; '.join(TITLES[m] for m in measures)}"
+    caption = "Each metric over the bits per pixel of the whole file, on a logarithmic axis."
+    if any(name.endswith("-half") for name in of_set.curves):
+        caption += " `-half`: coded at half the width and height, and enlarged afterwards."
+    return embed(plot.with_suffix(".svg"), alt, caption)
 
 
 def bd_rates(by_codec: Curves, test: str) -> list[str]:
@@ -170,7 +182,7 @@ def main(argv: list[str] | None = None) -> None:
             raise ValueError(f"no WHO_SET.json in {options.results}: run aeic bench rd and copy results.json there")
         for name, of_set in sets.items():
             draw(of_set, options.results / name)
-            (options.results / f"{name}.md").write_text(table(of_set))
+            (options.results / f"{name}.md").write_text(table(of_set, options.results / name))
             print(f"{options.results / name}.svg .png .md: {', '.join(of_set.curves)}", file=sys.stderr)
     except (OSError, ValueError) as error:
         print(f"make results: {error}", file=sys.stderr)

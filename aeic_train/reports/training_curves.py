@@ -20,11 +20,18 @@ from typing import Any
 
 import numpy as np
 
-from aeic_train.reports.plot_style import COLOURS, open_pyplot, save_figure, tidy
+from aeic_train.reports.plot_style import COLOURS, embed, log_scale, open_pyplot, save_figure, tidy
 
 Line = dict[str, Any]
 LAST = 5
 """Number of log lines that the values at the end of a stage are averaged over, because single batches are noisy."""
+
+
+TRAINING = (
+    "Rate, quality and feature loss on training crops. Bold lines are running means over 250 steps, vertical lines the "
+    "beginnings of stages."
+)
+LATENTS = "Variance of the latents y, gain applied, against the bits: a point for each line of the log and rate point."
 
 
 def read(log: Path) -> list[Line]:
@@ -83,7 +90,9 @@ def draw_training(lines: list[Line], target: Path) -> None:
             if axis is axes[0]:
                 place = (begin, 0.82 if number % 2 else 0.99)  # the labels of short stages would overlap
                 axis.annotate(f" {stage}", place, xycoords=("data", "axes fraction"), rotation=90, va="top", fontsize=7)
-        axis.set(title=label, xlabel="hours", yscale="log" if measure == "bpp" else "linear")
+        axis.set(title=label, xlabel="hours")
+        if measure == "bpp":
+            log_scale(axis, "y")
         tidy(axis)
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=6, frameon=False)
     save_figure(figure, target)
@@ -101,7 +110,9 @@ def draw_latents(lines: list[Line], target: Path) -> bool:
         points = [(bpp, variance) for bpp, variance in points if variance is not None]
         if points:
             axis.scatter(*zip(*points), s=9, color=COLOURS[number % len(COLOURS)], label=f"r{rate}", alpha=0.7)
-    axis.set(xscale="log", yscale="log", xlabel="bpp of training crops", ylabel="variance of y")
+    axis.set(xlabel="bpp of training crops", ylabel="variance of y")
+    log_scale(axis, "x")
+    log_scale(axis, "y")
     axis.set_title("Latent variance against bpp: every 50 steps of training")
     tidy(axis)
     axis.legend(frameon=False)
@@ -111,7 +122,10 @@ def draw_latents(lines: list[Line], target: Path) -> bool:
 
 def table(lines: list[Line]) -> str:
     """Markdown with bpp, PSNR, feature loss and latent variance of each rate point at the end of every stage."""
-    text = ["At the end of every stage, of training crops: means over the last 250 steps. `variance` is that of y."]
+    text = [embed(Path("training.svg"), "bpp, PSNR and feature loss of every rate point over hours", TRAINING)]
+    if any(name.startswith("log_variance_") for line in lines for name in line):
+        text.append(embed(Path("latents.svg"), "Variance of the latents against bpp, by rate point", LATENTS))
+    text += ["At the end of every stage, of training crops: means over the last 250 steps. `variance` is that of y."]
     head = ("stage", "steps so far", "hours", "rate", "bpp", "PSNR", "features", "variance")
     text += ["", "| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
     for stage in stages(lines):

@@ -28,10 +28,21 @@ from PIL import Image, ImageDraw, ImageFont
 from aeic.bundle import Bundle
 from aeic.profiles import LATENT_STRIDE
 from aeic_train.codecs.ours import OurCodec
+from aeic_train.reports.plot_style import embed
 
 Picture = NDArray[np.uint8]
 MEASURES = ("offset", "worst", "grid", "colour")
 HEIGHT, WIDTH, BLOTCH, COLUMNS = 192, 256, 16, 7
+LEGEND = """| column | meaning |
+|---|---|
+| offset | largest mean error of a channel: a shift of brightness or colour |
+| worst | largest error of a sample: rings, borders, blotches |
+| grid | RMS of the pattern that all 32x32 squares share, without its mean: a pattern at the spacing of the latents |
+| colour | largest distance of a channel's error from the mean of the three, both over 16x16 pixels: colour blotches |
+
+`worst` and `grid` mean little for edges and noise (`frame`, `bars`, `text`, `text-inverse`, `noise`, `grain`), which no
+codec keeps at such rates.
+"""
 SHARP = ("frame", "bars", "text", "text-inverse", "noise", "grain")
 """Pictures with edges or noise that no codec keeps at such rates. Their ``worst`` and ``grid`` are not meaningful."""
 STRONG = ("red", "green", "blue", "ramp-colours")
@@ -120,9 +131,12 @@ def run(pair: OurCodec, rate: int) -> tuple[dict[str, dict[str, float]], dict[st
 
 
 def table(name: str, rates: dict[int, dict[str, dict[str, float]]]) -> str:
-    """A Markdown table with a row for each picture and its values at each rate point."""
+    """A Markdown page: what the values are, the sheet of pictures, and a row for each picture."""
+    caption = f"The large pictures, each above its reconstruction at rate point {[*rates][-1]}."
     head = [f"{measure}, r{rate}" for rate in rates for measure in MEASURES]
-    lines = [f"What {name} adds of its own, in levels of 255 (`aeic bench artefacts`).\n"]
+    lines = [f"Errors that {name} adds to simple pictures (`aeic bench artefacts`): decoded minus original, in levels"]
+    lines += [f"of 0 to 255. {', '.join(f'r{rate}' for rate in rates)}: rate points.\n", LEGEND]
+    lines += [embed(Path("artefacts.jpg"), "Simple pictures with their names, each above its reconstruction", caption)]
     lines += ["| picture | " + " | ".join(head) + " |", "|---|" + "---|" * len(head)]
     for picture in pictures():
         cells = [f"{rows[picture][m]:.1f}" for rows in rates.values() for m in MEASURES]
@@ -131,12 +145,19 @@ def table(name: str, rates: dict[int, dict[str, dict[str, float]]]) -> str:
 
 
 def sheet(decoded: dict[str, Picture]) -> Image.Image:
-    """The large pictures, each above its reconstruction."""
+    """The large pictures, each below its name and above its reconstruction."""
     names = [name for name, picture in pictures().items() if picture.shape[0] == HEIGHT]
-    columns = [np.concatenate([pictures()[name], decoded[name]]) for name in names]
+    columns = [np.concatenate([_label(name), pictures()[name], decoded[name]]) for name in names]
     columns += [np.zeros_like(columns[0])] * (-len(columns) % COLUMNS)
     rows = [np.concatenate(columns[i : i + COLUMNS], axis=1) for i in range(0, len(columns), COLUMNS)]
     return Image.fromarray(np.concatenate(rows))
+
+
+def _label(name: str) -> Picture:
+    """A strip with the name of the picture below it."""
+    image = Image.new("RGB", (WIDTH, 24), (24, 24, 26))
+    ImageDraw.Draw(image).text((WIDTH // 2, 4), name, (238, 238, 238), ImageFont.load_default(14), anchor="ma")
+    return np.asarray(image)
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -29,7 +29,7 @@ from aeic_nets.official.complexity import count
 from aeic_train.codecs.base import Codec, CodecUnavailable
 from aeic_train.codecs.baselines import build
 from aeic_train.codecs.ours import OurCodec
-from aeic_train.reports.plot_style import COLOURS, open_pyplot, save_figure, tidy
+from aeic_train.reports.plot_style import codec_colours, embed, log_scale, open_pyplot, save_figure, tidy
 
 T = TypeVar("T")
 PUBLISHED: dict[str, tuple[float | None, float, float | None, float]] = {
@@ -42,6 +42,13 @@ PUBLISHED: dict[str, tuple[float | None, float, float | None, float]] = {
 }
 """Encoding and decoding, millions of parameters and thousands of multiply-adds a pixel, as AEIC's authors print them
 (None: over a billion; 1e4: over ten thousand)."""
+ALT = "Two panels with a point for each codec, encoding against decoding: multiply-adds a pixel, and milliseconds"
+CAPTION = (
+    "Encoding across, decoding upwards; both axes are logarithmic. Left: multiply-adds of learned codecs, where 10,000 "
+    "stands for more than 10,000. Right: measured times of the codecs in the first table."
+)
+BESIDE = {"DiffEIC": (-6, 0, "right"), "AEIC-SE-nano (this model)": (-4, -14, "left")}
+"""Offset of a label in points, and its alignment, where the place right of the point is taken by another one."""
 COUNTED = {"me": "AEIC-ME", "se": "AEIC-SE", "nano-me": "AEIC-ME-nano", "nano": "AEIC-SE-nano (this model)"}
 
 
@@ -91,6 +98,7 @@ def table(costs: dict[str, Any]) -> str:
     width, height = costs["size"]
     ours, *others = costs["times"]
     text = [f"## Time on one {width}x{height} photograph, {costs['threads']} thread\n"]
+    text += [embed(Path("costs.svg"), ALT, CAPTION)]
     text += ["Milliseconds, wall (CPU, of all threads and children); and how many times ours.\n"]
     text += ["| codec | setting | bytes | encode | decode | encode x | decode x |", "|---" * 7 + "|"]
     for row in (ours, *others):
@@ -114,15 +122,18 @@ def draw(costs: dict[str, Any], target: Path) -> None:
     codecs = {row["codec"]: (1e3 * row["encode"], 1e3 * row["decode"]) for row in costs["times"]}
     titles = ("Thousands of multiply-adds a pixel", f"Milliseconds, {costs['size'][0]}x{costs['size'][1]}, one thread")
     for axis, points, title in zip(axes, (networks, codecs), titles):
-        for number, (name, (encode, decode)) in enumerate(points.items()):
+        colours = codec_colours(name for name in points if not name.lower().startswith("aeic"))
+        for name, (encode, decode) in points.items():
             ours = "nano" in name and "ME" not in name
-            axis.scatter(
-                encode, decode, s=70 if ours else 30, color="black" if ours else COLOURS[number % len(COLOURS)]
-            )
-            beside = {"xytext": (5, 7 if number % 2 else -7), "textcoords": "offset points", "va": "center"}
+            axis.scatter(encode, decode, s=70 if ours else 30, color=colours.get(name, "black"))
+            right, up, side = BESIDE.get(name, (7, 0, "left"))
+            beside = {"xytext": (right, up), "textcoords": "offset points", "va": "center", "ha": side}
             axis.annotate(name, (encode, decode), fontsize=8, weight="bold" if ours else "normal", **beside)
-        axis.set(xscale="log", yscale="log", xlabel="encode", ylabel="decode", title=title)
+        unit = title.partition(",")[0].lower()
+        axis.set(xscale="log", yscale="log", xlabel=f"encode, {unit}", ylabel=f"decode, {unit}", title=title)
         axis.margins(0.2)
+        log_scale(axis, "x")
+        log_scale(axis, "y")
         tidy(axis)
     save_figure(figure, target)
 

@@ -77,7 +77,7 @@ def _run(options: argparse.Namespace) -> None:
     ordered = dict(sorted(curves.items(), key=lambda item: not rd_plots.is_ours(item[0])))
     of_set = PictureSet(options.set or documents[0].get("description", ""), ordered)
     rd_plots.draw(of_set, options.out / "curves")
-    text = rd_plots.table(of_set)
+    text = rd_plots.table(of_set, options.out / "curves")
     rates: dict[str, Any] = {}
     if options.anchor is not None:
         measures = rd_curves.present(curves.values(), rd_curves.COMPARED)

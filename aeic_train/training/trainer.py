@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from aeic import profiles
+from aeic.extras import remedy
 from aeic.profiles import Profile
 from aeic_nets.integer.model import Site
 from aeic_nets.integer.training import disable_quantisation, enable_quantisation, set_sites
@@ -521,7 +522,7 @@ def main(argv: list[str] | None = None) -> None:
         if not folder.is_dir():
             parser.error(f"no folder {folder}")
     if options.tensorboard and importlib.util.find_spec("tensorboard") is None:
-        parser.error('TensorBoard is not installed: pip install "aeic[tensorboard]"')
+        parser.error(f"TensorBoard is not installed: {remedy('tensorboard')}")
     if len({path.stem for path in options.recipe}) < len(recipes):
         parser.error("--recipe: give each recipe once")
     if under_torchrun():

@@ -6,7 +6,8 @@
 The model is a queue in order of arrival, and workers that take a batch whenever they are free, as the real ones do. One
 event is one batch, so ten thousand workers can be simulated. The database is a budget of CPU seconds and log bytes per
 frame, measured by ``aeic bench fleet``, which also compares this model with a real run. What is not measured is an
-argument: seconds per frame of a GPU, prices, cores of the database. The last line is one JSON object.
+argument: seconds per frame of a GPU, prices in any one currency, cores of the database. The last line is one JSON
+object; its costs are in the currency of the prices.
 """
 
 from __future__ import annotations
@@ -195,9 +196,9 @@ def main() -> None:
     parser.add_argument("--database-cores", type=int, default=16)
     parser.add_argument("--database-log-megabytes", type=float, default=150.0, help="a second, that its disk can write")
     parser.add_argument("--database-clients", type=int, default=2000, help="connections, with or without a pooler")
-    parser.add_argument("--gpu-hour", type=float, default=2.0, help="price")
-    parser.add_argument("--core-hour", type=float, default=0.05, help="price")
-    parser.add_argument("--gigabyte-month", type=float, default=0.1, help="price")
+    parser.add_argument("--gpu-hour", type=float, default=2.0, help="price of a worker's hour, in any currency")
+    parser.add_argument("--core-hour", type=float, default=0.05, help="price, in the same currency")
+    parser.add_argument("--gigabyte-month", type=float, default=0.1, help="price, in the same currency")
     parser.add_argument("--retention-days", type=float, default=30.0)
     arguments = parser.parse_args()
     stages = json.loads(arguments.stages.read_text())
@@ -216,12 +217,12 @@ def main() -> None:
         plan(cameras, arguments.interval, arguments.peak, pool, costs, arguments.target_seconds)
         for cameras in arguments.cameras
     ]
-    print("cameras    frames/s     GPUs  busy   age p95   DB cores  log MB/s  partitions  per million")
+    print("cameras    frames/s     GPUs  busy   age p95   DB cores  log MB/s  partitions  cost per million")
     for one in plans:
         print(
             f"{one['cameras']:>8} {one['frames_per_second_at_peak']:>10} {one['gpus']:>8} {one['gpus_busy']:>6}"
             f" {one['age_p95_seconds']:>8}s {one['database_cores_at_peak']:>9} {one['log_megabytes_per_second']:>9}"
-            f" {one['partitions']:>10} {one['cost_per_million_frames']:>12}"
+            f" {one['partitions']:>10} {one['cost_per_million_frames']:>17}"
         )
     by_cores = ROOM * costs.database_cores / costs.database_cpu_seconds
     by_log = ROOM * costs.database_log_bytes / costs.log_bytes

@@ -99,6 +99,18 @@ class IngestSettings:
 
 
 @dataclass(frozen=True)
+class Destinations:
+    """Where the messages of a stream go."""
+
+    commits: GroupCommit
+    """Frames, into the store."""
+    originals: OriginalAssembler
+    """Pieces of originals."""
+    dispatch: RequestDispatch
+    """Refusals of requests. It also has the requests that a stream sends to its edge."""
+
+
+@dataclass(frozen=True)
 class _Peer:
     """What Hello says of the other end of a stream, and the tenant of its token."""
 
@@ -120,17 +132,16 @@ class Ingest(pb_grpc.IngestServiceServicer):
 
     def __init__(
         self,
-        commits: GroupCommit,
+        destinations: Destinations,
         presence: Presence,
         tokens: Tokens,
         calls: Calls,
         metrics: Metrics,
         settings: IngestSettings,
-        dispatch: RequestDispatch,
-        originals: OriginalAssembler,
     ) -> None:
-        self._dispatch, self._originals = dispatch, originals
-        self._commits, self._presence, self._tokens, self._calls = commits, presence, tokens, calls
+        self._commits, self._originals = destinations.commits, destinations.originals
+        self._dispatch = destinations.dispatch
+        self._presence, self._tokens, self._calls = presence, tokens, calls
         self._metrics, self._settings = metrics, settings
         self._draining = asyncio.Event()
         self._open_streams = 0

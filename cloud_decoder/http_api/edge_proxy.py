@@ -75,7 +75,7 @@ class EdgeProxy:
             raise NoEdge(self.why_not())
 
     async def encode(self, picture: bytes, rate: str | None, target_bytes: int | None = None) -> dict[str, Any]:
-        """The frame that the edge made of a JPEG, PNG or WebP file: id, width, height, bytes, bpp, rate, encode_ms.
+        """The frame that the edge made of a picture file: id, width, height, bytes, bpp, rate, encode_ms.
 
         With ``target_bytes``, the edge chooses the rate point, and scales the picture down if none fits.
         ``Overloaded`` where too many pictures are in progress.

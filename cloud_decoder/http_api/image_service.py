@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
 from uuid import UUID
@@ -48,21 +49,31 @@ HOLD_SECONDS = 300.0
 """The longest that a frame keeps its place after its caller has left."""
 
 
+@dataclass(frozen=True)
+class Capacity:
+    """How much may go on at once."""
+
+    admission: Admission
+    """Decodes, by their pixels and in the turns of their tenants."""
+    waiters: Budget
+    """Requests that wait."""
+
+
 class ImageService:
-    """As many requests may wait at once as ``waiters`` has room for."""
+    """Pictures of stored frames, within the limits of ``capacity``."""
 
     def __init__(
         self,
         store: Store,
         cache: PictureCache,
         backend: DecodeBackend,
-        admission: Admission,
+        capacity: Capacity,
         event_bus: EventBus,
         metrics: Metrics,
-        waiters: Budget,
     ) -> None:
-        self._store, self._cache, self._backend, self._admission = store, cache, backend, admission
-        self._event_bus, self._metrics, self._waiters = event_bus, metrics, waiters
+        self._store, self._cache, self._backend = store, cache, backend
+        self._admission, self._waiters = capacity.admission, capacity.waiters
+        self._event_bus, self._metrics = event_bus, metrics
         self._placed: set[str] = set()  # digests of the frames that have a place among those being decoded
         self._holding: set[asyncio.Task[None]] = set()
         self._threads = ThreadPoolExecutor(4, "image-service")

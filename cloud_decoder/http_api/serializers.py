@@ -10,6 +10,7 @@ from typing import Any
 
 from aeic.bundle import Bundle
 from aeic_service.errors import InvalidParameter
+from aeic_service.serializers import bits_per_pixel, rfc3339
 from cloud_decoder.inference.model_pool import ModelPool
 from cloud_decoder.presence import Box
 from cloud_decoder.store.store import RequestState, StoredFrame, StoredRequest
@@ -27,7 +28,7 @@ def frame_json(row: StoredFrame, bundles: Mapping[str, Bundle]) -> dict[str, Any
         "original_width": row.original_width,
         "original_height": row.original_height,
         "bytes": row.bytes,
-        "bpp": round(8 * row.bytes / (row.width * row.height), 5),
+        "bpp": bits_per_pixel(row.bytes, row.width, row.height),
         "rate": row.rate,
         "rate_name": bundle.rates[row.rate].name if bundle and row.rate < len(bundle.rates) else None,
         "fingerprint": row.fingerprint,
@@ -113,16 +114,6 @@ def bundle_json(bundle: Bundle) -> dict[str, Any]:
         "digest": bundle.digest.hex(),
         "rates": [{"number": rate.number, "name": rate.name, "bpp": rate.bpp} for rate in bundle.rates],
     }
-
-
-def rfc3339(ms: int | None) -> str | None:
-    """A time of the store; None if it is missing or out of range."""
-    if not ms:
-        return None
-    try:
-        return datetime.fromtimestamp(ms / 1000, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
-    except (OverflowError, ValueError, OSError):
-        return None  # an edge's clock may be wrong by any amount
 
 
 def milliseconds(time: datetime | None) -> int | None:

@@ -13,6 +13,7 @@ from collections.abc import Collection
 from datetime import timedelta
 from typing import Any
 
+from aeic.extras import remedy
 from cloud_decoder.errors import StoreUnavailable
 from cloud_decoder.images.disk_cache import DIGEST_LETTERS, file_name, seal, unseal
 
@@ -29,7 +30,7 @@ class ObjectCache:
         try:
             from obstore import store as stores
         except ModuleNotFoundError as error:
-            raise StoreUnavailable("a shared cache needs obstore: pip install 'aeic[fleet]'") from error
+            raise StoreUnavailable(f"a shared cache needs obstore: {remedy('fleet')}") from error
         try:
             options: dict[str, Any] = {"mkdir": True} if url.startswith("file:") else dict(PATIENCE)
             self._store: Any = stores.from_url(url, **options)

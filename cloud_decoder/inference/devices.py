@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from aeic.bundle import Bundle
+from aeic.extras import remedy
 from aeic.runtime.driver import nvidia_driver
 from aeic.runtime.processor import multiplies_bfloat16
 from aeic_service.errors import ServiceError
@@ -85,8 +86,6 @@ def build_generator(bundle: Path, device: str, threads: int) -> GeneratorBackend
     try:
         from aeic_nets.runtime.torch_backend import TorchGenerator
     except ImportError as error:
-        raise ServiceError(
-            f"device {device} needs torch ({error}): pip install 'aeic[cloud]', or take device onnx"
-        ) from error
+        raise ServiceError(f"device {device} needs torch ({error}): {remedy('cloud')}, or take device onnx") from error
     generator: GeneratorBackend = TorchGenerator(bundle, device, threads)
     return generator

@@ -20,6 +20,7 @@ from sqlalchemy import event
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import SQLAlchemyError
 
+from aeic.extras import remedy
 from cloud_decoder.errors import StoreUnavailable
 from cloud_decoder.store import migrate
 from cloud_decoder.store.records import Lease
@@ -65,7 +66,7 @@ class Database:
         try:
             self.engine = sa.create_engine(self.url, **options)
         except ModuleNotFoundError as error:
-            raise StoreUnavailable(f"{self.url.drivername} needs {error.name}: pip install 'aeic[fleet]'") from error
+            raise StoreUnavailable(f"{self.url.drivername} needs {error.name}: {remedy('fleet')}") from error
         # SQLite has one writer, and waiting for this lock is cheaper than its busy handler, which sleeps. PostgreSQL
         # needs no lock.
         self._write_lock = threading.Lock() if self.sqlite else None

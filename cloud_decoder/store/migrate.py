@@ -15,6 +15,7 @@ from pathlib import Path
 
 import sqlalchemy as sa
 
+from aeic.extras import remedy
 from cloud_decoder.errors import StoreUnavailable
 from cloud_decoder.store import counters, event_triggers
 from cloud_decoder.store.schema import metadata, store_clock
@@ -73,7 +74,7 @@ def upgrade(url: sa.URL, revision: str = HEAD) -> None:
         from alembic.config import Config
     except ModuleNotFoundError as error:
         raise StoreUnavailable(
-            f"the store is of an older revision; its upgrade to {revision} needs Alembic: pip install 'aeic[cloud-cpu]'"
+            f"the store is of an older revision; its upgrade to {revision} needs Alembic: {remedy('cloud-cpu')}"
         ) from error
     config = Config()
     config.set_main_option("script_location", str(MIGRATIONS))

@@ -109,6 +109,14 @@ class StoredFrame:
         """Whether a client deleted it. Its picture must not be served, even where a cache still has it."""
         return self.state is FrameState.PRUNED and self.deleted_by == DeletedBy.CLIENT
 
+    @property
+    def repeats_parent(self) -> bool:
+        """Whether it shows what its parent shows, and has the parent's time of capture.
+
+        So does every answer except one of the kind ``now``, which is a new picture.
+        """
+        return self.parent is not None and self.kind != RequestKind.NOW
+
 
 class RequestKind(StrEnum):
     """What is asked for: the whole picture in better quality, a region of it, its file, or a new picture now."""

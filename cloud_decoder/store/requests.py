@@ -31,7 +31,7 @@ MOST_OPEN = 256
 LEAST_CHARGE_BYTES = 256
 """What each request is charged at least, however it ends: it costs the box and the store work."""
 LOOK = 20_000
-"""The oldest requests, which are looked at for those that are to be removed."""
+"""How many of the oldest requests are looked at, for removal and for the room of an hour."""
 _COLUMNS = [requests.c[name] for name in StoredRequest.__dataclass_fields__]
 
 
@@ -73,6 +73,23 @@ class Requests:
         at least :data:`LEAST_CHARGE_BYTES`."""
         with self._database.read() as connection:
             return self._spent(connection, tenant, source, now_ms)
+
+    def room_ms(self, tenant: str, source: str, charge: int, hour_bytes: int, now_ms: int) -> int:
+        """Milliseconds until the last hour of a source has room for ``charge`` bytes, at most :data:`HOUR_MS`; 0: now.
+
+        An open request counts with all that it may cost, so there may be room earlier.
+        """
+        cost, within = self._charged(tenant, source, now_ms)
+        query = sa.select(requests.c.created_ms, cost).where(*within).order_by(requests.c.created_ms).limit(LOOK)
+        with self._database.read() as connection:
+            excess = self._spent(connection, tenant, source, now_ms) + charge - hour_bytes
+            if excess <= 0:
+                return 0
+            for created_ms, bytes in connection.execute(query):
+                excess -= bytes
+                if excess <= 0:
+                    return max(1, int(created_ms) + HOUR_MS - now_ms)
+        return HOUR_MS
 
     def speed(self, tenant: str, source: str, now_ms: int) -> float | None:
         """Bytes per second of the last answers about a source, from asking to storing; None if there are none.
@@ -185,12 +202,15 @@ class Requests:
         return self._database.commit(lambda connection: connection.execute(delete).rowcount)
 
     def _spent(self, connection: sa.Connection, tenant: str, source: str, now_ms: int) -> int:
+        cost, within = self._charged(tenant, source, now_ms)
+        return int(connection.scalar(sa.select(sa.func.sum(cost)).where(*within)) or 0)
+
+    def _charged(self, tenant: str, source: str, now_ms: int) -> tuple[sa.Case[int], Sequence[sa.ColumnElement[bool]]]:
+        """What each request about a source costs, and which ones count in the last hour."""
         # The least charge bounds how many rows of the index an hour can have: the budget of the hour, divided by it.
-        charge = sa.case((requests.c.bytes < LEAST_CHARGE_BYTES, LEAST_CHARGE_BYTES), else_=requests.c.bytes)
-        query = sa.select(sa.func.sum(charge)).where(
-            requests.c.tenant == tenant, requests.c.source == source, requests.c.created_ms > now_ms - HOUR_MS
-        )
-        return int(connection.scalar(query) or 0)
+        cost = sa.case((requests.c.bytes < LEAST_CHARGE_BYTES, LEAST_CHARGE_BYTES), else_=requests.c.bytes)
+        late = requests.c.created_ms > now_ms - HOUR_MS
+        return cost, (requests.c.tenant == tenant, requests.c.source == source, late)
 
     def _one(self, connection: sa.Connection, tenant: str, id: UUID) -> StoredRequest | None:
         query = sa.select(*_COLUMNS).where(requests.c.tenant == tenant, requests.c.id == id)

@@ -95,7 +95,8 @@ class Completion:
                 continue
             if row.available_ms is None:
                 # A picture of an SD card may be years old: only a time that the sender or the edge's clock gave counts.
-                live = row.captured_ms and row.captured_from in (None, "sender", "clock")
+                # An answer has the time of capture of its parent, and is asked for at any time after that.
+                live = row.captured_ms and row.captured_from in (None, "sender", "clock") and not row.repeats_parent
                 begun = row.captured_ms if live else row.received_ms
                 since = "capture" if live else "arrival"
                 self._metrics.end_to_end_seconds.labels(since).observe(max(0.0, now - begun / 1000))

@@ -22,6 +22,7 @@ from collections import defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from functools import partial
 
 from cloud_decoder.errors import (
@@ -99,12 +100,20 @@ class SharedLock:
                 self._changed.notify_all()
 
 
+@dataclass(frozen=True)
+class PipelineLimits:
+    """Limits of the pipeline besides those of its decoder."""
+
+    max_pixels: int
+    """While so many are between entropy decoding and the end of their synthesis, no further frame is begun."""
+    max_deaths: int
+    """A frame that was alone in so many decoder processes when they died goes to quarantine."""
+
+
 class Pipeline:
     """Runs the jobs of ``scheduler`` and passes them to ``completion``.
 
-    The default bundle's decoder sets the limits for all bundles. While ``max_pixels`` are between entropy decoding and
-    the end of their synthesis, no further frame is begun. A frame that was alone in ``max_deaths`` decoder processes
-    when they died goes to quarantine.
+    The default bundle's decoder sets the limits for all bundles.
     """
 
     def __init__(
@@ -114,12 +123,11 @@ class Pipeline:
         completion: Completion,
         claimer: Claimer,
         metrics: Metrics,
-        max_deaths: int,
-        max_pixels: int,
+        limits: PipelineLimits,
     ) -> None:
         decoder = model_pool.first()
         self._model_pool, self._scheduler, self._completion, self._metrics = model_pool, scheduler, completion, metrics
-        self._claimer, self._max_deaths, self._max_pixels = claimer, max_deaths, max_pixels
+        self._claimer, self._limits = claimer, limits
         self._open: set[DecodeJob] = set()  # those that entropy decoding has taken, and that hold their latents
         self._ready_limit = READY_BATCHES * decoder.max_batch
         self._entropy_workers, self._shares_cpu = decoder.entropy_workers, decoder.shares_cpu
@@ -225,7 +233,7 @@ class Pipeline:
     @property
     def _pixels_left(self) -> int:
         self._open = {job for job in self._open if self._scheduler.has(job)}
-        return self._max_pixels - sum(job.cost for job in self._open)
+        return self._limits.max_pixels - sum(job.cost for job in self._open)
 
     # -- entropy decoding -------------------------------------------------------------------------------------------
 
@@ -424,7 +432,7 @@ class Pipeline:
         if len(work) == 1:
             job = work[0][0]
             job.deaths += isinstance(failure, DecoderDied)
-            if isinstance(failure, DecoderDied) and job.deaths < self._max_deaths:
+            if isinstance(failure, DecoderDied) and job.deaths < self._limits.max_deaths:
                 return self._run_halving(decoder, work, lane, done)  # the process may have died for another reason
             return {job: failure}
         if isinstance(failure, DeviceOutOfMemory):

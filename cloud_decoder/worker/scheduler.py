@@ -11,6 +11,7 @@ import contextlib
 import math
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 from aeic.bitstream import Frame
 from aeic_service.errors import Draining, Overloaded
@@ -24,37 +25,39 @@ POLL_SECONDS = 1.0
 """The longest sleep of :meth:`Scheduler.change`, so that passed deadlines are noticed."""
 
 
+@dataclass(frozen=True)
+class SchedulerSettings:
+    """Limits of the queues."""
+
+    max_demanded: int
+    """Jobs that callers wait for. The claimer limits those of stored frames."""
+    max_batch: int
+    """Tiles of a batch."""
+    max_batch_pixels: int
+    aging_seconds: float
+    """Waiting this long raises a priority by one."""
+    large_pixels: int = 2**62
+    """Jobs with more of them wait in ``Scheduler.large`` for entropy decoding, all others in ``Scheduler.entropy``."""
+
+
 class Scheduler:
-    """At most ``max_demanded`` jobs that callers wait for. The claimer limits those of stored frames.
+    """The jobs and their queues. A bundle's jobs are taken once ``loaded`` is true of its fingerprint."""
 
-    Jobs over ``large_pixels`` wait in ``large`` for entropy decoding, all others in ``entropy``.
-    """
-
-    def __init__(
-        self,
-        metrics: Metrics,
-        *,
-        max_demanded: int,
-        max_batch: int,
-        max_batch_pixels: int,
-        aging_seconds: float,
-        loaded: Callable[[str], bool],
-        large_pixels: int = 2**62,
-    ) -> None:
+    def __init__(self, metrics: Metrics, loaded: Callable[[str], bool], settings: SchedulerSettings) -> None:
         def ready(bucket: Bucket) -> bool:
             return loaded(bucket[0])
 
         self.metrics = metrics
-        self.max_demanded = max_demanded
+        self.settings = settings
         self.draining = False
         self.broken = False
         self.jobs: dict[str, DecodeJob] = {}
-        self.large_pixels = large_pixels
+        aging = settings.aging_seconds
         self.entropy, self.large = (
-            Batcher[str](max_cost=2**62, max_items=1, aging_seconds=aging_seconds, ready=ready) for _ in range(2)
+            Batcher[str](max_cost=2**62, max_items=1, aging_seconds=aging, ready=ready) for _ in range(2)
         )
         self.device: Batcher[tuple[str, Tile]] = Batcher(
-            max_cost=max_batch_pixels, max_items=max_batch, aging_seconds=aging_seconds, ready=ready
+            max_cost=settings.max_batch_pixels, max_items=settings.max_batch, aging_seconds=aging, ready=ready
         )
         self.pixels_per_second = 1e6  # a running mean, for Retry-After
         self._changed = asyncio.Event()
@@ -83,10 +86,10 @@ class Scheduler:
         if self.draining:
             self.metrics.sheds.labels("draining").inc()
             raise Draining()
-        if sum(1 for job in self.jobs.values() if job.priority >= DEMAND_PRIORITY) >= self.max_demanded:
+        if sum(1 for job in self.jobs.values() if job.priority >= DEMAND_PRIORITY) >= self.settings.max_demanded:
             self.metrics.sheds.labels("queue_full").inc()
             seconds = (self.entropy.cost + self.large.cost + self.device.cost) / self.pixels_per_second
-            message = f"{self.max_demanded} pictures wait already: ask again later"
+            message = f"{self.settings.max_demanded} pictures wait already: ask again later"
             raise Overloaded(message, retry_after=min(60.0, max(1.0, seconds)))
 
     def add(self, digest: str, data: bytes, frame: Frame, priority: int, deadline: float = math.inf) -> DecodeJob:
@@ -178,7 +181,7 @@ class Scheduler:
         self.touch()
 
     def _entropy_queue(self, job: DecodeJob) -> Batcher[str]:
-        return self.large if job.cost > self.large_pixels else self.entropy
+        return self.large if job.cost > self.settings.large_pixels else self.entropy
 
     def touch(self) -> None:
         """Wake every task that sleeps in :meth:`change`."""

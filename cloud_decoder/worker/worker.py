@@ -38,8 +38,8 @@ from cloud_decoder.tiling import Picture
 from cloud_decoder.worker.claimer import Claimer, ClaimSettings
 from cloud_decoder.worker.completion import Completion
 from cloud_decoder.worker.job import DEMAND_PRIORITY, DecodeJob
-from cloud_decoder.worker.pipeline import READY_BATCHES, TURN_PIXELS, Pipeline
-from cloud_decoder.worker.scheduler import Scheduler
+from cloud_decoder.worker.pipeline import READY_BATCHES, TURN_PIXELS, Pipeline, PipelineLimits
+from cloud_decoder.worker.scheduler import Scheduler, SchedulerSettings
 
 log = logging.getLogger(__name__)
 
@@ -89,15 +89,14 @@ class Worker:
         model_pool.on_load = metrics.model_load_seconds.observe
         self.device, self._decoder = decoder.device, decoder
         self._model_pool, self.metrics, self._max_pixels = model_pool, metrics, settings.max_pixels
-        self.scheduler = Scheduler(
-            metrics,
+        scheduling = SchedulerSettings(
             max_demanded=settings.max_queue,
             max_batch=decoder.max_batch,
             max_batch_pixels=decoder.max_batch_pixels,
             aging_seconds=settings.aging_seconds,
-            loaded=model_pool.loaded,
             large_pixels=TURN_PIXELS if decoder.shares_cpu else 2**62,
         )
+        self.scheduler = Scheduler(metrics, model_pool.loaded, scheduling)
         self._store_threads = ThreadPoolExecutor(2, "store")
         self._image_threads = ThreadPoolExecutor(formats.THREADS, "image")
         claims = ClaimSettings(
@@ -115,8 +114,7 @@ class Worker:
             self._completion,
             self._claimer,
             metrics,
-            max_deaths=settings.max_attempts,
-            max_pixels=settings.max_pixels_at_once,
+            PipelineLimits(max_pixels=settings.max_pixels_at_once, max_deaths=settings.max_attempts),
         )
         self._loops: list[asyncio.Task[None]] = []
         self._renewing: asyncio.Task[None] | None = None

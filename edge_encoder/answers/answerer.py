@@ -151,23 +151,30 @@ class AnswerLimits:
     pictures_now: bool
 
 
+@dataclass(frozen=True, slots=True)
+class PictureSources:
+    """Where the pictures of answers come from: originals from `ring`, new pictures from `cameras`, by their source. The
+    source of the box itself is `box`."""
+
+    ring: OriginalRing
+    cameras: Mapping[str, TakePicture]
+    box: str
+
+
 class Answerer:
-    """Used in one asyncio loop. `cameras` take a picture at once, by their source; the box itself is called `box`."""
+    """Used in one asyncio loop."""
 
     def __init__(
         self,
-        ring: OriginalRing,
+        sources: PictureSources,
         encoder: Encoder,
         queue: EncodeQueue,
         spool: Spool,
         metrics: Metrics,
         limits: AnswerLimits,
-        *,
-        box: str,
-        cameras: Mapping[str, TakePicture],
     ) -> None:
-        self._ring, self._encoder, self._queue, self._spool, self._metrics = ring, encoder, queue, spool, metrics
-        self._limits, self._box, self._cameras = limits, box, cameras
+        self._ring, self._cameras, self._box = sources.ring, sources.cameras, sources.box
+        self._encoder, self._queue, self._spool, self._metrics, self._limits = encoder, queue, spool, metrics, limits
         self._hours: defaultdict[str, Hour] = defaultdict(lambda: Hour(limits.hour_bytes))  # by the source
         self._refusals = Hour(max(limits.hour_bytes, _REFUSALS * REQUEST_BYTES))
         self._refused: deque[tuple[float, uuid.UUID]] = deque()  # the latest: monotonic seconds and request

@@ -5,5 +5,8 @@ from typing import Literal
 ProviderChoice = Literal["auto", "cpu", "openvino", "cuda", "tensorrt"]
 """Execution providers that a setting may ask for. Defined here, since importing it must not load a runtime."""
 
+EntropyChoice = Literal["auto", "cpu", "device"]
+"""Where a setting may put the entropy model."""
+
 Preset = Literal["300B", "1kB", "2kB"]
 """Sizes of scaling.py that a setting or a request may ask for."""

@@ -19,8 +19,9 @@ from aeic.bundle import Bundle
 from aeic.errors import InputError, RateError, TooLarge
 from aeic.latent_codec import LatentCodec
 from aeic.pixels import load_picture, save_picture
-from edge_encoder.encoding import ProviderChoice
-from edge_encoder.encoding.analysis import Analysis, Latent
+from edge_encoder.encoding import EntropyChoice, ProviderChoice
+from edge_encoder.encoding.analysis import GPU_PROVIDERS, Analysis, Latent
+from edge_encoder.encoding.gpu_entropy import CHECK_EVERY, GpuEntropy, open_gpu_entropy
 from edge_encoder.encoding.scaling import resized, scaled_size
 
 _SIZES_TRIED = 6
@@ -58,11 +59,21 @@ class _Coded:
 class Encoder:
     """The encoder of one bundle; safe to share between threads, each encode being independent."""
 
-    def __init__(self, bundle: Bundle, analysis: Analysis, codec: LatentCodec, max_pixels: int) -> None:
+    def __init__(
+        self,
+        bundle: Bundle,
+        analysis: Analysis,
+        max_pixels: int,
+        *,
+        threads: int = 0,
+        gpu_entropy: GpuEntropy | None = None,
+    ) -> None:
+        """``threads`` of the entropy model on the CPU; ``gpu_entropy`` takes its place."""
         self.bundle = bundle
         self.analysis = analysis
         self.max_pixels = max_pixels
-        self._codec = codec
+        self.gpu_entropy = gpu_entropy
+        self._codec = LatentCodec(bundle, threads, encoding=gpu_entropy)
         # Reading takes seven bytes a pixel, up to 470 MB for the largest picture, so one picture is read at a time.
         self._reading = threading.Lock()
 
@@ -73,18 +84,27 @@ class Encoder:
         threads: int = 0,
         *,
         provider: ProviderChoice = "auto",
+        entropy: EntropyChoice = "auto",
+        entropy_check_frames: int = CHECK_EVERY,
         max_pixels: int = MAX_SIDE * MAX_SIDE,
     ) -> Encoder:
         """The encoder of the bundle in the folder `path` (default: AEIC_BUNDLE, else the one that ships).
 
         `threads` are used by the analysis, 0 takes every core; the entropy graphs of small models run in one thread.
-        BundleError when the bundle is missing, altered, or the provider does not work.
+        `entropy`: where the entropy model runs; `auto` takes the GPU if the analysis runs there and the bundle has the
+        graph. Every `entropy_check_frames`th frame of a GPU is checked on the CPU. BundleError when the bundle is
+        missing, altered, or the provider does not work.
         """
         bundle = Bundle.load(path)
         # With a large model the margins of tiles cost more than memory does, so 1920x1088 is analysed whole.
         sizes = {"whole_pixels": 1 << 21, "tile_pixels": 1 << 20} if bundle.shares_threads else {}
         analysis = Analysis(bundle, provider=provider, threads=threads, **sizes)
-        return cls(bundle, analysis, LatentCodec(bundle, threads if bundle.shares_threads else 1), max_pixels)
+        of_entropy = threads if bundle.shares_threads else 1
+        on_gpu = analysis.provider in GPU_PROVIDERS
+        gpu_entropy = open_gpu_entropy(
+            bundle, entropy, gpu=on_gpu, threads=of_entropy, check_every=entropy_check_frames
+        )
+        return cls(bundle, analysis, max_pixels, threads=of_entropy, gpu_entropy=gpu_entropy)
 
     def encode(
         self,

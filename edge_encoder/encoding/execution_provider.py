@@ -2,8 +2,8 @@
 
 The list of available providers is not enough: when a CUDA library is missing, ONNX Runtime logs a line and returns a
 CPU session. So the session is opened, its actual provider is read back, and its output for a known picture is compared
-with the CPU's. Only the analysis may run on a GPU; everything that drives the entropy coder runs on the CPU on both
-sides (docs/determinism.md).
+with the CPU's. What drives the entropy coder runs on the CPU, or on a GPU by graphs that are exact there
+(gpu_entropy.py).
 """
 
 from __future__ import annotations
@@ -34,6 +34,8 @@ PART_PROVIDERS = (CPU, openvino.PROVIDER)
 """Where large pictures are analysed in parts; a GPU takes large tiles instead."""
 # y is rounded to integers after a gain; an error this small changes few of them, and never correctness.
 _TOLERANCE = 0.02
+_HEAVY = {"Clip", "Conv", "DepthToSpace", "Floor", "Gelu", "MatMul", "Pad", "ReduceSum", "Round", "Sqrt"}
+"""Operators of our graphs that compute no shapes."""
 Session: TypeAlias = "onnxruntime.InferenceSession | OpenVinoSession"
 
 
@@ -81,6 +83,27 @@ def open_session(path: Path, choice: ProviderChoice, threads: int, half: Path | 
 def open_part(path: Path, provider: str, threads: int) -> Session:
     """The session of a part of the analysis, on one of `PART_PROVIDERS`, which the whole analysis has tested."""
     return _session(path, [CPU], threads) if provider == CPU else OpenVinoSession(path, threads)
+
+
+def open_exact(path: Path, threads: int) -> onnxruntime.InferenceSession:
+    """The session of a graph on CUDA, never on TensorRT, whose engines change the order and type of sums.
+
+    BundleError if CUDA cannot be used.
+    """
+    cuda.prepare()
+    session = _session(path, cuda.providers("cuda", path, "", Path()), threads)
+    if session.get_providers()[0] != _CUDA:
+        raise BundleError(f"ONNX Runtime gave {session.get_providers()[0]} instead of {_CUDA}")
+    if slow := _computed_on_the_cpu(session):
+        log.warning("%s: ONNX Runtime runs %s on the CPU, which costs copies", path.name, ", ".join(slow))
+    return session
+
+
+def _computed_on_the_cpu(session: onnxruntime.InferenceSession) -> list[str]:
+    """Operators with tensors of the picture that are not on the GPU. Shapes are computed on the CPU, which is right."""
+    assigned: list[Any] = getattr(session, "get_provider_graph_assignment_info", list)()
+    parts = [part for part in assigned if part.ep_name == CPU]
+    return sorted({node.op_type for part in parts for node in part.get_nodes()} & _HEAVY)
 
 
 def _accelerated(
@@ -133,6 +156,7 @@ def _session(path: Path, providers: list[Any], threads: int) -> onnxruntime.Infe
     memory.share_arena(options)
     # Spinning gains a few per cent on an idle machine and slows down a busy one several times.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
     try:
         session = onnxruntime.InferenceSession(str(path), options, providers=providers)
     except Exception as error:  # ONNX Runtime's own errors share no narrower base

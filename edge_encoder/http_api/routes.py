@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,16 +10,20 @@ from fastapi import FastAPI, Header, Query, Request, Response
 from fastapi.responses import JSONResponse, PlainTextResponse
 from pydantic import BaseModel
 from starlette.middleware import Middleware
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import Scope
 
 from aeic.identifiers import is_name
 from aeic_service import problems, static_page, tracing
 from aeic_service.app import new_app, prometheus_text
+from aeic_service.disconnects import while_connected
 from aeic_service.errors import Draining, InvalidParameter, ServiceError, UnknownFrame
 from aeic_service.parameters import FrameId, Seconds, frame_id
 from aeic_service.request_body import BodyLimits, discard, read_body, stated_size
+from aeic_service.request_timing import Observe, RequestTiming
+from aeic_service.serializers import bits_per_pixel, rfc3339
 from edge_encoder.encoding import Preset
 from edge_encoder.http_api import schemas, status
+from edge_encoder.metrics import Metrics
 from edge_encoder.service import EdgeService
 from edge_encoder.settings import Wait
 from edge_encoder.spool.record import Entry, State
@@ -34,7 +37,7 @@ _PROBLEM_EXAMPLES = {
     408: "the body did not arrive within 20 s; send it faster or smaller",
     409: "id 019acb2e-6f5d-7c30-9d0e-3f3a2b1c4d5e belongs to another picture; use a fresh id for each picture",
     413: "the picture is 9000x20: at most 67108864 pixels and 8192 a side are taken, scale it down",
-    415: "this is GIF: send JPEG, PNG or WebP",
+    415: "this is GIF: send JPEG, PNG, WebP or AVIF",
     422: "the picture is cut short or damaged: send it again in full",
     429: "9 pictures are being encoded or wait; try again in 1 s, or raise AEIC_EDGE_ENCODE_QUEUE_FRAMES",
     503: "the service is stopping: try again in a moment",
@@ -43,7 +46,7 @@ _PROBLEM_EXAMPLES = {
 _WAIT = "Answer when the picture is on disk (received), when its frame is (spooled), when the cloud has it (delivered)."
 _MOST = "Largest frame, in bytes; the picture is scaled down to fit."
 _TARGET = "Target size of the frame, in bytes; if no frame fits, the smallest one is sent."
-_WAITED = "aeic.wait"  # in a request's scope, for _Timed; not there when the request was malformed
+_WAITED = "aeic.wait"  # in a request's scope, for _observer; not there when the request was malformed
 _PICTURES = ("image/jpeg", "image/png", "image/webp", "image/avif", "image/heic", "application/octet-stream")
 _REQUEST_BODY = {
     "requestBody": {
@@ -85,7 +88,7 @@ def create_app(service: EdgeService) -> FastAPI:
     """The ASGI app of a service; start and stop the service around it."""
     about = "Takes photographs and sends each as a frame of one or two kilobytes."
     settings = service.settings
-    app = new_app("AEIC edge", about, settings, [Middleware(_Timed, service=service)])
+    app = new_app("AEIC edge", about, settings, [Middleware(RequestTiming, _observer(service.metrics))])
     app.include_router(static_page.router(STATIC))
     body = BodyLimits(settings.max_body_bytes, settings.read_timeout_seconds, "AEIC_EDGE_MAX_BODY_BYTES")
 
@@ -149,7 +152,8 @@ def create_app(service: EdgeService) -> FastAPI:
             raise
         entry = taken.entry
         if wait == "delivered":
-            await service.waiting.settled(entry.id, min(timeout, service.settings.wait_max_seconds))
+            seconds = min(timeout, service.settings.wait_max_seconds)
+            await while_connected(request, service.waiting.settled(entry.id, seconds))
             entry = await service.entry(entry.id) or entry
         return JSONResponse(_posted(entry, taken), 202, {"Location": f"/v1/frames/{entry.id}"})
 
@@ -191,7 +195,9 @@ def create_app(service: EdgeService) -> FastAPI:
         if problem:
             return problems.problem(503, f"not ready: {problem}", headers={"Retry-After": "1"})
         down = {source.name: source.detail for source in service.sources if source.state == "down"}
-        return JSONResponse({"status": "ready", "provider": service.encoder.analysis.provider, "sources_down": down})
+        body = {"status": "ready", "provider": service.encoder.analysis.provider, "sources_down": down}
+        warnings = status.warnings(service)
+        return JSONResponse(body | ({"warnings": warnings} if warnings else {}))
 
     @app.get("/metrics", response_class=PlainTextResponse)
     async def metrics() -> Response:
@@ -233,10 +239,12 @@ def _shown(entry: Entry) -> dict[str, Any]:
         "original_width": entry.original_width or None,
         "original_height": entry.original_height or None,
         "bytes": entry.size if encoded else None,
-        "bpp": round(8 * entry.size / (entry.width * entry.height), 6) if encoded else None,
+        "bpp": bits_per_pixel(entry.size, entry.width, entry.height) if encoded else None,
         "rate": entry.rate if encoded else None,
         "priority": entry.priority,
-        "created_unix_ms": entry.created_ms,
+        "created_at": rfc3339(entry.created_ms),
+        "finished_at": rfc3339(entry.finished_ms),
+        "created_unix_ms": entry.created_ms,  # this and the next are for clients of 0.1
         "finished_unix_ms": entry.finished_ms,
     }
     return {**shown, "reason": entry.reason} if entry.reason else shown
@@ -251,24 +259,11 @@ def _posted(entry: Entry, taken: Accepted) -> dict[str, Any]:
     return {**_shown(entry), "encode_ms": round(sum(timings.values()), 3), "timings_ms": timings}
 
 
-class _Timed:
-    """Measures every POST /v1/frames, refused ones too, by the status it got."""
+def _observer(metrics: Metrics) -> Observe:
+    """Times every POST of a picture, by its status and what it waited for."""
 
-    def __init__(self, app: ASGIApp, service: EdgeService) -> None:
-        self._app = app
-        self._service = service
+    def observe(scope: Scope, status: int, seconds: float) -> None:
+        if scope["method"] == "POST" and scope["path"] == "/v1/frames":
+            metrics.request_seconds.labels(str(status), scope.get(_WAITED, "")).observe(seconds)
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["method"] != "POST" or scope["path"] != "/v1/frames":
-            await self._app(scope, receive, send)
-            return
-        begin = time.perf_counter()
-
-        async def watch(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                seconds = time.perf_counter() - begin
-                labels = str(message["status"]), scope.get(_WAITED, "")
-                self._service.metrics.request_seconds.labels(*labels).observe(seconds)
-            await send(message)
-
-        await self._app(scope, receive, watch)
+    return observe

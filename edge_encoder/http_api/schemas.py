@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import Literal
 from uuid import UUID
 
@@ -25,6 +26,8 @@ class FrameBody(_Body):
     bpp: float | None
     rate: int | None
     priority: int
+    created_at: datetime | None
+    finished_at: datetime | None
     created_unix_ms: int
     finished_unix_ms: int | None
     reason: str | None = None
@@ -150,6 +153,7 @@ class StatusBody(_Body):
     rates: list[RateBody]
     default_rate: int
     provider: str
+    warnings: list[str]
     encoding: EncodingBody
     received: ReceivedBody
     originals: OriginalsBody
@@ -173,3 +177,4 @@ class ReadyBody(_Body):
     status: Literal["ready"]
     provider: str
     sources_down: dict[str, str]
+    warnings: list[str] | None = None

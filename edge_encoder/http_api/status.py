@@ -27,6 +27,7 @@ def status(service: EdgeService) -> dict[str, Any]:
         "rates": [{"number": r.number, "name": r.name, "bpp": r.bpp} for r in bundle.rates],
         "default_rate": _default_rate(service),
         "provider": service.encoder.analysis.provider,
+        "warnings": warnings(service),
         "encoding": {"pending": service.queue.pending, "workers": service.queue.workers},
         "received": {
             "frames": spool.originals,
@@ -67,9 +68,23 @@ def status(service: EdgeService) -> dict[str, Any]:
     }
 
 
+def warnings(service: EdgeService) -> list[str]:
+    """What an operator should look at although pictures are accepted."""
+    gpu = service.encoder.gpu_entropy
+    if gpu is None or not gpu.reason:
+        return []
+    return [f"the CPU computes the entropy model: {gpu.reason}; check the GPU and its driver, then restart the service"]
+
+
 def refresh_gauges(service: EdgeService) -> None:
-    """Set the gauges that are not set when their value changes."""
+    """Set the gauges that are not set when their value changes, and add what the GPU has counted."""
     metrics, spool = service.metrics, service.spool
+    if service.encoder.gpu_entropy is not None:
+        tally = service.encoder.gpu_entropy.take_tally()
+        metrics.entropy_frames.labels("device").inc(tally.device)
+        metrics.entropy_frames.labels("cpu").inc(tally.cpu)
+        metrics.entropy_checks.inc(tally.checked)
+        metrics.entropy_mismatches.inc(tally.mismatches)
     metrics.queue_frames.set(service.queue.pending)
     for name, budget in service.budgets.items():
         metrics.budget.labels(name).set(budget.held)

@@ -34,6 +34,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from aeic.bitstream import MAX_SIDE
+from aeic.extras import remedy
 from aeic.pixels import to_eight_bits, used_levels
 from edge_encoder.sources.motion import CELLS, Motion
 
@@ -323,7 +324,7 @@ def _listen(wanted: Wanted) -> None:
 def cause(error: Exception) -> str:
     """What is wrong, without the URL: FFmpeg's errors quote it in its several spellings."""
     if isinstance(error, ImportError):
-        return 'PyAV is missing: pip install "aeic[edge-camera]"'
+        return f"PyAV is not installed: {remedy('edge-camera')}"
     if isinstance(error, IndexError):
         return "it has no video stream"
     name = type(error).__name__

@@ -21,7 +21,8 @@ import urllib.parse
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
-from aeic.errors import AeicError, InputError, RateError
+from aeic.errors import InputError, RateError
+from aeic.extras import remedy
 from aeic_service.errors import Overloaded
 from edge_encoder.backoff import Backoff
 from edge_encoder.errors import SpoolError, is_of_the_machine
@@ -46,10 +47,6 @@ _REMEMBERED = 16  # messages
 _ATTEMPTS = 3  # at a message whose encoding fails unexpectedly
 
 
-class MqttMissing(AeicError):
-    """The extra `edge-mqtt` is not installed."""
-
-
 class MqttTopic:
     """One topic. `run()` until it is cancelled."""
 
@@ -68,11 +65,14 @@ class MqttTopic:
         self._pauses = Backoff(box.backoff_min_seconds, box.backoff_max_seconds)
 
     async def run(self) -> None:
-        """Until cancelled. MqttMissing without the extra."""
+        """Until cancelled. Without the extra it logs the remedy, is down, and waits: only a restart loads a package."""
         try:
             import paho.mqtt.client  # noqa: F401
         except ImportError:
-            raise MqttMissing('an MQTT source needs paho-mqtt: pip install "aeic[edge-mqtt]"') from None
+            problem = f"paho-mqtt is not installed: {remedy('edge-mqtt')} and restart the edge"
+            self.status.set("down", problem)
+            log.error("mqtt %s: %s", self.name, problem)
+            await asyncio.Event().wait()
         while True:
             problem = await self._session()
             self.status.failures_in_a_row += 1

@@ -111,12 +111,25 @@ class StreamFailed(Exception):
 
 
 @dataclass(frozen=True, slots=True)
+class Callbacks:
+    """What an uplink asks of the rest of the edge.
+
+    `prompt(id)` is true while a client waits for that frame. `answer` answers the cloud's requests (Answerer.answer);
+    without it the cloud sends none. `report` returns the edge's health, with the frames in flight among those that
+    wait.
+    """
+
+    prompt: Callable[[uuid.UUID], bool] = lambda ident: False
+    answer: Callable[[Ask, Send | None], Awaitable[None]] | None = None
+    report: Callable[[], Awaitable[Report]] | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class StreamContext:
     """What the streams of one uplink share.
 
-    `window` is the edge's own limit; `wake` is set when there may be something to send; `prompt(id)` is true while a
-    client waits for that frame; `answered(bytes)` is called for each acknowledged frame. `answer` answers the cloud's
-    requests (Answerer.answer); `report` returns its health, with the frames in flight among those that wait.
+    `window` is the edge's own limit; `wake` is set when there may be something to send; `answered(bytes)` is called for
+    each acknowledged frame.
     """
 
     spool: Spool
@@ -124,10 +137,8 @@ class StreamContext:
     metrics: Metrics
     window: Window
     wake: asyncio.Event
-    prompt: Callable[[uuid.UUID], bool]
     answered: Callable[[int], None]
-    answer: Callable[[Ask, Send | None], Awaitable[None]] | None = None
-    report: Callable[[], Awaitable[Report]] | None = None
+    callbacks: Callbacks = Callbacks()
 
 
 class Stream:
@@ -141,10 +152,10 @@ class Stream:
         self._settings = context.settings
         self._metrics = context.metrics
         self._wake = context.wake
-        self._prompt = context.prompt
         self._answered = context.answered
-        self._answer = context.answer
-        self._report = context.report
+        self._prompt = context.callbacks.prompt
+        self._answer = context.callbacks.answer
+        self._report = context.callbacks.report
         self._takes_reports = False
         self._requests: dict[bytes, asyncio.Task[None]] = {}
         self._in_progress: Counter[tuple[Kind, str]] = Counter()  # by kind and source

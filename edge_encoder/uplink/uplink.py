@@ -15,22 +15,19 @@ import contextlib
 import logging
 import secrets
 import time
-import uuid
-from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 import grpc
 
 from aeic.v1 import ingest_pb2 as pb
 from aeic.v1.ingest_pb2_grpc import IngestServiceStub
-from edge_encoder.answers.answerer import Ask, Send
 from edge_encoder.backoff import Backoff
 from edge_encoder.errors import SpoolError
 from edge_encoder.metrics import Metrics
 from edge_encoder.settings import EdgeSettings
 from edge_encoder.spool.spool import Spool
 from edge_encoder.uplink.channel import open_channel
-from edge_encoder.uplink.stream import REFUSALS, UNREACHABLE, Report, Stream, StreamContext, StreamFailed, greet
+from edge_encoder.uplink.stream import REFUSALS, UNREACHABLE, Callbacks, Stream, StreamContext, StreamFailed, greet
 from edge_encoder.uplink.tls import TLS_FAILED, explain
 from edge_encoder.uplink.window import Window
 
@@ -51,21 +48,24 @@ class UplinkStatus:
     failures_in_a_row: int = 0
 
 
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """What an edge says of itself besides its settings: the digest of its bundle, and its program with version."""
+
+    bundle_digest: bytes
+    software: str
+
+
 class Uplink:
-    """Ships one spool. `run()` until cancelled; `wake()` when a frame was spooled; `drain()` before stopping.
-    `prompt(id)` is true for a frame whose delivery a client waits for. Without `answer` the cloud sends no requests."""
+    """Ships one spool. `run()` until cancelled; `wake()` when a frame was spooled; `drain()` before stopping."""
 
     def __init__(
         self,
         spool: Spool,
         settings: EdgeSettings,
         metrics: Metrics,
-        *,
-        bundle_digest: bytes,
-        software: str,
-        prompt: Callable[[uuid.UUID], bool] = lambda ident: False,
-        answer: Callable[[Ask, Send | None], Awaitable[None]] | None = None,
-        report: Callable[[], Awaitable[Report]] | None = None,
+        identity: Identity,
+        callbacks: Callbacks = Callbacks(),
     ) -> None:
         self.status = UplinkStatus(state="connecting" if settings.cloud_address else "off", since=time.time())
         self.delivered_bytes = 0  # of acknowledged frames: measures the link
@@ -74,13 +74,13 @@ class Uplink:
         self._metrics = metrics
         if settings.token and settings.token.get_secret_value() and not settings.tls:
             log.warning("the token travels unencrypted; set AEIC_EDGE_TLS=1 outside a trusted network")
-        self._hello = _hello(settings, bundle_digest, software)
-        if answer is not None:
+        self._hello = _hello(settings, identity)
+        if callbacks.answer is not None:
             self._hello.request_max_bytes = settings.request_max_bytes
             self._hello.original_max_bytes = settings.request_original_max_bytes
         self._wake = asyncio.Event()
         self._context = StreamContext(
-            spool, settings, metrics, Window(settings.window_frames), self._wake, prompt, self._answered, answer, report
+            spool, settings, metrics, Window(settings.window_frames), self._wake, self._answered, callbacks
         )
 
     def wake(self) -> None:
@@ -152,12 +152,12 @@ class Uplink:
         self.status.state, self.status.detail = state, detail
 
 
-async def ask(settings: EdgeSettings, bundle_digest: bytes, software: str) -> str:
+async def ask(settings: EdgeSettings, identity: Identity) -> str:
     """Whether the cloud accepts frames of that bundle now: "" if so, else the state the uplink would be in."""
     async with open_channel(settings) as channel:
         call = IngestServiceStub(channel).Deliver(wait_for_ready=False)
         try:
-            await greet(call, _hello(settings, bundle_digest, software), min(10.0, settings.ack_timeout_seconds))
+            await greet(call, _hello(settings, identity), min(10.0, settings.ack_timeout_seconds))
         except StreamFailed as failure:
             return _explained(failure, settings).cause
         except grpc.aio.AioRpcError as error:
@@ -178,11 +178,11 @@ def _explained(failure: StreamFailed, settings: EdgeSettings) -> StreamFailed:
     return StreamFailed(state, meaning)
 
 
-def _hello(settings: EdgeSettings, bundle_digest: bytes, software: str) -> pb.Hello:
+def _hello(settings: EdgeSettings, identity: Identity) -> pb.Hello:
     return pb.Hello(
         source_id=settings.source_id,
-        bundle_digest=bundle_digest,
-        software=software,
+        bundle_digest=identity.bundle_digest,
+        software=identity.software,
         token=settings.token.get_secret_value() if settings.token else "",
         window=settings.window_frames,
         process_id=_PROCESS_ID,

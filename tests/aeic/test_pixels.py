@@ -80,7 +80,7 @@ def test_the_head_alone_tells_the_size(format: str) -> None:
 
 @pytest.mark.parametrize("format", ["GIF", "BMP", "TIFF", "JPEG2000"])
 def test_other_formats_are_named(format: str) -> None:
-    with pytest.raises(UnsupportedFormat, match="JPEG, PNG or WebP"):
+    with pytest.raises(UnsupportedFormat, match="JPEG, PNG, WebP or AVIF"):
         load_picture(file_of(Image.fromarray(gradient()), format))
 
 

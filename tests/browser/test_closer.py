@@ -81,11 +81,31 @@ def test_a_rectangle_is_drawn_asked_for_and_seen_in_place(browser: Any, keeping:
     # Two seconds hold for a machine without other work. Elsewhere, only that the answer comes is checked.
     seconds = [_ask_again(page, place) for _ in range(2)]
     assert min(seconds) < 2 or os.getloadavg()[0] > (os.cpu_count() or 1), seconds
+    _an_answer_is_labelled(page, keeping, frame)
     # A part is not the source's newest picture.
     newest = json.loads(request(f"{keeping.cloud.http}/v1/sources?newest=true"))["sources"][0]["newest"]
     assert newest["parent"] is None and newest["id"] != answer
     assert errors == []
     page.close()
+
+
+def _an_answer_is_labelled(page: Any, keeping: Pair, answer: dict[str, Any]) -> None:
+    """In the list, and by itself, where it links to its parent and has no time of transfer of its own."""
+    page.goto(keeping.cloud.http)
+    page.wait_for_selector(f"li[data-id='{answer['id']}']:has-text('sharper part of an earlier picture')")
+    page.wait_for_selector(f"li[data-id='{answer['parent']}'] img")
+    assert "earlier picture" not in page.inner_text(f"li[data-id='{answer['parent']}']")
+    until(page, "document.getElementById('totals').innerText.includes('mean frame, last')")
+    page.goto(f"{keeping.cloud.http}/#detail={answer['parent']}")
+    page.wait_for_selector("#detail-stages li:has-text('transfer')")
+    assert page.is_visible("#closer")
+    page.goto(f"{keeping.cloud.http}/#detail={answer['id']}")
+    page.wait_for_selector("#facts a:has-text('sharper part of an earlier picture')")
+    page.wait_for_selector("#detail-stages li:has-text('synthesis')")
+    assert "transfer" not in page.inner_text("#detail-stages") and page.is_hidden("#closer")
+    assert "(the earlier picture)" in page.inner_text("#facts")
+    page.click("#facts a")
+    page.wait_for_selector(f"#facts dd:has-text('{answer['parent']}')")
 
 
 def cost_of(page: Any) -> str:
@@ -142,7 +162,7 @@ def test_a_rectangle_is_drawn_with_the_keyboard_and_the_history_shows_the_reques
     until(page, "document.querySelectorAll('#closer-rows tr').length === 2")
     rows = [row.inner_text() for row in page.locator("#closer-rows tr").all()]
     assert re.search(r"sharper part\s+256 × 171 pixels at 256, 171\s+[\d,]+ B\s+answered", rows[0])
-    assert re.search(r"original\s+all of it\s+at most 99 B\s+refused: .+ \(over-budget\)", rows[1])
+    assert re.search(r"original\s+whole picture\s+at most 99 B\s+refused: .+ \(over-budget\)", rows[1])
     assert accessibility_violations(page) == [] and contrast_violations(page) == []
     asked_of(keeping, frame, {"kind": "better", "max_bytes": 4000})  # elsewhere
     until(page, "document.querySelectorAll('#closer-rows tr').length === 3")
@@ -193,6 +213,14 @@ def test_a_rectangle_is_drawn_by_touch_and_the_composed_picture_is_marked(browse
     assert page.inner_text("#closer-mark") == "Composed: sharper parts are painted in"
     assert page.get_attribute("#closer-composed", "aria-pressed") == "true"
     assert accessibility_violations(page) == []
+    page.locator("#closer-history").evaluate("one => one.open = true")
+    whole, seen = page.evaluate(
+        "(place => [place.scrollWidth, place.clientWidth])(document.querySelector('#closer-history .scroll'))"
+    )
+    assert whole <= seen, "the requests fit the width of a phone"
+    lines = "cell => cell.offsetHeight / parseFloat(getComputedStyle(cell).lineHeight)"
+    heights = page.evaluate(f"[...document.querySelectorAll('#closer-rows td')].map({lines})")
+    assert max(heights) < 1.5, "a word is not broken into lines"
     page.tap("#closer-composed")
     assert page.locator(".composed").count() == 0 and page.is_hidden("#closer-mark")
     assert errors == []

@@ -8,6 +8,7 @@ import pytest
 
 from aeic_tools.demo.local_services import Pair
 from tests.support.browsing import accessibility_violations, contrast_violations, until
+from tests.support.roots import EXAMPLES
 
 
 @pytest.mark.usefixtures("axe")
@@ -25,6 +26,13 @@ def test_a_test_picture_is_delivered(browser: Any, services: Pair, width: int, s
     until(page, "document.querySelectorAll('#steps li').length >= 3", seconds=60)
     assert "The cloud has it" in page.inner_text("#steps")
     assert "bytes. It is in the spool." in page.inner_text("#steps")
+    card = "document.getElementById('card').toDataURL()"
+    before = page.evaluate(card)
+    page.set_input_files("#file", str(EXAMPLES / "grace_hopper.jpg"))
+    page.wait_for_selector("#card[aria-label='Your photograph']")
+    until(page, f"before => {card} !== before", before)
+    page.wait_for_selector("#steps li:has-text('512 × 600 pixels')", timeout=60000)
+    page.wait_for_selector("#file:enabled", timeout=60000)
     page.set_input_files("#file", {"name": "a.jpg", "mimeType": "image/jpeg", "buffer": b"this is no picture"})
     page.wait_for_selector("#steps li.bad:has-text('JPEG')")
     errors = [error for error in errors if "415" not in error and "422" not in error]  # the browser logs the answer

@@ -55,4 +55,4 @@ def test_the_extra_is_named_where_it_is_missing(bundle: Bundle, package: str) ->
     code = WITHOUT.format(package=package, bundle=str(bundle.path))
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
-    assert ("pip install 'aeic[cloud-cpu]'" in done.stdout) == (package == "onnxruntime"), done.stdout
+    assert ('pip install ".[cloud-cpu]"' in done.stdout) == (package == "onnxruntime"), done.stdout

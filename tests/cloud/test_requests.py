@@ -145,8 +145,17 @@ async def test_deadlines_budgets_and_malformed_requests(
         soon = {"kind": "better", "max_bytes": 1500, "deadline_seconds": 1}
         posted = await http.post(url, json=soon)
         full = await http.post(url, json=soon)
-        assert full.status_code == 429 and "REQUEST_BYTES_PER_HOUR" in full.json()["detail"]
-        assert full.json()["type"] == BUDGET_SPENT
+        assert full.status_code == 429 and full.json()["type"] == BUDGET_SPENT
+        assert full.json()["detail"] == (
+            "source 'box/door' may be asked for 2000 bytes an hour, of which 500 are left: ask for less, ask for 1500"
+            " bytes again in 60 min, or raise AEIC_CLOUD_REQUEST_BYTES_PER_HOUR"
+        )
+        assert 3500 < int(full.headers["retry-after"]) <= 3600
+        much = await http.post(url, json=soon | {"max_bytes": 2001})
+        assert much.status_code == 429 and "which is less than 2001" in much.json()["detail"]
+        beside = REGION | {"region": REGION["region"] | {"x": 577}}  # type: ignore[operator]
+        detail = (await http.post(url, json=beside)).json()["detail"]
+        assert "it ends at 641,84, outside the original" in detail and "640x480 pixels" in detail
         state = await ended(http, posted)
         assert (state["reason"], state["bytes"]) == ("expired", 0)
         assert (await http.get(url)).json()["hour_bytes_left"] == 2000 - 256

@@ -31,10 +31,11 @@ def test_the_curl_examples(pair: Pair, tmp_path: Path) -> None:
         ["bash", "-c", script], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120
     )
     assert done.returncode == 0, done.stdout + done.stderr
+    assert {path.name for path in tmp_path.iterdir()} == {"examples", "out"}, "nothing is written beside out/"
     for name, picture_format in (("owl.png", "PNG"), ("again.webp", "WEBP")):
-        with Image.open(tmp_path / name) as image:
+        with Image.open(tmp_path / "out" / name) as image:
             assert (image.size, image.format) == ((768, 512), picture_format)
-    assert (tmp_path / "owl.aeic").read_bytes()[0] == 0xAE
+    assert (tmp_path / "out" / "owl.aeic").read_bytes()[0] == 0xAE
 
 
 @pytest.mark.parametrize("side", ["edge", "cloud"])
@@ -51,10 +52,9 @@ def test_the_reference_lists_every_route(pair: Pair, side: str) -> None:
 
 
 def test_the_command_line_examples(tiny_bundle: Path, tmp_path: Path) -> None:
-    """Every `aeic` line of the README that needs no service; photo.jpg is one of the examples."""
+    """Every `aeic` line of the README that needs no service."""
     section = README.partition("## The command line")[2].partition("```sh\n")[2].partition("```")[0]
     (tmp_path / "examples").symlink_to(ROOT / "examples")
-    shutil.copy(ROOT / "examples" / "owl.jpg", tmp_path / "photo.jpg")
     lines = [line for line in section.splitlines() if "bench" not in line]
     script = f'set -euo pipefail\naeic() {{ "{sys.executable}" -m aeic_tools.cli "$@"; }}\n' + "\n".join(lines)
     environment = {**os.environ, "AEIC_BUNDLE": str(tiny_bundle), "PYTHONPATH": str(ROOT)}
@@ -62,8 +62,9 @@ def test_the_command_line_examples(tiny_bundle: Path, tmp_path: Path) -> None:
         ["bash", "-c", script], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=240
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    assert (tmp_path / "owl.png").exists() and (tmp_path / "photo.png").exists()
-    assert len(list((tmp_path / "frames").glob("*.aeic"))) == 13
+    assert {path.name for path in tmp_path.iterdir()} == {"examples", "out"}, "nothing is written beside out/"
+    assert (tmp_path / "out" / "owl.png").exists() and (tmp_path / "out" / "coffee.png").exists()
+    assert len(list((tmp_path / "out" / "frames").glob("*.aeic"))) == 13
 
 
 def test_the_python_example(tiny_bundle: Path) -> None:

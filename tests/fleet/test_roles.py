@@ -8,7 +8,6 @@ import json
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 from uuid import uuid4
 
 import httpx
@@ -28,7 +27,7 @@ from cloud_decoder.settings import Settings
 from cloud_decoder.store.records import DecodeResult
 from cloud_decoder.store.store import FrameState, NewFrame, Store
 from cloud_decoder.worker.claimer import Claimer, ClaimSettings
-from cloud_decoder.worker.scheduler import Scheduler
+from cloud_decoder.worker.scheduler import Scheduler, SchedulerSettings
 from tests.support.cloud import FakeGenerator, IngestClient
 from tests.support.frames import MakeFrame, new_frame
 
@@ -113,8 +112,8 @@ async def test_one_of_many_workers_claims_little_and_by_the_clock_of_the_store(
     store.frames.add(new, start)
     fingerprint = new[0].fingerprint
     model_pool = ModelPool.of(decoder)
-    limits: dict[str, Any] = {"max_demanded": 1, "max_batch": 4, "max_batch_pixels": 2**22, "aging_seconds": 2.0}
-    scheduler = Scheduler(Metrics(), **limits, loaded=model_pool.loaded)
+    limits = SchedulerSettings(max_demanded=1, max_batch=4, max_batch_pixels=2**22, aging_seconds=2.0)
+    scheduler = Scheduler(Metrics(), model_pool.loaded, limits)
     with ThreadPoolExecutor(2) as threads:
         claimer = Claimer(store, scheduler, threads, model_pool, ClaimSettings(owner="w", max_leased=4))
         await claimer._claim(fingerprint)

@@ -13,6 +13,7 @@ from cloud_decoder.http_api.routers import decode, frames, status
 from cloud_decoder.metrics import Metrics
 from cloud_decoder.settings import Settings
 from edge_encoder.http_api import routes as edge
+from edge_encoder.metrics import Metrics as EdgeMetrics
 from edge_encoder.settings import EdgeSettings
 
 DESCRIPTION = {
@@ -69,7 +70,7 @@ def test_both_services_show_it() -> None:
         decode.router(nothing, nothing, nothing, nothing, max_wait=60.0),
         status.router(nothing, nothing, nothing, nothing, nothing),
     ]
-    box = SimpleNamespace(settings=EdgeSettings())
+    box = SimpleNamespace(settings=EdgeSettings(), metrics=EdgeMetrics())
     for app in (edge.create_app(cast(Any, box)), build_app(Settings(), nothing, Metrics(), routers)):
         with TestClient(app) as client:
             answer = client.get("/docs")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import json
+import re
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
@@ -13,6 +14,7 @@ import httpx
 import pytest
 
 from tests.support.services import BODY_BYTES, BODY_SECONDS, Running, running
+from tests.support.waiting import until
 
 Start = Callable[..., AbstractAsyncContextManager[Running]]
 
@@ -254,6 +256,27 @@ async def test_it_listens_on_ipv6(start: Start) -> None:
     async with start(host="::1") as service:
         assert str(service.http.base_url) == f"http://[::1]:{service.port}"
         assert (await service.http.get("/healthz")).status_code == 200
+
+
+async def test_a_client_that_disconnects_while_it_waits_is_counted_as_such(start: Start) -> None:
+    async with start() as service:
+        _, writer = await asyncio.open_connection(service.host, service.port)
+        writer.write(service.waiting)
+        await until(service.waits)
+        assert service.gone not in (await service.http.get("/metrics")).text
+        writer.close()
+        await until(lambda: not service.waits())
+        assert service.gone in (await service.http.get("/metrics")).text
+
+
+async def test_times_are_rfc_3339_and_bits_per_pixel_have_six_digits(start: Start) -> None:
+    async with start() as service:
+        shown = (await service.http.get(await service.store())).json()
+        times = {name: value for name, value in shown.items() if name.endswith("_at") and value is not None}
+        assert times and all(re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", one) for one in times.values()), (
+            shown
+        )
+        assert shown["bpp"] == round(8 * shown["bytes"] / (shown["width"] * shown["height"]), 6)
 
 
 _KINDS = {"edge": "unreadable", "cloud": "not-a-bitstream"}

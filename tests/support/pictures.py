@@ -75,9 +75,9 @@ BAD = {
     "bomb within the limits": (claims(8_000, 8_000), 422, "cut short"),
     "animated png": (animated("PNG"), 422, "animated"),
     "animated webp": (animated("WEBP"), 422, "animated"),
-    "gif": (gif(), 415, "JPEG, PNG or WebP"),
-    "bmp": (b"BM" + bytes(100), 415, "JPEG, PNG or WebP"),
-    "pdf": (b"%PDF-1.7 \n", 415, "JPEG, PNG or WebP"),
+    "gif": (gif(), 415, "JPEG, PNG, WebP or AVIF"),
+    "bmp": (b"BM" + bytes(100), 415, "JPEG, PNG, WebP or AVIF"),
+    "pdf": (b"%PDF-1.7 \n", 415, "JPEG, PNG, WebP or AVIF"),
     "too small": (picture(15, 64), 422, "16"),
 }
 """Uploads that the edge refuses, each with the status and a word of the detail."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
+import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +20,7 @@ from edge_encoder.__main__ import http_server
 from edge_encoder.service import EdgeService
 from tests.support.cloud import FakeGenerator, running_cloud
 from tests.support.edge_fakes import settings as edge_settings
-from tests.support.frames import frame_maker
+from tests.support.frames import frame_maker, new_frame
 from tests.support.pictures import picture
 
 BODY_SECONDS = 0.6
@@ -44,6 +46,14 @@ class Running:
     """Begins to stop, and leaves the HTTP server running."""
     break_down: Callable[[], None]
     """From now on the work behind ``post`` fails with an unforeseen error, whose words are ``secret words``."""
+    store: Callable[[], Awaitable[str]]
+    """Stores ``body`` as a frame, and returns the route of its state."""
+    waiting: bytes
+    """A request that waits for 30 s."""
+    waits: Callable[[], bool]
+    """Whether a request waits now."""
+    gone: str
+    """The metric of one request like ``waiting`` whose client has disconnected."""
 
     async def raw(self, data: bytes, *, seconds: float = 5.0) -> bytes:
         """What comes back over a connection of its own until it is closed, or for ``seconds``."""
@@ -80,6 +90,10 @@ async def _edge(bundle: Path, folder: Path, **changed: Any) -> AsyncIterator[Run
     def break_down() -> None:
         service.encoder.encode = _broken  # type: ignore[method-assign]
 
+    async def store() -> str:
+        return str((await http.post("/v1/frames", content=picture())).headers["location"])
+
+    head = f"POST /v1/frames?wait=delivered&timeout=30 HTTP/1.1\r\nHost: x\r\nContent-Length: {len(picture())}\r\n\r\n"
     async with httpx.AsyncClient(base_url=url) as http:
         where = httpx.URL(url)
         yield Running(
@@ -94,6 +108,10 @@ async def _edge(bundle: Path, folder: Path, **changed: Any) -> AsyncIterator[Run
             picture(),
             drain,
             break_down,
+            store,
+            head.encode() + picture(),
+            lambda: bool(service.waiting._waiters),
+            'aeic_edge_request_seconds_count{status="499",wait="delivered"} 1.0',
         )
     await server.stop()
     await service.stop()
@@ -115,6 +133,12 @@ async def _cloud(bundle: Path, folder: Path, **changed: Any) -> AsyncIterator[Ru
         def break_down() -> None:
             cloud.backend.decode = _broken  # type: ignore[method-assign]
 
+        async def store() -> str:
+            frame = new_frame(frame_maker(loaded)(1))
+            await asyncio.to_thread(cloud.store.frames.add, [frame], time.time())
+            return f"/v1/frames/{frame.id}"
+
+        unknown = uuid.uuid4()
         where = httpx.URL(cloud.http)
         yield Running(
             "cloud",
@@ -128,6 +152,10 @@ async def _cloud(bundle: Path, folder: Path, **changed: Any) -> AsyncIterator[Ru
             frame_maker(loaded)(1),
             drain,
             break_down,
+            store,
+            f"GET /v1/frames/{unknown}?wait=30 HTTP/1.1\r\nHost: x\r\n\r\n".encode(),
+            lambda: cloud.waiters.held > 0,
+            'aeic_cloud_http_requests_total{code="4xx",route="/v1/frames/{id}"} 1.0',
         )
 
 

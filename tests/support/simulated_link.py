@@ -21,7 +21,7 @@ from edge_encoder.answers.answerer import PRIORITY, Ask, File, Interrupted, Kind
 from edge_encoder.metrics import Metrics
 from edge_encoder.spool.record import Record, State
 from edge_encoder.uplink import in_flight, stream
-from edge_encoder.uplink.stream import Call, Stream, StreamContext
+from edge_encoder.uplink.stream import Call, Callbacks, Stream, StreamContext
 from edge_encoder.uplink.window import Window
 from tests.support.edge_fakes import settings
 
@@ -223,7 +223,7 @@ async def _simulate(plan: Plan, folder: Path) -> Run:
     link = _Link(loop, plan, run)
     given = settings(folder, ack_timeout_seconds=plan.ack_timeout_seconds)
     context = StreamContext(
-        cast(Any, spool), given, Metrics(), Window(64), wake, lambda ident: False, lambda size: None, answer
+        cast(Any, spool), given, Metrics(), Window(64), wake, lambda size: None, Callbacks(answer=answer)
     )
     kinds = {Kind.REGION: pb.REQUEST_KIND_REGION, Kind.ORIGINAL: pb.REQUEST_KIND_ORIGINAL}
     for number, (at, kind, size) in enumerate(plan.asks):

@@ -11,7 +11,7 @@ from pathlib import Path
 from edge_encoder.metrics import Metrics
 from edge_encoder.spool.record import Record
 from edge_encoder.spool.spool import Spool
-from edge_encoder.uplink.uplink import Uplink
+from edge_encoder.uplink.uplink import Identity, Uplink
 from tests.support.edge_fakes import FakeCloud, settings
 from tests.support.spooled import new_record
 
@@ -34,7 +34,7 @@ async def shipping(folder: Path, address: str, **changes: object) -> AsyncIterat
 
     spool = Spool(folder, on_change=changed)
     config = settings(folder, cloud_address=address, **changes)
-    uplink = Uplink(spool, config, Metrics(), bundle_digest=DIGEST, software="test")
+    uplink = Uplink(spool, config, Metrics(), Identity(DIGEST, "test"))
     holder.append(uplink)
     task = asyncio.create_task(uplink.run())
     try:

@@ -223,7 +223,7 @@ def test_a_missing_extra_is_named() -> None:
         "from aeic_tools.cli import main; sys.argv = ['aeic', 'encode', 'a', 'b']; main()"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True)
-    assert done.returncode == 2 and b'pip install "aeic[edge-cpu]"' in done.stderr, done.stderr
+    assert done.returncode == 2 and b'pip install ".[edge-cpu]"' in done.stderr, done.stderr
 
 
 def test_a_command_of_the_training_extra_says_nothing_of_its_libraries(aeic: Aeic) -> None:

@@ -170,6 +170,13 @@ def test_the_tree_in_the_readme_names_folders_that_exist() -> None:
     assert [name for name in named if not (ROOT / name).is_dir()] == []
 
 
+def test_the_readme_lists_every_extra() -> None:
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    table = (ROOT / "README.md").read_text().partition("<summary>Extras")[2].partition("</details>")[0]
+    named = [name for row in re.findall(r"^\| (`[^|]+) \|", table, re.M) for name in re.findall(r"`([\w-]+)`", row)]
+    assert sorted(named) == sorted(extras)
+
+
 def test_examples_are_listed_with_their_terms() -> None:
     listed = set(re.findall(r"^\| ([\w.]+\.(?:jpg|png|webp)) ", (ROOT / "examples" / "README.md").read_text(), re.M))
     found = {path.name for path in (ROOT / "examples").iterdir() if path.suffix not in (".md", ".py")}

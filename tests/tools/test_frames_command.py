@@ -27,5 +27,7 @@ def test_the_newest_frames_are_printed_with_their_ids(tiny_bundle: Path, tmp_pat
         assert found[0]["source"] == "mast-1" and found[0]["parent"] is None
         code, said, problem = aeic("frames", "--url", started.cloud.http)
         assert code == 1 and said == "" and "401" in problem
+        code, said, problem = aeic("frames", "--url", "http://127.0.0.1:1")
+        assert code == 1 and said == "" and "no answer from http://127.0.0.1:1 (" in problem and "--url" in problem
     finally:
         started.stop()

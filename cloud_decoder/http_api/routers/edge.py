@@ -37,7 +37,7 @@ def router(edge_proxy: EdgeProxy, bodies: Budget, body_limits: BodyLimits) -> AP
         response_model=None,
         responses=schemas.json_of(schemas.EncodedBody, 400, 401, 404, 408, 413, 422, 429, 502, 503, success=202),
         openapi_extra=schemas.body_of(
-            "The bytes of one JPEG, PNG or WebP file.",
+            "The bytes of one JPEG, PNG, WebP or AVIF file.",
             "application/octet-stream",
             "image/jpeg",
             "image/png",
@@ -47,7 +47,7 @@ def router(edge_proxy: EdgeProxy, bodies: Budget, body_limits: BodyLimits) -> AP
     async def encode(
         request: Request, tenant: Tenant, rate: Rate = None, target_bytes: TargetBytes = None
     ) -> dict[str, Any]:
-        """A JPEG, PNG or WebP file in the body goes to the configured edge; the answer names the frame to come."""
+        """A picture file in the body goes to the configured edge; the answer names the frame to come."""
         edge_proxy.check(tenant)
         picture = await read_body(request, body_limits, bodies, tenant)
         return await edge_proxy.encode(picture, rate, target_bytes)

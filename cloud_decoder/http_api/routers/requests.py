@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
+from dataclasses import dataclass
 from typing import Annotated, Any
 from uuid import UUID
 
@@ -20,6 +22,7 @@ from fastapi.responses import JSONResponse, Response
 from pydantic import ValidationError
 
 from aeic_service.budgets import Budget
+from aeic_service.disconnects import while_connected
 from aeic_service.errors import InvalidParameter
 from aeic_service.parameters import FrameId, Seconds, frame_id
 from aeic_service.request_body import BodyLimits, read_body
@@ -27,7 +30,6 @@ from cloud_decoder.errors import BudgetSpent, Gone, RequestsForbidden, UnknownRe
 from cloud_decoder.events import EventBus
 from cloud_decoder.http_api import schemas
 from cloud_decoder.http_api.dependencies import Tenant
-from cloud_decoder.http_api.disconnects import while_connected
 from cloud_decoder.http_api.image_service import ImageService
 from cloud_decoder.http_api.serializers import request_json
 from cloud_decoder.request_dispatch import RequestDispatch
@@ -57,22 +59,32 @@ async def _request_id(request: str) -> UUID:
 RequestId = Annotated[UUID, Depends(_request_id)]
 
 
+@dataclass(frozen=True)
+class Limits:
+    """What may be asked for."""
+
+    hour_bytes: int
+    """Of one source within an hour."""
+    original_bytes: int
+    """Of one original."""
+    body_seconds: float
+    """For the body of a request to arrive."""
+    max_wait: float
+    """Seconds, the most for ``wait=``."""
+
+
 def router(
     store: Store,
     images: ImageService,
     dispatch: RequestDispatch,
     event_bus: EventBus,
     bodies: Budget,
-    *,
-    hour_bytes: int,
-    original_bytes: int,
-    body_seconds: float,
-    max_wait: float,
+    limits: Limits,
 ) -> APIRouter:
-    """``hour_bytes`` may be asked of one source within an hour, ``original_bytes`` of one original. ``max_wait``
-    seconds limit ``wait=``."""
+    """The routes of requests about stored frames."""
     routes = APIRouter(tags=["requests"])
-    limits = BodyLimits(BODY_BYTES, body_seconds, "")
+    hour_bytes, original_bytes, max_wait = limits.hour_bytes, limits.original_bytes, limits.max_wait
+    body_limits = BodyLimits(BODY_BYTES, limits.body_seconds, "")
 
     @routes.post(
         "/v1/frames/{id}/requests",
@@ -88,10 +100,10 @@ def router(
                 "this service asks boxes for nothing: its operator can raise AEIC_CLOUD_REQUEST_BYTES_PER_HOUR"
             )
         row = await images.row(tenant, id)
-        asked = _parsed(await read_body(request, limits, bodies, tenant))
+        asked = _parsed(await read_body(request, body_limits, bodies, tenant))
         if row.state is FrameState.PRUNED:
             raise Gone(f"frame {id} is gone: {row.reason}")
-        if row.parent is not None and row.kind != RequestKind.NOW:  # a new picture has an original of its own
+        if row.repeats_parent:  # a new picture has an original of its own
             raise InvalidParameter(f"frame {id} answers a request itself: ask about its parent, frame {row.parent}")
         if asked.kind is RequestKind.ORIGINAL and asked.max_bytes > original_bytes:
             raise InvalidParameter(
@@ -114,12 +126,7 @@ def router(
         )
         stored = await asyncio.to_thread(store.requests.add, new, hour_bytes)
         if stored is None:
-            charge = max(asked.max_bytes, LEAST_CHARGE_BYTES)
-            raise BudgetSpent(
-                f"source {row.source!r} has less than {charge} of {hour_bytes} bytes left for requests in an hour, or"
-                f" {MOST_OPEN} requests that are open: ask later, for less, or raise AEIC_CLOUD_REQUEST_BYTES_PER_HOUR",
-                retry_after=RETRY_SECONDS,
-            )
+            raise await asyncio.to_thread(_full, new)
         audit.info(
             "request %s of tenant %r for frame %s of source %r: %s %s, at most %d bytes within %g s",
             new.id, tenant, row.id, row.source, new.kind.value, region or "", new.max_bytes, asked.deadline_seconds,
@@ -127,6 +134,28 @@ def router(
         dispatch.wake()
         location = f"/v1/frames/{id}/requests/{new.id}"
         return JSONResponse(request_json(stored), 202, {"Location": location, "Cache-Control": "no-store"})
+
+    def _full(new: NewRequest) -> BudgetSpent:
+        """Which limit of the source leaves no room for a request, and when there is room again."""
+        charge = max(new.max_bytes, LEAST_CHARGE_BYTES)
+        about, setting = f"source {new.source!r}", "AEIC_CLOUD_REQUEST_BYTES_PER_HOUR"
+        if charge > hour_bytes:
+            return BudgetSpent(
+                f"{about} may be asked for {hour_bytes} bytes an hour, which is less than {charge}: ask for less,"
+                f" or raise {setting}"
+            )
+        wait_ms = store.requests.room_ms(new.tenant, new.source, charge, hour_bytes, new.created_ms)
+        if not wait_ms:
+            return BudgetSpent(
+                f"{MOST_OPEN} requests about {about} are open, which is the limit: ask again when some have ended",
+                retry_after=RETRY_SECONDS,
+            )
+        left = max(0, hour_bytes - store.requests.spent(new.tenant, new.source, new.created_ms))
+        return BudgetSpent(
+            f"{about} may be asked for {hour_bytes} bytes an hour, of which {left} are left: ask for less, ask for"
+            f" {charge} bytes again in {math.ceil(wait_ms / 60_000)} min, or raise {setting}",
+            retry_after=wait_ms / 1000,
+        )
 
     @routes.get(
         "/v1/frames/{id}/requests",
@@ -191,5 +220,8 @@ def _inside(region: schemas.RegionBody, row: StoredFrame) -> list[int]:
     """The region as x, y, width, height. ``InvalidParameter`` if it is not inside the frame's original."""
     width, height = row.original_width or row.width, row.original_height or row.height
     if region.x + region.width > width or region.y + region.height > height:
-        raise InvalidParameter(f"region: the original of frame {row.id} has {width}x{height} pixels")
+        raise InvalidParameter(
+            f"region: it ends at {region.x + region.width},{region.y + region.height}, outside the original of frame"
+            f" {row.id}, which has {width}x{height} pixels"
+        )
     return [region.x, region.y, region.width, region.height]

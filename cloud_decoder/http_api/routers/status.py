@@ -9,6 +9,7 @@ import re
 import shutil
 import time
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -114,35 +115,38 @@ def router(
     return routes
 
 
-def metrics_router(
-    metrics: Metrics,
-    store: Store,
-    presence: Presence,
-    cache: PictureCache,
-    model_pool: ModelPool,
-    budgets: Callable[[], Mapping[str, Used]],
-    readiness: Readiness,
-    *,
-    sources: int,
-    folders: Mapping[str, Path],
-    certificates: Certificates,
-) -> APIRouter:
-    """The metrics, with the gauges that are read at each scrape, and those of each of the latest ``sources``.
+@dataclass(frozen=True)
+class Measured:
+    """What is read at each scrape."""
 
-    ``folders`` are those whose disks are measured, by name.
-    """
+    store: Store
+    presence: Presence
+    cache: PictureCache
+    model_pool: ModelPool
+    readiness: Readiness
+    budgets: Callable[[], Mapping[str, Used]]
+    sources: int
+    """How many sources, the latest, have gauges of their own."""
+    folders: Mapping[str, Path]
+    """Those whose disks are measured, by name."""
+    certificates: Certificates
+
+
+def metrics_router(metrics: Metrics, measured: Measured) -> APIRouter:
+    """The metrics, with the gauges that are read at each scrape."""
+    store, sources = measured.store, measured.sources
     routes = APIRouter(tags=["operations"])
 
     @routes.get("/metrics", response_class=PlainTextResponse)
     async def exposition() -> Response:
         """Metrics in Prometheus' text format."""
-        metrics.cache_bytes.set(cache.total_bytes)
-        metrics.models_bytes.set(model_pool.loaded_bytes)
-        metrics.ready.set(not await readiness.problem())
-        for name, budget in budgets().items():
+        metrics.cache_bytes.set(measured.cache.total_bytes)
+        metrics.models_bytes.set(measured.model_pool.loaded_bytes)
+        metrics.ready.set(not await measured.readiness.problem())
+        for name, budget in measured.budgets().items():
             metrics.budget.labels(name).set(budget.held)
             metrics.budget_limit.labels(name).set(budget.limit)
-        await asyncio.to_thread(_measure_host, metrics, folders, certificates)
+        await asyncio.to_thread(_measure_host, metrics, measured.folders, measured.certificates)
         with contextlib.suppress(StoreUnavailable):  # the other metrics say what is wrong
             for state, count in (await asyncio.to_thread(store.frames.counts)).items():
                 metrics.stored.labels(state).set(count)
@@ -154,7 +158,7 @@ def metrics_router(
             for tenant, source, arrived_ms in arrivals:
                 metrics.source_silent.labels(tenant, source).set(max(0.0, now - arrived_ms / 1000))
                 metrics.source_backlog.labels(tenant, source, "cloud").set(backlogs.get((tenant, source), 0))
-        _set_box_metrics(metrics, itertools.islice(presence.boxes(), sources))
+        _set_box_metrics(metrics, itertools.islice(measured.presence.boxes(), sources))
         return prometheus_text(metrics.registry)
 
     return routes

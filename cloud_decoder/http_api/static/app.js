@@ -5,7 +5,7 @@ import * as compare from "/viewer/compare.js";
 import * as day from "/viewer/day.js";
 import * as detail from "/viewer/detail.js";
 import { NotAllowed, ask, follow, json, picture, remember, thumbnail } from "/viewer/service.js";
-import { $, ago, bytes, count, element, pairs, stageBar } from "/viewer/show.js";
+import { $, ago, answering, bytes, count, element, pairs, stageBar } from "/viewer/show.js";
 import { listen as listenTry, setEdge } from "/viewer/try.js";
 import * as wall from "/viewer/wall.js";
 
@@ -72,6 +72,7 @@ function fill(made, frame) {
   const size = element("span", undefined, "size");
   size.append(element("b", `${count(frame.bytes)} B`), ` ${frame.bpp.toFixed(4)} bpp`);
   made.words.replaceChildren(size, when);
+  if (frame.parent) made.words.append(element("span", answering(frame), "kind"));
   if (frame.state !== "done") made.words.append(element("span", frame.state, `state state-${frame.state}`));
   if (made.shown) return;
   if (frame.state === "failed") {
@@ -173,8 +174,9 @@ async function turn() {
 
 function tellNewest() {
   $("latest-bytes").textContent = count(newest.bytes);
+  const kind = answering(newest);
   $("latest-facts").textContent =
-    `${newest.bpp.toFixed(4)} bits per pixel, ${newest.width} × ${newest.height}, from ${newest.source}, ${ago(newest.received_at)}`;
+    `${kind && `${kind[0].toUpperCase()}${kind.slice(1)}. `}${newest.bpp.toFixed(4)} bits per pixel, ${newest.width} × ${newest.height}, from ${newest.source}, ${ago(newest.received_at)}`;
   stageBar($("latest-stages"), newest);
 }
 
@@ -214,6 +216,7 @@ async function totals() {
   const models = status.bundles.map(({ name, fingerprint }) => `${name} ${fingerprint}`).join(", ");
   $("model").textContent = `${models} on ${status.device}`;
   const [received, size] = all.reduce(([n, b], one) => [n + one.frames, b + one.bytes], [0, 0]);
+  const mean = recent.reduce((sum, one) => sum + one.bytes, 0) / recent.length;
   const refused = sum(metrics, "aeic_cloud_sheds_total");
   const errors = sum(metrics, "aeic_cloud_http_requests_total", 'code="5xx"');
   pairs(
@@ -221,7 +224,7 @@ async function totals() {
     [
       ["frames", count(received)],
       ["received in total", bytes(size)],
-      ["mean frame", received ? `${count(Math.round(size / received))} B` : "–"],
+      recent.length ? [`mean frame, last ${count(recent.length)}`, `${count(Math.round(mean))} B`] : ["mean frame", "–"],
       ["sources connected", `${all.filter((one) => one.connected).length} of ${all.length}`],
       ["waiting", count(status.frames.received + status.frames.decoding)],
       ["in quarantine", count(status.frames.failed), status.frames.failed > 0],
@@ -237,8 +240,11 @@ async function totals() {
   notice(wrong.length ? `The service reports: ${wrong.join("; ")}` : "");
 }
 
+let recent = []; // the newest decoded frames, without files
+
 async function charts() {
-  const drawn = draw($("charts"), (await json(`/v1/frames?state=done&limit=${COUNTED}`)).frames.filter((one) => !one.media_type));
+  recent = (await json(`/v1/frames?state=done&limit=${COUNTED}`)).frames.filter((one) => !one.media_type);
+  const drawn = draw($("charts"), recent);
   $("times-count").textContent = drawn ? `of the last ${count(drawn)} frames, with their median` : "";
 }
 
@@ -249,11 +255,11 @@ async function keepUp() {
     if (!document.hidden && (stale || Date.now() - last > 10000)) {
       stale = false;
       last = Date.now();
+      if (!$("overview").hidden) await charts().catch(() => {});
       await totals().catch(() => {});
       for (const made of cards.values()) fill(made, made.frame); // "3 min ago" grows older
       if (newest) tellNewest();
       if (coming && !turning) turn();
-      if (!$("overview").hidden) await charts().catch(() => {});
     }
     await new Promise((resume) => setTimeout(resume, 1000));
   }

@@ -1,13 +1,13 @@
 // Small charts of the last frames: one column a frame, oldest on the left. The median stands beside the name, the 95th
 // and the 99th percentile below.
 
-import { bytes, count, drawing, element, seconds, times } from "/viewer/show.js";
+import { bytes, count, drawing, element, live, seconds, times } from "/viewer/show.js";
 
 export const COUNTED = 200; // frames that the figures are of
 const LAST = 60; // columns drawn
 
 const waits = (t) => (t.queue === undefined ? undefined : t.queue + (t.device_wait ?? 0));
-const whole = (f) => f.available_at && (new Date(f.available_at) - new Date(f.captured_at ?? f.received_at)) / 1000;
+const whole = (f) => f.available_at && (new Date(f.available_at) - new Date(live(f) ? f.captured_at : f.received_at)) / 1000;
 
 const CHARTS = [
   ["Capture to picture", (f) => whole(f), seconds],

@@ -1,7 +1,7 @@
 // Look closer: asks the box that took a picture for the rectangle drawn on it, and shows the answer in place.
 
 import { ask, json, picture, save } from "/viewer/service.js";
-import { $, bytes, count, element, lasting, seconds, times } from "/viewer/show.js";
+import { $, bytes, count, element, lasting, repeats, seconds, times } from "/viewer/show.js";
 
 const LEAST = 16; // pixels of the original, a side
 const STEPS = 40; // of the keyboard, across a side
@@ -25,7 +25,7 @@ const part = ({ x, y, width, height }) => `${width} × ${height} pixels at ${x},
 
 // A frame that the dialog shows; null for one that cannot be asked about: a part of another one.
 export async function about(shown) {
-  frame = shown && (!shown.parent || shown.kind === "now") && shown.state === "done" ? shown : null;
+  frame = shown && !repeats(shown) && shown.state === "done" ? shown : null;
   allowed = null;
   asking = false;
   $("closer").hidden = !frame;
@@ -81,18 +81,18 @@ function cost() {
   $("closer-kind").disabled = !allowed?.max_bytes;
   if (allowed === null) return void ($("closer-cost").textContent = "The service did not answer.");
   if (allowed.max_bytes === null) return void ($("closer-cost").textContent = "The box that took this picture is not connected, so nothing more can be asked now.");
-  if (allowed.max_bytes === 0) return void ($("closer-cost").textContent = "The box that took this picture takes no requests.");
+  if (allowed.max_bytes === 0) return void ($("closer-cost").textContent = "The box that took this picture takes no requests. Its operator can turn them on with AEIC_EDGE_ORIGINALS_MAX_BYTES.");
   if (!most()) return void ($("closer-cost").textContent = "The box that took this picture sends no originals.");
   const size = Math.min(Number($("closer-bytes").value), most());
   const [width, height] = region ? [region.width, region.height] : original();
   const here = `This part has ${width} × ${height} pixels at the box.`;
   const what = {
-    sharper: region ? here : "Draw a rectangle on the picture, or ask for all of it in better quality.",
+    sharper: region ? here : "Draw a rectangle on the picture, or ask for the whole picture in better quality.",
     original: region ? here : "The photograph itself if it is small enough, else a JPEG of it. Draw a rectangle to get only a part.",
     now: "The same camera takes a new picture at once.",
   }[kind()];
   $("closer-cost").textContent = `${what} It costs at most ${bytes(size)} of the ${bytes(allowed.hour_bytes_left)} left this hour.${duration(size)}`;
-  $("closer-ask").textContent = kind() === "now" ? "Take a picture" : region ? "Ask for this part" : "Ask for all of it";
+  $("closer-ask").textContent = kind() === "now" ? "Take a picture" : region ? "Ask for this part" : "Ask for the whole picture";
 }
 
 // What it may take: by the last answers about this source, else by the way of this frame.
@@ -174,7 +174,7 @@ async function send() {
     if (!posted.ok) return void tell(request.detail);
     while (frame === mine && request.state === "open") request = await json(`/v1/frames/${mine.id}/requests/${request.id}?wait=20`);
     if (frame !== mine) return;
-    if (request.state !== "answered") return void tell(`The box refused: ${request.detail ?? request.reason}.`);
+    if (request.state !== "answered") return void tell(request.reason === "expired" ? "The box did not answer in time. Ask again." : `Refused: ${request.detail ?? request.reason}.`);
     if (await show(request, `${count(request.bytes)} bytes more, ${seconds((performance.now() - begun) / 1000)} after asking.`)) draw(null);
   } catch {
     if (frame === mine) tell("The service did not answer. Ask again.");
@@ -252,7 +252,7 @@ function row(request) {
   const size = request.state === "answered" ? bytes(request.bytes) : `at most ${bytes(request.max_bytes)}`;
   const state = element("td", STATES[request.state] ?? request.state);
   if (request.reason) state.append(`: ${request.detail ?? request.reason} (${request.reason})`);
-  made.append(what, element("td", request.region ? part(request.region) : "all of it"), element("td", size), state);
+  made.append(what, element("td", request.region ? part(request.region) : "whole picture"), element("td", size), state);
   return made;
 }
 

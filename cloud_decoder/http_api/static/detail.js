@@ -2,7 +2,7 @@
 
 import * as closer from "/viewer/closer.js";
 import { ask, json, picture, save } from "/viewer/service.js";
-import { $, count, describe, element, lasting, pairs, sizeBars, stageBar } from "/viewer/show.js";
+import { $, answering, count, describe, element, lasting, pairs, repeats, sizeBars, stageBar } from "/viewer/show.js";
 
 const CAPTURED_FROM = {
   sender: "named by the sender",
@@ -20,7 +20,15 @@ const original = (frame) =>
 function captured(frame) {
   if (!frame.captured_at) return "unknown";
   const source = CAPTURED_FROM[frame.captured_from];
-  return new Date(frame.captured_at).toLocaleString() + (source ? `, ${source}` : "");
+  const when = new Date(frame.captured_at).toLocaleString() + (source ? `, ${source}` : "");
+  return repeats(frame) ? `${when} (the earlier picture)` : when;
+}
+
+// What a frame answers: a link to the picture that was asked about.
+function asked(frame) {
+  const link = element("a", answering(frame));
+  link.href = `#${new URLSearchParams({ detail: frame.parent })}`;
+  return link;
 }
 
 export async function sizes(place, frame) {
@@ -50,13 +58,14 @@ export async function open(id) {
   const waited = frame.available_at ? (new Date(frame.available_at) - new Date(frame.received_at)) / 1000 : null;
   pairs($("facts"), [
     ["id", frame.id],
+    ...(frame.parent ? [["answers a request", asked(frame)]] : []),
     ["size", `${frame.width} × ${frame.height} pixels, rate ${frame.rate_name ?? frame.rate}`],
     ["original", original(frame)],
     ["captured", captured(frame)],
     ["received", new Date(frame.received_at).toLocaleString()],
     ["decoded after", waited === null ? "–" : lasting(waited)],
     ["state", frame.reason ? `${frame.state}: ${frame.reason}` : frame.state],
-    ["latents", frame.latents_digest ? frame.latents_digest.slice(0, 16) : "–"],
+    ["digest of latents", frame.latents_digest ? frame.latents_digest.slice(0, 16) : "–"],
   ]);
   $("newer").disabled = !neighbour(-1);
   $("older").disabled = !neighbour(1);

@@ -66,11 +66,20 @@ export function chips(place, choices, chosen, choose) {
 
 export const describe = (frame) => `${count(frame.bytes)} B · ${frame.bpp.toFixed(4)} bpp`;
 
+// What a frame that answers a request shows; empty for a frame of a source.
+export const answering = (frame) =>
+  frame.parent
+    ? { region: "sharper part of an earlier picture", better: "better quality of an earlier picture", original: "original of an earlier picture", now: "new picture on request" }[frame.kind] ?? "answer to a request"
+    : "";
+
+// entries: [name, text or element, alarming]
 export function pairs(list, entries, wrapped) {
   list.replaceChildren();
   for (const [name, value, alarming] of entries) {
     const row = wrapped ? element("div", undefined, alarming ? "alarming" : "") : list;
-    row.append(element("dt", name), element("dd", value));
+    const said = element("dd");
+    said.append(value);
+    row.append(element("dt", name), said);
     if (wrapped) list.append(row);
   }
 }
@@ -103,10 +112,16 @@ export const STAGES = [
   ["image", "writing the file"],
 ];
 
+// Whether a frame shows what its parent shows. Its time of capture is then that of the parent.
+export const repeats = (frame) => Boolean(frame.parent) && frame.kind !== "now";
+
+// Whether the time of capture says when the frame's way to the cloud began. EXIF and files may be years old.
+export const live = (frame) => Boolean(frame.captured_at) && !repeats(frame) && !["exif", "file"].includes(frame.captured_from);
+
 // Seconds of each stage; "way" is from capture to arrival, where the edge knew when it was taken.
 export function times(frame) {
   const found = { ...frame.timings };
-  if (frame.captured_at && frame.received_at && !["exif", "file"].includes(frame.captured_from)) {
+  if (live(frame) && frame.received_at) {
     const way = (new Date(frame.received_at) - new Date(frame.captured_at)) / 1000;
     if (way >= 0 && way < 86400) found.way = way;
   }

@@ -32,10 +32,13 @@ PANELS = [
     ),
     Panel("Entropy decoding", "s", quantiles("aeic_cloud_entropy_seconds"), "One frame."),
     Panel(
-        "Differences in entropy decoding",
+        "Differences in the entropy model",
         "none",
-        [("sum by (instance) (aeic_cloud_entropy_mismatches_total)", "{{instance}}")],
-        "Frames that a GPU decoded differently from the CPU, since the start. Should always be 0.",
+        [
+            ("sum by (instance) (aeic_cloud_entropy_mismatches_total)", "{{instance}}"),
+            ("sum by (instance) (aeic_edge_entropy_mismatches_total)", "{{instance}}"),
+        ],
+        "Frames that a GPU decoded or encoded differently from the CPU, since the start. Should always be 0.",
         alerts=("AeicEntropyMismatch",),
     ),
     Panel(

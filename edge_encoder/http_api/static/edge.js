@@ -55,7 +55,7 @@ function show(status) {
   $("link-words").textContent = uplink.state === "connected" ? "" : uplink.detail;
   pairs($("link-facts"), [
     ["cloud", uplink.cloud || "none is set"],
-    ["since", since(uplink.since_unix)],
+    ["for", since(uplink.since_unix)],
     ["last answer", ago(uplink.last_ack_unix)],
     ["failures in a row", count(uplink.failures_in_a_row)],
   ]);
@@ -65,7 +65,7 @@ function show(status) {
     ["size", `${bytes(spool.bytes)} of ${bytes(spool.max_bytes)}`],
     ["oldest", spool.oldest_seconds === null || !spool.frames ? "–" : lasting(spool.oldest_seconds)],
     ["when full", FULL[spool.full_policy] ?? spool.full_policy],
-    ["not encoded yet", `${count(received.frames)}, ${bytes(received.bytes)}`],
+    ["not encoded yet", received.frames ? `${count(received.frames)}, ${bytes(received.bytes)}` : "none"],
   ]);
   $("pending").textContent = count(encoding.pending);
   const rate = status.rates.find((one) => one.number === status.default_rate);
@@ -73,7 +73,7 @@ function show(status) {
     ["model", `${bundle.name} ${bundle.fingerprint}`],
     ["runs on", status.provider],
     ["default rate", rate ? `${rate.name}, about ${rate.bpp} bits per pixel` : status.default_rate],
-    ["at once", count(encoding.workers)],
+    ["at the same time", count(encoding.workers)],
   ]);
   $("sources").hidden = !status.sources.length;
   $("no-sources").hidden = status.sources.length > 0;
@@ -125,6 +125,7 @@ async function refresh() {
 
 function draw() {
   const canvas = $("card");
+  canvas.setAttribute("aria-label", "A test card with the time");
   const context = canvas.getContext("2d");
   const { width, height } = canvas;
   const sky = context.createLinearGradient(0, 0, 0, height);
@@ -151,6 +152,21 @@ function draw() {
   context.font = "600 54px sans-serif";
   context.textAlign = "center";
   context.fillText(new Date().toLocaleString(), width / 2, 480);
+}
+
+// The photograph that is sent, in the place of the test card. A format that the browser cannot show leaves it empty.
+async function preview(file) {
+  const canvas = $("card");
+  const context = canvas.getContext("2d");
+  const { width, height } = canvas;
+  context.clearRect(0, 0, width, height);
+  canvas.setAttribute("aria-label", "Your photograph");
+  const picture = await createImageBitmap(file).catch(() => null);
+  if (picture === null) return;
+  const scale = Math.min(width / picture.width, height / picture.height);
+  const [wide, tall] = [scale * picture.width, scale * picture.height];
+  context.drawImage(picture, (width - wide) / 2, (height - tall) / 2, wide, tall);
+  picture.close();
 }
 
 function step(text, bad = false) {
@@ -192,7 +208,12 @@ $("send").addEventListener("click", () => {
   draw();
   $("card").toBlob(send, "image/jpeg", 0.92);
 });
-$("file").addEventListener("change", () => $("file").files[0] && send($("file").files[0]));
+$("file").addEventListener("change", () => {
+  const [file] = $("file").files;
+  if (!file) return;
+  preview(file);
+  send(file);
+});
 $("host").textContent = location.host;
 draw();
 for (;;) {

@@ -47,6 +47,20 @@ def test_a_request_ends_once_and_its_hour_is_counted(store_url: str, make_frame:
     store.close()
 
 
+def test_room_for_a_request_comes_back_an_hour_after_the_earlier_ones(store_url: str) -> None:
+    store = Store(store_url)
+    for minutes, size in ((50, 3000), (40, 3000), (0, 100)):
+        asked = new_request(uuid4(), max_bytes=size, created_ms=NOW_MS - 60_000 * minutes)
+        assert store.requests.add(asked, 8000)
+    wait = lambda charge: store.requests.room_ms("", "s", charge, 8000, NOW_MS)  # noqa: E731
+    least = 6000 + LEAST_CHARGE_BYTES
+    assert wait(8000 - least) == 0
+    assert wait(8000 - least + 1) == wait(4000) == 10 * 60_000
+    assert wait(5000) == 20 * 60_000
+    assert wait(8000) == HOUR_MS and wait(9000) == HOUR_MS
+    store.close()
+
+
 def test_the_speed_is_that_of_the_last_answers(store_url: str, make_frame: MakeFrame) -> None:
     store = Store(store_url)
     parent = new_frame(make_frame(1), source="s")

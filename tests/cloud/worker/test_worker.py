@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import numpy as np
 import pytest
@@ -23,7 +24,7 @@ from cloud_decoder.images.disk_cache import DiskCache
 from cloud_decoder.inference.decoder import Decoder
 from cloud_decoder.inference.model_pool import ModelPool
 from cloud_decoder.metrics import Metrics
-from cloud_decoder.store.store import FrameState, Store
+from cloud_decoder.store.store import FrameState, RequestKind, Store
 from cloud_decoder.tiling import tile_shape
 from cloud_decoder.worker import pipeline
 from cloud_decoder.worker import worker as worker_module
@@ -32,6 +33,7 @@ from cloud_decoder.worker.job import DecodeJob
 from cloud_decoder.worker.worker import Worker, WorkerSettings
 from tests.support.cloud import FakeGenerator, metric
 from tests.support.frames import MakeFrame, new_frame, stored_frame
+from tests.support.requests import new_request
 from tests.support.waiting import until
 
 Running = Callable[..., AbstractAsyncContextManager[Worker]]
@@ -101,6 +103,35 @@ async def test_a_frame_without_a_live_capture_time_is_timed_from_its_arrival(
         assert metric(worker.metrics, "end_to_end_seconds_count", since=other) == 0
         seconds = metric(worker.metrics, "end_to_end_seconds_sum", since=since)
         assert seconds < 60 if since == "arrival" else seconds > 1e6
+
+
+@pytest.mark.parametrize(
+    ("kind", "region", "since"),
+    [
+        (RequestKind.REGION, [0, 0, 128, 96], "arrival"),
+        (RequestKind.BETTER, None, "arrival"),
+        (RequestKind.NOW, None, "capture"),
+    ],
+)
+async def test_an_answer_is_timed_from_its_arrival_unless_it_is_a_new_picture(
+    running: Running, store: Store, make_frame: MakeFrame, kind: RequestKind, region: list[int] | None, since: str
+) -> None:
+    """An answer has the time of capture of its parent, which may be hours old when a person asks."""
+    request = new_request(uuid4(), kind=kind, region=region)
+    assert store.requests.add(request, 20_000) is not None
+    captured_ms = int((time.time() - 7200) * 1000)
+    answer = new_frame(make_frame(2), request.id, source="s", captured_ms=captured_ms, captured_from="clock")
+    async with running() as worker:
+        store.frames.add([answer], time.time())
+        worker.wake()
+        await until(lambda: store.frames.counts()["done"] == 1)
+        await until(lambda: metric(worker.metrics, "end_to_end_seconds_count", since=since) == 1)
+        other = "capture" if since == "arrival" else "arrival"
+        assert metric(worker.metrics, "end_to_end_seconds_count", since=other) == 0
+        seconds = metric(worker.metrics, "end_to_end_seconds_sum", since=since)
+        assert seconds < 60 if since == "arrival" else seconds > 7000
+    row = store.frames.get("", request.id)
+    assert row is not None and row.kind == kind and row.repeats_parent == (since == "arrival")
 
 
 async def test_a_backlog_leaves_in_full_batches_of_one_shape(

@@ -49,14 +49,14 @@ async def box(folder: Path, bundle: Path, **changes: Any) -> AsyncIterator[tuple
 
 async def answer(service: EdgeService, asked: Ask, sent: list[bytes] | None = None) -> str:
     """ "answered", the reason of the refusal, or "ignored". Files are `sent`."""
-    assert service.uplink._context.answer is not None
+    assert service.uplink._context.callbacks.answer is not None
 
     async def send(file: File) -> None:
         file.sent = len(file.data)
         (sent if sent is not None else []).append(file.data)
 
     try:
-        await service.uplink._context.answer(asked, send)
+        await service.uplink._context.callbacks.answer(asked, send)
     except Refused as refused:
         assert str(refused)
         return refused.reason.value
@@ -211,14 +211,14 @@ async def test_the_original_is_the_file_itself_where_it_fits_else_a_jpeg(tiny_bu
         with Image.open(io.BytesIO(sent[2])) as image:
             assert image.format == "JPEG" and image.size == (48, 32)
         assert service.spool.pending_frames == before, "a file is not spooled"
-        assert service.uplink._context.answer is not None
+        assert service.uplink._context.callbacks.answer is not None
         with pytest.raises(Refused, match="does not take"):  # a cloud of before
-            await service.uplink._context.answer(ask(frame, 4, **whole), None)
+            await service.uplink._context.callbacks.answer(ask(frame, 4, **whole), None)
 
 
 async def test_an_original_is_charged_with_what_left_for_the_link(tiny_bundle: Path, tmp_path: Path) -> None:
     async with box(tmp_path, tiny_bundle, request_bytes_per_hour=5000) as (service, frame):
-        assert service.uplink._context.answer is not None
+        assert service.uplink._context.callbacks.answer is not None
 
         async def breaks(file: File) -> None:
             file.sent = 1000
@@ -226,7 +226,9 @@ async def test_an_original_is_charged_with_what_left_for_the_link(tiny_bundle: P
 
         for number in (1, 2):
             with pytest.raises(Interrupted):
-                await service.uplink._context.answer(ask(frame, number, kind=Kind.ORIGINAL, max_bytes=3500), breaks)
+                await service.uplink._context.callbacks.answer(
+                    ask(frame, number, kind=Kind.ORIGINAL, max_bytes=3500), breaks
+                )
         left = 3000 - 3 * PIECE_HEAD_BYTES  # of three pieces
         assert await answer(service, ask(frame, 3, kind=Kind.ORIGINAL, max_bytes=left + 1)) == "over-budget"
         left -= REQUEST_BYTES
@@ -240,7 +242,7 @@ async def test_an_original_that_was_cut_off_continues_with_its_own_charge(tiny_b
     size = len(original)
     whole: dict[str, Any] = {"kind": Kind.ORIGINAL, "region": (0, 0, 0, 0), "max_bytes": size}
     async with box(tmp_path, tiny_bundle, request_bytes_per_hour=size + 2000) as (service, frame):
-        respond = service.uplink._context.answer
+        respond = service.uplink._context.callbacks.answer
         assert respond is not None
         limits = list[int]()
 
@@ -285,7 +287,7 @@ async def test_each_attempt_costs_something_and_then_nothing_is_sent(
         ]
         for number, changes in enumerate(never):
             assert await answer(service, ask(frame, number, **changes)) == "over-budget"
-        hours = {source: hour.left for source, hour in service.uplink._context.answer.__self__._hours.items()}  # type: ignore[union-attr]
+        hours = {source: hour.left for source, hour in service.uplink._context.callbacks.answer.__self__._hours.items()}  # type: ignore[union-attr]
         assert hours == {"gate": 7 * REQUEST_BYTES, "yard": 9 * REQUEST_BYTES}
         for number in range(10, 17):
             assert await answer(service, ask(frame, number, **never[0])) == "over-budget"

@@ -115,7 +115,7 @@ def test_what_cannot_be_encoded(encoder: Encoder) -> None:
     with pytest.raises(RateError, match="max_bytes=12"):  # the header alone has nine
         encoder.encode(noise(64, 64), max_bytes=12)
     with pytest.raises(TooLarge):
-        Encoder(encoder.bundle, encoder.analysis, encoder._codec, 5000).encode(noise(100, 100))
+        Encoder(encoder.bundle, encoder.analysis, 5000).encode(noise(100, 100))
 
 
 @pytest.mark.parametrize(("length", "side"), [(640, 128), (2176, 1192), (3840, 1192), (64, 64), (8192, 10)])
@@ -174,9 +174,9 @@ def cuda(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 def test_a_gpu_runs_the_float16_analysis_where_it_agrees_with_the_cpu(
     tiny_bundle: Path, tmp_path: Path, cuda: list[str], caplog: pytest.LogCaptureFixture
 ) -> None:
-    from aeic_train.export.float16 import add_half
+    from aeic_train.export.gpu_graphs import add_gpu_graphs
 
-    bundle = add_half(tiny_bundle, tmp_path / "gpu")
+    bundle = add_gpu_graphs(tiny_bundle, tmp_path / "gpu")
     assert bundle.fingerprint == Bundle.load(tiny_bundle).fingerprint and bundle.has("analysis_half.onnx")
     analysis = Analysis(bundle, provider="cuda", threads=1)
     assert (cuda, analysis.provider) == (["analysis_half.onnx"], "CUDAExecutionProvider")

@@ -80,7 +80,7 @@ async def test_it_is_received_at_once_and_delivered_later_as_if_posted_the_other
         await service.waiting.settled(ident, 10)
         shown = (await client.get(f"/v1/frames/{ident}")).json()
         assert (shown["state"], shown["bytes"], shown["rate"]) == ("delivered", twin["bytes"], 0)
-        assert shown["created_unix_ms"] == body["created_unix_ms"]
+        assert shown["created_unix_ms"] == body["created_unix_ms"] and shown["created_at"] == body["created_at"]
         assert cloud.frames[ident] == cloud.frames[uuid.UUID(twin["id"])]
         text = (await client.get("/metrics")).text
         for wait in ("received", "spooled"):

@@ -13,7 +13,7 @@ from edge_encoder.answers.answerer import Ask, File, Ignored, Interrupted, Reaso
 from edge_encoder.answers.hour import PIECE_HEAD_BYTES, REQUEST_BYTES, bytes_in_pieces
 from edge_encoder.metrics import Metrics
 from edge_encoder.uplink.pieces import LEAST_BYTES, MOST_BYTES, PieceSize
-from edge_encoder.uplink.stream import Call, Stream, StreamContext
+from edge_encoder.uplink.stream import Call, Callbacks, Stream, StreamContext
 from edge_encoder.uplink.window import Window
 from tests.support.edge_fakes import settings
 
@@ -49,7 +49,7 @@ def cost(cloud: Cloud) -> int:
 def stream(folder: Path, cloud: Cloud, answer: Any = None) -> Stream:
     given = settings(folder, ack_timeout_seconds=0.05)
     context = StreamContext(
-        cast(Any, None), given, Metrics(), Window(1), asyncio.Event(), lambda ident: False, lambda size: None, answer
+        cast(Any, None), given, Metrics(), Window(1), asyncio.Event(), lambda size: None, Callbacks(answer=answer)
     )
     cloud.stream = made = Stream(cast(Call, cloud), context)
     made._idle.set()

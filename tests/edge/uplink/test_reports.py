@@ -12,7 +12,7 @@ from aeic.v1 import ingest_pb2 as pb
 from edge_encoder.errors import SpoolError
 from edge_encoder.metrics import Metrics
 from edge_encoder.uplink import stream
-from edge_encoder.uplink.stream import Call, Report, Stream, StreamContext
+from edge_encoder.uplink.stream import Call, Callbacks, Report, Stream, StreamContext
 from edge_encoder.uplink.window import Window
 from tests.support.edge_fakes import settings
 
@@ -53,9 +53,8 @@ async def told(folder: Path, cloud: Cloud, box: Box, *, looks: int, in_flight: i
         Metrics(),
         Window(1),
         asyncio.Event(),
-        lambda ident: False,
         lambda size: None,
-        report=box.report,
+        Callbacks(report=box.report),
     )
     made = Stream(cast(Call, cloud), context)
     await made.greet(pb.Hello(source_id="mast-7"))

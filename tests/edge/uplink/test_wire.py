@@ -12,6 +12,7 @@ import grpc
 import pytest
 
 from cloud_decoder.grpc_api import acks
+from edge_encoder.uplink.stream import Callbacks
 from tests.support.edge_fakes import FakeCloud, Proxy, serving
 from tests.support.uplink import exactly, put_frames, shipping
 from tests.support.waiting import until
@@ -50,7 +51,7 @@ async def test_an_answer_that_a_client_waits_for_is_not_gathered(
     monkeypatch.setattr(acks, "GATHER_SECONDS", 1e9)  # what is gathered never comes
     cloud = FakeCloud()
     async with serving(cloud) as address, shipping(tmp_path, address) as (spool, uplink):
-        uplink._context = dataclasses.replace(uplink._context, prompt=lambda ident: True)
+        uplink._context = dataclasses.replace(uplink._context, callbacks=Callbacks(prompt=lambda ident: True))
         await until(lambda: uplink.status.state == "connected")
         for _ in range(10):
             await put_frames(spool, 1)

@@ -48,7 +48,9 @@ def test_plots_and_table_of_a_log(tmp_path: Path) -> None:
     training_curves.main([str(tmp_path / "log.jsonl"), "--out", str(tmp_path)])
     for name in ("training", "latents"):
         assert (tmp_path / f"{name}.svg").stat().st_size > 5000 and (tmp_path / f"{name}.png").exists()
-    rows = (tmp_path / "training.md").read_text().splitlines()[4:]
+    text = (tmp_path / "training.md").read_text()
+    assert "](training.svg)" in text and "](latents.svg)" in text
+    rows = text.partition("|---")[2].splitlines()[1:]
     assert [row.split(" | ")[3] for row in rows] == ["r4", "r0", "r4"]
     assert rows[1].startswith("| 2 | 11 | 0.11 | r0 | 0.0100 | 20.00 |") and rows[1].endswith("| 0.135 |")
 

@@ -178,7 +178,7 @@ def test_tables_have_means_deviations_and_the_order_of_the_paper() -> None:
     assert all(value < 0 for value in found["runs"]) and found["runs"][0] > found["runs"][2]
     assert found["mean"] == pytest.approx(sum(found["runs"]) / 3, abs=0.01) and found["deviation"] > 0
     claims = [Claim(arm, "none", ("psnr",)) for arm in ("good", "mixed", "far")] + [Claim("none", "good", ("psnr",))]
-    text = ablation_plots.table("About.", runs, claims)
+    text = ablation_plots.table("About.", runs, Path("x.svg"), claims)
     assert "| none | 1, 2, 3 | 300 | 4.5 |" in text and "| good | 1, 2, 3 | 300 | 6.0 |" in text
     assert f"{found['mean']:+.1f} ± {found['deviation']:.1f}" in text
     assert "| good before none |  | yes, 3 of 3 |" in text
@@ -223,7 +223,9 @@ def test_the_committed_results_are_compared_with_the_paper() -> None:
         path = ROOT / "docs" / "results" / "ablations" / f"{name}.json"
         about, runs, claims = ablation_plots.read(path)
         assert tuple(claims) == kind.claims
-        assert ablation_plots.table(about, runs, claims) == path.with_suffix(".md").read_text(), "run make results"
+        text = ablation_plots.table(about, runs, path.with_suffix(".svg"), claims)
+        assert text == path.with_suffix(".md").read_text(), "run make results"
+        assert all(run.seed and run.steps and run.minutes for arm in kind.arms for run in runs[arm])
 
 
 @pytest.mark.parametrize(("arm", "stride"), [("16x", 16), ("64x", 64)])

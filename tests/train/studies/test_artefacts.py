@@ -54,3 +54,15 @@ def test_each_measure_sees_its_own_kind_of_artefact() -> None:
 def test_small_pictures_and_ramps_are_among_them() -> None:
     shapes = {picture.shape[:2] for picture in artefacts.pictures().values()}
     assert {(16, 16), (17, 33), (192, 256)} <= shapes
+
+
+def test_the_page_explains_its_columns_and_the_sheet_names_its_pictures() -> None:
+    decoded = artefacts.pictures()
+    rows = {name: artefacts.measure(picture, picture) for name, picture in decoded.items()}
+    text = artefacts.table("aeic-se-nano-a2da03", {0: rows, 4: rows})
+    assert all(f"| {measure} | " in text for measure in artefacts.MEASURES) and "](artefacts.jpg)" in text
+    committed = (ROOT / "docs" / "results" / "artefacts.md").read_text()
+    assert committed.partition("| picture |")[0] == text.partition("| picture |")[0], "run aeic bench artefacts"
+    pixels = np.asarray(artefacts.sheet(decoded))
+    strip = pixels.shape[0] // 3 - 2 * artefacts.HEIGHT
+    assert strip > 0 and len(np.unique(pixels[:strip, : artefacts.WIDTH])) > 10, "a name above the first picture"

@@ -1,9 +1,11 @@
-"""Adds the float16 analysis for GPUs, analysis_half.onnx, to a bundle. It is made from analysis.onnx.
+"""Adds the graphs for GPUs to a bundle: the analysis in float16, and the entropy model of the encoder.
 
-    python -m aeic_train.export.float16 models/aeic-se-nano --out models/aeic-se-nano-gpu
+    python -m aeic_train.export.gpu_graphs models/aeic-se-nano --out models/aeic-se-nano-gpu
 
-Inputs and outputs stay float32, so that nothing else changes. Norms stay float32 because float16 cannot hold their
-sums. The analysis does not define the bitstream, so the fingerprint stays; the digest changes.
+``analysis_half.onnx`` is made from analysis.onnx. Its inputs and outputs stay float32, so that nothing else changes.
+Norms stay float32 because float16 cannot hold their sums. ``entropy_gpu.onnx`` is made from integer.npz, and gives what
+entropy.onnx gives, bit for bit. Neither defines the bitstream, so the fingerprint stays; the digest changes by the
+analysis.
 """
 
 from __future__ import annotations
@@ -20,16 +22,30 @@ from onnxruntime.transformers.float16 import DEFAULT_OP_BLOCK_LIST, convert_floa
 from onnxruntime.transformers.onnx_model import OnnxModel
 
 from aeic.bundle import Bundle
+from aeic_nets.integer.export import GPU_ENTROPY, write_gpu_entropy
+from aeic_nets.integer.model import IntegerModel
 
-NAME = "analysis_half.onnx"
+HALF = "analysis_half.onnx"
 
 
-def add_half(source: Path, out: Path) -> Bundle:
-    """Copy the bundle to the new folder ``out`` and add the float16 graph."""
+def add_gpu_graphs(source: Path, out: Path) -> Bundle:
+    """Copy the bundle to the new folder ``out`` and add the graphs. That of the entropy model needs integer.npz."""
     bundle = Bundle.load(source)
     out.mkdir(parents=True)
-    for name in ("bundle.json", *bundle.manifest["files"]):
+    auxiliary = [name for name in bundle.manifest.get("auxiliary", {}) if bundle.auxiliary(name)]
+    for name in ("bundle.json", *bundle.manifest["files"], *auxiliary):
         shutil.copyfile(source / name, out / name)
+    _write_half(out)
+    manifest = json.loads((out / "bundle.json").read_text())
+    manifest["files"][HALF] = _digest(out / HALF)
+    if "integer.npz" in auxiliary:
+        write_gpu_entropy(IntegerModel.load(out / "integer.npz"), out)
+        manifest["auxiliary"][GPU_ENTROPY] = _digest(out / GPU_ENTROPY)
+    (out / "bundle.json").write_text(json.dumps(manifest, indent=1) + "\n")
+    return Bundle.load(out)
+
+
+def _write_half(out: Path) -> None:
     model = convert_float_to_float16(
         onnx.load(out / "analysis.onnx"),
         keep_io_types=True,
@@ -38,11 +54,11 @@ def add_half(source: Path, out: Path) -> Bundle:
     )
     OnnxModel(model).topological_sort()  # the conversion puts its casts last
     onnx.checker.check_model(model)
-    (out / NAME).write_bytes(model.SerializeToString(deterministic=True))
-    manifest = json.loads((out / "bundle.json").read_text())
-    manifest["files"][NAME] = hashlib.sha256((out / NAME).read_bytes()).hexdigest()
-    (out / "bundle.json").write_text(json.dumps(manifest, indent=1) + "\n")
-    return Bundle.load(out)
+    (out / HALF).write_bytes(model.SerializeToString(deterministic=True))
+
+
+def _digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def _deviations(graph: onnx.GraphProto) -> list[str]:
@@ -63,7 +79,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("bundle", type=Path)
     parser.add_argument("--out", type=Path, required=True, help="a folder that does not exist yet")
     given = parser.parse_args(arguments)
-    print(json.dumps({"digest": add_half(given.bundle, given.out).digest.hex(), "file": NAME}))
+    bundle = add_gpu_graphs(given.bundle, given.out)
+    added = [HALF, *([GPU_ENTROPY] if bundle.auxiliary(GPU_ENTROPY) else [])]
+    print(json.dumps({"digest": bundle.digest.hex(), "files": added}))
     return 0
 
 
