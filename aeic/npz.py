@@ -37,11 +37,11 @@ def read_npz(path: Path, max_bytes: int) -> dict[str, NDArray[Any]]:
 def _check_head(file: IO[bytes], size: int) -> None:
     """``ValueError`` unless the array in ``file``, of ``size`` bytes, is as large as its description says."""
     readers = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
-    version = npy.read_magic(file)
+    version = npy.read_magic(file)  # type: ignore[no-untyped-call]  # numpy has no types for these two
     if version not in readers:
         raise ValueError(f"an array of format {version}: only 1.0 and 2.0 are read")
     try:
-        shape, _, kind = readers[version](file)
+        shape, _, kind = readers[version](file)  # type: ignore[no-untyped-call]
     except _TOO_DEEP as error:
         raise ValueError(f"the description of an array is malformed ({type(error).__name__})") from None
     if kind.hasobject:

@@ -105,7 +105,7 @@ class TrustedClock:
             self._count_on(found, expected, starting)
         return trusted
 
-    def _count_on(self, found: sa.Row[Any], expected: float, starting: bool) -> None:
+    def _count_on(self, found: Any, expected: float, starting: bool) -> None:
         """Record the time ``expected`` although the clock is refused, and since when it is."""
         refused_ms = int(expected * 1000) + 1 if starting else found.seen_ms
         values = {

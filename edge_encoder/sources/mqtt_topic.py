@@ -218,8 +218,9 @@ class MqttTopic:
             except Exception as error:
                 if is_of_the_machine(error):  # not of the picture, which would be lost with an acknowledgement
                     self.status.failures_in_a_row += 1
-                    if self.status.set("down", f"the machine cannot encode now: {str(error) or type(error).__name__}"[:300]):
-                        log.error("mqtt %s: a message waits: %s", self.name, self.status.detail)
+                    problem = f"the machine cannot encode now: {str(error) or type(error).__name__}"[:300]
+                    if self.status.set("down", problem):
+                        log.error("mqtt %s: a message waits: %s", self.name, problem)
                     await asyncio.sleep(self._pauses.pause())
                     continue
                 failures += 1

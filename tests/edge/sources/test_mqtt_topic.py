@@ -184,7 +184,9 @@ async def test_a_message_that_fails_unexpectedly_does_not_stop_the_next(
             assert tries.count(b"poison") == 3 and edge.spool.pending_frames == 1
 
 
-async def test_a_message_waits_while_the_machine_lacks_memory(tmp_path: Path, tiny_bundle: Path) -> None:
+async def test_a_message_waits_while_the_machine_lacks_memory(
+    tmp_path: Path, tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """It is not acknowledged, and so not lost, however long that lasts."""
     with broker(tmp_path / "broker") as server:
         async with service(tmp_path, tiny_bundle, backoff_min_seconds=0.01) as edge:
@@ -196,7 +198,7 @@ async def test_a_message_waits_while_the_machine_lacks_memory(tmp_path: Path, ti
                     raise MemoryError
                 return await take(data, *arguments)
 
-            edge.take = fails  # type: ignore[method-assign]
+            monkeypatch.setattr(edge, "take", fails)
             source = topic(edge, server.port)
             async with running(source):
                 await asyncio.to_thread(send, server, picture(seed=1))
