@@ -43,8 +43,8 @@ def prepare() -> None:
         onnxruntime.preload_dlls()
 
 
-def tensorrt_options(graph: Path, input_name: str, cache: Path) -> dict[str, Any]:
-    """For a graph with one picture (1, 3, H, W) as input: one engine for all sizes, kept in ``cache``.
+def tensorrt_options(graph: Path, input_name: str, cache: Path, channels_last: bool = False) -> dict[str, Any]:
+    """For a graph with one picture (1, 3, H, W), or (1, H, W, 3), as input: one engine for all sizes, in ``cache``.
 
     The folder's name has the digest of the graph and the version of ONNX Runtime in it: an engine is otherwise taken
     again for another graph of the same name. The folder is created if it is missing; ``OSError`` if that fails.
@@ -52,7 +52,8 @@ def tensorrt_options(graph: Path, input_name: str, cache: Path) -> dict[str, Any
     digest = hashlib.sha256(graph.read_bytes()).hexdigest()[:16]
     folder = cache / f"{digest}-{onnxruntime.__version__}"
     folder.mkdir(parents=True, exist_ok=True)  # TensorRT makes no folder inside another one that is missing
-    shapes = {"min": 64, "opt": 512, "max": _LARGEST_SIDE}
+    sides = {"min": 64, "opt": 512, "max": _LARGEST_SIDE}
+    shape = "1x{0}x{0}x3" if channels_last else "1x3x{0}x{0}"
     return {
         "trt_engine_cache_enable": "1",
         "trt_engine_cache_path": str(folder),
@@ -60,14 +61,14 @@ def tensorrt_options(graph: Path, input_name: str, cache: Path) -> dict[str, Any
         "trt_timing_cache_path": str(folder),
         "trt_max_workspace_size": str(512 << 20),
         "trt_builder_optimization_level": "3",
-    } | {f"trt_profile_{kind}_shapes": f"{input_name}:1x3x{side}x{side}" for kind, side in shapes.items()}
+    } | {f"trt_profile_{kind}_shapes": f"{input_name}:{shape.format(side)}" for kind, side in sides.items()}
 
 
-def providers(wanted: str, graph: Path, input_name: str, cache: Path) -> list[Any]:
+def providers(wanted: str, graph: Path, input_name: str, cache: Path, channels_last: bool = False) -> list[Any]:
     """The list for ``onnxruntime.InferenceSession``; ``wanted`` is ``cpu``, ``cuda`` or ``tensorrt``."""
     lists: Mapping[str, list[Any]] = {
         "cpu": [CPU],
         "cuda": [(CUDA, CUDA_OPTIONS), CPU],
-        "tensorrt": [(TENSORRT, tensorrt_options(graph, input_name, cache)), (CUDA, CUDA_OPTIONS), CPU],
+        "tensorrt": [(TENSORRT, tensorrt_options(graph, input_name, cache, channels_last)), (CUDA, CUDA_OPTIONS), CPU],
     }
     return list(lists[wanted])

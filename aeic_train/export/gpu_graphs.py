@@ -2,8 +2,8 @@
 
     python -m aeic_train.export.gpu_graphs models/aeic-se-nano --out models/aeic-se-nano-gpu
 
-``analysis_half.onnx`` is made from analysis.onnx. Its inputs and outputs stay float32, so that nothing else changes.
-Norms stay float32 because float16 cannot hold their sums. ``entropy_gpu.onnx`` is made from integer.npz, and gives what
+``analysis_half.onnx`` is made from analysis.onnx. It takes bytes, and y stays float32. Norms stay float32 because
+float16 cannot hold their sums. ``entropy_gpu.onnx`` is made from integer.npz, and gives what
 entropy.onnx gives, bit for bit. Neither defines the bitstream, so the fingerprint stays; the digest changes by the
 analysis.
 """
@@ -24,6 +24,7 @@ from onnxruntime.transformers.onnx_model import OnnxModel
 from aeic.bundle import Bundle
 from aeic_nets.integer.export import GPU_ENTROPY, write_gpu_entropy
 from aeic_nets.integer.model import IntegerModel
+from aeic_train.export.onnx_graphs import take_bytes
 
 HALF = "analysis_half.onnx"
 
@@ -55,6 +56,7 @@ def _write_half(out: Path) -> None:
     OnnxModel(model).topological_sort()  # the conversion puts its casts last
     onnx.checker.check_model(model)
     (out / HALF).write_bytes(model.SerializeToString(deterministic=True))
+    take_bytes(out / HALF)
 
 
 def _digest(path: Path) -> str:

@@ -26,12 +26,14 @@ import onnxruntime
 import torch
 from numpy.typing import NDArray
 
+from aeic.pixels import from_tensor, to_tensor
 from aeic.quantise import hyper_size
 from aeic.runtime import cuda
 from aeic_nets.integer.export import export_entropy
 from aeic_nets.official.golden_weights import golden_picture
 from aeic_train.export.tables import hyper_medians
 from benchmarks.golden_bundle import golden_codec, write_golden_bundle
+from edge_encoder.encoding.execution_provider import takes_bytes
 
 SIZES = ((512, 768), (1088, 1920), (256, 192))
 TOLERANCE = 0.02
@@ -51,7 +53,8 @@ def open_on(path: Path, wanted: str) -> tuple[onnxruntime.InferenceSession, str]
         print(f"{path.name}: this build of ONNX Runtime has no {first}, the CPU takes its place")
         return cpu, cuda.CPU
     cuda.prepare()
-    lists = cuda.providers(wanted, path, cpu.get_inputs()[0].name, path.parent / "engines")
+    cache, picture = path.parent / "engines", cpu.get_inputs()[0].name
+    lists = cuda.providers(wanted, path, picture, cache, channels_last=takes_bytes(cpu))
     session = onnxruntime.InferenceSession(str(path), options, providers=lists)
     session.disable_fallback()
     got = session.get_providers()[0]
@@ -122,7 +125,7 @@ def main(argv: list[str] | None = None) -> int:
     warnings.simplefilter("ignore")
     sides = (size.split("x") for size in options.sizes.split(","))
     sizes = [(int(height), int(width)) for width, height in sides]
-    pictures = {size: {"image": golden_picture(*size, 1.0).numpy()} for size in sizes}
+    pictures = {size: from_tensor(golden_picture(*size, 1.0).numpy()[0]) for size in sizes}
     codec = golden_codec(options.profile)
     report: dict[str, Any] = {"bench": "gpu known answers", "provider": options.provider, "checks": {}}
 
@@ -135,14 +138,19 @@ def main(argv: list[str] | None = None) -> int:
         bundle = write_golden_bundle(codec, folder / "cpu")
         latents = [codec.g_a(golden_picture(256, 384, phase)) for phase in (0.0, 3.0)]
         export_entropy(codec, latents, folder / "gpu", hyper_medians(codec), target="gpu")
-        wanted = {size: bundle.session("analysis").run(None, feeds)[0] for size, feeds in pictures.items()}
+        exact = bundle.session("analysis")
+        wanted = {size: exact.run(None, {"image": to_tensor(rgb)})[0] for size, rgb in pictures.items()}
         for graph in ("analysis.onnx", "analysis_half.onnx"):
             session, got = open_on(bundle.path / graph, options.provider)
-            for (height, width), feeds in pictures.items():
+            given: dict[tuple[int, int], Feeds] = {
+                size: {"pixels": rgb[None]} if takes_bytes(session) else {"image": to_tensor(rgb)}
+                for size, rgb in pictures.items()
+            }
+            for height, width in sizes:
                 y = wanted[height, width]
-                error = float(np.abs(session.run(None, feeds)[0] - y).max() / np.abs(y).max())
+                error = float(np.abs(session.run(None, given[height, width])[0] - y).max() / np.abs(y).max())
                 note(f"{graph} {width}x{height}", error <= TOLERANCE, error=round(error, 5), provider=got)
-            stays, turns = alternating(session, pictures[sizes[0]], pictures[sizes[-1]])
+            stays, turns = alternating(session, given[sizes[0]], given[sizes[-1]])
             note(f"{graph} alternating sizes", True, stays_ms=round(stays, 1), alternating_ms=round(turns, 1))
         session, got = open_on(folder / "gpu" / "entropy.onnx", "cuda" if options.provider != "cpu" else "cpu")
         for file in (bundle.path / "analysis.onnx", folder / "gpu" / "entropy.onnx"):

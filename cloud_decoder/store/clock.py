@@ -83,13 +83,17 @@ class TrustedClock:
         """
         with self._database.read() as connection:
             found = connection.execute(_SEEN).one()
-        seen, newest = None if found.seen_ms is None else found.seen_ms / 1000, found.newest_ms / 1000
-        wall = self._wall()
+        seen = None if found.seen_ms is None else found.seen_ms / 1000
+        wall, since_ms = self._wall(), found.seen_ms
         with self._lock:
-            starting = self._trusted is None
-            # A start counts on from the frames of the run before it: none that arrives now is older than they are.
-            begin = newest if seen is not None and seen < newest <= wall else seen
-            expected, at = self._expected(begin), self._steady()
+            if self._trusted is not None or since_ms is None:
+                expected = self._expected()
+            else:
+                # A start counts on from the frames of the run before it: all that arrive now come after them.
+                if since_ms <= found.newest_ms <= wall * 1000:
+                    since_ms = found.newest_ms + 1
+                expected = since_ms / 1000
+            at = self._steady()
             problem = self._judge(wall, seen)
         if not problem:
             self._accept(wall, expected)
@@ -102,15 +106,14 @@ class TrustedClock:
             self._jumped_at = self._jumped_at if problem else None
             self.problem, trusted = problem, self._trusted
         if problem:
-            self._count_on(found, expected, starting)
+            self._count_on(found, expected, since_ms)
         return trusted
 
-    def _count_on(self, found: Any, expected: float, starting: bool) -> None:
-        """Record the time ``expected`` although the clock is refused, and since when it is."""
-        refused_ms = int(expected * 1000) + 1 if starting else found.seen_ms
+    def _count_on(self, found: Any, expected: float, since_ms: int) -> None:
+        """Record the time ``expected`` although the clock is refused, and that it is since ``since_ms``."""
         values = {
             "seen_ms": max(found.seen_ms, int(expected * 1000)),
-            "refused_ms": refused_ms if found.refused_ms is None else found.refused_ms,
+            "refused_ms": since_ms if found.refused_ms is None else found.refused_ms,
         }
         # Another process or an operator may have accepted the clock since, or looked at it.
         unchanged = [
@@ -133,10 +136,10 @@ class TrustedClock:
                 since_ms = found.seen_ms - int((lag + SLACK_SECONDS) * 1000)
                 _correct(connection, since_ms, expected, lag)
 
-    def _expected(self, seen: float | None = None) -> float:
-        """The last trusted time and what has passed since; ``seen`` before the first look."""
+    def _expected(self) -> float:
+        """The last trusted time and what has passed since; the wall clock before the first look."""
         if self._trusted is None:
-            return self._wall() if seen is None else seen
+            return self._wall()
         return self._trusted + self._steady() - self._at
 
     def _judge(self, wall: float, seen: float | None) -> str:

@@ -427,11 +427,12 @@ class Frames:
         state = FrameState.RECEIVED if new.media_type is None else FrameState.DONE
         if new.reason is not None:
             state = FrameState.FAILED
+        received_ms = round(received * 1000)  # rounded down, a time that was read from the store would become earlier
         return values | {
-            "received_ms": int(received * 1000),
+            "received_ms": received_ms,
             "bytes": len(new.bitstream),
             "state": state.value,
-            "available_ms": int(received * 1000) if state is FrameState.DONE else None,
+            "available_ms": received_ms if state is FrameState.DONE else None,
         }
 
     def _job(self, seq: int, frame: NewFrame, now: float, deadline: float | None) -> dict[str, Any]:

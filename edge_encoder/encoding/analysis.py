@@ -17,7 +17,6 @@ Independent of rates and entropy coding.
 from __future__ import annotations
 
 import math
-import os
 import sys
 import time
 from collections import deque
@@ -36,8 +35,17 @@ from aeic.bundle import Bundle
 from aeic.pixels import pad_picture, to_tensor
 from aeic.profiles import LATENT_STRIDE, PICTURE_MULTIPLE
 from aeic.runtime import cuda, memory
+from aeic.runtime.processor import usable_cores
 from edge_encoder.encoding import ProviderChoice
-from edge_encoder.encoding.execution_provider import CPU, PART_PROVIDERS, Session, open_part, open_session, run_bound
+from edge_encoder.encoding.execution_provider import (
+    CPU,
+    PART_PROVIDERS,
+    Session,
+    open_part,
+    open_session,
+    run_bound,
+    takes_bytes,
+)
 
 WHOLE_PIXELS = 1 << 20
 """A picture up to this size (padded) is analysed in one piece: about 210 MB of memory."""
@@ -98,7 +106,7 @@ class Analysis:
         self._bundle, self._threads = bundle, threads
         self._parts: list[Graph] | None = None  # opened for the first large picture
         session, self.provider = open_session(bundle.path / "analysis.onnx", provider, threads, half)
-        at_once = sys.maxsize if self.provider in GPU_PROVIDERS else max(1, _cores() // threads) if threads else 1
+        at_once = sys.maxsize if self.provider in GPU_PROVIDERS else max(1, usable_cores() // threads) if threads else 1
         self._turns = Semaphore(at_once)
         self._graph = Graph(session, WHOLE_SAMPLE_BYTES, self._turns, kept=self.provider == CPU)
         self._whole_pixels = max(whole_pixels, GPU_WHOLE_PIXELS) if self.provider in GPU_PROVIDERS else whole_pixels
@@ -154,7 +162,7 @@ class Analysis:
         return y
 
     def _run(self, rgb: NDArray[np.uint8], last_of_rare: bool = False) -> Latent:
-        y: Latent = self._graph(to_tensor(rgb), last_of_rare)[0]
+        y: Latent = self._graph.of_picture(rgb, last_of_rare)[0]
         return y
 
     def warm_up(self) -> float:
@@ -181,6 +189,12 @@ class Graph:
                 memory.prepare(needed, self._smallest)
             return run_bound(self._session, features, memory.shrinking() if last_of_rare else None)
 
+    def of_picture(self, rgb: NDArray[np.uint8], last_of_rare: bool = False) -> NDArray[np.float32]:
+        """The output for a picture (H, W, 3). A GPU whose graph takes bytes converts it."""
+        if takes_bytes(self._session):
+            return run_bound(self._session, np.ascontiguousarray(rgb[None]))
+        return self(to_tensor(rgb), last_of_rare)
+
     def release(self) -> None:
         """Return the memory that is kept and not in use to the system."""
         if self._kept:
@@ -190,10 +204,6 @@ class Graph:
         given: Any = self._session.get_inputs()[0]  # of ONNX Runtime: OpenVINO does not use the arena
         channels = given.shape[1]
         run_bound(self._session, np.zeros((1, channels, PICTURE_MULTIPLE, PICTURE_MULTIPLE), np.float32), options)
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def spans(length: int, side: int, margin: int) -> Iterator[tuple[int, int, int, int]]:

@@ -21,6 +21,7 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from aeic.errors import BundleError
+from aeic.pixels import to_tensor
 from aeic.runtime import cuda, memory, openvino
 from aeic.runtime.fastest import Run, choose
 from aeic.runtime.openvino import OpenVinoSession
@@ -34,6 +35,7 @@ PART_PROVIDERS = (CPU, openvino.PROVIDER)
 """Where large pictures are analysed in parts; a GPU takes large tiles instead."""
 # y is rounded to integers after a gain; an error this small changes few of them, and never correctness.
 _TOLERANCE = 0.02
+_BYTES = "tensor(uint8)"
 _HEAVY = {"Clip", "Conv", "DepthToSpace", "Floor", "Gelu", "MatMul", "Pad", "ReduceSum", "Round", "Sqrt"}
 """Operators of our graphs that compute no shapes."""
 Session: TypeAlias = "onnxruntime.InferenceSession | OpenVinoSession"
@@ -55,7 +57,7 @@ def open_session(path: Path, choice: ProviderChoice, threads: int, half: Path | 
         return _fastest(path, threads, cpu) if multiplies_bfloat16() and openvino.AVAILABLE else (cpu, CPU)
     if choice == "openvino":
         quick = OpenVinoSession(path, threads)
-        if problem := _difference(run_bound(quick, _known_picture()), run_bound(cpu, _known_picture())):
+        if problem := _difference(analyse(quick, _known_picture()), analyse(cpu, _known_picture())):
             raise BundleError(f"provider openvino does not work here ({problem}); set AEIC_EDGE_PROVIDER=cpu")
         return quick, quick.get_providers()[0]
     wanted = "cuda" if choice == "auto" else choice
@@ -110,10 +112,11 @@ def _accelerated(
     path: Path, wanted: str, first: str, threads: int, cpu: onnxruntime.InferenceSession
 ) -> onnxruntime.InferenceSession:
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "aeic" / "tensorrt"
-    session = _session(path, cuda.providers(wanted, path, cpu.get_inputs()[0].name, cache), threads)
+    given = _session(path, [CPU], 1).get_inputs()[0]  # the float16 graph has another input than the float32 one
+    session = _session(path, cuda.providers(wanted, path, given.name, cache, given.type == _BYTES), threads)
     if session.get_providers()[0] != first:
         raise BundleError(f"ONNX Runtime gave {session.get_providers()[0]} instead of {first}")
-    if problem := _difference(run_bound(session, _known_picture()), run_bound(cpu, _known_picture())):
+    if problem := _difference(analyse(session, _known_picture()), analyse(cpu, _known_picture())):
         raise BundleError(problem)
     return session
 
@@ -129,12 +132,22 @@ def _fastest(path: Path, threads: int, cpu: onnxruntime.InferenceSession) -> tup
         CPU: lambda: functools.partial(run_bound, cpu),
         openvino.PROVIDER: load,
     }
-    name = choose(candidates, _known_picture(), _difference).name
+    name = choose(candidates, to_tensor(_known_picture()), _difference).name
     return sessions[name], name
 
 
+def takes_bytes(session: Session) -> bool:
+    """Whether the analysis takes pictures as (1, H, W, 3) uint8, and not as (1, 3, H, W) float32."""
+    return getattr(session.get_inputs()[0], "type", "") == _BYTES
+
+
+def analyse(session: Session, rgb: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """y (1, M, h, w) of a whole picture (H, W, 3)."""
+    return run_bound(session, rgb[None] if takes_bytes(session) else to_tensor(rgb))
+
+
 def run_bound(
-    session: Session, image: NDArray[np.float32], options: onnxruntime.RunOptions | None = None
+    session: Session, image: NDArray[Any], options: onnxruntime.RunOptions | None = None
 ) -> NDArray[np.float32]:
     """Runs the graph with input and output bound, so that a GPU run copies each exactly once."""
     if isinstance(session, OpenVinoSession):
@@ -165,8 +178,8 @@ def _session(path: Path, providers: list[Any], threads: int) -> onnxruntime.Infe
     return session
 
 
-def _known_picture() -> NDArray[np.float32]:
-    return np.random.default_rng(7).uniform(-1, 1, (1, 3, 128, 192)).astype(np.float32)
+def _known_picture() -> NDArray[np.uint8]:
+    return np.random.default_rng(7).integers(0, 256, (128, 192, 3), np.uint8)
 
 
 def _difference(got: NDArray[np.float32], want: NDArray[np.float32]) -> str | None:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import hashlib
 import logging
 import ssl
@@ -30,7 +31,7 @@ from edge_encoder.service import EdgeService
 from edge_encoder.source_settings import MqttSettings
 from edge_encoder.source_status import SourceStatus
 from edge_encoder.spool.record import CapturedFrom
-from edge_encoder.submission.request import EncodeRequest, SizeLimits
+from edge_encoder.submission.request import EncodeRequest
 
 if TYPE_CHECKING:
     from paho.mqtt.client import Client, MQTTMessage
@@ -57,8 +58,7 @@ class MqttTopic:
         self.status = SourceStatus(settings.name, "mqtt")
         self._service = service
         self._settings = settings
-        self._source_id = settings.source_id or f"{service.settings.source_id}/{settings.name}"
-        self._limits = SizeLimits.of(settings.preset, settings.max_bytes, settings.target_bytes, settings.max_side)
+        self._request = EncodeRequest.of_source(settings, service.settings.source_id)
         self._messages: asyncio.Queue[MQTTMessage] = asyncio.Queue()
         self._spooled: deque[bytes] = deque(maxlen=_REMEMBERED)
         box = service.settings
@@ -108,7 +108,7 @@ class MqttTopic:
 
         client = Client(
             CallbackAPIVersion.VERSION2,
-            client_id=self._settings.client_id or f"aeic-{self._source_id}",
+            client_id=self._settings.client_id or f"aeic-{self._request.source_id}",
             protocol=MQTTv5,
             manual_ack=True,
             reconnect_on_failure=False,
@@ -192,14 +192,7 @@ class MqttTopic:
         digest = hashlib.sha256(data).digest()
         if message.dup and digest in self._spooled:
             return
-        encode_request = EncodeRequest(
-            rate=self._settings.rate,
-            limits=self._limits,
-            priority=self._settings.priority,
-            source_id=self._source_id,
-            captured_from=CapturedFrom.CLOCK,
-            stretch=self._settings.stretch,
-        )
+        encode_request = dataclasses.replace(self._request, captured_from=CapturedFrom.CLOCK)
         failures = 0
         while True:
             try:

@@ -21,7 +21,7 @@ import logging
 import os
 import stat
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from aeic.errors import InputError, RateError, Unreadable
@@ -34,7 +34,7 @@ from edge_encoder.source_settings import FolderSettings
 from edge_encoder.source_status import SourceStatus
 from edge_encoder.sources.taken_files import TakenFiles
 from edge_encoder.spool.record import CapturedFrom
-from edge_encoder.submission.request import EncodeRequest, SizeLimits
+from edge_encoder.submission.request import EncodeRequest
 
 log = logging.getLogger("aeic.edge.folder")
 
@@ -65,9 +65,8 @@ class WatchedFolder:
         self.status = SourceStatus(settings.name, "folder")
         self._service = service
         self._settings = settings
-        self._source_id = settings.source_id or f"{service.settings.source_id}/{settings.name}"
+        self._request = EncodeRequest.of_source(settings, service.settings.source_id)
         self._folder = settings.path
-        self._limits = SizeLimits.of(settings.preset, settings.max_bytes, settings.target_bytes, settings.max_side)
         self._seen: dict[Path, _Sight] = {}
         self._reported: dict[Path, tuple[int, int, int, int]] = {}  # files that cannot be read, as they were then
         self._taken: TakenFiles | None = None
@@ -169,14 +168,10 @@ class WatchedFolder:
                 self._seen.pop(path, None)
                 return False
             name = os.fsencode(path.name)
-            encode_request = EncodeRequest(
-                rate=self._settings.rate,
-                limits=self._limits,
-                priority=self._settings.priority,
-                source_id=self._source_id,
+            encode_request = replace(
+                self._request,
                 captured_ms=max(0, time_ns // 1_000_000),
                 captured_from=CapturedFrom.FILE,
-                stretch=self._settings.stretch,
                 id=derived_id(time_ns // 1_000_000, name + f"\0{time_ns}\0".encode() + data),
             )
             await self._service.take(data, encode_request)

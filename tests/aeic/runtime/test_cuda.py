@@ -30,6 +30,8 @@ def test_an_engine_belongs_to_one_graph(tmp_path: Path) -> None:
     assert all(Path(option["trt_engine_cache_path"]).is_dir() for option in options)
     assert options[0]["trt_engine_cache_path"] != options[1]["trt_engine_cache_path"]
     assert options[0]["trt_profile_max_shapes"] == "image:1x3x2048x2048"
+    by_bytes = cuda.tensorrt_options(one, "pixels", tmp_path, channels_last=True)
+    assert by_bytes["trt_profile_min_shapes"] == "pixels:1x64x64x3"
     (first, second, last) = cuda.providers("tensorrt", one, "image", tmp_path)
     assert first[0] == cuda.TENSORRT and second == (cuda.CUDA, cuda.CUDA_OPTIONS) and last == cuda.CPU
     assert cuda.providers("cpu", one, "image", tmp_path) == [cuda.CPU]

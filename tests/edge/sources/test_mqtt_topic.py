@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,10 @@ from tests.support.pictures import gif, picture
 from tests.support.waiting import until
 
 publish = pytest.importorskip("paho.mqtt.publish", reason="paho-mqtt comes with the extra edge-mqtt")
+
+
+def _has_refused_one(source: MqttTopic) -> bool:
+    return source.status.refused == 1
 
 
 def topic(edge: EdgeService, port: int, user: str = "", **changes: Any) -> MqttTopic:
@@ -158,7 +163,7 @@ async def test_a_retained_message_is_taken_once(tmp_path: Path, tiny_bundle: Pat
                 async with running(source):
                     await until(lambda: edge.spool.pending_frames > 0, 60)
                     await asyncio.to_thread(send, server, b"the last one")
-                    await until(lambda source=source: source.status.refused == 1, 60)
+                    await until(functools.partial(_has_refused_one, source), 60)
             assert edge.spool.pending_frames == 1
 
 

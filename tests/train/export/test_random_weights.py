@@ -31,7 +31,8 @@ def test_every_graph_is_there_and_documented(folder: Path) -> None:
     for name in ("analysis.onnx", "analysis_half.onnx", "hyper_analysis.onnx", "entropy.onnx", "context_3.onnx"):
         (row,) = [line for line in table.splitlines() if line.startswith(f"| {name} ")]
         assert "ai.onnx 20" in row
-    assert "image (" in table and "y (" in table and "float16" not in table, "inputs and outputs stay float32"
+    assert "image (" in table and "y (" in table and "float16" not in table, "outputs stay float32"
+    assert "pixels (" in table and "uint8" in table
     types = {tensor.data_type for tensor in onnx.load(folder / "analysis_half.onnx").graph.initializer}
     assert onnx.TensorProto.FLOAT16 in types
 
