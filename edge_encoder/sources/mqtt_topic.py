@@ -26,7 +26,7 @@ from aeic.errors import InputError, RateError
 from aeic.extras import remedy
 from aeic_service.errors import Overloaded
 from edge_encoder.backoff import Backoff
-from edge_encoder.errors import SpoolError
+from edge_encoder.errors import SpoolError, is_of_the_machine
 from edge_encoder.service import EdgeService
 from edge_encoder.source_settings import MqttSettings
 from edge_encoder.source_status import SourceStatus
@@ -45,7 +45,7 @@ _SESSION_SECONDS = 7 * 24 * 3600  # how long the broker keeps what arrives while
 _KEEPALIVE_SECONDS = 60
 _PAUSE_SECONDS = 0.5
 _REMEMBERED = 16  # messages
-_ATTEMPTS = 3  # at a message whose encoding fails unexpectedly, as it does where memory is short
+_ATTEMPTS = 3  # at a message whose encoding fails unexpectedly
 
 
 class MqttTopic:
@@ -208,7 +208,14 @@ class MqttTopic:
                 log.debug("mqtt %s: a message waits: %s", self.name, error)
                 await asyncio.sleep(_PAUSE_SECONDS)
                 continue
-            except Exception:
+            except Exception as error:
+                if is_of_the_machine(error):  # not of the picture, which would be lost with an acknowledgement
+                    self.status.failures_in_a_row += 1
+                    problem = f"the machine cannot encode now: {str(error) or type(error).__name__}"[:300]
+                    if self.status.set("down", problem):
+                        log.error("mqtt %s: a message waits: %s", self.name, problem)
+                    await asyncio.sleep(self._pauses.pause())
+                    continue
                 failures += 1
                 log.exception("mqtt %s: a message cannot be encoded", self.name)
                 if failures < _ATTEMPTS:
@@ -216,6 +223,8 @@ class MqttTopic:
                     continue
                 self._count("unreadable")
                 return
+            if self.status.state == "down":
+                self._up()
             self._spooled.append(digest)
             self._count("taken")
             self.status.took()

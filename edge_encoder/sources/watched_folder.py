@@ -16,6 +16,7 @@ it before it is complete. Size and times that stay the same over several looks c
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 import os
 import stat
@@ -27,7 +28,7 @@ from aeic.errors import InputError, RateError, Unreadable
 from aeic.identifiers import derived_id
 from aeic.pixels import SUFFIXES
 from aeic_service.errors import Overloaded
-from edge_encoder.errors import IdTaken, SpoolError
+from edge_encoder.errors import IdTaken, SpoolError, is_of_the_machine
 from edge_encoder.service import EdgeService
 from edge_encoder.source_settings import FolderSettings
 from edge_encoder.source_status import SourceStatus
@@ -42,6 +43,7 @@ LOOKS = 2
 """Scans in which a file must have been the same, whatever the settings say."""
 _UNFINISHED = (".part", ".partial", ".filepart", ".crdownload", ".tmp", ".download")
 _OURS = ("done", "refused")
+_SHORTAGES = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS, errno.EAGAIN)
 
 
 @dataclass(slots=True)
@@ -105,12 +107,19 @@ class WatchedFolder:
                 continue
             try:
                 taken += await self._take(path, present[path])
+                self.status.failures_in_a_row = 0
             except (Overloaded, SpoolError) as error:
                 log.info("folder %s: %s waits: %s", self.name, path.name, error)
                 break
-            except OSError as error:  # of this file: the others go on
-                self._cannot_be_read(path, present[path], error)
-            except Exception:
+            except Exception as error:  # the other files go on
+                if isinstance(error, OSError) and error.errno not in _SHORTAGES:
+                    self._cannot_be_read(path, present[path], error)
+                    continue
+                if is_of_the_machine(error):  # not of the file, which is taken later
+                    self.status.failures_in_a_row += 1
+                    if self.status.failures_in_a_row == 1:
+                        log.error("folder %s: %s waits: the machine cannot encode it now: %r", self.name, path, error)
+                    continue
                 log.exception("folder %s: %s cannot be encoded and is left out", self.name, path.name)
                 self._reported[path] = present[path]
                 self._service.metrics.source_frames.labels(self.name, "unreadable").inc()
