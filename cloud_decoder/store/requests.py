@@ -72,7 +72,8 @@ class Requests:
             values = {name: getattr(new, name) for name in NewRequest.__dataclass_fields__}
             values |= {"kind": new.kind.value, "bytes": new.max_bytes, "state": RequestState.OPEN.value}
             connection.execute(sa.insert(requests).values(values))
-            # The frame may have been deleted since the caller read it; on PostgreSQL a deletion in progress is waited for.
+            # The frame may have been deleted since the caller read it. On PostgreSQL, a deletion in progress is waited
+            # for.
             parent = sa.select(frames.c.state).where(frames.c.tenant == new.tenant, frames.c.id == new.parent)
             if connection.scalar(parent.with_for_update(read=True)) == FrameState.PRUNED.value:
                 end_about(connection, new.tenant, [new.parent], new.created_ms)
