@@ -173,7 +173,7 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
         manifest = json.loads(path.read_bytes())
     except FileNotFoundError:
         raise BundleError(f"no bundle at {folder}: give its folder, or set AEIC_BUNDLE") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:  # the last for JSON that is too deep
         raise BundleError(f"{path} cannot be read ({error}): fetch the bundle again") from error
     try:
         _check_manifest(manifest)

@@ -151,6 +151,8 @@ class _EmptyVariables(PydanticBaseSettingsSource):
 
 def readable(error: Exception, prefix: str = "") -> str:
     """What is wrong with settings, in one line. Never the value: it may be a secret."""
+    if isinstance(error, RecursionError):
+        return "a value or the file is nested too deeply"
     if not isinstance(error, ValidationError):
         return str(error)
     return "; ".join(f"{_name(part['loc'], prefix)}: {part['msg']}" for part in error.errors(include_input=False))

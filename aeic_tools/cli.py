@@ -140,7 +140,7 @@ def frames(
 ) -> None:
     """Print the newest frames of a cloud with their ids, the newest first."""
     with needs("client"):
-        from aeic_tools import frames_command
+        from aeic_tools.commands import frames as frames_command
 
     _finish(frames_command.frames(source, limit, url, token, as_json=json))
 

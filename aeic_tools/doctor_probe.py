@@ -74,11 +74,11 @@ def torch_report() -> dict[str, Any]:
     """torch's version, and whether each GPU computes a small product."""
     import torch
 
-    from aeic_nets.runtime.precision import card_dtype
+    from aeic_nets.runtime.precision import cuda_dtype
 
     cards = []
     for number in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
-        dtype = card_dtype(torch.cuda.get_device_capability(number))
+        dtype = cuda_dtype(torch.cuda.get_device_capability(number))
         card: dict[str, Any] = {"name": torch.cuda.get_device_name(number), "dtype": str(dtype).removeprefix("torch.")}
         card |= {"free": 0, "error": ""}
         try:

@@ -15,7 +15,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from edge_encoder.answers.answerer import Kind
+from edge_encoder.answers.answerer import RequestKind
 from tests.support.simulated_link import Plan, Run, simulate
 
 
@@ -32,12 +32,12 @@ def main() -> int:
     given = parser.parse_args()
     plan = Plan(given.bytes_per_second, given.latency, given.frame, given.period, given.frames)
     seconds = given.frames * given.period
-    regions = tuple((at, Kind.REGION, given.region) for at in range(5, int(seconds), 10))
+    regions = tuple((at, RequestKind.REGION, given.region) for at in range(5, int(seconds), 10))
     with tempfile.TemporaryDirectory() as folder:
         runs = {
             "alone": simulate(plan, Path(folder)),
             "regions": simulate(dataclasses.replace(plan, asks=regions), Path(folder)),
-            "file": simulate(dataclasses.replace(plan, asks=((5.0, Kind.ORIGINAL, given.file),)), Path(folder)),
+            "file": simulate(dataclasses.replace(plan, asks=((5.0, RequestKind.ORIGINAL, given.file),)), Path(folder)),
         }
     alone = runs["alone"]
     print("frames beside   mean (s)  most (s)  later by at most (s)")

@@ -5,6 +5,7 @@
 #   docker build -f deploy/cloud.Dockerfile --build-arg EXTRA=cloud-cpu,fleet-ray -t aeic-cloud-fleet .   docs/how-to/fleet.md
 # The base is slim in all cases, because torch's wheels bring their own CUDA libraries. With torch, gcc is installed as
 # well, because Triton needs it at run time.
+# Not pinned by digest: a fixed one would exclude security updates of the base image.
 ARG BASE=python:3.12-slim
 # The build tools and the packages of the image are installed by hash. The stages `tools` and `wheel` are the same for
 # both images, so that the second build takes them from the cache.

@@ -3,6 +3,7 @@
 #   docker build -f deploy/edge.Dockerfile -t aeic-edge .
 # RUNTIME=edge-gpu installs onnxruntime-gpu with CUDA and cuDNN from wheels instead (x86-64, 2.5 GB; the host has the
 # driver and the NVIDIA container toolkit).
+# Not pinned by digest: a fixed one would exclude security updates of the base image.
 ARG BASE=python:3.12-slim
 # The build tools and the packages of the image are installed by hash. The stages `tools` and `wheel` are the same for
 # both images, so that the second build takes them from the cache.

@@ -116,7 +116,7 @@ async def _run(source: Source) -> None:
     try:
         await source.run()
     except Exception as error:  # the supervisor logs it and starts the source again
-        source.status.set("down", f"unexpected error: {error or type(error).__name__}")
+        source.status.set("down", f"unexpected error: {str(error) or type(error).__name__}")
         raise
 
 
@@ -133,7 +133,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         EdgeSettings.refuse_unknown(os.environ, "docs/reference/edge.md")
         settings = EdgeSettings(**given)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, RecursionError) as error:
         print(f"edge: wrong settings: {readable(error, EdgeSettings.prefix)}", file=sys.stderr)
         return 2
     os.umask(0o077)  # pictures are for the owner of the service

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 from aeic.errors import AeicError
 
+_NO_MEMORY = ("bad_alloc", "failed to allocate memory", "can't start new thread")
+
 
 class SpoolError(AeicError):
     """The spool cannot do this now."""
@@ -27,3 +29,17 @@ class IdTaken(SpoolError):
     """The id belongs to a frame made from another picture."""
 
     http_status = 409
+
+
+def is_of_the_machine(error: Exception) -> bool:
+    """Whether it is a fault of the machine, not of the picture: no memory, or an error of the operating system.
+
+    ONNX Runtime reports a failed allocation in the text of an exception of its own. Pillow raises OSError for damaged
+    pictures, without an errno.
+    """
+    if isinstance(error, MemoryError | SpoolError):
+        return True
+    if isinstance(error, OSError):
+        return error.errno is not None
+    text = str(error).lower()
+    return any(words in text for words in _NO_MEMORY)

@@ -11,7 +11,6 @@ import asyncio
 import contextlib
 import functools
 import logging
-import os
 import time
 import uuid
 from pathlib import Path
@@ -21,6 +20,7 @@ from numpy.typing import NDArray
 
 import aeic
 from aeic.errors import AeicError
+from aeic.runtime.processor import usable_cores
 from aeic_service import tracing
 from aeic_service.budgets import Budget, Used
 from aeic_service.certificates import Certificates
@@ -62,10 +62,6 @@ _BODIES_SHARE = 8  # bodies that arrive take at most this part of the memory, bu
 _MOST_WORKERS = 4  # each holds the buffers of one picture
 
 
-def _cores() -> int:
-    return min(_MOST_WORKERS, len(os.sched_getaffinity(0)))
-
-
 class EdgeService:
     """Construct, `start()`, use, `stop()`; all in one asyncio loop."""
 
@@ -74,7 +70,8 @@ class EdgeService:
         self.metrics = Metrics()
         memory = HostLimits.read().memory_bytes
         pixels = settings.max_pixels_at_once or memory // 2 // _BYTES_A_PIXEL
-        self.queue = EncodeQueue(settings.encode_workers or _cores(), settings.encode_queue_frames, pixels)
+        workers = settings.encode_workers or min(_MOST_WORKERS, usable_cores())
+        self.queue = EncodeQueue(workers, settings.encode_queue_frames, pixels)
         fitting = max(_LEAST_PIXELS, int(0.95 * memory - _OTHER_BYTES) // _BYTES_A_PIXEL)
         self.max_pixels = min(settings.max_pixels, fitting)
         """Of one picture."""
@@ -204,7 +201,7 @@ class EdgeService:
             max_bytes=settings.originals_max_bytes,
             max_age_seconds=settings.originals_max_age_seconds,
             source_bytes={
-                source.source_id or f"{settings.source_id}/{source.name}": source.originals_max_bytes
+                source.id_at(settings.source_id): source.originals_max_bytes
                 for source in sources
                 if source.originals_max_bytes is not None
             },

@@ -47,6 +47,10 @@ class SourceSettings(BaseModel):
             raise ValueError("the cloud takes printable characters, at most 128 and 255 bytes of UTF-8")
         return value
 
+    def id_at(self, box: str) -> str:
+        """Its name in the cloud, as a source of the box of that name."""
+        return self.source_id or f"{box}/{self.name}"
+
 
 class CameraSettings(SourceSettings):
     """A camera, a stream, a snapshot URL or a video file."""

@@ -128,7 +128,10 @@ class IntegerModel:
     def load(cls, path: Path) -> IntegerModel:
         """Read a file that :meth:`save` wrote. ``ValueError`` if it is larger than any of our models."""
         arrays = read_npz(path, MAX_BYTES)
-        head = json.loads(arrays["head"].tobytes())
+        try:
+            head = json.loads(arrays["head"].tobytes())
+        except RecursionError:
+            raise ValueError(f"{path} is malformed: its head is nested too deeply") from None
         layers = {}
         for name, (groups, shift) in head["layers"].items():
             limbs = tuple(arrays[f"{name}/limb{i}"] for i in range(2) if f"{name}/limb{i}" in arrays)

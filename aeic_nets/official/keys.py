@@ -31,7 +31,6 @@ _LORA_CONVOLUTIONS = ("conv1", "conv2", "conv_shortcut")
 _SAMPLER = re.compile(r"(down|up)samplers\.\d+\.conv$")
 _BOTTLENECK = re.compile(r"^(entropy_bottleneck\.)(matrices|biases|factors)\.(\d)$")
 _SINGULAR = {"matrices": "_matrix", "biases": "_bias", "factors": "_factor"}
-_PLURAL = {single: plural for plural, single in _SINGULAR.items()}
 # CompressAI's buffers: rebuilt from the weights, empty in a training checkpoint, so of no use to us.
 _CODEC_BUFFERS = {
     "entropy_bottleneck._offset": (0,),
@@ -97,12 +96,6 @@ def lora_modules(unet: UNet) -> list[tuple[str, nn.Linear | nn.Conv2d]]:
 def official_codec_name(name: str) -> str:
     """A name of our codec, or of a newer CompressAI, as the official checkpoint spells it."""
     return _BOTTLENECK.sub(lambda m: f"{m[1]}{_SINGULAR[m[2]]}{m[3]}", name.removeprefix("module."))
-
-
-def our_codec_name(name: str) -> str:
-    """The inverse of :func:`official_codec_name`."""
-    pattern = r"^(entropy_bottleneck\.)(_matrix|_bias|_factor)(\d)$"
-    return re.sub(pattern, lambda m: f"{m[1]}{_PLURAL[m[2]]}.{m[3]}", name)
 
 
 def official_unet_name(name: str) -> str:

@@ -18,8 +18,6 @@ from diffusers.models.resnet import ResnetBlock2D
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from aeic_nets.network import AEIC
-
 UNET_TILES = {"se": (192, 64), "me": (96, 32)}
 """Tile and overlap in samples of the UNet, 8 pixels each."""
 VAE_TILE, VAE_MARGIN = 160, 11
@@ -29,17 +27,6 @@ _EPS = 1e-6
 
 Steps = Generator[tuple[Any, Tensor], Tensor, Tensor]
 """Yields a group norm and its input, is sent the input normed, returns the picture."""
-
-
-@torch.inference_mode()
-def generate_tiled(model: AEIC, y_hat: Tensor, batch: int = 1) -> Tensor:
-    """As :meth:`AEIC.generate`, y_hat (N, M, h, w) to (N, 3, 32h, 32w), in tiles where the picture is large.
-
-    ``batch`` tiles go through the UNet at once. For ``se`` and ``me``.
-    """
-    latent, residual = model.codec.g_s(y_hat)
-    tile, overlap = UNET_TILES[model.profile.name]
-    return decode_tiled(model.vae.decoder, blend_tiles(model.unet, latent, tile, overlap, batch) + residual)
 
 
 def blend_tiles(network: Callable[[Tensor], Tensor], x: Tensor, tile: int, overlap: int, batch: int = 1) -> Tensor:

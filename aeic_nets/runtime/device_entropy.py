@@ -34,7 +34,7 @@ from aeic.passes import PASS_COUNT
 from aeic.quantise import Floats, hyper_size
 from aeic_nets.integer.model import IntegerModel
 from aeic_nets.integer.torch_ops import TorchEntropyModel
-from aeic_nets.runtime.card import Card
+from aeic_nets.runtime.cuda_device import CudaDevice
 from aeic_nets.runtime.cuda_graphs import Graphed
 
 log = logging.getLogger(__name__)
@@ -216,10 +216,10 @@ def build(bundle: Bundle, device: str, threads: int = 0, check_every: int = CHEC
         return DeviceEntropy(bundle, TorchEntropyModel(integers, where), threads=threads, check_every=check_every)
     torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction = False  # the proof is about float32 sums
     torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
-    card = Card(where)
-    recorder = card.recorder()
-    model = TorchEntropyModel(integers, card.device, wrap=lambda function: Graphed(function, recorder))
-    return DeviceEntropy(bundle, model, threads=threads, check_every=check_every, stream=card.side_stream())
+    gpu = CudaDevice(where)
+    recorder = gpu.recorder()
+    model = TorchEntropyModel(integers, gpu.device, wrap=lambda function: Graphed(function, recorder))
+    return DeviceEntropy(bundle, model, threads=threads, check_every=check_every, stream=gpu.side_stream())
 
 
 class _Padded:

@@ -29,7 +29,7 @@ def bfloat16_gain() -> float:
     return seconds[torch.float32] / seconds[torch.bfloat16]
 
 
-def card_dtype(capability: tuple[int, int]) -> torch.dtype:
+def cuda_dtype(capability: tuple[int, int]) -> torch.dtype:
     """What a card of this compute capability multiplies fastest.
 
     bfloat16 from Ampere (8.0) on. Volta and Turing (7.x) emulate it slowly, so float16, whose range a picture may
@@ -41,10 +41,10 @@ def card_dtype(capability: tuple[int, int]) -> torch.dtype:
 
 
 def best_dtype(device: torch.device) -> torch.dtype:
-    """That of :func:`card_dtype` on CUDA; bfloat16 on CPUs that multiply it natively (AMX, AVX512-BF16, Arm BF16),
+    """That of :func:`cuda_dtype` on CUDA; bfloat16 on CPUs that multiply it natively (AMX, AVX512-BF16, Arm BF16),
     and float32 on others."""
     if device.type == "cuda":
-        return card_dtype(torch.cuda.get_device_capability(device))
+        return cuda_dtype(torch.cuda.get_device_capability(device))
     return torch.bfloat16 if bfloat16_gain() >= GAIN else torch.float32
 
 

@@ -6,7 +6,6 @@ import copy
 import json
 import logging
 import math
-import os
 import time
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
@@ -22,11 +21,12 @@ from torch import nn
 from aeic import profiles
 from aeic.errors import BundleError
 from aeic.profiles import LATENT_STRIDE
+from aeic.runtime.processor import usable_cores
 from aeic_nets.folding import shrink
 from aeic_nets.runtime import memory_plan
-from aeic_nets.runtime.card import Card, Clock
+from aeic_nets.runtime.cuda_device import Clock, CudaDevice
 from aeic_nets.runtime.cuda_graphs import AGAIN, Graphed
-from aeic_nets.runtime.precision import best_dtype, card_dtype, stored
+from aeic_nets.runtime.precision import best_dtype, cuda_dtype, stored
 from aeic_nets.synthesis import PictureGenerator
 
 log = logging.getLogger(__name__)
@@ -62,19 +62,19 @@ class TorchGenerator:
         device: str = "cpu",
         threads: int = 0,
         dtype: torch.dtype | None = None,
-        card: Card | None = None,
+        gpu: CudaDevice | None = None,
     ) -> None:
         """Loads g_s, UNet and picture decoder from ``bundle_path``; ``BundleError`` if the weights do not fit.
 
         ``threads`` of torch on the CPU, for the whole process; 0 takes all cores that the process may use. ``dtype``
-        instead of what would be chosen. ``card`` stands for the CUDA device, in tests.
+        instead of what would be chosen. ``gpu`` stands for the CUDA device, in tests.
         """
         folder = Path(bundle_path)
         manifest = json.loads((folder / "bundle.json").read_text())
         self.device = torch.device(device)
-        self._card = card or (Card(self.device) if self.device.type == "cuda" else None)
+        self._gpu = gpu or (CudaDevice(self.device) if self.device.type == "cuda" else None)
         if self.device.type == "cpu":  # torch itself counts the machine's cores; more threads than ours wait spinning
-            torch.set_num_threads(threads or _cores())
+            torch.set_num_threads(threads or usable_cores())
         with torch.device("meta"):
             self._model = PictureGenerator(profiles.profile(manifest["profile"]))
         wanted = {name for name, _ in self._model.named_parameters() if name.startswith(_PARTS)}
@@ -88,8 +88,8 @@ class TorchGenerator:
                     f"{folder}/weights.safetensors lacks {missing[0]} and {len(missing) - 1} more:"
                     " export the bundle again"
                 )
-        self._settled = dtype is not None or self._card is not None or not (folder / "synthesis.onnx").exists()
-        chosen = card_dtype(self._card.capability) if self._card else None
+        self._settled = dtype is not None or self._gpu is not None or not (folder / "synthesis.onnx").exists()
+        chosen = cuda_dtype(self._gpu.capability) if self._gpu else None
         self.dtype = dtype or chosen or (best_dtype(self.device) if self._settled else torch.float32)
         names = sorted(wanted)
         for start in range(0, len(names), _AT_ONCE):
@@ -105,7 +105,7 @@ class TorchGenerator:
         self._channels = self._model.profile.latent_channels
         for part in self._modules():
             part.to(memory_format=torch.channels_last).eval().requires_grad_(False)
-        self._graphed = Graphed(self._synthesise, self._card.recorder()) if self._card else None
+        self._graphed = Graphed(self._synthesise, self._gpu.recorder()) if self._gpu else None
 
     @torch.inference_mode()
     def __call__(self, y_hat: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -132,9 +132,9 @@ class TorchGenerator:
     def _generate(self, y_hat: NDArray[np.float32]) -> tuple[torch.Tensor, Clock]:
         count, self.recomputed = len(y_hat), 0
         memory_plan.check(self._model.profile, count, y_hat.shape[2], y_hat.shape[3], self.device)
-        padded = self._padded(y_hat) if self._card else y_hat
+        padded = self._padded(y_hat) if self._gpu else y_hat
         values = torch.from_numpy(padded).to(self.device, memory_format=torch.channels_last)
-        clock = Clock(self._card)
+        clock = Clock(self._gpu)
         measured = partial(self._synthesise, clock=clock)
         try:
             pictures = self._graphed(values, measured) if self._graphed else measured(values)
@@ -144,9 +144,9 @@ class TorchGenerator:
             pictures = None
         if pictures is None:  # outside the handler, whose exception keeps tensors alive: graphs give their memory back
             log.warning("out of memory on %s: CUDA graphs are dropped", self.device)
-            assert self._graphed is not None and self._card is not None
+            assert self._graphed is not None and self._gpu is not None
             self._graphed.forget()
-            self._card.release()
+            self._gpu.release()
             pictures = measured(values)
         pictures = pictures[:count]
         finite = torch.isfinite(pictures).flatten(1).all(1)
@@ -208,14 +208,14 @@ class TorchGenerator:
     @property
     def memory(self) -> dict[str, int]:
         """Bytes that torch holds on the GPU; empty on a CPU."""
-        return self._card.memory if self._card else {}
+        return self._gpu.memory if self._gpu else {}
 
     @property
     def usable(self) -> bool:
         """False once the GPU has failed in a way that every later call of this process would meet."""
         try:
-            if self._card:
-                self._card.synchronise()
+            if self._gpu:
+                self._gpu.synchronise()
         except RuntimeError as error:
             log.error("%s has failed: %s", self.device, error)
             return False
@@ -233,7 +233,7 @@ class TorchGenerator:
         On the CPU: choose the dtype by measurement. bfloat16 is used if it is faster by a tenth at least and its
         picture within ``HALF_PSNR`` of float32's. None is returned.
         """
-        if self._card:
+        if self._gpu:
             return self._warm_up_card(max_batch, max_pixels)
         if self._settled:
             return None
@@ -291,7 +291,7 @@ class TorchGenerator:
         self.dtype = torch.bfloat16
 
     def _on_device(self) -> AbstractContextManager[Any]:
-        return self._card.current() if self._card else nullcontext()
+        return self._gpu.current() if self._gpu else nullcontext()
 
     def _modules(self) -> tuple[nn.Module, nn.Module, nn.Module]:
         return self._model.codec.g_s, self._model.unet, self._model.vae
@@ -301,10 +301,6 @@ def _in_float32(part: nn.Module, *inputs: torch.Tensor) -> Any:
     """``part`` with its parameters widened for this call; those that it keeps stay where they are, for its graphs."""
     wide = {name: parameter.float() for name, parameter in part.named_parameters()}
     return torch.func.functional_call(part, wide, tuple(value.float() for value in inputs))
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _is_folded(file: Any, model: PictureGenerator) -> bool:

@@ -127,8 +127,8 @@ def keep(data: Path, bundle: Path | None) -> int:
             print("       drop a photograph on the cloud's page to send it through the edge")
             print(f"data and logs are in {data}; Ctrl-C stops both services\n")
             print(f"  curl --data-binary @examples/owl.jpg {edge}/v1/frames")
-            print(f"  curl -o owl.png '{cloud}/v1/frames/ID/image?format=png&wait=30'")
-            print(f"  {ask_command()} ID --region 240,60,240,160 -o closer.png --url {cloud}", flush=True)
+            print(f"  curl -o out/owl.png '{cloud}/v1/frames/ID/image?format=png&wait=30'")
+            print(f"  {ask_command()} ID --region 400,100,180,120 -o out/closer.png --url {cloud}", flush=True)
             while all(service.process.poll() is None for service in (pair.edge, pair.cloud)):
                 time.sleep(0.2)
             print("a service ended unexpectedly; see its log", file=sys.stderr)

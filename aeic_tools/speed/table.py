@@ -24,7 +24,6 @@ from aeic_tools.machine import processor
 from aeic_tools.speed.single import median_ms
 
 SIZES = ("768x512", "1920x1088")
-OUT_OF_MEMORY = "OOM"
 Cell = float | str
 PUBLISHED: dict[str, dict[str, tuple[Cell, Cell, Cell, Cell]]] = {
     "GTX 1080 Ti (paper)": {

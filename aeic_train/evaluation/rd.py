@@ -16,9 +16,9 @@ them models of CompressAI's zoo and any program described by a .toml file. The c
     pictures/      with --keep: the decoded pictures
 
 LPIPS, DISTS, MUSIQ, CLIP-IQA, FID and KID are computed if their libraries and weights are installed
-(aeic_train/evaluation/judges.py); --judges chooses. --known takes rows from an earlier run on the same pictures, and
-their distances from the .json beside it. The last line is one JSON object with "rates": the means of each of our rate
-points (of the first codec, if ours is not there).
+(aeic_train/evaluation/perceptual_metrics.py); --judges chooses. --known takes rows from an earlier run on the same
+pictures, and their distances from the .json beside it. The last line is one JSON object with "rates": the means of each
+of our rate points (of the first codec, if ours is not there).
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ from aeic_train.codecs.base import Codec, CodecFailed, CodecUnavailable
 from aeic_train.codecs.baselines import build
 from aeic_train.codecs.ours import OurCodec
 from aeic_train.evaluation import rd_curves
-from aeic_train.evaluation.judges import JUDGES, SETS, Judges, find
 from aeic_train.evaluation.metrics import MetricSuite
+from aeic_train.evaluation.perceptual_metrics import PERCEPTUAL_METRICS, SETS, PerceptualMetrics, find
 from aeic_train.evaluation.results_files import write_each
 from aeic_train.evaluation.results_table import Table, columns_of
 from aeic_train.evaluation.runner import Bench, curve
@@ -127,9 +127,11 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--keep", action="store_true", help="write the reconstructions as PNG")
     parser.add_argument("--threads", type=int, default=0, help="of our own codec and the metrics; 0: all")
     parser.add_argument(
-        "--judges", default="auto", help="of judges.py, with commas; none; auto: those that are installed"
+        "--judges", default="auto", help="perceptual metrics, with commas; none; auto: those that are installed"
     )
-    parser.add_argument("--download", action="store_true", help="let the libraries of the judges fetch their weights")
+    parser.add_argument(
+        "--download", action="store_true", help="let the libraries of these metrics fetch their weights"
+    )
     parser.add_argument("--frechet", action="store_true", help="kept for old command lines: it is always computed")
     options = parser.parse_args(argv)
     try:
@@ -156,22 +158,22 @@ def _codecs(options: argparse.Namespace) -> list[Codec]:
     return codecs
 
 
-def _judges(options: argparse.Namespace) -> Judges:
+def _perceptual(options: argparse.Namespace) -> PerceptualMetrics:
     """What --judges asks for. ``auto`` keeps to the columns of a table that exists, and names what is missing."""
     had = columns_of(options.out / "pictures.csv")
     if options.judges == "none":
-        return Judges()
+        return PerceptualMetrics()
     if options.judges == "auto":
-        judges, missing = find(JUDGES if had is None else (*had, *SETS), download=options.download)
-        if had is not None and (lost := [name for name in had if name not in judges.names]):
+        perceptual, missing = find(PERCEPTUAL_METRICS if had is None else (*had, *SETS), download=options.download)
+        if had is not None and (lost := [name for name in had if name not in perceptual.names]):
             raise InputError(f"{options.out} was made with {', '.join(lost)}, which cannot be used now. {missing[0]}")
         for message in missing:
             print(f"left out: {message}", file=sys.stderr)
-        return judges
-    judges, missing = find([name for name in options.judges.split(",") if name], download=options.download)
+        return perceptual
+    perceptual, missing = find([name for name in options.judges.split(",") if name], download=options.download)
     if missing:
         raise InputError(f"--judges {missing[0]}")
-    return judges
+    return perceptual
 
 
 def _run(options: argparse.Namespace) -> None:
@@ -187,9 +189,9 @@ def _run(options: argparse.Namespace) -> None:
         raise InputError(f"no pictures ({', '.join(sorted(SUFFIXES))}) in {options.folder}")
     codecs = _codecs(options)
     options.out.mkdir(parents=True, exist_ok=True)
-    judges = _judges(options)
-    table = Table(options.out / "pictures.csv", options.known, [*judges.metrics])
-    bench = Bench(paths, options.out, table, MetricSuite(), options.keep, judges)
+    perceptual = _perceptual(options)
+    table = Table(options.out / "pictures.csv", options.known, [*perceptual.metrics])
+    bench = Bench(paths, options.out, table, MetricSuite(), options.keep, perceptual)
     known = _known_distances([*options.known, bench.table.path], paths)
     by_name: dict[str, list[dict[str, Any]]] = {}
     documents = []

@@ -17,7 +17,7 @@ Point = dict[str, float]
 OWN = ("psnr", "ms_ssim", "st_lpips", "efflite_lpips", "efflite_dists", "efflite_fd")
 """The metrics that are always computed (metrics.py)."""
 MEASURES = (*OWN, "lpips", "dists", "fid", "kid", "musiq", "clipiqa")
-"""The metrics that a table may have besides bpp. A point may lack some of them; the last six are those of judges.py."""
+"""The metrics that a table may have besides bpp. A point may lack some of them; the last six are perceptual ones."""
 RISING = {"psnr", "ms_ssim", "musiq", "clipiqa"}
 """Metrics for which larger is better. The others are distances."""
 COMPARED = ("st_lpips", "psnr", "ms_ssim", "efflite_lpips", "efflite_fd", "lpips", "dists", "fid", "kid")

@@ -1,6 +1,6 @@
 """pictures.csv: one row for each picture, codec and setting. Rows are written at once and never computed twice.
 
-The columns of judges.py stand behind the others, in the tables of runs that had them.
+The columns of perceptual_metrics.py stand behind the others, in the tables of runs that had them.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from aeic.errors import InputError
-from aeic_train.evaluation.judges import PICTURE_JUDGES
+from aeic_train.evaluation.perceptual_metrics import PICTURE_METRICS
 
 COLUMNS = (
     *("codec", "setting", "picture", "crc32", "width", "height", "bytes", "bpp"),
@@ -25,10 +25,10 @@ Row = dict[str, Any]
 class Table:
     """pictures.csv, with rows by (codec, setting, picture, checksum of the picture file). New rows are appended."""
 
-    def __init__(self, path: Path, known: Sequence[Path] = (), judges: Sequence[str] | None = None) -> None:
-        """``judges`` are the additional columns of new rows; by default, those of the file at ``path``."""
+    def __init__(self, path: Path, known: Sequence[Path] = (), perceptual: Sequence[str] | None = None) -> None:
+        """``perceptual`` are the additional columns of new rows; by default, those of the file at ``path``."""
         self.path = path
-        self.judges = tuple(judges if judges is not None else columns_of(path) or ())
+        self.perceptual = tuple(perceptual if perceptual is not None else columns_of(path) or ())
         self.rows: dict[tuple[str, str, str, str], Row] = {}
         for source in (*known, path):
             if source.exists() or source != path:
@@ -40,9 +40,9 @@ class Table:
         whole = text[: text.rfind(b"\n") + 1]  # the result of a last line that was cut short is computed again
         reader = csv.DictReader(io.StringIO(whole.decode(), newline=""))
         names = tuple(reader.fieldnames or ())
-        if names[: len(COLUMNS)] != COLUMNS or not set(names[len(COLUMNS) :]) <= set(PICTURE_JUDGES):
+        if names[: len(COLUMNS)] != COLUMNS or not set(names[len(COLUMNS) :]) <= set(PICTURE_METRICS):
             raise InputError(f"{source} is not a table of this program (other columns): remove it or name another")
-        if source == self.path and set(names[len(COLUMNS) :]) != set(self.judges):
+        if source == self.path and set(names[len(COLUMNS) :]) != set(self.perceptual):
             had = ",".join(names[len(COLUMNS) :]) or "none"
             raise InputError(f"{source} was made with --judges {had}: give the same, or name another folder")
         for row in reader:
@@ -53,7 +53,7 @@ class Table:
     def add(self, row: Row) -> None:
         fresh = not self.path.exists()
         with self.path.open("a", newline="") as file:
-            writer = csv.DictWriter(file, (*COLUMNS, *self.judges))
+            writer = csv.DictWriter(file, (*COLUMNS, *self.perceptual))
             if fresh:
                 writer.writeheader()
             writer.writerow(row)
@@ -61,11 +61,11 @@ class Table:
 
 
 def columns_of(path: Path) -> tuple[str, ...] | None:
-    """The judges' columns of the table at ``path``; None if there is no table."""
+    """The columns of these metrics of the table at ``path``; None if there is no table."""
     if not path.exists():
         return None
     with path.open(newline="") as file:
-        return tuple(name for name in next(csv.reader(file), []) if name in PICTURE_JUDGES)
+        return tuple(name for name in next(csv.reader(file), []) if name in PICTURE_METRICS)
 
 
 def _numbers(row: dict[str, str]) -> Row:

@@ -18,8 +18,8 @@ from PIL import Image
 from aeic.pixels import load_picture
 from aeic_train.codecs.base import Codec, CodecFailed
 from aeic_train.evaluation import rd_curves
-from aeic_train.evaluation.judges import Judges
 from aeic_train.evaluation.metrics import MetricSuite, frechet, summary
+from aeic_train.evaluation.perceptual_metrics import PerceptualMetrics
 from aeic_train.evaluation.results_table import Row, Table
 
 INCEPTION = "inception"
@@ -35,7 +35,7 @@ class Bench:
     table: Table
     metric_suite: MetricSuite
     keep: bool = False
-    judges: Judges = field(default_factory=Judges)
+    perceptual: PerceptualMetrics = field(default_factory=PerceptualMetrics)
 
     def __post_init__(self) -> None:
         self.checksums = {path: f"{zlib.crc32(path.read_bytes()):08x}" for path in self.paths}
@@ -68,11 +68,11 @@ class Bench:
         measures, original, pooled = self.metric_suite.measure(picture, reconstruction)
         self._save(self._features("original", "", path), original.astype(np.float16))
         self._save(self._features(codec.name, setting, path), pooled.astype(np.float16))
-        if self.judges.extractor:
+        if self.perceptual.extractor:
             for name, at, shown in (("original", "", picture), (codec.name, setting, reconstruction)):
                 if not (target := self._features(name, at, path, INCEPTION)).exists():
-                    self._save(target, self.judges.features(shown))
-        measures |= self.judges.measure(picture, reconstruction)
+                    self._save(target, self.perceptual.features(shown))
+        measures |= self.perceptual.measure(picture, reconstruction)
         if self.keep:
             target = self.out / "pictures" / codec.name / str(setting) / f"{path.stem}.png"
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -113,8 +113,8 @@ class Bench:
         sets = self._sets(codec, setting)
         if sets and len(sets[1]) > 1:
             found["efflite_fd"] = frechet(*(features.astype(np.float64) for features in sets))
-        if self.judges.sets and (sets := self._sets(codec, setting, INCEPTION)):
-            found |= self.judges.distances(*sets)
+        if self.perceptual.sets and (sets := self._sets(codec, setting, INCEPTION)):
+            found |= self.perceptual.distances(*sets)
         return found
 
 

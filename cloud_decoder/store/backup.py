@@ -23,6 +23,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from cloud_decoder.errors import StoreUnavailable
 from cloud_decoder.store import log_recovery, migrate
 from cloud_decoder.store.database import UNREADABLE
+from cloud_decoder.store.log_recovery import sync
 from cloud_decoder.store.schema import frames, tallies
 
 MESSAGES = 20
@@ -142,7 +143,7 @@ def restore(url: sa.URL, source: Path) -> tuple[Report, Path | None]:
         for suffix in "-wal", "-shm":  # of a database that is gone
             path.with_name(path.name + suffix).unlink(missing_ok=True)
         incoming.rename(path)
-        _sync_folder(path.parent)
+        sync(path.parent)
     return report, kept
 
 
@@ -189,7 +190,7 @@ def _copy(source: str, target: Path) -> Report:
         with partial.open("rb+") as file:
             os.fsync(file.fileno())
         partial.rename(target)
-        _sync_folder(target.parent)
+        sync(target.parent)
         return report
     except (sqlite3.Error, OSError) as error:
         raise StoreUnavailable(f"{source} cannot be copied to {target} ({error})") from error
@@ -230,11 +231,3 @@ def _give_to_owner_of_folder(path: Path) -> None:
     if os.geteuid() == 0:
         folder = path.parent.stat()
         os.chown(path, folder.st_uid, folder.st_gid)
-
-
-def _sync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -8,11 +8,11 @@ age must not delete anything because of it. The store therefore records the late
   the jump is within ``max_jump_seconds`` and lasts for :data:`SETTLE_SECONDS`, it is accepted.
 * A clock that is behind the recorded time is refused in the same way.
 
-While the clock is refused, :meth:`TrustedClock.now` counts on from the last accepted time, or from the newest frame
-after a restart, and retention must not run (:attr:`TrustedClock.problem` is not empty). That time lags if the service
-was off before. Frames that arrive meanwhile would look older than they are, so their times of arrival are corrected by
-the first process that accepts the clock, which may be one that starts then. :func:`accept` is the operator's decision
-that the clock is right.
+While the clock is refused, :meth:`TrustedClock.now` counts on from the last accepted time, and retention must not run
+(:attr:`TrustedClock.problem` is not empty). Each look records that time too, so that all processes count alike and a
+restart goes on from there. It lags if the service was off before. Frames that arrive meanwhile would look older than
+they are, so their times of arrival are corrected by the first process that accepts the clock, which may be one that
+starts then. :func:`accept` is the operator's decision that the clock is right.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ import threading
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
+from typing import Any
 
 import sqlalchemy as sa
 
@@ -104,24 +105,36 @@ class TrustedClock:
                 log.warning("the clock is trusted again: %s", _date(wall))
             self._jumped_at = self._jumped_at if problem else None
             self.problem, trusted = problem, self._trusted
-        if problem and found.refused_ms is None:
-            with self._database.write() as connection:
-                connection.execute(sa.update(store_clock).values(refused_ms=since_ms))
+        if problem:
+            self._count_on(found, expected, since_ms)
         return trusted
+
+    def _count_on(self, found: Any, expected: float, since_ms: int) -> None:
+        """Record the time ``expected`` although the clock is refused, and that it is since ``since_ms``."""
+        values = {
+            "seen_ms": max(found.seen_ms, int(expected * 1000)),
+            "refused_ms": since_ms if found.refused_ms is None else found.refused_ms,
+        }
+        # Another process or an operator may have accepted the clock since, or looked at it.
+        unchanged = [
+            store_clock.c[name].is_not_distinct_from(getattr(found, name)) for name in ("seen_ms", "refused_ms")
+        ]
+        with self._database.write() as connection:
+            connection.execute(sa.update(store_clock).where(*unchanged).values(values))
 
     def _accept(self, wall: float, expected: float) -> None:
         """Record ``wall`` as the time seen, and correct the frames that arrived while it was refused."""
         with self._database.write(durable=False) as connection:
             found = connection.execute(_SEEN.with_for_update(of=store_clock)).one()
             connection.execute(sa.update(store_clock).values(seen_ms=int(wall * 1000), refused_ms=None))
-            until_ms = int(expected * 1000) if self.problem else found.newest_ms
-            lag, since_ms = wall - until_ms / 1000, found.refused_ms
-            if since_ms is None and self.problem:  # another process has corrected what arrived until it accepted
-                since_ms = found.seen_ms - int(lag * 1000)
-            if since_ms is not None and lag > SLACK_SECONDS:
-                arrived = frames.c.received_ms
-                late = sa.update(frames).where(arrived >= since_ms, arrived <= until_ms)
-                connection.execute(late.values(received_ms=arrived + int(lag * 1000)))
+            if found.refused_ms is not None:
+                if self._trusted is None:  # the time that was recorded is an operator's, or lacks what came after it
+                    expected = found.newest_ms / 1000
+                _correct(connection, found.refused_ms, wall, wall - expected)
+            elif self.problem:  # another process has corrected what arrived until it accepted
+                lag = wall - expected
+                since_ms = found.seen_ms - int((lag + SLACK_SECONDS) * 1000)
+                _correct(connection, since_ms, expected, lag)
 
     def _expected(self) -> float:
         """The last trusted time and what has passed since; the wall clock before the first look."""
@@ -158,6 +171,14 @@ def accept(database: Database) -> tuple[str, str]:
         seen = connection.scalar(sa.select(store_clock.c.seen_ms))
         connection.execute(sa.update(store_clock).values(seen_ms=int(now * 1000)))
     return ("never" if seen is None else _date(seen / 1000)), _date(now)
+
+
+def _correct(connection: sa.Connection, since_ms: int, until: float, lag: float) -> None:
+    """Add ``lag`` seconds to the times of arrival from ``since_ms`` until ``until``, in seconds."""
+    if lag > SLACK_SECONDS:
+        arrived = frames.c.received_ms
+        late = sa.update(frames).where(arrived >= since_ms, arrived <= int(until * 1000))
+        connection.execute(late.values(received_ms=arrived + int(lag * 1000)))
 
 
 def _date(seconds: float) -> str:

@@ -151,10 +151,10 @@ def put_back(path: Path, stored: Frames, retention: Retention, clock: Callable[[
 def _finish_checkpoint(path: Path, log_path: Path, found: wal.Log, rest: list[tuple[int, int]]) -> None:
     """Moves the rest of the log into the database, which has the damaged part of it already, and puts the log aside."""
     _apply(log_path, found, rest, path)
-    _sync(path)
+    sync(path)
     wal.set_moved(log_path)  # so that an interruption after the next step does not look like a lost log
     log_path.rename(_part(path, f".damaged-{_now()}.log"))
-    _sync(path.parent)
+    sync(path.parent)
     _part(path, "-shm").unlink()
     log.error("the log %s is damaged; the database has all of it, so it is left out", log_path)
 
@@ -183,10 +183,10 @@ def _salvage(path: Path, log_path: Path, found: wal.Log) -> None:
         copy = _part(path, ".salvage.log")  # not -wal, which SQLite would take for the log of .salvage
         shutil.copyfile(log_path, copy)
         os.chmod(copy, 0o600)
-        _sync(copy)
-        _sync(unfinished)
+        sync(copy)
+        sync(unfinished)
         unfinished.rename(_part(path, ".salvage"))
-        _sync(path.parent)
+        sync(path.parent)
     except sqlite3.Error as error:
         raise StoreUnavailable(f"the damaged log {log_path} cannot be saved ({error}): look at its disk") from error
     finally:
@@ -314,7 +314,8 @@ def _part(path: Path, suffix: str) -> Path:
     return path.with_name(path.name + suffix)
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Make the content of a file, or the names in a folder, durable."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

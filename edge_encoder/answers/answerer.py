@@ -10,9 +10,9 @@ again for what did not arrive.
 
 A request names its `max_bytes`, which the client of the cloud has chosen. The box decides: AEIC_EDGE_REQUEST_MAX_BYTES
 (for files AEIC_EDGE_REQUEST_ORIGINAL_MAX_BYTES) limits them, and AEIC_EDGE_REQUEST_BYTES_PER_HOUR limits what all
-answers about one source take within an hour (hour.py). Bytes are reserved before a picture is encoded, and charged as
-sent. Every request costs something, however it ends. Refusals that no source pays for have an hour of their own, and
-once that is spent they are not sent: the request expires at the cloud.
+answers about one source take within an hour (hourly_budget.py). Bytes are reserved before a picture is encoded, and
+charged as sent. Every request costs something, however it ends. Refusals that no source pays for have a budget of their
+own, and once that is spent they are not sent: the request expires at the cloud.
 
 An answer goes ahead of the frames that wait, so it delays them by its own bytes and no more; it never takes the place
 of one. A file goes behind them. uplink/stream.py calls `answer` for each request that its stream receives, sends
@@ -40,7 +40,7 @@ from aeic.bitstream import HEADER_BYTES, MIN_SIDE
 from aeic.errors import InputError, RateError
 from aeic.pixels import load_picture, picture_size, save_picture
 from aeic_service.errors import Overloaded
-from edge_encoder.answers.hour import PIECE_HEAD_BYTES, REQUEST_BYTES, Charge, Hour, bytes_in_pieces
+from edge_encoder.answers.hourly_budget import PIECE_HEAD_BYTES, REQUEST_BYTES, Charge, HourlyBudget, bytes_in_pieces
 from edge_encoder.answers.jpeg import LEAST_BYTES, jpeg_within
 from edge_encoder.encoding.encode_queue import EncodeQueue
 from edge_encoder.encoding.encoder import Encoded, Encoder
@@ -69,7 +69,7 @@ TakePicture = Callable[[], Awaitable[NDArray[np.uint8]]]
 """Takes a picture of a camera at once: (H, W, 3) RGB."""
 
 
-class Kind(StrEnum):
+class RequestKind(StrEnum):
     """What is asked for. What this release does not know is UNKNOWN."""
 
     BETTER = "better"
@@ -79,7 +79,7 @@ class Kind(StrEnum):
     UNKNOWN = "unknown"
 
 
-class Reason(StrEnum):
+class RefusalReason(StrEnum):
     """Why there is no answer."""
 
     GONE = "gone"
@@ -90,14 +90,14 @@ class Reason(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Ask:
+class PictureRequest:
     """A request about the frame `frame_id`, of the source `source_id`; empty means the box itself. `region`: x, y,
     width, height in pixels of the original; all of it where width and height are 0. The answer has at most `max_bytes`;
     after `seconds` it is of no use."""
 
     id: uuid.UUID
     frame_id: uuid.UUID
-    kind: Kind
+    kind: RequestKind
     region: tuple[int, int, int, int]
     max_bytes: int
     seconds: float
@@ -127,7 +127,7 @@ if what is left of the hour is too little for the rest of it."""
 class Refused(Exception):
     """There is no answer; the message is for people."""
 
-    def __init__(self, reason: Reason, detail: str) -> None:
+    def __init__(self, reason: RefusalReason, detail: str) -> None:
         super().__init__(detail)
         self.reason = reason
 
@@ -175,15 +175,17 @@ class Answerer:
     ) -> None:
         self._ring, self._cameras, self._box = sources.ring, sources.cameras, sources.box
         self._encoder, self._queue, self._spool, self._metrics, self._limits = encoder, queue, spool, metrics, limits
-        self._hours: defaultdict[str, Hour] = defaultdict(lambda: Hour(limits.hour_bytes))  # by the source
-        self._refusals = Hour(max(limits.hour_bytes, _REFUSALS * REQUEST_BYTES))
+        self._hours: defaultdict[str, HourlyBudget] = defaultdict(
+            lambda: HourlyBudget(limits.hour_bytes)
+        )  # by the source
+        self._refusals = HourlyBudget(max(limits.hour_bytes, _REFUSALS * REQUEST_BYTES))
         self._refused: deque[tuple[float, uuid.UUID]] = deque()  # the latest: monotonic seconds and request
         self._working: set[uuid.UUID] = set()
         self._turns = asyncio.Semaphore(_AT_ONCE)
         self._camera_turns: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
         self._file_turn = asyncio.Lock()
 
-    async def answer(self, ask: Ask, send: Send | None = None) -> None:
+    async def answer(self, ask: PictureRequest, send: Send | None = None) -> None:
         """Returns once the answer is durably spooled, now or before, or is sent. Refused with the reason if there is
         none; Ignored if there is not even a refusal. SpoolError while the spool cannot be read, and Interrupted: ask
         again. Without `send` no files go out."""
@@ -203,7 +205,7 @@ class Answerer:
             self._metrics.requests.labels("ignored").inc()
             raise
 
-    async def _answer(self, ask: Ask, send: Send | None) -> None:
+    async def _answer(self, ask: PictureRequest, send: Send | None) -> None:
         end = time.monotonic() + ask.seconds
         known = await asyncio.to_thread(self._spool.get, ask.id)
         if known is not None and known.state is not State.DROPPED:
@@ -211,26 +213,26 @@ class Answerer:
         source_id = await self._source(ask, end)
         with self._charged(source_id, ask) as charge:
             self._check(ask)
-            if source_id is None and ask.kind is Kind.NOW:
-                raise Refused(Reason.UNSUPPORTED, "the source of that frame is not a live camera of this box")
+            if source_id is None and ask.kind is RequestKind.NOW:
+                raise Refused(RefusalReason.UNSUPPORTED, "the source of that frame is not a live camera of this box")
             if source_id is None:
-                raise Refused(Reason.GONE, _GONE)
+                raise Refused(RefusalReason.GONE, _GONE)
             if charge is None:
-                raise Refused(Reason.OVER_BUDGET, f"the {self._limits.hour_bytes} bytes for an hour are spent")
+                raise Refused(RefusalReason.OVER_BUDGET, f"the {self._limits.hour_bytes} bytes for an hour are spent")
             try:
-                if ask.kind is Kind.ORIGINAL:
+                if ask.kind is RequestKind.ORIGINAL:
                     await self._file(ask, charge, end, send)
-                elif ask.kind is Kind.NOW:
+                elif ask.kind is RequestKind.NOW:
                     await self._picture_now(ask, source_id, charge, end)
                 else:
                     await self._frame(ask, charge, end)
             except TimeoutError:
-                raise Refused(Reason.EXPIRED, "the box did not finish before the deadline") from None
+                raise Refused(RefusalReason.EXPIRED, "the box did not finish before the deadline") from None
         self._metrics.requests.labels("answered").inc()
 
-    async def _source(self, ask: Ask, end: float) -> str | None:
+    async def _source(self, ask: PictureRequest, end: float) -> str | None:
         """The source whose hour pays for a request; None where the box has nothing of it."""
-        if ask.kind is Kind.NOW:
+        if ask.kind is RequestKind.NOW:
             source_id = ask.source_id or self._box
             return source_id if source_id in self._cameras else None
         # A frame may reach the cloud before its original is on the disk.
@@ -239,7 +241,7 @@ class Answerer:
         return await asyncio.to_thread(self._ring.source, ask.frame_id)
 
     @contextlib.contextmanager
-    def _charged(self, source_id: str | None, ask: Ask) -> Iterator[Charge | None]:
+    def _charged(self, source_id: str | None, ask: PictureRequest) -> Iterator[Charge | None]:
         """The charge to the hour of the source. None where it pays no more, or there is no source: the hour of refusals
         pays for one. Ignored where that is spent too."""
         with contextlib.ExitStack() as stack:
@@ -255,26 +257,28 @@ class Answerer:
             self._refused.popleft()
         return sum(other == request for _, other in self._refused) >= _SAME_REFUSALS
 
-    def _check(self, ask: Ask) -> None:
+    def _check(self, ask: PictureRequest) -> None:
         if not self._limits.max_bytes:
-            raise Refused(Reason.FORBIDDEN, "the settings of the box forbid it: AEIC_EDGE_REQUEST_MAX_BYTES is 0")
-        if ask.kind is Kind.UNKNOWN:
-            raise Refused(Reason.UNSUPPORTED, "this release does not know requests of that kind")
+            raise Refused(
+                RefusalReason.FORBIDDEN, "the settings of the box forbid it: AEIC_EDGE_REQUEST_MAX_BYTES is 0"
+            )
+        if ask.kind is RequestKind.UNKNOWN:
+            raise Refused(RefusalReason.UNSUPPORTED, "this release does not know requests of that kind")
         most = self._limits.max_bytes
-        if ask.kind is Kind.ORIGINAL:
+        if ask.kind is RequestKind.ORIGINAL:
             most = self._limits.original_max_bytes
             if not most:
                 raise Refused(
-                    Reason.FORBIDDEN, "the box sends no originals: its AEIC_EDGE_REQUEST_ORIGINAL_MAX_BYTES is 0"
+                    RefusalReason.FORBIDDEN, "the box sends no originals: its AEIC_EDGE_REQUEST_ORIGINAL_MAX_BYTES is 0"
                 )
-        if ask.kind is Kind.NOW and not self._limits.pictures_now:
-            raise Refused(Reason.FORBIDDEN, "the settings of the box forbid it: AEIC_EDGE_REQUEST_NOW is false")
+        if ask.kind is RequestKind.NOW and not self._limits.pictures_now:
+            raise Refused(RefusalReason.FORBIDDEN, "the settings of the box forbid it: AEIC_EDGE_REQUEST_NOW is false")
         if ask.max_bytes > most:
-            raise Refused(Reason.OVER_BUDGET, f"the box answers with at most {most} bytes")
-        if ask.kind is not Kind.ORIGINAL and ask.max_bytes <= HEADER_BYTES:
+            raise Refused(RefusalReason.OVER_BUDGET, f"the box answers with at most {most} bytes")
+        if ask.kind is not RequestKind.ORIGINAL and ask.max_bytes <= HEADER_BYTES:
             raise _too_few(ask)
 
-    async def _frame(self, ask: Ask, charge: Charge, end: float) -> None:
+    async def _frame(self, ask: PictureRequest, charge: Charge, end: float) -> None:
         """The original, or a region of it, as a frame."""
         async with asyncio.timeout(end - time.monotonic()), self._turns:
             _reserve(charge, charge.sent + ask.max_bytes)
@@ -296,7 +300,7 @@ class Answerer:
             return Refused(Reason.UNSUPPORTED, "the frame is the best that this box can make of the picture")
         return Refused(Reason.OVER_BUDGET, f"the frame has {has} bytes, and nothing better fits into {max_bytes}")
 
-    async def _picture_now(self, ask: Ask, source_id: str, charge: Charge, end: float) -> None:
+    async def _picture_now(self, ask: PictureRequest, source_id: str, charge: Charge, end: float) -> None:
         """A new picture as a frame. One at a time of each camera, so that pictures do not pile up in memory; a camera
         that is down is waited for."""
         async with asyncio.timeout(end - time.monotonic()), self._camera_turns[source_id]:
@@ -315,27 +319,27 @@ class Answerer:
         picture = save_picture(rgb, "jpeg", CAMERA_QUALITY)
         self._ring.keep(Kept(kept.id, kept.source_id, picture, kept.captured_ms, kept.captured_from))
 
-    async def _file(self, ask: Ask, charge: Charge, end: float, send: Send | None) -> None:
+    async def _file(self, ask: PictureRequest, charge: Charge, end: float, send: Send | None) -> None:
         """The original, or a region of it, as a picture file. One at a time: the link carries one as fast as two.
 
         A file that was cut off takes what is left of its own charge. What is sent again comes on top, as far as the
         hour has it."""
         if send is None:
-            raise Refused(Reason.UNSUPPORTED, "the cloud does not take picture files")
+            raise Refused(RefusalReason.UNSUPPORTED, "the cloud does not take picture files")
         async with asyncio.timeout(end - time.monotonic()), self._file_turn:
             async with self._turns:
                 _reserve(charge, max(charge.sent, bytes_in_pieces(ask.max_bytes)))
                 data = await self._file_of(ask, await self._kept(ask))
             charge.reserve(charge.sent + bytes_in_pieces(len(data)))
             if charge.left <= PIECE_HEAD_BYTES:
-                raise Refused(Reason.OVER_BUDGET, f"the {charge.hour.limit} bytes for an hour are spent")
+                raise Refused(RefusalReason.OVER_BUDGET, f"the {charge.hour.limit} bytes for an hour are spent")
             file = File(data, limit=charge.left)
             try:
                 await send(file)
             finally:
                 charge.sent += file.sent
 
-    async def _file_of(self, ask: Ask, kept: Kept) -> bytes:
+    async def _file_of(self, ask: PictureRequest, kept: Kept) -> bytes:
         """The kept file itself where it fits; else a JPEG."""
         if not any(ask.region[2:]) and len(kept.picture) <= ask.max_bytes:
             return kept.picture
@@ -343,10 +347,10 @@ class Answerer:
             raise _too_few(ask)
         return await self._worked(kept.picture, lambda: jpeg_within(self._part(ask, kept.picture), ask.max_bytes))
 
-    async def _kept(self, ask: Ask) -> Kept:
+    async def _kept(self, ask: PictureRequest) -> Kept:
         kept = await asyncio.to_thread(self._ring.read, ask.frame_id)
         if kept is None:
-            raise Refused(Reason.GONE, _GONE)
+            raise Refused(RefusalReason.GONE, _GONE)
         return kept
 
     async def _put(self, record: Record, charge: Charge, end: float) -> None:
@@ -363,7 +367,7 @@ class Answerer:
                     raise TimeoutError from None
                 await asyncio.sleep(_PAUSE_SECONDS)
 
-    async def _encoded(self, ask: Ask, picture: bytes | NDArray[np.uint8]) -> Encoded:
+    async def _encoded(self, ask: PictureRequest, picture: bytes | NDArray[np.uint8]) -> Encoded:
         return await self._worked(picture, functools.partial(self._encode, ask, picture))
 
     async def _worked(self, picture: bytes | NDArray[np.uint8], job: Callable[[], T]) -> T:
@@ -381,36 +385,36 @@ class Answerer:
                 except Overloaded:
                     await asyncio.sleep(_PAUSE_SECONDS)
         except RateError as error:
-            raise Refused(Reason.OVER_BUDGET, str(error)) from None
+            raise Refused(RefusalReason.OVER_BUDGET, str(error)) from None
         except InputError as error:
-            raise Refused(Reason.GONE, f"the original cannot be read: {error}") from None
+            raise Refused(RefusalReason.GONE, f"the original cannot be read: {error}") from None
 
-    def _encode(self, ask: Ask, picture: bytes | NDArray[np.uint8]) -> Encoded:
+    def _encode(self, ask: PictureRequest, picture: bytes | NDArray[np.uint8]) -> Encoded:
         rgb = self._part(ask, picture) if isinstance(picture, bytes) else picture
         return self._encoder.encode(rgb, max_bytes=ask.max_bytes)
 
-    def _part(self, ask: Ask, picture: bytes) -> NDArray[np.uint8]:
+    def _part(self, ask: PictureRequest, picture: bytes) -> NDArray[np.uint8]:
         rgb = load_picture(picture, max_pixels=self._encoder.max_pixels)
         x, y, width, height = ask.region
-        if ask.kind is Kind.BETTER or (ask.kind is Kind.ORIGINAL and not width and not height):
+        if ask.kind is RequestKind.BETTER or (ask.kind is RequestKind.ORIGINAL and not width and not height):
             return rgb
         tall, wide, _ = rgb.shape
         if min(width, height) < MIN_SIDE or x + width > wide or y + height > tall:
-            raise Refused(Reason.UNSUPPORTED, f"the region is not inside the original of {wide}x{tall} pixels")
+            raise Refused(RefusalReason.UNSUPPORTED, f"the region is not inside the original of {wide}x{tall} pixels")
         return np.ascontiguousarray(rgb[y : y + height, x : x + width])
 
 
 def _reserve(charge: Charge, total: int) -> None:
     if not charge.reserve(total):
         detail = f"it may take {total} bytes; of the {charge.hour.limit} for an hour, {charge.left} are left"
-        raise Refused(Reason.OVER_BUDGET, detail)
+        raise Refused(RefusalReason.OVER_BUDGET, detail)
 
 
-def _too_few(ask: Ask) -> Refused:
-    return Refused(Reason.OVER_BUDGET, f"no picture has {ask.max_bytes} bytes or less: ask for more bytes")
+def _too_few(ask: PictureRequest) -> Refused:
+    return Refused(RefusalReason.OVER_BUDGET, f"no picture has {ask.max_bytes} bytes or less: ask for more bytes")
 
 
-def _record(ask: Ask, kept: Kept, encoded: Encoded) -> Record:
+def _record(ask: PictureRequest, kept: Kept, encoded: Encoded) -> Record:
     source = kept.captured_from if kept.captured_from in list(CapturedFrom) else 0
     return Record(
         id=ask.id,

@@ -63,7 +63,7 @@ class Staging:
             return BundleState(**json.loads((self.folder / "state.json").read_text()))
         except FileNotFoundError:
             return BundleState()
-        except (ValueError, TypeError) as error:
+        except (ValueError, TypeError, RecursionError) as error:
             log.error("%s cannot be read (%s); the bundle of the settings is used", self.folder / "state.json", error)
             return BundleState()
 

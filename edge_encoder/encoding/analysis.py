@@ -17,7 +17,6 @@ Independent of rates and entropy coding.
 from __future__ import annotations
 
 import math
-import os
 import sys
 import time
 from collections import deque
@@ -36,6 +35,7 @@ from aeic.bundle import Bundle
 from aeic.pixels import pad_picture, to_tensor
 from aeic.profiles import LATENT_STRIDE, PICTURE_MULTIPLE
 from aeic.runtime import cuda, memory
+from aeic.runtime.processor import usable_cores
 from edge_encoder.encoding import ProviderChoice
 from edge_encoder.encoding.execution_provider import (
     CPU,
@@ -106,7 +106,7 @@ class Analysis:
         self._bundle, self._threads = bundle, threads
         self._parts: list[Graph] | None = None  # opened for the first large picture
         session, self.provider = open_session(bundle.path / "analysis.onnx", provider, threads, half)
-        at_once = sys.maxsize if self.provider in GPU_PROVIDERS else max(1, _cores() // threads) if threads else 1
+        at_once = sys.maxsize if self.provider in GPU_PROVIDERS else max(1, usable_cores() // threads) if threads else 1
         self._turns = Semaphore(at_once)
         self._graph = Graph(session, WHOLE_SAMPLE_BYTES, self._turns, kept=self.provider == CPU)
         self._whole_pixels = max(whole_pixels, GPU_WHOLE_PIXELS) if self.provider in GPU_PROVIDERS else whole_pixels
@@ -204,10 +204,6 @@ class Graph:
         given: Any = self._session.get_inputs()[0]  # of ONNX Runtime: OpenVINO does not use the arena
         channels = given.shape[1]
         run_bound(self._session, np.zeros((1, channels, PICTURE_MULTIPLE, PICTURE_MULTIPLE), np.float32), options)
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def spans(length: int, side: int, margin: int) -> Iterator[tuple[int, int, int, int]]:

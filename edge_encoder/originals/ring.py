@@ -272,7 +272,10 @@ def _is_ours(path: Path) -> bool:
 
 def _parsed(meta: bytes) -> dict[str, str]:
     """The description of an original. ValueError for anything else."""
-    found = json.loads(meta)
+    try:
+        found = json.loads(meta)
+    except RecursionError:
+        raise ValueError("its description is nested too deeply") from None
     if not isinstance(found, dict):
         raise ValueError("its description is not an object")
     return found

@@ -38,7 +38,7 @@ from edge_encoder.source_settings import CameraSettings
 from edge_encoder.source_status import SourceStatus
 from edge_encoder.sources.capture_process import CaptureJob, Pace
 from edge_encoder.spool.record import CapturedFrom
-from edge_encoder.submission.request import EncodeRequest, SizeLimits
+from edge_encoder.submission.request import EncodeRequest
 
 log = logging.getLogger("aeic.edge.camera")
 
@@ -56,8 +56,7 @@ class Camera:
         self.status = SourceStatus(settings.name, "camera")
         self._service = service
         self._settings = settings
-        self._source_id = settings.source_id or f"{service.settings.source_id}/{settings.name}"
-        self._limits = SizeLimits.of(settings.preset, settings.max_bytes, settings.target_bytes, settings.max_side)
+        self._request = EncodeRequest.of_source(settings, service.settings.source_id)
         url = settings.url.get_secret_value()
         self._file = Path(url) if "://" not in url and not url.startswith("/dev/") else None
         self.may_end = self._file is not None
@@ -81,7 +80,7 @@ class Camera:
     @property
     def source_id(self) -> str:
         """Its name in the cloud."""
-        return self._source_id
+        return self._request.source_id
 
     @property
     def live(self) -> bool:
@@ -191,13 +190,11 @@ class Camera:
         self._count("still", head["skipped"])
         if "pace" in head:
             self._pace = Pace(**head["pace"])
-        encode_request = EncodeRequest(
-            rate=self._settings.rate,
-            limits=self._limits,
-            priority=self._settings.priority,
-            source_id=self._source_id,
+        encode_request = dataclasses.replace(
+            self._request,
             captured_ms=int(head["seconds"] * 1000),
             captured_from=CapturedFrom.CLOCK,
+            stretch=None,  # the capture process has done it
         )
         if self._file is not None:
             encode_request = self._of_file(encode_request, self._file)

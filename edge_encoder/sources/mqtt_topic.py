@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import hashlib
 import logging
 import ssl
@@ -25,12 +26,12 @@ from aeic.errors import InputError, RateError
 from aeic.extras import remedy
 from aeic_service.errors import Overloaded
 from edge_encoder.backoff import Backoff
-from edge_encoder.errors import SpoolError
+from edge_encoder.errors import SpoolError, is_of_the_machine
 from edge_encoder.service import EdgeService
 from edge_encoder.source_settings import MqttSettings
 from edge_encoder.source_status import SourceStatus
 from edge_encoder.spool.record import CapturedFrom
-from edge_encoder.submission.request import EncodeRequest, SizeLimits
+from edge_encoder.submission.request import EncodeRequest
 
 if TYPE_CHECKING:
     from paho.mqtt.client import Client, MQTTMessage
@@ -44,7 +45,7 @@ _SESSION_SECONDS = 7 * 24 * 3600  # how long the broker keeps what arrives while
 _KEEPALIVE_SECONDS = 60
 _PAUSE_SECONDS = 0.5
 _REMEMBERED = 16  # messages
-_ATTEMPTS = 3  # at a message whose encoding fails unexpectedly, as it does where memory is short
+_ATTEMPTS = 3  # at a message whose encoding fails unexpectedly
 
 
 class MqttTopic:
@@ -57,8 +58,7 @@ class MqttTopic:
         self.status = SourceStatus(settings.name, "mqtt")
         self._service = service
         self._settings = settings
-        self._source_id = settings.source_id or f"{service.settings.source_id}/{settings.name}"
-        self._limits = SizeLimits.of(settings.preset, settings.max_bytes, settings.target_bytes, settings.max_side)
+        self._request = EncodeRequest.of_source(settings, service.settings.source_id)
         self._messages: asyncio.Queue[MQTTMessage] = asyncio.Queue()
         self._spooled: deque[bytes] = deque(maxlen=_REMEMBERED)
         box = service.settings
@@ -108,7 +108,7 @@ class MqttTopic:
 
         client = Client(
             CallbackAPIVersion.VERSION2,
-            client_id=self._settings.client_id or f"aeic-{self._source_id}",
+            client_id=self._settings.client_id or f"aeic-{self._request.source_id}",
             protocol=MQTTv5,
             manual_ack=True,
             reconnect_on_failure=False,
@@ -192,14 +192,7 @@ class MqttTopic:
         digest = hashlib.sha256(data).digest()
         if message.dup and digest in self._spooled:
             return
-        encode_request = EncodeRequest(
-            rate=self._settings.rate,
-            limits=self._limits,
-            priority=self._settings.priority,
-            source_id=self._source_id,
-            captured_from=CapturedFrom.CLOCK,
-            stretch=self._settings.stretch,
-        )
+        encode_request = dataclasses.replace(self._request, captured_from=CapturedFrom.CLOCK)
         failures = 0
         while True:
             try:
@@ -215,7 +208,14 @@ class MqttTopic:
                 log.debug("mqtt %s: a message waits: %s", self.name, error)
                 await asyncio.sleep(_PAUSE_SECONDS)
                 continue
-            except Exception:
+            except Exception as error:
+                if is_of_the_machine(error):  # not of the picture, which would be lost with an acknowledgement
+                    self.status.failures_in_a_row += 1
+                    problem = f"the machine cannot encode now: {str(error) or type(error).__name__}"[:300]
+                    if self.status.set("down", problem):
+                        log.error("mqtt %s: a message waits: %s", self.name, problem)
+                    await asyncio.sleep(self._pauses.pause())
+                    continue
                 failures += 1
                 log.exception("mqtt %s: a message cannot be encoded", self.name)
                 if failures < _ATTEMPTS:
@@ -223,6 +223,8 @@ class MqttTopic:
                     continue
                 self._count("unreadable")
                 return
+            if self.status.state == "down":
+                self._up()
             self._spooled.append(digest)
             self._count("taken")
             self.status.took()

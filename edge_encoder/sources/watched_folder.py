@@ -16,24 +16,25 @@ it before it is complete. Size and times that stay the same over several looks c
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 import os
 import stat
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from aeic.errors import InputError, RateError, Unreadable
 from aeic.identifiers import derived_id
 from aeic.pixels import SUFFIXES
 from aeic_service.errors import Overloaded
-from edge_encoder.errors import IdTaken, SpoolError
+from edge_encoder.errors import IdTaken, SpoolError, is_of_the_machine
 from edge_encoder.service import EdgeService
 from edge_encoder.source_settings import FolderSettings
 from edge_encoder.source_status import SourceStatus
 from edge_encoder.sources.taken_files import TakenFiles
 from edge_encoder.spool.record import CapturedFrom
-from edge_encoder.submission.request import EncodeRequest, SizeLimits
+from edge_encoder.submission.request import EncodeRequest
 
 log = logging.getLogger("aeic.edge.folder")
 
@@ -42,6 +43,7 @@ LOOKS = 2
 """Scans in which a file must have been the same, whatever the settings say."""
 _UNFINISHED = (".part", ".partial", ".filepart", ".crdownload", ".tmp", ".download")
 _OURS = ("done", "refused")
+_SHORTAGES = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS, errno.EAGAIN)
 
 
 @dataclass(slots=True)
@@ -63,9 +65,8 @@ class WatchedFolder:
         self.status = SourceStatus(settings.name, "folder")
         self._service = service
         self._settings = settings
-        self._source_id = settings.source_id or f"{service.settings.source_id}/{settings.name}"
+        self._request = EncodeRequest.of_source(settings, service.settings.source_id)
         self._folder = settings.path
-        self._limits = SizeLimits.of(settings.preset, settings.max_bytes, settings.target_bytes, settings.max_side)
         self._seen: dict[Path, _Sight] = {}
         self._reported: dict[Path, tuple[int, int, int, int]] = {}  # files that cannot be read, as they were then
         self._taken: TakenFiles | None = None
@@ -106,12 +107,19 @@ class WatchedFolder:
                 continue
             try:
                 taken += await self._take(path, present[path])
+                self.status.failures_in_a_row = 0
             except (Overloaded, SpoolError) as error:
                 log.info("folder %s: %s waits: %s", self.name, path.name, error)
                 break
-            except OSError as error:  # of this file: the others go on
-                self._cannot_be_read(path, present[path], error)
-            except Exception:
+            except Exception as error:  # the other files go on
+                if isinstance(error, OSError) and error.errno not in _SHORTAGES:
+                    self._cannot_be_read(path, present[path], error)
+                    continue
+                if is_of_the_machine(error):  # not of the file, which is taken later
+                    self.status.failures_in_a_row += 1
+                    if self.status.failures_in_a_row == 1:
+                        log.error("folder %s: %s waits: the machine cannot encode it now: %r", self.name, path, error)
+                    continue
                 log.exception("folder %s: %s cannot be encoded and is left out", self.name, path.name)
                 self._reported[path] = present[path]
                 self._service.metrics.source_frames.labels(self.name, "unreadable").inc()
@@ -160,14 +168,10 @@ class WatchedFolder:
                 self._seen.pop(path, None)
                 return False
             name = os.fsencode(path.name)
-            encode_request = EncodeRequest(
-                rate=self._settings.rate,
-                limits=self._limits,
-                priority=self._settings.priority,
-                source_id=self._source_id,
+            encode_request = replace(
+                self._request,
                 captured_ms=max(0, time_ns // 1_000_000),
                 captured_from=CapturedFrom.FILE,
-                stretch=self._settings.stretch,
                 id=derived_id(time_ns // 1_000_000, name + f"\0{time_ns}\0".encode() + data),
             )
             await self._service.take(data, encode_request)

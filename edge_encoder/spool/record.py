@@ -199,7 +199,7 @@ class Original:
         try:
             facts = json.loads(meta)
             return cls(**{**facts, "id": uuid.UUID(hex=facts["id"])}, picture=picture)
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             raise DamagedRecord(f"the description cannot be read: {error}") from None
 
 

@@ -20,7 +20,7 @@ from collections.abc import Iterator
 from aeic.errors import InputError, RateError
 from aeic_service.errors import Overloaded
 from edge_encoder.encoding.encode_queue import EncodeQueue
-from edge_encoder.errors import SpoolError
+from edge_encoder.errors import SpoolError, is_of_the_machine
 from edge_encoder.spool.record import Original, State
 from edge_encoder.spool.spool import Spool
 from edge_encoder.submission.submitter import EncodedFrame, Submitter
@@ -31,7 +31,6 @@ TRIES = 5
 PROBLEM_SECONDS = 120.0
 """How long a fault of the machine is shown after it was seen last. Two attempts are about a minute apart at most."""
 _PAUSE_SECONDS = 1.0
-_NO_MEMORY = ("bad_alloc", "failed to allocate memory", "can't start new thread")
 
 
 class DeferredEncoder:
@@ -158,7 +157,7 @@ class DeferredEncoder:
             await self._fail(original, str(error))
             return
         except Exception as error:
-            if _of_the_machine(error):
+            if is_of_the_machine(error):
                 self._problem = (f"originals wait: {type(error).__name__}: {error}"[:300], time.monotonic())
                 log.error("original %s waits: the machine cannot encode it now: %s", original.id, self._problem[0])
                 with contextlib.suppress(SpoolError):
@@ -196,17 +195,3 @@ class DeferredEncoder:
         for _ in range(10):
             if not self._stopping:
                 await asyncio.sleep(_PAUSE_SECONDS / 10)
-
-
-def _of_the_machine(error: Exception) -> bool:
-    """Whether it is a fault of the machine, not of the picture: no memory, or an error of the operating system.
-
-    ONNX Runtime reports a failed allocation in the text of an exception of its own. Pillow raises OSError for damaged
-    pictures, without an errno.
-    """
-    if isinstance(error, MemoryError | SpoolError):
-        return True
-    if isinstance(error, OSError):
-        return error.errno is not None
-    text = str(error).lower()
-    return any(words in text for words in _NO_MEMORY)

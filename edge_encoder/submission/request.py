@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from edge_encoder.encoding import Preset
 from edge_encoder.encoding.encoder import Encoded
 from edge_encoder.encoding.scaling import PRESETS
+from edge_encoder.source_settings import SourceSettings
 from edge_encoder.spool.record import CapturedFrom, Entry
 
 
@@ -55,6 +56,17 @@ class EncodeRequest:
     id: uuid.UUID | None = None
     prompt: bool = False
     stretch: bool | None = None
+
+    @classmethod
+    def of_source(cls, source: SourceSettings, box: str) -> EncodeRequest:
+        """What the settings ask for every picture of a source of the box of that name."""
+        return cls(
+            rate=source.rate,
+            limits=SizeLimits.of(source.preset, source.max_bytes, source.target_bytes, source.max_side),
+            priority=source.priority,
+            source_id=source.id_at(box),
+            stretch=source.stretch,
+        )
 
 
 @dataclass(frozen=True, slots=True)

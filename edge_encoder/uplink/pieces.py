@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from edge_encoder.answers.hour import LEAST_PIECE_BYTES
+from edge_encoder.answers.hourly_budget import LEAST_PIECE_BYTES
 
 LEAST_BYTES = LEAST_PIECE_BYTES
 MOST_BYTES = 1 << 15

@@ -29,8 +29,17 @@ import grpc
 
 from aeic.v1 import ingest_pb2 as pb
 from aeic_service import tracing
-from edge_encoder.answers.answerer import Ask, File, Ignored, Interrupted, Kind, Reason, Refused, Send
-from edge_encoder.answers.hour import PIECE_HEAD_BYTES, bytes_in_pieces
+from edge_encoder.answers.answerer import (
+    File,
+    Ignored,
+    Interrupted,
+    PictureRequest,
+    RefusalReason,
+    Refused,
+    RequestKind,
+    Send,
+)
+from edge_encoder.answers.hourly_budget import PIECE_HEAD_BYTES, bytes_in_pieces
 from edge_encoder.errors import SpoolError
 from edge_encoder.metrics import Metrics
 from edge_encoder.settings import EdgeSettings
@@ -53,17 +62,17 @@ _ACKS = {
     pb.ACK_STATUS_REJECTED: ("rejected", State.REJECTED),
 }
 _KINDS = {
-    pb.REQUEST_KIND_BETTER: Kind.BETTER,
-    pb.REQUEST_KIND_REGION: Kind.REGION,
-    pb.REQUEST_KIND_ORIGINAL: Kind.ORIGINAL,
-    pb.REQUEST_KIND_NOW: Kind.NOW,
+    pb.REQUEST_KIND_BETTER: RequestKind.BETTER,
+    pb.REQUEST_KIND_REGION: RequestKind.REGION,
+    pb.REQUEST_KIND_ORIGINAL: RequestKind.ORIGINAL,
+    pb.REQUEST_KIND_NOW: RequestKind.NOW,
 }
 _REASONS = {
-    Reason.GONE: pb.REFUSAL_REASON_GONE,
-    Reason.FORBIDDEN: pb.REFUSAL_REASON_FORBIDDEN,
-    Reason.OVER_BUDGET: pb.REFUSAL_REASON_OVER_BUDGET,
-    Reason.EXPIRED: pb.REFUSAL_REASON_EXPIRED,
-    Reason.UNSUPPORTED: pb.REFUSAL_REASON_UNSUPPORTED,
+    RefusalReason.GONE: pb.REFUSAL_REASON_GONE,
+    RefusalReason.FORBIDDEN: pb.REFUSAL_REASON_FORBIDDEN,
+    RefusalReason.OVER_BUDGET: pb.REFUSAL_REASON_OVER_BUDGET,
+    RefusalReason.EXPIRED: pb.REFUSAL_REASON_EXPIRED,
+    RefusalReason.UNSUPPORTED: pb.REFUSAL_REASON_UNSUPPORTED,
 }
 _DETAIL_BYTES = 190
 """Of a refusal, in UTF-8: with all around it, it has no more than the REQUEST_BYTES that are charged for it."""
@@ -120,7 +129,7 @@ class Callbacks:
     """
 
     prompt: Callable[[uuid.UUID], bool] = lambda ident: False
-    answer: Callable[[Ask, Send | None], Awaitable[None]] | None = None
+    answer: Callable[[PictureRequest, Send | None], Awaitable[None]] | None = None
     report: Callable[[], Awaitable[Report]] | None = None
 
 
@@ -158,7 +167,7 @@ class Stream:
         self._report = context.callbacks.report
         self._takes_reports = False
         self._requests: dict[bytes, asyncio.Task[None]] = {}
-        self._in_progress: Counter[tuple[Kind, str]] = Counter()  # by kind and source
+        self._in_progress: Counter[tuple[RequestKind, str]] = Counter()  # by kind and source
         self._takes_originals = False
         self._piece = PieceSize()
         self._pieces: dict[bytes, asyncio.Future[pb.PieceAck]] = {}  # those on their way, by the request's id
@@ -261,7 +270,7 @@ class Stream:
                     log.warning("the cloud sent an Ack without a known id or status; it is ignored")
 
     def _take(self, request: pb.Request) -> None:
-        alike = _KINDS.get(request.kind, Kind.UNKNOWN), request.source_id
+        alike = _KINDS.get(request.kind, RequestKind.UNKNOWN), request.source_id
         full = self._in_progress[alike] >= _REQUESTS or len(self._requests) >= _REQUESTS_IN_ALL
         if self._answer is None or request.id in self._requests or full:
             return
@@ -282,10 +291,10 @@ class Stream:
 
     async def _work(self, request: pb.Request) -> None:
         assert self._answer is not None
-        ask = Ask(
+        ask = PictureRequest(
             id=uuid.UUID(bytes=request.id),
             frame_id=uuid.UUID(bytes=request.frame_id),
-            kind=_KINDS.get(request.kind, Kind.UNKNOWN),
+            kind=_KINDS.get(request.kind, RequestKind.UNKNOWN),
             region=(request.x, request.y, request.width, request.height),
             max_bytes=request.max_bytes,
             seconds=request.expires_in_ms / 1000,
@@ -344,7 +353,9 @@ class Stream:
                 return
             left, rest = file.limit - file.sent, size - offset
             if left < rest + PIECE_HEAD_BYTES and file.limit < bytes_in_pieces(size):
-                raise Refused(Reason.OVER_BUDGET, f"the rest of the file has {rest} bytes, {max(0, left)} are left")
+                raise Refused(
+                    RefusalReason.OVER_BUDGET, f"the rest of the file has {rest} bytes, {max(0, left)} are left"
+                )
             if left <= PIECE_HEAD_BYTES or not (first or offset == due):
                 raise Interrupted("the cloud asks for pieces again that were sent to it")
             first = False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -27,3 +28,26 @@ def test_objects_are_refused(tmp_path: Path) -> None:
     np.savez(tmp_path / "pickle.npz", value=np.array([{}], dtype=object))
     with pytest.raises(ValueError, match="pickle"):
         read_npz(tmp_path / "pickle.npz", 10_000)
+
+
+@pytest.mark.parametrize(
+    ("head", "said"),
+    [
+        ("-" * 9000 + "1", "malformed"),
+        ("1" + "+1" * 4900, "malformed"),
+        ("(" * 9000, "malformed"),
+        ("{'descr': '<f8', 'fortran_order': False, 'shape': (1 << 40,)}", "malformed"),
+        ("{'descr': '<f8', 'fortran_order': False, 'shape': (1099511627776,)}", "but has"),
+        ("{'descr': '|V2147483647', 'fortran_order': False, 'shape': (1,)}", "but has"),
+        ("{'descr': '<f8', 'fortran_order': False, 'shape': (-1,)}", "negative"),
+        ("{'descr': '|O', 'fortran_order': False, 'shape': (1,)}", "pickle"),
+    ],
+    ids=["minus", "sum", "nested", "shift", "larger than all memory", "wide", "negative", "object"],
+)
+def test_a_description_that_claims_more_than_there_is(tmp_path: Path, head: str, said: str) -> None:
+    """It is refused before memory is allocated, and however deeply it is nested."""
+    text = head.encode() + b"\n"
+    with zipfile.ZipFile(tmp_path / "a.npz", "w") as archive:
+        archive.writestr("one.npy", b"\x93NUMPY\x02\x00" + len(text).to_bytes(4, "little") + text)
+    with pytest.raises(ValueError, match=said if said != "malformed" else "malformed|Cannot parse"):
+        read_npz(tmp_path / "a.npz", 100_000)

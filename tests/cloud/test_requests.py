@@ -136,6 +136,9 @@ async def test_deadlines_budgets_and_malformed_requests(
         for body in bad:
             assert (await http.post(url, json=body)).status_code == 400, body
         assert (await http.post(url, content=b"{" * 5000)).status_code == 413
+        for deep in (b"[" * 4000, b'{"region":' * 400, b'{"kind":' + b"[" * 1900 + b"]" * 1900 + b"}"):
+            refused = await http.post(url, content=deep)
+            assert refused.status_code == 400 and refused.json()["type"] == "urn:aeic:invalid-parameter", refused.text
         assert (await http.post(f"/v1/frames/{uuid4()}/requests", json={"kind": "better"})).status_code == 404
         assert (await http.get(f"{url}/{uuid4()}")).status_code == 404
         assert (await http.get(f"{url}/nothing")).status_code == 400

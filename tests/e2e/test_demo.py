@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 from PIL import Image
 
-from tests.support.roots import ROOT
+from aeic_tools.demo.client import request
+from tests.support.roots import EXAMPLES, ROOT
 
 KEYS = {"name", "width", "height", "bytes", "bpp", "encode_ms", "decode_ms", "end_to_end_ms", "psnr_db"}
 
@@ -47,12 +48,21 @@ def test_a_picture_that_fails_is_named_and_is_no_success(tiny_bundle: Path, tmp_
     assert report["all_ok"] is False and report["failures"][0]["name"] == "bad.jpg" and len(report["frames"]) == 1
 
 
-def test_keep_runs_until_sigterm(tiny_bundle: Path) -> None:
+def test_keep_runs_until_sigterm_and_prints_a_request_that_works(tiny_bundle: Path, tmp_path: Path) -> None:
     process = demo(tiny_bundle, "--keep")
     assert process.stdout is not None
     first = process.stdout.readline()
     assert first.startswith("edge   http://127.0.0.1:"), first
-    time.sleep(0.3)
+    lines = [process.stdout.readline() for _ in range(7)]
+    owl = (EXAMPLES / "owl.jpg").read_bytes()
+    id = json.loads(request(f"{first.split()[1]}/v1/frames?wait=delivered", owl))["id"]
+    program, *arguments = shlex.split(lines[-1].replace(" ID ", f" {id} ").replace("out/", f"{tmp_path}/"))
+    assert Path(program).name == "aeic" and arguments[0] == "ask"
+    asked = [sys.executable, "-m", "aeic_tools.cli", *arguments]
+    done = subprocess.run(asked, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    with Image.open(tmp_path / "closer.png") as image:
+        assert image.size == (180, 120)
     os.kill(process.pid, signal.SIGTERM)
     process.communicate(timeout=60)
     assert process.returncode == 0

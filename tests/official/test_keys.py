@@ -35,7 +35,6 @@ def test_every_alternative_name_is_read() -> None:
         assert keys.official_unet_name(other) == official
     assert keys.official_unet_name("module.base_model.model.mid_block.a.base_layer.weight") == "mid_block.a.weight"
     assert keys.official_codec_name("module.entropy_bottleneck.matrices.3") == "entropy_bottleneck._matrix3"
-    assert keys.our_codec_name("entropy_bottleneck._factor0") == "entropy_bottleneck.factors.0"
     assert keys.half_decoder_name("first_stage_model.decoder.conv_in.weight") == "conv_in.weight"
 
 

@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
+import cloud_decoder.__main__
+import edge_encoder.__main__
 from aeic_service.settings import ServiceSettings, readable
 from cloud_decoder.settings import Settings as CloudSettings
 from edge_encoder.settings import EdgeSettings
@@ -86,3 +88,23 @@ def test_every_secret_can_come_from_a_file(
 def test_only_secrets_have_a_file(settings: type[ServiceSettings]) -> None:
     with pytest.raises(ValueError, match="unknown setting"):
         settings.refuse_unknown({settings.prefix + "PORT_FILE": "x"}, "docs")
+
+
+@pytest.mark.parametrize("side", ["edge", "cloud"])
+def test_values_that_are_nested_too_deeply_are_wrong_settings(
+    side: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In the file, and in a variable that holds JSON."""
+    file = tmp_path / "service.toml"
+    file.write_text("port = " + "[" * 50_000)
+    variable = {"edge": "AEIC_EDGE_CAMERAS", "cloud": "AEIC_CLOUD_RETENTION_POLICIES"}[side]
+    for name, value in (("CONFIG", str(file)), (variable.split("_", 2)[2], "[" * 50_000)):
+        with monkeypatch.context() as environment:
+            environment.setenv(f"AEIC_{side.upper()}_{name}", value)
+            if side == "edge":
+                assert edge_encoder.__main__.main([]) == 2
+            else:
+                with pytest.raises(SystemExit, match="2"):
+                    cloud_decoder.__main__._settings([])
+        said = capsys.readouterr().err
+        assert said.startswith(f"{side}: wrong settings: ") and "nested too deeply" in said, said[:500]

@@ -17,7 +17,16 @@ from types import SimpleNamespace
 from typing import Any, Literal, cast
 
 from aeic.v1 import ingest_pb2 as pb
-from edge_encoder.answers.answerer import PRIORITY, Ask, File, Interrupted, Kind, Reason, Refused, Send
+from edge_encoder.answers.answerer import (
+    PRIORITY,
+    File,
+    Interrupted,
+    PictureRequest,
+    RefusalReason,
+    Refused,
+    RequestKind,
+    Send,
+)
 from edge_encoder.metrics import Metrics
 from edge_encoder.spool.record import Record, State
 from edge_encoder.uplink import in_flight, stream
@@ -76,7 +85,7 @@ class Plan:
     frame_bytes: int = 800
     period: float = 1.0
     frames: int = 60
-    asks: tuple[tuple[float, Kind, int], ...] = ()
+    asks: tuple[tuple[float, RequestKind, int], ...] = ()
     """Seconds, kind and bytes; the answer is as large as it may be."""
     cloud: Literal["takes", "old", "silent", "unwanted", "stuck"] = "takes"
     """How the cloud takes pieces: all; none, and it says so; without an answer; with the answer that it wants no more,
@@ -204,12 +213,12 @@ async def _simulate(plan: Plan, folder: Path) -> Run:
 
     spool = _Spool(loop.time, finished)
 
-    async def answer(ask: Ask, send: Send | None) -> None:
+    async def answer(ask: PictureRequest, send: Send | None) -> None:
         spooled[ask.id] = loop.time()
         answers.add(ask.id)
-        if ask.kind is Kind.ORIGINAL:
+        if ask.kind is RequestKind.ORIGINAL:
             if send is None:
-                raise Refused(Reason.UNSUPPORTED, "as the Answerer does")
+                raise Refused(RefusalReason.UNSUPPORTED, "as the Answerer does")
             try:
                 await send(File(bytes(ask.max_bytes)))
             except Interrupted:
@@ -225,7 +234,7 @@ async def _simulate(plan: Plan, folder: Path) -> Run:
     context = StreamContext(
         cast(Any, spool), given, Metrics(), Window(64), wake, lambda size: None, Callbacks(answer=answer)
     )
-    kinds = {Kind.REGION: pb.REQUEST_KIND_REGION, Kind.ORIGINAL: pb.REQUEST_KIND_ORIGINAL}
+    kinds = {RequestKind.REGION: pb.REQUEST_KIND_REGION, RequestKind.ORIGINAL: pb.REQUEST_KIND_ORIGINAL}
     for number, (at, kind, size) in enumerate(plan.asks):
         ident = uuid.UUID(int=0x8 << 76 | 0x2 << 62 | number)
         request = pb.Request(
@@ -245,7 +254,7 @@ async def _simulate(plan: Plan, folder: Path) -> Run:
         shipped = Stream(cast(Call, link), context)
         await shipped.greet(pb.Hello(source_id="mast-7"))
         task = asyncio.ensure_future(shipped.ship())
-        while len(acknowledged) < plan.frames + sum(kind is not Kind.ORIGINAL for _, kind, _ in plan.asks):
+        while len(acknowledged) < plan.frames + sum(kind is not RequestKind.ORIGINAL for _, kind, _ in plan.asks):
             assert not task.done(), task.exception()
             await asyncio.sleep(0.05)
         task.cancel()

@@ -199,6 +199,30 @@ def test_every_package_is_copied_into_the_images() -> None:
         assert packages <= set(re.findall(r"^COPY (\w+) ", path.read_text(), re.M)), path.name
 
 
+def _unpinned(text: str) -> list[str]:
+    """The lines of a Dockerfile or a compose file that name an image of a registry by a tag, with no reason above."""
+    stages, built = set(re.findall(r"^FROM .+ AS (\w+)$", text, re.M)), {"aeic-edge", "aeic-cloud"}
+    built |= {f"{name}-gpu" for name in built}
+    found, reason = [], False
+    for line in text.splitlines():
+        named = re.match(r"(?:ARG BASE=|FROM |COPY --from=|\s+image: )(\S+)", line)
+        if named and not re.fullmatch(r"\S+@sha256:[0-9a-f]{64}", named[1]):
+            known = named[1] == "${BASE}" or named[1] in stages or (named[1] in built and line[0] == " ")
+            found += [] if known or reason else [line.strip()]
+        reason = "Not pinned by digest: " in line or (reason and line.lstrip().startswith("#"))
+    return found
+
+
+@pytest.mark.parametrize("path", [*IMAGES, ROOT / "docker-compose.yml"], ids=lambda path: path.name)
+def test_every_image_is_named_by_digest_or_says_why_not(path: Path) -> None:
+    text = path.read_text()
+    assert not _unpinned(text)
+    assert _unpinned(text.replace("Not pinned by digest: ", ""))
+    others = ("FROM debian:12", "COPY --from=busybox:1.37 /bin/busybox /bin/", "    image: redis:8", "ARG BASE=x:1")
+    for other in others:
+        assert _unpinned(f"{text}\n{other}\n") == [other.strip()]
+
+
 @pytest.mark.skipif(shutil.which("docker-compose") is None, reason="no docker-compose (Debian: docker-compose)")
 @pytest.mark.parametrize("profiles", [[], ["gpu"], ["monitoring"], ["gpu", "monitoring"]], ids="-".join)
 def test_docker_compose_takes_the_file(profiles: list[str]) -> None:

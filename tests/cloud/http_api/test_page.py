@@ -139,6 +139,8 @@ async def test_a_picture_goes_through_the_edge(decoder: Decoder, edge: FakeEdge,
             (202, b"[1]", 503),
             (202, b'{"id": 7, "width": "wide"}', 503),
             (202, b"{" + b" " * 100_000, 503),
+            (202, b"[" * 50_000, 503),
+            (415, b'{"detail":' * 5_000, 503),
         ]
         for status, said, expected in refusals:
             edge.answer = (status, said)

@@ -11,6 +11,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 from uuid import UUID
 
 import pytest
@@ -152,14 +153,14 @@ def test_a_damaged_log_of_which_the_database_has_a_part(half_moved: Path, tmp_pa
     assert check(make_url(f"sqlite:///{folder / 'store.db'}")).ok
 
 
-@pytest.mark.parametrize("step", ["_sync", "set_moved", "rename", "unlink"])
+@pytest.mark.parametrize("step", ["sync", "set_moved", "rename", "unlink"])
 def test_a_checkpoint_of_a_damaged_log_is_taken_up_again(
     half_moved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str
 ) -> None:
     folder = Path(shutil.copytree(half_moved, tmp_path / "data"))
     flip(folder, 0.2)
     with monkeypatch.context() as patched:
-        where = {"_sync": log_recovery, "set_moved": wal}.get(step, Path)
+        where = {"sync": log_recovery, "set_moved": wal}.get(step, Path)
         patched.setattr(where, step, _stopped)
         with pytest.raises(StoreUnavailable):
             log_recovery.set_aside(folder / "store.db")
@@ -243,7 +244,7 @@ def test_a_second_opening_in_the_same_process_leaves_the_locks_alone(
 
 @pytest.mark.parametrize("code", [errno.EACCES, errno.EROFS])
 def test_a_store_that_may_only_be_read_can_be_checked(folder: Path, monkeypatch: pytest.MonkeyPatch, code: int) -> None:
-    real = Path.open
+    real: Any = Path.open
 
     def refuse(self: Path, mode: str = "r", *arguments: int) -> object:
         if "+" in mode:

@@ -17,8 +17,16 @@ import pytest
 from PIL import Image
 
 from aeic.v1 import ingest_pb2 as pb
-from edge_encoder.answers.answerer import Ask, File, Ignored, Interrupted, Kind, Reason, Refused
-from edge_encoder.answers.hour import PIECE_HEAD_BYTES, REQUEST_BYTES, bytes_in_pieces
+from edge_encoder.answers.answerer import (
+    File,
+    Ignored,
+    Interrupted,
+    PictureRequest,
+    RefusalReason,
+    Refused,
+    RequestKind,
+)
+from edge_encoder.answers.hourly_budget import PIECE_HEAD_BYTES, REQUEST_BYTES, bytes_in_pieces
 from edge_encoder.errors import SpoolFull
 from edge_encoder.service import EdgeService
 from edge_encoder.spool.record import State
@@ -34,9 +42,9 @@ def request_id(number: int) -> uuid.UUID:
     return uuid.UUID(int=0x8 << 76 | 0x2 << 62 | number)
 
 
-def ask(frame: uuid.UUID, number: int = 1, **changes: Any) -> Ask:
-    values: dict[str, Any] = {"kind": Kind.REGION, "region": (8, 8, 48, 32), "max_bytes": 4000, "seconds": 20.0}
-    return Ask(request_id(number), frame, **values | changes)
+def ask(frame: uuid.UUID, number: int = 1, **changes: Any) -> PictureRequest:
+    values: dict[str, Any] = {"kind": RequestKind.REGION, "region": (8, 8, 48, 32), "max_bytes": 4000, "seconds": 20.0}
+    return PictureRequest(request_id(number), frame, **values | changes)
 
 
 @contextlib.asynccontextmanager
@@ -47,7 +55,7 @@ async def box(folder: Path, bundle: Path, **changes: Any) -> AsyncIterator[tuple
         yield service, uuid.UUID(posted.json()["id"])
 
 
-async def answer(service: EdgeService, asked: Ask, sent: list[bytes] | None = None) -> str:
+async def answer(service: EdgeService, asked: PictureRequest, sent: list[bytes] | None = None) -> str:
     """ "answered", the reason of the refusal, or "ignored". Files are `sent`."""
     assert service.uplink._context.callbacks.answer is not None
 
@@ -77,7 +85,7 @@ async def test_a_region_is_cropped_encoded_and_spooled_once(tiny_bundle: Path, t
         with Image.open(io.BytesIO(picture(128, 96))) as whole:
             crop = np.asarray(whole.convert("RGB"))[8:40, 8:56]
         assert first.data == service.encoder.encode(np.ascontiguousarray(crop), max_bytes=4000).data
-        assert await answer(service, ask(frame, 2, kind=Kind.BETTER)) == "answered"
+        assert await answer(service, ask(frame, 2, kind=RequestKind.BETTER)) == "answered"
     async with edge(tmp_path, tiny_bundle, **KEEP) as (_, service):  # originals and answers are here after a restart
         assert await answer(service, ask(frame)) == "answered" and service.spool.pending_frames == before + 2
         assert await answer(service, ask(frame, 3)) == "answered"
@@ -86,27 +94,27 @@ async def test_a_region_is_cropped_encoded_and_spooled_once(tiny_bundle: Path, t
 @pytest.mark.parametrize(
     ("changed", "settings", "reason"),
     [
-        ({"frame_id": uuid.uuid4()}, {}, Reason.GONE),
-        ({"kind": Kind.ORIGINAL, "frame_id": uuid.uuid4()}, {}, Reason.GONE),
-        ({"kind": Kind.ORIGINAL}, {"request_original_max_bytes": 0}, Reason.FORBIDDEN),
-        ({"kind": Kind.ORIGINAL}, {"request_original_max_bytes": 3999}, Reason.OVER_BUDGET),
-        ({"kind": Kind.ORIGINAL}, {"request_bytes_per_hour": 3999}, Reason.OVER_BUDGET),
-        ({"kind": Kind.ORIGINAL, "region": (100, 8, 48, 32)}, {}, Reason.UNSUPPORTED),
-        ({"kind": Kind.ORIGINAL, "max_bytes": 99}, {}, Reason.OVER_BUDGET),
-        ({"kind": Kind.ORIGINAL, "seconds": 0.0}, {}, Reason.EXPIRED),
-        ({"kind": Kind.NOW}, {}, Reason.UNSUPPORTED),
-        ({"kind": Kind.UNKNOWN}, {}, Reason.UNSUPPORTED),
-        ({"region": (100, 8, 48, 32)}, {}, Reason.UNSUPPORTED),
-        ({"region": (0, 0, 4_000_000_000, 4_000_000_000)}, {}, Reason.UNSUPPORTED),
-        ({"region": (0, 0, 0, 0)}, {}, Reason.UNSUPPORTED),
-        ({"max_bytes": 5001}, {"request_max_bytes": 5000}, Reason.OVER_BUDGET),
-        ({}, {"request_bytes_per_hour": 3999}, Reason.OVER_BUDGET),
-        ({"max_bytes": 10}, {}, Reason.OVER_BUDGET),
-        ({"seconds": 0.0}, {}, Reason.EXPIRED),
+        ({"frame_id": uuid.uuid4()}, {}, RefusalReason.GONE),
+        ({"kind": RequestKind.ORIGINAL, "frame_id": uuid.uuid4()}, {}, RefusalReason.GONE),
+        ({"kind": RequestKind.ORIGINAL}, {"request_original_max_bytes": 0}, RefusalReason.FORBIDDEN),
+        ({"kind": RequestKind.ORIGINAL}, {"request_original_max_bytes": 3999}, RefusalReason.OVER_BUDGET),
+        ({"kind": RequestKind.ORIGINAL}, {"request_bytes_per_hour": 3999}, RefusalReason.OVER_BUDGET),
+        ({"kind": RequestKind.ORIGINAL, "region": (100, 8, 48, 32)}, {}, RefusalReason.UNSUPPORTED),
+        ({"kind": RequestKind.ORIGINAL, "max_bytes": 99}, {}, RefusalReason.OVER_BUDGET),
+        ({"kind": RequestKind.ORIGINAL, "seconds": 0.0}, {}, RefusalReason.EXPIRED),
+        ({"kind": RequestKind.NOW}, {}, RefusalReason.UNSUPPORTED),
+        ({"kind": RequestKind.UNKNOWN}, {}, RefusalReason.UNSUPPORTED),
+        ({"region": (100, 8, 48, 32)}, {}, RefusalReason.UNSUPPORTED),
+        ({"region": (0, 0, 4_000_000_000, 4_000_000_000)}, {}, RefusalReason.UNSUPPORTED),
+        ({"region": (0, 0, 0, 0)}, {}, RefusalReason.UNSUPPORTED),
+        ({"max_bytes": 5001}, {"request_max_bytes": 5000}, RefusalReason.OVER_BUDGET),
+        ({}, {"request_bytes_per_hour": 3999}, RefusalReason.OVER_BUDGET),
+        ({"max_bytes": 10}, {}, RefusalReason.OVER_BUDGET),
+        ({"seconds": 0.0}, {}, RefusalReason.EXPIRED),
     ],
 )
 async def test_each_refusal_has_its_reason(
-    tiny_bundle: Path, tmp_path: Path, changed: dict[str, Any], settings: dict[str, Any], reason: Reason
+    tiny_bundle: Path, tmp_path: Path, changed: dict[str, Any], settings: dict[str, Any], reason: RefusalReason
 ) -> None:
     async with box(tmp_path, tiny_bundle, **settings) as (service, frame):
         before = service.spool.pending_frames
@@ -123,7 +131,7 @@ async def test_each_refusal_has_its_reason(
 async def test_the_hour_is_charged_with_what_was_sent(tiny_bundle: Path, tmp_path: Path) -> None:
     async with box(tmp_path, tiny_bundle, request_bytes_per_hour=5000) as (service, frame):
         assert await answer(service, ask(frame, 1, max_bytes=10)) == "over-budget"  # nothing fits
-        better = {"kind": Kind.BETTER, "max_bytes": 1000}
+        better = {"kind": RequestKind.BETTER, "max_bytes": 1000}
         outcomes = [await answer(service, ask(frame, number, **better)) for number in range(2, 40)]
         sizes = [len(record.data) for record in service.spool.lease(99) if record.id.version == 8]
         assert outcomes == ["answered"] * len(sizes) + ["over-budget"] * (38 - len(sizes))
@@ -231,12 +239,12 @@ async def test_the_original_is_the_file_itself_where_it_fits_else_a_jpeg(tiny_bu
     async with box(tmp_path, tiny_bundle, request_bytes_per_hour=1 << 20) as (service, frame):
         before, sent = service.spool.pending_frames, list[bytes]()
         original = picture(128, 96)
-        whole = {"kind": Kind.ORIGINAL, "region": (0, 0, 0, 0)}
+        whole = {"kind": RequestKind.ORIGINAL, "region": (0, 0, 0, 0)}
         assert await answer(service, ask(frame, 1, **whole, max_bytes=len(original)), sent) == "answered"
         assert sent == [original]
         assert await answer(service, ask(frame, 2, **whole, max_bytes=len(original) - 1), sent) == "answered"
         assert len(sent[1]) < len(original) and sent[1][:3] == b"\xff\xd8\xff"
-        assert await answer(service, ask(frame, 3, kind=Kind.ORIGINAL), sent) == "answered"
+        assert await answer(service, ask(frame, 3, kind=RequestKind.ORIGINAL), sent) == "answered"
         with Image.open(io.BytesIO(sent[2])) as image:
             assert image.format == "JPEG" and image.size == (48, 32)
         assert service.spool.pending_frames == before, "a file is not spooled"
@@ -256,20 +264,20 @@ async def test_an_original_is_charged_with_what_left_for_the_link(tiny_bundle: P
         for number in (1, 2):
             with pytest.raises(Interrupted):
                 await service.uplink._context.callbacks.answer(
-                    ask(frame, number, kind=Kind.ORIGINAL, max_bytes=3500), breaks
+                    ask(frame, number, kind=RequestKind.ORIGINAL, max_bytes=3500), breaks
                 )
         left = 3000 - 3 * PIECE_HEAD_BYTES  # of three pieces
-        assert await answer(service, ask(frame, 3, kind=Kind.ORIGINAL, max_bytes=left + 1)) == "over-budget"
+        assert await answer(service, ask(frame, 3, kind=RequestKind.ORIGINAL, max_bytes=left + 1)) == "over-budget"
         left -= REQUEST_BYTES
-        assert await answer(service, ask(frame, 4, kind=Kind.ORIGINAL, max_bytes=left + 1)) == "over-budget"
+        assert await answer(service, ask(frame, 4, kind=RequestKind.ORIGINAL, max_bytes=left + 1)) == "over-budget"
         left -= REQUEST_BYTES
-        assert await answer(service, ask(frame, 5, kind=Kind.ORIGINAL, max_bytes=left)) == "answered"
+        assert await answer(service, ask(frame, 5, kind=RequestKind.ORIGINAL, max_bytes=left)) == "answered"
 
 
 async def test_an_original_that_was_cut_off_continues_with_its_own_charge(tiny_bundle: Path, tmp_path: Path) -> None:
     original = picture(128, 96)
     size = len(original)
-    whole: dict[str, Any] = {"kind": Kind.ORIGINAL, "region": (0, 0, 0, 0), "max_bytes": size}
+    whole: dict[str, Any] = {"kind": RequestKind.ORIGINAL, "region": (0, 0, 0, 0), "max_bytes": size}
     async with box(tmp_path, tiny_bundle, request_bytes_per_hour=size + 2000) as (service, frame):
         respond = service.uplink._context.callbacks.answer
         assert respond is not None
@@ -309,10 +317,10 @@ async def test_each_attempt_costs_something_and_then_nothing_is_sent(
         monkeypatch.setattr("edge_encoder.answers.answerer.load_picture", forbidden)
         monkeypatch.setattr("edge_encoder.answers.answerer.jpeg_within", forbidden)
         never: list[dict[str, Any]] = [
-            {"kind": Kind.ORIGINAL, "max_bytes": 64},
-            {"kind": Kind.ORIGINAL, "max_bytes": 64, "region": (0, 0, 0, 0)},
+            {"kind": RequestKind.ORIGINAL, "max_bytes": 64},
+            {"kind": RequestKind.ORIGINAL, "max_bytes": 64, "region": (0, 0, 0, 0)},
             {"max_bytes": 9},
-            {"kind": Kind.NOW, "source_id": "yard", "max_bytes": 9},
+            {"kind": RequestKind.NOW, "source_id": "yard", "max_bytes": 9},
         ]
         for number, changes in enumerate(never):
             assert await answer(service, ask(frame, number, **changes)) == "over-budget"
@@ -351,7 +359,7 @@ async def test_an_answer_is_charged_although_the_stream_ends_while_it_is_spooled
             return concurrent.futures.Future[Any]()
 
         monkeypatch.setattr(service.spool, "put", slow)
-        task = asyncio.ensure_future(answer(service, ask(frame, kind=Kind.BETTER)))
+        task = asyncio.ensure_future(answer(service, ask(frame, kind=RequestKind.BETTER)))
         await spooled.wait()
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
@@ -393,7 +401,7 @@ async def test_a_new_picture_is_taken_at_once_and_can_be_looked_at_closer(tiny_b
             return np.full((80, 112, 3), 90, np.uint8)
 
         service.cameras["yard"] = take
-        now = {"kind": Kind.NOW, "region": (0, 0, 0, 0), "source_id": "yard"}
+        now = {"kind": RequestKind.NOW, "region": (0, 0, 0, 0), "source_id": "yard"}
         for _ in range(2):  # the second finds the first in the spool
             assert await answer(service, ask(frame, 1, **now)) == "answered"
         assert taken == 1
@@ -413,7 +421,7 @@ async def test_a_new_picture_is_taken_at_once_and_can_be_looked_at_closer(tiny_b
 async def test_a_camera_that_is_down_is_waited_for_until_the_deadline(tiny_bundle: Path, tmp_path: Path) -> None:
     async with box(tmp_path, tiny_bundle) as (service, frame):
         service.cameras["yard"] = asyncio.get_running_loop().create_future  # type: ignore[assignment]
-        now = {"kind": Kind.NOW, "source_id": "yard", "seconds": 4.0}
+        now = {"kind": RequestKind.NOW, "source_id": "yard", "seconds": 4.0}
         asked = [asyncio.ensure_future(answer(service, ask(frame, number, **now))) for number in range(3)]
         await asyncio.sleep(0.1)
         assert await answer(service, ask(frame, 9)) == "answered"

@@ -151,9 +151,11 @@ async def test_a_rejected_frame_or_too_many_starts_end_the_trial(
 
 
 def test_a_damaged_state_file_is_no_reason_to_stay_down(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    (tmp_path / "state.json").write_text('{"current": ')
-    assert Staging(tmp_path).state == staging.BundleState()
-    assert "cannot be read" in caplog.text
+    for text in ('{"current": ', '{"current": ' * 100_000, "[]"):
+        caplog.clear()
+        (tmp_path / "state.json").write_text(text)
+        assert Staging(tmp_path).state == staging.BundleState()
+        assert "cannot be read" in caplog.text
 
 
 async def test_the_service_ends_with_75_when_the_trial_fails(

@@ -180,7 +180,8 @@ def test_a_gpu_runs_the_float16_analysis_where_it_agrees_with_the_cpu(
     assert bundle.fingerprint == Bundle.load(tiny_bundle).fingerprint and bundle.has("analysis_half.onnx")
     analysis = Analysis(bundle, provider="cuda", threads=1)
     assert (cuda, analysis.provider) == (["analysis_half.onnx"], "CUDAExecutionProvider")
-    assert analysis._graph._session.get_inputs()[0].type == "tensor(uint8)"
+    taken: Any = analysis._graph._session.get_inputs()[0]
+    assert taken.type == "tensor(uint8)"
     rgb = noise(128, 192)
     whole = Analysis(bundle, provider="cpu", threads=1)(rgb)
     half = analysis(rgb)

@@ -68,6 +68,10 @@ def test_age_damage_and_what_is_no_original(tmp_path: Path, monkeypatch: pytest.
     assert kept.read(uuid.UUID(int=1)) is None and not paths[0].exists()
     (tmp_path / "originals" / "0000000000000077.original").write_bytes(b"AEICORI1\xff\xff\xff\x7f")
     (tmp_path / "originals" / "0000000000000078.original").write_bytes(b"")
+    deep = b"[" * 4000
+    (tmp_path / "originals" / "0000000000000079.original").write_bytes(
+        paths[1].read_bytes()[:8] + len(deep).to_bytes(4, "little") + deep
+    )
     (tmp_path / "originals" / "readme.txt").write_bytes(b"not ours")
     again = ring(tmp_path, max_age_seconds=60)
     assert len(again) == 2 and (tmp_path / "originals" / "readme.txt").exists()

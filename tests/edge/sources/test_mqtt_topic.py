@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,10 @@ from tests.support.pictures import gif, picture
 from tests.support.waiting import until
 
 publish = pytest.importorskip("paho.mqtt.publish", reason="paho-mqtt comes with the extra edge-mqtt")
+
+
+def _has_refused_one(source: MqttTopic) -> bool:
+    return source.status.refused == 1
 
 
 def topic(edge: EdgeService, port: int, user: str = "", **changes: Any) -> MqttTopic:
@@ -158,7 +163,7 @@ async def test_a_retained_message_is_taken_once(tmp_path: Path, tiny_bundle: Pat
                 async with running(source):
                     await until(lambda: edge.spool.pending_frames > 0, 60)
                     await asyncio.to_thread(send, server, b"the last one")
-                    await until(lambda source=source: source.status.refused == 1, 60)
+                    await until(functools.partial(_has_refused_one, source), 60)
             assert edge.spool.pending_frames == 1
 
 
@@ -182,6 +187,32 @@ async def test_a_message_that_fails_unexpectedly_does_not_stop_the_next(
                 await asyncio.to_thread(send, server, b"poison", picture(seed=1))
                 await until(lambda: source.status.taken == 1, 60)
             assert tries.count(b"poison") == 3 and edge.spool.pending_frames == 1
+
+
+async def test_a_message_waits_while_the_machine_lacks_memory(
+    tmp_path: Path, tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is not acknowledged, and so not lost, however long that lasts."""
+    with broker(tmp_path / "broker") as server:
+        async with service(tmp_path, tiny_bundle, backoff_min_seconds=0.01) as edge:
+            take, tries, short = edge.take, list[bytes](), True
+
+            async def fails(data: bytes, *arguments: Any) -> Any:
+                tries.append(data)
+                if short:
+                    raise MemoryError
+                return await take(data, *arguments)
+
+            monkeypatch.setattr(edge, "take", fails)
+            source = topic(edge, server.port)
+            async with running(source):
+                await asyncio.to_thread(send, server, picture(seed=1))
+                await until(lambda: len(tries) > 5, 60)
+                assert source.status.state == "down" and "cannot encode now: MemoryError" in source.status.detail
+                short = False
+                await until(lambda: source.status.taken == 1, 60)
+                assert source.status.state == "up"
+            assert edge.spool.pending_frames == 1
 
 
 async def test_a_wrong_password_is_shown(tmp_path: Path, tiny_bundle: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import os
 import shutil
 from collections.abc import AsyncIterator
@@ -194,7 +195,7 @@ async def test_a_file_that_breaks_the_encoder_stops_no_other(
 
         def breaks(data: bytes, **wanted: object) -> object:
             if data == poison:
-                raise MemoryError("the poison")
+                raise RuntimeError("the poison")
             return encode(data, **wanted)  # type: ignore[arg-type]
 
         monkeypatch.setattr(edge.encoder, "encode", breaks)
@@ -202,6 +203,30 @@ async def test_a_file_that_breaks_the_encoder_stops_no_other(
         await folder.look()
         assert await folder.look() == 1 and await folder.look() == 0
         assert (inbox / "a.png").exists() and (inbox / "done" / "b.png").exists()
+
+
+@pytest.mark.parametrize(
+    "fault", [MemoryError(), OSError(errno.EMFILE, "too many open files")], ids=["memory", "files"]
+)
+async def test_a_file_for_which_the_machine_lacks_something_is_taken_later(
+    tmp_path: Path, tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch, fault: Exception
+) -> None:
+    inbox = tmp_path / "in"
+    inbox.mkdir()
+    (inbox / "a.png").write_bytes(picture(form="PNG", seed=1))
+    (inbox / "b.png").write_bytes(picture(form="PNG", seed=2))
+    async with service(tmp_path, tiny_bundle) as edge:
+        encode, faults = edge.encoder.encode, [fault, fault]
+
+        def lacks(data: bytes, **wanted: object) -> object:
+            if faults and data == (inbox / "a.png").read_bytes():
+                raise faults.pop()
+            return encode(data, **wanted)  # type: ignore[arg-type]
+
+        monkeypatch.setattr(edge.encoder, "encode", lacks)
+        folder = watched(edge, inbox)
+        assert [await folder.look() for _ in range(4)] == [0, 1, 0, 1]
+        assert {path.name for path in (inbox / "done").iterdir()} == {"a.png", "b.png"}
 
 
 async def test_a_slow_writer_is_waited_for(tmp_path: Path, tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -92,7 +92,8 @@ def test_a_damaged_last_commit_loses_no_whole_record(tmp_path: Path, index: bool
     again.close()
 
 
-def test_a_log_cut_off_after_a_commit_is_known_to_lack_something(tmp_path: Path) -> None:
+def _killed_after_20_frames(tmp_path: Path) -> Path:
+    """The folder of a spool whose frames are still in its log."""
     folder, live = tmp_path / "spool", Spool(tmp_path / "live")
     for number in range(20):
         put(live, new_record(number))
@@ -100,6 +101,11 @@ def test_a_log_cut_off_after_a_commit_is_known_to_lack_something(tmp_path: Path)
     for path in (tmp_path / "live").glob("spool.sqlite3*"):
         shutil.copyfile(path, folder / path.name)
     live.close()
+    return folder
+
+
+def test_a_log_cut_off_after_a_commit_is_known_to_lack_something(tmp_path: Path) -> None:
+    folder = _killed_after_20_frames(tmp_path)
     log = folder / "spool.sqlite3-wal"
     log.write_bytes(log.read_bytes()[: -4120 * 8])
     spool = Spool(folder)
@@ -166,13 +172,7 @@ def test_an_empty_database_beside_a_full_log_is_recovered(tmp_path: Path) -> Non
 @pytest.mark.parametrize("kept", [0, 20])
 def test_a_log_that_is_gone_is_known_to_lack_something(tmp_path: Path, kept: int) -> None:
     """It was deleted or emptied, and the process killed before its next operation: the index of the log says so."""
-    folder, live = tmp_path / "spool", Spool(tmp_path / "live")
-    for number in range(20):
-        put(live, new_record(number))
-    folder.mkdir()
-    for path in (tmp_path / "live").glob("spool.sqlite3*"):
-        shutil.copyfile(path, folder / path.name)
-    live.close()
+    folder = _killed_after_20_frames(tmp_path)
     log = folder / "spool.sqlite3-wal"
     log.write_bytes(log.read_bytes()[:kept]) if kept else log.unlink()
     assert not check(folder).ok

@@ -27,6 +27,9 @@ def test_an_original_survives_its_row_and_every_flipped_bit_is_found() -> None:
         row[place] ^= 1 << (place % 8)
         with pytest.raises(DamagedRecord):
             Original.parse(bytes(row[: len(meta)]), kept.check(meta), bytes(row[len(meta) :]))
+    deep = b"[" * 100_000
+    with pytest.raises(DamagedRecord):
+        Original.parse(deep, kept.check(deep), kept.picture)
 
 
 def test_an_original_becomes_a_frame_and_is_never_both(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from typing import Literal
 
 import pytest
 
-from edge_encoder.answers.answerer import Kind
+from edge_encoder.answers.answerer import RequestKind
 from edge_encoder.uplink.pieces import LEAST_BYTES, MOST_BYTES
 from tests.support.simulated_link import Plan, simulate
 
@@ -22,7 +22,7 @@ HEAD_BYTES = 120
 def test_a_frame_that_answers_delays_the_others_by_its_budget_at_most(tmp_path: Path, budget: int) -> None:
     plan = Plan()
     alone = simulate(plan, tmp_path)
-    beside = simulate(dataclasses.replace(plan, asks=((10.0, Kind.REGION, budget),)), tmp_path)
+    beside = simulate(dataclasses.replace(plan, asks=((10.0, RequestKind.REGION, budget),)), tmp_path)
     later = beside.most_later_than(alone)
     assert 0 < later <= (budget + HEAD_BYTES) / plan.bytes_per_second
     assert len(beside.answered) == 1 and beside.answered[0] < alone.delays[0] + budget / plan.bytes_per_second + 1
@@ -32,7 +32,7 @@ def test_a_frame_that_answers_delays_the_others_by_its_budget_at_most(tmp_path: 
 def test_a_file_delays_a_frame_by_one_piece_at_most(tmp_path: Path, period: float) -> None:
     plan = Plan(frames=120, period=period)
     alone = simulate(plan, tmp_path)
-    beside = simulate(dataclasses.replace(plan, asks=((10.0, Kind.ORIGINAL, 20_000),)), tmp_path)
+    beside = simulate(dataclasses.replace(plan, asks=((10.0, RequestKind.ORIGINAL, 20_000),)), tmp_path)
     assert beside.pieces and max(beside.pieces) < 20_000 / 4
     assert 0 < beside.most_later_than(alone) <= (max(beside.pieces) + HEAD_BYTES) / plan.bytes_per_second
     if period == 1.07:
@@ -43,13 +43,13 @@ def test_a_file_delays_a_frame_by_one_piece_at_most(tmp_path: Path, period: floa
 def test_a_file_takes_little_of_a_link_that_is_full_of_frames(tmp_path: Path, period: float) -> None:
     plan = Plan(period=period)  # 1,800 bytes per second, which the link carries, and 2,700, which it does not
     alone = simulate(plan, tmp_path)
-    beside = simulate(dataclasses.replace(plan, asks=((0.5, Kind.ORIGINAL, 20_000),)), tmp_path)
+    beside = simulate(dataclasses.replace(plan, asks=((0.5, RequestKind.ORIGINAL, 20_000),)), tmp_path)
     assert beside.most_later_than(alone) <= 3 * (max(beside.pieces) + HEAD_BYTES) / plan.bytes_per_second
     assert not beside.answered
 
 
 def test_a_quick_link_carries_a_file_in_large_pieces(tmp_path: Path) -> None:
-    plan = Plan(bytes_per_second=1e6, latency=0.02, asks=((1.0, Kind.ORIGINAL, 2_000_000),))
+    plan = Plan(bytes_per_second=1e6, latency=0.02, asks=((1.0, RequestKind.ORIGINAL, 2_000_000),))
     run = simulate(plan, tmp_path)
     assert sum(run.pieces) == 2_000_000 and max(run.pieces) == MOST_BYTES and run.answered[0] < 10
 
@@ -61,7 +61,7 @@ def test_a_cloud_that_does_not_take_a_file_harms_no_frame(
     """A cloud of before is sent no piece; a silent one one piece; a stuck one two pieces."""
     plan = Plan(cloud=cloud, ack_timeout_seconds=20.0, frames=120, period=1.07)
     alone = simulate(plan, tmp_path)
-    run = simulate(dataclasses.replace(plan, asks=((5.0, Kind.ORIGINAL, 5000),)), tmp_path)
+    run = simulate(dataclasses.replace(plan, asks=((5.0, RequestKind.ORIGINAL, 5000),)), tmp_path)
     assert run.most_later_than(alone) <= (LEAST_BYTES + HEAD_BYTES) / plan.bytes_per_second
     assert run.refusals == (["REFUSAL_REASON_UNSUPPORTED"] if cloud == "old" else [])
     assert run.interrupted == (cloud in ("silent", "stuck"))

@@ -9,8 +9,8 @@ from typing import Any, cast
 import pytest
 
 from aeic.v1 import ingest_pb2 as pb
-from edge_encoder.answers.answerer import Ask, File, Ignored, Interrupted, Reason, Refused, Send
-from edge_encoder.answers.hour import PIECE_HEAD_BYTES, REQUEST_BYTES, bytes_in_pieces
+from edge_encoder.answers.answerer import File, Ignored, Interrupted, PictureRequest, RefusalReason, Refused, Send
+from edge_encoder.answers.hourly_budget import PIECE_HEAD_BYTES, REQUEST_BYTES, bytes_in_pieces
 from edge_encoder.metrics import Metrics
 from edge_encoder.uplink.pieces import LEAST_BYTES, MOST_BYTES, PieceSize
 from edge_encoder.uplink.stream import Call, Callbacks, Stream, StreamContext
@@ -98,7 +98,7 @@ async def test_a_file_for_which_the_hour_has_too_little_is_refused_after_one_pie
     cloud, file = Cloud(takes=True), File(bytes(SIZE), limit=SIZE - 2000)
     with pytest.raises(Refused) as refused:
         await stream(tmp_path, cloud)._send_file(REQUEST, file)
-    assert refused.value.reason is Reason.OVER_BUDGET and file.sent == LEAST_BYTES + PIECE_HEAD_BYTES
+    assert refused.value.reason is RefusalReason.OVER_BUDGET and file.sent == LEAST_BYTES + PIECE_HEAD_BYTES
 
 
 async def test_a_piece_without_an_answer_is_followed_by_small_ones(tmp_path: Path) -> None:
@@ -117,10 +117,10 @@ async def test_a_piece_without_an_answer_is_followed_by_small_ones(tmp_path: Pat
 
 
 async def test_a_refusal_has_no_more_bytes_than_are_charged_for_it_and_an_ignored_request_none(tmp_path: Path) -> None:
-    async def refuse(ask: Ask, send: Send | None) -> None:
-        raise Refused(Reason.OVER_BUDGET, "\u20ac" * 300)
+    async def refuse(ask: PictureRequest, send: Send | None) -> None:
+        raise Refused(RefusalReason.OVER_BUDGET, "\u20ac" * 300)
 
-    async def ignore(ask: Ask, send: Send | None) -> None:
+    async def ignore(ask: PictureRequest, send: Send | None) -> None:
         raise Ignored("refused just now")
 
     cloud = Cloud()
@@ -136,9 +136,9 @@ async def test_a_refusal_has_no_more_bytes_than_are_charged_for_it_and_an_ignore
 
 async def test_requests_that_wait_keep_those_of_other_kinds_and_sources_from_nothing(tmp_path: Path) -> None:
     """64 requests to a camera that is down; and no more than a bounded number in all, whatever a cloud names."""
-    taken: list[Ask] = []
+    taken: list[PictureRequest] = []
 
-    async def wait(ask: Ask, send: Send | None) -> None:
+    async def wait(ask: PictureRequest, send: Send | None) -> None:
         taken.append(ask)
         await asyncio.Event().wait()
 

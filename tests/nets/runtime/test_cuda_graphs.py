@@ -6,7 +6,7 @@ import torch
 
 from aeic_nets.runtime import cuda_graphs
 from aeic_nets.runtime.cuda_graphs import Graphed
-from tests.support.fake_card import FakeRecorder
+from tests.support.fake_cuda_device import FakeRecorder
 
 
 def test_a_shape_is_recorded_when_it_comes_again() -> None:

@@ -20,7 +20,7 @@ from aeic_nets.runtime import device_entropy
 from aeic_nets.runtime.cuda_graphs import Graphed
 from aeic_nets.runtime.device_entropy import DeviceEntropy, Tally, build
 from tests.support.exact_models import write_exact_bundle
-from tests.support.fake_card import FakeRecorder
+from tests.support.fake_cuda_device import FakeRecorder
 from tests.support.frames import MakeFrame, frame_maker
 
 

@@ -1,4 +1,4 @@
-"""Rivals: each codec there and back at odd sizes, the remedies for what is missing, curves and BD-rates."""
+"""Baselines: each codec there and back at odd sizes, the remedies for what is missing, curves and BD-rates."""
 
 from __future__ import annotations
 

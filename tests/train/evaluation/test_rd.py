@@ -134,7 +134,7 @@ def test_plots_without_figures_say_what_to_run(tmp_path: Path, capsys: Any) -> N
 
 @pytest.mark.slow
 @pytest.mark.parametrize("size", [(20, 33), (170, 200), (90, 2100)])
-def test_judges_take_any_size(size: tuple[int, int]) -> None:
+def test_metrics_take_any_size(size: tuple[int, int]) -> None:
     rng = np.random.default_rng(0)
     original = rng.integers(0, 256, (*size, 3), dtype=np.uint8)
     metrics, features, made = MetricSuite().measure(original, original)

@@ -11,6 +11,7 @@ import pytest
 from aeic_train.reports import evolution_plots, rd_plots, training_curves
 from aeic_train.reports.plot_style import COLOURS, codec_colours, log_scale, open_pyplot
 from aeic_train.studies import costs
+from aeic_train.training.recipe import Recipe
 from tests.support.roots import ROOT
 
 RESULTS = ROOT / "docs" / "results"
@@ -62,3 +63,13 @@ def test_the_pages_are_those_of_the_committed_figures() -> None:
     pages[evolution.with_suffix(".md")] = evolution_plots.table(content, evolution.with_suffix(".svg"))
     for page, text in pages.items():
         assert page.read_text() == text, f"{page}: run make results"
+
+
+def test_the_steps_of_the_shipped_model_are_those_of_its_log() -> None:
+    """The page says that the last steps of stage 5, after its last line, are in no total."""
+    lines = training_curves.read(ROOT / "models" / "aeic-se-nano" / "training_log.jsonl")
+    decoder = Recipe.load(ROOT / "aeic_train" / "recipes" / "nano_decoder.toml").stages[0]
+    unlogged = decoder.steps - max(line["step"] for line in lines if line["stage"] == decoder.name)
+    text = (ROOT / "docs" / "shipped-model.md").read_text()
+    assert f"{lines[-1]['total'] + unlogged:,} steps" in text and f"{lines[-1]['total']:,} steps" in text
+    assert f"last {unlogged} of the {decoder.steps} steps" in text and f"{lines[-1]['hours']:.2f};" in text

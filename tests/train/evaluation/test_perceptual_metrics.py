@@ -15,8 +15,8 @@ import torch
 from torch import nn
 
 from aeic.errors import InputError
-from aeic_train.evaluation import judges, rd
-from aeic_train.evaluation.judges import Judges, find, tiles
+from aeic_train.evaluation import perceptual_metrics, rd
+from aeic_train.evaluation.perceptual_metrics import PerceptualMetrics, find, tiles
 from tests.support.results import QuickMetrics
 
 
@@ -86,14 +86,14 @@ def test_tiles_of_two_grids() -> None:
 
 
 def test_what_is_missing_is_named_with_its_remedy(no_libraries: None) -> None:
-    found, missing = find(judges.JUDGES)
+    found, missing = find(perceptual_metrics.PERCEPTUAL_METRICS)
     assert found.names == ()
     assert missing == [
         "lpips, dists: no package 'torchmetrics': pip install torchmetrics",
         "musiq, clipiqa: no package 'pyiqa': pip install pyiqa",
         "fid, kid: no package 'torchmetrics': pip install torchmetrics torch-fidelity",
     ]
-    with pytest.raises(InputError, match="unknown judge 'nima'"):
+    with pytest.raises(InputError, match="unknown metric 'nima'"):
         find(["nima"])
 
 
@@ -139,7 +139,7 @@ def test_distances_need_two_tiles(libraries: None) -> None:
     assert one.shape == (1, 3) and found.distances(one, one) == {}
     many = np.concatenate([one, one + 2])
     assert found.distances(many, many + 1) == pytest.approx({"fid": 3, "kid": 3})
-    assert Judges().distances(many, many) == {}
+    assert PerceptualMetrics().distances(many, many) == {}
 
 
 def test_bench_rd_has_a_column_for_each(
@@ -160,8 +160,8 @@ def test_bench_rd_has_a_column_for_each(
     assert wanted <= set(one["results"])
 
     # Again: nothing is computed, and the columns stay.
-    monkeypatch.setattr(Judges, "measure", None)
-    monkeypatch.setattr(Judges, "features", None)
+    monkeypatch.setattr(PerceptualMetrics, "measure", None)
+    monkeypatch.setattr(PerceptualMetrics, "features", None)
     rd.main(command)
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["rates"] == line["rates"]
     with pytest.raises(SystemExit):

@@ -1,7 +1,7 @@
 """What the answers about one source cost within the last 60 minutes, kept by request.
 
-answerer.py has an Hour of AEIC_EDGE_REQUEST_BYTES_PER_HOUR for each source. The cloud counts separately, when a request
-is stored (cloud_decoder/store/requests.py).
+answerer.py has an HourlyBudget of AEIC_EDGE_REQUEST_BYTES_PER_HOUR for each source. The cloud counts separately, when a
+request is stored (cloud_decoder/store/requests.py).
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Charge:
     """What one request takes of an hour: the bytes `sent` for it so far, and at least REQUEST_BYTES for each attempt.
     While it is worked on, all that is reserved for it."""
 
-    def __init__(self, hour: Hour) -> None:
+    def __init__(self, hour: HourlyBudget) -> None:
         self.sent = 0
         self.hour = hour
         self.attempts = 0
@@ -59,7 +59,7 @@ class Charge:
         self._reserved, self.ended_at = 0, time.monotonic()
 
 
-class Hour:
+class HourlyBudget:
     """At most `limit` bytes within any 60 minutes, counted since the start of the process. A request that comes again
     continues with its own charge, as one of now. Used in one asyncio loop."""
 

@@ -32,15 +32,15 @@ SINGLE = ("musiq", "clipiqa")
 """Metrics of pyiqa that see the reconstruction alone. Higher is better."""
 SETS = ("fid", "kid")
 """Distances of two sets of tiles. Lower is better."""
-PICTURE_JUDGES = (*PAIRED, *SINGLE)
-JUDGES = (*PICTURE_JUDGES, *SETS)
+PICTURE_METRICS = (*PAIRED, *SINGLE)
+PERCEPTUAL_METRICS = (*PICTURE_METRICS, *SETS)
 TILE = 256
 KID_SUBSET = 1000
 """Tiles in a subset of KID, torchmetrics' default; all tiles if there are fewer."""
 
 
 @dataclass(frozen=True)
-class Judges:
+class PerceptualMetrics:
     """The metrics that can be used.
 
     ``metrics`` are functions of pictures (1, 3, H, W) in [0, 1]: of the reconstruction and, for ``PAIRED``, the
@@ -124,17 +124,17 @@ def tiles(picture: Picture) -> Iterator[Picture]:
                 yield picture[top : top + TILE, left : left + TILE]
 
 
-def find(wanted: Sequence[str], *, download: bool = False) -> tuple[Judges, list[str]]:
+def find(wanted: Sequence[str], *, download: bool = False) -> tuple[PerceptualMetrics, list[str]]:
     """Those of ``wanted`` that this machine has, and a message with the remedy for each of the others.
 
     With ``download``, the libraries may fetch weights from the addresses that they know.
     """
-    if unknown := [name for name in wanted if name not in JUDGES]:
-        raise InputError(f"unknown judge {unknown[0]!r}: choose from {', '.join(JUDGES)}")
+    if unknown := [name for name in wanted if name not in PERCEPTUAL_METRICS]:
+        raise InputError(f"unknown metric {unknown[0]!r}: choose from {', '.join(PERCEPTUAL_METRICS)}")
     metrics: dict[str, Any] = {}
     missing: dict[str, list[str]] = {}
     allowed = contextlib.nullcontext if download else no_downloads
-    for name in (name for name in PICTURE_JUDGES if name in wanted):
+    for name in (name for name in PICTURE_METRICS if name in wanted):
         try:
             with allowed(), contextlib.redirect_stdout(sys.stderr):
                 metrics[name] = _metric(name)
@@ -151,7 +151,9 @@ def find(wanted: Sequence[str], *, download: bool = False) -> tuple[Judges, list
         except Exception as error:  # of any library below torchmetrics
             missing.setdefault(remedy(error, "torchmetrics torch-fidelity"), []).extend(sets)
             sets = ()
-    return Judges(metrics, extractor, sets), [f"{', '.join(names)}: {reason}" for reason, names in missing.items()]
+    return PerceptualMetrics(metrics, extractor, sets), [
+        f"{', '.join(names)}: {reason}" for reason, names in missing.items()
+    ]
 
 
 def _metric(name: str) -> Any:

@@ -1,4 +1,4 @@
-"""A CPU that stands for a card: it has a capability, records graphs by calling, and fails as a test wants."""
+"""A CPU that stands for a GPU: it has a capability, records graphs by calling, and fails as a test wants."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from aeic_nets.runtime.card import Card
+from aeic_nets.runtime.cuda_device import CudaDevice
 from aeic_nets.runtime.cuda_graphs import Recorder
 
 
@@ -33,8 +33,8 @@ class FakeRecorder:
         return replay
 
 
-class FakeCard(Card):
-    """See the module. ``failed`` is a card whose every further call fails."""
+class FakeCudaDevice(CudaDevice):
+    """See the module. ``failed`` is a GPU whose every further call fails."""
 
     def __init__(self, capability: tuple[int, int] = (8, 9)) -> None:
         self.device = torch.device("cpu")

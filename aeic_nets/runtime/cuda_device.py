@@ -1,7 +1,7 @@
 """What the torch backend asks of one CUDA device: its capability, streams, graphs, events and memory.
 
-Everything that depends on the device is in :class:`Card`, so that a test can put one on the CPU in its place. None of
-it has been run on a GPU yet (docs/gpu.md).
+Everything that depends on the device is in :class:`CudaDevice`, so that a test can put one on the CPU in its place.
+None of it has been run on a GPU yet (docs/gpu.md).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import torch
 from aeic_nets.runtime.cuda_graphs import CudaRecorder, Recorder
 
 
-class Card:
+class CudaDevice:
     """One CUDA device. Its context, streams, events and graphs are those of ``device``, not of the current one."""
 
     def __init__(self, device: torch.device) -> None:
@@ -69,18 +69,18 @@ class Card:
 class Clock:
     """Seconds between marks: by CUDA events, or by the time of day if there is no GPU."""
 
-    def __init__(self, card: Card | None) -> None:
-        self._card = card
+    def __init__(self, gpu: CudaDevice | None) -> None:
+        self._gpu = gpu
         self._marks: list[tuple[str, Any]] = []
         self.mark("")
 
     def mark(self, name: str) -> None:
         """What was done since the mark before is called ``name``."""
-        self._marks.append((name, self._card.mark() if self._card else time.perf_counter()))
+        self._marks.append((name, self._gpu.mark() if self._gpu else time.perf_counter()))
 
     def seconds(self) -> dict[str, float]:
         """By name, each since the mark before. The device must have finished."""
         pairs = zip(self._marks, self._marks[1:], strict=False)
-        if self._card:
-            return {name: self._card.seconds_between(before, now) for (_, before), (name, now) in pairs}
+        if self._gpu:
+            return {name: self._gpu.seconds_between(before, now) for (_, before), (name, now) in pairs}
         return {name: now - before for (_, before), (name, now) in pairs}

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from edge_encoder.answers.hour import REQUEST_BYTES, Hour
+from edge_encoder.answers.hourly_budget import REQUEST_BYTES, HourlyBudget
 
 ONE, TWO, THREE = (uuid.UUID(int=number) for number in range(3))
 
@@ -16,12 +16,12 @@ ONE, TWO, THREE = (uuid.UUID(int=number) for number in range(3))
 def clock(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     """`now` is what the module reads as monotonic time."""
     clock = SimpleNamespace(now=10_000.0)
-    monkeypatch.setattr("edge_encoder.answers.hour.time", SimpleNamespace(monotonic=lambda: clock.now))
+    monkeypatch.setattr("edge_encoder.answers.hourly_budget.time", SimpleNamespace(monotonic=lambda: clock.now))
     return clock
 
 
 def test_what_is_reserved_is_free_again_and_what_was_sent_is_not(clock: SimpleNamespace) -> None:
-    hour = Hour(5000)
+    hour = HourlyBudget(5000)
     with hour.attempt(ONE) as one:
         assert one is not None and hour.left == 5000 - REQUEST_BYTES
         assert one.reserve(3000) and (hour.left, one.left) == (2000, 3000)
@@ -39,7 +39,7 @@ def test_what_is_reserved_is_free_again_and_what_was_sent_is_not(clock: SimpleNa
 
 
 def test_attempts_without_an_answer_use_up_the_hour(clock: SimpleNamespace) -> None:
-    hour = Hour(3 * REQUEST_BYTES)
+    hour = HourlyBudget(3 * REQUEST_BYTES)
     for _ in range(3):
         with hour.attempt(ONE) as one:
             assert one is not None
@@ -49,7 +49,7 @@ def test_attempts_without_an_answer_use_up_the_hour(clock: SimpleNamespace) -> N
 
 
 def test_an_hour_ends_60_minutes_after_the_last_attempt(clock: SimpleNamespace) -> None:
-    hour = Hour(5000)
+    hour = HourlyBudget(5000)
     with hour.attempt(ONE) as one, hour.attempt(TWO) as two:
         assert one is not None and two is not None and one.reserve(2000) and two.reserve(1000)
         clock.now += 3601

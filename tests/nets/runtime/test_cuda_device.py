@@ -1,4 +1,4 @@
-"""The torch backend on a card, with the CPU in the card's place: dtype, memory, padding, NaN and failures."""
+"""The torch backend on a GPU, with the CPU in its place: dtype, memory, padding, NaN and failures."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from torch import Tensor
 from aeic.profiles import LATENT_STRIDE, NANO
 from aeic_nets.network import AEIC
 from aeic_nets.runtime import memory_plan
-from aeic_nets.runtime.card import Card
+from aeic_nets.runtime.cuda_device import CudaDevice
 from aeic_nets.runtime.cuda_graphs import MOST_SHAPES, CudaRecorder, Graphed
-from aeic_nets.runtime.precision import card_dtype
+from aeic_nets.runtime.precision import cuda_dtype
 from aeic_nets.runtime.torch_backend import TILE, TorchGenerator
 from aeic_train.export.bundle import write_weights
-from tests.support.fake_card import FakeCard, FakeRecorder
+from tests.support.fake_cuda_device import FakeCudaDevice, FakeRecorder
 
 TILE_PIXELS = (TILE * LATENT_STRIDE) ** 2
 
@@ -40,7 +40,7 @@ def latents(count: int = 1, side: int = 2, seed: int = 0) -> np.ndarray:
 
 
 @pytest.mark.parametrize(
-    ("card", "capability", "dtype"),
+    ("gpu", "capability", "dtype"),
     [
         ("B200", (10, 0), torch.bfloat16),
         ("RTX 4090", (8, 9), torch.bfloat16),
@@ -49,10 +49,10 @@ def latents(count: int = 1, side: int = 2, seed: int = 0) -> np.ndarray:
     ],
 )
 def test_the_dtype_follows_the_capability(
-    card: str, capability: tuple[int, int], dtype: torch.dtype, bundle: Path
+    gpu: str, capability: tuple[int, int], dtype: torch.dtype, bundle: Path
 ) -> None:
-    assert card_dtype(capability) == dtype
-    generator = TorchGenerator(bundle, card=FakeCard(capability))
+    assert cuda_dtype(capability) == dtype
+    generator = TorchGenerator(bundle, gpu=FakeCudaDevice(capability))
     assert generator.dtype == dtype
     y_hat = latents()
     picture, wanted = generator(y_hat), TorchGenerator(bundle, dtype=torch.float32)(y_hat)
@@ -60,26 +60,26 @@ def test_the_dtype_follows_the_capability(
 
 
 def test_batches_are_padded_to_a_power_of_two_and_each_shape_is_one_graph(bundle: Path) -> None:
-    card = FakeCard()
-    generator = TorchGenerator(bundle, card=card, dtype=torch.float32)
+    gpu = FakeCudaDevice()
+    generator = TorchGenerator(bundle, gpu=gpu, dtype=torch.float32)
     wanted = TorchGenerator(bundle, dtype=torch.float32)(latents(7))
     for count in (1, 2, 3, 4, 5, 6, 7):
         for _ in range(2):
             np.testing.assert_allclose(generator(latents(7)[:count]), wanted[:count], atol=1e-5)
-    assert {shape[0] for shape in card.recording.recorded} == {1, 2, 4, 8} and len(card.recording.recorded) == 4
-    assert generator.memory == {"allocated": 1, "reserved": 2} and card.entered == 14
+    assert {shape[0] for shape in gpu.recording.recorded} == {1, 2, 4, 8} and len(gpu.recording.recorded) == 4
+    assert generator.memory == {"allocated": 1, "reserved": 2} and gpu.entered == 14
     generator(latents(1, side=4))
     assert set(generator.parts) == {"g_s", "unet", "vae"}
 
 
 def test_padding_never_asks_for_more_memory_than_there_is(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    card = FakeCard()
-    generator = TorchGenerator(bundle, card=card)
+    gpu = FakeCudaDevice()
+    generator = TorchGenerator(bundle, gpu=gpu)
     needed = memory_plan.activation_bytes(NANO, 3 * (2 * LATENT_STRIDE) ** 2)
     monkeypatch.setattr(memory_plan, "free_bytes", lambda device: needed)
     for _ in range(2):
         assert len(generator.pictures(latents(3))) == 3
-    assert [shape[0] for shape in card.recording.recorded] == [3]
+    assert [shape[0] for shape in gpu.recording.recorded] == [3]
 
 
 @pytest.mark.parametrize(("tiles", "wanted"), [(8, [1, 2, 4]), (3, [1, 2]), (1, [1])])
@@ -87,7 +87,7 @@ def test_warm_up_runs_what_the_limits_admit(
     tiles: int, wanted: list[int], bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The service's own cap is four tiles; a batch of eight never occurs and must not be planned."""
-    generator = TorchGenerator(bundle, card=FakeCard())
+    generator = TorchGenerator(bundle, gpu=FakeCudaDevice())
     run: list[int] = []
     monkeypatch.setattr(generator, "pictures", lambda y_hat: run.append(len(y_hat)))
     free = memory_plan.activation_bytes(NANO, tiles * TILE_PIXELS) + 4096
@@ -101,7 +101,7 @@ def test_warm_up_runs_what_the_limits_admit(
 def test_a_card_that_runs_out_of_memory_starts_with_smaller_batches(
     most: int, bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    generator = TorchGenerator(bundle, card=FakeCard())
+    generator = TorchGenerator(bundle, gpu=FakeCudaDevice())
 
     def pictures(y_hat: np.ndarray) -> None:
         if len(y_hat) > most:
@@ -113,8 +113,8 @@ def test_a_card_that_runs_out_of_memory_starts_with_smaller_batches(
 
 
 def test_out_of_memory_drops_the_graphs_and_tries_again(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    card = FakeCard()
-    generator = TorchGenerator(bundle, card=card, dtype=torch.float32)
+    gpu = FakeCudaDevice()
+    generator = TorchGenerator(bundle, gpu=gpu, dtype=torch.float32)
     for _ in range(3):
         wanted = generator(latents())
     synthesise, full = generator._synthesise, [True]
@@ -128,14 +128,14 @@ def test_out_of_memory_drops_the_graphs_and_tries_again(bundle: Path, monkeypatc
     generator._graphed._graphs[next(iter(generator._graphed.shapes))] = fails_once
     monkeypatch.setattr(generator, "_synthesise", fails_once)
     np.testing.assert_array_equal(generator(latents()), wanted)
-    assert card.released == 1 and generator._graphed.shapes == []
+    assert gpu.released == 1 and generator._graphed.shapes == []
 
 
 @pytest.mark.parametrize("capability", [(8, 9), (7, 5)])
 def test_a_picture_that_is_not_finite_is_computed_again_in_float32(
     capability: tuple[int, int], bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    generator = TorchGenerator(bundle, card=FakeCard(capability))
+    generator = TorchGenerator(bundle, gpu=FakeCudaDevice(capability))
     y_hat = latents(2)
     wanted = TorchGenerator(bundle, dtype=torch.float32).pictures(y_hat)
     synthesise = generator._synthesise
@@ -156,7 +156,7 @@ def test_a_picture_that_is_not_finite_is_computed_again_in_float32(
 
 @pytest.mark.parametrize("call", ["pictures", "__call__"])
 def test_a_picture_that_stays_infinite_is_refused(call: str, bundle: Path) -> None:
-    generator = TorchGenerator(bundle, card=FakeCard())
+    generator = TorchGenerator(bundle, gpu=FakeCudaDevice())
     y_hat = latents()
     y_hat[0, 0, 0, 0] = np.nan
     with pytest.raises(FloatingPointError, match="not finite"):
@@ -165,10 +165,10 @@ def test_a_picture_that_stays_infinite_is_refused(call: str, bundle: Path) -> No
 
 
 def test_a_failed_card_is_noticed(bundle: Path) -> None:
-    card = FakeCard()
-    generator = TorchGenerator(bundle, card=card)
+    gpu = FakeCudaDevice()
+    generator = TorchGenerator(bundle, gpu=gpu)
     assert generator.usable
-    card.failed = True
+    gpu.failed = True
     assert not generator.usable
     assert TorchGenerator(bundle).usable
 
@@ -204,12 +204,12 @@ def test_the_second_card_is_used_and_not_the_current_one(monkeypatch: pytest.Mon
     patch(torch.cuda, "memory_allocated", lambda device: 1 if device == second else 0)
     patch(torch.cuda, "memory_reserved", lambda device: 2)
     patch(torch.cuda, "graph_pool_handle", lambda: "pool")
-    card = Card(second)
-    assert card.capability == (8, 6)
-    card.mark()
-    card.synchronise()
-    assert card.memory == {"allocated": 1, "reserved": 2}
-    recorder = card.recorder()
+    gpu = CudaDevice(second)
+    assert gpu.capability == (8, 6)
+    gpu.mark()
+    gpu.synchronise()
+    assert gpu.memory == {"allocated": 1, "reserved": 2}
+    recorder = gpu.recorder()
     assert isinstance(recorder, CudaRecorder) and recorder._device == second
     assert asked == [
         ("record", "stream of cuda:1"),

@@ -20,8 +20,8 @@ import torch
 from PIL import Image
 from torchvision.models import AlexNet_Weights, VGG16_Weights, alexnet, vgg16
 
-from aeic_train.evaluation import judges, rd
-from aeic_train.evaluation.judges import Judges, find
+from aeic_train.evaluation import perceptual_metrics, rd
+from aeic_train.evaluation.perceptual_metrics import PerceptualMetrics, find
 from tests.support.results import QuickMetrics
 
 
@@ -50,9 +50,9 @@ def backbones(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def networks(backbones: None) -> Judges:
-    found, missing = find(judges.PAIRED)
-    assert found.names == judges.PAIRED and not missing
+def networks(backbones: None) -> PerceptualMetrics:
+    found, missing = find(perceptual_metrics.PAIRED)
+    assert found.names == perceptual_metrics.PAIRED and not missing
     return found
 
 
@@ -66,31 +66,31 @@ def pictures(tmp_path: Path, photographs: Path) -> Path:
     return folder
 
 
-def test_more_noise_is_further_away(networks: Judges, photographs: Path) -> None:
+def test_more_noise_is_further_away(networks: PerceptualMetrics, photographs: Path) -> None:
     original = np.array(Image.open(photographs / "0.png"))[:80, :96]
     noise = np.random.default_rng(0).standard_normal(original.shape)
     made = [np.clip(original + level * noise, 0, 255).round().astype(np.uint8) for level in (0, 8, 32)]
     same, little, much = (networks.measure(original, each) for each in made)
-    for name in judges.PAIRED:
+    for name in perceptual_metrics.PAIRED:
         assert same[name] == pytest.approx(0, abs=1e-5)
         assert 1e-4 < little[name] < much[name] < 2
 
 
-def test_a_picture_is_measured_alike_at_any_place_in_a_run(networks: Judges, photographs: Path) -> None:
+def test_a_picture_is_measured_alike_at_any_place_in_a_run(networks: PerceptualMetrics, photographs: Path) -> None:
     one, other = (np.array(Image.open(photographs / f"{number}.png"))[:80, :96] for number in (0, 1))
     first = networks.measure(one, other)
     networks.measure(other, other)
     assert networks.measure(one, other) == first
 
 
-def test_a_picture_that_is_too_small_for_alexnet_gives_nan(networks: Judges) -> None:
+def test_a_picture_that_is_too_small_for_alexnet_gives_nan(networks: PerceptualMetrics) -> None:
     small = np.zeros((8, 8, 3), np.uint8)
     found = networks.measure(small, small)
     assert np.isnan(found["lpips"]) and found["dists"] == pytest.approx(0, abs=1e-5)
 
 
 def test_bench_rd_on_three_pictures_and_the_plot_of_compressai(
-    networks: Judges, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+    networks: PerceptualMetrics, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
     monkeypatch.setattr(rd, "MetricSuite", QuickMetrics)
     monkeypatch.setattr(rd, "find", lambda *_, **__: (networks, []))
@@ -98,10 +98,10 @@ def test_bench_rd_on_three_pictures_and_the_plot_of_compressai(
     rd.main([str(pictures), "--out", str(out), "--codecs", "jpeg", "--bpp", "2", "--judges", "lpips,dists"])
     said = capsys.readouterr().out
     assert "LPIPS" in said and "DISTS" in said
-    assert all(set(judges.PAIRED) <= set(rate) for rate in json.loads(said.splitlines()[-1])["rates"])
+    assert all(set(perceptual_metrics.PAIRED) <= set(rate) for rate in json.loads(said.splitlines()[-1])["rates"])
     path = out / "curves" / "jpeg.json"
     results = json.loads(path.read_text())["results"]
-    for name in judges.PAIRED:
+    for name in perceptual_metrics.PAIRED:
         assert results[name][0] > results[name][-1] > 0, "more bits are nearer"
     target = tmp_path / "lpips.png"
     monkeypatch.setenv("MPLBACKEND", "Agg")
@@ -114,7 +114,7 @@ def test_without_the_weights_nothing_is_downloaded(
     backbones: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    found, missing = find(judges.PAIRED)
+    found, missing = find(perceptual_metrics.PAIRED)
     assert found.names == ()
     assert missing == ["lpips, dists: the weights are not on this machine; --download lets the library fetch them once"]
 
@@ -122,7 +122,7 @@ def test_without_the_weights_nothing_is_downloaded(
 def test_fid_and_kid_of_known_features() -> None:
     random = np.random.default_rng(0)
     features = random.standard_normal((600, 8)).astype(np.float32)
-    found = Judges(sets=judges.SETS)
+    found = PerceptualMetrics(sets=perceptual_metrics.SETS)
     # Two sets that differ in their mean alone: the squared distance of the means.
     shifted = found.distances(features, features + np.float32(0.5))
     assert shifted["fid"] == pytest.approx(8 * 0.5**2, abs=1e-3) and shifted["kid"] > 0.1
