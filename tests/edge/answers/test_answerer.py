@@ -157,13 +157,13 @@ async def test_better_quality_that_is_none_is_refused_and_costs_no_answer(tiny_b
         small, largest = (service.spool.get(uuid.UUID(one["id"])) for one in (posted, best))
         assert small is not None and largest is not None and small.size < largest.size
         for number, frame, max_bytes, reason in (
-            (1, small, small.size, Reason.OVER_BUDGET),
-            (2, small, small.size + 1, Reason.OVER_BUDGET),
-            (3, largest, 4000, Reason.UNSUPPORTED),
+            (1, small, small.size, RefusalReason.OVER_BUDGET),
+            (2, small, small.size + 1, RefusalReason.OVER_BUDGET),
+            (3, largest, 4000, RefusalReason.UNSUPPORTED),
         ):
-            asked = ask(frame.id, number, kind=Kind.BETTER, max_bytes=max_bytes)
+            asked = ask(frame.id, number, kind=RequestKind.BETTER, max_bytes=max_bytes)
             assert await answer(service, asked) == reason and service.spool.pending_frames == before
-        assert await answer(service, ask(small.id, 4, kind=Kind.BETTER, max_bytes=4000)) == "answered"
+        assert await answer(service, ask(small.id, 4, kind=RequestKind.BETTER, max_bytes=4000)) == "answered"
         found = service.spool.get(request_id(4))
         assert found is not None and found.size == largest.size
 
