@@ -16,7 +16,7 @@ PINS := pyproject.toml constraints.txt $(wildcard requirements/*.txt)
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo run test perf check lint types format lock lock-check docs dist protos bench fuzz simulate soak field abuse golden results notebook \
-  test-full test-edge test-isa test-fleet test-hostile strangers test-browser test-ops test-images test-compose test-skipped clean \
+  test-full test-edge test-isa test-fleet test-hostile strangers test-browser screenshots test-ops test-images test-compose test-skipped clean \
   packages-browser packages-ops packages-fleet packages-field packages-isa packages-images packages-compose packages-client
 
 help: ## list all targets
@@ -134,6 +134,9 @@ test-isa: install packages-isa ## compare frames on x86 and emulated ARM64, bit 
 
 test-browser: install packages-browser ## test the cloud's page in headless Chromium
 	$(BIN)/python -m pytest tests/browser -s
+
+screenshots: install packages-browser ## take the pictures of both pages for docs/ with headless Chromium (a minute or two)
+	$(BIN)/python -m tests.browser.screenshots
 
 test-ops: install packages-ops ## test metrics with a real Prometheus; dashboards, rules, container files
 	$(BIN)/python -m pytest tests/ops tests/cloud/test_ops.py tests/tools/test_deploy.py -s

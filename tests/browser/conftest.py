@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,9 +11,7 @@ import pytest
 
 from aeic_tools.demo import local_services
 from aeic_tools.demo.local_services import Pair
-from tests.support.browsing import AXE
-
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+from tests.support.browsing import AXE, CHROMIUM
 
 
 @pytest.fixture(scope="module")

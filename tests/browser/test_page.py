@@ -183,6 +183,68 @@ def test_a_deleted_frame_leaves_the_page(browser: Any, tiny_bundle: Path, tmp_pa
         started.stop()
 
 
+def test_a_frame_that_is_deleted_leaves_the_open_dialog_and_the_open_day(
+    browser: Any, tiny_bundle: Path, tmp_path: Path
+) -> None:
+    bundle = Bundle.load(tiny_bundle)
+    make_frame = frame_maker(bundle)
+    started = CloudThread(bundle, tmp_path, allow_delete="always")
+    page = browser.new_page()
+    try:
+        old, new = (started.put(make_frame(seed), source="mast-1") for seed in (1, 2))
+        page.goto(f"{started.cloud.http}/#source=mast-1")
+        page.wait_for_selector(f"#day-image[data-id='{new.id}']:visible")
+        page.wait_for_selector(f"#strip li[data-id='{new.id}'] img")
+        with Client(started.cloud.http) as cloud:
+            cloud.delete(new.id)
+        page.wait_for_selector("#day-none:has-text('has been deleted')")
+        assert page.is_hidden("#day-image") and page.locator("#strip li").count() == 2
+        page.wait_for_selector(f"#strip li[data-id='{new.id}'] .shot:has-text('deleted')")
+        page.click("#day-save-frame")
+        until(page, "document.getElementById('day-save-frame').textContent === 'It has been deleted'")
+        page.goto(f"{started.cloud.http}/#detail={old.id}")
+        until(page, "document.getElementById('detail-image').naturalWidth > 0")
+        with Client(started.cloud.http) as cloud:
+            cloud.delete(old.id)
+        page.wait_for_selector("#detail-none:has-text('has been deleted')")
+        assert page.is_hidden("#detail-image") and not page.get_attribute("#detail-image", "src")
+    finally:
+        page.close()
+        started.stop()
+
+
+def test_what_is_deleted_during_an_interruption_leaves_the_page(
+    browser: Any, tiny_bundle: Path, tmp_path: Path
+) -> None:
+    """The page names the last event that it has. Its list of the newest frames alone does not say which are gone."""
+    bundle = Bundle.load(tiny_bundle)
+    started = CloudThread(bundle, tmp_path, allow_delete="always")
+    page = browser.new_page()
+    opened: list[str | None] = []
+    try:
+        first, second = (started.put(frame_maker(bundle)(seed)) for seed in (1, 2))
+        with urllib.request.urlopen(f"{started.cloud.http}/v1/events") as stream:
+            position = [stream.readline(), stream.readline()][1].decode().removeprefix("id: ").strip()
+
+        def interrupt(route: Any) -> None:
+            opened.append(route.request.headers.get("last-event-id"))
+            if len(opened) == 1:  # a stream that ends at once
+                return route.fulfill(content_type="text/event-stream", body=f"retry: 2000\nid: {position}\n\n")
+            with Client(started.cloud.http) as cloud:
+                cloud.delete(first.id)
+            return route.continue_()
+
+        page.route("**/v1/events", interrupt)
+        page.goto(started.cloud.http)
+        page.wait_for_selector(f"#list li[data-id='{first.id}']")
+        until(page, "() => document.querySelectorAll('#list > *').length === 1")
+        assert page.locator(f"#list li[data-id='{second.id}']").count() == 1
+        assert opened == [None, position]
+    finally:
+        page.close()
+        started.stop()
+
+
 def test_by_keyboard_alone(open_page: OpenPage, services: Pair) -> None:
     ids = [post(services, name, "gate") for name in ("rocket.jpg", "flower.jpg")]
     page = open_page()

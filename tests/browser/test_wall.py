@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 import urllib.parse
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -12,51 +11,19 @@ from typing import Any
 
 import pytest
 
-from aeic.bundle import Bundle
 from aeic_tools.demo import local_services
 from aeic_tools.demo.client import request
-from cloud_decoder.store.store import Store
 from tests.support.browsing import until
-from tests.support.frames import frame_maker, new_frame
-
-DAY = 86400
-NOON = (time.time() // DAY - 1) * DAY + DAY / 2
-"""Yesterday at noon, UTC: far from midnight, and long enough ago that every source is silent."""
-
-
-def _filled(folder: Path, bundle: Path, sources: int, frames_each: int) -> None:
-    """Frames of two minutes apart for every source, in the store of a cloud that does not run yet."""
-    make = frame_maker(Bundle.load(bundle))
-    bitstreams = [make(seed) for seed in range(5)]
-    (folder / "cloud").mkdir(parents=True)
-    store = Store(f"sqlite:///{folder / 'cloud' / 'store.db'}")
-    for number in range(frames_each):
-        at = NOON + 120 * number
-        rows = [new_frame(bitstreams[(number + one) % 5], source=f"mast-{one}") for one in range(sources)]
-        store.frames.add(rows, at)
-    broken = bytearray(bitstreams[0])
-    broken[-1] ^= 0xFF
-    store.frames.add([new_frame(bytes(broken), source="mast-0")], NOON + 120 * frames_each)
-    store.close()
-
-
-def _decoded(http: str) -> None:
-    deadline = time.monotonic() + 120
-    while True:
-        counted = json.loads(request(f"{http}/v1/status"))["frames"]
-        if not counted["received"] + counted["decoding"]:
-            return
-        assert time.monotonic() < deadline, counted
-        time.sleep(0.2)
+from tests.support.filled_cloud import NOON, fill, wait_decoded
 
 
 @pytest.fixture(scope="module")
 def filled(browser: Any, tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The address of a cloud with the frames of three sources, all decoded but for a damaged one."""
     folder = tmp_path_factory.mktemp("wall")
-    _filled(folder, tiny_bundle, 3, 30)
+    fill(folder, tiny_bundle, ["mast-0", "mast-1", "mast-2"], 30)
     with local_services.cloud(folder, folder, tiny_bundle) as cloud:
-        _decoded(cloud.http)
+        wait_decoded(cloud.http)
         yield cloud.http
 
 
@@ -211,9 +178,9 @@ def test_the_first_meaningful_paint_with_50_sources_and_1000_frames(
 ) -> None:
     """From the navigation until every source has its tile with name and state, within a second."""
     folder = tmp_path_factory.mktemp("many")
-    _filled(folder, tiny_bundle, 50, 20)
+    fill(folder, tiny_bundle, [f"mast-{number}" for number in range(50)], 20)
     with local_services.cloud(folder, folder, tiny_bundle) as cloud:
-        _decoded(cloud.http)
+        wait_decoded(cloud.http)
         painted, found, pictured = [], [], []
         for _ in range(3):
             page = browser.new_page()

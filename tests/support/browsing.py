@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from typing import Any
 
 from tests.support.roots import ROOT
 
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 AXE = ROOT / ".axe" / "package" / "axe.min.js"
 """The accessibility checker axe-core, which ``make packages-browser`` fetches from the npm registry."""
 

@@ -22,6 +22,8 @@ from cloud_decoder.http_api.serializers import frame_json, milliseconds
 from cloud_decoder.images import files, formats
 from cloud_decoder.store.store import FrameState, Store
 
+UNCHANGED: dict[int | str, dict[str, Any]] = {304: {"description": "If-None-Match has the answer's ETag."}}
+
 
 def router(
     store: Store, images: ImageService, bundles: Mapping[str, Bundle], *, max_wait: float, public: bool
@@ -33,6 +35,10 @@ def router(
         # Weak, since two devices may round a pixel differently; the bitstream itself never changes under its id.
         scope = "public" if public else "private"
         return {"ETag": f'W/"{name}"', "Cache-Control": f"{scope}, max-age=31536000, immutable"}
+
+    def has_already(request: Request, headers: Mapping[str, str]) -> bool:
+        given = request.headers.get("if-none-match", "").strip()
+        return given == "*" or headers["ETag"] in given
 
     @routes.get("/v1/frames", response_model=None, responses=schemas.json_of(schemas.FrameListBody, 400, 401, 503))
     async def list_frames(
@@ -88,9 +94,10 @@ def router(
         response_class=Response,
         responses=schemas.file_of(
             "application/octet-stream", description="An .aeic file.", statuses=(400, 401, 404, 409, 410, 503)
-        ),
+        )
+        | UNCHANGED,
     )
-    async def get_bitstream(tenant: Tenant, id: FrameId) -> Response:
+    async def get_bitstream(request: Request, tenant: Tenant, id: FrameId) -> Response:
         """The frame as it arrived: an .aeic file."""
         row = await images.row(tenant, id)
         if row.media_type is not None:
@@ -99,6 +106,8 @@ def router(
         if data is None:
             raise Gone(f"frame {row.id} is gone: {row.reason}")
         headers = cache_headers(row.digest) | NO_RANGES
+        if has_already(request, headers):
+            return Response(status_code=304, headers=headers)
         headers["Content-Disposition"] = f'attachment; filename="{row.id}.aeic"'
         return Response(data, media_type="application/octet-stream", headers=headers)
 
@@ -107,9 +116,10 @@ def router(
         response_class=Response,
         responses=schemas.file_of(
             *files.MEDIA_TYPES, description="A picture file.", statuses=(400, 401, 404, 409, 410, 503)
-        ),
+        )
+        | UNCHANGED,
     )
-    async def get_file(tenant: Tenant, id: FrameId) -> Response:
+    async def get_file(request: Request, tenant: Tenant, id: FrameId) -> Response:
         """The original that answers a request, as the box sent it. It was never decoded here: treat it as untrusted."""
         row = await images.row(tenant, id)
         if row.media_type is None:
@@ -119,6 +129,8 @@ def router(
             raise Gone(f"frame {row.id} is gone: {row.reason}")
         name = f"{row.id}.{files.MEDIA_TYPES[row.media_type]}"
         headers = cache_headers(row.digest) | files.HEADERS | NO_RANGES
+        if has_already(request, headers):
+            return Response(status_code=304, headers=headers)
         headers["Content-Disposition"] = f'attachment; filename="{name}"'
         return Response(data, media_type=row.media_type, headers=headers)
 
@@ -127,7 +139,7 @@ def router(
         response_class=Response,
         responses=schemas.pictures(400, 401, 404, 409, 410, 422, 429, 503)
         | schemas.json_of(schemas.FrameBody, success=202)
-        | {304: {"description": "If-None-Match has the picture's ETag."}},
+        | UNCHANGED,
     )
     async def get_image(
         request: Request, tenant: Tenant, id: FrameId, format: Format, width: Width = None, wait: Seconds = 0.0

@@ -28,14 +28,17 @@ function moveTo(parts, replace = false) {
   else location.hash = text;
 }
 
+// Whether an address names a day that exists; 2026-02-30 does not.
+const isDay = (text) =>
+  /^\d{4}-\d{2}-\d{2}$/.test(text ?? "") && Number.isFinite(Date.parse(text)) && new Date(text).toISOString().startsWith(text);
+
 function route() {
   const { source, day: date, state, frame, detail: shown } = address();
   document.title = source ? `${source} · AEIC cloud` : "AEIC cloud";
   $("overview").hidden = Boolean(source);
   $("day").hidden = !source;
   if (source) {
-    const known = /^\d{4}-\d{2}-\d{2}$/.test(date ?? "") && Number.isFinite(Date.parse(date)) ? date : "";
-    day.open({ source, day: known, state: state ?? "", frame: frame ?? "" });
+    day.open({ source, day: isDay(date) ? date : "", state: state ?? "", frame: frame ?? "" });
   } else {
     day.close();
     wall.draw();
@@ -85,7 +88,7 @@ function fill(made, frame) {
       .then((there) => (there ? made.shot.replaceChildren(image) : (made.shown = false)))
       .catch(() => (made.shown = false));
   } else {
-    made.shot.replaceChildren(element("span", frame.state === "pruned" ? "deleted by retention" : "decoding …"));
+    made.shot.replaceChildren(element("span", frame.state === "pruned" ? "deleted" : "decoding …"));
   }
 }
 
@@ -300,7 +303,11 @@ async function run() {
             everySource = true;
             return page(null);
           }
-          if (event.event === "pruned") hide(event.frame);
+          if (event.event === "pruned") {
+            hide(event.frame);
+            day.gone(event.frame);
+            detail.gone(event.frame).catch(() => {});
+          }
           if (event.frame.state === "pruned") return; // also where it was another event that came late
           show(event.frame, true);
           $("empty").hidden = true;

@@ -224,7 +224,7 @@ async function show(request, words) {
     link.addEventListener("click", async (event) => {
       event.preventDefault();
       const answer = await json(`/v1/frames/${request.answer}`);
-      save(path, `${request.answer}.${SUFFIXES[answer.media_type]}`);
+      save(link, path, `${request.answer}.${SUFFIXES[answer.media_type]}`);
     });
     $("closer-status").append(link);
   }

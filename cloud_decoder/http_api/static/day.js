@@ -182,7 +182,7 @@ async function tell(frame) {
   const image = element("img");
   image.id = "day-image";
   image.alt = `Reconstruction of a frame from ${frame.source} at ${clock(frame.received_at)}`;
-  const none = { failed: "This frame cannot be decoded.", pruned: "Retention has deleted this frame." }[frame.state];
+  const none = { failed: "This frame cannot be decoded.", pruned: "This frame has been deleted." }[frame.state];
   const there = none ? false : await picture(image, `/v1/frames/${frame.id}/image?format=webp&wait=20`).catch(() => false);
   if (mine !== large) return;
   $("day-none").hidden = there;
@@ -232,6 +232,11 @@ export function arrived(frame) {
   drawAxis();
 }
 
+// A frame that was deleted while the page is open stays in its place, without its picture.
+export function gone(frame) {
+  if (asked && items.has(frame.id)) arrived(frame);
+}
+
 function step(by) {
   const at = frames.indexOf(chosen);
   const to = frames[Math.min(frames.length - 1, Math.max(0, at + by))];
@@ -252,7 +257,7 @@ export function listen(moveTo) {
   $("day-more").addEventListener("click", () => load(turn, MOST));
   const saving = (path, end) => (event) => {
     event.preventDefault();
-    save(`/v1/frames/${chosen.id}/${path}`, `${chosen.source}-${chosen.id}.${end}`);
+    save(event.target, `/v1/frames/${chosen.id}/${path}`, `${chosen.source}-${chosen.id}.${end}`);
   };
   $("day-save-image").addEventListener("click", saving("image?wait=20", "png"));
   $("day-save-frame").addEventListener("click", saving("bitstream", "aeic"));

@@ -42,13 +42,22 @@ export async function open(id) {
   if (opened?.id === id && $("detail").open) return;
   const frame = listed().find((one) => one.id === id) ?? (await json(`/v1/frames/${encodeURIComponent(id)}`).catch(() => null));
   if (!frame?.id) return void (location.hash = "");
+  await show(frame);
+}
+
+// A frame that was deleted while the page is open: its picture goes from the dialog too.
+export async function gone(frame) {
+  if (opened?.id === frame.id) await show(frame);
+}
+
+async function show(frame) {
   opened = frame;
   $("detail-title").textContent = `${frame.source}: ${describe(frame)}`;
   const image = $("detail-image");
   image.removeAttribute("src");
   image.alt = `Reconstruction of a frame from ${frame.source}`;
   image.style.aspectRatio = `${frame.width} / ${frame.height}`;
-  const none = { failed: "This frame cannot be decoded.", pruned: "Retention has deleted this frame." }[frame.state];
+  const none = { failed: "This frame cannot be decoded.", pruned: "This frame has been deleted." }[frame.state];
   image.hidden = Boolean(none);
   $("detail-none").hidden = !none;
   $("detail-none").textContent = none ?? "";
@@ -117,7 +126,7 @@ export function listen(frames, moveTo) {
   $("detail").addEventListener("close", () => opened && moveTo({ detail: "" }));
   const saving = (path, end) => (event) => {
     event.preventDefault();
-    save(`/v1/frames/${opened.id}/${path(opened)}`, `${opened.id}.${end(opened)}`);
+    save(event.target, `/v1/frames/${opened.id}/${path(opened)}`, `${opened.id}.${end(opened)}`);
   };
   $("save-image").addEventListener("click", saving(pictured, ending));
   $("save-frame").addEventListener("click", saving(() => "bitstream", () => "aeic"));

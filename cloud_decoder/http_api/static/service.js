@@ -10,7 +10,7 @@ export function remember(given) {
 }
 
 export async function ask(path, options = {}) {
-  const headers = token ? { Authorization: `Bearer ${token}` } : {};
+  const headers = { ...options.headers, ...(token && { Authorization: `Bearer ${token}` }) };
   const answer = await fetch(path, { ...options, headers });
   if (answer.status === 401) throw new NotAllowed();
   return answer;
@@ -64,8 +64,16 @@ export function thumbnail(image, frame, width) {
   });
 }
 
-export async function save(path, name) {
-  const url = URL.createObjectURL(await (await ask(path)).blob());
+// Saves what `path` answers as the file `name`. Where it is no file, `link`, which was clicked, says so for some seconds.
+export async function save(link, path, name) {
+  const answer = await ask(path).catch(() => null);
+  if (answer?.status !== 200) {
+    const words = link.dataset.words ?? link.textContent;
+    link.dataset.words = words;
+    link.textContent = answer?.status === 410 ? "It has been deleted" : "It could not be saved: try again";
+    return void setTimeout(() => (link.textContent = words), 5000);
+  }
+  const url = URL.createObjectURL(await answer.blob());
   const anchor = document.createElement("a");
   anchor.href = url;
   anchor.download = name;
@@ -73,9 +81,12 @@ export async function save(path, name) {
   setTimeout(() => URL.revokeObjectURL(url), 10000);
 }
 
+let last = null; // the id of the last event: after an interruption the stream goes on behind it
+
 // Calls `heard` with each event until the stream ends; `opened` once it is open.
 export async function follow(opened, heard) {
-  const answer = await ask("/v1/events", { cache: "no-store" });
+  const answer = await ask("/v1/events", { cache: "no-store", headers: last ? { "Last-Event-ID": last } : {} });
+  if (answer.status === 400) last = null;
   if (!answer.ok) throw new Error(`events: ${answer.status}`);
   await opened();
   const reader = answer.body.pipeThrough(new TextDecoderStream()).getReader();
@@ -87,8 +98,10 @@ export async function follow(opened, heard) {
     const parts = text.split("\n\n");
     text = parts.pop();
     for (const part of parts) {
-      const data = part.split("\n").find((line) => line.startsWith("data: "));
-      if (data) await heard(JSON.parse(data.slice(6)));
+      const lines = part.split("\n");
+      const [id, data] = ["id: ", "data: "].map((name) => lines.find((line) => line.startsWith(name))?.slice(name.length));
+      if (data) await heard(JSON.parse(data));
+      if (id) last = id;
     }
   }
 }

@@ -115,7 +115,7 @@ async function depict(tile) {
     frame = (await json(`/v1/frames?${new URLSearchParams({ source: name, state: "done", limit: 1 })}`).catch(() => null))?.frames?.[0];
     tile.busy = false;
     tile.pictured = "none";
-    if (!frame) return void (tile.shot.textContent = newest?.state === "pruned" ? "deleted by retention" : "no picture yet");
+    if (!frame) return void (tile.shot.textContent = newest?.state === "pruned" ? "deleted" : "no picture yet");
   }
   if (tile.pictured === frame.id) return;
   tile.busy = true;

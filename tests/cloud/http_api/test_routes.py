@@ -93,6 +93,12 @@ async def test_formats_and_conditional_requests_of_clients(
         assert head.headers["etag"] == whole.headers["etag"]
         for given in ("*", whole.headers["etag"]):
             assert (await http.get(url, headers={"If-None-Match": given})).status_code == 304
+        bitstream = url.replace("image", "bitstream")
+        tag = (await http.head(bitstream)).headers["etag"]
+        for given, status in (("*", 304), (tag, 304), (f'"other", {tag}', 304), ('"other"', 200)):
+            answer = await http.get(bitstream, headers={"If-None-Match": given})
+            assert (answer.status_code, answer.headers["etag"]) == (status, tag), given
+            assert bool(answer.content) == (status == 200)
         jpeg, png = await http.get(url + "?format=JPG"), await http.get(url + "?format=PNG")
         assert jpeg.headers["content-type"] == "image/jpeg" and png.content == whole.content
         assert (await http.head("/healthz")).status_code == 200
