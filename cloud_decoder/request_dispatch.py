@@ -27,7 +27,10 @@ audit = logging.getLogger("aeic.cloud.audit")
 
 POLL_SECONDS = 1.0
 AGAIN_SECONDS = 30.0
-"""A request that was sent and is still open is sent again after this long: the box may have failed at it."""
+"""A request that was sent and is still open is sent again after this long: the box may have failed at it. After twice
+as long the next time, and so on: the box pays for what it receives, too."""
+MOST_DOUBLED = 4
+"""How often the time is doubled."""
 OUTBOX = 256
 """Requests on their way to one stream; the others wait in the store."""
 AT_ONCE = 64
@@ -42,19 +45,24 @@ class Outbox:
         self.tenant, self.box, self.max_bytes, self.original_max_bytes = tenant, box, max_bytes, original_max_bytes
         self._queue: asyncio.Queue[StoredRequest] = asyncio.Queue(OUTBOX)
         self._sent: dict[int, float] = {}  # open requests by their seq, and when they were sent
+        self._repeats: dict[int, int] = {}  # how often each was sent after the first time
 
     def turn(self, waiting: Sequence[OpenRequest]) -> list[int]:
         """Which of the open requests of the box, the oldest first, are to be sent now: their ``seq``.
 
         Those that were never sent on this stream come first, then those that were sent the longest ago.
         """
-        oldest = time.monotonic() - AGAIN_SECONDS
+        now = time.monotonic()
+        oldest = now - AGAIN_SECONDS
         self._sent = {one.seq: self._sent[one.seq] for one in waiting if one.seq in self._sent}
+        self._repeats = {seq: self._repeats.get(seq, 0) for seq in self._sent}
         lately = Counter((one.source, one.kind) for one in waiting if self._sent.get(one.seq, oldest) > oldest)
         room, chosen = OUTBOX - self._queue.qsize(), list[int]()
         for one in sorted(waiting, key=lambda one: self._sent.get(one.seq, 0.0)):
             lane = one.source, one.kind
-            if self._sent.get(one.seq, oldest) <= oldest and lately[lane] < AT_ONCE and len(chosen) < room:
+            pause = AGAIN_SECONDS * 2 ** min(self._repeats.get(one.seq, 0), MOST_DOUBLED)
+            due = one.seq not in self._sent or self._sent[one.seq] + pause <= now
+            if due and lately[lane] < AT_ONCE and len(chosen) < room:
                 lately[lane] += 1
                 chosen.append(one.seq)
         return chosen
@@ -62,6 +70,8 @@ class Outbox:
     def send(self, request: StoredRequest) -> None:
         """Send a request of this turn. Where there is no room any more, it has another turn."""
         if not self._queue.full():
+            if request.seq in self._sent:
+                self._repeats[request.seq] = self._repeats.get(request.seq, 0) + 1
             self._sent[request.seq] = time.monotonic()
             self._queue.put_nowait(request)
 

@@ -190,11 +190,14 @@ class EdgeService:
     def _keep_originals(self) -> Answerer | None:
         """Opens the ring of originals, if the settings ask for one, for requests of the cloud."""
         settings = self.settings
+        folder = settings.data_dir / "originals"
         if not settings.originals_max_bytes:
+            if folder.is_dir():
+                OriginalRing(folder, max_bytes=0)  # deletes what was kept under earlier settings
             return None
         sources = (*settings.all_cameras(), *settings.all_folders(), *settings.mqtt)
         self.ring = OriginalRing(
-            settings.data_dir / "originals",
+            folder,
             max_bytes=settings.originals_max_bytes,
             max_age_seconds=settings.originals_max_age_seconds,
             source_bytes={

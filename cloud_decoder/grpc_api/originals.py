@@ -34,6 +34,9 @@ ENTRY_BYTES = 1024
 """What each file counts besides its bytes: one of which nothing has come takes memory too."""
 IDLE_SECONDS = 60.0
 """A file of which nothing new has come for so long gives way to another one."""
+CHECK_SECONDS = 2.0
+"""How often a file that arrives looks whether its request is still open: a deleted frame or another process may have
+ended it, and the box pays for every byte that it goes on to send."""
 
 
 @dataclass
@@ -44,6 +47,8 @@ class _Arriving:
     data: bytearray = field(default_factory=bytearray)
     progress: float = field(default_factory=time.monotonic)
     """When its last bytes came, in monotonic seconds."""
+    checked: float = field(default_factory=time.monotonic)
+    """When its request was last seen open, in monotonic seconds."""
     storing: asyncio.Task[None] | None = None
 
 
@@ -97,10 +102,13 @@ class OriginalAssembler:
                 return None
             one = self._arriving[key] = _Arriving(request, piece.total_bytes, piece.sha256)
             self._held.take(ENTRY_BYTES, tenant)
-        if one.request.deadline_ms <= self._dispatch.now() * 1000 and one.storing is None:
-            self._drop(key)
+        if await self._has_ended(key, one):
+            if self._arriving.get(key) is one and one.storing is None:
+                self._drop(key)
             ack.unwanted = True
             return ack
+        if self._arriving.get(key) is not one:  # it has given way to another file meanwhile
+            return None
         if piece.data and piece.offset == len(one.data) and len(one.data) + len(piece.data) <= one.size:
             one.progress = time.monotonic()  # now, so that it does not give way to itself
             if not self._room(len(piece.data), tenant):
@@ -111,6 +119,21 @@ class OriginalAssembler:
             one.storing = asyncio.create_task(self._store_whole(key, one))
         ack.received_bytes = len(one.data)
         return ack
+
+    async def _has_ended(self, key: tuple[str, UUID], one: _Arriving) -> bool:
+        """Whether the request of a file that is not whole has ended; looks into the store once in CHECK_SECONDS."""
+        if one.storing is not None:
+            return False
+        if one.request.deadline_ms <= self._dispatch.now() * 1000:
+            return True
+        if time.monotonic() - one.checked < CHECK_SECONDS:
+            return False
+        one.checked = time.monotonic()
+        try:
+            request = await asyncio.to_thread(self._store.requests.get, *key)
+        except StoreUnavailable:  # it is asked again; until then the request is as it was
+            return False
+        return request is None or request.state is not RequestState.OPEN
 
     async def _wanted(self, key: tuple[str, UUID], box: str, size: int) -> StoredRequest | None:
         """The open request that a file of that size from that box answers. A file that is too large ends it."""

@@ -16,8 +16,16 @@ import sqlalchemy as sa
 
 from aeic.identifiers import new_id
 from cloud_decoder.store.database import Database
-from cloud_decoder.store.records import NewRequest, OpenRequest, RefusalReason, RequestKind, RequestState, StoredRequest
-from cloud_decoder.store.schema import requests
+from cloud_decoder.store.records import (
+    FrameState,
+    NewRequest,
+    OpenRequest,
+    RefusalReason,
+    RequestKind,
+    RequestState,
+    StoredRequest,
+)
+from cloud_decoder.store.schema import frames, requests
 
 HOUR_MS = 3_600_000
 DAY_MS = 24 * HOUR_MS
@@ -64,6 +72,11 @@ class Requests:
             values = {name: getattr(new, name) for name in NewRequest.__dataclass_fields__}
             values |= {"kind": new.kind.value, "bytes": new.max_bytes, "state": RequestState.OPEN.value}
             connection.execute(sa.insert(requests).values(values))
+            # The frame may have been deleted since the caller read it. On PostgreSQL, a deletion in progress is waited
+            # for.
+            parent = sa.select(frames.c.state).where(frames.c.tenant == new.tenant, frames.c.id == new.parent)
+            if connection.scalar(parent.with_for_update(read=True)) == FrameState.PRUNED.value:
+                end_about(connection, new.tenant, [new.parent], new.created_ms)
             return self._one(connection, new.tenant, new.id)
 
         return self._database.commit(work)

@@ -283,8 +283,24 @@ class Answerer:
         async with asyncio.timeout(end - time.monotonic()), self._turns:
             _reserve(charge, charge.sent + ask.max_bytes)
             kept = await self._kept(ask)
-            record = _record(ask, kept, await self._encoded(ask, kept.picture))
+            first = await asyncio.to_thread(self._spool.get, ask.frame_id) if ask.kind is RequestKind.BETTER else None
+            has = 0 if first is None else first.size
+            if ask.max_bytes <= has:
+                raise Refused(RefusalReason.OVER_BUDGET, f"the frame has {has} bytes already: ask for more than these")
+            encoded = await self._encoded(ask, kept.picture)
+            if len(encoded.data) <= has:
+                raise self._no_better(encoded, has, ask.max_bytes)
+            record = _record(ask, kept, encoded)
         await self._put(record, charge, end)
+
+    def _no_better(self, encoded: Encoded, has: int, max_bytes: int) -> Refused:
+        """Why there is nothing better than a frame of `has` bytes."""
+        whole = (encoded.width, encoded.height) == (encoded.original_width, encoded.original_height)
+        if whole and encoded.rate == len(self._encoder.bundle.rates) - 1:
+            return Refused(RefusalReason.UNSUPPORTED, "the frame is the best that this box can make of the picture")
+        return Refused(
+            RefusalReason.OVER_BUDGET, f"the frame has {has} bytes, and nothing better fits into {max_bytes}"
+        )
 
     async def _picture_now(self, ask: PictureRequest, source_id: str, charge: Charge, end: float) -> None:
         """A new picture as a frame. One at a time of each camera, so that pictures do not pile up in memory; a camera

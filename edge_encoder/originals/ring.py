@@ -58,8 +58,9 @@ class _Place:
 
 class OriginalRing:
     """Originals in `folder`, of at most `max_bytes` in all, and of at most `source_bytes[source]` for a source named
-    there. Older ones than `max_age_seconds` (0: any) are deleted. `spool_needs()` is the space in bytes that the spool
-    may still take of the disk. With a `cipher` they are encrypted. Call `expire()` every now and then."""
+    there. 0 keeps none, and deletes those of an earlier process. Older ones than `max_age_seconds` (0: any) are
+    deleted. `spool_needs()` is the space in bytes that the spool may still take of the disk. With a `cipher` they are
+    encrypted. Call `expire()` every now and then."""
 
     def __init__(
         self,
@@ -255,7 +256,8 @@ class OriginalRing:
                     path.unlink()
         if deleted:
             log.warning("%d originals were incomplete, or kept under another key or without one: deleted", deleted)
-        self._make_room("", 0)
+        for source_id in {place.source_id for place in self._places.values()}:  # a smaller limit holds from the start
+            self._make_room(source_id, 0)
 
     def _place(self, file: BinaryIO, number: int) -> tuple[_Place, uuid.UUID]:
         meta = _parsed(self._format.meta(file.read(HEAD_BYTES)))

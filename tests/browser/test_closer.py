@@ -28,10 +28,10 @@ def keeping(browser: Any, tiny_bundle: Path, tmp_path_factory: pytest.TempPathFa
         yield running
 
 
-def sent(keeping: Pair) -> str:
-    """The id of a picture of 768x512 that was sent in 1,000 bytes and is decoded."""
+def sent(keeping: Pair, target_bytes: int = 1000) -> str:
+    """The id of a picture of 768x512 that was sent in so many bytes and is decoded."""
     body = (EXAMPLES / "owl.jpg").read_bytes()
-    posted = json.loads(request(f"{keeping.edge.http}/v1/frames?wait=delivered&target_bytes=1000", body))
+    posted = json.loads(request(f"{keeping.edge.http}/v1/frames?wait=delivered&target_bytes={target_bytes}", body))
     request(f"{keeping.cloud.http}/v1/frames/{posted['id']}/image?wait=20")
     return str(posted["id"])
 
@@ -225,6 +225,32 @@ def test_a_rectangle_is_drawn_by_touch_and_the_composed_picture_is_marked(browse
     assert page.locator(".composed").count() == 0 and page.is_hidden("#closer-mark")
     assert errors == []
     context.close()
+
+
+def test_the_page_says_why_it_does_not_ask(browser: Any, keeping: Pair) -> None:
+    """If the hour is spent, or the answer would be no better than the picture."""
+    frame = sent(keeping, 3000)
+    left = {"hour_bytes_left": 1000}
+    page = browser.new_page(viewport={"width": 1280, "height": 1000})
+    page.route(f"**/v1/frames/{frame}/requests", lambda route: route.fulfill(json=route.fetch().json() | left))
+    page.goto(f"{keeping.cloud.http}/#detail={frame}")
+    page.wait_for_selector("#closer-cost:has-text('are left this hour for this source')", timeout=20000)
+    assert page.is_disabled("#closer-ask") and page.is_enabled("#closer-bytes")
+    left["hour_bytes_left"] = 60_000
+    page.goto(keeping.cloud.http)
+    page.goto(f"{keeping.cloud.http}/#detail={frame}")
+    page.wait_for_selector("#closer-cost:has-text('This picture already has')", timeout=20000)
+    assert page.is_disabled("#closer-ask")
+    page.select_option("#closer-bytes", "4000")
+    assert page.is_enabled("#closer-ask")
+    page.select_option("#closer-bytes", "1500")
+    assert page.is_disabled("#closer-ask")
+    page.focus("#closer-place")
+    page.keyboard.press("ArrowRight")
+    assert page.is_enabled("#closer-ask"), "a part can be sharper"
+    page.keyboard.press("Delete")
+    assert page.is_disabled("#closer-ask")
+    page.close()
 
 
 def test_the_original_and_a_new_picture_are_asked_for(browser: Any, keeping: Pair) -> None:

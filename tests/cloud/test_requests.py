@@ -266,6 +266,23 @@ def test_requests_are_sent_in_turns(monkeypatch: pytest.MonkeyPatch) -> None:
 ORIGINAL = {"kind": "original", "max_bytes": 40_000}
 
 
+def test_a_request_that_is_not_answered_is_sent_less_and_less_often(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The box pays for what it receives: a request of a day must not cost it 2,880 messages."""
+    clock = SimpleNamespace(now=1000.0)
+    monkeypatch.setattr(request_dispatch, "time", SimpleNamespace(monotonic=lambda: clock.now))
+    outbox = request_dispatch.Outbox("", "box", 4096)
+    one = OpenRequest(7, "", "box", "box", RequestKind.ORIGINAL)
+    sent = []
+    for second in range(3600):
+        clock.now = 1000.0 + second
+        for seq in outbox.turn([one]):
+            outbox.send(SimpleNamespace(seq=seq))  # type: ignore[arg-type]
+            outbox._queue.get_nowait()
+            sent.append(second)
+    assert sent == [0, 30, 90, 210, 450, 930, 1410, 1890, 2370, 2850, 3330]
+    assert outbox.turn([]) == [] and not outbox._sent and not outbox._repeats
+
+
 async def test_a_new_picture_can_be_asked_about_and_is_deleted_with_its_parent(
     bundle: Bundle, decoder: Decoder, make_frame: MakeFrame, tmp_path: Path
 ) -> None:

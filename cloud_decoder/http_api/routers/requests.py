@@ -131,6 +131,8 @@ def router(
             "request %s of tenant %r for frame %s of source %r: %s %s, at most %d bytes within %g s",
             new.id, tenant, row.id, row.source, new.kind.value, region or "", new.max_bytes, asked.deadline_seconds,
         )  # fmt: skip
+        if stored.state is not RequestState.OPEN:  # the frame was deleted meanwhile
+            dispatch.ended(stored)
         dispatch.wake()
         location = f"/v1/frames/{id}/requests/{new.id}"
         return JSONResponse(request_json(stored), 202, {"Location": location, "Cache-Control": "no-store"})

@@ -5,6 +5,7 @@ import { $, bytes, count, element, lasting, repeats, seconds, times } from "/vie
 
 const LEAST = 16; // pixels of the original, a side
 const STEPS = 40; // of the keyboard, across a side
+const LEAST_CHARGE = 256; // bytes that every request costs at least
 const SIZES = [1500, 4000, 8000]; // bytes of a frame
 const FILE_SIZES = [8000, 16000, 32000, 64000, 250000, 1000000, 8000000]; // bytes of an original
 const KINDS = { region: "sharper part", better: "better quality", original: "original", now: "new picture" };
@@ -20,6 +21,7 @@ const original = () => [frame.original_width ?? frame.width, frame.original_heig
 const tell = (text) => ($("closer-status").textContent = text);
 const kind = () => $("closer-kind").value;
 const most = () => (kind() === "original" ? allowed?.original_max_bytes : allowed?.max_bytes);
+const mayAsk = () => Boolean(most()) && !asking;
 const mayDraw = () => frame && kind() !== "now";
 const part = ({ x, y, width, height }) => `${width} × ${height} pixels at ${x}, ${y}`;
 
@@ -75,15 +77,20 @@ function choose() {
 }
 
 function cost() {
-  const can = Boolean(most()) && allowed.hour_bytes_left > 0 && !asking;
-  $("closer-ask").disabled = !can;
-  $("closer-bytes").disabled = !can;
+  const size = Math.min(Number($("closer-bytes").value), most() || 0);
+  const left = allowed?.hour_bytes_left ?? 0;
+  const spent = Math.max(size, LEAST_CHARGE) > left;
+  const noBetter = kind() === "sharper" && !region && size <= frame.bytes;
+  $("closer-ask").disabled = !mayAsk() || spent || noBetter;
+  $("closer-bytes").disabled = !mayAsk();
   $("closer-kind").disabled = !allowed?.max_bytes;
   if (allowed === null) return void ($("closer-cost").textContent = "The service did not answer.");
   if (allowed.max_bytes === null) return void ($("closer-cost").textContent = "The box that took this picture is not connected, so nothing more can be asked now.");
   if (allowed.max_bytes === 0) return void ($("closer-cost").textContent = "The box that took this picture takes no requests. Its operator can turn them on with AEIC_EDGE_ORIGINALS_MAX_BYTES.");
   if (!most()) return void ($("closer-cost").textContent = "The box that took this picture sends no originals.");
-  const size = Math.min(Number($("closer-bytes").value), most());
+  $("closer-ask").textContent = kind() === "now" ? "Take a picture" : region ? "Ask for this part" : "Ask for the whole picture";
+  if (spent) return void ($("closer-cost").textContent = `An answer may cost ${bytes(Math.max(size, LEAST_CHARGE))}, but only ${bytes(left)} are left this hour for this source. Choose fewer bytes or ask later. The operator of this service can raise AEIC_CLOUD_REQUEST_BYTES_PER_HOUR.`);
+  if (noBetter) return void ($("closer-cost").textContent = `This picture already has ${bytes(frame.bytes)}. Draw a rectangle on it, or choose more bytes for the whole picture in better quality.`);
   const [width, height] = region ? [region.width, region.height] : original();
   const here = `This part has ${width} × ${height} pixels at the box.`;
   const what = {
@@ -91,8 +98,7 @@ function cost() {
     original: region ? here : "The photograph itself if it is small enough, else a JPEG of it. Draw a rectangle to get only a part.",
     now: "The same camera takes a new picture at once.",
   }[kind()];
-  $("closer-cost").textContent = `${what} It costs at most ${bytes(size)} of the ${bytes(allowed.hour_bytes_left)} left this hour.${duration(size)}`;
-  $("closer-ask").textContent = kind() === "now" ? "Take a picture" : region ? "Ask for this part" : "Ask for the whole picture";
+  $("closer-cost").textContent = `${what} It costs at most ${bytes(size)} of the ${bytes(left)} left this hour.${duration(size)}`;
 }
 
 // What it may take: by the last answers about this source, else by the way of this frame.
@@ -149,7 +155,7 @@ function byKey(event) {
     if (!region) draw({ x, y, width, height }); // the first key shows it
     else if (event.shiftKey) draw(within(x, y, Math.min(width + across, wide - x), Math.min(height + down, tall - y)));
     else draw(within(x + across, y + down, width, height));
-    $("closer-said").textContent = `Rectangle of ${part(region)}. Enter asks for it.`;
+    $("closer-said").textContent = `Rectangle of ${part(region)}.${$("closer-ask").disabled ? "" : " Enter asks for it."}`;
   } else return;
   event.preventDefault();
   event.stopPropagation(); // the arrow keys of the dialog go to other frames
@@ -291,7 +297,7 @@ export function listen() {
     return [(event.clientX - box.left) / box.width, (event.clientY - box.top) / box.height].map((share) => Math.min(1, Math.max(0, share)));
   };
   place.addEventListener("pointerdown", (event) => {
-    if (event.button || !event.isPrimary || !mayDraw() || $("closer-ask").disabled) return;
+    if (event.button || !event.isPrimary || !mayDraw() || !mayAsk()) return;
     event.preventDefault(); // no text is selected, and no picture dragged
     place.focus({ preventScroll: true });
     from = at(event);

@@ -118,6 +118,28 @@ async def test_a_file_that_was_not_asked_for_or_is_no_picture_is_not_taken(
         assert (await http.get(better.headers["location"])).json()["state"] == "open"
 
 
+async def test_a_file_of_a_request_that_has_ended_meanwhile_is_not_sent_to_its_end(
+    bundle: Bundle, decoder: Decoder, make_frame: MakeFrame, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(originals, "CHECK_SECONDS", 0.0)
+    async with asked(decoder, make_frame, tmp_path) as (cloud, http, parent), Box(cloud.grpc) as box:
+        await box.greet(bundle)
+        await http.post(f"/v1/frames/{parent}/requests", json=ORIGINAL)
+        id, data = (await box.request()).id, jpeg()
+        assert (await box.piece(id, data, 0, 100)).received_bytes == 100
+        with monkeypatch.context() as broken:
+            broken.setattr(cloud.store.requests, "get", failing)
+            assert (await box.piece(id, data, 100, 100)).received_bytes == 200, "a store that fails ends nothing"
+        assert cloud.store.retention.delete("", parent, int(time.time() * 1000))  # as another process does it
+        assert (await box.piece(id, data, 200, 100)).unwanted
+        assert (await box.piece(id, data, 200)).unwanted
+        assert not cloud.ingest._originals._arriving and not cloud.ingest._originals._held.held
+
+
+def failing(*_: Any) -> Any:
+    raise StoreUnavailable("its disk is full")
+
+
 async def test_a_damaged_file_is_sent_again_and_a_store_that_cannot_write_keeps_it(
     bundle: Bundle, decoder: Decoder, make_frame: MakeFrame, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -47,6 +47,18 @@ def test_a_request_ends_once_and_its_hour_is_counted(store_url: str, make_frame:
     store.close()
 
 
+def test_a_request_about_a_frame_that_was_deleted_meanwhile_ends_at_once(store_url: str, make_frame: MakeFrame) -> None:
+    """Its caller has read the frame before the deletion. A box would send an answer for nothing."""
+    store = Store(store_url)
+    parent = new_frame(make_frame(1), source="s")
+    store.frames.add([parent], NOW)
+    assert store.retention.delete("", parent.id, NOW_MS)
+    late = store.requests.add(new_request(parent.id), 20_000)
+    assert late is not None and (late.state, late.reason) == (RequestState.REFUSED, RefusalReason.GONE)
+    assert not store.requests.open({("", "s")})
+    store.close()
+
+
 def test_room_for_a_request_comes_back_an_hour_after_the_earlier_ones(store_url: str) -> None:
     store = Store(store_url)
     for minutes, size in ((50, 3000), (40, 3000), (0, 100)):

@@ -139,6 +139,35 @@ async def test_the_hour_is_charged_with_what_was_sent(tiny_bundle: Path, tmp_pat
         assert sizes[0] * len(sizes) <= 5000 and len(sizes) == 1 + (4000 - REQUEST_BYTES) // cost
 
 
+async def test_a_box_that_keeps_no_originals_any_more_deletes_them(tiny_bundle: Path, tmp_path: Path) -> None:
+    async with box(tmp_path, tiny_bundle) as (service, _):
+        assert service.ring is not None and len(service.ring) == 1
+        folder = service.settings.data_dir / "originals"
+    async with edge(tmp_path, tiny_bundle, cloud_address="", originals_max_bytes=0) as (_, service):
+        assert service.ring is None and folder.is_dir() and not list(folder.iterdir())
+
+
+async def test_better_quality_that_is_none_is_refused_and_costs_no_answer(tiny_bundle: Path, tmp_path: Path) -> None:
+    async with edge(tmp_path, tiny_bundle, **KEEP) as (client, service):
+        content = picture(128, 96)
+        posted = (await client.post("/v1/frames?rate=0", content=content)).json()
+        top = len(service.encoder.bundle.rates) - 1
+        best = (await client.post(f"/v1/frames?rate={top}", content=content)).json()
+        before = service.spool.pending_frames
+        small, largest = (service.spool.get(uuid.UUID(one["id"])) for one in (posted, best))
+        assert small is not None and largest is not None and small.size < largest.size
+        for number, frame, max_bytes, reason in (
+            (1, small, small.size, RefusalReason.OVER_BUDGET),
+            (2, small, small.size + 1, RefusalReason.OVER_BUDGET),
+            (3, largest, 4000, RefusalReason.UNSUPPORTED),
+        ):
+            asked = ask(frame.id, number, kind=RequestKind.BETTER, max_bytes=max_bytes)
+            assert await answer(service, asked) == reason and service.spool.pending_frames == before
+        assert await answer(service, ask(small.id, 4, kind=RequestKind.BETTER, max_bytes=4000)) == "answered"
+        found = service.spool.get(request_id(4))
+        assert found is not None and found.size == largest.size
+
+
 @pytest.mark.parametrize("policy", ["drop-oldest", "drop-lowest-priority"])
 async def test_an_answer_never_takes_the_place_of_a_frame(tiny_bundle: Path, tmp_path: Path, policy: str) -> None:
     full = {"spool_max_bytes": 1 << 16, "spool_full_policy": policy}

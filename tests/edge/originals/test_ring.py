@@ -48,6 +48,15 @@ def test_limits_of_one_source_and_of_one_original(tmp_path: Path) -> None:
     assert not kept.keep(original(3, size=11 * KB)) and len(kept) == 3
 
 
+def test_originals_that_the_settings_do_not_keep_any_more_are_deleted(tmp_path: Path) -> None:
+    """A camera whose limit is lowered to 0 keeps none from the start: they could still be asked for."""
+    kept = ring(tmp_path)
+    assert kept.keep(original(1, "gate")) and all(kept.keep(original(number, "yard")) for number in (2, 3, 4))
+    again = ring(tmp_path, source_bytes={"gate": 0, "yard": 2 * KB + KB // 2})
+    assert again.read(uuid.UUID(int=1)) is None and again.read(uuid.UUID(int=4)) is not None and len(again) == 2
+    assert len(list((tmp_path / "originals").iterdir())) == 2
+
+
 def test_age_damage_and_what_is_no_original(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     kept = ring(tmp_path, max_age_seconds=60)
     for number in (1, 2, 3):
