@@ -2,8 +2,8 @@
 
 A connection has a deadline for the headers of each request, for taking its answer, and for what is left of a body after
 the answer. The number of connections is limited, to fewer than the process may open files: at the limit a new
-connection takes the place of the one that has waited longest without sending a request, or else of the upload that has
-been silent for longest. If there is none, the new one is answered 503.
+connection takes the place of the oldest one with half a request, or else of the one that has been silent for longest:
+without a request, or in the middle of an upload. If there is none, the new one is answered 503.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import fcntl
+import heapq
 import json
 import resource
 import socket
@@ -20,6 +21,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import chain
+from operator import itemgetter
 from typing import cast
 
 import h11
@@ -165,7 +167,7 @@ class Connections:
     def __init__(self, limit: int) -> None:
         self.limit = limit
         self.open: set[H11Protocol] = set()
-        self._waiting: dict[H11Protocol, None] = {}  # the one that has waited longest is first
+        self._waiting: dict[H11Protocol, float] = {}  # monotonic time since when each waits, in order
         self._heard: dict[H11Protocol, float] = {}  # monotonic time of the last bytes of those that are busy, in order
 
     @property
@@ -174,8 +176,7 @@ class Connections:
         return len(self.open)
 
     def admit(self, connection: H11Protocol) -> bool:
-        """Count a new connection, in the place of the one that has waited longest where there is no other. False where
-        all are busy."""
+        """Count a new connection, in the place of another one where there is no other. False where all are busy."""
         if len(self.open) >= self.limit:
             oldest = self._idle()
             if oldest is None:
@@ -183,13 +184,13 @@ class Connections:
             self.forget(oldest)
             oldest.transport.abort()
         self.open.add(connection)
-        self._waiting[connection] = None
+        self._waiting[connection] = time.monotonic()
         return True
 
     def waits(self, connection: H11Protocol) -> None:
         """Its answer is complete, and no further request has come."""
         if connection in self.open:
-            self._waiting[connection] = None
+            self._waiting[connection] = time.monotonic()
             self._heard.pop(connection, None)
 
     def busy(self, connection: H11Protocol) -> None:
@@ -211,17 +212,24 @@ class Connections:
         self._heard.pop(connection, None)
 
     def _idle(self) -> H11Protocol | None:
-        """The connection that has waited longest, or else the upload that has been silent for longest. Not one whose
-        bytes have arrived and are not read yet, because this process was busy."""
-        return next((one for one in chain(self._waiting, self._silent_uploads()) if not _unread(one)), None)
+        """The connection that makes room for a new one. Not one whose bytes have arrived and are not read yet, because
+        this process was busy.
 
-    def _silent_uploads(self) -> Iterator[H11Protocol]:
-        before = time.monotonic() - _SILENT_SECONDS
-        for connection, heard in self._heard.items():
-            if heard >= before:
-                return
-            if connection.conn.their_state is h11.SEND_BODY:
-                yield connection
+        Clients send the headers of a request at once. One that is new and has sent nothing stays longer than uploads
+        that have stopped."""
+        partial = (one for one in self._waiting if one.conn.trailing_data[0])
+        return next((one for one in chain(partial, self._silent()) if not _unread(one)), None)
+
+    def _silent(self) -> Iterator[H11Protocol]:
+        """Those that wait for a request, and the uploads that are silent: the longest silence first."""
+        now = time.monotonic()
+        uploads = (
+            (heard, one)
+            for one, heard in self._heard.items()
+            if heard < now - _SILENT_SECONDS and one.conn.their_state is h11.SEND_BODY
+        )
+        waiting = ((since, one) for one, since in self._waiting.items())
+        return (one for _, one in heapq.merge(waiting, uploads, key=itemgetter(0)))
 
 
 def _unread(connection: H11Protocol) -> bool:

@@ -238,3 +238,35 @@ async def test_bytes_that_this_process_has_not_read_count_as_heard() -> None:
     for _, writer in (honest, *others):
         writer.close()
     await server.stop()
+
+
+async def test_half_requests_and_stopped_uploads_make_room_before_a_connection_that_is_new() -> None:
+    app = FastAPI()
+
+    @app.post("/")
+    async def take(request: Request) -> str:
+        return str(len(await read_body(request, BodyLimits(1000, 60.0))))
+
+    settings = ServerSettings("127.0.0.1", 0, "AEIC_EDGE_", header_seconds=10.0, grace_seconds=1, max_connections=4)
+    server = HttpServer(app, settings)
+    host, port = (await server.start()).removeprefix("http://").split(":")
+    lines = {}
+    for name, sent in (
+        ("upload", b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 4\r\n\r\n"),
+        ("waits", b""),
+        ("half", b"GET / HTTP/1.1\r\nHost"),
+    ):
+        lines[name] = await asyncio.open_connection(host, int(port))
+        lines[name][1].write(sent)
+        await asyncio.sleep(1.1 if name == "upload" else 0.05)
+
+    def next_to_go() -> str:
+        found = server.connections._idle()
+        assert found is not None
+        server.connections.forget(found)
+        return next(name for name, (_, writer) in lines.items() if writer.get_extra_info("sockname") == found.client)
+
+    assert [next_to_go() for _ in lines] == ["half", "upload", "waits"]
+    for _, writer in lines.values():
+        writer.close()
+    await server.stop()
