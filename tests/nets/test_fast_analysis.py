@@ -14,7 +14,7 @@ from aeic.runtime import openvino
 from aeic_nets.codec import Analysis
 from aeic_nets.fast_analysis import HalfAnalysis, fast_analysis
 from aeic_nets.onnx_export import write_graph
-from aeic_train.export import float16
+from aeic_train.export import gpu_graphs
 from edge_encoder.encoding.analysis import Analysis as EdgeAnalysis
 from edge_encoder.encoding.execution_provider import open_session
 from tests.support.official_model import SMALL
@@ -58,7 +58,7 @@ def test_the_float16_form_keeps_its_norms_in_float32(tmp_path: Path) -> None:
         parameter.data *= 8 if name.endswith("body.0.weight") else 1
     write_graph(fast_analysis(g_a), torch.zeros(2, 3, 128, 192), tmp_path / "analysis.onnx", "image", ["y"])
     graph = onnx.load(tmp_path / "analysis.onnx").graph
-    blocked = [node.op_type for node in graph.node if node.name in float16._deviations(graph)]
+    blocked = [node.op_type for node in graph.node if node.name in gpu_graphs._deviations(graph)]
     assert blocked == ["Mul", "Conv", "Add", "Sqrt"] * 5
     x = torch.rand(1, 3, 128, 192) * 2 - 1
     with torch.no_grad():
