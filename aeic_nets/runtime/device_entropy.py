@@ -18,7 +18,6 @@ import logging
 from collections import Counter, OrderedDict, defaultdict
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -32,6 +31,7 @@ from aeic.errors import BitstreamError
 from aeic.latent_codec import LatentCodec, Latents
 from aeic.passes import PASS_COUNT
 from aeic.quantise import Floats, hyper_size
+from aeic.runtime.device_check import CHECK_EVERY, MOST_SIZES, Tally
 from aeic_nets.integer.model import IntegerModel
 from aeic_nets.integer.torch_ops import TorchEntropyModel
 from aeic_nets.runtime.cuda_device import CudaDevice
@@ -39,27 +39,14 @@ from aeic_nets.runtime.cuda_graphs import Graphed
 
 log = logging.getLogger(__name__)
 
-CHECK_EVERY = 256
 LARGEST_BATCH = 8
 """Frames of one size that are decoded together."""
-MOST_SIZES = 64
-"""Sizes of latents that are remembered as checked, least recently used first to go."""
 PATTERNS = 3
 _REACH = 4000.0
 """The extreme latents' size: beyond all clipping points of the first rounding."""
 
 Outcome = Latents | BitstreamError
 Size = tuple[int, int]
-
-
-@dataclass
-class Tally:
-    """What happened since it was last taken. ``device`` and ``cpu`` count frames by where they were decoded."""
-
-    device: int = 0
-    cpu: int = 0
-    checked: int = 0
-    mismatches: int = 0
 
 
 class DeviceEntropy:

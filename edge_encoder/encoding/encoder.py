@@ -19,9 +19,10 @@ from aeic.bundle import Bundle
 from aeic.errors import InputError, RateError, TooLarge
 from aeic.latent_codec import LatentCodec
 from aeic.pixels import load_picture, save_picture
+from aeic.runtime.device_check import CHECK_EVERY
 from edge_encoder.encoding import EntropyChoice, ProviderChoice
 from edge_encoder.encoding.analysis import GPU_PROVIDERS, Analysis, Latent
-from edge_encoder.encoding.gpu_entropy import CHECK_EVERY, GpuEntropy, open_gpu_entropy
+from edge_encoder.encoding.gpu_entropy import GpuEntropy, open_gpu_entropy
 from edge_encoder.encoding.scaling import resized, scaled_size
 
 _SIZES_TRIED = 6

@@ -17,7 +17,6 @@ from __future__ import annotations
 import logging
 import threading
 from collections import Counter, OrderedDict
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -28,30 +27,18 @@ from aeic.bundle import Bundle
 from aeic.entropy_model import EntropyModel, Indexes, Symbols
 from aeic.errors import BundleError
 from aeic.quantise import Floats, hyper_size, pad_latent
+from aeic.runtime.device_check import CHECK_EVERY, MOST_SIZES, Tally
 from edge_encoder.encoding import EntropyChoice
 from edge_encoder.encoding.execution_provider import open_exact
 
 log = logging.getLogger("aeic.edge.gpu_entropy")
 
 GRAPH = "entropy_gpu.onnx"
-CHECK_EVERY = 256
-MOST_SIZES = 64
-"""Sizes of latents that are remembered as checked, least recently used first to go."""
 _REACH = (0.3, 6.0, 4000.0)
 """Amplitudes of the known latents; the last is beyond all clipping points of the first rounding."""
 
 Result = tuple[Symbols, Indexes, Floats]
 Size = tuple[int, int]
-
-
-@dataclass
-class Tally:
-    """What happened since it was last taken. ``device`` and ``cpu`` count calls by what computed their results."""
-
-    device: int = 0
-    cpu: int = 0
-    checked: int = 0
-    mismatches: int = 0
 
 
 class GpuEntropy:

@@ -14,11 +14,12 @@ from aeic.bundle import Bundle
 from aeic.entropy_model import EntropyModel
 from aeic.errors import BitstreamError
 from aeic.latent_codec import LatentCodec, Latents
+from aeic.runtime.device_check import Tally
 from aeic_nets.integer.model import IntegerModel
 from aeic_nets.integer.torch_ops import TorchEntropyModel
 from aeic_nets.runtime import device_entropy
 from aeic_nets.runtime.cuda_graphs import Graphed
-from aeic_nets.runtime.device_entropy import DeviceEntropy, Tally, build
+from aeic_nets.runtime.device_entropy import DeviceEntropy, build
 from tests.support.exact_models import write_exact_bundle
 from tests.support.fake_cuda_device import FakeRecorder
 from tests.support.frames import MakeFrame, frame_maker

@@ -1,4 +1,4 @@
-"""Since when the clock is refused, so that whoever accepts it can correct the times of arrival since then."""
+"""Adds the time since which the clock is refused. The times of arrival since then are corrected when it is accepted."""
 
 import sqlalchemy as sa
 from alembic import op
