@@ -213,9 +213,9 @@ async function sources() {
   return found.sources;
 }
 
-async function totals() {
-  const asked = [sources(), json("/v1/status"), json("/v1/edge"), ask("/metrics").then((answer) => answer.text())];
-  const [all, status, edge, metrics] = await Promise.all(asked);
+async function totals(all) {
+  const asked = [json("/v1/status"), json("/v1/edge"), ask("/metrics").then((answer) => answer.text())];
+  const [status, edge, metrics] = await Promise.all(asked);
   const models = status.bundles.map(({ name, fingerprint }) => `${name} ${fingerprint}`).join(", ");
   $("model").textContent = `${models} on ${status.device}`;
   const [received, size] = all.reduce(([n, b], one) => [n + one.frames, b + one.bytes], [0, 0]);
@@ -258,8 +258,9 @@ async function keepUp() {
     if (!document.hidden && (stale || Date.now() - last > 10000)) {
       stale = false;
       last = Date.now();
+      const all = await sources().catch(() => null); // first: the wall is what the page is opened for
       if (!$("overview").hidden) await charts().catch(() => {});
-      await totals().catch(() => {});
+      if (all) await totals(all).catch(() => {});
       for (const made of cards.values()) fill(made, made.frame); // "3 min ago" grows older
       if (newest) tellNewest();
       if (coming && !turning) turn();
