@@ -1,1 +1,1 @@
-"""HTTP code that both services share: server, problems, request bodies, logs, settings, tracing."""
+"""What both services stand on: HTTP (in http/), budgets, certificates, logs, settings, tracing."""

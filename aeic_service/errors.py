@@ -15,7 +15,7 @@
          +- ClientGone           the client hung up                HTTP 499, in metrics only
          +- Draining             the service is stopping           HTTP 503
 
-:mod:`aeic_service.problems` writes them as problem+json; cloud_decoder/grpc_api/status.py maps them to gRPC.
+:mod:`aeic_service.http.problems` writes them as problem+json; cloud_decoder/grpc_api/status.py maps them to gRPC.
 """
 
 from __future__ import annotations

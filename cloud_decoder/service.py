@@ -27,8 +27,8 @@ from aeic_service import host_limits, logs, malloc, tracing
 from aeic_service.budgets import Budget, Used
 from aeic_service.certificates import Certificates
 from aeic_service.host_limits import HostLimits
-from aeic_service.http_server import HttpServer, ServerSettings
-from aeic_service.request_body import BodyLimits
+from aeic_service.http.request_body import BodyLimits
+from aeic_service.http.server import HttpServer, ServerSettings
 from cloud_decoder import bootstrap
 from cloud_decoder.admission import BYTES_A_PIXEL, Admission
 from cloud_decoder.auth import Tokens

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 
 from aeic.errors import AeicError
 from aeic_service import host_limits, logs, malloc
-from aeic_service.http_server import HttpServer, ServerSettings
+from aeic_service.http.server import HttpServer, ServerSettings
 from aeic_service.settings import readable
 from edge_encoder import systemd
 from edge_encoder.http_api.routes import create_app

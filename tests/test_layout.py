@@ -72,7 +72,7 @@ def test_no_functional_test_asserts_a_duration() -> None:
 def test_coroutine_tests_are_coroutines() -> None:
     """pytest-asyncio runs them; a test with an event loop of its own would hide a task that was never awaited."""
     files = {path for path in FILES if path.name.startswith("test_")}
-    files.remove(ROOT / "tests/service/test_http_rules.py")  # its fixture runs one scenario at either service
+    files.remove(ROOT / "tests/service/http/test_http_rules.py")  # its fixture runs one scenario at either service
     assert [path.relative_to(ROOT) for path in sorted(files) if runs_a_loop(path.read_text())] == []
 
 

@@ -8,7 +8,7 @@ from grpc_reflection.v1alpha import reflection, reflection_pb2
 
 from aeic.v1 import decode_pb2_grpc
 from aeic.v1 import ingest_pb2_grpc as pb_grpc
-from aeic_service.http_server import address_text, connection_limit
+from aeic_service.http.server import address_text, connection_limit
 from cloud_decoder.decode_backend import DecodeBackend
 from cloud_decoder.grpc_api.calls import NEWCOMERS, PROBES
 from cloud_decoder.grpc_api.decode import Decode, DecodeStream, Gate

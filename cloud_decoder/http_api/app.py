@@ -8,8 +8,8 @@ from fastapi import APIRouter, FastAPI
 from starlette.middleware import Middleware
 from starlette.types import Scope
 
-from aeic_service.app import new_app
-from aeic_service.request_timing import Observe, RequestTiming
+from aeic_service.http.app import new_app
+from aeic_service.http.request_timing import Observe, RequestTiming
 from cloud_decoder.auth import Tokens
 from cloud_decoder.metrics import Metrics
 from cloud_decoder.settings import Settings

@@ -8,7 +8,7 @@ from uuid import UUID
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from aeic_service import problems
+from aeic_service.http import problems
 from cloud_decoder.images import formats
 from cloud_decoder.store.store import FrameState, RefusalReason, RequestKind, RequestState
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from aeic.bundle import Bundle
 from aeic_service.errors import InvalidParameter
-from aeic_service.serializers import bits_per_pixel, rfc3339
+from aeic_service.http.serializers import bits_per_pixel, rfc3339
 from cloud_decoder.inference.model_pool import ModelPool
 from cloud_decoder.presence import Box
 from cloud_decoder.store.store import RequestState, StoredFrame, StoredRequest

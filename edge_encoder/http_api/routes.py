@@ -13,14 +13,15 @@ from starlette.middleware import Middleware
 from starlette.types import Scope
 
 from aeic.identifiers import is_name
-from aeic_service import problems, static_page, tracing
-from aeic_service.app import new_app, prometheus_text
-from aeic_service.disconnects import while_connected
+from aeic_service import tracing
 from aeic_service.errors import Draining, InvalidParameter, ServiceError, UnknownFrame
-from aeic_service.parameters import FrameId, Seconds, frame_id
-from aeic_service.request_body import BodyLimits, discard, read_body, stated_size
-from aeic_service.request_timing import Observe, RequestTiming
-from aeic_service.serializers import bits_per_pixel, rfc3339
+from aeic_service.http import problems, static_page
+from aeic_service.http.app import new_app, prometheus_text
+from aeic_service.http.disconnects import while_connected
+from aeic_service.http.parameters import FrameId, Seconds, frame_id
+from aeic_service.http.request_body import BodyLimits, discard, read_body, stated_size
+from aeic_service.http.request_timing import Observe, RequestTiming
+from aeic_service.http.serializers import bits_per_pixel, rfc3339
 from edge_encoder.encoding import Preset
 from edge_encoder.http_api import schemas, status
 from edge_encoder.metrics import Metrics

@@ -14,7 +14,7 @@ from typing import Any
 import httpx
 
 from aeic.bundle import Bundle
-from aeic_service.http_server import HttpServer
+from aeic_service.http.server import HttpServer
 from cloud_decoder.inference.decoder import Decoder, DecoderSettings
 from edge_encoder.__main__ import http_server
 from edge_encoder.service import EdgeService

@@ -8,9 +8,9 @@ from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
 from aeic_service.budgets import Budget
-from aeic_service.disconnects import while_connected
-from aeic_service.parameters import Seconds
-from aeic_service.request_body import BodyLimits, read_body
+from aeic_service.http.disconnects import while_connected
+from aeic_service.http.parameters import Seconds
+from aeic_service.http.request_body import BodyLimits, read_body
 from cloud_decoder.admission import Admission
 from cloud_decoder.decode_backend import DecodeBackend, Decoded
 from cloud_decoder.http_api import schemas

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Query, Request
 from fastapi.responses import Response
 
-from aeic_service.parameters import FrameId
+from aeic_service.http.parameters import FrameId
 from cloud_decoder.http_api import schemas
 from cloud_decoder.http_api.deletion import Deletion
 from cloud_decoder.http_api.dependencies import Tenant

@@ -8,7 +8,7 @@ from fastapi import APIRouter, Query, Request
 
 from aeic_service.budgets import Budget
 from aeic_service.errors import ServiceError
-from aeic_service.request_body import BodyLimits, read_body
+from aeic_service.http.request_body import BodyLimits, read_body
 from cloud_decoder.http_api import schemas
 from cloud_decoder.http_api.dependencies import Tenant
 from cloud_decoder.http_api.edge_proxy import EdgeProxy

@@ -12,8 +12,8 @@ from fastapi import APIRouter, Query, Request
 from fastapi.responses import JSONResponse, Response
 
 from aeic.bundle import Bundle
-from aeic_service.disconnects import while_connected
-from aeic_service.parameters import FrameId, Seconds, frame_id
+from aeic_service.http.disconnects import while_connected
+from aeic_service.http.parameters import FrameId, Seconds, frame_id
 from cloud_decoder.errors import Gone, OtherForm
 from cloud_decoder.http_api import schemas
 from cloud_decoder.http_api.dependencies import NO_RANGES, Format, Tenant, Width

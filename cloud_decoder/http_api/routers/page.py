@@ -6,7 +6,7 @@ from pathlib import Path
 
 from fastapi import APIRouter
 
-from aeic_service import static_page
+from aeic_service.http import static_page
 
 STATIC = Path(__file__).parents[1] / "static"
 

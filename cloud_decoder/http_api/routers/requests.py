@@ -22,10 +22,10 @@ from fastapi.responses import JSONResponse, Response
 from pydantic import ValidationError
 
 from aeic_service.budgets import Budget
-from aeic_service.disconnects import while_connected
 from aeic_service.errors import InvalidParameter
-from aeic_service.parameters import FrameId, Seconds, frame_id
-from aeic_service.request_body import BodyLimits, read_body
+from aeic_service.http.disconnects import while_connected
+from aeic_service.http.parameters import FrameId, Seconds, frame_id
+from aeic_service.http.request_body import BodyLimits, read_body
 from cloud_decoder.errors import BudgetSpent, Gone, RequestsForbidden, UnknownRequest
 from cloud_decoder.events import EventBus
 from cloud_decoder.http_api import schemas

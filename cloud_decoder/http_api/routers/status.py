@@ -17,10 +17,10 @@ from fastapi import APIRouter
 from fastapi.responses import JSONResponse, PlainTextResponse, Response
 
 import aeic
-from aeic_service import problems
-from aeic_service.app import prometheus_text
 from aeic_service.budgets import Used
 from aeic_service.certificates import Certificates
+from aeic_service.http import problems
+from aeic_service.http.app import prometheus_text
 from cloud_decoder.decode_backend import DecodeBackend
 from cloud_decoder.errors import StoreUnavailable
 from cloud_decoder.http_api import schemas

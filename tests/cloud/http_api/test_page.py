@@ -14,7 +14,7 @@ from typing import Any
 import httpx
 import pytest
 
-from aeic_service import static_page
+from aeic_service.http import static_page
 from cloud_decoder.http_api import edge_proxy
 from cloud_decoder.http_api.routers import page
 from cloud_decoder.inference.decoder import Decoder

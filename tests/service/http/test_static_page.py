@@ -11,7 +11,7 @@ import pytest
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
-from aeic_service import static_page
+from aeic_service.http import static_page
 from cloud_decoder.http_api.routers import page
 from edge_encoder.http_api import routes
 

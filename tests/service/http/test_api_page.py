@@ -7,7 +7,7 @@ from typing import Any, cast
 
 from fastapi.testclient import TestClient
 
-from aeic_service import api_page
+from aeic_service.http import api_page
 from cloud_decoder.http_api.app import build_app
 from cloud_decoder.http_api.routers import decode, frames, status
 from cloud_decoder.metrics import Metrics

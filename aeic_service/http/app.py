@@ -14,10 +14,10 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 import aeic
-from aeic_service import api_page, problems
 from aeic_service.errors import InvalidParameter, UnknownParameter
-from aeic_service.head import Head
-from aeic_service.origins import Origins, split
+from aeic_service.http import api_page, problems
+from aeic_service.http.head import Head
+from aeic_service.http.origins import Origins, split
 from aeic_service.settings import ServiceSettings
 
 _EXPOSED = ["ETag", "Link", "Location", "Retry-After", "Server-Timing", "X-Latents-Digest"]

@@ -15,9 +15,9 @@ import time
 import pytest
 from fastapi import FastAPI, Request
 
-from aeic_service import http_server, problems
-from aeic_service.http_server import HttpServer, ServerSettings, address_text, connection_limit, listen
-from aeic_service.request_body import BodyLimits, read_body
+from aeic_service.http import problems
+from aeic_service.http.request_body import BodyLimits, read_body
+from aeic_service.http.server import HttpServer, ServerSettings, address_text, connection_limit, listen
 
 
 @pytest.mark.parametrize(
@@ -77,7 +77,7 @@ import asyncio, json, resource, sys
 resource.setrlimit(resource.RLIMIT_NOFILE, (256, 256))
 from fastapi import FastAPI
 from aeic_service import logs
-from aeic_service.http_server import HttpServer, ServerSettings
+from aeic_service.http.server import HttpServer, ServerSettings
 logs.set_up("info", "json")
 app = FastAPI()
 app.get("/")(lambda: {"ok": True})
@@ -195,7 +195,7 @@ async def test_bodies_that_do_not_come_keep_no_other_client_out(path: str) -> No
 
 
 async def test_the_rest_of_a_body_has_a_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(http_server, "_REST_SECONDS", 0.3)
+    monkeypatch.setattr("aeic_service.http.server._REST_SECONDS", 0.3)
     app = FastAPI()
     app.get("/")(lambda: {"ok": True})
     server = HttpServer(app, ServerSettings("127.0.0.1", 0, "AEIC_EDGE_", header_seconds=10.0, grace_seconds=1))

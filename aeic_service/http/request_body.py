@@ -11,7 +11,7 @@ from starlette.requests import ClientDisconnect
 
 from aeic_service.budgets import Budget
 from aeic_service.errors import BodyTooLarge, ClientGone, Overloaded, SlowBody, UnsupportedBody
-from aeic_service.problems import STRIPPED
+from aeic_service.http.problems import STRIPPED
 
 # An answer sent while the client still writes may be lost with the connection; so a refused body is first read and
 # thrown away, up to this much and this long.

@@ -29,7 +29,7 @@ import uvicorn
 from fastapi import FastAPI
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from aeic_service import problems
+from aeic_service.http import problems
 
 _IDLE_SECONDS = 30
 _SEND_SECONDS = 30.0
