@@ -92,7 +92,7 @@ class Frame:
             )
         width, height = (packed & 0x1FFF) + 1, (packed >> 13 & 0x1FFF) + 1
         if min(width, height) < MIN_SIDE:
-            raise Damaged(f"the header says {width}x{height}, under {MIN_SIDE} a side: fetch the frame again")
+            raise Damaged(f"the header says {width}x{height}, under {MIN_SIDE} per side: fetch the frame again")
         if width * height > max_pixels:
             raise BitstreamError(
                 f"the frame is {width}x{height}: this decoder takes at most {max_pixels} pixels, raise it"

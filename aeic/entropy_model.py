@@ -87,7 +87,9 @@ class EntropyModel:
             symbols = self._expect(symbols[0], y.shape, np.int16)
             indexes = self._indexes(indexes[0], y.shape)
             if symbols[indexes < 0].any():
-                raise BundleError(f"entropy.onnx of bundle {self._bundle.name} codes what it skips: export it again")
+                raise BundleError(
+                    f"entropy.onnx of bundle {self._bundle.name} codes elements that it must skip: export it again"
+                )
             return symbols, indexes, self._expect(y_hat[0], y.shape, np.float32) + np.float32(0)
         rows = self._bundle.tables.y
         base = self.hyper_synthesis(z_symbols[None], *y.shape[1:])

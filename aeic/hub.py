@@ -29,7 +29,9 @@ def folder(named: str | Path) -> Path:
     if found is None or Path(named).exists():
         return Path(named)
     if not _COMMIT.fullmatch(found["revision"]):
-        raise BundleError(f"{named} names no commit: give all 40 digits of one after the @, so that it cannot change")
+        raise BundleError(
+            f"{named} names no commit: give all 40 digits of a commit after the @, so that the bundle cannot change"
+        )
     try:
         hub: Any = importlib.import_module("huggingface_hub")
     except ImportError:
@@ -37,4 +39,4 @@ def folder(named: str | Path) -> Path:
     try:
         return Path(hub.snapshot_download(found["repository"], revision=found["revision"], allow_patterns=_FILES))
     except Exception as error:  # the library's, requests' and the system's errors share no narrower base
-        raise BundleError(f"{named} could not be fetched ({error}): check the id, the net and HF_TOKEN") from error
+        raise BundleError(f"{named} could not be fetched ({error}): check the id, the network and HF_TOKEN") from error

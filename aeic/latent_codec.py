@@ -179,7 +179,7 @@ class LatentCodec:
                 f" ({self.bundle.name}): decode it with the bundle that made it"
             )
         if frame.rate >= len(self.bundle.rates):
-            raise Damaged(f"the frame names rate point {frame.rate}, which its bundle has not: fetch it again")
+            raise Damaged(f"the frame names rate point {frame.rate}, which its bundle does not have: fetch it again")
         height, width = frame.latent_size
         hyper_elements = int(np.prod(self._hyper_shape(frame)))
         if len(frame.payload) > 4 * (self.bundle.channels * height * width + hyper_elements):

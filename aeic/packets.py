@@ -48,12 +48,12 @@ class Packet:
     def parse(cls, data: bytes) -> Packet:
         """``NotABitstream`` for other bytes, ``Damaged`` where the check value or the numbers do not hold."""
         if not data or data[0] != MAGIC:
-            raise NotABitstream(f"this is no packet of a frame: its first byte is not 0x{MAGIC:02x}")
+            raise NotABitstream(f"this is not a packet of a frame: its first byte is not 0x{MAGIC:02x}")
         if len(data) < LEAST_SIZE or binascii.crc_hqx(data[:-2], 0xFFFF) != _CHECK.unpack(data[-2:])[0]:
-            raise Damaged("the packet's check value does not hold: ask for it again")
+            raise Damaged("the packet's check value does not match: ask for it again")
         _, crc, length, offset = _HEADER.unpack_from(data)
         if not offset < length:
-            raise Damaged(f"the packet stands at byte {offset} of {length}")
+            raise Damaged(f"the packet is at byte {offset} of {length}")
         return cls(crc, length, offset, data[_HEADER.size : -_CHECK.size][: length - offset])
 
 

@@ -204,7 +204,7 @@ def _open(data: bytes, max_pixels: int) -> tuple[ImageFile.ImageFile, Jpeg | Non
                 cicp = headers.code_points(data)
             max_pixels //= 2
         elif kind is not None:
-            raise UnsupportedFormat(f"this is {kind}: send JPEG, PNG, WebP or AVIF, with 8 bits a sample")
+            raise UnsupportedFormat(f"this is {kind}: send JPEG, PNG, WebP or AVIF, with 8 bits per sample")
         elif data.startswith(JPEG):
             jpeg = headers.read_jpeg(data)
             picture = JpegImageFile(io.BytesIO(jpeg.data + _END_OF_JPEG))
@@ -216,19 +216,21 @@ def _open(data: bytes, max_pixels: int) -> tuple[ImageFile.ImageFile, Jpeg | Non
     except InputError:
         raise
     except Image.DecompressionBombError as error:
-        raise TooLarge(f"the picture claims far too many pixels: at most {max_pixels} are taken") from error
+        raise TooLarge(f"the picture claims far too many pixels: at most {max_pixels} are accepted") from error
     except Exception as error:
         if data.startswith(b"--") and b"\r\nContent-Disposition:" in data[:1024]:
-            raise Unreadable("this is a form around a file: send the file alone, curl --data-binary @FILE") from None
+            raise Unreadable(
+                "this is a form with a file in it: send the file alone, with curl --data-binary @FILE"
+            ) from None
         ours = data.startswith(_OURS) or kind in _HEAVY
-        what = "the picture is cut short or damaged" if ours else "this is no JPEG, PNG, WebP or AVIF file"
+        what = "the picture is cut short or damaged" if ours else "this is not a JPEG, PNG, WebP or AVIF file"
         raise Unreadable(f"{what}: send the file itself, in full") from error
     if cicp is not None:
         picture.info["cicp"] = cicp
     width, height = picture.size
     if width * height > max_pixels or max(width, height) > MAX_SIDE:
         raise TooLarge(
-            f"the picture is {width}x{height}: at most {max_pixels} pixels and {MAX_SIDE} a side are taken,"
+            f"the picture is {width}x{height}: at most {max_pixels} pixels and {MAX_SIDE} per side are accepted,"
             " scale it down"
         )
     if min(width, height) < MIN_SIDE:
@@ -237,7 +239,9 @@ def _open(data: bytes, max_pixels: int) -> tuple[ImageFile.ImageFile, Jpeg | Non
         raise InputError("the picture is animated: send one frame of it")
     if jpeg is not None and jpeg.scans > headers.MAX_JPEG_SCANS:
         most = headers.MAX_JPEG_SCANS
-        raise InputError(f"this JPEG has {jpeg.scans} scans: at most {most} are read, save it again as a baseline JPEG")
+        raise InputError(
+            f"this JPEG has {jpeg.scans} scans, and at most {most} are read: save it again as a baseline JPEG"
+        )
     return picture, jpeg
 
 

@@ -212,7 +212,7 @@ class EventParser:
         """The events that this piece completes."""
         self._text += text
         if len(self._text) > MAX_EVENT_CHARACTERS:
-            raise Problem(502, "an event without an end: this is no AEIC cloud")
+            raise Problem(502, "an event without an end: this is not an AEIC cloud")
         *whole, self._text = self._text.split("\n\n")
         for block in whole:
             lines = block.split("\n")
@@ -224,7 +224,7 @@ class EventParser:
                 try:
                     document = json.loads(data)
                 except (ValueError, RecursionError):  # the second for JSON that is too deep
-                    raise Problem(502, "an event that is no JSON: this is no AEIC cloud") from None
+                    raise Problem(502, "an event that is not JSON: this is not an AEIC cloud") from None
                 frame = document.get("frame")
                 yield Event(document.get("event", ""), Frame.of(frame) if frame else None, self.id)
 

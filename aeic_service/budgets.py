@@ -139,7 +139,7 @@ class FairQueue:
         if self._closed is not None:
             raise self._closed
         if not self.callers.fits(1, tenant):
-            raise Overloaded(f"{self.callers.held} pictures wait already: ask again later", retry_after=2.0)
+            raise Overloaded(f"{self.callers.held} pictures are waiting already: try again later", retry_after=2.0)
         began = time.monotonic()
         self.callers.take(1, tenant)
         waiting = self._append(tenant, amount)

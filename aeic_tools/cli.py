@@ -65,8 +65,8 @@ def encode(
     stretch: Annotated[
         bool, typer.Option("--stretch", help="Spread the grey levels of 16-bit pictures, for thermal cameras.")
     ] = False,
-    recursive: Annotated[bool, typer.Option("-R", "--recursive", help="Take the folders in a folder too.")] = False,
-    skip_existing: Annotated[bool, typer.Option(help="Leave out pictures whose frame exists, to resume.")] = False,
+    recursive: Annotated[bool, typer.Option("-R", "--recursive", help="Include subfolders.")] = False,
+    skip_existing: Annotated[bool, typer.Option(help="Skip pictures whose frame exists, to resume.")] = False,
     model: Model = None,
     threads: Threads = 0,
     force: Force = False,
@@ -152,18 +152,19 @@ def frames(
 def ask(
     frame: Annotated[UUID, typer.Argument(metavar="FRAME", help="The id of a frame in the cloud.")],
     region: Annotated[
-        str | None, typer.Option(metavar="X,Y,W,H", help="A part of it, in pixels of the original; else the whole.")
+        str | None,
+        typer.Option(metavar="X,Y,W,H", help="A part of it, in pixels of the original; by default the whole."),
     ] = None,
     original: Annotated[bool, typer.Option("--original", help="The photograph, not a reconstruction.")] = False,
     now: Annotated[bool, typer.Option("--now", help="A new picture of the same camera, taken at once.")] = False,
     max_bytes: Annotated[
         int | None,
-        typer.Option("--bytes", min=64, help="Largest answer, in bytes; 1500, of an original 32768 if not given."),
+        typer.Option("--bytes", min=64, help="Largest answer, in bytes; by default 1500, or 32768 for an original."),
     ] = None,
     target: Annotated[str | None, typer.Option("-o", "--out", metavar="OUT", help="File of the picture.")] = None,
     url: Annotated[str, typer.Option(help="Address of the cloud.", envvar="AEIC_URL")] = "http://127.0.0.1:8081",
     token: Annotated[str | None, typer.Option(help="Bearer token.", envvar="AEIC_TOKEN")] = None,
-    deadline: Annotated[float, typer.Option(min=1, help="Seconds after which it is given up.")] = 60.0,
+    deadline: Annotated[float, typer.Option(min=1, help="Seconds after which the request expires.")] = 60.0,
     force: Force = False,
 ) -> None:
     """Ask a camera for more of a picture: a region, better quality, the original, or a new one.
@@ -182,7 +183,7 @@ def ask(
 def delete(
     frames: Annotated[list[UUID] | None, typer.Argument(metavar="[FRAME]...", help="Ids of frames.")] = None,
     source: Annotated[str | None, typer.Option(help="Delete the frames of this source instead.")] = None,
-    since: Annotated[datetime | None, typer.Option(help="Only those that arrived from this time on.")] = None,
+    since: Annotated[datetime | None, typer.Option(help="Only those that arrived at or after this time.")] = None,
     until: Annotated[datetime | None, typer.Option(help="Only those that arrived before this time.")] = None,
     url: Annotated[str, typer.Option(help="Address of the cloud.", envvar="AEIC_URL")] = "http://127.0.0.1:8081",
     token: Annotated[str | None, typer.Option(help="Bearer token.", envvar="AEIC_TOKEN")] = None,
@@ -201,7 +202,7 @@ def delete(
 def split(
     source: Annotated[str, typer.Argument(metavar="FRAME", help="A .aeic file, or - for stdin.")],
     target: Annotated[str, typer.Argument(metavar="OUT", help="A folder, or - for lines of hexadecimal.")],
-    size: Annotated[int, typer.Option(min=1, max=65535, help="Most bytes of a packet, such as 222, 255 or 340.")],
+    size: Annotated[int, typer.Option(min=1, max=65535, help="Largest packet, in bytes, such as 222, 255 or 340.")],
     pad: Annotated[bool, typer.Option(help="Fill every packet up to the size.")] = False,
     force: Force = False,
 ) -> None:

@@ -216,14 +216,14 @@ def _onnxruntime(bundle: Path | None) -> Iterator[Finding]:
     for name, problem in found["providers"].items():
         short = name.removesuffix("ExecutionProvider")
         if not problem:
-            yield Finding(short, Status.OK, "a session opens, and its answer is the CPU's")
+            yield Finding(short, Status.OK, "a session opens, and its answer agrees with the CPU's")
         else:
             missing = f"; not loaded: {', '.join(found['libraries'])}" if found["libraries"] else ""
             remedy = f"{extras.remedy('edge-gpu')} for CUDA and cuDNN, or set AEIC_EDGE_PROVIDER=cpu"
             yield Finding(short, Status.FAILED, f"{problem}{missing}", remedy)
     if nvidia_driver() and not any("CUDA" in name for name in found["providers"]):
         remedy = f"if an edge is to use the GPU, pip uninstall onnxruntime, then {extras.remedy('edge-gpu')}"
-        yield Finding("CUDA", Status.WARNING, "there is a GPU, and this ONNX Runtime cannot use it", remedy)
+        yield Finding("CUDA", Status.WARNING, "there is a GPU, but this ONNX Runtime cannot use it", remedy)
 
 
 def _torch(needed: bool) -> Iterator[Finding]:
@@ -270,7 +270,7 @@ def _data(role: Role, given: Path | None) -> Iterator[Finding]:
     name = f"{role} data"
     folder = given or Path(os.environ.get(f"AEIC_{role.upper()}_DATA_DIR") or f"var/{role}")
     if not folder.is_dir():
-        yield Finding(name, Status.ABSENT, f"{folder} is not there yet; the service makes it")
+        yield Finding(name, Status.ABSENT, f"{folder} does not exist yet; the service creates it")
         return
     free = shutil.disk_usage(folder).free
     what = f"{folder}, {free / 1e9:.1f} GB free"
@@ -301,7 +301,7 @@ def _spool(folder: Path) -> Iterator[Finding]:
     if report.ok:
         yield Finding("spool", Status.OK, "no damage")
     else:
-        yield Finding("spool", Status.FAILED, "it is damaged", f"`aeic spool check {folder}` names every damage")
+        yield Finding("spool", Status.FAILED, "it is damaged", f"`aeic spool check {folder}` lists all damage")
 
 
 def _store(folder: Path) -> Iterator[Finding]:
@@ -333,7 +333,7 @@ def _link(address: str) -> Iterator[Finding]:
         with socket.create_connection((host.strip("[]"), int(port)), CONNECT_SECONDS):
             seconds = time.perf_counter() - started
     except ValueError:
-        yield Finding("link", Status.FAILED, f"{address} is no address", "write HOST:PORT, such as cloud:9090")
+        yield Finding("link", Status.FAILED, f"{address} is not an address", "write HOST:PORT, such as cloud:9090")
     except OSError as error:
         remedy = "start the cloud, and check the name, the port and the firewalls between"
         yield Finding("link", Status.FAILED, f"{address} cannot be reached ({error})", remedy)

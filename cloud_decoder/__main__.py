@@ -37,7 +37,7 @@ def _settings(arguments: list[str]) -> Settings:
         Settings.refuse_unknown(os.environ, "docs/reference/cloud.md")
         return Settings(**given)
     except (ValueError, OSError, RecursionError) as error:
-        print(f"cloud: wrong settings: {readable(error, Settings.prefix)}", file=sys.stderr)
+        print(f"cloud: invalid settings: {readable(error, Settings.prefix)}", file=sys.stderr)
         sys.exit(2)
 
 

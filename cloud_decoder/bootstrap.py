@@ -48,7 +48,8 @@ def own_folder(settings: Settings) -> contextlib.ExitStack:
         except BlockingIOError as error:
             held.close()
             raise StoreUnavailable(
-                f"another cloud works in {settings.data_dir}: stop it, or give this one AEIC_CLOUD_DATA_DIR of its own"
+                f"another cloud is running in {settings.data_dir}: stop it, or give this one its own"
+                " AEIC_CLOUD_DATA_DIR"
             ) from error
     return held
 

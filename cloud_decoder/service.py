@@ -348,7 +348,7 @@ async def run(settings: Settings) -> None:
 def main(settings: Settings) -> int:
     """Call :func:`run`; report an error as one line on stderr, and return the exit status.
 
-    0 after a drain, 2 for wrong settings, 5 for a bundle that cannot be used, 1 for other failures; as at the edge.
+    0 after a drain, 2 for invalid settings, 5 for a bundle that cannot be used, 1 for other failures; as at the edge.
     """
     os.umask(0o077)  # frames and pictures are for the owner of the service
     logs.set_up(settings.log_level, settings.log_format)
@@ -360,7 +360,7 @@ def main(settings: Settings) -> int:
         print(f"cloud: {error}", file=sys.stderr)
         return error.exit_code
     except ValueError as error:  # settings that do not go together, or that name what is not there
-        print(f"cloud: wrong settings: {error}", file=sys.stderr)
+        print(f"cloud: invalid settings: {error}", file=sys.stderr)
         return 2
     except OSError as error:
         print(f"cloud: {error}", file=sys.stderr)
@@ -388,7 +388,7 @@ def _model_pool(settings: Settings) -> ModelPool:
 
     if settings.role == "ingest":  # it reads the bundles' manifests and never loads a model
         if not settings.cache_url:
-            raise ValueError("AEIC_CLOUD_ROLE=ingest needs AEIC_CLOUD_CACHE_URL: its pictures are made elsewhere")
+            raise ValueError("AEIC_CLOUD_ROLE=ingest needs AEIC_CLOUD_CACHE_URL: other processes make its pictures")
     else:
         choose_devices(settings.device)
     return ModelPool(

@@ -194,4 +194,6 @@ class Settings(ServiceSettings):
         try:
             return url if url is None or make_url(url.get_secret_value()) else None
         except (ArgumentError, ValueError):  # without the text: it may hold a password
-            raise ValueError("this is no SQLAlchemy URL: write postgresql+psycopg://USER:PASSWORD@HOST/NAME") from None
+            raise ValueError(
+                "this is not a SQLAlchemy URL: write postgresql+psycopg://USER:PASSWORD@HOST/NAME"
+            ) from None

@@ -121,7 +121,7 @@ async def _run(source: Source) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Exit code: 0 after a drain, 75 to be restarted with another bundle, 2 for wrong settings, 5 for a bundle that
+    """Exit code: 0 after a drain, 75 to be restarted with another bundle, 2 for invalid settings, 5 for a bundle that
     cannot be used, 1 for other failures."""
     parser = argparse.ArgumentParser(prog="aeic edge", description="The AEIC edge service.")
     parser.add_argument("--host", help="address to listen on [env: AEIC_EDGE_HOST]")
@@ -134,7 +134,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         EdgeSettings.refuse_unknown(os.environ, "docs/reference/edge.md")
         settings = EdgeSettings(**given)
     except (ValueError, OSError, RecursionError) as error:
-        print(f"edge: wrong settings: {readable(error, EdgeSettings.prefix)}", file=sys.stderr)
+        print(f"edge: invalid settings: {readable(error, EdgeSettings.prefix)}", file=sys.stderr)
         return 2
     os.umask(0o077)  # pictures are for the owner of the service
     logs.set_up(settings.log_level, settings.log_format)
@@ -147,7 +147,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"edge: {error}", file=sys.stderr)
         return error.exit_code
     except ValueError as error:  # settings that name what is not there
-        print(f"edge: wrong settings: {error}", file=sys.stderr)
+        print(f"edge: invalid settings: {error}", file=sys.stderr)
         return 2
     except OSError as error:
         print(f"edge: {error}", file=sys.stderr)

@@ -76,7 +76,9 @@ class EdgeService:
         self.max_pixels = min(settings.max_pixels, fitting)
         """Of one picture."""
         if self.max_pixels < settings.max_pixels:
-            log.info("pictures of at most %d pixels are taken: more do not fit into the memory", self.max_pixels)
+            log.info(
+                "pictures of at most %d pixels are accepted: larger ones do not fit into the memory", self.max_pixels
+            )
         self.uploads = Budget(min(settings.uploads_max_bytes, max(settings.max_body_bytes, memory // _BODIES_SHARE)))
         self.budgets: dict[str, Used] = {"body_bytes": self.uploads, "pixels": self.queue.pixels}
         own, authorities = {"tls_cert": settings.tls_cert}, {"tls_ca": settings.tls_ca}

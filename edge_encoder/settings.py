@@ -255,7 +255,9 @@ class EdgeSettings(ServiceSettings):
     def _belong_together(self) -> EdgeSettings:
         for name in ("source_id", "camera_source_id"):
             if (value := getattr(self, name)) and not is_name(value):
-                raise ValueError(f"{name}: the cloud takes printable characters, at most 128 and 255 bytes of UTF-8")
+                raise ValueError(
+                    f"{name}: the cloud accepts at most 128 printable characters in at most 255 bytes of UTF-8"
+                )
         if (self.tls_cert is None) != (self.tls_key is None):
             raise ValueError("tls_cert and tls_key belong together; set both or none")
         if self.tls_cert is not None and not self.tls:
@@ -274,7 +276,7 @@ class EdgeSettings(ServiceSettings):
         names = [source.name for source in (*self.all_cameras(), *self.all_folders(), *self.mqtt)]
         for name in names:
             if names.count(name) > 1:
-                raise ValueError(f"two sources are called {name}; each needs a name of its own")
+                raise ValueError(f"two sources are called {name}; each needs its own name")
         if self.backoff_min_seconds > self.backoff_max_seconds:
             raise ValueError("backoff_min_seconds is larger than backoff_max_seconds")
         if self.cloud_address:

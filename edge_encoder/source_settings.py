@@ -44,7 +44,7 @@ class SourceSettings(BaseModel):
     @classmethod
     def _is_name(cls, value: str) -> str:
         if value and not is_name(value):
-            raise ValueError("the cloud takes printable characters, at most 128 and 255 bytes of UTF-8")
+            raise ValueError("the cloud accepts at most 128 printable characters in at most 255 bytes of UTF-8")
         return value
 
     def id_at(self, box: str) -> str:
@@ -111,7 +111,7 @@ class MqttSettings(SourceSettings):
     @classmethod
     def _is_one_topic(cls, value: str) -> str:
         if set(value) & set("+#\0"):
-            raise ValueError("a topic with wildcards would mix its cameras under one name: list each topic by itself")
+            raise ValueError("a topic with wildcards would mix its cameras under one name: list each topic separately")
         return value
 
     @field_validator("tls_ca")

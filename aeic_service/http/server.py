@@ -312,7 +312,7 @@ def _connection_class(connections: Connections, header_seconds: float) -> type[a
             super().resume_writing()
 
         def send_400_response(self, msg: str) -> None:
-            self.transport.write(_answer(400, "this is no HTTP/1.1 request that can be read"))
+            self.transport.write(_answer(400, "this is not a readable HTTP/1.1 request"))
             self.transport.close()
 
         def _disarm(self) -> None:

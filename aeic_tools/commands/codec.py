@@ -77,7 +77,7 @@ def encode(
         there = [job for job in jobs if job.target != PIPE and Path(job.target).exists()]
         jobs = [job for job in jobs if job not in there]
         if there and not options.quiet:
-            print(f"aeic: {len(there)} frames exist already and are left as they are", file=sys.stderr)
+            print(f"aeic: {len(there)} frames exist already and are not changed", file=sys.stderr)
         if not jobs:
             return 0
     encoder = Encoder.from_bundle(options.bundle, threads=options.threads)
@@ -123,7 +123,7 @@ def decode(source: str, target: str, picture_format: str | None, synthesis: Synt
         decoder = Decoder.from_bundle(options.bundle, synthesis.device, settings)
     except (ValueError, RuntimeError, AssertionError) as error:  # not known, or nothing that torch can open here
         raise UsageError(
-            f"--device {synthesis.device}: {str(error).splitlines()[0]}; leave it out, or take onnx"
+            f"--device {synthesis.device}: {str(error).splitlines()[0]}; leave it out, or use onnx"
         ) from error
 
     def work(job: Job) -> None:

@@ -21,7 +21,7 @@ def split(source: str, target: str, size: int, *, pad: bool, force: bool) -> int
         raise UsageError(f"--size {size}: a packet has {LEAST_SIZE} bytes or more")
     frame = files.read(source)
     if frame[:1] != b"\xae":
-        raise NotABitstream(f"{source} is no AEIC frame: give a .aeic file")
+        raise NotABitstream(f"{source} is not an AEIC frame: give a .aeic file")
     packets = packets_of(frame, size, pad=pad)
     if target == PIPE:
         for packet in packets:
@@ -50,7 +50,7 @@ def join(sources: Sequence[str], target: str, *, force: bool) -> int:
     if joiner.damaged:
         print(f"aeic: {joiner.damaged} damaged packets are left out", file=sys.stderr)
     if len(frames) > 1:
-        raise UsageError("these are packets of several frames: give those of one")
+        raise UsageError("these packets belong to several frames: give the packets of one frame")
     if not frames:
         gaps = [f"{begin} to {end - 1}" for one in joiner.missing().values() for begin, end in one]
         raise Damaged(f"bytes are missing: {', '.join(gaps)}" if gaps else "there is no whole packet")

@@ -71,7 +71,7 @@ def run(
     if table:
         bundle_name = f"{encoder.bundle.name} {encoder.bundle.fingerprint}"
         print(f"bundle {bundle_name}; {threads or os.cpu_count()} threads; {runtimes}")
-        print(f"the median of {reps} rounds after one to warm up; ratio: per pixel, beside the first size\n")
+        print(f"the median of {reps} rounds after one warm-up; ratio: per pixel, relative to the first size\n")
         print(HEAD, flush=True)
     for round_number in range(reps + 1):
         for row in rows:
@@ -102,7 +102,9 @@ def parse_size(text: str) -> Size:
     """``1280x720`` as (width, height). ``UsageError`` for anything else."""
     match = re.fullmatch(r"\s*(\d{1,5})x(\d{1,5})\s*", text)
     if not match or not all(16 <= int(side) <= 16_384 for side in match.groups()):
-        raise UsageError(f"{text.strip()!r} is no size: give sizes as 1280x720,1920x1080, each side from 16 to 16384")
+        raise UsageError(
+            f"{text.strip()!r} is not a size: give sizes such as 1280x720,1920x1080, each side from 16 to 16384"
+        )
     return int(match[1]), int(match[2])
 
 

@@ -71,7 +71,7 @@ class MetricSuite:
         means over the pieces, weighted by area. For the networks, sides under ``SMALL`` are padded with their edge.
         """
         if original.shape != reconstruction.shape:
-            raise ValueError(f"pictures of one size, please: {original.shape} and {reconstruction.shape}")
+            raise ValueError(f"the pictures must have the same size: {original.shape} and {reconstruction.shape}")
         mse = float(np.mean((original.astype(np.float32) - reconstruction) ** 2, dtype=np.float64))
         pieces = list(_pieces(*original.shape[:2]))
         found = [self._piece(original[piece], reconstruction[piece]) for piece in pieces]

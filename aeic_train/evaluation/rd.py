@@ -210,7 +210,7 @@ def _run(options: argparse.Namespace) -> None:
         (options.out / "results.json").write_text(json.dumps(documents, indent=1) + "\n")
     write_each(documents, options.out / "curves")
     if not by_name:
-        raise CodecFailed("no codec got through; see above")
+        raise CodecFailed("all codecs failed; see above")
     for name, points in by_name.items():
         _print(name, points)
     comparison = compare(by_name, options.bpp)

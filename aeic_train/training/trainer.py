@@ -361,7 +361,7 @@ class Trainer:
             return 1
         if stage.crops_a_step % at_once:
             raise ValueError(
-                f"stage {stage.name!r}: {stage.crops_a_step} crops a step are no multiple of {at_once} at once"
+                f"stage {stage.name!r}: {stage.crops_a_step} crops a step are not a multiple of {at_once} at once"
             )
         return stage.crops_a_step // at_once
 

@@ -172,7 +172,7 @@ def main(settings: Settings) -> int:
         print(f"fleet: {error}", file=sys.stderr)
         return error.exit_code
     except ValueError as error:
-        print(f"fleet: wrong settings: {readable(error, 'AEIC_FLEET_')}", file=sys.stderr)
+        print(f"fleet: invalid settings: {readable(error, 'AEIC_FLEET_')}", file=sys.stderr)
         return 2
     except OSError as error:
         print(f"fleet: {error}", file=sys.stderr)

@@ -106,7 +106,7 @@ class QueueBackend:
             raise Draining()
         if self._callers >= self._max_queue:
             self._metrics.sheds.labels("queue_full").inc()
-            raise Overloaded(f"{self._max_queue} pictures wait already: ask again later", retry_after=2.0)
+            raise Overloaded(f"{self._max_queue} pictures are waiting already: try again later", retry_after=2.0)
         new = NewFrame(
             tenant=TRANSIENT_TENANT,
             id=uuid4(),

@@ -272,7 +272,7 @@ class Ingest(pb_grpc.IngestServiceServicer):
                 if not warned and self._presence.has_rival(tenant, source, box):
                     warned = True
                     self._metrics.source_conflicts.inc()
-                    log.warning("two boxes send as source %r: give each AEIC_EDGE_SOURCE_ID of its own", source)
+                    log.warning("two boxes send as source %r: give each its own AEIC_EDGE_SOURCE_ID", source)
                 if request.WhichOneof("message") != "frame":
                     answers.add(b"", "only frames may follow Hello")
                     continue
@@ -354,7 +354,7 @@ class Ingest(pb_grpc.IngestServiceServicer):
             await context.abort(grpc.StatusCode.UNAVAILABLE, str(error))
         if added is Added.CONFLICT:
             self._metrics.frames.labels("rejected").inc()
-            return pb.Ack(id=id, status=pb.ACK_STATUS_REJECTED, reason="this id is taken by other bytes")
+            return pb.Ack(id=id, status=pb.ACK_STATUS_REJECTED, reason="another frame has this id")
         self._metrics.frames.labels(added.value).inc()
         status = pb.ACK_STATUS_STORED if added is Added.STORED else pb.ACK_STATUS_DUPLICATE
         return pb.Ack(id=id, status=status)

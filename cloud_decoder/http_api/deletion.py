@@ -74,7 +74,8 @@ class Deletion:
     def _check(self) -> None:
         if not self._allowed:
             raise DeletionForbidden(
-                "this cloud lets no client delete frames: set AEIC_CLOUD_TOKENS, or AEIC_CLOUD_ALLOW_DELETE=always"
+                "this cloud does not let clients delete frames: set AEIC_CLOUD_TOKENS, or"
+                " AEIC_CLOUD_ALLOW_DELETE=always"
             )
 
     def _now_ms(self) -> int:

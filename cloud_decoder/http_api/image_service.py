@@ -97,7 +97,7 @@ class ImageService:
 
     def _too_many(self) -> Exception:
         self._metrics.sheds.labels("too_many_waiters").inc()
-        return Overloaded(f"{self._waiters.held} requests wait already: ask again later", retry_after=2.0)
+        return Overloaded(f"{self._waiters.held} requests are waiting already: try again later", retry_after=2.0)
 
     async def row(self, tenant: str, id: UUID, wait: float = 0.0) -> StoredFrame:
         """The frame's row. Waits up to ``wait`` seconds for a frame that has not arrived, then ``UnknownFrame``."""
@@ -139,7 +139,7 @@ class ImageService:
                     if found is not None:
                         return row, found
                 if row.state is FrameState.PRUNED:
-                    raise Gone(f"frame {id} is gone: {row.reason}, and its picture is not kept any more")
+                    raise Gone(f"frame {id} is gone: {row.reason}, and its picture is no longer kept")
                 left = end - time.monotonic()
                 try:
                     found = await self._decode(row, format, width, left)

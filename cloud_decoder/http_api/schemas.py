@@ -22,7 +22,7 @@ _PROBLEMS = {
     409: "019acb2e-6f5d-8c30-9d0e-3f3a2b1c4d5e is a picture file: get it from its /file",
     410: "frame 019acb2e-6f5d-7c30-9d0e-3f3a2b1c4d5e was pruned by retention",
     413: "the body is larger than 16777216 bytes",
-    422: "this is no AEIC bitstream",
+    422: "this is not an AEIC bitstream",
     429: "too many pictures wait to be decoded: try again in a moment",
     502: "the edge does not answer",
     503: "the service is stopping",

@@ -27,4 +27,4 @@ def describe(data: bytes, *, max_pixels: int) -> tuple[str, int, int]:
         return "image/png", width, height
     if data.startswith(b"RIFF") and data[8:12] == b"WEBP":
         return "image/webp", width, height
-    raise Unreadable("this is no JPEG, PNG or WebP file")
+    raise Unreadable("this is not a JPEG, PNG or WebP file")

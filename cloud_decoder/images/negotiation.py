@@ -34,7 +34,7 @@ def acceptable_format(accept: str) -> str:
             best, chosen = rank, name
     if chosen is None:
         offered = ", ".join(media_type for media_type, _ in FORMATS.values())
-        raise NotAcceptable(f"Accept excludes every format of pictures: accept one of {offered}, or give ?format=")
+        raise NotAcceptable(f"Accept excludes every picture format: accept one of {offered}, or give ?format=")
     return chosen
 
 

@@ -37,7 +37,8 @@ class ObjectCache:
         except Exception as error:
             reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
             raise StoreUnavailable(
-                f"AEIC_CLOUD_CACHE_URL names no store of objects ({reason[:120]}): give file:///..., s3://..., gs:// or az://"
+                f"AEIC_CLOUD_CACHE_URL does not name an object store ({reason[:120]}): give file:///...,"
+                " s3://..., gs:// or az://"
             ) from error
         self.max_bytes = max_bytes
         self.total_bytes = 0

@@ -79,7 +79,7 @@ def build_generator(bundle: Path, device: str, threads: int, *, official_tiling:
     ``ServiceError`` for ``official_tiling`` without torch.
     """
     if official_tiling and device in ("onnx", "openvino", "fastest"):
-        raise ServiceError(f"the official tiling needs torch, not {device}: take device cpu or cuda")
+        raise ServiceError(f"the official tiling needs torch, not {device}: use device cpu or cuda")
     if device == "onnx":
         return OnnxGenerator(bundle, threads)
     if device == "openvino":
@@ -89,6 +89,6 @@ def build_generator(bundle: Path, device: str, threads: int, *, official_tiling:
     try:
         from aeic_nets.runtime.torch_backend import TorchGenerator
     except ImportError as error:
-        raise ServiceError(f"device {device} needs torch ({error}): {remedy('cloud')}, or take device onnx") from error
+        raise ServiceError(f"device {device} needs torch ({error}): {remedy('cloud')}, or use device onnx") from error
     generator: GeneratorBackend = TorchGenerator(bundle, device, threads, official_tiling=official_tiling)
     return generator

@@ -53,7 +53,7 @@ class ModelPool:
         for bundle in bundles:
             if bundle.fingerprint in self.bundles:
                 other = self.bundles[bundle.fingerprint]
-                raise BundleError(f"{bundle.path} and {other.path} have one fingerprint: give only one of them")
+                raise BundleError(f"{bundle.path} and {other.path} have the same fingerprint: give only one of them")
             if max_bytes and size_of(bundle) > max_bytes:
                 raise BundleError(f"{bundle.path} needs {size_of(bundle)} bytes: raise AEIC_CLOUD_MODEL_BYTES")
             self.bundles[bundle.fingerprint] = bundle
@@ -169,7 +169,7 @@ class ModelPool:
         decoder = self._load(self.bundles[fingerprint].path)
         if decoder.bundle.fingerprint != fingerprint:
             decoder.close()
-            raise BundleError(f"{decoder.bundle.path} was replaced while the service ran: start the service again")
+            raise BundleError(f"{decoder.bundle.path} was replaced while the service ran: restart the service")
         seconds = time.monotonic() - started
         log.info("loaded bundle %s (%s) in %.1f s", fingerprint, decoder.bundle.name, seconds)
         with self._changed:

@@ -435,7 +435,7 @@ class SubprocessGenerator(GeneratorBackend):
                 self._discard()
                 log.error("the decoder's process did not start (%s)", reason)
                 self._closing.wait(0.2 * 2**attempt)
-        raise DeviceUnavailable(f"the decoder's process did not start {STARTS} times ({reason}); the log has more")
+        raise DeviceUnavailable(f"the decoder's process failed to start {STARTS} times ({reason}); see the log")
 
     def _spawn(self) -> ChildProcess:
         return ChildProcess(entropy=not self._entropy_off)

@@ -186,7 +186,7 @@ def _copy(source: str, target: Path) -> Report:
         report = check(sa.URL.create("sqlite", database=str(partial)))
         if not report.ok:
             found = [*report.problems, *(f"{report.damaged} damaged bitstreams" for _ in range(bool(report.damaged)))]
-            raise StoreUnavailable(f"{source} is damaged ({'; '.join(found)[:300]}): take an older copy")
+            raise StoreUnavailable(f"{source} is damaged ({'; '.join(found)[:300]}): use an older copy")
         with partial.open("rb+") as file:
             os.fsync(file.fileno())
         partial.rename(target)
@@ -206,15 +206,15 @@ def _unused(path: Path) -> Iterator[None]:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise StoreUnavailable(f"a cloud works in {path.parent}: stop it first") from error
+            raise StoreUnavailable(f"a cloud is running in {path.parent}: stop it first") from error
         yield
 
 
 def _file(url: sa.URL, missing: bool = False) -> str:
     if url.get_backend_name() != "sqlite":
         raise StoreUnavailable(
-            "this works on SQLite: on PostgreSQL use 'pg_dump --format=custom' for a backup and 'pg_restore' for its"
-            " restoration"
+            "this works on SQLite: on PostgreSQL use 'pg_dump --format=custom' to make a backup and 'pg_restore' to"
+            " restore it"
         )
     path = Path(url.database or "")
     if not missing and not path.is_file():

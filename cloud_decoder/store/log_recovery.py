@@ -78,7 +78,7 @@ def set_aside(path: Path) -> str:
         if _in_use(path):
             return ""
         if wal.is_missing(log_path):
-            text = f"the log {log_path} is gone, and with it the last commits: compare with a backup"
+            text = f"the log {log_path} is missing, and with it the last commits: compare with a backup"
             log.critical("%s", text)
             return text
         found = wal.scan(log_path)
@@ -88,7 +88,7 @@ def set_aside(path: Path) -> str:
         if found.committed and empty:
             raise StoreUnavailable(
                 f"{path} is empty, and its log is not: restore a backup with 'aeic store restore', or move {log_path}"
-                " away to begin with an empty store"
+                " away to start with an empty store"
             )
         rest = wal.unmoved(log_path, found) if found.damaged and not empty else None
         if rest is not None:
@@ -109,7 +109,7 @@ def problem(path: Path) -> str:
     if _in_use(path):
         return ""
     if wal.is_missing(log_path):
-        return "its log is gone, and with it the last commits"
+        return "its log is missing, and with it the last commits"
     found = wal.scan(log_path)
     if found is not None and found.damaged:
         return "its log is damaged: the next start of the service puts back the frames that are whole"
@@ -156,7 +156,7 @@ def _finish_checkpoint(path: Path, log_path: Path, found: wal.Log, rest: list[tu
     log_path.rename(_part(path, f".damaged-{_now()}.log"))
     sync(path.parent)
     _part(path, "-shm").unlink()
-    log.error("the log %s is damaged; the database has all of it, so it is left out", log_path)
+    log.error("the log %s is damaged; the database already has all of it, so it is ignored", log_path)
 
 
 def _salvage(path: Path, log_path: Path, found: wal.Log) -> None:
@@ -191,7 +191,7 @@ def _salvage(path: Path, log_path: Path, found: wal.Log) -> None:
         raise StoreUnavailable(f"the damaged log {log_path} cannot be saved ({error}): look at its disk") from error
     finally:
         image.unlink(missing_ok=True)
-    log.error("the log %s is damaged; %d frames behind the damage are whole", log_path, len(salvage.frames))
+    log.error("the log %s is damaged; %d frames after the damage are intact", log_path, len(salvage.frames))
 
 
 def _base(image: Path) -> int:

@@ -47,11 +47,13 @@ def ensure(engine: sa.Engine, write: Callable[[], AbstractContextManager[sa.Conn
     if found == HEAD:
         return
     if found > HEAD:
-        raise StoreUnavailable(f"the store is of revision {found}, this program knows {HEAD}: install a newer aeic")
+        raise StoreUnavailable(
+            f"the store has revision {found}, but this program knows only {HEAD}: install a newer aeic"
+        )
     if engine.dialect.name == "sqlite":
         upgrade(engine.url)
     else:
-        raise StoreUnavailable(f"the store is of revision {found}, this program needs {HEAD}: aeic store upgrade")
+        raise StoreUnavailable(f"the store has revision {found}, this program needs {HEAD}: run aeic store upgrade")
 
 
 def lock_tables(connection: sa.Connection) -> None:
@@ -74,7 +76,7 @@ def upgrade(url: sa.URL, revision: str = HEAD) -> None:
         from alembic.config import Config
     except ModuleNotFoundError as error:
         raise StoreUnavailable(
-            f"the store is of an older revision; its upgrade to {revision} needs Alembic: {remedy('cloud-cpu')}"
+            f"the store has an older revision; its upgrade to {revision} needs Alembic: {remedy('cloud-cpu')}"
         ) from error
     config = Config()
     config.set_main_option("script_location", str(MIGRATIONS))

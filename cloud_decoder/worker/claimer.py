@@ -183,7 +183,7 @@ class Claimer:
 
     def _lost(self, lost: set[int]) -> set[int]:
         if lost:
-            log.warning("the leases of %d frames had run out; other workers decode them", len(lost))
+            log.warning("the leases of %d frames have expired; other workers decode them", len(lost))
             self._scheduler.metrics.lost_leases.inc(len(lost))
         return lost
 

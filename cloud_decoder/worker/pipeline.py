@@ -214,7 +214,7 @@ class Pipeline:
             except DeviceUnavailable as error:
                 if len(self._resting) + 1 >= len(self._device_threads):
                     raise
-                log.error("device %d is left out for %g s: %s", lane, LANE_SECONDS, error)
+                log.error("device %d is excluded for %g s: %s", lane, LANE_SECONDS, error)
                 await self._rest(lane, str(error))
 
     async def _rest(self, lane: int, reason: str) -> None:

@@ -89,7 +89,7 @@ class Scheduler:
         if sum(1 for job in self.jobs.values() if job.priority >= DEMAND_PRIORITY) >= self.settings.max_demanded:
             self.metrics.sheds.labels("queue_full").inc()
             seconds = (self.entropy.cost + self.large.cost + self.device.cost) / self.pixels_per_second
-            message = f"{self.settings.max_demanded} pictures wait already: ask again later"
+            message = f"{self.settings.max_demanded} pictures are waiting already: try again later"
             raise Overloaded(message, retry_after=min(60.0, max(1.0, seconds)))
 
     def add(self, digest: str, data: bytes, frame: Frame, priority: int, deadline: float = math.inf) -> DecodeJob:

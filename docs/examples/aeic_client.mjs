@@ -98,7 +98,7 @@ export class Cloud {
       } catch (error) {
         if (signal?.aborted) return;
         if (error instanceof Problem && !PASSING.has(error.status)) throw error;
-        if (error instanceof SyntaxError) throw error; // this is no AEIC cloud
+        if (error instanceof SyntaxError) throw error; // this is not an AEIC cloud
       }
       await sleep(Math.min(LONGEST_PAUSE_MS, 500 * 2 ** attempt), signal);
     }

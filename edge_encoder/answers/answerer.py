@@ -286,7 +286,7 @@ class Answerer:
             first = await asyncio.to_thread(self._spool.get, ask.frame_id) if ask.kind is RequestKind.BETTER else None
             has = 0 if first is None else first.size
             if ask.max_bytes <= has:
-                raise Refused(RefusalReason.OVER_BUDGET, f"the frame has {has} bytes already: ask for more than these")
+                raise Refused(RefusalReason.OVER_BUDGET, f"the frame already has {has} bytes: ask for more bytes")
             encoded = await self._encoded(ask, kept.picture)
             if len(encoded.data) <= has:
                 raise self._no_better(encoded, has, ask.max_bytes)

@@ -135,7 +135,7 @@ class Encoder:
         original_height, original_width, _ = rgb.shape
         if original_height * original_width > self.max_pixels:
             raise TooLarge(
-                f"the picture has {original_height * original_width} pixels: at most {self.max_pixels} are taken,"
+                f"the picture has {original_height * original_width} pixels: at most {self.max_pixels} are accepted,"
                 " scale it down"
             )
         wanted = self.bundle.rate(rate).number  # an unknown rate costs no analysis
@@ -259,5 +259,7 @@ def _checked(rgb: NDArray[np.uint8]) -> NDArray[np.uint8]:
     if rgb.dtype != np.uint8 or rgb.ndim != 3 or rgb.shape[2] != 3:
         raise InputError(f"the array is {rgb.dtype} {rgb.shape}: give (H, W, 3) uint8")
     if not all(MIN_SIDE <= side <= MAX_SIDE for side in rgb.shape[:2]):
-        raise InputError(f"the array is {rgb.shape[1]}x{rgb.shape[0]}: sides from {MIN_SIDE} to {MAX_SIDE} are taken")
+        raise InputError(
+            f"the array is {rgb.shape[1]}x{rgb.shape[0]}: sides from {MIN_SIDE} to {MAX_SIDE} are accepted"
+        )
     return rgb

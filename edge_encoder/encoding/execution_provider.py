@@ -97,7 +97,7 @@ def open_exact(path: Path, threads: int) -> onnxruntime.InferenceSession:
     if session.get_providers()[0] != _CUDA:
         raise BundleError(f"ONNX Runtime gave {session.get_providers()[0]} instead of {_CUDA}")
     if slow := _computed_on_the_cpu(session):
-        log.warning("%s: ONNX Runtime runs %s on the CPU, which costs copies", path.name, ", ".join(slow))
+        log.warning("%s: ONNX Runtime runs %s on the CPU, which costs extra copies", path.name, ", ".join(slow))
     return session
 
 

@@ -156,7 +156,9 @@ class GpuEntropy:
             outputs: list[NDArray[Any]] = session.run(None, inputs)
         except Exception as error:  # ONNX Runtime's own errors share no narrower base
             if "memory" in str(error).lower():
-                log.warning("the entropy model does not fit into the GPU's memory, the CPU takes this frame: %s", error)
+                log.warning(
+                    "the entropy model does not fit into the GPU's memory, the CPU encodes this frame: %s", error
+                )
             else:
                 self._give_up(f"the GPU failed ({error})", mismatch=False)
             return None

@@ -37,7 +37,7 @@ _PROBLEM_EXAMPLES = {
     404: "there is no frame 019acb2e-6f5d-7c30-9d0e-3f3a2b1c4d5e here: finished frames are forgotten after some time",
     408: "the body did not arrive within 20 s; send it faster or smaller",
     409: "id 019acb2e-6f5d-7c30-9d0e-3f3a2b1c4d5e belongs to another picture; use a fresh id for each picture",
-    413: "the picture is 9000x20: at most 67108864 pixels and 8192 a side are taken, scale it down",
+    413: "the picture is 9000x20: at most 67108864 pixels and 8192 per side are accepted, scale it down",
     415: "this is GIF: send JPEG, PNG, WebP or AVIF",
     422: "the picture is cut short or damaged: send it again in full",
     429: "9 pictures are being encoded or wait; try again in 1 s, or raise AEIC_EDGE_ENCODE_QUEUE_FRAMES",

@@ -73,4 +73,4 @@ class Cipher:
         try:
             return self._aead.decrypt(nonce, sealed, bound)
         except InvalidTag:
-            raise ValueError("it has changed, or the key is another one") from None
+            raise ValueError("it was altered, or it has another key") from None

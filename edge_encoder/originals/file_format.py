@@ -59,5 +59,5 @@ def part(raw: bytes, magic: bytes, at: int, more: int = 0) -> tuple[bytes, int]:
     start = at + LENGTH.size
     end = start + length + more
     if length > MAX_META_BYTES or end > len(raw):
-        raise ValueError("its description is cut short")
+        raise ValueError("its description is truncated")
     return bytes(raw[start:end]), end

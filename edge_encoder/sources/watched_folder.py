@@ -120,7 +120,7 @@ class WatchedFolder:
                     if self.status.failures_in_a_row == 1:
                         log.error("folder %s: %s waits: the machine cannot encode it now: %r", self.name, path, error)
                     continue
-                log.exception("folder %s: %s cannot be encoded and is left out", self.name, path.name)
+                log.exception("folder %s: %s cannot be encoded and is skipped", self.name, path.name)
                 self._reported[path] = present[path]
                 self._service.metrics.source_frames.labels(self.name, "unreadable").inc()
         return taken
@@ -211,7 +211,7 @@ class WatchedFolder:
             assert self._taken is not None
             if not self._taken.used:
                 log.warning(
-                    "folder %s: files cannot be moved or deleted (%s); they stay, and %s remembers them",
+                    "folder %s: files cannot be moved or deleted (%s); they stay, and %s records them",
                     self.name, error.strerror or error, self._taken.path,
                 )  # fmt: skip
             await asyncio.to_thread(self._taken.add, self._key(path, mark))
@@ -219,7 +219,7 @@ class WatchedFolder:
     def _cannot_be_read(self, path: Path, mark: tuple[int, int, int, int], error: OSError) -> None:
         if not path.exists():
             return  # its owner has taken it back
-        log.warning("folder %s: %s cannot be read (%s) and is left out", self.name, path.name, error.strerror or error)
+        log.warning("folder %s: %s cannot be read (%s) and is skipped", self.name, path.name, error.strerror or error)
         self._service.metrics.source_frames.labels(self.name, "unreadable").inc()
         self._reported[path] = mark
 

@@ -182,7 +182,7 @@ def _check_log(path: Path) -> dict[bytes, Record]:
     """The whole records of a torn transaction at the end of the log; tables.DamagedDatabase if the log is damaged."""
     found = wal.scan(log_of(path))
     if wal.is_missing(log_of(path)):
-        raise tables.DamagedDatabase("its log is gone, and with it the last commits")
+        raise tables.DamagedDatabase("its log is missing, and with it the last commits")
     if found is None:
         return {}
     if found.damaged:
@@ -203,7 +203,7 @@ def _put_back(connection: sqlite3.Connection, torn: dict[bytes, Record]) -> None
     for record in missing:
         tables.insert(connection, record)
     connection.execute("COMMIT")
-    log.warning("the spool's log ends in a commit that does not verify; %d frames of it are put back", len(missing))
+    log.warning("the spool's log ends in a damaged commit; %d frames of it are restored", len(missing))
 
 
 def _rebuild(path: Path, system: System) -> Recovery:
@@ -220,8 +220,8 @@ def _rebuild(path: Path, system: System) -> Recovery:
     except (sqlite3.Error, OSError) as error:
         if is_full(error) or getattr(error, "errno", 0) in (errno.ENOSPC, errno.EDQUOT):
             raise SpoolFull(
-                f"the recovery of the damaged spool {path} needs up to {need} bytes of free disk: make room;"
-                " nothing is lost, and it is tried again"
+                f"the recovery of the damaged spool {path} needs up to {need} bytes of free disk space: make"
+                " room; nothing is lost, and the recovery is tried again"
             ) from error
         raise
     _finish(path, system, complete=recovery.complete)

@@ -30,7 +30,7 @@ class Reader:
         with self._lock:
             connection = self._connection
             if connection is None:
-                raise SpoolError("the spool is not open now; see its log, and try again")
+                raise SpoolError("the spool is not open; see the log and try again")
             try:
                 return connection.execute(query, values).fetchall()
             except sqlite3.Error as error:

@@ -35,14 +35,14 @@ class Connection(sqlite3.Connection):
         try:
             return super().execute(*arguments)
         except UnicodeDecodeError as error:
-            raise DamagedDatabase("its schema is no UTF-8") from error
+            raise DamagedDatabase("its schema is not UTF-8") from error
 
     def executescript(self, script: str) -> sqlite3.Cursor:
         """As in the base class."""
         try:
             return super().executescript(script)
         except UnicodeDecodeError as error:
-            raise DamagedDatabase("its schema is no UTF-8") from error
+            raise DamagedDatabase("its schema is not UTF-8") from error
 
 
 _MOST_ROWS = 1 << 53  # no spool has numbered as many rows

@@ -119,9 +119,9 @@ class Writer:
             try:
                 self._commit(ops)
             except BaseException as error:  # a programming error must neither end the thread nor leave a caller waiting
-                log.exception("unexpected error in the spool's writer; it goes on")
+                log.exception("unexpected error in the spool's writer; it continues")
                 self.restarts += 1
-                _refuse(ops, SpoolError(f"the spool failed ({error!r}); see its log"))
+                _refuse(ops, SpoolError(f"the spool failed ({error!r}); see the log"))
                 self._reopen(damaged=False)
 
     def _commit(self, batch: list[Op], *, rebuilt: bool = False) -> None:

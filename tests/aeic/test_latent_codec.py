@@ -166,7 +166,7 @@ def test_one_call_entropy_graph_is_used_and_checked(codec: LatentCodec, monkeypa
     one._model = OneCall(bundle, 1)
     assert one.encode(y, 0, 200, 100) == wanted and calls == [["y", "z_symbols"]]
     monkeypatch.setattr(OneCall, "spoil", 1)
-    with pytest.raises(BundleError, match="codes what it skips"):
+    with pytest.raises(BundleError, match="codes elements that it must skip"):
         one.encode(y, 0, 200, 100)
 
 

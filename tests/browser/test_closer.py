@@ -66,7 +66,7 @@ def test_a_rectangle_is_drawn_asked_for_and_seen_in_place(browser: Any, keeping:
     page.mouse.move(place["x"] + 0.65 * place["width"], place["y"] + 0.45 * place["height"], steps=4)
     page.mouse.up()
     said = page.inner_text("#closer-cost")
-    assert re.search(r"19\d × 12\d pixels at the box", said) and "8,000 B" in said and "left this hour" in said
+    assert re.search(r"19\d × 12\d pixels in the original", said) and "8,000 B" in said and "left this hour" in said
     assert accessibility_violations(page) == []
     page.click("#closer-ask")
     page.wait_for_selector("#closer-place .answer", timeout=30000)
@@ -199,7 +199,7 @@ def test_a_rectangle_is_drawn_by_touch_and_the_composed_picture_is_marked(browse
     for step in range(1, 6):
         finger("touchMove", 0.25 + 0.05 * step, 0.25 + 0.05 * step)
     finger("touchEnd")
-    assert re.search(r"19\d × 12\d pixels at the box", page.inner_text("#closer-cost"))
+    assert re.search(r"19\d × 12\d pixels in the original", page.inner_text("#closer-cost"))
     page.tap("#closer-ask")
     page.wait_for_selector("#closer-place .answer", timeout=30000)
     answer = page.get_attribute(".answer", "data-id")

@@ -60,7 +60,7 @@ def test_an_error_at_the_start_is_one_line(bundle: Bundle, tmp_path: Path) -> No
         ("AEIC_CLOUD_MAX_BATCH", "none", 2, "AEIC_CLOUD_MAX_BATCH"),
         ("AEIC_CLOUD_TOKENS", "short", 2, "tenant:token"),
         ("AEIC_CLOUD_TOKEN", "tenant:long-enough", 2, "unknown setting AEIC_CLOUD_TOKEN (perhaps AEIC_CLOUD_TOKENS);"),
-        ("AEIC_CLOUD_DATABASE_URL", "garbage", 2, "no SQLAlchemy URL"),
+        ("AEIC_CLOUD_DATABASE_URL", "garbage", 2, "not a SQLAlchemy URL"),
     ]
     environment = os.environ | {"AEIC_CLOUD_BUNDLE": str(bundle.path), "AEIC_CLOUD_DATA_DIR": str(tmp_path)}
     command = [sys.executable, "-m", "cloud_decoder", "--port", "0"]
@@ -84,7 +84,7 @@ def test_two_clouds_do_not_share_a_folder(bundle: Bundle, tmp_path: Path) -> Non
             text=True,
             timeout=60,
         )
-    assert second.returncode != 0 and "AEIC_CLOUD_DATA_DIR of its own" in second.stderr
+    assert second.returncode != 0 and "its own AEIC_CLOUD_DATA_DIR" in second.stderr
     assert "Traceback" not in second.stderr
 
 

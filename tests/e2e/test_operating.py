@@ -100,7 +100,7 @@ def test_the_message_of_the_downgrade_is_that_of_the_program(tmp_path: Path, tin
     from cloud_decoder.store.store import Store
 
     page = (PAGES / "upgrade.md").read_text()
-    (said,) = re.findall(r"^cloud: (the store is of revision .*)$", page, re.M)
+    (said,) = re.findall(r"^cloud: (the store has revision .*)$", page, re.M)
     Store(f"sqlite:///{tmp_path}/store.db").close()
     newer = f"{int(HEAD) + 1:04}"
     engine = create_engine(f"sqlite:///{tmp_path}/store.db")

@@ -107,4 +107,4 @@ def test_values_that_are_nested_too_deeply_are_wrong_settings(
                 with pytest.raises(SystemExit, match="2"):
                     cloud_decoder.__main__._settings([])
         said = capsys.readouterr().err
-        assert said.startswith(f"{side}: wrong settings: ") and "nested too deeply" in said, said[:500]
+        assert said.startswith(f"{side}: invalid settings: ") and "nested too deeply" in said, said[:500]

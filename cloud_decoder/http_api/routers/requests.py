@@ -97,7 +97,7 @@ def router(
         """Ask the box for more of a picture: its whole in better quality, a region, the original, or a new picture."""
         if not hour_bytes:
             raise RequestsForbidden(
-                "this service asks boxes for nothing: its operator can raise AEIC_CLOUD_REQUEST_BYTES_PER_HOUR"
+                "this service sends no requests to boxes: its operator can raise AEIC_CLOUD_REQUEST_BYTES_PER_HOUR"
             )
         row = await images.row(tenant, id)
         asked = _parsed(await read_body(request, body_limits, bodies, tenant))

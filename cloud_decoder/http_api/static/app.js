@@ -280,7 +280,7 @@ function link(text, live = false) {
 }
 
 function notice(text) {
-  if (lost) text = `The service has not answered since ${lost.toLocaleTimeString()}. What you see is from then; the page connects again by itself.`;
+  if (lost) text = `The service has not answered since ${lost.toLocaleTimeString()}. The page shows the state at that time, and it reconnects automatically.`;
   if ($("notice").textContent !== text) $("notice").textContent = text;
   $("notice").hidden = !text;
 }

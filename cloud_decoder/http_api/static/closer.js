@@ -92,10 +92,10 @@ function cost() {
   if (spent) return void ($("closer-cost").textContent = `An answer may cost ${bytes(Math.max(size, LEAST_CHARGE))}, but only ${bytes(left)} are left this hour for this source. Choose fewer bytes or ask later. The operator of this service can raise AEIC_CLOUD_REQUEST_BYTES_PER_HOUR.`);
   if (noBetter) return void ($("closer-cost").textContent = `This picture already has ${bytes(frame.bytes)}. Draw a rectangle on it, or choose more bytes for the whole picture in better quality.`);
   const [width, height] = region ? [region.width, region.height] : original();
-  const here = `This part has ${width} × ${height} pixels at the box.`;
+  const here = `This part has ${width} × ${height} pixels in the original.`;
   const what = {
     sharper: region ? here : "Draw a rectangle on the picture, or ask for the whole picture in better quality.",
-    original: region ? here : "The photograph itself if it is small enough, else a JPEG of it. Draw a rectangle to get only a part.",
+    original: region ? here : "The photograph itself if it is small enough, or else a JPEG made from it. Draw a rectangle to get only a part.",
     now: "The same camera takes a new picture at once.",
   }[kind()];
   $("closer-cost").textContent = `${what} It costs at most ${bytes(size)} of the ${bytes(left)} left this hour.${duration(size)}`;
@@ -266,7 +266,7 @@ function row(request) {
 
 function showComposed(on) {
   $("closer-composed").setAttribute("aria-pressed", on);
-  $("closer-composed").textContent = on ? "Show the picture as it came" : "Show the composed picture";
+  $("closer-composed").textContent = on ? "Show the picture as received" : "Show the composed picture";
   $("closer-mark").hidden = !on;
   if (!on) $("closer-place").querySelector(".composed")?.remove();
 }

@@ -186,7 +186,7 @@ async function tell(frame) {
   const there = none ? false : await picture(image, `/v1/frames/${frame.id}/image?format=webp&wait=20`).catch(() => false);
   if (mine !== large) return;
   $("day-none").hidden = there;
-  $("day-none").textContent = none ?? "The picture did not come. Choose the frame again to retry.";
+  $("day-none").textContent = none ?? "The picture could not be loaded. Choose the frame again to retry.";
   $("day-image").replaceWith(image);
   image.hidden = !there;
   image.dataset.id = frame.id;

@@ -117,7 +117,7 @@ async function refresh() {
   } catch {
     lost ??= new Date();
     state("no answer", "bad");
-    notice(`The edge has not answered since ${lost.toLocaleTimeString()}. What you see is from then.`);
+    notice(`The edge has not answered since ${lost.toLocaleTimeString()}. The page shows the state at that time.`);
   }
 }
 

@@ -190,7 +190,7 @@ def test_a_log_that_is_gone_is_reported(folder: Path, kept: int) -> None:
     path = folder / "store.db-wal"
     path.write_bytes(path.read_bytes()[:kept]) if kept else path.unlink()
     store = opened(folder)
-    assert "is gone, and with it the last commits" in store.log_problem
+    assert "is missing, and with it the last commits" in store.log_problem
     store.close()
     again = opened(folder)
     assert again.log_problem == ""
