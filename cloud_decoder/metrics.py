@@ -127,7 +127,7 @@ class Metrics:
             ("step",),
         )
         self.task_restarts = counter(
-            "task_restarts_total", "Parts of the service that failed and began again.", ("task",)
+            "task_restarts_total", "Parts of the service that failed and were restarted.", ("task",)
         )
         self.source_silent = gauge(
             "source_silent_seconds",

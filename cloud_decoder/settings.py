@@ -42,9 +42,9 @@ class Settings(ServiceSettings):
     model_config = SettingsConfigDict(env_prefix=prefix)
 
     host: str = Field("127.0.0.1", description="Address that HTTP and gRPC listen on.")
-    port: int = Field(8081, ge=0, le=65535, description="HTTP port; 0 takes a free one.")
-    grpc_port: int = Field(9090, ge=0, le=65535, description="gRPC port; 0 takes a free one.")
-    grpc_tls_cert: Path | None = Field(None, description="PEM certificate chain; with the key, gRPC speaks TLS.")
+    port: int = Field(8081, ge=0, le=65535, description="HTTP port; 0 picks a free one.")
+    grpc_port: int = Field(9090, ge=0, le=65535, description="gRPC port; 0 picks a free one.")
+    grpc_tls_cert: Path | None = Field(None, description="PEM certificate chain; with the key, gRPC uses TLS.")
     grpc_tls_key: Path | None = Field(None, description="PEM private key of the certificate.")
     grpc_tls_client_ca: Path | None = Field(
         None,
@@ -60,9 +60,7 @@ class Settings(ServiceSettings):
     )
     reuse_port: bool = Field(False, description="Let several front ends of one machine listen on the same ports.")
 
-    bundle: Path | None = Field(
-        None, description="Folder of the model; empty takes `AEIC_BUNDLE`, then the one that ships."
-    )
+    bundle: Path | None = Field(None, description="Folder of the model; if empty, `AEIC_BUNDLE`, then the shipped one.")
     other_bundles: str = Field(
         "", description="Folders of further models, separated by commas; loaded when one of their frames arrives."
     )
@@ -88,15 +86,15 @@ class Settings(ServiceSettings):
     entropy_check_frames: int = Field(
         256, ge=0, description="Check every Nth frame decoded on a device on the CPU too; 0 disables the check."
     )
-    threads: int = Field(0, ge=0, description="CPU threads of one inference; 0 takes all cores.")
-    entropy_workers: int = Field(0, ge=0, description="Frames entropy-decoded at once; 0 takes half the cores.")
+    threads: int = Field(0, ge=0, description="CPU threads of one inference; 0 uses all cores.")
+    entropy_workers: int = Field(0, ge=0, description="Frames entropy-decoded at once; 0 uses half the cores.")
 
     data_dir: Path = Field(Path("var/cloud"), description="Folder of the store and the cache; created if missing.")
-    database_url: SecretStr | None = Field(None, description="SQLAlchemy URL; empty takes SQLite in the data folder.")
+    database_url: SecretStr | None = Field(None, description="SQLAlchemy URL; empty uses SQLite in the data folder.")
     instance: str = Field(
         "cloud", description="Name of this worker, whose old leases are freed at start; generated in a fleet."
     )
-    claim_frames: int = Field(0, ge=0, description="Frames a `worker` leases at once; 0 takes four batches.")
+    claim_frames: int = Field(0, ge=0, description="Frames a `worker` leases at once; 0 means four batches.")
     poll_seconds: float = Field(0.25, gt=0, description="How often an idle `worker` looks for frames.")
     eager: str = Field("all", description="What is decoded on arrival: `all`, `none`, or sources separated by commas.")
     lease_seconds: float = Field(60.0, gt=0, description="How long a worker holds a frame without renewing its lease.")
@@ -110,7 +108,7 @@ class Settings(ServiceSettings):
         200,
         ge=0,
         le=10_000,
-        description="Number of sources with metrics of their own. With tokens, there are none unless this is set.",
+        description="Number of sources with their own metrics. With tokens, there are none unless this is set.",
     )
     retention_days: float = Field(0.0, ge=0, description="Age at which decoded frames are pruned; 0 keeps them.")
     retention_bytes: int = Field(
@@ -121,11 +119,11 @@ class Settings(ServiceSettings):
     )
     retention_policies: tuple[RetentionPolicy, ...] = Field(
         (),
-        description="Limits for some sources, of which the first match counts; [[retention_policies]] in the file, JSON"
-        " in the variable.",
+        description="Limits for some sources, of which the first match applies; [[retention_policies]] in the file,"
+        " JSON in the variable.",
     )
     events_kept: int = Field(
-        1_000_000, ge=1000, description="Events kept for clients that connect again, of all tenants together."
+        1_000_000, ge=1000, description="Events kept for clients that reconnect, for all tenants together."
     )
     allow_delete: Literal["auto", "always", "never"] = Field(
         "auto", description="Whether clients may delete frames; `auto` allows it where tokens are set."
@@ -138,15 +136,15 @@ class Settings(ServiceSettings):
         "", description="Shared cache, `file:///...` or `s3://...`; empty: a folder in the data folder."
     )
     cache_bytes: int = Field(2 * 2**30, ge=0, description="Bytes of reconstructions kept on disk.")
-    max_batch: int = Field(0, ge=0, description="Pictures or tiles in one batch; 0 takes 8 on a GPU, 1 on a CPU.")
+    max_batch: int = Field(0, ge=0, description="Pictures or tiles in one batch; 0 means 8 on a GPU, 1 on a CPU.")
     max_batch_pixels: int = Field(4 * 2**20, ge=1, description="Pixels in one batch.")
     aging_seconds: float = Field(2.0, gt=0, description="Waiting this long raises a frame's priority by one.")
-    max_queue: int = Field(256, ge=1, description="Requested decodes that may wait; one more is answered 429.")
+    max_queue: int = Field(256, ge=1, description="Requested decodes that may wait; beyond that, 429.")
     max_pixels_at_once: int = Field(
-        0, ge=0, description="Pixels processed at once; 0 takes as many as fit into half of the memory."
+        0, ge=0, description="Pixels processed at once; 0 allows as many as fit into half of the memory."
     )
-    max_waiters: int = Field(512, ge=1, description="Long polls and event streams held open; one more is answered 429.")
-    max_wait_seconds: float = Field(60.0, ge=0, description="Upper end of `wait=` and `timeout=`.")
+    max_waiters: int = Field(512, ge=1, description="Long polls and event streams held open; beyond that, 429.")
+    max_wait_seconds: float = Field(60.0, ge=0, description="Maximum of `wait=` and `timeout=`.")
 
     edge_url: str = Field(
         "", description="HTTP address of an edge that encodes pictures dropped on the page; none by default."

@@ -90,7 +90,7 @@ class Metrics:
         )
         self.source_age_seconds = Gauge(
             "aeic_edge_source_last_picture_age_seconds",
-            "Time since the last picture of a source; not there before the first.",
+            "Time since the last picture of a source; absent before the first.",
             ["source"],
             registry=registry,
         )
@@ -156,7 +156,7 @@ class Metrics:
         )
         self.task_restarts = Counter(
             "aeic_edge_task_restarts_total",
-            "Tasks of the service that failed and were started again: uplink, originals, housekeeping, and each source"
+            "Tasks of the service that failed and were restarted: uplink, originals, housekeeping, and each source"
             " by its name.",
             ["task"],
             registry=registry,

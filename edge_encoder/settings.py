@@ -56,7 +56,7 @@ class EdgeSettings(ServiceSettings):
     model_config = SettingsConfigDict(env_prefix=prefix)
 
     host: str = Field("127.0.0.1", description="Address the HTTP API listens on.")
-    port: int = Field(8080, ge=0, le=65535, description="Port of the HTTP API; 0 takes a free one.")
+    port: int = Field(8080, ge=0, le=65535, description="Port of the HTTP API; 0 picks a free one.")
     source_id: str = Field(
         default_factory=socket.gethostname,
         min_length=1,
@@ -64,7 +64,7 @@ class EdgeSettings(ServiceSettings):
         description="Name of this box, sent to the cloud; the host name by default.",
     )
     data_dir: Path = Field(Path("var/edge"), description="Folder of the spool; created if missing.")
-    bundle: Path | None = Field(None, description="Model bundle; by default AEIC_BUNDLE, else the one that ships.")
+    bundle: Path | None = Field(None, description="Model bundle; by default AEIC_BUNDLE, or else the shipped one.")
 
     bundles_dir: Path | None = Field(
         None,
@@ -74,7 +74,7 @@ class EdgeSettings(ServiceSettings):
 
     provider: ProviderChoice = Field(
         "auto",
-        description="Runtime of the analysis; auto takes CUDA if it works, else the faster runtime of this processor.",
+        description="Runtime of the analysis; auto uses CUDA if it works, else the faster runtime of this processor.",
     )
     entropy: EntropyChoice = Field(
         "auto",
@@ -84,31 +84,29 @@ class EdgeSettings(ServiceSettings):
     entropy_check_frames: int = Field(
         256, ge=0, description="Check every Nth frame of a GPU on the CPU too; 0 disables the check."
     )
-    threads: int = Field(1, ge=0, le=256, description="Threads of one encode; 0 takes every core.")
+    threads: int = Field(1, ge=0, le=256, description="Threads of one encode; 0 uses every core.")
     encode_workers: int = Field(
-        0, ge=0, le=64, description="Pictures encoded at the same time; 0 takes one per core, at most 4."
+        0, ge=0, le=64, description="Pictures encoded at the same time; 0 means one per core, at most 4."
     )
-    encode_queue_frames: int = Field(
-        8, ge=1, le=10_000, description="Pictures that may wait; one more is answered 429."
-    )
+    encode_queue_frames: int = Field(8, ge=1, le=10_000, description="Pictures that may wait; beyond that, 429.")
     max_body_bytes: int = Field(
-        32 << 20, ge=1024, le=1 << 30, description="Largest picture file accepted; a larger one is answered 413."
+        32 << 20, ge=1024, le=1 << 30, description="Largest picture file accepted; larger ones get 413."
     )
     max_pixels: int = Field(
         8192 * 8192,
         ge=256,
         le=8192 * 8192,
-        description="Largest picture accepted, in pixels; a larger one is answered 413. Lower if the memory is"
+        description="Largest picture accepted, in pixels; larger ones get 413. Lower if the memory is"
         " small: a picture takes 12 bytes per pixel and 500 MiB besides.",
     )
     max_pixels_at_once: int = Field(
-        0, ge=0, description="Pixels processed at once; 0 takes as many as fit into half of the memory."
+        0, ge=0, description="Pixels processed at once; 0 allows as many as fit into half of the memory."
     )
     uploads_max_bytes: int = Field(
         128 << 20,
         ge=1024,
         le=1 << 34,
-        description="Bytes of request bodies held in memory at once; beyond it a post is answered 429.",
+        description="Bytes of request bodies held in memory at once; beyond that, a POST gets 429.",
     )
     read_timeout_seconds: float = Field(
         20.0, gt=0, le=600, description="Time in which a client must send headers and body."
@@ -138,10 +136,10 @@ class EdgeSettings(ServiceSettings):
         100,
         ge=1,
         le=100_000,
-        description="Originals of ?wait=received that may wait to be encoded; one more is answered 429.",
+        description="Originals of ?wait=received that may wait to be encoded; beyond that, 429.",
     )
     received_max_bytes: int = Field(
-        64 << 20, ge=1024, description="Bytes of originals that may wait; one more is answered 429."
+        64 << 20, ge=1024, description="Bytes of originals that may wait; beyond that, 429."
     )
 
     watch_dir: Path | None = Field(None, description="A folder whose new pictures are encoded too; none by default.")
@@ -149,7 +147,7 @@ class EdgeSettings(ServiceSettings):
     watch_settle_seconds: float = Field(
         2.0, ge=0, description="A file in watch_dir that has not changed for this long is complete."
     )
-    watch_recursive: bool = Field(False, description="Take the pictures of the folders in watch_dir too.")
+    watch_recursive: bool = Field(False, description="Include the subfolders of watch_dir.")
     watch_keep: bool = Field(True, description="Move taken files to watch_dir/done; otherwise delete them.")
 
     camera_url: SecretStr | None = Field(
@@ -201,7 +199,10 @@ class EdgeSettings(ServiceSettings):
         86_400.0, ge=0, description="Age at which a kept original is deleted; 0 keeps it while there is room."
     )
     request_max_bytes: int = Field(
-        16_384, ge=0, le=1 << 20, description="Most bytes of an answer to a request of the cloud; 0 forbids requests."
+        16_384,
+        ge=0,
+        le=1 << 20,
+        description="Maximum bytes of an answer to a request of the cloud; 0 forbids requests.",
     )
     originals_key: SecretStr | None = Field(
         None, description="Encrypts kept originals: 64 hexadecimal digits, for AES-256-GCM."
@@ -210,11 +211,11 @@ class EdgeSettings(ServiceSettings):
         65_536,
         ge=0,
         le=1 << 28,
-        description="Most bytes of an original that is sent as a picture file; 0 sends none.",
+        description="Maximum bytes of an original that is sent as a picture file; 0 sends none.",
     )
     request_now: bool = Field(True, description="Let the cloud ask live cameras for a picture at once.")
     request_bytes_per_hour: int = Field(
-        73_728, ge=0, description="Most bytes of the answers about one source within an hour."
+        73_728, ge=0, description="Maximum bytes of the answers about one source within an hour."
     )
 
     cloud_address: str = Field(

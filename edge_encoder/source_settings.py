@@ -28,16 +28,16 @@ class SourceSettings(BaseModel):
     )
     preset: Preset | None = Field(None, description="About 300B, 1kB or 2kB per picture.")
     max_side: int | None = Field(None, ge=16, le=8192, description="Longest side in pixels.")
-    max_bytes: int | None = Field(None, ge=10, le=1 << 20, description="Most bytes of a frame.")
+    max_bytes: int | None = Field(None, ge=10, le=1 << 20, description="Maximum bytes of a frame.")
     target_bytes: int | None = Field(None, ge=10, le=1 << 20, description="Target bytes of a frame, met if possible.")
     rate: str | None = Field(
         None, max_length=32, description="Rate point; with a size in bytes, the highest one to try."
     )
     stretch: bool | None = Field(None, description="Spread the grey levels of 16-bit pictures; by default as the box.")
-    priority: int = Field(0, ge=0, le=255, description="Frames with a larger one are sent first.")
+    priority: int = Field(0, ge=0, le=255, description="Frames with a higher priority are sent first.")
 
     originals_max_bytes: int | None = Field(
-        None, ge=0, description="Most bytes of its originals that are kept; 0 keeps none."
+        None, ge=0, description="Maximum bytes of its originals that are kept; 0 keeps none."
     )
 
     @field_validator("source_id")
@@ -74,7 +74,7 @@ class FolderSettings(SourceSettings):
     path: Path = Field(description="The folder.")
     seconds: float = Field(1.0, gt=0, description="Time between two scans.")
     settle_seconds: float = Field(2.0, ge=0, description="A file that has not changed for this long is complete.")
-    recursive: bool = Field(False, description="Take the pictures of the folders in it too.")
+    recursive: bool = Field(False, description="Include its subfolders.")
     keep: bool = Field(True, description="Move taken files to done/ in the folder; otherwise delete them.")
 
     @field_validator("path")

@@ -35,7 +35,7 @@ class OpenVinoSession:
     """One graph, any sizes. Safe to share between threads: each call uses a separate request."""
 
     def __init__(self, path: Path, threads: int = 0, precision: str = "auto") -> None:
-        """``threads`` 0 takes all cores. ``precision``: ``float32``, ``bfloat16``, or ``auto``: bfloat16 where the
+        """``threads`` 0 uses all cores. ``precision``: ``float32``, ``bfloat16``, or ``auto``: bfloat16 where the
         processor multiplies it. ``BundleError`` where OpenVINO is missing or cannot read the graph."""
         if not AVAILABLE:
             raise BundleError(f"OpenVINO is not installed: {remedy('openvino')}")

@@ -14,7 +14,7 @@ class FleetSettings(BaseSettings):
     address: str = Field("", description="Ray cluster to join, `auto` or `ray://...`; empty starts one here.")
     fronts: int = Field(2, ge=1, description="Front ends, behind one address on each machine.")
     min_workers: int = Field(1, ge=0, description="Workers that always run.")
-    max_workers: int = Field(8, ge=1, description="Workers at most.")
+    max_workers: int = Field(8, ge=1, description="Maximum number of workers.")
     worker_gpus: float = Field(0.0, ge=0, description="GPUs of one worker, for Ray; 0 decodes on CPUs.")
     worker_cpus: float = Field(1.0, ge=0, description="CPU cores of one worker, for Ray.")
     drain_target_seconds: float = Field(30.0, gt=0, description="Target time in which a backlog is decoded.")

@@ -48,9 +48,9 @@ class DecoderSettings:
     """Limits of a decoder; 0 takes the default that suits the machine and the device."""
 
     threads: int = 0
-    """CPU threads of one inference; 0 takes all cores."""
+    """CPU threads of one inference; 0 uses all cores."""
     entropy_workers: int = 0
-    """Frames entropy-decoded at once; 0 takes half the cores."""
+    """Frames entropy-decoded at once; 0 uses half the cores."""
     max_batch: int = 0
     """Pictures or tiles in one batch; 0 takes :data:`GPU_BATCH` or :data:`CPU_BATCH`."""
     max_batch_pixels: int = MAX_BATCH_PIXELS

@@ -21,7 +21,7 @@ _SMALLEST = 2
 
 
 class OnnxGenerator(GeneratorBackend):
-    """See :class:`~cloud_decoder.inference.backend.GeneratorBackend`. ``threads`` 0 takes all cores."""
+    """See :class:`~cloud_decoder.inference.backend.GeneratorBackend`. ``threads`` 0 uses all cores."""
 
     def __init__(self, bundle: Path, threads: int = 0) -> None:
         options = onnxruntime.SessionOptions()

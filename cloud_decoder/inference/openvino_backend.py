@@ -12,7 +12,7 @@ from cloud_decoder.inference.backend import GeneratorBackend
 
 
 class OpenVinoGenerator(GeneratorBackend):
-    """See :class:`~cloud_decoder.inference.backend.GeneratorBackend`. ``threads`` 0 takes all cores.
+    """See :class:`~cloud_decoder.inference.backend.GeneratorBackend`. ``threads`` 0 uses all cores.
 
     It computes in bfloat16 if the processor supports it, else in float32. ``BundleError`` if OpenVINO is missing or
     cannot read the graph.
