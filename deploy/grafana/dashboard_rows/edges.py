@@ -77,7 +77,7 @@ PANELS = [
         "Task restarts",
         "none",
         [("sum by (instance, task) (increase(aeic_edge_task_restarts_total[15m]))", "{{instance}} {{task}}")],
-        "Parts of an edge that failed and were started again.",
+        "Parts of an edge that failed and were restarted.",
         alerts=("AeicEdgeTaskFails",),
     ),
     Panel(

@@ -1,4 +1,4 @@
-"""From the capture of a picture to its picture in the cloud, against the objectives."""
+"""Time from the capture of a picture until it is available in the cloud, against the objectives."""
 
 from __future__ import annotations
 
@@ -9,14 +9,16 @@ PANELS = [
         "Capture to available",
         "s",
         quantiles("aeic_cloud_end_to_end_seconds", where='since="capture"'),
-        "From the capture of a picture to its picture in the cloud: of pictures whose sender or edge named the time.",
+        "Time from capture until the picture is available in the cloud, for pictures whose sender or edge named the"
+        " time of capture.",
     ),
     Panel(
         "Arrival to available, capture unknown",
         "s",
         quantiles("aeic_cloud_end_to_end_seconds", where='since="arrival"'),
-        "From the arrival in the cloud to the picture, where the time of the capture is unknown or only that of a file."
-        " The way from the camera to the cloud is not in it.",
+        "Time from arrival in the cloud until the picture is available, where the time of capture is unknown or"
+        " only that of a file."
+        " The transfer from the camera to the cloud is not included.",
     ),
     Panel(
         "Frames later than 5 s",

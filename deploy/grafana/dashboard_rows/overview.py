@@ -16,8 +16,8 @@ PANELS = [
         "Capture to picture, 5 minutes",
         "s",
         quantiles("aeic_cloud_end_to_end_seconds", where='since="capture"', over="5m"),
-        "From the capture of a picture to its picture in the cloud, where the capture is known. The objective is 99 %"
-        " within 5 s.",
+        "Time from capture until the picture is available in the cloud, where the time of capture is known. The"
+        " objective is 99 % within 5 s.",
         number=True,
     ),
     Panel(

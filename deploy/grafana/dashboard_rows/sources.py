@@ -1,4 +1,4 @@
-"""What the cloud knows of each source and box, also of those behind NAT that Prometheus cannot reach."""
+"""What the cloud knows about each source and box, including those behind NAT that Prometheus cannot reach."""
 
 from __future__ import annotations
 
