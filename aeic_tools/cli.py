@@ -190,7 +190,7 @@ def delete(
 ) -> None:
     """Delete frames from a cloud, with their pictures. Prints their number.
 
-    An operator can bring them back during the period of grace, with aeic store undelete.
+    An operator can bring them back with aeic store undelete, during the grace period.
     """
     with needs("client"):
         from aeic_tools.commands import delete as delete_command
@@ -383,9 +383,9 @@ def store_backup(url: StoreUrl, target: Annotated[Path, typer.Argument(metavar="
 def store_restore(
     url: StoreUrl, source: Annotated[Path, typer.Argument(metavar="FILE", help="A file of aeic store backup.")]
 ) -> None:
-    """Check a backup and put it in the place of an SQLite store, while no cloud runs on it.
+    """Check a backup and replace an SQLite store with it. Stop the cloud first.
 
-    The store that was there is kept beside it. Prints one line of JSON.
+    The old store is kept beside it. Prints one line of JSON.
     """
     with needs("cloud-cpu"):
         from cloud_decoder.store.backup import restore

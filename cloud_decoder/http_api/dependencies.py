@@ -12,7 +12,7 @@ from cloud_decoder.auth import Tokens
 from cloud_decoder.images.formats import known_format
 from cloud_decoder.images.negotiation import acceptable_format
 
-_BEARER = HTTPBearer(auto_error=False, description="Needed where AEIC_CLOUD_TOKENS is set; it decides the tenant.")
+_BEARER = HTTPBearer(auto_error=False, description="Needed where AEIC_CLOUD_TOKENS is set; it determines the tenant.")
 
 
 async def _tenant(request: Request, _: Annotated[object, Security(_BEARER)]) -> str:
@@ -35,7 +35,7 @@ class ChosenFormat:
 async def _format(
     request: Request,
     format: Annotated[
-        str | None, Query(description="png, webp, jpeg or avif; without it the header Accept decides, else png")
+        str | None, Query(description="png, webp, jpeg or avif; without it, the header Accept decides; by default png")
     ] = None,
 ) -> ChosenFormat:
     if format is not None:

@@ -15,15 +15,15 @@ from cloud_decoder.store.store import FrameState, RefusalReason, RequestKind, Re
 _PROBLEMS = {
     400: "max: Input should be less than or equal to 200",
     401: "a valid bearer token is needed: Authorization: Bearer TOKEN",
-    403: "this cloud lets no client delete frames",
+    403: "this cloud does not let clients delete frames",
     404: "there is no frame 019acb2e-6f5d-7c30-9d0e-3f3a2b1c4d5e",
-    406: "Accept excludes every format of pictures",
-    408: "the body came too slowly",
+    406: "Accept excludes every picture format",
+    408: "the body arrived too slowly",
     409: "019acb2e-6f5d-8c30-9d0e-3f3a2b1c4d5e is a picture file: get it from its /file",
     410: "frame 019acb2e-6f5d-7c30-9d0e-3f3a2b1c4d5e was pruned by retention",
     413: "the body is larger than 16777216 bytes",
     422: "this is not an AEIC bitstream",
-    429: "too many pictures wait to be decoded: try again in a moment",
+    429: "too many pictures are waiting to be decoded: try again in a moment",
     502: "the edge does not answer",
     503: "the service is stopping",
     507: "the store cannot write: its disk is full",
@@ -102,10 +102,10 @@ class AskBody(_Body):
     kind: RequestKind
     region: RegionBody | None = Field(None, description="For the kind region, and for a part of an original.")
     max_bytes: int = Field(
-        1500, ge=64, le=1 << 24, description="Most bytes of the answer. Only an original may have more than 1 MiB."
+        1500, ge=64, le=1 << 24, description="Maximum bytes of the answer. Only an original may have more than 1 MiB."
     )
     deadline_seconds: float = Field(
-        60.0, ge=1, le=86400, allow_inf_nan=False, description="After this time without an answer it is given up."
+        60.0, ge=1, le=86400, allow_inf_nan=False, description="After this time without an answer, the request expires."
     )
 
     @model_validator(mode="after")

@@ -113,14 +113,14 @@ def create_app(service: EdgeService) -> FastAPI:
         target_bytes: Annotated[int | None, Query(ge=1, le=1 << 30, description=_TARGET)] = None,
         max_side: Annotated[int | None, Query(ge=16, le=8192, description="Longest side, in pixels.")] = None,
         preset: Annotated[Preset | None, Query(description="Approximate frame size, for any picture size.")] = None,
-        priority: Annotated[int, Query(ge=0, le=255, description="Larger goes first.")] = 0,
+        priority: Annotated[int, Query(ge=0, le=255, description="Frames with a higher priority are sent first.")] = 0,
         wait: Annotated[Wait, Query(description=_WAIT)] = service.settings.default_wait,
         timeout: Seconds = 30.0,
         x_source_id: Annotated[str | None, Header(max_length=512)] = None,
         x_captured_at: Annotated[
             str | None, Header(max_length=64, description="RFC 3339, or s or ms since 1970.")
         ] = None,
-        idempotency_key: Annotated[str | None, Header(max_length=64, description="UUID, becomes the id.")] = None,
+        idempotency_key: Annotated[str | None, Header(max_length=64, description="A UUID: the frame's id.")] = None,
     ) -> JSONResponse:
         """Encode a picture and keep its frame on disk until the cloud has it."""
         request.scope[_WAITED] = wait

@@ -33,7 +33,7 @@ def router(
     async def decode(
         request: Request, tenant: Tenant, format: Format, width: Width = None, timeout: Seconds | None = None
     ) -> Response:
-        """A bitstream in the body, its picture in the answer; nothing is stored."""
+        """Decode the bitstream in the body and return its picture; nothing is stored."""
         data = await read_body(request, body_limits, bodies, tenant)
         seconds = max_wait if timeout is None else min(timeout, max_wait)
         frame = backend.check(data)

@@ -29,7 +29,7 @@ def router(deletion: Deletion) -> APIRouter:
     async def delete_frame(tenant: Tenant, id: FrameId) -> Response:
         """Delete a frame with its pictures and the answers to requests about it.
 
-        Its state becomes ``pruned``; its bitstream is removed after the period of grace. Deleting it again changes
+        Its state becomes ``pruned``; its bitstream is removed after the grace period. Deleting it again changes
         nothing, and a delivery of the same id does not bring it back.
         """
         await deletion.frame(tenant, id)
@@ -50,7 +50,7 @@ def router(deletion: Deletion) -> APIRouter:
     ) -> dict[str, Any]:
         """Delete the frames of a source that arrived from ``since`` on and before ``until``.
 
-        A request looks at 20,000 frames at most. While ``next`` is not null, send DELETE to that path to go on.
+        A request looks at 20,000 frames at most. While ``next`` is not null, send DELETE to that path to continue.
         """
         span = milliseconds(since), milliseconds(until)
         deleted, after = await deletion.source(tenant, source, *span, 0 if cursor is None else int(cursor))

@@ -13,7 +13,7 @@ from cloud_decoder.http_api import schemas
 from cloud_decoder.http_api.dependencies import Tenant
 from cloud_decoder.http_api.edge_proxy import EdgeProxy
 
-TargetBytes = Annotated[int | None, Query(ge=64, le=1 << 20, description="bytes of the frame, about or less")]
+TargetBytes = Annotated[int | None, Query(ge=64, le=1 << 20, description="approximate bytes of the frame")]
 Rate = Annotated[str | None, Query(max_length=32, description="rate point, number or name")]
 
 

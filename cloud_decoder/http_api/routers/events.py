@@ -76,7 +76,7 @@ def router(
         request that has ended.
 
         With ``Last-Event-ID`` the stream begins after that event, at any front end and after a restart. ``lost`` comes
-        first if events after it are not kept any more: list the frames again.
+        first if events after it are no longer kept: list the frames again.
         """
         position = Position.parse(last_event_id) if last_event_id else await asyncio.to_thread(store.events.newest)
         places = ExitStack()

@@ -84,7 +84,7 @@ def router(
         "/v1/frames/{id}", response_model=None, responses=schemas.json_of(schemas.FrameBody, 400, 401, 404, 429, 503)
     )
     async def get_frame(request: Request, tenant: Tenant, id: FrameId, wait: Seconds = 0.0) -> dict[str, Any]:
-        """One frame; ``wait`` for one that has not arrived yet."""
+        """One frame; ``wait`` for it if it has not arrived yet."""
         with images.waiter(tenant):
             row = await while_connected(request, images.row(tenant, id, min(wait, max_wait)))
         return frame_json(row, bundles)

@@ -94,7 +94,7 @@ def router(
         openapi_extra=schemas.json_body_of(schemas.AskBody),
     )
     async def ask(request: Request, tenant: Tenant, id: FrameId) -> Response:
-        """Ask the box for more of a picture: its whole in better quality, a region, the original, or a new picture."""
+        """Ask the box for more of a picture: the whole in better quality, a region, the original, or a new picture."""
         if not hour_bytes:
             raise RequestsForbidden(
                 "this service sends no requests to boxes: its operator can raise AEIC_CLOUD_REQUEST_BYTES_PER_HOUR"
@@ -165,8 +165,8 @@ def router(
         responses=schemas.json_of(schemas.RequestListBody, 400, 401, 404, 503),
     )
     async def list_requests(tenant: Tenant, id: FrameId) -> dict[str, Any]:
-        """The requests about a frame, the newest first; at most 200. What the box and the source's hour still allow,
-        and how fast the last answers came."""
+        """The requests about a frame, newest first, at most 200. Also what the box and the source's hourly budget
+        still allow, and the speed of the last answers."""
         row = await images.row(tenant, id)
         found = await asyncio.to_thread(store.requests.of_frame, tenant, row.id)
         limits = dispatch.limits(tenant, row.box or row.source)
@@ -189,7 +189,7 @@ def router(
     async def get_request(
         http: Request, tenant: Tenant, id: FrameId, request: RequestId, wait: Seconds = 0.0
     ) -> dict[str, Any]:
-        """One request; ``wait`` for its end."""
+        """One request; ``wait`` until it has ended."""
         with images.waiter(tenant):
             return request_json(await while_connected(http, _state(tenant, id, request, min(wait, max_wait))))
 

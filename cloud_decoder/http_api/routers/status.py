@@ -53,7 +53,7 @@ def router(
 
     @routes.get("/v1/sources", response_model=None, responses=schemas.json_of(schemas.SourceListBody, 401, 503))
     async def list_sources(tenant: Tenant, newest: bool = False) -> Response:
-        """Who has sent frames, the latest first: how many wait to be decoded, and whether its stream is open now.
+        """The sources, the latest first: how many of their frames wait to be decoded, and which are connected now.
 
         ``newest`` adds the last frame that arrived from each source.
         """
@@ -99,14 +99,14 @@ def router(
 
     @routes.get("/healthz", response_model=None, responses=schemas.json_of(schemas.HealthBody, 503))
     async def healthz() -> Response:
-        """Liveness: 200 while the process works or repairs itself, 503 where only a restart helps."""
+        """Liveness: 200 while the process works or repairs itself, 503 if only a restart helps."""
         if failure := readiness.failure:
             return problems.problem(503, f"{failure}: restart this process")
         return JSONResponse({"status": "ok"})
 
     @routes.get("/readyz", response_model=None, responses=schemas.json_of(schemas.HealthBody, 503))
     async def readyz() -> Response:
-        """Readiness: 200 while requests are taken, else 503 with the reason."""
+        """Readiness: 200 while requests are accepted, else 503 with the reason."""
         if problem := await readiness.problem():
             return problems.problem(503, problem, headers={"Retry-After": "1"})
         warnings = readiness.warnings
