@@ -25,6 +25,7 @@ from aeic_service import tracing
 from aeic_service.budgets import Budget, Used
 from aeic_service.certificates import Certificates
 from aeic_service.host_limits import HostLimits
+from aeic_service.supervisor import Supervisor
 from edge_encoder import systemd
 from edge_encoder.answers.answerer import Answerer, AnswerLimits, PictureSources, TakePicture
 from edge_encoder.bundle_update.trial import Trial
@@ -43,7 +44,6 @@ from edge_encoder.submission.deferred_encoder import DeferredEncoder
 from edge_encoder.submission.delivery_waiters import DeliveryWaiters
 from edge_encoder.submission.request import Accepted, EncodeRequest
 from edge_encoder.submission.submitter import Submitter
-from edge_encoder.supervisor import Supervisor
 from edge_encoder.uplink.stream import Callbacks, Report
 from edge_encoder.uplink.uplink import Identity, Uplink, ask
 
