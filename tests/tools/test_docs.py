@@ -101,8 +101,9 @@ def test_the_page_of_the_shipped_model_has_the_figures_of_its_card() -> None:
 
 
 def test_names_in_the_tour_are_in_the_files_beside_them() -> None:
-    """`Class.method` or `function`, followed by "in `path/file.py`"."""
+    """`Class.method` or `function`, followed by "in `path/file.py`"; the other files exist at least."""
     text = (ROOT / "docs" / "tour.md").read_text()
+    assert [file for file in re.findall(r"`([\w/]+/\w+\.py)`", text) if not (ROOT / file).is_file()] == []
     pairs = re.findall(r"`([\w.]+)`[^`]*?\bin\s+`([\w/]+\.py)`", text)
     assert len(pairs) >= 8
     for name, file in pairs:
