@@ -1,7 +1,7 @@
 """The edge service: encoder, spool and uplink wired together. The HTTP API (http_api/routes.py) wraps it.
 
 `start` and `stop` have the order of things. `_changed` is called for every change of a frame, after its commit, and
-notifies the uplink, the deferred encoder, waiting clients and a bundle on trial. `_keep_house` runs once a second.
+notifies the uplink, the deferred encoder, waiting clients and a bundle on trial. `_housekeeping` runs once a second.
 `problem` is what /readyz reports.
 """
 
@@ -25,6 +25,7 @@ from aeic_service import tracing
 from aeic_service.budgets import Budget, Used
 from aeic_service.certificates import Certificates
 from aeic_service.host_limits import HostLimits
+from aeic_service.supervisor import Supervisor
 from edge_encoder import systemd
 from edge_encoder.answers.answerer import Answerer, AnswerLimits, PictureSources, TakePicture
 from edge_encoder.bundle_update.trial import Trial
@@ -43,7 +44,6 @@ from edge_encoder.submission.deferred_encoder import DeferredEncoder
 from edge_encoder.submission.delivery_waiters import DeliveryWaiters
 from edge_encoder.submission.request import Accepted, EncodeRequest
 from edge_encoder.submission.submitter import Submitter
-from edge_encoder.supervisor import Supervisor
 from edge_encoder.uplink.stream import Callbacks, Report
 from edge_encoder.uplink.uplink import Identity, Uplink, ask
 
@@ -159,7 +159,7 @@ class EdgeService:
         await asyncio.sleep(0)
         self._tasks = [
             start("uplink", self.uplink.run, may_end=not settings.cloud_address),
-            start("housekeeping", self._keep_house),
+            start("housekeeping", self._housekeeping),
         ]
         for task in self.supervisor.tasks:
             self.metrics.task_restarts.labels(task.name)  # 0 so far
@@ -317,7 +317,7 @@ class EdgeService:
             self.restart.set()
         self.waiting.notify(ident)
 
-    async def _keep_house(self) -> None:
+    async def _housekeeping(self) -> None:
         while True:
             await asyncio.sleep(_HOUSEKEEPING_SECONDS)
             # A probe writes a missing file again, and opens a spool whose disk works again: no request may be coming.

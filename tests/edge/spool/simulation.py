@@ -9,7 +9,7 @@ Some disks are damaged while the machine is off. Then the faults end, everything
 - nothing is delivered that was not posted, and nothing differs from what was posted
 - the spool says that it cannot be written when it cannot, and that it can in the end
 
-    python -m tests.edge.spool.lives --lives 10000 --seed 1      (make simulate LIVES=10000)
+    python -m tests.edge.spool.simulation --lives 10000 --seed 1      (make simulate LIVES=10000)
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ the queue is emptied, and this must hold:
 
 Time is simulated, and everything runs in one thread, so a seed always makes the same life.
 
-    python -m tests.cloud.store.lives --lives 1000 --seed 1 [--postgresql]      (make simulate LIVES=1000)
+    python -m tests.cloud.store.simulation --lives 1000 --seed 1 [--postgresql]      (make simulate LIVES=1000)
 """
 
 from __future__ import annotations
