@@ -76,6 +76,7 @@ class OriginalRing:
         self.max_bytes = max_bytes
         self.bytes = 0
         self.failures = 0
+        self._no_room = False  # and that was logged
         self._folder = folder
         self._max_age_seconds = max_age_seconds
         self._source_bytes = dict(source_bytes or {})
@@ -140,7 +141,14 @@ class OriginalRing:
             path = self._path(number)
             try:
                 if not self._leave_room(size):
+                    if not self._no_room:
+                        log.warning(
+                            "originals are not kept: all that is free on the disk is kept free for the spool; make room"
+                            " on it, or lower AEIC_EDGE_SPOOL_MAX_BYTES and AEIC_EDGE_RECEIVED_MAX_BYTES"
+                        )
+                    self._no_room = True
                     return False
+                self._no_room = False
                 self._next += 1
                 with path.open("xb") as file:
                     os.fchmod(file.fileno(), 0o600)

@@ -80,9 +80,13 @@ def test_age_damage_and_what_is_no_original(tmp_path: Path, monkeypatch: pytest.
     assert again.read(uuid.UUID(int=2)) is None and len(again) == 0 and again.bytes == 0
 
 
-def test_the_room_of_the_spool_is_left_free_and_a_failing_disk_does_no_harm(tmp_path: Path) -> None:
-    assert not ring(tmp_path, spool_needs=lambda: 1 << 60).keep(original(1))
+def test_the_room_of_the_spool_is_left_free_and_a_failing_disk_does_no_harm(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    small = ring(tmp_path, spool_needs=lambda: 1 << 60)
+    assert not small.keep(original(1)) and not small.keep(original(2))
     assert not list((tmp_path / "originals").iterdir())
+    assert caplog.text.count("AEIC_EDGE_SPOOL_MAX_BYTES") == 1, "it is said once why the box has no originals"
     (tmp_path / "file").write_text("")
     broken = OriginalRing(tmp_path / "file", max_bytes=KB)
     assert not broken.keep(original(1, size=100)) and broken.read(uuid.UUID(int=1)) is None and broken.failures
