@@ -52,6 +52,7 @@ class ChargeFile:
     def __init__(self, path: Path, seconds: float, now_ms: Callable[[], int]) -> None:
         self._path, self._keep_ms, self._now_ms = path, int(seconds * 1000), now_ms
         self._connection: sqlite3.Connection | None = None
+        self._failed = False
         self.found: list[Charged] = []
         """What an earlier process has recorded, the longest ago first."""
         try:
@@ -67,9 +68,11 @@ class ChargeFile:
                 self.found = self._open()
         except (sqlite3.Error, OSError, ValueError, TypeError) as error:
             self._fails(error)
+            self.close()
 
     def record(self, source: str, request: uuid.UUID, attempts: int, sent: int) -> None:
-        """Writes what a request has cost until now, in place of what was written of it before."""
+        """Writes what a request has cost until now, in place of what was written of it before. Where the disk fails,
+        the next time makes up for it."""
         if self._connection is None:
             return
         now_ms = self._now_ms()
@@ -89,7 +92,7 @@ class ChargeFile:
 
     def _open(self) -> list[Charged]:
         os.close(os.open(self._path, os.O_RDWR | os.O_CREAT, 0o600))  # for the service's user only
-        self._connection = connection = sqlite3.connect(self._path, check_same_thread=False)
+        self._connection = connection = sqlite3.connect(self._path, timeout=0, check_same_thread=False)
         connection.executescript(_SCHEMA)
         now_ms = self._now_ms()
         with connection:
@@ -104,5 +107,6 @@ class ChargeFile:
         ]
 
     def _fails(self, error: Exception) -> None:
-        log.warning("%s cannot be used: a restart begins the hour of requests again: %s", self._path, error)
-        self.close()
+        if not self._failed:
+            log.warning("%s cannot be used: a restart may begin the hour of requests again: %s", self._path, error)
+        self._failed = True

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import sqlite3
 import uuid
 from pathlib import Path
 from types import SimpleNamespace
@@ -125,6 +127,22 @@ def test_a_damaged_file_begins_again(clock: SimpleNamespace, tmp_path: Path, con
     box.path.write_bytes(content)
     spend(box.start(), 2000)
     assert box.left() == 3000
+
+
+def test_a_disk_that_fails_for_a_while_does_no_harm(
+    clock: SimpleNamespace, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    box = Box(tmp_path / "charges")
+    hours = box.start()
+    with hours.of("gate").attempt(ONE) as one, contextlib.closing(sqlite3.connect(box.path)) as other:
+        assert one is not None
+        other.execute("BEGIN IMMEDIATE")
+        one.spend(1000)
+        one.spend(1000)
+        other.rollback()
+        one.spend(500)
+    hours.close()
+    assert box.left() == 2500 and caplog.text.count("cannot be used") == 1
 
 
 def test_without_a_file_the_process_counts_in_memory(clock: SimpleNamespace, tmp_path: Path) -> None:
