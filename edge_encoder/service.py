@@ -93,6 +93,7 @@ class EdgeService:
         self.deferred_encoder: DeferredEncoder
         self.uplink: Uplink
         self.ring: OriginalRing | None = None
+        self.answerer: Answerer | None = None
         self.rate_control: RateControl | None = None
         self.sources: list[SourceStatus] = []
         self.cameras: dict[str, TakePicture] = {}
@@ -130,7 +131,7 @@ class EdgeService:
         labels = aeic.__version__, bundle.name, bundle.fingerprint, bundle.digest.hex(), self.encoder.analysis.provider
         self.metrics.info.labels(*labels).set(1)
         self.metrics.spool_max_bytes.set(settings.spool_max_bytes)
-        answerer = await asyncio.to_thread(self._keep_originals)
+        self.answerer = answerer = await asyncio.to_thread(self._keep_originals)
         self.uplink = Uplink(
             self.spool,
             settings,
@@ -221,6 +222,7 @@ class EdgeService:
                 settings.request_original_max_bytes,
                 settings.request_bytes_per_hour,
                 pictures_now=settings.request_now,
+                charges=settings.data_dir / "charges.sqlite3",
             ),
         )
 
@@ -285,6 +287,8 @@ class EdgeService:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        if self.answerer is not None:
+            self.answerer.close()
         await asyncio.to_thread(self.spool.close)
         log.info(
             "stopped; %d frames and %d originals stay in the spool", self.spool.pending_frames, self.spool.originals

@@ -195,6 +195,11 @@ def test_a_rectangle_is_drawn_by_touch_and_the_composed_picture_is_marked(browse
         ]  # fmt: skip
         touch.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": points})
 
+    touched = "getComputedStyle(document.getElementById('closer-place')).touchAction"
+    page.select_option("#closer-kind", "now")
+    assert page.evaluate(touched) == "auto", "where nothing can be drawn, a finger scrolls and zooms"
+    page.select_option("#closer-kind", "sharper")
+    assert page.evaluate(touched) == "none"
     finger("touchStart", 0.25, 0.25)
     for step in range(1, 6):
         finger("touchMove", 0.25 + 0.05 * step, 0.25 + 0.05 * step)

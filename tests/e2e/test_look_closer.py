@@ -97,6 +97,21 @@ def test_the_command_line_writes_the_picture(pair: Pair, frame: uuid.UUID, tmp_p
     wrong = tmp_path / "photograph.png"
     code, _, said = aeic("ask", str(frame), "--original", "--bytes", "9000", "-o", str(wrong), "--url", pair.cloud.http)
     assert code == 2 and "image/jpeg" in said and ".jpg" in said and not wrong.exists()
+    gif = wrong.with_suffix(".gif")
+    code, _, said = aeic(
+        "ask", str(frame), "--original", "--bytes", "9000", "-o", str(gif), "--url", keeping.cloud.http
+    )
+    assert code == 2 and "image/jpeg" in said and not gif.exists()
+    code, _, said = aeic(*given, "--deadline", "inf")
+    assert code == 2 and "86400" in said
+    code, _, said = aeic("ask", str(frame), "-o", "", "--url", keeping.cloud.http)
+    assert code == 2 and "-o" in said
+    folder = tmp_path / "folder.png"
+    folder.mkdir()
+    code, _, said = aeic("ask", str(frame), "-f", "--bytes", "8000", "-o", str(folder), "--url", keeping.cloud.http)
+    with Client(keeping.cloud.http) as cloud:
+        answer = cloud.requests(frame)[0].answer
+    assert code == 1 and f"/v1/frames/{answer}/image" in said and "cannot write" in said, said
     code, _, said = aeic(*given, "-f", "--now")
     assert code == 0, said
     with Image.open(target) as image:
