@@ -52,6 +52,8 @@ START_SECONDS = 60.0
 """A box with a slow card that has just started takes ten seconds."""
 IDLE_SECONDS = 60.0
 """After which a child that has nothing to do is ended."""
+LARGE_PIXELS = 4 << 20
+"""A larger picture needs the memory of idle children for its analysis, and comes rarely: they end."""
 REASONS = ("crash", "deadline", "memory")
 _KILLED = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
 """Signals that come from outside, such as from the system when the memory is used up, and not from a crash."""
@@ -99,10 +101,13 @@ class PictureReader:
         """aeic.pixels.load_picture. Also Undecodable where a child was lost, ReaderUnavailable where none starts."""
         if not self._is_apart(data):
             with self._reading:
-                return load_picture(data, max_pixels=max_pixels, stretch=stretch)
-        answer, pixels = self._ask({"do": "pixels", "max_pixels": max_pixels, "stretch": stretch}, data)
-        shape = tuple(answer["shape"])
-        return np.ndarray(shape, np.uint8, buffer=pixels)
+                rgb = load_picture(data, max_pixels=max_pixels, stretch=stretch)
+        else:
+            answer, pixels = self._ask({"do": "pixels", "max_pixels": max_pixels, "stretch": stretch}, data)
+            rgb = np.ndarray(tuple(answer["shape"]), np.uint8, buffer=pixels)
+        if rgb.shape[0] * rgb.shape[1] > LARGE_PIXELS:
+            self._end_idle(0.0)
+        return rgb
 
     def size(self, data: bytes, *, max_pixels: int) -> tuple[int, int]:
         """aeic.pixels.picture_size. Also raises what `load` does."""
@@ -129,12 +134,7 @@ class PictureReader:
 
     def expire(self) -> None:
         """Ends the children that have been idle for IDLE_SECONDS. Call it now and then."""
-        before = time.monotonic() - IDLE_SECONDS
-        with self._lock:
-            ended = [child for child in self._idle if child.idle_since < before]
-            self._idle = [child for child in self._idle if child.idle_since >= before]
-        for child in ended:
-            child.end()
+        self._end_idle(IDLE_SECONDS)
 
     def close(self) -> None:
         """Ends all children. Pictures that are being read get ReaderUnavailable."""
@@ -142,11 +142,21 @@ class PictureReader:
             self._closed = True
             idle, self._idle = self._idle, []
             busy = list(self._busy)
-        for child in busy:
-            child.process.kill()  # the thread that waits for it does the rest
+        for child in (*busy, *idle):
+            child.process.kill()  # of a busy one, the thread that waits for it does the rest
         for child in idle:
             child.end()
         self._heads.shutdown(wait=False)
+
+    def _end_idle(self, seconds: float) -> None:
+        """Ends the children that have been idle for so long."""
+        before = time.monotonic() - seconds
+        with self._lock:
+            ended = [child for child in self._idle if child.idle_since <= before]
+            self._idle = [child for child in self._idle if child.idle_since > before]
+        for child in ended:
+            child.process.kill()
+            child.end()
 
     def _is_apart(self, data: bytes) -> bool:
         """Whether the file is read in a child. What is no picture is refused without a library's help."""

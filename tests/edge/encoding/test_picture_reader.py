@@ -245,6 +245,12 @@ def test_idle_processes_end(make_reader: MakeReader, monkeypatch: pytest.MonkeyP
     reader.expire()
     assert reader.pids == set() and not psutil.pid_exists(pid)
     reader.load(PNG, max_pixels=MOST)
+    monkeypatch.setattr(picture_reader, "LARGE_PIXELS", 96 * 64 - 1)
+    reader.load(PNG, max_pixels=MOST)
+    assert reader.pids == set(), "the analysis of a large picture has the memory of idle processes"
+    monkeypatch.undo()
+    reader.load(PNG, max_pixels=MOST)
+    assert len(reader.pids) == 1
 
 
 def test_closing_ends_a_process_that_hangs(make_reader: MakeReader) -> None:
