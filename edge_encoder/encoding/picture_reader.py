@@ -55,8 +55,6 @@ IDLE_SECONDS = 60.0
 LARGE_PIXELS = 4 << 20
 """A larger picture needs the memory of idle children for its analysis, and comes rarely: they end."""
 REASONS = ("crash", "deadline", "memory")
-_KILLED = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
-"""Signals that come from outside, such as from the system when the memory is used up, and not from a crash."""
 _REMEDY = "save it again as an ordinary JPEG and send that"
 
 
@@ -184,15 +182,16 @@ class PictureReader:
                     with _file_of(data) as file:
                         answer = child.ask(request, file)
                         if "failed" not in answer:
-                            self._give_back(child)
                             size = os.fstat(file).st_size
-                            return answer, mmap.mmap(file, size) if size else None
+                            content = mmap.mmap(file, size) if size else None
+                            self._give_back(child)
+                            return answer, content
                 except TimeoutError:
                     answer = {"failed": "deadline"}
                 except (EOFError, ConnectionError):
                     code = self._discard(child)
-                    if not self._closed and -code in _KILLED and attempt == 0:
-                        continue  # it may have been another's fault
+                    if not self._closed and _killed_from_outside(code) and attempt == 0:
+                        continue
                     answer = {"failed": "deadline" if -code == signal.SIGALRM else "crash"}
                 except OSError as error:
                     self._discard(child)
@@ -324,6 +323,11 @@ class _Child:
             return self.process.wait(0.2)
         self.process.kill()
         return self.process.wait()
+
+
+def _killed_from_outside(code: int) -> bool:
+    """Whether it did not crash, but was ended, for example by the system when the memory was used up."""
+    return -code in (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
 
 
 def _unavailable(why: object) -> str:

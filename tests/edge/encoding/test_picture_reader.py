@@ -164,6 +164,19 @@ def test_a_lost_process_costs_one_picture(
     assert not any(psutil.pid_exists(pid) for pid in before)
 
 
+def test_a_picture_takes_no_more_memory_than_the_box_has_for_one() -> None:
+    file, lost = io.BytesIO(), list[str]()
+    Image.new("RGB", (3000, 3000)).save(file, "PNG")
+    reader = PictureReader("auto", most_bytes=16 << 20, lost=lost.append)
+    try:
+        with pytest.raises(Undecodable, match="memory"):
+            reader.load(file.getvalue(), max_pixels=MOST)
+        assert lost == ["memory"]
+        assert np.array_equal(reader.load(PNG, max_pixels=MOST), load_picture(PNG))
+    finally:
+        reader.close()
+
+
 def test_a_crash_at_the_head_of_a_file_costs_the_process_only(make_reader: MakeReader) -> None:
     lost: list[str] = []
     reader = make_reader(lost=lost)
