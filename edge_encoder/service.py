@@ -31,6 +31,7 @@ from edge_encoder.answers.answerer import Answerer, AnswerLimits, PictureSources
 from edge_encoder.bundle_update.trial import Trial
 from edge_encoder.encoding.encode_queue import EncodeQueue
 from edge_encoder.encoding.encoder import Encoder
+from edge_encoder.encoding.picture_reader import PictureReader
 from edge_encoder.encoding.rate_control import RateControl
 from edge_encoder.errors import SpoolError
 from edge_encoder.metrics import Metrics
@@ -72,7 +73,14 @@ class EdgeService:
         pixels = settings.max_pixels_at_once or memory // 2 // _BYTES_A_PIXEL
         workers = settings.encode_workers or min(_MOST_WORKERS, usable_cores())
         self.queue = EncodeQueue(workers, settings.encode_queue_frames, pixels)
-        fitting = max(_LEAST_PIXELS, int(0.95 * memory - _OTHER_BYTES) // _BYTES_A_PIXEL)
+        room = int(0.95 * memory - _OTHER_BYTES)
+        fitting = max(_LEAST_PIXELS, room // _BYTES_A_PIXEL)
+        self.reader = PictureReader(
+            settings.picture_process,
+            workers + 2,  # one more for a head and one for an original that is kept, beside those that are encoded
+            max(room, _BYTES_A_PIXEL * fitting),
+            lambda reason: self.metrics.pictures_lost.labels(reason).inc(),
+        )
         self.max_pixels = min(settings.max_pixels, fitting)
         """Of one picture."""
         if self.max_pixels < settings.max_pixels:
@@ -186,7 +194,9 @@ class EdgeService:
             entropy_check_frames=settings.entropy_check_frames,
             max_pixels=self.max_pixels,
         )
-        return self.encoder.warm_up()
+        seconds = self.encoder.warm_up()  # in this process, since no child is started before it is needed
+        self.encoder.reader = self.reader
+        return seconds
 
     def _keep_originals(self) -> Answerer | None:
         """Opens the ring of originals, if the settings ask for one, for requests of the cloud."""
@@ -283,6 +293,7 @@ class EdgeService:
             self.abandoned = True
             await self.deferred_encoder.abandon()
             log.warning("%d pictures were not encoded in time; those without an answer are lost", self.queue.pending)
+        await asyncio.to_thread(self.reader.close)
         await self.uplink.drain(self.settings.drain_timeout_seconds)
         for task in self._tasks:
             task.cancel()
@@ -328,6 +339,7 @@ class EdgeService:
             if self.spool.problem != "" or await asyncio.to_thread(self.spool.misplaced):
                 with contextlib.suppress(SpoolError):
                     await asyncio.wrap_future(self.spool.probe())
+            await asyncio.to_thread(self.reader.expire)
             if self.ring is not None:
                 await asyncio.to_thread(self.ring.expire)
             if self.spool.alive and self.queue.longest_seconds() < _HUNG_SECONDS:

@@ -39,7 +39,7 @@ from numpy.typing import NDArray
 
 from aeic.bitstream import HEADER_BYTES, MIN_SIDE
 from aeic.errors import InputError, RateError
-from aeic.pixels import load_picture, picture_size, save_picture
+from aeic.pixels import save_picture
 from aeic_service.errors import Overloaded
 from edge_encoder.answers.hourly_budget import PIECE_HEAD_BYTES, REQUEST_BYTES, Charge, HourlyBudgets, bytes_in_pieces
 from edge_encoder.answers.jpeg import LEAST_BYTES, jpeg_within
@@ -383,8 +383,8 @@ class Answerer:
         small the region is."""
         try:
             if isinstance(picture, bytes):
-                size = functools.partial(picture_size, picture, max_pixels=self._encoder.max_pixels)
-                width, height = await asyncio.to_thread(size)
+                reader = self._encoder.reader
+                width, height = await reader.size_in_turn(picture, max_pixels=self._encoder.max_pixels)
             else:
                 height, width, _ = picture.shape
             while True:
@@ -402,7 +402,7 @@ class Answerer:
         return self._encoder.encode(rgb, max_bytes=ask.max_bytes)
 
     def _part(self, ask: PictureRequest, picture: bytes) -> NDArray[np.uint8]:
-        rgb = load_picture(picture, max_pixels=self._encoder.max_pixels)
+        rgb = self._encoder.reader.load(picture, max_pixels=self._encoder.max_pixels)
         x, y, width, height = ask.region
         if ask.kind is RequestKind.BETTER or (ask.kind is RequestKind.ORIGINAL and not width and not height):
             return rgb

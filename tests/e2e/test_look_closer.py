@@ -98,18 +98,16 @@ def test_the_command_line_writes_the_picture(pair: Pair, frame: uuid.UUID, tmp_p
     code, _, said = aeic("ask", str(frame), "--original", "--bytes", "9000", "-o", str(wrong), "--url", pair.cloud.http)
     assert code == 2 and "image/jpeg" in said and ".jpg" in said and not wrong.exists()
     gif = wrong.with_suffix(".gif")
-    code, _, said = aeic(
-        "ask", str(frame), "--original", "--bytes", "9000", "-o", str(gif), "--url", keeping.cloud.http
-    )
+    code, _, said = aeic("ask", str(frame), "--original", "--bytes", "9000", "-o", str(gif), "--url", pair.cloud.http)
     assert code == 2 and "image/jpeg" in said and not gif.exists()
     code, _, said = aeic(*given, "--deadline", "inf")
     assert code == 2 and "86400" in said
-    code, _, said = aeic("ask", str(frame), "-o", "", "--url", keeping.cloud.http)
+    code, _, said = aeic("ask", str(frame), "-o", "", "--url", pair.cloud.http)
     assert code == 2 and "-o" in said
     folder = tmp_path / "folder.png"
     folder.mkdir()
-    code, _, said = aeic("ask", str(frame), "-f", "--bytes", "8000", "-o", str(folder), "--url", keeping.cloud.http)
-    with Client(keeping.cloud.http) as cloud:
+    code, _, said = aeic("ask", str(frame), "-f", "--bytes", "8000", "-o", str(folder), "--url", pair.cloud.http)
+    with Client(pair.cloud.http) as cloud:
         answer = cloud.requests(frame)[0].answer
     assert code == 1 and f"/v1/frames/{answer}/image" in said and "cannot write" in said, said
     code, _, said = aeic(*given, "-f", "--now")

@@ -333,7 +333,7 @@ async def test_each_attempt_costs_something_and_then_nothing_is_sent(
 
     async with box(tmp_path, tiny_bundle, request_bytes_per_hour=10 * REQUEST_BYTES) as (service, frame):
         service.cameras["yard"] = forbidden  # type: ignore[assignment]
-        monkeypatch.setattr("edge_encoder.answers.answerer.load_picture", forbidden)
+        monkeypatch.setattr("edge_encoder.encoding.picture_reader.PictureReader.load", forbidden)
         monkeypatch.setattr("edge_encoder.answers.answerer.jpeg_within", forbidden)
         never: list[dict[str, Any]] = [
             {"kind": RequestKind.ORIGINAL, "max_bytes": 64},
