@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -134,3 +136,32 @@ def test_the_last_picture_goes_with_its_words(page: Any, tiny_bundle: Path, tmp_
         assert page.inner_text("#latest-stages") == page.inner_text("#latest-sizes") == ""
     finally:
         started.stop()
+
+
+def test_the_wall_shows_what_boxes_report(page: Any, guarded: CloudThread) -> None:
+    """A box whose cameras send is not silent itself, as in the alert; its dead camera and its backlog are there."""
+    now = datetime.now(UTC)
+    seen = {
+        "first_seen_at": (now - timedelta(days=3)).isoformat(),
+        "last_seen_at": (now - timedelta(days=2)).isoformat(),
+    }
+    known = {"bytes": 0, "waiting": 0, "connected": True, "box": None, "newest": None, **seen}
+    report = {"waiting_frames": 7, "oldest_seconds": 60, "problem": "quay cannot be read"}
+    found = [
+        {"source": "box", "frames": 0, **known, "box": {"software": "aeic-edge 1", "report": report}},
+        {"source": "box/gate", "frames": 3, **known, "last_seen_at": now.isoformat()},
+        {"source": "new-box", "frames": 0, **known},
+    ]
+    page.route("**/v1/sources*", lambda route: route.fulfill(body=json.dumps({"sources": found})))
+    page.goto(guarded.cloud.http)
+    log_in(page, TOKEN)
+    page.wait_for_selector("#wall li:nth-child(3)")
+    assert page.locator("#wall .badge:visible").count() == 1
+    box = page.inner_text("#wall li:nth-child(1)")
+    assert "7 at the box" in box and "quay cannot be read" in box and "silent" not in box
+    assert "a box with cameras" in box and "no picture yet" in page.inner_text("#wall li:nth-child(3)")
+    for kind, names in {"problem": ["box"], "waiting": ["box"], "silent": ["new-box"]}.items():
+        page.click(f"#wall-chips [data-key={kind}]")
+        assert page.locator("#wall b").all_inner_texts() == names
+    page.goto(f"{guarded.cloud.http}/#source=box")
+    page.wait_for_selector("#day-state:has-text('7 at the box; quay cannot be read')")

@@ -62,7 +62,7 @@ async function openDetail(id) {
 function tellSource() {
   const one = wall.source(address().source);
   $("day-state").textContent = one
-    ? `${one.connected ? "connected" : "not connected"}, last frame ${ago(one.newest?.received_at ?? one.last_seen_at)}, ${count(one.frames)} frames in all, ${count(one.waiting)} waiting`
+    ? `${one.connected ? "connected" : "not connected"}, last frame ${ago(one.newest?.received_at ?? one.last_seen_at)}, ${count(one.frames)} frames in all, ${count(one.waiting)} waiting${wall.report(one)}`
     : "";
 }
 
