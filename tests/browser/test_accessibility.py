@@ -141,6 +141,7 @@ def test_the_dialog_with_a_rectangle_and_its_requests(page: Any, filled: Pair, a
     frames = json.loads(request(f"{filled.cloud.http}/v1/frames?state=failed"))["frames"]
     page.goto(at(filled, detail=frames[0]["id"]))
     page.wait_for_selector("#detail-none:has-text('cannot be decoded')")
+    assert page.is_hidden("#save-image") and page.is_visible("#save-frame")
     assert SCRIPT in page.inner_text("#detail-title")
     good(page)
 
