@@ -85,13 +85,13 @@ test-hostile: install ## send REQUESTS hostile requests to the cloud; no 5xx, no
 	$(BIN)/python -m tests.cloud.hostile --requests $(REQUESTS)
 
 strangers: install ## attack both services without a token, each way alone and all at once; legitimate clients are served in time
-	$(BIN)/python -m tests.cloud.strangers
+	$(BIN)/python -m tests.cloud.load_without_token
 
 FRAMES ?= 2000
 LIVES ?= 1000
 simulate: install ## run LIVES lives of the edge's spool with faults at any I/O step, and of the cloud's store with stalls, kills, clock jumps
-	$(BIN)/python -m tests.edge.spool.lives --lives $(LIVES)
-	$(BIN)/python -m tests.cloud.store.lives --lives $(LIVES)
+	$(BIN)/python -m tests.edge.spool.simulation --lives $(LIVES)
+	$(BIN)/python -m tests.cloud.store.simulation --lives $(LIVES)
 
 soak: install ## send FRAMES through edge and cloud with kills, cut links, stalls and a full disk; each must be stored once
 	$(BIN)/python -m tests.edge.soak --frames $(FRAMES)

@@ -85,8 +85,9 @@ def picture_size(data: bytes, *, max_pixels: int = MAX_SIDE * MAX_SIDE) -> tuple
 
     Raises what ``load_picture`` would raise for that head; what comes after it may still be damaged.
     """
-    picture, exif = _open_head(data, max_pixels)
+    picture = _open_head(data, max_pixels)
     width, height = picture.size
+    exif = parse_exif(picture.info.get("exif", b""))  # getexif() might look for it behind the pixels
     return (height, width) if exif.get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8) else (width, height)
 
 
@@ -95,7 +96,21 @@ def picture_exif(data: bytes) -> Image.Exif:
 
     Raises what ``load_picture`` would raise for the head of the file.
     """
-    return _open_head(data, MAX_SIDE * MAX_SIDE)[1]
+    return parse_exif(exif_block(data))
+
+
+def exif_block(data: bytes) -> bytes:
+    """The bytes of the EXIF of a picture file, ``b""`` if it has none. Raises what ``picture_exif`` raises."""
+    block = _open_head(data, MAX_SIDE * MAX_SIDE).info.get("exif")
+    return block if isinstance(block, bytes) else b""
+
+
+def parse_exif(block: bytes) -> Image.Exif:
+    """EXIF from its bytes, empty if they are malformed."""
+    exif = Image.Exif()
+    with contextlib.suppress(Exception):  # as in to_rgb
+        exif.load(block)
+    return exif
 
 
 def to_rgb(picture: Image.Image, *, stretch: bool = False) -> Pixels:
@@ -183,16 +198,12 @@ def _read_file(path: Path) -> bytes:
         raise Unreadable(f"{path} cannot be read ({error.strerror}): check the name and its permissions") from error
 
 
-def _open_head(data: bytes, max_pixels: int) -> tuple[ImageFile.ImageFile, Image.Exif]:
+def _open_head(data: bytes, max_pixels: int) -> ImageFile.ImageFile:
     if not data:
         raise Unreadable("the picture is empty (0 bytes): send the file itself")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        picture, _ = _open(data, max_pixels)
-        exif = Image.Exif()
-        with contextlib.suppress(Exception):  # as in to_rgb
-            exif.load(picture.info["exif"])  # getexif() might look for it behind the pixels
-    return picture, exif
+        return _open(data, max_pixels)[0]
 
 
 def _open(data: bytes, max_pixels: int) -> tuple[ImageFile.ImageFile, Jpeg | None]:

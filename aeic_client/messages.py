@@ -235,9 +235,13 @@ def headers(token: str | None) -> dict[str, str]:
 
 
 def query(**asked: Any) -> dict[str, str]:
-    """Parameters without those that are None; times in RFC 3339."""
-    text = {name: value.isoformat() if isinstance(value, datetime) else str(value) for name, value in asked.items()}
+    """Parameters without those that are None; times in RFC 3339. A time without a zone is a local one, as in Python."""
+    text = {name: _rfc3339(value) if isinstance(value, datetime) else str(value) for name, value in asked.items()}
     return {name: text[name] for name, value in asked.items() if value is not None}
+
+
+def _rfc3339(time: datetime) -> str:
+    return (time if time.tzinfo else time.astimezone()).isoformat()
 
 
 def checked(answer: httpx.Response) -> httpx.Response:

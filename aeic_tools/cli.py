@@ -164,7 +164,7 @@ def ask(
     target: Annotated[str | None, typer.Option("-o", "--out", metavar="OUT", help="File of the picture.")] = None,
     url: Annotated[str, typer.Option(help="Address of the cloud.", envvar="AEIC_URL")] = "http://127.0.0.1:8081",
     token: Annotated[str | None, typer.Option(help="Bearer token.", envvar="AEIC_TOKEN")] = None,
-    deadline: Annotated[float, typer.Option(min=1, help="Seconds after which the request expires.")] = 60.0,
+    deadline: Annotated[float, typer.Option(min=1, max=86400, help="Seconds after which the request expires.")] = 60.0,
     force: Force = False,
 ) -> None:
     """Ask a camera for more of a picture: a region, better quality, the original, or a new one.

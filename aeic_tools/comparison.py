@@ -42,7 +42,7 @@ _SHOWN_AS: dict[str, Any] = {"quality": 88, "method": 6}
 
 
 @dataclass(frozen=True)
-class Rival:
+class BestFile:
     """A file of another format with at most so many bytes; its size in pixels, and its PSNR in dB after enlarging."""
 
     data: bytes
@@ -52,11 +52,11 @@ class Rival:
     smallest: int
 
 
-def rival(photograph: NDArray[np.uint8], codec: str, limit_bytes: int) -> Rival:
+def best_file(photograph: NDArray[np.uint8], codec: str, limit_bytes: int) -> BestFile:
     """The best that ``codec`` makes of a photograph (H, W, 3) in ``limit_bytes``. ``ValueError`` if nothing fits."""
     image = Image.fromarray(photograph)
     _, lowest, _ = CODECS[codec]
-    best: Rival | None = None
+    best: BestFile | None = None
     smallest = len(_encoded(image, codec, lowest))
     for scale in SCALES:
         size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
@@ -66,7 +66,7 @@ def rival(photograph: NDArray[np.uint8], codec: str, limit_bytes: int) -> Rival:
             continue
         with Image.open(io.BytesIO(data)) as opened:
             back = opened.convert("RGB").resize(image.size, Image.Resampling.BICUBIC)
-        found = Rival(data, *size, psnr(photograph, np.asarray(back)), smallest)
+        found = BestFile(data, *size, psnr(photograph, np.asarray(back)), smallest)
         if best is None or found.psnr > best.psnr:
             best = found
     if best is None:
@@ -119,7 +119,7 @@ def make(out: Path, bundle: Path | None = None, photographs: Sequence[Path] = ()
                 Image.fromarray(pixels).save(out / f"{name}-{what}.webp", **_SHOWN_AS)
             rivals = {}
             for codec, (suffix, _, _) in CODECS.items():
-                found = rival(photograph, codec, len(frame))
+                found = best_file(photograph, codec, len(frame))
                 (out / f"{name}-{codec}.{suffix}").write_bytes(found.data)
                 rivals[codec] = {
                     "file": f"{name}-{codec}.{suffix}",

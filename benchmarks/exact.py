@@ -124,6 +124,7 @@ def main(argv: list[str] | None = None) -> int:
 def _session(model: IntegerModel, target: Target) -> onnxruntime.InferenceSession:
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # torch wants the cores in between
     return onnxruntime.InferenceSession(entropy_graph(model, target), options, providers=["CPUExecutionProvider"])
 
 

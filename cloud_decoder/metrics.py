@@ -182,9 +182,9 @@ class Metrics:
             self.cache.labels(result)
         for where in ("device", "cpu"):
             self.entropy_frames.labels(where)
-        for step in ("marked", "removed"):
+        for step in ("marked", "removed", "deleted"):
             self.retention_frames.labels(step)
-        for step in ("cache", "clock", "retention", "check"):
+        for step in ("cache", "clock", "retention", "events", "check"):
             self.maintenance_errors.labels(step)
         for task in ("worker", "maintenance", "requests", "events", "queue"):
             self.task_restarts.labels(task)

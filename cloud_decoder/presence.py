@@ -75,7 +75,7 @@ class Presence:
             del self._boxes[tenant, source]
             del self._connected[tenant, source]
 
-    def has_rival(self, tenant: str, source: str, box: bytes) -> bool:
+    def is_superseded(self, tenant: str, source: str, box: bytes) -> bool:
         """Whether another process has connected as the same source since this one did, and is connected now.
 
         A stream of which this is true and which still sends belongs to a second box: that of one box that has

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
+from aeic_service.supervisor import Supervisor
 from cloud_decoder.decode_backend import DecodeBackend
 from cloud_decoder.maintenance import Maintenance
 from cloud_decoder.store.health import StoreHealth
@@ -18,9 +19,15 @@ class Readiness:
     """``serving`` is false before the service has started and once it stops."""
 
     def __init__(
-        self, serving: Callable[[], bool], backend: DecodeBackend, health: StoreHealth, maintenance: Maintenance
+        self,
+        serving: Callable[[], bool],
+        backend: DecodeBackend,
+        health: StoreHealth,
+        maintenance: Maintenance,
+        supervisor: Supervisor,
     ) -> None:
-        self._serving, self._backend, self._health, self._maintenance = serving, backend, health, maintenance
+        self._serving, self._backend, self._health = serving, backend, health
+        self._maintenance, self._supervisor = maintenance, supervisor
 
     async def problem(self) -> str:
         """Why no requests are taken; empty while they are. Includes a real write to the store."""
@@ -36,4 +43,5 @@ class Readiness:
     @property
     def warnings(self) -> list[str]:
         """What an operator should know although requests are taken."""
-        return [*self._backend.warnings, *self._maintenance.warnings]
+        found = [*self._backend.warnings, *self._maintenance.warnings, self._supervisor.problem]
+        return [one for one in found if one]

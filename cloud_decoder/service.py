@@ -15,7 +15,7 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from pathlib import Path
 
 from fastapi import APIRouter
@@ -29,6 +29,7 @@ from aeic_service.certificates import Certificates
 from aeic_service.host_limits import HostLimits
 from aeic_service.http.request_body import BodyLimits
 from aeic_service.http.server import HttpServer, ServerSettings
+from aeic_service.supervisor import Supervisor
 from cloud_decoder import bootstrap
 from cloud_decoder.admission import BYTES_A_PIXEL, Admission
 from cloud_decoder.auth import Tokens
@@ -65,8 +66,6 @@ log = logging.getLogger(__name__)
 
 BODIES_SHARE = 8
 """Bodies that arrive take at most this part of the memory."""
-RESTART_SECONDS = 1.0
-"""Pause before a task that has failed begins again."""
 
 
 class Cloud:
@@ -81,6 +80,7 @@ class Cloud:
         self.host = HostLimits.read()
         self.model_pool = ModelPool.of(decoder) if decoder else _model_pool(settings)
         self.metrics, self.event_bus, self.presence = Metrics(), EventBus(), Presence()
+        self.supervisor = Supervisor(lambda name: self.metrics.task_restarts.labels(name).inc())
         self.tokens = Tokens(settings.tokens.get_secret_value())
         self._folder = bootstrap.own_folder(settings)
         self.store = Store(bootstrap.database_url(settings), settings.aging_seconds, settings.max_clock_jump_days * DAY)
@@ -132,7 +132,7 @@ class Cloud:
         self._edge_proxy = EdgeProxy(settings.edge_url, settings.edge_tenant)
         self.maintenance = Maintenance(self.store, self._cache, self.metrics, self._maintenance_settings())
         health = StoreHealth(self.store.database)
-        self.readiness = Readiness(lambda: self._serving, self.backend, health, self.maintenance)
+        self.readiness = Readiness(lambda: self._serving, self.backend, health, self.maintenance, self.supervisor)
         await asyncio.to_thread(self.store.trusted_clock.look)  # before the first frame is stored
         await self.backend.start()
         self.metrics.info.labels(
@@ -152,12 +152,12 @@ class Cloud:
                 await self._grpc_server.stop()
             raise
         self._serving = True
-        self._supervise("maintenance", self.maintenance.run)
-        self._supervise("requests", self.dispatch.run)
+        start = self.supervisor.start
+        self._tasks = [start("maintenance", self.maintenance.run), start("requests", self.dispatch.run)]
         if settings.role == "ingest" or self._shares_queue:
-            self._supervise("events", EventPoller(self.store, self.event_bus).run)
+            self._tasks.append(start("events", EventPoller(self.store, self.event_bus).run))
         if settings.role != "ingest" and self._shares_queue:
-            self._supervise("queue", self._poll_queue)
+            self._tasks.append(start("queue", self._poll_queue))
 
     async def stop(self) -> None:
         """Drain: no accepted frame is lost, and every caller is answered."""
@@ -170,6 +170,7 @@ class Cloud:
                 await self.ingest.drain()
                 await self.backend.stop()
         self.event_bus.wake_all()
+        self.supervisor.stop()
         servers = (self._http_server, self._grpc_server)
         await asyncio.gather(*(server.stop() for server in servers if server is not None))
         for task in self._tasks:
@@ -308,21 +309,6 @@ class Cloud:
             grace_seconds=settings.retention_grace_hours * 3600,
             trims_cache=settings.role != "worker",
         )
-
-    def _supervise(self, name: str, work: Callable[[], Awaitable[None]]) -> None:
-        """Run ``work`` as a task that begins again when it fails."""
-
-        async def run() -> None:
-            while True:
-                try:
-                    await work()
-                    return
-                except Exception as error:
-                    log.error("task %s has failed and begins again", name, exc_info=error)
-                    self.metrics.task_restarts.labels(name).inc()
-                    await asyncio.sleep(RESTART_SECONDS)
-
-        self._tasks.append(asyncio.create_task(run()))
 
     async def _poll_queue(self) -> None:
         """Wake the worker now and then: other processes take the frames in, and send it no signal."""

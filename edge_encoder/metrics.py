@@ -1,7 +1,7 @@
 """Every metric of the edge: name, unit and help, in one place. Base units; no frame ids as labels.
 
 Buckets have a boundary at each objective of docs/how-to/alerts.md. The metrics ``process_*`` describe this process,
-without the child processes of its cameras.
+without the child processes that read its cameras and its picture files.
 """
 
 from __future__ import annotations
@@ -63,6 +63,12 @@ class Metrics:
             registry=registry,
         )
         self.picture_bytes = Counter("aeic_edge_picture_bytes_total", "Picture files taken in.", registry=registry)
+        self.pictures_lost = Counter(
+            "aeic_edge_picture_process_losses_total",
+            "Picture files refused because the process that read them was lost: crash, deadline, memory.",
+            ["reason"],
+            registry=registry,
+        )
         self.folder_files = Counter(
             "aeic_edge_folder_files_total",
             "Files of the watched folders: taken, refused.",
@@ -181,6 +187,8 @@ class Metrics:
         # At 0 from the start, so that the first event is an increase for Prometheus.
         for reason in ("full", "age", "damaged"):
             self.dropped.labels(reason)
+        for reason in ("crash", "deadline", "memory"):
+            self.pictures_lost.labels(reason)
         for outcome in ("answered", "gone", "forbidden", "over-budget", "expired", "unsupported", "ignored"):
             self.requests.labels(outcome)
         for cause in ("closed", "unreachable", "stalled", "tls-failed", "unauthorised", "refused", "model-mismatch"):

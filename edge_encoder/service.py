@@ -1,7 +1,7 @@
 """The edge service: encoder, spool and uplink wired together. The HTTP API (http_api/routes.py) wraps it.
 
 `start` and `stop` have the order of things. `_changed` is called for every change of a frame, after its commit, and
-notifies the uplink, the deferred encoder, waiting clients and a bundle on trial. `_keep_house` runs once a second.
+notifies the uplink, the deferred encoder, waiting clients and a bundle on trial. `_housekeeping` runs once a second.
 `problem` is what /readyz reports.
 """
 
@@ -25,11 +25,13 @@ from aeic_service import tracing
 from aeic_service.budgets import Budget, Used
 from aeic_service.certificates import Certificates
 from aeic_service.host_limits import HostLimits
+from aeic_service.supervisor import Supervisor
 from edge_encoder import systemd
 from edge_encoder.answers.answerer import Answerer, AnswerLimits, PictureSources, TakePicture
 from edge_encoder.bundle_update.trial import Trial
 from edge_encoder.encoding.encode_queue import EncodeQueue
 from edge_encoder.encoding.encoder import Encoder
+from edge_encoder.encoding.picture_reader import PictureReader
 from edge_encoder.encoding.rate_control import RateControl
 from edge_encoder.errors import SpoolError
 from edge_encoder.metrics import Metrics
@@ -43,7 +45,6 @@ from edge_encoder.submission.deferred_encoder import DeferredEncoder
 from edge_encoder.submission.delivery_waiters import DeliveryWaiters
 from edge_encoder.submission.request import Accepted, EncodeRequest
 from edge_encoder.submission.submitter import Submitter
-from edge_encoder.supervisor import Supervisor
 from edge_encoder.uplink.stream import Callbacks, Report
 from edge_encoder.uplink.uplink import Identity, Uplink, ask
 
@@ -72,7 +73,14 @@ class EdgeService:
         pixels = settings.max_pixels_at_once or memory // 2 // _BYTES_A_PIXEL
         workers = settings.encode_workers or min(_MOST_WORKERS, usable_cores())
         self.queue = EncodeQueue(workers, settings.encode_queue_frames, pixels)
-        fitting = max(_LEAST_PIXELS, int(0.95 * memory - _OTHER_BYTES) // _BYTES_A_PIXEL)
+        room = int(0.95 * memory - _OTHER_BYTES)
+        fitting = max(_LEAST_PIXELS, room // _BYTES_A_PIXEL)
+        self.reader = PictureReader(
+            settings.picture_process,
+            workers + 2,  # one more for a head and one for an original that is kept, beside those that are encoded
+            max(room, _BYTES_A_PIXEL * fitting),
+            lambda reason: self.metrics.pictures_lost.labels(reason).inc(),
+        )
         self.max_pixels = min(settings.max_pixels, fitting)
         """Of one picture."""
         if self.max_pixels < settings.max_pixels:
@@ -95,6 +103,7 @@ class EdgeService:
         self.deferred_encoder: DeferredEncoder
         self.uplink: Uplink
         self.ring: OriginalRing | None = None
+        self.answerer: Answerer | None = None
         self.rate_control: RateControl | None = None
         self.sources: list[SourceStatus] = []
         self.cameras: dict[str, TakePicture] = {}
@@ -132,7 +141,7 @@ class EdgeService:
         labels = aeic.__version__, bundle.name, bundle.fingerprint, bundle.digest.hex(), self.encoder.analysis.provider
         self.metrics.info.labels(*labels).set(1)
         self.metrics.spool_max_bytes.set(settings.spool_max_bytes)
-        answerer = await asyncio.to_thread(self._keep_originals)
+        self.answerer = answerer = await asyncio.to_thread(self._keep_originals)
         self.uplink = Uplink(
             self.spool,
             settings,
@@ -161,7 +170,7 @@ class EdgeService:
         await asyncio.sleep(0)
         self._tasks = [
             start("uplink", self.uplink.run, may_end=not settings.cloud_address),
-            start("housekeeping", self._keep_house),
+            start("housekeeping", self._housekeeping),
         ]
         for task in self.supervisor.tasks:
             self.metrics.task_restarts.labels(task.name)  # 0 so far
@@ -187,7 +196,9 @@ class EdgeService:
             entropy_check_frames=settings.entropy_check_frames,
             max_pixels=self.max_pixels,
         )
-        return self.encoder.warm_up()
+        seconds = self.encoder.warm_up()  # in this process, since no child is started before it is needed
+        self.encoder.reader = self.reader
+        return seconds
 
     def _keep_originals(self) -> Answerer | None:
         """Opens the ring of originals, if the settings ask for one, for requests of the cloud."""
@@ -223,6 +234,7 @@ class EdgeService:
                 settings.request_original_max_bytes,
                 settings.request_bytes_per_hour,
                 pictures_now=settings.request_now,
+                charges=settings.data_dir / "charges.sqlite3",
             ),
         )
 
@@ -283,10 +295,13 @@ class EdgeService:
             self.abandoned = True
             await self.deferred_encoder.abandon()
             log.warning("%d pictures were not encoded in time; those without an answer are lost", self.queue.pending)
+        await asyncio.to_thread(self.reader.close)
         await self.uplink.drain(self.settings.drain_timeout_seconds)
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        if self.answerer is not None:
+            self.answerer.close()
         await asyncio.to_thread(self.spool.close)
         log.info(
             "stopped; %d frames and %d originals stay in the spool", self.spool.pending_frames, self.spool.originals
@@ -319,13 +334,14 @@ class EdgeService:
             self.restart.set()
         self.waiting.notify(ident)
 
-    async def _keep_house(self) -> None:
+    async def _housekeeping(self) -> None:
         while True:
             await asyncio.sleep(_HOUSEKEEPING_SECONDS)
             # A probe writes a missing file again, and opens a spool whose disk works again: no request may be coming.
             if self.spool.problem != "" or await asyncio.to_thread(self.spool.misplaced):
                 with contextlib.suppress(SpoolError):
                     await asyncio.wrap_future(self.spool.probe())
+            await asyncio.to_thread(self.reader.expire)
             if self.ring is not None:
                 await asyncio.to_thread(self.ring.expire)
             if self.spool.alive and self.queue.longest_seconds() < _HUNG_SECONDS:

@@ -17,7 +17,7 @@ from pydantic_settings import SettingsConfigDict
 
 from aeic.identifiers import is_name
 from aeic_service.settings import ServiceSettings
-from edge_encoder.encoding import EntropyChoice, Preset, ProviderChoice
+from edge_encoder.encoding import EntropyChoice, PictureProcessChoice, Preset, ProviderChoice
 from edge_encoder.originals.cipher import parse_key
 from edge_encoder.source_settings import CameraSettings, FolderSettings, MqttSettings
 from edge_encoder.spool.record import FullPolicy
@@ -101,6 +101,11 @@ class EdgeSettings(ServiceSettings):
     )
     max_pixels_at_once: int = Field(
         0, ge=0, description="Pixels processed at once; 0 allows as many as fit into half of the memory."
+    )
+    picture_process: PictureProcessChoice = Field(
+        "auto",
+        description="Files read in a separate process, which can be killed: `always` all, `never` none, `auto` all but"
+        " JPEG of one scan.",
     )
     uploads_max_bytes: int = Field(
         128 << 20,

@@ -52,7 +52,7 @@ _INDEX_SLACK = 4
 Arrays = dict[str, NDArray[Any]]
 
 
-class Report:
+class Comparisons:
     """The comparisons, with one printed line for each, and their result."""
 
     def __init__(self) -> None:
@@ -180,11 +180,11 @@ def compare(
     found: Arrays,
     meta: Mapping[str, Any],
     parts: int,
-    report: Report | None = None,
+    report: Comparisons | None = None,
     prefix: str = "",
-) -> Report:
+) -> Comparisons:
     """Compare every array of the golden file with ours in ``report``. An unknown array is a failure."""
-    report = report or Report()
+    report = report or Comparisons()
     margins = meta.get("margins", {})
     for stored, wanted in golden.items():
         name = stored.removesuffix("__sub")
@@ -247,7 +247,7 @@ def _packed(kind: str, made: list[tables.Table], suffix: str = "") -> Arrays:
     return {f"{kind}_cdf_length{suffix}": sizes, f"{kind}_offset{suffix}": offsets, f"{kind}_cdf_flat{suffix}": flat}
 
 
-def compare_tables(report: Report, stored: Mapping[str, NDArray[Any]], found: Arrays, profile: Profile) -> None:
+def compare_tables(report: Comparisons, stored: Mapping[str, NDArray[Any]], found: Arrays, profile: Profile) -> None:
     """The 16-bit tables of y, and those of z for this profile's golden weights, entry by entry."""
     suffix = f"_{profile.name.upper()}"
     for kind, end in (("y", ""), ("z", suffix)):

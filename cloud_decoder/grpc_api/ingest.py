@@ -269,7 +269,7 @@ class Ingest(pb_grpc.IngestServiceServicer):
                     self._presence.set_report(tenant, source, report)
                     continue
                 await room.acquire()
-                if not warned and self._presence.has_rival(tenant, source, box):
+                if not warned and self._presence.is_superseded(tenant, source, box):
                     warned = True
                     self._metrics.source_conflicts.inc()
                     log.warning("two boxes send as source %r: give each its own AEIC_EDGE_SOURCE_ID", source)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 from uuid import UUID
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from aeic_service.http import problems
 from cloud_decoder.images import formats
@@ -33,6 +33,19 @@ FRAME_BYTES = 1 << 20
 """Most bytes of a frame that answers a request."""
 
 
+def _a_number(value: object) -> object:
+    """A number as JSON has it. Pydantic would also take the string "1500", and true for 1; 1500.0 is an integer."""
+    if isinstance(value, str | bool):
+        raise ValueError("give a number, and not a string or a boolean")
+    return value
+
+
+Whole = Annotated[int, BeforeValidator(_a_number)]
+"""An integer in a body of JSON."""
+Real = Annotated[float, BeforeValidator(_a_number)]
+"""A number in a body of JSON."""
+
+
 class _Body(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
@@ -40,10 +53,10 @@ class _Body(BaseModel):
 class RegionBody(_Body):
     """A part of a picture, in pixels of the original."""
 
-    x: int = Field(ge=0, le=1 << 20)
-    y: int = Field(ge=0, le=1 << 20)
-    width: int = Field(ge=16, le=1 << 20)
-    height: int = Field(ge=16, le=1 << 20)
+    x: Whole = Field(ge=0, le=1 << 20)
+    y: Whole = Field(ge=0, le=1 << 20)
+    width: Whole = Field(ge=16, le=1 << 20)
+    height: Whole = Field(ge=16, le=1 << 20)
 
 
 class FrameBody(_Body):
@@ -101,10 +114,10 @@ class AskBody(_Body):
 
     kind: RequestKind
     region: RegionBody | None = Field(None, description="For the kind region, and for a part of an original.")
-    max_bytes: int = Field(
+    max_bytes: Whole = Field(
         1500, ge=64, le=1 << 24, description="Maximum bytes of the answer. Only an original may have more than 1 MiB."
     )
-    deadline_seconds: float = Field(
+    deadline_seconds: Real = Field(
         60.0, ge=1, le=86400, allow_inf_nan=False, description="After this time without an answer, the request expires."
     )
 

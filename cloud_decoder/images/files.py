@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from aeic.errors import Unreadable
+from aeic.picture_files import headers
 from aeic.pixels import picture_size
 
 MEDIA_TYPES = {"image/jpeg": "jpg", "image/png": "png", "image/webp": "webp"}
@@ -20,11 +21,16 @@ def describe(data: bytes, *, max_pixels: int) -> tuple[str, int, int]:
 
     Raises what :func:`aeic.pixels.load_picture` would raise for that head: ``InputError`` and its subclasses.
     """
-    width, height = picture_size(data, max_pixels=max_pixels)
+    media_type = _media_type(data)  # first: no reader of another format is given a byte of it
+    return media_type, *picture_size(data, max_pixels=max_pixels)
+
+
+def _media_type(data: bytes) -> str:
     if data.startswith(b"\xff\xd8\xff"):
-        return "image/jpeg", width, height
+        return "image/jpeg"
     if data.startswith(b"\x89PNG\r\n\x1a\n"):
-        return "image/png", width, height
+        return "image/png"
     if data.startswith(b"RIFF") and data[8:12] == b"WEBP":
-        return "image/webp", width, height
-    raise Unreadable("this is not a JPEG, PNG or WebP file")
+        return "image/webp"
+    kind = headers.kind(data)  # of the first bytes
+    raise Unreadable(f"this is {f'{kind}, ' if kind else ''}not a JPEG, PNG or WebP file")

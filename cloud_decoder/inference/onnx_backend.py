@@ -24,14 +24,7 @@ class OnnxGenerator(GeneratorBackend):
     """See :class:`~cloud_decoder.inference.backend.GeneratorBackend`. ``threads`` 0 uses all cores."""
 
     def __init__(self, bundle: Path, threads: int = 0) -> None:
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads
-        options.log_severity_level = 3
-        # ONNX Runtime would keep a memory plan for every shape for good, and batches come in many shapes.
-        options.enable_mem_pattern = False
-        memory.share_arena(options)
-        # Threads that spin between batches would take the cores from entropy decoding and from writing files.
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        options = memory.session_options(threads)
         path = bundle / "synthesis.onnx"
         try:
             self._session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])

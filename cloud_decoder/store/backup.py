@@ -32,7 +32,7 @@ ROWS = 500
 
 
 @dataclass
-class Report:
+class StoreCheck:
     """The result of :func:`check`. ``ok`` where nothing is wrong."""
 
     revision: str = ""
@@ -84,9 +84,9 @@ class PageCheck:
             connection.interrupt()
 
 
-def check(url: sa.URL) -> Report:
+def check(url: sa.URL) -> StoreCheck:
     """Look for damage in the store at ``url``: pages (SQLite), digests of all bitstreams, and counters."""
-    report = Report()
+    report = StoreCheck()
     if url.get_backend_name() == "sqlite":
         if problem := log_recovery.problem(Path(_file(url))):  # SQLite would not show it
             report.problems.append(problem)
@@ -112,7 +112,7 @@ def check(url: sa.URL) -> Report:
     return report
 
 
-def backup(url: sa.URL, target: Path) -> Report:
+def backup(url: sa.URL, target: Path) -> StoreCheck:
     """Copy the SQLite store at ``url``, which may be in use, to the new file ``target``, and check the copy.
 
     ``StoreUnavailable`` where the copy cannot be made or is damaged. No file is left then.
@@ -122,7 +122,7 @@ def backup(url: sa.URL, target: Path) -> Report:
     return _copy(_file(url), target)
 
 
-def restore(url: sa.URL, source: Path) -> tuple[Report, Path | None]:
+def restore(url: sa.URL, source: Path) -> tuple[StoreCheck, Path | None]:
     """Put a checked copy of ``source`` in the place of the SQLite store at ``url``, while no service uses it.
 
     The store that was there is kept under another name, which is returned with the report on the new one. Where root
@@ -147,7 +147,7 @@ def restore(url: sa.URL, source: Path) -> tuple[Report, Path | None]:
     return report, kept
 
 
-def _check_rows(connection: sa.Connection, report: Report) -> None:
+def _check_rows(connection: sa.Connection, report: StoreCheck) -> None:
     stored: dict[tuple[str, str], int] = {}
     columns = (frames.c.seq, frames.c.id, frames.c.tenant, frames.c.state, frames.c.digest, frames.c.bitstream)
     last = -1
@@ -174,7 +174,7 @@ def _check_rows(connection: sa.Connection, report: Report) -> None:
             report.problems.append("the counters (table tallies) do not match the frames")
 
 
-def _copy(source: str, target: Path) -> Report:
+def _copy(source: str, target: Path) -> StoreCheck:
     partial = target.with_name(target.name + ".partial")
     partial.unlink(missing_ok=True)
     try:

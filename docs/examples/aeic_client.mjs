@@ -40,9 +40,13 @@ export class Cloud {
     this.#retries = retries;
   }
 
-  // All frames that fit, the newest first: source, state, rate, since, until. Pages are fetched as they are needed.
+  // All frames that fit, the newest first: source, state, rate, since, until (a Date, or text in RFC 3339). Those that
+  // are undefined do not count. Pages are fetched as they are needed.
   async *frames(filters = {}) {
-    let path = `/v1/frames?${new URLSearchParams({ limit: "100", ...filters })}`;
+    const asked = new URLSearchParams({ limit: "100" });
+    for (const [name, value] of Object.entries(filters))
+      if (value !== undefined && value !== null) asked.set(name, value instanceof Date ? value.toISOString() : value);
+    let path = `/v1/frames?${asked}`;
     while (path) {
       const page = await (await this.#send(path)).json();
       yield* page.frames;

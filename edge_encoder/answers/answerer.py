@@ -31,6 +31,7 @@ from collections import defaultdict, deque
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
+from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
@@ -38,9 +39,9 @@ from numpy.typing import NDArray
 
 from aeic.bitstream import HEADER_BYTES, MIN_SIDE
 from aeic.errors import InputError, RateError
-from aeic.pixels import load_picture, picture_size, save_picture
+from aeic.pixels import save_picture
 from aeic_service.errors import Overloaded
-from edge_encoder.answers.hourly_budget import PIECE_HEAD_BYTES, REQUEST_BYTES, Charge, HourlyBudget, bytes_in_pieces
+from edge_encoder.answers.hourly_budget import PIECE_HEAD_BYTES, REQUEST_BYTES, Charge, HourlyBudgets, bytes_in_pieces
 from edge_encoder.answers.jpeg import LEAST_BYTES, jpeg_within
 from edge_encoder.encoding.encode_queue import EncodeQueue
 from edge_encoder.encoding.encoder import Encoded, Encoder
@@ -106,17 +107,23 @@ class PictureRequest:
 
 @dataclass(slots=True)
 class File:
-    """A picture file that answers a request. Its sender adds up in `sent` the bytes that it has given to the link, with
-    PIECE_HEAD_BYTES for each piece, at most `limit`: what the file costs if it is sent once, or less where the hour has
-    no more."""
+    """A picture file that answers a request. Its sender calls `spend` before it gives bytes to the link, with
+    PIECE_HEAD_BYTES for each piece. They add up in `sent`, to at most `limit`: what the file costs if it is sent once,
+    or less where the hour has no more. `charge(bytes)` is told of them."""
 
     data: bytes
     sent: int = 0
     limit: int = -1
+    charge: Callable[[int], None] = lambda size: None
 
     def __post_init__(self) -> None:
         if self.limit < 0:
             self.limit = bytes_in_pieces(len(self.data))
+
+    def spend(self, size: int) -> None:
+        """So many bytes are about to be given to the link."""
+        self.sent += size
+        self.charge(size)
 
 
 Send = Callable[[File], Awaitable[None]]
@@ -143,12 +150,13 @@ class Ignored(Exception):
 @dataclass(frozen=True, slots=True)
 class AnswerLimits:
     """Most bytes of a frame that answers, of a file that does, and of the answers about one source within an hour,
-    counted since the start of the process. `pictures_now`: cameras may be asked for a picture at once."""
+    which the file at `charges` counts. `pictures_now`: cameras may be asked for a picture at once."""
 
     max_bytes: int
     original_max_bytes: int
     hour_bytes: int
     pictures_now: bool
+    charges: Path
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,15 +183,17 @@ class Answerer:
     ) -> None:
         self._ring, self._cameras, self._box = sources.ring, sources.cameras, sources.box
         self._encoder, self._queue, self._spool, self._metrics, self._limits = encoder, queue, spool, metrics, limits
-        self._hours: defaultdict[str, HourlyBudget] = defaultdict(
-            lambda: HourlyBudget(limits.hour_bytes)
-        )  # by the source
-        self._refusals = HourlyBudget(max(limits.hour_bytes, _REFUSALS * REQUEST_BYTES))
+        refusal_bytes = max(limits.hour_bytes, _REFUSALS * REQUEST_BYTES)
+        self._hours = HourlyBudgets(limits.hour_bytes, refusal_bytes, limits.charges, spool.now_ms)
         self._refused: deque[tuple[float, uuid.UUID]] = deque()  # the latest: monotonic seconds and request
         self._working: set[uuid.UUID] = set()
         self._turns = asyncio.Semaphore(_AT_ONCE)
         self._camera_turns: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
         self._file_turn = asyncio.Lock()
+
+    def close(self) -> None:
+        """Once there are no more requests."""
+        self._hours.close()
 
     async def answer(self, ask: PictureRequest, send: Send | None = None) -> None:
         """Returns once the answer is durably spooled, now or before, or is sent. Refused with the reason if there is
@@ -245,9 +255,9 @@ class Answerer:
         """The charge to the hour of the source. None where it pays no more, or there is no source: the hour of refusals
         pays for one. Ignored where that is spent too."""
         with contextlib.ExitStack() as stack:
-            hour = None if source_id is None else self._hours[source_id]
+            hour = None if source_id is None else self._hours.of(source_id)
             charge = None if hour is None else stack.enter_context(hour.attempt(ask.id))
-            if charge is None and stack.enter_context(self._refusals.attempt(ask.id)) is None:
+            if charge is None and stack.enter_context(self._hours.refusals.attempt(ask.id)) is None:
                 raise Ignored("the bytes for refusals within an hour are spent")
             yield charge
 
@@ -335,11 +345,7 @@ class Answerer:
             charge.reserve(charge.sent + bytes_in_pieces(len(data)))
             if charge.left <= PIECE_HEAD_BYTES:
                 raise Refused(RefusalReason.OVER_BUDGET, f"the {charge.hour.limit} bytes for an hour are spent")
-            file = File(data, limit=charge.left)
-            try:
-                await send(file)
-            finally:
-                charge.sent += file.sent
+            await send(File(data, limit=charge.left, charge=charge.spend))
 
     async def _file_of(self, ask: PictureRequest, kept: Kept) -> bytes:
         """The kept file itself where it fits; else a JPEG."""
@@ -359,12 +365,12 @@ class Answerer:
         """Spools the answer. A commit that has begun is waited for, so that it cannot be refused as well. It is charged
         before it begins: if the stream ends meanwhile, the frame may be delivered all the same."""
         while True:
-            charge.sent += len(record.data)
+            charge.spend(len(record.data))
             try:
                 await asyncio.wrap_future(self._spool.put(record, drops=False))
                 return
             except SpoolError:  # full: acknowledgements make room
-                charge.sent -= len(record.data)
+                charge.spend(-len(record.data))
                 if time.monotonic() > end:
                     raise TimeoutError from None
                 await asyncio.sleep(_PAUSE_SECONDS)
@@ -377,8 +383,8 @@ class Answerer:
         small the region is."""
         try:
             if isinstance(picture, bytes):
-                size = functools.partial(picture_size, picture, max_pixels=self._encoder.max_pixels)
-                width, height = await asyncio.to_thread(size)
+                reader = self._encoder.reader
+                width, height = await reader.size_in_turn(picture, max_pixels=self._encoder.max_pixels)
             else:
                 height, width, _ = picture.shape
             while True:
@@ -396,7 +402,7 @@ class Answerer:
         return self._encoder.encode(rgb, max_bytes=ask.max_bytes)
 
     def _part(self, ask: PictureRequest, picture: bytes) -> NDArray[np.uint8]:
-        rgb = load_picture(picture, max_pixels=self._encoder.max_pixels)
+        rgb = self._encoder.reader.load(picture, max_pixels=self._encoder.max_pixels)
         x, y, width, height = ask.region
         if ask.kind is RequestKind.BETTER or (ask.kind is RequestKind.ORIGINAL and not width and not height):
             return rgb

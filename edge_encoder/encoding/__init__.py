@@ -10,3 +10,6 @@ EntropyChoice = Literal["auto", "cpu", "device"]
 
 Preset = Literal["300B", "1kB", "2kB"]
 """Sizes of scaling.py that a setting or a request may ask for."""
+
+PictureProcessChoice = Literal["auto", "always", "never"]
+"""Which picture files a setting may have read in a separate process."""

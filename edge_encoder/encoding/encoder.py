@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -18,11 +17,12 @@ from aeic.bitstream import MAX_SIDE, MIN_SIDE
 from aeic.bundle import Bundle
 from aeic.errors import InputError, RateError, TooLarge
 from aeic.latent_codec import LatentCodec
-from aeic.pixels import load_picture, save_picture
+from aeic.pixels import save_picture
 from aeic.runtime.device_check import CHECK_EVERY
 from edge_encoder.encoding import EntropyChoice, ProviderChoice
 from edge_encoder.encoding.analysis import GPU_PROVIDERS, Analysis, Latent
 from edge_encoder.encoding.gpu_entropy import GpuEntropy, open_gpu_entropy
+from edge_encoder.encoding.picture_reader import PictureReader
 from edge_encoder.encoding.scaling import resized, scaled_size
 
 _SIZES_TRIED = 6
@@ -58,7 +58,8 @@ class _Coded:
 
 
 class Encoder:
-    """The encoder of one bundle; safe to share between threads, each encode being independent."""
+    """The encoder of one bundle; safe to share between threads, each encode being independent. `reader` reads picture
+    files, in this process by default."""
 
     def __init__(
         self,
@@ -75,8 +76,7 @@ class Encoder:
         self.max_pixels = max_pixels
         self.gpu_entropy = gpu_entropy
         self._codec = LatentCodec(bundle, threads, encoding=gpu_entropy)
-        # Reading takes seven bytes a pixel, up to 470 MB for the largest picture, so one picture is read at a time.
-        self._reading = threading.Lock()
+        self.reader = PictureReader()
 
     @classmethod
     def from_bundle(
@@ -128,8 +128,7 @@ class Encoder:
         """
         begin = time.perf_counter()
         if isinstance(picture, bytes | bytearray | memoryview):
-            with self._reading:
-                rgb = load_picture(bytes(picture), max_pixels=self.max_pixels, stretch=stretch)
+            rgb = self.reader.load(bytes(picture), max_pixels=self.max_pixels, stretch=stretch)
         else:
             rgb = _checked(picture)
         original_height, original_width, _ = rgb.shape

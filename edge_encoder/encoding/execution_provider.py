@@ -161,14 +161,7 @@ def run_bound(
 
 
 def _session(path: Path, providers: list[Any], threads: int) -> onnxruntime.InferenceSession:
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.log_severity_level = 3
-    # Memory patterns are kept for every input size and never shared; without them a third less memory, no slower.
-    options.enable_mem_pattern = False
-    memory.share_arena(options)
-    # Spinning gains a few per cent on an idle machine and slows down a busy one several times.
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options = memory.session_options(threads)
     options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
     try:
         session = onnxruntime.InferenceSession(str(path), options, providers=providers)

@@ -5,10 +5,10 @@ throughput of the link. When it exceeds three quarters of the target age, the ra
 after each further quarter. When it stays below one quarter for a whole target age, the rate rises by one point, up to
 the ceiling, which is the bundle's default. The wide dead band keeps the quality from oscillating.
 
-EdgeService calls `observe` once a second, if AEIC_EDGE_TARGET_AGE_SECONDS is set (service.py, `_keep_house`). Submitter
-reads `rate` for each picture that asks for neither a rate point nor a number of bytes (submission/submitter.py,
-`_make`). Without a target age such a picture gets the bundle's default rate point. Pure logic: time and the state of
-the spool are passed in.
+EdgeService calls `observe` once a second, if AEIC_EDGE_TARGET_AGE_SECONDS is set (service.py, `_housekeeping`).
+Submitter reads `rate` for each picture that asks for neither a rate point nor a number of bytes
+(submission/submitter.py, `_make`). Without a target age such a picture gets the bundle's default rate point. Pure
+logic: time and the state of the spool are passed in.
 """
 
 from __future__ import annotations

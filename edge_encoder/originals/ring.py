@@ -53,7 +53,7 @@ class _Place:
     number: int
     size: int
     source_id: str
-    kept_at: float  # wall clock, seconds
+    kept_at: float  # by _uptime()
 
 
 class OriginalRing:
@@ -76,6 +76,7 @@ class OriginalRing:
         self.max_bytes = max_bytes
         self.bytes = 0
         self.failures = 0
+        self._no_room = False  # and that was logged
         self._folder = folder
         self._max_age_seconds = max_age_seconds
         self._source_bytes = dict(source_bytes or {})
@@ -140,7 +141,14 @@ class OriginalRing:
             path = self._path(number)
             try:
                 if not self._leave_room(size):
+                    if not self._no_room:
+                        log.warning(
+                            "originals are not kept: all that is free on the disk is kept free for the spool; make room"
+                            " on it, or lower AEIC_EDGE_SPOOL_MAX_BYTES and AEIC_EDGE_RECEIVED_MAX_BYTES"
+                        )
+                    self._no_room = True
                     return False
+                self._no_room = False
                 self._next += 1
                 with path.open("xb") as file:
                     os.fchmod(file.fileno(), 0o600)
@@ -153,7 +161,7 @@ class OriginalRing:
                 with contextlib.suppress(OSError):
                     path.unlink(missing_ok=True)
                 return False
-            self._places[kept.id] = _Place(number, size, kept.source_id, time.time())
+            self._places[kept.id] = _Place(number, size, kept.source_id, _uptime())
             self.bytes += size
         return True
 
@@ -182,8 +190,8 @@ class OriginalRing:
                 return None
 
     def expire(self) -> None:
-        """Deletes the originals that are too old, by the wall clock: after a jump of it, more or fewer than that. Where
-        the spool may need more space than the disk has, deletes the oldest for it."""
+        """Deletes the originals that are too old. Where the spool may need more space than the disk has, deletes the
+        oldest for it."""
         with self._lock:
             self._delete_old()
             with contextlib.suppress(OSError):
@@ -192,7 +200,7 @@ class OriginalRing:
     def _delete_old(self) -> None:
         if not self._max_age_seconds:
             return
-        oldest = time.time() - self._max_age_seconds
+        oldest = _uptime() - self._max_age_seconds
         for ident in [ident for ident, place in self._places.items() if place.kept_at < oldest]:
             self._delete(ident)
 
@@ -262,7 +270,14 @@ class OriginalRing:
     def _place(self, file: BinaryIO, number: int) -> tuple[_Place, uuid.UUID]:
         meta = _parsed(self._format.meta(file.read(HEAD_BYTES)))
         size = os.fstat(file.fileno()).st_size
-        return _Place(number, size, str(meta["source_id"]), float(meta["kept_at"])), uuid.UUID(hex=meta["id"])
+        kept_at = _uptime() - max(0.0, time.time() - float(meta["kept_at"]))
+        return _Place(number, size, str(meta["source_id"]), kept_at), uuid.UUID(hex=meta["id"])
+
+
+def _uptime() -> float:
+    """Seconds since the machine was started. The wall clock may jump while the process runs: it only counts the time
+    between two processes, and an original of its future is one of now."""
+    return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
 
 
 def _is_ours(path: Path) -> bool:

@@ -30,8 +30,8 @@ from numpy.typing import NDArray
 from aeic.bitstream import MAX_SIDE
 from aeic.errors import InputError, RateError
 from aeic.identifiers import derived_id
+from aeic_service.backoff import Backoff
 from aeic_service.errors import Overloaded
-from edge_encoder.backoff import Backoff
 from edge_encoder.errors import SpoolError
 from edge_encoder.service import EdgeService
 from edge_encoder.source_settings import CameraSettings

@@ -24,8 +24,8 @@ from typing import TYPE_CHECKING, Any
 
 from aeic.errors import InputError, RateError
 from aeic.extras import remedy
+from aeic_service.backoff import Backoff
 from aeic_service.errors import Overloaded
-from edge_encoder.backoff import Backoff
 from edge_encoder.errors import SpoolError, is_of_the_machine
 from edge_encoder.service import EdgeService
 from edge_encoder.source_settings import MqttSettings

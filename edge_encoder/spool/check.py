@@ -15,7 +15,7 @@ from edge_encoder.spool.record import DamagedRecord, Original, Record
 
 
 @dataclass
-class Report:
+class SpoolCheck:
     """What was found. `database` and `log` are "ok" or say what is wrong; `unreadable` of the waiting `frames` and
     `originals` cannot be read; `recoveries` are those so far, with what each lost; `kept` are files that they left, of
     which `damaged` ones may hold more."""
@@ -36,12 +36,12 @@ class Report:
         return self.database == self.log == "ok" and not self.unreadable
 
 
-def check(folder: Path) -> Report:
+def check(folder: Path) -> SpoolCheck:
     """Reads the whole spool in `folder`. SpoolError when there is none."""
     path = folder / "spool.sqlite3"
     if not path.is_file():
         raise SpoolError(f"there is no spool in {folder}; give the edge's AEIC_EDGE_DATA_DIR")
-    report = Report(str(path), in_use=_in_use(folder / "spool.lock"))
+    report = SpoolCheck(str(path), in_use=_in_use(folder / "spool.lock"))
     report.kept = sorted(each.name for each in folder.glob("spool.sqlite3.*") if not each.name.endswith("-wal"))
     way = "mode=ro"
     if not report.in_use:  # the log of a running edge changes while it is read
@@ -68,7 +68,7 @@ def check(folder: Path) -> Report:
     return report
 
 
-def _rows(connection: sqlite3.Connection, report: Report) -> None:
+def _rows(connection: sqlite3.Connection, report: SpoolCheck) -> None:
     for (record,) in connection.execute(f"SELECT record FROM frames WHERE {tables.WAITING}"):
         report.frames += 1
         try:

@@ -1,7 +1,8 @@
 """The spool's originals: pictures that were received and are not encoded yet, and how often each was attempted.
 
 All changes run in the writer's thread (writer.py), inside a transaction. Independent of frames: the ledger
-(ledger.py) replaces an original by its frame, or gives it up, in one transaction.
+(ledger.py) replaces an original by its frame, or gives it up, in one transaction. Once it is encoded, a picture may be
+kept outside the spool, for requests of the cloud: originals/ring.py.
 """
 
 from __future__ import annotations

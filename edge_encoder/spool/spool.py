@@ -267,6 +267,11 @@ class Spool:
         for ident in idents:
             self._leases.release(ident.bytes, delay_seconds)
 
+    def now_ms(self) -> int:
+        """The spool time (clock.py): it counts on through restarts, and no step of the wall clock changes it."""
+        assert self._clock is not None
+        return self._clock.now_ms()
+
     def next_retry_seconds(self) -> float | None:
         """Seconds until a released frame may be sent again, or None when none waits."""
         return self._leases.next_retry_seconds()
@@ -280,8 +285,7 @@ class Spool:
         times = [self._reader.one(f"SELECT MIN(arrived_ms) FROM frames WHERE {WAITING}")[0]]
         if originals:
             times.append(self._reader.one("SELECT MIN(arrived_ms) FROM originals")[0])
-        assert self._clock is not None
-        now = self._clock.now_ms()
+        now = self.now_ms()
         return max((max(0, now - (arrived or now)) / 1000 for arrived in times if arrived is not None), default=0.0)
 
     @property

@@ -5,8 +5,9 @@ from __future__ import annotations
 import contextlib
 import datetime
 import re
+from collections.abc import Callable
 
-from PIL import ExifTags
+from PIL import ExifTags, Image
 
 from aeic.pixels import picture_exif
 from edge_encoder.spool.record import CLOCK_IS_SET_MS, CapturedFrom
@@ -34,11 +35,11 @@ def parse_time(text: str) -> int:
     return value
 
 
-def exif_time_ms(picture: bytes) -> int:
+def exif_time_ms(picture: bytes, read_exif: Callable[[bytes], Image.Exif] = picture_exif) -> int:
     """Milliseconds since 1970 at which EXIF says that the file's picture was taken, in the zone of this machine where
     EXIF names none; 0 if it does not say."""
     with contextlib.suppress(Exception):  # EXIF may be malformed in any way
-        tags = picture_exif(picture).get_ifd(ExifTags.IFD.Exif)
+        tags = read_exif(picture).get_ifd(ExifTags.IFD.Exif)
         text = _text(tags[ExifTags.Base.DateTimeOriginal])
         moment = datetime.datetime.strptime(text, "%Y:%m:%d %H:%M:%S")
         digits = _text(tags.get(ExifTags.Base.SubsecTimeOriginal, "")).ljust(3, "0")[:3]
@@ -51,7 +52,11 @@ def exif_time_ms(picture: bytes) -> int:
 
 
 def captured(
-    picture: object, captured_ms: int, captured_from: CapturedFrom, arrived_ms: int
+    picture: object,
+    captured_ms: int,
+    captured_from: CapturedFrom,
+    arrived_ms: int,
+    read_exif: Callable[[bytes], Image.Exif] = picture_exif,
 ) -> tuple[int, CapturedFrom]:
     """When the picture was taken (milliseconds since 1970, 0 for unknown), and where that comes from.
 
@@ -61,7 +66,7 @@ def captured(
     """
     if captured_ms and captured_from is not CapturedFrom.FILE:
         return captured_ms, captured_from
-    if isinstance(picture, bytes) and (taken := exif_time_ms(picture)):
+    if isinstance(picture, bytes) and (taken := exif_time_ms(picture, read_exif)):
         return taken, CapturedFrom.EXIF
     if captured_ms:
         return captured_ms, captured_from

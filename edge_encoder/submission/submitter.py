@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from aeic.identifiers import new_id
 from aeic.picture_files import headers
-from aeic.pixels import load_picture, picture_size, save_picture
+from aeic.pixels import save_picture
 from aeic_service import tracing
 from edge_encoder.encoding.encode_queue import EncodeQueue
 from edge_encoder.encoding.encoder import Encoded, Encoder
@@ -94,7 +94,9 @@ class Submitter:
 
         Raises InputError, RateError, IdTaken, SpoolFull or SpoolError.
         """
-        original = await asyncio.to_thread(self._original, picture, encode_request)
+        self._encoder.bundle.rate(encode_request.rate)
+        width, height = await self._encoder.reader.size_in_turn(picture, max_pixels=self._encoder.max_pixels)
+        original = await asyncio.to_thread(self._original, picture, encode_request, width, height)
         known = await self._known(encode_request, original.picture_crc)
         if known is not None:
             return Accepted(known, known=True)
@@ -139,7 +141,7 @@ class Submitter:
             self._observe(context, {**made.encoded.timings, "spool": time.perf_counter() - begin})
             self._metrics.frame_bytes.labels(str(made.encoded.rate)).observe(len(made.encoded.data))
             if ring is not None:
-                await asyncio.to_thread(_keep, ring, made)
+                await asyncio.to_thread(self._keep, ring, made)
         return entry
 
     async def _known(self, encode_request: EncodeRequest, crc: int) -> Entry | None:
@@ -182,7 +184,12 @@ class Submitter:
         )
         arrived_ms = created_ms or int(time.time() * 1000)
         captured_ms, captured_from = await asyncio.to_thread(
-            capture_time.captured, picture, encode_request.captured_ms, encode_request.captured_from, arrived_ms
+            capture_time.captured,
+            picture,
+            encode_request.captured_ms,
+            encode_request.captured_from,
+            arrived_ms,
+            self._encoder.reader.exif,
         )
         record = Record(
             id=ident,
@@ -205,12 +212,10 @@ class Submitter:
         """The pixels of a picture, as its header has them; InputError where the picture cannot be taken."""
         if not isinstance(picture, bytes):
             return picture.shape[0] * picture.shape[1]
-        width, height = await asyncio.to_thread(picture_size, picture, max_pixels=self._encoder.max_pixels)
+        width, height = await self._encoder.reader.size_in_turn(picture, max_pixels=self._encoder.max_pixels)
         return width * height
 
-    def _original(self, picture: bytes, encode_request: EncodeRequest) -> Original:
-        self._encoder.bundle.rate(encode_request.rate)
-        width, height = picture_size(picture, max_pixels=self._encoder.max_pixels)
+    def _original(self, picture: bytes, encode_request: EncodeRequest, width: int, height: int) -> Original:
         return Original(
             id=encode_request.id or new_id(),
             picture=picture,
@@ -235,16 +240,15 @@ class Submitter:
             tracing.span(f"edge.{stage}", seconds, ended=ended, under=context)
             ended -= seconds
 
-
-def _keep(ring: OriginalRing, made: EncodedFrame) -> None:
-    """Keeps the original of a frame. What the cloud does not take as a file becomes a JPEG: the picture of a camera,
-    AVIF, HEIF, and 16-bit grey whose levels were spread."""
-    picture = made.picture
-    if isinstance(picture, bytes):
-        spread = made.stretch and headers.is_sixteen_bit_png(picture)
-        if spread or headers.kind(picture) is not None:
-            picture = load_picture(picture, stretch=made.stretch)
-    if not isinstance(picture, bytes):
-        picture = save_picture(picture, "jpeg", CAMERA_QUALITY)
-    record = made.record
-    ring.keep(Kept(record.id, record.source_id, picture, record.captured_ms, record.captured_from.value))
+    def _keep(self, ring: OriginalRing, made: EncodedFrame) -> None:
+        """Keeps the original of a frame. What the cloud does not take as a file becomes a JPEG: the picture of a
+        camera, AVIF, HEIF, and 16-bit grey whose levels were spread."""
+        picture = made.picture
+        if isinstance(picture, bytes):
+            spread = made.stretch and headers.is_sixteen_bit_png(picture)
+            if spread or headers.kind(picture) is not None:
+                picture = self._encoder.reader.load(picture, max_pixels=self._encoder.max_pixels, stretch=made.stretch)
+        if not isinstance(picture, bytes):
+            picture = save_picture(picture, "jpeg", CAMERA_QUALITY)
+        record = made.record
+        ring.keep(Kept(record.id, record.source_id, picture, record.captured_ms, record.captured_from.value))

@@ -21,7 +21,7 @@ def open_channel(settings: EdgeSettings) -> grpc.aio.Channel:
         ("grpc.keepalive_permit_without_calls", 1),
         # By default C-core stops after two pings without data; a half-open NAT connection is detected by later ones.
         ("grpc.http2.max_pings_without_data", 0),
-        # Each attempt opens a fresh connection; backoff.py sets the pauses between attempts, not gRPC.
+        # Each attempt opens a fresh connection; uplink.py sets the pauses between attempts, not gRPC.
         ("grpc.use_local_subchannel_pool", 1),
         ("grpc.enable_retries", 0),
         ("grpc.max_receive_message_length", 64 << 10),

@@ -337,7 +337,7 @@ class Stream:
             begin = time.monotonic()
             try:
                 piece = pb.Piece(request_id=request_id, total_bytes=size, sha256=digest, offset=offset, data=data)
-                file.sent += len(data) + PIECE_HEAD_BYTES
+                file.spend(len(data) + PIECE_HEAD_BYTES)
                 await self._write(pb.DeliverRequest(piece=piece))
                 async with asyncio.timeout(self._settings.ack_timeout_seconds):
                     ack = await answer

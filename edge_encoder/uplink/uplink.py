@@ -21,7 +21,7 @@ import grpc
 
 from aeic.v1 import ingest_pb2 as pb
 from aeic.v1.ingest_pb2_grpc import IngestServiceStub
-from edge_encoder.backoff import Backoff
+from aeic_service.backoff import Backoff
 from edge_encoder.errors import SpoolError
 from edge_encoder.metrics import Metrics
 from edge_encoder.settings import EdgeSettings

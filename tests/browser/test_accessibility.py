@@ -18,7 +18,7 @@ from aeic_tools.demo.client import request
 from aeic_tools.demo.local_services import Pair
 from tests.support.browsing import accessibility_violations, contrast_violations, until
 from tests.support.filled_cloud import NOON, fill, wait_decoded
-from tests.support.keeping import keeping_pair
+from tests.support.pair_with_originals import pair_with_originals
 from tests.support.roots import EXAMPLES
 
 SCRIPT = "<img src=x onerror=\"document.title='taken'\">&amp;<script>alert(1)</script>"
@@ -34,7 +34,7 @@ def filled(browser: Any, tiny_bundle: Path, tmp_path_factory: pytest.TempPathFac
     """A cloud with sources that have been silent since yesterday, and an edge that keeps originals."""
     folder = tmp_path_factory.mktemp("accessibility")
     fill(folder, tiny_bundle, SOURCES, 12)
-    with keeping_pair(folder, tiny_bundle) as running:
+    with pair_with_originals(folder, tiny_bundle) as running:
         wait_decoded(running.cloud.http)
         yield running
 
@@ -141,6 +141,7 @@ def test_the_dialog_with_a_rectangle_and_its_requests(page: Any, filled: Pair, a
     frames = json.loads(request(f"{filled.cloud.http}/v1/frames?state=failed"))["frames"]
     page.goto(at(filled, detail=frames[0]["id"]))
     page.wait_for_selector("#detail-none:has-text('cannot be decoded')")
+    assert page.is_hidden("#save-image") and page.is_visible("#save-frame")
     assert SCRIPT in page.inner_text("#detail-title")
     good(page)
 

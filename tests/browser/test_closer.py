@@ -15,49 +15,49 @@ import pytest
 from aeic_tools.demo.client import request
 from aeic_tools.demo.local_services import Pair
 from tests.support.browsing import accessibility_violations, contrast_violations, until
-from tests.support.keeping import keeping_pair
+from tests.support.pair_with_originals import pair_with_originals
 from tests.support.roots import EXAMPLES
 
 pytestmark = pytest.mark.usefixtures("axe")
 
 
 @pytest.fixture(scope="module")
-def keeping(browser: Any, tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
+def pair(browser: Any, tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
     """Both services; the edge keeps originals."""
-    with keeping_pair(tmp_path_factory.mktemp("closer"), tiny_bundle) as running:
+    with pair_with_originals(tmp_path_factory.mktemp("closer"), tiny_bundle) as running:
         yield running
 
 
-def sent(keeping: Pair, target_bytes: int = 1000) -> str:
+def sent(pair: Pair, target_bytes: int = 1000) -> str:
     """The id of a picture of 768x512 that was sent in so many bytes and is decoded."""
     body = (EXAMPLES / "owl.jpg").read_bytes()
-    posted = json.loads(request(f"{keeping.edge.http}/v1/frames?wait=delivered&target_bytes={target_bytes}", body))
-    request(f"{keeping.cloud.http}/v1/frames/{posted['id']}/image?wait=20")
+    posted = json.loads(request(f"{pair.edge.http}/v1/frames?wait=delivered&target_bytes={target_bytes}", body))
+    request(f"{pair.cloud.http}/v1/frames/{posted['id']}/image?wait=20")
     return str(posted["id"])
 
 
-def opened(page: Any, keeping: Pair, frame: str) -> list[str]:
+def opened(page: Any, pair: Pair, frame: str) -> list[str]:
     """The page shows a frame and is ready to ask. Its errors, as they come."""
     errors: list[str] = []
     page.on("console", lambda said: errors.append(said.text) if said.type in ("error", "warning") else None)
     page.on("pageerror", lambda error: errors.append(str(error)))
-    page.goto(f"{keeping.cloud.http}/#detail={frame}")
+    page.goto(f"{pair.cloud.http}/#detail={frame}")
     page.wait_for_selector("#closer-ask:enabled", timeout=20000)
     until(page, "document.getElementById('detail-image').naturalWidth > 0")
     return errors
 
 
-def asked_of(keeping: Pair, frame: str, body: dict[str, Any]) -> dict[str, Any]:
+def asked_of(pair: Pair, frame: str, body: dict[str, Any]) -> dict[str, Any]:
     """A request about a frame, after its end."""
-    url = f"{keeping.cloud.http}/v1/frames/{frame}/requests"
+    url = f"{pair.cloud.http}/v1/frames/{frame}/requests"
     one = json.loads(request(url, json.dumps(body).encode()))
     return dict(json.loads(request(f"{url}/{one['id']}?wait=30")))
 
 
-def test_a_rectangle_is_drawn_asked_for_and_seen_in_place(browser: Any, keeping: Pair) -> None:
-    posted = {"id": sent(keeping)}
+def test_a_rectangle_is_drawn_asked_for_and_seen_in_place(browser: Any, pair: Pair) -> None:
+    posted = {"id": sent(pair)}
     page = browser.new_page(viewport={"width": 1280, "height": 1000})
-    errors = opened(page, keeping, posted["id"])
+    errors = opened(page, pair, posted["id"])
     page.select_option("#closer-bytes", "8000")
     assert page.is_hidden("#closer-history") and page.is_hidden("#closer-composed")
     place = page.locator("#closer-place").bounding_box()
@@ -71,7 +71,7 @@ def test_a_rectangle_is_drawn_asked_for_and_seen_in_place(browser: Any, keeping:
     page.click("#closer-ask")
     page.wait_for_selector("#closer-place .answer", timeout=30000)
     answer = page.get_attribute(".answer", "data-id")
-    frame = json.loads(request(f"{keeping.cloud.http}/v1/frames/{answer}"))
+    frame = json.loads(request(f"{pair.cloud.http}/v1/frames/{answer}"))
     assert frame["parent"] == posted["id"] and frame["kind"] == "region" and abs(frame["region"]["x"] - 307) <= 3
     until(page, "document.getElementById('closer-status').textContent.includes('bytes more')")
     shown = page.locator(".answer").bounding_box()
@@ -81,25 +81,25 @@ def test_a_rectangle_is_drawn_asked_for_and_seen_in_place(browser: Any, keeping:
     # Two seconds hold for a machine without other work. Elsewhere, only that the answer comes is checked.
     seconds = [_ask_again(page, place) for _ in range(2)]
     assert min(seconds) < 2 or os.getloadavg()[0] > (os.cpu_count() or 1), seconds
-    _an_answer_is_labelled(page, keeping, frame)
+    _an_answer_is_labelled(page, pair, frame)
     # A part is not the source's newest picture.
-    newest = json.loads(request(f"{keeping.cloud.http}/v1/sources?newest=true"))["sources"][0]["newest"]
+    newest = json.loads(request(f"{pair.cloud.http}/v1/sources?newest=true"))["sources"][0]["newest"]
     assert newest["parent"] is None and newest["id"] != answer
     assert errors == []
     page.close()
 
 
-def _an_answer_is_labelled(page: Any, keeping: Pair, answer: dict[str, Any]) -> None:
+def _an_answer_is_labelled(page: Any, pair: Pair, answer: dict[str, Any]) -> None:
     """In the list, and by itself, where it links to its parent and has no time of transfer of its own."""
-    page.goto(keeping.cloud.http)
+    page.goto(pair.cloud.http)
     page.wait_for_selector(f"li[data-id='{answer['id']}']:has-text('sharper part of an earlier picture')")
     page.wait_for_selector(f"li[data-id='{answer['parent']}'] img")
     assert "earlier picture" not in page.inner_text(f"li[data-id='{answer['parent']}']")
     until(page, "document.getElementById('totals').innerText.includes('mean frame, last')")
-    page.goto(f"{keeping.cloud.http}/#detail={answer['parent']}")
+    page.goto(f"{pair.cloud.http}/#detail={answer['parent']}")
     page.wait_for_selector("#detail-stages li:has-text('transfer')")
     assert page.is_visible("#closer")
-    page.goto(f"{keeping.cloud.http}/#detail={answer['id']}")
+    page.goto(f"{pair.cloud.http}/#detail={answer['id']}")
     page.wait_for_selector("#facts a:has-text('sharper part of an earlier picture')")
     page.wait_for_selector("#detail-stages li:has-text('synthesis')")
     assert "transfer" not in page.inner_text("#detail-stages") and page.is_hidden("#closer")
@@ -128,13 +128,13 @@ def _ask_again(page: Any, place: dict[str, float]) -> float:
     return time.monotonic() - begin
 
 
-def test_a_rectangle_is_drawn_with_the_keyboard_and_the_history_shows_the_request(browser: Any, keeping: Pair) -> None:
-    frame = sent(keeping)
-    sent(keeping)  # a neighbour to which the arrow keys of the dialog would go
-    refused = asked_of(keeping, frame, {"kind": "original", "max_bytes": 99})
+def test_a_rectangle_is_drawn_with_the_keyboard_and_the_history_shows_the_request(browser: Any, pair: Pair) -> None:
+    frame = sent(pair)
+    sent(pair)  # a neighbour to which the arrow keys of the dialog would go
+    refused = asked_of(pair, frame, {"kind": "original", "max_bytes": 99})
     assert refused["reason"] == "over-budget"
     page = browser.new_page(viewport={"width": 1280, "height": 1000})
-    errors = opened(page, keeping, frame)
+    errors = opened(page, pair, frame)
     page.focus("#closer-place")
     said = lambda: page.text_content("#closer-said")  # noqa: E731
     page.keyboard.press("ArrowRight")
@@ -156,7 +156,7 @@ def test_a_rectangle_is_drawn_with_the_keyboard_and_the_history_shows_the_reques
     page.keyboard.press("Enter")
     page.wait_for_selector("#closer-place .answer", timeout=30000)
     answer = page.get_attribute(".answer", "data-id")
-    found = json.loads(request(f"{keeping.cloud.http}/v1/frames/{answer}"))
+    found = json.loads(request(f"{pair.cloud.http}/v1/frames/{answer}"))
     assert found["region"] == {"x": 256, "y": 171, "width": 256, "height": 171}
     page.click("#closer-history summary")
     until(page, "document.querySelectorAll('#closer-rows tr').length === 2")
@@ -164,10 +164,10 @@ def test_a_rectangle_is_drawn_with_the_keyboard_and_the_history_shows_the_reques
     assert re.search(r"sharper part\s+256 × 171 pixels at 256, 171\s+[\d,]+ B\s+answered", rows[0])
     assert re.search(r"original\s+whole picture\s+at most 99 B\s+refused: .+ \(over-budget\)", rows[1])
     assert accessibility_violations(page) == [] and contrast_violations(page) == []
-    asked_of(keeping, frame, {"kind": "better", "max_bytes": 4000})  # elsewhere
+    asked_of(pair, frame, {"kind": "better", "max_bytes": 4000})  # elsewhere
     until(page, "document.querySelectorAll('#closer-rows tr').length === 3")
-    page.goto(keeping.cloud.http)
-    page.goto(f"{keeping.cloud.http}/#detail={frame}")
+    page.goto(pair.cloud.http)
+    page.goto(f"{pair.cloud.http}/#detail={frame}")
     page.wait_for_selector("#closer-ask:enabled", timeout=20000)
     assert page.locator(".answer").count() == 0
     page.locator("#closer-history").evaluate("one => one.open = true")
@@ -180,11 +180,11 @@ def test_a_rectangle_is_drawn_with_the_keyboard_and_the_history_shows_the_reques
     page.close()
 
 
-def test_a_rectangle_is_drawn_by_touch_and_the_composed_picture_is_marked(browser: Any, keeping: Pair) -> None:
-    frame = sent(keeping)
+def test_a_rectangle_is_drawn_by_touch_and_the_composed_picture_is_marked(browser: Any, pair: Pair) -> None:
+    frame = sent(pair)
     context = browser.new_context(viewport={"width": 390, "height": 840}, has_touch=True, is_mobile=True)
     page = context.new_page()
-    errors = opened(page, keeping, frame)
+    errors = opened(page, pair, frame)
     touch = context.new_cdp_session(page)
     page.locator("#closer-place").scroll_into_view_if_needed()
     place = page.locator("#closer-place").bounding_box()
@@ -195,6 +195,11 @@ def test_a_rectangle_is_drawn_by_touch_and_the_composed_picture_is_marked(browse
         ]  # fmt: skip
         touch.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": points})
 
+    touched = "getComputedStyle(document.getElementById('closer-place')).touchAction"
+    page.select_option("#closer-kind", "now")
+    assert page.evaluate(touched) == "auto", "where nothing can be drawn, a finger scrolls and zooms"
+    page.select_option("#closer-kind", "sharper")
+    assert page.evaluate(touched) == "none"
     finger("touchStart", 0.25, 0.25)
     for step in range(1, 6):
         finger("touchMove", 0.25 + 0.05 * step, 0.25 + 0.05 * step)
@@ -203,7 +208,7 @@ def test_a_rectangle_is_drawn_by_touch_and_the_composed_picture_is_marked(browse
     page.tap("#closer-ask")
     page.wait_for_selector("#closer-place .answer", timeout=30000)
     answer = page.get_attribute(".answer", "data-id")
-    region = json.loads(request(f"{keeping.cloud.http}/v1/frames/{answer}"))["region"]
+    region = json.loads(request(f"{pair.cloud.http}/v1/frames/{answer}"))["region"]
     assert abs(region["x"] - 192) <= 3 and abs(region["y"] - 128) <= 3
     page.wait_for_selector("#closer-composed:visible", timeout=20000)
     assert page.is_hidden("#closer-mark")
@@ -227,18 +232,18 @@ def test_a_rectangle_is_drawn_by_touch_and_the_composed_picture_is_marked(browse
     context.close()
 
 
-def test_the_page_says_why_it_does_not_ask(browser: Any, keeping: Pair) -> None:
+def test_the_page_says_why_it_does_not_ask(browser: Any, pair: Pair) -> None:
     """If the hour is spent, or the answer would be no better than the picture."""
-    frame = sent(keeping, 3000)
+    frame = sent(pair, 3000)
     left = {"hour_bytes_left": 1000}
     page = browser.new_page(viewport={"width": 1280, "height": 1000})
     page.route(f"**/v1/frames/{frame}/requests", lambda route: route.fulfill(json=route.fetch().json() | left))
-    page.goto(f"{keeping.cloud.http}/#detail={frame}")
+    page.goto(f"{pair.cloud.http}/#detail={frame}")
     page.wait_for_selector("#closer-cost:has-text('are left this hour for this source')", timeout=20000)
     assert page.is_disabled("#closer-ask") and page.is_enabled("#closer-bytes")
     left["hour_bytes_left"] = 60_000
-    page.goto(keeping.cloud.http)
-    page.goto(f"{keeping.cloud.http}/#detail={frame}")
+    page.goto(pair.cloud.http)
+    page.goto(f"{pair.cloud.http}/#detail={frame}")
     page.wait_for_selector("#closer-cost:has-text('This picture already has')", timeout=20000)
     assert page.is_disabled("#closer-ask")
     page.select_option("#closer-bytes", "4000")
@@ -253,10 +258,10 @@ def test_the_page_says_why_it_does_not_ask(browser: Any, keeping: Pair) -> None:
     page.close()
 
 
-def test_the_original_and_a_new_picture_are_asked_for(browser: Any, keeping: Pair) -> None:
-    posted = {"id": sent(keeping)}
+def test_the_original_and_a_new_picture_are_asked_for(browser: Any, pair: Pair) -> None:
+    posted = {"id": sent(pair)}
     page = browser.new_page(viewport={"width": 1280, "height": 1000})
-    errors = opened(page, keeping, posted["id"])
+    errors = opened(page, pair, posted["id"])
     page.select_option("#closer-kind", "original")
     assert "The photograph itself" in page.inner_text("#closer-cost")
     page.select_option("#closer-bytes", "16000")
@@ -264,14 +269,14 @@ def test_the_original_and_a_new_picture_are_asked_for(browser: Any, keeping: Pai
     page.click("#closer-ask")
     page.wait_for_selector("#closer-place .answer", timeout=30000)
     answer = page.get_attribute(".answer", "data-id")
-    frame = json.loads(request(f"{keeping.cloud.http}/v1/frames/{answer}"))
+    frame = json.loads(request(f"{pair.cloud.http}/v1/frames/{answer}"))
     assert (frame["parent"], frame["kind"], frame["media_type"]) == (posted["id"], "original", "image/jpeg")
     assert page.evaluate("document.querySelector('.answer').naturalWidth") == frame["width"]
     until(page, "document.querySelector('#closer-status a') !== null")
     with page.expect_download() as saved:
         page.click("#closer-status a")
     assert saved.value.suggested_filename == f"{answer}.jpg"
-    assert Path(saved.value.path()).read_bytes() == request(f"{keeping.cloud.http}/v1/frames/{answer}/file")
+    assert Path(saved.value.path()).read_bytes() == request(f"{pair.cloud.http}/v1/frames/{answer}/file")
     page.wait_for_selector("#closer-ask:enabled", timeout=20000)
     page.select_option("#closer-kind", "now")
     assert "takes a new picture" in page.inner_text("#closer-cost")
@@ -280,7 +285,7 @@ def test_the_original_and_a_new_picture_are_asked_for(browser: Any, keeping: Pai
     until(page, "document.querySelector('#closer-status a').textContent === 'Open the new picture'")
     page.click("#closer-status a")
     until(page, "document.getElementById('detail-image').naturalWidth === 160")
-    page.goto(f"{keeping.cloud.http}/#detail={answer}")  # a file by itself is shown too
+    page.goto(f"{pair.cloud.http}/#detail={answer}")  # a file by itself is shown too
     until(page, f"document.getElementById('detail-image').naturalWidth === {frame['width']}")
     assert errors == []
     page.close()

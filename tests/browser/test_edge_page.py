@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
 
+from aeic_tools.demo.client import request
 from aeic_tools.demo.local_services import Pair
 from tests.support.browsing import accessibility_violations, contrast_violations, until
 from tests.support.roots import EXAMPLES
@@ -41,4 +43,34 @@ def test_a_test_picture_is_delivered(browser: Any, services: Pair, width: int, s
     assert contrast_violations(page) == []
     assert accessibility_violations(page) == []
     assert errors == []
+    page.close()
+
+
+@pytest.mark.parametrize("width", [360, 1280])
+def test_no_word_is_broken_or_cut_off(browser: Any, services: Pair, width: int) -> None:
+    """Of sources that are down, of what encodes, and the time on the test card where it is written at length."""
+    down = {"kind": "camera", "state": "down", "taken": 0, "refused": 0, "last_picture_unix": None}
+    details = {"gate": "Connection refused", "ftp": "the folder cannot be read: No such file or directory"}
+    status = json.loads(request(f"{services.edge.http}/v1/status"))
+    status["sources"] = [down | {"name": name, "detail": detail} for name, detail in details.items()]
+    page = browser.new_page(viewport={"width": width, "height": 900})
+    page.add_init_script("""
+        Date.prototype.toLocaleString = () => "Samstag, 29. November 2026 um 23:19:20 Uhr";
+        CanvasRenderingContext2D.prototype.fillText = (text, x, y, most) => (window.widest = most);""")
+    page.route("**/v1/status", lambda route: route.fulfill(body=json.dumps(status)))
+    page.goto(services.edge.http)
+    page.wait_for_selector("#rows tr:nth-child(2)")
+    broken = page.evaluate("""() => [...document.querySelectorAll('dd, tbody th, tbody td, small')].flatMap(cell =>
+        [...cell.childNodes].filter(node => node.nodeType === 3).flatMap(node =>
+            [...node.data.matchAll(/[^\\s-]+/g)].filter(found => {
+                const range = new Range();
+                range.setStart(node, found.index);
+                range.setEnd(node, found.index + found[0].length);
+                return range.getClientRects().length > 1;
+            }).map(found => found[0])))""")
+    assert broken == []
+    assert page.evaluate("widest < document.getElementById('card').width")
+    assert page.evaluate(
+        "document.querySelector('.scrolls').scrollWidth <= document.querySelector('.scrolls').clientWidth"
+    )
     page.close()

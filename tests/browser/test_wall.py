@@ -119,6 +119,7 @@ def test_deep_links_filters_and_downloads(page: Any, filled: str) -> None:
     page.click("#day-states [data-key=failed]")
     until(page, "document.querySelectorAll('#strip li').length === 1")
     page.wait_for_selector("#day-none:has-text('cannot be decoded')")
+    assert page.is_hidden("#day-save-image") and page.is_visible("#day-save-frame")
     assert "state=failed" in page.url
     page.go_back()
     until(page, "document.querySelectorAll('#strip li').length === 31")

@@ -22,7 +22,7 @@ from PIL import Image
 
 from aeic.bundle import Bundle
 from aeic_client import AsyncClient, Client, NotReady, Problem, aio, client, messages
-from aeic_client.messages import Event, EventParser, Frame, Known
+from aeic_client.messages import Event, EventParser, Frame, Known, query
 from tests.support.cloud import CloudThread
 from tests.support.frames import MakeFrame, new_frame, stored_frame
 from tests.support.waiting import until, wait_until
@@ -291,6 +291,18 @@ def test_both_do_the_same_word_for_word() -> None:
         return ast.unparse(ast.fix_missing_locations(_Awaited().visit(found)))
 
     assert body(client) == body(aio)
+
+
+def test_a_time_without_a_zone_is_a_local_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The cloud takes it for UTC, so that frames of other hours would be deleted."""
+    monkeypatch.setenv("TZ", "Asia/Kathmandu")
+    time.tzset()
+    try:
+        assert query(until=datetime(2026, 11, 1, 12)) == {"until": "2026-11-01T12:00:00+05:45"}
+        assert query(until=datetime(2026, 11, 1, 12, tzinfo=UTC)) == {"until": "2026-11-01T12:00:00+00:00"}
+    finally:
+        monkeypatch.undo()
+        time.tzset()
 
 
 def test_events_cut_anywhere() -> None:

@@ -52,6 +52,23 @@ def test_it_lists_fetches_and_deletes(bundle: Bundle, make_frame: MakeFrame, tmp
         started.stop()
 
 
+def test_filters_may_be_dates_or_undefined(bundle: Bundle, make_frame: MakeFrame, tmp_path: Path) -> None:
+    started = CloudThread(bundle, tmp_path)
+    try:
+        stored = started.put(make_frame(1), source="a & b")
+        script = """const { Cloud } = await import(process.argv[1]);
+            for (const days of [-1, 1]) {
+                const since = new Date(Date.now() + 864e5 * days);
+                const filters = { source: "a & b", state: undefined, rate: null, since };
+                for await (const one of new Cloud(process.argv[2]).frames(filters)) console.log(days, one.id);
+            }"""
+        command = [str(NODE), "--input-type=module", "--eval", script, CLIENT.as_uri(), started.cloud.http]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+        assert (done.stdout, done.stderr) == (f"-1 {stored.id}\n", "")
+    finally:
+        started.stop()
+
+
 def test_it_follows_over_a_restart_and_misses_nothing(bundle: Bundle, make_frame: MakeFrame, tmp_path: Path) -> None:
     first = CloudThread(bundle, tmp_path)
     port = int(first.cloud.http.rsplit(":", 1)[1])

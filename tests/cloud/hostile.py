@@ -30,7 +30,7 @@ from aeic.bundle import Bundle
 from aeic.v1 import ingest_pb2 as pb
 from tests.support.cloud import IngestClient, cloud_process
 from tests.support.frames import frame_maker
-from tests.support.stranger import HEADERS, SECRET, SHARES, Findings, Stranger
+from tests.support.hostile_client import HEADERS, SECRET, SHARES, Findings, HostileClient
 from tests.support.tiny_bundle import write_tiny_bundle
 
 MOST_GROWTH_MIB = 64
@@ -57,15 +57,15 @@ def run(requests: int, seed: int = 0) -> dict[str, Any]:
             log = ThreadPoolExecutor(1)
             words = log.submit(running.stderr.read)  # type: ignore[union-attr]  # a full pipe would stop the service
             asyncio.run(_deliver(addresses["grpc"], bundle, others))
-            stranger = Stranger(addresses["http"], addresses["grpc"], good, list(others), findings, seed)
+            attacker = HostileClient(addresses["http"], addresses["grpc"], good, list(others), findings, seed)
             watched = psutil.Process(running.pid)
             for attack in SHARES:  # once through everything, so that what is made once is there
-                getattr(stranger, attack)(max(12, requests // 20))
+                getattr(attacker, attack)(max(12, requests // 20))
             before, sent = _held(watched), sum(findings.answers.values())
             for attack, share in SHARES.items():
-                getattr(stranger, attack)(round(share * requests) - max(12, requests // 20))
+                getattr(attacker, attack)(round(share * requests) - max(12, requests // 20))
             if (missing := requests - sum(findings.answers.values())) > 0:
-                stranger.bitstreams(missing)
+                attacker.bitstreams(missing)
             time.sleep(1.5)  # what waits for a body gives up
             after = _held(watched)
             with httpx.Client(base_url=addresses["http"], timeout=30, headers=HEADERS[0]) as client:

@@ -183,15 +183,18 @@ async def test_retention_marks_then_removes_and_its_errors_are_shown(
         monkeypatch.undo()
 
 
-async def test_a_task_that_fails_begins_again(decoder: Decoder, tmp_path: Path) -> None:
+async def test_a_task_that_fails_is_named_and_begins_again(decoder: Decoder, tmp_path: Path) -> None:
     async with running_cloud(decoder, tmp_path) as cloud:
         runs: list[int] = []
 
         async def work() -> None:
             runs.append(1)
             if len(runs) == 1:
-                raise ZeroDivisionError
+                raise ZeroDivisionError("a bug")
 
-        cloud._supervise("queue", work)
-        await until(lambda: len(runs) == 2)
+        task = cloud.supervisor.start("queue", work, may_end=True)
+        await until(lambda: cloud.readiness.warnings)
+        assert cloud.readiness.warnings == ["restarting after an error: queue (a bug)"]
+        await task
+        assert len(runs) == 2 and cloud.readiness.warnings == []
         assert metric(cloud.metrics, "task_restarts_total", task="queue") == 1

@@ -132,6 +132,9 @@ async def test_deadlines_budgets_and_malformed_requests(
             {"kind": "better", "max_bytes": 1 << 40}, {"kind": "better", "deadline_seconds": 0.9},
             REGION | {"kind": "now"}, REGION | {"region": REGION["region"] | {"x": 577}},  # type: ignore[operator]
             REGION | {"region": REGION["region"] | {"width": 15}},  # type: ignore[operator]
+            REGION | {"region": REGION["region"] | {"x": True}},  # type: ignore[operator]
+            {"kind": "better", "max_bytes": "1500"}, {"kind": "better", "max_bytes": 1500.5},
+            {"kind": "better", "deadline_seconds": "60"}, {"kind": "better", "deadline_seconds": True},
         ]  # fmt: skip
         for body in bad:
             assert (await http.post(url, json=body)).status_code == 400, body
@@ -144,7 +147,7 @@ async def test_deadlines_budgets_and_malformed_requests(
         assert (await http.get(f"{url}/nothing")).status_code == 400
         soon = {"kind": "better", "max_bytes": 1500, "deadline_seconds": 1}
         posted = await http.post(url, json=soon)
-        full = await http.post(url, json=soon)
+        full = await http.post(url, json=soon | {"max_bytes": 1500.0})
         assert full.status_code == 429 and full.json()["type"] == BUDGET_SPENT
         assert full.json()["detail"] == (
             "source 'box/door' may be asked for 2000 bytes an hour, of which 500 are left: ask for less, ask for 1500"

@@ -15,26 +15,26 @@ from aeic_client import AsyncClient, Client, Problem
 from aeic_tools.demo.client import request
 from aeic_tools.demo.local_services import Pair
 from tests.support.cli import aeic
-from tests.support.keeping import keeping_pair
+from tests.support.pair_with_originals import pair_with_originals
 
 
 @pytest.fixture(scope="module")
-def keeping(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
+def pair(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
     """Both services; the edge keeps originals."""
     settings = {"AEIC_EDGE_ORIGINALS_KEY": "5a" * 32, "AEIC_EDGE_REQUEST_ORIGINAL_MAX_BYTES": "16000"}
-    with keeping_pair(tmp_path_factory.mktemp("keeping"), tiny_bundle, **settings) as running:
+    with pair_with_originals(tmp_path_factory.mktemp("pair"), tiny_bundle, **settings) as running:
         yield running
 
 
 @pytest.fixture
-def frame(keeping: Pair, owl: bytes) -> uuid.UUID:
+def frame(pair: Pair, owl: bytes) -> uuid.UUID:
     """A frame of the owl, 768x512, of at most 1 kB, in the cloud."""
-    accepted = json.loads(request(f"{keeping.edge.http}/v1/frames?wait=delivered&target_bytes=1000", owl))
+    accepted = json.loads(request(f"{pair.edge.http}/v1/frames?wait=delivered&target_bytes=1000", owl))
     return uuid.UUID(accepted["id"])
 
 
-def test_the_client_asks_and_gets_a_frame(keeping: Pair, frame: uuid.UUID) -> None:
-    with Client(keeping.cloud.http) as cloud:
+def test_the_client_asks_and_gets_a_frame(pair: Pair, frame: uuid.UUID) -> None:
+    with Client(pair.cloud.http) as cloud:
         asked = cloud.ask(frame, region=(300, 100, 192, 128), max_bytes=8000)
         ended = cloud.request(asked)
         assert ended.state == "answered" and ended.answer == asked.id and 0 < ended.bytes <= 8000
@@ -45,13 +45,13 @@ def test_the_client_asks_and_gets_a_frame(keeping: Pair, frame: uuid.UUID) -> No
         refused = cloud.request(cloud.ask(frame, "original", max_bytes=16_001))
         assert (refused.state, refused.reason, refused.answer) == ("refused", "over-budget", None)
         assert [one.id for one in cloud.requests(frame)] == [refused.id, asked.id]
-    status = json.loads(request(f"{keeping.edge.http}/v1/status"))
+    status = json.loads(request(f"{pair.edge.http}/v1/status"))
     assert status["originals"]["frames"] >= 1 and status["originals"]["failures"] == 0
-    assert b'aeic_edge_requests_total{outcome="answered"}' in request(f"{keeping.edge.http}/metrics")
+    assert b'aeic_edge_requests_total{outcome="answered"}' in request(f"{pair.edge.http}/metrics")
 
 
-def test_an_original_is_a_file_and_a_new_picture_a_frame(keeping: Pair, frame: uuid.UUID) -> None:
-    with Client(keeping.cloud.http) as cloud:
+def test_an_original_is_a_file_and_a_new_picture_a_frame(pair: Pair, frame: uuid.UUID) -> None:
+    with Client(pair.cloud.http) as cloud:
         ended = cloud.request(cloud.ask(frame, "original", region=(0, 0, 384, 256), max_bytes=16_000))
         assert ended.answer is not None, ended
         answer, file = cloud.frame(ended.answer), cloud.file(ended.answer)
@@ -68,19 +68,19 @@ def test_an_original_is_a_file_and_a_new_picture_a_frame(keeping: Pair, frame: u
         assert taken.captured_from == "clock" and cloud.image(taken.id)[:4] == b"\x89PNG"
         part = cloud.request(cloud.ask(taken.id, region=(0, 0, 80, 60)))
         assert part.state == "answered" and cloud.frame(part.id).parent == taken.id
-    secret = [path.read_bytes() for path in keeping.edge.log.parent.rglob("*.original")]
+    secret = [path.read_bytes() for path in pair.edge.log.parent.rglob("*.original")]
     assert secret and not any(b"source_id" in one or b"JFIF" in one for one in secret)
 
 
-async def test_the_client_for_asyncio_does_the_same(keeping: Pair, frame: uuid.UUID) -> None:
-    async with AsyncClient(keeping.cloud.http) as cloud:
+async def test_the_client_for_asyncio_does_the_same(pair: Pair, frame: uuid.UUID) -> None:
+    async with AsyncClient(pair.cloud.http) as cloud:
         ended = await cloud.request(await cloud.ask(frame, "better", max_bytes=8000))
         assert ended.state == "answered" and (await cloud.requests(frame))[0] == ended
 
 
-def test_the_command_line_writes_the_picture(keeping: Pair, frame: uuid.UUID, tmp_path: Path) -> None:
+def test_the_command_line_writes_the_picture(pair: Pair, frame: uuid.UUID, tmp_path: Path) -> None:
     target = tmp_path / "gate.png"
-    given = ["ask", str(frame), "--bytes", "8000", "-o", str(target), "--url", keeping.cloud.http]
+    given = ["ask", str(frame), "--bytes", "8000", "-o", str(target), "--url", pair.cloud.http]
     code, _, said = aeic(*given, "--region", "0,0,256,192")
     assert code == 0, said
     with Image.open(target) as image:
@@ -89,16 +89,27 @@ def test_the_command_line_writes_the_picture(keeping: Pair, frame: uuid.UUID, tm
     assert code and "exists" in said
     photograph = tmp_path / "gate.jpg"
     code, _, said = aeic(
-        "ask", str(frame), "--original", "--bytes", "9000", "-o", str(photograph), "--url", keeping.cloud.http
+        "ask", str(frame), "--original", "--bytes", "9000", "-o", str(photograph), "--url", pair.cloud.http
     )
     assert code == 0, said
     with Image.open(photograph) as image:
         assert image.format == "JPEG" and photograph.stat().st_size <= 9000
     wrong = tmp_path / "photograph.png"
-    code, _, said = aeic(
-        "ask", str(frame), "--original", "--bytes", "9000", "-o", str(wrong), "--url", keeping.cloud.http
-    )
+    code, _, said = aeic("ask", str(frame), "--original", "--bytes", "9000", "-o", str(wrong), "--url", pair.cloud.http)
     assert code == 2 and "image/jpeg" in said and ".jpg" in said and not wrong.exists()
+    gif = wrong.with_suffix(".gif")
+    code, _, said = aeic("ask", str(frame), "--original", "--bytes", "9000", "-o", str(gif), "--url", pair.cloud.http)
+    assert code == 2 and "image/jpeg" in said and not gif.exists()
+    code, _, said = aeic(*given, "--deadline", "inf")
+    assert code == 2 and "86400" in said
+    code, _, said = aeic("ask", str(frame), "-o", "", "--url", pair.cloud.http)
+    assert code == 2 and "-o" in said
+    folder = tmp_path / "folder.png"
+    folder.mkdir()
+    code, _, said = aeic("ask", str(frame), "-f", "--bytes", "8000", "-o", str(folder), "--url", pair.cloud.http)
+    with Client(pair.cloud.http) as cloud:
+        answer = cloud.requests(frame)[0].answer
+    assert code == 1 and f"/v1/frames/{answer}/image" in said and "cannot write" in said, said
     code, _, said = aeic(*given, "-f", "--now")
     assert code == 0, said
     with Image.open(target) as image:

@@ -93,6 +93,12 @@ def test_a_backup_is_made_checked_and_restored_as_the_page_says(tmp_path: Path, 
     assert len(list((tmp_path / "var/lib/aeic-cloud").glob("store.db.before-*"))) >= 1
 
 
+def test_pages_wait_for_a_service_that_starts() -> None:
+    """systemctl start returns before the cloud listens."""
+    found = [line for page in PAGES.glob("*.md") for line in re.findall(r"^curl .*/readyz$", page.read_text(), re.M)]
+    assert len(found) >= 4 and [line for line in found if "--retry 30 --retry-connrefused" not in line] == []
+
+
 def test_the_message_of_the_downgrade_is_that_of_the_program(tmp_path: Path, tiny_bundle: Path) -> None:
     from sqlalchemy import create_engine, text
 

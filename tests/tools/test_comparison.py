@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from aeic.bundle import Bundle
-from aeic_tools.comparison import CODECS, INDEX, OUT, rival
+from aeic_tools.comparison import CODECS, INDEX, OUT, best_file
 from tests.support.roots import EXAMPLES
 
 
@@ -33,13 +33,13 @@ def test_what_ships_is_of_the_model_that_ships() -> None:
 
 
 @pytest.mark.parametrize("codec", CODECS)
-def test_a_rival_gets_its_best_size_and_quality(codec: str) -> None:
+def test_a_codec_gets_its_best_size_and_quality(codec: str) -> None:
     with Image.open(EXAMPLES / "owl.jpg") as opened:
         image = opened.convert("RGB").resize((192, 128))
     photograph = np.asarray(image)
-    found = rival(photograph, codec, 1500)
+    found = best_file(photograph, codec, 1500)
     assert len(found.data) <= 1500
     # A file that fits at half the bytes is never better, and none fits into nothing.
-    assert rival(photograph, codec, 900).psnr <= found.psnr
+    assert best_file(photograph, codec, 900).psnr <= found.psnr
     with pytest.raises(ValueError, match="no file"):
-        rival(photograph, codec, 20)
+        best_file(photograph, codec, 20)

@@ -101,8 +101,9 @@ def test_the_page_of_the_shipped_model_has_the_figures_of_its_card() -> None:
 
 
 def test_names_in_the_tour_are_in_the_files_beside_them() -> None:
-    """`Class.method` or `function`, followed by "in `path/file.py`"."""
+    """`Class.method` or `function`, followed by "in `path/file.py`"; the other files exist at least."""
     text = (ROOT / "docs" / "tour.md").read_text()
+    assert [file for file in re.findall(r"`([\w/]+/\w+\.py)`", text) if not (ROOT / file).is_file()] == []
     pairs = re.findall(r"`([\w.]+)`[^`]*?\bin\s+`([\w/]+\.py)`", text)
     assert len(pairs) >= 8
     for name, file in pairs:
@@ -137,7 +138,7 @@ def test_the_layers_in_the_docs_are_those_that_import_linter_checks() -> None:
     checked = {c.get("containers", [""])[0]: c["layers"] for c in contracts if c["type"] == "layers"}
     text = (ROOT / "docs" / "architecture.md").read_text().partition("may import which")[2]
     blocks = text.partition("```\n")[2].partition("```")[0].split("\n\n")
-    packages = ("", "cloud_decoder", "edge_encoder", "aeic_train", "aeic_nets", "aeic_tools")
+    packages = ("", "aeic_service", "cloud_decoder", "edge_encoder", "aeic_train", "aeic_nets", "aeic_tools")
     assert checked.keys() == set(packages)
     for block, package in zip(blocks, packages, strict=True):
         shown = [set(re.findall(r"\w+", line[11:])) for line in block.splitlines()]

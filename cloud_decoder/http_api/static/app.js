@@ -4,7 +4,7 @@ import { COUNTED, draw } from "/viewer/charts.js";
 import * as compare from "/viewer/compare.js";
 import * as day from "/viewer/day.js";
 import * as detail from "/viewer/detail.js";
-import { NotAllowed, ask, follow, json, picture, remember, thumbnail } from "/viewer/service.js";
+import { NotAllowed, ask, follow, hasToken, json, picture, remember, thumbnail } from "/viewer/service.js";
 import { $, ago, answering, bytes, count, element, pairs, stageBar } from "/viewer/show.js";
 import { listen as listenTry, setEdge } from "/viewer/try.js";
 import * as wall from "/viewer/wall.js";
@@ -33,6 +33,8 @@ const isDay = (text) =>
   /^\d{4}-\d{2}-\d{2}$/.test(text ?? "") && Number.isFinite(Date.parse(text)) && new Date(text).toISOString().startsWith(text);
 
 function route() {
+  if (!$("login").hidden) return; // the address is kept for when there is a token
+  absent = "";
   const { source, day: date, state, frame, detail: shown } = address();
   document.title = source ? `${source} · AEIC cloud` : "AEIC cloud";
   $("overview").hidden = Boolean(source);
@@ -44,14 +46,23 @@ function route() {
     wall.draw();
   }
   tellSource();
-  if (shown) detail.open(shown);
+  notice();
+  if (shown) openDetail(shown);
   else detail.close();
+}
+
+async function openDetail(id) {
+  if ((await detail.open(id)) !== false) return;
+  detail.close();
+  moveTo({ ...address(), detail: "" }, true);
+  absent = `There is no frame ${id} here.`;
+  notice();
 }
 
 function tellSource() {
   const one = wall.source(address().source);
   $("day-state").textContent = one
-    ? `${one.connected ? "connected" : "not connected"}, last frame ${ago(one.newest?.received_at ?? one.last_seen_at)}, ${count(one.frames)} frames in all, ${count(one.waiting)} waiting`
+    ? `${one.connected ? "connected" : "not connected"}, last frame ${ago(one.newest?.received_at ?? one.last_seen_at)}, ${count(one.frames)} frames in all, ${count(one.waiting)} waiting${wall.report(one)}`
     : "";
 }
 
@@ -120,8 +131,11 @@ function hide(frame) {
   if (coming?.id === frame.id) coming = null;
   if (newest?.id !== frame.id) return;
   newest = null;
-  $("latest-image").removeAttribute("src");
   const next = frames().find((one) => one.state === "done");
+  $("latest-image").removeAttribute("src");
+  for (const id of ["latest-sizes", "latest-stages"]) $(id).replaceChildren();
+  $("latest-bytes").textContent = "–";
+  $("latest-facts").textContent = next ? "" : NO_PICTURE;
   if (next) consider(next);
 }
 
@@ -136,6 +150,7 @@ async function page(path) {
 
 // -- the newest picture -------------------------------------------------------------------------------------------
 
+const NO_PICTURE = $("latest-facts").textContent;
 let newest = null; // the frame on show
 let coming = null; // the one to show next; whatever came between is in the grid
 let turning = false;
@@ -207,7 +222,10 @@ let everySource = true; // with their newest frames, after an interruption
 async function sources() {
   const withNewest = everySource;
   everySource = false;
-  const found = await json(`/v1/sources${withNewest ? "?newest=true" : ""}`);
+  const found = await json(`/v1/sources${withNewest ? "?newest=true" : ""}`).catch((error) => {
+    everySource ||= withNewest; // to be asked for again
+    throw error;
+  });
   wall.setSources(found.sources, withNewest);
   tellSource();
   return found.sources;
@@ -272,6 +290,8 @@ async function keepUp() {
 // -- the stream ---------------------------------------------------------------------------------------------------
 
 let lost = null; // since when the service has not answered
+let absent = ""; // what the address names and the service does not have
+let reported = ""; // what the service says of itself
 
 function link(text, live = false) {
   $("link").textContent = text;
@@ -279,7 +299,9 @@ function link(text, live = false) {
   document.body.classList.toggle("offline", Boolean(lost));
 }
 
-function notice(text) {
+function notice(text = reported) {
+  reported = text;
+  text = [absent, reported].filter(Boolean).join(" ");
   if (lost) text = `The service has not answered since ${lost.toLocaleTimeString()}. The page shows the state at that time, and it reconnects automatically.`;
   if ($("notice").textContent !== text) $("notice").textContent = text;
   $("notice").hidden = !text;
@@ -295,6 +317,7 @@ async function run() {
           notice("");
           link("live", true);
           everySource = stale = true;
+          if (detail.unanswered() || day.unanswered()) route();
           await page(null); // frames that arrived while no stream was open
         },
         async (event) => {
@@ -319,6 +342,8 @@ async function run() {
     } catch (error) {
       if (error instanceof NotAllowed) {
         $("login").hidden = false;
+        $("login-refused").hidden = !hasToken();
+        detail.close();
         $("overview").hidden = $("day").hidden = true;
         link("token needed");
         $("token").focus();

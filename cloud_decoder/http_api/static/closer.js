@@ -32,6 +32,7 @@ export async function about(shown) {
   asking = false;
   $("closer").hidden = !frame;
   const place = $("closer-place");
+  place.classList.remove("drawable");
   for (const name of ["tabindex", "role", "aria-label", "aria-describedby"]) place.removeAttribute(name);
   for (const old of place.querySelectorAll(".answer")) old.remove();
   draw(null);
@@ -84,6 +85,7 @@ function cost() {
   $("closer-ask").disabled = !mayAsk() || spent || noBetter;
   $("closer-bytes").disabled = !mayAsk();
   $("closer-kind").disabled = !allowed?.max_bytes;
+  $("closer-place").classList.toggle("drawable", mayDraw() && mayAsk()); // else a finger scrolls and zooms
   if (allowed === null) return void ($("closer-cost").textContent = "The service did not answer.");
   if (allowed.max_bytes === null) return void ($("closer-cost").textContent = "The box that took this picture is not connected, so nothing more can be asked now.");
   if (allowed.max_bytes === 0) return void ($("closer-cost").textContent = "The box that took this picture takes no requests. Its operator can turn them on with AEIC_EDGE_ORIGINALS_MAX_BYTES.");

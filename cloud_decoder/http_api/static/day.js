@@ -13,6 +13,7 @@ let items = new Map(); // id -> <li>
 let chosen = null;
 let next = null; // path of the next page, of earlier frames
 let turn = 0; // raised by every change, so that late answers are dropped
+let failed = false; // the service did not answer; the page asks again once it is connected
 let go = () => {};
 
 const midnight = (day) => new Date(`${day}T00:00`);
@@ -28,7 +29,7 @@ const moved = (day, days) => {
 const clock = (time) => new Date(time).toLocaleTimeString([], { hour: "2-digit", minute: "2-digit", second: "2-digit" });
 const secondOf = (frame) => (new Date(frame.received_at) - midnight(asked.day)) / 1000;
 
-export const isOpen = () => asked !== null;
+export const unanswered = () => failed;
 
 export async function open(wanted) {
   const mine = ++turn;
@@ -44,7 +45,7 @@ export async function open(wanted) {
   $("day-date").value = asked.day;
   $("day-after").disabled = asked.day >= dayOf(Date.now());
   chips($("day-states"), STATES, asked.state ?? "", (state) => go({ ...asked, state, frame: "" }));
-  if (same && frames.length) return void (asked.frame && choose(asked.frame));
+  if (same && frames.length && !failed) return void (asked.frame && choose(asked.frame));
   frames = [];
   items = new Map();
   chosen = null;
@@ -62,11 +63,13 @@ export async function open(wanted) {
 export function close() {
   turn += 1;
   asked = null;
+  failed = false;
 }
 
 async function load(mine, most) {
   const end = frames.length + most;
   $("day-count").textContent = "loading …";
+  failed = false;
   try {
     while (next && frames.length < end) {
       const found = await json(next);
@@ -77,7 +80,9 @@ async function load(mine, most) {
       if (!chosen && frames.length) choose(asked.frame && items.has(asked.frame) ? asked.frame : frames.at(-1).id, true);
     }
   } catch {
-    if (mine === turn) $("day-count").textContent = "The service did not answer. Reload the page to try again.";
+    if (mine !== turn) return;
+    failed = true;
+    $("day-count").textContent = "The service did not answer. Reload the page to try again.";
     return;
   }
   if (asked.frame && items.has(asked.frame) && chosen?.id !== asked.frame) choose(asked.frame, true);
@@ -183,6 +188,7 @@ async function tell(frame) {
   image.id = "day-image";
   image.alt = `Reconstruction of a frame from ${frame.source} at ${clock(frame.received_at)}`;
   const none = { failed: "This frame cannot be decoded.", pruned: "This frame has been deleted." }[frame.state];
+  $("day-save-image").hidden = Boolean(none);
   const there = none ? false : await picture(image, `/v1/frames/${frame.id}/image?format=webp&wait=20`).catch(() => false);
   if (mine !== large) return;
   $("day-none").hidden = there;

@@ -1,7 +1,7 @@
 // The dialog with everything that is known of one frame.
 
 import * as closer from "/viewer/closer.js";
-import { ask, json, picture, save } from "/viewer/service.js";
+import { ask, picture, save } from "/viewer/service.js";
 import { $, answering, count, describe, element, lasting, pairs, repeats, sizeBars, stageBar } from "/viewer/show.js";
 
 const CAPTURED_FROM = {
@@ -12,6 +12,8 @@ const CAPTURED_FROM = {
 };
 
 let opened = null;
+let asked = null; // the id that the address names
+let failed = false; // the service did not say whether there is such a frame
 let listed = () => [];
 
 const original = (frame) =>
@@ -25,7 +27,7 @@ function captured(frame) {
 }
 
 // What a frame answers: a link to the picture that was asked about.
-function asked(frame) {
+function parent(frame) {
   const link = element("a", answering(frame));
   link.href = `#${new URLSearchParams({ detail: frame.parent })}`;
   return link;
@@ -38,12 +40,24 @@ export async function sizes(place, frame) {
   sizeBars(place, [["frame", found.frame], ["JPEG", found.jpeg], ["PNG", found.png]]);
 }
 
+// False where there is no such frame.
 export async function open(id) {
+  asked = id;
+  failed = false;
   if (opened?.id === id && $("detail").open) return;
-  const frame = listed().find((one) => one.id === id) ?? (await json(`/v1/frames/${encodeURIComponent(id)}`).catch(() => null));
-  if (!frame?.id) return void (location.hash = "");
+  let frame = listed().find((one) => one.id === id);
+  if (!frame) {
+    const answer = await ask(`/v1/frames/${encodeURIComponent(id)}`).catch(() => null);
+    if (asked !== id) return;
+    if (answer && [400, 404].includes(answer.status)) return false;
+    if (!answer?.ok) return void (failed = true);
+    frame = await answer.json();
+    if (asked !== id) return;
+  }
   await show(frame);
 }
+
+export const unanswered = () => failed;
 
 // A frame that was deleted while the page is open: its picture goes from the dialog too.
 export async function gone(frame) {
@@ -67,7 +81,7 @@ async function show(frame) {
   const waited = frame.available_at ? (new Date(frame.available_at) - new Date(frame.received_at)) / 1000 : null;
   pairs($("facts"), [
     ["id", frame.id],
-    ...(frame.parent ? [["answers a request", asked(frame)]] : []),
+    ...(frame.parent ? [["answers a request", parent(frame)]] : []),
     ["size", `${frame.width} × ${frame.height} pixels, rate ${frame.rate_name ?? frame.rate}`],
     ["original", original(frame)],
     ["captured", captured(frame)],
@@ -82,6 +96,7 @@ async function show(frame) {
   if (!$("detail").open) $("detail").showModal();
   closer.about(frame);
   $("save-frame").hidden = Boolean(frame.media_type);
+  $("save-image").hidden = Boolean(none);
   if (none) return;
   await picture(image, `/v1/frames/${frame.id}/${pictured(frame)}`, () => opened === frame).catch(() => {});
   if (opened === frame && !frame.media_type) await sizes($("detail-sizes"), frame).catch(() => {});
@@ -99,7 +114,8 @@ const localDay = (time) => {
 export const heard = closer.heard;
 
 export function close() {
-  opened = null;
+  opened = asked = null;
+  failed = false;
   closer.about(null);
   if ($("detail").open) $("detail").close();
 }

@@ -4,13 +4,20 @@ let token = sessionStorage.getItem("token") || "";
 
 export class NotAllowed extends Error {}
 
+export const hasToken = () => Boolean(token);
+
 export function remember(given) {
   token = given;
   sessionStorage.setItem("token", given);
 }
 
 export async function ask(path, options = {}) {
-  const headers = { ...options.headers, ...(token && { Authorization: `Bearer ${token}` }) };
+  const headers = new Headers(options.headers);
+  try {
+    if (token) headers.set("Authorization", `Bearer ${token}`);
+  } catch {
+    throw new NotAllowed(); // a character that no header can have, so no token has it
+  }
   const answer = await fetch(path, { ...options, headers });
   if (answer.status === 401) throw new NotAllowed();
   return answer;

@@ -10,16 +10,26 @@ let shown = MOST;
 let which = "all";
 
 const quietFor = (one) => (Date.now() - new Date(one.newest?.received_at ?? one.last_seen_at)) / 1000;
-const isSilent = (one) => quietFor(one) > SILENT_SECONDS;
+// A box whose cameras send under their own names, BOX/CAMERA, is not silent because it sends nothing itself.
+const hasCameras = (one) =>
+  [...tiles.values()].some((tile) => tile.one.frames && tile.one.source.startsWith(`${one.source}/`));
+const onlyCameras = (one) => !one.frames && hasCameras(one);
+const isSilent = (one) => quietFor(one) > SILENT_SECONDS && !onlyCameras(one);
+const problemOf = (one) => one.box?.report?.problem;
+const waitsAt = (one) => one.box?.report?.waiting_frames ?? 0;
 
 const KINDS = [
   ["all", "all", () => true],
   ["silent", "silent", isSilent],
-  ["waiting", "with a backlog", (one) => one.waiting > 0],
+  ["waiting", "with a backlog", (one) => one.waiting > 0 || waitsAt(one) > 0],
+  ["problem", "with a problem", (one) => Boolean(problemOf(one))],
   ["failed", "last frame failed", (one) => one.newest?.state === "failed"],
 ];
 
 export const source = (name) => tiles.get(name)?.one;
+
+// What a connected box says of itself, as the end of a sentence.
+export const report = (one) => (waitsAt(one) ? `, ${count(waitsAt(one))} at the box` : "") + (problemOf(one) ? `; ${problemOf(one)}` : "");
 
 // Of GET /v1/sources. Unless the answer is `complete`, with the newest frames, those that are known already stay.
 export function setSources(sources, complete = false) {
@@ -96,6 +106,8 @@ function fill(tile) {
   state.append(ago(one.newest?.received_at ?? one.last_seen_at), element("span", one.connected ? ", connected" : ", not connected", "hidden"));
   const parts = [name, state];
   if (one.waiting) parts.push(element("span", `${count(one.waiting)} waiting`, "busy"));
+  if (waitsAt(one)) parts.push(element("span", `${count(waitsAt(one))} at the box`, "busy"));
+  if (problemOf(one)) parts.push(element("span", problemOf(one), "bad"));
   if (one.newest?.state === "failed") parts.push(element("span", "last frame failed", "bad"));
   tile.words.replaceChildren(...parts);
   depict(tile);
@@ -108,7 +120,7 @@ async function depict(tile) {
   let frame = newest;
   if (newest?.state !== "done") {
     if (tile.pictured || !tile.one.frames) {
-      if (!tile.pictured) tile.shot.textContent = "no picture yet";
+      if (!tile.pictured) tile.shot.textContent = onlyCameras(tile.one) ? "a box with cameras" : "no picture yet";
       return;
     }
     tile.busy = true;

@@ -71,7 +71,7 @@ function show(status) {
   const rate = status.rates.find((one) => one.number === status.default_rate);
   pairs($("encoding-facts"), [
     ["model", `${bundle.name} ${bundle.fingerprint}`],
-    ["runs on", status.provider],
+    ["runs on", status.provider.replace(/ExecutionProvider$/, "")],
     ["default rate", rate ? `${rate.name}, about ${rate.bpp} bits per pixel` : status.default_rate],
     ["at the same time", count(encoding.workers)],
   ]);
@@ -151,7 +151,7 @@ function draw() {
   context.fillStyle = "#10201c";
   context.font = "600 54px sans-serif";
   context.textAlign = "center";
-  context.fillText(new Date().toLocaleString(), width / 2, 480);
+  context.fillText(new Date().toLocaleString(), width / 2, 480, width - 120);
 }
 
 // The photograph that is sent, in the place of the test card. A format that the browser cannot show leaves it empty.

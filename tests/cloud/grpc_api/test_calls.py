@@ -1,4 +1,4 @@
-"""Strangers that open calls: they take no place from an edge, whatever they open and however they leave it."""
+"""Calls of clients without a token: they take no place from an edge, whatever they open and however they leave it."""
 
 from __future__ import annotations
 

@@ -5,11 +5,7 @@ from __future__ import annotations
 import asyncio
 import importlib
 import json
-import re
-import subprocess
-import sys
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 from uuid import uuid4
 
@@ -21,7 +17,7 @@ from cloud_decoder.http_api import schemas
 from cloud_decoder.inference.decoder import Decoder
 from tests.support.cloud import running_cloud
 from tests.support.frames import MakeFrame, new_frame
-from tests.support.roots import DOCS, ROOT
+from tests.support.generated_client import generate
 
 JSON_ROUTES: dict[str, type[BaseModel]] = {
     "/v1/frames": schemas.FrameListBody,
@@ -68,39 +64,13 @@ async def test_nothing_is_described_without_a_form(decoder: Decoder, tmp_path: P
             assert path.startswith("/v1/") == ("security" in operation), path
 
 
-def _documented_config() -> str:
-    found = re.search(r"```yaml\n(content_type_overrides:.*?)```", (DOCS / "reference" / "cloud.md").read_text(), re.S)
-    assert found
-    return found[1]
-
-
-@pytest.fixture(scope="module")
-def generate(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    tool = ROOT / ".venv-client" / "bin" / "openapi-python-client"
-    if not tool.exists():
-        pytest.skip("no openapi-python-client: `make packages-client` installs it")
-    folder = tmp_path_factory.mktemp("generated")
-
-    def run(description: bytes) -> ModuleType:
-        (folder / "openapi.json").write_bytes(description)
-        (folder / "config.yml").write_text(_documented_config())
-        command = [str(tool), "generate", "--path", "openapi.json", "--config", "config.yml", "--meta", "none"]
-        command += ["--output-path", "generated_api"]
-        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=120)
-        assert done.returncode == 0 and "will not be generated" not in done.stdout, done.stdout + done.stderr
-        sys.path.insert(0, str(folder))
-        return importlib.import_module("generated_api")
-
-    yield run
-    sys.path.remove(str(folder))
-
-
 async def test_a_generated_client_lists_fetches_and_decodes(
-    decoder: Decoder, make_frame: MakeFrame, tmp_path: Path, generate: Any
+    decoder: Decoder, make_frame: MakeFrame, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with running_cloud(decoder, tmp_path, tokens="a:a-long-token") as cloud:
         async with httpx.AsyncClient(base_url=cloud.http) as http:
-            api = await asyncio.to_thread(generate, (await http.get("/openapi.json")).content)
+            description = (await http.get("/openapi.json")).content
+        api = await asyncio.to_thread(generate, description, "generated_api", tmp_path, monkeypatch)
         new = new_frame(make_frame(1), tenant="a")
         cloud.store.frames.add([new], 1_795_900_000.0)
         cloud.commits.announce([new])

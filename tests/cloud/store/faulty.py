@@ -1,7 +1,7 @@
 """A machine with a store that fails on demand: statements, commits, answers, power cuts, and wrong clocks.
 
 Time is simulated: the true time ``truth`` in seconds since 1970, the wall clock's ``error``, and a ``steady`` clock.
-lives.py scripts what happens on it.
+simulation.py scripts what happens on it.
 """
 
 from __future__ import annotations

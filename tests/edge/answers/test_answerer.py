@@ -60,7 +60,7 @@ async def answer(service: EdgeService, asked: PictureRequest, sent: list[bytes] 
     assert service.uplink._context.callbacks.answer is not None
 
     async def send(file: File) -> None:
-        file.sent = len(file.data)
+        file.spend(len(file.data))
         (sent if sent is not None else []).append(file.data)
 
     try:
@@ -258,7 +258,7 @@ async def test_an_original_is_charged_with_what_left_for_the_link(tiny_bundle: P
         assert service.uplink._context.callbacks.answer is not None
 
         async def breaks(file: File) -> None:
-            file.sent = 1000
+            file.spend(1000)
             raise Interrupted("the stream broke")
 
         for number in (1, 2):
@@ -274,6 +274,25 @@ async def test_an_original_is_charged_with_what_left_for_the_link(tiny_bundle: P
         assert await answer(service, ask(frame, 5, kind=RequestKind.ORIGINAL, max_bytes=left)) == "answered"
 
 
+async def test_a_restart_does_not_begin_the_hour_again(tiny_bundle: Path, tmp_path: Path) -> None:
+    original = {"kind": RequestKind.ORIGINAL, "max_bytes": 3000}
+    settings = KEEP | {"request_bytes_per_hour": 5000}
+    async with box(tmp_path, tiny_bundle, request_bytes_per_hour=5000) as (service, frame):
+        sent = list[bytes]()
+        assert await answer(service, ask(frame, 1, **original), sent) == "answered"
+        assert await answer(service, ask(uuid.uuid4(), 2)) == "gone"
+    left = 5000 - max(len(sent[0]), REQUEST_BYTES)
+    async with edge(tmp_path, tiny_bundle, **settings) as (_, service):
+        assert await answer(service, ask(frame, 3, max_bytes=left + 1)) == "over-budget"
+        assert await answer(service, ask(frame, 4, max_bytes=left - REQUEST_BYTES)) == "answered"
+    for number in range(5, 8):  # a refusal costs something, also in a loop of restarts
+        async with edge(tmp_path, tiny_bundle, **settings) as (_, service):
+            assert service.answerer is not None
+            before = service.answerer._hours.of("gate").left
+            assert await answer(service, ask(frame, number, max_bytes=4001)) == "over-budget"
+            assert service.answerer._hours.of("gate").left == max(0, before - REQUEST_BYTES)
+
+
 async def test_an_original_that_was_cut_off_continues_with_its_own_charge(tiny_bundle: Path, tmp_path: Path) -> None:
     original = picture(128, 96)
     size = len(original)
@@ -285,12 +304,12 @@ async def test_an_original_that_was_cut_off_continues_with_its_own_charge(tiny_b
 
         async def part(file: File) -> None:
             limits.append(file.limit)
-            file.sent = 3000
+            file.spend(3000)
             raise Interrupted("the stream broke")
 
         async def rest(file: File) -> None:
             limits.append(file.limit)
-            file.sent = size - 3000 + 500  # a piece was lost
+            file.spend(size - 3000 + 500)  # a piece was lost
 
         with pytest.raises(Interrupted):
             await respond(ask(frame, **whole), part)
@@ -314,7 +333,7 @@ async def test_each_attempt_costs_something_and_then_nothing_is_sent(
 
     async with box(tmp_path, tiny_bundle, request_bytes_per_hour=10 * REQUEST_BYTES) as (service, frame):
         service.cameras["yard"] = forbidden  # type: ignore[assignment]
-        monkeypatch.setattr("edge_encoder.answers.answerer.load_picture", forbidden)
+        monkeypatch.setattr("edge_encoder.encoding.picture_reader.PictureReader.load", forbidden)
         monkeypatch.setattr("edge_encoder.answers.answerer.jpeg_within", forbidden)
         never: list[dict[str, Any]] = [
             {"kind": RequestKind.ORIGINAL, "max_bytes": 64},
@@ -324,7 +343,8 @@ async def test_each_attempt_costs_something_and_then_nothing_is_sent(
         ]
         for number, changes in enumerate(never):
             assert await answer(service, ask(frame, number, **changes)) == "over-budget"
-        hours = {source: hour.left for source, hour in service.uplink._context.callbacks.answer.__self__._hours.items()}  # type: ignore[union-attr]
+        assert service.answerer is not None
+        hours = {source: hour.left for source, hour in service.answerer._hours._of.items() if source}
         assert hours == {"gate": 7 * REQUEST_BYTES, "yard": 9 * REQUEST_BYTES}
         for number in range(10, 17):
             assert await answer(service, ask(frame, number, **never[0])) == "over-budget"

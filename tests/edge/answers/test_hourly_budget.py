@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import sqlite3
 import uuid
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
-from edge_encoder.answers.hourly_budget import REQUEST_BYTES, HourlyBudget
+from edge_encoder.answers.hourly_budget import REQUEST_BYTES, HourlyBudget, HourlyBudgets
 
 ONE, TWO, THREE = (uuid.UUID(int=number) for number in range(3))
 
@@ -62,3 +65,87 @@ def test_an_hour_ends_60_minutes_after_the_last_attempt(clock: SimpleNamespace) 
     assert hour.left == 3000, "the second is forgotten; the first counts as one of its last attempt"
     clock.now += 3000
     assert hour.left == 5000
+
+
+class Box:
+    """The budgets of the processes of one box, one after the other. ``now_ms`` is its spool time."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.now_ms = path, 1_000_000_000
+
+    def start(self) -> HourlyBudgets:
+        return HourlyBudgets(5000, 20_000, self.path, lambda: self.now_ms)
+
+    def left(self) -> int:
+        hours = self.start()
+        hours.close()
+        return hours.of("gate").left
+
+
+def spend(hours: HourlyBudgets, size: int) -> None:
+    with hours.of("gate").attempt(ONE) as one:
+        assert one is not None
+        one.spend(size)
+
+
+def test_a_process_that_was_killed_has_charged_what_it_sent(clock: SimpleNamespace, tmp_path: Path) -> None:
+    box = Box(tmp_path / "charges")
+    hours = box.start()  # never closed
+    working = hours.of("gate").attempt(ONE)
+    one = working.__enter__()
+    assert one is not None and one.reserve(3000)
+    one.spend(1000)
+    one.spend(500)
+    with hours.refusals.attempt(TWO), hours.of("yard").attempt(ONE) as other:
+        assert other is not None
+        other.spend(700)
+        other.spend(-700)
+    box.now_ms, clock.now = box.now_ms + 1_800_000, 5.0  # the machine was started again
+    after = box.start()
+    assert after.of("gate").left == 3500 and after.refusals.left == 20_000 - REQUEST_BYTES
+    assert after.of("yard").left == 5000 - REQUEST_BYTES
+    with after.of("gate").attempt(ONE) as one:
+        assert one is not None and one.sent == 1500 and one.reserve(3000) and one.left == 1500, "its own charge"
+    clock.now += 1801
+    assert after.of("yard").left == 5000 and after.of("gate").left == 3500, "an hour after the last attempt at each"
+    box.now_ms += 3_600_001
+    assert box.left() == 5000
+
+
+def test_a_clock_that_was_set_back_makes_the_hour_no_shorter(clock: SimpleNamespace, tmp_path: Path) -> None:
+    box = Box(tmp_path / "charges")
+    spend(box.start(), 2000)
+    box.now_ms = 1
+    assert box.left() == 3000
+    box.now_ms += 3_600_001
+    assert box.left() == 5000
+
+
+@pytest.mark.parametrize("content", [b"not a database" * 100, b""])
+def test_a_damaged_file_begins_again(clock: SimpleNamespace, tmp_path: Path, content: bytes) -> None:
+    box = Box(tmp_path / "charges")
+    box.path.write_bytes(content)
+    spend(box.start(), 2000)
+    assert box.left() == 3000
+
+
+def test_a_disk_that_fails_for_a_while_does_no_harm(
+    clock: SimpleNamespace, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    box = Box(tmp_path / "charges")
+    hours = box.start()
+    with hours.of("gate").attempt(ONE) as one, contextlib.closing(sqlite3.connect(box.path)) as other:
+        assert one is not None
+        other.execute("BEGIN IMMEDIATE")
+        one.spend(1000)
+        one.spend(1000)
+        other.rollback()
+        one.spend(500)
+    hours.close()
+    assert box.left() == 2500 and caplog.text.count("cannot be used") == 1
+
+
+def test_without_a_file_the_process_counts_in_memory(clock: SimpleNamespace, tmp_path: Path) -> None:
+    hours = Box(tmp_path / "missing" / "charges").start()
+    spend(hours, 2000)
+    assert hours.of("gate").left == 3000

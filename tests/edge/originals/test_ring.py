@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import time
 import uuid
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from edge_encoder.originals import ring as ring_module
 from edge_encoder.originals.ring import Kept, OriginalRing
 
 KB = 1024
@@ -75,14 +76,51 @@ def test_age_damage_and_what_is_no_original(tmp_path: Path, monkeypatch: pytest.
     (tmp_path / "originals" / "readme.txt").write_bytes(b"not ours")
     again = ring(tmp_path, max_age_seconds=60)
     assert len(again) == 2 and (tmp_path / "originals" / "readme.txt").exists()
-    later = os.stat(paths[1]).st_mtime + 61
-    monkeypatch.setattr("edge_encoder.originals.ring.time.time", lambda: later)
+    later = ring_module._uptime() + 61
+    monkeypatch.setattr(ring_module, "_uptime", lambda: later)
     assert again.read(uuid.UUID(int=2)) is None and len(again) == 0 and again.bytes == 0
 
 
-def test_the_room_of_the_spool_is_left_free_and_a_failing_disk_does_no_harm(tmp_path: Path) -> None:
-    assert not ring(tmp_path, spool_needs=lambda: 1 << 60).keep(original(1))
+@pytest.mark.parametrize("jump", [-1e8, 1e8])
+def test_a_jump_of_the_wall_clock_changes_no_age(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, jump: float) -> None:
+    wall, up = time.time(), 5.0
+    monkeypatch.setattr("edge_encoder.originals.ring.time.time", lambda: wall)
+    monkeypatch.setattr(ring_module, "_uptime", lambda: up)
+    kept = ring(tmp_path, max_age_seconds=60)
+    kept.keep(original(1))
+    wall += jump
+    kept.expire()
+    assert len(kept) == 1
+    kept.keep(original(2))
+    up = 66.0
+    kept.expire()
+    assert len(kept) == 0, "also where the clock was set back"
+
+
+@pytest.mark.parametrize(("passed", "there"), [(59.0, 1), (61.0, 0), (-1e8, 1)])
+def test_the_wall_clock_counts_between_two_processes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, passed: float, there: int
+) -> None:
+    wall, up = time.time(), 1e6
+    monkeypatch.setattr("edge_encoder.originals.ring.time.time", lambda: wall)
+    monkeypatch.setattr(ring_module, "_uptime", lambda: up)
+    ring(tmp_path).keep(original(1))
+    wall, up = wall + passed, 5.0  # the machine was started again
+    again = ring(tmp_path, max_age_seconds=60)
+    again.expire()
+    assert len(again) == there
+    up += 61
+    again.expire()
+    assert len(again) == 0
+
+
+def test_the_room_of_the_spool_is_left_free_and_a_failing_disk_does_no_harm(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    small = ring(tmp_path, spool_needs=lambda: 1 << 60)
+    assert not small.keep(original(1)) and not small.keep(original(2))
     assert not list((tmp_path / "originals").iterdir())
+    assert caplog.text.count("AEIC_EDGE_SPOOL_MAX_BYTES") == 1, "it is said once why the box has no originals"
     (tmp_path / "file").write_text("")
     broken = OriginalRing(tmp_path / "file", max_bytes=KB)
     assert not broken.keep(original(1, size=100)) and broken.read(uuid.UUID(int=1)) is None and broken.failures

@@ -23,6 +23,7 @@ from edge_encoder.sources import watched_folder
 from edge_encoder.sources.watched_folder import WatchedFolder
 from edge_encoder.spool.ledger import SpoolLimits
 from edge_encoder.spool.record import CapturedFrom
+from tests.support import crashing_reader
 from tests.support.edge_fakes import settings
 from tests.support.pictures import picture
 from tests.support.waiting import until
@@ -365,3 +366,45 @@ async def test_grey_levels_are_spread_where_the_folder_says_so(
         assert asked == [False, True]
         assert sorted(start for start, _ in kept) == [b"\x89PNG", b"\xff\xd8\xff\xe0"]
         assert [spread > 200 for _, spread in sorted(kept)] == [False, True]
+
+
+async def test_a_file_that_crashes_its_reader_is_refused_once_and_the_others_flow(
+    tmp_path: Path, tiny_bundle: Path
+) -> None:
+    inbox = tmp_path / "in"
+    inbox.mkdir()
+    (inbox / "a.png").write_bytes(picture(form="PNG", seed=1))
+    (inbox / "b.png").write_bytes(picture(form="PNG") + b"." + crashing_reader.CRASH)
+    (inbox / "c.jpg").write_bytes(picture(seed=2))
+    (inbox / "d.webp").write_bytes(picture(form="WEBP", seed=3))
+    async with service(tmp_path, tiny_bundle) as edge:
+        edge.reader.command = crashing_reader.command(tmp_path)
+        folder = watched(edge, inbox)
+        await folder.look()
+        assert await folder.look() == 3
+        assert {path.name for path in (inbox / "done").iterdir()} == {"a.png", "c.jpg", "d.webp"}
+        assert {path.name for path in (inbox / "refused").iterdir()} == {"b.png"}
+        assert (outcomes(edge, "taken"), outcomes(edge, "refused")) == (3.0, 1.0)
+        name = "aeic_edge_picture_process_losses_total"
+        assert edge.metrics.registry.get_sample_value(name, {"reason": "crash"}) == 1.0
+        assert not edge.restart.is_set() and await edge.problem() == ""
+    assert edge.reader.pids == set()
+    async with service(tmp_path, tiny_bundle) as edge:  # it does not come again
+        folder = watched(edge, inbox)
+        await folder.look()
+        assert await folder.look() == 0
+
+
+async def test_a_file_waits_while_no_process_can_be_started_to_read_it(tmp_path: Path, tiny_bundle: Path) -> None:
+    inbox = tmp_path / "in"
+    inbox.mkdir()
+    (inbox / "a.png").write_bytes(picture(form="PNG"))
+    (inbox / "b.jpg").write_bytes(picture())
+    async with service(tmp_path, tiny_bundle) as edge:
+        command, edge.reader.command = edge.reader.command, ("/nowhere/python",)
+        folder = watched(edge, inbox)
+        await folder.look()
+        assert await folder.look() == 1
+        assert (inbox / "a.png").exists() and folder.status.failures_in_a_row == 0 and outcomes(edge, "refused") == 0
+        edge.reader.command = command
+        assert await folder.look() == 1

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import psutil
 import pytest
 
 from aeic.identifiers import new_id
@@ -22,6 +23,7 @@ from edge_encoder.spool.record import Original, State
 from edge_encoder.spool.spool import Spool
 from edge_encoder.submission import deferred_encoder
 from edge_encoder.submission.deferred_encoder import TRIES
+from tests.support import crashing_reader
 from tests.support.edge_fakes import FakeCloud, serving
 from tests.support.in_process import edge, is_problem
 from tests.support.pictures import BAD, GOOD, picture
@@ -279,3 +281,52 @@ async def test_the_operator_sets_the_default_and_sigterm_keeps_what_waits(tmp_pa
     async with edge(tmp_path, tiny_bundle) as (_, service):
         await until(lambda: service.spool.originals == 0)
         assert service.spool.pending_frames == 4
+
+
+async def test_an_original_that_crashes_its_reader_fails_and_does_not_come_again(
+    tmp_path: Path, tiny_bundle: Path
+) -> None:
+    poisoned = picture(form="PNG") + b"." + crashing_reader.CRASH
+    async with edge(tmp_path, tiny_bundle) as (client, service):
+        service.reader.command = crashing_reader.command(tmp_path)
+        is_problem(await client.post("/v1/frames", content=poisoned), 422, "crashed", "ordinary JPEG")
+        ident = (await client.post(POST, content=poisoned)).json()["id"]
+        other = (await client.post(POST, content=picture(form="PNG", seed=1))).json()["id"]
+        shown = await encoded(client, ident)
+        assert shown["state"] == "failed" and "crashed" in shown["reason"]
+        assert (await encoded(client, other))["state"] == "spooled"
+        assert (await client.get("/readyz")).status_code == 200
+        assert 'aeic_edge_picture_process_losses_total{reason="crash"} 2.0' in (await client.get("/metrics")).text
+    async with edge(tmp_path, tiny_bundle) as (client, service):
+        assert (await client.get(f"/v1/frames/{ident}")).json()["state"] == "failed" and service.spool.originals == 0
+
+
+async def test_an_original_waits_while_no_process_can_be_started_to_read_it(
+    tmp_path: Path, tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(deferred_encoder, "_PAUSE_SECONDS", 0.05)
+    async with edge(tmp_path, tiny_bundle) as (client, service):
+        command, service.reader.command = service.reader.command, ("/nowhere/python",)
+        is_problem(await client.post("/v1/frames", content=picture(form="PNG")), 503, "AEIC_EDGE_PICTURE_PROCESS")
+        ident = (await client.post(POST, content=picture(form="PNG"))).json()["id"]
+        await until(lambda: service.deferred_encoder.problem)
+        service.reader.command = command
+        assert (await encoded(client, ident))["state"] == "spooled"
+
+
+async def test_a_stop_ends_a_reader_that_hangs_and_the_original_stays(
+    tmp_path: Path, tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(edge_service, "_ENCODING_GRACE_SECONDS", 0.2)
+    async with edge(tmp_path, tiny_bundle, encode_workers=2) as (client, service):
+        service.reader.command = crashing_reader.command(tmp_path)
+        hanging = picture(form="PNG") + b"." + crashing_reader.HANG
+        await client.post(POST, content=hanging)
+        post = asyncio.create_task(client.post("/v1/frames", content=hanging))
+        await until(lambda: len(service.reader.pids) == 2)
+        post.cancel()  # its client has hung up
+        pids = service.reader.pids
+    await until(lambda: not any(psutil.pid_exists(pid) for pid in pids))
+    assert service.reader.pids == set()
+    with contextlib.closing(Spool(tmp_path)) as spool:
+        assert spool.originals == 1

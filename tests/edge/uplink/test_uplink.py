@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 
-from edge_encoder.backoff import Backoff
 from edge_encoder.errors import SpoolError
 from edge_encoder.spool.record import State
 from edge_encoder.uplink import stream
@@ -189,16 +188,6 @@ async def test_lost_acks_make_duplicates_that_change_nothing(tmp_path: Path) -> 
             await until(lambda: spool.pending_frames == 0)
             assert uplink._metrics.acks.labels("duplicate")._value.get() == 5
         assert exactly(cloud, records)
-
-
-def test_backoff_grows_with_jitter_up_to_its_limit() -> None:
-    backoff = Backoff(0.5, 60.0, random.Random(1))
-    pauses = [backoff.pause() for _ in range(50)]
-    assert 0.4 <= pauses[0] <= 0.6
-    assert all(48 <= pause <= 72 for pause in pauses[-30:])
-    assert len({round(pause, 6) for pause in pauses[-30:]}) > 25
-    backoff.reset()
-    assert backoff.pause() <= 0.6
 
 
 async def test_an_urgent_frame_overtakes_a_backlog(tmp_path: Path) -> None:

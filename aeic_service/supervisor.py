@@ -1,4 +1,4 @@
-"""Runs the tasks of the service that must not end: one that fails is logged, counted and started again."""
+"""Runs the tasks of a service that must not end: one that fails is logged, counted and started again after a pause."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ import logging
 import time
 from collections.abc import Awaitable, Callable
 
-from edge_encoder.backoff import Backoff
+from aeic_service.backoff import Backoff
 
-log = logging.getLogger("aeic.edge")
+log = logging.getLogger("aeic.supervisor")
 
 _LEAST_PAUSE_SECONDS, _MOST_PAUSE_SECONDS = 0.5, 30.0
 _STABLE_SECONDS = 60.0  # a task that ran for this long is restarted after the shortest pause again
@@ -19,7 +19,7 @@ _STABLE_SECONDS = 60.0  # a task that ran for this long is restarted after the s
 
 @dataclasses.dataclass(slots=True)
 class TaskStatus:
-    """`state`: running, restarting or ended; `restarts` since the start; `error` is why the task failed last."""
+    """``state``: running, restarting or ended; ``restarts`` since the start; ``error`` is why the task failed last."""
 
     name: str
     state: str = "running"
@@ -28,7 +28,7 @@ class TaskStatus:
 
 
 class Supervisor:
-    """Used in one asyncio loop. `on_restart(name)` is called for each failure."""
+    """Used in one asyncio loop. ``on_restart(name)`` is called for each failure."""
 
     def __init__(self, on_restart: Callable[[str], None]) -> None:
         self.tasks: list[TaskStatus] = []
@@ -36,7 +36,7 @@ class Supervisor:
         self._stopping = asyncio.Event()
 
     def start(self, name: str, run: Callable[[], Awaitable[None]], *, may_end: bool = False) -> asyncio.Task[None]:
-        """Runs `run()` until it is cancelled. Returning counts as a failure, unless it `may_end`."""
+        """Runs ``run()`` until it is cancelled. Returning counts as a failure, unless it ``may_end``."""
         status = TaskStatus(name)
         self.tasks.append(status)
         return asyncio.create_task(self._run(status, run, may_end), name=name)

@@ -1,4 +1,4 @@
-"""Lives of the cloud's store (lives.py): some here, more by `make simulate LIVES=n`.
+"""Lives of the cloud's store (simulation.py): some here, more by `make simulate LIVES=n`.
 
 Six bugs are planted and must be caught; the first three were in an earlier release:
 
@@ -30,7 +30,7 @@ from cloud_decoder.store.records import Added, Lease, LeasedFrame, NewFrame
 from cloud_decoder.store.retention import Retention
 from cloud_decoder.store.schema import jobs
 from tests.cloud.store.faulty import Stores
-from tests.cloud.store.lives import Broken, Life, live
+from tests.cloud.store.simulation import Broken, Life, live
 from tests.support.postgres import Postgres
 
 LIVES = 100

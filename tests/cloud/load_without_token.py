@@ -1,4 +1,4 @@
-"""Strangers load both services, as ``make strangers``: ``python -m tests.cloud.strangers [--seconds 10]``.
+"""Clients without a token load both services (``make strangers``): ``python -m tests.cloud.load_without_token``.
 
 A cloud and an edge run as processes of their own, with the limits of their units. Each attack runs alone, then all at
 once. Meanwhile an honest edge delivers frames, an honest client asks for pictures, and an honest camera posts to the
@@ -296,7 +296,7 @@ def attackers(names: list[str], bundle: Bundle, target: Target, side: int) -> It
     """The attacks in a process of their own, so that the honest clients do not wait for them in this one."""
     addresses = {"http": target.http, "grpc": target.grpc, "edge": target.edge}
     job = json.dumps({"names": names, "bundle": str(bundle.path), "side": side, "addresses": addresses})
-    command = [sys.executable, "-m", "tests.cloud.strangers", "--job", job]
+    command = [sys.executable, "-m", "tests.cloud.load_without_token", "--job", job]
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
     try:
         assert process.stdout is not None and process.stdout.readline() == "ready\n"
@@ -377,7 +377,7 @@ def run(
 
 def main() -> int:
     """Command line."""
-    parser = argparse.ArgumentParser(description="Strangers' load on both services.")
+    parser = argparse.ArgumentParser(description="Load on both services by clients without a token.")
     parser.add_argument("--seconds", type=float, default=10.0, help="of each attack")
     parser.add_argument("--job", help=argparse.SUPPRESS)
     parser.add_argument("--attacks", nargs="*", default=list(ATTACKS), choices=list(ATTACKS))

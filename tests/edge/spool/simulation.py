@@ -9,7 +9,7 @@ Some disks are damaged while the machine is off. Then the faults end, everything
 - nothing is delivered that was not posted, and nothing differs from what was posted
 - the spool says that it cannot be written when it cannot, and that it can in the end
 
-    python -m tests.edge.spool.lives --lives 10000 --seed 1      (make simulate LIVES=10000)
+    python -m tests.edge.spool.simulation --lives 10000 --seed 1      (make simulate LIVES=10000)
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ from tests.edge.spool.faulty import Machine
 
 FAULTS = ("kill", "power", "eio", "full", "once", "none")
 DAMAGES = ("none", "none", "flip wal", "flip", "zero page", "truncate", "first page", "empty")
+REPORTED_LIVES = 500  # between two lines of progress
 # What a flipped bit may cost: the records of one page, and the originals of one.
 FLIP_LOSES = 16
 
@@ -344,6 +345,8 @@ def main() -> int:
         met["stops"] += life.stops
         met["promised"] += len(life.promised)
         met["lost to damage"] += len(life.promised - set(life.delivered))
+        if (done := seed - first + 1) % REPORTED_LIVES == 0:
+            print(f"{done} of {given.lives} lives", flush=True)
     print(", ".join(f"{name}: {count}" for name, count in sorted(met.items())))
     return 0
 

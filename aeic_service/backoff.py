@@ -9,7 +9,7 @@ _JITTER = 0.2
 
 
 class Backoff:
-    """Pauses in seconds, from `least` to `most`, without end."""
+    """Pauses in seconds, from ``least`` to ``most``, without end."""
 
     def __init__(self, least: float, most: float, rng: random.Random | None = None) -> None:
         self.least = least

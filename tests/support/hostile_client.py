@@ -58,7 +58,7 @@ class Findings:
             self.wrong.append(f"{kind}: the other tenant's in the answer to {what[:200]!r}")
 
 
-class Stranger:
+class HostileClient:
     """Attacks of each kind, ``count`` at a time, from threads."""
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Lives of a spool with faults at any I/O step (lives.py): a few hundred here, more by `make simulate LIVES=n`.
+"""Lives of a spool with faults at any I/O step (simulation.py): a few hundred here, more by `make simulate LIVES=n`.
 
 Four bugs are planted and must be caught; the first two were in an earlier release:
 
@@ -21,7 +21,7 @@ import pytest
 from edge_encoder.errors import SpoolError
 from edge_encoder.spool import database, recovery, writer
 from edge_encoder.spool.system import System
-from tests.edge.spool.lives import Broken, live
+from tests.edge.spool.simulation import Broken, live
 
 LIVES = 250
 

@@ -15,7 +15,7 @@ the queue is emptied, and this must hold:
 
 Time is simulated, and everything runs in one thread, so a seed always makes the same life.
 
-    python -m tests.cloud.store.lives --lives 1000 --seed 1 [--postgresql]      (make simulate LIVES=1000)
+    python -m tests.cloud.store.simulation --lives 1000 --seed 1 [--postgresql]      (make simulate LIVES=1000)
 """
 
 from __future__ import annotations
@@ -53,6 +53,7 @@ GRACE_SECONDS = DAY
 JUMPS = (400 * DAY, -400 * DAY, 90 * DAY, 12 * DAY, 7200.0, -7200.0, 2.5)
 ERROR_SECONDS = DAY / 2
 """By how much an age may be wrong: jumps of some hours are accepted in the end."""
+REPORTED_LIVES = 500  # between two lines of progress
 WORKERS = ("north", "south", "south-2")
 _ALLOWED = {  # what a reader may see next, besides the same
     "received": {"done", "failed"},
@@ -506,6 +507,8 @@ def main() -> int:
                 met["power cuts"] += life.cuts
                 met["late results"] += life.late
                 met["marked by retention"] += len(life.marked)
+                if (done := seed - first + 1) % REPORTED_LIVES == 0:
+                    print(f"{done} of {given.lives} lives", flush=True)
     finally:
         if server:
             server.stop()

@@ -12,7 +12,7 @@ from tests.support.http_camera import http_camera
 
 
 @contextmanager
-def keeping_pair(folder: Path, bundle: Path, **settings: str) -> Iterator[Pair]:
+def pair_with_originals(folder: Path, bundle: Path, **settings: str) -> Iterator[Pair]:
     """``settings`` are variables of the edge beside those that are needed."""
     settings = {"AEIC_EDGE_ORIGINALS_MAX_BYTES": "10000000", "AEIC_EDGE_CAMERA_FPS": "0.01"} | settings
     with http_camera() as camera, local_services.cloud(folder, folder, bundle) as cloud:
