@@ -117,11 +117,11 @@ def make(out: Path, bundle: Path | None = None, photographs: Sequence[Path] = ()
             height, width, _ = photograph.shape
             for what, pixels in (("original", photograph), ("frame", reconstruction)):
                 Image.fromarray(pixels).save(out / f"{name}-{what}.webp", **_SHOWN_AS)
-            rivals = {}
+            baselines = {}
             for codec, (suffix, _, _) in CODECS.items():
                 found = best_file(photograph, codec, len(frame))
                 (out / f"{name}-{codec}.{suffix}").write_bytes(found.data)
-                rivals[codec] = {
+                baselines[codec] = {
                     "file": f"{name}-{codec}.{suffix}",
                     "bytes": len(found.data),
                     "width": found.width,
@@ -130,7 +130,7 @@ def make(out: Path, bundle: Path | None = None, photographs: Sequence[Path] = ()
                 }
             title = SHOWN.get(path.name, path.stem)
             entry = {"name": name, "title": title, "width": width, "height": height, "bytes": len(frame)}
-            shown.append(entry | {"file_bytes": path.stat().st_size, "rivals": rivals})
+            shown.append(entry | {"file_bytes": path.stat().st_size, "baselines": baselines})
     finally:
         decoder.close()
     about = {"model": encoder.bundle.name, "fingerprint": encoder.bundle.fingerprint, "pictures": shown}

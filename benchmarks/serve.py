@@ -198,7 +198,7 @@ def main() -> None:
     parser.add_argument("--clients", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=3, help="the peers get half")
     parser.add_argument("--lone", type=int, default=12)
-    parser.add_argument("--peers", "--rivals", default="litserve,ray", help="which peers to run; empty for none")
+    parser.add_argument("--peers", "--baselines", default="litserve,ray", help="which peers to run; empty for none")
     parser.add_argument("--json", type=Path, help="write the result there too")
     parser.add_argument("--short", action="store_true", help="one round of 32 pictures, six lone ones, no peers")
     arguments = parser.parse_args()

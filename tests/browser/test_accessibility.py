@@ -94,8 +94,8 @@ def test_the_comparison_the_wall_and_the_latest(page: Any) -> None:
     until(page, "[...document.querySelectorAll('.compare img')].every(i => i.complete && i.naturalWidth)")
     names = page.locator("#wall b").all_inner_texts()
     assert set(SOURCES) <= set(names) and page.locator("#wall .badge:visible").count() == len(SOURCES)
-    for rival in ("jpeg", "avif", "original"):
-        page.click(f"#showcase-rivals [data-key={rival}]")
+    for baseline in ("jpeg", "avif", "original"):
+        page.click(f"#showcase-baselines [data-key={baseline}]")
         until(page, "[...document.querySelectorAll('.compare img')].every(i => i.complete && i.naturalWidth)")
     good(page)
     page.click("#wall-chips [data-key=failed]")

@@ -128,9 +128,9 @@ def test_the_drop_zone_and_the_slider(open_page: OpenPage, services: Pair) -> No
     assert "1 : " in page.inner_text("#try-status") and "bits per pixel" in page.inner_text("#try-status")
     sides = page.evaluate("[...document.querySelectorAll('.compare img')].map(i => [i.naturalWidth, i.naturalHeight])")
     assert sides[0] == [768, 512] and abs(sides[1][0] / sides[1][1] - 1.5) < 0.02
-    # Its rivals are made in this browser, with no more bytes than the frame.
-    page.wait_for_selector("#showcase-rivals [data-key=jpeg]", timeout=30000)
-    page.click("#showcase-rivals [data-key=jpeg]")
+    # Its baselines are made in this browser, with no more bytes than the frame.
+    page.wait_for_selector("#showcase-baselines [data-key=jpeg]", timeout=30000)
+    page.click("#showcase-baselines [data-key=jpeg]")
     ours, theirs = (int(re.sub(r"\D", "", page.inner_text(f".tag.{side}"))) for side in ("right", "left"))
     assert 0 < theirs <= ours
     slider = page.wait_for_selector(".compare input[type=range]", state="attached")

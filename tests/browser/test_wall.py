@@ -141,7 +141,7 @@ def test_the_comparison_zooms_both_pictures_alike(page: Any) -> None:
     assert page.inner_text("#showcase-bytes") == "1,438"
     assert "695,410" in page.inner_text("#showcase-plan")
     for codec in ("webp", "jpeg", "avif"):
-        page.click(f"#showcase-rivals [data-key={codec}]")
+        page.click(f"#showcase-baselines [data-key={codec}]")
         until(page, "[...document.querySelectorAll('.compare img')].every(i => i.complete && i.naturalWidth)")
         assert "at full size it needs at least" in page.inner_text("#showcase-note")
     page.click(".tools [aria-label='Zoom in']")

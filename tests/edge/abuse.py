@@ -174,8 +174,9 @@ def run(mutations: int, examples: int, slow: int, seed: int, folder: Path, bomb_
     begin = time.monotonic()
     try:
         abuse = Abuse(edge, seed)
-        asyncio.run(abuse.pictures(10))  # everything has been used once
+        asyncio.run(abuse.pictures(10))
         asyncio.run(abuse.bombs(bomb_side))
+        httpx.get(f"{edge.url}/openapi.json").raise_for_status()  # everything has been used once
         before = abuse.resident_mb()
         found = schema(edge.url, examples)
         asyncio.run(abuse.slow(slow))

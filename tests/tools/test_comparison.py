@@ -23,8 +23,8 @@ def test_what_ships_is_of_the_model_that_ships() -> None:
         for name in ("frame", "original"):
             with Image.open(OUT / f"{picture['name']}-{name}.webp") as image:
                 assert image.size == (picture["width"], picture["height"])
-        assert set(picture["rivals"]) == set(CODECS)
-        for codec, found in picture["rivals"].items():
+        assert set(picture["baselines"]) == set(CODECS)
+        for codec, found in picture["baselines"].items():
             data = (OUT / found["file"]).read_bytes()
             assert len(data) == found["bytes"] <= picture["bytes"]
             with Image.open(io.BytesIO(data)) as image:

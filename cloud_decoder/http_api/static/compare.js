@@ -8,7 +8,7 @@ const MONTH_SECONDS = 30 * 86400;
 const NAMES = { webp: "WebP", jpeg: "JPEG", avif: "AVIF", original: "the original" };
 const SCALES = [1, 0.75, 0.6, 0.5, 0.42, 0.35, 0.3, 0.25, 0.2, 0.16, 0.13, 0.1, 0.08];
 
-let pictures = []; // {name, title, width, height, bytes, fileBytes, model, frame, original, rivals: {codec: {...}}}
+let pictures = []; // {name, title, width, height, bytes, fileBytes, model, frame, original, baselines: {codec: {...}}}
 let chosen = null;
 let against = "webp";
 
@@ -23,13 +23,13 @@ export async function start() {
     model: `${about.model} ${about.fingerprint}`,
     frame: at(`${one.name}-frame.webp`),
     original: at(`${one.name}-original.webp`),
-    rivals: Object.fromEntries(Object.entries(one.rivals).map(([codec, rival]) => [codec, { ...rival, url: at(rival.file) }])),
+    baselines: Object.fromEntries(Object.entries(one.baselines).map(([codec, baseline]) => [codec, { ...baseline, url: at(baseline.file) }])),
   }));
   pictures.sort((a, b) => a.bytes - b.bytes);
   if (!chosen) choose(pictures[0]);
 }
 
-// The visitor's own picture, before the others. Its rivals are made in this browser, a moment later.
+// The visitor's own picture, before the others. Its baselines are made in this browser, a moment later.
 export async function own(file, frame, frameUrl, image) {
   const mine = {
     name: "own",
@@ -40,31 +40,31 @@ export async function own(file, frame, frameUrl, image) {
     fileBytes: file.size,
     frame: frameUrl,
     original: image.src,
-    rivals: {},
+    baselines: {},
   };
   for (const one of pictures.filter((two) => two.name === "own"))
-    for (const url of [one.frame, one.original, ...Object.values(one.rivals).map((rival) => rival.url)]) URL.revokeObjectURL(url);
+    for (const url of [one.frame, one.original, ...Object.values(one.baselines).map((baseline) => baseline.url)]) URL.revokeObjectURL(url);
   pictures = [mine, ...pictures.filter((one) => one.name !== "own")];
   against = "original";
   choose(mine);
   for (const codec of ["webp", "jpeg"]) {
-    const rival = await best(image, frame, codec);
-    if (rival) mine.rivals[codec] = rival;
+    const baseline = await best(image, frame, codec);
+    if (baseline) mine.baselines[codec] = baseline;
     if (chosen === mine) offer();
   }
 }
 
 function choose(picture) {
   chosen = picture;
-  if (against !== "original" && !picture.rivals[against]) against = Object.keys(picture.rivals)[0] ?? "original";
+  if (against !== "original" && !picture.baselines[against]) against = Object.keys(picture.baselines)[0] ?? "original";
   offer();
   show();
 }
 
 function offer() {
   chips($("showcase-pictures"), pictures.map((one) => [one.name, one.title]), chosen.name, (name) => choose(pictures.find((one) => one.name === name)));
-  const there = ["webp", "jpeg", "avif"].filter((codec) => chosen.rivals[codec]);
-  chips($("showcase-rivals"), [...there, "original"].map((codec) => [codec, `vs ${codec === "original" ? "original" : NAMES[codec]}`]), against, (codec) => {
+  const there = ["webp", "jpeg", "avif"].filter((codec) => chosen.baselines[codec]);
+  chips($("showcase-baselines"), [...there, "original"].map((codec) => [codec, `vs ${codec === "original" ? "original" : NAMES[codec]}`]), against, (codec) => {
     against = codec;
     offer();
     show();
@@ -79,16 +79,16 @@ function loaded(url, alt, picture) {
 
 function show() {
   const picture = chosen;
-  const rival = picture.rivals[against];
-  const left = rival ? `${NAMES[against]} · ${count(rival.bytes)} B` : `original · ${bytes(picture.fileBytes)}`;
-  const before = loaded(rival?.url ?? picture.original, rival ? `${picture.title} as ${NAMES[against]}` : `${picture.title}, the original`, picture);
+  const baseline = picture.baselines[against];
+  const left = baseline ? `${NAMES[against]} · ${count(baseline.bytes)} B` : `original · ${bytes(picture.fileBytes)}`;
+  const before = loaded(baseline?.url ?? picture.original, baseline ? `${picture.title} as ${NAMES[against]}` : `${picture.title}, the original`, picture);
   const after = loaded(picture.frame, `${picture.title}, decoded from its frame`, picture);
   $("showcase-stage").replaceChildren(slider(before, after, [left, `this frame · ${count(picture.bytes)} B`], picture.width, picture.height));
   $("showcase-bytes").textContent = count(picture.bytes);
   const share = Math.max(1, Math.round(picture.fileBytes / picture.bytes));
   $("showcase-words").textContent =
     `carry this whole picture of ${picture.width} × ${picture.height} pixels. Its file has ${bytes(picture.fileBytes)}: ${count(share)} times the size.`;
-  $("showcase-note").textContent = rival ? said(rival, picture) : "On the left is the file that was encoded, on the right what the decoder made of the frame.";
+  $("showcase-note").textContent = baseline ? said(baseline, picture) : "On the left is the file that was encoded, on the right what the decoder made of the frame.";
   $("showcase-plan").replaceChildren(
     "A plan of 1 GB a month carries ",
     element("strong", count(Math.floor(PLAN_BYTES / picture.bytes))),
@@ -96,17 +96,17 @@ function show() {
   );
 }
 
-function said(rival, picture) {
+function said(baseline, picture) {
   const name = NAMES[against];
-  if (rival.width >= picture.width)
-    return `${name} at its best with as many bytes, ${count(rival.bytes)}.`;
+  if (baseline.width >= picture.width)
+    return `${name} at its best with as many bytes, ${count(baseline.bytes)}.`;
   return (
-    `${name} cannot hold this picture in so few bytes: at full size it needs at least ${bytes(rival.smallest)}. ` +
-    `This is its best with ${count(rival.bytes)} bytes, ${rival.width} × ${rival.height} pixels, enlarged.`
+    `${name} cannot hold this picture in so few bytes: at full size it needs at least ${bytes(baseline.smallest)}. ` +
+    `This is its best with ${count(baseline.bytes)} bytes, ${baseline.width} × ${baseline.height} pixels, enlarged.`
   );
 }
 
-// -- rivals of the visitor's own picture ----------------------------------------------------------------------------
+// -- baselines of the visitor's own picture ----------------------------------------------------------------------------
 // Of all sizes and qualities with no more bytes than the frame, the one nearest to the original after enlarging.
 
 const sheet = (width, height) => Object.assign(document.createElement("canvas"), { width, height });
