@@ -60,7 +60,7 @@ def load_picture(data: bytes | str | Path, *, max_pixels: int = MAX_SIDE * MAX_S
     pictures are converted. ``stretch``: the levels that a 16-bit grey picture uses become 0 to 255, for thermal
     cameras, which use few. A JPEG that lacks only its end marker is read, one that lacks pixels is ``Unreadable``.
     ``UnsupportedFormat``, ``TooLarge`` (over ``max_pixels`` or 8192 a side), ``Unreadable``, or ``InputError`` for
-    animations and pictures under 16 a side.
+    animations and pictures under 16 a side. ``MemoryError`` where this machine has too little memory for it.
     """
     if not isinstance(data, bytes | bytearray | memoryview):
         data = _read_file(Path(data))
@@ -74,7 +74,7 @@ def load_picture(data: bytes | str | Path, *, max_pixels: int = MAX_SIDE * MAX_S
                 _load_jpeg(picture, jpeg)
             picture.load()
             return to_rgb(picture, stretch=stretch)
-        except InputError:
+        except (InputError, MemoryError):  # the limits were kept: too little memory is not the picture's fault
             raise
         except Exception as error:  # what Pillow's readers let out of damaged data has no common base
             raise Unreadable(f"the picture is cut short or damaged ({error}): send it again in full") from error
@@ -224,7 +224,7 @@ def _open(data: bytes, max_pixels: int) -> tuple[ImageFile.ImageFile, Jpeg | Non
                 cleaned = headers.clean_png(data)
                 data, cicp = cleaned.data, cleaned.cicp
             picture = Image.open(io.BytesIO(data), formats=FORMATS)
-    except InputError:
+    except (InputError, MemoryError):
         raise
     except Image.DecompressionBombError as error:
         raise TooLarge(f"the picture claims far too many pixels: at most {max_pixels} are accepted") from error

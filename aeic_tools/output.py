@@ -32,14 +32,19 @@ def size_line(job: Job, facts: dict[str, Any]) -> str:
     )
 
 
+FAILURES = (AeicError, UsageError, OSError, MemoryError)
+"""What ends one job and not the others."""
+NO_MEMORY = "this machine has too little memory for it: scale the picture down, or close other programs"
+
+
 def each(jobs: Sequence[Job], work: Callable[[Job], None]) -> int:
     """Do every job; a failing one is named on stderr and does not stop the others. The first failure's exit code."""
     code = 0
     for job in jobs:
         try:
             work(job)
-        except (AeicError, UsageError, OSError) as error:
-            print(f"aeic: {job.source}: {error}", file=sys.stderr)
+        except FAILURES as error:
+            print(f"aeic: {job.source}: {str(error) or NO_MEMORY}", file=sys.stderr)
             code = code or exit_code(error)
     return code
 
@@ -51,7 +56,7 @@ def each_with_bar(jobs: Sequence[Job], work: Callable[[Job], None]) -> int:
         def step(job: Job) -> None:
             try:
                 work(job)
-            except (AeicError, UsageError, OSError):
+            except FAILURES:
                 print(file=sys.stderr)  # the message starts on a new line
                 raise
             finally:

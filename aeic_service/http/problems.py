@@ -44,6 +44,7 @@ STRIPPED = "aeic.stripped"
 """In the scope of a request whose body looks as if ``curl -d`` had taken bytes out of it."""
 _STRIPPED_REMEDY = "`curl -d` removes line ends and zero bytes from a file, send it with `curl --data-binary @FILE`"
 _FULL_DISK_SECONDS = 30
+_MEMORY_SECONDS = 5
 _LONGEST_DETAIL = 500
 
 
@@ -104,6 +105,11 @@ def install(app: FastAPI) -> None:
             return problem(405, detail, headers={"Allow": methods})
         return problem(error.status_code, str(error.detail), headers=error.headers)
 
+    async def no_memory(request: Request, error: Exception) -> Response:
+        log.error("no memory at %s %s", request.method, request.url.path, exc_info=error)
+        detail = f"this machine has too little memory for it now: try again in {_MEMORY_SECONDS} s"
+        return problem(503, detail, "out-of-memory", {"Retry-After": str(_MEMORY_SECONDS)})
+
     async def unforeseen(request: Request, error: Exception) -> Response:
         log.error("unforeseen error at %s %s", request.method, request.url.path, exc_info=error)
         return problem(500, "an internal error; the service's log has the details")
@@ -119,6 +125,7 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(AeicError, ours)
     app.add_exception_handler(RequestValidationError, invalid)
     app.add_exception_handler(HTTPException, http)
+    app.add_exception_handler(MemoryError, no_memory)
     app.add_exception_handler(Exception, unforeseen)
 
 

@@ -209,6 +209,15 @@ def test_damaged_files_give_a_picture_or_a_typed_error(format: str, changes: lis
     assert rgb.dtype == np.uint8 and rgb.ndim == 3 and rgb.shape[2] == 3
 
 
+def test_too_little_memory_is_not_the_pictures_fault(monkeypatch: pytest.MonkeyPatch) -> None:
+    def load(_: Image.Image) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr("PIL.ImageFile.ImageFile.load", load)
+    with pytest.raises(MemoryError):
+        load_picture(save_picture(np.zeros((32, 32, 3), np.uint8), "png"))
+
+
 def test_missing_file(tmp_path: Path) -> None:
     with pytest.raises(Unreadable, match="check the name"):
         load_picture(tmp_path / "none.jpg")
