@@ -55,6 +55,17 @@ PANELS = [
         alerts=("AeicEdgeCannotEncode",),
     ),
     Panel(
+        "Pictures that lost their reader",
+        "none",
+        [
+            (
+                "sum by (instance, reason) (increase(aeic_edge_picture_process_losses_total[15m]))",
+                "{{instance}} {{reason}}",
+            )
+        ],
+        "Picture files refused because the process that read them crashed, took too long or needed too much memory.",
+    ),
+    Panel(
         "Uplink",
         "bool",
         [("aeic_edge_uplink_connected", "{{instance}}")],
