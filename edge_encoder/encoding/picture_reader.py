@@ -37,6 +37,7 @@ import numpy as np
 from PIL import Image
 
 from aeic import errors
+from aeic.bitstream import MAX_SIDE
 from aeic.errors import InputError
 from aeic.picture_files import headers
 from aeic.picture_files.headers import JPEG, PNG
@@ -120,14 +121,16 @@ class PictureReader:
 
         if not self._has_foreign_head(data):
             return await asyncio.to_thread(picture_size, data, max_pixels=max_pixels)
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._heads, lambda: self.size(data, max_pixels=max_pixels))
+        with self._lock:
+            self._check_open()
+            asked = self._heads.submit(self.size, data, max_pixels=max_pixels)
+        return await asyncio.wrap_future(asked)
 
     def exif(self, data: bytes) -> Image.Exif:
         """aeic.pixels.picture_exif. Also raises what `load` does."""
         if not self._has_foreign_head(data):
             return picture_exif(data)
-        answer, block = self._ask({"do": "exif"}, data)
+        answer, block = self._ask({"do": "exif", "max_pixels": MAX_SIDE * MAX_SIDE}, data)
         return parse_exif(b"" if block is None else block[: answer["bytes"]])
 
     def expire(self) -> None:
@@ -145,6 +148,10 @@ class PictureReader:
         for child in idle:
             child.end()
         self._heads.shutdown(wait=False)
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise ReaderUnavailable("the service is stopping: try again in a moment", retry_after=1.0)
 
     def _end_idle(self, seconds: float) -> None:
         """Ends the children that have been idle for so long."""
@@ -201,7 +208,7 @@ class PictureReader:
                     raise
                 if self._closed:
                     self._discard(child)
-                    raise ReaderUnavailable("the service is stopping: try again in a moment", retry_after=1.0)
+                self._check_open()
                 failed = answer["failed"]
                 kind = getattr(errors, failed, None)
                 if isinstance(kind, type) and issubclass(kind, InputError):
@@ -226,8 +233,7 @@ class PictureReader:
         """A child that waits for a request, now one of the busy ones."""
         while True:
             with self._lock:
-                if self._closed:
-                    raise ReaderUnavailable("the service is stopping: try again in a moment", retry_after=1.0)
+                self._check_open()
                 child = self._idle.pop() if self._idle else None
                 if child is not None:
                     self._busy.add(child)
