@@ -10,8 +10,9 @@ the same file:
 
 A request also has the limits "max_pixels" of the picture and "most_bytes" of memory, and "stretch" of load_picture.
 A picture that is refused is answered with the class of the error in "failed" and its text in "what"; "memory" is the
-class where the limit on memory was reached. A request that takes too long ends the process, so that nothing is left
-behind by a service that has been killed. The process ends with its socket.
+class where the limit on memory was reached, and "machine" where the system refused something. A request that takes too
+long ends the process, so that nothing is left behind by a service that has been killed. The process ends with its
+socket.
 """
 
 from __future__ import annotations
@@ -97,6 +98,8 @@ class PictureProcess:
             return {"failed": type(error).__name__, "what": str(error)}
         except MemoryError:
             return {"failed": "memory", "what": ""}
+        except OSError as error:  # of the file in memory, since the readers' own are InputError by now
+            return {"failed": "machine", "what": str(error)}
 
     def _size(self, request: Request, data: bytes, file: int) -> Answer:
         return {"size": picture_size(data, max_pixels=request["max_pixels"])}

@@ -19,6 +19,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import math
 import mmap
 import os
 import signal
@@ -55,6 +56,8 @@ IDLE_SECONDS = 60.0
 """After which a child that has nothing to do is ended."""
 LARGE_PIXELS = 4 << 20
 """A larger picture needs the memory of idle children for its analysis, and comes rarely: they end."""
+_LEAST_SHARE = 0.2
+"""Of the time since it was asked, which a process that was not stopped has run. One of a busy box gets more."""
 REASONS = ("crash", "deadline", "memory")
 _REMEDY = "save it again as an ordinary JPEG and send that"
 
@@ -194,6 +197,9 @@ class PictureReader:
                             self._give_back(child)
                             return answer, content
                 except TimeoutError:
+                    if child.was_stopped() and attempt == 0:
+                        self._discard(child)
+                        continue
                     answer = {"failed": "deadline"}
                 except (EOFError, ConnectionError):
                     code = self._discard(child)
@@ -214,6 +220,9 @@ class PictureReader:
                 if isinstance(kind, type) and issubclass(kind, InputError):
                     self._give_back(child)
                     raise kind(answer["what"])
+                if failed == "machine":
+                    self._discard(child)
+                    raise ReaderUnavailable(_unavailable(answer["what"]), retry_after=1.0)
                 raise self._refused(failed, child, self._discard(child) if code is None else code)
         raise AssertionError("the second attempt always ends")
 
@@ -281,6 +290,7 @@ class _Child:
 
     def __init__(self, command: Sequence[str]) -> None:
         self.idle_since = 0.0
+        self._asked_at = (0.0, 0.0)  # monotonic seconds, and seconds of the processor
         self._buffer = b""
         ours, theirs = socket.socketpair()
         with contextlib.ExitStack() as opened, theirs:
@@ -302,6 +312,7 @@ class _Child:
 
     def ask(self, request: dict[str, Any], file: int) -> dict[str, Any]:
         """The last answer to a request about a file. TimeoutError, or EOFError or ConnectionError when it has ended."""
+        self._asked_at = (time.monotonic(), _processor_seconds(self.process.pid))
         self._line.settimeout(HEAD_SECONDS)
         socket.send_fds(self._line, [json.dumps(request).encode()], [file])
         answer = self.receive(HEAD_SECONDS)
@@ -309,6 +320,12 @@ class _Child:
             width, height = answer["size"]
             answer = self.receive(read_seconds(width * height))
         return answer
+
+    def was_stopped(self) -> bool:
+        """Whether it has hardly run since it was asked: it was stopped, or the machine was, or it had to swap. A
+        picture that takes too long keeps its process busy."""
+        began, used = self._asked_at
+        return _processor_seconds(self.process.pid) - used < _LEAST_SHARE * (time.monotonic() - began)
 
     def receive(self, seconds: float) -> dict[str, Any]:
         """The next message; errors as above."""
@@ -336,10 +353,19 @@ def _killed_from_outside(code: int) -> bool:
     return -code in (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
 
 
+def _processor_seconds(pid: int) -> float:
+    """What a process has used of the processor until now; infinity where the system does not say."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")  # utime and stime of proc(5)
+    except (OSError, ValueError, IndexError):
+        return math.inf
+
+
 def _unavailable(why: object) -> str:
     return (
-        f"the process that reads pictures does not start ({why}): raise the limits on memory, processes or open files,"
-        " or set AEIC_EDGE_PICTURE_PROCESS=never"
+        f"the process that reads pictures does not start or work ({why}): raise the limits on memory,"
+        " processes or open files, or set AEIC_EDGE_PICTURE_PROCESS=never"
     )
 
 

@@ -269,6 +269,48 @@ def test_a_process_that_is_killed_from_outside_is_not_the_pictures_fault(make_re
     assert lost == [] and pid not in reader.pids
 
 
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs Linux's times of processes")
+def test_a_process_that_was_stopped_is_not_the_pictures_fault(
+    make_reader: MakeReader, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lost: list[str] = []
+    reader = make_reader(lost=lost)
+    reader.load(PNG, max_pixels=MOST)
+    (pid,) = reader.pids
+    os.kill(pid, signal.SIGSTOP)
+    monkeypatch.setattr(picture_reader, "HEAD_SECONDS", 3.0)
+    assert np.array_equal(reader.load(PNG, max_pixels=MOST), load_picture(PNG))
+    assert lost == [] and pid not in reader.pids
+
+
+def test_a_picture_that_keeps_its_process_busy_for_too_long_is_read_once(
+    make_reader: MakeReader, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    lost: list[str] = []
+    reader = make_reader(lost=lost)
+    reader.load(PNG, max_pixels=MOST)
+    monkeypatch.setattr(picture_reader, "read_seconds", lambda pixels: 1.0)
+    with pytest.raises(Undecodable, match="too long"):
+        reader.load(PNG + b"." + crashing_reader.BUSY, max_pixels=MOST)
+    assert lost == ["deadline"] and len((tmp_path / "busy").read_bytes()) == 1
+
+
+def test_memory_that_the_system_refuses_is_not_the_pictures_fault() -> None:
+    pytest.importorskip("resource")
+    code = (
+        "import resource, sys\n"
+        "from edge_encoder.encoding import picture_process as process\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (10000, 10000))\n"
+        "sys.exit(process.main(sys.argv[1:]))\n"
+    )
+    lost: list[str] = []
+    reader = PictureReader("auto", lost=lost.append, command=(sys.executable, "-c", code))
+    with pytest.raises(ReaderUnavailable, match="too large"):
+        reader.load(PNG, max_pixels=MOST)
+    assert lost == [] and reader.pids == set()
+    reader.close()
+
+
 @pytest.mark.parametrize("command", [("/nowhere/python",), (sys.executable, "-c", "raise SystemExit(3)")])
 def test_a_process_that_does_not_start_is_the_boxs_fault(command: tuple[str, ...]) -> None:
     lost: list[str] = []
