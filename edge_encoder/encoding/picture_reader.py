@@ -49,7 +49,8 @@ from edge_encoder.errors import ReaderUnavailable, Undecodable
 
 log = logging.getLogger("aeic.edge.pictures")
 
-COMMAND = (sys.executable, "-m", "edge_encoder.encoding.picture_process")
+COMMAND = (sys.executable, "-P", "-m", "edge_encoder.encoding.picture_process")
+"""-P: no module is taken from the folder in which the service was started; it may hold the files of others."""
 START_SECONDS = 60.0
 """A box with a slow card that has just started takes ten seconds."""
 IDLE_SECONDS = 60.0

@@ -427,6 +427,18 @@ def test_nothing_is_left_behind_by_a_service_that_was_killed(tmp_path: Path, fau
     wait_until(lambda: not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE)
 
 
+def test_no_module_is_taken_from_the_folder_in_which_the_service_was_started(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "json.py").write_text("raise SystemExit(3)\n")
+    monkeypatch.chdir(tmp_path)
+    reader = PictureReader("auto")
+    try:
+        reader.load(PNG, max_pixels=MOST)
+    finally:
+        reader.close()
+
+
 def test_the_process_loads_no_onnx_runtime_and_gets_no_settings(
     make_reader: MakeReader, monkeypatch: pytest.MonkeyPatch
 ) -> None:
