@@ -223,6 +223,8 @@ def _open(data: bytes, max_pixels: int) -> tuple[ImageFile.ImageFile, Jpeg | Non
             if data.startswith(PNG):
                 cleaned = headers.clean_png(data)
                 data, cicp = cleaned.data, cleaned.cicp
+            elif (size := headers.webp_size(data)) is not None:
+                _check_most(*size, max_pixels)
             picture = Image.open(io.BytesIO(data), formats=FORMATS)
     except (InputError, MemoryError):
         raise
@@ -239,11 +241,7 @@ def _open(data: bytes, max_pixels: int) -> tuple[ImageFile.ImageFile, Jpeg | Non
     if cicp is not None:
         picture.info["cicp"] = cicp
     width, height = picture.size
-    if width * height > max_pixels or max(width, height) > MAX_SIDE:
-        raise TooLarge(
-            f"the picture is {width}x{height}: at most {max_pixels} pixels and {MAX_SIDE} per side are accepted,"
-            " scale it down"
-        )
+    _check_most(width, height, max_pixels)
     if min(width, height) < MIN_SIDE:
         raise InputError(f"the picture is {width}x{height}: both sides must have {MIN_SIDE} pixels or more")
     if picture.format in ("PNG", "WEBP", "AVIF") and getattr(picture, "is_animated", False):
@@ -254,6 +252,14 @@ def _open(data: bytes, max_pixels: int) -> tuple[ImageFile.ImageFile, Jpeg | Non
             f"this JPEG has {jpeg.scans} scans, and at most {most} are read: save it again as a baseline JPEG"
         )
     return picture, jpeg
+
+
+def _check_most(width: int, height: int, max_pixels: int) -> None:
+    if width * height > max_pixels or max(width, height) > MAX_SIDE:
+        raise TooLarge(
+            f"the picture is {width}x{height}: at most {max_pixels} pixels and {MAX_SIDE} per side are accepted,"
+            " scale it down"
+        )
 
 
 def _open_heavy(data: bytes, kind: str) -> ImageFile.ImageFile:

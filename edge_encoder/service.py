@@ -31,6 +31,7 @@ from edge_encoder.answers.answerer import Answerer, AnswerLimits, PictureSources
 from edge_encoder.bundle_update.trial import Trial
 from edge_encoder.encoding.encode_queue import EncodeQueue
 from edge_encoder.encoding.encoder import Encoder
+from edge_encoder.encoding.picture_process import read_bytes
 from edge_encoder.encoding.picture_reader import PictureReader
 from edge_encoder.encoding.rate_control import RateControl
 from edge_encoder.errors import SpoolError
@@ -78,7 +79,7 @@ class EdgeService:
         self.reader = PictureReader(
             settings.picture_process,
             workers + 2,  # one more for a head and one for an original that is kept, beside those that are encoded
-            max(room, _BYTES_A_PIXEL * fitting),
+            max(room, read_bytes(0, _LEAST_PIXELS)),
             lambda reason: self.metrics.pictures_lost.labels(reason).inc(),
         )
         self.max_pixels = min(settings.max_pixels, fitting)

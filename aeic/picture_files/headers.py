@@ -1,4 +1,4 @@
-"""Reads a picture file before Pillow does: its true format, the chunks of a PNG, the scans of a JPEG.
+"""Reads a picture file before Pillow does: its true format, a PNG's chunks, a JPEG's scans, the size of a WebP.
 
 The metadata of a PNG may be broken, huge or in an unusual place although every pixel is intact. Therefore only the
 chunks that describe the pixels are passed on.
@@ -103,6 +103,22 @@ def kind(data: bytes) -> str | None:
         if data.startswith(start):
             return name
     return "MPEG-TS video" if data[:1] == data[_TS_PACKET_BYTES : _TS_PACKET_BYTES + 1] == b"G" else None
+
+
+def webp_size(data: bytes) -> tuple[int, int] | None:
+    """Width and height of the canvas of a WebP; ``None`` if this is none, or malformed. Its reader takes memory for the
+    canvas as soon as it opens the file."""
+    form, body = data[12:16], data[20:30]
+    if not data.startswith(b"RIFF") or data[8:12] != b"WEBP" or len(body) < 10:
+        return None
+    if form == b"VP8X":
+        return 1 + int.from_bytes(body[4:7], "little"), 1 + int.from_bytes(body[7:10], "little")
+    if form == b"VP8L":
+        bits = int.from_bytes(body[1:5], "little")
+        return 1 + (bits & 0x3FFF), 1 + (bits >> 14 & 0x3FFF)
+    if form == b"VP8 ":
+        return int.from_bytes(body[6:8], "little") & 0x3FFF, int.from_bytes(body[8:10], "little") & 0x3FFF
+    return None
 
 
 def is_sixteen_bit_png(data: bytes) -> bool:

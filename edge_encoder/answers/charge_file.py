@@ -58,9 +58,9 @@ class ChargeFile:
         try:
             try:
                 self.found = self._open()
-            except sqlite3.OperationalError:  # the disk, not what is in the file
-                raise
             except (sqlite3.DatabaseError, ValueError, TypeError) as error:
+                if not _is_damage(error):
+                    raise
                 log.warning("%s is damaged and begins again: %s", path, error)
                 self.close()
                 for suffix in ("", "-wal", "-shm"):
@@ -101,12 +101,24 @@ class ChargeFile:
         rows = connection.execute(
             "SELECT source, request, attempts, sent, at_ms FROM charges ORDER BY at_ms"
         ).fetchall()
-        return [
-            Charged(str(source), uuid.UUID(bytes=request), int(attempts), int(sent), (now_ms - int(at_ms)) / 1000)
-            for source, request, attempts, sent, at_ms in rows
-        ]
+        return [_charged(row, now_ms) for row in rows]
 
     def _fails(self, error: Exception) -> None:
         if not self._failed:
             log.warning("%s cannot be used: a restart may begin the hour of requests again: %s", self._path, error)
         self._failed = True
+
+
+def _charged(row: tuple[object, ...], now_ms: int) -> Charged:
+    """A row of the file. ValueError for one that this class has not written: SQLite takes any type in any column."""
+    match row:
+        case str(source), bytes(request), int(attempts), int(sent), int(at_ms) if attempts >= 0 and sent >= 0:
+            return Charged(source, uuid.UUID(bytes=request), attempts, sent, (now_ms - at_ms) / 1000)
+    raise ValueError("a row has wrong types")
+
+
+def _is_damage(error: Exception) -> bool:
+    """Whether what is in the file is wrong, such as another table or text that is no UTF-8, and not the disk."""
+    if not isinstance(error, sqlite3.OperationalError):
+        return True
+    return getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF == sqlite3.SQLITE_ERROR

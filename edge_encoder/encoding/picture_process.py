@@ -10,8 +10,9 @@ the same file:
 
 A request also has the limits "max_pixels" of the picture and "most_bytes" of memory, and "stretch" of load_picture.
 A picture that is refused is answered with the class of the error in "failed" and its text in "what"; "memory" is the
-class where the limit on memory was reached. A request that takes too long ends the process, so that nothing is left
-behind by a service that has been killed. The process ends with its socket.
+class where the limit on memory was reached, and "machine" where the system refused something. A request that takes too
+long ends the process, so that nothing is left behind by a service that has been killed. The process ends with its
+socket.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from typing import Any
 
 from aeic.errors import InputError
 from aeic.pixels import exif_block, load_picture, picture_size
+from aeic.runtime.processor import usable_cores
 from aeic_service import malloc
 
 try:
@@ -48,6 +50,8 @@ BASE_BYTES, FILE_COPIES, PIXEL_BYTES = 96 << 20, 6, 24
 """The most memory that reading a file may take: so much, so many times its own bytes, and so much for each pixel. A
 WebP takes 19 bytes a pixel with transparency, all others take less."""
 REQUEST_BYTES = 4096
+MOST_THREADS = 4
+"""That decode one AVIF, as with HEIF. Pillow would take one for each core, and their stacks count as memory."""
 
 
 def read_seconds(pixels: int) -> float:
@@ -85,7 +89,8 @@ class PictureProcess:
         }  # fmt: skip
         try:
             size = os.fstat(file).st_size
-            self._limit(HEAD_SECONDS, min(request["most_bytes"], read_bytes(size, 0)))
+            # A WebP takes memory for all of its pixels as soon as it is opened.
+            self._limit(HEAD_SECONDS, min(request["most_bytes"], read_bytes(size, request["max_pixels"])))
             return steps[request["do"]](request, os.pread(file, size, 0), file)
         except InputError as error:
             if _is_memory(error):
@@ -93,6 +98,8 @@ class PictureProcess:
             return {"failed": type(error).__name__, "what": str(error)}
         except MemoryError:
             return {"failed": "memory", "what": ""}
+        except OSError as error:  # of the file in memory, since the readers' own are InputError by now
+            return {"failed": "machine", "what": str(error)}
 
     def _size(self, request: Request, data: bytes, file: int) -> Answer:
         return {"size": picture_size(data, max_pixels=request["max_pixels"])}
@@ -119,7 +126,9 @@ class PictureProcess:
             # Unlike the address space, this leaves out shared memory and what threads only reserve.
             hard = resource.getrlimit(resource.RLIMIT_DATA)[1]
             most = min(self._own_bytes + most_bytes, sys.maxsize)
-            with contextlib.suppress(OSError, ValueError):  # a lower hard limit stays
+            if hard != resource.RLIM_INFINITY:
+                most = min(most, hard)
+            with contextlib.suppress(OSError, ValueError):
                 resource.setrlimit(resource.RLIMIT_DATA, (most, hard))
 
     def _send(self, message: Answer) -> None:
@@ -159,9 +168,17 @@ def _stand_back() -> None:
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
 
+def _bound_threads() -> None:
+    with contextlib.suppress(ImportError):  # older Pillow reads no AVIF
+        from PIL import AvifImagePlugin
+
+        AvifImagePlugin.DEFAULT_MAX_THREADS = min(usable_cores(), MOST_THREADS)
+
+
 def main(arguments: list[str]) -> int:
     """Answers requests until the service is gone."""
     malloc.give_large_blocks_back()
+    _bound_threads()
     _stand_back()
     with socket.socket(fileno=int(arguments[0])) as line, contextlib.suppress(ConnectionError, KeyboardInterrupt):
         PictureProcess(line).serve()

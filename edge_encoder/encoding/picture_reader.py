@@ -19,6 +19,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import math
 import mmap
 import os
 import signal
@@ -37,6 +38,7 @@ import numpy as np
 from PIL import Image
 
 from aeic import errors
+from aeic.bitstream import MAX_SIDE
 from aeic.errors import InputError
 from aeic.picture_files import headers
 from aeic.picture_files.headers import JPEG, PNG
@@ -47,13 +49,16 @@ from edge_encoder.errors import ReaderUnavailable, Undecodable
 
 log = logging.getLogger("aeic.edge.pictures")
 
-COMMAND = (sys.executable, "-m", "edge_encoder.encoding.picture_process")
+COMMAND = (sys.executable, "-P", "-m", "edge_encoder.encoding.picture_process")
+"""-P: no module is taken from the folder in which the service was started; it may hold the files of others."""
 START_SECONDS = 60.0
 """A box with a slow card that has just started takes ten seconds."""
 IDLE_SECONDS = 60.0
 """After which a child that has nothing to do is ended."""
 LARGE_PIXELS = 4 << 20
 """A larger picture needs the memory of idle children for its analysis, and comes rarely: they end."""
+_LEAST_SHARE = 0.2
+"""Of the time since it was asked, which a process that was not stopped has run. One of a busy box gets more."""
 REASONS = ("crash", "deadline", "memory")
 _REMEDY = "save it again as an ordinary JPEG and send that"
 
@@ -120,14 +125,16 @@ class PictureReader:
 
         if not self._has_foreign_head(data):
             return await asyncio.to_thread(picture_size, data, max_pixels=max_pixels)
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._heads, lambda: self.size(data, max_pixels=max_pixels))
+        with self._lock:
+            self._check_open()
+            asked = self._heads.submit(self.size, data, max_pixels=max_pixels)
+        return await asyncio.wrap_future(asked)
 
     def exif(self, data: bytes) -> Image.Exif:
         """aeic.pixels.picture_exif. Also raises what `load` does."""
         if not self._has_foreign_head(data):
             return picture_exif(data)
-        answer, block = self._ask({"do": "exif"}, data)
+        answer, block = self._ask({"do": "exif", "max_pixels": MAX_SIDE * MAX_SIDE}, data)
         return parse_exif(b"" if block is None else block[: answer["bytes"]])
 
     def expire(self) -> None:
@@ -145,6 +152,10 @@ class PictureReader:
         for child in idle:
             child.end()
         self._heads.shutdown(wait=False)
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise ReaderUnavailable("the service is stopping: try again in a moment", retry_after=1.0)
 
     def _end_idle(self, seconds: float) -> None:
         """Ends the children that have been idle for so long."""
@@ -187,6 +198,9 @@ class PictureReader:
                             self._give_back(child)
                             return answer, content
                 except TimeoutError:
+                    if child.was_stopped() and attempt == 0:
+                        self._discard(child)
+                        continue
                     answer = {"failed": "deadline"}
                 except (EOFError, ConnectionError):
                     code = self._discard(child)
@@ -201,12 +215,15 @@ class PictureReader:
                     raise
                 if self._closed:
                     self._discard(child)
-                    raise ReaderUnavailable("the service is stopping: try again in a moment", retry_after=1.0)
+                self._check_open()
                 failed = answer["failed"]
                 kind = getattr(errors, failed, None)
                 if isinstance(kind, type) and issubclass(kind, InputError):
                     self._give_back(child)
                     raise kind(answer["what"])
+                if failed == "machine":
+                    self._discard(child)
+                    raise ReaderUnavailable(_unavailable(answer["what"]), retry_after=1.0)
                 raise self._refused(failed, child, self._discard(child) if code is None else code)
         raise AssertionError("the second attempt always ends")
 
@@ -226,8 +243,7 @@ class PictureReader:
         """A child that waits for a request, now one of the busy ones."""
         while True:
             with self._lock:
-                if self._closed:
-                    raise ReaderUnavailable("the service is stopping: try again in a moment", retry_after=1.0)
+                self._check_open()
                 child = self._idle.pop() if self._idle else None
                 if child is not None:
                     self._busy.add(child)
@@ -275,6 +291,7 @@ class _Child:
 
     def __init__(self, command: Sequence[str]) -> None:
         self.idle_since = 0.0
+        self._asked_at = (0.0, 0.0)  # monotonic seconds, and seconds of the processor
         self._buffer = b""
         ours, theirs = socket.socketpair()
         with contextlib.ExitStack() as opened, theirs:
@@ -296,6 +313,7 @@ class _Child:
 
     def ask(self, request: dict[str, Any], file: int) -> dict[str, Any]:
         """The last answer to a request about a file. TimeoutError, or EOFError or ConnectionError when it has ended."""
+        self._asked_at = (time.monotonic(), _processor_seconds(self.process.pid))
         self._line.settimeout(HEAD_SECONDS)
         socket.send_fds(self._line, [json.dumps(request).encode()], [file])
         answer = self.receive(HEAD_SECONDS)
@@ -303,6 +321,12 @@ class _Child:
             width, height = answer["size"]
             answer = self.receive(read_seconds(width * height))
         return answer
+
+    def was_stopped(self) -> bool:
+        """Whether it has hardly run since it was asked: it was stopped, or the machine was, or it had to swap. A
+        picture that takes too long keeps its process busy."""
+        began, used = self._asked_at
+        return _processor_seconds(self.process.pid) - used < _LEAST_SHARE * (time.monotonic() - began)
 
     def receive(self, seconds: float) -> dict[str, Any]:
         """The next message; errors as above."""
@@ -330,10 +354,19 @@ def _killed_from_outside(code: int) -> bool:
     return -code in (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
 
 
+def _processor_seconds(pid: int) -> float:
+    """What a process has used of the processor until now; infinity where the system does not say."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")  # utime and stime of proc(5)
+    except (OSError, ValueError, IndexError):
+        return math.inf
+
+
 def _unavailable(why: object) -> str:
     return (
-        f"the process that reads pictures does not start ({why}): raise the limits on memory, processes or open files,"
-        " or set AEIC_EDGE_PICTURE_PROCESS=never"
+        f"the process that reads pictures does not start or work ({why}): raise the limits on memory,"
+        " processes or open files, or set AEIC_EDGE_PICTURE_PROCESS=never"
     )
 
 

@@ -436,3 +436,17 @@ def test_other_kinds_are_named(start: bytes, name: str) -> None:
 def test_files_of_another_kind_under_a_known_name(file: str, name: str) -> None:
     with pytest.raises(UnsupportedFormat, match=name):
         read(file)
+
+
+def test_the_size_of_a_webp_is_known_before_its_reader_takes_memory_for_it() -> None:
+    for colour, lossless in (("RGB", False), ("RGB", True), ("RGBA", False)):
+        file = io.BytesIO()
+        Image.linear_gradient("L").resize((300, 170)).convert(colour).save(
+            file, "WEBP", exif=b"Exif\0\0" * (colour == "RGBA"), lossless=lossless
+        )
+        assert headers.webp_size(file.getvalue()) == (300, 170)
+    huge = b"RIFF\x16\0\0\0WEBPVP8X\x0a\0\0\0" + bytes(4) + b"\xff\x3f\0\xff\x3f\0"
+    with pytest.raises(TooLarge, match="16384x16384"):
+        picture_size(huge)
+    for other in (b"", huge[:29], b"RIFF\x16\0\0\0WEBPJUNK" + bytes(20), save_picture(TRUTH)):
+        assert headers.webp_size(other) is None

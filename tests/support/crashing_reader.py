@@ -20,6 +20,8 @@ from edge_encoder.encoding import picture_process
 CRASH, HANG, EXHAUST = b"CRASH", b"HANG", b"EXHAUST"
 CRASH_AT_HEAD = b"CRASH AT HEAD"
 KILLED, KILLED_ONCE = b"KILLED", b"KILLED ONCE"
+BUSY = b"BUSY"
+"""Computes for ever. Each time adds a byte to a file `busy` in FOLDER."""
 WAIT = b"WAIT"
 """Until there is a file `go` in FOLDER."""
 
@@ -44,7 +46,14 @@ def _faults(folder: Path) -> dict[bytes, Callable[[], object]]:
         while not (folder / "go").exists():
             time.sleep(0.01)
 
+    def busy() -> None:
+        with (folder / "busy").open("ab") as file:
+            file.write(b".")
+        while True:
+            pass
+
     return {
+        BUSY: busy,
         CRASH: lambda: os.kill(os.getpid(), signal.SIGSEGV),
         HANG: _hang,
         EXHAUST: lambda: bytearray(1 << 30),

@@ -129,6 +129,28 @@ def test_a_damaged_file_begins_again(clock: SimpleNamespace, tmp_path: Path, con
     assert box.left() == 3000
 
 
+@pytest.mark.parametrize(
+    "row",
+    [
+        "CAST(x'ff41' AS TEXT), zeroblob(16), 1, 1",
+        "'gate', 'sixteen letters.', 1, 1",
+        "'gate', zeroblob(16), 1, -1000000",
+        "'gate', zeroblob(16), 1.5, 'many'",
+    ],
+)
+def test_a_damaged_row_or_another_table_begins_again(clock: SimpleNamespace, tmp_path: Path, row: str) -> None:
+    box = Box(tmp_path / "charges")
+    box.start()
+    with contextlib.closing(sqlite3.connect(box.path)) as other, other:
+        other.execute(f"INSERT INTO charges VALUES ({row}, 1000000000)")
+    spend(box.start(), 2000)
+    assert box.left() == 3000
+    with contextlib.closing(sqlite3.connect(box.path)) as other, other:
+        other.executescript("DROP TABLE charges; CREATE TABLE charges (request BLOB)")
+    spend(box.start(), 2000)
+    assert box.left() == 3000
+
+
 def test_a_disk_that_fails_for_a_while_does_no_harm(
     clock: SimpleNamespace, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

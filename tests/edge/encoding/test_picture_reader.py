@@ -19,10 +19,13 @@ from PIL import Image
 
 from aeic.errors import InputError
 from aeic.pixels import load_picture, picture_exif, picture_size
+from aeic_service.host_limits import HostLimits
 from edge_encoder.encoding import PictureProcessChoice, picture_reader
 from edge_encoder.encoding.picture_reader import PictureReader
 from edge_encoder.errors import ReaderUnavailable, Undecodable, is_of_the_machine
+from edge_encoder.service import EdgeService
 from tests.support import crashing_reader
+from tests.support.edge_fakes import settings
 from tests.support.pictures import BAD, GOOD, picture
 from tests.support.roots import ROOT
 from tests.support.waiting import wait_until
@@ -177,6 +180,75 @@ def test_a_picture_takes_no_more_memory_than_the_box_has_for_one() -> None:
         reader.close()
 
 
+@pytest.mark.parametrize("mode", ["RGB", "RGBA"])
+def test_a_webp_of_the_largest_size_is_read(mode: str) -> None:
+    file, reader = io.BytesIO(), PictureReader("auto")
+    Image.new(mode, (8192, 4096), (9, 99, 199, 255)[: len(mode)]).save(file, "WEBP", lossless=True, quality=0, method=0)
+    try:
+        assert reader.size(file.getvalue(), max_pixels=MOST) == (8192, 4096)
+        assert not reader.exif(file.getvalue())
+        assert reader.load(file.getvalue(), max_pixels=MOST)[0, 0].tolist() == [9, 99, 199]
+    finally:
+        reader.close()
+
+
+def test_a_small_picture_does_not_lower_the_limit_of_a_large_one_where_the_system_limits_memory_too() -> None:
+    pytest.importorskip("resource")
+    code = (
+        "import resource, sys\n"
+        "from edge_encoder.encoding import picture_process as process\n"
+        "most = process._private_bytes() + (400 << 20)\n"
+        "resource.setrlimit(resource.RLIMIT_DATA, (most, most))\n"
+        "sys.exit(process.main(sys.argv[1:]))\n"
+    )
+    file, reader = io.BytesIO(), PictureReader("auto", command=(sys.executable, "-c", code))
+    Image.new("RGB", (6000, 4000)).save(file, "PNG", compress_level=1)
+    try:
+        reader.load(PNG, max_pixels=MOST)
+        assert reader.load(file.getvalue(), max_pixels=MOST).shape == (4000, 6000, 3)
+    finally:
+        reader.close()
+
+
+def test_avif_has_few_threads_on_a_machine_of_many_cores() -> None:
+    code = (
+        "import os, sys\n"
+        "os.sched_getaffinity = lambda pid: set(range(256))\n"
+        "from edge_encoder.encoding import picture_process as process\n"
+        "sys.exit(process.main(sys.argv[1:]))\n"
+    )
+    reader = PictureReader("auto", command=(sys.executable, "-c", code))
+    try:
+        reader.load(picture(form="AVIF"), max_pixels=MOST)
+    finally:
+        reader.close()
+
+
+async def test_a_head_that_is_asked_for_after_the_end_is_answered_with_it() -> None:
+    reader = PictureReader("auto")
+    reader.close()
+    with pytest.raises(ReaderUnavailable, match="stopping"):
+        await reader.size_in_turn(WEBP, max_pixels=MOST)
+
+
+@pytest.mark.parametrize("form", ["PNG", "WEBP", "JPEG"])
+def test_what_every_box_takes_is_read_on_the_smallest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: str
+) -> None:
+    monkeypatch.setattr("edge_encoder.service.HostLimits.read", lambda: HostLimits(None, 512 << 20))
+    service = EdgeService(settings(tmp_path))
+    noise = np.random.default_rng(0).integers(0, 256, (2048, 2048, 3 if form == "JPEG" else 4), np.uint8) >> 4
+    options = {"PNG": {"compress_level": 0}, "WEBP": {"lossless": True, "quality": 0, "method": 0}}
+    file = io.BytesIO()
+    Image.fromarray(noise).save(file, form, **options.get(form, {"progressive": True, "quality": 95, "subsampling": 0}))
+    try:
+        assert service.max_pixels == 2048 * 2048
+        assert service.reader.load(file.getvalue(), max_pixels=service.max_pixels).shape == (2048, 2048, 3)
+        assert service.reader.pids
+    finally:
+        service.reader.close()
+
+
 def test_a_crash_at_the_head_of_a_file_costs_the_process_only(make_reader: MakeReader) -> None:
     lost: list[str] = []
     reader = make_reader(lost=lost)
@@ -195,6 +267,48 @@ def test_a_process_that_is_killed_from_outside_is_not_the_pictures_fault(make_re
     reader.load(PNG, max_pixels=MOST)
     reader.load(PNG + b"." + crashing_reader.KILLED_ONCE, max_pixels=MOST)
     assert lost == [] and pid not in reader.pids
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs Linux's times of processes")
+def test_a_process_that_was_stopped_is_not_the_pictures_fault(
+    make_reader: MakeReader, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lost: list[str] = []
+    reader = make_reader(lost=lost)
+    reader.load(PNG, max_pixels=MOST)
+    (pid,) = reader.pids
+    os.kill(pid, signal.SIGSTOP)
+    monkeypatch.setattr(picture_reader, "HEAD_SECONDS", 3.0)
+    assert np.array_equal(reader.load(PNG, max_pixels=MOST), load_picture(PNG))
+    assert lost == [] and pid not in reader.pids
+
+
+def test_a_picture_that_keeps_its_process_busy_for_too_long_is_read_once(
+    make_reader: MakeReader, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    lost: list[str] = []
+    reader = make_reader(lost=lost)
+    reader.load(PNG, max_pixels=MOST)
+    monkeypatch.setattr(picture_reader, "read_seconds", lambda pixels: 1.0)
+    with pytest.raises(Undecodable, match="too long"):
+        reader.load(PNG + b"." + crashing_reader.BUSY, max_pixels=MOST)
+    assert lost == ["deadline"] and len((tmp_path / "busy").read_bytes()) == 1
+
+
+def test_memory_that_the_system_refuses_is_not_the_pictures_fault() -> None:
+    pytest.importorskip("resource")
+    code = (
+        "import resource, sys\n"
+        "from edge_encoder.encoding import picture_process as process\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (10000, 10000))\n"
+        "sys.exit(process.main(sys.argv[1:]))\n"
+    )
+    lost: list[str] = []
+    reader = PictureReader("auto", lost=lost.append, command=(sys.executable, "-c", code))
+    with pytest.raises(ReaderUnavailable, match="too large"):
+        reader.load(PNG, max_pixels=MOST)
+    assert lost == [] and reader.pids == set()
+    reader.close()
 
 
 @pytest.mark.parametrize("command", [("/nowhere/python",), (sys.executable, "-c", "raise SystemExit(3)")])
@@ -311,6 +425,18 @@ def test_nothing_is_left_behind_by_a_service_that_was_killed(tmp_path: Path, fau
         pid = int(service.stdout.readline())
         service.kill()
     wait_until(lambda: not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE)
+
+
+def test_no_module_is_taken_from_the_folder_in_which_the_service_was_started(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "json.py").write_text("raise SystemExit(3)\n")
+    monkeypatch.chdir(tmp_path)
+    reader = PictureReader("auto")
+    try:
+        reader.load(PNG, max_pixels=MOST)
+    finally:
+        reader.close()
 
 
 def test_the_process_loads_no_onnx_runtime_and_gets_no_settings(
