@@ -24,7 +24,7 @@ from aeic import __version__
 from aeic.errors import AeicError
 from aeic_tools import output
 from aeic_tools.extras import needs
-from aeic_tools.files import UsageError
+from aeic_tools.files import UsageError, is_there
 
 PASS_ON = {"allow_extra_args": True, "ignore_unknown_options": True}
 
@@ -286,6 +286,7 @@ def spool_check(
     """
     with needs("edge-cpu"):
         from edge_encoder.spool.check import check
+    is_there(folder / "spool.sqlite3")
     report = check(folder)
     typer.echo(json_module.dumps({"ok": report.ok, **dataclasses.asdict(report)}))
     if not report.ok:
@@ -403,7 +404,7 @@ def _store_address(url: str, missing: bool = False) -> Any:
         sqlite = address.get_backend_name() == "sqlite"
     except (ArgumentError, NoSuchModuleError):  # without the text: it may hold a password
         raise UsageError("that is not the URL of a database: write sqlite:///PATH/store.db") from None
-    if sqlite and not missing and not Path(address.database or "").is_file():
+    if sqlite and not is_there(Path(address.database or "")) and not missing:
         raise UsageError("there is no such file: write sqlite:///PATH/store.db")  # do not create one
     return address
 
@@ -585,6 +586,11 @@ def main(run: Callable[[], Any] = app) -> None:
         run()
     except (AeicError, UsageError) as error:
         print(f"aeic: {error}", file=sys.stderr)
+        sys.exit(output.exit_code(error))
+    except PermissionError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        remedy = "run this as the owner of the files; those of a systemd service need sudo"
+        print(f"aeic: {where}permission denied: {remedy}", file=sys.stderr)
         sys.exit(output.exit_code(error))
     except KeyboardInterrupt:
         sys.exit(130)

@@ -27,6 +27,7 @@ from typing import Any, Literal
 import aeic
 from aeic import extras
 from aeic.runtime.driver import nvidia_driver
+from aeic_tools.files import is_there
 
 Role = Literal["edge", "cloud"]
 ROLES: dict[str, tuple[str, ...]] = {
@@ -39,6 +40,9 @@ PROBE_SECONDS = 120.0
 CONNECT_SECONDS = 5.0
 LITTLE_BYTES, NO_BYTES = 2 << 30, 200 << 20
 """Free disk space below which a data folder gets a warning, and below which it has failed."""
+UNIT_DATA: dict[Role, str] = {"edge": "/var/lib/aeic-edge/spool", "cloud": "/var/lib/aeic-cloud"}
+"""The data folders of the systemd units in deploy."""
+OTHER_USER = "run this as the user of the service, or with sudo"
 EPOCH = 1_750_000_000
 """A clock before this moment (June 2025) is wrong: this program did not exist."""
 
@@ -269,8 +273,14 @@ def probe(*arguments: str, seconds: float = PROBE_SECONDS) -> dict[str, Any]:
 def _data(role: Role, given: Path | None) -> Iterator[Finding]:
     name = f"{role} data"
     folder = given or Path(os.environ.get(f"AEIC_{role.upper()}_DATA_DIR") or f"var/{role}")
-    if not folder.is_dir():
-        yield Finding(name, Status.ABSENT, f"{folder} does not exist yet; the service creates it")
+    try:
+        there = is_there(folder)
+    except PermissionError:
+        yield Finding(name, Status.FAILED, f"{folder} cannot be read (Permission denied)", OTHER_USER)
+        return
+    if not there:
+        option = "" if given else f", or --{role}-data names another (systemd: {UNIT_DATA[role]})"
+        yield Finding(name, Status.ABSENT, f"{folder} does not exist yet; the service creates it{option}")
         return
     free = shutil.disk_usage(folder).free
     what = f"{folder}, {free / 1e9:.1f} GB free"
@@ -279,6 +289,8 @@ def _data(role: Role, given: Path | None) -> Iterator[Finding]:
             file.write(b"aeic")
     except OSError as error:
         remedy = "give the folder to the user of the service, or free the disk"
+        if isinstance(error, PermissionError):
+            remedy = f"{OTHER_USER}; a folder that this user cannot write either must be given to it"
         yield Finding(name, Status.FAILED, f"{what}, cannot be written ({error.strerror})", remedy)
         return
     if free < LITTLE_BYTES:

@@ -23,6 +23,15 @@ class Unwritable(AeicError):
     """What was made could not be put where it should go. Exit code 1."""
 
 
+def is_there(path: Path) -> bool:
+    """Whether a file or folder exists. ``PermissionError`` if this user cannot know: ``Path.exists`` would say no."""
+    try:
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    return True
+
+
 @dataclass(frozen=True)
 class Job:
     """One thing to read and one to write; each a path, or ``-`` for the pipe."""

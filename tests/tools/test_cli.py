@@ -12,13 +12,14 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from aeic.bitstream import Frame
-from aeic_tools.cli import MEASUREMENTS
+from aeic_tools.cli import MEASUREMENTS, app, main
 from tests.support.roots import ROOT
 
 FOREIGN = Frame(100, 70, 0, "000000", b"abc").to_bytes()  # of a bundle that is nowhere
@@ -244,3 +245,30 @@ def test_help_loads_nothing_heavy() -> None:
 @pytest.mark.parametrize("module", sorted(m for m, _, _ in MEASUREMENTS.values() if m.startswith("benchmarks.")))
 def test_every_measurement_of_the_checkout_loads(module: str) -> None:
     assert callable(importlib.import_module(module).main)
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["spool", "check", "{folder}"],
+        ["store", "check", "sqlite:///{folder}/store.db"],
+        ["store", "restore", "sqlite:///{folder}/store.db", "backup.db"],
+    ],
+)
+def test_files_of_a_service_that_the_user_may_not_read(
+    command: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In one line with its remedy, and not as a file that does not exist."""
+    real = os.stat
+
+    def stat(path: Any, *rest: Any, **more: Any) -> os.stat_result:
+        if str(path).startswith(str(tmp_path / "service")):
+            raise PermissionError(13, "Permission denied", str(path))
+        return real(path, *rest, **more)
+
+    monkeypatch.setattr(os, "stat", stat)
+    with pytest.raises(SystemExit) as ended:
+        main(lambda: app([part.format(folder=tmp_path / "service") for part in command], standalone_mode=False))
+    said = capsys.readouterr().err
+    assert ended.value.code == 1 and said.count("\n") == 1
+    assert said.startswith(f"aeic: {tmp_path}/service") and "permission denied" in said and "sudo" in said

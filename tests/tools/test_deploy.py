@@ -58,6 +58,27 @@ def test_units_keep_files_from_other_users(path: Path) -> None:
     assert {"UMask=0077", "StateDirectoryMode=0700"} <= set(path.read_text().splitlines())
 
 
+@pytest.mark.parametrize("path", UNITS, ids=lambda path: path.name)
+def test_units_are_named_in_the_log(path: Path) -> None:
+    """And not `python`, the program that both start."""
+    assert f"SyslogIdentifier={path.stem}" in path.read_text().splitlines()
+
+
+@pytest.mark.parametrize("path", UNITS, ids=lambda path: path.name)
+def test_a_stop_leaves_child_processes_to_the_service(path: Path) -> None:
+    """By default systemd ends the decoder's process as well, which the service reports as an error and starts again."""
+    assert "KillMode=mixed" in path.read_text().splitlines()
+
+
+def test_pages_name_the_folders_of_the_units() -> None:
+    text = "\n".join(path.read_text() for path in UNITS)
+    known = set(re.findall(r"AEIC_\w+_DIR=(/var/lib/\S+)", text))
+    for page in sorted((ROOT / "docs" / "how-to").glob("*.md")):
+        for line in re.findall(r"^.*/aeic (?:doctor|store|spool|bundle) .*$", page.read_text(), re.M):
+            for named in re.findall(r"/var/lib/aeic-[a-z/-]+", line):
+                assert named.removesuffix("/store") in known, f"{page.name}: {line}"
+
+
 def test_every_image_has_a_bill_of_materials() -> None:
     """`make dist` writes one for every set of packages that an image can be built with."""
     made = set(re.findall(r"^SBOMS := (.*)$", (ROOT / "Makefile").read_text(), re.M)[0].split())

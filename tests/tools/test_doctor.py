@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import socket
 import sqlite3
@@ -157,3 +158,28 @@ def test_a_check_that_breaks_does_not_end_the_others(
     monkeypatch.setattr(doctor, "_bundle", breaks)
     found = findings()
     assert "a bug" in found["bundle"].what and "link" in found
+
+
+def test_the_folder_of_a_service_that_another_user_asks_about(
+    findings: Callable[..., dict[str, Finding]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def closed(*_: object, **__: object) -> Any:
+        raise PermissionError(13, "Permission denied", str(tmp_path))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(doctor.tempfile, "TemporaryFile", closed)
+        found = findings(edge_data=tmp_path)
+        assert failed(found) == ["edge data"] and "sudo" in found["edge data"].remedy
+    monkeypatch.setattr(doctor, "is_there", closed)
+    found = findings(edge_data=tmp_path / "spool")
+    assert "edge data" in failed(found) and "cannot be read" in found["edge data"].what
+    assert "sudo" in found["edge data"].remedy
+
+
+def test_the_folders_of_the_units_are_named_where_none_was_given(findings: Callable[..., dict[str, Finding]]) -> None:
+    found = findings()
+    for role in doctor.UNIT_DATA:
+        unit = (ROOT / "deploy" / f"aeic-{role}.service").read_text()
+        assert re.search(rf"AEIC_{role.upper()}_DATA_DIR={doctor.UNIT_DATA[role]}\s", unit)
+        assert found[f"{role} data"].status is Status.ABSENT
+        assert f"--{role}-data" in found[f"{role} data"].what and doctor.UNIT_DATA[role] in found[f"{role} data"].what
