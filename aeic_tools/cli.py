@@ -404,7 +404,8 @@ def _store_address(url: str, missing: bool = False) -> Any:
         sqlite = address.get_backend_name() == "sqlite"
     except (ArgumentError, NoSuchModuleError):  # without the text: it may hold a password
         raise UsageError("that is not the URL of a database: write sqlite:///PATH/store.db") from None
-    if sqlite and not is_there(Path(address.database or "")) and not missing:
+    file = Path(address.database or "")
+    if sqlite and not (is_there(file) and file.is_file()) and not missing:
         raise UsageError("there is no such file: write sqlite:///PATH/store.db")  # do not create one
     return address
 

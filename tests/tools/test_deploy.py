@@ -70,6 +70,13 @@ def test_a_stop_leaves_child_processes_to_the_service(path: Path) -> None:
     assert "KillMode=mixed" in path.read_text().splitlines()
 
 
+@pytest.mark.parametrize("path", UNITS, ids=lambda path: path.name)
+def test_an_upgrade_replaces_the_unit(path: Path) -> None:
+    page = (ROOT / "docs" / "how-to" / "upgrade.md").read_text()
+    replaced = f"cp deploy/{path.name} /etc/systemd/system/\nsystemctl daemon-reload\nsystemctl restart {path.stem}\n"
+    assert replaced in page
+
+
 def test_pages_name_the_folders_of_the_units() -> None:
     text = "\n".join(path.read_text() for path in UNITS)
     known = set(re.findall(r"AEIC_\w+_DIR=(/var/lib/\S+)", text))

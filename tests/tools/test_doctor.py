@@ -167,7 +167,7 @@ def test_the_folder_of_a_service_that_another_user_asks_about(
         raise PermissionError(13, "Permission denied", str(tmp_path))
 
     with monkeypatch.context() as patch:
-        patch.setattr(doctor.tempfile, "TemporaryFile", closed)
+        patch.setattr("tempfile.TemporaryFile", closed)
         found = findings(edge_data=tmp_path)
         assert failed(found) == ["edge data"] and "sudo" in found["edge data"].remedy
     monkeypatch.setattr(doctor, "is_there", closed)
