@@ -42,13 +42,15 @@ def blend_tiles(network: Callable[[Tensor], Tensor], x: Tensor, tile: int, overl
     if size <= overlap:
         overlap = size // 2
     corners = [(top, left) for top in _starts(height, size, overlap) for left in _starts(width, size, overlap)]
-    weight = (_bell(size, size / 2)[:, None] * _bell(size, (size - 1) / 2)).to(x)
-    total, out = x.new_zeros(height, width), None
+    # In float32 at least: float16 has no numbers as small as the weights of a tile's corners.
+    wide = torch.promote_types(x.dtype, torch.float32)
+    weight = (_bell(size, size / 2)[:, None] * _bell(size, (size - 1) / 2)).to(x.device, wide)
+    total, out = x.new_zeros(height, width, dtype=wide), None
     for at in range(0, len(corners), batch):
         some = corners[at : at + batch]
         made = network(torch.cat([x[..., top : top + size, left : left + size] for top, left in some]))
         if out is None:
-            out = made.new_zeros(len(x), made.shape[1], height, width)
+            out = made.new_zeros(len(x), made.shape[1], height, width, dtype=wide)
         for (top, left), piece in zip(some, made.split(len(x)), strict=True):
             out[..., top : top + size, left : left + size] += piece * weight
             total[top : top + size, left : left + size] += weight
@@ -122,8 +124,11 @@ def _in_step(tiles: list[Steps]) -> list[Tensor]:
         pixels = torch.tensor([float(x.shape[-2] * x.shape[-1]) for x in inputs])
         shares = pixels / pixels.sum()
         grouped = [x.unflatten(1, (norm.num_groups, -1)).flatten(2) for x in inputs]
-        mean = sum(g.mean(dim=2) * share for g, share in zip(grouped, shares.tolist(), strict=True))
-        variance = sum(g.var(dim=2, correction=0) * share for g, share in zip(grouped, shares.tolist(), strict=True))
+        # In float32, as autocast computes group norms: float16 does not reach to a usual variance.
+        mean = sum(g.float().mean(dim=2) * share for g, share in zip(grouped, shares.tolist(), strict=True))
+        variance = sum(
+            g.float().var(dim=2, correction=0) * share for g, share in zip(grouped, shares.tolist(), strict=True)
+        )
         waiting, results = [], []
         for tile, x in zip(tiles, inputs, strict=True):
             try:

@@ -11,9 +11,8 @@ AeicError
 from __future__ import annotations
 
 from aeic.errors import AeicError, Unreadable
+from aeic.runtime.device_check import lacks_memory
 from aeic_service.errors import ServiceError
-
-_NO_MEMORY = ("bad_alloc", "failed to allocate memory", "can't start new thread")
 
 
 class SpoolError(AeicError):
@@ -51,9 +50,8 @@ def is_of_the_machine(error: Exception) -> bool:
     ONNX Runtime reports a failed allocation in the text of an exception of its own. Pillow raises OSError for damaged
     pictures, without an errno.
     """
-    if isinstance(error, MemoryError | SpoolError | ReaderUnavailable):
+    if isinstance(error, SpoolError | ReaderUnavailable) or lacks_memory(error):
         return True
     if isinstance(error, OSError):
         return error.errno is not None
-    text = str(error).lower()
-    return any(words in text for words in _NO_MEMORY)
+    return "can't start new thread" in str(error)

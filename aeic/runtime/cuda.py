@@ -5,6 +5,7 @@ This module opens no session itself. The code that opens one must check which pr
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import os
 from collections.abc import Mapping
@@ -41,6 +42,18 @@ def prepare() -> None:
     os.environ.setdefault(_TF32, "0")
     if hasattr(onnxruntime, "preload_dlls"):
         onnxruntime.preload_dlls()
+
+
+@functools.cache
+def shrinking() -> onnxruntime.RunOptions:
+    """Options of a run on a GPU after which the session's arena there gives back what it does not use.
+
+    It never does so by itself, and never joins two of its blocks: pictures of growing sizes would fill it up to
+    ``gpu_mem_limit``, and every larger one would fail from then on.
+    """
+    options = onnxruntime.RunOptions()
+    options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "gpu:0")
+    return options
 
 
 def tensorrt_options(graph: Path, input_name: str, cache: Path, channels_last: bool = False) -> dict[str, Any]:

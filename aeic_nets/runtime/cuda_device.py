@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from aeic_nets.runtime.cuda_graphs import CudaRecorder, Recorder
+from aeic_nets.runtime.cuda_graphs import RECORDING, CudaRecorder, Recorder, empty_cache
 
 
 class CudaDevice:
@@ -52,12 +52,13 @@ class CudaDevice:
 
     def synchronise(self) -> None:
         """Wait for the device. Raises the error of a device that has failed, at every call."""
-        torch.cuda.synchronize(self.device)
+        with RECORDING:
+            torch.cuda.synchronize(self.device)
 
     def release(self) -> None:
         """Return cached blocks of memory to the device."""
         with self.current():
-            torch.cuda.empty_cache()
+            empty_cache()
 
     @property
     def memory(self) -> dict[str, int]:

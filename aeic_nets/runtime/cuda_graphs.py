@@ -10,6 +10,7 @@ Not yet run on a GPU: the tests drive it with a recorder that stands in for CUDA
 from __future__ import annotations
 
 import logging
+import threading
 from collections import Counter
 from collections.abc import Callable
 from typing import Any, Protocol
@@ -26,6 +27,15 @@ AGAIN = 2
 """A shape is recorded when it comes for this time; before, and where recording failed, it runs as it is."""
 MEMORY = 512
 """After this many calls the counts of all shapes are halved, so that they describe recent traffic."""
+RECORDING = threading.Lock()
+"""Held while a graph is recorded, and by whoever waits for a whole device or empties torch's cache. CUDA refuses both
+during a recording, whichever thread makes it, and spoils the recording too. Starting one does both."""
+
+
+def empty_cache() -> None:
+    """Return torch's cached blocks of memory to all devices; after a recording that is in progress."""
+    with RECORDING:
+        torch.cuda.empty_cache()
 
 
 class Recorder(Protocol):
@@ -46,12 +56,16 @@ class CudaRecorder:
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._pool = torch.cuda.graph_pool_handle()
+        self._stream: torch.cuda.Stream | None = None  # torch's own is shared by all threads
 
     def __call__(self, function: Callable[[Tensor], Any], example: Tensor) -> Callable[[Tensor], Any]:
         """See :class:`Recorder`."""
-        with torch.cuda.device(self._device):
+        current = torch.cuda.current_stream(self._device)
+        # torch.cuda.stream(current): a recording that fails may leave its own stream as the thread's current one.
+        with RECORDING, torch.cuda.device(self._device), torch.cuda.stream(current):
             held = example.clone()
-            side, current = torch.cuda.Stream(self._device), torch.cuda.current_stream(self._device)
+            self._stream = self._stream or torch.cuda.Stream(self._device)
+            side = self._stream
             side.wait_stream(current)
             with torch.cuda.stream(side):  # libraries choose their algorithms and workspaces here, outside the graph
                 for _ in range(3):
@@ -59,7 +73,7 @@ class CudaRecorder:
             current.wait_stream(side)
             graph = torch.cuda.CUDAGraph()
             # "thread_local": what another thread allocates meanwhile does not break the recording.
-            with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+            with torch.cuda.graph(graph, pool=self._pool, stream=side, capture_error_mode="thread_local"):
                 result = function(held)
 
         def replay(values: Tensor) -> Any:

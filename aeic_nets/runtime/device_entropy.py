@@ -5,6 +5,7 @@ everything below it: a broken driver, a faulty GPU, a library that uses lower pr
 
 - A size of latents is decoded on the CPU when it comes for the first time. When it comes again, the device has to give
   the CPU's answers for two seeded latents and an extreme one, in every padded batch size that occurs.
+  A sender of ever-new sizes gains nothing: checks are made for a fraction of the frames (CheckAllowance).
 - One in ``check_every`` frames is decoded on the CPU as well.
 - A frame that fails on the device is decoded on the CPU before it is reported as damaged.
 
@@ -31,7 +32,7 @@ from aeic.errors import BitstreamError
 from aeic.latent_codec import LatentCodec, Latents
 from aeic.passes import PASS_COUNT
 from aeic.quantise import Floats, hyper_size
-from aeic.runtime.device_check import CHECK_EVERY, MOST_SIZES, Tally
+from aeic.runtime.device_check import CHECK_EVERY, MOST_SIZES, CheckAllowance, Tally
 from aeic_nets.integer.model import IntegerModel
 from aeic_nets.integer.torch_ops import TorchEntropyModel
 from aeic_nets.runtime.cuda_device import CudaDevice
@@ -72,6 +73,7 @@ class DeviceEntropy:
         self._check_every, self._since_check = check_every, 0
         self._seen: Counter[Size] = Counter()
         self._trusted: OrderedDict[tuple[Size, int], None] = OrderedDict()
+        self._allowance = CheckAllowance()
         self._tally = Tally()
         self.reason = ""
         """Why the CPU has taken over; empty while the device decodes."""
@@ -143,6 +145,7 @@ class DeviceEntropy:
         key = size, padded_size(batch)
         if self.reason:
             return False
+        self._allowance.earn(batch)
         if key in self._trusted:
             self._trusted.move_to_end(key)
             return True
@@ -151,7 +154,7 @@ class DeviceEntropy:
             if len(self._seen) > 4 * MOST_SIZES:
                 self._seen = Counter(dict.fromkeys({known for known, _ in self._trusted}, 2))
             return False
-        if not self.check(size, batch):
+        if not self._allowance.take() or not self.check(size, batch):
             return False
         self._trusted[key] = None
         if len(self._trusted) > MOST_SIZES:

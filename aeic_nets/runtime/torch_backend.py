@@ -7,6 +7,7 @@ import json
 import logging
 import math
 import time
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
@@ -150,23 +151,31 @@ class TorchGenerator:
         values = torch.from_numpy(padded).to(self.device, memory_format=torch.channels_last)
         clock = Clock(self._gpu)
         measured = partial(self._synthesise, clock=clock)
+        graphed = partial(self._graphed, values, measured) if self._graphed else partial(measured, values)
+        pictures = self._with_room(graphed)[:count]
+        finite = torch.isfinite(pictures).flatten(1).all(1)
+        if not finite.all():
+            rows = torch.nonzero(~finite).flatten().tolist()
+            log.warning("%d of %d pictures are not finite in %s", len(rows), count, self.dtype)
+            self.recomputed = len(rows)
+            self._recomputed_since += len(rows)
+            pictures = pictures.clone()  # a graph's result goes with the graph
+            pictures = self._with_room(partial(self._again_in_float32, values, pictures, rows))
+        return pictures, clock
+
+    def _with_room(self, work: Callable[[], torch.Tensor]) -> torch.Tensor:
+        """``work()``; if it lacks memory, once more without the CUDA graphs, which give theirs back."""
         try:
-            pictures = self._graphed(values, measured) if self._graphed else measured(values)
+            return work()
         except torch.OutOfMemoryError:
             if not self._graphed or not self._graphed.shapes:
                 raise
-            pictures = None
-        if pictures is None:  # outside the handler, whose exception keeps tensors alive: graphs give their memory back
-            log.warning("out of memory on %s: CUDA graphs are dropped", self.device)
-            assert self._graphed is not None and self._gpu is not None
-            self._graphed.forget()
-            self._gpu.release()
-            pictures = measured(values)
-        pictures = pictures[:count]
-        finite = torch.isfinite(pictures).flatten(1).all(1)
-        if not finite.all():
-            pictures = self._again_in_float32(values, pictures, torch.nonzero(~finite).flatten().tolist())
-        return pictures, clock
+        # Outside the handler, whose exception keeps tensors alive.
+        log.warning("out of memory on %s: CUDA graphs are dropped", self.device)
+        assert self._graphed is not None and self._gpu is not None
+        self._graphed.forget()
+        self._gpu.release()
+        return work()
 
     def _padded(self, y_hat: NDArray[np.float32]) -> NDArray[np.float32]:
         """The batch with its first row repeated up to a power of two, if that fits into the memory."""
@@ -195,11 +204,7 @@ class TorchGenerator:
         return pictures.float()
 
     def _again_in_float32(self, values: torch.Tensor, pictures: torch.Tensor, rows: list[int]) -> torch.Tensor:
-        """``pictures`` with these rows computed in float32. ``FloatingPointError`` if one is still not finite."""
-        self.recomputed = len(rows)
-        self._recomputed_since += len(rows)
-        log.warning("%d of %d pictures are not finite in %s", len(rows), len(pictures), self.dtype)
-        pictures = pictures.clone()
+        """``pictures``, with these rows replaced by float32. ``FloatingPointError`` if one is still not finite."""
         if self.dtype != torch.float32 and not self._tiles:
             for row in rows:
                 latent, residual = _in_float32(self._model.codec.g_s, values[row : row + 1])

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from aeic.pixels import from_tensor
+from aeic.runtime.device_check import lacks_memory
 
 COUNTS = ("recomputed", "entropy_device", "entropy_cpu", "entropy_checked", "entropy_mismatches")
 """What backends count: pictures computed again in float32, frames by where they were entropy-decoded, frames that were
@@ -94,12 +95,7 @@ def refuse_infinite(images: NDArray[np.float32]) -> None:
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether numpy, torch or ONNX Runtime raised ``error`` because the device's memory did not suffice."""
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
-        return True
-    text = str(error).lower()
-    return any(
-        words in text for words in ("failed to allocate memory", "out of memory", "bad_alloc", "status_alloc_failed")
-    )
+    return type(error).__name__ == "OutOfMemoryError" or lacks_memory(error)
 
 
 def out_of_memory_message(error: BaseException, shape: Sequence[int], device: str) -> str:
@@ -117,5 +113,5 @@ def out_of_memory_message(error: BaseException, shape: Sequence[int], device: st
 def release_memory(device: str) -> None:
     """Return cached blocks to the device after it ran out of memory. Call it outside of the exception's handler."""
     if device.startswith("cuda"):
-        torch: Any = importlib.import_module("torch")
-        torch.cuda.empty_cache()
+        cuda_graphs: Any = importlib.import_module("aeic_nets.runtime.cuda_graphs")
+        cuda_graphs.empty_cache()

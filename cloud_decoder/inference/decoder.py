@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from aeic.bundle import DECODING, Bundle
+from aeic.errors import BundleError
 from aeic.latent_codec import LatentCodec, Latents
 from aeic.profiles import LATENT_STRIDE
 from aeic_service.errors import ServiceError
@@ -31,7 +32,7 @@ from cloud_decoder.inference.backend import (
     out_of_memory_message,
     release_memory,
 )
-from cloud_decoder.inference.devices import build_generator, choose_devices
+from cloud_decoder.inference.devices import build_generator, choose_device, choose_devices
 from cloud_decoder.inference.subprocess_backend import SubprocessGenerator
 from cloud_decoder.tiling import Floats, Picture, Tile, TileAssembler
 
@@ -101,35 +102,24 @@ class Decoder:
     ) -> Decoder:
         """The decoder of the bundle in ``path``, or of the default bundle, on a device or several, with commas.
 
-        ``BundleError`` for a bundle that is missing or altered, ``ValueError`` for an unknown device.
+        ``auto`` takes the CPU where a GPU does not work. ``BundleError`` for a bundle that is missing or altered,
+        ``ValueError`` for an unknown device.
         """
         bundle = Bundle.load(path)
-        chosen = choose_devices(device, bundle.has("synthesis.onnx"))
+        has_graph = bundle.has("synthesis.onnx")
+        chosen = choose_devices(device, has_graph)
         if len(chosen) > 1 and not settings.isolate:
             raise ValueError(f"several devices ({device}) need decoder processes: set AEIC_CLOUD_ISOLATE=1")
-        generators: list[GeneratorBackend] = []
         try:
-            for one in chosen:
-                if settings.isolate:
-                    on_device = settings.entropy == "device" or (settings.entropy == "auto" and one.startswith("cuda"))
-                    generators.append(
-                        SubprocessGenerator(
-                            bundle.path,
-                            one,
-                            settings.threads,
-                            batch_seconds=settings.batch_seconds,
-                            entropy=on_device,
-                            check_every=settings.entropy_check_frames,
-                        )
-                    )
-                else:
-                    generators.append(
-                        build_generator(bundle.path, one, settings.threads, official_tiling=settings.official_tiling)
-                    )
-        except BaseException:
-            for generator in generators:
-                generator.close()
+            generators = _open(bundle, chosen, settings)
+        except BundleError:
             raise
+        except Exception as error:  # such as "no kernel image": this build of torch has no code for the GPU
+            if device != "auto" or chosen != ["cuda"]:
+                raise
+            log.warning("the GPU does not work and the CPU takes its place: %s", error)
+            chosen = [choose_device(device, has_graph, gpu=False)]
+            generators = _open(bundle, chosen, settings)
         return cls(bundle, *generators, device=",".join(chosen), settings=settings)
 
     @property
@@ -281,3 +271,31 @@ class Decoder:
         """Release the generators' processes and memory."""
         for generator in self._generators:
             generator.close()
+
+
+def _open(bundle: Bundle, devices: Sequence[str], settings: DecoderSettings) -> list[GeneratorBackend]:
+    """A generator for each device; all or none."""
+    generators: list[GeneratorBackend] = []
+    try:
+        for one in devices:
+            if settings.isolate:
+                on_device = settings.entropy == "device" or (settings.entropy == "auto" and one.startswith("cuda"))
+                generators.append(
+                    SubprocessGenerator(
+                        bundle.path,
+                        one,
+                        settings.threads,
+                        batch_seconds=settings.batch_seconds,
+                        entropy=on_device,
+                        check_every=settings.entropy_check_frames,
+                    )
+                )
+            else:
+                generators.append(
+                    build_generator(bundle.path, one, settings.threads, official_tiling=settings.official_tiling)
+                )
+    except BaseException:
+        for generator in generators:
+            generator.close()
+        raise
+    return generators

@@ -30,19 +30,19 @@ log = logging.getLogger(__name__)
 DEVICES = ("auto", "onnx", "openvino", "fastest", "cpu", "cuda")
 
 
-def choose_device(wanted: str, has_graph: bool = True) -> str:
+def choose_device(wanted: str, has_graph: bool = True, *, gpu: bool = True) -> str:
     """``onnx``, ``openvino``, ``fastest``, ``cpu`` or ``cuda`` for the device in the settings.
 
     ``auto`` is ``cuda`` if it works. Without a GPU it is ``fastest`` if the processor supports
     bfloat16 and a runtime that can is installed, else ``onnx``; a bundle without synthesis.onnx, such as those of the
-    published sizes, runs on torch (``cpu``). torch is imported only where a driver is present. ``ValueError`` for an
-    unknown device lists the known ones.
+    published sizes, runs on torch (``cpu``). torch is imported only where a driver is present. ``auto`` takes no GPU
+    without ``gpu``. ``ValueError`` for an unknown device lists the known ones.
     """
     if wanted not in DEVICES and not re.fullmatch(r"cuda:\d{1,3}", wanted):
         raise ValueError(f"unknown device {wanted!r}: choose one of {', '.join(DEVICES)}, or cuda:N")
     if wanted != "auto":
         return wanted
-    if _has_card():
+    if gpu and _has_card():
         return "cuda"
     if not has_graph:
         return "cpu"

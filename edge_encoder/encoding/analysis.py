@@ -16,6 +16,7 @@ Independent of rates and entropy coding.
 
 from __future__ import annotations
 
+import logging
 import math
 import sys
 import time
@@ -23,8 +24,8 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from functools import lru_cache
-from threading import Semaphore
+from functools import lru_cache, partial
+from threading import Lock, Semaphore
 from typing import Any
 
 import numpy as np
@@ -35,6 +36,7 @@ from aeic.bundle import Bundle
 from aeic.pixels import pad_picture, to_tensor
 from aeic.profiles import LATENT_STRIDE, PICTURE_MULTIPLE
 from aeic.runtime import cuda, memory
+from aeic.runtime.device_check import lacks_memory
 from aeic.runtime.processor import usable_cores
 from edge_encoder.encoding import ProviderChoice
 from edge_encoder.encoding.execution_provider import (
@@ -46,6 +48,8 @@ from edge_encoder.encoding.execution_provider import (
     run_bound,
     takes_bytes,
 )
+
+log = logging.getLogger("aeic.edge.analysis")
 
 WHOLE_PIXELS = 1 << 20
 """A picture up to this size (padded) is analysed in one piece: about 210 MB of memory."""
@@ -90,7 +94,11 @@ _LARGE_BYTES = 100_000_000
 
 
 class Analysis:
-    """g_a of one bundle on one provider. `provider` is the one in use, as the session reports it."""
+    """g_a of one bundle on one provider. `provider` is the one in use, as the session reports it.
+
+    The CPU takes a picture for which a GPU lacks memory or gives numbers that are not finite (float16 may). After any
+    other error of a GPU, from which a process seldom recovers, the CPU takes all, and ``reason`` says why.
+    """
 
     def __init__(
         self,
@@ -102,6 +110,8 @@ class Analysis:
         tile_pixels: int = TILE_PIXELS,
         margin: int = MARGIN,
     ) -> None:
+        self.reason = ""
+        """Why the CPU has taken over from the GPU; empty otherwise."""
         half = bundle.path / "analysis_half.onnx" if bundle.has("analysis_half.onnx") else None
         self._bundle, self._threads = bundle, threads
         self._parts: list[Graph] | None = None  # opened for the first large picture
@@ -112,9 +122,46 @@ class Analysis:
         self._whole_pixels = max(whole_pixels, GPU_WHOLE_PIXELS) if self.provider in GPU_PROVIDERS else whole_pixels
         self._tile_pixels = tile_pixels
         self._margin = margin
+        self._on_gpu = self.provider in GPU_PROVIDERS
+        limits = {"whole_pixels": whole_pixels, "tile_pixels": tile_pixels, "margin": margin}
+        self._open_on_cpu = partial(Analysis, bundle, provider="cpu", threads=threads, **limits)
+        self._on_cpu: Analysis | None = None  # opened when a GPU first fails
+        self._opening = Lock()
 
     def __call__(self, rgb: NDArray[np.uint8]) -> Latent:
         """y of the picture (H, W, 3), padded as the format says: (M, ceil(H/64)*2, ceil(W/64)*2) float32."""
+        if not self._on_gpu:
+            return self._analyse(rgb)
+        if not self.reason:
+            y = self._try(rgb)
+            if y is not None:
+                return y
+        with self._opening:
+            self._on_cpu = self._on_cpu or self._open_on_cpu()
+        return self._on_cpu(rgb)
+
+    def _try(self, rgb: NDArray[np.uint8]) -> Latent | None:
+        """y by the GPU; None if it fails."""
+        try:
+            y = self._analyse(rgb)
+        except Exception as error:  # ONNX Runtime's own errors share no narrower base
+            if not lacks_memory(error):
+                log.error("the analysis moves to the CPU: the GPU failed (%s)", error)
+                self.reason, self.provider = f"the GPU failed ({error})", CPU
+                return None
+            log.warning("the GPU has not the memory for a picture, the CPU analyses it: %s", error)
+        else:
+            if np.isfinite(y).all():
+                return y
+            log.warning("the GPU's analysis is not finite, the CPU analyses the picture")
+            return None
+        try:  # outside the handler, whose exception may keep memory
+            self._graph.empty_gpu()
+        except Exception as error:  # the next picture shows whether the GPU still works
+            log.warning("the GPU's memory could not be given back: %s", error)
+        return None
+
+    def _analyse(self, rgb: NDArray[np.uint8]) -> Latent:
         padded = pad_picture(rgb)
         height, width, _ = padded.shape
         rare = height * width > KEPT_PIXELS
@@ -194,6 +241,11 @@ class Graph:
         if takes_bytes(self._session):
             return run_bound(self._session, np.ascontiguousarray(rgb[None]))
         return self(to_tensor(rgb), last_of_rare)
+
+    def empty_gpu(self) -> None:
+        """Return what the session keeps on a GPU and does not use, which happens only after a run: a small one."""
+        rgb = np.zeros((PICTURE_MULTIPLE, PICTURE_MULTIPLE, 3), np.uint8)
+        run_bound(self._session, rgb[None] if takes_bytes(self._session) else to_tensor(rgb), cuda.shrinking())
 
     def release(self) -> None:
         """Return the memory that is kept and not in use to the system."""

@@ -8,6 +8,8 @@ here is everything below it: a broken driver, a faulty GPU, a library that uses 
   CPU's answers for two seeded latents and an extreme one.
 - One in ``check_every`` frames is encoded on the CPU as well.
 
+A sender of ever-new sizes gains nothing: checks are made for a fraction of the frames (CheckAllowance).
+
 After the first difference, or an error that is not about memory, the CPU encodes everything, and ``reason`` says why.
 A frame is never wrong: a result that differs is replaced by the CPU's before it is coded.
 """
@@ -27,7 +29,8 @@ from aeic.bundle import Bundle
 from aeic.entropy_model import EntropyModel, Indexes, Symbols
 from aeic.errors import BundleError
 from aeic.quantise import Floats, hyper_size, pad_latent
-from aeic.runtime.device_check import CHECK_EVERY, MOST_SIZES, Tally
+from aeic.runtime import cuda
+from aeic.runtime.device_check import CHECK_EVERY, MOST_SIZES, CheckAllowance, Tally, lacks_memory
 from edge_encoder.encoding import EntropyChoice
 from edge_encoder.encoding.execution_provider import open_exact
 
@@ -63,6 +66,7 @@ class GpuEntropy:
         self._lock = threading.Lock()  # of everything below
         self._seen: Counter[Size] = Counter()
         self._trusted: OrderedDict[Size, None] = OrderedDict()
+        self._allowance = CheckAllowance()
         self._tally = Tally()
         self.reason = ""
         """Why the CPU has taken over; empty while the GPU is used."""
@@ -128,14 +132,15 @@ class GpuEntropy:
         with self._lock:
             if self.reason:
                 return False
+            self._allowance.earn()
             if size in self._trusted:
                 self._trusted.move_to_end(size)
                 return True
             self._seen[size] += 1
-            again = self._seen[size] > 1
+            due = self._seen[size] > 1 and self._allowance.take()
             if len(self._seen) > 4 * MOST_SIZES:
                 self._seen = Counter(dict.fromkeys(self._trusted, 2))
-        if not again or not self.check(size):
+        if not due or not self.check(size):
             return False
         with self._lock:
             self._trusted[size] = None
@@ -155,14 +160,23 @@ class GpuEntropy:
         try:
             outputs: list[NDArray[Any]] = session.run(None, inputs)
         except Exception as error:  # ONNX Runtime's own errors share no narrower base
-            if "memory" in str(error).lower():
-                log.warning(
-                    "the entropy model does not fit into the GPU's memory, the CPU encodes this frame: %s", error
-                )
-            else:
+            if not lacks_memory(error):
                 self._give_up(f"the GPU failed ({error})", mismatch=False)
-            return None
-        return outputs
+                return None
+            log.warning("the entropy model does not fit into the GPU's memory, the CPU encodes this frame: %s", error)
+        else:
+            return outputs
+        self._shrink(session, inputs)  # outside the handler, whose exception may keep memory
+        return None
+
+    def _shrink(self, session: onnxruntime.InferenceSession, inputs: dict[str, NDArray[Any]]) -> None:
+        """Empty the session's arena on the GPU, which happens only after a run: of the smallest latents."""
+        sides = {"y": (4, 4), "z_symbols": hyper_size(4, 4)}
+        small = {name: np.zeros((*given.shape[:2], *sides[name]), given.dtype) for name, given in inputs.items()}
+        try:
+            session.run(None, small, cuda.shrinking())
+        except Exception as error:  # the next frame tries again, and shows whether the GPU still works
+            log.warning("the GPU's memory could not be given back: %s", error)
 
     def _give_up(self, reason: str, *, mismatch: bool = True) -> None:
         with self._lock:

@@ -70,10 +70,13 @@ def status(service: EdgeService) -> dict[str, Any]:
 
 def warnings(service: EdgeService) -> list[str]:
     """What an operator should look at although pictures are accepted."""
-    gpu = service.encoder.gpu_entropy
-    if gpu is None or not gpu.reason:
-        return []
-    return [f"the CPU computes the entropy model: {gpu.reason}; check the GPU and its driver, then restart the service"]
+    analysis, entropy = service.encoder.analysis, service.encoder.gpu_entropy
+    reasons = {"analysis": analysis.reason, "entropy model": entropy.reason if entropy is not None else ""}
+    return [
+        f"the CPU computes the {part}: {reason}; check the GPU and its driver, then restart the service"
+        for part, reason in reasons.items()
+        if reason
+    ]
 
 
 def refresh_gauges(service: EdgeService) -> None:

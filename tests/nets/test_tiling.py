@@ -7,7 +7,7 @@ from itertools import pairwise
 import pytest
 import torch
 
-from aeic_nets.tiling import _in_step, _spans, _starts, _steps, blend_tiles, decode_tiled
+from aeic_nets.tiling import Steps, _in_step, _spans, _starts, _steps, blend_tiles, decode_tiled
 from tests.support.official_model import small_model
 
 
@@ -27,6 +27,26 @@ def test_blending_what_does_not_change_changes_nothing() -> None:
 def test_a_panorama_that_is_narrower_than_the_overlap_is_covered(sides: tuple[int, int]) -> None:
     x = torch.randn(1, 3, *sides)
     torch.testing.assert_close(blend_tiles(lambda tile: 2 * tile, x, 16, 8), 2 * x)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_blending_in_half_precision_has_weights_at_the_corners(dtype: torch.dtype) -> None:
+    """Those of a corner are 2e-10, which is nothing in float16: nothing over nothing is no number."""
+    x = torch.randn(1, 3, 40, 24).to(dtype)
+    torch.testing.assert_close(blend_tiles(lambda tile: 2 * tile, x, 16, 8), 2 * x.float())
+
+
+def test_a_variance_beyond_float16_does_not_erase_the_picture() -> None:
+    decoder = small_model().vae.decoder
+    norm = decoder.mid_block.resnets[0].norm1
+
+    def tile(values: torch.Tensor) -> Steps:
+        return (yield norm, values)
+
+    large = 600 * torch.randn(1, norm.num_channels, 12, 10)
+    with torch.no_grad():
+        half, full = _in_step([tile(large.half())])[0], norm(large)
+    torch.testing.assert_close(half, full, atol=0.01, rtol=0.01)
 
 
 def test_the_spans_of_the_decoder_cover_the_side_once() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -34,6 +35,25 @@ def test_a_step_that_fails_is_recorded_and_the_others_go_on(tmp_path: Path, monk
     assert [list(report["steps"]) for report in reports] == [["first"], ["first", "second"]]
     assert reports[0]["steps"]["first"]["error"] == "RuntimeError: CUDA error: out of luck"
     assert not json.loads(out.read_text())["ok"]
+
+
+def test_a_way_of_decoding_that_fails_costs_no_other_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch.compile needs a C compiler, which a bare machine has not."""
+    ways = session.decoder_ways
+
+    def with_compiler(running: session.Session, generator: Any) -> dict[str, Any]:
+        def compiled(values: Any) -> Any:
+            raise RuntimeError("Failed to find C compiler. Please specify via CC environment variable.")
+
+        return ways(running, generator) | {"compiled": compiled}
+
+    monkeypatch.setattr(session, "decoder_ways", with_compiler)
+    monkeypatch.setattr(session, "STEPS", {"decoder": session.decoder})
+    out = tmp_path / "report.json"
+    assert session.main(["--device", "cpu", "--short", "--out", str(out)]) == 0
+    found = json.loads(out.read_text())["steps"]["decoder"]
+    assert {row["way"]: "ms" in row for row in found["rows"]} == {"eager": True, "compiled": False}
+    assert "C compiler" in found["rows"][-1]["error"] and "psnr" in found
 
 
 def test_without_time_steps_are_skipped(tmp_path: Path) -> None:

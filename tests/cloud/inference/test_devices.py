@@ -81,3 +81,25 @@ def test_the_choice_of_an_isolated_generator_reaches_the_service(tiny_bundle: Pa
         assert decoder.decode([make_frame(1)])[0].dtype == np.uint8
     finally:
         decoder.close()
+
+
+@pytest.mark.parametrize("wanted", ["auto", "cuda"])
+def test_a_gpu_that_does_not_work_is_an_error_only_where_it_was_asked_for(
+    wanted: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Such as a GPU for which this build of torch has no code: torch.cuda.is_available() is true all the same."""
+    monkeypatch.setattr(devices, "_has_card", lambda: True)
+    monkeypatch.setattr(devices, "multiplies_bfloat16", lambda: False)
+    build = devices.build_generator
+
+    def fails_on_cuda(bundle: Path, device: str, *rest: Any, **options: Any) -> Any:
+        if device == "cuda":
+            raise RuntimeError("CUDA error: no kernel image is available for execution on the device")
+        return build(bundle, device, *rest, **options)
+
+    monkeypatch.setattr("cloud_decoder.inference.decoder.build_generator", fails_on_cuda)
+    if wanted == "cuda":
+        with pytest.raises(RuntimeError, match="no kernel image"):
+            Decoder.from_bundle(NANO, wanted)
+    else:
+        assert Decoder.from_bundle(NANO, wanted).device == "onnx"

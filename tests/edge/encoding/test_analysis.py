@@ -8,11 +8,13 @@ from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from aeic.bundle import Bundle
+from aeic.runtime import cuda
 from edge_encoder.encoding import analysis
 from edge_encoder.encoding.analysis import PARTS, Analysis, Part, _cuts
 
@@ -118,3 +120,59 @@ def test_tiles_cover_everything_once_and_fit(part: Part, width: int, height: int
             assert last == length or last - end >= part.halo
             assert first % part.stride == last % part.stride == 0
     assert (rows[0][3] - rows[0][2]) * (columns[0][3] - columns[0][2]) <= part.samples(height * width)
+
+
+class Gpu:
+    """ONNX Runtime on the CPU that says it is CUDA, and fails as ``fault`` says, but for runs that empty its arena."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.fault: Exception | float | None = None
+        self.runs = self.emptied = 0
+        opened, run = analysis.open_session, analysis.run_bound
+
+        def open_session(path: Path, choice: str, threads: int, half: Path | None) -> tuple[Any, str]:
+            self.session, _ = opened(path, "cpu", threads)
+            return (self.session, cuda.CUDA) if choice == "cuda" else opened(path, "cpu", threads)
+
+        def run_bound(session: Any, image: Any, options: Any = None) -> Any:
+            if session is not self.gpu_session:
+                return run(session, image, options)
+            self.emptied += options is cuda.shrinking()
+            self.runs += options is None
+            if options is None and isinstance(self.fault, Exception):
+                raise self.fault
+            return run(session, image) * (np.float32(self.fault) if isinstance(self.fault, float) else 1)
+
+        monkeypatch.setattr(analysis, "open_session", open_session)
+        monkeypatch.setattr(analysis, "run_bound", run_bound)
+        self.analysis = Analysis(Bundle.load(SHIPPED), provider="cuda", threads=1)
+        self.gpu_session = self.session
+
+
+def test_the_cpu_takes_a_picture_for_which_a_gpu_has_no_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    gpu, rgb = Gpu(monkeypatch), picture(128, 64)
+    wanted = gpu.analysis(rgb)
+    for words in ("Available memory of 1 is smaller than requested bytes of 2", "CUDA failure 2: out of memory"):
+        gpu.fault = RuntimeError(words)
+        np.testing.assert_array_equal(gpu.analysis(rgb), wanted)
+    assert gpu.emptied == 2 and gpu.analysis.reason == "" and gpu.analysis.provider == cuda.CUDA
+    gpu.fault = None
+    gpu.analysis(rgb)
+    assert gpu.runs == 4
+
+
+def test_the_cpu_takes_a_picture_beyond_float16(monkeypatch: pytest.MonkeyPatch) -> None:
+    gpu, rgb = Gpu(monkeypatch), picture(128, 64)
+    wanted, gpu.fault = gpu.analysis(rgb), float("nan")
+    np.testing.assert_array_equal(gpu.analysis(rgb), wanted)
+    assert gpu.analysis.reason == ""
+
+
+def test_after_any_other_error_of_a_gpu_the_cpu_takes_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process does not recover from it: every later picture would be refused."""
+    gpu, rgb = Gpu(monkeypatch), picture(128, 64)
+    wanted, gpu.fault = gpu.analysis(rgb), RuntimeError("CUDA failure 700: an illegal memory access was encountered")
+    for _ in range(2):
+        np.testing.assert_array_equal(gpu.analysis(rgb), wanted)
+    assert gpu.runs == 2 and gpu.emptied == 0
+    assert "illegal memory access" in gpu.analysis.reason and gpu.analysis.provider == analysis.CPU

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from threading import Thread
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -154,6 +158,31 @@ def test_a_picture_that_is_not_finite_is_computed_again_in_float32(
     assert all(parameter.dtype in (generator.dtype, torch.float32) for parameter in generator._model.parameters())
 
 
+def test_float32_takes_the_memory_of_the_graphs_where_it_lacks_some(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A second copy of the weights beside all graphs: more than a small GPU has."""
+    gpu = FakeCudaDevice((7, 5))
+    generator = TorchGenerator(bundle, gpu=gpu)
+    again, y_hat = generator._again_in_float32, latents()
+    for _ in range(2):
+        generator.pictures(y_hat)
+
+    def without_room(values: Tensor, pictures: Tensor, rows: list[int]) -> Tensor:
+        if not gpu.released:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return again(values, pictures, rows)
+
+    assert generator._graphed is not None
+    (shape,) = generator._graphed.shapes
+    replay = generator._graphed._graphs[shape]
+    generator._graphed._graphs[shape] = lambda values: replay(values) * torch.inf
+    monkeypatch.setattr(generator, "_again_in_float32", without_room)
+    wanted = TorchGenerator(bundle, dtype=torch.float32).pictures(y_hat)
+    assert np.abs(generator.pictures(y_hat).astype(int) - wanted).mean() < 1.0
+    assert gpu.released == 1 and generator.recomputed == 1 and generator.take_counts() == {"recomputed": 1}
+
+
 @pytest.mark.parametrize("call", ["pictures", "__call__"])
 def test_a_picture_that_stays_infinite_is_refused(call: str, bundle: Path) -> None:
     generator = TorchGenerator(bundle, gpu=FakeCudaDevice())
@@ -215,3 +244,45 @@ def test_the_second_card_is_used_and_not_the_current_one(monkeypatch: pytest.Mon
         ("record", "stream of cuda:1"),
         ("synchronize", second),
     ]
+
+
+@pytest.mark.parametrize("call", ["synchronise", "release"])
+def test_nobody_waits_for_the_device_while_a_graph_is_recorded(call: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """CUDA would refuse it and spoil the recording, in any thread: there is one more for entropy decoding."""
+    recording, refused, streams = [False], [], []
+
+    @contextmanager
+    def graph(made: Any, *, pool: str, stream: Any, capture_error_mode: str) -> Iterator[None]:
+        assert capture_error_mode == "thread_local"
+        streams.append(stream)  # torch's default one is shared by all threads
+        recording[0] = True
+        yield
+        recording[0] = False
+
+    def whole_device(*arguments: Any) -> None:
+        refused.append(recording[0])
+
+    stream = SimpleNamespace(wait_stream=lambda other: None)
+    for name in ("device", "stream"):
+        monkeypatch.setattr(torch.cuda, name, lambda given: nullcontext())
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: stream)
+    monkeypatch.setattr(torch.cuda, "Stream", lambda device: SimpleNamespace(wait_stream=lambda other: None))
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: "pool")
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: SimpleNamespace(replay=lambda: None))
+    monkeypatch.setattr(torch.cuda, "graph", graph)
+    monkeypatch.setattr(torch.cuda, "synchronize", whole_device)
+    monkeypatch.setattr(torch.cuda, "empty_cache", whole_device)
+    gpu = CudaDevice(torch.device("cuda:0"))
+    other = Thread(target=getattr(gpu, call))
+
+    def function(values: Tensor) -> Tensor:
+        if recording[0]:
+            other.start()
+            other.join(0.2)  # it waits, or has been refused by now
+        return values
+
+    one, two = gpu.recorder(), gpu.recorder()
+    one(function, torch.ones(2))
+    other.join(10)
+    two(lambda values: values, torch.ones(2))
+    assert refused == [False] and streams[0] is not streams[1]

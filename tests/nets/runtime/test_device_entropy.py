@@ -14,7 +14,7 @@ from aeic.bundle import Bundle
 from aeic.entropy_model import EntropyModel
 from aeic.errors import BitstreamError
 from aeic.latent_codec import LatentCodec, Latents
-from aeic.runtime.device_check import Tally
+from aeic.runtime.device_check import CHECKS_AT_ONCE, FRAMES_PER_CHECK, Tally
 from aeic_nets.integer.model import IntegerModel
 from aeic_nets.integer.torch_ops import TorchEntropyModel
 from aeic_nets.runtime import device_entropy
@@ -67,6 +67,18 @@ def test_frames_of_several_sizes_decode_as_on_the_cpu(bundle: Bundle, make_frame
     for _ in range(2):
         assert digests(entropy.decode_many(frames)) == wanted
     assert entropy.take_tally() == Tally(device=12, cpu=0, checked=6) and entropy.reason == ""
+
+
+def test_sizes_without_end_cost_few_checks(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A check costs three frames on the CPU: one for every second frame would more than double the work."""
+    entropy = DeviceEntropy(bundle, Lying(bundle, lambda means: None), threads=1)
+    checked: list[Any] = []
+    monkeypatch.setattr(entropy, "check", lambda size, batch: checked.append(size) is None)
+    for number in range(400):
+        for _ in range(2):
+            entropy._trusts((2, 2 + number), 1)
+    assert len(checked) <= CHECKS_AT_ONCE + 800 // FRAMES_PER_CHECK
+    assert checked[:8] == [(2, 2 + number) for number in range(8)]  # a few sizes do not wait
 
 
 def test_damage_stays_with_its_frame(bundle: Bundle, make_frame: MakeFrame) -> None:
