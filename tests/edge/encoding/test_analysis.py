@@ -15,7 +15,7 @@ import pytest
 
 from aeic.bundle import Bundle
 from aeic.runtime import cuda
-from edge_encoder.encoding import analysis
+from edge_encoder.encoding import ProviderChoice, analysis, execution_provider
 from edge_encoder.encoding.analysis import PARTS, Analysis, Part, _cuts
 
 SHIPPED = Path(__file__).parents[3] / "models" / "aeic-se-nano"
@@ -128,9 +128,9 @@ class Gpu:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.fault: Exception | float | None = None
         self.runs = self.emptied = 0
-        opened, run = analysis.open_session, analysis.run_bound
+        opened, run = execution_provider.open_session, execution_provider.run_bound
 
-        def open_session(path: Path, choice: str, threads: int, half: Path | None) -> tuple[Any, str]:
+        def open_session(path: Path, choice: ProviderChoice, threads: int, half: Path | None) -> tuple[Any, str]:
             self.session, _ = opened(path, "cpu", threads)
             return (self.session, cuda.CUDA) if choice == "cuda" else opened(path, "cpu", threads)
 
@@ -175,4 +175,4 @@ def test_after_any_other_error_of_a_gpu_the_cpu_takes_all(monkeypatch: pytest.Mo
     for _ in range(2):
         np.testing.assert_array_equal(gpu.analysis(rgb), wanted)
     assert gpu.runs == 2 and gpu.emptied == 0
-    assert "illegal memory access" in gpu.analysis.reason and gpu.analysis.provider == analysis.CPU
+    assert "illegal memory access" in gpu.analysis.reason and gpu.analysis.provider == execution_provider.CPU

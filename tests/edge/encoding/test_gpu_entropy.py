@@ -128,7 +128,12 @@ def test_without_memory_the_cpu_takes_the_frame_and_the_gpu_the_next(bundle: Bun
 def test_sizes_without_end_cost_few_checks(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     """A check costs three frames on the CPU: one for every second frame would more than double the work."""
     gpu, checked = gpu_of(bundle), []
-    monkeypatch.setattr(gpu, "check", lambda size: checked.append(size) is None)
+
+    def check(size: tuple[int, int]) -> bool:
+        checked.append(size)
+        return True
+
+    monkeypatch.setattr(gpu, "check", check)
     for number in range(400):
         for _ in range(2):
             gpu._trusts((2, 2 + number))
