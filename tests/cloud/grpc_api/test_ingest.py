@@ -43,7 +43,7 @@ async def test_frames_are_stored_acknowledged_in_order_and_decoded(
         assert (await edge.ack()).status == pb.ACK_STATUS_DUPLICATE
         await edge.send(make_frame(1, 64, 64), ids[0])
         conflict = await edge.ack()
-        assert conflict.status == pb.ACK_STATUS_REJECTED and "taken" in conflict.reason
+        assert conflict.status == pb.ACK_STATUS_REJECTED and "another frame" in conflict.reason
         while cloud.store.frames.counts()["done"] < 20:
             await asyncio.sleep(0.02)
         assert ("", "box-1") in cloud.presence.connected
