@@ -73,7 +73,7 @@ def test_a_bundle_in_use_is_waited_for_and_every_caller_gets_its_turn(bundles: l
 
 
 def test_impossible_pools_are_refused_at_the_start(bundles: list[Bundle]) -> None:
-    with pytest.raises(BundleError, match="one fingerprint"):
+    with pytest.raises(BundleError, match="the same fingerprint"):
         ModelPool([bundles[0], bundles[0]], load)
     with pytest.raises(BundleError, match="AEIC_CLOUD_MODEL_BYTES"):
         ModelPool(bundles, load, max_bytes=1000)
