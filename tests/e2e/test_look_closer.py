@@ -22,7 +22,7 @@ from tests.support.pair_with_originals import pair_with_originals
 def pair(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
     """Both services; the edge keeps originals."""
     settings = {"AEIC_EDGE_ORIGINALS_KEY": "5a" * 32, "AEIC_EDGE_REQUEST_ORIGINAL_MAX_BYTES": "16000"}
-    with pair_with_originals(tmp_path_factory.mktemp("pair"), tiny_bundle, **settings) as running:
+    with pair_with_originals(tmp_path_factory.mktemp("originals"), tiny_bundle, **settings) as running:
         yield running
 
 
