@@ -51,5 +51,5 @@ def test_a_composed_picture_is_filled_with_the_pictures(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("text", ["12x12", "1280", "1280x", "0x720", "99999x10", "1e3x20"])
 def test_what_is_no_size(text: str) -> None:
-    with pytest.raises(UsageError, match="no size"):
+    with pytest.raises(UsageError, match="not a size"):
         by_size.parse_size(text)

@@ -141,7 +141,7 @@ def test_metrics_take_any_size(size: tuple[int, int]) -> None:
     assert metrics["st_lpips"] == pytest.approx(0, abs=1e-5) and metrics["psnr"] > 90
     assert np.isnan(metrics["ms_ssim"]) == (min(size) <= 160)
     assert features.shape == made.shape and len(features) >= 1
-    with pytest.raises(ValueError, match="one size"):
+    with pytest.raises(ValueError, match="the same size"):
         MetricSuite().measure(original, original[1:])
 
 
