@@ -28,8 +28,8 @@ AGAIN = 2
 MEMORY = 512
 """After this many calls the counts of all shapes are halved, so that they describe recent traffic."""
 RECORDING = threading.Lock()
-"""Held while a graph is recorded, and by whoever waits for a whole device or empties torch's cache. CUDA refuses both
-during a recording, whichever thread makes it, and spoils the recording too. Starting one does both."""
+"""Held by a thread that records a graph, synchronises a whole device or empties torch's cache. During a recording, CUDA
+refuses the other two in every thread, and the recording fails too. Starting a recording does both."""
 
 
 def empty_cache() -> None:

@@ -109,7 +109,7 @@ class PictureRequest:
 class File:
     """A picture file that answers a request. Its sender calls `spend` before it gives bytes to the link, with
     PIECE_HEAD_BYTES for each piece. They add up in `sent`, to at most `limit`: what the file costs if it is sent once,
-    or less where the hour has no more. `charge(bytes)` is told of them."""
+    or less where the hour has no more. `charge(bytes)` is called with each number of bytes."""
 
     data: bytes
     sent: int = 0

@@ -21,7 +21,7 @@ CRASH, HANG, EXHAUST = b"CRASH", b"HANG", b"EXHAUST"
 CRASH_AT_HEAD = b"CRASH AT HEAD"
 KILLED, KILLED_ONCE = b"KILLED", b"KILLED ONCE"
 BUSY = b"BUSY"
-"""Computes for ever. Each time adds a byte to a file `busy` in FOLDER."""
+"""Computes and never answers. Each attempt adds a byte to a file `busy` in FOLDER."""
 WAIT = b"WAIT"
 """Until there is a file `go` in FOLDER."""
 

@@ -120,7 +120,7 @@ def test_without_memory_the_cpu_takes_the_frame_and_the_gpu_the_next(bundle: Bun
     gpu.take_tally()
     full[0] = True
     assert encoded(codec, bundle) == wanted and gpu.take_tally() == Tally(cpu=6) and gpu.reason == ""
-    assert gpu._entropy.emptied == 6  # the arena of ONNX Runtime keeps all it has until it is told
+    assert gpu._entropy.emptied == 6  # ONNX Runtime's arena frees nothing by itself
     full[0] = False
     assert encoded(codec, bundle) == wanted and gpu.take_tally() == Tally(device=6)
 
