@@ -266,7 +266,8 @@ def try_it(stack: Stack, seconds: dict[str, float]) -> dict[str, Any]:
         stack.compose("kill", "-s", "SIGKILL", "cloud")
         ids += stack.post(EACH)
         waiting = ask(f"{stack.edge}/v1/status")["spool"]["frames"]
-        assert waiting == EACH, f"{waiting} frames wait in the spool"
+        # The kill can take the cloud's answers to the first frames with it; those frames wait again.
+        assert EACH <= waiting <= 2 * EACH, f"{waiting} frames wait in the spool"
         stack.compose("start", "cloud")
         ids += stack.post(EACH)
         until("all frames decoded", lambda: all(stack.stored().get(id) == "done" for id in ids))
