@@ -45,6 +45,7 @@ from edge_encoder.answers.hourly_budget import PIECE_HEAD_BYTES, REQUEST_BYTES, 
 from edge_encoder.answers.jpeg import LEAST_BYTES, jpeg_within
 from edge_encoder.encoding.encode_queue import EncodeQueue
 from edge_encoder.encoding.encoder import Encoded, Encoder
+from edge_encoder.encoding.picture_reader import ReadingCost
 from edge_encoder.errors import SpoolError
 from edge_encoder.metrics import Metrics
 from edge_encoder.originals.ring import CAMERA_QUALITY, Kept, OriginalRing
@@ -383,13 +384,12 @@ class Answerer:
         small the region is."""
         try:
             if isinstance(picture, bytes):
-                reader = self._encoder.reader
-                width, height = await reader.size_in_turn(picture, max_pixels=self._encoder.max_pixels)
+                cost = await self._encoder.reader.cost_in_turn(picture, max_pixels=self._encoder.max_pixels)
             else:
-                height, width, _ = picture.shape
+                cost = ReadingCost(picture.shape[0] * picture.shape[1], apart=False)
             while True:
                 try:
-                    return await self._queue.run(job, pixels=width * height)
+                    return await self._queue.run(job, pixels=cost.pixels, apart=cost.apart)
                 except Overloaded:
                     await asyncio.sleep(_PAUSE_SECONDS)
         except RateError as error:

@@ -20,24 +20,29 @@ _POLL_SECONDS = 0.02
 
 
 class EncodeQueue:
-    """At most `workers` jobs at a time, each in a thread of its pool, and at most `waiting` more in the queue.
+    """`workers` jobs at a time, each in a thread of its pool, and at most `waiting` more in the queue.
 
     Pictures over SMALL_PIXELS have at most `max_pixels` together while they are encoded; a larger one is the only one
     of them. They leave one worker, if there are several, and half of the queue to small pictures, which therefore do
-    not wait for all of them."""
+    not wait for all of them.
+
+    A job is `apart` when its picture is read in a separate process. That takes up to its deadline for a hostile file,
+    so one more job runs beside `workers` of those, and they leave a quarter of the queue to the others."""
 
     def __init__(self, workers: int, waiting: int, max_pixels: int) -> None:
         self.pixels = Budget(max_pixels)
         self._turns = FairQueue(self.pixels, Budget(sys.maxsize))
         self._large = 0
         self._large_workers = asyncio.Semaphore(max(1, workers - 1))
+        self._apart = 0
+        self._workers = {apart: asyncio.Semaphore(workers) for apart in (False, True)}
         self.pending = 0
         self.workers = workers
         self._limit = workers + waiting
         self._unbounded = 0  # how many of the pending jobs do not count against the limit
         self._seconds = 0.2  # smoothed time of one job
         self._begun: dict[object, float] = {}  # when each job now running began, monotonic
-        self._pool = ThreadPoolExecutor(workers, "encode")
+        self._pool = ThreadPoolExecutor(workers + 1, "encode")
 
     def check(self) -> None:
         """Raises Overloaded if run() would for a small picture."""
@@ -56,7 +61,7 @@ class EncodeQueue:
         """The estimated time of that many jobs, at least 1 s."""
         return max(1, math.ceil(jobs * self._seconds / self.workers))
 
-    async def run(self, job: Callable[[], T], *, pixels: int, unbounded: bool = False) -> T:
+    async def run(self, job: Callable[[], T], *, pixels: int, apart: bool = False, unbounded: bool = False) -> T:
         """Runs the job, whose picture has so many pixels, in a worker thread and returns its result. Raises Overloaded
         at once when the queue is full, unless the job is `unbounded`: the caller limits the number of those."""
         large = pixels > SMALL_PIXELS
@@ -64,23 +69,27 @@ class EncodeQueue:
             self.check()
             if large:
                 self._check(self._large, max(1, self._limit // 2))
-        counted = large and not unbounded
+            if apart:
+                self._check(self._apart, max(1, self._limit - max(1, self._limit // 4)))
+        counted = 0 if unbounded else 1
         self.pending += 1
         self._unbounded += unbounded
-        self._large += counted
-        task = asyncio.ensure_future(self._in_turn(job, pixels))
+        self._large += counted * large
+        self._apart += counted * apart
+        task = asyncio.ensure_future(self._in_turn(job, pixels, apart))
         # Counted until the job has ended, even when its client has hung up.
-        task.add_done_callback(functools.partial(self._done, unbounded, counted))
+        task.add_done_callback(functools.partial(self._done, unbounded, counted * large, counted * apart))
         return await asyncio.shield(task)
 
-    async def _in_turn(self, job: Callable[[], T], pixels: int) -> T:
+    async def _in_turn(self, job: Callable[[], T], pixels: int, apart: bool) -> T:
         if pixels <= SMALL_PIXELS:
-            return await asyncio.get_running_loop().run_in_executor(self._pool, self._timed, job)
+            return await self._work(job, apart)
         async with self._large_workers:
-            return await self._when_it_fits(job, pixels)
+            with await self._turns.enter("", pixels, math.inf):
+                return await self._work(job, apart)
 
-    async def _when_it_fits(self, job: Callable[[], T], pixels: int) -> T:
-        with await self._turns.enter("", pixels, math.inf):
+    async def _work(self, job: Callable[[], T], apart: bool) -> T:
+        async with self._workers[apart]:
             return await asyncio.get_running_loop().run_in_executor(self._pool, self._timed, job)
 
     def _timed(self, job: Callable[[], T]) -> T:
@@ -93,10 +102,11 @@ class EncodeQueue:
             del self._begun[mark]
             self._seconds += 0.1 * (time.monotonic() - begin - self._seconds)
 
-    def _done(self, unbounded: bool, counted: bool, future: asyncio.Future[T]) -> None:
+    def _done(self, unbounded: bool, large: int, apart: int, future: asyncio.Future[T]) -> None:
         self.pending -= 1
         self._unbounded -= unbounded
-        self._large -= counted
+        self._large -= large
+        self._apart -= apart
         if not future.cancelled():
             future.exception()  # retrieved, so that asyncio does not log it as never retrieved
 

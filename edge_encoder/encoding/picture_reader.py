@@ -32,7 +32,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -61,6 +61,14 @@ _LEAST_SHARE = 0.2
 """Of the time since it was asked, which a process that was not stopped has run. One of a busy box gets more."""
 REASONS = ("crash", "deadline", "memory")
 _REMEDY = "save it again as an ordinary JPEG and send that"
+
+
+class ReadingCost(NamedTuple):
+    """What the encode queue needs to know of a picture before it is read."""
+
+    pixels: int
+    apart: bool
+    """Read in a separate process."""
 
 
 class PictureReader:
@@ -129,6 +137,13 @@ class PictureReader:
             self._check_open()
             asked = self._heads.submit(self.size, data, max_pixels=max_pixels)
         return await asyncio.wrap_future(asked)
+
+    async def cost_in_turn(self, data: bytes, *, max_pixels: int) -> ReadingCost:
+        """What `load` will cost, from the loop. Raises what `size` does."""
+        import asyncio
+
+        width, height = await self.size_in_turn(data, max_pixels=max_pixels)
+        return ReadingCost(width * height, await asyncio.to_thread(self._is_apart, data))
 
     def exif(self, data: bytes) -> Image.Exif:
         """aeic.pixels.picture_exif. Also raises what `load` does."""

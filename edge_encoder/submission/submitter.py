@@ -26,6 +26,7 @@ from aeic.pixels import save_picture
 from aeic_service import tracing
 from edge_encoder.encoding.encode_queue import EncodeQueue
 from edge_encoder.encoding.encoder import Encoded, Encoder
+from edge_encoder.encoding.picture_reader import ReadingCost
 from edge_encoder.encoding.rate_control import RateControl
 from edge_encoder.errors import IdTaken
 from edge_encoder.metrics import Metrics
@@ -169,8 +170,10 @@ class Submitter:
             rate = self.rate_control.rate
         limits = asked.otherwise(self._limits)
         stretch = self._stretch if encode_request.stretch is None else encode_request.stretch
+        cost = await self._cost(picture)
         encoded = await self._queue.run(
-            pixels=await self._pixels(picture),
+            pixels=cost.pixels,
+            apart=cost.apart,
             job=functools.partial(
                 self._encoder.encode,
                 picture,
@@ -208,12 +211,11 @@ class Submitter:
         )
         return EncodedFrame(record, encoded, picture, stretch)
 
-    async def _pixels(self, picture: bytes | NDArray[np.uint8]) -> int:
-        """The pixels of a picture, as its header has them; InputError where the picture cannot be taken."""
+    async def _cost(self, picture: bytes | NDArray[np.uint8]) -> ReadingCost:
+        """What reading a picture costs, by its header; InputError where the picture cannot be taken."""
         if not isinstance(picture, bytes):
-            return picture.shape[0] * picture.shape[1]
-        width, height = await self._encoder.reader.size_in_turn(picture, max_pixels=self._encoder.max_pixels)
-        return width * height
+            return ReadingCost(picture.shape[0] * picture.shape[1], apart=False)
+        return await self._encoder.reader.cost_in_turn(picture, max_pixels=self._encoder.max_pixels)
 
     def _original(self, picture: bytes, encode_request: EncodeRequest, width: int, height: int) -> Original:
         return Original(

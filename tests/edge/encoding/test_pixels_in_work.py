@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from pathlib import Path
 
 import pytest
 
+from aeic.picture_files.headers import PNG
 from aeic_service.errors import Overloaded
 from edge_encoder import service as service_module
 from edge_encoder.encoding import encode_queue
@@ -58,6 +60,52 @@ async def test_large_pictures_leave_a_worker_to_small_ones(monkeypatch: pytest.M
     gate.set()
     assert await asyncio.gather(*tasks) == [True] * 4
     await queue.close()
+
+
+async def test_pictures_read_apart_leave_a_worker_and_places_in_the_queue_to_others() -> None:
+    queue = EncodeQueue(2, 6, max_pixels=10_000)
+    gate = threading.Event()
+    tasks = [asyncio.create_task(queue.run(lambda: gate.wait(10), pixels=50, apart=True)) for _ in range(6)]
+    await until(lambda: queue.pending == 6)
+    with pytest.raises(Overloaded):
+        await queue.run(lambda: None, pixels=50, apart=True)
+    for _ in range(3):
+        await queue.run(lambda: None, pixels=50)
+    gate.set()
+    assert await asyncio.gather(*tasks) == [True] * 6
+    for apart in (False, True):  # of one kind, no more than `workers` at a time
+        running, most = 0, 0
+
+        def job() -> None:
+            nonlocal running, most
+            running += 1
+            most = max(most, running)
+            time.sleep(0.02)
+            running -= 1
+
+        await asyncio.gather(*(queue.run(job, pixels=50, apart=apart) for _ in range(6)))
+        assert most == 2
+    await queue.close()
+
+
+async def test_slow_png_do_not_hold_a_jpeg(tiny_bundle: Path, tmp_path: Path) -> None:
+    async with edge(tmp_path, tiny_bundle, encode_workers=1, picture_process="auto") as (client, service):
+        gate, load = threading.Event(), service.reader.load
+
+        def slow(data: bytes, **options: object) -> object:
+            if data.startswith(PNG):
+                gate.wait(30)
+            return load(data, **options)  # type: ignore[arg-type]
+
+        service.reader.load = slow  # type: ignore[assignment, method-assign]
+        slow_ones = [
+            asyncio.create_task(client.post("/v1/frames", content=picture(64 + n, 48, form="PNG"))) for n in range(3)
+        ]
+        await until(lambda: service.queue.pending == 3)
+        assert (await client.post("/v1/frames", content=picture(64, 48, form="JPEG"))).status_code == 202
+        assert service.queue.pending == 3
+        gate.set()
+        assert [(await answer).status_code for answer in slow_ones] == [202] * 3
 
 
 async def test_the_service_counts_the_pixels_of_its_pictures(tiny_bundle: Path, tmp_path: Path) -> None:
