@@ -46,6 +46,7 @@ _VERSION = 3_007_000
 _LITTLE, _BIG = 0x377F0682, 0x377F0683
 _MOST_PARTS = 16  # of what lies behind the damage; each is read for itself
 _PAGE_SIZE = 4096  # SQLite's default, where the header cannot say it
+_GROWTH_PAGES = 4096  # by which a transaction that was never committed may have extended the database
 
 
 @dataclass(slots=True)
@@ -204,7 +205,7 @@ def _scan(raw: memoryview) -> Log:
         elif intact or (own_salt == salt and len(log.behind) < _MOST_PARTS):
             head, page = raw[offset : offset + 8], raw[start : start + log.page_size]
             explained = own_salt == salt and _one_word_explains(previous, head, order, page, own)
-            if intact:
+            if intact and not (explained and _is_torn_header(raw, offset, previous, log, order)):
                 log.damaged |= matches or explained
             elif not explained and log.behind:
                 log.behind.append([])
@@ -258,6 +259,30 @@ def _one_word_explains(before: bytes, head: memoryview, order: str, page: memory
     fibonacci = _fibonacci(count + 2)
     of_last, of_end = fibonacci[count - 1 :: -1], fibonacci[count:0:-1]
     return not last or not end or bool(np.any(of_end * np.uint32(last) == of_last * np.uint32(end)))
+
+
+def _is_torn_header(raw: memoryview, offset: int, before: bytes, log: Log, order: str) -> bool:
+    """Whether the frame at `offset` was whole until a write of a part of another header: with the number of another
+    page, and no commit, it gives a checksum from which the frame behind it verifies.
+
+    So it was the first of a transaction that was never committed, and the next transaction was torn in its first bytes.
+    One word may seem to explain the mismatch then, since page numbers change only the high bytes of the checksum.
+    """
+    step = _FRAME.size + log.page_size
+    behind = offset + step
+    if behind + step > len(raw) or raw[offset + 8 : offset + 16] != raw[behind + 8 : behind + 16]:
+        return False
+    start = offset + _FRAME.size
+    base = struct.unpack(">II", _checksum(before, memoryview(bytes(8)), order, raw[start:behind]))
+    words = np.arange(1, log.pages + _GROWTH_PAGES, dtype=">u4").view(f"{order}u4").astype(np.uint32)
+    count = 2 + log.page_size // 4
+    fibonacci = _fibonacci(count + 2)
+    last, end = (np.uint32(base[k]) + words * fibonacci[count - 1 + k] for k in (0, 1))
+    head, page = raw[behind : behind + 8], raw[behind + _FRAME.size : behind + step]
+    rest = struct.unpack(">II", _checksum(bytes(8), head, order, page))
+    stored = struct.unpack(">II", _FRAME.unpack_from(raw, behind)[3])
+    found = [np.uint32(rest[k]) + last * fibonacci[count - 1 + k] + end * fibonacci[count + k] for k in (0, 1)]
+    return bool(np.any((found[0] == stored[0]) & (found[1] == stored[1])))
 
 
 @functools.cache

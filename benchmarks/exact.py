@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -72,6 +73,8 @@ def compare(model: IntegerModel, elements: int, device: str, seed: int) -> dict[
                 different[f"torch {part}"] += int((ours[row] != want[0]).sum())
             found["coded"] += int((expected[1] >= 0).sum())
         found["elements"] += y.size
+        print(f"\r{found['elements']:,} of {elements:,} elements", end="", file=sys.stderr, flush=True)
+    print(file=sys.stderr)
     return found | {"different": different, "equal": not any(different.values())}
 
 

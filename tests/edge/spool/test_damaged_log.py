@@ -59,6 +59,40 @@ def test_a_torn_last_transaction_is_no_damage(tmp_path: Path, commit: int, behin
     spool.close()
 
 
+def test_a_header_that_was_torn_over_a_transaction_without_commit_is_no_damage(tmp_path: Path) -> None:
+    """The number of another page changes only the high bytes of the checksum, as one changed word could."""
+    kept, _ = killed(tmp_path / "spool", 60)
+    log = tmp_path / "spool" / "spool.sqlite3-wal"
+    raw = bytearray(log.read_bytes())
+    raw += bytes(frame(raw, -9)) + bytes(frame(raw, -5)) + bytes(frame(raw, -3))
+    for index in (-3, -2, -1):  # three frames of a transaction that was killed before its commit
+        seal(raw, index, 0)
+    header = (12).to_bytes(4, "big") + (30).to_bytes(4, "big") + bytes(frame(raw, -4)[8:16]) + b"\x3f" * 8
+    for torn in range(1, 24):
+        written = bytearray(raw)
+        frame(written, -3)[:torn] = header[:torn]
+        log.write_bytes(written)
+        found = wal.scan(log)
+        assert found is not None and not found.damaged, torn
+    spool = Spool(tmp_path / "spool")
+    assert present(spool) == kept and spool.unreadable == 0 and not spool.recoveries()
+    spool.close()
+
+
+@pytest.mark.parametrize("bit", [0, 13, 31])
+def test_a_flipped_bit_before_a_transaction_without_commit_is_damage(tmp_path: Path, bit: int) -> None:
+    killed(tmp_path / "spool", 60)
+    log = tmp_path / "spool" / "spool.sqlite3-wal"
+    raw = bytearray(log.read_bytes())
+    raw += bytes(frame(raw, -9)) + bytes(frame(raw, -5))
+    for index in (-2, -1):
+        seal(raw, index, 0)
+    frame(raw, -3)[24 + 400 + bit // 8] ^= 1 << bit % 8  # the last commit's
+    log.write_bytes(raw)
+    found = wal.scan(log)
+    assert found is not None and found.damaged
+
+
 @pytest.mark.parametrize("index", [True, False])
 def test_a_damaged_last_commit_loses_no_whole_record(tmp_path: Path, index: bool) -> None:
     """With SQLite's index of the log the commit is known to have been whole; without it, it may have been torn."""
