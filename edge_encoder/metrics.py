@@ -169,7 +169,9 @@ class Metrics:
         )
         self.in_flight = Gauge("aeic_edge_in_flight_frames", "Sent and not yet acknowledged.", registry=registry)
         self.connected = Gauge(
-            "aeic_edge_uplink_connected", "1 while the stream to the cloud is open.", registry=registry
+            "aeic_edge_uplink_connected",
+            "1 while the stream to the cloud is open. Absent without AEIC_EDGE_CLOUD_ADDRESS.",
+            registry=registry,
         )
         self.reconnects = Counter(
             "aeic_edge_uplink_failures_total", "Streams that ended, by cause.", ["cause"], registry=registry

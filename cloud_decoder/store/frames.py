@@ -33,7 +33,7 @@ from cloud_decoder.tiling import tile_shape
 
 log = logging.getLogger(__name__)
 
-DAMAGED = "its stored bytes have changed since they arrived"
+DAMAGED = "its stored bytes have changed since they arrived: restore the store from a backup"
 """The reason of frames whose bitstream does not have its digest any more."""
 PRUNED = "pruned by retention"
 DELETED = "deleted by a client"
@@ -166,7 +166,7 @@ class Frames:
         if found is None or found.bitstream is None:
             return None
         if not intact(found):
-            raise StoredDamage(f"frame {frame}: {DAMAGED}: restore the store from a backup")
+            raise StoredDamage(f"frame {frame}: {DAMAGED}")
         return bytes(found.bitstream)
 
     def page(

@@ -72,6 +72,8 @@ class Uplink:
         self._spool = spool
         self._settings = settings
         self._metrics = metrics
+        if not settings.cloud_address:  # an edge that never sends is not disconnected
+            metrics.registry.unregister(metrics.connected)
         if settings.token and settings.token.get_secret_value() and not settings.tls:
             log.warning("the token travels unencrypted; set AEIC_EDGE_TLS=1 outside a trusted network")
         self._hello = _hello(settings, identity)

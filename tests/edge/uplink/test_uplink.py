@@ -15,6 +15,7 @@ from edge_encoder.errors import SpoolError
 from edge_encoder.spool.record import State
 from edge_encoder.uplink import stream
 from tests.support.edge_fakes import FakeCloud, Proxy, serving
+from tests.support.in_process import edge
 from tests.support.spooled import new_record, state_of
 from tests.support.uplink import DIGEST, exactly, put_frames, shipping
 from tests.support.waiting import until
@@ -130,6 +131,12 @@ async def test_cloud_that_is_down_and_comes_back(tmp_path: Path) -> None:
         async with serving(cloud, address):
             await until(lambda: spool.pending_frames == 0)
         assert exactly(cloud, records)
+
+
+async def test_an_edge_without_a_cloud_is_not_shown_as_disconnected(tiny_bundle: Path, tmp_path: Path) -> None:
+    for address, shown in (("", 0), ("127.0.0.1:1", 1)):
+        async with edge(tmp_path / f"edge{shown}", tiny_bundle, cloud_address=address) as (client, _):
+            assert (await client.get("/metrics")).text.count("\naeic_edge_uplink_connected 0.0\n") == shown
 
 
 @pytest.mark.parametrize(
