@@ -40,7 +40,7 @@ from edge_encoder.originals.cipher import Cipher
 from edge_encoder.originals.ring import OriginalRing
 from edge_encoder.settings import EdgeSettings
 from edge_encoder.source_status import SourceStatus
-from edge_encoder.spool.record import Entry, State
+from edge_encoder.spool.record import Change, Entry, State
 from edge_encoder.spool.spool import Spool
 from edge_encoder.submission.deferred_encoder import DeferredEncoder
 from edge_encoder.submission.delivery_waiters import DeliveryWaiters
@@ -310,20 +310,20 @@ class EdgeService:
 
     # -- from the spool ----------------------------------------------------------------------------------------
 
-    def _on_change(self, ident: uuid.UUID, state: State, reason: str) -> None:
+    def _on_change(self, change: Change) -> None:
         with contextlib.suppress(RuntimeError):  # the loop has ended, and all waits with it
-            self._loop.call_soon_threadsafe(self._changed, ident, state, reason)
+            self._loop.call_soon_threadsafe(self._changed, change)
 
-    def _changed(self, ident: uuid.UUID, state: State, reason: str) -> None:
+    def _changed(self, change: Change) -> None:
+        ident, state, reason = change.id, change.state, change.reason
         if state is State.RECEIVED:
             self.deferred_encoder.wake()
             return
         if state is State.SPOOLED:
             self.uplink.wake()
             return
-        if state is State.DROPPED:
-            word = {"spool": "full", "too": "age"}.get(reason.partition(" ")[0], "damaged")
-            self.metrics.dropped.labels(word).inc()
+        if change.drop is not None:
+            self.metrics.dropped.labels(change.drop.value).inc()
             log.warning("frame %s dropped: %s", ident, reason)
         elif state is State.FAILED:
             self.metrics.failed.inc()

@@ -22,7 +22,7 @@ from edge_encoder.spool.clock import SpoolClock
 from edge_encoder.spool.leases import Leases
 from edge_encoder.spool.originals import ENTRY as ORIGINAL
 from edge_encoder.spool.originals import Originals
-from edge_encoder.spool.record import Entry, FullPolicy, Original, Record, State
+from edge_encoder.spool.record import Change, DropCause, Entry, FullPolicy, Original, Record, State
 from edge_encoder.spool.system import System
 from edge_encoder.spool.tables import FINISHED, WAITING
 
@@ -33,7 +33,7 @@ ENTRY = (
 """The columns of an Entry, in its order."""
 KNOWN = f"SELECT {ENTRY} FROM frames WHERE id = ?1 UNION ALL SELECT {ORIGINAL} FROM originals WHERE id = ?1"
 """The row of the Entry of an id."""
-Changes = list[tuple[uuid.UUID, State, str]]
+Changes = list[Change]
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,13 +79,13 @@ class Ledger:
             return known
         cost = tables.cost(record)
         for ident in self._victims(connection, cost, record.priority, drops):
-            self.finish(connection, ident, State.DROPPED, f"spool full, {self.limits.full_policy}", changes)
+            self._drop(connection, ident, DropCause.FULL, f"spool full, {self.limits.full_policy}", changes)
         arrived = self.originals.arrived_ms(connection, record.id)
         self._clear(connection, known)
         tables.insert(connection, record, self._clock.now_ms() if arrived is None else arrived)
         self.frames += 1
         self.bytes += cost
-        changes.append((record.id, State.SPOOLED, ""))
+        changes.append(Change(record.id, State.SPOOLED))
         return self.entry(connection.execute(KNOWN, (record.id.bytes,)).fetchone())
 
     def receive(self, connection: sqlite3.Connection, original: Original, changes: Changes) -> Entry:
@@ -95,7 +95,7 @@ class Ledger:
             return known
         self._clear(connection, known)
         self.originals.insert(connection, original, self._clock.now_ms())
-        changes.append((original.id, State.RECEIVED, ""))
+        changes.append(Change(original.id, State.RECEIVED))
         return self.entry(connection.execute(KNOWN, (original.id.bytes,)).fetchone())
 
     def _known(self, connection: sqlite3.Connection, ident: uuid.UUID, picture_crc: int) -> Entry | None:
@@ -138,40 +138,44 @@ class Ledger:
             " AEIC_EDGE_SPOOL_MAX_BYTES or change AEIC_EDGE_SPOOL_FULL_POLICY"
         )
 
-    def finish(self, connection: sqlite3.Connection, ident: bytes, state: State, reason: str, changes: Changes) -> bool:
+    def finish(self, connection: sqlite3.Connection, change: Change, changes: Changes) -> bool:
         """Marks a frame or an original as DELIVERED, REJECTED, DROPPED or FAILED; False if it was finished before."""
+        ident, state = change.id.bytes, change.state
         row = connection.execute("SELECT state, cost FROM frames WHERE id = ?", (ident,)).fetchone()
         if row is None:
-            return self._give_up(connection, ident, state, reason, changes)
+            return self._give_up(connection, change, changes)
         # A frame that was dropped while its acknowledgement was on the way has been delivered.
         if not (row[0] == State.SPOOLED or (row[0] == State.DROPPED and state is State.DELIVERED)):
             return False
         connection.execute(
             "UPDATE frames SET state = ?, reason = ?, finished_ms = ?, record = NULL WHERE id = ?",
-            (state.value, reason[:500], int(self._system.wall_seconds() * 1000), ident),
+            (state.value, change.reason[:500], int(self._system.wall_seconds() * 1000), ident),
         )
         if row[0] == State.SPOOLED:
             self.frames -= 1
             self.bytes -= row[1]
             self.history += 1
-        changes.append((uuid.UUID(bytes=ident), state, reason))
+        changes.append(change)
         return True
 
-    def _give_up(
-        self, connection: sqlite3.Connection, ident: bytes, state: State, reason: str, changes: Changes
+    def _drop(
+        self, connection: sqlite3.Connection, ident: bytes, cause: DropCause, reason: str, changes: Changes
     ) -> bool:
+        return self.finish(connection, Change(uuid.UUID(bytes=ident), State.DROPPED, reason, cause), changes)
+
+    def _give_up(self, connection: sqlite3.Connection, change: Change, changes: Changes) -> bool:
         """Turns an original into the history of a frame."""
         moved = connection.execute(
             "INSERT INTO frames (id, state, priority, cost, size, width, height, rate, picture_crc, created_ms,"
             " finished_ms, reason) SELECT id, ?, priority, 0, 0, width, height, 0, picture_crc, created_ms, ?, ?"
             " FROM originals WHERE id = ?",
-            (state.value, int(self._system.wall_seconds() * 1000), reason[:500], ident),
+            (change.state.value, int(self._system.wall_seconds() * 1000), change.reason[:500], change.id.bytes),
         )
         if not moved.rowcount:
             return False
-        self.originals.remove(connection, ident)
+        self.originals.remove(connection, change.id.bytes)
         self.history += 1
-        changes.append((uuid.UUID(bytes=ident), state, reason))
+        changes.append(change)
         return True
 
     def expire(self, connection: sqlite3.Connection, max_age_seconds: float, changes: Changes) -> int:
@@ -182,7 +186,7 @@ class Ledger:
             " UNION ALL SELECT id FROM originals WHERE arrived_ms < ?1"
         )
         rows = connection.execute(query, (limit,)).fetchall()
-        return sum(self.finish(connection, row[0], State.DROPPED, "too old", changes) for row in rows)
+        return sum(self._drop(connection, row[0], DropCause.AGE, "too old", changes) for row in rows)
 
     def prune(self, connection: sqlite3.Connection) -> None:
         """Deletes the oldest finished frames beyond history_frames."""

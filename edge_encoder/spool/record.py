@@ -61,6 +61,15 @@ class CapturedFrom(enum.IntEnum):
     CLOCK = 4
 
 
+class DropCause(enum.StrEnum):
+    """Why a frame was dropped. The values are those of the label `reason` of aeic_edge_dropped_total, which alerts and
+    dashboards use, so they never change; the text in Entry.reason is for people."""
+
+    FULL = "full"
+    AGE = "age"
+    DAMAGED = "damaged"
+
+
 FINAL = (State.DELIVERED, State.REJECTED, State.DROPPED, State.FAILED)
 
 
@@ -155,6 +164,16 @@ class Entry:
     reason: str
     original_width: int = 0
     original_height: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """The new state of a frame or original, and the reason as a text; `drop` is set for DROPPED and for no other."""
+
+    id: uuid.UUID
+    state: State
+    reason: str = ""
+    drop: DropCause | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -36,7 +36,9 @@ from edge_encoder.spool.reader import Reader
 from edge_encoder.spool.record import (
     CLOCK_IS_SET_MS,
     CapturedFrom,
+    Change,
     DamagedRecord,
+    DropCause,
     Entry,
     FullPolicy,
     Original,
@@ -55,8 +57,8 @@ log = logging.getLogger("aeic.edge.spool")
 
 
 class Spool:
-    """The outbox of one edge in `folder`. Thread safe. `on_change(id, state, reason)` is called from the writer's
-    thread after each commit. `unreadable` counts frames lost to damage, since the start.
+    """The outbox of one edge in `folder`. Thread safe. `on_change` is called from the writer's thread
+    with each change, after its commit. `unreadable` counts frames lost to damage, since the start.
 
     SpoolError when another edge uses the folder or its disk does not work, SpoolFull when a recovery needs more room.
     """
@@ -68,7 +70,7 @@ class Spool:
         max_bytes: int = _LIMITS.max_bytes,
         full_policy: FullPolicy = _LIMITS.full_policy,
         history_frames: int = _LIMITS.history_frames,
-        on_change: Callable[[uuid.UUID, State, str], None] | None = None,
+        on_change: Callable[[Change], None] | None = None,
         system: System | None = None,
     ) -> None:
         self.path = folder / "spool.sqlite3"
@@ -125,11 +127,12 @@ class Spool:
         return self._change(put)
 
     def finish(self, ident: uuid.UUID, state: State, reason: str = "") -> Future[bool]:
-        """Marks a frame or original DELIVERED, REJECTED, DROPPED or FAILED and frees its bytes; False if it was
-        finished before."""
-        return self._change(
-            lambda connection, changes: self._ledger.finish(connection, ident.bytes, state, reason, changes)
-        )
+        """Marks a frame or original DELIVERED, REJECTED or FAILED and frees its bytes; False if it was finished
+        before."""
+        return self._finish(Change(ident, state, reason))
+
+    def _finish(self, change: Change) -> Future[bool]:
+        return self._change(lambda connection, changes: self._ledger.finish(connection, change, changes))
 
     def expire(self, max_age_seconds: float) -> Future[int]:
         """Drops frames and originals that have been here for longer, by the machine's uptime and not by its wall clock
@@ -209,7 +212,8 @@ class Spool:
         if ident not in self._given_up:
             self._given_up.add(ident)
             self.unreadable += 1
-        return self.finish(uuid.UUID(bytes=ident), State.DROPPED, f"damaged on disk: {error}")
+        reason = f"damaged on disk: {error}"
+        return self._finish(Change(uuid.UUID(bytes=ident), State.DROPPED, reason, DropCause.DAMAGED))
 
     def next_original(self) -> tuple[Original, int] | None:
         """The original to encode now, most urgent first, then oldest, and the number of this attempt. It must be put,
@@ -388,13 +392,13 @@ class Spool:
             return apply(connection, changes)
 
         def after() -> None:
-            for ident, state, reason in changes:
-                if state is not State.SPOOLED:
-                    self._leases.forget(ident.bytes)
-                if state is not State.RECEIVED:
-                    self._encoding.forget(ident.bytes)
+            for change in changes:
+                if change.state is not State.SPOOLED:
+                    self._leases.forget(change.id.bytes)
+                if change.state is not State.RECEIVED:
+                    self._encoding.forget(change.id.bytes)
                 if self.on_change is not None:
-                    self.on_change(ident, state, reason)
+                    self.on_change(change)
 
         return self._writer.submit(Op(run, after))
 

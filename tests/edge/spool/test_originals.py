@@ -34,7 +34,7 @@ def test_an_original_survives_its_row_and_every_flipped_bit_is_found() -> None:
 
 def test_an_original_becomes_a_frame_and_is_never_both(tmp_path: Path) -> None:
     seen: list[State] = []
-    spool = Spool(tmp_path, on_change=lambda ident, state, reason: seen.append(state))
+    spool = Spool(tmp_path, on_change=lambda change: seen.append(change.state))
     kept = new_original()
     assert spool.receive(kept).result(5).state is State.RECEIVED
     assert (spool.originals, spool.pending_frames) == (1, 0) and spool.original_bytes > 20_000

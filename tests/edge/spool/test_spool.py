@@ -39,7 +39,7 @@ def test_a_record_survives_its_bytes_and_every_flipped_bit_is_found() -> None:
 
 def test_a_frame_goes_through_its_states(tmp_path: Path) -> None:
     seen = []
-    spool = Spool(tmp_path, on_change=lambda ident, state, reason: seen.append(state))
+    spool = Spool(tmp_path, on_change=lambda change: seen.append(change.state))
     record = new_record()
     put(spool, record)
     entry = spool.get(record.id)
@@ -119,7 +119,7 @@ def test_full_drops_by_the_declared_rule_and_says_so(tmp_path: Path, policy: Ful
         tmp_path,
         max_bytes=10_000,
         full_policy=policy,
-        on_change=lambda ident, state, reason: dropped.append((ident, reason)) if state is State.DROPPED else None,
+        on_change=lambda change: dropped.append((change.id, change.reason)) if change.drop else None,
     )
     records = [new_record(i, priority=p) for i, p in enumerate([5, 5, 1, 5, 5])]
     for record in records:
