@@ -208,18 +208,18 @@ def latents(source: str, target: str, *, bundle: Path | None, threads: int, forc
     def work(job: Job) -> None:
         files.refuse_overwrite(job.target, force)
         codec = LatentCodec(Bundle.load(bundle), threads)
-        coded = codec.decode_coded(files.read(job.source))
+        decoded = codec.decode_symbols(files.read(job.source))
         arrays = {
-            "y_hat": coded.y_hat,
-            "inverse_gains": codec.bundle.tables.inverse_gains[coded.frame.rate],
-            "symbols": coded.symbols,
-            "z_symbols": coded.z_symbols,
-            "size": np.array([coded.frame.height, coded.frame.width], np.int32),
+            "y_hat": decoded.y_hat,
+            "inverse_gains": codec.bundle.tables.inverse_gains[decoded.frame.rate],
+            "symbols": decoded.symbols,
+            "z_symbols": decoded.z_symbols,
+            "size": np.array([decoded.frame.height, decoded.frame.width], np.int32),
         }
         buffer = io.BytesIO()
         np.savez(buffer, **arrays)
         files.write(job.target, buffer.getvalue(), force)
         if job.target != PIPE:
-            print(coded.digest)
+            print(decoded.digest)
 
     return output.each([files.one(source, target)], work)
