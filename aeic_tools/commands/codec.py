@@ -42,8 +42,8 @@ class SizeOptions:
 
 
 @dataclass(frozen=True)
-class Synthesis:
-    """What decodes: as in Decoder.from_bundle and DecoderSettings."""
+class DecodeOptions:
+    """How frames are decoded: as in Decoder.from_bundle and DecoderSettings."""
 
     device: str = "auto"
     official_tiling: bool = False
@@ -109,7 +109,7 @@ def encode(
     return output.each_with_bar(jobs, work) if bar else output.each(jobs, work)
 
 
-def decode(source: str, target: str, picture_format: str | None, synthesis: Synthesis, options: Options) -> int:
+def decode(source: str, target: str, picture_format: str | None, decoding: DecodeOptions, options: Options) -> int:
     """Frames to pictures. The format is the target's suffix, or ``picture_format``; png for a pipe or a folder."""
     suffix = f".{(picture_format or 'png').lower()}"
     jobs = files.plan(source, target, (".aeic",), suffix)
@@ -119,11 +119,11 @@ def decode(source: str, target: str, picture_format: str | None, synthesis: Synt
         from aeic.pixels import save_picture
         from cloud_decoder.inference.decoder import Decoder, DecoderSettings
     try:
-        settings = DecoderSettings(threads=options.threads, official_tiling=synthesis.official_tiling)
-        decoder = Decoder.from_bundle(options.bundle, synthesis.device, settings)
+        settings = DecoderSettings(threads=options.threads, official_tiling=decoding.official_tiling)
+        decoder = Decoder.from_bundle(options.bundle, decoding.device, settings)
     except (ValueError, RuntimeError, AssertionError) as error:  # not known, or nothing that torch can open here
         raise UsageError(
-            f"--device {synthesis.device}: {str(error).splitlines()[0]}; leave it out, or use onnx"
+            f"--device {decoding.device}: {str(error).splitlines()[0]}; leave it out, or use onnx"
         ) from error
 
     def work(job: Job) -> None:
