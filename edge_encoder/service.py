@@ -31,9 +31,9 @@ from edge_encoder.answers.answerer import Answerer, AnswerLimits, PictureSources
 from edge_encoder.bundle_update.trial import Trial
 from edge_encoder.encoding.encode_queue import EncodeQueue
 from edge_encoder.encoding.encoder import Encoder
+from edge_encoder.encoding.link_adaptation import LinkAdaptation
 from edge_encoder.encoding.picture_process import read_bytes
 from edge_encoder.encoding.picture_reader import PictureReader
-from edge_encoder.encoding.rate_control import RateControl
 from edge_encoder.errors import SpoolError
 from edge_encoder.metrics import Metrics
 from edge_encoder.originals.cipher import Cipher
@@ -105,7 +105,7 @@ class EdgeService:
         self.uplink: Uplink
         self.ring: OriginalRing | None = None
         self.answerer: Answerer | None = None
-        self.rate_control: RateControl | None = None
+        self.link_adaptation: LinkAdaptation | None = None
         self.sources: list[SourceStatus] = []
         self.cameras: dict[str, TakePicture] = {}
         """Live cameras, by their source."""
@@ -155,9 +155,9 @@ class EdgeService:
             ),
         )
         if settings.target_age_seconds:
-            self.rate_control = RateControl(bundle.default_rate, settings.target_age_seconds)
+            self.link_adaptation = LinkAdaptation(bundle.default_rate, settings.target_age_seconds)
         self.submitter = Submitter(self.encoder, self.queue, self.spool, self.waiting, self.metrics, settings)
-        self.submitter.rate_control = self.rate_control
+        self.submitter.link_adaptation = self.link_adaptation
         self.submitter.ring = self.ring
         self.deferred_encoder = DeferredEncoder(
             self.spool,
@@ -350,13 +350,13 @@ class EdgeService:
             if self.settings.spool_max_age_seconds:
                 with contextlib.suppress(SpoolError):
                     await asyncio.wrap_future(self.spool.expire(self.settings.spool_max_age_seconds))
-            if self.rate_control is not None:
+            if self.link_adaptation is not None:
                 with contextlib.suppress(SpoolError):
                     # Originals wait for the encoder, not for the link.
                     age = functools.partial(self.spool.oldest_age_seconds, originals=False)
                     oldest = await asyncio.to_thread(age)
-                    before = self.rate_control.rate
-                    after = self.rate_control.observe(
+                    before = self.link_adaptation.rate
+                    after = self.link_adaptation.observe(
                         time.monotonic(), oldest, self.spool.pending_bytes, self.uplink.delivered_bytes
                     )
                     if after != before:

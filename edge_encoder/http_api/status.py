@@ -119,7 +119,7 @@ def refresh_gauges(service: EdgeService) -> None:
 
 
 def _default_rate(service: EdgeService) -> int:
-    return service.rate_control.rate if service.rate_control else service.encoder.bundle.default_rate
+    return service.link_adaptation.rate if service.link_adaptation else service.encoder.bundle.default_rate
 
 
 def _oldest_seconds(service: EdgeService) -> float | None:

@@ -26,8 +26,8 @@ from aeic.pixels import save_picture
 from aeic_service import tracing
 from edge_encoder.encoding.encode_queue import EncodeQueue
 from edge_encoder.encoding.encoder import Encoded, Encoder
+from edge_encoder.encoding.link_adaptation import LinkAdaptation
 from edge_encoder.encoding.picture_reader import ReadingCost
-from edge_encoder.encoding.rate_control import RateControl
 from edge_encoder.errors import IdTaken
 from edge_encoder.metrics import Metrics
 from edge_encoder.originals.ring import CAMERA_QUALITY, Kept, OriginalRing
@@ -51,7 +51,7 @@ class EncodedFrame:
 
 
 class Submitter:
-    """Used in one asyncio loop. Pictures that ask for no rate point get that of `rate_control`; without one, the
+    """Used in one asyncio loop. Pictures that ask for no rate point get that of `link_adaptation`; without one, the
     bundle's default. With a `ring`, the originals of spooled frames are kept there."""
 
     def __init__(
@@ -63,7 +63,7 @@ class Submitter:
         metrics: Metrics,
         settings: EdgeSettings,
     ) -> None:
-        self.rate_control: RateControl | None = None
+        self.link_adaptation: LinkAdaptation | None = None
         self.ring: OriginalRing | None = None
         self._encoder = encoder
         self._queue = queue
@@ -166,8 +166,8 @@ class Submitter:
     ) -> EncodedFrame:
         rate: str | int | None = encode_request.rate
         asked = encode_request.limits
-        if rate is None and asked.max_bytes is None and asked.target_bytes is None and self.rate_control is not None:
-            rate = self.rate_control.rate
+        if rate is None and asked.max_bytes is None and asked.target_bytes is None and self.link_adaptation is not None:
+            rate = self.link_adaptation.rate
         limits = asked.otherwise(self._limits)
         stretch = self._stretch if encode_request.stretch is None else encode_request.stretch
         cost = await self._cost(picture)

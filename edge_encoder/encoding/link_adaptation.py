@@ -19,7 +19,7 @@ _UP_AT = 0.25
 _SMOOTHING_SECONDS = 10.0
 
 
-class RateControl:
+class LinkAdaptation:
     """Rate points 0..ceiling; begins at the ceiling. Times are seconds of any steady clock."""
 
     def __init__(self, ceiling: int, target_age_seconds: float) -> None:
