@@ -163,7 +163,7 @@ class EdgeService:
             self.spool,
             self.queue,
             self.submitter,
-            max_originals=settings.received_max_frames,
+            max_received=settings.received_max_frames,
             max_bytes=settings.received_max_bytes,
         )
         start = self.supervisor.start
@@ -183,7 +183,7 @@ class EdgeService:
             self.encoder.analysis.provider,
             warm,
             self.spool.pending_frames,
-            self.spool.originals,
+            self.spool.received_pictures,
         )
 
     def _load(self, path: Path | None) -> float:
@@ -244,7 +244,7 @@ class EdgeService:
         which one may be larger than all together."""
         settings, spool = self.settings, self.spool
         received = max(settings.received_max_bytes, settings.max_body_bytes)
-        return max(0, settings.spool_max_bytes - spool.pending_bytes) + max(0, received - spool.original_bytes)
+        return max(0, settings.spool_max_bytes - spool.pending_bytes) + max(0, received - spool.received_bytes)
 
     async def take(self, picture: bytes | NDArray[np.uint8], encode_request: EncodeRequest) -> Accepted:
         """Encodes and spools one picture: Submitter.take."""
@@ -272,7 +272,7 @@ class EdgeService:
     async def report(self) -> Report:
         """The health of the box, for the cloud. Unlike :meth:`problem` it writes nothing to the disk. It holds no texts
         of errors, which may contain the address of a camera."""
-        waiting = self.spool.pending_frames + self.spool.originals
+        waiting = self.spool.pending_frames + self.spool.received_pictures
         oldest = await asyncio.to_thread(self.spool.oldest_age_seconds) if waiting else 0
         problems = [self.spool.problem, self.deferred_encoder.problem]
         problems += [
@@ -305,7 +305,9 @@ class EdgeService:
             self.answerer.close()
         await asyncio.to_thread(self.spool.close)
         log.info(
-            "stopped; %d frames and %d originals stay in the spool", self.spool.pending_frames, self.spool.originals
+            "stopped; %d frames and %d originals stay in the spool",
+            self.spool.pending_frames,
+            self.spool.received_pictures,
         )
 
     # -- from the spool ----------------------------------------------------------------------------------------
@@ -352,8 +354,8 @@ class EdgeService:
                     await asyncio.wrap_future(self.spool.expire(self.settings.spool_max_age_seconds))
             if self.link_adaptation is not None:
                 with contextlib.suppress(SpoolError):
-                    # Originals wait for the encoder, not for the link.
-                    age = functools.partial(self.spool.oldest_age_seconds, originals=False)
+                    # Received pictures wait for the encoder, not for the link.
+                    age = functools.partial(self.spool.oldest_age_seconds, received=False)
                     oldest = await asyncio.to_thread(age)
                     before = self.link_adaptation.rate
                     after = self.link_adaptation.observe(

@@ -21,7 +21,7 @@ from edge_encoder.uplink.stream import Report
 from tests.support.edge_process import EdgeProcess
 from tests.support.in_process import edge
 from tests.support.pictures import picture
-from tests.support.spooled import new_original, new_record
+from tests.support.spooled import new_received, new_record
 from tests.support.waiting import until
 
 
@@ -59,7 +59,7 @@ async def test_every_drop_is_counted_under_its_cause(tmp_path: Path, tiny_bundle
         assert len(spool.lease(9)) == 1
         await until(lambda: counts() == {"full": 1, "age": 0, "damaged": 1})
 
-        await asyncio.wrap_future(spool.receive(new_original()))
+        await asyncio.wrap_future(spool.receive(new_received()))
         assert await asyncio.wrap_future(spool.expire(-1)) == 2
         await until(lambda: counts() == {"full": 1, "age": 2, "damaged": 1})
 

@@ -11,9 +11,9 @@ import pytest
 
 from aeic.identifiers import new_id, parse_id
 from edge_encoder.errors import IdTaken, SpoolError, SpoolFull
-from edge_encoder.spool.record import CapturedFrom, DamagedRecord, FullPolicy, Original, Record, State
+from edge_encoder.spool.record import CapturedFrom, DamagedRecord, FullPolicy, ReceivedPicture, Record, State
 from edge_encoder.spool.spool import Spool
-from tests.support.spooled import new_original, new_record, put, state_of
+from tests.support.spooled import new_received, new_record, put, state_of
 
 
 def test_ids_are_uuid7_and_rise() -> None:
@@ -204,7 +204,7 @@ def test_what_describes_the_picture_survives_a_restart_and_is_no_part_of_the_rec
     # So an earlier release reads the spool after a rollback.
     bare = replace(record, original_width=0, original_height=0, captured_from=CapturedFrom.UNKNOWN)
     assert Record.parse(record.to_bytes()) == bare
-    original = new_original()
-    assert b"max_side" not in original.meta()
-    limited = replace(original, max_side=640)
-    assert Original.parse(limited.meta(), limited.check(limited.meta()), limited.picture) == limited
+    received = new_received()
+    assert b"max_side" not in received.meta()
+    limited = replace(received, max_side=640)
+    assert ReceivedPicture.parse(limited.meta(), limited.check(limited.meta()), limited.picture) == limited
