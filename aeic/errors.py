@@ -23,10 +23,12 @@ from __future__ import annotations
 
 
 class AeicError(Exception):
-    """Root of the tree. ``exit_code`` is the command line's, ``http_status`` the services'."""
+    """Root of the tree. ``exit_code`` is the command line's, ``http_status`` the services'; ``problem_type`` names the
+    error in their answers, if its class has been renamed."""
 
     exit_code = 1
     http_status = 500
+    problem_type = ""
 
 
 class InputError(AeicError):

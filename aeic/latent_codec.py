@@ -57,7 +57,7 @@ class Latents:
 
 
 @dataclass(frozen=True)
-class Coded:
+class DecodedSymbols:
     """A decoded frame as the specification defines it: everything is in the units that were coded.
 
     ``z_symbols`` (Cz, hz, wz) int32, ``symbols`` (M, h, w) int16, ``y_hat`` (M, h, w) float32 before the gain is
@@ -137,10 +137,10 @@ class LatentCodec:
         return replace(frame, payload=payload).to_bytes()
 
     def decode(self, data: bytes) -> Latents:
-        """Decode a whole frame of any origin to what the synthesis takes. Errors and costs of :meth:`decode_coded`."""
-        return self._latents(self.decode_coded(data))
+        """Decode a whole frame of any origin to what the synthesis takes. Errors, costs: :meth:`decode_symbols`."""
+        return self._latents(self.decode_symbols(data))
 
-    def decode_coded(self, data: bytes) -> Coded:
+    def decode_symbols(self, data: bytes) -> DecodedSymbols:
         """Decode a whole frame of any origin. ``BitstreamError`` in one of its kinds if it is not one of this bundle's.
 
         The refusals and their order are those of docs/bitstream.md section 5.2. Costs what a frame of the size in its
@@ -189,9 +189,9 @@ class LatentCodec:
     def _hyper_shape(self, frame: Frame) -> tuple[int, int, int]:
         return (self.bundle.hyper_channels, *hyper_size(*frame.latent_size))
 
-    def _decode_batch(self, frames: Sequence[Frame]) -> list[Coded | BitstreamError]:
+    def _decode_batch(self, frames: Sequence[Frame]) -> list[DecodedSymbols | BitstreamError]:
         """Frames of one latent size. A frame that turns out damaged leaves the batch at the next pass."""
-        outcomes: list[Coded | BitstreamError | None] = [None] * len(frames)
+        outcomes: list[DecodedSymbols | BitstreamError | None] = [None] * len(frames)
         readers: dict[int, rans.Decoder] = {}
         hyper: dict[int, NDArray[np.int32]] = {}
         for number, frame in enumerate(frames):
@@ -231,7 +231,7 @@ class LatentCodec:
 
     def _checked(
         self, frame: Frame, reader: rans.Decoder, hyper: NDArray[np.int32], symbols: Symbols, base: Floats
-    ) -> Coded | BitstreamError:
+    ) -> DecodedSymbols | BitstreamError:
         """What was coded, if the stream ends where it should and its check value holds."""
         try:
             check = reader.finish()
@@ -242,12 +242,12 @@ class LatentCodec:
                 "the frame's check value does not hold: it was changed on the way, or this machine computes the entropy"
                 " model differently from the one that made it"
             )
-        return Coded(hyper, symbols, base, frame)
+        return DecodedSymbols(hyper, symbols, base, frame)
 
-    def _latents(self, coded: Coded) -> Latents:
+    def _latents(self, decoded: DecodedSymbols) -> Latents:
         """With the gain undone: what the synthesis takes."""
-        y_hat = coded.y_hat * self.bundle.tables.inverse_gains[coded.frame.rate][:, None, None]
-        return Latents(y_hat, coded.symbols, coded.frame, coded.digest)
+        y_hat = decoded.y_hat * self.bundle.tables.inverse_gains[decoded.frame.rate][:, None, None]
+        return Latents(y_hat, decoded.symbols, decoded.frame, decoded.digest)
 
 
 def _channel_ids(shape: tuple[int, ...]) -> rans.Ints:

@@ -103,7 +103,7 @@ def decode(
     from aeic_tools.commands import codec
 
     options = codec.Options(model, threads, force, json, quiet)
-    _finish(codec.decode(source, target, picture_format, codec.Synthesis(device, official_tiling), options))
+    _finish(codec.decode(source, target, picture_format, codec.DecodeOptions(device, official_tiling), options))
 
 
 @app.command()

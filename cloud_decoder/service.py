@@ -30,7 +30,6 @@ from aeic_service.host_limits import HostLimits
 from aeic_service.http.request_body import BodyLimits
 from aeic_service.http.server import HttpServer, ServerSettings
 from aeic_service.supervisor import Supervisor
-from cloud_decoder import bootstrap
 from cloud_decoder.admission import BYTES_A_PIXEL, Admission
 from cloud_decoder.auth import Tokens
 from cloud_decoder.decode_backend import DecodeBackend
@@ -51,10 +50,11 @@ from cloud_decoder.http_api.routers import decode, deletion, edge, events, frame
 from cloud_decoder.inference.decoder import Decoder, DecoderSettings
 from cloud_decoder.inference.devices import choose_devices
 from cloud_decoder.inference.model_pool import ModelPool
-from cloud_decoder.maintenance import Maintenance, MaintenanceSettings
+from cloud_decoder.lifecycle import bootstrap
+from cloud_decoder.lifecycle.maintenance import Maintenance, MaintenanceSettings
+from cloud_decoder.lifecycle.readiness import Readiness
 from cloud_decoder.metrics import Metrics
 from cloud_decoder.presence import Presence
-from cloud_decoder.readiness import Readiness
 from cloud_decoder.request_dispatch import RequestDispatch
 from cloud_decoder.settings import Settings
 from cloud_decoder.store.clock import DAY

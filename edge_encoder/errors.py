@@ -4,7 +4,7 @@ AeicError
 ├── SpoolError             503, the spool cannot do this now
 │   ├── SpoolFull          507, its cap is reached, or the disk is full
 │   └── IdTaken            409, the id belongs to another picture
-├── Undecodable            422, the process that read the picture crashed or was ended
+├── PictureReaderLost      422, the process that read the picture crashed or was ended
 └── ReaderUnavailable      503, no process can be started to read the picture
 """
 
@@ -33,9 +33,11 @@ class IdTaken(SpoolError):
     http_status = 409
 
 
-class Undecodable(Unreadable):
+class PictureReaderLost(Unreadable):
     """The process that read the picture crashed, took too long, or needed too much memory. Another try would end in the
     same way."""
+
+    problem_type = "undecodable"  # which clients may know
 
 
 class ReaderUnavailable(ServiceError):

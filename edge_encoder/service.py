@@ -31,16 +31,16 @@ from edge_encoder.answers.answerer import Answerer, AnswerLimits, PictureSources
 from edge_encoder.bundle_update.trial import Trial
 from edge_encoder.encoding.encode_queue import EncodeQueue
 from edge_encoder.encoding.encoder import Encoder
+from edge_encoder.encoding.link_adaptation import LinkAdaptation
 from edge_encoder.encoding.picture_process import read_bytes
 from edge_encoder.encoding.picture_reader import PictureReader
-from edge_encoder.encoding.rate_control import RateControl
 from edge_encoder.errors import SpoolError
 from edge_encoder.metrics import Metrics
 from edge_encoder.originals.cipher import Cipher
 from edge_encoder.originals.ring import OriginalRing
 from edge_encoder.settings import EdgeSettings
 from edge_encoder.source_status import SourceStatus
-from edge_encoder.spool.record import Entry, State
+from edge_encoder.spool.record import Change, Entry, State
 from edge_encoder.spool.spool import Spool
 from edge_encoder.submission.deferred_encoder import DeferredEncoder
 from edge_encoder.submission.delivery_waiters import DeliveryWaiters
@@ -105,7 +105,7 @@ class EdgeService:
         self.uplink: Uplink
         self.ring: OriginalRing | None = None
         self.answerer: Answerer | None = None
-        self.rate_control: RateControl | None = None
+        self.link_adaptation: LinkAdaptation | None = None
         self.sources: list[SourceStatus] = []
         self.cameras: dict[str, TakePicture] = {}
         """Live cameras, by their source."""
@@ -155,15 +155,15 @@ class EdgeService:
             ),
         )
         if settings.target_age_seconds:
-            self.rate_control = RateControl(bundle.default_rate, settings.target_age_seconds)
+            self.link_adaptation = LinkAdaptation(bundle.default_rate, settings.target_age_seconds)
         self.submitter = Submitter(self.encoder, self.queue, self.spool, self.waiting, self.metrics, settings)
-        self.submitter.rate_control = self.rate_control
+        self.submitter.link_adaptation = self.link_adaptation
         self.submitter.ring = self.ring
         self.deferred_encoder = DeferredEncoder(
             self.spool,
             self.queue,
             self.submitter,
-            max_originals=settings.received_max_frames,
+            max_received=settings.received_max_frames,
             max_bytes=settings.received_max_bytes,
         )
         start = self.supervisor.start
@@ -183,7 +183,7 @@ class EdgeService:
             self.encoder.analysis.provider,
             warm,
             self.spool.pending_frames,
-            self.spool.originals,
+            self.spool.received_pictures,
         )
 
     def _load(self, path: Path | None) -> float:
@@ -244,7 +244,7 @@ class EdgeService:
         which one may be larger than all together."""
         settings, spool = self.settings, self.spool
         received = max(settings.received_max_bytes, settings.max_body_bytes)
-        return max(0, settings.spool_max_bytes - spool.pending_bytes) + max(0, received - spool.original_bytes)
+        return max(0, settings.spool_max_bytes - spool.pending_bytes) + max(0, received - spool.received_bytes)
 
     async def take(self, picture: bytes | NDArray[np.uint8], encode_request: EncodeRequest) -> Accepted:
         """Encodes and spools one picture: Submitter.take."""
@@ -272,7 +272,7 @@ class EdgeService:
     async def report(self) -> Report:
         """The health of the box, for the cloud. Unlike :meth:`problem` it writes nothing to the disk. It holds no texts
         of errors, which may contain the address of a camera."""
-        waiting = self.spool.pending_frames + self.spool.originals
+        waiting = self.spool.pending_frames + self.spool.received_pictures
         oldest = await asyncio.to_thread(self.spool.oldest_age_seconds) if waiting else 0
         problems = [self.spool.problem, self.deferred_encoder.problem]
         problems += [
@@ -305,25 +305,27 @@ class EdgeService:
             self.answerer.close()
         await asyncio.to_thread(self.spool.close)
         log.info(
-            "stopped; %d frames and %d originals stay in the spool", self.spool.pending_frames, self.spool.originals
+            "stopped; %d frames and %d originals stay in the spool",
+            self.spool.pending_frames,
+            self.spool.received_pictures,
         )
 
     # -- from the spool ----------------------------------------------------------------------------------------
 
-    def _on_change(self, ident: uuid.UUID, state: State, reason: str) -> None:
+    def _on_change(self, change: Change) -> None:
         with contextlib.suppress(RuntimeError):  # the loop has ended, and all waits with it
-            self._loop.call_soon_threadsafe(self._changed, ident, state, reason)
+            self._loop.call_soon_threadsafe(self._changed, change)
 
-    def _changed(self, ident: uuid.UUID, state: State, reason: str) -> None:
+    def _changed(self, change: Change) -> None:
+        ident, state, reason = change.id, change.state, change.reason
         if state is State.RECEIVED:
             self.deferred_encoder.wake()
             return
         if state is State.SPOOLED:
             self.uplink.wake()
             return
-        if state is State.DROPPED:
-            word = {"spool": "full", "too": "age"}.get(reason.partition(" ")[0], "damaged")
-            self.metrics.dropped.labels(word).inc()
+        if change.drop is not None:
+            self.metrics.dropped.labels(change.drop.value).inc()
             log.warning("frame %s dropped: %s", ident, reason)
         elif state is State.FAILED:
             self.metrics.failed.inc()
@@ -350,13 +352,13 @@ class EdgeService:
             if self.settings.spool_max_age_seconds:
                 with contextlib.suppress(SpoolError):
                     await asyncio.wrap_future(self.spool.expire(self.settings.spool_max_age_seconds))
-            if self.rate_control is not None:
+            if self.link_adaptation is not None:
                 with contextlib.suppress(SpoolError):
-                    # Originals wait for the encoder, not for the link.
-                    age = functools.partial(self.spool.oldest_age_seconds, originals=False)
+                    # Received pictures wait for the encoder, not for the link.
+                    age = functools.partial(self.spool.oldest_age_seconds, received=False)
                     oldest = await asyncio.to_thread(age)
-                    before = self.rate_control.rate
-                    after = self.rate_control.observe(
+                    before = self.link_adaptation.rate
+                    after = self.link_adaptation.observe(
                         time.monotonic(), oldest, self.spool.pending_bytes, self.uplink.delivered_bytes
                     )
                     if after != before:

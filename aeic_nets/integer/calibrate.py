@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from aeic.passes import PASS_COUNT
 from aeic_nets.codec import Codec, coding_mask
 from aeic_nets.integer import network
-from aeic_nets.integer.fake_quant import Codes, TorchOps, Watcher, layer_weights, quantise_weight, weight_limbs
+from aeic_nets.integer.fake_quant import Codes, FakeQuantOps, Watcher, layer_weights, quantise_weight, weight_limbs
 from aeic_nets.integer.gelu_table import gelu_shift
 from aeic_nets.integer.model import MEAN_EXPONENT, IntegerModel, Layer, Site, Sizes, bias_shift
 
@@ -48,7 +48,7 @@ def width(name: str, table: Sequence[tuple[str, int]], default: int) -> int:
 def calibrate(codec: Codec, latents: Sequence[Tensor]) -> dict[str, Site]:
     """The sites for ``codec``, from float runs over ``latents``: y with its gain applied, (N, M, h, w) float32 each."""
     watcher = Watcher()
-    ops = TorchOps(codec.get_submodule, None, watcher=watcher)
+    ops = FakeQuantOps(codec.get_submodule, None, watcher=watcher)
     sizes = sizes_of(codec)
     for y in latents:
         z = codec.hyper(y).round()
@@ -104,7 +104,7 @@ def quantise(
     return IntegerModel(sizes, sites, recorder.layers, (np.rint(middle / grid) * grid).astype(np.float32))
 
 
-class _LayerRecorder(TorchOps):
+class _LayerRecorder(FakeQuantOps):
     """Runs the network once without data, to record every layer with the exponents of its input."""
 
     def __init__(self, codec: nn.Module, sites: dict[str, Site], weight_bits: Sequence[tuple[str, int]]) -> None:

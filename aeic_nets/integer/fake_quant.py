@@ -90,7 +90,7 @@ def layer_weights(find: Callable[[str], nn.Module], name: str) -> tuple[Tensor, 
     return module.weight, module.bias, module.groups
 
 
-class TorchOps:
+class FakeQuantOps:
     """The operations of :mod:`network`. ``find`` gives a float module by name; ``sites`` None watches with ``watcher``.
 
     ``weight_bits`` says per layer name how many; the default is 7.

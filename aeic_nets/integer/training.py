@@ -17,7 +17,7 @@ from aeic.profiles import SKIP_SCALE
 from aeic_nets.codec import Codec, HyperSynthesis, coding_mask
 from aeic_nets.integer import network
 from aeic_nets.integer.calibrate import WEIGHT_BITS, calibrate, quantise, sizes_of, width
-from aeic_nets.integer.fake_quant import TorchOps
+from aeic_nets.integer.fake_quant import FakeQuantOps
 from aeic_nets.integer.model import Site
 from aeic_nets.likelihood import gaussian_likelihood
 
@@ -49,8 +49,8 @@ class _OpsOf:
         self.sites, self.sizes = sites, sizes_of(codec)
         self.weight_bits = {name: width(name, WEIGHT_BITS, 7) for name in quantise(codec, sites).layers}
 
-    def bind(self, module: torch.nn.Module, prefix: str) -> TorchOps:
-        return TorchOps(lambda name: module.get_submodule(name.removeprefix(prefix)), self.sites, self.weight_bits)
+    def bind(self, module: torch.nn.Module, prefix: str) -> FakeQuantOps:
+        return FakeQuantOps(lambda name: module.get_submodule(name.removeprefix(prefix)), self.sites, self.weight_bits)
 
 
 def enable_quantisation(codec: Codec, latents: Sequence[Tensor]) -> dict[str, Site]:

@@ -65,7 +65,7 @@ def problem_of(error: AeicError) -> Response:
         headers["Connection"] = "close"  # the rest of the body is not worth reading
     if error.http_status == HTTPStatus.UNAUTHORIZED:
         headers["WWW-Authenticate"] = "Bearer"
-    return problem(error.http_status, str(error), _kebab(type(error)), headers)
+    return problem(error.http_status, str(error), _type_of(error), headers)
 
 
 def responses(examples: Mapping[int, str], *statuses: int) -> dict[int | str, dict[str, Any]]:
@@ -85,7 +85,7 @@ def install(app: FastAPI) -> None:
     async def ours(request: Request, error: Exception) -> Response:
         assert isinstance(error, AeicError)
         if isinstance(error, InputError | BitstreamError) and request.scope.get(STRIPPED):
-            return problem(error.http_status, f"{error}; {_STRIPPED_REMEDY}", _kebab(type(error)))
+            return problem(error.http_status, f"{error}; {_STRIPPED_REMEDY}", _type_of(error))
         if error.http_status >= 500 and not isinstance(error, ServiceError):
             log.error("%s at %s %s", error, request.method, request.url.path, exc_info=error)
         return problem_of(error)
@@ -160,5 +160,6 @@ def _methods(request: Request) -> str:
     return ", ".join(sorted(found | ({"HEAD"} if "GET" in found else set())))
 
 
-def _kebab(error: type[AeicError]) -> str:
-    return "".join(f"-{c.lower()}" if c.isupper() else c for c in error.__name__).strip("-")
+def _type_of(error: AeicError) -> str:
+    name = type(error).__name__
+    return error.problem_type or "".join(f"-{c.lower()}" if c.isupper() else c for c in name).strip("-")

@@ -42,8 +42,8 @@ class SizeOptions:
 
 
 @dataclass(frozen=True)
-class Synthesis:
-    """What decodes: as in Decoder.from_bundle and DecoderSettings."""
+class DecodeOptions:
+    """How frames are decoded: as in Decoder.from_bundle and DecoderSettings."""
 
     device: str = "auto"
     official_tiling: bool = False
@@ -109,7 +109,7 @@ def encode(
     return output.each_with_bar(jobs, work) if bar else output.each(jobs, work)
 
 
-def decode(source: str, target: str, picture_format: str | None, synthesis: Synthesis, options: Options) -> int:
+def decode(source: str, target: str, picture_format: str | None, decoding: DecodeOptions, options: Options) -> int:
     """Frames to pictures. The format is the target's suffix, or ``picture_format``; png for a pipe or a folder."""
     suffix = f".{(picture_format or 'png').lower()}"
     jobs = files.plan(source, target, (".aeic",), suffix)
@@ -119,11 +119,11 @@ def decode(source: str, target: str, picture_format: str | None, synthesis: Synt
         from aeic.pixels import save_picture
         from cloud_decoder.inference.decoder import Decoder, DecoderSettings
     try:
-        settings = DecoderSettings(threads=options.threads, official_tiling=synthesis.official_tiling)
-        decoder = Decoder.from_bundle(options.bundle, synthesis.device, settings)
+        settings = DecoderSettings(threads=options.threads, official_tiling=decoding.official_tiling)
+        decoder = Decoder.from_bundle(options.bundle, decoding.device, settings)
     except (ValueError, RuntimeError, AssertionError) as error:  # not known, or nothing that torch can open here
         raise UsageError(
-            f"--device {synthesis.device}: {str(error).splitlines()[0]}; leave it out, or use onnx"
+            f"--device {decoding.device}: {str(error).splitlines()[0]}; leave it out, or use onnx"
         ) from error
 
     def work(job: Job) -> None:
@@ -208,18 +208,18 @@ def latents(source: str, target: str, *, bundle: Path | None, threads: int, forc
     def work(job: Job) -> None:
         files.refuse_overwrite(job.target, force)
         codec = LatentCodec(Bundle.load(bundle), threads)
-        coded = codec.decode_coded(files.read(job.source))
+        decoded = codec.decode_symbols(files.read(job.source))
         arrays = {
-            "y_hat": coded.y_hat,
-            "inverse_gains": codec.bundle.tables.inverse_gains[coded.frame.rate],
-            "symbols": coded.symbols,
-            "z_symbols": coded.z_symbols,
-            "size": np.array([coded.frame.height, coded.frame.width], np.int32),
+            "y_hat": decoded.y_hat,
+            "inverse_gains": codec.bundle.tables.inverse_gains[decoded.frame.rate],
+            "symbols": decoded.symbols,
+            "z_symbols": decoded.z_symbols,
+            "size": np.array([decoded.frame.height, decoded.frame.width], np.int32),
         }
         buffer = io.BytesIO()
         np.savez(buffer, **arrays)
         files.write(job.target, buffer.getvalue(), force)
         if job.target != PIPE:
-            print(coded.digest)
+            print(decoded.digest)
 
     return output.each([files.one(source, target)], work)

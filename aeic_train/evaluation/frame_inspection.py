@@ -55,21 +55,21 @@ def inspect(bundle: Bundle, data: bytes, threads: int = 1) -> FrameContent:
 
     Raises ``BitstreamError`` as :meth:`aeic.latent_codec.LatentCodec.decode` does.
     """
-    coded = LatentCodec(bundle, threads).decode_coded(data)
+    decoded = LatentCodec(bundle, threads).decode_symbols(data)
     model = EntropyModel(bundle, threads)
-    base = model.hyper_synthesis(coded.z_symbols[None], *coded.y_hat.shape[1:])
-    indexes = np.full(coded.y_hat.shape, -1, np.int8)
+    base = model.hyper_synthesis(decoded.z_symbols[None], *decoded.y_hat.shape[1:])
+    indexes = np.full(decoded.y_hat.shape, -1, np.int8)
     for index in range(PASS_COUNT):
         _, found = model.context(index, base)
         indexes += scatter(found[0] + np.int8(1), index)
-        base = fill(base, index, gather(coded.y_hat[None], index))
+        base = fill(base, index, gather(decoded.y_hat[None], index))
     is_coded = indexes >= 0
     scales, y_bits = np.zeros(indexes.shape), np.zeros(indexes.shape)
     scales[is_coded] = gaussian_scales()[indexes[is_coded]]
-    y_bits[is_coded] = _bits(bundle.tables.y, coded.symbols[is_coded], indexes[is_coded])
-    channels = np.broadcast_to(np.arange(len(coded.z_symbols))[:, None, None], coded.z_symbols.shape)
-    z_bits = _bits(bundle.tables.z[coded.frame.rate], coded.z_symbols.ravel(), channels.ravel())
-    return FrameContent(coded.y_hat, coded.symbols, scales, y_bits, z_bits.reshape(coded.z_symbols.shape))
+    y_bits[is_coded] = _bits(bundle.tables.y, decoded.symbols[is_coded], indexes[is_coded])
+    channels = np.broadcast_to(np.arange(len(decoded.z_symbols))[:, None, None], decoded.z_symbols.shape)
+    z_bits = _bits(bundle.tables.z[decoded.frame.rate], decoded.z_symbols.ravel(), channels.ravel())
+    return FrameContent(decoded.y_hat, decoded.symbols, scales, y_bits, z_bits.reshape(decoded.z_symbols.shape))
 
 
 def _bits(rows: Rows, values: NDArray[np.integer], ids: NDArray[np.integer]) -> NDArray[np.float64]:

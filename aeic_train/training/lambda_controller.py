@@ -27,7 +27,11 @@ class LambdaController:
         return weight
 
     def follow(self, rate: str, bpp: float) -> None:
-        """Adjust lambda by the ``bpp`` of the last batch, computed from rounded latents."""
+        """Adjust the lambda of ``rate`` by ``bpp``, computed from rounded latents.
+
+        Called once for each process in each step: ``bpp`` is the mean over the batches of that process, which all have
+        this rate point.
+        """
         error = max(-1.0, min(1.0, bpp / self.targets[rate] - 1))
         self.lambdas[rate] *= math.exp(STEER * error)
 

@@ -22,11 +22,11 @@ import ray
 from aeic.errors import AeicError
 from aeic_service import logs
 from aeic_service.settings import readable
-from cloud_decoder.bootstrap import database_url
 from cloud_decoder.errors import StoreUnavailable
 from cloud_decoder.fleet.actors import start
 from cloud_decoder.fleet.autoscale import Autoscaler
 from cloud_decoder.fleet.settings import FleetSettings
+from cloud_decoder.lifecycle.bootstrap import database_url
 from cloud_decoder.settings import Settings
 from cloud_decoder.store.store import Store
 

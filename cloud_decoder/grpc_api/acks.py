@@ -1,13 +1,14 @@
-"""The answers of one stream, in the order of its frames. Consecutive stored frames share one message.
+"""The acknowledgements of one stream, in the order of its frames. Consecutive stored frames share one message.
 
-An answer is ready once the store has committed the frame, for which ingest.py asks group_commit.py. Here it is sent.
+An acknowledgement is ready once the store has committed the frame, for which ingest.py asks group_commit.py. Here it is
+sent.
 
     STORED STORED STORED REJECTED STORED ...   ->   {stored: 3} {ack: rejected} {stored: 1} ...
 
-A message costs an HTTP/2 header and window updates, some 60 bytes in all, which is far more than the answer itself. At
-most one message is therefore sent in GATHER_SECONDS, unless half the edge's window waits for it or a caller waits for a
-frame (Frame.prompt). A frame that arrives after a quiet time is answered at once. An edge that names no window in its
-Hello knows only Ack and gets one for each frame.
+A message costs an HTTP/2 header and window updates, some 60 bytes in all, which is far more than the acknowledgement
+itself. At most one message is therefore sent in GATHER_SECONDS, unless half the edge's window waits for it or a caller
+waits for a frame (Frame.prompt). A frame that arrives after a quiet time is acknowledged at once. An edge that names no
+window in its Hello knows only Ack and gets one for each frame.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ GATHER_SECONDS = 1.0
 Result = TypeVar("Result")
 
 
-class Answers(Generic[Result]):
+class AckBatcher(Generic[Result]):
     """``resolve(id, result)`` waits for the result of a frame and returns its Ack; ``window`` is the edge's, or 0."""
 
     def __init__(self, window: int, resolve: Callable[[bytes, Result], Awaitable[pb.Ack]]) -> None:
@@ -34,7 +35,7 @@ class Answers(Generic[Result]):
         self._queue: asyncio.Queue[tuple[bytes, Result, bool] | None] = asyncio.Queue()
 
     def add(self, id: bytes, result: Result, prompt: bool = False) -> None:
-        """Add the next frame of the stream. With ``prompt`` its answer is sent at once."""
+        """Add the next frame of the stream. With ``prompt`` its acknowledgement is sent at once."""
         self._queue.put_nowait((id, result, prompt))
 
     def end(self) -> None:
@@ -42,7 +43,7 @@ class Answers(Generic[Result]):
         self._queue.put_nowait(None)
 
     async def messages(self) -> AsyncGenerator[tuple[int, pb.DeliverResponse], None]:
-        """The messages to send, each with the number of frames that it answers, up to the last frame before ``end``."""
+        """The messages to send, each with the number of frames it acknowledges, up to the last one before ``end``."""
         run, sent, urgent = 0, 0.0, False
         coming = asyncio.ensure_future(self._next())
         try:
@@ -50,15 +51,15 @@ class Answers(Generic[Result]):
                 wait = max(0.0, sent + GATHER_SECONDS - time.monotonic()) if run else None
                 await asyncio.wait((coming,), timeout=wait)
                 other: pb.Ack | None = None
-                answer = coming.result() if (ready := coming.done()) else None
-                if answer is not None:
-                    ack, prompt = answer
+                found = coming.result() if (ready := coming.done()) else None
+                if found is not None:
+                    ack, prompt = found
                     if self._gathers and ack.status == pb.ACK_STATUS_STORED:
                         run, urgent = run + 1, urgent or prompt
                     else:
                         other = ack
                     coming = asyncio.ensure_future(self._next())
-                ended = ready and answer is None
+                ended = ready and found is None
                 if run and (not ready or ended or other or urgent or run >= self._half):
                     yield run, pb.DeliverResponse(stored=run)
                     run, sent, urgent = 0, time.monotonic(), False

@@ -38,7 +38,7 @@ from aeic_service import tracing
 from aeic_service.errors import Overloaded
 from cloud_decoder.auth import Tokens
 from cloud_decoder.errors import StoreUnavailable
-from cloud_decoder.grpc_api.acks import Answers
+from cloud_decoder.grpc_api.acks import AckBatcher
 from cloud_decoder.grpc_api.calls import Calls
 from cloud_decoder.grpc_api.group_commit import GroupCommit
 from cloud_decoder.grpc_api.originals import OriginalAssembler
@@ -179,10 +179,10 @@ class Ingest(pb_grpc.IngestServiceServicer):
         self._presence.connect(tenant, source)
         self._presence.box_connects(tenant, source, box, peer.software)
         self._metrics.streams.inc()
-        answers = Answers(min(peer.window, self._settings.window), functools.partial(self._ack, context))
+        acks = AckBatcher(min(peer.window, self._settings.window), functools.partial(self._ack, context))
         room = asyncio.Semaphore(2 * self._settings.window)  # an edge that exceeds its window is not read any further
-        acks: asyncio.Queue[pb.PieceAck] = asyncio.Queue(MAX_PIECE_ACKS)
-        reader = asyncio.create_task(self._read(requests, tenant, source, box, answers, acks, room, keys))
+        piece_acks: asyncio.Queue[pb.PieceAck] = asyncio.Queue(MAX_PIECE_ACKS)
+        reader = asyncio.create_task(self._read(requests, tenant, source, box, acks, piece_acks, room, keys))
         stopper = asyncio.create_task(self._cancel_on_drain(reader))
         try:
             await self._commits.saw(tenant, source)
@@ -192,7 +192,7 @@ class Ingest(pb_grpc.IngestServiceServicer):
             )
             yield pb.DeliverResponse(welcome=welcome)
             with self._dispatch.stream(tenant, source, peer.request_max_bytes, peer.original_max_bytes) as outbox:
-                merged = _merged(answers.messages(), outbox, acks, self._dispatch.now)
+                merged = _merged(acks.messages(), outbox, piece_acks, self._dispatch.now)
                 async with contextlib.aclosing(merged) as messages:
                     async for frames, message in messages:
                         yield message
@@ -246,8 +246,8 @@ class Ingest(pb_grpc.IngestServiceServicer):
         tenant: str,
         source: str,
         box: bytes,
-        answers: Answers[asyncio.Future[Added] | str],
-        acks: asyncio.Queue[pb.PieceAck],
+        acks: AckBatcher[asyncio.Future[Added] | str],
+        piece_acks: asyncio.Queue[pb.PieceAck],
         room: asyncio.Semaphore,
         keys: set[tuple[str, str]],
     ) -> None:
@@ -259,8 +259,8 @@ class Ingest(pb_grpc.IngestServiceServicer):
                     await self._refused(tenant, source, request.refusal)
                     continue
                 if request.WhichOneof("message") == "piece":
-                    if (ack := await self._originals.take(tenant, source, request.piece)) is not None:
-                        await acks.put(ack)
+                    if (piece_ack := await self._originals.take(tenant, source, request.piece)) is not None:
+                        await piece_acks.put(piece_ack)
                     continue
                 if request.WhichOneof("message") == "report":
                     said = request.report
@@ -274,7 +274,7 @@ class Ingest(pb_grpc.IngestServiceServicer):
                     self._metrics.source_conflicts.inc()
                     log.warning("two boxes send as source %r: give each its own AEIC_EDGE_SOURCE_ID", source)
                 if request.WhichOneof("message") != "frame":
-                    answers.add(b"", "only frames may follow Hello")
+                    acks.add(b"", "only frames may follow Hello")
                     continue
                 try:
                     began = time.monotonic()
@@ -283,14 +283,14 @@ class Ingest(pb_grpc.IngestServiceServicer):
                         foreign = frame.fingerprint
                         log.warning("source %r sends frames for quarantine: %s", source, frame.reason)
                     trace_arrival(frame.id, request.frame.trace_context, time.monotonic() - began)
-                    answers.add(request.frame.id, self._commits.add(frame), request.frame.prompt)
+                    acks.add(request.frame.id, self._commits.add(frame), request.frame.prompt)
                     if (camera := (tenant, frame.source)) not in keys and len(keys) < MAX_CAMERAS:
                         keys.add(camera)
                         self._presence.connect(*camera)
                 except Reject as reason:
-                    answers.add(request.frame.id, str(reason))
+                    acks.add(request.frame.id, str(reason))
         finally:
-            answers.end()
+            acks.end()
 
     async def _refused(self, tenant: str, source: str, refusal: pb.Refusal) -> None:
         if len(refusal.request_id) != 16:
@@ -365,37 +365,37 @@ class Ingest(pb_grpc.IngestServiceServicer):
 
 
 async def _merged(
-    answers: AsyncGenerator[tuple[int, pb.DeliverResponse], None],
+    acks: AsyncGenerator[tuple[int, pb.DeliverResponse], None],
     outbox: Outbox,
-    acks: asyncio.Queue[pb.PieceAck],
+    piece_acks: asyncio.Queue[pb.PieceAck],
     now: Callable[[], float],
 ) -> AsyncGenerator[tuple[int, pb.DeliverResponse], None]:
-    """The messages of a stream: its answers, until they end, and between them the requests to the box and the answers
-    to its pieces."""
-    answer = asyncio.ensure_future(anext(answers, None))
+    """The messages of a stream: its acknowledgements, until they end, and between them the requests to the box and the
+    acknowledgements of its pieces."""
+    ack = asyncio.ensure_future(anext(acks, None))
     request = asyncio.ensure_future(outbox.next())
-    ack = asyncio.ensure_future(acks.get())
+    piece_ack = asyncio.ensure_future(piece_acks.get())
     try:
         while True:
-            await asyncio.wait((answer, request, ack), return_when=asyncio.FIRST_COMPLETED)
-            if answer.done():
-                found = answer.result()
+            await asyncio.wait((ack, request, piece_ack), return_when=asyncio.FIRST_COMPLETED)
+            if ack.done():
+                found = ack.result()
                 if found is None:
                     return
                 yield found
-                answer = asyncio.ensure_future(anext(answers, None))
+                ack = asyncio.ensure_future(anext(acks, None))
             if request.done():
                 if (message := _request(request.result(), now())) is not None:
                     yield 0, pb.DeliverResponse(request=message)
                 request = asyncio.ensure_future(outbox.next())
-            if ack.done():
-                yield 0, pb.DeliverResponse(piece=ack.result())
-                ack = asyncio.ensure_future(acks.get())
+            if piece_ack.done():
+                yield 0, pb.DeliverResponse(piece=piece_ack.result())
+                piece_ack = asyncio.ensure_future(piece_acks.get())
     finally:
-        for task in (answer, request, ack):
+        for task in (ack, request, piece_ack):
             task.cancel()
-        await asyncio.gather(answer, request, ack, return_exceptions=True)
-        await answers.aclose()
+        await asyncio.gather(ack, request, piece_ack, return_exceptions=True)
+        await acks.aclose()
 
 
 def _request(one: StoredRequest, now: float) -> pb.Request | None:

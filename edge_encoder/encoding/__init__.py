@@ -1,4 +1,4 @@
-"""From a picture to a frame: execution providers, analysis, entropy coding, rate control."""
+"""From a picture to a frame: execution providers, analysis, entropy coding, link adaptation."""
 
 from typing import Literal
 

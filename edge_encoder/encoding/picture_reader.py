@@ -10,8 +10,8 @@
             picture file  ->  anonymous file in memory  ->  pixels in its place
 
 A crash of a library, a picture that takes too long or needs too much memory costs the child and that picture:
-`Undecodable`. Children start when they are first needed, are kept for the next pictures, and end when they are idle. An
-ordinary JPEG is read in the service: with one scan its cost is linear, and its library is the most tried one.
+`PictureReaderLost`. Children start when they are first needed, are kept for the next pictures, and end when they are
+idle. An ordinary JPEG is read in the service: with one scan its cost is linear, and its library is the most tried one.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ from aeic.picture_files.headers import JPEG, PNG
 from aeic.pixels import Pixels, load_picture, parse_exif, picture_exif, picture_size
 from edge_encoder.encoding import PictureProcessChoice
 from edge_encoder.encoding.picture_process import HEAD_SECONDS, read_seconds
-from edge_encoder.errors import ReaderUnavailable, Undecodable
+from edge_encoder.errors import PictureReaderLost, ReaderUnavailable
 
 log = logging.getLogger("aeic.edge.pictures")
 
@@ -109,7 +109,7 @@ class PictureReader:
             return {child.process.pid for child in (*self._idle, *self._busy)}
 
     def load(self, data: bytes, *, max_pixels: int, stretch: bool = False) -> Pixels:
-        """aeic.pixels.load_picture. Also Undecodable where a child was lost, ReaderUnavailable where none starts."""
+        """aeic.pixels.load_picture. Also PictureReaderLost if a child was lost, ReaderUnavailable if none starts."""
         if not self._is_apart(data):
             with self._reading:
                 rgb = load_picture(data, max_pixels=max_pixels, stretch=stretch)
@@ -242,7 +242,7 @@ class PictureReader:
                 raise self._refused(failed, child, self._discard(child) if code is None else code)
         raise AssertionError("the second attempt always ends")
 
-    def _refused(self, reason: str, child: _Child, code: int) -> Undecodable:
+    def _refused(self, reason: str, child: _Child, code: int) -> PictureReaderLost:
         """The error for a picture that has cost a child, logged and counted."""
         how = f"signal {-code}" if code < 0 else f"status {code}"
         words = {
@@ -252,7 +252,7 @@ class PictureReader:
         }
         self._lost(reason)
         log.warning("a picture is refused: %s; its process %d was ended", words[reason], child.process.pid)
-        return Undecodable(f"{words[reason]}: {_REMEDY}")
+        return PictureReaderLost(f"{words[reason]}: {_REMEDY}")
 
     def _take(self) -> _Child:
         """A child that waits for a request, now one of the busy ones."""

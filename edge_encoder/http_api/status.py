@@ -30,8 +30,8 @@ def status(service: EdgeService) -> dict[str, Any]:
         "warnings": warnings(service),
         "encoding": {"pending": service.queue.pending, "workers": service.queue.workers},
         "received": {
-            "frames": spool.originals,
-            "bytes": spool.original_bytes,
+            "frames": spool.received_pictures,
+            "bytes": spool.received_bytes,
             "max_frames": service.settings.received_max_frames,
             "max_bytes": service.settings.received_max_bytes,
             "problem": service.deferred_encoder.problem or None,
@@ -92,8 +92,8 @@ def refresh_gauges(service: EdgeService) -> None:
     for name, budget in service.budgets.items():
         metrics.budget.labels(name).set(budget.held)
         metrics.budget_limit.labels(name).set(budget.limit)
-    metrics.received_frames.set(spool.originals)
-    metrics.received_bytes.set(spool.original_bytes)
+    metrics.received_frames.set(spool.received_pictures)
+    metrics.received_bytes.set(spool.received_bytes)
     if service.ring is not None:
         metrics.originals.set(len(service.ring))
         metrics.originals_bytes.set(service.ring.bytes)
@@ -119,7 +119,7 @@ def refresh_gauges(service: EdgeService) -> None:
 
 
 def _default_rate(service: EdgeService) -> int:
-    return service.rate_control.rate if service.rate_control else service.encoder.bundle.default_rate
+    return service.link_adaptation.rate if service.link_adaptation else service.encoder.bundle.default_rate
 
 
 def _oldest_seconds(service: EdgeService) -> float | None:

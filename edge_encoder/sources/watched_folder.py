@@ -28,7 +28,7 @@ from aeic.errors import InputError, RateError, Unreadable
 from aeic.identifiers import derived_id
 from aeic.pixels import SUFFIXES
 from aeic_service.errors import Overloaded
-from edge_encoder.errors import IdTaken, SpoolError, Undecodable, is_of_the_machine
+from edge_encoder.errors import IdTaken, PictureReaderLost, SpoolError, is_of_the_machine
 from edge_encoder.service import EdgeService
 from edge_encoder.source_settings import FolderSettings
 from edge_encoder.source_status import SourceStatus
@@ -175,7 +175,7 @@ class WatchedFolder:
                 id=derived_id(time_ns // 1_000_000, name + f"\0{time_ns}\0".encode() + data),
             )
             await self._service.take(data, encode_request)
-        except Undecodable as error:  # not once more: each try costs a process
+        except PictureReaderLost as error:  # not once more: each try costs a process
             await self._refuse(path, mark, error)
             return False
         except Unreadable as error:

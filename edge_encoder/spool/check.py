@@ -10,8 +10,8 @@ from pathlib import Path
 
 from aeic_service import wal
 from edge_encoder.errors import SpoolError
-from edge_encoder.spool import database, tables
-from edge_encoder.spool.record import DamagedRecord, Original, Record
+from edge_encoder.spool import database, schema
+from edge_encoder.spool.record import DamagedRecord, ReceivedPicture, Record
 
 
 @dataclass
@@ -58,7 +58,7 @@ def check(folder: Path) -> SpoolCheck:
             way = "immutable=1"
     try:
         with contextlib.closing(
-            sqlite3.connect(f"{path.absolute().as_uri()}?{way}", uri=True, factory=tables.Connection)
+            sqlite3.connect(f"{path.absolute().as_uri()}?{way}", uri=True, factory=schema.Connection)
         ) as connection:
             connection.execute("BEGIN")  # one moment of a spool in use
             database.check(connection)
@@ -69,7 +69,7 @@ def check(folder: Path) -> SpoolCheck:
 
 
 def _rows(connection: sqlite3.Connection, report: SpoolCheck) -> None:
-    for (record,) in connection.execute(f"SELECT record FROM frames WHERE {tables.WAITING}"):
+    for (record,) in connection.execute(f"SELECT record FROM frames WHERE {schema.WAITING}"):
         report.frames += 1
         try:
             Record.parse(record)
@@ -81,7 +81,7 @@ def _rows(connection: sqlite3.Connection, report: SpoolCheck) -> None:
     for row in connection.execute("SELECT meta, checked, picture FROM originals"):
         report.originals += 1
         try:
-            Original.parse(*row)
+            ReceivedPicture.parse(*row)
         except DamagedRecord:
             report.unreadable += 1
 

@@ -26,7 +26,7 @@ from pathlib import Path
 
 from aeic_service import wal
 from edge_encoder.errors import SpoolFull
-from edge_encoder.spool import tables
+from edge_encoder.spool import schema
 from edge_encoder.spool.record import Record
 from edge_encoder.spool.recovery import Recovery, records_in, recover
 from edge_encoder.spool.system import System
@@ -43,14 +43,14 @@ def connect(path: Path, system: System) -> sqlite3.Connection:
     """A connection whose commits survive a power cut."""
     uri = path.absolute().as_uri() + (f"?vfs={system.vfs}" if system.vfs else "")
     connection = sqlite3.connect(
-        uri, isolation_level=None, check_same_thread=False, timeout=30.0, uri=True, factory=tables.Connection
+        uri, isolation_level=None, check_same_thread=False, timeout=30.0, uri=True, factory=schema.Connection
     )
     try:
         connection.execute("PRAGMA journal_mode=WAL")
         connection.execute("PRAGMA synchronous=FULL")
         connection.execute(f"PRAGMA journal_size_limit={8 << 20}")
         connection.execute("PRAGMA cache_size=-2048")
-        # Overwriting a deleted original would cost as much as storing it.
+        # Overwriting a deleted received picture would cost as much as storing it.
         connection.execute("PRAGMA secure_delete=FAST")
     except BaseException:
         connection.close()
@@ -72,12 +72,12 @@ def is_full(error: Exception) -> bool:
 
 
 def check(connection: sqlite3.Connection) -> None:
-    """Verifies the file, its indexes against its rows and the types of values; raises tables.DamagedDatabase."""
+    """Verifies the file, its indexes against its rows and the types of values; raises schema.DamagedDatabase."""
     # Twice as long as quick_check, which does not compare indexes with rows: 0.2 s instead of 0.1 s for 86 MiB.
     verdict = connection.execute("PRAGMA integrity_check(1)").fetchone()[0]
     if verdict != "ok":
-        raise tables.DamagedDatabase(verdict)
-    tables.check_values(connection)
+        raise schema.DamagedDatabase(verdict)
+    schema.check_values(connection)
 
 
 def is_large(path: Path) -> bool:
@@ -94,16 +94,16 @@ def open_spool(path: Path, system: System, *, damaged: bool = False) -> tuple[sq
     _resume(path, system)
     try:
         if damaged:
-            raise tables.DamagedDatabase("an operation failed")
+            raise schema.DamagedDatabase("an operation failed")
         torn = _check_log(path)
         _make_private(path)
         connection = connect(path, system)
         try:
-            tables.create(connection)
-            tables.check_schema(connection)
-            tables.check_numbers(connection)
+            schema.create(connection)
+            schema.check_schema(connection)
+            schema.check_numbers(connection)
             _put_back(connection, torn)
-            connection.execute(f"SELECT COUNT(*), SUM(cost), MAX(seq) FROM frames WHERE {tables.WAITING}").fetchone()
+            connection.execute(f"SELECT COUNT(*), SUM(cost), MAX(seq) FROM frames WHERE {schema.WAITING}").fetchone()
             if not is_large(path):
                 check(connection)
         except BaseException:
@@ -119,7 +119,7 @@ def open_spool(path: Path, system: System, *, damaged: bool = False) -> tuple[sq
     recovery = _rebuild(path, system)
     connection = connect(path, system)
     try:
-        tables.create(connection)
+        schema.create(connection)
     except BaseException:
         connection.close()
         raise
@@ -131,9 +131,9 @@ def replace(
 ) -> Recovery | None:
     """Writes the content of an open spool, whose file or log was deleted or replaced, to `path` again.
 
-    `place` is the device and inode of the open file. When another file is at the path, its frames and originals are
-    added, except those whose ids are in the open spool; the Recovery says what was found in it. It may be the spool of
-    a disk that was mounted over the folder while the edge was running.
+    `place` is the device and inode of the open file. When another file is at the path, its frames and received pictures
+    are added, except those whose ids are in the open spool; the Recovery says what was found in it. It may be the spool
+    of a disk that was mounted over the folder while the edge was running.
     """
     _resume(path, system)
     recovery: Recovery | None = None
@@ -149,7 +149,7 @@ def replace(
     if recovery is not None:
         log.error(
             "another spool appeared at %s: %d frames and %d originals of it are taken over; lost: %s%d",
-            path, recovery.frames, recovery.originals, "" if recovery.complete else "at least ", recovery.lost,
+            path, recovery.frames, recovery.received, "" if recovery.complete else "at least ", recovery.lost,
         )  # fmt: skip
     return recovery
 
@@ -179,17 +179,17 @@ def _make_private(path: Path) -> None:
 
 
 def _check_log(path: Path) -> dict[bytes, Record]:
-    """The whole records of a torn transaction at the end of the log; tables.DamagedDatabase if the log is damaged."""
+    """The whole records of a torn transaction at the end of the log; schema.DamagedDatabase if the log is damaged."""
     found = wal.scan(log_of(path))
     if wal.is_missing(log_of(path)):
-        raise tables.DamagedDatabase("its log is missing, and with it the last commits")
+        raise schema.DamagedDatabase("its log is missing, and with it the last commits")
     if found is None:
         return {}
     if found.damaged:
-        raise tables.DamagedDatabase("its log does not verify")
+        raise schema.DamagedDatabase("its log does not verify")
     # SQLite deletes the log of an empty database, unread.
     if found.committed and (not path.exists() or not path.stat().st_size):
-        raise tables.DamagedDatabase("it is empty, and its log is not")
+        raise schema.DamagedDatabase("it is empty, and its log is not")
     return records_in(log_of(path), found)
 
 
@@ -201,7 +201,7 @@ def _put_back(connection: sqlite3.Connection, torn: dict[bytes, Record]) -> None
         return
     connection.execute("BEGIN IMMEDIATE")
     for record in missing:
-        tables.insert(connection, record)
+        schema.insert(connection, record)
     connection.execute("COMMIT")
     log.warning("the spool's log ends in a damaged commit; %d frames of it are restored", len(missing))
 
@@ -213,7 +213,7 @@ def _rebuild(path: Path, system: System) -> Recovery:
             system.unlink(old)
     try:
         with _clean(path, system), contextlib.closing(_scratch(_part(path, _REBUILDING), system)) as target:
-            tables.create(target)
+            schema.create(target)
             target.execute("BEGIN")
             recovery = recover(path, target, _part(path, _IMAGE), system)
             target.execute("COMMIT")
@@ -227,7 +227,7 @@ def _rebuild(path: Path, system: System) -> Recovery:
     _finish(path, system, complete=recovery.complete)
     log.error(
         "spool recovered: %d frames and %d originals; lost: %s%d",
-        recovery.frames, recovery.originals, "" if recovery.complete else "at least ", recovery.lost,
+        recovery.frames, recovery.received, "" if recovery.complete else "at least ", recovery.lost,
     )  # fmt: skip
     return recovery
 

@@ -1,7 +1,7 @@
 """The ledger: what a transaction does to the spool's frames, and the counts of them that are kept in memory.
 
-An id is in one table at a time: among the originals (originals.py) or among the frames. All changes run in the writer's
-thread (writer.py), inside a transaction; when one fails, the writer rolls it back and calls recount(). It is
+An id is in one table at a time: among the received pictures (received.py) or among the frames. All changes run in the
+writer's thread (writer.py), inside a transaction; when one fails, the writer rolls it back and calls recount(). It is
 independent of threads and files, and only reads the leases.
 
 A frame's bytes are freed by finish() alone: when the cloud has acknowledged it (uplink/stream.py, by way of spool.py),
@@ -17,23 +17,23 @@ from dataclasses import dataclass
 from typing import Any
 
 from edge_encoder.errors import IdTaken, SpoolFull
-from edge_encoder.spool import tables
+from edge_encoder.spool import schema
 from edge_encoder.spool.clock import SpoolClock
 from edge_encoder.spool.leases import Leases
-from edge_encoder.spool.originals import ENTRY as ORIGINAL
-from edge_encoder.spool.originals import Originals
-from edge_encoder.spool.record import Entry, FullPolicy, Original, Record, State
+from edge_encoder.spool.received import ENTRY as RECEIVED_ENTRY
+from edge_encoder.spool.received import ReceivedPictures
+from edge_encoder.spool.record import Change, DropCause, Entry, FullPolicy, ReceivedPicture, Record, State
+from edge_encoder.spool.schema import FINISHED, WAITING
 from edge_encoder.spool.system import System
-from edge_encoder.spool.tables import FINISHED, WAITING
 
 ENTRY = (
     "id, state, width, height, size, rate, priority, picture_crc, created_ms, finished_ms, COALESCE(reason, ''),"
     " original_width, original_height"
 )
 """The columns of an Entry, in its order."""
-KNOWN = f"SELECT {ENTRY} FROM frames WHERE id = ?1 UNION ALL SELECT {ORIGINAL} FROM originals WHERE id = ?1"
+KNOWN = f"SELECT {ENTRY} FROM frames WHERE id = ?1 UNION ALL SELECT {RECEIVED_ENTRY} FROM originals WHERE id = ?1"
 """The row of the Entry of an id."""
-Changes = list[tuple[uuid.UUID, State, str]]
+Changes = list[Change]
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,12 +47,12 @@ class SpoolLimits:
 
 
 class Ledger:
-    """`frames` of `bytes` wait to be sent, `history` are finished and remembered; `originals` wait to be encoded."""
+    """`frames` of `bytes` wait to be sent, `history` are finished and remembered; `received` wait to be encoded."""
 
     def __init__(self, leases: Leases, limits: SpoolLimits, clock: SpoolClock, system: System) -> None:
         self.frames = self.bytes = self.history = 0
         self.limits = limits
-        self.originals = Originals()
+        self.received = ReceivedPictures()
         self._leases = leases
         self._clock = clock
         self._system = system
@@ -62,7 +62,7 @@ class Ledger:
         pending = f"SELECT COUNT(*), COALESCE(SUM(cost), 0) FROM frames WHERE {WAITING}"
         self.frames, self.bytes = connection.execute(pending).fetchone()
         self.history = connection.execute(f"SELECT COUNT(*) FROM frames WHERE {FINISHED}").fetchone()[0]
-        self.originals.recount(connection)
+        self.received.recount(connection)
 
     def entry(self, row: Any) -> Entry:
         """The entry of a row of ENTRY."""
@@ -72,46 +72,46 @@ class Ledger:
         return Entry(uuid.UUID(bytes=ident), state, *row[2:])
 
     def put(self, connection: sqlite3.Connection, record: Record, changes: Changes, *, drops: bool = True) -> Entry:
-        """Adds the frame in place of its original, if there is one, dropping others where the policy says so and
-        `drops` is True. SpoolFull or IdTaken before anything is written."""
+        """Adds the frame in place of its received picture, if there is one, dropping others where the policy says so
+        and `drops` is True. SpoolFull or IdTaken before anything is written."""
         known = self._known(connection, record.id, record.picture_crc)
         if known is not None and known.state not in (State.DROPPED, State.RECEIVED):
             return known
-        cost = tables.cost(record)
+        cost = schema.cost(record)
         for ident in self._victims(connection, cost, record.priority, drops):
-            self.finish(connection, ident, State.DROPPED, f"spool full, {self.limits.full_policy}", changes)
-        arrived = self.originals.arrived_ms(connection, record.id)
+            self._drop(connection, ident, DropCause.FULL, f"spool full, {self.limits.full_policy}", changes)
+        arrived = self.received.arrived_ms(connection, record.id)
         self._clear(connection, known)
-        tables.insert(connection, record, self._clock.now_ms() if arrived is None else arrived)
+        schema.insert(connection, record, self._clock.now_ms() if arrived is None else arrived)
         self.frames += 1
         self.bytes += cost
-        changes.append((record.id, State.SPOOLED, ""))
+        changes.append(Change(record.id, State.SPOOLED))
         return self.entry(connection.execute(KNOWN, (record.id.bytes,)).fetchone())
 
-    def receive(self, connection: sqlite3.Connection, original: Original, changes: Changes) -> Entry:
-        """Adds the original, unless its id is known already. IdTaken before anything is written."""
-        known = self._known(connection, original.id, original.picture_crc)
+    def receive(self, connection: sqlite3.Connection, received: ReceivedPicture, changes: Changes) -> Entry:
+        """Adds the received picture, unless its id is known already. IdTaken before anything is written."""
+        known = self._known(connection, received.id, received.picture_crc)
         if known is not None and known.state is not State.DROPPED:
             return known
         self._clear(connection, known)
-        self.originals.insert(connection, original, self._clock.now_ms())
-        changes.append((original.id, State.RECEIVED, ""))
-        return self.entry(connection.execute(KNOWN, (original.id.bytes,)).fetchone())
+        self.received.insert(connection, received, self._clock.now_ms())
+        changes.append(Change(received.id, State.RECEIVED))
+        return self.entry(connection.execute(KNOWN, (received.id.bytes,)).fetchone())
 
     def _known(self, connection: sqlite3.Connection, ident: uuid.UUID, picture_crc: int) -> Entry | None:
         row = connection.execute(KNOWN, (ident.bytes,)).fetchone()
         entry = None if row is None else self.entry(row)
         if entry is not None and entry.picture_crc != picture_crc:
-            tables.check_picture(connection, ident.bytes)
+            schema.check_picture(connection, ident.bytes)
             raise IdTaken(f"id {ident} belongs to another picture; use a fresh id for each picture")
         return entry
 
     def _clear(self, connection: sqlite3.Connection, known: Entry | None) -> None:
-        """Deletes the row of an id that is an original, or that was dropped and is posted again."""
+        """Deletes the row of an id that is a received picture, or that was dropped and is posted again."""
         if known is None:
             return
         if known.state is State.RECEIVED:
-            self.originals.remove(connection, known.id.bytes)
+            self.received.remove(connection, known.id.bytes)
         else:
             connection.execute("DELETE FROM frames WHERE id = ?", (known.id.bytes,))
             self.history -= 1
@@ -138,51 +138,56 @@ class Ledger:
             " AEIC_EDGE_SPOOL_MAX_BYTES or change AEIC_EDGE_SPOOL_FULL_POLICY"
         )
 
-    def finish(self, connection: sqlite3.Connection, ident: bytes, state: State, reason: str, changes: Changes) -> bool:
-        """Marks a frame or an original as DELIVERED, REJECTED, DROPPED or FAILED; False if it was finished before."""
+    def finish(self, connection: sqlite3.Connection, change: Change, changes: Changes) -> bool:
+        """Marks a frame or received picture as DELIVERED, REJECTED, DROPPED or FAILED; False if it was finished
+        before."""
+        ident, state = change.id.bytes, change.state
         row = connection.execute("SELECT state, cost FROM frames WHERE id = ?", (ident,)).fetchone()
         if row is None:
-            return self._give_up(connection, ident, state, reason, changes)
+            return self._give_up(connection, change, changes)
         # A frame that was dropped while its acknowledgement was on the way has been delivered.
         if not (row[0] == State.SPOOLED or (row[0] == State.DROPPED and state is State.DELIVERED)):
             return False
         connection.execute(
             "UPDATE frames SET state = ?, reason = ?, finished_ms = ?, record = NULL WHERE id = ?",
-            (state.value, reason[:500], int(self._system.wall_seconds() * 1000), ident),
+            (state.value, change.reason[:500], int(self._system.wall_seconds() * 1000), ident),
         )
         if row[0] == State.SPOOLED:
             self.frames -= 1
             self.bytes -= row[1]
             self.history += 1
-        changes.append((uuid.UUID(bytes=ident), state, reason))
+        changes.append(change)
         return True
 
-    def _give_up(
-        self, connection: sqlite3.Connection, ident: bytes, state: State, reason: str, changes: Changes
+    def _drop(
+        self, connection: sqlite3.Connection, ident: bytes, cause: DropCause, reason: str, changes: Changes
     ) -> bool:
-        """Turns an original into the history of a frame."""
+        return self.finish(connection, Change(uuid.UUID(bytes=ident), State.DROPPED, reason, cause), changes)
+
+    def _give_up(self, connection: sqlite3.Connection, change: Change, changes: Changes) -> bool:
+        """Turns a received picture into the history of a frame."""
         moved = connection.execute(
             "INSERT INTO frames (id, state, priority, cost, size, width, height, rate, picture_crc, created_ms,"
             " finished_ms, reason) SELECT id, ?, priority, 0, 0, width, height, 0, picture_crc, created_ms, ?, ?"
             " FROM originals WHERE id = ?",
-            (state.value, int(self._system.wall_seconds() * 1000), reason[:500], ident),
+            (change.state.value, int(self._system.wall_seconds() * 1000), change.reason[:500], change.id.bytes),
         )
         if not moved.rowcount:
             return False
-        self.originals.remove(connection, ident)
+        self.received.remove(connection, change.id.bytes)
         self.history += 1
-        changes.append((uuid.UUID(bytes=ident), state, reason))
+        changes.append(change)
         return True
 
     def expire(self, connection: sqlite3.Connection, max_age_seconds: float, changes: Changes) -> int:
-        """Drops frames and originals that arrived longer ago, in spool time; returns how many."""
+        """Drops frames and received pictures that arrived longer ago, in spool time; returns how many."""
         limit = self._clock.now_ms() - int(max_age_seconds * 1000)
         query = (
             f"SELECT id FROM frames WHERE {WAITING} AND arrived_ms < ?1"
             " UNION ALL SELECT id FROM originals WHERE arrived_ms < ?1"
         )
         rows = connection.execute(query, (limit,)).fetchall()
-        return sum(self.finish(connection, row[0], State.DROPPED, "too old", changes) for row in rows)
+        return sum(self._drop(connection, row[0], DropCause.AGE, "too old", changes) for row in rows)
 
     def prune(self, connection: sqlite3.Connection) -> None:
         """Deletes the oldest finished frames beyond history_frames."""

@@ -1,11 +1,11 @@
-"""What the spool stores: frames and originals, each self-describing and with a check value, and their entries.
+"""What the spool stores: frames and received pictures, each self-describing and with a check value, and their entries.
 
 A frame is one run of bytes:
 
     magic "AEICREC1" | length u32 | header (fixed) | source id (utf-8) | bitstream | crc32 u32 of all before
 
 The magic and the length let recovery.py find frames in a file whose tables are gone; the CRC-32 distinguishes a frame
-from damaged bytes. An original (a picture file as it was received) is stored with `meta`, one line of JSON, and a
+from damaged bytes. A received picture (its file as it was sent) is stored with `meta`, one line of JSON, and a
 CRC-32 over both. Nothing here knows SQLite or Pillow.
 """
 
@@ -34,7 +34,7 @@ _MAX_MS = 1 << 62  # SQLite's integers are signed
 
 class State(enum.IntEnum):
     """The state of a frame. The numbers are stored in the spool, so they never change. SENDING is never stored, and
-    RECEIVED is the state of the rows of the originals' table."""
+    RECEIVED is the state of the rows of the table `originals`."""
 
     SPOOLED = 0
     DELIVERED = 1
@@ -59,6 +59,15 @@ class CapturedFrom(enum.IntEnum):
     EXIF = 2
     FILE = 3
     CLOCK = 4
+
+
+class DropCause(enum.StrEnum):
+    """Why a frame was dropped. The values are those of the label `reason` of aeic_edge_dropped_total, which alerts and
+    dashboards use, so they never change; the text in Entry.reason is for people."""
+
+    FULL = "full"
+    AGE = "age"
+    DAMAGED = "damaged"
 
 
 FINAL = (State.DELIVERED, State.REJECTED, State.DROPPED, State.FAILED)
@@ -139,8 +148,8 @@ class Record:
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """What is remembered of a frame. `size` is the bytes of the .aeic file, 0 where the original was not encoded; times
-    are milliseconds since 1970; the original size is 0 if it is unknown."""
+    """What is remembered of a frame. `size` is the bytes of the .aeic file, 0 where the received picture was not
+    encoded; times are milliseconds since 1970; the original size is 0 if it is unknown."""
 
     id: uuid.UUID
     state: State
@@ -158,7 +167,17 @@ class Entry:
 
 
 @dataclass(frozen=True, slots=True)
-class Original:
+class Change:
+    """The new state of a frame or received picture, and why, as a text; `drop` is set for DROPPED and for no other."""
+
+    id: uuid.UUID
+    state: State
+    reason: str = ""
+    drop: DropCause | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ReceivedPicture:
     """A picture that is not encoded yet, with what was requested for it. `picture` is a picture file as it was sent,
     `picture_crc` its CRC-32, `width` and `height` are from its header; times are milliseconds since 1970 UTC, and
     `captured_ms` is 0 unless the sender named it. `rate`, `max_bytes`, `target_bytes` and `max_side` as in
@@ -190,8 +209,8 @@ class Original:
         return zlib.crc32(meta, self.picture_crc)
 
     @classmethod
-    def parse(cls, meta: Any, check: Any, picture: Any) -> Original:
-        """The original of a row. DamagedRecord when it is not what was written, of whatever types the values are."""
+    def parse(cls, meta: Any, check: Any, picture: Any) -> ReceivedPicture:
+        """The picture of a row. DamagedRecord when it is not what was written, of whatever types the values are."""
         if not isinstance(meta, bytes) or not isinstance(picture, bytes):
             raise DamagedRecord("there is no original")
         if zlib.crc32(meta, zlib.crc32(picture)) != check:
@@ -203,4 +222,4 @@ class Original:
             raise DamagedRecord(f"the description cannot be read: {error}") from None
 
 
-_FACTS = tuple(field.name for field in dataclasses.fields(Original) if field.name not in ("id", "picture"))
+_FACTS = tuple(field.name for field in dataclasses.fields(ReceivedPicture) if field.name not in ("id", "picture"))

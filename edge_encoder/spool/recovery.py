@@ -7,7 +7,7 @@ first; what one source has decided about an id is not changed by a later one:
        halved until the unreadable rows stand alone
     2. the same with the commits of the log behind the damage, part by part, then with the pages after the last of them
     3. the raw bytes of both files, searched for the magic of a record (record.py); this also works without a first
-       page. A record or original that is larger than a page is split by SQLite, so this search does not find it
+       page. A record or received picture that is larger than a page is split by SQLite, so this search does not find it
 
 Every record carries its own check value, so nothing damaged is taken over. The indexes of the database say which frames
 were waiting, so that those that are not found are counted as lost. Frames already delivered may be found again; the
@@ -27,8 +27,8 @@ from pathlib import Path
 from typing import Any
 
 from aeic_service import wal
-from edge_encoder.spool import tables
-from edge_encoder.spool.record import FINAL, MAGIC, DamagedRecord, Original, Record, State
+from edge_encoder.spool import schema
+from edge_encoder.spool.record import FINAL, MAGIC, DamagedRecord, ReceivedPicture, Record, State
 from edge_encoder.spool.system import System
 
 log = logging.getLogger("aeic.edge.spool")
@@ -37,16 +37,16 @@ _BLOCK = 1 << 20
 # Ranges of rows that may fail before the rest is given up: enough for 30,000 rows of which none can be read.
 _MAX_FAILURES = 100_000
 _REASON = "damaged on disk"
-_ORIGINAL_COLUMNS = "seq, id, meta, checked, picture"
+_RECEIVED_COLUMNS = "seq, id, meta, checked, picture"
 
 
 @dataclass
 class Recovery:
-    """What was found: `frames` to send, `originals` to encode, `lost` of either. `complete` when all tables were read
+    """What was found: `frames` to send, `received` to encode, `lost` of either. `complete` when all tables were read
     and nothing is missing."""
 
     frames: int = 0
-    originals: int = 0
+    received: int = 0
     lost: int = 0
     complete: bool = True
 
@@ -87,7 +87,7 @@ def recover(path: Path, target: sqlite3.Connection, image: Path, system: System,
     recoverer.found.complete &= not wal.is_missing(log_path)
     recovery = recoverer.finish()
     with _writing():
-        tables.insert_recovery(target, int(system.wall_seconds() * 1000), recovery.lost, recovery.complete)
+        schema.insert_recovery(target, int(system.wall_seconds() * 1000), recovery.lost, recovery.complete)
     return recovery
 
 
@@ -115,15 +115,15 @@ def _has_tables(path: Path) -> bool:
     try:
         with contextlib.closing(_open(path)) as source:
             names = {name for (name,) in source.execute("SELECT name FROM sqlite_schema")}
-            source.execute(f"SELECT {tables.FRAME_COLUMNS} FROM frames LIMIT 0")
-            source.execute(f"SELECT {_ORIGINAL_COLUMNS} FROM originals LIMIT 0")
+            source.execute(f"SELECT {schema.FRAME_COLUMNS} FROM frames LIMIT 0")
+            source.execute(f"SELECT {_RECEIVED_COLUMNS} FROM originals LIMIT 0")
             return {b"frames", b"originals"} <= names
     except sqlite3.Error:
         return False
 
 
 def _open(path: Path) -> sqlite3.Connection:
-    connection = sqlite3.connect(f"{path.absolute().as_uri()}?immutable=1", uri=True, factory=tables.Connection)
+    connection = sqlite3.connect(f"{path.absolute().as_uri()}?immutable=1", uri=True, factory=schema.Connection)
     connection.text_factory = bytes  # a damaged text is not UTF-8
     return connection
 
@@ -133,7 +133,7 @@ def _replace_first_page(image: Path, page_size: int, system: System) -> None:
     the same pages."""
     with contextlib.closing(sqlite3.connect(":memory:")) as new:
         new.execute(f"PRAGMA page_size={page_size}")
-        tables.create(new)
+        schema.create(new)
         page = bytearray(new.serialize()[:page_size])
     with image.open("r+b", buffering=0) as file:
         pages = max(1, file.seek(0, 2) // page_size)
@@ -182,7 +182,7 @@ class _Recoverer:
                 source.execute("SELECT COUNT(*) FROM sqlite_schema").fetchone()
                 self._earlier(source)
                 self._frames(source)
-                self._originals(source)
+                self._received(source)
         except sqlite3.Error as error:
             log.error("spool %s cannot be read as a database (%s); its bytes are searched", path.name, error)
             self.found.complete = False
@@ -197,13 +197,13 @@ class _Recoverer:
         for row in rows:
             if all(isinstance(value, int) for value in row):
                 with _writing():
-                    tables.insert_recovery(self.target, *row)
+                    schema.insert_recovery(self.target, *row)
 
     def _frames(self, source: sqlite3.Connection) -> None:
         names = dict(_indexed(source, "SELECT seq, id FROM frames INDEXED BY sqlite_autoindex_frames_1"))
-        waiting, sure = _known(source, f"SELECT seq FROM frames INDEXED BY pending WHERE {tables.WAITING}")
+        waiting, sure = _known(source, f"SELECT seq FROM frames INDEXED BY pending WHERE {schema.WAITING}")
         seen: set[int] = set()
-        for row in self._rows(source, "frames", tables.FRAME_COLUMNS, waiting, sure):
+        for row in self._rows(source, "frames", schema.FRAME_COLUMNS, waiting, sure):
             seq, ident, state, record = row[0], row[1], row[2], row[-1]
             seen.add(seq)
             # A finished frame has no record. One that still has it was waiting, and its state is damaged.
@@ -219,25 +219,25 @@ class _Recoverer:
                     self.unnamed.add(("frames", seq))
         self._lost("frames", waiting - seen, names)
 
-    def _originals(self, source: sqlite3.Connection) -> None:
+    def _received(self, source: sqlite3.Connection) -> None:
         names = dict(_indexed(source, "SELECT seq, id FROM originals INDEXED BY sqlite_autoindex_originals_1"))
         waiting, sure = _known(source, "SELECT seq FROM originals INDEXED BY waiting")
         seen: set[int] = set()
-        for seq, ident, meta, checked, picture in self._rows(source, "originals", _ORIGINAL_COLUMNS, waiting, sure):
+        for seq, ident, meta, checked, picture in self._rows(source, "originals", _RECEIVED_COLUMNS, waiting, sure):
             seen.add(seq)
             try:
-                original = Original.parse(meta, checked, picture)
+                received = ReceivedPicture.parse(meta, checked, picture)
             except DamagedRecord:
                 if _is_id(ident):
                     self.missing.setdefault(ident, ())
                 else:
                     self.unnamed.add(("originals", seq))
                 continue
-            if original.id.bytes not in self.placed:
-                self.placed.add(original.id.bytes)
+            if received.id.bytes not in self.placed:
+                self.placed.add(received.id.bytes)
                 with _writing():
-                    tables.insert_original(self.target, original)
-                self.found.originals += 1
+                    schema.insert_received(self.target, received)
+                self.found.received += 1
         self._lost("originals", waiting - seen, names)
 
     def _rows(
@@ -294,7 +294,7 @@ class _Recoverer:
         if record.id.bytes not in self.placed:
             self.placed.add(record.id.bytes)
             with _writing():
-                tables.insert(self.target, record)
+                schema.insert(self.target, record)
             self.found.frames += 1
 
     def _history(self, row: tuple[Any, ...]) -> None:
@@ -303,14 +303,14 @@ class _Recoverer:
             return
         self.placed.add(ident)
         with _writing():
-            tables.insert_history(self.target, ident, State(row[2]), _numbers(row), _text(row[12]))
+            schema.insert_history(self.target, ident, State(row[2]), _numbers(row), _text(row[12]))
 
     def finish(self) -> Recovery:
         """Writes down what is lost, and counts it."""
         for ident, row in self.missing.items():
             if ident not in self.placed:
                 self.found.lost += 1
-                tables.insert_history(self.target, ident, State.DROPPED, _numbers(row), _REASON)
+                schema.insert_history(self.target, ident, State.DROPPED, _numbers(row), _REASON)
         # Their ids are not known, so the number includes those that were found elsewhere: an upper bound.
         self.found.lost += len(self.unnamed)
         self.found.complete &= not self.found.lost

@@ -1,14 +1,14 @@
-r"""The spool: a durable outbox. Frames stay here, on disk, until the cloud has acknowledged them; originals, until they
-are encoded.
+r"""The spool: a durable outbox. Frames stay here, on disk, until the cloud has acknowledged them; received pictures,
+until they are encoded.
 
-    receive -> RECEIVED -> (next_original) -> put -> SPOOLED -> (lease) SENDING -> DELIVERED | REJECTED
+    receive -> RECEIVED -> (next_received) -> put -> SPOOLED -> (lease) SENDING -> DELIVERED | REJECTED
                    \-> FAILED                DROPPED: by the cap, the age limit, or damage
 
 A put or receive that has returned survives a power cut (SQLite WAL, synchronous=FULL; writer.py commits in groups). A
-lease exists in memory only (leases.py), so a restart sends again what was being sent. Frames and originals carry a
-check value (record.py); a damaged one is dropped and counted, never sent. A damaged file is rebuilt (recovery.py), and
-a deleted one is written again from the open file before the next transaction (Writer._usable). Independent of pictures,
-HTTP and gRPC.
+lease exists in memory only (leases.py), so a restart sends again what was being sent. Frames and received pictures
+carry a check value (record.py); a damaged one is dropped and counted, never sent. A damaged file is rebuilt
+(recovery.py), and a deleted one is written again from the open file before the next transaction (Writer._usable).
+Independent of pictures, HTTP and gRPC.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from edge_encoder.errors import SpoolError, SpoolFull
-from edge_encoder.spool import database, tables
+from edge_encoder.spool import database, schema
 from edge_encoder.spool.clock import SpoolClock
 from edge_encoder.spool.disk_reserve import DiskReserve
 from edge_encoder.spool.leases import Leases
@@ -36,15 +36,17 @@ from edge_encoder.spool.reader import Reader
 from edge_encoder.spool.record import (
     CLOCK_IS_SET_MS,
     CapturedFrom,
+    Change,
     DamagedRecord,
+    DropCause,
     Entry,
     FullPolicy,
-    Original,
+    ReceivedPicture,
     Record,
     State,
 )
+from edge_encoder.spool.schema import WAITING
 from edge_encoder.spool.system import System
-from edge_encoder.spool.tables import WAITING
 from edge_encoder.spool.verification import Verification, Verified
 from edge_encoder.spool.writer import Op, Writer
 
@@ -55,8 +57,8 @@ log = logging.getLogger("aeic.edge.spool")
 
 
 class Spool:
-    """The outbox of one edge in `folder`. Thread safe. `on_change(id, state, reason)` is called from the writer's
-    thread after each commit. `unreadable` counts frames lost to damage, since the start.
+    """The outbox of one edge in `folder`. Thread safe. `on_change` is called from the writer's thread
+    with each change, after its commit. `unreadable` counts frames lost to damage, since the start.
 
     SpoolError when another edge uses the folder or its disk does not work, SpoolFull when a recovery needs more room.
     """
@@ -68,7 +70,7 @@ class Spool:
         max_bytes: int = _LIMITS.max_bytes,
         full_policy: FullPolicy = _LIMITS.full_policy,
         history_frames: int = _LIMITS.history_frames,
-        on_change: Callable[[uuid.UUID, State, str], None] | None = None,
+        on_change: Callable[[Change], None] | None = None,
         system: System | None = None,
     ) -> None:
         self.path = folder / "spool.sqlite3"
@@ -110,7 +112,8 @@ class Spool:
             self._verification.start()
 
     def put(self, record: Record, *, drops: bool = True) -> Future[Entry]:
-        """Stores the frame, in place of its original; the future ends after the commit, so its result may be promised.
+        """Stores the frame, in place of its received picture; the future ends after the commit, so its result may be
+        promised.
 
         With `drops` False no other frame is dropped for it, whatever the policy. The same id with the same picture
         gives the entry that is there already. Raises (in the future) SpoolFull, IdTaken, or SpoolError when the disk
@@ -118,22 +121,23 @@ class Spool:
         """
 
         def put(connection: sqlite3.Connection, changes: Changes) -> Entry:
-            if self._ledger.originals.arrived_ms(connection, record.id) is None:  # replacing an original needs no room
+            if self._ledger.received.arrived_ms(connection, record.id) is None:  # replacing one needs no room
                 self._check_room()
             return self._ledger.put(connection, record, changes, drops=drops)
 
         return self._change(put)
 
     def finish(self, ident: uuid.UUID, state: State, reason: str = "") -> Future[bool]:
-        """Marks a frame or original DELIVERED, REJECTED, DROPPED or FAILED and frees its bytes; False if it was
-        finished before."""
-        return self._change(
-            lambda connection, changes: self._ledger.finish(connection, ident.bytes, state, reason, changes)
-        )
+        """Marks a frame or received picture DELIVERED, REJECTED or FAILED and frees its bytes; False if it was finished
+        before."""
+        return self._finish(Change(ident, state, reason))
+
+    def _finish(self, change: Change) -> Future[bool]:
+        return self._change(lambda connection, changes: self._ledger.finish(connection, change, changes))
 
     def expire(self, max_age_seconds: float) -> Future[int]:
-        """Drops frames and originals that have been here for longer, by the machine's uptime and not by its wall clock
-        (clock.py). Returns how many."""
+        """Drops frames and received pictures that have been here for longer, by the machine's uptime and not by its
+        wall clock (clock.py). Returns how many."""
         return self._change(lambda connection, changes: self._ledger.expire(connection, max_age_seconds, changes))
 
     def get(self, ident: uuid.UUID) -> Entry | None:
@@ -178,7 +182,7 @@ class Spool:
     def _check_findable(self, table: str, priority: int, seq: int) -> None:
         """For a row that was not found by its id: it was finished meanwhile, or the file is damaged. The writer repairs
         it then; SpoolError when it cannot."""
-        self._writer.submit(Op(lambda connection: tables.check_findable(connection, table, priority, seq))).result()
+        self._writer.submit(Op(lambda connection: schema.check_findable(connection, table, priority, seq))).result()
 
     def _timed(self, record: Record, arrived_ms: Any) -> Record:
         """The record with its time of capture derived from its age, where the wall clock was not set when it arrived
@@ -191,12 +195,12 @@ class Spool:
         age_ms = max(0, self._clock.now_ms() - arrived_ms)
         return dataclasses.replace(record, captured_ms=wall_ms - age_ms, captured_from=CapturedFrom.CLOCK)
 
-    def receive(self, original: Original) -> Future[Entry]:
+    def receive(self, received: ReceivedPicture) -> Future[Entry]:
         """Stores the picture until it is encoded; as put() otherwise."""
 
         def receive(connection: sqlite3.Connection, changes: Changes) -> Entry:
             self._check_room()
-            return self._ledger.receive(connection, original, changes)
+            return self._ledger.receive(connection, received, changes)
 
         return self._change(receive)
 
@@ -205,17 +209,19 @@ class Spool:
             raise SpoolFull(f"the disk of {self.path.parent} is full; make room on it, or wait for the uplink")
 
     def _give_up(self, ident: bytes, error: DamagedRecord) -> Future[bool]:
-        """Counts a frame or original that cannot be read as lost, once, and records that."""
+        """Counts a frame or received picture that cannot be read as lost, once, and records that."""
         if ident not in self._given_up:
             self._given_up.add(ident)
             self.unreadable += 1
-        return self.finish(uuid.UUID(bytes=ident), State.DROPPED, f"damaged on disk: {error}")
+        reason = f"damaged on disk: {error}"
+        return self._finish(Change(uuid.UUID(bytes=ident), State.DROPPED, reason, DropCause.DAMAGED))
 
-    def next_original(self) -> tuple[Original, int] | None:
-        """The original to encode now, most urgent first, then oldest, and the number of this attempt. It must be put,
-        finished or released.
+    def next_received(self) -> tuple[ReceivedPicture, int] | None:
+        """The received picture to encode now, most urgent first, then oldest, and the number of this attempt. It must
+        be put, finished or released.
 
-        The attempt is recorded on disk before this returns, so that an original that crashes the process is recognised.
+        The attempt is recorded on disk before this returns, so that a received picture that crashes the process is
+        recognised.
         """
         while True:
             busy = self._encoding.busy()
@@ -230,30 +236,30 @@ class Spool:
                 self._check_findable("originals", priority, seq)
                 continue
             try:
-                original = Original.parse(*row)
+                received = ReceivedPicture.parse(*row)
             except DamagedRecord as error:
                 self._give_up(ident, error).result()
                 continue
             self._encoding.take(ident)
             try:
-                tries = self._change(functools.partial(self._begin, original.id)).result()
+                tries = self._change(functools.partial(self._begin, received.id)).result()
             except SpoolError:
-                self.release_original(original.id)
+                self.release_received(received.id)
                 raise
             if tries:
-                return original, tries
+                return received, tries
             self._encoding.forget(ident)
 
     def _begin(self, ident: uuid.UUID, connection: sqlite3.Connection, changes: Changes) -> int:
-        return self._ledger.originals.begin(connection, ident)
+        return self._ledger.received.begin(connection, ident)
 
-    def release_original(self, ident: uuid.UUID, delay_seconds: float = 0.0) -> None:
-        """The original was not encoded; it is offered again after the delay, doubled per attempt."""
+    def release_received(self, ident: uuid.UUID, delay_seconds: float = 0.0) -> None:
+        """The received picture was not encoded; it is offered again after the delay, doubled per attempt."""
         self._encoding.release(ident.bytes, delay_seconds)
 
     def reset_attempts(self, ident: uuid.UUID) -> Future[None]:
-        """The attempts to encode that original so far do not count."""
-        return self._change(lambda connection, changes: self._ledger.originals.reset_attempts(connection, ident))
+        """The attempts to encode that received picture so far do not count."""
+        return self._change(lambda connection, changes: self._ledger.received.reset_attempts(connection, ident))
 
     def oldest(self) -> Record | None:
         """The oldest readable frame that waits, leased or not; nothing is changed."""
@@ -276,14 +282,15 @@ class Spool:
         """Seconds until a released frame may be sent again, or None when none waits."""
         return self._leases.next_retry_seconds()
 
-    def next_original_seconds(self) -> float | None:
-        """Seconds until a released original may be tried again, or None when none waits."""
+    def next_received_seconds(self) -> float | None:
+        """Seconds until a released one may be tried again, or None when none waits."""
         return self._encoding.next_retry_seconds()
 
-    def oldest_age_seconds(self, *, originals: bool = True) -> float:
-        """How long the oldest frame not yet acknowledged (or original, if those count) has been here; 0 without one."""
+    def oldest_age_seconds(self, *, received: bool = True) -> float:
+        """How long the oldest frame not yet acknowledged (or picture not yet encoded, if `received`) has been here, or
+        0."""
         times = [self._reader.one(f"SELECT MIN(arrived_ms) FROM frames WHERE {WAITING}")[0]]
-        if originals:
+        if received:
             times.append(self._reader.one("SELECT MIN(arrived_ms) FROM originals")[0])
         now = self.now_ms()
         return max((max(0, now - (arrived or now)) / 1000 for arrived in times if arrived is not None), default=0.0)
@@ -304,14 +311,14 @@ class Spool:
         return self._ledger.bytes
 
     @property
-    def originals(self) -> int:
-        """Originals not yet encoded."""
-        return self._ledger.originals.count
+    def received_pictures(self) -> int:
+        """Received pictures not yet encoded."""
+        return self._ledger.received.count
 
     @property
-    def original_bytes(self) -> int:
+    def received_bytes(self) -> int:
         """Their bytes."""
-        return self._ledger.originals.bytes
+        return self._ledger.received.bytes
 
     @property
     def alive(self) -> bool:
@@ -319,8 +326,8 @@ class Spool:
         return self._writer.alive
 
     def recoveries(self) -> list[tuple[int, int, bool]]:
-        """The recoveries of this spool so far: when (milliseconds since 1970), how many frames and originals were lost,
-        and whether that is all."""
+        """The recoveries of this spool so far: when (milliseconds since 1970), how many frames and received pictures
+        were lost, and whether that is all."""
         rows = self._reader.all("SELECT at_ms, lost, complete FROM recoveries ORDER BY seq")
         return [(int(at_ms), int(lost), bool(complete)) for at_ms, lost, complete in rows]
 
@@ -388,13 +395,13 @@ class Spool:
             return apply(connection, changes)
 
         def after() -> None:
-            for ident, state, reason in changes:
-                if state is not State.SPOOLED:
-                    self._leases.forget(ident.bytes)
-                if state is not State.RECEIVED:
-                    self._encoding.forget(ident.bytes)
+            for change in changes:
+                if change.state is not State.SPOOLED:
+                    self._leases.forget(change.id.bytes)
+                if change.state is not State.RECEIVED:
+                    self._encoding.forget(change.id.bytes)
                 if self.on_change is not None:
-                    self.on_change(ident, state, reason)
+                    self.on_change(change)
 
         return self._writer.submit(Op(run, after))
 
@@ -482,7 +489,7 @@ class Spool:
                 self._ledger = Ledger(self._leases, self._limits, self._clock, self._system)
             connection.execute("BEGIN IMMEDIATE")
             try:
-                tables.set_unknown_arrivals(connection, self._clock.now_ms())
+                schema.set_unknown_arrivals(connection, self._clock.now_ms())
                 self._clock.save(connection)
                 connection.execute("COMMIT")
             except sqlite3.Error as error:

@@ -1,11 +1,11 @@
-"""Encodes the originals that wait in the spool, most urgent first, and limits how many may wait.
+"""Encodes the received pictures that wait in the spool, most urgent first, and limits how many may wait.
 
-    place() -> receive -> spool -> next_original() -> encode -> put, or FAILED with the reason
+    place() -> receive -> spool -> next_received() -> encode -> put, or FAILED with the reason
 
-Originals share the encode queue with pictures whose clients wait for the result, a few at a time, so that neither
-starves the other. After a crash, an original that was being encoded is tried again on its own; after TRIES attempts it
-is marked FAILED, so that a picture that crashes the process cannot do so indefinitely. A fault of the machine, such as
-too little memory, is no attempt: the original waits. Independent of HTTP.
+Received pictures share the encode queue with pictures whose clients wait for the result, a few at a time, so that
+neither starves the other. After a crash, a received picture that was being encoded is tried again on its own; after
+TRIES attempts it is marked FAILED, so that a picture that crashes the process cannot do so indefinitely. A fault of the
+machine, such as too little memory, is no attempt: the received picture waits. Independent of HTTP.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from aeic.errors import InputError, RateError
 from aeic_service.errors import Overloaded
 from edge_encoder.encoding.encode_queue import EncodeQueue
 from edge_encoder.errors import SpoolError, is_of_the_machine
-from edge_encoder.spool.record import Original, State
+from edge_encoder.spool.record import ReceivedPicture, State
 from edge_encoder.spool.spool import Spool
 from edge_encoder.submission.submitter import EncodedFrame, Submitter
 
@@ -37,35 +37,35 @@ class DeferredEncoder:
     """Construct, `run()`, `stop()`; all in one asyncio loop. `check()` and `place()` bound what is received."""
 
     def __init__(
-        self, spool: Spool, queue: EncodeQueue, submitter: Submitter, *, max_originals: int, max_bytes: int
+        self, spool: Spool, queue: EncodeQueue, submitter: Submitter, *, max_received: int, max_bytes: int
     ) -> None:
         self._spool = spool
         self._queue = queue
         self._submitter = submitter
-        self._max_originals = max_originals
+        self._max_received = max_received
         self._max_bytes = max_bytes
         self._arriving = self._arriving_bytes = 0
         self._wake = asyncio.Event()
         self._stopping = False
         self._encoding: set[uuid.UUID] = set()
-        self._turn = asyncio.Lock()  # held to look for the next original, or to encode a suspect alone
+        self._turn = asyncio.Lock()  # held to look for the next received picture, or to encode a suspect alone
         self._problem = ("", 0.0)
         self._ended = asyncio.Event()  # while run() does not run
         self._ended.set()
 
     @property
     def problem(self) -> str:
-        """Why the machine cannot encode originals now; empty where it can."""
+        """Why the machine cannot encode received pictures now; empty where it can."""
         text, seen = self._problem
         return text if time.monotonic() - seen < PROBLEM_SECONDS else ""
 
     def check(self, size: int) -> None:
-        """Raises Overloaded when there is no room for an original of `size` bytes. Reserves nothing: what a client
-        announces need not come."""
-        waiting = self._spool.originals + self._arriving
-        # A single original is accepted whatever its size.
-        full = waiting and self._spool.original_bytes + self._arriving_bytes + size > self._max_bytes
-        if full or waiting >= self._max_originals:
+        """Raises Overloaded when there is no room for a received picture of `size` bytes. Reserves nothing: what a
+        client announces need not come."""
+        waiting = self._spool.received_pictures + self._arriving
+        # A single received picture is accepted whatever its size.
+        full = waiting and self._spool.received_bytes + self._arriving_bytes + size > self._max_bytes
+        if full or waiting >= self._max_received:
             seconds = self._queue.seconds(waiting)
             raise Overloaded(
                 f"{waiting} originals wait to be encoded; try again in {seconds} s, or raise"
@@ -75,7 +75,7 @@ class DeferredEncoder:
 
     @contextlib.contextmanager
     def place(self, size: int) -> Iterator[None]:
-        """Reserves room for an original of `size` bytes while it is stored; Overloaded when there is none."""
+        """Reserves room for a received picture of `size` bytes while it is stored; Overloaded when there is none."""
         self.check(size)
         self._arriving += 1
         self._arriving_bytes += size
@@ -86,11 +86,11 @@ class DeferredEncoder:
             self._arriving_bytes -= size
 
     def wake(self) -> None:
-        """Call when an original was added."""
+        """Call when a received picture was added."""
         self._wake.set()
 
     async def run(self) -> None:
-        """Encodes until stop(), one original more at a time than there are workers, so that no worker idles in
+        """Encodes until stop(), one received picture more at a time than there are workers, so that no worker idles in
         between."""
         self._ended.clear()
         try:
@@ -101,14 +101,14 @@ class DeferredEncoder:
             self._ended.set()
 
     async def stop(self) -> None:
-        """Finishes the originals being encoded; the others stay in the spool."""
+        """Finishes the received pictures being encoded; the others stay in the spool."""
         self._stopping = True
         self._wake.set()
         await self._ended.wait()
 
     async def abandon(self) -> None:
-        """The service stops while originals are being encoded: that is no attempt, or a few stops in the middle of a
-        long one would use up all of them."""
+        """The service stops while received pictures are being encoded: that is no attempt, or a few stops in the middle
+        of a long one would use up all of them."""
         for ident in list(self._encoding):
             with contextlib.suppress(SpoolError):
                 await asyncio.wrap_future(self._spool.reset_attempts(ident))
@@ -118,7 +118,7 @@ class DeferredEncoder:
             try:
                 if not await self._next() and not self._stopping:
                     with contextlib.suppress(TimeoutError):
-                        await asyncio.wait_for(self._wake.wait(), self._spool.next_original_seconds())
+                        await asyncio.wait_for(self._wake.wait(), self._spool.next_received_seconds())
             except Exception as error:  # an unreadable spool or a programming error must not end the task
                 log.log(
                     logging.WARNING if isinstance(error, SpoolError) else logging.ERROR,
@@ -127,52 +127,52 @@ class DeferredEncoder:
                 await self._pause()
 
     async def _next(self) -> bool:
-        """Encodes the next original; False when there is none."""
+        """Encodes the next received picture; False when there is none."""
         async with self._turn:
             self._wake.clear()
-            found = await asyncio.to_thread(self._spool.next_original)
+            found = await asyncio.to_thread(self._spool.next_received)
             if found is None:
                 return False
             self._wake.set()  # wakes the other tasks
-            original, tries = found
+            received, tries = found
             if tries > 1:  # it may have crashed the last process: encode it alone, so that no other is suspected
-                await self._encode(original, tries)
+                await self._encode(received, tries)
                 return True
-        await self._encode(original, tries)
+        await self._encode(received, tries)
         return True
 
-    async def _encode(self, original: Original, tries: int) -> None:
+    async def _encode(self, received: ReceivedPicture, tries: int) -> None:
         try:
             if tries > TRIES:
                 await self._fail(
-                    original, f"encoding was attempted {TRIES} times without success; see the log for the errors"
+                    received, f"encoding was attempted {TRIES} times without success; see the log for the errors"
                 )
                 return
-            self._encoding.add(original.id)
+            self._encoding.add(received.id)
             try:
-                made = await self._submitter.encode(original)
+                made = await self._submitter.encode(received)
             finally:
-                self._encoding.discard(original.id)
+                self._encoding.discard(received.id)
         except (InputError, RateError) as error:
-            await self._fail(original, str(error))
+            await self._fail(received, str(error))
             return
         except Exception as error:
             if is_of_the_machine(error):
                 self._problem = (f"originals wait: {type(error).__name__}: {error}"[:300], time.monotonic())
-                log.error("original %s waits: the machine cannot encode it now: %s", original.id, self._problem[0])
+                log.error("original %s waits: the machine cannot encode it now: %s", received.id, self._problem[0])
                 with contextlib.suppress(SpoolError):
-                    await asyncio.wrap_future(self._spool.reset_attempts(original.id))
+                    await asyncio.wrap_future(self._spool.reset_attempts(received.id))
             else:
-                log.exception("original %s could not be encoded, try %d of %d", original.id, tries, TRIES)
-            self._spool.release_original(original.id, _PAUSE_SECONDS)
+                log.exception("original %s could not be encoded, try %d of %d", received.id, tries, TRIES)
+            self._spool.release_received(received.id, _PAUSE_SECONDS)
             return
         self._problem = ("", 0.0)
         try:
             await self._submitter.put(made)
         except SpoolError as error:
-            log.warning("the frame of original %s cannot be spooled yet: %s", original.id, error)
+            log.warning("the frame of original %s cannot be spooled yet: %s", received.id, error)
             with contextlib.suppress(SpoolError):
-                await asyncio.wrap_future(self._spool.reset_attempts(original.id))
+                await asyncio.wrap_future(self._spool.reset_attempts(received.id))
             await self._put_late(made)
 
     async def _put_late(self, made: EncodedFrame) -> None:
@@ -181,13 +181,13 @@ class DeferredEncoder:
             with contextlib.suppress(SpoolError):
                 await self._submitter.put(made)
                 return
-        self._spool.release_original(made.record.id)
+        self._spool.release_received(made.record.id)
 
-    async def _fail(self, original: Original, reason: str) -> None:
+    async def _fail(self, received: ReceivedPicture, reason: str) -> None:
         try:
-            await asyncio.wrap_future(self._spool.finish(original.id, State.FAILED, reason))
+            await asyncio.wrap_future(self._spool.finish(received.id, State.FAILED, reason))
         except SpoolError:
-            self._spool.release_original(original.id, _PAUSE_SECONDS)
+            self._spool.release_received(received.id, _PAUSE_SECONDS)
             raise
 
     async def _pause(self) -> None:

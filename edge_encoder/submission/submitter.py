@@ -26,13 +26,13 @@ from aeic.pixels import save_picture
 from aeic_service import tracing
 from edge_encoder.encoding.encode_queue import EncodeQueue
 from edge_encoder.encoding.encoder import Encoded, Encoder
+from edge_encoder.encoding.link_adaptation import LinkAdaptation
 from edge_encoder.encoding.picture_reader import ReadingCost
-from edge_encoder.encoding.rate_control import RateControl
 from edge_encoder.errors import IdTaken
 from edge_encoder.metrics import Metrics
 from edge_encoder.originals.ring import CAMERA_QUALITY, Kept, OriginalRing
 from edge_encoder.settings import EdgeSettings
-from edge_encoder.spool.record import Entry, Original, Record, State
+from edge_encoder.spool.record import Entry, ReceivedPicture, Record, State
 from edge_encoder.spool.spool import Spool
 from edge_encoder.submission import capture_time
 from edge_encoder.submission.delivery_waiters import DeliveryWaiters
@@ -51,7 +51,7 @@ class EncodedFrame:
 
 
 class Submitter:
-    """Used in one asyncio loop. Pictures that ask for no rate point get that of `rate_control`; without one, the
+    """Used in one asyncio loop. Pictures that ask for no rate point get that of `link_adaptation`; without one, the
     bundle's default. With a `ring`, the originals of spooled frames are kept there."""
 
     def __init__(
@@ -63,7 +63,7 @@ class Submitter:
         metrics: Metrics,
         settings: EdgeSettings,
     ) -> None:
-        self.rate_control: RateControl | None = None
+        self.link_adaptation: LinkAdaptation | None = None
         self.ring: OriginalRing | None = None
         self._encoder = encoder
         self._queue = queue
@@ -97,40 +97,40 @@ class Submitter:
         """
         self._encoder.bundle.rate(encode_request.rate)
         width, height = await self._encoder.reader.size_in_turn(picture, max_pixels=self._encoder.max_pixels)
-        original = await asyncio.to_thread(self._original, picture, encode_request, width, height)
-        known = await self._known(encode_request, original.picture_crc)
+        received = await asyncio.to_thread(self._received, picture, encode_request, width, height)
+        known = await self._known(encode_request, received.picture_crc)
         if known is not None:
             return Accepted(known, known=True)
         begin = time.perf_counter()
-        tracing.keep_current(original.id)
-        context = tracing.kept(original.id)
-        entry = await asyncio.wrap_future(self._spool.receive(original))
+        tracing.keep_current(received.id)
+        context = tracing.kept(received.id)
+        entry = await asyncio.wrap_future(self._spool.receive(received))
         self._observe(context, {"receive": time.perf_counter() - begin})
         self._metrics.picture_bytes.inc(len(picture))
         return Accepted(entry)
 
-    async def encode(self, original: Original) -> EncodedFrame:
-        """Encodes an original. InputError or RateError when it can never be encoded."""
+    async def encode(self, received: ReceivedPicture) -> EncodedFrame:
+        """Encodes a received picture. InputError or RateError when it can never be encoded."""
         encode_request = EncodeRequest(
-            rate=original.rate,
-            limits=SizeLimits(original.max_bytes, original.target_bytes, original.max_side),
-            priority=original.priority,
-            source_id=original.source_id,
-            captured_ms=original.captured_ms,
+            rate=received.rate,
+            limits=SizeLimits(received.max_bytes, received.target_bytes, received.max_side),
+            priority=received.priority,
+            source_id=received.source_id,
+            captured_ms=received.captured_ms,
         )
-        waited = max(0.0, time.time() - original.created_ms / 1000)
+        waited = max(0.0, time.time() - received.created_ms / 1000)
         self._metrics.stage_seconds.labels("wait").observe(waited)
         return await self._make(
-            original.picture,
+            received.picture,
             encode_request,
-            original.id,
-            original.picture_crc,
-            created_ms=original.created_ms,
+            received.id,
+            received.picture_crc,
+            created_ms=received.created_ms,
             unbounded=True,
         )
 
     async def put(self, made: EncodedFrame) -> Entry:
-        """Spools a frame, in place of its original if there is one; SpoolFull, IdTaken or SpoolError."""
+        """Spools a frame, in place of its received picture if there is one; SpoolFull, IdTaken or SpoolError."""
         begin = time.perf_counter()
         context = tracing.kept(
             made.record.id
@@ -166,8 +166,8 @@ class Submitter:
     ) -> EncodedFrame:
         rate: str | int | None = encode_request.rate
         asked = encode_request.limits
-        if rate is None and asked.max_bytes is None and asked.target_bytes is None and self.rate_control is not None:
-            rate = self.rate_control.rate
+        if rate is None and asked.max_bytes is None and asked.target_bytes is None and self.link_adaptation is not None:
+            rate = self.link_adaptation.rate
         limits = asked.otherwise(self._limits)
         stretch = self._stretch if encode_request.stretch is None else encode_request.stretch
         cost = await self._cost(picture)
@@ -217,8 +217,8 @@ class Submitter:
             return ReadingCost(picture.shape[0] * picture.shape[1], apart=False)
         return await self._encoder.reader.cost_in_turn(picture, max_pixels=self._encoder.max_pixels)
 
-    def _original(self, picture: bytes, encode_request: EncodeRequest, width: int, height: int) -> Original:
-        return Original(
+    def _received(self, picture: bytes, encode_request: EncodeRequest, width: int, height: int) -> ReceivedPicture:
+        return ReceivedPicture(
             id=encode_request.id or new_id(),
             picture=picture,
             picture_crc=zlib.crc32(picture),

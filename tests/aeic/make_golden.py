@@ -181,10 +181,10 @@ def make() -> int:
         frames[stream.name] = data
         if path.exists() and path.read_bytes() != data:
             differs.append(stream.name)
-        coded = codec.decode_coded(data)
+        decoded = codec.decode_symbols(data)
         if not path.exists():
             path.write_bytes(data)
-            np.savez_compressed(GOLDEN / f"{stream.name}.npz", y=y, symbols=coded.symbols, y_hat=coded.y_hat)
+            np.savez_compressed(GOLDEN / f"{stream.name}.npz", y=y, symbols=decoded.symbols, y_hat=decoded.y_hat)
         entries.append(
             {
                 "name": stream.name,
@@ -194,7 +194,7 @@ def make() -> int:
                 "rate": stream.rate,
                 "bytes": len(data),
                 "sha256": hashlib.sha256(data).hexdigest(),
-                "latents": coded.digest,
+                "latents": decoded.digest,
             }
         )
     if differs:

@@ -32,16 +32,16 @@ def coded_elements(shape: tuple[int, ...], index: int, ids: Any) -> list[tuple[t
 def steps() -> list[str]:
     """One line for each symbol."""
     codec, data = LatentCodec(Bundle.load(GOLDEN / "bundle"), 1), (GOLDEN / "smallest.aeic").read_bytes()
-    coded, tables = codec.decode_coded(data), codec.bundle.tables
+    decoded, tables = codec.decode_symbols(data), codec.bundle.tables
     runs: list[tuple[str, list[tuple[tuple[int, int, int], int]], Any]] = [
-        ("z", [((channel, 0, 0), channel) for channel in range(len(coded.z_symbols))], tables.z[0])
+        ("z", [((channel, 0, 0), channel) for channel in range(len(decoded.z_symbols))], tables.z[0])
     ]
     model = EntropyModel(codec.bundle, threads=1)
-    base = model.hyper_synthesis(coded.z_symbols[None], *coded.symbols.shape[1:])
+    base = model.hyper_synthesis(decoded.z_symbols[None], *decoded.symbols.shape[1:])
     for index in range(PASS_COUNT):
         _, ids = model.context(index, base)
-        runs.append(("y", coded_elements(coded.symbols.shape, index, ids[0]), tables.y))
-        base = fill(base, index, gather(coded.y_hat, index)[None])
+        runs.append(("y", coded_elements(decoded.symbols.shape, index, ids[0]), tables.y))
+        base = fill(base, index, gather(decoded.y_hat, index)[None])
     decoder = rans.Decoder(data[9:], accelerate=False)
     lines: list[str] = []
     for name, elements, rows in runs:
@@ -62,12 +62,12 @@ def steps() -> list[str]:
 def check() -> list[str]:
     """What the check value is made of."""
     codec, data = LatentCodec(Bundle.load(GOLDEN / "bundle"), 1), (GOLDEN / "smallest.aeic").read_bytes()
-    coded = codec.decode_coded(data)
+    decoded = codec.decode_symbols(data)
     parts = [
-        ("z", coded.z_symbols.astype("<i2").tobytes()),
-        ("symbols", coded.symbols.astype("<i2").tobytes()),
+        ("z", decoded.z_symbols.astype("<i2").tobytes()),
+        ("symbols", decoded.symbols.astype("<i2").tobytes()),
         ("rate, sizes", bytes([0, 16, 0, 16, 0])),
-        ("y_hat", coded.y_hat.astype("<f4").tobytes()),
+        ("y_hat", decoded.y_hat.astype("<f4").tobytes()),
     ]
     lines, crc = [], 0
     for name, part in parts:
@@ -75,7 +75,7 @@ def check() -> list[str]:
             lines.append(f"{name if start == 0 else '':11}  {part[start : start + 32].hex()}")
         crc = zlib.crc32(part, crc)
         lines.append(f"{'':11}  CRC so far {crc:08x}")
-    return [*lines, f"check value  {crc & 0xFFFFFF or 1:06x}", f"digest       {coded.digest}"]
+    return [*lines, f"check value  {crc & 0xFFFFFF or 1:06x}", f"digest       {decoded.digest}"]
 
 
 if __name__ == "__main__":

@@ -16,9 +16,9 @@ import pytest
 
 from aeic.bundle import Bundle
 from aeic.v1 import ingest_pb2 as pb
-from cloud_decoder import maintenance
 from cloud_decoder.http_api import schemas
 from cloud_decoder.inference.decoder import Decoder
+from cloud_decoder.lifecycle import maintenance
 from cloud_decoder.service import Cloud
 from cloud_decoder.settings import RetentionPolicy
 from tests.support.cloud import FakeGenerator, IngestClient, metric, running_cloud

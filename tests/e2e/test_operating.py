@@ -139,7 +139,7 @@ def test_the_figures_of_the_capacity_page_are_measured_ones() -> None:
 def test_the_spool_takes_what_the_capacity_page_says() -> None:
     from edge_encoder.settings import EdgeSettings
     from edge_encoder.spool.record import Record
-    from edge_encoder.spool.tables import cost
+    from edge_encoder.spool.schema import cost
 
     page = (PAGES / "capacity.md").read_text()
     (more,) = re.findall(r"the bytes of its source id, and about (\d+) more", page)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import fcntl
 import os
+import sqlite3
 import struct
 import subprocess
 import time
@@ -19,6 +21,7 @@ from edge_encoder.uplink.stream import Report
 from tests.support.edge_process import EdgeProcess
 from tests.support.in_process import edge
 from tests.support.pictures import picture
+from tests.support.spooled import new_received, new_record
 from tests.support.waiting import until
 
 
@@ -36,6 +39,29 @@ async def test_readiness_and_status_name_what_died(tmp_path: Path, tiny_bundle: 
         tasks = {task["name"]: task for task in (await client.get("/v1/status")).json()["tasks"]}
         assert tasks["folder"]["restarts"] == 1 and tasks["uplink"]["state"] in ("running", "ended")
         assert 'aeic_edge_task_restarts_total{task="folder"} 1.0' in (await client.get("/metrics")).text
+
+
+async def test_every_drop_is_counted_under_its_cause(tmp_path: Path, tiny_bundle: Path) -> None:
+    async with edge(tmp_path, tiny_bundle, spool_max_bytes=1 << 20, spool_full_policy="drop-oldest") as (_, service):
+        spool = service.spool
+
+        def counts() -> dict[str, float]:
+            (family,) = service.metrics.dropped.collect()
+            return {s.labels["reason"]: s.value for s in family.samples if s.name.endswith("_total")}
+
+        assert counts() == {"full": 0, "age": 0, "damaged": 0}
+        for number in range(3):  # the third does not fit beside the first
+            await asyncio.wrap_future(spool.put(new_record(number, size=400_000)))
+        await until(lambda: counts() == {"full": 1, "age": 0, "damaged": 0})
+
+        with contextlib.closing(sqlite3.connect(tmp_path / "spool.sqlite3")) as other, other:
+            other.execute("UPDATE frames SET record = x'00' WHERE seq = (SELECT MAX(seq) FROM frames)")
+        assert len(spool.lease(9)) == 1
+        await until(lambda: counts() == {"full": 1, "age": 0, "damaged": 1})
+
+        await asyncio.wrap_future(spool.receive(new_received()))
+        assert await asyncio.wrap_future(spool.expire(-1)) == 2
+        await until(lambda: counts() == {"full": 1, "age": 2, "damaged": 1})
 
 
 async def test_the_report_for_the_cloud_names_what_is_wrong_but_no_address(tmp_path: Path, tiny_bundle: Path) -> None:

@@ -16,7 +16,7 @@ from aeic.tables import gaussian_scales
 from aeic_nets.codec import Codec
 from aeic_nets.integer import network
 from aeic_nets.integer.calibrate import calibrate, quantise, sizes_of
-from aeic_nets.integer.fake_quant import Codes, TorchOps, code_limbs, weight_limbs
+from aeic_nets.integer.fake_quant import Codes, FakeQuantOps, code_limbs, weight_limbs
 from aeic_nets.integer.gelu_table import MARGIN, gelu_shift, gelu_table
 from aeic_nets.integer.model import ExactnessError, IntegerModel, Layer, Site
 from aeic_nets.integer.proof import EXACT, prove
@@ -29,7 +29,7 @@ from tests.support.exact_models import SMALL, latents, small_codec, small_model
 def test_the_network_is_the_float_codec() -> None:
     """Written once more over abstract operations, it must still be the same network."""
     codec = small_codec()
-    ops, sizes = TorchOps(codec.get_submodule, None), sizes_of(codec)
+    ops, sizes = FakeQuantOps(codec.get_submodule, None), sizes_of(codec)
     base = latents()[0]
     with torch.no_grad():
         z = torch.randn(1, SMALL.hyper_channels, 2, 3)

@@ -15,7 +15,7 @@ import grpc
 
 from aeic.v1 import ingest_pb2 as pb
 from aeic.v1.ingest_pb2_grpc import IngestServiceServicer, add_IngestServiceServicer_to_server
-from cloud_decoder.grpc_api.acks import Answers
+from cloud_decoder.grpc_api.acks import AckBatcher
 from edge_encoder.settings import EdgeSettings
 
 
@@ -42,7 +42,7 @@ class FakeCloud(IngestServiceServicer):
     welcomes: bool = True
     rejects_all: bool = False
     seconds_a_frame: float = 0.0
-    miscounts: int = 0  # answers so many frames more than came
+    miscounts: int = 0  # acknowledges so many frames more than came
 
     async def Deliver(  # the generated name
         self, requests: AsyncIterator[pb.DeliverRequest], context: grpc.aio.ServicerContext[Any, Any]
@@ -57,10 +57,10 @@ class FakeCloud(IngestServiceServicer):
         if not self.welcomes:
             await asyncio.sleep(3600)
         yield pb.DeliverResponse(welcome=pb.Welcome(window=self.window))
-        answers: Answers[pb.Ack | None] = Answers(min(first.hello.window, self.window), self._resolve)
-        reader = asyncio.create_task(self._read(requests, answers))
+        acks: AckBatcher[pb.Ack | None] = AckBatcher(min(first.hello.window, self.window), self._resolve)
+        reader = asyncio.create_task(self._read(requests, acks))
         try:
-            async with contextlib.aclosing(answers.messages()) as messages:
+            async with contextlib.aclosing(acks.messages()) as messages:
                 async for _, message in messages:
                     if message.stored:
                         message.stored += self.miscounts
@@ -70,7 +70,7 @@ class FakeCloud(IngestServiceServicer):
         finally:
             reader.cancel()
 
-    async def _read(self, requests: AsyncIterator[pb.DeliverRequest], answers: Answers[pb.Ack | None]) -> None:
+    async def _read(self, requests: AsyncIterator[pb.DeliverRequest], acks: AckBatcher[pb.Ack | None]) -> None:
         limit = self.break_after.pop(0) if self.break_after else None
         count = 0
         async for request in requests:
@@ -82,8 +82,8 @@ class FakeCloud(IngestServiceServicer):
             if self.silent:
                 continue
             broken = uuid.UUID(bytes=frame.id) in self.break_on or (limit is not None and count > limit)
-            answers.add(frame.id, None if broken else self._keep(frame), frame.prompt)
-        answers.end()
+            acks.add(frame.id, None if broken else self._keep(frame), frame.prompt)
+        acks.end()
 
     def _keep(self, frame: pb.Frame) -> pb.Ack:
         ident = uuid.UUID(bytes=frame.id)

@@ -1,4 +1,4 @@
-"""Records and originals for the edge's spool."""
+"""Records and received pictures for the edge's spool."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import zlib
 from uuid import UUID
 
 from aeic.identifiers import new_id
-from edge_encoder.spool.record import Original, Record, State
+from edge_encoder.spool.record import ReceivedPicture, Record, State
 from edge_encoder.spool.spool import Spool
 
 
@@ -31,15 +31,17 @@ def state_of(spool: Spool, id: UUID) -> State:
     return entry.state
 
 
-def new_original(number: int = 0, *, size: int = 20_000, priority: int = 0, created_ms: int | None = None) -> Original:
+def new_received(
+    number: int = 0, *, size: int = 20_000, priority: int = 0, created_ms: int | None = None
+) -> ReceivedPicture:
     """A picture as the spool keeps it before it is encoded; its ``size`` bytes depend on ``number`` only."""
     data = random.Random(number).randbytes(size)
     now = int(time.time() * 1000) if created_ms is None else created_ms
-    return Original(new_id(), data, zlib.crc32(data), 96, 64, priority, now, 7, "mast-7", "r1", None, 900)
+    return ReceivedPicture(new_id(), data, zlib.crc32(data), 96, 64, priority, now, 7, "mast-7", "r1", None, 900)
 
 
-def made_of(original: Original) -> Record:
-    """The frame that stands for ``original`` after its encoding."""
+def made_of(received: ReceivedPicture) -> Record:
+    """The frame that stands for ``received`` after its encoding."""
     return Record(
-        original.id, original.picture[:900], 96, 64, 0, original.priority, original.created_ms, 7, original.picture_crc
+        received.id, received.picture[:900], 96, 64, 0, received.priority, received.created_ms, 7, received.picture_crc
     )

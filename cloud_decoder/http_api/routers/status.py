@@ -28,9 +28,9 @@ from cloud_decoder.http_api.dependencies import Tenant
 from cloud_decoder.http_api.serializers import bundles_json, frame_json, source_json
 from cloud_decoder.images.cache import PictureCache
 from cloud_decoder.inference.model_pool import ModelPool
+from cloud_decoder.lifecycle.readiness import Readiness
 from cloud_decoder.metrics import Metrics
 from cloud_decoder.presence import Box, Presence
-from cloud_decoder.readiness import Readiness
 from cloud_decoder.store.store import Store
 
 _SEEN_SECONDS = 7 * 86_400.0

@@ -12,7 +12,7 @@ from cloud_decoder.store.store import NewFrame, Store
 from tests.support.frames import NOW, stored_frame
 
 ROUND_SECONDS = 60.0
-"""Between two looks of a process (cloud_decoder/maintenance.py)."""
+"""Between two looks of a process (cloud_decoder/lifecycle/maintenance.py)."""
 STEPS = 25
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import signal
 import subprocess
@@ -20,9 +21,10 @@ from PIL import Image
 from aeic.errors import InputError
 from aeic.pixels import load_picture, picture_exif, picture_size
 from aeic_service.host_limits import HostLimits
+from aeic_service.http import problems
 from edge_encoder.encoding import PictureProcessChoice, picture_reader
 from edge_encoder.encoding.picture_reader import PictureReader
-from edge_encoder.errors import ReaderUnavailable, Undecodable, is_of_the_machine
+from edge_encoder.errors import PictureReaderLost, ReaderUnavailable, is_of_the_machine
 from edge_encoder.service import EdgeService
 from tests.support import crashing_reader
 from tests.support.edge_fakes import settings
@@ -157,10 +159,11 @@ def test_a_lost_process_costs_one_picture(
     before = reader.pids
     if reason == "deadline":
         monkeypatch.setattr(picture_reader, "read_seconds", lambda pixels: 0.2)
-    with pytest.raises(Undecodable, match="ordinary JPEG") as caught:
+    with pytest.raises(PictureReaderLost, match="ordinary JPEG") as caught:
         reader.load(PNG + b"." + fault, max_pixels=MOST)
     monkeypatch.undo()
     assert words in str(caught.value) and not is_of_the_machine(caught.value)
+    assert json.loads(bytes(problems.problem_of(caught.value).body))["type"] == "urn:aeic:undecodable"
     assert lost == [reason] and len(caplog.records) == 1
     assert np.array_equal(reader.load(PNG, max_pixels=MOST), load_picture(PNG))
     assert len(reader.pids) == 1 and reader.pids != before
@@ -172,7 +175,7 @@ def test_a_picture_takes_no_more_memory_than_the_box_has_for_one() -> None:
     Image.new("RGB", (3000, 3000)).save(file, "PNG")
     reader = PictureReader("auto", most_bytes=16 << 20, lost=lost.append)
     try:
-        with pytest.raises(Undecodable, match="memory"):
+        with pytest.raises(PictureReaderLost, match="memory"):
             reader.load(file.getvalue(), max_pixels=MOST)
         assert lost == ["memory"]
         assert np.array_equal(reader.load(PNG, max_pixels=MOST), load_picture(PNG))
@@ -252,7 +255,7 @@ def test_what_every_box_takes_is_read_on_the_smallest(
 def test_a_crash_at_the_head_of_a_file_costs_the_process_only(make_reader: MakeReader) -> None:
     lost: list[str] = []
     reader = make_reader(lost=lost)
-    with pytest.raises(Undecodable):
+    with pytest.raises(PictureReaderLost):
         reader.size(WEBP + b"." + crashing_reader.CRASH_AT_HEAD, max_pixels=MOST)
     assert reader.size(WEBP, max_pixels=MOST) == (96, 64)
     assert lost == ["crash"]
@@ -290,7 +293,7 @@ def test_a_picture_that_keeps_its_process_busy_for_too_long_is_read_once(
     reader = make_reader(lost=lost)
     reader.load(PNG, max_pixels=MOST)
     monkeypatch.setattr(picture_reader, "read_seconds", lambda pixels: 1.0)
-    with pytest.raises(Undecodable, match="too long"):
+    with pytest.raises(PictureReaderLost, match="too long"):
         reader.load(PNG + b"." + crashing_reader.BUSY, max_pixels=MOST)
     assert lost == ["deadline"] and len((tmp_path / "busy").read_bytes()) == 1
 

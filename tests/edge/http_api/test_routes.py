@@ -120,8 +120,8 @@ async def test_the_default_rate_follows_the_link(tmp_path: Path, tiny_bundle: Pa
         client,
         service,
     ):
-        assert service.rate_control is not None
-        service.rate_control.rate = service.rate_control._ceiling = 1
+        assert service.link_adaptation is not None
+        service.link_adaptation.rate = service.link_adaptation._ceiling = 1
         assert (await client.post("/v1/frames", content=picture())).json()["rate"] == 1
         await asyncio.sleep(1.6)  # the cloud is down and the frame grows old
         assert (await client.post("/v1/frames", content=picture())).json()["rate"] == 0

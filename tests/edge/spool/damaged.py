@@ -7,20 +7,22 @@ import uuid
 from pathlib import Path
 
 from aeic_service import wal
-from edge_encoder.spool.record import Original, Record
+from edge_encoder.spool.record import ReceivedPicture, Record
 from edge_encoder.spool.spool import Spool
-from tests.support.spooled import new_original, new_record, put
+from tests.support.spooled import new_received, new_record, put
 
 
-def killed(folder: Path, records: int = 300, originals: int = 0) -> tuple[dict[uuid.UUID, Record], list[Original]]:
+def killed(
+    folder: Path, records: int = 300, received: int = 0
+) -> tuple[dict[uuid.UUID, Record], list[ReceivedPicture]]:
     """The files of a spool whose process was killed, so that its log is full; what it had promised."""
     spool = Spool(folder.with_name("live"))
     kept = {record.id: record for record in (new_record(number) for number in range(records))}
-    pictures = [new_original(number, size=9000) for number in range(originals)]
+    pictures = [new_received(number, size=9000) for number in range(received)]
     for record in kept.values():
         put(spool, record)
-    for original in pictures:
-        spool.receive(original).result(10)
+    for picture in pictures:
+        spool.receive(picture).result(10)
     folder.mkdir()
     for path in folder.with_name("live").glob("spool.sqlite3*"):
         if not path.name.endswith("-shm"):
@@ -29,9 +31,9 @@ def killed(folder: Path, records: int = 300, originals: int = 0) -> tuple[dict[u
     return kept, pictures
 
 
-def closed(folder: Path, count: int = 8, originals: int = 0) -> tuple[bytearray, dict[uuid.UUID, Record]]:
+def closed(folder: Path, count: int = 8, received: int = 0) -> tuple[bytearray, dict[uuid.UUID, Record]]:
     """The file of a spool that was closed, and what it had promised."""
-    kept, _ = killed(folder, count, originals)
+    kept, _ = killed(folder, count, received)
     Spool(folder).close()  # moves the log into the database
     return bytearray((folder / "spool.sqlite3").read_bytes()), kept
 

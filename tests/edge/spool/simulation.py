@@ -4,7 +4,7 @@ A life is a script of posts, encodings, deliveries, acknowledgements and restart
 or whose disk fails or is full, at one step; the restart after a stop, and the recovery in it, is hit again at another.
 Some disks are damaged while the machine is off. Then the faults end, everything is delivered, and this must hold:
 
-- every frame and original that was promised is delivered, or counted as lost with its reason
+- every frame and received picture that was promised is delivered, or counted as lost with its reason
 - nothing is lost without damage, and a flipped bit loses no more than the page around it
 - nothing is delivered that was not posted, and nothing differs from what was posted
 - the spool says that it cannot be written when it cannot, and that it can in the end
@@ -27,14 +27,14 @@ from collections import Counter
 from pathlib import Path
 
 from edge_encoder.errors import SpoolError
-from edge_encoder.spool.record import Original, Record, State
+from edge_encoder.spool.record import ReceivedPicture, Record, State
 from edge_encoder.spool.spool import Spool
 from tests.edge.spool.faulty import Machine
 
 FAULTS = ("kill", "power", "eio", "full", "once", "none")
 DAMAGES = ("none", "none", "flip wal", "flip", "zero page", "truncate", "first page", "empty")
 REPORTED_LIVES = 500  # between two lines of progress
-# What a flipped bit may cost: the records of one page, and the originals of one.
+# What a flipped bit may cost: the records of one page, and the received pictures of one.
 FLIP_LOSES = 16
 
 
@@ -57,7 +57,7 @@ class Life:
         self.place = self.folder / "0"
         self.spool: Spool | None = None
         self.posted: dict[uuid.UUID, Record] = {}  # every frame that may be delivered, promised or not
-        self.originals: dict[uuid.UUID, Original] = {}
+        self.received: dict[uuid.UUID, ReceivedPicture] = {}
         self.promised: set[uuid.UUID] = set()
         self.finished: set[uuid.UUID] = set()  # promised, and given up with a reason
         self.delivered: dict[uuid.UUID, bytes] = {}  # by the cloud, which keeps one of each id
@@ -192,23 +192,23 @@ class Life:
 
     def receive(self) -> None:
         picture = self.rng.randbytes(self.rng.choice([300, 3000, 20_000]))
-        original = Original(self._id(), picture, zlib.crc32(picture), 96, 64, 1, 1, 7, "mast-7", "r1", None, 900)
-        self.originals[original.id] = original
-        self.posted[original.id] = self._made_of(original)
-        self._up().receive(original).result(10)
-        self._promise(original.id)
+        received = ReceivedPicture(self._id(), picture, zlib.crc32(picture), 96, 64, 1, 1, 7, "mast-7", "r1", None, 900)
+        self.received[received.id] = received
+        self.posted[received.id] = self._made_of(received)
+        self._up().receive(received).result(10)
+        self._promise(received.id)
 
     def encode(self) -> None:
         spool = self._up()
-        found = spool.next_original()
+        found = spool.next_received()
         if found is None:
             return
-        if found[0] != self.originals.get(found[0].id):
+        if found[0] != self.received.get(found[0].id):
             raise Broken("an original differs from what was posted")
         try:
             spool.put(self._made_of(found[0])).result(10)
         except SpoolError:
-            spool.release_original(found[0].id)
+            spool.release_received(found[0].id)
             raise
 
     def send(self) -> None:
@@ -252,7 +252,7 @@ class Life:
             raise Broken(f"nothing fails any more, and the spool says {spool.problem!r}")
         self.machine.steady += 100
         for _ in range(1000):
-            while (found := spool.next_original()) is not None:
+            while (found := spool.next_received()) is not None:
                 spool.put(self._made_of(found[0])).result(10)
             records = spool.lease(100)
             if not records:
@@ -268,8 +268,8 @@ class Life:
             if entry is not None and entry.state is State.DROPPED and entry.reason.startswith("damaged on disk"):
                 self.finished.add(ident)
         self.recoveries = spool.recoveries()
-        if spool.pending_frames or spool.originals:
-            raise Broken(f"{spool.pending_frames} frames and {spool.originals} originals stay in the spool")
+        if spool.pending_frames or spool.received_pictures:
+            raise Broken(f"{spool.pending_frames} frames and {spool.received_pictures} originals stay in the spool")
         self.close()
 
     def check(self) -> None:
@@ -307,8 +307,8 @@ class Life:
         if self.machine.mode != "dead":  # a stopped machine sends no answer
             self.promised.add(ident)
 
-    def _made_of(self, original: Original) -> Record:
-        return Record(original.id, original.picture[:900], 96, 64, 0, 1, 1, 7, original.picture_crc, "mast-7")
+    def _made_of(self, received: ReceivedPicture) -> Record:
+        return Record(received.id, received.picture[:900], 96, 64, 0, 1, 1, 7, received.picture_crc, "mast-7")
 
 
 def live(seed: int, folder: Path) -> Life:

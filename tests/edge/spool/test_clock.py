@@ -11,7 +11,7 @@ import pytest
 from edge_encoder.spool.record import CapturedFrom, State
 from edge_encoder.spool.spool import Spool
 from tests.support.clocks import Clocks
-from tests.support.spooled import made_of, new_original, new_record, put, state_of
+from tests.support.spooled import made_of, new_received, new_record, put, state_of
 
 DAY = 86_400.0
 
@@ -34,7 +34,7 @@ def test_frames_age_by_uptime_and_expire(tmp_path: Path) -> None:
 def test_old_originals_expire_and_may_be_posted_again(tmp_path: Path) -> None:
     clocks = Clocks()
     spool = Spool(tmp_path, system=clocks)
-    old, encoded, fresh = new_original(1), new_original(2), new_original(3)
+    old, encoded, fresh = new_received(1), new_received(2), new_received(3)
     spool.receive(old).result(5)
     spool.receive(encoded).result(5)
     clocks.run(100)
@@ -43,7 +43,7 @@ def test_old_originals_expire_and_may_be_posted_again(tmp_path: Path) -> None:
     assert spool.oldest_age_seconds() == 100
     assert spool.expire(50).result(5) == 2
     assert state_of(spool, old.id) is State.DROPPED and state_of(spool, encoded.id) is State.DROPPED
-    assert spool.originals == 1
+    assert spool.received_pictures == 1
     assert spool.receive(old).result(5).state is State.RECEIVED
     spool.close()
 

@@ -14,9 +14,9 @@ from typing import BinaryIO
 import pytest
 
 from edge_encoder.errors import IdTaken, SpoolError, SpoolFull
-from edge_encoder.spool import tables
+from edge_encoder.spool import schema
 from edge_encoder.spool.check import check
-from edge_encoder.spool.record import Original, Record, State
+from edge_encoder.spool.record import ReceivedPicture, Record, State
 from edge_encoder.spool.recovery import recover
 from edge_encoder.spool.spool import Spool
 from edge_encoder.spool.system import System
@@ -69,14 +69,14 @@ def test_a_broken_row_is_data_and_no_exception(tmp_path: Path, column: str, valu
         connection.execute(query, (value,) if "?" in query else ())
         connection.close()
     target = sqlite3.connect(":memory:", isolation_level=None)
-    tables.create(target)
+    schema.create(target)
     found = recover(path, target, tmp_path / "image", System())
-    rows = target.execute(f"SELECT record FROM frames WHERE {tables.WAITING}").fetchall()
+    rows = target.execute(f"SELECT record FROM frames WHERE {schema.WAITING}").fetchall()
     records = [Record.parse(record) for (record,) in rows]
     assert all(kept[record.id] == record for record in records) and len(records) == found.frames
-    assert found.frames >= 5 and found.originals >= 1 and found.frames + found.originals + found.lost >= 7
-    originals = [Original.parse(*row) for row in target.execute("SELECT meta, checked, picture FROM originals")]
-    assert all(original in pictures for original in originals)
+    assert found.frames >= 5 and found.received >= 1 and found.frames + found.received + found.lost >= 7
+    received = [ReceivedPicture.parse(*row) for row in target.execute("SELECT meta, checked, picture FROM originals")]
+    assert all(received in pictures for received in received)
     target.close()
 
 
@@ -203,14 +203,14 @@ def test_a_number_that_a_flipped_bit_makes_a_text_is_damage(tmp_path: Path, tabl
     spool = Spool(tmp_path / "spool")
     assert present(spool) == kept
     for _ in pictures:
-        found = spool.next_original()
+        found = spool.next_received()
         assert found is not None and found[0] in pictures
     assert not spool.unreadable
     spool.close()
 
 
 def test_a_bit_of_a_rows_check_value_refuses_no_repetition(tmp_path: Path) -> None:
-    """Neither the frame that replaces its original, nor the frame or original that is posted again."""
+    """Neither the frame that replaces its received picture, nor the frame or received picture that is posted again."""
     kept, pictures = killed(tmp_path / "spool", 3, 3)
     connection = sqlite3.connect(tmp_path / "spool" / "spool.sqlite3", isolation_level=None)
     connection.execute("UPDATE frames SET picture_crc = (picture_crc + 1) % 4294967296 WHERE seq = 2")
@@ -222,7 +222,7 @@ def test_a_bit_of_a_rows_check_value_refuses_no_repetition(tmp_path: Path) -> No
     assert spool.receive(pictures[2]).result(10).state is State.RECEIVED
     made = dataclasses.replace(posted, id=pictures[1].id, picture_crc=pictures[1].picture_crc)
     assert spool.put(made).result(10).state is State.SPOOLED
-    assert present(spool) == {**kept, made.id: made} and spool.originals == 2 and not spool.unreadable
+    assert present(spool) == {**kept, made.id: made} and spool.received_pictures == 2 and not spool.unreadable
     with pytest.raises(IdTaken):
         put(spool, dataclasses.replace(made, picture_crc=made.picture_crc ^ 1))
     spool.close()
@@ -261,12 +261,12 @@ def test_a_row_that_its_id_does_not_find_is_repaired_while_running(
     monkeypatch.setattr("edge_encoder.spool.database._CHECKED_AT_START_BYTES", 0)
     spool = Spool(tmp_path / "spool")
     assert spool.recoveries() == []
-    while spool.next_original() is not None:
+    while spool.next_received() is not None:
         pass
     found: dict[uuid.UUID, Record] = {}
     while batch := present(spool):
         found |= batch
-    assert found == kept and spool.originals == 3
+    assert found == kept and spool.received_pictures == 3
     assert [(lost, complete) for _, lost, complete in spool.recoveries()] == [(0, True)]
     spool.close()
 
@@ -297,7 +297,7 @@ def test_a_column_that_a_flipped_bit_renames_is_recovered(tmp_path: Path, name: 
     raw[raw.index(name)] ^= 1
     (tmp_path / "spool" / "spool.sqlite3").write_bytes(raw)
     spool = Spool(tmp_path / "spool")
-    assert present(spool) == kept and spool.originals == 3
+    assert present(spool) == kept and spool.received_pictures == 3
     assert spool.oldest_age_seconds() < 60
     put(spool, new_record(100))
     spool.close()

@@ -15,7 +15,7 @@ from edge_encoder.spool.check import check
 from edge_encoder.spool.record import State
 from edge_encoder.spool.spool import Spool
 from tests.edge.spool.damaged import closed, frame, killed, present, seal
-from tests.support.spooled import new_original, new_record, put
+from tests.support.spooled import new_received, new_record, put
 
 
 def test_one_flipped_bit_in_the_log_loses_no_later_commit(tmp_path: Path) -> None:
@@ -29,12 +29,12 @@ def test_one_flipped_bit_in_the_log_loses_no_later_commit(tmp_path: Path) -> Non
     assert not check(tmp_path / "spool").ok
     spool = Spool(tmp_path / "spool")
     found = present(spool)
-    originals = []
-    while (one := spool.next_original()) is not None:
-        originals.append(one[0])
+    received = []
+    while (one := spool.next_received()) is not None:
+        received.append(one[0])
     assert all(kept[ident] == record for ident, record in found.items())
-    assert len(found) + len(originals) + spool.unreadable >= 70
-    assert len(found) >= 58 and sorted(o.id for o in originals) == sorted(o.id for o in pictures)
+    assert len(found) + len(received) + spool.unreadable >= 70
+    assert len(found) >= 58 and sorted(o.id for o in received) == sorted(o.id for o in pictures)
     spool.close()
 
 
@@ -152,7 +152,7 @@ def _is_leaf_of_originals(raw: bytearray, start: int) -> bool:
 
 
 def test_a_commit_behind_damage_is_read_without_the_transaction_after_it(tmp_path: Path) -> None:
-    """That one is torn: its page of originals refers to pages that were never written."""
+    """That one is torn: its page of received pictures refers to pages that were never written."""
     kept, pictures = killed(tmp_path / "spool", 20, 10)
     log = tmp_path / "spool" / "spool.sqlite3-wal"
     raw = bytearray(log.read_bytes())
@@ -168,11 +168,11 @@ def test_a_commit_behind_damage_is_read_without_the_transaction_after_it(tmp_pat
     scanned = wal.scan(log)
     assert scanned is not None and scanned.damaged and scanned.behind and len(scanned.uncommitted) == 1
     spool = Spool(tmp_path / "spool")
-    originals = []
-    while (one := spool.next_original()) is not None:
-        originals.append(one[0].id)
-    assert len(present(spool)) + len(originals) + spool.unreadable >= 30
-    assert len(originals) >= 9 and set(originals) <= {picture.id for picture in pictures}
+    received = []
+    while (one := spool.next_received()) is not None:
+        received.append(one[0].id)
+    assert len(present(spool)) + len(received) + spool.unreadable >= 30
+    assert len(received) >= 9 and set(received) <= {picture.id for picture in pictures}
     assert kept
     spool.close()
 
@@ -222,12 +222,12 @@ def test_a_log_that_is_gone_is_known_to_lack_something(tmp_path: Path, kept: int
 @pytest.mark.parametrize("table", ["frames", "originals"])
 def test_a_last_number_that_is_the_largest_is_damage(tmp_path: Path, table: str) -> None:
     """SQLite has no number for the next row then, and says that the disk is full."""
-    _, kept = closed(tmp_path / "spool", originals=2)
+    _, kept = closed(tmp_path / "spool", received=2)
     connection = sqlite3.connect(tmp_path / "spool" / "spool.sqlite3")
     with contextlib.closing(connection), connection:
         connection.execute("UPDATE sqlite_sequence SET seq = ? WHERE name = ?", (2**63 - 1, table))
     spool = Spool(tmp_path / "spool")
     put(spool, new_record(100))
-    spool.receive(new_original(100)).result(10)
-    assert len(spool.lease(100)) == len(kept) + 1 and spool.originals == 3 and spool.unreadable == 0
+    spool.receive(new_received(100)).result(10)
+    assert len(spool.lease(100)) == len(kept) + 1 and spool.received_pictures == 3 and spool.unreadable == 0
     spool.close()

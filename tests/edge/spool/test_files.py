@@ -29,12 +29,12 @@ def test_a_spool_of_the_last_release_opens(tmp_path: Path) -> None:
     folder = shutil.copytree(RELEASE, tmp_path / "spool")
     spool = Spool(folder)
     assert spool.unreadable == 0 and spool.recoveries() == []
-    found = spool.next_original()
+    found = spool.next_received()
     assert found is not None and (str(found[0].id), found[1] - 1) in expected["begun"].items()
-    originals = {str(found[0].id): hashlib.sha256(found[0].picture).hexdigest()}
-    while (found := spool.next_original()) is not None:
-        originals[str(found[0].id)] = hashlib.sha256(found[0].picture).hexdigest()
-    assert originals == expected["originals"]
+    received = {str(found[0].id): hashlib.sha256(found[0].picture).hexdigest()}
+    while (found := spool.next_received()) is not None:
+        received[str(found[0].id)] = hashlib.sha256(found[0].picture).hexdigest()
+    assert received == expected["originals"]
     frames = {str(ident): hashlib.sha256(each.data).hexdigest() for ident, each in present(spool).items()}
     assert frames == expected["frames"]
     assert {ident: state_of(spool, uuid.UUID(ident)).name for ident in expected["finished"]} == expected["finished"]
@@ -76,7 +76,7 @@ def test_a_spool_that_appears_at_the_path_is_taken_over(tmp_path: Path, clean: b
     del kept[both.id]
     assert present(spool) == kept | {early.id: early, late.id: late}
     assert state_of(spool, both.id) is State.DELIVERED
-    assert spool.originals == len(pictures) and spool.unreadable == 0
+    assert spool.received_pictures == len(pictures) and spool.unreadable == 0
     assert spool.oldest_age_seconds() < 60
     spool.close()
     assert check(tmp_path / "data").ok
@@ -90,7 +90,7 @@ def test_a_spool_that_replaces_the_file_beside_its_log_is_taken_over(tmp_path: P
     (tmp_path / "other" / "spool.sqlite3").rename(tmp_path / "data" / "spool.sqlite3")
     late = new_record(100)
     put(spool, late)
-    assert present(spool) == kept | {late.id: late} and spool.originals == len(pictures)
+    assert present(spool) == kept | {late.id: late} and spool.received_pictures == len(pictures)
     spool.close()
 
 

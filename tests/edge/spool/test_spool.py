@@ -11,9 +11,9 @@ import pytest
 
 from aeic.identifiers import new_id, parse_id
 from edge_encoder.errors import IdTaken, SpoolError, SpoolFull
-from edge_encoder.spool.record import CapturedFrom, DamagedRecord, FullPolicy, Original, Record, State
+from edge_encoder.spool.record import CapturedFrom, DamagedRecord, FullPolicy, ReceivedPicture, Record, State
 from edge_encoder.spool.spool import Spool
-from tests.support.spooled import new_original, new_record, put, state_of
+from tests.support.spooled import new_received, new_record, put, state_of
 
 
 def test_ids_are_uuid7_and_rise() -> None:
@@ -39,7 +39,7 @@ def test_a_record_survives_its_bytes_and_every_flipped_bit_is_found() -> None:
 
 def test_a_frame_goes_through_its_states(tmp_path: Path) -> None:
     seen = []
-    spool = Spool(tmp_path, on_change=lambda ident, state, reason: seen.append(state))
+    spool = Spool(tmp_path, on_change=lambda change: seen.append(change.state))
     record = new_record()
     put(spool, record)
     entry = spool.get(record.id)
@@ -119,7 +119,7 @@ def test_full_drops_by_the_declared_rule_and_says_so(tmp_path: Path, policy: Ful
         tmp_path,
         max_bytes=10_000,
         full_policy=policy,
-        on_change=lambda ident, state, reason: dropped.append((ident, reason)) if state is State.DROPPED else None,
+        on_change=lambda change: dropped.append((change.id, change.reason)) if change.drop else None,
     )
     records = [new_record(i, priority=p) for i, p in enumerate([5, 5, 1, 5, 5])]
     for record in records:
@@ -204,7 +204,7 @@ def test_what_describes_the_picture_survives_a_restart_and_is_no_part_of_the_rec
     # So an earlier release reads the spool after a rollback.
     bare = replace(record, original_width=0, original_height=0, captured_from=CapturedFrom.UNKNOWN)
     assert Record.parse(record.to_bytes()) == bare
-    original = new_original()
-    assert b"max_side" not in original.meta()
-    limited = replace(original, max_side=640)
-    assert Original.parse(limited.meta(), limited.check(limited.meta()), limited.picture) == limited
+    received = new_received()
+    assert b"max_side" not in received.meta()
+    limited = replace(received, max_side=640)
+    assert ReceivedPicture.parse(limited.meta(), limited.check(limited.meta()), limited.picture) == limited

@@ -19,7 +19,7 @@ import pytest
 from aeic.identifiers import new_id
 from edge_encoder import service as edge_service
 from edge_encoder.service import EdgeService
-from edge_encoder.spool.record import Original, State
+from edge_encoder.spool.record import ReceivedPicture, State
 from edge_encoder.spool.spool import Spool
 from edge_encoder.submission import deferred_encoder
 from edge_encoder.submission.deferred_encoder import TRIES
@@ -27,7 +27,7 @@ from tests.support import crashing_reader
 from tests.support.edge_fakes import FakeCloud, serving
 from tests.support.in_process import edge, is_problem
 from tests.support.pictures import BAD, GOOD, picture
-from tests.support.spooled import new_original, new_record
+from tests.support.spooled import new_received, new_record
 from tests.support.waiting import until
 
 POST = "/v1/frames?wait=received"
@@ -52,7 +52,7 @@ def held(service: EdgeService) -> Iterator[list[bytes]]:
 
 
 async def encoded(client: httpx.AsyncClient, ident: object) -> dict[str, Any]:
-    """What is shown of the original once it is one no more."""
+    """What is shown of the received picture once it is one no more."""
     deadline = time.monotonic() + 10
     while (shown := (await client.get(f"/v1/frames/{ident}")).json())["state"] == "received":
         assert time.monotonic() < deadline
@@ -114,7 +114,7 @@ async def test_every_picture_is_taken_or_refused_by_its_head_or_fails_with_the_r
         small = (await client.post(f"{POST}&max_bytes=10", content=picture())).json()
         assert "max_bytes" in (await encoded(client, small["id"]))["reason"]
         assert f"aeic_edge_failed_total {failed + 1}.0" in (await client.get("/metrics")).text and failed == 3
-        assert service.spool.originals == 0 and service.queue.pending == 0 and service.uploads.held == 0
+        assert service.spool.received_pictures == 0 and service.queue.pending == 0 and service.uploads.held == 0
 
 
 async def test_one_key_is_one_frame_in_every_state(tmp_path: Path, tiny_bundle: Path) -> None:
@@ -127,7 +127,7 @@ async def test_one_key_is_one_frame_in_every_state(tmp_path: Path, tiny_bundle: 
 
         with held(service):
             answers = await asyncio.gather(*(post(POST) for _ in range(5)))
-            assert {a.status_code for a in answers} == {202} and service.spool.originals == 1
+            assert {a.status_code for a in answers} == {202} and service.spool.received_pictures == 1
             for url in (POST, "/v1/frames"):
                 body = (await post(url)).json()
                 assert (body["id"], body["state"], body["duplicate"]) == (key, "received", True)
@@ -158,7 +158,7 @@ async def test_beyond_the_caps_429_and_urgent_ones_go_first(tmp_path: Path, tiny
             other = asyncio.create_task(client.post("/v1/frames", content=picture(seed=9)))  # has places of its own
             await until(lambda: service.queue.pending == 3)
         assert (await other).json()["state"] == "spooled"
-        await until(lambda: service.spool.originals == 0)
+        await until(lambda: service.spool.received_pictures == 0)
         assert [kinds.index(data) for data in order if data in kinds] == [1, 2, 0]
         assert (await client.post(POST, content=large)).status_code == 202  # alone it has its place
 
@@ -166,14 +166,14 @@ async def test_beyond_the_caps_429_and_urgent_ones_go_first(tmp_path: Path, tiny
 async def test_originals_are_encoded_after_a_restart_and_one_that_kills_the_edge_is_given_up(
     tmp_path: Path, tiny_bundle: Path
 ) -> None:
-    killer, content = new_original(1), picture()
-    good = Original(new_id(), content, zlib.crc32(content), 96, 64)
+    killer, content = new_received(1), picture()
+    good = ReceivedPicture(new_id(), content, zlib.crc32(content), 96, 64)
 
     spool = Spool(tmp_path)
     for each in (killer, good):
         spool.receive(each).result(5)
     for _ in range(TRIES):
-        assert spool.next_original() is not None
+        assert spool.next_received() is not None
         spool.close()  # as after a kill: begun and not done
         spool = Spool(tmp_path)
     spool.close()
@@ -188,17 +188,17 @@ async def test_stops_in_the_middle_of_an_encoding_are_no_attempts(
 ) -> None:
     monkeypatch.setattr(edge_service, "_ENCODING_GRACE_SECONDS", 0.01)
     spool, content = Spool(tmp_path), picture()
-    original = Original(new_id(), content, zlib.crc32(content), 96, 64)
-    spool.receive(original).result(5)
+    received = ReceivedPicture(new_id(), content, zlib.crc32(content), 96, 64)
+    spool.receive(received).result(5)
     spool.close()
     for _ in range(TRIES + 1):
         with contextlib.ExitStack() as stack:
             async with edge(tmp_path, tiny_bundle) as (_, service):
                 order = stack.enter_context(held(service))
-                while not order and service.spool.originals:
+                while not order and service.spool.received_pictures:
                     await asyncio.sleep(0.01)
     async with edge(tmp_path, tiny_bundle) as (client, _):
-        assert (await encoded(client, original.id))["state"] == "spooled"
+        assert (await encoded(client, received.id))["state"] == "spooled"
 
 
 async def test_an_encoding_that_fails_is_tried_again_later(tmp_path: Path, tiny_bundle: Path) -> None:
@@ -277,9 +277,9 @@ async def test_the_operator_sets_the_default_and_sigterm_keeps_what_waits(tmp_pa
             stopping = asyncio.create_task(service.deferred_encoder.stop())
             await asyncio.sleep(0.05)
         await stopping
-        assert (service.spool.originals, service.spool.pending_frames) == (2, 2)
+        assert (service.spool.received_pictures, service.spool.pending_frames) == (2, 2)
     async with edge(tmp_path, tiny_bundle) as (_, service):
-        await until(lambda: service.spool.originals == 0)
+        await until(lambda: service.spool.received_pictures == 0)
         assert service.spool.pending_frames == 4
 
 
@@ -298,7 +298,8 @@ async def test_an_original_that_crashes_its_reader_fails_and_does_not_come_again
         assert (await client.get("/readyz")).status_code == 200
         assert 'aeic_edge_picture_process_losses_total{reason="crash"} 2.0' in (await client.get("/metrics")).text
     async with edge(tmp_path, tiny_bundle) as (client, service):
-        assert (await client.get(f"/v1/frames/{ident}")).json()["state"] == "failed" and service.spool.originals == 0
+        assert (await client.get(f"/v1/frames/{ident}")).json()["state"] == "failed"
+        assert service.spool.received_pictures == 0
 
 
 async def test_an_original_waits_while_no_process_can_be_started_to_read_it(
@@ -329,4 +330,4 @@ async def test_a_stop_ends_a_reader_that_hangs_and_the_original_stays(
     await until(lambda: not any(psutil.pid_exists(pid) for pid in pids))
     assert service.reader.pids == set()
     with contextlib.closing(Spool(tmp_path)) as spool:
-        assert spool.originals == 1
+        assert spool.received_pictures == 1

@@ -1,4 +1,4 @@
-"""Originals: kept unchanged, replaced by their frame in one transaction, there after kills and full disks."""
+"""Received pictures: kept unchanged, replaced by their frame in one transaction, there after kills and full disks."""
 
 from __future__ import annotations
 
@@ -12,48 +12,48 @@ from pathlib import Path
 import pytest
 
 from edge_encoder.errors import IdTaken
-from edge_encoder.spool.record import DamagedRecord, Original, State
+from edge_encoder.spool.record import DamagedRecord, ReceivedPicture, State
 from edge_encoder.spool.spool import Spool
 from tests.support.roots import ROOT
-from tests.support.spooled import made_of, new_original
+from tests.support.spooled import made_of, new_received
 
 
 def test_an_original_survives_its_row_and_every_flipped_bit_is_found() -> None:
-    kept = new_original(size=200)
+    kept = new_received(size=200)
     meta = kept.meta()
-    assert Original.parse(meta, kept.check(meta), kept.picture) == kept
+    assert ReceivedPicture.parse(meta, kept.check(meta), kept.picture) == kept
     for place in range(len(meta) + len(kept.picture)):
         row = bytearray(meta + kept.picture)
         row[place] ^= 1 << (place % 8)
         with pytest.raises(DamagedRecord):
-            Original.parse(bytes(row[: len(meta)]), kept.check(meta), bytes(row[len(meta) :]))
+            ReceivedPicture.parse(bytes(row[: len(meta)]), kept.check(meta), bytes(row[len(meta) :]))
     deep = b"[" * 100_000
     with pytest.raises(DamagedRecord):
-        Original.parse(deep, kept.check(deep), kept.picture)
+        ReceivedPicture.parse(deep, kept.check(deep), kept.picture)
 
 
 def test_an_original_becomes_a_frame_and_is_never_both(tmp_path: Path) -> None:
     seen: list[State] = []
-    spool = Spool(tmp_path, on_change=lambda ident, state, reason: seen.append(state))
-    kept = new_original()
+    spool = Spool(tmp_path, on_change=lambda change: seen.append(change.state))
+    kept = new_received()
     assert spool.receive(kept).result(5).state is State.RECEIVED
-    assert (spool.originals, spool.pending_frames) == (1, 0) and spool.original_bytes > 20_000
-    assert spool.next_original() == (kept, 1) and spool.next_original() is None
+    assert (spool.received_pictures, spool.pending_frames) == (1, 0) and spool.received_bytes > 20_000
+    assert spool.next_received() == (kept, 1) and spool.next_received() is None
     assert spool.put(made_of(kept)).result(5).state is State.SPOOLED
-    assert (spool.originals, spool.original_bytes, spool.pending_frames) == (0, 0, 1)
+    assert (spool.received_pictures, spool.received_bytes, spool.pending_frames) == (0, 0, 1)
     (record,) = spool.lease(9)
     assert record == made_of(kept)
     spool.finish(kept.id, State.DELIVERED).result(5)
     assert seen == [State.RECEIVED, State.SPOOLED, State.DELIVERED]
-    assert spool.receive(kept).result(5).state is State.DELIVERED and spool.originals == 0
+    assert spool.receive(kept).result(5).state is State.DELIVERED and spool.received_pictures == 0
     spool.close()
 
 
 def test_the_same_id_is_one_picture_in_every_state(tmp_path: Path) -> None:
     spool = Spool(tmp_path)
-    kept = new_original()
-    other = new_original(1)
-    other = Original(kept.id, other.picture, other.picture_crc, 96, 64)
+    kept = new_received()
+    other = new_received(1)
+    other = ReceivedPicture(kept.id, other.picture, other.picture_crc, 96, 64)
 
     def again(state: State) -> None:
         assert spool.receive(kept).result(5).state is state
@@ -61,7 +61,7 @@ def test_the_same_id_is_one_picture_in_every_state(tmp_path: Path) -> None:
             spool.receive(other).result(5)
         with pytest.raises(IdTaken):
             spool.put(made_of(other)).result(5)
-        assert spool.originals + spool.pending_frames == (0 if state in (State.FAILED, State.DELIVERED) else 1)
+        assert spool.received_pictures + spool.pending_frames == (0 if state in (State.FAILED, State.DELIVERED) else 1)
 
     spool.receive(kept).result(5)
     again(State.RECEIVED)
@@ -69,8 +69,8 @@ def test_the_same_id_is_one_picture_in_every_state(tmp_path: Path) -> None:
     again(State.SPOOLED)
     spool.finish(kept.id, State.DELIVERED).result(5)
     again(State.DELIVERED)
-    kept = new_original(2)
-    other = Original(kept.id, other.picture, other.picture_crc, 96, 64)
+    kept = new_received(2)
+    other = ReceivedPicture(kept.id, other.picture, other.picture_crc, 96, 64)
     spool.receive(kept).result(5)
     assert spool.finish(kept.id, State.FAILED, "no picture").result(5) is True
     assert spool.finish(kept.id, State.FAILED).result(5) is False
@@ -82,29 +82,29 @@ def test_the_same_id_is_one_picture_in_every_state(tmp_path: Path) -> None:
 
 def test_urgent_first_then_oldest_and_the_released_rest(tmp_path: Path) -> None:
     spool = Spool(tmp_path)
-    kept = [new_original(i, size=50, priority=p) for i, p in enumerate([0, 5, 0, 9, 5])]
+    kept = [new_received(i, size=50, priority=p) for i, p in enumerate([0, 5, 0, 9, 5])]
     for each in kept:
         spool.receive(each).result(5)
-    order = [kept.index(spool.next_original()[0]) for _ in range(5)]  # type: ignore[index]
-    assert order == [3, 1, 4, 0, 2] and spool.next_original() is None
-    spool.release_original(kept[0].id, 0.05)
-    assert spool.next_original() is None and 0 < (spool.next_original_seconds() or 0) <= 0.05
+    order = [kept.index(spool.next_received()[0]) for _ in range(5)]  # type: ignore[index]
+    assert order == [3, 1, 4, 0, 2] and spool.next_received() is None
+    spool.release_received(kept[0].id, 0.05)
+    assert spool.next_received() is None and 0 < (spool.next_received_seconds() or 0) <= 0.05
     time.sleep(0.06)
-    assert spool.next_original() == (kept[0], 2)
+    assert spool.next_received() == (kept[0], 2)
     spool.close()
 
 
 def test_tries_are_counted_across_crashes_and_forgiven(tmp_path: Path) -> None:
-    kept = new_original()
+    kept = new_received()
     spool = Spool(tmp_path)
     spool.receive(kept).result(5)
     for number in (1, 2, 3):
-        assert spool.next_original() == (kept, number)
+        assert spool.next_received() == (kept, number)
         spool.close()
         spool = Spool(tmp_path)
-        assert spool.originals == 1
+        assert spool.received_pictures == 1
     spool.reset_attempts(kept.id).result(5)
-    assert spool.next_original() == (kept, 1)
+    assert spool.next_received() == (kept, 1)
     spool.put(made_of(kept)).result(5)
     assert spool._reader.all("SELECT * FROM tries") == []
     spool.close()
@@ -113,15 +113,15 @@ def test_tries_are_counted_across_crashes_and_forgiven(tmp_path: Path) -> None:
 CHILD = """
 import sys; sys.path.insert(0, {root!r})
 from pathlib import Path
-from tests.support.spooled import made_of, new_original
+from tests.support.spooled import made_of, new_received
 from edge_encoder.spool.spool import Spool
 spool = Spool(Path({folder!r}))
 for number in range(100_000):
-    batch = [new_original(number * 4 + k, size=30_000) for k in range(4)]
+    batch = [new_received(number * 4 + k, size=30_000) for k in range(4)]
     for each, future in [(each, spool.receive(each)) for each in batch]:
         future.result(10)
         print(each.id, flush=True)
-    spool.put(made_of(spool.next_original()[0]))  # every fourth is on its way when the kill comes
+    spool.put(made_of(spool.next_received()[0]))  # every fourth is on its way when the kill comes
 """
 
 
@@ -138,12 +138,12 @@ def test_kill_9_loses_no_acknowledged_original_and_doubles_none(tmp_path: Path) 
         acknowledged += [uuid.UUID(line.strip()) for line in child.stdout if line.endswith("\n")]
         child.wait()
     spool = Spool(tmp_path)
-    originals = set()
-    while (found := spool.next_original()) is not None:
-        originals.add(found[0].id)
+    received = set()
+    while (found := spool.next_received()) is not None:
+        received.add(found[0].id)
     frames = {record.id for record in spool.lease(1_000_000)}
-    assert len(acknowledged) > 20 and frames and originals
-    assert set(acknowledged) <= originals | frames and not originals & frames
+    assert len(acknowledged) > 20 and frames and received
+    assert set(acknowledged) <= received | frames and not received & frames
     spool.close()
 
 
@@ -151,7 +151,7 @@ FAILING = """
 import sys; sys.path.insert(0, {root!r})
 import resource
 from pathlib import Path
-from tests.support.spooled import made_of, new_original
+from tests.support.spooled import made_of, new_received
 from edge_encoder.spool.spool import Spool
 from edge_encoder.errors import SpoolError
 from edge_encoder.spool.record import State
@@ -169,10 +169,10 @@ def tried(change, point):
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
 spool = Spool(folder)
-before = size(); spool.receive(new_original(0, size=9000)).result(10); growth = size() - before
+before = size(); spool.receive(new_received(0, size=9000)).result(10); growth = size() - before
 kept, moved, refused = {{}}, {{}}, 0
 for step, point in enumerate(at + more for at in range(0, growth, 4120) for more in (0, 23, 24, 1030)):
-    one = new_original(step + 1, size=9000)
+    one = new_received(step + 1, size=9000)
     if tried(lambda: spool.receive(one), point):
         kept[one.id] = one
     else:
@@ -184,14 +184,14 @@ for step, point in enumerate(at + more for at in range(0, growth, 4120) for more
         refused += 1
         assert spool.get(one.id).state is State.RECEIVED
 for _ in range(2):
-    assert spool.originals == len(kept) + 1 and spool.pending_frames == len(moved), (spool.originals, len(kept))
+    assert (spool.received_pictures, spool.pending_frames) == (len(kept) + 1, len(moved))
     assert {{r.id for r in spool.lease(1000)}} == set(moved)
     assert all(spool.get(each).state is State.RECEIVED for each in kept)
     spool.close()
     spool = Spool(folder)
     assert spool.unreadable == 0
 found = []
-while (one := spool.next_original()) is not None:
+while (one := spool.next_received()) is not None:
     found.append(one[0])
 assert {{each.id: each for each in found[1:]}} == kept
 print(refused, len(kept), len(moved))
@@ -209,7 +209,7 @@ def test_writes_that_fail_at_every_point_leave_either_the_original_or_the_frame(
 @pytest.mark.parametrize("where", ["middle", "flipped"])
 def test_after_damage_what_is_readable_is_there(tmp_path: Path, where: str) -> None:
     spool = Spool(tmp_path)
-    kept = {each.id: each for each in (new_original(number) for number in range(40))}
+    kept = {each.id: each for each in (new_received(number) for number in range(40))}
     for each in kept.values():
         spool.receive(each).result(5)
     spool.close()
@@ -223,7 +223,7 @@ def test_after_damage_what_is_readable_is_there(tmp_path: Path, where: str) -> N
     path.write_bytes(raw)
     spool = Spool(tmp_path)
     found = {}
-    while (one := spool.next_original()) is not None:
+    while (one := spool.next_received()) is not None:
         found[one[0].id] = one[0]
     assert 35 <= len(found) < 40 and spool.unreadable >= 1
     assert all(kept[ident] == each for ident, each in found.items())

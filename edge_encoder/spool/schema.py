@@ -1,9 +1,9 @@
 """The spool's tables, and how rows are added to them.
 
 `frames` has one row per frame; `record` (record.py) is cleared when the frame is finished, the rest of the row stays as
-history, so that its state can be asked for and a repeated POST is recognised. `originals` holds pictures that are not
-encoded yet, `tries` how often the encoding of each was attempted. `recoveries` says what each recovery of the file
-lost. `arrived_ms` is spool time (clock.py); 0 is unknown.
+history, so that its state can be asked for and a repeated POST is recognised. `originals` holds pictures that were
+received and are not encoded yet (received.py), and `tries` how often the encoding of each was attempted. `recoveries`
+says what each recovery of the file lost. `arrived_ms` is spool time (clock.py); 0 is unknown.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from edge_encoder.spool import clock
-from edge_encoder.spool.record import DamagedRecord, Original, Record, State
+from edge_encoder.spool.record import DamagedRecord, ReceivedPicture, Record, State
 
 
 class DamagedDatabase(sqlite3.DatabaseError):
@@ -58,6 +58,9 @@ FRAME_COLUMNS = (
     "seq, id, state, priority, cost, size, width, height, rate, picture_crc, created_ms, finished_ms, reason, record"
 )
 
+# The table of received pictures is called `originals` since the first release, and a spool can go back to an earlier
+# one. The folder edge_encoder/originals has other pictures: those that are kept after they were encoded.
+#
 # The order decides in which pages the roots of the tables are; recovery.py relies on it for a database whose first page
 # is lost. So something new is added at the end.
 _SCHEMA = f"""
@@ -170,7 +173,8 @@ def _columns(connection: sqlite3.Connection, table: str) -> set[str]:
 
 
 def check_findable(connection: sqlite3.Connection, table: str, priority: int, seq: int) -> None:
-    """Raises DamagedDatabase when a waiting frame or original that an index of `table` names is not found by its id."""
+    """Raises DamagedDatabase when a waiting frame or received picture that an index of `table` names is not found by
+    its id."""
     index, waiting = ("pending", f"{WAITING} AND ") if table == "frames" else ("waiting", "")
     query = f"SELECT id FROM {table} INDEXED BY {index} WHERE {waiting}priority = ? AND seq = ?"
     row = connection.execute(query, (priority, seq)).fetchone()
@@ -181,8 +185,8 @@ def check_findable(connection: sqlite3.Connection, table: str, priority: int, se
 
 
 def check_picture(connection: sqlite3.Connection, ident: bytes) -> None:
-    """Raises DamagedDatabase when the picture's CRC in the row of a waiting frame or original is not the one that the
-    check value of its record or description covers."""
+    """Raises DamagedDatabase when the picture's CRC in the row of a waiting frame or received picture is not the one
+    that the check value of its record or description covers."""
     for crc, raw in connection.execute(f"SELECT picture_crc, record FROM frames WHERE id = ? AND {WAITING}", (ident,)):
         try:
             whole = Record.parse(raw).picture_crc == crc
@@ -198,7 +202,7 @@ def check_picture(connection: sqlite3.Connection, ident: bytes) -> None:
 
 
 def set_unknown_arrivals(connection: sqlite3.Connection, now_ms: int) -> None:
-    """Frames and originals whose time of arrival is not known age from now on."""
+    """Frames and received pictures whose time of arrival is not known age from now on."""
     for query in (
         f"UPDATE frames SET arrived_ms = ? WHERE arrived_ms = 0 AND {WAITING}",
         "UPDATE originals SET arrived_ms = ? WHERE arrived_ms = 0",
@@ -253,23 +257,23 @@ def insert_recovery(connection: sqlite3.Connection, at_ms: int, lost: int, compl
     connection.execute("INSERT INTO recoveries (at_ms, lost, complete) VALUES (?,?,?)", (at_ms, lost, int(complete)))
 
 
-def insert_original(connection: sqlite3.Connection, original: Original, arrived_ms: int = 0) -> int:
-    """Adds the original; returns what it takes of the cap, in bytes."""
-    meta, size = original.meta(), len(original.picture) + ROW_BYTES
+def insert_received(connection: sqlite3.Connection, received: ReceivedPicture, arrived_ms: int = 0) -> int:
+    """Adds the received picture; returns what it takes of the cap, in bytes."""
+    meta, size = received.meta(), len(received.picture) + ROW_BYTES
     connection.execute(
         "INSERT INTO originals (id, priority, cost, width, height, picture_crc, created_ms, meta, checked, picture,"
         " arrived_ms) VALUES (?,?,?,?,?,?,?,?,?,?,?)",
         (
-            original.id.bytes,
-            original.priority,
+            received.id.bytes,
+            received.priority,
             size,
-            original.width,
-            original.height,
-            original.picture_crc,
-            original.created_ms,
+            received.width,
+            received.height,
+            received.picture_crc,
+            received.created_ms,
             meta,
-            original.check(meta),
-            original.picture,
+            received.check(meta),
+            received.picture,
             arrived_ms,
         ),
     )

@@ -11,8 +11,8 @@ import httpx
 import pytest
 
 from aeic.bundle import Bundle
-from cloud_decoder import maintenance
 from cloud_decoder.inference.decoder import Decoder
+from cloud_decoder.lifecycle import maintenance
 from cloud_decoder.store.clock import DAY
 from cloud_decoder.store.requests import new_request_id
 from cloud_decoder.store.store import NewRequest, RequestKind

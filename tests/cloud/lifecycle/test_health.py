@@ -14,9 +14,9 @@ import pytest
 import sqlalchemy as sa
 
 from aeic.bundle import Bundle
-from cloud_decoder import maintenance
 from cloud_decoder.errors import StoreUnavailable
 from cloud_decoder.inference.decoder import Decoder
+from cloud_decoder.lifecycle import maintenance
 from cloud_decoder.store import health
 from cloud_decoder.store.clock import DAY, accept
 from cloud_decoder.store.records import DecodeResult

@@ -1,21 +1,21 @@
-"""The rate controller on simulated links: the oldest frame stays young where the link allows it."""
+"""Link adaptation on simulated links: the oldest frame stays young where the link allows it."""
 
 from __future__ import annotations
 
 import itertools
 
-from edge_encoder.encoding.rate_control import RateControl
+from edge_encoder.encoding.link_adaptation import LinkAdaptation
 
 BYTES = [600, 900, 1200, 1800, 2400, 3600]  # one frame at each rate point
 
 
 def simulate(link: list[float], wished: float = 20.0) -> tuple[list[int], list[float]]:
     """One frame a second; `link` is bytes per second, second by second. Rates chosen and ages of the oldest."""
-    control = RateControl(len(BYTES) - 1, wished)
+    adaptation = LinkAdaptation(len(BYTES) - 1, wished)
     queue: list[list[float]] = []  # [created, bytes left]
     sent, rates, ages, credit = 0.0, [], [], 0.0
     for now, speed in enumerate(link):
-        queue.append([now, BYTES[control.rate]])
+        queue.append([now, BYTES[adaptation.rate]])
         credit = speed
         while queue and credit > 0:
             part = min(credit, queue[0][1])
@@ -25,7 +25,7 @@ def simulate(link: list[float], wished: float = 20.0) -> tuple[list[int], list[f
             if queue[0][1] <= 0:
                 queue.pop(0)
         age = now - queue[0][0] if queue else 0.0
-        rates.append(control.observe(now, age, int(sum(left for _, left in queue)), int(sent)))
+        rates.append(adaptation.observe(now, age, int(sum(left for _, left in queue)), int(sent)))
         ages.append(age)
     return rates, ages
 

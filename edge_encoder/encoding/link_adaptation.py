@@ -7,8 +7,9 @@ the ceiling, which is the bundle's default. The wide dead band keeps the quality
 
 EdgeService calls `observe` once a second, if AEIC_EDGE_TARGET_AGE_SECONDS is set (service.py, `_housekeeping`).
 Submitter reads `rate` for each picture that asks for neither a rate point nor a number of bytes
-(submission/submitter.py, `_make`). Without a target age such a picture gets the bundle's default rate point. Pure
-logic: time and the state of the spool are passed in.
+(submission/submitter.py, `_make`). Without a target age such a picture gets the bundle's default rate point or, where
+the edge's own settings limit the bytes, the best one that fits, up to the highest (encoder.py, `encode`). Pure logic:
+time and the state of the spool are passed in.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ _UP_AT = 0.25
 _SMOOTHING_SECONDS = 10.0
 
 
-class RateControl:
+class LinkAdaptation:
     """Rate points 0..ceiling; begins at the ceiling. Times are seconds of any steady clock."""
 
     def __init__(self, ceiling: int, target_age_seconds: float) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 from aeic_service.supervisor import Supervisor
 from cloud_decoder.decode_backend import DecodeBackend
-from cloud_decoder.maintenance import Maintenance
+from cloud_decoder.lifecycle.maintenance import Maintenance
 from cloud_decoder.store.health import StoreHealth
 
 

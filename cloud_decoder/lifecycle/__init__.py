@@ -1,0 +1,1 @@
+"""The service as a process: what it opens at its start, its upkeep while it runs, and whether it takes requests."""
