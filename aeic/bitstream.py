@@ -1,4 +1,4 @@
-"""The frame: nine bytes of header, then the bytes of the entropy coder, which this module does not interpret.
+"""The frame: a header of 9 or 21 bytes, then the bytes of the entropy coder, which this module does not interpret.
 
 ::
 
@@ -7,6 +7,9 @@
     | 0xAE | version  rate | width - 1    height - 1    flags                | fingerprint | payload |
     |      | 3 bits   5    | bits 0..12   bits 13..25   bits 26..31 (zero)   | of bundle   |         |
     +------+---------------+-------------------------------------------------+-------------+---------+
+
+That is version 1. In version 2, the colour statistics of the picture (colour_statistics.py) are in bytes 9 .. 20, and
+the payload follows.
 
 The check value takes no extra bytes, because it is the final state of the entropy coder (docs/bitstream.md). Every
 limit is checked before memory is allocated for the frame.
@@ -18,16 +21,26 @@ import struct
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from aeic.colour_statistics import STATISTICS_BYTES, ColourStatistics
 from aeic.errors import BitstreamError, Damaged, NotABitstream, TooLarge, Truncated, UnsupportedVersion
 from aeic.profiles import LATENT_STRIDE, PICTURE_MULTIPLE
 
 MAGIC = 0xAE
 VERSION = 1
+STATISTICS_VERSION = 2
+"""That of a frame with colour statistics."""
 HEADER_BYTES = 9
+"""Of version 1."""
+MAX_HEADER_BYTES = HEADER_BYTES + STATISTICS_BYTES
 MIN_SIDE, MAX_SIDE = 16, 8192
 MAX_PAYLOAD_BYTES = 1 << 20
 MAX_RATES = 32
 _HEADER = struct.Struct("<BBI3s")
+
+
+def header_bytes(start: bytes) -> int:
+    """The length of the header of a frame, by its first two bytes; that of version 1 if there are fewer."""
+    return MAX_HEADER_BYTES if len(start) > 1 and start[1] >> 5 == STATISTICS_VERSION else HEADER_BYTES
 
 
 @dataclass(frozen=True)
@@ -50,13 +63,17 @@ class FrameInfo:
 
 @dataclass(frozen=True)
 class Frame:
-    """One coded picture. ``width`` and ``height`` in pixels, ``rate`` a rate number, ``fingerprint`` six hex digits."""
+    """One coded picture. ``width`` and ``height`` in pixels, ``rate`` a rate number, ``fingerprint`` six hex digits.
+
+    With ``colour``, the statistics of the picture that was coded, the frame has version 2.
+    """
 
     width: int
     height: int
     rate: int
     fingerprint: str
     payload: bytes
+    colour: ColourStatistics | None = None
 
     def __post_init__(self) -> None:
         """``TooLarge`` or ``ValueError`` for numbers that the header cannot hold."""
@@ -82,32 +99,51 @@ class Frame:
             raise NotABitstream(
                 f"this starts with byte 0x{data[0]:02x}, an AEIC frame with 0x{MAGIC:02x}: give a .aeic file"
             )
-        if len(data) <= HEADER_BYTES:
+        header = header_bytes(data)
+        if len(data) <= header:
             raise Truncated(f"{len(data)} bytes are too few for a frame: fetch it again in full")
         _, kind, packed, fingerprint = _HEADER.unpack_from(data)
         version, flags = kind >> 5, packed >> 26
-        if version != VERSION or flags:
+        if version not in (VERSION, STATISTICS_VERSION) or flags:
             raise UnsupportedVersion(
-                f"frame version {version}, flags {flags}: this program reads version {VERSION} without flags, update it"
+                f"frame version {version}, flags {flags}: this program reads versions {VERSION} and"
+                f" {STATISTICS_VERSION} without flags, update it"
             )
         width, height = (packed & 0x1FFF) + 1, (packed >> 13 & 0x1FFF) + 1
         if min(width, height) < MIN_SIDE:
             raise Damaged(f"the header says {width}x{height}, under {MIN_SIDE} per side: fetch the frame again")
+        colour = None
+        if version == STATISTICS_VERSION:
+            try:
+                colour = ColourStatistics.unpack(data[HEADER_BYTES:MAX_HEADER_BYTES])
+            except ValueError as error:
+                raise Damaged(f"the colour statistics are wrong ({error}): fetch the frame again") from None
         if width * height > max_pixels:
             raise BitstreamError(
                 f"the frame is {width}x{height}: this decoder takes at most {max_pixels} pixels, raise it"
             )
-        size = len(data) - HEADER_BYTES
+        size = len(data) - header
         if size > max_payload_bytes:
             raise Damaged(
                 f"{size} bytes of payload are over the limit of {max_payload_bytes}: this is not an AEIC frame"
             )
-        return cls(width, height, kind & 0x1F, fingerprint.hex(), data[HEADER_BYTES:])
+        return cls(width, height, kind & 0x1F, fingerprint.hex(), data[header:], colour)
 
     def to_bytes(self) -> bytes:
         """The whole frame."""
         packed = self.width - 1 | self.height - 1 << 13
-        return _HEADER.pack(MAGIC, VERSION << 5 | self.rate, packed, bytes.fromhex(self.fingerprint)) + self.payload
+        header = _HEADER.pack(MAGIC, self.version << 5 | self.rate, packed, bytes.fromhex(self.fingerprint))
+        return header + self.packed_colour + self.payload
+
+    @property
+    def version(self) -> int:
+        """1, or 2 with colour statistics."""
+        return VERSION if self.colour is None else STATISTICS_VERSION
+
+    @property
+    def packed_colour(self) -> bytes:
+        """The colour statistics as the header has them; empty in version 1."""
+        return b"" if self.colour is None else self.colour.pack()
 
     @property
     def padded_size(self) -> tuple[int, int]:
@@ -124,6 +160,8 @@ class Frame:
     @property
     def info(self) -> FrameInfo:
         """The header and the sizes, for people."""
-        size = HEADER_BYTES + len(self.payload)
+        size = HEADER_BYTES + len(self.packed_colour) + len(self.payload)
         bpp = 8 * size / (self.width * self.height)
-        return FrameInfo(VERSION, self.width, self.height, self.rate, self.fingerprint, size, len(self.payload), bpp)
+        return FrameInfo(
+            self.version, self.width, self.height, self.rate, self.fingerprint, size, len(self.payload), bpp
+        )

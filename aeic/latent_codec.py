@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from aeic import rans
 from aeic.bitstream import MAX_PAYLOAD_BYTES, MAX_SIDE, Frame
 from aeic.bundle import Bundle
+from aeic.colour_statistics import ColourStatistics
 from aeic.entropy_model import EntropyDecoderModel, EntropyEncoderModel, EntropyModel, Symbols, fill
 from aeic.errors import BitstreamError, BundleError, Damaged, TooLarge, WrongModel
 from aeic.passes import PASS_COUNT, gather, scatter
@@ -96,16 +97,17 @@ class LatentCodec:
         self._decoding = decoding
         self._encoding = encoding
 
-    def encode(self, y: Floats, rate: int, width: int, height: int) -> bytes:
+    def encode(self, y: Floats, rate: int, width: int, height: int, colour: ColourStatistics | None = None) -> bytes:
         """Code y (M, h, w) float32, as the analysis graph gave it, into a whole frame.
 
-        ``width`` and ``height`` are the picture's before padding. ``ValueError`` if y has another shape or dtype,
+        ``width`` and ``height`` are the picture's before padding, ``colour`` the statistics that the decoded picture is
+        to have; without them the frame has version 1. ``ValueError`` if y has another shape or dtype,
         ``RateError`` for an unknown rate, ``BundleError`` if the model gave numbers that are not finite, ``TooLarge``
         for a frame over ``MAX_PAYLOAD_BYTES`` (a huge picture full of detail).
         """
         tables = self.bundle.tables
         number = self.bundle.rate(rate).number
-        frame = Frame(width, height, number, self.bundle.fingerprint, b"")
+        frame = Frame(width, height, number, self.bundle.fingerprint, b"", colour)
         if y.shape != (self.bundle.channels, *frame.latent_size) or y.dtype != np.float32:
             wanted = (self.bundle.channels, *frame.latent_size)
             raise ValueError(f"y is {y.dtype} {y.shape}: a {width}x{height} picture needs float32 {wanted}")
@@ -122,7 +124,7 @@ class LatentCodec:
             values, ids = gather(symbols, index).ravel(), gather(indexes, index).ravel()
             coded = np.flatnonzero(ids >= 0)
             runs.append((values[coded], ids[coded], tables.y))
-        check = check_value(z_symbols, symbols, y_hat, number, width, height)
+        check = check_value(z_symbols, symbols, y_hat, number, width, height, frame.packed_colour)
         try:
             payload = rans.encode(runs, check)
         except ValueError as error:
@@ -237,7 +239,8 @@ class LatentCodec:
             check = reader.finish()
         except BitstreamError as error:
             return error
-        if check != check_value(hyper, symbols, base, frame.rate, frame.width, frame.height):
+        sizes = frame.rate, frame.width, frame.height
+        if check != check_value(hyper, symbols, base, *sizes, frame.packed_colour):
             return Damaged(
                 "the frame's check value does not hold: it was changed on the way, or this machine computes the entropy"
                 " model differently from the one that made it"

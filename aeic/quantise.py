@@ -56,16 +56,23 @@ def dequantise(symbols: NDArray[np.int16], means: Floats) -> Floats:
 
 
 def check_value(
-    z_symbols: NDArray[np.int32], y_symbols: NDArray[np.int16], y_hat: Floats, rate: int, width: int, height: int
+    z_symbols: NDArray[np.int32],
+    y_symbols: NDArray[np.int16],
+    y_hat: Floats,
+    rate: int,
+    width: int,
+    height: int,
+    colour: bytes = b"",
 ) -> int:
     """24 bits over everything that a decoder must have found, 1..2**24-1.
 
-    CRC-32 of z (Cz, hz, wz) and y (M, h, w) symbols as int16, rate as a byte, width and height as u16, and y_hat
-    (M, h, w) as float32, all little-endian, in C order; the low 24 bits, with 0 turned into 1.
+    CRC-32 of z (Cz, hz, wz) and y (M, h, w) symbols as int16, rate as a byte, width and height as u16, the bytes of the
+    colour statistics if the frame has them, and y_hat (M, h, w) as float32, all little-endian, in C order; the low 24
+    bits, with 0 turned into 1.
     """
     crc = zlib.crc32(_little(z_symbols, "<i2"))
     crc = zlib.crc32(_little(y_symbols, "<i2"), crc)
-    crc = zlib.crc32(bytes([rate]) + width.to_bytes(2, "little") + height.to_bytes(2, "little"), crc)
+    crc = zlib.crc32(bytes([rate]) + width.to_bytes(2, "little") + height.to_bytes(2, "little") + colour, crc)
     crc = zlib.crc32(_little(y_hat, "<f4"), crc)
     return crc & 0xFFFFFF or 1
 

@@ -65,6 +65,9 @@ def encode(
     stretch: Annotated[
         bool, typer.Option("--stretch", help="Spread the grey levels of 16-bit pictures, for thermal cameras.")
     ] = False,
+    colour_fix: Annotated[
+        str, typer.Option(help="Add 12 bytes for a colour correction: never, always, or auto (over 768x768 pixels).")
+    ] = "never",
     recursive: Annotated[bool, typer.Option("-R", "--recursive", help="Include subfolders.")] = False,
     skip_existing: Annotated[bool, typer.Option(help="Skip pictures whose frame exists, to resume.")] = False,
     model: Model = None,
@@ -77,7 +80,7 @@ def encode(
     from aeic_tools.commands import codec
 
     options = codec.Options(model, threads, force, json, quiet)
-    wanted = codec.SizeOptions(rate, max_bytes, target_bytes, max_side, preset, stretch)
+    wanted = codec.SizeOptions(rate, max_bytes, target_bytes, max_side, preset, stretch, colour_fix)
     _finish(codec.encode(source, target, wanted, options, recursive=recursive, skip_existing=skip_existing))
 
 

@@ -15,7 +15,7 @@ from typing import IO, Any
 
 from PIL import Image, ImageFile
 
-from aeic.bitstream import HEADER_BYTES, MAGIC, MAX_PAYLOAD_BYTES, Frame
+from aeic.bitstream import HEADER_BYTES, MAGIC, MAX_HEADER_BYTES, MAX_PAYLOAD_BYTES, Frame, header_bytes
 from aeic.errors import AeicError
 from aeic.extras import remedy
 from aeic.pixels import to_rgb
@@ -36,6 +36,7 @@ class AeicImageFile(ImageFile.ImageFile):
         assert self.fp is not None
         start = self.fp.tell()
         header = self.fp.read(HEADER_BYTES + 1)
+        header += self.fp.read(header_bytes(header) - HEADER_BYTES)
         try:
             frame = Frame.parse(header)
         except (AeicError, ValueError) as error:
@@ -49,7 +50,7 @@ class AeicImageFile(ImageFile.ImageFile):
     def load(self) -> Any:
         """Read and decode, once."""
         if self.fp is not None and self._im is None:
-            data = self.fp.read(HEADER_BYTES + MAX_PAYLOAD_BYTES + 1)
+            data = self.fp.read(MAX_HEADER_BYTES + MAX_PAYLOAD_BYTES + 1)
             try:
                 (picture,) = _decoder(self.bundle).decode([data])
             except AeicError as error:

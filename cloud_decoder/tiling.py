@@ -92,7 +92,7 @@ class TileAssembler:
     """Assembles one picture from its tiles.
 
     Call :meth:`tiles` for a row, :meth:`cut` and :meth:`put` each of them, then the next row; after the last one
-    ``picture`` (H, W, 3) uint8 is complete.
+    ``picture`` (H, W, 3) uint8 is complete. If the frame has colour statistics, its colours are then corrected by them.
     """
 
     def __init__(self, y_hat: Floats, frame: Frame, *, whole: bool = False) -> None:
@@ -143,6 +143,8 @@ class TileAssembler:
         """
         with self._lock:
             self._put(tile, image)
+            if self.done and self.frame.colour is not None:
+                self.frame.colour.correct(self.picture)
 
     def _put(self, tile: Tile, image: NDArray[Any]) -> None:
         if image.dtype == np.uint8:

@@ -199,6 +199,7 @@ class EdgeService:
         )
         seconds = self.encoder.warm_up()  # in this process, since no child is started before it is needed
         self.encoder.reader = self.reader
+        self.encoder.colour_fix = settings.colour_fix
         return seconds
 
     def _keep_originals(self) -> Answerer | None:

@@ -17,7 +17,7 @@ from pydantic_settings import SettingsConfigDict
 
 from aeic.identifiers import is_name
 from aeic_service.settings import ServiceSettings
-from edge_encoder.encoding import EntropyChoice, PictureProcessChoice, Preset, ProviderChoice
+from edge_encoder.encoding import ColourFixChoice, EntropyChoice, PictureProcessChoice, Preset, ProviderChoice
 from edge_encoder.originals.cipher import parse_key
 from edge_encoder.source_settings import CameraSettings, FolderSettings, MqttSettings
 from edge_encoder.spool.record import FullPolicy
@@ -134,6 +134,11 @@ class EdgeSettings(ServiceSettings):
 
     stretch: bool = Field(
         False, description="Spread the grey levels of 16-bit pictures over the whole range, for thermal cameras."
+    )
+    colour_fix: ColourFixChoice = Field(
+        "never",
+        description="Which frames carry 12 bytes with which the cloud corrects the colours: `always` all, `never` none,"
+        " `auto` those of originals over 768x768 pixels. Upgrade the cloud first.",
     )
 
     default_wait: Wait = Field("spooled", description="The wait of a POST without ?wait=.")

@@ -8,7 +8,7 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from aeic.errors import AeicError
 from aeic_tools import files, output
@@ -31,7 +31,7 @@ class Options:
 
 @dataclass(frozen=True)
 class SizeOptions:
-    """How large frames shall be: as in Encoder.encode, and the name of a preset."""
+    """How pictures are encoded: as in Encoder.encode, and the name of a preset."""
 
     rate: str | None = None
     max_bytes: int | None = None
@@ -39,6 +39,7 @@ class SizeOptions:
     max_side: int | None = None
     preset: str | None = None
     stretch: bool = False
+    colour_fix: str = "never"
 
 
 @dataclass(frozen=True)
@@ -66,6 +67,7 @@ def encode(
         if Path(job.target).suffix.lower() in SUFFIXES:
             raise UsageError(f"{job.target} is named like a picture: name the frame .aeic")
     with needs("edge-cpu"):
+        from edge_encoder.encoding import ColourFixChoice
         from edge_encoder.encoding.encoder import Encoder
         from edge_encoder.encoding.scaling import PRESETS
     size = next((size for name, size in PRESETS.items() if name == wanted.preset), None)
@@ -80,7 +82,11 @@ def encode(
             print(f"aeic: {len(there)} frames exist already and are not changed", file=sys.stderr)
         if not jobs:
             return 0
+    fix = next((choice for choice in get_args(ColourFixChoice) if choice == wanted.colour_fix), None)
+    if fix is None:
+        raise UsageError(f"--colour-fix {wanted.colour_fix}: choose one of {', '.join(get_args(ColourFixChoice))}")
     encoder = Encoder.from_bundle(options.bundle, threads=options.threads)
+    encoder.colour_fix = fix
     rate = None if wanted.rate is None else encoder.bundle.rate(wanted.rate).number
 
     def work(job: Job) -> None:
@@ -163,12 +169,13 @@ def _format_of(target: str, wanted: str | None) -> str:
 def info(source: str, *, bundle: Path | None, as_json: bool) -> int:
     """A frame's header, and where its bytes go. Needs no model; names the rate if the bundle at hand made the frame."""
     with needs("edge-cpu"):
-        from aeic.bitstream import HEADER_BYTES, Frame
+        from aeic.bitstream import STATISTICS_VERSION, Frame
         from aeic.bundle import Bundle
 
     def work(job: Job) -> None:
         found = Frame.parse(files.read(job.source)).info
-        facts: dict[str, Any] = {"file": job.source, **found.as_dict(), "header_bytes": HEADER_BYTES, "model": None}
+        header = found.bytes - found.payload_bytes
+        facts: dict[str, Any] = {"file": job.source, **found.as_dict(), "header_bytes": header, "model": None}
         try:
             loaded = Bundle.load(bundle, verify=False)
             if loaded.fingerprint == found.fingerprint:
@@ -183,7 +190,7 @@ def info(source: str, *, bundle: Path | None, as_json: bool) -> int:
         print(
             f"{job.source}: AEIC version {found.version}, {found.width}x{found.height}, "
             f"{found.bytes} bytes, {found.bpp:.4f} bpp\n"
-            f"  header   {HEADER_BYTES} bytes\n"
+            f"  header   {header} bytes{', with colour statistics' if found.version == STATISTICS_VERSION else ''}\n"
             f"  payload  {found.payload_bytes} bytes\n"
             f"  rate     {found.rate}{' (' + facts['rate_name'] + ')' if 'rate_name' in facts else ''}\n"
             f"  model    {found.fingerprint} ({model})"

@@ -6,7 +6,9 @@
 
 from __future__ import annotations
 
+import functools
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -15,16 +17,19 @@ from numpy.typing import NDArray
 
 from aeic.bitstream import MAX_SIDE, MIN_SIDE
 from aeic.bundle import Bundle
+from aeic.colour_statistics import ColourStatistics
 from aeic.errors import InputError, RateError, TooLarge
 from aeic.latent_codec import LatentCodec
 from aeic.pixels import save_picture
 from aeic.runtime.device_check import CHECK_EVERY
-from edge_encoder.encoding import EntropyChoice, ProviderChoice
-from edge_encoder.encoding.analysis import GPU_PROVIDERS, Analysis, Latent
+from edge_encoder.encoding import ColourFixChoice, EntropyChoice, ProviderChoice
+from edge_encoder.encoding.analysis import GPU_PROVIDERS, Analysis
 from edge_encoder.encoding.gpu_entropy import GpuEntropy, open_gpu_entropy
 from edge_encoder.encoding.picture_reader import PictureReader
 from edge_encoder.encoding.scaling import resized, scaled_size
 
+COLOUR_FIX_PIXELS = 768 * 768
+"""The authors' program corrects the colours of larger originals."""
 _SIZES_TRIED = 6
 _CLOSE = 0.9
 """A file of this share of the limit is close enough."""
@@ -59,7 +64,8 @@ class _Coded:
 
 class Encoder:
     """The encoder of one bundle; safe to share between threads, each encode being independent. `reader` reads picture
-    files, in this process by default."""
+    files, in this process by default. `colour_fix` says which frames carry colour statistics (version 2 of the
+    bitstream) where the call does not."""
 
     def __init__(
         self,
@@ -77,6 +83,7 @@ class Encoder:
         self.gpu_entropy = gpu_entropy
         self._codec = LatentCodec(bundle, threads, encoding=gpu_entropy)
         self.reader = PictureReader()
+        self.colour_fix: ColourFixChoice = "never"
 
     @classmethod
     def from_bundle(
@@ -116,15 +123,17 @@ class Encoder:
         max_side: int | None = None,
         *,
         stretch: bool = False,
+        colour_fix: ColourFixChoice | None = None,
     ) -> Encoded:
         """Encodes the bytes of a picture file (aeic.pixels.load_picture), or an (H, W, 3) uint8 array.
 
         `rate`: number or name of a rate point, by default the bundle's. A picture with a side over `max_side` pixels is
         scaled down first. With `max_bytes` the best rate point (at most `rate`, if given) whose whole file fits is
         taken, and if none fits, the picture is scaled down until one does. `target_bytes` does the same, but takes
-        the smallest file there is when nothing fits. `stretch` spreads the grey levels of a 16-bit file. TypeError for
-        a path and the like, InputError for a picture that cannot be taken, RateError for an unknown rate or when
-        nothing fits into `max_bytes`.
+        the smallest file there is when nothing fits. `stretch` spreads the grey levels of a 16-bit file. `colour_fix`
+        adds the 12 bytes with which the decoder corrects the colours: `always`, `never`, or `auto` as the authors do,
+        for more than COLOUR_FIX_PIXELS; by default the encoder's. TypeError for a path and the like, InputError for a
+        picture that cannot be taken, RateError for an unknown rate or when nothing fits into `max_bytes`.
         """
         begin = time.perf_counter()
         if isinstance(picture, bytes | bytearray | memoryview):
@@ -137,6 +146,8 @@ class Encoder:
                 f"the picture has {original_height * original_width} pixels: at most {self.max_pixels} are accepted,"
                 " scale it down"
             )
+        fix = colour_fix or self.colour_fix
+        colour = fix == "always" or (fix == "auto" and original_width * original_height > COLOUR_FIX_PIXELS)
         wanted = self.bundle.rate(rate).number  # an unknown rate costs no analysis
         if max_side is not None:
             rgb = resized(rgb, scaled_size(original_width, original_height, max_side=max_side))
@@ -144,13 +155,15 @@ class Encoder:
         limits = [limit for limit in (max_bytes, target_bytes) if limit is not None]
         if limits:
             ceiling = wanted if rate is not None else len(self.bundle.rates) - 1
-            fitted = self._fitted(rgb, ceiling, min(limits))
+            fitted = self._fitted(rgb, ceiling, min(limits), colour)
         else:
             height, width, _ = rgb.shape
             y = self.analysis(rgb)
+            statistics = ColourStatistics.of(rgb) if colour else None
             del rgb
             analysed = time.perf_counter()
-            fitted = _Coded(self._codec.encode(y, wanted, width, height), width, height, wanted, analysed - read)
+            data = self._codec.encode(y, wanted, width, height, statistics)
+            fitted = _Coded(data, width, height, wanted, analysed - read)
         data = fitted.data
         if max_bytes is not None and len(data) > max_bytes:
             raise RateError(
@@ -162,15 +175,16 @@ class Encoder:
         bpp = 8 * len(data) / (fitted.width * fitted.height)
         return Encoded(data, fitted.width, fitted.height, bpp, fitted.rate, original_width, original_height, timings)
 
-    def _fitted(self, rgb: NDArray[np.uint8], ceiling: int, limit: int) -> _Coded:
+    def _fitted(self, rgb: NDArray[np.uint8], ceiling: int, limit: int, colour: bool) -> _Coded:
         """The frame of at most `limit` bytes, scaled down where no rate point fits; the smallest one where nothing
         fits."""
         height, width, _ = rgb.shape
+        at_size = functools.partial(self._at_size, rgb, limit, colour)
         spent = 0.0
         smallest: _Coded | None = None
         # A large picture that will certainly not fit costs no analysis.
         if width * height * self.bundle.rates[0].bpp / 8 <= _HOPELESS * limit:
-            whole = self._at_size(rgb, (width, height), ceiling, limit)
+            whole = at_size((width, height), ceiling)
             if len(whole.data) <= limit:
                 return whole
             smallest, spent = whole, whole.analyse_seconds
@@ -185,7 +199,7 @@ class Encoder:
             if size in tried:
                 break
             tried.add(size)
-            made = self._at_size(rgb, size, rate, limit, lowest=rate)
+            made = at_size(size, rate, lowest=rate)
             spent += made.analyse_seconds
             if len(made.data) <= limit:
                 best, low = made, float(size[0] * size[1])
@@ -199,35 +213,45 @@ class Encoder:
             pixels = min(max(size[0] * size[1] * growth, low + 0.1 * (high - low)), high - 0.1 * (high - low))
         if best is None:
             # Nothing fits at the middle rate point: the smallest size and any rate point.
-            made = self._at_size(rgb, scaled_size(width, height, pixels=1), rate, limit)
+            made = at_size(scaled_size(width, height, pixels=1), rate)
             spent += made.analyse_seconds
             best = made if smallest is None or len(made.data) <= len(smallest.data) else smallest
         elif rate < ceiling:
-            better = self._at_size(rgb, (best.width, best.height), ceiling, limit, lowest=rate)
+            better = at_size((best.width, best.height), ceiling, lowest=rate)
             spent += better.analyse_seconds
             best = better
         return replace(best, analyse_seconds=spent)
 
     def _at_size(
-        self, rgb: NDArray[np.uint8], size: tuple[int, int], ceiling: int, limit: int, lowest: int = 0
+        self,
+        rgb: NDArray[np.uint8],
+        limit: int,
+        colour: bool,
+        size: tuple[int, int],
+        ceiling: int,
+        lowest: int = 0,
     ) -> _Coded:
         """The frame of the picture at `size` (width, height): :meth:`_fit`."""
         begin = time.perf_counter()
         width, height = size
-        y = self.analysis(resized(rgb, size))
+        scaled = resized(rgb, size)
+        y = self.analysis(scaled)
+        statistics = ColourStatistics.of(scaled) if colour else None
+        del scaled
         analysed = time.perf_counter() - begin
-        rate, data = self._fit(y, ceiling, limit, width, height, lowest)
+        encode = functools.partial(self._codec.encode, y, width=width, height=height, colour=statistics)
+        rate, data = self._fit(encode, ceiling, limit, lowest)
         return _Coded(data, width, height, rate, analysed)
 
-    def _fit(self, y: Latent, ceiling: int, limit: int, width: int, height: int, lowest: int = 0) -> tuple[int, bytes]:
+    def _fit(self, encode: Callable[[int], bytes], ceiling: int, limit: int, lowest: int) -> tuple[int, bytes]:
         """The highest rate point from `lowest` to `ceiling` whose file has at most `limit` bytes, else `lowest`; files
-        grow with the rate point, so halving finds it in two or three tries."""
+        grow with the rate point, so halving finds it in two or three tries. `encode` makes the file of a rate point."""
         best = (lowest, b"")
         low, high = lowest, ceiling
         while low <= high:
             middle = (low + high) // 2
             try:
-                data = self._codec.encode(y, middle, width, height)
+                data = encode(middle)
             except TooLarge:  # over what any frame may have: the next lower one may fit
                 if middle == lowest:
                     raise

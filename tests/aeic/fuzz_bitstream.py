@@ -26,6 +26,7 @@ import psutil
 from aeic import rans
 from aeic.bitstream import HEADER_BYTES, Frame
 from aeic.bundle import Bundle
+from aeic.colour_statistics import ColourStatistics
 from aeic.errors import BitstreamError
 from aeic.latent_codec import LatentCodec
 from tests.support.tiny_bundle import write_tiny_bundle
@@ -97,7 +98,9 @@ def good_frames(codec: LatentCodec) -> list[bytes]:
     for width, height in SIDES:
         size = Frame(width, height, 0, "000000", b"").latent_size
         y = (rng.normal(size=(codec.bundle.channels, *size)) * 8).astype(np.float32)
-        frames += [codec.encode(y, rate.number, width, height) for rate in codec.bundle.rates]
+        colour = ColourStatistics.of(rng.integers(0, 256, (height, width, 3), np.uint8))
+        for rate in codec.bundle.rates:
+            frames += [codec.encode(y, rate.number, width, height, either) for either in (None, colour)]
     return frames
 
 

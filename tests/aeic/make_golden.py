@@ -1,9 +1,9 @@
 """Makes tests/golden: ``python -m tests.aeic.make_golden``. docs/bitstream.md section 9 describes the files.
 
 It writes two small bundles, frames of each, the latents that each frame was made from, the y_hat that a decoder must
-return, and frames that a decoder must refuse. It never changes what is there: while ``aeic.bitstream.VERSION`` is the
-version of the frames in the folder, it only adds what is missing, and fails if a frame that is there would come out
-differently.
+return, and frames that a decoder must refuse. It never changes a good frame that is there: it only adds what is
+missing, and fails if one that is there would come out differently. Frames to refuse are written anew, since a later
+decoder may accept a version that an earlier one refuses.
 """
 
 from __future__ import annotations
@@ -20,8 +20,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from aeic import rans
-from aeic.bitstream import HEADER_BYTES, MAX_PAYLOAD_BYTES, VERSION, Frame
+from aeic.bitstream import HEADER_BYTES, MAX_HEADER_BYTES, MAX_PAYLOAD_BYTES, Frame
 from aeic.bundle import Bundle
+from aeic.colour_statistics import ColourStatistics
 from aeic.latent_codec import LatentCodec
 from tests.support.extreme_bundle import write_extreme_bundle
 from tests.support.tiny_bundle import write_tiny_bundle
@@ -29,12 +30,13 @@ from tests.support.tiny_bundle import write_tiny_bundle
 GOLDEN = Path(__file__).parents[1] / "golden"
 TINY, EXTREME = "bundle", "bundle-extreme"
 BUNDLE_SEED = 2026
+LISTING_VERSION = 1
 Floats = NDArray[np.float32]
 
 
 @dataclass(frozen=True)
 class Stream:
-    """One golden frame. ``spread`` scales its made-up latents, ``seed`` makes them."""
+    """One golden frame. ``spread`` scales its made-up latents, ``seed`` makes them. ``colour``: version 2."""
 
     name: str
     width: int
@@ -43,6 +45,7 @@ class Stream:
     spread: float
     seed: int
     bundle: str = TINY
+    colour: bool = False
 
 
 STREAMS = [
@@ -60,6 +63,7 @@ STREAMS = [
     Stream("two-words", 64, 64, 3, 0.0, 11, EXTREME),
     Stream("certain", 64, 64, 2, 64.0, 12, EXTREME),
     Stream("extreme-tables", 130, 70, 31, 150.0, 21, EXTREME),
+    Stream("colour-statistics", 40, 24, 1, 4.0, 22, colour=True),
 ]
 
 
@@ -70,6 +74,17 @@ def latents(width: int, height: int, spread: float, seed: int, channels: int = 8
     smooth = np.cumsum(rng.integers(-4, 5, shape), axis=2) + np.cumsum(rng.integers(-4, 5, shape), axis=1)
     y: Floats = (np.rint((smooth / 4 + rng.normal(size=shape)) * spread) / 4).astype(np.float32)
     return y
+
+
+def pictures(width: int, height: int, seed: int) -> dict[str, NDArray[np.uint8]]:
+    """A picture, and one with another tint and less contrast, of which many values are clipped by the correction."""
+    rng = np.random.default_rng(seed)
+    ramps = np.mgrid[:height, :width].sum(0)[:, :, None] * np.array([7, 3, 0]) % 256
+    picture = np.clip(ramps + rng.integers(-20, 20, (height, width, 3)), 0, 255).astype(np.uint8)
+    decoded = np.rint(picture * np.array([0.5, 0.8, 1.0]) + np.array([90, 10, 0])).clip(0, 255).astype(np.uint8)
+    corrected = decoded.copy()
+    ColourStatistics.of(picture).correct(corrected)
+    return {"picture": picture, "decoded": decoded, "corrected": corrected}
 
 
 @dataclass(frozen=True)
@@ -106,15 +121,25 @@ def refusals(codec: LatentCodec, streams: dict[str, bytes]) -> Iterator[Refusal]
     yield Refusal("magic-only", 2, "Truncated", "1 byte", good[:1])
     yield Refusal("header-only", 2, "Truncated", "9 bytes", bytes(head))
     yield Refusal("short-version-2", 2, "Truncated", "8 bytes of version 2", frame(version=2)[:8])
+    coloured = streams["colour-statistics"]
+    yield Refusal("header-only-2", 2, "Truncated", "21 bytes of version 2", coloured[:MAX_HEADER_BYTES])
     yield Refusal("version-0", 3, "UnsupportedVersion", "version 0", frame(version=0) + payload)
-    yield Refusal("version-2", 3, "UnsupportedVersion", "version 2", frame(version=2) + payload)
+    yield Refusal("version-3", 3, "UnsupportedVersion", "version 3", frame(version=3) + payload)
+    yield Refusal("short-version-3", 3, "UnsupportedVersion", "10 bytes of version 3", frame(version=3) + b"\1")
     yield Refusal("flag-0", 3, "UnsupportedVersion", "bit 26 is set", frame(flags=1) + payload)
     yield Refusal("flag-5", 3, "UnsupportedVersion", "bit 31 is set", frame(flags=32) + payload)
-    later = frame(0, 1, 16, 2, 0, foreign)
-    yield Refusal("version-2-narrow-foreign", 3, "UnsupportedVersion", "version 2, width 1, foreign", later + payload)
+    later = frame(0, 1, 16, 3, 0, foreign)
+    yield Refusal("version-3-narrow-foreign", 3, "UnsupportedVersion", "version 3, width 1, foreign", later + payload)
+    flagged = frame(version=2, flags=1) + coloured[HEADER_BYTES:]
+    yield Refusal("version-2-flag-0", 3, "UnsupportedVersion", "bit 26 is set in version 2", flagged)
     yield Refusal("width-15", 4, "Damaged", "width 15", frame(width=15) + payload)
     yield Refusal("height-1", 4, "Damaged", "height 1", frame(height=1) + payload)
     yield Refusal("width-15-foreign", 4, "Damaged", "width 15, foreign", frame(width=15, mark=foreign) + payload)
+    for std in (0, 206, 32833, 65535):
+        wrong = coloured[:19] + std.to_bytes(2, "little") + coloured[MAX_HEADER_BYTES:]
+        yield Refusal(f"std-{std}", 4, "Damaged", f"the standard deviation of B is {std}", wrong)
+    wrong = coloured[:6] + foreign + coloured[9:15] + b"\0\0" + coloured[17:]
+    yield Refusal("std-0-foreign", 4, "Damaged", "the standard deviation of R is 0, foreign", wrong)
     large = frame(width=8192, height=8192)
     yield Refusal("over-1-mib", 6, "Damaged", "1,048,577 bytes of payload", large, MAX_PAYLOAD_BYTES + 1)
     large = frame(width=8192, height=8192, mark=foreign)
@@ -137,6 +162,14 @@ def refusals(codec: LatentCodec, streams: dict[str, bytes]) -> Iterator[Refusal]
     yield Refusal("bit-flipped", 11, "Damaged", "bit 0 of byte 9 is inverted", bytes(flipped))
     yield Refusal("other-width", 11, "Damaged", "width 17 instead of 16", frame(width=17) + payload)
     yield Refusal("other-rate", 11, "Damaged", "rate 1 instead of 0", frame(rate=1) + payload)
+    mean = coloured[:9] + bytes([coloured[9] ^ 1]) + coloured[10:]
+    yield Refusal("mean-changed", 11, "Damaged", "bit 0 of the mean of R is inverted", mean)
+    std_changed = coloured[:17] + bytes([coloured[17] ^ 1]) + coloured[18:]
+    yield Refusal("std-changed", 11, "Damaged", "bit 0 of the standard deviation of G is inverted", std_changed)
+    as_first = coloured[:1] + bytes([coloured[1] ^ 0x60]) + coloured[2:]
+    yield Refusal("version-1-of-2", 11, "Damaged", "version 2 changed to 1", as_first)
+    added = frame(version=2) + coloured[HEADER_BYTES:MAX_HEADER_BYTES] + payload
+    yield Refusal("statistics-added", 11, "Damaged", "version 1 with the statistics of another frame", added)
     kept = _coded_as_zero(codec, streams["check-zero"])
     yield Refusal("check-zero-kept", 11, "Damaged", "a check value of 0 written as 0, not as 1", kept)
 
@@ -162,8 +195,8 @@ def _coded_as_zero(codec: LatentCodec, data: bytes) -> bytes:
 def make() -> int:
     """Write what is missing; returns the exit code."""
     listing = GOLDEN / "golden.json"
-    known = json.loads(listing.read_text()) if listing.exists() else {"version": VERSION, "streams": []}
-    if known["version"] != VERSION:
+    known = json.loads(listing.read_text()) if listing.exists() else {"version": LISTING_VERSION}
+    if known["version"] != LISTING_VERSION:
         print(f"tests/golden is of version {known['version']}: move it away first", file=sys.stderr)
         return 1
     for name, write in ((TINY, lambda path: write_tiny_bundle(path, BUNDLE_SEED)), (EXTREME, write_extreme_bundle)):
@@ -176,7 +209,9 @@ def make() -> int:
     for stream in STREAMS:
         codec = codecs[stream.bundle]
         y = latents(stream.width, stream.height, stream.spread, stream.seed, codec.bundle.channels)
-        data = codec.encode(y, stream.rate, stream.width, stream.height)
+        shown = pictures(stream.width, stream.height, stream.seed) if stream.colour else {}
+        colour = ColourStatistics.of(shown["picture"]) if shown else None
+        data = codec.encode(y, stream.rate, stream.width, stream.height, colour)
         path = GOLDEN / f"{stream.name}.aeic"
         frames[stream.name] = data
         if path.exists() and path.read_bytes() != data:
@@ -184,11 +219,14 @@ def make() -> int:
         decoded = codec.decode_symbols(data)
         if not path.exists():
             path.write_bytes(data)
-            np.savez_compressed(GOLDEN / f"{stream.name}.npz", y=y, symbols=decoded.symbols, y_hat=decoded.y_hat)
+            np.savez_compressed(
+                GOLDEN / f"{stream.name}.npz", y=y, symbols=decoded.symbols, y_hat=decoded.y_hat, **shown
+            )
         entries.append(
             {
                 "name": stream.name,
                 "bundle": stream.bundle,
+                "version": decoded.frame.version,
                 "width": stream.width,
                 "height": stream.height,
                 "rate": stream.rate,
@@ -196,11 +234,12 @@ def make() -> int:
                 "sha256": hashlib.sha256(data).hexdigest(),
                 "latents": decoded.digest,
             }
+            | ({"statistics": [*colour.means, *colour.stds]} if colour else {})
         )
     if differs:
         print(f"these frames exist and would change: {', '.join(differs)}: a new version is needed", file=sys.stderr)
         return 1
-    listing.write_text(json.dumps({"version": VERSION, "streams": entries}, indent=1) + "\n")
+    listing.write_text(json.dumps({"version": LISTING_VERSION, "streams": entries}, indent=1) + "\n")
     refused = _write_refused(codecs[TINY], frames)
     print(f"{len(entries)} streams, {sum(entry['bytes'] for entry in entries)} bytes; {refused} frames to refuse")
     return 0
@@ -214,7 +253,7 @@ def _write_refused(codec: LatentCodec, frames: dict[str, bytes]) -> int:
         (folder / f"{refusal.name}.aeic").write_bytes(refusal.data)
         entry: dict[str, Any] = {"name": refusal.name, "bundle": TINY, "step": refusal.step, "error": refusal.error}
         entries.append(entry | {"fill": refusal.fill, "why": refusal.why})
-    (folder / "refused.json").write_text(json.dumps({"version": VERSION, "frames": entries}, indent=1) + "\n")
+    (folder / "refused.json").write_text(json.dumps({"version": LISTING_VERSION, "frames": entries}, indent=1) + "\n")
     return len(entries)
 
 

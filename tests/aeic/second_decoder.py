@@ -74,17 +74,41 @@ def load(bundle: Path) -> dict[str, Any]:
     return manifest
 
 
+def statistics(data: bytes) -> list[int]:
+    """Of a frame of version 2: the means of R, G and B, then the standard deviations."""
+    return [int.from_bytes(data[at : at + 2], "little") for at in range(9, 21, 2)]
+
+
+def measured(channel: Any) -> tuple[int, int]:
+    """The mean and the standard deviation of one channel of a picture, as section 5.3 defines them."""
+    values = channel.astype(np.float64) / 255
+    return int(np.rint(65535 * values.mean())), int(np.rint(65535 * np.sqrt(values.var(ddof=1) + 0.00001)))
+
+
+def corrected(picture: Any, numbers: list[int]) -> Any:
+    """A decoded picture (H, W, 3) uint8 with the statistics of its frame."""
+    result = np.empty_like(picture)
+    for c in range(3):
+        mean_rec, std_rec = measured(picture[:, :, c])
+        values = (picture[:, :, c] / 255 - mean_rec / 65535) / (std_rec / 65535)
+        values = values * (numbers[3 + c] / 65535) + numbers[c] / 65535
+        result[:, :, c] = np.rint(255 * np.clip(values, 0, 1))
+    return result
+
+
 def decode(bundle: Path, data: bytes) -> Any:
     """y_hat (M, h, w) float32 of a frame, in the units that were coded; ``Refused`` for what is no frame of it."""
     manifest = load(bundle)
     channels, hyper_channels = manifest["latent_channels"], manifest["hyper_channels"]
     require(not data or data[0] == 0xAE, 1, "NotABitstream")
-    require(len(data) > 9, 2, "Truncated")
+    header = 21 if data[1:] and data[1] >> 5 == 2 else 9
+    require(len(data) > header, 2, "Truncated")
     packed = int.from_bytes(data[2:6], "little")
-    require(data[1] >> 5 == 1 and packed // 2**26 == 0, 3, "UnsupportedVersion")
+    require(data[1] >> 5 in (1, 2) and packed // 2**26 == 0, 3, "UnsupportedVersion")
     rate, width, height = data[1] % 32, packed % 2**13 + 1, packed // 2**13 % 2**13 + 1
     require(min(width, height) >= 16, 4, "Damaged")
-    payload = data[9:]
+    require(header == 9 or all(207 <= std <= 32832 for std in statistics(data)[3:]), 4, "Damaged")
+    payload = data[header:]
     require(len(payload) <= 2**20, 6, "Damaged")
     require(data[6:9].hex() == manifest["fingerprint"], 7, "WrongModel")
     require(rate < len(manifest["rates"]), 8, "Damaged")
@@ -123,6 +147,7 @@ def decode(bundle: Path, data: bytes) -> Any:
 
     crc = zlib.crc32(z.astype("<i2").tobytes() + symbols.astype("<i2").tobytes())
     crc = zlib.crc32(bytes([rate]) + width.to_bytes(2, "little") + height.to_bytes(2, "little"), crc)
+    crc = zlib.crc32(data[9:header], crc)
     crc = zlib.crc32(base.astype("<f4").tobytes(), crc)
     require(not stack.words and stack.state == (crc % 2**24 or 1), 11, "Damaged")
     return base

@@ -10,14 +10,16 @@ import numpy as np
 import pytest
 
 from aeic import errors, latent_codec, rans
-from aeic.bitstream import VERSION
+from aeic.bitstream import STATISTICS_VERSION, VERSION, Frame
 from aeic.bundle import Bundle
+from aeic.colour_statistics import ColourStatistics
 from aeic.latent_codec import LatentCodec
 from tests.aeic import second_decoder
-from tests.aeic.make_golden import STREAMS
+from tests.aeic.make_golden import LISTING_VERSION, STREAMS
 from tests.support.golden import GOLDEN, LISTING, REFUSED, frame_bytes, refused, streams
 
 FIRST_SEVEN = "34413b2ed21de21ca701a8efe9f7738f00e70857f6af612a6c0cc29f5da1f2b5"
+VERSION_1 = "53f9079bde583ebdd29ad3e775a7c7cb73215fbe4b40b9e3799b2872973cab91"
 coders = pytest.mark.parametrize("accelerated", [rans.AVAILABLE, False], ids=["preferred", "plain"])
 
 
@@ -27,13 +29,23 @@ def codec(name: str) -> LatentCodec:
 
 
 def test_version() -> None:
-    assert LISTING["version"] == REFUSED["version"] == VERSION, "a new version needs new streams"
+    assert LISTING["version"] == REFUSED["version"] == LISTING_VERSION
+    versions = {stream["version"] for stream in LISTING["streams"]}
+    assert versions == {VERSION, STATISTICS_VERSION}, "a new version needs new streams"
 
 
 def test_the_first_frames_never_change() -> None:
     """The frames of the first release, by the digest of all their digests: golden.json cannot be changed with them."""
     digests = "".join(stream["sha256"] for stream in LISTING["streams"][:7])
     assert hashlib.sha256(digests.encode()).hexdigest() == FIRST_SEVEN
+
+
+def test_version_2_has_changed_no_frame_of_version_1() -> None:
+    digests = "".join(stream["sha256"] for stream in LISTING["streams"][:13])
+    assert hashlib.sha256(digests.encode()).hexdigest() == VERSION_1
+    for stream in LISTING["streams"]:
+        data = (GOLDEN / f"{stream['name']}.aeic").read_bytes()
+        assert (data[1] >> 5, "statistics" in stream) == (stream["version"], stream["version"] == 2)
 
 
 def test_every_file_is_listed() -> None:
@@ -63,8 +75,9 @@ def test_decodes_to_the_same_latents(
 @streams
 def test_encodes_to_the_same_bytes(stream: dict[str, Any], accelerated: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rans, "ACCELERATED", accelerated)
-    y = np.load(GOLDEN / f"{stream['name']}.npz")["y"]
-    data = codec(stream["bundle"]).encode(y, stream["rate"], stream["width"], stream["height"])
+    given = np.load(GOLDEN / f"{stream['name']}.npz")
+    colour = ColourStatistics.of(given["picture"]) if stream["version"] == STATISTICS_VERSION else None
+    data = codec(stream["bundle"]).encode(given["y"], stream["rate"], stream["width"], stream["height"], colour)
     assert data == (GOLDEN / f"{stream['name']}.aeic").read_bytes()
 
 
@@ -72,6 +85,21 @@ def test_encodes_to_the_same_bytes(stream: dict[str, Any], accelerated: bool, mo
 def test_the_document_is_enough(stream: dict[str, Any]) -> None:
     y_hat = second_decoder.decode(GOLDEN / stream["bundle"], (GOLDEN / f"{stream['name']}.aeic").read_bytes())
     assert hashlib.sha256(y_hat.astype("<f4").tobytes()).hexdigest() == stream["latents"]
+
+
+def test_both_decoders_read_and_apply_the_same_statistics() -> None:
+    (stream,) = (stream for stream in LISTING["streams"] if stream["version"] == STATISTICS_VERSION)
+    data = (GOLDEN / f"{stream['name']}.aeic").read_bytes()
+    colour = Frame.parse(data).colour
+    assert colour is not None
+    assert [*colour.means, *colour.stds] == second_decoder.statistics(data) == stream["statistics"]
+    arrays = np.load(GOLDEN / f"{stream['name']}.npz")
+    pairs = [second_decoder.measured(arrays["picture"][:, :, c]) for c in range(3)]
+    assert [pair[0] for pair in pairs] + [pair[1] for pair in pairs] == stream["statistics"]
+    corrected = arrays["decoded"].copy()
+    colour.correct(corrected)
+    assert (corrected == arrays["corrected"]).all() and (corrected != arrays["decoded"]).any()
+    assert (second_decoder.corrected(arrays["decoded"], stream["statistics"]) == arrays["corrected"]).all()
 
 
 @coders
@@ -108,7 +136,7 @@ def test_check_zero_is_what_it_says(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_payload_sizes() -> None:
-    sizes = {stream["name"]: stream["bytes"] - 9 for stream in LISTING["streams"]}
+    sizes = {stream["name"]: stream["bytes"] - (21 if "statistics" in stream else 9) for stream in LISTING["streams"]}
     assert sizes["one-byte"] == 1 and sizes["one-word"] == 4 and 4 < sizes["two-words"] <= 8
 
 

@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from aeic import latent_codec, rans
-from aeic.bitstream import HEADER_BYTES, Frame
+from aeic.bitstream import HEADER_BYTES, Frame, header_bytes
 from aeic.bundle import Bundle
+from aeic.colour_statistics import ColourStatistics
 from aeic.entropy_model import EntropyModel
 from aeic.errors import BitstreamError, BundleError, Damaged, RateError, TooLarge, Truncated, WrongModel
 from aeic.latent_codec import LatentCodec
@@ -79,12 +80,17 @@ def test_skipped_elements_are_zero_on_both_sides(codec: LatentCodec) -> None:
     assert (latents.symbols[0] == 0).mean() > 0.5
 
 
-def test_every_truncation_and_every_bit_is_noticed(codec: LatentCodec) -> None:
-    data = codec.encode(some_latents(100, 70), 1, 100, 70)
+COLOUR = ColourStatistics((20000, 30000, 45000), (9000, 5000, 12000))
+
+
+@pytest.mark.parametrize("colour", [None, COLOUR], ids=["version 1", "version 2"])
+def test_every_truncation_and_every_bit_is_noticed(codec: LatentCodec, colour: ColourStatistics | None) -> None:
+    data = codec.encode(some_latents(100, 70), 1, 100, 70, colour)
+    assert codec.decode(data).frame.colour == colour
     for size in range(len(data)):
         with pytest.raises(BitstreamError) as caught:
             codec.decode(data[:size])
-        assert isinstance(caught.value, Truncated) == (size <= HEADER_BYTES)
+        assert isinstance(caught.value, Truncated) == (size <= header_bytes(data[:size]))
     for bit in range(8 * len(data)):
         if bit // 8 in (3, 5):  # high bits of the sides: huge pictures, tried by the fuzz target
             continue
@@ -116,6 +122,14 @@ def test_more_bytes_than_the_picture_can_need(codec: LatentCodec) -> None:
     data = Frame(16, 16, 0, codec.bundle.fingerprint, b"\x01" * 1000).to_bytes()
     with pytest.raises(Damaged, match="more bytes"):
         codec.decode(data)
+
+
+def test_statistics_change_no_latent(codec: LatentCodec) -> None:
+    y = some_latents(100, 70)
+    plain, coloured = codec.encode(y, 1, 100, 70), codec.encode(y, 1, 100, 70, COLOUR)
+    assert coloured[:9] == bytes([plain[0], plain[1] ^ 0x60]) + plain[2:9] and coloured[9:21] == COLOUR.pack()
+    assert codec.decode(plain).digest == codec.decode(coloured).digest
+    assert codec.decode_many([coloured, plain])[0].frame.colour == COLOUR  # type: ignore[union-attr]
 
 
 def test_no_frame_is_made_that_a_decoder_refuses(codec: LatentCodec, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -49,7 +49,9 @@ def test_check_value_sees_everything() -> None:
     values.add(check_value(z, y, y_hat, 1, 16, 16))
     values.add(check_value(z, y, y_hat, 0, 17, 16))
     values.add(check_value(z, y, y_hat, 0, 16, 17))
-    assert len(values) == 7 and all(0 < value < 1 << 24 for value in values)
+    values.add(check_value(z, y, y_hat, 0, 16, 16, bytes(12)))
+    values.add(check_value(z, y, y_hat, 0, 16, 16, bytes([1, *bytes(11)])))
+    assert len(values) == 9 and all(0 < value < 1 << 24 for value in values)
 
 
 def test_digest_is_of_little_endian_float32() -> None:

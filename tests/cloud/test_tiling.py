@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -10,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from aeic.bitstream import Frame
+from aeic.colour_statistics import ColourStatistics
 from cloud_decoder.tiling import OVERLAP, WHOLE_PIXELS, TileAssembler, _starts, _weights, synthesis_cost, tile_shape
 
 
@@ -61,6 +63,24 @@ def test_a_small_picture_is_one_tile_and_exact() -> None:
     assert tile_shape(one.frame) == one.frame.latent_size and len(one.tiles()) == 1
     assert run(one).shape == (70, 100, 3)
     assert synthesis_cost(one.frame) == 128 * 128
+
+
+@pytest.mark.parametrize(("width", "height"), [(100, 70), (3000, 900), (900, 3000)])
+@pytest.mark.parametrize("eight_bits", [False, True])
+def test_colours_are_corrected_once_over_the_whole_visible_picture(width: int, height: int, eight_bits: bool) -> None:
+    """After the last tile, without the padding; in 8 bits if the device has converted the picture."""
+    plain, coloured = assembler(width, height), assembler(width, height)
+    coloured.frame = replace(coloured.frame, colour=ColourStatistics((20000, 30000, 45000), (9000, 5000, 12000)))
+    expected = run(plain)
+    if eight_bits and coloured.whole:
+        padded = np.full((*(32 * side for side in coloured.shape), 3), 255, np.uint8)
+        padded[:height, :width] = expected
+        coloured.put(coloured.tiles()[0], padded)
+    else:
+        run(coloured)
+    assert coloured.frame.colour is not None
+    coloured.frame.colour.correct(expected)
+    assert (coloured.picture == expected).all() and (run(assembler(width, height)) != expected).any()
 
 
 def test_only_one_band_is_in_memory() -> None:

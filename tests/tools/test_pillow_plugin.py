@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 import aeic_tools.pillow_plugin as plugin
-from aeic.bitstream import HEADER_BYTES, Frame
+from aeic.bitstream import HEADER_BYTES, MAX_HEADER_BYTES, Frame
 from aeic_tools.comparison import psnr
 from cloud_decoder.inference.decoder import Decoder
 from edge_encoder.encoding.encoder import Encoder
@@ -132,6 +132,19 @@ def test_hostile_files(frame: Path, tiny_bundle: Path) -> None:
         decoded_with(image, tiny_bundle)
         with pytest.raises(OSError, match="cannot decode"):
             image.load()
+
+
+def test_a_frame_with_colour_statistics(tiny_bundle: Path, tmp_path: Path) -> None:
+    rgb = np.asarray(Image.open(ROOT / "examples" / "owl.jpg"))
+    data = Encoder.from_bundle(tiny_bundle).encode(rgb, colour_fix="always").data
+    with Image.open(io.BytesIO(data)) as image:
+        decoded_with(image, tiny_bundle)
+        after = np.asarray(image)
+    assert (after == Decoder.from_bundle(tiny_bundle).decode([data])[0]).all()
+    assert np.abs(after.mean((0, 1)) - rgb.mean((0, 1))).max() < 5
+    for short in (data[:MAX_HEADER_BYTES], data[: HEADER_BYTES + 2]):
+        with pytest.raises(Image.UnidentifiedImageError):
+            Image.open(io.BytesIO(short))
 
 
 def test_importing_it_loads_no_model_and_no_runtime() -> None:

@@ -10,15 +10,16 @@ import numpy as np
 import onnxruntime
 import pytest
 
-from aeic.bitstream import HEADER_BYTES, Frame
+from aeic.bitstream import HEADER_BYTES, MAX_HEADER_BYTES, Frame
 from aeic.bundle import Bundle
+from aeic.colour_statistics import ColourStatistics
 from aeic.errors import BundleError, InputError, RateError, TooLarge
 from aeic.latent_codec import LatentCodec
 from aeic.pixels import load_picture
 from edge_encoder.encoding import execution_provider
 from edge_encoder.encoding.analysis import Analysis, spans
 from edge_encoder.encoding.encoder import Encoder
-from edge_encoder.encoding.scaling import PRESETS
+from edge_encoder.encoding.scaling import PRESETS, resized
 from tests.support.pictures import picture
 from tests.support.tiny_bundle import write_tiny_bundle
 
@@ -75,6 +76,43 @@ def test_a_long_side_is_scaled_down_and_a_short_one_left_alone(encoder: Encoder)
     assert encoder.encode(noise(300, 400), max_side=400).data == encoder.encode(noise(300, 400)).data
     thin = encoder.encode(noise(16, 512), max_side=64)  # no side goes under 16 pixels
     assert (thin.width, thin.height) == (512, 16)
+
+
+def test_colour_statistics_are_those_of_the_coded_picture_and_change_nothing_else(encoder: Encoder) -> None:
+    rgb = noise(300, 400)
+    plain, coloured = encoder.encode(rgb), encoder.encode(rgb, colour_fix="always")
+    assert Frame.parse(coloured.data).colour == ColourStatistics.of(rgb)
+    assert abs(len(coloured.data) - len(plain.data) - 12) <= 4, "the rest differs in the check value only"
+    assert encoder.encode(rgb, colour_fix="never").data == plain.data and Frame.parse(plain.data).colour is None
+    small = encoder.encode(rgb, max_side=128, colour_fix="always")
+    assert Frame.parse(small.data).colour == ColourStatistics.of(resized(rgb, (128, 96)))
+
+
+def test_auto_adds_statistics_above_the_size_of_the_authors(
+    encoder: Encoder, tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for height, width, version in ((768, 768, 1), (768, 784, 2), (512, 768, 1)):
+        rgb = noise(height, width)
+        assert Frame.parse(encoder.encode(rgb, colour_fix="auto").data).version == version
+        # the original's size counts, not the coded one
+        scaled = encoder.encode(rgb, colour_fix="auto", max_side=64)
+        assert (Frame.parse(scaled.data).version, scaled.width) == (version, 64)
+    monkeypatch.setattr(encoder, "colour_fix", "always")
+    assert Frame.parse(encoder.encode(noise(32, 32)).data).version == 2
+    assert Frame.parse(encoder.encode(noise(32, 32), colour_fix="never").data).version == 1
+
+
+def test_statistics_count_against_the_limit(encoder: Encoder) -> None:
+    rgb = noise(384, 512)
+    bytes_of_low = len(encoder.encode(rgb, rate=0).data)
+    for most in (bytes_of_low + 6, bytes_of_low // 4, bytes_of_low // 12):
+        made = encoder.encode(rgb, max_bytes=most, colour_fix="always")
+        assert MAX_HEADER_BYTES < len(made.data) <= most
+        frame = Frame.parse(made.data)
+        assert frame.colour == ColourStatistics.of(resized(rgb, (made.width, made.height)))
+        assert encoder.encode(rgb, target_bytes=most, colour_fix="always").data == made.data
+    with pytest.raises(RateError, match="max_bytes=21"):
+        encoder.encode(rgb, colour_fix="always", max_bytes=21)
 
 
 def test_a_frame_over_the_formats_limit_is_not_made(encoder: Encoder, monkeypatch: pytest.MonkeyPatch) -> None:
