@@ -198,7 +198,8 @@ class Rebuilt:
                 if sizes.attention[i]:
                     x = self.transformer(f"unet.up_blocks.{number}.attentions.{j}", x)
             if i > 0:
-                x = self.conv(f"unet.up_blocks.{number}.upsamplers.0.conv", double(x))
+                x = double(x)[..., : skips[-1].shape[2], : skips[-1].shape[3]]
+                x = self.conv(f"unet.up_blocks.{number}.upsamplers.0.conv", x)
         assert not skips
         return self.conv("unet.conv_out", F.silu(self.group_norm("unet.conv_norm_out", x, sizes.norm_groups, 1e-5)))
 
@@ -277,6 +278,8 @@ def test_the_generator(pair: tuple[AEIC, Rebuilt]) -> None:
     latent = torch.randn(1, rebuilt.sizes.unet_channels, 16, 24)
     residual = torch.randn(1, rebuilt.sizes.residual_channels, 16, 24)
     same(model.unet(latent), rebuilt.unet(latent))
+    odd = torch.randn(1, rebuilt.sizes.unet_channels, 12, 20)  # a tile of 3 x 5 latents
+    same(model.unet(odd), rebuilt.unet(odd))
     same(model.vae(residual), rebuilt.picture_decoder(residual))
 
 
