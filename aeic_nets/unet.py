@@ -23,13 +23,18 @@ from aeic.profiles import UNetSizes
 RESNET_EPS = 1e-5
 
 
+EXACT_STAGES = 3
+"""A latent is four samples wide. It can be halved twice, between three stages, and always doubles to the same width."""
+
+
 class UNet(nn.Module):
-    """l (N, in_channels, H, W) to (N, out_channels, H, W); H and W are multiples of 2 ** (stages - 1)."""
+    """l (N, in_channels, H, W) to (N, out_channels, H, W); H and W are multiples of 4."""
 
     def __init__(self, sizes: UNetSizes, in_channels: int, out_channels: int) -> None:
         super().__init__()
         widths = sizes.widths
         last = len(widths) - 1
+        self._sides_may_be_odd = len(widths) > EXACT_STAGES
         common = {"temb_channels": None, "resnet_eps": RESNET_EPS, "resnet_groups": sizes.norm_groups}
 
         def transformer(width: int) -> dict[str, object]:
@@ -90,8 +95,12 @@ class UNet(nn.Module):
         taps.append(x)
         for block in self.up_blocks:
             count = len(block.resnets)
-            x = block(x, tuple(skips[-count:]), None)
+            used = tuple(skips[-count:])
             del skips[-count:]
+            # As diffusers does: where a side was odd, twice its half is one too many. Tiles of large pictures have
+            # such sides. Not in other networks, whose exported graph would compute the sides.
+            size = skips[-1].shape[-2:] if skips and self._sides_may_be_odd else None
+            x = block(x, used, None, upsample_size=size)
             taps.append(x)
         taps.append(self.conv_out(F.silu(self.conv_norm_out(x))))
         return taps

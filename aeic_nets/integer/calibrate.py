@@ -51,8 +51,9 @@ def calibrate(codec: Codec, latents: Sequence[Tensor]) -> dict[str, Site]:
     ops = FakeQuantOps(codec.get_submodule, None, watcher=watcher)
     sizes = sizes_of(codec)
     for y in latents:
-        z = codec.hyper(y).round()
-        base = network.hyper_synthesis(ops, z, sizes)[..., : y.shape[-2], : y.shape[-1]]
+        medians = codec.medians()
+        z_hat = (codec.hyper(y) - medians).round() + medians
+        base = network.hyper_synthesis(ops, z_hat, sizes)[..., : y.shape[-2], : y.shape[-1]]
         for index in range(PASS_COUNT):
             means, _ = network.context(ops, index, base, sizes)
             base = torch.where(coding_mask(index, y), (y - means).round() + means, base)

@@ -34,7 +34,7 @@ class ExactnessError(ValueError):
 class Site:
     """A place where activations are rounded to ``bits`` bits in steps of ``2**exponent``.
 
-    8 bits are one limb, up to 16 are two. A site of a stream (see :mod:`network`) may have any width up to 16.
+    8 bits are one limb, up to 16 are two. A site of a stream (see :mod:`network`) may be wider: means have 20 bits.
     ``shift`` is used by GELU only: what is added before rounding, in steps (see :func:`gelu_table`).
     """
 

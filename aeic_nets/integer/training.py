@@ -18,7 +18,7 @@ from aeic_nets.codec import Codec, HyperSynthesis, coding_mask
 from aeic_nets.integer import network
 from aeic_nets.integer.calibrate import WEIGHT_BITS, calibrate, quantise, sizes_of, width
 from aeic_nets.integer.fake_quant import FakeQuantOps
-from aeic_nets.integer.model import Site
+from aeic_nets.integer.model import MEAN_EXPONENT, Site
 from aeic_nets.likelihood import gaussian_likelihood
 
 
@@ -36,6 +36,11 @@ class QuantisedCodec(Codec):
     """A codec whose entropy model runs on rounded numbers. Only :func:`enable_quantisation` creates it."""
 
     integer_ops: _OpsOf
+
+    def medians(self) -> Tensor:
+        """The medians of z on the grid of the latents, as ``quantise`` rounds them, (1, M/2, 1, 1)."""
+        grid = 2.0**MEAN_EXPONENT
+        return (super().medians() / grid).round() * grid
 
     def context(self, index: int, base: Tensor) -> tuple[Tensor, Tensor]:
         with torch.autocast(base.device.type, enabled=False):
@@ -86,9 +91,10 @@ def frame_bits(codec: Codec, y: Tensor, rate: int) -> tuple[float, Tensor]:
     """
     gain, _ = codec.gains(rate)
     y = y.float() * gain
-    z = codec.hyper(y).round()
-    bits = float(codec._z_bits(z, rate))
-    base = codec.h_s(z)[..., : y.shape[-2], : y.shape[-1]].float()
+    medians = codec.medians()
+    z_hat = (codec.hyper(y) - medians).round() + medians
+    bits = float(codec._z_bits(z_hat, rate))
+    base = codec.h_s(z_hat)[..., : y.shape[-2], : y.shape[-1]].float()
     for index in range(PASS_COUNT):
         means, scales = codec.context(index, base)
         mask = coding_mask(index, y)

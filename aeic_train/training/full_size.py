@@ -157,8 +157,8 @@ class _Recomputed:
     def __init__(self, forward: object) -> None:
         self._forward = forward
 
-    def __call__(self, *inputs: object) -> object:
-        return checkpoint(self._forward, *inputs, use_reentrant=False)
+    def __call__(self, *inputs: object, **named: object) -> object:
+        return checkpoint(self._forward, *inputs, use_reentrant=False, **named)
 
 
 def only_trained(state: Mapping[str, Tensor], base: frozenset[str], prefix: str = "") -> dict[str, Tensor]:

@@ -14,15 +14,24 @@ from aeic.passes import PASS_COUNT, pass_mask
 from aeic.profiles import PROFILES
 from aeic.tables import gaussian_scales
 from aeic_nets.codec import Codec
+from aeic_nets.integer import calibrate as calibration
 from aeic_nets.integer import network
 from aeic_nets.integer.calibrate import calibrate, quantise, sizes_of
-from aeic_nets.integer.fake_quant import Codes, FakeQuantOps, code_limbs, weight_limbs
+from aeic_nets.integer.fake_quant import Codes, FakeQuantOps, Watcher, code_limbs, weight_limbs
 from aeic_nets.integer.gelu_table import MARGIN, gelu_shift, gelu_table
 from aeic_nets.integer.model import ExactnessError, IntegerModel, Layer, Site
 from aeic_nets.integer.proof import EXACT, prove
 from aeic_nets.integer.reference import Reference
 from aeic_nets.integer.scale_index import CELLS, cells, index_table
-from aeic_nets.integer.training import disable_quantisation, enable_quantisation, price, set_sites
+from aeic_nets.integer.training import (
+    QuantisedCodec,
+    disable_quantisation,
+    enable_quantisation,
+    frame_bits,
+    price,
+    set_sites,
+)
+from aeic_train.export.tables import hyper_medians
 from tests.support.exact_models import SMALL, latents, small_codec, small_model
 
 
@@ -54,6 +63,41 @@ def test_training_sees_the_numbers_of_the_reference() -> None:
             np.testing.assert_array_equal(means.numpy()[0][mask], want_means[0][mask])
             np.testing.assert_array_equal(index_table()[cells(scales.numpy())][0][mask], want_indexes[0][mask])
             assert not want_means[0][~mask].any() and (want_indexes[0][~mask] == -1).all()
+
+
+def with_medians() -> Codec:
+    """The small codec with medians of z that are neither 0 nor on the grid of the latents."""
+    codec = copy.deepcopy(small_codec())
+    with torch.no_grad():
+        codec.entropy_bottleneck.quantiles[:, 0, 1] = 0.3
+    return codec
+
+
+def test_calibration_sees_z_on_the_grid_of_the_medians(monkeypatch: pytest.MonkeyPatch) -> None:
+    watcher = Watcher()
+    monkeypatch.setattr(calibration, "Watcher", lambda: watcher)
+    calibrate(with_medians(), latents())
+    values = torch.cat(watcher.samples["h_s.increase.0.in"])
+    assert values.abs().max() > 1
+    torch.testing.assert_close(values - 0.3, (values - 0.3).round())
+
+
+def test_training_and_the_price_have_the_latents_of_the_reference() -> None:
+    """With medians of z, which the integer model rounds to the grid of the latents."""
+    codec = with_medians()
+    y = latents()[0]
+    set_sites(codec, calibrate(codec, [y]))
+    assert isinstance(codec, QuantisedCodec)
+    model = quantise(codec, codec.integer_ops.sites, hyper_medians(codec))
+    with torch.no_grad():
+        z_symbols = (codec.hyper(y) - model.medians[0]).round().int().numpy()
+        codec.zero_skipped = True
+        codec.log_gain.zero_(), codec.log_inverse_gain.zero_()
+        trained = codec(y)
+    assert z_symbols.any() and (model.medians == np.float32(77 / 256)).all()
+    _, _, y_hat = Reference(model).entropy(y.numpy(), z_symbols, np.full(64, 9999))
+    np.testing.assert_array_equal(trained["y_hat"].numpy(), y_hat)
+    np.testing.assert_array_equal(frame_bits(codec, y, 0)[1].numpy(), y_hat)
 
 
 def test_quantised_training_moves_every_weight_of_the_entropy_model() -> None:

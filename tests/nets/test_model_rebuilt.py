@@ -9,14 +9,19 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 from functools import cache
+from statistics import NormalDist
 
+import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
 from aeic.profiles import NANO, Profile
+from aeic.tables import Rows, gaussian_rows, rows_from_pmf
 from aeic_nets.network import AEIC
+from aeic_train.export.tables import hyper_pmfs
 from tests.support.official_model import SMALL
 
 PROFILES = {"nano": NANO, "with attention and one rate": replace(SMALL, rates=1)}
@@ -108,23 +113,22 @@ class Rebuilt:
         x = self.star("codec.h_s.increase.2", self.star("codec.h_s.increase.1", x))
         return self.up("codec.h_s.increase.3", x)[..., :height, :width]
 
+    def cumulative(self, v: Tensor, rate: int) -> Tensor:
+        """Section 4.3: the sigmoid of the cumulative logit of v (M/2, 1, any)."""
+        own = slice(rate * self.sizes.hyper_channels, (rate + 1) * self.sizes.hyper_channels)
+        name, t = "codec.entropy_bottleneck", v
+        for i in range(5):
+            t = F.softplus(self.weights[f"{name}.matrices.{i}"][own]) @ t + self.weights[f"{name}.biases.{i}"][own]
+            if i < 4:
+                t = t + torch.tanh(self.weights[f"{name}.factors.{i}"][own]) * torch.tanh(t)
+        return torch.sigmoid(t)
+
     def z_bits(self, symbols: Tensor, rate: int) -> Tensor:
         """Section 4.3, of symbols plus medians (1, M/2, hz, wz)."""
         n = self.sizes.hyper_channels
-        own = slice(rate * n, rate * n + n)
-        name = "codec.entropy_bottleneck"
-        medians = self.weights[f"{name}.quantiles"][:n, 0, 1]
-
-        def logit(v: Tensor) -> Tensor:
-            t = v
-            for i in range(5):
-                t = F.softplus(self.weights[f"{name}.matrices.{i}"][own]) @ t + self.weights[f"{name}.biases.{i}"][own]
-                if i < 4:
-                    t = t + torch.tanh(self.weights[f"{name}.factors.{i}"][own]) * torch.tanh(t)
-            return t
-
+        medians = self.weights["codec.entropy_bottleneck.quantiles"][:n, 0, 1]
         v = (symbols[0] + medians[:, None, None]).reshape(n, 1, -1)
-        likelihood = torch.sigmoid(logit(v + 0.5)) - torch.sigmoid(logit(v - 0.5))
+        likelihood = self.cumulative(v + 0.5, rate) - self.cumulative(v - 0.5, rate)
         return -likelihood.clamp_min(1e-9).log2().sum()
 
     def context(self, i: int, base: Tensor) -> tuple[Tensor, Tensor]:
@@ -198,7 +202,8 @@ class Rebuilt:
                 if sizes.attention[i]:
                     x = self.transformer(f"unet.up_blocks.{number}.attentions.{j}", x)
             if i > 0:
-                x = self.conv(f"unet.up_blocks.{number}.upsamplers.0.conv", double(x))
+                x = double(x)[..., : skips[-1].shape[2], : skips[-1].shape[3]]
+                x = self.conv(f"unet.up_blocks.{number}.upsamplers.0.conv", x)
         assert not skips
         return self.conv("unet.conv_out", F.silu(self.group_norm("unet.conv_norm_out", x, sizes.norm_groups, 1e-5)))
 
@@ -277,6 +282,8 @@ def test_the_generator(pair: tuple[AEIC, Rebuilt]) -> None:
     latent = torch.randn(1, rebuilt.sizes.unet_channels, 16, 24)
     residual = torch.randn(1, rebuilt.sizes.residual_channels, 16, 24)
     same(model.unet(latent), rebuilt.unet(latent))
+    odd = torch.randn(1, rebuilt.sizes.unet_channels, 12, 20)  # a tile of 3 x 5 latents
+    same(model.unet(odd), rebuilt.unet(odd))
     same(model.vae(residual), rebuilt.picture_decoder(residual))
 
 
@@ -314,6 +321,51 @@ def test_a_picture_from_end_to_end(pair: tuple[AEIC, Rebuilt]) -> None:
     torch.testing.assert_close(rebuilt.z_bits(z_symbols, rate), out["z_bits_hard"], rtol=1e-3, atol=1e-3)
     latent, residual = rebuilt.g_s(out["y_hat"])
     same(out["x_hat"], rebuilt.picture_decoder(rebuilt.unet(latent) + residual))
+
+
+def shared(p: NDArray[np.float64]) -> list[int]:
+    """The rule of section 4.3: integers of at least 1 that sum to 2**24."""
+    shares = p / p.sum() * (2**24 - len(p))
+    entries = [1 + math.floor(share) for share in shares]
+    by_fraction = sorted(range(len(p)), key=lambda k: math.floor(shares[k]) - shares[k])
+    for k in by_fraction[: 2**24 - sum(entries)]:
+        entries[k] += 1
+    return entries
+
+
+@torch.no_grad()
+def test_the_tables_of_z(pair: tuple[AEIC, Rebuilt]) -> None:
+    """Section 4.3."""
+    model, rebuilt = pair
+    n, name = rebuilt.sizes.hyper_channels, "codec.entropy_bottleneck"
+    medians = (rebuilt.weights[f"{name}.quantiles"][:n, 0, 1] * 256).round() / 256
+    assert (medians != rebuilt.weights[f"{name}.quantiles"][:n, 0, 1]).any()
+    rows = Rows(*rows_from_pmf(*hyper_pmfs(model.codec)))
+    for rate in range(rebuilt.sizes.rates):
+        v = medians[:, None, None] + torch.arange(-60.0, 61.0)
+        likelihood = (rebuilt.cumulative(v + 0.5, rate) - rebuilt.cumulative(v - 0.5, rate))[:, 0].double().numpy()
+        for channel, p in enumerate(likelihood):
+            first, last = -60, 60
+            while first < -2 and p[: first + 61].sum() <= 1e-7:
+                first += 1
+            while last > 2 and p[last + 60 :].sum() <= 1e-7:
+                last -= 1
+            row = rate * n + channel
+            assert (rows.offsets[row], rows.lengths[row]) == (first, last - first + 1)
+            assert rows.freqs[rows.row(row)].tolist() == shared(p[first + 60 : last + 61])
+
+
+def test_the_tables_of_y() -> None:
+    """Section 4.5."""
+    rows, step = Rows(*gaussian_rows()), (math.log(256) - math.log(0.11)) / 63
+    for k in range(64):
+        s = 0.11 * math.exp(k * step)
+        reach = max(4, math.ceil(6.1094 * s))
+        p = np.array(
+            [NormalDist(0, s).cdf(0.5 - abs(v)) - NormalDist(0, s).cdf(-0.5 - abs(v)) for v in range(-reach, reach + 1)]
+        )
+        assert (rows.offsets[k], rows.lengths[k]) == (-reach, 2 * reach + 1)
+        assert np.abs(rows.freqs[rows.row(k)] - shared(p)).max() <= 1
 
 
 GAINS = ("log_gain", "log_inverse_gain")

@@ -14,11 +14,13 @@ from aeic import profiles
 from aeic.bitstream import Frame
 from aeic.errors import BundleError
 from aeic.latent_codec import Latents
+from aeic.profiles import LATENT_STRIDE
 from aeic_nets import tiling
 from aeic_nets.runtime import torch_backend
 from aeic_nets.runtime.torch_backend import TorchGenerator
 from aeic_service.errors import ServiceError
 from aeic_train.export.bundle import write_weights
+from cloud_decoder import tiling as own_tiling
 from cloud_decoder.inference.decoder import Decoder, DecoderSettings
 from cloud_decoder.inference.devices import build_generator
 from tests.support.official_model import SMALL, small_model
@@ -72,6 +74,26 @@ def test_the_decoder_gives_it_whole_pictures(folder: Path, monkeypatch: pytest.M
     decoder._generator, decoder.max_batch, decoder.max_batch_pixels = generator, 1, 1
     assert decoder.synthesise([one])[0].shape == (1600, 2560, 3)
     assert seen == [(1, SMALL.latent_channels, *frame.latent_size)]
+
+
+def test_a_panorama_of_one_row_of_tiles_goes_through_them_too(folder: Path) -> None:
+    """The UNet halves its sides three times: a tile as high as the picture has a multiple of 8 samples."""
+    pictures = TorchGenerator(folder, dtype=torch.float32, official_tiling=True)(latents(2, 10))
+    assert pictures.shape == (1, 3, 64, 320) and np.isfinite(pictures).all()
+
+
+def test_tiles_of_our_own_fit_a_unet_of_three_halvings(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """62 rows of latents are two tiles of 33 rows, which are 132 samples and no multiple of 8."""
+    frame = Frame(256, 1984, 0, "000000", b"x")
+    monkeypatch.setattr(own_tiling, "WHOLE_PIXELS", 34 * 8 * LATENT_STRIDE**2)
+    monkeypatch.setattr(own_tiling, "_tile_shape", own_tiling._tile_shape.__wrapped__)
+    one = Latents(latents(*frame.latent_size)[0], np.zeros(1, np.int16), frame, "")
+    decoder = Decoder.__new__(Decoder)
+    generator = TorchGenerator(folder, dtype=torch.float32)
+    decoder._whole, decoder._generators, decoder._warm = False, (generator,), [True]
+    decoder._generator, decoder.max_batch, decoder.max_batch_pixels = generator, 1, 1
+    assert own_tiling.tile_shape(frame) == (33, 8)
+    assert decoder.synthesise([one])[0].shape == (1984, 256, 3)
 
 
 def test_it_is_refused_where_it_does_not_exist(folder: Path) -> None:
