@@ -163,7 +163,7 @@ class Cloud:
         """Drain: no accepted frame is lost, and every caller is answered."""
         self._serving = False
         if self._grpc_server is not None:
-            await self._grpc_server.refuse()
+            await self._grpc_server.report_stopping()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(self.settings.drain_seconds):
                 self.admission.close()

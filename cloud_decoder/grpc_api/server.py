@@ -73,7 +73,7 @@ class GrpcServer:
         await self._server.start()
         return address_text(settings.host, port)
 
-    async def refuse(self) -> None:
+    async def report_stopping(self) -> None:
         """Report to health checks that the server is about to stop."""
         await self._health.enter_graceful_shutdown()
 

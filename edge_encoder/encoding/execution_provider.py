@@ -54,7 +54,7 @@ def open_session(path: Path, choice: ProviderChoice, threads: int, half: Path | 
     if choice == "cpu":
         return cpu, CPU
     if choice == "auto" and _CUDA not in onnxruntime.get_available_providers():
-        return _fastest(path, threads, cpu) if multiplies_bfloat16() and openvino.AVAILABLE else (cpu, CPU)
+        return _on_the_cpu(path, threads, cpu)
     if choice == "openvino":
         quick = OpenVinoSession(path, threads)
         if problem := _difference(analyse(quick, _known_picture()), analyse(cpu, _known_picture())):
@@ -75,7 +75,7 @@ def open_session(path: Path, choice: ProviderChoice, threads: int, half: Path | 
     except Exception as error:
         if choice == "auto":
             log.warning("analysis runs on the CPU: %s", error)
-            return cpu, CPU
+            return _on_the_cpu(path, threads, cpu)
         raise BundleError(
             f"provider {choice} does not work here ({error}); install the edge-gpu extra with its CUDA libraries,"
             " or set AEIC_EDGE_PROVIDER=cpu"
@@ -121,7 +121,10 @@ def _accelerated(
     return session
 
 
-def _fastest(path: Path, threads: int, cpu: onnxruntime.InferenceSession) -> tuple[Session, str]:
+def _on_the_cpu(path: Path, threads: int, cpu: onnxruntime.InferenceSession) -> tuple[Session, str]:
+    """The faster one of `cpu` and OpenVINO, where the latter may be."""
+    if not (multiplies_bfloat16() and openvino.AVAILABLE):
+        return cpu, CPU
     sessions: dict[str, Session] = {CPU: cpu}
 
     def load() -> Run:

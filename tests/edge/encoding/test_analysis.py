@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnxruntime
 import pytest
 
 from aeic.bundle import Bundle
@@ -176,3 +177,22 @@ def test_after_any_other_error_of_a_gpu_the_cpu_takes_all(monkeypatch: pytest.Mo
         np.testing.assert_array_equal(gpu.analysis(rgb), wanted)
     assert gpu.runs == 2 and gpu.emptied == 0
     assert "illegal memory access" in gpu.analysis.reason and gpu.analysis.provider == execution_provider.CPU
+
+
+def test_auto_measures_the_cpus_runtimes_where_cuda_is_offered_and_fails(
+    monkeypatch: pytest.MonkeyPatch, tiny_bundle: Path
+) -> None:
+    def fail() -> None:
+        raise OSError("libcudnn.so.9: cannot open shared object file")
+
+    measured: list[Path] = []
+
+    def on_the_cpu(path: Path, threads: int, cpu: object) -> tuple[object, str]:
+        measured.append(path)
+        return cpu, "the faster one"
+
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: [cuda.CUDA, "CPU"])
+    monkeypatch.setattr(cuda, "prepare", fail)
+    monkeypatch.setattr(execution_provider, "_on_the_cpu", on_the_cpu)
+    path = tiny_bundle / "analysis.onnx"
+    assert execution_provider.open_session(path, "auto", 1)[1] == "the faster one" and measured == [path]
