@@ -423,6 +423,8 @@ def main() -> int:
         return 0
     make_root(name)
     again = [sys.executable, __file__, "--inside", *(["--arm64"] if options.arm64 else [])]
+    # unshare ignores SIGTERM. An exception here kills it, and with it everything in its namespaces.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     return subprocess.run([*namespaces(name), *again]).returncode
 
 
