@@ -16,8 +16,8 @@ PINS := pyproject.toml constraints.txt $(wildcard requirements/*.txt)
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo run test perf check lint types format lock lock-check docs dist protos bench fuzz simulate soak field abuse golden results notebook \
-  test-full test-edge test-isa test-fleet test-hostile strangers test-browser screenshots test-ops test-images test-compose test-skipped clean \
-  packages-browser packages-ops packages-fleet packages-field packages-isa packages-images packages-compose packages-client
+  test-full test-edge test-isa test-fleet test-hostile strangers test-browser screenshots test-ops test-images test-compose test-quickstart test-quickstart-arm test-skipped clean \
+  packages-browser packages-ops packages-fleet packages-field packages-isa packages-images packages-compose packages-quickstart packages-client
 
 help: ## list all targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -149,6 +149,14 @@ test-compose: ## build and run docker-compose.yml with a Docker engine of its ow
 	if [ -n "$$reason" ]; then echo "$$reason"; \
 	else $(MAKE) --no-print-directory packages-compose && $(PYTHON) deploy/try_compose.py; fi
 
+test-quickstart: ## follow the quickstart for x86 in a fresh Debian, from the first command to the first picture (root, minutes)
+	@reason="$$($(PYTHON) deploy/try_quickstart.py --probe)" || exit 1; \
+	if [ -n "$$reason" ]; then echo "$$reason"; \
+	else $(MAKE) --no-print-directory packages-quickstart && $(PYTHON) deploy/try_quickstart.py; fi
+
+test-quickstart-arm: install packages-isa ## follow the quickstart for the Raspberry Pi in an emulated Debian; the same frames as on x86 (root, minutes)
+	$(BIN)/python deploy/try_quickstart.py --arm64
+
 # Debian packages that these targets need. As root they are installed; otherwise the message names them.
 packages-browser: $(AXE)
 	@$(call debian,chromium,chromium fonts-dejavu-core)
@@ -178,6 +186,9 @@ packages-isa:
 
 packages-images:
 	@$(call debian,buildah,buildah)
+	@$(call debian,debootstrap,debootstrap)
+
+packages-quickstart:
 	@$(call debian,debootstrap,debootstrap)
 
 packages-compose:

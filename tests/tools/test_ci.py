@@ -16,7 +16,7 @@ import aeic
 ROOT = Path(__file__).parent.parent.parent
 MAKEFILE = (ROOT / "Makefile").read_text()
 TARGETS = set(re.findall(r"^([a-z-]+):", MAKEFILE, re.M))
-VERBS = ("test", "test-skipped", "check", "lock-check", "docs", "dist", "test-compose")
+VERBS = ("test", "test-skipped", "check", "lock-check", "docs", "dist", "test-quickstart", "test-compose")
 WORKFLOW: dict[str, Any] = yaml.safe_load((ROOT / ".github" / "workflows" / "ci.yml").read_text())
 
 
@@ -85,23 +85,25 @@ def test_ci_fails_where_one_step_fails_and_runs_the_others(tmp_path: Path, verb:
     assert re.search(r"\d+ passed", done.stdout.splitlines()[-1])
 
 
-def _compose(tmp_path: Path, program: str) -> subprocess.CompletedProcess[str]:
-    """`make test-compose` with another program in the place of Python."""
+def _make(target: str, tmp_path: Path, program: str) -> subprocess.CompletedProcess[str]:
+    """`make TARGET` with another program in the place of Python."""
     python = tmp_path / "python"
     python.write_text(f"#!/bin/sh\n{program}\n")
     python.chmod(0o755)
-    command = ["make", "-s", "test-compose", f"PYTHON={python}"]
+    command = ["make", "-s", target, f"PYTHON={python}"]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
 
 
-def test_where_no_docker_engine_can_run_make_says_so_and_succeeds(tmp_path: Path) -> None:
-    line = "make test-compose: not run here: it needs root"
-    done = _compose(tmp_path, f'[ "$2" = --probe ] || exit 3\necho "{line}"')
+@pytest.mark.parametrize("target", ["test-compose", "test-quickstart"])
+def test_where_a_target_cannot_run_make_says_so_and_succeeds(target: str, tmp_path: Path) -> None:
+    line = f"make {target}: not run here: it needs root"
+    done = _make(target, tmp_path, f'[ "$2" = --probe ] || exit 3\necho "{line}"')
     assert (done.returncode, done.stdout) == (0, line + "\n"), done.stderr
 
 
-def test_a_compose_run_that_fails_is_a_failure(tmp_path: Path) -> None:
-    assert _compose(tmp_path, "exit 1").returncode != 0  # the probe itself
+@pytest.mark.parametrize("target", ["test-compose", "test-quickstart"])
+def test_a_run_that_fails_is_a_failure(target: str, tmp_path: Path) -> None:
+    assert _make(target, tmp_path, "exit 1").returncode != 0  # the probe itself
 
 
 def test_the_release_is_the_same_everywhere() -> None:
