@@ -221,6 +221,11 @@ def _onnxruntime(bundle: Path | None) -> Iterator[Finding]:
         short = name.removesuffix("ExecutionProvider")
         if not problem:
             yield Finding(short, Status.OK, "a session opens, and its answer agrees with the CPU's")
+        elif not nvidia_driver():
+            remedy = (
+                "install the driver of the GPU (`nvidia-smi` must work); without a GPU, the extra edge-cpu is smaller"
+            )
+            yield Finding(short, Status.WARNING, "no NVIDIA driver: the edge runs on the CPU", remedy)
         else:
             missing = f"; not loaded: {', '.join(found['libraries'])}" if found["libraries"] else ""
             remedy = f"{extras.remedy('edge-gpu')} for CUDA and cuDNN, or set AEIC_EDGE_PROVIDER=cpu"

@@ -98,6 +98,16 @@ def test_a_card_that_onnxruntime_lists_and_cannot_use(
     assert "torch" in failed(found)
 
 
+def test_a_runtime_for_gpus_on_a_machine_without_a_driver_is_told_from_a_broken_one(
+    findings: Callable[..., dict[str, Finding]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(doctor, "nvidia_driver", lambda: "")
+    listed = {"CUDAExecutionProvider": "listed, but ONNX Runtime gave CPUExecutionProvider"}
+    found = findings({"onnxruntime": ONNX | {"providers": listed}})
+    assert found["CUDA"].status is Status.WARNING and "no NVIDIA driver" in found["CUDA"].what
+    assert "nvidia-smi" in found["CUDA"].remedy
+
+
 def test_a_runtime_that_crashes_or_hangs_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     real = subprocess.run
 
