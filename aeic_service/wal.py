@@ -253,12 +253,30 @@ def _one_word_explains(before: bytes, head: memoryview, order: str, page: memory
     If word k of n is off by d, the two halves of the checksum are off by d F(n - 1 - k) and d F(n - k). One of these
     two numbers is odd, so a d exists exactly when both cross products are equal.
     """
-    found = struct.unpack(">II", _checksum(before, head, order, page))
-    last, end = ((a - b) & 0xFFFFFFFF for a, b in zip(found, struct.unpack(">II", stored), strict=True))
+    last, end, of_last, of_end = _mismatch(before, head, order, page, stored)
+    return not last or not end or bool(np.any(of_end * last == of_last * end))
+
+
+def _one_bit_explains(before: bytes, head: memoryview, order: str, page: memoryview, stored: bytes) -> bool:
+    """Whether the checksum would match if one bit of `head` or of `page` were flipped: d is a power of two."""
+    last, end, of_last, of_end = _mismatch(before, head, order, page, stored)
+    return any(
+        bool(np.any((of_last << bit == last) & (of_end << bit == end)))
+        for last, end in ((last, end), (-last, -end))
+        for bit in np.arange(32, dtype=np.uint32)
+    )
+
+
+def _mismatch(
+    before: bytes, head: memoryview, order: str, page: memoryview, stored: bytes
+) -> tuple[NDArray[np.uint32], NDArray[np.uint32], NDArray[np.uint32], NDArray[np.uint32]]:
+    """By how much both halves of the checksum are off, of shape (1,), and for each word by how much they are when it is
+    off by 1."""
+    found = np.frombuffer(_checksum(before, head, order, page), ">u4").astype(np.uint32)
+    last, end = np.split(found - np.frombuffer(stored, ">u4").astype(np.uint32), 2)
     count = (len(head) + len(page)) // 4
     fibonacci = _fibonacci(count + 2)
-    of_last, of_end = fibonacci[count - 1 :: -1], fibonacci[count:0:-1]
-    return not last or not end or bool(np.any(of_end * np.uint32(last) == of_last * np.uint32(end)))
+    return last, end, fibonacci[count - 1 :: -1], fibonacci[count:0:-1]
 
 
 def _is_torn_header(raw: memoryview, offset: int, before: bytes, log: Log, order: str) -> bool:
@@ -266,13 +284,17 @@ def _is_torn_header(raw: memoryview, offset: int, before: bytes, log: Log, order
     page, and no commit, it gives a checksum from which the frame behind it verifies.
 
     So it was the first of a transaction that was never committed, and the next transaction was torn in its first bytes.
-    One word may seem to explain the mismatch then, since page numbers change only the high bytes of the checksum.
+    One word may seem to explain the mismatch then, since page numbers change only the high bytes of the checksum. So
+    may another page number where one bit of a commit is flipped. A commit that one bit explains is therefore damaged.
     """
     step = _FRAME.size + log.page_size
     behind = offset + step
     if behind + step > len(raw) or raw[offset + 8 : offset + 16] != raw[behind + 8 : behind + 16]:
         return False
     start = offset + _FRAME.size
+    _, commit, _, own = _FRAME.unpack_from(raw, offset)
+    if commit and _one_bit_explains(before, raw[offset : offset + 8], order, raw[start:behind], own):
+        return False
     base = struct.unpack(">II", _checksum(before, memoryview(bytes(8)), order, raw[start:behind]))
     words = np.arange(1, log.pages + _GROWTH_PAGES, dtype=">u4").view(f"{order}u4").astype(np.uint32)
     count = 2 + log.page_size // 4

@@ -24,6 +24,9 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
+
+from numpy.typing import NDArray
 
 from cloud_decoder.errors import (
     DecoderDied,
@@ -418,10 +421,7 @@ class Pipeline:
         try:
             whole = all(_assembler(job).whole for job, _ in work)
             images = decoder.run([_assembler(job).cut(tile) for job, tile in work], whole=whole, lane=lane)
-            for (job, tile), image in zip(work, images, strict=True):
-                _assembler(job).put(tile, image)
-                done.add((job, tile))
-            return {}
+            return self._put(work, images, done)
         except DeviceUnavailable:
             raise
         except Exception as error:
@@ -440,6 +440,17 @@ class Pipeline:
         half = len(work) // 2
         failed = self._run_halving(decoder, work[:half], lane, done)
         return failed | self._run_halving(decoder, work[half:], lane, done)
+
+    def _put(self, work: Sequence[Work], images: NDArray[Any], done: set[Work]) -> dict[DecodeJob, Exception]:
+        """Add each tile to its picture. One that cannot be added fails alone: the others must not be added again."""
+        failed: dict[DecodeJob, Exception] = {}
+        for (job, tile), image in zip(work, images, strict=True):
+            try:
+                _assembler(job).put(tile, image)
+                done.add((job, tile))
+            except Exception as error:
+                failed[job] = error.with_traceback(None)
+        return failed
 
     # -- endings ----------------------------------------------------------------------------------------------------
 

@@ -27,14 +27,16 @@ class EncodeQueue:
     not wait for all of them.
 
     A job is `apart` when its picture is read in a separate process. That takes up to its deadline for a hostile file,
-    so one more job runs beside `workers` of those, and they leave a quarter of the queue to the others."""
+    so one more job runs beside `workers` of those, and they leave a quarter of the queue to the others. Large ones
+    leave half of the places of large pictures, and take turns with the others where the pixels do not suffice."""
 
     def __init__(self, workers: int, waiting: int, max_pixels: int) -> None:
         self.pixels = Budget(max_pixels)
         self._turns = FairQueue(self.pixels, Budget(sys.maxsize))
         self._large = 0
-        self._large_workers = asyncio.Semaphore(max(1, workers - 1))
         self._apart = 0
+        self._large_apart = 0
+        self._large_workers = {apart: asyncio.Semaphore(max(1, workers - 1)) for apart in (False, True)}
         self._workers = {apart: asyncio.Semaphore(workers) for apart in (False, True)}
         self.pending = 0
         self.workers = workers
@@ -71,11 +73,14 @@ class EncodeQueue:
                 self._check(self._large, max(1, self._limit // 2))
             if apart:
                 self._check(self._apart, max(1, self._limit - max(1, self._limit // 4)))
+            if large and apart:
+                self._check(self._large_apart, max(1, self._limit // 4))
         counted = 0 if unbounded else 1
         self.pending += 1
         self._unbounded += unbounded
         self._large += counted * large
         self._apart += counted * apart
+        self._large_apart += counted * (large and apart)
         task = asyncio.ensure_future(self._in_turn(job, pixels, apart))
         # Counted until the job has ended, even when its client has hung up.
         task.add_done_callback(functools.partial(self._done, unbounded, counted * large, counted * apart))
@@ -84,8 +89,8 @@ class EncodeQueue:
     async def _in_turn(self, job: Callable[[], T], pixels: int, apart: bool) -> T:
         if pixels <= SMALL_PIXELS:
             return await self._work(job, apart)
-        async with self._large_workers:
-            with await self._turns.enter("", pixels, math.inf):
+        async with self._large_workers[apart]:
+            with await self._turns.enter("apart" if apart else "", pixels, math.inf):
                 return await self._work(job, apart)
 
     async def _work(self, job: Callable[[], T], apart: bool) -> T:
@@ -107,6 +112,7 @@ class EncodeQueue:
         self._unbounded -= unbounded
         self._large -= large
         self._apart -= apart
+        self._large_apart -= large and apart
         if not future.cancelled():
             future.exception()  # retrieved, so that asyncio does not log it as never retrieved
 

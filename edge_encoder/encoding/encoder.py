@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -132,9 +133,13 @@ class Encoder:
         taken, and if none fits, the picture is scaled down until one does. `target_bytes` does the same, but takes
         the smallest file there is when nothing fits. `stretch` spreads the grey levels of a 16-bit file. `colour_fix`
         adds the 12 bytes with which the decoder corrects the colours: `always`, `never`, or `auto` as the authors do,
-        for more than COLOUR_FIX_PIXELS; by default the encoder's. TypeError for a path and the like, InputError for a
-        picture that cannot be taken, RateError for an unknown rate or when nothing fits into `max_bytes`.
+        for more than COLOUR_FIX_PIXELS; by default the encoder's. ValueError for another `colour_fix`, TypeError for a
+        path and the like, InputError for a picture that cannot be taken, RateError for an unknown rate or when nothing
+        fits into `max_bytes`.
         """
+        fix = self.colour_fix if colour_fix is None else colour_fix
+        if fix not in get_args(ColourFixChoice):
+            raise ValueError(f"colour_fix={fix!r}: choose one of {', '.join(get_args(ColourFixChoice))}")
         begin = time.perf_counter()
         if isinstance(picture, bytes | bytearray | memoryview):
             rgb = self.reader.load(bytes(picture), max_pixels=self.max_pixels, stretch=stretch)
@@ -146,7 +151,6 @@ class Encoder:
                 f"the picture has {original_height * original_width} pixels: at most {self.max_pixels} are accepted,"
                 " scale it down"
             )
-        fix = colour_fix or self.colour_fix
         colour = fix == "always" or (fix == "auto" and original_width * original_height > COLOUR_FIX_PIXELS)
         wanted = self.bundle.rate(rate).number  # an unknown rate costs no analysis
         if max_side is not None:

@@ -18,6 +18,7 @@ import pytest
 from aeic.bitstream import Frame
 from aeic.errors import BundleError, Damaged, TooLarge, WrongModel
 from aeic_service.errors import Draining, Overloaded
+from cloud_decoder import tiling
 from cloud_decoder.errors import DeviceUnavailable, Expired, HostUnavailable, StoreUnavailable
 from cloud_decoder.events import EventBus
 from cloud_decoder.images.disk_cache import DiskCache
@@ -188,6 +189,40 @@ async def test_a_poison_frame_goes_to_quarantine_alone(
         await until(lambda: store.frames.counts()["done"] == 7 and store.frames.counts()["failed"] == 1)
     row = store.frames.get("", new[5].id)
     assert row is not None and row.state is FrameState.FAILED and "ZeroDivisionError" in str(row.reason)
+
+
+async def test_a_tile_that_is_not_finite_fails_alone_and_no_other_is_added_twice(
+    running: Running,
+    decoder: Decoder,
+    generator: FakeGenerator,
+    store: Store,
+    make_frame: MakeFrame,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    new = [new_frame(make_frame(i, 512, 512)) for i in range(4)]
+    expected = decoder.decode([one.bitstream for one in new])
+    monkeypatch.setattr(tiling, "WHOLE_PIXELS", 256 * 320)
+    tiling._tile_shape.cache_clear()
+    tall, wide = tile_shape(Frame.parse(new[3].bitstream))
+    bad = decoder.entropy_decode(new[3].bitstream).y_hat[:, :tall, :wide]
+    inner = generator._inner
+
+    def infinite(y_hat: np.ndarray) -> np.ndarray:
+        images = inner(y_hat)
+        images[[np.array_equal(one, bad) for one in y_hat]] = np.inf
+        return images
+
+    generator._inner = infinite
+    store.frames.add(new, time.time())
+    try:
+        async with running() as worker:
+            await until(lambda: store.frames.counts()["done"] + store.frames.counts()["failed"] == 4)
+            assert store.frames.counts()["failed"] == 1
+            for one, picture in zip(new, expected[:3], strict=False):
+                decoded = await worker.decode(one.bitstream, timeout=10)
+                assert np.abs(decoded.picture.astype(int) - picture).mean() < 2
+    finally:
+        tiling._tile_shape.cache_clear()
 
 
 async def test_a_frame_that_was_on_the_device_when_a_service_ended_is_there_alone(

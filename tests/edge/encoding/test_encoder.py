@@ -100,6 +100,9 @@ def test_auto_adds_statistics_above_the_size_of_the_authors(
     monkeypatch.setattr(encoder, "colour_fix", "always")
     assert Frame.parse(encoder.encode(noise(32, 32)).data).version == 2
     assert Frame.parse(encoder.encode(noise(32, 32), colour_fix="never").data).version == 1
+    for wrong in ("Auto", "", True):
+        with pytest.raises(ValueError, match="choose one of never, auto, always"):
+            encoder.encode(noise(32, 32), colour_fix=wrong)  # type: ignore[arg-type]
 
 
 def test_statistics_count_against_the_limit(encoder: Encoder) -> None:

@@ -108,6 +108,24 @@ async def test_slow_png_do_not_hold_a_jpeg(tiny_bundle: Path, tmp_path: Path) ->
         assert [(await answer).status_code for answer in slow_ones] == [202] * 3
 
 
+@pytest.mark.parametrize("workers", [1, 2, 4])
+async def test_large_pictures_that_are_read_apart_do_not_hold_up_other_large_ones(
+    monkeypatch: pytest.MonkeyPatch, workers: int
+) -> None:
+    monkeypatch.setattr(encode_queue, "SMALL_PIXELS", 50)
+    queue = EncodeQueue(workers, 8, max_pixels=100 * workers)
+    gate = threading.Event()
+    slow = [asyncio.create_task(queue.run(lambda: gate.wait(10), pixels=60, apart=True)) for _ in range(8)]
+    await until(lambda: queue.pixels.held >= 60)
+    large = asyncio.create_task(queue.run(lambda: 1, pixels=40))
+    done, _ = await asyncio.wait([large], timeout=5)
+    gate.set()
+    answers = await asyncio.gather(*slow, return_exceptions=True)
+    assert done and await large == 1
+    assert answers.count(True) == (8 + workers) // 4
+    await queue.close()
+
+
 async def test_the_service_counts_the_pixels_of_its_pictures(tiny_bundle: Path, tmp_path: Path) -> None:
     async with edge(tmp_path, tiny_bundle, max_pixels_at_once=50_000, encode_workers=2) as (client, service):
         assert service.queue.pixels.limit == 50_000

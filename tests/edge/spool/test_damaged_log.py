@@ -6,6 +6,7 @@ import contextlib
 import random
 import shutil
 import sqlite3
+import struct
 from pathlib import Path
 
 import pytest
@@ -91,6 +92,27 @@ def test_a_flipped_bit_before_a_transaction_without_commit_is_damage(tmp_path: P
     log.write_bytes(raw)
     found = wal.scan(log)
     assert found is not None and found.damaged
+
+
+def test_no_flipped_bit_of_a_commit_is_taken_for_a_torn_header(tmp_path: Path) -> None:
+    """The number of another page could explain the flips of some bits in the high bytes of words."""
+    content = random.Random(7)
+    header = struct.pack(">IIII", 0x377F0682, 3_007_000, 4096, 0) + bytes(8)
+    raw = bytearray(header + wal._checksum(bytes(8), memoryview(header), "<"))
+    frames = [(43, 43), (2, 0), (9, 0)]  # a commit and two frames of a transaction that was killed
+    for number, commit in frames:
+        raw += struct.pack(">II", number, commit) + bytes(16) + content.randbytes(4096)
+    previous = bytes(raw[24:32])
+    for index in range(len(frames)):
+        one = frame(raw, index)
+        one[16:24] = previous = wal._checksum(previous, one[:8], "<", one[24:])
+    log = tmp_path / "log-wal"
+    for bit in range(24, 8 * 4096, 32):
+        flipped = bytearray(raw)
+        frame(flipped, 0)[24 + bit // 8] ^= 1 << bit % 8
+        log.write_bytes(flipped)
+        found = wal.scan(log)
+        assert found is not None and found.damaged, bit
 
 
 @pytest.mark.parametrize("index", [True, False])
