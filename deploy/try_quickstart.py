@@ -143,7 +143,13 @@ class Machine:
         """A block in a terminal of its own."""
         command = [*self.shell, self.command(block)]
         return subprocess.Popen(
-            command, env=self.environment, stdin=subprocess.DEVNULL, text=True, start_new_session=True, **streams
+            command,
+            env=self.environment,
+            stdin=subprocess.DEVNULL,
+            text=True,
+            start_new_session=True,
+            preexec_fn=_take_signals,
+            **streams,
         )
 
     def run(self, block: str) -> str:
@@ -155,11 +161,22 @@ class Machine:
         return printed
 
 
+def _take_signals() -> None:
+    """As in a terminal: a job that a shell runs in the background ignores Ctrl-C, and so would its children."""
+    for number in (signal.SIGINT, signal.SIGQUIT):
+        signal.signal(number, signal.SIG_DFL)
+
+
 def interrupt(process: subprocess.Popen[str]) -> None:
-    """Ctrl-C in a terminal."""
+    """Ctrl-C in a terminal. ``SystemExit`` if the service does not end; then it is killed."""
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGINT)
-    process.wait(60)
+    try:
+        process.wait(60)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        raise SystemExit("a service did not end within 60 s of Ctrl-C") from None
 
 
 @contextlib.contextmanager

@@ -9,6 +9,7 @@ import os
 import re
 import shlex
 import shutil
+import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -108,6 +109,15 @@ def test_every_command_of_the_page_is_run_in_order(stand_ins: Any, tmp_path: Pat
             expected.append(" ".join([Path(words[0]).name, *words[1:]]))
     assert (tmp_path / "log").read_text().splitlines() == expected
     assert list(seconds) == [name for name, _ in dict(PAGE).items()]
+
+
+def test_ctrl_c_reaches_the_services_of_a_run_in_the_background(stand_ins: Any) -> None:
+    """A shell without job control has the jobs in its background ignore the signal."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        assert QUICKSTART.follow(PAGE, stand_ins, {})["blocks"] == len(PAGE)
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 @pytest.mark.parametrize("number", range(len(PAGE)))
