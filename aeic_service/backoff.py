@@ -18,7 +18,7 @@ class Backoff:
         self._next = least
 
     def pause(self) -> float:
-        """The next pause in seconds; each is longer than the one before."""
+        """The next pause in seconds: longer than the one before, up to `most`, and 20 % more or less at random."""
         now = self._next
         self._next = min(self.most, now * _FACTOR)
         return now * self._rng.uniform(1 - _JITTER, 1 + _JITTER)

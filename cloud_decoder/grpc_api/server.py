@@ -27,7 +27,7 @@ METADATA_BYTES = 8192
 
 
 class GrpcServer:
-    """``await start()``, then ``await refuse()`` and ``await stop()``. Create it in a running event loop."""
+    """``await start()``, then ``await report_stopping()`` and ``await stop()``. Create it in a running event loop."""
 
     def __init__(self, settings: Settings, ingest: Ingest, backend: DecodeBackend, gate: Gate) -> None:
         self._settings = settings
