@@ -119,9 +119,9 @@ def _counted(profile: Profile, crop: int) -> dict[str, Any]:
 def _watch(block: nn.Module, kept: _Kept) -> None:
     forward = block.forward
 
-    def watched(*inputs: Any) -> Any:
+    def watched(*inputs: Any, **options: Any) -> Any:
         with kept.block(*inputs):
-            return forward(*inputs)
+            return forward(*inputs, **options)
 
     block.forward = watched
 
