@@ -122,7 +122,7 @@ def _accelerated(
 
 
 def _on_the_cpu(path: Path, threads: int, cpu: onnxruntime.InferenceSession) -> tuple[Session, str]:
-    """The faster one of `cpu` and OpenVINO, where the latter may be."""
+    """The faster one of `cpu` and OpenVINO; `cpu` where OpenVINO is absent or the processor lacks bfloat16."""
     if not (multiplies_bfloat16() and openvino.AVAILABLE):
         return cpu, CPU
     sessions: dict[str, Session] = {CPU: cpu}

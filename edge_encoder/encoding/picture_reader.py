@@ -140,7 +140,7 @@ class PictureReader:
 
     async def cost_in_turn(self, data: bytes, *, max_pixels: int) -> ReadingCost:
         """What `load` will cost, from the loop. Raises what `size` does."""
-        import asyncio
+        import asyncio  # as in `size_in_turn`
 
         width, height = await self.size_in_turn(data, max_pixels=max_pixels)
         return ReadingCost(width * height, await asyncio.to_thread(self._is_apart, data))
