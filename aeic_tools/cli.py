@@ -505,21 +505,37 @@ MEASUREMENTS = {
     "speed-table": ("aeic_tools.speed.table", "edge-cpu", "Encode and decode times beside the published ones."),
     "costs": ("aeic_train.studies.costs", "train", "Times and multiply-adds, compared with other codecs."),
     "goldens": ("aeic_nets.official.goldens_check", "train", "Comparison with golden vectors of the research code."),
-    "decode": ("benchmarks.decode", "dev", "Decoding with a full-size profile, compared with plain PyTorch."),
-    "desync": ("benchmarks.desync", "dev", "Frames lost to arithmetic, with integer and float32 entropy models."),
-    "exact": ("benchmarks.exact", "dev", "Whether all executors of the entropy model agree; time saved by batches."),
-    "encode": ("benchmarks.encode", "dev", "Encoding with a full-size profile, compared with plain PyTorch."),
-    "entropy": ("benchmarks.entropy", "train", "The integer entropy model: speed and bits, compared with float32."),
-    "rans": ("benchmarks.rans", "train", "The entropy coder: speed and overhead, compared with CompressAI's."),
-    "edge": ("benchmarks.edge", "dev", "The whole edge path: frames per second, memory, bytes sent."),
-    "edge-overload": ("benchmarks.edge_overload", "dev", "How fast the edge answers under ten times its capacity."),
-    "serve": ("benchmarks.serve", "bench", "The cloud under full load, compared with LitServe and Ray Serve."),
+    "decode": ("benchmarks.cloud.decode", "dev", "Decoding with a full-size profile, compared with plain PyTorch."),
+    "desync": (
+        "benchmarks.entropy.desync",
+        "dev",
+        "Frames lost to arithmetic, with integer and float32 entropy models.",
+    ),
+    "exact": (
+        "benchmarks.entropy.exact",
+        "dev",
+        "Whether all executors of the entropy model agree; time saved by batches.",
+    ),
+    "encode": ("benchmarks.edge.encode", "dev", "Encoding with a full-size profile, compared with plain PyTorch."),
+    "entropy": (
+        "benchmarks.entropy.integer_and_float",
+        "train",
+        "The integer entropy model: speed and bits, compared with float32.",
+    ),
+    "rans": ("benchmarks.entropy.rans", "train", "The entropy coder: speed and overhead, compared with CompressAI's."),
+    "edge": ("benchmarks.edge.whole_path", "dev", "The whole edge path: frames per second, memory, bytes sent."),
+    "edge-overload": ("benchmarks.edge.overload", "dev", "How fast the edge answers under ten times its capacity."),
+    "serve": ("benchmarks.cloud.serve", "bench", "The cloud under full load, compared with LitServe and Ray Serve."),
     "fleet": (
         "benchmarks.fleet.report",
         "dev",
         "Several workers: claims, ingest, scaling, and the simulator's prediction.",
     ),
-    "store": ("benchmarks.store", "dev", "A store with a million frames: every route, and retention against ingest."),
+    "store": (
+        "benchmarks.cloud.store",
+        "dev",
+        "A store with a million frames: every route, and retention against ingest.",
+    ),
 }
 """Name of a measurement: its module, the extra that it needs, its help text."""
 

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from aeic.bundle import Bundle
-from benchmarks.bare_decoder import BareDecoder, rates
+from benchmarks.cloud.bare_decoder import BareDecoder, rates
 from benchmarks.fleet.frames import make_frames, stored
 from benchmarks.fleet.simulator import Pool, simulate, steady
 from benchmarks.others import Others

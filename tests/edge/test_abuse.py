@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks.edge_overload import load
+from benchmarks.edge.overload import load
 from tests.edge import abuse
 from tests.support.edge_process import StartEdge
 from tests.support.pictures import picture

@@ -1,6 +1,6 @@
 """Measures the edge under ten times its load: how fast it refuses, and how long accepted pictures wait.
 
-    python benchmarks/edge_overload.py [--times 10] [--seconds 10] [--width 768 --height 512] [--bundle DIR]
+    python benchmarks/edge/overload.py [--times 10] [--seconds 10] [--width 768 --height 512] [--bundle DIR]
 
 The capacity is measured first, with `places` clients. Then requests come at `times` that rate, whether or not earlier
 ones were answered, each on its own connection that is already open: first with wait=spooled, where the 202 follows the
@@ -24,10 +24,10 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.edge import synthetic  # noqa: E402
+from benchmarks.edge.whole_path import synthetic  # noqa: E402
 
 
 class Client:

@@ -31,7 +31,7 @@ from aeic_nets.codec import Codec
 from aeic_nets.integer.calibrate import calibrate
 from aeic_nets.integer.export import export_entropy
 from aeic_nets.integer.training import price
-from benchmarks.entropy_float import FloatStep, write_float_graph
+from benchmarks.entropy.float_model import FloatStep, write_float_graph
 
 
 def session(path: Path, threads: int) -> ort.InferenceSession:

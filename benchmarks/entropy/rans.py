@@ -1,4 +1,4 @@
-"""Measures speed and overhead of the entropy coder, and of CompressAI's: ``python -m benchmarks.rans``.
+"""Measures speed and overhead of the entropy coder, and of CompressAI's: ``python -m benchmarks.entropy.rans``.
 
 The symbols are Gaussian. As in a frame, each has one of the 64 tables of y. Speed is measured over one long run, and
 overhead over many short frames, relative to the ideal code length of each coder's own tables. CompressAI (optional, in

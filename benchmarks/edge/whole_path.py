@@ -1,6 +1,6 @@
 """Measures the whole edge path from the POST to the acknowledgement: speed, memory, size on disk, time to ready.
 
-    python benchmarks/edge.py [--frames 200] [--wait received] [--width 768 --height 512] [--picture FILE]
+    python benchmarks/edge/whole_path.py [--frames 200] [--wait received] [--width 768 --height 512] [--picture FILE]
 
 The service runs in a process of its own. It sends frames through a counting proxy to a minimal cloud in this process.
 Clients, proxy and cloud share the cores with the service. The program prints a table and, as the last line, one JSON
@@ -32,7 +32,7 @@ import numpy as np
 import psutil
 from PIL import Image
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 from tests.support.edge_fakes import FakeCloud, Proxy, serving  # noqa: E402

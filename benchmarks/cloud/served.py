@@ -1,4 +1,4 @@
-"""The services that benchmarks/serve.py measures: ours, LitServe and Ray Serve, each a process of its own.
+"""The services that benchmarks/cloud/serve.py measures: ours, LitServe and Ray Serve, each a process of its own.
 
 The client is as thin as possible, because it shares the cores with the service: a full HTTP library takes more time
 than serving.
@@ -30,7 +30,7 @@ import psutil
 from aeic.v1 import ingest_pb2 as pb
 from aeic.v1 import ingest_pb2_grpc
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 START_SECONDS = 120
 LOOK_SECONDS = 0.2
 """Time between two queries for the number of finished frames. Each query takes the service some milliseconds."""

@@ -28,7 +28,7 @@ from aeic.pixels import from_tensor, load_picture, pad_picture, to_tensor
 from aeic.runtime import openvino
 from aeic_nets.codec import Codec
 from aeic_nets.official.golden_weights import golden_picture
-from benchmarks.entropy_float import FloatStep
+from benchmarks.entropy.float_model import FloatStep
 from benchmarks.golden_bundle import golden_codec, write_golden_bundle
 from cloud_decoder.inference.decoder import Decoder
 from edge_encoder.encoding import ProviderChoice

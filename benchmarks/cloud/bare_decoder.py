@@ -1,6 +1,6 @@
 """Runs the decoder alone, as a worker does, in a process of its own on one core: no queue, no database, no service.
 
-    python -m benchmarks.bare_decoder BUNDLE FRAMES
+    python -m benchmarks.cloud.bare_decoder BUNDLE FRAMES
 
 ``FRAMES`` is a folder. The program prints ``ready``. Each line on stdin is a number of seconds: the program decodes
 for that long, writes the pictures as PNG files in memory, and prints one line of JSON with the time (seconds since
@@ -35,7 +35,7 @@ class BareDecoder:
             str(core),
             sys.executable,
             "-m",
-            "benchmarks.bare_decoder",
+            "benchmarks.cloud.bare_decoder",
             str(bundle),
             str(frames),
         ]

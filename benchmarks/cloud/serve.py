@@ -39,7 +39,7 @@ from aeic.bitstream import Frame
 from aeic.bundle import Bundle
 from aeic.extras import remedy
 from aeic.latent_codec import LatentCodec
-from benchmarks.served import Service, our_cloud, peer_service
+from benchmarks.cloud.served import Service, our_cloud, peer_service
 from cloud_decoder.images import formats
 from cloud_decoder.inference.decoder import Decoder, DecoderSettings
 
