@@ -78,7 +78,7 @@ bench: install ## measure encode and decode times on examples/
 
 SECONDS ?= 60
 fuzz: install ## decode damaged frames for SECONDS; each must be refused or decode to the size in its header
-	$(BIN)/python -m tests.aeic.fuzz_bitstream --seconds $(SECONDS)
+	$(BIN)/python -m tests.aeic.bitstream.fuzz_bitstream --seconds $(SECONDS)
 
 REQUESTS ?= 10000
 test-hostile: install ## send REQUESTS hostile requests to the cloud; no 5xx, no leak, no access to other tenants
@@ -105,7 +105,7 @@ abuse: install ## send decompression bombs, slow and malformed requests, MUTATIO
 	$(BIN)/python -m tests.edge.abuse --mutations $(MUTATIONS)
 
 golden: install ## add missing golden frames; an existing one that would change is an error
-	$(BIN)/python -m tests.aeic.make_golden
+	$(BIN)/python -m tests.aeic.bitstream.make_golden
 
 results: install ## draw the tables and plots of docs/results from the committed measurements
 	$(BIN)/python -m aeic_train.studies.costs --draw --out docs/results

@@ -39,9 +39,9 @@ from cloud_decoder.inference.onnx_backend import OnnxGenerator
 from cloud_decoder.store.records import NewFrame
 from cloud_decoder.store.schema import frames, jobs, sources
 from cloud_decoder.store.store import Store
-from tests.support.cloud import running_cloud
-from tests.support.postgres import Postgres, missing
-from tests.support.tiny_bundle import write_tiny_bundle
+from tests.support.cloud.cloud import running_cloud
+from tests.support.cloud.postgres import Postgres, missing
+from tests.support.models.tiny_bundle import write_tiny_bundle
 
 FRAME_BYTES = 1500
 SOURCES = 100

@@ -35,7 +35,7 @@ from PIL import Image
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from tests.support.edge_fakes import FakeCloud, Proxy, serving  # noqa: E402
+from tests.support.edge.fakes import FakeCloud, Proxy, serving  # noqa: E402
 
 
 def synthetic(width: int, height: int) -> bytes:

@@ -1,4 +1,4 @@
-"""The same decoder behind LitServe: ``python -m benchmarks.peers.litserve PORT MAX_BATCH``, for benchmarks/cloud/serve.py.
+"""The same decoder behind LitServe, for benchmarks.cloud.serve: ``python -m benchmarks.peers.litserve PORT MAX_BATCH``.
 
 It follows LitServe's documentation: one worker decodes requests in batches and encodes the answers.
 """

@@ -11,7 +11,7 @@ import pytest
 from aeic import hub
 from aeic.bundle import Bundle
 from aeic.errors import BundleError
-from tests.support.tiny_bundle import write_tiny_bundle
+from tests.support.models.tiny_bundle import write_tiny_bundle
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 

@@ -38,9 +38,9 @@ from aeic.bundle import Bundle
 from aeic.latent_codec import least_payload_bytes
 from aeic.v1 import ingest_pb2 as pb
 from aeic.v1 import ingest_pb2_grpc as pb_grpc
-from tests.support import http2
-from tests.support.cloud import IngestClient, cloud_process
-from tests.support.edge_process import EdgeProcess
+from tests.support.clients import http2
+from tests.support.cloud.cloud import IngestClient, cloud_process
+from tests.support.edge.process import EdgeProcess
 from tests.support.frames import frame_maker
 from tests.support.pictures import picture
 from tests.support.roots import ROOT

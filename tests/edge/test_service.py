@@ -16,8 +16,8 @@ import httpx
 import pytest
 
 from edge_encoder.__main__ import main
-from tests.support.edge_fakes import FakeCloud, serving
-from tests.support.edge_process import StartEdge
+from tests.support.edge.fakes import FakeCloud, serving
+from tests.support.edge.process import StartEdge
 from tests.support.pictures import picture
 from tests.support.roots import ROOT
 from tests.support.waiting import until, wait_until

@@ -25,7 +25,7 @@ from cloud_decoder.images.disk_cache import DiskCache
 from cloud_decoder.inference.decoder import Decoder
 from cloud_decoder.service import Cloud
 from cloud_decoder.store.store import Store
-from tests.support.cloud import FakeGenerator, IngestClient, full_cloud, jobs_of, metric, running_cloud
+from tests.support.cloud.cloud import FakeGenerator, IngestClient, full_cloud, jobs_of, metric, running_cloud
 from tests.support.frames import MakeFrame, new_frame
 from tests.support.waiting import until
 

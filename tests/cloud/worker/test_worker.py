@@ -32,7 +32,7 @@ from cloud_decoder.worker import worker as worker_module
 from cloud_decoder.worker.completion import Completion
 from cloud_decoder.worker.job import DecodeJob
 from cloud_decoder.worker.worker import Worker, WorkerSettings
-from tests.support.cloud import FakeGenerator, metric
+from tests.support.cloud.cloud import FakeGenerator, metric
 from tests.support.frames import MakeFrame, new_frame, stored_frame
 from tests.support.requests import new_request
 from tests.support.waiting import until

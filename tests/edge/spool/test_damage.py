@@ -21,7 +21,7 @@ from edge_encoder.spool.recovery import recover
 from edge_encoder.spool.spool import Spool
 from edge_encoder.spool.system import System
 from tests.edge.spool.damaged import closed, killed, present
-from tests.support.spooled import new_record, put
+from tests.support.edge.spooled import new_record, put
 
 
 @pytest.mark.parametrize("name", [b"width INTEGER", b"state = 0", b"TABLE frames", b"INDEX pending", b"seq)"])

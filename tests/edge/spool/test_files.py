@@ -17,8 +17,8 @@ from edge_encoder.spool.check import check
 from edge_encoder.spool.record import State
 from edge_encoder.spool.spool import Spool
 from tests.edge.spool.damaged import killed, present
+from tests.support.edge.spooled import new_record, put, state_of
 from tests.support.roots import ROOT
-from tests.support.spooled import new_record, put, state_of
 
 RELEASE = Path(__file__).parent / "data" / "release-0.1"
 

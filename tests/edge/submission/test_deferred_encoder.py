@@ -23,11 +23,11 @@ from edge_encoder.spool.record import ReceivedPicture, State
 from edge_encoder.spool.spool import Spool
 from edge_encoder.submission import deferred_encoder
 from edge_encoder.submission.deferred_encoder import TRIES
-from tests.support import crashing_reader
-from tests.support.edge_fakes import FakeCloud, serving
-from tests.support.in_process import edge, is_problem
+from tests.support.edge import crashing_reader
+from tests.support.edge.fakes import FakeCloud, serving
+from tests.support.edge.in_process import edge, is_problem
+from tests.support.edge.spooled import new_received, new_record
 from tests.support.pictures import BAD, GOOD, picture
-from tests.support.spooled import new_received, new_record
 from tests.support.waiting import until
 
 POST = "/v1/frames?wait=received"
