@@ -288,7 +288,7 @@ def spool_check(
     Prints one line of JSON. The exit code is 4 if something is damaged.
     """
     with needs("edge-cpu"):
-        from edge_encoder.spool.check import check
+        from edge_encoder.spool.verification import check
     is_there(folder / "spool.sqlite3")
     report = check(folder)
     typer.echo(json_module.dumps({"ok": report.ok, **dataclasses.asdict(report)}))

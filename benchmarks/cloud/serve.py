@@ -37,7 +37,7 @@ import numpy as np
 
 from aeic.bitstream import Frame
 from aeic.bundle import Bundle
-from aeic.extras import remedy
+from aeic.errors import remedy
 from aeic.latent_codec import LatentCodec
 from benchmarks.cloud.served import Service, our_cloud, peer_service
 from cloud_decoder.images import formats
