@@ -1,7 +1,7 @@
 """Injected faults: after each of them nothing is lost and every caller is answered in bounded time.
 
 Over real sockets, with the service in this process. Processes that die are in test_fault_processes, halved batches and
-quarantine in test_worker, damaged files in test_disk_cache.
+quarantine in test_failing_frames, damaged files in test_disk_cache.
 """
 
 from __future__ import annotations
