@@ -1,4 +1,4 @@
-"""Clients without a token load both services (``make strangers``): ``python -m tests.cloud.load_without_token``.
+"""Clients without a token load both services (``make test-unauthenticated``): ``python -m tests.cloud.load_without_token``.
 
 A cloud and an edge run as processes of their own, with the limits of their units. Each attack runs alone, then all at
 once. Meanwhile an honest edge delivers frames, an honest client asks for pictures, and an honest camera posts to the
@@ -372,7 +372,7 @@ def run(
         if stopping.get(kind, float("inf")) > limit:
             wrong.append(f"SIGTERM: {kind} {stopping.get(kind, float('inf')):.1f} s, the limit is {limit:g}")
     log_bytes = {kind: log.bytes for kind, log in logs.items()}
-    return {"test": "strangers", "rows": rows, "stopping": stopping, "log_bytes": log_bytes, "wrong": wrong}
+    return {"test": "unauthenticated", "rows": rows, "stopping": stopping, "log_bytes": log_bytes, "wrong": wrong}
 
 
 def main() -> int:
