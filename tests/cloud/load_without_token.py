@@ -1,4 +1,5 @@
-"""Clients without a token load both services (``make test-unauthenticated``): ``python -m tests.cloud.load_without_token``.
+"""Clients without a token load both services: ``make test-unauthenticated``, that is
+``python -m tests.cloud.load_without_token``.
 
 A cloud and an edge run as processes of their own, with the limits of their units. Each attack runs alone, then all at
 once. Meanwhile an honest edge delivers frames, an honest client asks for pictures, and an honest camera posts to the

@@ -32,7 +32,7 @@ def test_it_prints_its_address_and_drains_on_sigterm(start_edge: StartEdge) -> N
     code, log = edge.stop(signal.SIGTERM)
     assert code == 0
     lines = [json.loads(line) for line in log.splitlines()]
-    assert any("1 frames and 0 originals stay in the spool" in line["event"] for line in lines)
+    assert any("1 frames and 0 received pictures stay in the spool" in line["event"] for line in lines)
 
 
 async def test_sigterm_finishes_what_was_taken_and_sends_it(start_edge: StartEdge) -> None:

@@ -235,8 +235,8 @@ async def test_a_fault_of_the_machine_is_no_attempt_and_is_shown(
         service.encoder.encode = broken  # type: ignore[method-assign]
         body = (await client.post(POST, content=picture())).json()
         await until(lambda: tries == 2 * TRIES + 1)
-        assert "originals wait" in (await client.get("/v1/status")).json()["received"]["problem"]
-        is_problem(await client.get("/readyz"), 503, "originals wait")
+        assert "received pictures wait" in (await client.get("/v1/status")).json()["received"]["problem"]
+        is_problem(await client.get("/readyz"), 503, "received pictures wait")
         go.set()
         assert (await encoded(client, body["id"]))["state"] == "spooled"
         assert (await client.get("/readyz")).status_code == 200
