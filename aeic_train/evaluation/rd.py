@@ -129,9 +129,8 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument(
         "--perceptual", default="auto", help="perceptual metrics, with commas; none; auto: those that are installed"
     )
-    parser.add_argument(
-        "--judges", dest="perceptual", default=argparse.SUPPRESS, help=argparse.SUPPRESS
-    )  # its old name
+    # The old name of the same option.
+    parser.add_argument("--judges", dest="perceptual", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
     parser.add_argument(
         "--download", action="store_true", help="let the libraries of these metrics fetch their weights"
     )
