@@ -52,8 +52,9 @@ class GroupCommit:
         """Put ``frame`` into the next commit. The future resolves once the frame is durable, or fails with the
         error of the commit, ``StoreUnavailable`` if the store cannot write.
 
-        Durable: ``Frames.add`` has committed the frame and, if it is to be decoded on arrival, its job. The commit is
-        synced to the disk (``synchronous=FULL`` in store/database.py).
+        Durable: ``Frames.add`` has committed the frame and, if it is to be decoded on arrival, its job. The database
+        has synced the commit to its disk (``Database.write``: ``synchronous=FULL`` on SQLite; on PostgreSQL, where
+        the server's default is ``synchronous_commit=on``).
         """
         done: asyncio.Future[Added] = asyncio.get_running_loop().create_future()
         self._waiting.append((frame, done))

@@ -3,13 +3,14 @@
     Deliver -> _greet -> _read: _accept -> GroupCommit.add ... committed and synced ... _ack -> acks.py -> the edge
 
 Each stream begins with Hello, which names the edge's token and bundle; frames follow, and their answers come in the
-same order. The store has written the frame, and its job if it is to be decoded on arrival, in one synced transaction
-before ``_ack`` answers STORED or DUPLICATE (group_commit.py). A frame that this cloud can
-never decode is rejected with the reason. One of a bundle that this cloud does not have is acknowledged and stored in
-quarantine, without a job, because the bundle may be added: an edge that was updated still has frames of its old one.
-``aeic store requeue`` (JobQueue.requeue) then queues it. A store that
-cannot write ends the stream, so that the edge keeps its frames and connects again. An edge with more unanswered frames
-than twice the window is not read any further.
+same order. Before ``_ack`` answers STORED, the store has written the frame, and its job if it is to be decoded on
+arrival, in one synced transaction (group_commit.py). DUPLICATE means that an earlier transaction did so, for the same
+id and the same bytes; the frame may have been decoded or deleted since. A frame that this cloud can never decode is
+rejected with the reason, before it reaches the store; another frame under a known id is rejected too. A frame of a
+bundle that this cloud does not have is acknowledged and stored in quarantine, without a job, because the bundle may be
+added: an edge that was updated still has frames of its old one. ``aeic store requeue`` (JobQueue.requeue) then queues
+it. A store that cannot write ends the stream, so that the edge keeps its frames and connects again. An edge with more
+unanswered frames than twice the window is not read any further.
 
 Called by the gRPC server (server.py), once for each stream.
 """

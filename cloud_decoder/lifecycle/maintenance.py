@@ -97,9 +97,10 @@ class Maintenance:
     async def _retain(self) -> None:
         """Mark what is over the limits, and remove what was marked before the grace period, until nothing is left.
 
-        Marked frames may take as many bytes again as ``retention_bytes``. The oldest beyond that are removed at once.
-        Without any limit, only the frames that clients have deleted are removed, and requests that ended long ago.
-        Does nothing while the clock is refused (store/clock.py).
+        A frame that a client has deleted is marked already, by ``Retention.delete``; the others are marked here. Marked
+        frames may take as many bytes again as ``retention_bytes``. The oldest beyond that are removed at once. Without
+        any limit, only the frames that clients have deleted are removed, and requests that ended long ago. Does nothing
+        while the clock is refused (store/clock.py).
         """
         settings, retention = self._settings, self._store.retention
         if self._store.trusted_clock.problem:

@@ -5,7 +5,8 @@ Every method is the same SQL on SQLite, where there is one writer at a time, and
 since 1970 by :meth:`cloud_decoder.store.store.Store.clock`.
 
 Workers call it through worker/claimer.py, front ends through front_end/queue_backend.py. A job whose worker died is
-claimed again once its lease has run out. ``begin`` counts an attempt on a frame before it is decoded; ``_lease`` gives
+claimed again once its lease has run out, or at once if the worker starts again under its old name (``recover``).
+``begin`` counts an attempt on a frame before it is decoded; ``_lease`` gives
 up a frame that has used ``AEIC_CLOUD_MAX_ATTEMPTS``.
 """
 
@@ -277,7 +278,10 @@ class JobQueue:
         """End every lease of ``owner``: at start, those of an earlier run of the same name. Returns how many."""
         name = sa.func.substr(jobs.c.lease_owner, 1, len(owner) + 1)  # LIKE would ignore the case on SQLite
         with self._database.write() as connection:
-            freed = connection.execute(sa.update(jobs).where(name.in_([owner, f"{owner}#"])).values(**_FREE))
+            # Wanted: as in _take_back, the caller who asked for one that was not is told to come back for it.
+            freed = connection.execute(
+                sa.update(jobs).where(name.in_([owner, f"{owner}#"])).values(**_FREE, wanted=True)
+            )
             return int(freed.rowcount)
 
     def finish(self, finished: Sequence[DecodeResult], now: float) -> set[int]:

@@ -219,11 +219,11 @@ class Retention:
         only: DeletedBy | None = None,
         limit: int = BATCH,
     ) -> Removed:
-        """Remove the bitstreams of marked frames: of those marked before ``before_ms``, and of others until
-        ``excess_bytes`` are free. ``only``: of those that were marked so.
+        """Remove the bitstreams of frames that were marked before ``before_ms``.
 
-        The others are those marked first of the tenants that hold more than their :func:`share` of what may stay
-        marked. At most ``limit`` frames. They cannot be brought back.
+        If these free fewer than ``excess_bytes``, more marked frames follow: those of the tenants that hold more than
+        their :func:`share` of what may stay marked, in the order of their marks. ``only``: none but the frames that
+        were marked so. At most ``limit`` frames. They cannot be brought back.
         """
         marked = sa.and_(
             frames.c.deleted_ms.is_not(None), *([] if only is None else [frames.c.deleted_by == only.value])

@@ -1,12 +1,15 @@
 """Chooses which waiting items form the next batch. Pure logic: no clock, threads or tensors.
 
+The items are those of frames that this worker has already claimed: the claimer takes more from the store's queue, by
+turns of the tenants, while the worker has room (claimer.py, ``JobQueue.claim``). An item is a whole picture or a tile.
+
 A batch is chosen when the device is free (:meth:`Batcher.take`) and not before. A single item therefore never waits
 for others, and a backlog always leaves in full batches. The most urgent item decides the bucket; items of the same
 bucket join it in order of urgency until the batch is full.
 
-Urgency: priority, raised by one for every ``aging_seconds`` of waiting so that nothing starves; then buckets that the
-device is ready for; then the lower turn, so that the rows of a large picture do not all go before a small one that
-arrived later; then the earlier deadline; then the earlier arrival.
+Urgency: priority, raised by one for every ``aging_seconds`` of waiting in this worker so that nothing starves; then
+buckets that the device is ready for; then the lower turn, so that the rows of a large picture do not all go before a
+small one that arrived later; then the earlier deadline; then the earlier arrival.
 
 An item whose cost alone exceeds the limit forms a batch of its own.
 """
@@ -20,7 +23,9 @@ from typing import Any, Generic, TypeVar
 
 K = TypeVar("K", bound=Hashable)
 Bucket = tuple[Any, ...]
-"""The fingerprint of the bundle, then the latent height and width where they matter."""
+"""What the items of a batch have in common. On the device: the bundle's fingerprint, then the height and width of the
+latents of a tile, or of a whole picture. For entropy decoding, where every batch has one frame: the fingerprint.
+A suspect's bucket also has its digest, so that it is alone (worker/job.py)."""
 
 
 @dataclass(frozen=True)

@@ -3,8 +3,9 @@
 If synthesis runs on the CPU, the two stages take turns, and entropy decoding runs ahead until a batch is full. Large
 frames are entropy-decoded beside that, one at a time, so that small ones do not wait for them. On a GPU the stages
 overlap, and each GPU has its own loop; all loops take from one queue. A batch that fails is halved until the failing
-frame is alone. Out of memory leads to smaller batches, a lost process to another process, a GPU that does not come back
-to the remaining ones, and any other failure to one frame in quarantine. faults.py has the table of errors and outcomes.
+frame is alone. Out of memory leads to smaller batches, a lost process to another process, and a GPU that does not come
+back to the remaining ones. What a failure of a lone frame means for it, quarantine or another try, is in the table of
+faults.py.
 
 Both stages can end this process: the entropy decoder runs in it, and the machine may kill it for its memory. An attempt
 is therefore counted before a frame's entropy decoding begins. A frame that has an attempt from an earlier life of a
@@ -415,8 +416,8 @@ class Pipeline:
     ) -> dict[DecodeJob, Exception]:
         """Run a batch. One that fails is run again in halves, down to single items.
 
-        A single item is run again after each death of the decoder process, ``max_deaths`` times at most; then its frame
-        goes to quarantine.
+        A single item is run again after each death of the decoder process. The ``max_deaths``-th one puts its frame
+        into quarantine.
         """
         try:
             whole = all(_assembler(job).whole for job, _ in work)

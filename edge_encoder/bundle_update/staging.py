@@ -1,8 +1,12 @@
 """Model bundles on a box without containers: staged, tested here, put on trial, confirmed or rolled back.
 
-    stage -> copied and tested (self_test.py, own process) -> trial at the next start -> frames accepted -> current
-                |                                               |                                          |
-                refused: nothing changes                        refused, or it fails to start: undone      previous
+    aeic bundle stage -> copied and tested -> on trial from the next start -> enough frames accepted -> current
+                         |                    |
+                         refused: nothing     refused: the current bundle
+                         changes              is used again (trial.py)
+
+The test runs in a process of its own (self_test.py). A bundle that becomes current makes the one before it `previous`,
+which `aeic bundle rollback` brings back.
 
 The folder holds one folder per bundle, named by its digest, and state.json, which is replaced atomically. A trial
 starts only when no frame of another model waits in the spool and the cloud accepts the bundle, so that every frame can

@@ -1,10 +1,18 @@
 """Chooses the bundle of a start, and confirms or refuses one that is on trial (staging.py).
 
-A bundle on trial is used only when no frame can be lost by it: no frame of another model waits in the spool, and the
-cloud accepts the bundle. While the cloud cannot be reached, the current bundle stays in use and the next start asks
-again. bundle_trial_frames accepted frames confirm the bundle; one rejected frame ends the trial and the service, which
-is restarted with the previous bundle. EdgeService calls `choose` before it loads a bundle, and `delivered` and `failed`
-for the frames that the cloud answers (service.py).
+`aeic bundle stage FOLDER` puts a bundle on trial, and the next start of the service takes it up; nothing restarts the
+service for it. `choose` uses it only when no frame can be lost by it. The oldest frame of the spool decides:
+
+    a frame of another model     the current bundle stays in use, and the next start tries again
+    a frame of the trial's own   the trial goes on: an earlier start made that frame
+    the spool is empty           the cloud is asked; without its answer the current bundle stays, as in the first case,
+                                 and one that the cloud does not decode is refused
+
+AEIC_EDGE_BUNDLE_TRIAL_FRAMES accepted frames (20) confirm the bundle. It is refused when it does not load, by one frame
+that the cloud rejects, which also restarts the service (service.py), and after staging.TRIAL_STARTS starts without
+confirmation. The service then uses the bundle again that was current before the trial.
+
+EdgeService calls `choose` before it loads a bundle, and `delivered` and `failed` for the frames that the cloud answers.
 """
 
 from __future__ import annotations

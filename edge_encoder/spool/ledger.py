@@ -4,9 +4,15 @@ An id is in one table at a time: among the received pictures (received.py) or am
 writer's thread (writer.py), inside a transaction; when one fails, the writer rolls it back and calls recount(). It is
 independent of threads and files, and only reads the leases.
 
-A frame's bytes are freed by finish() alone: when the cloud has acknowledged it (uplink/stream.py, by way of spool.py),
-when the cap is reached and the policy drops frames (put()), or when it is too old (expire()). Its row stays as history
-until prune(). A full disk drops nothing: spool.py then refuses new frames (disk_reserve.py).
+A frame's bytes are freed by finish() alone, which is called in four cases. Its row stays as history until prune().
+
+    the cloud has answered     DELIVERED or REJECTED; from uplink/stream.py, by way of spool.py
+    the spool is full          DROPPED, cause `full`: put() drops frames if the policy allows it; by default it raises
+                               SpoolFull (507) for the new frame instead
+    the frame is too old       DROPPED, cause `age`: expire(), off by default
+    its record is damaged      DROPPED, cause `damaged`: spool.py found it when it read the frame
+
+A full disk drops nothing: spool.py then refuses new frames with SpoolFull (disk_reserve.py).
 """
 
 from __future__ import annotations
@@ -117,7 +123,11 @@ class Ledger:
             self.history -= 1
 
     def _victims(self, connection: sqlite3.Connection, cost: int, priority: int, drops: bool) -> list[bytes]:
-        """Ids to drop so that `cost` fits; SpoolFull where the policy allows none."""
+        """Ids to drop so that `cost` fits; SpoolFull where the policy allows none.
+
+        `refuse` allows none. `drop-oldest` takes the oldest frames, `drop-lowest-priority` those of the lowest priority
+        and never one above that of the new frame. Frames in flight and received pictures are never taken.
+        """
         missing = self.bytes + cost - self.limits.max_bytes
         if missing <= 0:
             return []

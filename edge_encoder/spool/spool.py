@@ -115,7 +115,8 @@ class Spool:
         """Stores the frame, in place of its received picture; the future ends after the commit, so its result may be
         promised.
 
-        With `drops` False no other frame is dropped for it, whatever the policy. The same id with the same picture
+        With `drops` False no other frame is dropped for it, whatever the policy (answers to requests,
+        answers/answerer.py). The same id with the same picture
         gives the entry that is there already. Raises (in the future) SpoolFull, IdTaken, or SpoolError when the disk
         fails.
         """

@@ -75,7 +75,9 @@ class Submitter:
         self._limits = SizeLimits.of(settings.preset, settings.max_bytes, settings.target_bytes, settings.max_side)
 
     async def take(self, picture: bytes | NDArray[np.uint8], encode_request: EncodeRequest) -> Accepted:
-        """Encodes and spools one picture file, or (H, W, 3) RGB; returns once it is durable.
+        """Encodes and spools one picture file, or (H, W, 3) RGB; returns once the spool's commit is synced to the disk.
+
+        A picture whose id is known, with the same bytes, writes nothing: the earlier entry is returned.
 
         Raises InputError, RateError, Overloaded, IdTaken, SpoolFull or SpoolError.
         """
@@ -91,7 +93,8 @@ class Submitter:
         return Accepted(entry, made.encoded)
 
     async def receive(self, picture: bytes, encode_request: EncodeRequest) -> Accepted:
-        """Spools one picture file as received, after a check of its header; returns once it is durable.
+        """Spools one picture file as received, after a check of its header; returns once the spool's commit is synced
+        to the disk. It is encoded later; one that cannot be encoded ends as FAILED.
 
         Raises InputError, RateError, IdTaken, SpoolFull or SpoolError.
         """

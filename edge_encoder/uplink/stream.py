@@ -5,7 +5,10 @@ sends health reports. Each request of the cloud is a task besides. A picture fil
 sent in pieces: the next piece only after the answer to the last one, while no frame waits or is in flight, so that a
 frame waits for one piece at most. Where frames are in flight all the time, pieces take a tenth of the time, and none
 while frames wait to be sent.
-Every end of the stream is raised as StreamFailed; the uplink (uplink.py) then returns unanswered frames to the spool.
+An Ack ends one frame (_ACKS). A rejected frame is not sent again; while a bundle is on trial it also ends the trial,
+and the edge restarts (bundle_update/trial.py). A gRPC status ends the stream and no frame: the uplink (uplink.py)
+returns the unanswered frames to the spool, shows the state that REFUSALS gives the status, `unreachable` for all
+others, and connects again after a pause.
 """
 
 from __future__ import annotations

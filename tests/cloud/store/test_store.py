@@ -86,6 +86,14 @@ def test_release_and_recover_change_only_the_leases_of_their_owner(store: Store)
     assert [c.row.attempts for c in claim(store)] == [0, 0]
 
 
+def test_a_frame_that_was_asked_for_is_claimed_again_after_a_restart(store: Store) -> None:
+    quiet = stored_frame(wanted=False)
+    store.frames.add([quiet], NOW)
+    assert store.queue.claim_one("", quiet.id, "w", NOW, 60, 3) is not None
+    assert store.queue.recover("w") == 1  # its caller was told to come back
+    assert [c.row.id for c in claim(store)] == [quiet.id]
+
+
 def test_a_worker_that_wakes_after_its_lease_has_run_out_changes_nothing(store: Store) -> None:
     new = [stored_frame(b"%d" % i) for i in range(4)]
     store.frames.add(new, NOW)
