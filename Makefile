@@ -16,7 +16,7 @@ PINS := pyproject.toml constraints.txt $(wildcard requirements/*.txt)
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo run test perf check lint types format lock lock-check docs dist protos bench fuzz simulate soak field abuse golden results notebook \
-  test-full test-edge test-isa test-fleet test-hostile strangers test-browser screenshots test-ops test-images test-compose test-quickstart test-quickstart-arm test-skipped clean \
+  test-full test-edge test-isa test-fleet test-hostile test-unauthenticated test-browser screenshots test-ops test-images test-compose test-quickstart test-quickstart-arm test-skipped clean \
   packages-browser packages-ops packages-fleet packages-field packages-isa packages-images packages-compose packages-quickstart packages-client
 
 help: ## list all targets
@@ -78,13 +78,13 @@ bench: install ## measure encode and decode times on examples/
 
 SECONDS ?= 60
 fuzz: install ## decode damaged frames for SECONDS; each must be refused or decode to the size in its header
-	$(BIN)/python -m tests.aeic.fuzz_bitstream --seconds $(SECONDS)
+	$(BIN)/python -m tests.aeic.bitstream.fuzz_bitstream --seconds $(SECONDS)
 
 REQUESTS ?= 10000
 test-hostile: install ## send REQUESTS hostile requests to the cloud; no 5xx, no leak, no access to other tenants
 	$(BIN)/python -m tests.cloud.hostile --requests $(REQUESTS)
 
-strangers: install ## attack both services without a token, each way alone and all at once; legitimate clients are served in time
+test-unauthenticated: install ## attack both services without a token, each way alone and all at once; legitimate clients are served in time
 	$(BIN)/python -m tests.cloud.load_without_token
 
 FRAMES ?= 2000
@@ -105,7 +105,7 @@ abuse: install ## send decompression bombs, slow and malformed requests, MUTATIO
 	$(BIN)/python -m tests.edge.abuse --mutations $(MUTATIONS)
 
 golden: install ## add missing golden frames; an existing one that would change is an error
-	$(BIN)/python -m tests.aeic.make_golden
+	$(BIN)/python -m tests.aeic.bitstream.make_golden
 
 results: install ## draw the tables and plots of docs/results from the committed measurements
 	$(BIN)/python -m aeic_train.studies.costs --draw --out docs/results

@@ -4,13 +4,19 @@
 digests of the files that define the bitstream. The *digest* is derived from all files under ``files``, and an edge
 sends it to its cloud. Files under ``auxiliary`` (integer.npz, the entropy model for a GPU) repeat what other files
 define. They are verified, but they are part of neither.
+
+A bundle is named by its folder, or by its Hugging Face id ``OWNER/NAME@REVISION``. The revision is a complete commit
+id, because a branch or a tag can move. The files land in Hugging Face's own cache and are checked against the digests
+in their manifest, like any bundle's.
 """
 
 from __future__ import annotations
 
 import hashlib
+import importlib
 import json
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -22,9 +28,8 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
-from aeic import hub
 from aeic.bitstream import MAX_RATES
-from aeic.errors import BundleError, RateError
+from aeic.errors import BundleError, RateError, remedy
 from aeic.npz import read_npz
 from aeic.profiles import SCALE_COUNT
 from aeic.runtime import memory
@@ -44,6 +49,10 @@ MAX_TABLE_BYTES = 64 << 20
 SHARED_FROM = 256
 """Latent channels from which the entropy graphs (``se``, ``me``) are worth more than one thread for one picture."""
 _SPIN_MICROSECONDS = "50"
+
+_ID = re.compile(r"(?P<repository>[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95})@(?P<revision>[\w./-]{1,100})")
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+_FETCHED = ["bundle.json", "*.onnx", "*.npz", "*.safetensors", "*.md", "*.jsonl"]
 
 
 @dataclass(frozen=True)
@@ -76,6 +85,28 @@ def default_bundle_path() -> Path:
     return next((place for place in places if (place / "bundle.json").is_file()), places[0])
 
 
+def bundle_folder(named: str | Path) -> Path:
+    """The folder that ``named`` is, or the one that the bundle of this id was fetched into.
+
+    ``BundleError`` for an id without a whole commit, where huggingface_hub is missing, or where fetching fails.
+    """
+    found = _ID.fullmatch(str(named))
+    if found is None or Path(named).exists():
+        return Path(named)
+    if not _COMMIT.fullmatch(found["revision"]):
+        raise BundleError(
+            f"{named} names no commit: give all 40 digits of a commit after the @, so that the bundle cannot change"
+        )
+    try:
+        hub: Any = importlib.import_module("huggingface_hub")
+    except ImportError:
+        raise BundleError(f"bundles by id need huggingface_hub: {remedy('hub')}") from None
+    try:
+        return Path(hub.snapshot_download(found["repository"], revision=found["revision"], allow_patterns=_FETCHED))
+    except Exception as error:  # the library's, requests' and the system's errors share no narrower base
+        raise BundleError(f"{named} could not be fetched ({error}): check the id, the network and HF_TOKEN") from error
+
+
 class Bundle:
     """A loaded bundle. Sessions are made when first asked for, and kept; safe to share between threads."""
 
@@ -96,11 +127,11 @@ class Bundle:
     @classmethod
     def load(cls, path: str | Path | None = None, verify: bool = True) -> Bundle:
         """Read the bundle in folder ``path`` (default: :func:`default_bundle_path`), or of a Hugging Face id
-        ``OWNER/NAME@COMMIT`` (aeic.hub).
+        ``OWNER/NAME@COMMIT``.
 
         ``verify`` compares every file with its digest. ``BundleError`` if anything is missing, altered or malformed.
         """
-        folder = hub.folder(path if path is not None else default_bundle_path())
+        folder = bundle_folder(path if path is not None else default_bundle_path())
         manifest = _read_manifest(folder)
         if verify:
             _verify(folder, manifest["files"])

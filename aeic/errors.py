@@ -96,3 +96,9 @@ class RateError(AeicError):
 
     exit_code = 2
     http_status = 400
+
+
+def remedy(*extras: str) -> str:
+    """The command that installs ``extras`` of the package, for errors that name a missing one. AEIC is installed from a
+    clone: a package index does not have it."""
+    return f'run pip install ".[{",".join(extras)}]" in a clone of the AEIC repository'

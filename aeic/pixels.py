@@ -22,8 +22,7 @@ from PIL import ExifTags, Image, ImageFile, ImageOps
 from PIL.JpegImagePlugin import JpegImageFile
 
 from aeic.bitstream import MAX_SIDE, MIN_SIDE
-from aeic.errors import InputError, TooLarge, Unreadable, UnsupportedFormat
-from aeic.extras import remedy
+from aeic.errors import InputError, TooLarge, Unreadable, UnsupportedFormat, remedy
 from aeic.picture_files import colour, headers, items
 from aeic.picture_files.headers import JPEG, PNG, Jpeg
 from aeic.profiles import PICTURE_MULTIPLE

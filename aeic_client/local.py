@@ -15,8 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from aeic.errors import AeicError
-from aeic.extras import remedy
+from aeic.errors import AeicError, remedy
 
 if TYPE_CHECKING:
     from cloud_decoder.tiling import Picture

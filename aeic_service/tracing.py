@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 from uuid import UUID
 
-from aeic.extras import remedy
+from aeic.errors import remedy
 
 CONTEXT_BYTES = 25
 KEPT = 16384

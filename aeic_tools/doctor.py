@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import aeic
-from aeic import extras
+from aeic import errors
 from aeic.runtime.driver import nvidia_driver
 from aeic_tools.files import is_there
 
@@ -174,12 +174,12 @@ def _installed_roles() -> tuple[str, ...]:
 
 def _packages(roles: tuple[str, ...]) -> Iterator[Finding]:
     if not roles:
-        remedy = f"{extras.remedy('edge-cpu')}, or with cloud-cpu"
+        remedy = f"{errors.remedy('edge-cpu')}, or with cloud-cpu"
         yield Finding("services", Status.FAILED, "neither service has its packages", remedy)
     for role in roles:
         missing = [name for name in ROLES[role] if not _version(name)]
         if missing:
-            remedy = extras.remedy(f"{role}-cpu")
+            remedy = errors.remedy(f"{role}-cpu")
             yield Finding(role, Status.FAILED, f"{', '.join(missing)} missing", remedy)
         else:
             yield Finding(role, Status.OK, "its packages are installed")
@@ -190,7 +190,7 @@ def _packages(roles: tuple[str, ...]) -> Iterator[Finding]:
         what = "onnxruntime and onnxruntime-gpu overwrite each other's files"
         yield Finding("onnxruntime", Status.FAILED, what, remedy)
     elif not (_version("onnxruntime") or _version("onnxruntime-gpu")):
-        remedy = f"{extras.remedy('edge-cpu')}; on a Jetson see docs/how-to/jetson.md"
+        remedy = f"{errors.remedy('edge-cpu')}; on a Jetson see docs/how-to/jetson.md"
         yield Finding("onnxruntime", Status.FAILED, "not installed: nothing runs the graphs", remedy)
 
 
@@ -228,10 +228,10 @@ def _onnxruntime(bundle: Path | None) -> Iterator[Finding]:
             yield Finding(short, Status.WARNING, "no NVIDIA driver: the edge runs on the CPU", remedy)
         else:
             missing = f"; not loaded: {', '.join(found['libraries'])}" if found["libraries"] else ""
-            remedy = f"{extras.remedy('edge-gpu')} for CUDA and cuDNN, or set AEIC_EDGE_PROVIDER=cpu"
+            remedy = f"{errors.remedy('edge-gpu')} for CUDA and cuDNN, or set AEIC_EDGE_PROVIDER=cpu"
             yield Finding(short, Status.FAILED, f"{problem}{missing}", remedy)
     if nvidia_driver() and not any("CUDA" in name for name in found["providers"]):
-        remedy = f"if an edge is to use the GPU, pip uninstall onnxruntime, then {extras.remedy('edge-gpu')}"
+        remedy = f"if an edge is to use the GPU, pip uninstall onnxruntime, then {errors.remedy('edge-gpu')}"
         yield Finding("CUDA", Status.WARNING, "there is a GPU, but this ONNX Runtime cannot use it", remedy)
 
 
@@ -242,7 +242,7 @@ def _torch(needed: bool) -> Iterator[Finding]:
         return
     found = probe("torch")
     if "error" in found:
-        yield Finding("torch", Status.FAILED, found["error"], f"pip uninstall torch, then {extras.remedy('cloud')}")
+        yield Finding("torch", Status.FAILED, found["error"], f"pip uninstall torch, then {errors.remedy('cloud')}")
         return
     if not found["cards"]:
         status = Status.FAILED if nvidia_driver() else Status.OK
@@ -310,7 +310,7 @@ def _spool(folder: Path) -> Iterator[Finding]:
     if not (folder / "spool.sqlite3").is_file():
         return
     try:
-        from edge_encoder.spool.check import check
+        from edge_encoder.spool.verification import check
     except ImportError:
         yield Finding("spool", Status.ABSENT, "not examined: the edge's packages are missing")
         return

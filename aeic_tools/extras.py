@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from aeic.extras import remedy
+from aeic.errors import remedy
 from aeic_tools.files import UsageError
 
 _OURS = {"aeic", "edge_encoder", "cloud_decoder", "aeic_nets", "aeic_train", "aeic_tools"}

@@ -16,8 +16,7 @@ from typing import IO, Any
 from PIL import Image, ImageFile
 
 from aeic.bitstream import HEADER_BYTES, MAGIC, MAX_HEADER_BYTES, MAX_PAYLOAD_BYTES, Frame, header_bytes
-from aeic.errors import AeicError
-from aeic.extras import remedy
+from aeic.errors import AeicError, remedy
 from aeic.pixels import to_rgb
 
 FORMAT, SUFFIX, MIME = "AEIC", ".aeic", "image/x-aeic"

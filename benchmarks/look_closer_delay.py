@@ -16,7 +16,7 @@ import tempfile
 from pathlib import Path
 
 from edge_encoder.answers.answerer import RequestKind
-from tests.support.simulated_link import Plan, Run, simulate
+from tests.support.edge.simulated_link import Plan, Run, simulate
 
 
 def main() -> int:

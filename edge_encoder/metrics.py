@@ -109,11 +109,13 @@ class Metrics:
         )
         self.budget_limit = Gauge("aeic_edge_budget_limit", "The limit of each budget.", ["budget"], registry=registry)
         self.received_frames = Gauge(
-            "aeic_edge_received_frames", "Originals that wait to be encoded.", registry=registry
+            "aeic_edge_received_frames", "Received pictures that wait to be encoded.", registry=registry
         )
-        self.received_bytes = Gauge("aeic_edge_received_bytes", "Bytes of these originals.", registry=registry)
+        self.received_bytes = Gauge("aeic_edge_received_bytes", "Bytes of these received pictures.", registry=registry)
         self.failed = Counter(
-            "aeic_edge_failed_total", "Originals that could not be encoded; the log has the reasons.", registry=registry
+            "aeic_edge_failed_total",
+            "Received pictures that could not be encoded; the log has the reasons.",
+            registry=registry,
         )
         self.originals = Gauge("aeic_edge_originals", "Originals kept after their frames were made.", registry=registry)
         self.originals_bytes = Gauge("aeic_edge_originals_bytes", "Bytes of these originals.", registry=registry)
@@ -132,7 +134,7 @@ class Metrics:
         )
         self.oldest_seconds = Gauge(
             "aeic_edge_oldest_unacknowledged_seconds",
-            "Age of the oldest frame not acknowledged, or original not encoded.",
+            "Age of the oldest frame not acknowledged, or received picture not encoded.",
             registry=registry,
         )
         self.default_rate = Gauge(

@@ -177,7 +177,7 @@ class EdgeService:
             self.metrics.task_restarts.labels(task.name)  # 0 so far
         self.ready = True
         log.info(
-            "ready: bundle %s (%s) on %s, warmed up in %.2f s; %d frames and %d originals in the spool",
+            "ready: bundle %s (%s) on %s, warmed up in %.2f s; %d frames and %d received pictures in the spool",
             bundle.name,
             bundle.fingerprint,
             self.encoder.analysis.provider,
@@ -306,7 +306,7 @@ class EdgeService:
             self.answerer.close()
         await asyncio.to_thread(self.spool.close)
         log.info(
-            "stopped; %d frames and %d originals stay in the spool",
+            "stopped; %d frames and %d received pictures stay in the spool",
             self.spool.pending_frames,
             self.spool.received_pictures,
         )
@@ -330,7 +330,7 @@ class EdgeService:
             log.warning("frame %s dropped: %s", ident, reason)
         elif state is State.FAILED:
             self.metrics.failed.inc()
-            log.warning("original %s failed: %s", ident, reason)
+            log.warning("received picture %s failed: %s", ident, reason)
         elif state is State.DELIVERED:
             self.trial.delivered()
         elif state is State.REJECTED and self.trial.on:

@@ -138,7 +138,7 @@ class EdgeSettings(ServiceSettings):
     colour_fix: ColourFixChoice = Field(
         "never",
         description="Which frames carry 12 bytes with which the cloud corrects the colours: `always` all, `never` none,"
-        " `auto` those of originals over 768x768 pixels. Upgrade the cloud first.",
+        " `auto` those of pictures over 768x768 pixels. Upgrade the cloud first.",
     )
 
     default_wait: Wait = Field("spooled", description="The wait of a POST without ?wait=.")
@@ -146,10 +146,10 @@ class EdgeSettings(ServiceSettings):
         100,
         ge=1,
         le=100_000,
-        description="Originals of ?wait=received that may wait to be encoded; beyond that, 429.",
+        description="Received pictures (?wait=received) that may wait to be encoded; beyond that, 429.",
     )
     received_max_bytes: int = Field(
-        64 << 20, ge=1024, description="Bytes of originals that may wait; beyond that, 429."
+        64 << 20, ge=1024, description="Bytes of received pictures that may wait; beyond that, 429."
     )
 
     watch_dir: Path | None = Field(None, description="A folder whose new pictures are encoded too; none by default.")

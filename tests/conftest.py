@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from tests.support import skips
-from tests.support.tiny_bundle import write_tiny_bundle
+from tests.support.models.tiny_bundle import write_tiny_bundle
 
 CoroutineTest = Callable[..., Coroutine[Any, Any, None]]
 

@@ -1,8 +1,10 @@
-"""Rules of the tests themselves: what is shared is in tests/support, and no functional test asserts a duration."""
+"""Rules of the folders and of the tests: no folder is crowded, what tests share is in tests/support, none asserts a
+duration."""
 
 from __future__ import annotations
 
 import ast
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,6 +12,19 @@ from tests.support.roots import ROOT
 
 FILES = sorted(ROOT.glob("tests/**/*.py"))
 CLOCKS = ("time.monotonic", "time.perf_counter", "time.process_time")
+
+
+MOST_MODULES = 15
+"""In one folder, without ``__init__.py``."""
+NOT_SOURCES = {"build", "dist", "out", "runs"}
+
+
+def crowded_folders(root: Path) -> dict[Path, int]:
+    """The folders of sources in ``root`` with more than :data:`MOST_MODULES` modules, and how many they have."""
+    sources = [path for path in root.iterdir() if path.name[0] != "." and path.name not in NOT_SOURCES]
+    modules = (path for source in sources for path in source.rglob("*.py") if path.name != "__init__.py")
+    counts = Counter(path.parent.relative_to(root) for path in modules)
+    return {folder: count for folder, count in counts.items() if count > MOST_MODULES}
 
 
 def is_test_module(path: Path) -> bool:
@@ -57,6 +72,18 @@ def timed_assertions(source: str) -> list[int]:
 def runs_a_loop(source: str) -> bool:
     calls = (node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Call))
     return any(ast.unparse(call.func) == "asyncio.run" for call in calls)
+
+
+def test_no_folder_has_too_many_modules() -> None:
+    assert crowded_folders(ROOT) == {}
+
+
+def test_a_crowded_folder_is_found(tmp_path: Path) -> None:
+    for folder, count in (("package/full", MOST_MODULES), ("package/crowded", MOST_MODULES + 1), (".venv", 99)):
+        (tmp_path / folder).mkdir(parents=True)
+        for name in ("__init__", *(f"module_{number}" for number in range(count))):
+            (tmp_path / folder / f"{name}.py").touch()
+    assert crowded_folders(tmp_path) == {Path("package/crowded"): MOST_MODULES + 1}
 
 
 def test_no_module_imports_a_test_module_or_a_conftest() -> None:

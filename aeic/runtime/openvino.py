@@ -16,8 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from aeic.errors import BundleError
-from aeic.extras import remedy
+from aeic.errors import BundleError, remedy
 
 AVAILABLE: bool = importlib.util.find_spec("openvino") is not None
 """Whether OpenVINO can be imported here."""

@@ -3,8 +3,8 @@
 ``lpips`` (AlexNet), ``dists``, ``musiq`` and ``clipiqa`` come from pyiqa, ``fid`` and ``kid`` from torchmetrics with
 torch-fidelity. Without pyiqa, ``lpips`` and ``dists`` come from torchmetrics too, which has the same networks. FID and
 KID are computed over tiles of 256 pixels and a second grid of tiles, shifted by 128, as HiFiC, MS-ILLM and AEIC's
-authors do. Only the extra ``judges`` installs torchmetrics, and the weights are files of their own. A metric is used if
-its library and its weights are on this machine. Nothing is downloaded unless the caller asks for it.
+authors do. Only the extra ``perceptual`` installs torchmetrics, and the weights are files of their own. A metric is
+used if its library and its weights are on this machine. Nothing is downloaded unless the caller asks for it.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ them models of CompressAI's zoo and any program described by a .toml file. The c
     pictures/      with --keep: the decoded pictures
 
 LPIPS, DISTS, MUSIQ, CLIP-IQA, FID and KID are computed if their libraries and weights are installed
-(aeic_train/evaluation/perceptual_metrics.py); --judges chooses. --known takes rows from an earlier run on the same
+(aeic_train/evaluation/perceptual_metrics.py); --perceptual chooses. --known takes rows from an earlier run on the same
 pictures, and their distances from the .json beside it. The last line is one JSON object with "rates": the means of each
 of our rate points (of the first codec, if ours is not there).
 """
@@ -127,8 +127,10 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--keep", action="store_true", help="write the reconstructions as PNG")
     parser.add_argument("--threads", type=int, default=0, help="of our own codec and the metrics; 0: all")
     parser.add_argument(
-        "--judges", default="auto", help="perceptual metrics, with commas; none; auto: those that are installed"
+        "--perceptual", default="auto", help="perceptual metrics, with commas; none; auto: those that are installed"
     )
+    # The old name of the same option.
+    parser.add_argument("--judges", dest="perceptual", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
     parser.add_argument(
         "--download", action="store_true", help="let the libraries of these metrics fetch their weights"
     )
@@ -159,20 +161,20 @@ def _codecs(options: argparse.Namespace) -> list[Codec]:
 
 
 def _perceptual(options: argparse.Namespace) -> PerceptualMetrics:
-    """What --judges asks for. ``auto`` keeps to the columns of a table that exists, and names what is missing."""
+    """What --perceptual asks for. ``auto`` keeps to the columns of a table that exists, and names what is missing."""
     had = columns_of(options.out / "pictures.csv")
-    if options.judges == "none":
+    if options.perceptual == "none":
         return PerceptualMetrics()
-    if options.judges == "auto":
+    if options.perceptual == "auto":
         perceptual, missing = find(PERCEPTUAL_METRICS if had is None else (*had, *SETS), download=options.download)
         if had is not None and (lost := [name for name in had if name not in perceptual.names]):
             raise InputError(f"{options.out} was made with {', '.join(lost)}, which cannot be used now. {missing[0]}")
         for message in missing:
             print(f"left out: {message}", file=sys.stderr)
         return perceptual
-    perceptual, missing = find([name for name in options.judges.split(",") if name], download=options.download)
+    perceptual, missing = find([name for name in options.perceptual.split(",") if name], download=options.download)
     if missing:
-        raise InputError(f"--judges {missing[0]}")
+        raise InputError(f"--perceptual {missing[0]}")
     return perceptual
 
 

@@ -44,7 +44,7 @@ class Table:
             raise InputError(f"{source} is not a table of this program (other columns): remove it or name another")
         if source == self.path and set(names[len(COLUMNS) :]) != set(self.perceptual):
             had = ",".join(names[len(COLUMNS) :]) or "none"
-            raise InputError(f"{source} was made with --judges {had}: give the same, or name another folder")
+            raise InputError(f"{source} was made with --perceptual {had}: give the same, or name another folder")
         for row in reader:
             self.rows[row["codec"], row["setting"], row["picture"], row["crc32"]] = _numbers(row)
         if source == self.path and whole != text:

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from aeic import profiles
-from aeic.extras import remedy
+from aeic.errors import remedy
 from aeic.profiles import Profile
 from aeic_nets.integer.model import Site
 from aeic_nets.integer.training import disable_quantisation, enable_quantisation, set_sites

@@ -20,9 +20,9 @@ from aeic.bundle import Bundle
 from benchmarks.fleet.frames import make_frames
 from cloud_decoder.store.records import DecodeResult, NewFrame
 from cloud_decoder.store.store import Store
-from tests.fleet.camera import Camera
-from tests.fleet.members import Member, reserved_port
-from tests.support.postgres import Postgres
+from tests.fleet.chaos.camera import Camera
+from tests.fleet.chaos.members import Member, reserved_port
+from tests.support.cloud.postgres import Postgres
 
 FRAME_BYTES = 1500
 CAMERAS = 8

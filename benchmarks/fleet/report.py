@@ -34,8 +34,8 @@ from aeic.bundle import Bundle
 from benchmarks.fleet.queue import measure_claims, measure_ingest
 from benchmarks.fleet.workers import measure_workers
 from benchmarks.others import Others
-from tests.support.postgres import Postgres
-from tests.support.tiny_bundle import write_tiny_bundle
+from tests.support.cloud.postgres import Postgres
+from tests.support.models.tiny_bundle import write_tiny_bundle
 
 PARTS = ("queue", "workers")
 

@@ -16,14 +16,14 @@ from pathlib import Path
 import numpy as np
 
 from aeic.bundle import Bundle
-from benchmarks.bare_decoder import BareDecoder, rates
+from benchmarks.cloud.bare_decoder import BareDecoder, rates
 from benchmarks.fleet.frames import make_frames, stored
 from benchmarks.fleet.simulator import Pool, simulate, steady
 from benchmarks.others import Others
 from cloud_decoder.store.records import FrameState, StoredFrame
 from cloud_decoder.store.store import Store
-from tests.fleet.members import Member
-from tests.support.postgres import Postgres
+from tests.fleet.chaos.members import Member
+from tests.support.cloud.postgres import Postgres
 
 POLL_SECONDS = 0.25
 STEP_SECONDS = 0.1

@@ -1,1 +1,1 @@
-"""Other model servers with the same decoder, for benchmarks/serve.py."""
+"""Other model servers with the same decoder, for benchmarks/cloud/serve.py."""

@@ -1,4 +1,4 @@
-"""The same decoder behind LitServe, for benchmarks/serve.py: ``python -m benchmarks.peers.litserve PORT MAX_BATCH``.
+"""The same decoder behind LitServe, for benchmarks.cloud.serve: ``python -m benchmarks.peers.litserve PORT MAX_BATCH``.
 
 It follows LitServe's documentation: one worker decodes requests in batches and encodes the answers.
 """

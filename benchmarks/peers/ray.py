@@ -1,4 +1,4 @@
-"""The same decoder behind Ray Serve, for benchmarks/serve.py: ``python -m benchmarks.peers.ray PORT MAX_BATCH``.
+"""The same decoder behind Ray Serve, for benchmarks/cloud/serve.py: ``python -m benchmarks.peers.ray PORT MAX_BATCH``.
 
 It follows Ray Serve's documentation: one replica with ``serve.batch``, which encodes the answers.
 """

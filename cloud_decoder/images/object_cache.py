@@ -13,7 +13,7 @@ from collections.abc import Collection
 from datetime import timedelta
 from typing import Any
 
-from aeic.extras import remedy
+from aeic.errors import remedy
 from cloud_decoder.errors import StoreUnavailable
 from cloud_decoder.images.disk_cache import DIGEST_LETTERS, file_name, seal, unseal
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from aeic.bundle import Bundle
-from aeic.extras import remedy
+from aeic.errors import remedy
 from aeic.runtime.driver import nvidia_driver
 from aeic.runtime.processor import multiplies_bfloat16
 from aeic_service.errors import ServiceError

@@ -20,7 +20,7 @@ from sqlalchemy import event
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import SQLAlchemyError
 
-from aeic.extras import remedy
+from aeic.errors import remedy
 from cloud_decoder.errors import StoreUnavailable
 from cloud_decoder.store import migrate
 from cloud_decoder.store.records import Lease

@@ -15,10 +15,10 @@ from pathlib import Path
 
 import sqlalchemy as sa
 
-from aeic.extras import remedy
+from aeic.errors import remedy
 from cloud_decoder.errors import StoreUnavailable
-from cloud_decoder.store import counters, event_triggers
 from cloud_decoder.store.schema import metadata, store_clock
+from cloud_decoder.store.triggers import triggers
 
 HEAD = "0012"
 MIGRATIONS = Path(__file__).parent / "migrations"
@@ -37,8 +37,7 @@ def ensure(engine: sa.Engine, write: Callable[[], AbstractContextManager[sa.Conn
                 found = current(connection)
             if found is None:
                 metadata.create_all(connection)
-                dialect = connection.dialect.name
-                for statement in (*counters.triggers(dialect), *event_triggers.triggers(dialect)):
+                for statement in triggers(connection.dialect.name):
                     connection.exec_driver_sql(statement)
                 connection.execute(store_clock.insert().values(id=1, probes=0))
                 _version.create(connection)

@@ -155,7 +155,7 @@ sources = Table(
     Column("bytes", BigInteger, nullable=False),
 )
 
-# Written by triggers only (cloud_decoder.store.counters): frames and their bytes by state.
+# Written by triggers only (cloud_decoder.store.triggers): frames and their bytes by state.
 tallies = Table(
     "tallies",
     metadata,
@@ -205,7 +205,7 @@ _open = requests.c.state == "open"
 Index("requests_open", requests.c.deadline_ms, sqlite_where=_open, postgresql_where=_open)
 Index("requests_open_by_source", requests.c.tenant, requests.c.source, sqlite_where=_open, postgresql_where=_open)
 
-# Written by triggers only (cloud_decoder.store.event_log): what became of frames and requests.
+# Written by triggers only (cloud_decoder.store.triggers): what became of frames and requests.
 events = Table(
     "events",
     metadata,

@@ -15,4 +15,4 @@ PictureProcessChoice = Literal["auto", "always", "never"]
 """Which picture files a setting may have read in a separate process."""
 
 ColourFixChoice = Literal["never", "auto", "always"]
-"""Which frames carry the colour statistics of their pictures: ``auto`` those of originals over 768x768 pixels."""
+"""Which frames carry the colour statistics of their pictures: ``auto`` those of pictures over 768x768 pixels."""

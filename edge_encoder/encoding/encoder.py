@@ -30,7 +30,7 @@ from edge_encoder.encoding.picture_reader import PictureReader
 from edge_encoder.encoding.scaling import resized, scaled_size
 
 COLOUR_FIX_PIXELS = 768 * 768
-"""The authors' program corrects the colours of larger originals."""
+"""The authors' program corrects the colours of larger pictures."""
 _SIZES_TRIED = 6
 _CLOSE = 0.9
 """A file of this share of the limit is close enough."""

@@ -35,7 +35,7 @@ from aeic_service import malloc
 try:
     import resource
 except ImportError:  # a system without limits
-    resource = None  # type: ignore[assignment]
+    resource = None  # type: ignore[assignment]  # mypy takes the name for the module
 
 Request = dict[str, Any]
 Answer = dict[str, Any]

@@ -65,7 +65,7 @@ class EncodingBody(_Body):
 
 
 class ReceivedBody(_Body):
-    """Originals that wait to be encoded. ``problem``: why the machine cannot encode them now."""
+    """Received pictures that wait to be encoded. ``problem``: why the machine cannot encode them now."""
 
     frames: int
     bytes: int

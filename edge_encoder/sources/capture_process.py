@@ -34,7 +34,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from aeic.bitstream import MAX_SIDE
-from aeic.extras import remedy
+from aeic.errors import remedy
 from aeic.pixels import to_eight_bits, used_levels
 from edge_encoder.sources.motion import CELLS, Motion
 

@@ -22,8 +22,7 @@ import urllib.parse
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
-from aeic.errors import InputError, RateError
-from aeic.extras import remedy
+from aeic.errors import InputError, RateError, remedy
 from aeic_service.backoff import Backoff
 from aeic_service.errors import Overloaded
 from edge_encoder.errors import SpoolError, is_of_the_machine

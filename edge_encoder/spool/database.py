@@ -148,7 +148,7 @@ def replace(
     _finish(path, system, complete=recovery is None or recovery.complete)
     if recovery is not None:
         log.error(
-            "another spool appeared at %s: %d frames and %d originals of it are taken over; lost: %s%d",
+            "another spool appeared at %s: %d frames and %d received pictures of it are taken over; lost: %s%d",
             path, recovery.frames, recovery.received, "" if recovery.complete else "at least ", recovery.lost,
         )  # fmt: skip
     return recovery
@@ -226,7 +226,7 @@ def _rebuild(path: Path, system: System) -> Recovery:
         raise
     _finish(path, system, complete=recovery.complete)
     log.error(
-        "spool recovered: %d frames and %d originals; lost: %s%d",
+        "spool recovered: %d frames and %d received pictures; lost: %s%d",
         recovery.frames, recovery.received, "" if recovery.complete else "at least ", recovery.lost,
     )  # fmt: skip
     return recovery

@@ -212,7 +212,7 @@ class ReceivedPicture:
     def parse(cls, meta: Any, check: Any, picture: Any) -> ReceivedPicture:
         """The picture of a row. DamagedRecord when it is not what was written, of whatever types the values are."""
         if not isinstance(meta, bytes) or not isinstance(picture, bytes):
-            raise DamagedRecord("there is no original")
+            raise DamagedRecord("there is no picture")
         if zlib.crc32(meta, zlib.crc32(picture)) != check:
             raise DamagedRecord("the check value does not match")
         try:

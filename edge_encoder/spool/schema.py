@@ -198,7 +198,7 @@ def check_picture(connection: sqlite3.Connection, ident: bytes) -> None:
         "SELECT picture_crc, meta, checked FROM originals WHERE id = ?", (ident,)
     ):
         if not isinstance(meta, bytes) or not isinstance(crc, int) or zlib.crc32(meta, crc) != checked:
-            raise DamagedDatabase("the row of an original")
+            raise DamagedDatabase("the row of a received picture")
 
 
 def set_unknown_arrivals(connection: sqlite3.Connection, now_ms: int) -> None:

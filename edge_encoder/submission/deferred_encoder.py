@@ -68,7 +68,7 @@ class DeferredEncoder:
         if full or waiting >= self._max_received:
             seconds = self._queue.seconds(waiting)
             raise Overloaded(
-                f"{waiting} originals wait to be encoded; try again in {seconds} s, or raise"
+                f"{waiting} received pictures wait to be encoded; try again in {seconds} s, or raise"
                 f" {'AEIC_EDGE_RECEIVED_MAX_BYTES' if full else 'AEIC_EDGE_RECEIVED_MAX_FRAMES'}",
                 retry_after=seconds,
             )
@@ -122,7 +122,7 @@ class DeferredEncoder:
             except Exception as error:  # an unreadable spool or a programming error must not end the task
                 log.log(
                     logging.WARNING if isinstance(error, SpoolError) else logging.ERROR,
-                    "originals are not encoded for now: %s", error, exc_info=not isinstance(error, SpoolError),
+                    "received pictures are not encoded for now: %s", error, exc_info=not isinstance(error, SpoolError),
                 )  # fmt: skip
                 await self._pause()
 
@@ -158,19 +158,21 @@ class DeferredEncoder:
             return
         except Exception as error:
             if is_of_the_machine(error):
-                self._problem = (f"originals wait: {type(error).__name__}: {error}"[:300], time.monotonic())
-                log.error("original %s waits: the machine cannot encode it now: %s", received.id, self._problem[0])
+                self._problem = (f"received pictures wait: {type(error).__name__}: {error}"[:300], time.monotonic())
+                log.error(
+                    "received picture %s waits: the machine cannot encode it now: %s", received.id, self._problem[0]
+                )
                 with contextlib.suppress(SpoolError):
                     await asyncio.wrap_future(self._spool.reset_attempts(received.id))
             else:
-                log.exception("original %s could not be encoded, try %d of %d", received.id, tries, TRIES)
+                log.exception("received picture %s could not be encoded, try %d of %d", received.id, tries, TRIES)
             self._spool.release_received(received.id, _PAUSE_SECONDS)
             return
         self._problem = ("", 0.0)
         try:
             await self._submitter.put(made)
         except SpoolError as error:
-            log.warning("the frame of original %s cannot be spooled yet: %s", received.id, error)
+            log.warning("the frame of received picture %s cannot be spooled yet: %s", received.id, error)
             with contextlib.suppress(SpoolError):
                 await asyncio.wrap_future(self._spool.reset_attempts(received.id))
             await self._put_late(made)

@@ -3,14 +3,19 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
-from aeic.bundle import Bundle, default_bundle_path
+from aeic.bundle import Bundle, bundle_folder, default_bundle_path
 from aeic.errors import BundleError, RateError
+from tests.support.models.tiny_bundle import write_tiny_bundle
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
 @pytest.fixture
@@ -148,3 +153,46 @@ def test_a_file_outside_the_folder_is_refused(copy: Path) -> None:
     (copy / "bundle.json").write_text(json.dumps(manifest))
     with pytest.raises(BundleError, match="folder"):
         Bundle.load(copy)
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[tuple[str, str]]:
+    """What was fetched; the tiny bundle is what comes."""
+    calls: list[tuple[str, str]] = []
+    made = write_tiny_bundle(tmp_path / "cache")
+
+    def snapshot_download(repository: str, revision: str, allow_patterns: list[str]) -> str:
+        calls.append((repository, revision))
+        if repository.startswith("nobody"):
+            raise OSError("404")
+        return str(made)
+
+    monkeypatch.setitem(sys.modules, "huggingface_hub", SimpleNamespace(snapshot_download=snapshot_download))
+    return calls
+
+
+def test_a_pinned_id_is_fetched_and_checked(asked: list[tuple[str, str]]) -> None:
+    assert Bundle.load(f"someone/aeic-se@{COMMIT}").name == "tiny"
+    assert Bundle.load(Path(f"someone/aeic-se@{COMMIT}")).name == "tiny"  # as the command line gives it
+    assert asked == [("someone/aeic-se", COMMIT)] * 2
+
+
+@pytest.mark.parametrize("name", ["someone/aeic-se@main", "someone/aeic-se@0123abc", f"someone/aeic-se@{COMMIT}0"])
+def test_a_name_that_can_move_is_refused(name: str, asked: list[tuple[str, str]]) -> None:
+    with pytest.raises(BundleError, match="40 digits"):
+        Bundle.load(name)
+    assert not asked
+
+
+def test_folders_stay_folders(asked: list[tuple[str, str]], tmp_path: Path) -> None:
+    for name in ("models/aeic-se-nano", str(tmp_path), "../x/y@z", f"a/b/c@{COMMIT}", f"-a/b@{COMMIT}"):
+        assert bundle_folder(name) == Path(name)
+    assert not asked
+
+
+def test_what_fails_is_said(asked: list[tuple[str, str]], monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(BundleError, match="could not be fetched"):
+        bundle_folder(f"nobody/aeic@{COMMIT}")
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    with pytest.raises(BundleError, match=r"\.\[hub\]"):
+        bundle_folder(f"someone/aeic@{COMMIT}")

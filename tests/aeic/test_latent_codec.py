@@ -18,7 +18,7 @@ from aeic.colour_statistics import ColourStatistics
 from aeic.entropy_model import EntropyModel
 from aeic.errors import BitstreamError, BundleError, Damaged, RateError, TooLarge, Truncated, WrongModel
 from aeic.latent_codec import LatentCodec
-from tests.support.tiny_bundle import write_tiny_bundle
+from tests.support.models.tiny_bundle import write_tiny_bundle
 
 
 @pytest.fixture(scope="session")

@@ -11,7 +11,7 @@ import pytest
 
 from aeic_tools.demo import local_services
 from aeic_tools.demo.local_services import Pair
-from tests.support.browsing import AXE, CHROMIUM
+from tests.support.clients.browsing import AXE, CHROMIUM
 
 
 @pytest.fixture(scope="module")

@@ -34,8 +34,8 @@ from aeic_tools.demo import local_services
 from aeic_tools.demo.client import request
 from aeic_tools.demo.local_services import Pair
 from cloud_decoder.store.store import Store
-from tests.support.browsing import CHROMIUM, until
-from tests.support.filled_cloud import DAY, wait_decoded
+from tests.support.clients.browsing import CHROMIUM, until
+from tests.support.cloud.filled_cloud import DAY, wait_decoded
 from tests.support.frames import new_frame
 from tests.support.roots import DOCS, EXAMPLES
 

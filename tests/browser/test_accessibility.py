@@ -16,10 +16,10 @@ import pytest
 
 from aeic_tools.demo.client import request
 from aeic_tools.demo.local_services import Pair
-from tests.support.browsing import accessibility_violations, contrast_violations, until
-from tests.support.filled_cloud import NOON, fill, wait_decoded
-from tests.support.pair_with_originals import pair_with_originals
+from tests.support.clients.browsing import accessibility_violations, contrast_violations, until
+from tests.support.cloud.filled_cloud import NOON, fill, wait_decoded
 from tests.support.roots import EXAMPLES
+from tests.support.services.pair_with_originals import pair_with_originals
 
 SCRIPT = "<img src=x onerror=\"document.title='taken'\">&amp;<script>alert(1)</script>"
 SOURCES = [SCRIPT, "javascript:alert(1)//#source=x&day=..", "no-space-to-break-a-line-at-" * 4, "../..?%00%2e"]

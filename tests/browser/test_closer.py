@@ -14,9 +14,9 @@ import pytest
 
 from aeic_tools.demo.client import request
 from aeic_tools.demo.local_services import Pair
-from tests.support.browsing import accessibility_violations, contrast_violations, until
-from tests.support.pair_with_originals import pair_with_originals
+from tests.support.clients.browsing import accessibility_violations, contrast_violations, until
 from tests.support.roots import EXAMPLES
+from tests.support.services.pair_with_originals import pair_with_originals
 
 pytestmark = pytest.mark.usefixtures("axe")
 

@@ -9,7 +9,7 @@ import pytest
 
 from aeic_tools.demo.client import request
 from aeic_tools.demo.local_services import Pair
-from tests.support.browsing import accessibility_violations, contrast_violations, until
+from tests.support.clients.browsing import accessibility_violations, contrast_violations, until
 from tests.support.roots import EXAMPLES
 
 

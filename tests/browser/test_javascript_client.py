@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from aeic.bundle import Bundle
-from tests.support.cloud import CloudThread
+from tests.support.cloud.cloud import CloudThread
 from tests.support.frames import frame_maker
 from tests.support.roots import DOCS
 

@@ -20,8 +20,8 @@ from aeic.bundle import Bundle
 from aeic_client import Client
 from aeic_tools.demo.client import request
 from aeic_tools.demo.local_services import Pair
-from tests.support.browsing import accessibility_violations, contrast_violations, until
-from tests.support.cloud import CloudThread
+from tests.support.clients.browsing import accessibility_violations, contrast_violations, until
+from tests.support.cloud.cloud import CloudThread
 from tests.support.frames import frame_maker
 from tests.support.roots import EXAMPLES
 

@@ -14,8 +14,8 @@ import pytest
 from aeic.bundle import Bundle
 from aeic_client import Client
 from cloud_decoder.store.records import NewFrame
-from tests.support.browsing import until
-from tests.support.cloud import CloudThread
+from tests.support.clients.browsing import until
+from tests.support.cloud.cloud import CloudThread
 from tests.support.frames import frame_maker
 
 TOKEN = "a-long-token"

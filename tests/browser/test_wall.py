@@ -13,8 +13,8 @@ import pytest
 
 from aeic_tools.demo import local_services
 from aeic_tools.demo.client import request
-from tests.support.browsing import until
-from tests.support.filled_cloud import NOON, fill, wait_decoded
+from tests.support.clients.browsing import until
+from tests.support.cloud.filled_cloud import NOON, fill, wait_decoded
 
 
 @pytest.fixture(scope="module")

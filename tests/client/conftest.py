@@ -1,5 +1,5 @@
 """The cloud's fixtures: its tiny bundle, and frames made with it."""
 
-from tests.support.cloud_fixtures import bundle, make_frame
+from tests.support.cloud.fixtures import bundle, make_frame
 
 __all__ = ["bundle", "make_frame"]

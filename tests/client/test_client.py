@@ -23,7 +23,7 @@ from PIL import Image
 from aeic.bundle import Bundle
 from aeic_client import AsyncClient, Client, NotReady, Problem, aio, client, messages
 from aeic_client.messages import Event, EventParser, Frame, Known, query
-from tests.support.cloud import CloudThread
+from tests.support.cloud.cloud import CloudThread
 from tests.support.frames import MakeFrame, new_frame, stored_frame
 from tests.support.waiting import until, wait_until
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from aeic.bundle import Bundle
-from tests.support.cloud import CloudThread
+from tests.support.cloud.cloud import CloudThread
 from tests.support.frames import MakeFrame
 from tests.support.roots import DOCS
 

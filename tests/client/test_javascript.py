@@ -12,7 +12,7 @@ from uuid import uuid4
 import pytest
 
 from aeic.bundle import Bundle
-from tests.support.cloud import CloudThread
+from tests.support.cloud.cloud import CloudThread
 from tests.support.frames import MakeFrame
 from tests.support.roots import DOCS
 

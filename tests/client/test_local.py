@@ -15,7 +15,7 @@ from aeic.bundle import Bundle
 from aeic.errors import Damaged, WrongModel
 from aeic_client import Client
 from aeic_client.local import LocalDecoder
-from tests.support.cloud import CloudThread
+from tests.support.cloud.cloud import CloudThread
 from tests.support.frames import MakeFrame
 
 WITHOUT = """

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from cloud_decoder.store.store import Store
-from tests.support.cloud_fixtures import bundle, decoder, generator, make_frame, postgres, store_url
+from tests.support.cloud.fixtures import bundle, decoder, generator, make_frame, postgres, store_url
 
 __all__ = ["bundle", "decoder", "generator", "make_frame", "postgres", "store", "store_url"]
 

@@ -28,10 +28,10 @@ import psutil
 
 from aeic.bundle import Bundle
 from aeic.v1 import ingest_pb2 as pb
-from tests.support.cloud import IngestClient, cloud_process
+from tests.support.clients.hostile_client import HEADERS, SECRET, SHARES, Findings, HostileClient
+from tests.support.cloud.cloud import IngestClient, cloud_process
 from tests.support.frames import frame_maker
-from tests.support.hostile_client import HEADERS, SECRET, SHARES, Findings, HostileClient
-from tests.support.tiny_bundle import write_tiny_bundle
+from tests.support.models.tiny_bundle import write_tiny_bundle
 
 MOST_GROWTH_MIB = 64
 

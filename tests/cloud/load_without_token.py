@@ -1,4 +1,5 @@
-"""Clients without a token load both services (``make strangers``): ``python -m tests.cloud.load_without_token``.
+"""Clients without a token load both services: ``make test-unauthenticated``, that is
+``python -m tests.cloud.load_without_token``.
 
 A cloud and an edge run as processes of their own, with the limits of their units. Each attack runs alone, then all at
 once. Meanwhile an honest edge delivers frames, an honest client asks for pictures, and an honest camera posts to the
@@ -38,9 +39,9 @@ from aeic.bundle import Bundle
 from aeic.latent_codec import least_payload_bytes
 from aeic.v1 import ingest_pb2 as pb
 from aeic.v1 import ingest_pb2_grpc as pb_grpc
-from tests.support import http2
-from tests.support.cloud import IngestClient, cloud_process
-from tests.support.edge_process import EdgeProcess
+from tests.support.clients import http2
+from tests.support.cloud.cloud import IngestClient, cloud_process
+from tests.support.edge.process import EdgeProcess
 from tests.support.frames import frame_maker
 from tests.support.pictures import picture
 from tests.support.roots import ROOT
@@ -372,7 +373,7 @@ def run(
         if stopping.get(kind, float("inf")) > limit:
             wrong.append(f"SIGTERM: {kind} {stopping.get(kind, float('inf')):.1f} s, the limit is {limit:g}")
     log_bytes = {kind: log.bytes for kind, log in logs.items()}
-    return {"test": "strangers", "rows": rows, "stopping": stopping, "log_bytes": log_bytes, "wrong": wrong}
+    return {"test": "unauthenticated", "rows": rows, "stopping": stopping, "log_bytes": log_bytes, "wrong": wrong}
 
 
 def main() -> int:

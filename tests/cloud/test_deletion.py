@@ -21,7 +21,7 @@ from cloud_decoder.inference.decoder import Decoder
 from cloud_decoder.lifecycle import maintenance
 from cloud_decoder.service import Cloud
 from cloud_decoder.settings import RetentionPolicy
-from tests.support.cloud import FakeGenerator, IngestClient, metric, running_cloud
+from tests.support.cloud.cloud import FakeGenerator, IngestClient, metric, running_cloud
 from tests.support.frames import MakeFrame, new_frame, stored_frame
 from tests.support.waiting import until
 

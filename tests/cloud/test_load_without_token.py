@@ -1,4 +1,4 @@
-"""A short run of ``make strangers`` with small pictures, without its limits of time."""
+"""A short run of ``make test-unauthenticated`` with small pictures, without its limits of time."""
 
 from __future__ import annotations
 

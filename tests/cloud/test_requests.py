@@ -26,7 +26,7 @@ from cloud_decoder.http_api import image_service, schemas
 from cloud_decoder.inference.decoder import Decoder
 from cloud_decoder.store.requests import LEAST_CHARGE_BYTES
 from cloud_decoder.store.store import OpenRequest, RefusalReason, RequestKind
-from tests.support.cloud import IngestClient, running_cloud
+from tests.support.cloud.cloud import IngestClient, running_cloud
 from tests.support.frames import MakeFrame, new_frame
 from tests.support.requests import Box, asked, ended, jpeg, new_request
 from tests.support.waiting import until

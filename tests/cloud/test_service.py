@@ -18,7 +18,7 @@ from aeic.bundle import Bundle
 from aeic.v1 import ingest_pb2 as pb
 from cloud_decoder.metrics import Metrics
 from cloud_decoder.settings import RetentionPolicy, Settings
-from tests.support.cloud import IngestClient, cloud_process
+from tests.support.cloud.cloud import IngestClient, cloud_process
 from tests.support.frames import MakeFrame
 from tests.support.roots import DOCS
 

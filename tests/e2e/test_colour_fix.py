@@ -18,8 +18,8 @@ from cloud_decoder.images.composition import enlarged, paste
 from cloud_decoder.inference.decoder import Decoder
 from tests.support import requests
 from tests.support.cli import aeic
-from tests.support.cloud import running_cloud
-from tests.support.in_process import edge
+from tests.support.cloud.cloud import running_cloud
+from tests.support.edge.in_process import edge
 from tests.support.pictures import picture
 
 

@@ -15,7 +15,7 @@ from aeic_client import AsyncClient, Client, Problem
 from aeic_tools.demo.client import request
 from aeic_tools.demo.local_services import Pair
 from tests.support.cli import aeic
-from tests.support.pair_with_originals import pair_with_originals
+from tests.support.services.pair_with_originals import pair_with_originals
 
 
 @pytest.fixture(scope="module")

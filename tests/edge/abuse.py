@@ -28,10 +28,10 @@ import httpx
 import psutil
 from PIL import Image
 
-from tests.support.edge_process import EdgeProcess
+from tests.support.edge.process import EdgeProcess
+from tests.support.models.tiny_bundle import write_tiny_bundle
 from tests.support.pictures import picture
 from tests.support.roots import ROOT
-from tests.support.tiny_bundle import write_tiny_bundle
 
 SAMPLES = {
     "jpeg": picture(160, 120),

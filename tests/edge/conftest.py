@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.edge_process import EdgeProcess, StartEdge
+from tests.support.edge.process import EdgeProcess, StartEdge
 
 
 @pytest.fixture

@@ -27,11 +27,11 @@ from typing import Any
 
 import httpx
 
-from tests.support.edge_fakes import FakeCloud, serving
-from tests.support.http_camera import http_camera
+from tests.support.edge.fakes import FakeCloud, serving
+from tests.support.models.tiny_bundle import write_tiny_bundle
 from tests.support.pictures import claims, gif, picture
 from tests.support.roots import ROOT
-from tests.support.tiny_bundle import write_tiny_bundle
+from tests.support.sources.http_camera import http_camera
 
 GATE_FPS, QUAY_FPS = 2.0, 1.0
 SECRET = "se\\cret"

@@ -38,12 +38,12 @@ import httpx
 from aeic.identifiers import new_id
 from aeic.pixels import picture_size
 from edge_encoder.encoding.encoder import Encoder
-from tests.support.edge_fakes import Proxy
-from tests.support.faulty_process import Control
-from tests.support.http_camera import http_camera
+from tests.support.edge.fakes import Proxy
+from tests.support.models.tiny_bundle import write_tiny_bundle
 from tests.support.pictures import picture
-from tests.support.restarted import Process
-from tests.support.tiny_bundle import write_tiny_bundle
+from tests.support.services.faulty_process import Control
+from tests.support.services.restarted import Process
+from tests.support.sources.http_camera import http_camera
 
 PICTURES = 48
 KINDS = {"better", "region", "original", "now"}

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from benchmarks.edge_overload import load
+from benchmarks.edge.overload import load
 from tests.edge import abuse
-from tests.support.edge_process import StartEdge
+from tests.support.edge.process import StartEdge
 from tests.support.pictures import picture
 
 pytest.importorskip("schemathesis", reason="comes with the extra dev")

@@ -18,10 +18,10 @@ import pytest
 
 from edge_encoder.source_status import SourceStatus
 from edge_encoder.uplink.stream import Report
-from tests.support.edge_process import EdgeProcess
-from tests.support.in_process import edge
+from tests.support.edge.in_process import edge
+from tests.support.edge.process import EdgeProcess
+from tests.support.edge.spooled import new_received, new_record
 from tests.support.pictures import picture
-from tests.support.spooled import new_received, new_record
 from tests.support.waiting import until
 
 

@@ -16,8 +16,8 @@ import httpx
 import pytest
 
 from edge_encoder.__main__ import main
-from tests.support.edge_fakes import FakeCloud, serving
-from tests.support.edge_process import StartEdge
+from tests.support.edge.fakes import FakeCloud, serving
+from tests.support.edge.process import StartEdge
 from tests.support.pictures import picture
 from tests.support.roots import ROOT
 from tests.support.waiting import until, wait_until
@@ -32,7 +32,7 @@ def test_it_prints_its_address_and_drains_on_sigterm(start_edge: StartEdge) -> N
     code, log = edge.stop(signal.SIGTERM)
     assert code == 0
     lines = [json.loads(line) for line in log.splitlines()]
-    assert any("1 frames and 0 originals stay in the spool" in line["event"] for line in lines)
+    assert any("1 frames and 0 received pictures stay in the spool" in line["event"] for line in lines)
 
 
 async def test_sigterm_finishes_what_was_taken_and_sends_it(start_edge: StartEdge) -> None:

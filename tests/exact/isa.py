@@ -79,7 +79,7 @@ def exact_bundle(named: Path | None, folder: Path) -> Path:
     except BundleError:
         if named:
             raise
-    from tests.support.exact_models import write_exact_bundle
+    from tests.support.models.exact_models import write_exact_bundle
 
     print("no bundle with an exact entropy model: using a small random one")
     return write_exact_bundle(folder)

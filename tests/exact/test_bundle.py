@@ -13,7 +13,7 @@ from aeic.latent_codec import LatentCodec
 from aeic_nets.integer.export import write_graphs
 from aeic_nets.integer.model import IntegerModel
 from aeic_nets.integer.torch_ops import TorchEntropyModel
-from tests.support.exact_models import SMALL, write_exact_bundle
+from tests.support.models.exact_models import SMALL, write_exact_bundle
 
 SHIPPED = Path(__file__).parents[2] / "models" / "aeic-se-nano"
 

@@ -32,7 +32,7 @@ from aeic_nets.integer.training import (
     set_sites,
 )
 from aeic_train.export.tables import hyper_medians
-from tests.support.exact_models import SMALL, latents, small_codec, small_model
+from tests.support.models.exact_models import SMALL, latents, small_codec, small_model
 
 
 def test_the_network_is_the_float_codec() -> None:

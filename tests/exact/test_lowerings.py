@@ -16,7 +16,7 @@ from aeic.tables import Rows, gaussian_rows
 from aeic_nets.integer.export import context_graph, entropy_graph, hyper_synthesis_graph
 from aeic_nets.integer.reference import Reference
 from aeic_nets.integer.scale_index import symbol_limits
-from tests.support.exact_models import MODELS, SMALL, bases, small_model
+from tests.support.models.exact_models import MODELS, SMALL, bases, small_model
 
 LEVELS = [
     ort.GraphOptimizationLevel.ORT_DISABLE_ALL,

@@ -15,7 +15,7 @@ import pytest
 from numpy.typing import NDArray
 
 from aeic_nets.integer.reference import Reference
-from tests.support.exact_models import MODELS, bases, small_model
+from tests.support.models.exact_models import MODELS, bases, small_model
 
 Floats = NDArray[np.float32]
 Codes = tuple[NDArray[np.int64], NDArray[np.int64], int]

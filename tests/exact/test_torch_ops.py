@@ -19,7 +19,7 @@ from aeic_nets.integer.model import IntegerModel
 from aeic_nets.integer.reference import Reference
 from aeic_nets.integer.scale_index import symbol_limits
 from aeic_nets.integer.torch_ops import TorchEntropyModel, TorchOps
-from tests.support.exact_models import MODELS, SMALL, bases, small_model, write_exact_bundle
+from tests.support.models.exact_models import MODELS, SMALL, bases, small_model, write_exact_bundle
 
 M, CZ = SMALL.latent_channels, SMALL.hyper_channels
 
@@ -95,7 +95,7 @@ def test_it_needs_neither_onnx_nor_compressai() -> None:
 def _model_of(bundle: Bundle) -> IntegerModel:
     """The integer model that :func:`write_exact_bundle` makes, with the bundle's medians."""
     from aeic_nets.integer.calibrate import calibrate, quantise
-    from tests.support.exact_models import latents, small_codec
+    from tests.support.models.exact_models import latents, small_codec
 
     codec = small_codec()
     return quantise(codec, calibrate(codec, latents()), bundle.tables.medians)

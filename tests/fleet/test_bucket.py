@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from cloud_decoder.images.object_cache import ObjectCache
-from tests.support.postgres import free_port
+from tests.support.cloud.postgres import free_port
 
 pytest.importorskip("obstore", reason="obstore is not installed (extra fleet)")
 

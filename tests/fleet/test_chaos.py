@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from tests.support.postgres import missing
+from tests.support.cloud.postgres import missing
 from tests.support.roots import ROOT
 
 pytest.importorskip("obstore", reason="obstore is not installed (extra fleet)")

@@ -19,9 +19,9 @@ import pytest
 
 from aeic.bundle import Bundle
 from cloud_decoder.store.store import Store
-from tests.fleet.camera import Camera
+from tests.fleet.chaos.camera import Camera
+from tests.support.cloud.postgres import Postgres
 from tests.support.frames import MakeFrame
-from tests.support.postgres import Postgres
 from tests.support.roots import ROOT
 
 pytest.importorskip("ray", reason="Ray is not installed (extra fleet-ray)")

@@ -28,7 +28,7 @@ from cloud_decoder.store.records import DecodeResult
 from cloud_decoder.store.store import FrameState, NewFrame, Store
 from cloud_decoder.worker.claimer import Claimer, ClaimSettings
 from cloud_decoder.worker.scheduler import Scheduler, SchedulerSettings
-from tests.support.cloud import FakeGenerator, IngestClient
+from tests.support.cloud.cloud import FakeGenerator, IngestClient
 from tests.support.frames import MakeFrame, new_frame
 
 pytest.importorskip("obstore", reason="obstore is not installed (extra fleet)")

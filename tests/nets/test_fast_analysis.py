@@ -17,7 +17,7 @@ from aeic_nets.onnx_export import write_graph
 from aeic_train.export import gpu_graphs
 from edge_encoder.encoding.analysis import Analysis as EdgeAnalysis
 from edge_encoder.encoding.execution_provider import open_session
-from tests.support.official_model import SMALL
+from tests.support.models.official_model import SMALL
 
 
 def test_the_rewritten_network_is_the_same() -> None:

@@ -22,7 +22,7 @@ from aeic.profiles import NANO, Profile
 from aeic.tables import Rows, gaussian_rows, rows_from_pmf
 from aeic_nets.network import AEIC
 from aeic_train.export.tables import hyper_pmfs
-from tests.support.official_model import SMALL
+from tests.support.models.official_model import SMALL
 
 PROFILES = {"nano": NANO, "with attention and one rate": replace(SMALL, rates=1)}
 

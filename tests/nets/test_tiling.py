@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from aeic_nets.tiling import Steps, _in_step, _spans, _starts, _steps, blend_tiles, decode_tiled
-from tests.support.official_model import small_model
+from tests.support.models.official_model import small_model
 
 
 def test_the_grid_of_the_unet_ends_at_the_border() -> None:

@@ -23,8 +23,8 @@ from aeic_nets.runtime.torch_backend import TorchGenerator
 from aeic_tools.demo import local_services
 from aeic_tools.demo.client import travel
 from aeic_train.export import from_official
-from tests.support.official_files import write_official
-from tests.support.official_model import SMALL, small_model
+from tests.support.models.official_files import write_official
+from tests.support.models.official_model import SMALL, small_model
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,7 @@ from aeic_nets.runtime.torch_backend import TorchGenerator
 from aeic_tools.demo import local_services
 from aeic_tools.demo.client import request, travel
 from aeic_train.export import from_official
-from tests.support.official_files import write_official
+from tests.support.models.official_files import write_official
 from tests.support.roots import EXAMPLES
 
 

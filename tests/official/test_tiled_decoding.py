@@ -23,7 +23,7 @@ from aeic_train.export.bundle import write_weights
 from cloud_decoder import tiling as own_tiling
 from cloud_decoder.inference.decoder import Decoder, DecoderSettings
 from cloud_decoder.inference.devices import build_generator
-from tests.support.official_model import SMALL, small_model
+from tests.support.models.official_model import SMALL, small_model
 
 
 @pytest.fixture

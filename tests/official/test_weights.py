@@ -10,7 +10,7 @@ from aeic.errors import BundleError
 from aeic_nets.folding import channel_averages, fold
 from aeic_nets.official.keys import LORA_SCALING
 from aeic_nets.official.weights import load_unet, merge_lora
-from tests.support.official_model import official_files, small_model
+from tests.support.models.official_model import official_files, small_model
 
 
 def test_merged_linear_lora_equals_the_branch() -> None:

@@ -26,7 +26,7 @@ from cloud_decoder.store.store import (
     NewRequest,
     RequestKind,
 )
-from tests.support.cloud import IngestClient, running_cloud
+from tests.support.cloud.cloud import IngestClient, running_cloud
 from tests.support.frames import NOW, MakeFrame, new_frame
 
 NOW_MS = int(NOW * 1000)

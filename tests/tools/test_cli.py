@@ -19,7 +19,8 @@ import pytest
 from PIL import Image
 
 from aeic.bitstream import Frame
-from aeic_tools.cli import MEASUREMENTS, app, main
+from aeic_tools.cli import app, main
+from aeic_tools.command_line.measurements import MEASUREMENTS
 from tests.support.roots import ROOT
 
 FOREIGN = Frame(100, 70, 0, "000000", b"abc").to_bytes()  # of a bundle that is nowhere

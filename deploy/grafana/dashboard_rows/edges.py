@@ -42,13 +42,13 @@ PANELS = [
         alerts=("AeicEdgeDrops", "AeicEdgeSpoolDamaged"),
     ),
     Panel(
-        "Originals that wait",
+        "Received pictures that wait",
         "short",
         [("aeic_edge_received_frames", "{{instance}}")],
         "Pictures posted with wait=received that are not encoded yet.",
     ),
     Panel(
-        "Originals that failed",
+        "Received pictures that failed",
         "none",
         [("sum by (instance) (increase(aeic_edge_failed_total[15m]))", "{{instance}}")],
         "Accepted pictures that could not be encoded. The log of the edge has the reasons.",

@@ -21,8 +21,8 @@ from aeic.v1 import ingest_pb2_grpc as pb_grpc
 from cloud_decoder.grpc_api import calls
 from cloud_decoder.inference.decoder import Decoder
 from cloud_decoder.service import Cloud
-from tests.support import http2
-from tests.support.cloud import IngestClient, cloud_process, metric, running_cloud
+from tests.support.clients import http2
+from tests.support.cloud.cloud import IngestClient, cloud_process, metric, running_cloud
 from tests.support.frames import MakeFrame
 from tests.support.waiting import until
 

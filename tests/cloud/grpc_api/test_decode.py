@@ -15,7 +15,7 @@ from aeic.v1 import decode_pb2 as many
 from aeic.v1 import decode_pb2_grpc as many_grpc
 from cloud_decoder.grpc_api import decode
 from cloud_decoder.inference.decoder import Decoder
-from tests.support.cloud import FakeGenerator, jobs_of, running_cloud
+from tests.support.cloud.cloud import FakeGenerator, jobs_of, running_cloud
 from tests.support.frames import MakeFrame
 
 

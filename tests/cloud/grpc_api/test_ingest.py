@@ -20,7 +20,7 @@ from cloud_decoder.http_api.serializers import frame_json
 from cloud_decoder.inference.decoder import Decoder
 from cloud_decoder.store.frames import Frames
 from cloud_decoder.store.store import FrameState, Store
-from tests.support.cloud import FakeGenerator, IngestClient, running_cloud
+from tests.support.cloud.cloud import FakeGenerator, IngestClient, running_cloud
 from tests.support.frames import MakeFrame
 
 

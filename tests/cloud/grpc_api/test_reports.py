@@ -13,7 +13,7 @@ from aeic.v1 import ingest_pb2 as pb
 from cloud_decoder.inference.decoder import Decoder
 from cloud_decoder.presence import Report
 from cloud_decoder.service import Cloud
-from tests.support.cloud import IngestClient, running_cloud
+from tests.support.cloud.cloud import IngestClient, running_cloud
 from tests.support.frames import MakeFrame, new_frame
 from tests.support.waiting import until
 

@@ -16,7 +16,7 @@ from aeic.bundle import Bundle
 from aeic.v1 import ingest_pb2 as pb
 from cloud_decoder.inference.decoder import Decoder
 from tests.support.certificates import MISSING, authority, certificate
-from tests.support.cloud import IngestClient, running_cloud
+from tests.support.cloud.cloud import IngestClient, running_cloud
 from tests.support.frames import MakeFrame
 
 pytestmark = pytest.mark.skipif(MISSING, reason="openssl makes the certificates")

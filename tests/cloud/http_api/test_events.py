@@ -16,7 +16,7 @@ import pytest
 from cloud_decoder.http_api.routers import events as router
 from cloud_decoder.inference.decoder import Decoder
 from cloud_decoder.service import Cloud
-from tests.support.cloud import running_cloud
+from tests.support.cloud.cloud import running_cloud
 from tests.support.frames import MakeFrame, new_frame, stored_frame
 
 

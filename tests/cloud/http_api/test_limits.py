@@ -17,7 +17,7 @@ from aeic.bitstream import HEADER_BYTES, Frame
 from aeic.bundle import Bundle
 from cloud_decoder.http_api.edge_proxy import EdgeProxy, EdgeUnreachable
 from cloud_decoder.inference.decoder import Decoder
-from tests.support.cloud import FakeGenerator, metric, running_cloud
+from tests.support.cloud.cloud import FakeGenerator, metric, running_cloud
 from tests.support.frames import MakeFrame, new_frame
 from tests.support.waiting import until
 

@@ -15,9 +15,9 @@ from pydantic import BaseModel
 
 from cloud_decoder.http_api import schemas
 from cloud_decoder.inference.decoder import Decoder
-from tests.support.cloud import running_cloud
+from tests.support.clients.generated_client import generate
+from tests.support.cloud.cloud import running_cloud
 from tests.support.frames import MakeFrame, new_frame
-from tests.support.generated_client import generate
 
 JSON_ROUTES: dict[str, type[BaseModel]] = {
     "/v1/frames": schemas.FrameListBody,

@@ -18,7 +18,7 @@ from aeic_service.http import static_page
 from cloud_decoder.http_api import edge_proxy
 from cloud_decoder.http_api.routers import page
 from cloud_decoder.inference.decoder import Decoder
-from tests.support.cloud import FakeGenerator, running_cloud
+from tests.support.cloud.cloud import FakeGenerator, running_cloud
 from tests.support.frames import MakeFrame, new_frame
 
 ID = "0198c0de-0000-7000-8000-000000000000"

@@ -21,7 +21,7 @@ from PIL import Image
 from cloud_decoder.inference.decoder import Decoder
 from cloud_decoder.service import Cloud
 from cloud_decoder.store.schema import frames
-from tests.support.cloud import FakeGenerator, jobs_of, running_cloud
+from tests.support.cloud.cloud import FakeGenerator, jobs_of, running_cloud
 from tests.support.frames import MakeFrame, new_frame, stored_frame
 
 

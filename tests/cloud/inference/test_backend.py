@@ -16,7 +16,7 @@ from cloud_decoder.errors import DeviceOutOfMemory
 from cloud_decoder.inference.decoder import Decoder
 from cloud_decoder.inference.subprocess_backend import SharedBuffer
 from cloud_decoder.inference.subprocess_child import Child
-from tests.support.cloud import FakeGenerator, running_cloud
+from tests.support.cloud.cloud import FakeGenerator, running_cloud
 from tests.support.frames import MakeFrame
 
 

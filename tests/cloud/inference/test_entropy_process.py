@@ -23,9 +23,9 @@ from cloud_decoder.inference.devices import choose_device, choose_devices
 from cloud_decoder.inference.subprocess_backend import ChildState, SharedBuffer, SubprocessGenerator
 from cloud_decoder.inference.subprocess_child import DEVICE_EXIT, Child
 from cloud_decoder.worker import pipeline
-from tests.support.cloud import FakeGenerator, metric, running_cloud
-from tests.support.exact_models import write_exact_bundle
+from tests.support.cloud.cloud import FakeGenerator, metric, running_cloud
 from tests.support.frames import MakeFrame, frame_maker, new_frame
+from tests.support.models.exact_models import write_exact_bundle
 from tests.support.waiting import until
 
 

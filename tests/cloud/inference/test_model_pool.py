@@ -19,9 +19,9 @@ from cloud_decoder.inference.decoder import Decoder, DecoderSettings
 from cloud_decoder.inference.model_pool import ModelPool, size_of
 from cloud_decoder.service import Cloud
 from cloud_decoder.settings import Settings
-from tests.support.cloud import IngestClient
+from tests.support.cloud.cloud import IngestClient
 from tests.support.frames import MakeFrame, frame_maker, new_frame
-from tests.support.tiny_bundle import write_tiny_bundle
+from tests.support.models.tiny_bundle import write_tiny_bundle
 
 
 @pytest.fixture(scope="module")

@@ -21,7 +21,7 @@ from cloud_decoder.store import health
 from cloud_decoder.store.clock import DAY, accept
 from cloud_decoder.store.records import DecodeResult
 from cloud_decoder.store.store import Store
-from tests.support.cloud import IngestClient, metric, running_cloud
+from tests.support.cloud.cloud import IngestClient, metric, running_cloud
 from tests.support.frames import MakeFrame, claim, new_frame, stored_frame
 from tests.support.waiting import until
 

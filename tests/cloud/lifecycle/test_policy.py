@@ -16,7 +16,7 @@ from cloud_decoder.lifecycle import maintenance
 from cloud_decoder.store.clock import DAY
 from cloud_decoder.store.requests import new_request_id
 from cloud_decoder.store.store import NewRequest, RequestKind
-from tests.support.cloud import FakeGenerator, IngestClient, running_cloud
+from tests.support.cloud.cloud import FakeGenerator, IngestClient, running_cloud
 from tests.support.frames import MakeFrame, new_frame
 
 

@@ -487,7 +487,7 @@ def main() -> int:
     print(f"seeds {first} to {first + given.lives - 1}", flush=True)
     server = None
     if given.postgresql:
-        from tests.support.postgres import Postgres
+        from tests.support.cloud.postgres import Postgres
 
         server = Postgres().start()
     try:

@@ -12,8 +12,8 @@ from cloud_decoder.store.event_log import LoggedEvent, Position
 from cloud_decoder.store.requests import new_request_id
 from cloud_decoder.store.schema import events, store_clock
 from cloud_decoder.store.store import DecodeResult, NewRequest, RefusalReason, RequestKind, Store
+from tests.support.cloud.postgres import Postgres
 from tests.support.frames import NOW, claim, stored_frame
-from tests.support.postgres import Postgres
 
 NOW_MS = int(NOW * 1000)
 START = Position(0, 0)

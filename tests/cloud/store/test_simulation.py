@@ -31,7 +31,7 @@ from cloud_decoder.store.retention import Retention
 from cloud_decoder.store.schema import jobs
 from tests.cloud.store.faulty import Stores
 from tests.cloud.store.simulation import Broken, Life, live
-from tests.support.postgres import Postgres
+from tests.support.cloud.postgres import Postgres
 
 LIVES = 100
 """A life takes a fifth of a second of a calm core, most of it in SQLAlchemy."""

@@ -20,7 +20,7 @@ from cloud_decoder.errors import DecoderDied, DeviceOutOfMemory, DeviceUnavailab
 from cloud_decoder.inference.decoder import Decoder, DecoderSettings
 from cloud_decoder.inference.subprocess_backend import ChildProcess, ChildState, SubprocessGenerator
 from cloud_decoder.store.store import FrameState, Store
-from tests.support.cloud import IngestClient, cloud_process, metric, running_cloud
+from tests.support.cloud.cloud import IngestClient, cloud_process, metric, running_cloud
 from tests.support.frames import MakeFrame, new_frame
 from tests.support.waiting import until
 

@@ -1,7 +1,7 @@
 """Injected faults: after each of them nothing is lost and every caller is answered in bounded time.
 
 Over real sockets, with the service in this process. Processes that die are in test_fault_processes, halved batches and
-quarantine in test_worker, damaged files in test_disk_cache.
+quarantine in test_failing_frames, damaged files in test_disk_cache.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from cloud_decoder.images.disk_cache import DiskCache
 from cloud_decoder.inference.decoder import Decoder
 from cloud_decoder.service import Cloud
 from cloud_decoder.store.store import Store
-from tests.support.cloud import FakeGenerator, IngestClient, full_cloud, jobs_of, metric, running_cloud
+from tests.support.cloud.cloud import FakeGenerator, IngestClient, full_cloud, jobs_of, metric, running_cloud
 from tests.support.frames import MakeFrame, new_frame
 from tests.support.waiting import until
 

@@ -13,7 +13,7 @@ import pytest
 from aeic.v1 import ingest_pb2 as pb
 from aeic_service.errors import Overloaded
 from cloud_decoder.inference.decoder import Decoder
-from tests.support.cloud import FakeGenerator, full_cloud, running_cloud
+from tests.support.cloud.cloud import FakeGenerator, full_cloud, running_cloud
 from tests.support.frames import MakeFrame
 
 pytestmark = pytest.mark.perf

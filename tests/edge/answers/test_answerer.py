@@ -30,8 +30,8 @@ from edge_encoder.answers.hourly_budget import PIECE_HEAD_BYTES, REQUEST_BYTES, 
 from edge_encoder.errors import SpoolFull
 from edge_encoder.service import EdgeService
 from edge_encoder.spool.record import State
-from tests.support.edge_fakes import FakeCloud, serving
-from tests.support.in_process import edge
+from tests.support.edge.fakes import FakeCloud, serving
+from tests.support.edge.in_process import edge
 from tests.support.pictures import picture
 from tests.support.waiting import until
 

@@ -23,11 +23,11 @@ from edge_encoder.bundle_update import __main__, staging
 from edge_encoder.bundle_update.staging import TRIAL_STARTS, Staging
 from edge_encoder.service import EdgeService
 from edge_encoder.submission.request import EncodeRequest
-from tests.support.edge_fakes import FakeCloud, serving, settings
-from tests.support.edge_process import StartEdge
+from tests.support.edge.fakes import FakeCloud, serving, settings
+from tests.support.edge.process import StartEdge
+from tests.support.models.tiny_bundle import write_tiny_bundle
 from tests.support.pictures import picture
 from tests.support.roots import ROOT
-from tests.support.tiny_bundle import write_tiny_bundle
 
 
 @pytest.fixture

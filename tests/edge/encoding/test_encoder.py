@@ -20,8 +20,8 @@ from edge_encoder.encoding import execution_provider
 from edge_encoder.encoding.analysis import Analysis, spans
 from edge_encoder.encoding.encoder import Encoder
 from edge_encoder.encoding.scaling import PRESETS, resized
+from tests.support.models.tiny_bundle import write_tiny_bundle
 from tests.support.pictures import picture
-from tests.support.tiny_bundle import write_tiny_bundle
 
 
 @pytest.fixture(scope="module")

@@ -20,7 +20,7 @@ from aeic_train.export.gpu_graphs import add_gpu_graphs
 from edge_encoder.encoding import execution_provider, gpu_entropy
 from edge_encoder.encoding.encoder import Encoder
 from edge_encoder.encoding.gpu_entropy import GRAPH, GpuEntropy
-from tests.support.exact_models import write_exact_bundle
+from tests.support.models.exact_models import write_exact_bundle
 
 SIZES = ((128, 96), (200, 72))
 

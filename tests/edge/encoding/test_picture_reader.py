@@ -26,8 +26,8 @@ from edge_encoder.encoding import PictureProcessChoice, picture_reader
 from edge_encoder.encoding.picture_reader import PictureReader
 from edge_encoder.errors import PictureReaderLost, ReaderUnavailable, is_of_the_machine
 from edge_encoder.service import EdgeService
-from tests.support import crashing_reader
-from tests.support.edge_fakes import settings
+from tests.support.edge import crashing_reader
+from tests.support.edge.fakes import settings
 from tests.support.pictures import BAD, GOOD, picture
 from tests.support.roots import ROOT
 from tests.support.waiting import wait_until
@@ -35,14 +35,14 @@ from tests.support.waiting import wait_until
 MOST = 8192 * 8192
 PNG = picture(form="PNG")
 WEBP = picture(form="WEBP")
-FILES = {path.name: path.read_bytes() for path in sorted((ROOT / "tests/aeic/pictures").iterdir())}
+FILES = {path.name: path.read_bytes() for path in sorted((ROOT / "tests/aeic/picture_files/pictures").iterdir())}
 
 MakeReader = Callable[..., PictureReader]
 
 
 @pytest.fixture
 def make_reader(tmp_path: Path) -> Iterator[MakeReader]:
-    """Readers whose children have faults (tests/support/crashing_reader.py); none is left at the end."""
+    """Readers whose children have faults (tests/support/edge/crashing_reader.py); none is left at the end."""
     made: list[PictureReader] = []
 
     def make(choice: PictureProcessChoice = "auto", at_once: int = 1, lost: list[str] | None = None) -> PictureReader:
@@ -413,7 +413,7 @@ def test_nothing_is_left_behind_by_a_service_that_was_killed(tmp_path: Path, fau
     code = (
         "import sys, threading\n"
         "from edge_encoder.encoding.picture_reader import PictureReader\n"
-        "from tests.support import crashing_reader, pictures\n"
+        "from tests.support import pictures\nfrom tests.support.edge import crashing_reader\n"
         "from pathlib import Path\n"
         "reader = PictureReader('always', command=crashing_reader.command(Path(sys.argv[1])))\n"
         "data = pictures.picture(form='PNG')\n"

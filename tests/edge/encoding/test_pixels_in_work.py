@@ -14,7 +14,7 @@ from aeic_service.errors import Overloaded
 from edge_encoder import service as service_module
 from edge_encoder.encoding import encode_queue
 from edge_encoder.encoding.encode_queue import EncodeQueue
-from tests.support.in_process import edge
+from tests.support.edge.in_process import edge
 from tests.support.pictures import picture
 from tests.support.waiting import until
 

@@ -12,7 +12,7 @@ import pytest
 
 from aeic_tools.demo import local_services
 from aeic_tools.demo.client import request
-from tests.support.generated_client import generate
+from tests.support.clients.generated_client import generate
 from tests.support.pictures import picture
 
 

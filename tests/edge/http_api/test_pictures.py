@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from tests.support.in_process import edge, is_problem
+from tests.support.edge.in_process import edge, is_problem
 from tests.support.pictures import BAD, GOOD, picture
 
 

@@ -17,10 +17,10 @@ from PIL import Image
 
 from aeic.bitstream import Frame
 from edge_encoder.http_api import schemas
-from tests.support.edge_fakes import FakeCloud, serving
-from tests.support.in_process import edge, is_problem
+from tests.support.edge.fakes import FakeCloud, serving
+from tests.support.edge.in_process import edge, is_problem
+from tests.support.edge.spooled import new_record
 from tests.support.pictures import picture
-from tests.support.spooled import new_record
 from tests.support.waiting import until
 
 

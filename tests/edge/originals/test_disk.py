@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from tests.support.in_process import edge
+from tests.support.edge.in_process import edge
 from tests.support.pictures import picture
 from tests.support.waiting import until
 

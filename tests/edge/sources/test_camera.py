@@ -28,8 +28,8 @@ from edge_encoder.sources.camera import Camera
 from edge_encoder.sources.capture_process import CaptureJob, Pace, Shot, Wanted, shots
 from edge_encoder.sources.motion import Motion
 from edge_encoder.spool.record import CapturedFrom
-from tests.support.edge_fakes import settings
-from tests.support.http_camera import http_camera
+from tests.support.edge.fakes import settings
+from tests.support.sources.http_camera import http_camera
 from tests.support.waiting import until
 
 DATA = Path(__file__).parent / "data"

@@ -19,9 +19,9 @@ from edge_encoder.settings import EdgeSettings
 from edge_encoder.source_settings import MqttSettings
 from edge_encoder.sources.mqtt_topic import MqttTopic
 from edge_encoder.spool.record import CapturedFrom
-from tests.support.broker import Broker, broker
-from tests.support.edge_fakes import settings
+from tests.support.edge.fakes import settings
 from tests.support.pictures import gif, picture
+from tests.support.sources.broker import Broker, broker
 from tests.support.waiting import until
 
 publish = pytest.importorskip("paho.mqtt.publish", reason="paho-mqtt comes with the extra edge-mqtt")

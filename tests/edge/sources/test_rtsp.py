@@ -14,8 +14,8 @@ import pytest
 from edge_encoder.service import EdgeService
 from edge_encoder.sources.camera import Camera
 from edge_encoder.sources.capture_process import CaptureJob, shots
-from tests.support.edge_fakes import settings
-from tests.support.rtsp_server import missing, rtsp_server
+from tests.support.edge.fakes import settings
+from tests.support.sources.rtsp_server import missing, rtsp_server
 from tests.support.waiting import until
 
 pytest.importorskip("av", reason="PyAV comes with the extra edge-camera")

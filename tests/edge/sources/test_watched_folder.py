@@ -23,8 +23,8 @@ from edge_encoder.sources import watched_folder
 from edge_encoder.sources.watched_folder import WatchedFolder
 from edge_encoder.spool.ledger import SpoolLimits
 from edge_encoder.spool.record import CapturedFrom
-from tests.support import crashing_reader
-from tests.support.edge_fakes import settings
+from tests.support.edge import crashing_reader
+from tests.support.edge.fakes import settings
 from tests.support.pictures import picture
 from tests.support.waiting import until
 

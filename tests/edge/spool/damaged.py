@@ -9,7 +9,7 @@ from pathlib import Path
 from aeic_service import wal
 from edge_encoder.spool.record import ReceivedPicture, Record
 from edge_encoder.spool.spool import Spool
-from tests.support.spooled import new_received, new_record, put
+from tests.support.edge.spooled import new_received, new_record, put
 
 
 def killed(

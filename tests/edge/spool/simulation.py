@@ -269,7 +269,9 @@ class Life:
                 self.finished.add(ident)
         self.recoveries = spool.recoveries()
         if spool.pending_frames or spool.received_pictures:
-            raise Broken(f"{spool.pending_frames} frames and {spool.received_pictures} originals stay in the spool")
+            raise Broken(
+                f"{spool.pending_frames} frames and {spool.received_pictures} received pictures stay in the spool"
+            )
         self.close()
 
     def check(self) -> None:

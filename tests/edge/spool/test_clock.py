@@ -11,7 +11,7 @@ import pytest
 from edge_encoder.spool.record import CapturedFrom, State
 from edge_encoder.spool.spool import Spool
 from tests.support.clocks import Clocks
-from tests.support.spooled import made_of, new_received, new_record, put, state_of
+from tests.support.edge.spooled import made_of, new_received, new_record, put, state_of
 
 DAY = 86_400.0
 

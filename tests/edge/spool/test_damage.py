@@ -15,13 +15,13 @@ import pytest
 
 from edge_encoder.errors import IdTaken, SpoolError, SpoolFull
 from edge_encoder.spool import schema
-from edge_encoder.spool.check import check
 from edge_encoder.spool.record import ReceivedPicture, Record, State
 from edge_encoder.spool.recovery import recover
 from edge_encoder.spool.spool import Spool
 from edge_encoder.spool.system import System
+from edge_encoder.spool.verification import check
 from tests.edge.spool.damaged import closed, killed, present
-from tests.support.spooled import new_record, put
+from tests.support.edge.spooled import new_record, put
 
 
 @pytest.mark.parametrize("name", [b"width INTEGER", b"state = 0", b"TABLE frames", b"INDEX pending", b"seq)"])

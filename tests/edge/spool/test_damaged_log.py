@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 
 from aeic_service import wal
-from edge_encoder.spool.check import check
 from edge_encoder.spool.record import State
 from edge_encoder.spool.spool import Spool
+from edge_encoder.spool.verification import check
 from tests.edge.spool.damaged import closed, frame, killed, present, seal
-from tests.support.spooled import new_received, new_record, put
+from tests.support.edge.spooled import new_received, new_record, put
 
 
 def test_one_flipped_bit_in_the_log_loses_no_later_commit(tmp_path: Path) -> None:

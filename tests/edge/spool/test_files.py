@@ -13,12 +13,12 @@ from pathlib import Path
 import pytest
 
 from edge_encoder.errors import SpoolError
-from edge_encoder.spool.check import check
 from edge_encoder.spool.record import State
 from edge_encoder.spool.spool import Spool
+from edge_encoder.spool.verification import check
 from tests.edge.spool.damaged import killed, present
+from tests.support.edge.spooled import new_record, put, state_of
 from tests.support.roots import ROOT
-from tests.support.spooled import new_record, put, state_of
 
 RELEASE = Path(__file__).parent / "data" / "release-0.1"
 

@@ -14,8 +14,8 @@ import pytest
 from edge_encoder.errors import IdTaken
 from edge_encoder.spool.record import DamagedRecord, ReceivedPicture, State
 from edge_encoder.spool.spool import Spool
+from tests.support.edge.spooled import made_of, new_received
 from tests.support.roots import ROOT
-from tests.support.spooled import made_of, new_received
 
 
 def test_an_original_survives_its_row_and_every_flipped_bit_is_found() -> None:
@@ -113,7 +113,7 @@ def test_tries_are_counted_across_crashes_and_forgiven(tmp_path: Path) -> None:
 CHILD = """
 import sys; sys.path.insert(0, {root!r})
 from pathlib import Path
-from tests.support.spooled import made_of, new_received
+from tests.support.edge.spooled import made_of, new_received
 from edge_encoder.spool.spool import Spool
 spool = Spool(Path({folder!r}))
 for number in range(100_000):
@@ -151,7 +151,7 @@ FAILING = """
 import sys; sys.path.insert(0, {root!r})
 import resource
 from pathlib import Path
-from tests.support.spooled import made_of, new_received
+from tests.support.edge.spooled import made_of, new_received
 from edge_encoder.spool.spool import Spool
 from edge_encoder.errors import SpoolError
 from edge_encoder.spool.record import State

@@ -17,13 +17,13 @@ import pytest
 from edge_encoder.errors import SpoolError
 from edge_encoder.spool.record import Record, State
 from edge_encoder.spool.spool import Spool
+from tests.support.edge.spooled import new_record, put, state_of
 from tests.support.roots import ROOT
-from tests.support.spooled import new_record, put, state_of
 
 CHILD = """
 import sys; sys.path.insert(0, {root!r})
 from pathlib import Path
-from tests.support.spooled import new_record
+from tests.support.edge.spooled import new_record
 from edge_encoder.spool.spool import Spool
 spool = Spool(Path({folder!r}))
 for number in range(100_000):
@@ -98,7 +98,7 @@ FAILING = """
 import sys; sys.path.insert(0, {root!r})
 import os, resource
 from pathlib import Path
-from tests.support.spooled import new_record
+from tests.support.edge.spooled import new_record
 from edge_encoder.spool.spool import Spool
 from edge_encoder.errors import SpoolError
 from edge_encoder.spool.record import State

@@ -13,7 +13,7 @@ from aeic.identifiers import new_id, parse_id
 from edge_encoder.errors import IdTaken, SpoolError, SpoolFull
 from edge_encoder.spool.record import CapturedFrom, DamagedRecord, FullPolicy, ReceivedPicture, Record, State
 from edge_encoder.spool.spool import Spool
-from tests.support.spooled import new_received, new_record, put, state_of
+from tests.support.edge.spooled import new_received, new_record, put, state_of
 
 
 def test_ids_are_uuid7_and_rise() -> None:

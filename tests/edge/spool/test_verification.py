@@ -13,7 +13,7 @@ from edge_encoder.spool.record import State
 from edge_encoder.spool.spool import Spool
 from edge_encoder.spool.verification import Verified
 from edge_encoder.spool.writer import Op
-from tests.support.spooled import new_record, put
+from tests.support.edge.spooled import new_record, put
 from tests.support.waiting import wait_until
 
 

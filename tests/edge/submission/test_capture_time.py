@@ -13,8 +13,8 @@ from PIL import ExifTags, Image
 
 from edge_encoder.spool.record import CapturedFrom
 from edge_encoder.submission.capture_time import captured, exif_time_ms, parse_time
-from tests.support.edge_fakes import FakeCloud, serving
-from tests.support.in_process import edge
+from tests.support.edge.fakes import FakeCloud, serving
+from tests.support.edge.in_process import edge
 from tests.support.pictures import picture
 
 _NOON_MS = 1_764_072_000_000  # 2025-11-25T12:00:00Z

@@ -23,11 +23,11 @@ from edge_encoder.spool.record import ReceivedPicture, State
 from edge_encoder.spool.spool import Spool
 from edge_encoder.submission import deferred_encoder
 from edge_encoder.submission.deferred_encoder import TRIES
-from tests.support import crashing_reader
-from tests.support.edge_fakes import FakeCloud, serving
-from tests.support.in_process import edge, is_problem
+from tests.support.edge import crashing_reader
+from tests.support.edge.fakes import FakeCloud, serving
+from tests.support.edge.in_process import edge, is_problem
+from tests.support.edge.spooled import new_received, new_record
 from tests.support.pictures import BAD, GOOD, picture
-from tests.support.spooled import new_received, new_record
 from tests.support.waiting import until
 
 POST = "/v1/frames?wait=received"
@@ -235,8 +235,8 @@ async def test_a_fault_of_the_machine_is_no_attempt_and_is_shown(
         service.encoder.encode = broken  # type: ignore[method-assign]
         body = (await client.post(POST, content=picture())).json()
         await until(lambda: tries == 2 * TRIES + 1)
-        assert "originals wait" in (await client.get("/v1/status")).json()["received"]["problem"]
-        is_problem(await client.get("/readyz"), 503, "originals wait")
+        assert "received pictures wait" in (await client.get("/v1/status")).json()["received"]["problem"]
+        is_problem(await client.get("/readyz"), 503, "received pictures wait")
         go.set()
         assert (await encoded(client, body["id"]))["state"] == "spooled"
         assert (await client.get("/readyz")).status_code == 200

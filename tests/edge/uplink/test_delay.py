@@ -1,6 +1,6 @@
 """Answers to requests delay acknowledged frames by no more than their bytes, and files by no more than one piece.
 
-In simulated time, over a thin link: tests/support/simulated_link.py."""
+In simulated time, over a thin link: tests/support/edge/simulated_link.py."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 
 from edge_encoder.answers.answerer import RequestKind
 from edge_encoder.uplink.pieces import LEAST_BYTES, MOST_BYTES
-from tests.support.simulated_link import Plan, simulate
+from tests.support.edge.simulated_link import Plan, simulate
 
 HEAD_BYTES = 120
 """Of a message with a frame or a piece, about."""

@@ -15,7 +15,7 @@ from edge_encoder.metrics import Metrics
 from edge_encoder.uplink.pieces import LEAST_BYTES, MOST_BYTES, PieceSize
 from edge_encoder.uplink.stream import Call, Callbacks, Stream, StreamContext
 from edge_encoder.uplink.window import Window
-from tests.support.edge_fakes import settings
+from tests.support.edge.fakes import settings
 
 REQUEST = bytes(6) + b"\x80" + bytes(1) + b"\x80" + bytes(7)  # a UUID of version 8
 SIZE = 1 << 16

@@ -14,7 +14,7 @@ from edge_encoder.metrics import Metrics
 from edge_encoder.uplink import stream
 from edge_encoder.uplink.stream import Call, Callbacks, Report, Stream, StreamContext
 from edge_encoder.uplink.window import Window
-from tests.support.edge_fakes import settings
+from tests.support.edge.fakes import settings
 
 
 class Cloud:

@@ -14,10 +14,10 @@ import pytest
 from edge_encoder.errors import SpoolError
 from edge_encoder.spool.record import State
 from edge_encoder.uplink import stream
-from tests.support.edge_fakes import FakeCloud, Proxy, serving
-from tests.support.in_process import edge
-from tests.support.spooled import new_record, state_of
-from tests.support.uplink import DIGEST, exactly, put_frames, shipping
+from tests.support.edge.fakes import FakeCloud, Proxy, serving
+from tests.support.edge.in_process import edge
+from tests.support.edge.spooled import new_record, state_of
+from tests.support.edge.uplink import DIGEST, exactly, put_frames, shipping
 from tests.support.waiting import until
 
 

@@ -7,9 +7,9 @@ import dataclasses
 from pathlib import Path
 
 from edge_encoder.uplink.window import LEAST, Window
-from tests.support.edge_fakes import FakeCloud, serving
-from tests.support.spooled import new_record
-from tests.support.uplink import exactly, put_frames, shipping
+from tests.support.edge.fakes import FakeCloud, serving
+from tests.support.edge.spooled import new_record
+from tests.support.edge.uplink import exactly, put_frames, shipping
 from tests.support.waiting import until
 
 

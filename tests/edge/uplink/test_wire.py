@@ -13,8 +13,8 @@ import pytest
 
 from cloud_decoder.grpc_api import acks
 from edge_encoder.uplink.stream import Callbacks
-from tests.support.edge_fakes import FakeCloud, Proxy, serving
-from tests.support.uplink import exactly, put_frames, shipping
+from tests.support.edge.fakes import FakeCloud, Proxy, serving
+from tests.support.edge.uplink import exactly, put_frames, shipping
 from tests.support.waiting import until
 
 

@@ -20,9 +20,9 @@ from aeic_nets.integer.torch_ops import TorchEntropyModel
 from aeic_nets.runtime import device_entropy
 from aeic_nets.runtime.cuda_graphs import Graphed
 from aeic_nets.runtime.device_entropy import DeviceEntropy, build
-from tests.support.exact_models import write_exact_bundle
 from tests.support.fake_cuda_device import FakeRecorder
 from tests.support.frames import MakeFrame, frame_maker
+from tests.support.models.exact_models import write_exact_bundle
 
 
 @pytest.fixture(scope="module")

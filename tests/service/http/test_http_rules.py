@@ -13,7 +13,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.support.services import BODY_BYTES, BODY_SECONDS, Running, running
+from tests.support.services.either import BODY_BYTES, BODY_SECONDS, Running, running
 from tests.support.waiting import until
 
 Start = Callable[..., AbstractAsyncContextManager[Running]]

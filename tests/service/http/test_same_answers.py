@@ -10,7 +10,7 @@ import asyncio
 import json
 from pathlib import Path
 
-from tests.support.services import Running, running
+from tests.support.services.either import Running, running
 
 ID = "019acb2e-6f5d-7c30-9d0e-3f3a2b1c4d5e"
 METHODS = ("OPTIONS", "TRACE", "DELETE", "PATCH", "PUT", "PROPFIND", "get")

@@ -9,7 +9,7 @@ import pytest
 
 from aeic.bundle import Bundle
 from tests.support.cli import aeic
-from tests.support.cloud import CloudThread
+from tests.support.cloud.cloud import CloudThread
 from tests.support.frames import frame_maker
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from aeic.bundle import Bundle
 from tests.support.cli import aeic
-from tests.support.cloud import CloudThread
+from tests.support.cloud.cloud import CloudThread
 from tests.support.frames import frame_maker
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from aeic_tools.demo.client import request
-from tests.support.http_camera import http_camera
+from tests.support.sources.http_camera import http_camera
 
 
 def test_the_proxy_of_the_environment_is_not_for_loopback(monkeypatch: pytest.MonkeyPatch) -> None:

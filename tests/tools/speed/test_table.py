@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from aeic_tools.speed import table as speed_table
+from tests.support.models.tiny_bundle import write_tiny_bundle
 from tests.support.roots import ROOT
-from tests.support.tiny_bundle import write_tiny_bundle
 
 
 def test_the_published_rows_are_complete() -> None:

@@ -12,7 +12,7 @@ from aeic.passes import PASS_COUNT, pass_mask
 from aeic.tables import gaussian_scales
 from aeic_train.codecs.ours import OurCodec
 from aeic_train.evaluation.frame_inspection import inspect
-from tests.support.tiny_bundle import write_tiny_bundle
+from tests.support.models.tiny_bundle import write_tiny_bundle
 
 
 @pytest.fixture(scope="module")

@@ -165,8 +165,8 @@ def test_bench_rd_has_a_column_for_each(
     rd.main(command)
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["rates"] == line["rates"]
     with pytest.raises(SystemExit):
-        rd.main([*command, "--judges", "lpips"])
-    assert "was made with --judges lpips,dists,musiq,clipiqa" in capsys.readouterr().err
+        rd.main([*command, "--perceptual", "lpips"])
+    assert "was made with --perceptual lpips,dists,musiq,clipiqa" in capsys.readouterr().err
     for name in ("pyiqa", "torchmetrics.image.fid"):
         monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(SystemExit):
@@ -185,7 +185,12 @@ def test_bench_rd_without_libraries(
     assert "left out: musiq, clipiqa: no package 'pyiqa'" in said.err
     assert "LPIPS" not in said.out.replace("ST-LPIPS", "").replace("eff.LPIPS", "")
     with pytest.raises(SystemExit):
-        rd.main([*command, "--judges", "lpips"])
-    assert "--judges lpips: no package 'torchmetrics'" in capsys.readouterr().err
-    rd.main([*command, "--judges", "none"])
-    assert "left out" not in capsys.readouterr().err
+        rd.main([*command, "--perceptual", "lpips"])
+    assert "--perceptual lpips: no package 'torchmetrics'" in capsys.readouterr().err
+    for option in ("--perceptual", "--judges"):  # the second is its old name
+        rd.main([*command, option, "none"])
+        assert "left out" not in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        rd.main(["--help"])
+    shown = capsys.readouterr().out
+    assert "--perceptual" in shown and "--judges" not in shown

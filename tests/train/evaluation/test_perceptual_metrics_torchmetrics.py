@@ -95,7 +95,7 @@ def test_bench_rd_on_three_pictures_and_the_plot_of_compressai(
     monkeypatch.setattr(rd, "MetricSuite", QuickMetrics)
     monkeypatch.setattr(rd, "find", lambda *_, **__: (networks, []))
     out = tmp_path / "out"
-    rd.main([str(pictures), "--out", str(out), "--codecs", "jpeg", "--bpp", "2", "--judges", "lpips,dists"])
+    rd.main([str(pictures), "--out", str(out), "--codecs", "jpeg", "--bpp", "2", "--perceptual", "lpips,dists"])
     said = capsys.readouterr().out
     assert "LPIPS" in said and "DISTS" in said
     assert all(set(perceptual_metrics.PAIRED) <= set(rate) for rate in json.loads(said.splitlines()[-1])["rates"])

@@ -14,7 +14,7 @@ from aeic.latent_codec import LatentCodec
 from aeic_nets.integer.export import write_graphs
 from aeic_nets.integer.model import IntegerModel
 from aeic_train.export import random_weights as command
-from tests.support.official_model import SMALL
+from tests.support.models.official_model import SMALL
 
 
 @pytest.fixture(scope="module")

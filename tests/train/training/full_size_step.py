@@ -2,8 +2,8 @@
 
     python -m tests.train.training.full_size_step OFFICIAL RUN PHOTOGRAPHS
 
-OFFICIAL is a folder of tests/support/official_files.py. The crop is small, so that the weights are most of the memory.
-The last line is JSON: peak resident memory in GB, seconds of the step, and what it learned.
+OFFICIAL is a folder of tests/support/models/official_files.py. The crop is small, so that the weights are most of the
+memory. The last line is JSON: peak resident memory in GB, seconds of the step, and what it learned.
 """
 
 from __future__ import annotations

@@ -27,8 +27,8 @@ from aeic_train.training.recipe import Recipe
 from aeic_train.training.schedule import learning_rate
 from aeic_train.training.trainer import RunSettings, Trainer
 from aeic_train.workers import StopSignal
-from tests.support.official_files import write_official
-from tests.support.official_model import SMALL
+from tests.support.models.official_files import write_official
+from tests.support.models.official_model import SMALL
 
 RECIPES = Path(loop.__file__).parents[1] / "recipes"
 SMALL_ME = replace(
