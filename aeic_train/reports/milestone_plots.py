@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import math
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,47 +25,67 @@ RATES = (0.02, 0.03, 0.04, 0.05)
 """Bits per pixel at which the milestones are compared."""
 DIGITS = {"psnr": 2, "efflite_fd": 0}
 ALT = "ST-LPIPS, PSNR and efflite_fd at equal bits over the hours of training"
-CAPTION = "A point is a milestone, a line a rate. Dashed: the straight line through the last three milestones."
+CAPTION = (
+    "A point is a milestone, a line a rate. Dashed: the fit to the last three milestones, up to twice their hours."
+)
 LAST = 3
-"""How many milestones the straight line goes through. The first ones still learned what a picture is."""
+"""How many milestones are fitted. The first ones still learned what a picture is."""
 DEFAULT = Path("docs/results/milestones/milestones.json")
 
-Line = tuple[float, float]
+
+@dataclass(frozen=True)
+class Trend:
+    """How a measure follows the hours: a distance is multiplied, and a quality changes by a sum, with each doubling."""
+
+    measure: str
+    start: float
+    """At one hour; of a distance the binary logarithm."""
+    slope: float
+    """Change of the same with each doubling of the hours."""
+
+    def value(self, hours: float) -> float:
+        """The measure after ``hours``."""
+        found = self.start + self.slope * math.log2(hours)
+        return found if self.measure in RISING else 2**found
+
+    def hours(self, value: float) -> float | None:
+        """The hours at which ``value`` is reached; None if the trend leads away from it, or does not change."""
+        if (self.slope if self.measure in RISING else -self.slope) <= 0:
+            return None
+        wanted = value if self.measure in RISING else math.log2(value)
+        exponent = (wanted - self.start) / self.slope
+        return math.inf if exponent > 60 else 2.0**exponent
+
+    @property
+    def per_doubling(self) -> str:
+        """The change with each doubling: percent of a distance, dB of a quality."""
+        return f"{self.slope:+.2f}" if self.measure in RISING else f"{100 * (2**self.slope - 1):+.0f} %"
 
 
-def line(milestones: list[dict[str, Any]], measure: str, bpp: float) -> Line | None:
-    """(value at one hour, change with each doubling of the hours) by least squares over the last milestones.
-
-    None if fewer than two of them reach ``bpp``.
-    """
+def trend(milestones: list[dict[str, Any]], measure: str, bpp: float) -> Trend | None:
+    """The trend of the last milestones by least squares; None if fewer than two of them reach ``bpp``."""
     values = [(m["hours"], at(m["points"], measure, bpp)) for m in milestones]
-    pairs = [(math.log2(hours), value) for hours, value in values if value is not None][-LAST:]
+    pairs = [(hours, value) for hours, value in values if value is not None][-LAST:]
     if len(pairs) < 2:
         return None
-    slope, start = np.polyfit(*zip(*pairs), 1)
-    return float(start), float(slope)
+    scaled = [value if measure in RISING else math.log2(value) for _, value in pairs]
+    slope, start = np.polyfit([math.log2(hours) for hours, _ in pairs], scaled, 1)
+    return Trend(measure, float(start), float(slope))
 
 
-def gains(milestones: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
+def gains(milestones: list[dict[str, Any]]) -> dict[str, dict[str, str]]:
     """For each measure and rate, the change with each doubling of the hours."""
-    found: dict[str, dict[str, float]] = {}
+    found: dict[str, dict[str, str]] = {}
     for measure in MEASURES:
-        lines = {str(bpp): line(milestones, measure, bpp) for bpp in RATES}
-        found[measure] = {bpp: round(fit[1], 4) for bpp, fit in lines.items() if fit is not None}
+        trends = {str(bpp): trend(milestones, measure, bpp) for bpp in RATES}
+        found[measure] = {bpp: fit.per_doubling for bpp, fit in trends.items() if fit is not None}
     return found
 
 
 def hours_to(milestones: list[dict[str, Any]], target: dict[str, Any]) -> float | None:
-    """The hours at which the line reaches a target; None if it does not lead there."""
-    fit = line(milestones, target["measure"], target["bpp"])
-    if fit is None:
-        return None
-    start, slope = fit
-    improves = slope > 0 if target["measure"] in RISING else slope < 0
-    if not improves:
-        return None
-    exponent = (target["value"] - start) / slope
-    return math.inf if exponent > 60 else 2**exponent
+    """The hours at which the trend reaches a target; None if it does not lead there."""
+    fit = trend(milestones, target["measure"], target["bpp"])
+    return None if fit is None else fit.hours(target["value"])
 
 
 def table(content: dict[str, Any], plot: Path) -> str:
@@ -83,11 +104,15 @@ def table(content: dict[str, Any], plot: Path) -> str:
         for milestone in milestones:
             cells = [_cell(at(milestone["points"], measure, bpp), measure) for bpp in RATES]
             lines.append(f"| {milestone['hours']:.1f} | {milestone['steps']} | " + " | ".join(cells) + " |")
-        fits = [line(milestones, measure, bpp) for bpp in RATES]
-        slopes = ["–" if fit is None else f"{fit[1]:+.{DIGITS.get(measure, 3)}f}" for fit in fits]
+        fits = [trend(milestones, measure, bpp) for bpp in RATES]
+        slopes = ["–" if fit is None else fit.per_doubling for fit in fits]
         lines.append("| with each doubling | | " + " | ".join(slopes) + " |")
     if content["targets"]:
-        lines += ["\n## Targets\n", "| measure | bpp | target | last milestone | hours on the line |", "|---" * 5 + "|"]
+        lines += [
+            "\n## Targets\n",
+            "| measure | bpp | target | last milestone | hours by the trend |",
+            "|---" * 5 + "|",
+        ]
     for target in content["targets"]:
         measure, bpp = target["measure"], target["bpp"]
         now = _cell(at(milestones[-1]["points"], measure, bpp), measure)
@@ -103,7 +128,7 @@ def _cell(value: float | None, measure: str) -> str:
 
 def _hours(needed: float | None) -> str:
     if needed is None:
-        return "the line does not lead there"
+        return "the trend does not lead there"
     return "more than can be trained" if math.isinf(needed) else f"{needed:,.0f}"
 
 
@@ -118,10 +143,10 @@ def draw(path: Path) -> None:
             pairs = [(m["hours"], at(m["points"], measure, bpp)) for m in milestones]
             reached = [(hours, value) for hours, value in pairs if value is not None]
             axis.plot([h for h, _ in reached], [v for _, v in reached], "o-", color=colour, label=f"{bpp} bpp")
-            fit = line(milestones, measure, bpp)
+            fit = trend(milestones, measure, bpp)
             if fit is not None:
-                ends = np.array([reached[-min(LAST, len(reached))][0], 4 * reached[-1][0]])
-                axis.plot(ends, fit[0] + fit[1] * np.log2(ends), "--", color=colour, linewidth=1)
+                hours = np.geomspace(reached[-min(LAST, len(reached))][0], 2 * reached[-1][0], 20)
+                axis.plot(hours, [fit.value(one) for one in hours], "--", color=colour, linewidth=1)
         axis.set(title=TITLES[measure], xlabel="hours of training")
         log_scale(axis, "x")
         tidy(axis)

@@ -8,7 +8,7 @@ estimated from likelihoods. The command writes to OUT:
 
     milestones.json            hours, steps and the points of the curve of each milestone, and the targets
     milestones.md, .svg, .png  quality at equal bits over the hours, the gain with each doubling of the hours, and for
-                               each target the hours at which a line through the milestones would reach it
+                               each target the hours at which the trend of the milestones would reach it
 
 Milestones that milestones.json already has are not evaluated again. The last line is JSON: the gains per doubling.
 """

@@ -1,4 +1,4 @@
-"""Milestones of a training are compared at equal bits over their hours, and a line says what a target would cost."""
+"""Milestones of a training are compared at equal bits over their hours, and their trend says what a target costs."""
 
 from __future__ import annotations
 
@@ -36,22 +36,26 @@ def milestone(hours: float, st_lpips: float, psnr: float) -> dict[str, Any]:
     return {"hours": hours, "steps": 1, "weights": str(hours), "points": points}
 
 
-# The gain with each doubling is -0.02 of ST-LPIPS and 0 dB. The first milestone does not count.
-MILESTONES = [milestone(1, 0.9, 15.0), *(milestone(2**n, 0.4 - 0.02 * n, 22.0) for n in (1, 2, 3))]
+# Each doubling takes a tenth of ST-LPIPS away and adds 0.5 dB. The first milestone does not count.
+MILESTONES = [milestone(1, 0.9, 15.0), *(milestone(2**n, 0.4 * 0.9**n, 20.0 + 0.5 * n) for n in (1, 2, 3))]
 
 
-def test_the_line_goes_through_the_last_milestones() -> None:
-    assert milestone_plots.gains(MILESTONES)["st_lpips"] == {str(bpp): -0.02 for bpp in milestone_plots.RATES}
-    target = {"measure": "st_lpips", "bpp": 0.03, "value": 0.30}
-    assert milestone_plots.hours_to(MILESTONES, target) == pytest.approx(32.0)
+def test_the_trend_is_that_of_the_last_milestones() -> None:
+    gains = milestone_plots.gains(MILESTONES)
+    assert gains["st_lpips"] == {str(bpp): "-10 %" for bpp in milestone_plots.RATES}
+    assert gains["psnr"] == {str(bpp): "+0.50" for bpp in milestone_plots.RATES}
+    distance = {"measure": "st_lpips", "bpp": 0.03, "value": 0.4 * 0.9**5}
+    quality = {"measure": "psnr", "bpp": 0.03, "value": 23.0}
+    assert milestone_plots.hours_to(MILESTONES, distance) == pytest.approx(32.0)
+    assert milestone_plots.hours_to(MILESTONES, quality) == pytest.approx(64.0)
 
 
 @pytest.mark.parametrize(
     ("target", "cell"),
     [
-        ({"measure": "st_lpips", "bpp": 0.04, "value": 0.30}, "32"),
-        ({"measure": "psnr", "bpp": 0.04, "value": 23.0}, "the line does not lead there"),
-        ({"measure": "st_lpips", "bpp": 0.04, "value": -9.0}, "more than can be trained"),
+        ({"measure": "st_lpips", "bpp": 0.04, "value": 0.4 * 0.9**5}, "32"),
+        ({"measure": "psnr", "bpp": 0.04, "value": 23.0}, "the trend does not lead there"),
+        ({"measure": "st_lpips", "bpp": 0.04, "value": 1e-9}, "more than can be trained"),
     ],
 )
 def test_the_table_says_what_a_target_would_cost(target: dict[str, Any], cell: str, tmp_path: Path) -> None:
@@ -62,9 +66,9 @@ def test_the_table_says_what_a_target_would_cost(target: dict[str, Any], cell: s
 
 def test_a_rate_that_was_not_reached_has_no_value() -> None:
     narrow = [m | {"points": m["points"][:2]} for m in MILESTONES]
-    assert milestone_plots.line(narrow, "psnr", 0.05) is None
+    assert milestone_plots.trend(narrow, "psnr", 0.05) is None
     assert milestone_plots.hours_to(narrow, {"measure": "psnr", "bpp": 0.05, "value": 23.0}) is None
-    assert milestone_plots.hours_to(MILESTONES, {"measure": "st_lpips", "bpp": 0.05, "value": -9.0}) == math.inf
+    assert milestone_plots.hours_to(MILESTONES, {"measure": "st_lpips", "bpp": 0.05, "value": 1e-9}) == math.inf
 
 
 def test_milestones_are_measured_once(
