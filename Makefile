@@ -112,6 +112,7 @@ results: install ## draw the tables and plots of docs/results from the committed
 	$(BIN)/python -m aeic_train.reports.training_curves models/aeic-se-nano/training_log.jsonl
 	$(BIN)/python -m aeic_train.reports.ablation_plots
 	$(BIN)/python -m aeic_train.reports.evolution_plots
+	$(BIN)/python -m aeic_train.reports.milestone_plots
 	$(BIN)/python -m aeic_train.reports.rd_plots
 
 notebook: install ## run docs/notebooks/look_inside.ipynb and write its page with the output

@@ -51,6 +51,7 @@ MEASUREMENTS = {
     ),
     "ablation": ("aeic_train.studies.ablation", "train", "Short trainings that differ in one setting each."),
     "evolution": ("aeic_train.studies.evolution", "train", "Rate and picture over a training, from its snapshots."),
+    "milestones": ("aeic_train.studies.milestones", "train", "Quality at equal bits over the hours of a training."),
     "complexity": ("aeic_nets.official.complexity", "train", "Parameters and multiply-adds, compared with the paper."),
     "speed-table": ("aeic_tools.speed.table", "edge-cpu", "Encode and decode times beside the published ones."),
     "costs": ("aeic_train.studies.costs", "train", "Times and multiply-adds, compared with other codecs."),

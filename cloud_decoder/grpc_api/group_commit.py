@@ -53,8 +53,7 @@ class GroupCommit:
         error of the commit, ``StoreUnavailable`` if the store cannot write.
 
         Durable: ``Frames.add`` has committed the frame and, if it is to be decoded on arrival, its job. The database
-        has synced the commit to its disk (``Database.write``: ``synchronous=FULL`` on SQLite; on PostgreSQL, where
-        the server's default is ``synchronous_commit=on``).
+        has synced the commit to its disk (``Database.write``): SQLite with ``synchronous=FULL``, PostgreSQL by default.
         """
         done: asyncio.Future[Added] = asyncio.get_running_loop().create_future()
         self._waiting.append((frame, done))

@@ -1,8 +1,10 @@
 """Deletion by clients: the store's mark, the pictures in the cache, the events, and a line in the audit log.
 
 ``DELETE /v1/frames/{id}`` and ``DELETE /v1/frames?source=`` call it (routers/deletion.py). When a call returns, the
-frames are marked and are gone for every reader, and their pictures have left the cache. Their bitstreams are removed by
-lifecycle/maintenance.py after AEIC_CLOUD_RETENTION_GRACE_HOURS, or earlier if AEIC_CLOUD_RETENTION_BYTES is exceeded.
+frames are marked and are gone for every reader, and their pictures have left the cache, or do with the bitstreams if
+the cache cannot be written. lifecycle/maintenance.py removes the bitstreams after AEIC_CLOUD_RETENTION_GRACE_HOURS, or
+earlier if the marked frames have more than AEIC_CLOUD_RETENTION_BYTES. Until then ``aeic store undelete`` brings them
+back.
 """
 
 from __future__ import annotations

@@ -98,9 +98,9 @@ class Maintenance:
         """Mark what is over the limits, and remove what was marked before the grace period, until nothing is left.
 
         A frame that a client has deleted is marked already, by ``Retention.delete``; the others are marked here. Marked
-        frames may take as many bytes again as ``retention_bytes``. The oldest beyond that are removed at once. Without
-        any limit, only the frames that clients have deleted are removed, and requests that ended long ago. Does nothing
-        while the clock is refused (store/clock.py).
+        frames may take as many bytes again as ``retention_bytes``. Beyond that, the oldest of the tenants with more
+        than their share are removed at once. Without any limit, only the frames that clients have deleted are removed,
+        and requests that ended long ago. Does nothing while the clock is refused (store/clock.py).
         """
         settings, retention = self._settings, self._store.retention
         if self._store.trusted_clock.problem:

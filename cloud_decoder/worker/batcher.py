@@ -1,11 +1,12 @@
 """Chooses which waiting items form the next batch. Pure logic: no clock, threads or tensors.
 
-The items are those of frames that this worker has already claimed: the claimer takes more from the store's queue, by
-turns of the tenants, while the worker has room (claimer.py, ``JobQueue.claim``). An item is a whole picture or a tile.
+scheduler.py has one batcher for entropy decoding, whose items are frames, and one for the device, whose items are
+pictures and tiles of pictures. All belong to jobs of this worker: stored frames that it has claimed, by turns of the
+tenants (claimer.py, ``JobQueue.claim``), and bitstreams that callers wait for. The device's items are those that are
+entropy-decoded; a more urgent frame that is not does not hold them up.
 
-A batch is chosen when the device is free (:meth:`Batcher.take`) and not before. A single item therefore never waits
-for others, and a backlog always leaves in full batches. The most urgent item decides the bucket; items of the same
-bucket join it in order of urgency until the batch is full.
+A batch is chosen when its stage is free (:meth:`Batcher.take`) and not before, so nothing waits for a batch to fill.
+The most urgent item decides the bucket; items of the same bucket join it in order of urgency until the batch is full.
 
 Urgency: priority, raised by one for every ``aging_seconds`` of waiting in this worker so that nothing starves; then
 buckets that the device is ready for; then the lower turn, so that the rows of a large picture do not all go before a

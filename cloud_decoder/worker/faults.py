@@ -43,8 +43,8 @@ class Fault(StrEnum):
 
 @dataclass(frozen=True)
 class Outcome:
-    """``state``: the stored frame's state afterwards. ``answer``: the class that callers get; None: the error
-    itself."""
+    """``state``: the stored frame's state afterwards; one that was decoded before stays done. ``answer``: the class
+    that callers get; None: the error itself."""
 
     fault: Fault
     state: FrameState

@@ -8,9 +8,9 @@
 The test runs in a process of its own (self_test.py). A bundle that becomes current makes the one before it `previous`,
 which `aeic bundle rollback` brings back.
 
-The folder holds one folder per bundle, named by its digest, and state.json, which is replaced atomically. A trial
-starts only when no frame of another model waits in the spool and the cloud accepts the bundle, so that every frame can
-be decoded. Two bundles are kept, so `rollback` works at any time. Independent of pictures and gRPC.
+The folder holds one folder per bundle, named by its digest, and state.json, which is replaced atomically. When a trial
+starts is in trial.py: so that every frame can be decoded, the frames of the spool come first. Two bundles are kept, so
+`rollback` works at any time. Independent of pictures and gRPC.
 """
 
 from __future__ import annotations

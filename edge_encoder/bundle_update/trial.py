@@ -5,12 +5,13 @@ service for it. `choose` uses it only when no frame can be lost by it. The oldes
 
     a frame of another model     the current bundle stays in use, and the next start tries again
     a frame of the trial's own   the trial goes on: an earlier start made that frame
-    the spool is empty           the cloud is asked; without its answer the current bundle stays, as in the first case,
-                                 and one that the cloud does not decode is refused
+    none, the spool is empty     the cloud is asked, if there is one; without its answer the current bundle stays, as in
+                                 the first case, and one that the cloud does not decode is refused
 
-AEIC_EDGE_BUNDLE_TRIAL_FRAMES accepted frames (20) confirm the bundle. It is refused when it does not load, by one frame
-that the cloud rejects, which also restarts the service (service.py), and after staging.TRIAL_STARTS starts without
-confirmation. The service then uses the bundle again that was current before the trial.
+AEIC_EDGE_BUNDLE_TRIAL_FRAMES acknowledged frames (20) of one start confirm the bundle. The cloud acknowledges a frame
+when it has checked its header and stored it; it decodes the frame later. The bundle is refused when it does not load,
+by one frame that the cloud rejects, which also restarts the service (service.py), and after staging.TRIAL_STARTS starts
+without confirmation. The service then uses the bundle again that was current before the trial.
 
 EdgeService calls `choose` before it loads a bundle, and `delivered` and `failed` for the frames that the cloud answers.
 """

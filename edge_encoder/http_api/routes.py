@@ -126,10 +126,11 @@ def create_app(service: EdgeService) -> FastAPI:
 
         202 says that the spool's commit, synced to the disk, has the frame or, with ``wait=received``, the picture
         file: it survives a power cut. It does not say that the cloud has it. A picture whose id is known gets 202 with
-        the state of the earlier one and writes nothing; ``wait=delivered`` gets 202 with the state at the end of its
-        wait. A frame leaves the disk without delivery only if the cloud rejects it, if it is damaged, or where the
-        settings allow it: by age (``AEIC_EDGE_SPOOL_MAX_AGE_SECONDS``, off by default), or for newer frames when the
-        spool is full (``AEIC_EDGE_SPOOL_FULL_POLICY``, ``refuse`` by default).
+        the state of the earlier one and writes nothing, unless that one was dropped; ``wait=delivered`` gets 202 with
+        the state at the end of its wait. A frame leaves the disk without delivery only if the cloud rejects it, if it
+        is damaged, or where the settings allow it: by age (``AEIC_EDGE_SPOOL_MAX_AGE_SECONDS``, off by default), or for
+        newer frames when the spool is full (``AEIC_EDGE_SPOOL_FULL_POLICY``, ``refuse`` by default). A received picture
+        leaves it also if it cannot be encoded.
         """
         request.scope[_WAITED] = wait
         if service.stopping.is_set():

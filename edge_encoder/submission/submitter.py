@@ -77,7 +77,8 @@ class Submitter:
     async def take(self, picture: bytes | NDArray[np.uint8], encode_request: EncodeRequest) -> Accepted:
         """Encodes and spools one picture file, or (H, W, 3) RGB; returns once the spool's commit is synced to the disk.
 
-        A picture whose id is known, with the same bytes, writes nothing: the earlier entry is returned.
+        A picture whose id is known, with the same bytes, writes nothing unless it was dropped: the earlier entry is
+        returned.
 
         Raises InputError, RateError, Overloaded, IdTaken, SpoolFull or SpoolError.
         """

@@ -7,8 +7,8 @@ frame waits for one piece at most. Where frames are in flight all the time, piec
 while frames wait to be sent.
 An Ack ends one frame (_ACKS). A rejected frame is not sent again; while a bundle is on trial it also ends the trial,
 and the edge restarts (bundle_update/trial.py). A gRPC status ends the stream and no frame: the uplink (uplink.py)
-returns the unanswered frames to the spool, shows the state that REFUSALS gives the status, `unreachable` for all
-others, and connects again after a pause.
+returns the unanswered frames to the spool, shows the state that REFUSALS gives the status, `unreachable` or a problem
+of TLS for all others, and connects again after a pause.
 """
 
 from __future__ import annotations
