@@ -195,6 +195,7 @@ class EdgeService:
             provider=settings.provider,
             entropy=settings.entropy,
             entropy_check_frames=settings.entropy_check_frames,
+            cuda_graphs=settings.cuda_graphs,
             max_pixels=self.max_pixels,
         )
         seconds = self.encoder.warm_up()  # in this process, since no child is started before it is needed

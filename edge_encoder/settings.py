@@ -84,6 +84,9 @@ class EdgeSettings(ServiceSettings):
     entropy_check_frames: int = Field(
         256, ge=0, description="Check every Nth frame of a GPU on the CPU too; 0 disables the check."
     )
+    cuda_graphs: bool = Field(
+        True, description="Replay the entropy model on a GPU as CUDA graphs, for sizes that come often."
+    )
     threads: int = Field(1, ge=0, le=256, description="Threads of one encode; 0 uses every core.")
     encode_workers: int = Field(
         0, ge=0, le=64, description="Pictures encoded at the same time; 0 means one per core, at most 4."

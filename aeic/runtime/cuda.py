@@ -26,6 +26,9 @@ CUDA_OPTIONS = {
     "gpu_mem_limit": str(4 << 30),  # four encodes of 1920x1088 at once
     "use_tf32": "0",
 }
+UNCAPTURED = -1
+"""The number of a CUDA graph that stands for a run without: ONNX Runtime neither captures nor replays."""
+_GRAPH_ID = "gpu_graph_id"
 _EMULATION = "CUBLAS_EMULATE_SINGLE_PRECISION"
 _TF32 = "NVIDIA_TF32_OVERRIDE"
 _LARGEST_SIDE = 2048
@@ -53,6 +56,18 @@ def shrinking() -> onnxruntime.RunOptions:
     """
     options = onnxruntime.RunOptions()
     options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "gpu:0")
+    options.add_run_config_entry(_GRAPH_ID, str(UNCAPTURED))
+    return options
+
+
+@functools.lru_cache(maxsize=64)
+def graph_options(graph: int) -> onnxruntime.RunOptions:
+    """Options of a run that captures the CUDA graph of this number, or replays it once it has been captured.
+
+    Without them, a session with the providers of :func:`capturing` takes number 0.
+    """
+    options = onnxruntime.RunOptions()
+    options.add_run_config_entry(_GRAPH_ID, str(graph))
     return options
 
 
@@ -75,6 +90,14 @@ def tensorrt_options(graph: Path, input_name: str, cache: Path, channels_last: b
         "trt_max_workspace_size": str(512 << 20),
         "trt_builder_optimization_level": "3",
     } | {f"trt_profile_{kind}_shapes": f"{input_name}:{shape.format(side)}" for kind, side in sides.items()}
+
+
+def capturing() -> list[Any]:
+    """The list of providers for a session on CUDA that captures CUDA graphs (:func:`graph_options`).
+
+    It cannot be opened if a node other than those that compute shapes has no CUDA kernel.
+    """
+    return [(CUDA, CUDA_OPTIONS | {"enable_cuda_graph": "1"}), CPU]
 
 
 def providers(wanted: str, graph: Path, input_name: str, cache: Path, channels_last: bool = False) -> list[Any]:

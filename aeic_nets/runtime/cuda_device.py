@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from aeic_nets.runtime.cuda_graphs import RECORDING, CudaRecorder, Recorder, empty_cache
+from aeic_nets.runtime.pinned_output import Copier, CudaCopier
 
 
 class CudaDevice:
@@ -39,6 +40,10 @@ class CudaDevice:
     def recorder(self) -> Recorder:
         """What records CUDA graphs on this device, all in one pool of memory."""
         return CudaRecorder(self.device)
+
+    def copier(self) -> Copier:
+        """What copies to page-locked memory of the host."""
+        return CudaCopier(self.device)
 
     def mark(self) -> Any:
         """A moment in the device's work, for :meth:`seconds_between`. Costs no waiting."""

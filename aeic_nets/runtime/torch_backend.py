@@ -27,6 +27,7 @@ from aeic_nets.folding import shrink
 from aeic_nets.runtime import memory_plan
 from aeic_nets.runtime.cuda_device import Clock, CudaDevice
 from aeic_nets.runtime.cuda_graphs import AGAIN, Graphed
+from aeic_nets.runtime.pinned_output import PinnedOutput, plain
 from aeic_nets.runtime.precision import best_dtype, cuda_dtype, stored
 from aeic_nets.synthesis import PictureGenerator
 from aeic_nets.tiling import UNET_TILES, blend_tiles, decode_tiled
@@ -118,6 +119,7 @@ class TorchGenerator:
             part.to(memory_format=torch.channels_last).eval().requires_grad_(False)
         # A CUDA graph of all tiles would be as large as the picture.
         self._graphed = Graphed(self._synthesise, self._gpu.recorder()) if self._gpu and not self._tiles else None
+        self._fetch = PinnedOutput(self._gpu.copier()).start if self._gpu else plain
 
     @torch.inference_mode()
     def __call__(self, y_hat: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -131,15 +133,34 @@ class TorchGenerator:
             self.parts = clock.seconds()
             return result
 
-    @torch.inference_mode()
     def pictures(self, y_hat: NDArray[np.float32]) -> NDArray[np.uint8]:
-        """The same as (N, 32h, 32w, 3) uint8, rounded on the device: a quarter of the bytes to fetch from it."""
+        """The same as (N, 32h, 32w, 3) uint8, rounded on the device: a quarter of the bytes to fetch from it.
+
+        On a GPU the result is valid until the next call but one.
+        """
+        return self.start(y_hat, whole=True)()
+
+    @torch.inference_mode()
+    def start(self, y_hat: NDArray[np.float32], *, whole: bool) -> Callable[[], NDArray[Any]]:
+        """Compute :meth:`pictures` if ``whole``, else what a call gives; the result waits for the copy to the host.
+
+        On a GPU the copy runs beside the next batch (pinned_output.py), and the array is valid until the next batch but
+        one begins.
+        """
         with self._on_device():
             made, clock = self._generate(y_hat)
-            levels = (made * 127.5 + 127.5).round().clamp(0, 255).to(torch.uint8)
-            result: NDArray[Any] = levels.permute(0, 2, 3, 1).contiguous().cpu().numpy()
-            self.parts = clock.seconds()
-            return result
+            if whole:
+                levels = (made * 127.5 + 127.5).round().clamp(0, 255).to(torch.uint8)
+                fetched = self._fetch(levels.permute(0, 2, 3, 1).contiguous())
+            else:
+                fetched = self._fetch(made.clamp(-1, 1).contiguous())
+            self.parts = clock.seconds()  # the check for finite values has waited for the synthesis
+            return fetched
+
+    @property
+    def overlaps(self) -> bool:
+        """Whether another batch may be started before the result of one is taken: on a GPU."""
+        return self._gpu is not None
 
     def _generate(self, y_hat: NDArray[np.float32]) -> tuple[torch.Tensor, Clock]:
         count, self.recomputed = len(y_hat), 0

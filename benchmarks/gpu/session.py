@@ -3,13 +3,16 @@
     python -m benchmarks.gpu.session [--bundle DIR] [--out report.json]
     python -m benchmarks.gpu.session --device cpu --short        # in CI: the same code on a CPU, about a minute
 
-It needs this checkout, the packages of ``aeic[cloud]`` and no network. ``report.json`` is written after every step, so
+It needs this checkout, the packages of ``aeic[cloud]`` and no network. Step 3 uses the GPU only where
+``onnxruntime-gpu`` is installed in place of ``onnxruntime``. ``report.json`` is written after every step, so
 that an interrupted session loses one step at most. A step that fails is recorded with its error, and the others go on.
 
 1. machine: versions, cards, and the ceilings of products and of memory.
 2. entropy: the exact entropy model on the device against the CPU's graphs, by size, batch, TF32 and float16 factors.
-3. decoder: times, peak memory beside the plan, and the distance from float32; eager, as CUDA graphs, and compiled.
-4. service: frames through the cloud with entropy decoding on the device, while its decoder process is killed.
+3. edge: the encoder's entropy model in ONNX Runtime, with arrays, with buffers on the device, and as a CUDA graph.
+4. decoder: times, peak memory beside the plan, and the distance from float32; eager, as CUDA graphs, and compiled; the
+   pictures fetched to ordinary memory, to page-locked memory, and beside the next batch.
+5. service: frames through the cloud with entropy decoding on the device, while its decoder process is killed.
 
 The entropy model and the service use the shipped bundle, or ``--bundle``: ``aeic export --profile se --random`` makes
 one of the full size. The decoder's weights are drawn at random; its times do not depend on them. Exit status 1 if a
@@ -37,6 +40,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnxruntime
 import torch
 from safetensors.torch import save_file
 
@@ -48,13 +52,18 @@ from aeic.latent_codec import LatentCodec
 from aeic.passes import PASS_COUNT
 from aeic.profiles import LATENT_STRIDE
 from aeic.quantise import hyper_size
+from aeic.runtime import cuda
 from aeic_nets.integer.model import IntegerModel
 from aeic_nets.integer.torch_ops import Factors, TorchEntropyModel
 from aeic_nets.runtime import memory_plan
+from aeic_nets.runtime.pinned_output import plain
 from aeic_nets.runtime.torch_backend import TorchGenerator
 from aeic_nets.synthesis import PictureGenerator
 from cloud_decoder.service import Cloud
 from cloud_decoder.settings import Settings
+from edge_encoder.encoding.execution_provider import open_exact
+from edge_encoder.encoding.gpu_entropy import GRAPH, OUTPUTS
+from edge_encoder.encoding.resident_graph import Device, GraphGone, ResidentGraph
 
 SESSION_SECONDS = 540.0
 SIZES = ((768, 512), (1920, 1088))
@@ -205,6 +214,56 @@ def all_calls(model: TorchEntropyModel, z: Any, base: Any) -> list[Any]:
     return results
 
 
+def edge(session: Session) -> dict[str, Any]:
+    """The encoder's entropy model as the edge runs it, against the CPU's graph."""
+    bundle, rows = session.bundle, []
+    on_cuda = session.on_card and cuda.CUDA in onnxruntime.get_available_providers()
+    device: Device = "cuda" if on_cuda else "cpu"
+
+    def opened(graph: Path, capture: bool) -> onnxruntime.InferenceSession:
+        return (
+            open_exact(graph, 0, capture) if on_cuda else onnxruntime.InferenceSession(str(graph), providers=[cuda.CPU])
+        )
+
+    with tempfile.TemporaryDirectory() as scratch:
+        graph = bundle.auxiliary(GRAPH)
+        if graph is None:
+            from aeic_nets.integer.export import write_gpu_entropy  # needs the package onnx
+
+            path = bundle.auxiliary("integer.npz")
+            assert path is not None, "the step before has asked for it"
+            write_gpu_entropy(IntegerModel.load(path), Path(scratch))
+            graph = Path(scratch) / GRAPH
+        exact, rng = EntropyModel(bundle), np.random.default_rng(3)
+        resident = {
+            f"captured {capture}": ResidentGraph(partial(opened, graph), OUTPUTS, device=device, capture=capture)
+            for capture in ((False, True) if on_cuda else (False,))
+        }
+        array_session = opened(graph, False)
+        for width, height in session.sizes:
+            size = height // LATENT_STRIDE, width // LATENT_STRIDE
+            y = (4 * rng.standard_normal((bundle.channels, *size))).astype(np.float32)
+            z = rng.integers(-9, 10, (bundle.hyper_channels, *hyper_size(*size))).astype(np.int32)
+            wanted, inputs = exact.quantise(y, z), {"y": y[None], "z_symbols": z[None]}
+            ways: dict[str, Callable[[], list[Any]]] = {"arrays": partial(array_session.run, None, inputs)}
+            ways |= {name: partial(bound_run, one, inputs) for name, one in resident.items()}
+            for way, run in ways.items():
+                milliseconds = session.milliseconds(run)
+                different = sum(int((one[0] != other).sum()) for one, other in zip(run(), wanted, strict=True))
+                rows.append({"size": f"{width}x{height}", "way": way, "different": different, "ms": milliseconds})
+        captures = {name: one.captures for name, one in resident.items()}
+    right = not any(row["different"] for row in rows)
+    return {"ok": right, "bundle": bundle.name, "provider": device, "captures": captures, "rows": rows}
+
+
+def bound_run(resident: ResidentGraph, inputs: dict[str, Any]) -> list[Any]:
+    """One run; a new size is captured by the second."""
+    try:
+        return resident.run(inputs, resident.place(inputs))
+    except GraphGone:  # its capture failed
+        return resident.run(inputs, resident.place(inputs))
+
+
 def random_decoder(profile: profiles.Profile, folder: Path, device: torch.device) -> Path:
     """The weights of g_s, UNet and picture decoder, drawn on the device, as a folder that TorchGenerator loads."""
     with torch.device("meta"):
@@ -258,8 +317,32 @@ def decoder_ways(session: Session, generator: TorchGenerator) -> dict[str, Calla
         def by_compiler(values: Any) -> Any:
             return compiled(torch.from_numpy(values).to(session.device))
 
-        ways |= {"graph": generator.pictures, "compiled": by_compiler}
+        ways |= fetching_ways(generator) | {"compiled": by_compiler}
     return ways
+
+
+def fetching_ways(generator: TorchGenerator) -> dict[str, Callable[[Any], Any]]:
+    """How pictures reach the host: to page-locked memory, to ordinary memory, and four batches, overlapping or not."""
+
+    def pageable(values: Any) -> Any:
+        pinned, generator._fetch = generator._fetch, plain
+        try:
+            return generator.pictures(values)
+        finally:
+            generator._fetch = pinned
+
+    def overlapped(values: Any) -> Any:
+        before = generator.start(values, whole=True)
+        for _ in range(3):
+            now = generator.start(values, whole=True)
+            before()
+            before = now
+        return before()
+
+    def four(values: Any) -> Any:
+        return [generator.pictures(values) for _ in range(4)][-1]
+
+    return {"graph": generator.pictures, "graph pageable": pageable, "four": four, "four overlapped": overlapped}
 
 
 def decoder_rows(session: Session, generator: TorchGenerator, way: str) -> Iterator[dict[str, Any]]:
@@ -267,6 +350,8 @@ def decoder_rows(session: Session, generator: TorchGenerator, way: str) -> Itera
     profile, run = generator._model.profile, decoder_ways(session, generator)[way]
     for width, height in session.sizes:
         for count in session.batches:
+            if way.startswith("four") and ((width, height) != session.sizes[0] or count == max(session.batches)):
+                continue  # they take four times as long
             row: dict[str, Any] = {"way": way, "size": f"{width}x{height}", "batch": count}
             if session.left < (240 if way == "compiled" else 120) and not session.short:  # compiling takes minutes
                 yield row | {"skipped": "no time was left"}
@@ -340,7 +425,7 @@ def service(session: Session) -> dict[str, Any]:
     return result | {"mismatches": mismatches, "frames_per_second": round(count / seconds, 2), "bundle": bundle.name}
 
 
-STEPS = {"machine": machine, "entropy": entropy, "decoder": decoder, "service": service}
+STEPS = {"machine": machine, "entropy": entropy, "edge": edge, "decoder": decoder, "service": service}
 
 
 def main(argv: list[str] | None = None) -> int:

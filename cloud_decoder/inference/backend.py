@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -41,6 +41,19 @@ class GeneratorBackend(Protocol):
         images = self(y_hat)
         refuse_infinite(images)
         return np.stack([from_tensor(image) for image in images])
+
+    def start(self, y_hat: NDArray[np.float32], *, whole: bool) -> Callable[[], NDArray[Any]]:
+        """Begin a batch: :meth:`pictures` if ``whole``, else a call. Returns what waits for its result.
+
+        Where :attr:`overlaps`, another batch may begin before, and the result is valid until the next one but one does.
+        """
+        result: NDArray[Any] = self.pictures(y_hat) if whole else self(y_hat)
+        return lambda: result
+
+    @property
+    def overlaps(self) -> bool:
+        """Whether a batch may begin before the result of the one before is taken."""
+        return False
 
     def warm_up(self, max_batch: int, max_pixels: int | None = None) -> int | None:
         """Prepare for batches of up to ``max_batch`` pictures and ``max_pixels``.

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import logging
 import os
-from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections import Counter, defaultdict, deque
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,6 +38,8 @@ from cloud_decoder.tiling import Floats, Picture, Tile, TileAssembler
 
 log = logging.getLogger(__name__)
 
+Begun: TypeAlias = tuple[Sequence[tuple[TileAssembler, Tile]], Callable[[], NDArray[Any]]]
+"""A batch of tiles, and what waits for its pictures."""
 GPU_BATCH = 8
 CPU_BATCH = 1
 """On a CPU a batch takes as long per pixel as one picture (measured), so a larger one would only delay its first."""
@@ -174,6 +176,7 @@ class Decoder:
     def synthesise(self, latents: Sequence[Latents]) -> list[Picture]:
         """Latents to pictures (H, W, 3) uint8, in order; batched by shape, large ones in tiles."""
         assemblers = [TileAssembler(one.y_hat, one.frame, whole=self._whole) for one in latents]
+        begun: deque[Begun] = deque()  # at most one besides the batch that is being computed
         while any(not assembler.done for assembler in assemblers):
             waiting: dict[tuple[int, int], list[tuple[TileAssembler, Tile]]] = defaultdict(list)
             for assembler in assemblers:
@@ -183,9 +186,12 @@ class Decoder:
                 for start in range(0, len(tiles), size):
                     batch = tiles[start : start + size]
                     whole = all(assembler.whole for assembler, _ in batch)
-                    images = self.run([assembler.cut(tile) for assembler, tile in batch], whole=whole)
-                    for (assembler, tile), image in zip(batch, images, strict=True):
-                        assembler.put(tile, image)
+                    fetch = self._start([assembler.cut(tile) for assembler, tile in batch], whole, lane=0)
+                    begun.append((batch, fetch))
+                    if len(begun) > self._generator.overlaps:
+                        _put(begun.popleft())
+            while begun:
+                _put(begun.popleft())
         return [assembler.picture for assembler in assemblers]
 
     def run(self, latents: Sequence[Floats], *, whole: bool = False, lane: int = 0) -> NDArray[Any]:
@@ -197,10 +203,16 @@ class Decoder:
 
         ``DeviceOutOfMemory`` if too many; ``DecoderDied`` where the generator's process did not survive it.
         """
+        return self._start(latents, whole, lane)()
+
+    def _start(self, latents: Sequence[Floats], whole: bool, lane: int) -> Callable[[], NDArray[Any]]:
+        """:meth:`run` as far as its result needs the device; what is returned waits for the result."""
         try:
-            y_hat = np.stack(latents)
-            generator = self._generators[lane]
-            return generator.pictures(y_hat) if whole else generator(y_hat)
+            y_hat, generator = np.stack(latents), self._generators[lane]
+            if generator.overlaps:
+                return generator.start(y_hat, whole=whole)
+            result: NDArray[Any] = generator.pictures(y_hat) if whole else generator(y_hat)
+            return lambda: result
         except ServiceError:  # from the generator's own process, with its message
             raise
         except Exception as error:  # each runtime has its own class for running out of memory
@@ -271,6 +283,12 @@ class Decoder:
         """Release the generators' processes and memory."""
         for generator in self._generators:
             generator.close()
+
+
+def _put(begun: Begun) -> None:
+    batch, fetch = begun
+    for (assembler, tile), image in zip(batch, fetch(), strict=True):
+        assembler.put(tile, image)
 
 
 def _open(bundle: Bundle, devices: Sequence[str], settings: DecoderSettings) -> list[GeneratorBackend]:

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -95,14 +95,15 @@ class Encoder:
         provider: ProviderChoice = "auto",
         entropy: EntropyChoice = "auto",
         entropy_check_frames: int = CHECK_EVERY,
+        cuda_graphs: bool = True,
         max_pixels: int = MAX_SIDE * MAX_SIDE,
     ) -> Encoder:
         """The encoder of the bundle in the folder `path` (default: AEIC_BUNDLE, else the one that ships).
 
         `threads` are used by the analysis, 0 takes every core; the entropy graphs of small models run in one thread.
         `entropy`: where the entropy model runs; `auto` takes the GPU if the analysis runs there and the bundle has the
-        graph. Every `entropy_check_frames`th frame of a GPU is checked on the CPU. BundleError when the bundle is
-        missing, altered, or the provider does not work.
+        graph. Every `entropy_check_frames`th frame of a GPU is checked on the CPU. `cuda_graphs`: it is replayed there
+        as CUDA graphs. BundleError when the bundle is missing, altered, or the provider does not work.
         """
         bundle = Bundle.load(path)
         # With a large model the margins of tiles cost more than memory does, so 1920x1088 is analysed whole.
@@ -110,9 +111,8 @@ class Encoder:
         analysis = Analysis(bundle, provider=provider, threads=threads, **sizes)
         of_entropy = threads if bundle.shares_threads else 1
         on_gpu = analysis.provider in GPU_PROVIDERS
-        gpu_entropy = open_gpu_entropy(
-            bundle, entropy, gpu=on_gpu, threads=of_entropy, check_every=entropy_check_frames
-        )
+        checks: dict[str, Any] = {"check_every": entropy_check_frames, "cuda_graphs": cuda_graphs}
+        gpu_entropy = open_gpu_entropy(bundle, entropy, gpu=on_gpu, threads=of_entropy, **checks)
         return cls(bundle, analysis, max_pixels, threads=of_entropy, gpu_entropy=gpu_entropy)
 
     def encode(

@@ -13,6 +13,7 @@ import importlib.metadata
 import logging
 import os
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -23,6 +24,7 @@ from numpy.typing import NDArray
 from aeic.errors import BundleError
 from aeic.pixels import to_tensor
 from aeic.runtime import cuda, memory, openvino
+from aeic.runtime.capture_gate import GATE
 from aeic.runtime.fastest import Run, choose
 from aeic.runtime.openvino import OpenVinoSession
 from aeic.runtime.processor import multiplies_bfloat16
@@ -87,13 +89,13 @@ def open_part(path: Path, provider: str, threads: int) -> Session:
     return _session(path, [CPU], threads) if provider == CPU else OpenVinoSession(path, threads)
 
 
-def open_exact(path: Path, threads: int) -> onnxruntime.InferenceSession:
+def open_exact(path: Path, threads: int, capture: bool = False) -> onnxruntime.InferenceSession:
     """The session of a graph on CUDA, never on TensorRT, whose engines change the order and type of sums.
 
-    BundleError if CUDA cannot be used.
+    `capture`: runs are captured as CUDA graphs. BundleError if CUDA cannot be used, or cannot capture.
     """
     cuda.prepare()
-    session = _session(path, cuda.providers("cuda", path, "", Path()), threads)
+    session = _session(path, cuda.capturing() if capture else cuda.providers("cuda", path, "", Path()), threads)
     if session.get_providers()[0] != _CUDA:
         raise BundleError(f"ONNX Runtime gave {session.get_providers()[0]} instead of {_CUDA}")
     if slow := _computed_on_the_cpu(session):
@@ -155,11 +157,12 @@ def run_bound(
     """Runs the graph with input and output bound, so that a GPU run copies each exactly once."""
     if isinstance(session, OpenVinoSession):
         return session.run(None, {session.get_inputs()[0].name: image})[0]
-    binding = session.io_binding()
-    binding.bind_cpu_input(session.get_inputs()[0].name, image)
-    binding.bind_output(session.get_outputs()[0].name)
-    session.run_with_iobinding(binding, options)
-    result: NDArray[np.float32] = binding.copy_outputs_to_cpu()[0]
+    with nullcontext() if session.get_providers()[0] == CPU else GATE.run():
+        binding = session.io_binding()
+        binding.bind_cpu_input(session.get_inputs()[0].name, image)
+        binding.bind_output(session.get_outputs()[0].name)
+        session.run_with_iobinding(binding, options)
+        result: NDArray[np.float32] = binding.copy_outputs_to_cpu()[0]
     return result
 
 

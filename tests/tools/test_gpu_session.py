@@ -7,8 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
+from aeic import profiles
+from aeic_nets.runtime.torch_backend import TorchGenerator
 from benchmarks.gpu import session
+from edge_encoder.encoding.resident_graph import ResidentGraph
+from tests.support.capturing_session import OUTPUTS, Session, inputs, right
+from tests.support.fake_cuda_device import FakeCudaDevice
 
 
 def test_the_whole_session_on_a_cpu(tmp_path: Path) -> None:
@@ -18,6 +24,8 @@ def test_the_whole_session_on_a_cpu(tmp_path: Path) -> None:
     assert report["ok"] and list(report["steps"]) == list(session.STEPS)
     assert all(row["different"] == 0 for row in report["steps"]["entropy"]["rows"])
     assert report["steps"]["service"]["mismatches"] == 0
+    assert [row["way"] for row in report["steps"]["edge"]["rows"]] == ["arrays", "captured False"]
+    assert all(row["different"] == 0 for row in report["steps"]["edge"]["rows"])
 
 
 def test_a_step_that_fails_is_recorded_and_the_others_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -60,3 +68,35 @@ def test_without_time_steps_are_skipped(tmp_path: Path) -> None:
     out = tmp_path / "report.json"
     assert session.main(["--device", "cpu", "--short", "--seconds", "1", "--out", str(out)]) == 0
     assert {step["skipped"] for step in json.loads(out.read_text())["steps"].values()} == {"no time was left"}
+
+
+def test_the_ways_of_fetching_pictures_give_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They run on a GPU only; here with one whose copies happen as late as they may."""
+    nano = profiles.profile("nano")
+    folder = session.random_decoder(nano, tmp_path, torch.device("cpu"))
+    monkeypatch.setattr(
+        TorchGenerator, "_synthesise", lambda self, values, clock=None: values[:, :3].repeat(1, 1, 32, 32)
+    )
+    gpu = FakeCudaDevice()
+    generator = TorchGenerator(folder, gpu=gpu, dtype=torch.float32)
+    values = session.latents(nano, 2, 64, 64)
+    wanted = TorchGenerator(folder, dtype=torch.float32).pictures(values)
+    ways = session.fetching_ways(generator)
+    copied = {}
+    for name, way in ways.items():
+        before = gpu.copying.copied
+        assert (way(values) == wanted).all()
+        copied[name] = gpu.copying.copied - before
+    assert copied == {"graph": 1, "graph pageable": 0, "four": 4, "four overlapped": 4}
+
+
+@pytest.mark.parametrize("works", [True, False])
+def test_a_size_is_captured_by_its_second_run_or_runs_without(works: bool) -> None:
+    def fails(event: str, number: int) -> None:
+        if event == "capture" and not works:
+            raise RuntimeError("CUDA failure 900")
+
+    given = inputs(4)
+    resident = ResidentGraph(lambda capture: Session(capture, fails), OUTPUTS, device="cpu")
+    assert all(right(session.bound_run(resident, given), given) for _ in range(3))
+    assert resident.captures == works

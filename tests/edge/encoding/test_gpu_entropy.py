@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,8 @@ from aeic.runtime.device_check import CHECKS_AT_ONCE, FRAMES_PER_CHECK, Tally
 from aeic_train.export.gpu_graphs import add_gpu_graphs
 from edge_encoder.encoding import execution_provider, gpu_entropy
 from edge_encoder.encoding.encoder import Encoder
-from edge_encoder.encoding.gpu_entropy import GRAPH, GpuEntropy
+from edge_encoder.encoding.gpu_entropy import GRAPH, OUTPUTS, GpuEntropy
+from edge_encoder.encoding.resident_graph import UNCAPTURED, ResidentGraph
 from tests.support.models.exact_models import write_exact_bundle
 
 SIZES = ((128, 96), (200, 72))
@@ -48,13 +50,24 @@ class Session:
         self.change(outputs)
         return outputs
 
+    def io_binding(self) -> Any:
+        return self._session.io_binding()
+
+    def run_with_iobinding(self, binding: Any, options: onnxruntime.RunOptions) -> None:
+        self._session.run_with_iobinding(binding, options)
+        self.change([value.numpy() for value in binding.get_outputs()])  # the buffers themselves
+
+
+def resident_of(bundle: Bundle, session: Any, *, capture: bool = False) -> ResidentGraph:
+    """The graph with buffers in the CPU's memory."""
+    return ResidentGraph(lambda capturing: session, OUTPUTS, device="cpu", capture=capture)
+
 
 def gpu_of(bundle: Bundle, change: Callable[[list[Any]], None] = lambda outputs: None, **options: Any) -> Any:
     graph = bundle.auxiliary(GRAPH)
     assert graph is not None
-    return GpuEntropy(
-        bundle, Session(bundle.path / "hyper_analysis.onnx"), Session(graph, change), threads=1, **options
-    )
+    hyper_analysis, entropy = Session(bundle.path / "hyper_analysis.onnx"), resident_of(bundle, Session(graph, change))
+    return GpuEntropy(bundle, hyper_analysis, entropy, threads=1, **options)
 
 
 def latent(bundle: Bundle, seed: int, width: int, height: int) -> NDArray[np.float32]:
@@ -120,7 +133,7 @@ def test_without_memory_the_cpu_takes_the_frame_and_the_gpu_the_next(bundle: Bun
     gpu.take_tally()
     full[0] = True
     assert encoded(codec, bundle) == wanted and gpu.take_tally() == Tally(cpu=6) and gpu.reason == ""
-    assert gpu._entropy.emptied == 6  # ONNX Runtime's arena frees nothing by itself
+    assert gpu._entropy._session.emptied == 6  # ONNX Runtime's arena frees nothing by itself
     full[0] = False
     assert encoded(codec, bundle) == wanted and gpu.take_tally() == Tally(device=6)
 
@@ -129,14 +142,14 @@ def test_sizes_without_end_cost_few_checks(bundle: Bundle, monkeypatch: pytest.M
     """A check costs three frames on the CPU: one for every second frame would more than double the work."""
     gpu, checked = gpu_of(bundle), []
 
-    def check(size: tuple[int, int]) -> bool:
+    def check(size: tuple[int, int], graph: int) -> bool:
         checked.append(size)
         return True
 
     monkeypatch.setattr(gpu, "check", check)
     for number in range(400):
         for _ in range(2):
-            gpu._trusts((2, 2 + number))
+            gpu._trusts((2, 2 + number), UNCAPTURED)
     assert len(checked) <= CHECKS_AT_ONCE + 800 // FRAMES_PER_CHECK
     assert checked[:8] == [(2, 2 + number) for number in range(8)]  # a few sizes do not wait
 
@@ -169,17 +182,21 @@ def test_the_encoder_uses_it_on_a_gpu_only(bundle: Bundle, monkeypatch: pytest.M
         Encoder.from_bundle(bundle.path, 1, provider="cpu", entropy="device")
     opened: list[str] = []
 
-    def open_exact(path: Path, threads: int) -> Session:
-        opened.append(path.name)
+    def open_exact(path: Path, threads: int, capture: bool = False) -> Session:
+        opened.append(f"{path.name} captures" if capture else path.name)
         return Session(path)
 
     monkeypatch.setattr(gpu_entropy, "open_exact", open_exact)
+    monkeypatch.setattr(gpu_entropy, "ResidentGraph", partial(ResidentGraph, device="cpu"))
     encoder = Encoder.from_bundle(bundle.path, 1, provider="cpu", entropy="device", entropy_check_frames=1)
-    assert opened == ["hyper_analysis.onnx", GRAPH] and encoder.gpu_entropy is not None
+    assert opened == ["hyper_analysis.onnx", f"{GRAPH} captures"] and encoder.gpu_entropy is not None
     picture = np.random.default_rng(3).integers(0, 256, (90, 130, 3)).astype(np.uint8)
     wanted = Encoder.from_bundle(bundle.path, 1, provider="cpu").encode(picture).data
     assert [encoder.encode(picture).data for _ in range(3)] == [wanted] * 3
     assert encoder.gpu_entropy.take_tally() == Tally(device=2, cpu=1, checked=2)
+    opened.clear()
+    plain = Encoder.from_bundle(bundle.path, 1, provider="cpu", entropy="device", cuda_graphs=False)
+    assert opened == ["hyper_analysis.onnx", GRAPH] and [plain.encode(picture).data for _ in range(3)] == [wanted] * 3
 
 
 def test_a_bundle_without_the_graph_stays_on_the_cpu(tiny_bundle: Path) -> None:
@@ -197,3 +214,77 @@ def test_operators_left_to_the_cpu_are_named(bundle: Bundle) -> None:
     session = execution_provider._session(graph, ["CPUExecutionProvider"], 1)
     found = execution_provider._computed_on_the_cpu(session)
     assert {"MatMul", "Pad", "Round"} <= set(found) and not {"Shape", "Split", "Slice"} & set(found)
+
+
+class Capturing(Session):
+    """Captures as CUDA does. ``wrong``: what a replay adds to y_hat, as a graph that was captured badly would."""
+
+    def __init__(self, path: Path, wrong: float = 0) -> None:
+        super().__init__(path)
+        self.wrong, self.replays = wrong, 0
+        self.captured: list[int] = []
+
+    def run_with_iobinding(self, binding: Any, options: onnxruntime.RunOptions) -> None:
+        number = int(options.get_run_config_entry("gpu_graph_id"))
+        self._session.run_with_iobinding(binding)
+        if number == UNCAPTURED:
+            return
+        if number not in self.captured:
+            self.captured.append(number)
+        else:
+            self.replays += 1
+            binding.get_outputs()[2].numpy()[...] += self.wrong
+
+    def release_captured_graph(self, number: int) -> None:
+        self.captured.remove(number)
+
+
+def captured(bundle: Bundle, wrong: float = 0) -> tuple[Any, Capturing]:
+    graph = bundle.auxiliary(GRAPH)
+    assert graph is not None
+    session = Capturing(graph, wrong)
+    entropy = resident_of(bundle, session, capture=True)
+    return GpuEntropy(bundle, Session(bundle.path / "hyper_analysis.onnx"), entropy, threads=1), session  # type: ignore[arg-type]
+
+
+def test_frames_from_cuda_graphs_are_those_of_the_cpu(bundle: Bundle) -> None:
+    gpu, session = captured(bundle)
+    wanted = encoded(LatentCodec(bundle, 1), bundle)
+    assert encoded(LatentCodec(bundle, 1, encoding=gpu), bundle) == wanted and gpu.reason == ""
+    assert session.captured == [1, 2] and session.replays == 2 * (3 + 2)  # known answers, and the frames
+    assert gpu.take_tally() == Tally(device=4, cpu=2)
+
+
+def test_known_answers_come_from_the_cuda_graph(bundle: Bundle) -> None:
+    """The same kernels, started one by one, are right: only the replay shows this fault."""
+    gpu, session = captured(bundle, wrong=1 / 256)
+    wanted = encoded(LatentCodec(bundle, 1), bundle)
+    assert encoded(LatentCodec(bundle, 1, encoding=gpu), bundle) == wanted
+    assert "known answers" in gpu.reason and session.replays == 1 and gpu.take_tally() == Tally(cpu=6, mismatches=1)
+
+
+def test_a_size_that_is_captured_again_is_checked_again(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    gpu, session = captured(bundle)
+    codec, wanted = LatentCodec(bundle, 1, encoding=gpu), encoded(LatentCodec(bundle, 1), bundle)
+    encoded(codec, bundle)
+    z_symbols = np.zeros((bundle.hyper_channels, 1, 1), np.int32)
+    gpu._entropy.empty(gpu_entropy._smallest(gpu_entropy._inputs(latent(bundle, 0, *SIZES[0]), z_symbols)))
+    session.wrong = 1 / 256  # from now on
+    assert session.captured == [] and encoded(codec, bundle) == wanted
+    assert session.captured == [3] and "known answers" in gpu.reason
+
+
+def test_where_no_graph_can_be_captured_the_gpu_goes_on_without(bundle: Bundle) -> None:
+    gpu, session = captured(bundle)
+    plain = session.run_with_iobinding
+
+    def run(binding: Any, options: onnxruntime.RunOptions) -> None:
+        if options.get_run_config_entry("gpu_graph_id") != str(UNCAPTURED):
+            raise RuntimeError("CUDA failure 906: operation would make the legacy stream depend on a capturing stream")
+        plain(binding, options)
+
+    session.run_with_iobinding = run  # type: ignore[method-assign]
+    wanted = encoded(LatentCodec(bundle, 1), bundle)
+    assert encoded(LatentCodec(bundle, 1, encoding=gpu), bundle) == wanted
+    assert gpu.reason == "" and not gpu._entropy.captures and session.captured == []
+    assert gpu.take_tally() == Tally(device=3, cpu=3)  # first frames, and the one of the capture
