@@ -19,7 +19,7 @@ row to the device, perhaps in several batches, before those of the next.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from threading import Lock
@@ -40,6 +40,7 @@ WHOLE_PIXELS = 1536 * 1536
 """Larger pictures (padded) are synthesised in tiles, at most this large: it bounds the memory of a call."""
 OVERLAP = 3
 """In latents: 96 pixels, over which two tiles are blended. More brings no picture closer to the untiled one."""
+STRIP_ROWS = 16
 
 
 @dataclass(frozen=True)
@@ -159,8 +160,10 @@ class TileAssembler:
             self._emit(image, 0)
         else:
             left = tile.left * LATENT_STRIDE
-            weights = self._row_weights[tile.row][:, None] * self._column_weights[tile.column][None]
-            self._band[:, :, left : left + image.shape[2]] += image * weights
+            place = self._band[:, :, left : left + image.shape[2]]
+            for rows in _strips(image.shape[1]):
+                weights = self._row_weights[tile.row][rows, None] * self._column_weights[tile.column][None]
+                place[:, rows] += image[:, rows] * weights
         self._missing -= 1
         if not self._missing:
             self._finish_row()
@@ -181,7 +184,14 @@ class TileAssembler:
         """Rows from ``top`` on are final: crop the padding, round to uint8."""
         rows = self.picture[top : top + image.shape[1]]
         visible = image[:, : rows.shape[0], : rows.shape[1]]
-        rows[...] = from_tensor(visible)
+        for strip in _strips(len(rows)):
+            rows[strip] = from_tensor(visible[:, strip])
+
+
+def _strips(rows: int) -> Iterator[slice]:
+    """Rows that the processor's cache holds while they are worked on: fresh memory for a whole tile costs more."""
+    for top in range(0, rows, STRIP_ROWS):
+        yield slice(top, min(rows, top + STRIP_ROWS))
 
 
 def _starts(size: int, tile: int) -> list[int]:

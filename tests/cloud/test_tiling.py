@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from aeic.bitstream import Frame
 from aeic.colour_statistics import ColourStatistics
+from cloud_decoder import tiling
 from cloud_decoder.tiling import OVERLAP, WHOLE_PIXELS, TileAssembler, _starts, _weights, synthesis_cost, tile_shape
 
 
@@ -104,6 +105,12 @@ def test_sizes_of_cameras_cost_hardly_more_than_their_pixels(width: int, height:
     frame = Frame(width, height, 0, "abcdef", b"")
     padded = frame.latent_size[0] * frame.latent_size[1] * 1024
     assert synthesis_cost(frame) <= 1.15 * padded
+
+
+def test_strips_change_no_pixel(monkeypatch: pytest.MonkeyPatch) -> None:
+    in_strips = run(assembler(3000, 900))
+    monkeypatch.setattr(tiling, "STRIP_ROWS", 1 << 20)
+    assert (run(assembler(3000, 900)) == in_strips).all()
 
 
 def test_rows_come_in_order() -> None:
