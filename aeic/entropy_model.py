@@ -26,8 +26,8 @@ Indexes = NDArray[np.int8]
 
 
 _LARGE_BYTES = 8 << 20
-"""The arena is emptied after a run with a larger input: latents of 16 megapixels have 128 channels. To empty it after
-smaller ones would take from the synthesis the memory that it keeps."""
+"""Bytes of an input after whose run the arena is emptied: the float32 latents of a picture of 16 megapixels with 128
+channels. To empty it after smaller ones would take from the synthesis the memory that it keeps."""
 
 
 def fill(base: Floats, index: int, values: Floats) -> Floats:

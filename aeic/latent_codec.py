@@ -192,7 +192,8 @@ class LatentCodec:
         return (self.bundle.hyper_channels, *hyper_size(*frame.latent_size))
 
     def _decode_batch(self, frames: Sequence[Frame]) -> list[DecodedSymbols | BitstreamError]:
-        """Frames of one latent size. A frame that turns out damaged leaves the batch at the next pass."""
+        """Frames of one latent size. Damage shows when a frame's reader is made or at its end: any words in between
+        decode to some symbols. A reader that refuses earlier takes its frame out of the batch."""
         outcomes: list[DecodedSymbols | BitstreamError | None] = [None] * len(frames)
         readers: dict[int, rans.Decoder] = {}
         hyper: dict[int, NDArray[np.int32]] = {}

@@ -85,7 +85,7 @@ class EdgeSettings(ServiceSettings):
         256, ge=0, description="Check every Nth frame of a GPU on the CPU too; 0 disables the check."
     )
     cuda_graphs: bool = Field(
-        True, description="Replay the entropy model on a GPU as CUDA graphs, for sizes that come often."
+        False, description="Replay the entropy model on a GPU as CUDA graphs, for sizes that come often."
     )
     threads: int = Field(1, ge=0, le=256, description="Threads of one encode; 0 uses every core.")
     encode_workers: int = Field(

@@ -1,10 +1,11 @@
 """Deletion by clients: the store's mark, the pictures in the cache, the events, and a line in the audit log.
 
 ``DELETE /v1/frames/{id}`` and ``DELETE /v1/frames?source=`` call it (routers/deletion.py). When a call returns, the
-frames are marked and are gone for every reader, and their pictures have left the cache, or do with the bitstreams if
-the cache cannot be written. lifecycle/maintenance.py removes the bitstreams after AEIC_CLOUD_RETENTION_GRACE_HOURS, or
-earlier if the marked frames have more than AEIC_CLOUD_RETENTION_BYTES. Until then ``aeic store undelete`` brings them
-back.
+frames are marked and are gone for every reader, and their pictures have left the cache. If the cache cannot be written,
+the pictures leave it with the bitstreams. lifecycle/maintenance.py removes the bitstreams after
+AEIC_CLOUD_RETENTION_GRACE_HOURS. It removes those of tenants over their share earlier if AEIC_CLOUD_RETENTION_BYTES is
+set and the marked frames have more. While the clock is refused it removes nothing. Until then ``aeic store undelete``
+brings the frames back. A removed bitstream is not overwritten: the database uses its pages again.
 """
 
 from __future__ import annotations

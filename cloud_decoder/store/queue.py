@@ -278,7 +278,7 @@ class JobQueue:
         """End every lease of ``owner``: at start, those of an earlier run of the same name. Returns how many."""
         name = sa.func.substr(jobs.c.lease_owner, 1, len(owner) + 1)  # LIKE would ignore the case on SQLite
         with self._database.write() as connection:
-            # Wanted, as in _take_back: a frame that was decoded only because a caller asked is decoded for that caller.
+            # Wanted, as in _take_back: a caller asked for a frame that was leased unwanted, and may ask again.
             freed = connection.execute(
                 sa.update(jobs).where(name.in_([owner, f"{owner}#"])).values(**_FREE, wanted=True)
             )

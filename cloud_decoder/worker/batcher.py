@@ -5,7 +5,9 @@ pictures and tiles of pictures. All belong to jobs of this worker: stored frames
 tenants (claimer.py, ``JobQueue.claim``), and bitstreams that callers wait for. The device's items are those that are
 entropy-decoded; a more urgent frame that is not does not hold them up.
 
-A batch is chosen when its stage is free (:meth:`Batcher.take`) and not before, so nothing waits for a batch to fill.
+A batch is chosen when its stage is free (:meth:`Batcher.take`) and not before. On a CPU, where the stages take turns,
+entropy decoding first runs ahead for a batch (``Pipeline._take_turns``). A suspect (job.py) takes its turn in both
+stages at once, ahead of the device's queue (``Pipeline._decode_suspect``).
 The most urgent item decides the bucket; items of the same bucket join it in order of urgency until the batch is full.
 
 Urgency: priority, raised by one for every ``aging_seconds`` of waiting in this worker so that nothing starves; then

@@ -9,8 +9,8 @@ The test runs in a process of its own (self_test.py). A bundle that becomes curr
 which `aeic bundle rollback` brings back.
 
 The folder holds one folder per bundle, named by its digest, and state.json, which is replaced atomically. When a trial
-starts is in trial.py: so that every frame can be decoded, the frames of the spool come first. Two bundles are kept, so
-`rollback` works at any time. Independent of pictures and gRPC.
+starts is in trial.py: so that every frame can be decoded, the frames of the spool come first. The current and the
+previous bundle are kept, so `rollback` works at any time. Independent of pictures and gRPC.
 """
 
 from __future__ import annotations

@@ -3,7 +3,8 @@
 `aeic bundle stage FOLDER` puts a bundle on trial, and the next start of the service takes it up; nothing restarts the
 service for it. `choose` uses it only when no frame can be lost by it. The oldest frame of the spool decides:
 
-    a frame of another model     the current bundle stays in use, and the next start tries again
+    a frame of another model,    the current bundle stays in use, and the next start tries again
+    or one that cannot be read
     a frame of the trial's own   the trial goes on: an earlier start made that frame
     none, the spool is empty     the cloud is asked, if there is one; without its answer the current bundle stays, as in
                                  the first case, and one that the cloud does not decode is refused
@@ -56,10 +57,14 @@ class Trial:
         path = self.staging.path(self.staging.state.trial)
         try:
             bundle = Bundle.load(path)
-            waiting = self._spool.oldest()
-            made_with = None if waiting is None else Frame.parse(waiting.data).fingerprint
         except AeicError as error:
             self.staging.refuse(str(error))
+            return self.current
+        try:
+            waiting = self._spool.oldest()
+            made_with = None if waiting is None else Frame.parse(waiting.data).fingerprint
+        except AeicError as error:  # a fault of the disk or of a frame, and not of the bundle
+            log.warning("the trial of bundle %s is postponed: %s", bundle.name, error)
             return self.current
         if made_with is None:
             state = await self._ask(bundle.digest) if self._settings.cloud_address else ""

@@ -95,7 +95,7 @@ class Encoder:
         provider: ProviderChoice = "auto",
         entropy: EntropyChoice = "auto",
         entropy_check_frames: int = CHECK_EVERY,
-        cuda_graphs: bool = True,
+        cuda_graphs: bool = False,
         max_pixels: int = MAX_SIDE * MAX_SIDE,
     ) -> Encoder:
         """The encoder of the bundle in the folder `path` (default: AEIC_BUNDLE, else the one that ships).

@@ -217,7 +217,7 @@ class GpuEntropy:
 
 
 def open_gpu_entropy(
-    bundle: Bundle, choice: EntropyChoice, *, gpu: bool, threads: int, check_every: int, cuda_graphs: bool = True
+    bundle: Bundle, choice: EntropyChoice, *, gpu: bool, threads: int, check_every: int, cuda_graphs: bool = False
 ) -> GpuEntropy | None:
     """A :class:`GpuEntropy`, or None where the CPU is to compute the entropy model.
 

@@ -4,16 +4,19 @@ An id is in one table at a time: among the received pictures (received.py) or am
 writer's thread (writer.py), inside a transaction; when one fails, the writer rolls it back and calls recount(). It is
 independent of threads and files, and only reads the leases.
 
-A frame's bytes are freed by finish() alone, which is called in five cases. Its row stays as history until prune().
+A frame's bytes are freed by finish(), which is called in five cases. Its row stays as history until prune(). What
+cannot be read back from a damaged file is lost as well (recovery.py).
 
     the cloud has answered     DELIVERED or REJECTED; from uplink/stream.py, by way of spool.py
     the spool is full          DROPPED, cause `full`: put() drops frames if the policy allows it; by default it raises
-                               SpoolFull (507) for the new frame instead
+                               SpoolFull for the new frame instead: 507, or, for a received picture, which has had its
+                               202, another try each second
     the frame is too old       DROPPED, cause `age`: expire(), off by default
     its record is damaged      DROPPED, cause `damaged`: spool.py found it when it read the frame
     it cannot be encoded       FAILED; a received picture only (submission/deferred_encoder.py)
 
-A full disk drops nothing: spool.py then refuses new frames with SpoolFull (disk_reserve.py).
+A full disk drops nothing: spool.py then refuses new frames with SpoolFull (disk_reserve.py), but not the frame of a
+received picture, which needs no room.
 """
 
 from __future__ import annotations

@@ -21,7 +21,9 @@ from aeic.bundle import Bundle
 from aeic.errors import BundleError
 from edge_encoder.bundle_update import __main__, staging
 from edge_encoder.bundle_update.staging import TRIAL_STARTS, Staging
+from edge_encoder.errors import SpoolError
 from edge_encoder.service import EdgeService
+from edge_encoder.spool.spool import Spool
 from edge_encoder.submission.request import EncodeRequest
 from tests.support.edge.fakes import FakeCloud, serving, settings
 from tests.support.edge.process import StartEdge
@@ -126,6 +128,21 @@ async def test_no_trial_where_frames_could_be_lost(tmp_path: Path, tiny_bundle: 
     async with serving(FakeCloud(digest=old)) as address, edge(tmp_path, tiny_bundle, address) as service:
         assert service.encoder.bundle.digest == old
         assert stage.state.trial == "" and "does not decode" in stage.state.refused
+
+
+async def test_a_spool_that_cannot_be_read_is_not_the_bundles_fault(
+    tmp_path: Path, tiny_bundle: Path, other: Path, quick: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stage, old = Staging(tmp_path / "bundles"), Bundle.load(tiny_bundle).digest
+    name = stage.stage(other)
+
+    def fails(spool: Spool) -> None:
+        raise SpoolError("the disk fails")
+
+    monkeypatch.setattr(Spool, "oldest", fails)
+    async with edge(tmp_path, tiny_bundle, "") as service:
+        assert service.encoder.bundle.digest == old
+    assert stage.state.trial == name and stage.state.refused == ""
 
 
 async def test_a_rejected_frame_or_too_many_starts_end_the_trial(
