@@ -130,16 +130,19 @@ class Encoder:
 
         `rate`: number or name of a rate point, by default the bundle's. A picture with a side over `max_side` pixels is
         scaled down first. With `max_bytes` the best rate point (at most `rate`, if given) whose whole file fits is
-        taken, and if none fits, the picture is scaled down until one does. `target_bytes` does the same, but takes
-        the smallest file there is when nothing fits. `stretch` spreads the grey levels of a 16-bit file. `colour_fix`
-        adds the 12 bytes with which the decoder corrects the colours: `always`, `never`, or `auto` as the authors do,
-        for more than COLOUR_FIX_PIXELS; by default the encoder's. ValueError for another `colour_fix`, TypeError for a
-        path and the like, InputError for a picture that cannot be taken, RateError for an unknown rate or when nothing
-        fits into `max_bytes`.
+        taken, and if none fits, the picture is scaled down until one does. `target_bytes` does the same, but takes the
+        smallest file there is when nothing fits. `stretch` spreads the grey levels of a 16-bit file. `colour_fix` adds
+        the 12 bytes with which the decoder corrects the colours: `always`, `never`, or `auto` as the authors do, for
+        more than COLOUR_FIX_PIXELS; by default the encoder's. ValueError for another `colour_fix` or a limit below 1,
+        TypeError for a path and the like, InputError for a picture that cannot be taken, RateError for an unknown rate
+        or when nothing fits into `max_bytes`.
         """
         fix = self.colour_fix if colour_fix is None else colour_fix
         if fix not in get_args(ColourFixChoice):
             raise ValueError(f"colour_fix={fix!r}: choose one of {', '.join(get_args(ColourFixChoice))}")
+        for name, limit in (("max_bytes", max_bytes), ("target_bytes", target_bytes), ("max_side", max_side)):
+            if limit is not None and limit < 1:
+                raise ValueError(f"{name}={limit}: give a number of at least 1, or None")
         begin = time.perf_counter()
         if isinstance(picture, bytes | bytearray | memoryview):
             rgb = self.reader.load(bytes(picture), max_pixels=self.max_pixels, stretch=stretch)

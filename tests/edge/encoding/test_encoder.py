@@ -153,6 +153,9 @@ def test_what_cannot_be_encoded(encoder: Encoder) -> None:
             encoder.encode(cast(Any, nothing))
     with pytest.raises(RateError, match="r1"):
         encoder.encode(noise(64, 64), rate=7)
+    for max_bytes, target_bytes, max_side in ((-1, None, None), (None, 0, None), (None, None, 0)):
+        with pytest.raises(ValueError, match="at least 1"):
+            encoder.encode(noise(64, 64), None, max_bytes, target_bytes, max_side)
     with pytest.raises(RateError, match="max_bytes=12"):  # the header alone has nine
         encoder.encode(noise(64, 64), max_bytes=12)
     with pytest.raises(TooLarge):
