@@ -119,12 +119,7 @@ def test_the_memory_of_a_camera_picture_is_kept(monkeypatch: pytest.MonkeyPatch)
     assert analysis.KEPT_PIXELS >= 4032 * 3072
     returned: list[object] = []
     shrinking = memory.shrinking
-
-    def noted() -> onnxruntime.RunOptions:
-        returned.append(None)
-        return shrinking()
-
-    monkeypatch.setattr(memory, "shrinking", noted)
+    monkeypatch.setattr(memory, "shrinking", lambda: returned.append(None) or shrinking())
     tiled = Analysis(Bundle.load(SHIPPED), provider="cpu", threads=1, whole_pixels=0)
     tiled(picture(512, 256))
     assert not returned
