@@ -53,16 +53,14 @@ log = logging.getLogger("aeic.edge.analysis")
 
 WHOLE_PIXELS = 1 << 20
 """A picture up to this size (padded) is analysed in one piece: about 210 MB of memory."""
-TILE_BYTES = 240_000_000
-"""The most memory that a tile of a part takes. Pictures over FULL_TILE_PIXELS have less, down to half."""
-FULL_TILE_PIXELS = 9_000_000
+TILE_BYTES = 230_000_000
+"""The most memory that a tile of a part takes. Pictures over KEPT_PIXELS have less, down to half."""
 _PIXEL_BYTES = 6
-"""What a tile gives up for each further pixel of the picture, which has memory of its own."""
+"""What a picture takes while it is analysed, per pixel: itself and its padded copy."""
 TILE_PIXELS = 1 << 18
 """The approximate size limit of a tile of all of g_a with its margins: about 80 MB of memory."""
-KEPT_PIXELS = 1 << 24
-"""The memory of larger pictures is returned to the system after each of them, since they come rarely. For others the
-fresh memory would cost up to a tenth of their time."""
+KEPT_PIXELS = 1 << 22
+"""The memory of larger pictures is returned to the system after each of them, since they come rarely."""
 GPU_PROVIDERS = (cuda.CUDA, cuda.TENSORRT)
 GPU_WHOLE_PIXELS = 1 << 21
 """On a GPU 1920x1088 is analysed in one piece, whatever the model."""
@@ -84,7 +82,7 @@ class Part:
 
     def samples(self, pixels: int) -> int:
         """The most that a tile of a picture of so many pixels takes with its halo."""
-        return max(TILE_BYTES // 2, TILE_BYTES - _PIXEL_BYTES * max(0, pixels - FULL_TILE_PIXELS)) // self.sample_bytes
+        return max(TILE_BYTES // 2, TILE_BYTES - _PIXEL_BYTES * max(0, pixels - KEPT_PIXELS)) // self.sample_bytes
 
 
 # A stage is a 3x3 convolution, an unshuffle by two and a StarBlock, whose widest kernel has 11 taps: it sees 11 samples
@@ -164,15 +162,15 @@ class Analysis:
         return None
 
     def _analyse(self, rgb: NDArray[np.uint8]) -> Latent:
-        height, width = (side + -side % PICTURE_MULTIPLE for side in rgb.shape[:2])
+        padded = pad_picture(rgb)
+        height, width, _ = padded.shape
         rare = height * width > KEPT_PIXELS
         if rare:  # blocks that smaller pictures have left would be held beside those of the tiles
             self._graph.release()
         if height * width <= self._whole_pixels:
-            return self._run(pad_picture(rgb))
+            return self._run(padded)
         if graphs := self._part_graphs():
-            return self._by_parts(rgb, graphs, rare)
-        padded = pad_picture(rgb)
+            return self._by_parts(padded, graphs, rare)
         side = max(PICTURE_MULTIPLE, math.isqrt(self._tile_pixels) - 2 * self._margin)
         rows = []
         for top, bottom, first, last in spans(height, side, self._margin):
@@ -197,19 +195,12 @@ class Analysis:
             self._parts = parts
         return self._parts
 
-    def _by_parts(self, rgb: NDArray[np.uint8], graphs: list[Graph], rare: bool) -> Latent:
+    def _by_parts(self, padded: NDArray[np.uint8], graphs: list[Graph], rare: bool) -> Latent:
         def tensor(rows: slice, columns: slice) -> NDArray[np.float32]:
-            tile = rgb[rows, columns]  # less than asked for where it reaches into the padding
-            if tile.shape[:2] != (rows.stop - rows.start, columns.stop - columns.start):
-                tile = rgb[down[rows]][:, across[columns]]
-            return to_tensor(tile)
+            return to_tensor(padded[rows, columns])
 
         read: Read = tensor
-        # The row and column of the picture at each place, as pad_picture reflects them: no padded copy of the whole.
-        down, across = (
-            np.pad(np.arange(side), (0, -side % PICTURE_MULTIPLE), mode="reflect") for side in rgb.shape[:2]
-        )
-        height, width = len(down), len(across)
+        height, width, _ = padded.shape
         pixels = height * width
         for part, graph in zip(PARTS, graphs, strict=True):
             read = _Bands(part, graph, read, (height, width), part.samples(pixels), rare)
@@ -309,10 +300,7 @@ class _Bands:
             for first, band in self._bands
             if first < rows.stop
         ]
-        if (rows.stop, columns.stop) == (self._size[0] // self._part.stride, self._size[1] // self._part.stride):
-            self._bands.clear()  # the last read
-        # A whole band is not copied.
-        return np.ascontiguousarray(parts[0]) if len(parts) == 1 else np.concatenate(parts, axis=2)
+        return np.concatenate(parts, axis=2)
 
     def _end(self, band: tuple[int, NDArray[np.float32]]) -> int:
         return band[0] + band[1].shape[2]
@@ -322,16 +310,12 @@ class _Bands:
         self._next += 1
         stride = self._part.stride
         inner_rows = slice((top - first) // stride, (bottom - first) // stride)
-        band: NDArray[np.float32] | None = None
+        tiles = []
         for left, right, start, stop in self._columns:
             last_of_rare = self._rare and (bottom, right) == self._size
             tile = self._graph(self._read(slice(first, end), slice(start, stop)), last_of_rare)
-            if band is None:
-                band = np.empty((1, tile.shape[1], (bottom - top) // stride, self._size[1] // stride), tile.dtype)
-            inner = tile[:, :, inner_rows, (left - start) // stride : (right - start) // stride]
-            band[:, :, :, left // stride : right // stride] = inner
-        assert band is not None, "there is at least one column of tiles"
-        self._bands.append((top // stride, band))
+            tiles.append(tile[:, :, inner_rows, (left - start) // stride : (right - start) // stride])
+        self._bands.append((top // stride, np.concatenate(tiles, axis=3)))
 
 
 Spans = tuple[tuple[int, int, int, int], ...]
