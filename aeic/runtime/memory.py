@@ -2,13 +2,12 @@
 
 By default each session has an arena of its own. It keeps its first allocation, however large, and doubles with every
 further one, so a process that has met one large picture keeps several times the memory of its largest step. The shared
-arena begins with one large region. The system gives a page of it only when a run first writes to it, and free blocks
-inside a region are joined, so runs of any sizes reuse the same pages. What does not fit into it has further regions.
+arena grows by what is asked for.
 
 It keeps the memory of a run for the next one: fresh memory is cleared by the system page by page, which is a tenth to a
-fifth of the time of a large run. But it never joins blocks of two regions, so runs that grow step by step would each
+fifth of the time of a large run. But it never joins two of its blocks, so runs that grow step by step would each
 add theirs. Therefore :func:`prepare` empties the arena before a run that is larger than what it keeps, and a run with
-:func:`shrinking` options, for sizes that come rarely, empties it afterwards. The first region stays.
+:func:`shrinking` options, for sizes that come rarely, empties it afterwards.
 """
 
 from __future__ import annotations
@@ -19,14 +18,8 @@ from threading import Lock
 
 import onnxruntime
 
-REGION_BYTES = 288 << 20
-"""Address space of the first region: the largest tile of the edge and what its runs keep beside it."""
-_SETTINGS = {
-    "arena_extend_strategy": 0,  # kNextPowerOfTwo: the other strategy ignores the size of the first region
-    "initial_chunk_size_bytes": REGION_BYTES,
-    "initial_growth_chunk_size_bytes": 16 << 20,  # of further regions
-    "max_power_of_two_extend_bytes": 32 << 20,
-}
+_SETTINGS = {"arena_extend_strategy": 1}
+"""kSameAsRequested."""
 
 
 class _Kept:
