@@ -188,7 +188,8 @@ def test_the_encoder_uses_it_on_a_gpu_only(bundle: Bundle, monkeypatch: pytest.M
 
     monkeypatch.setattr(gpu_entropy, "open_exact", open_exact)
     monkeypatch.setattr(gpu_entropy, "ResidentGraph", partial(ResidentGraph, device="cpu"))
-    encoder = Encoder.from_bundle(bundle.path, 1, provider="cpu", entropy="device", entropy_check_frames=1)
+    checked: dict[str, Any] = {"entropy": "device", "entropy_check_frames": 1, "cuda_graphs": True}
+    encoder = Encoder.from_bundle(bundle.path, 1, provider="cpu", **checked)
     assert opened == ["hyper_analysis.onnx", f"{GRAPH} captures"] and encoder.gpu_entropy is not None
     picture = np.random.default_rng(3).integers(0, 256, (90, 130, 3)).astype(np.uint8)
     wanted = Encoder.from_bundle(bundle.path, 1, provider="cpu").encode(picture).data
