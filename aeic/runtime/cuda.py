@@ -8,7 +8,6 @@ from __future__ import annotations
 import functools
 import hashlib
 import os
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -101,10 +100,13 @@ def capturing() -> list[Any]:
 
 
 def providers(wanted: str, graph: Path, input_name: str, cache: Path, channels_last: bool = False) -> list[Any]:
-    """The list for ``onnxruntime.InferenceSession``; ``wanted`` is ``cpu``, ``cuda`` or ``tensorrt``."""
-    lists: Mapping[str, list[Any]] = {
-        "cpu": [CPU],
-        "cuda": [(CUDA, CUDA_OPTIONS), CPU],
-        "tensorrt": [(TENSORRT, tensorrt_options(graph, input_name, cache, channels_last)), (CUDA, CUDA_OPTIONS), CPU],
-    }
-    return list(lists[wanted])
+    """The list for ``onnxruntime.InferenceSession``; ``wanted`` is ``cpu``, ``cuda`` or ``tensorrt``.
+
+    Only ``tensorrt`` reads the graph and makes a folder in ``cache``.
+    """
+    if wanted == "cpu":
+        return [CPU]
+    fallbacks: list[Any] = [(CUDA, CUDA_OPTIONS), CPU]
+    if wanted == "cuda":
+        return fallbacks
+    return [(TENSORRT, tensorrt_options(graph, input_name, cache, channels_last)), *fallbacks]

@@ -22,6 +22,12 @@ def test_emulated_float32_is_refused_and_tf32_switched_off(monkeypatch: pytest.M
     assert os.environ["NVIDIA_TF32_OVERRIDE"] == "0"
 
 
+def test_only_tensorrt_makes_a_folder(tmp_path: Path) -> None:
+    for wanted in ("cpu", "cuda"):
+        assert cuda.providers(wanted, tmp_path / "no graph", "image", tmp_path)[-1] == cuda.CPU
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_an_engine_belongs_to_one_graph(tmp_path: Path) -> None:
     one, other = tmp_path / "a.onnx", tmp_path / "b.onnx"
     one.write_bytes(b"one")
