@@ -41,14 +41,17 @@ class CaptureGate:
         """Around a call that captures a graph."""
         with self._changed:
             self._captures += 1
-            self._changed.wait_for(lambda: not (self._runs or self._capturing))
-            self._capturing = True
+        entered = False
         try:
+            with self._changed:
+                self._changed.wait_for(lambda: not (self._runs or self._capturing))
+                entered = self._capturing = True
             yield
         finally:
             with self._changed:
                 self._captures -= 1
-                self._capturing = False
+                if entered:
+                    self._capturing = False
                 self._changed.notify_all()
 
 

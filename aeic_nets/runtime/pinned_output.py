@@ -94,8 +94,8 @@ class PinnedOutput:
         """Begin to fetch a contiguous tensor. Where no memory can be page-locked, this waits for a plain copy."""
         turn = self._turn = (self._turn + 1) % BUFFERS
         if (held := self._held[turn]) is not None:
+            self._held[turn] = None  # first, so that an error of this wait does not come again
             held.give_way()
-            self._held[turn] = None
         size = source.numel() * source.element_size()
         buffer = self._buffers[turn]
         if buffer is None or len(buffer) < size:

@@ -12,7 +12,8 @@ and source:
 - The memory between a graph's inputs and outputs is the arena's. It must not shrink while there are graphs.
 - A number is never used again: releases before 1.27 cannot drop a graph.
 
-Only shapes that come more often than others are captured. On the CPU everything but the captures is the same.
+Only shapes that come more often than others are captured. Without captures, each caller runs the session in its own
+thread, and there are no buffers: several runs then start their kernels at the same time.
 """
 
 from __future__ import annotations
@@ -42,6 +43,8 @@ MOST_ELEMENTS = 1 << 21
 buffers would be large."""
 AGAIN = 2
 """A shape gets buffers when it comes for this time."""
+MOST_GRAPHS = 64
+"""Graphs that are captured in all. Where ONNX Runtime cannot drop a graph, each takes memory until the restart."""
 MEMORY = 512
 """After this many calls the counts of all shapes are halved, so that they describe recent traffic."""
 WARM_RUNS = 2
@@ -121,6 +124,10 @@ class ResidentGraph:
 
         A capture that fails ends the use of graphs, which is ``GraphGone`` too. Errors of a run without are raised.
         """
+        if not self._capture:
+            if graph != UNCAPTURED:
+                raise GraphGone
+            return self._unbound(inputs)
         return self._thread.submit(self._run, inputs, graph).result()
 
     def empty(self, smallest: Arrays) -> None:
@@ -129,7 +136,9 @@ class ResidentGraph:
 
     def _admit(self, shapes: Shapes) -> bool:
         """Whether the shape has got a place; it takes another's only if it has come more often lately."""
-        if self._seen[shapes] < AGAIN or np.prod(shapes[0]) > MOST_ELEMENTS:
+        if not self._capture or self._seen[shapes] < AGAIN or np.prod(shapes[0]) > MOST_ELEMENTS:
+            return False
+        if self._last >= MOST_GRAPHS:
             return False
         if len(self._places) >= MOST_SHAPES:
             rarest = min(self._places, key=lambda known: self._seen[known])
@@ -137,12 +146,16 @@ class ResidentGraph:
                 return False
             gone = self._places.pop(rarest)
             self._thread.submit(self._release, gone)
-        graph = UNCAPTURED
-        if self._capture:
-            self._last += 1
-            graph = self._last
-        self._places[shapes] = _Place(graph, cuda.graph_options(graph))
+        self._last += 1
+        self._places[shapes] = _Place(self._last, cuda.graph_options(self._last))
+        if self._last == MOST_GRAPHS:
+            log.warning("%d CUDA graphs were captured: other sizes go on without until the next start", MOST_GRAPHS)
         return True
+
+    def _unbound(self, inputs: Arrays) -> list[NDArray[Any]]:
+        with self._gate.run():
+            found: list[NDArray[Any]] = self._session.run(None, dict(inputs), cuda.graph_options(UNCAPTURED))
+        return found
 
     # -- what follows runs in the one thread ---------------------------------------------------------------------------
 
@@ -152,10 +165,8 @@ class ResidentGraph:
         if place is None or place.graph != graph:
             if graph != UNCAPTURED:
                 raise GraphGone
-            with self._gate.run():
-                found: list[NDArray[Any]] = self._session.run(None, dict(inputs), cuda.graph_options(UNCAPTURED))
-            return found
-        if graph != UNCAPTURED and not place.captured:
+            return self._unbound(inputs)
+        if not place.captured:
             self._capture_graph(place, inputs)
         with self._gate.run():
             return self._bound(place, inputs, place.options)

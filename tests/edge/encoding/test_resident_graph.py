@@ -245,3 +245,33 @@ def test_other_work_on_the_gpu_is_kept_away_during_the_capture() -> None:
     for _ in range(3):
         compute(graph, inputs(3))
     assert all(alone == (event == "capture") for event, alone in held) and ("capture", True) in held
+
+
+def test_without_captures_callers_run_at_the_same_time() -> None:
+    both = threading.Barrier(2)
+
+    class Meeting(Session):
+        def run(self, *arguments: Any) -> list[NDArray[Any]]:
+            both.wait(timeout=10)
+            return super().run(*arguments)
+
+    graph, found = resident(Meeting(), capture=False), []
+    callers = [threading.Thread(target=lambda: found.append(compute(graph, inputs(5)))) for _ in range(2)]
+    for caller in callers:
+        caller.start()
+    for caller in callers:
+        caller.join(20)
+    assert [right(one, inputs(5)) for one in found] == [True, True]
+
+
+def test_no_more_graphs_are_captured_than_may_stay_in_memory(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(resident_graph, "MOST_GRAPHS", 2)
+    session = Session()
+    graph = resident(session)
+    for width in (3, 4, 5):
+        for _ in range(4):
+            assert right(compute(graph, inputs(width)), inputs(width))
+    assert [number for kind, number in session.events if kind == "capture"] == [1, 2]
+    assert "2 CUDA graphs were captured" in caplog.text
