@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import importlib.util
 import json
 import math
 import os
@@ -122,7 +123,8 @@ class Session:
         result["seconds"] = round(time.monotonic() - started, 1)
         self.report["steps"][name] = result
         self.save()
-        print(f"{name:10} {'ok' if result['ok'] else 'FAILED':7} {result['seconds']:6.1f} s", flush=True)
+        outcome = "FAILED" if not result["ok"] else "skipped" if "skipped" in result else "ok"
+        print(f"{name:10} {outcome:7} {result['seconds']:6.1f} s  {result.get('skipped', '')}".rstrip(), flush=True)
 
     def milliseconds(self, work: Callable[[], object], rounds: int = 5) -> float:
         """The median time, after two runs to warm up; the device is waited for."""
@@ -228,7 +230,10 @@ def edge(session: Session) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as scratch:
         graph = bundle.auxiliary(GRAPH)
         if graph is None:
-            from aeic_nets.integer.export import write_gpu_entropy  # needs the package onnx
+            if importlib.util.find_spec("onnx") is None:
+                reason = f"the bundle has no {GRAPH}, and the package onnx, which would make it, is not installed"
+                return {"ok": True, "bundle": bundle.name, "skipped": reason}
+            from aeic_nets.integer.export import write_gpu_entropy
 
             path = bundle.auxiliary("integer.npz")
             assert path is not None, "the step before has asked for it"

@@ -28,6 +28,15 @@ def test_the_whole_session_on_a_cpu(tmp_path: Path) -> None:
     assert all(row["different"] == 0 for row in report["steps"]["edge"]["rows"])
 
 
+def test_a_machine_without_onnx_skips_the_edge(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The extra `cloud` does not have the package."""
+    monkeypatch.setattr(session.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(session, "STEPS", {"edge": session.edge})
+    out = tmp_path / "report.json"
+    assert session.main(["--device", "cpu", "--short", "--out", str(out)]) == 0
+    assert "onnx, which would make it, is not installed" in json.loads(out.read_text())["steps"]["edge"]["skipped"]
+
+
 def test_a_step_that_fails_is_recorded_and_the_others_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out, reports = tmp_path / "report.json", []
 
