@@ -1,4 +1,4 @@
-"""AEIC, the format: pictures to latents to one or two kilobytes, and back to latents. numpy and ONNX Runtime only."""
+"""AEIC, the format: pictures to latents to one or two kilobytes, and back to latents. No torch, no service."""
 
 import os
 
