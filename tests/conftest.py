@@ -1,4 +1,4 @@
-"""What holds for all tests: skips, a bound on coroutine tests that hang, and the bundle that all rooms use."""
+"""What holds for all tests: skips, a bound on coroutine tests that hang, and the bundle that all folders use."""
 
 from __future__ import annotations
 
