@@ -70,7 +70,7 @@ class Fetch:
         return self._array
 
     def give_way(self) -> None:
-        """Another batch takes the buffer: what nobody has read yet moves to memory of its own."""
+        """Make way for another batch in the buffer: an array that was not read yet moves to memory of its own."""
         self._arrive()
         if not self._read:
             self._array = self._array.copy()

@@ -52,6 +52,11 @@ class Photographs:
     def __len__(self) -> int:
         return len(self.pictures)
 
+    def evenly(self, count: int | None) -> tuple[list[str], list[NDArray[np.uint8]]]:
+        """Names and pictures of at most ``count``, evenly spaced in the folder; of all for None."""
+        step = max(1, len(self) // count) if count else 1
+        return self.names[::step][:count], self.pictures[::step][:count]
+
 
 def _decode_all(paths: list[Path], pixels: Path, index: Path) -> None:
     """Write both files under names of this process, then rename them, because several processes may do this at once."""

@@ -192,10 +192,7 @@ class Study:
         options.out.mkdir(parents=True, exist_ok=True)
         self.about_pictures = self._check_set() if options.set else ""
         photographs = Photographs(options.validation, options.out / "runs" / "cache")
-        step = max(1, len(photographs) // options.pictures) if options.pictures else 1
-        chosen = slice(None, None, step)
-        self.pictures = photographs.pictures[chosen][: options.pictures]
-        self.names = photographs.names[chosen][: options.pictures]
+        self.names, self.pictures = photographs.evenly(options.pictures)
 
     def _check_set(self) -> str:
         """Compare the folder with the set's manifest and write what was found. Returns a sentence for the results."""

@@ -107,11 +107,9 @@ def main(argv: list[str] | None = None) -> None:
 def _run(options: argparse.Namespace) -> None:
     paths = snapshots.find(options.run)
     rate = common_rate(paths, options.rate)
-    photographs = Photographs(options.validation, options.out / "cache")
-    step = max(1, len(photographs) // options.pictures)
-    pictures = photographs.pictures[::step][: options.pictures]
+    names, pictures = Photographs(options.validation, options.out / "cache").evenly(options.pictures)
     shown = [crop for picture in pictures if (crop := centre(picture)) is not None][:STRIP_ROWS]
-    of = {"rate": rate, "pictures": photographs.names[::step][: options.pictures]}
+    of = {"rate": rate, "pictures": names}
     target = options.out / "evolution.json"
     known = _known(target, of)
     variance = variances(options.run, rate)

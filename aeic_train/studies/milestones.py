@@ -81,10 +81,7 @@ def main(argv: list[str] | None = None) -> None:
 def _run(options: argparse.Namespace) -> None:
     targets = [target_of(text) for text in options.target]
     efforts = sorted((*effort_of(bundle), bundle) for bundle in options.bundles)
-    photographs = Photographs(options.validation, options.out / "cache")
-    step = max(1, len(photographs) // options.pictures)
-    pictures = photographs.pictures[::step][: options.pictures]
-    names = photographs.names[::step][: options.pictures]
+    names, pictures = Photographs(options.validation, options.out / "cache").evenly(options.pictures)
     path = options.out / "milestones.json"
     known = _known(path, names)
     metric_suite = MetricSuite()

@@ -208,11 +208,7 @@ class Decoder:
     def _start(self, latents: Sequence[Floats], whole: bool, lane: int) -> Callable[[], NDArray[Any]]:
         """:meth:`run` as far as its result needs the device; what is returned waits for the result."""
         try:
-            y_hat, generator = np.stack(latents), self._generators[lane]
-            if generator.overlaps:
-                return generator.start(y_hat, whole=whole)
-            result: NDArray[Any] = generator.pictures(y_hat) if whole else generator(y_hat)
-            return lambda: result
+            return self._generators[lane].start(np.stack(latents), whole=whole)
         except ServiceError:  # from the generator's own process, with its message
             raise
         except Exception as error:  # each runtime has its own class for running out of memory

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, get_args
+from typing import get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -111,8 +111,14 @@ class Encoder:
         analysis = Analysis(bundle, provider=provider, threads=threads, **sizes)
         of_entropy = threads if bundle.shares_threads else 1
         on_gpu = analysis.provider in GPU_PROVIDERS
-        checks: dict[str, Any] = {"check_every": entropy_check_frames, "cuda_graphs": cuda_graphs}
-        gpu_entropy = open_gpu_entropy(bundle, entropy, gpu=on_gpu, threads=of_entropy, **checks)
+        gpu_entropy = open_gpu_entropy(
+            bundle,
+            entropy,
+            gpu=on_gpu,
+            threads=of_entropy,
+            check_every=entropy_check_frames,
+            cuda_graphs=cuda_graphs,
+        )
         return cls(bundle, analysis, max_pixels, threads=of_entropy, gpu_entropy=gpu_entropy)
 
     def encode(

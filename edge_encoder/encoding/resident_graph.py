@@ -85,8 +85,8 @@ class ResidentGraph:
     ) -> None:
         """``open_session(capture)`` opens the session, with ``enable_cuda_graph`` or without; it raises what fails.
 
-        ``outputs``: names and dtypes; all have the shape of the first input. ``device`` has the buffers; one that is
-        not CUDA's captures nothing, so ``capture`` is to be False there. ``gate`` excludes other work of the
+        ``outputs``: names and dtypes; all have the shape of the first input. ``device`` has the buffers. ``capture``
+        needs a session that can capture, as CUDA's. ``gate`` excludes other work of the
         process from the device during a capture.
         """
         self._open, self._dtypes, self._device, self._gate = open_session, outputs, device, gate
@@ -109,6 +109,8 @@ class ResidentGraph:
 
         A graph that has not been captured yet is captured by the first run with its number.
         """
+        if not self._capture:
+            return UNCAPTURED
         shapes = _shapes(inputs)
         with self._lock:
             self._seen[shapes] += 1
@@ -136,9 +138,7 @@ class ResidentGraph:
 
     def _admit(self, shapes: Shapes) -> bool:
         """Whether the shape has got a place; it takes another's only if it has come more often lately."""
-        if not self._capture or self._seen[shapes] < AGAIN or np.prod(shapes[0]) > MOST_ELEMENTS:
-            return False
-        if self._last >= MOST_GRAPHS:
+        if self._seen[shapes] < AGAIN or np.prod(shapes[0]) > MOST_ELEMENTS or self._last >= MOST_GRAPHS:
             return False
         if len(self._places) >= MOST_SHAPES:
             rarest = min(self._places, key=lambda known: self._seen[known])

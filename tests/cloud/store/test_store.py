@@ -90,7 +90,7 @@ def test_a_frame_that_was_asked_for_is_claimed_again_after_a_restart(store: Stor
     quiet = stored_frame(wanted=False)
     store.frames.add([quiet], NOW)
     assert store.queue.claim_one("", quiet.id, "w", NOW, 60, 3) is not None
-    assert store.queue.recover("w") == 1  # its caller was told to come back
+    assert store.queue.recover("w") == 1  # its caller may ask again
     assert [c.row.id for c in claim(store)] == [quiet.id]
 
 

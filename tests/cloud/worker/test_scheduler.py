@@ -1,4 +1,4 @@
-"""What is decoded next, together with what, and what happens to waiting work that nobody wants any more."""
+"""Which work is decoded next and in which batches, and how waiting work is dropped once no caller wants it."""
 
 from __future__ import annotations
 
