@@ -15,3 +15,10 @@ def give_large_blocks_back() -> None:
         libc = ctypes.CDLL(None)
         libc.mallopt(_M_MMAP_THRESHOLD, 8 << 20)
         libc.mallopt(_M_TRIM_THRESHOLD, 32 << 20)
+
+
+def trim() -> None:
+    """Return what the process has freed to the system, pages between blocks in use included. Blocks smaller than the
+    threshold above stay in the heap otherwise, as long as a later block is in use."""
+    with contextlib.suppress(OSError, AttributeError):  # another C library, without malloc_trim
+        ctypes.CDLL(None).malloc_trim(0)

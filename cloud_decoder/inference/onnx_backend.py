@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from aeic.errors import BundleError
 from aeic.profiles import LATENT_STRIDE
 from aeic.runtime import memory
+from aeic_service import malloc
 from cloud_decoder.inference.backend import GeneratorBackend
 from cloud_decoder.tiling import WHOLE_PIXELS
 
@@ -52,6 +53,7 @@ class OnnxGenerator(GeneratorBackend):
     def release(self) -> None:
         """Return the memory that is kept for the next call."""
         self._run_smallest(memory.shrinking())
+        malloc.trim()
 
     def _run_smallest(self, options: onnxruntime.RunOptions) -> None:
         self._run(np.zeros((1, self.channels, _SMALLEST, _SMALLEST), np.float32), options)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -62,9 +64,10 @@ def test_the_decoder_gives_it_whole_pictures(folder: Path, monkeypatch: pytest.M
     seen: list[tuple[int, ...]] = []
 
     class Generator(TorchGenerator):
-        def pictures(self, y_hat: NDArray[np.float32]) -> NDArray[np.uint8]:
+        def start(self, y_hat: NDArray[np.float32], *, whole: bool) -> Callable[[], NDArray[Any]]:
+            assert whole
             seen.append(y_hat.shape)
-            return np.zeros((len(y_hat), 32 * y_hat.shape[2], 32 * y_hat.shape[3], 3), np.uint8)
+            return lambda: np.zeros((len(y_hat), 32 * y_hat.shape[2], 32 * y_hat.shape[3], 3), np.uint8)
 
     frame = Frame(2560, 1600, 0, "000000", b"x")  # four tiles of our own
     one = Latents(latents(*frame.latent_size)[0], np.zeros(1, np.int16), frame, "")
