@@ -41,7 +41,7 @@ def _check_head(file: IO[bytes], size: int) -> None:
     if version not in readers:
         raise ValueError(f"an array of format {version}: only 1.0 and 2.0 are read")
     try:
-        shape, _, kind = readers[version](file)  # type: ignore[no-untyped-call]
+        shape, _, kind = readers[version](file)  # type: ignore[no-untyped-call]  # as above
     except _TOO_DEEP as error:
         raise ValueError(f"the description of an array is malformed ({type(error).__name__})") from None
     if kind.hasobject:

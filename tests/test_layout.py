@@ -4,6 +4,9 @@ duration."""
 from __future__ import annotations
 
 import ast
+import io
+import re
+import tokenize
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +16,7 @@ from tests.support.roots import ROOT
 FILES = sorted(ROOT.glob("tests/**/*.py"))
 CLOCKS = ("time.monotonic", "time.perf_counter", "time.process_time")
 
+EXPLAINED = re.compile(r"# type: ignore\[[a-z, -]+\]  # \w")
 
 MOST_MODULES = 15
 """In one folder, without ``__init__.py``."""
@@ -45,6 +49,12 @@ def imported(tree: ast.AST) -> Iterator[str]:
 def forbidden_imports(source: str) -> set[str]:
     names = {name for name in imported(ast.parse(source)) if name.startswith("tests.")}
     return {name for name in names if any(is_test_module(Path(f"{part}.py")) for part in name.split("."))}
+
+
+def unexplained_ignores(source: str) -> list[int]:
+    """The lines with a comment that makes mypy ignore an error, and no reason after it."""
+    comments = (one for one in tokenize.generate_tokens(io.StringIO(source).readline) if one.type == tokenize.COMMENT)
+    return [one.start[0] for one in comments if "type: ignore" in one.string and not EXPLAINED.match(one.string)]
 
 
 def timed_assertions(source: str) -> list[int]:
@@ -96,6 +106,12 @@ def test_no_functional_test_asserts_a_duration() -> None:
     assert {path: lines for path, lines in found.items() if lines} == {}
 
 
+def test_every_ignored_type_error_has_its_reason() -> None:
+    sources = [path for path in ROOT.glob("[!.]*/**/*.py") if path.relative_to(ROOT).parts[0] not in NOT_SOURCES]
+    found = {path.relative_to(ROOT): unexplained_ignores(path.read_text()) for path in sources}
+    assert {path: lines for path, lines in found.items() if lines} == {}
+
+
 def test_coroutine_tests_are_coroutines() -> None:
     """pytest-asyncio runs them; a test with an event loop of its own would hide a task that was never awaited."""
     files = {path for path in FILES if path.name.startswith("test_")}
@@ -109,3 +125,6 @@ def test_the_rules_find_what_they_look_for() -> None:
     assert not forbidden_imports("from tests.edge import abuse\nfrom tests.support.roots import ROOT")
     assert timed_assertions("def test_x():\n    assert time.monotonic() - begin < 6") == [2]
     assert timed_assertions("@pytest.mark.perf\ndef test_x():\n    assert time.monotonic() - begin < 6") == []
+    reason = "# as above"
+    assert unexplained_ignores("x = 1\nx.y = 2  # type: ignore[attr-defined]\nx.z = 2  # type: ignore") == [2, 3]
+    assert unexplained_ignores(f"x.y = 2  # type: ignore[attr-defined, misc]  {reason}") == []

@@ -122,7 +122,7 @@ class IntegerModel:
             "layers": {name: (layer.groups, layer.bias_shift) for name, layer in self.layers.items()},
         }
         arrays["head"] = np.frombuffer(json.dumps(head, sort_keys=True).encode(), np.uint8)
-        np.savez_compressed(path, **arrays)  # type: ignore[arg-type]  # numpy types the names as bool
+        np.savez_compressed(path, **arrays)
 
     @classmethod
     def load(cls, path: Path) -> IntegerModel:

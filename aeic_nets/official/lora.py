@@ -34,8 +34,8 @@ def attach(unet: UNet, rank: int = LORA_RANK) -> None:
             moved: dict[str, Any] = {"stride": layer.stride, "padding": layer.padding}
             down = nn.Conv2d(layer.in_channels, rank, kernel, bias=False, device=device, **moved)
             up = nn.Conv2d(rank, layer.out_channels, 1, bias=False, device=device)
-        nn.init.kaiming_uniform_(down.weight, a=math.sqrt(5))  # type: ignore[arg-type]
-        nn.init.zeros_(up.weight)  # type: ignore[arg-type]
+        nn.init.kaiming_uniform_(down.weight, a=math.sqrt(5))
+        nn.init.zeros_(up.weight)
         layer.lora_A = nn.ModuleDict({NAME: down})
         layer.lora_B = nn.ModuleDict({NAME: up})
         layer.register_forward_hook(_add_branch)

@@ -19,6 +19,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -76,8 +77,8 @@ def run(
     for round_number in range(reps + 1):
         for row in rows:
             taken = {
-                "encode": _seconds(lambda row=row: encoder.encode(row.picture)),  # type: ignore[misc]
-                "decode": _seconds(lambda row=row: decoder.decode([row.frame])),  # type: ignore[misc]
+                "encode": _seconds(partial(encoder.encode, row.picture)),
+                "decode": _seconds(partial(decoder.decode, [row.frame])),
             }
             for direction, seconds in taken.items():
                 if round_number:

@@ -50,7 +50,7 @@ class MetricSuite:
         absent = [name for name in ("IPython", "torchsummary") if importlib.util.find_spec(name) is None]
         for name in absent:
             stand_in = sys.modules[name] = types.ModuleType(name)
-            stand_in.embed = stand_in.summary = lambda *_: None  # type: ignore[attr-defined]
+            stand_in.embed = stand_in.summary = lambda *_: None
         try:
             from stlpips_pytorch import stlpips
         finally:

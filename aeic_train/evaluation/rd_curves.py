@@ -97,7 +97,7 @@ def bd_rate(anchor: Sequence[Point], test: Sequence[Point], measure: str) -> flo
     curves = [_quality(points, measure) for points in (anchor, test)]
     if any(len(curve) < 2 for curve in curves):
         return None
-    low, high = (pick(end(q for _, q in c) for c in curves) for pick, end in ((max, min), (min, max)))  # type: ignore[operator]
+    low, high = (pick(end(q for _, q in c) for c in curves) for pick, end in ((max, min), (min, max)))
     if low >= high:
         return None
     (rates_a, quality_a), (rates_b, quality_b) = (tuple(zip(*curve)) for curve in curves)

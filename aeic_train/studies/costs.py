@@ -89,7 +89,7 @@ def complexity(size: tuple[int, int] = (512, 768)) -> dict[str, tuple[float | No
     for profile, name in COUNTED.items():
         counted = count(profiles.profile(profile), *size)
         figures = (counted[key] for key in ("encode_params", "encode_macs", "decode_params", "decode_macs"))
-        found[name] = tuple(round(figure, 2) for figure in figures)  # type: ignore[assignment]
+        found[name] = tuple(round(figure, 2) for figure in figures)
     return found
 
 

@@ -35,7 +35,7 @@ class Soap(torch.optim.Optimizer):
         self._stacks = {}
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> None:  # type: ignore[override]
+    def step(self, closure: Callable[[], Any] | None = None) -> None:  # type: ignore[override]  # without torch's overload that returns a loss
         for group in self.param_groups:
             buckets: dict[Any, list[int]] = {}
             for number, parameter in enumerate(group["params"]):

@@ -215,7 +215,6 @@ class Ingest:
     def _frame(self, number: int) -> NewFrame:
         data = self._salt + number.to_bytes(8, "big") + bytes(FRAME_BYTES - 16)
         digest = hashlib.sha256(data).digest()
-        size = {"width": 512, "height": 512, "rate": number % 4, "fingerprint": FINGERPRINT}
         return NewFrame(
             tenant="",
             id=UUID(bytes=digest[:16]),
@@ -224,7 +223,10 @@ class Ingest:
             priority=0,
             digest=digest.hex(),
             bitstream=data,
-            **size,  # type: ignore[arg-type]
+            width=512,
+            height=512,
+            rate=number % 4,
+            fingerprint=FINGERPRINT,
         )
 
 

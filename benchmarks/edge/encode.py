@@ -17,6 +17,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -121,8 +122,8 @@ def main() -> int:
             width, height = map(int, size.split("x"))
             rgb = from_tensor(golden_picture(height, width, 1.0)[0].numpy())
             plain = plain_path(codec)
-            works: dict[str, Callable[[], object]] = {"torch": lambda plain=plain, rgb=rgb: plain(rgb)}  # type: ignore[misc]
-            works |= {name: lambda e=e, rgb=rgb: e.encode(rgb) for name, e in encoders.items()}  # type: ignore[misc]
+            works: dict[str, Callable[[], object]] = {"torch": partial(plain, rgb)}
+            works |= {name: partial(encoder.encode, rgb) for name, encoder in encoders.items()}
             found = take_turns(works, options.rounds)
             rounded = price(encoders, rgb)
             row: dict[str, Any] = {"torch": found["torch"], "bytes": len(encoders["cpu"].encode(rgb).data)}

@@ -18,6 +18,7 @@ import json
 import math
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -142,7 +143,7 @@ def workers_needed(pool: Pool, rate: float, target_seconds: float, frames: int) 
     return replace(pool, workers=high), outcome
 
 
-def plan(cameras: int, interval: float, peak: float, pool: Pool, costs: Costs, target: float) -> dict[str, object]:
+def plan(cameras: int, interval: float, peak: float, pool: Pool, costs: Costs, target: float) -> dict[str, Any]:
     """The resources for ``cameras`` that each send a frame every ``interval`` seconds, and ``peak`` times that in the
     worst hour."""
     mean = cameras / interval

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -126,5 +125,6 @@ def out_of_memory_message(error: BaseException, shape: Sequence[int], device: st
 def release_memory(device: str) -> None:
     """Return cached blocks to the device after it ran out of memory. Call it outside of the exception's handler."""
     if device.startswith("cuda"):
-        cuda_graphs: Any = importlib.import_module("aeic_nets.runtime.cuda_graphs")
-        cuda_graphs.empty_cache()
+        from aeic_nets.runtime.cuda_graphs import empty_cache  # with torch, which a cloud without a GPU may lack
+
+        empty_cache()

@@ -17,7 +17,7 @@ from aeic.bundle import Bundle
 from aeic.colour_statistics import ColourStatistics
 from aeic.entropy_model import EntropyModel
 from aeic.errors import BitstreamError, BundleError, Damaged, RateError, TooLarge, Truncated, WrongModel
-from aeic.latent_codec import LatentCodec
+from aeic.latent_codec import LatentCodec, Latents
 from aeic.runtime import memory
 from tests.support.models.tiny_bundle import write_tiny_bundle
 from tests.support.roots import ROOT
@@ -143,7 +143,8 @@ def test_statistics_change_no_latent(codec: LatentCodec) -> None:
     plain, coloured = codec.encode(y, 1, 100, 70), codec.encode(y, 1, 100, 70, COLOUR)
     assert coloured[:9] == bytes([plain[0], plain[1] ^ 0x60]) + plain[2:9] and coloured[9:21] == COLOUR.pack()
     assert codec.decode(plain).digest == codec.decode(coloured).digest
-    assert codec.decode_many([coloured, plain])[0].frame.colour == COLOUR  # type: ignore[union-attr]
+    first, _ = codec.decode_many([coloured, plain])
+    assert isinstance(first, Latents) and first.frame.colour == COLOUR
 
 
 def test_no_frame_is_made_that_a_decoder_refuses(codec: LatentCodec, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -237,7 +238,7 @@ def test_the_sessions_share_an_arena_that_returns_its_memory() -> None:
     program = """
 import numpy as np, psutil
 from aeic.bundle import Bundle
-from aeic.latent_codec import LatentCodec
+from aeic.latent_codec import Latents, LatentCodec
 from aeic_service import malloc
 malloc.give_large_blocks_back()
 bundle = Bundle.load()

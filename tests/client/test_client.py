@@ -277,9 +277,9 @@ class _Awaited(ast.NodeTransformer):
         kind = type(node).__name__
         if kind == "For" and ast.unparse(ast.fix_missing_locations(node)).endswith("yield event"):
             # Coroutines have no `yield from`.
-            return ast.Expr(ast.YieldFrom(node.iter))  # type: ignore[attr-defined]
+            return ast.Expr(ast.YieldFrom(node.iter))  # type: ignore[attr-defined]  # it has one, by its kind
         if kind == "Await":
-            return node.value  # type: ignore[attr-defined]
+            return node.value  # type: ignore[attr-defined]  # it has one, by its kind
         if kind.startswith("Async"):
             return getattr(ast, kind.removeprefix("Async"))(**dict(ast.iter_fields(node)))
         return node

@@ -55,7 +55,7 @@ def run(requests: int, seed: int = 0) -> dict[str, Any]:
         started = time.monotonic()
         with cloud_process(bundle, Path(folder) / "data", **settings) as (running, addresses):
             log = ThreadPoolExecutor(1)
-            words = log.submit(running.stderr.read)  # type: ignore[union-attr]  # a full pipe would stop the service
+            words = log.submit(running.stderr.read)  # type: ignore[union-attr]  # it is a pipe; a full pipe would stop the service
             asyncio.run(_deliver(addresses["grpc"], bundle, others))
             attacker = HostileClient(addresses["http"], addresses["grpc"], good, list(others), findings, seed)
             watched = psutil.Process(running.pid)

@@ -31,7 +31,7 @@ from tests.support.frames import MakeFrame, new_frame
 from tests.support.requests import Box, asked, ended, jpeg, new_request
 from tests.support.waiting import until
 
-REGION = {"kind": "region", "region": {"x": 10, "y": 20, "width": 64, "height": 64}}
+REGION: dict[str, Any] = {"kind": "region", "region": {"x": 10, "y": 20, "width": 64, "height": 64}}
 
 
 async def test_an_answer_is_a_frame_linked_to_its_parent(
@@ -130,9 +130,9 @@ async def test_deadlines_budgets_and_malformed_requests(
         bad: list[Any] = [
             {}, {"kind": "worse"}, {"kind": "region"}, {"kind": "better", "path": "/etc"}, [], None,
             {"kind": "better", "max_bytes": 1 << 40}, {"kind": "better", "deadline_seconds": 0.9},
-            REGION | {"kind": "now"}, REGION | {"region": REGION["region"] | {"x": 577}},  # type: ignore[operator]
-            REGION | {"region": REGION["region"] | {"width": 15}},  # type: ignore[operator]
-            REGION | {"region": REGION["region"] | {"x": True}},  # type: ignore[operator]
+            REGION | {"kind": "now"}, REGION | {"region": REGION["region"] | {"x": 577}},
+            REGION | {"region": REGION["region"] | {"width": 15}},
+            REGION | {"region": REGION["region"] | {"x": True}},
             {"kind": "better", "max_bytes": "1500"}, {"kind": "better", "max_bytes": 1500.5},
             {"kind": "better", "deadline_seconds": "60"}, {"kind": "better", "deadline_seconds": True},
         ]  # fmt: skip
@@ -156,7 +156,7 @@ async def test_deadlines_budgets_and_malformed_requests(
         assert 3500 < int(full.headers["retry-after"]) <= 3600
         much = await http.post(url, json=soon | {"max_bytes": 2001})
         assert much.status_code == 429 and "which is less than 2001" in much.json()["detail"]
-        beside = REGION | {"region": REGION["region"] | {"x": 577}}  # type: ignore[operator]
+        beside = REGION | {"region": REGION["region"] | {"x": 577}}
         detail = (await http.post(url, json=beside)).json()["detail"]
         assert "it ends at 641,84, outside the original" in detail and "640x480 pixels" in detail
         state = await ended(http, posted)
@@ -279,7 +279,8 @@ def test_a_request_that_is_not_answered_is_sent_less_and_less_often(monkeypatch:
     for second in range(3600):
         clock.now = 1000.0 + second
         for seq in outbox.turn([one]):
-            outbox.send(SimpleNamespace(seq=seq))  # type: ignore[arg-type]
+            message: Any = SimpleNamespace(seq=seq)
+            outbox.send(message)
             outbox._queue.get_nowait()
             sent.append(second)
     assert sent == [0, 30, 90, 210, 450, 930, 1410, 1890, 2370, 2850, 3330]

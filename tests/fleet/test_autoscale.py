@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from cloud_decoder.fleet.autoscale import Autoscaler
 from cloud_decoder.store.records import Backlog
 
 
 def scaler(**changed: float) -> Autoscaler:
-    values = {"drain_target_seconds": 10.0, "max_age_seconds": 5.0, "idle_seconds": 60.0} | changed
-    return Autoscaler(1, 20, **values)  # type: ignore[arg-type]
+    values: dict[str, Any] = {"drain_target_seconds": 10.0, "max_age_seconds": 5.0, "idle_seconds": 60.0} | changed
+    return Autoscaler(1, 20, **values)
 
 
 def test_depth_counts_once_the_speed_of_a_worker_is_known() -> None:

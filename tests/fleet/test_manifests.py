@@ -84,7 +84,7 @@ def test_a_single_node_needs_no_database_no_bucket_and_no_keda() -> None:
         "Namespace", "ServiceAccount", "ConfigMap", "Service", "StatefulSet", "NetworkPolicy",
     }  # fmt: skip
     values = next(one["data"] for one in objects if one["kind"] == "ConfigMap")
-    settings = Settings(**_lower(values))  # type: ignore[arg-type]
+    settings = Settings(**_lower(values))
     assert not settings.database_url and not settings.cache_url and settings.role == "all"
     (cloud,) = (one for one in objects if one["kind"] == "StatefulSet")
     pod, (claim,) = cloud["spec"]["template"]["spec"], cloud["spec"]["volumeClaimTemplates"]
@@ -92,7 +92,7 @@ def test_a_single_node_needs_no_database_no_bucket_and_no_keda() -> None:
     mounts = {one["name"]: one["mountPath"] for one in container["volumeMounts"]}
     assert mounts[claim["metadata"]["name"]] == str(settings.data_dir)
     assert values["AEIC_CLOUD_TOKENS_FILE"].rpartition("/")[0] == mounts["tokens"]
-    size = int(re.fullmatch(r"(\d+)Gi", claim["spec"]["resources"]["requests"]["storage"])[1]) << 30  # type: ignore[index]
+    size = int(claim["spec"]["resources"]["requests"]["storage"].removesuffix("Gi")) << 30
     assert settings.cache_bytes + 2 * settings.retention_bytes < size  # marked frames take as many bytes again
     assert cloud["spec"]["replicas"] == 1 and "maxSurge" not in str(cloud["spec"].get("updateStrategy"))
 
@@ -177,7 +177,7 @@ def test_settings_named_there_exist() -> None:
     known |= {f"AEIC_FLEET_{name.upper()}" for name in FleetSettings.model_fields}
     text = "".join(path.read_text() for path in DEPLOY.glob("k*/**/*.yaml"))
     assert set(re.findall(r"AEIC_(?:CLOUD|FLEET)_[A-Z_]+", text)) <= known
-    assert all(Settings(**_lower(values)) for values in configs())  # type: ignore[arg-type]
+    assert all(Settings(**_lower(values)) for values in configs())
 
 
 def test_the_scaler_asks_for_columns_that_exist(store_url: str) -> None:
@@ -203,7 +203,7 @@ def configs() -> list[dict[str, str]]:
     return found
 
 
-def _lower(values: dict[str, str]) -> dict[str, str]:
+def _lower(values: dict[str, str]) -> dict[str, Any]:
     """As arguments of the settings. The tokens are in a file, which is not here."""
     own = {name.removeprefix("AEIC_CLOUD_").lower(): value for name, value in values.items()}
     return {name: value for name, value in own.items() if not name.endswith("_file")}

@@ -11,7 +11,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import httpx
 import psutil
@@ -82,9 +82,9 @@ async def test_it_comes_up_decodes_and_goes(
     }
     first, second = [(uuid4(), make_frame(seed)) for seed in (1, 2)]
 
-    async def send_and_see(said: dict[str, str], *frames: tuple[object, bytes]) -> None:
+    async def send_and_see(said: dict[str, str], *frames: tuple[UUID, bytes]) -> None:
         camera = Camera(said["grpc"], bundle, "box")
-        await camera.send(frames)  # type: ignore[arg-type]
+        await camera.send(frames)
         async with httpx.AsyncClient(base_url=said["http"], timeout=60) as http:
             for id, _ in frames:
                 answer = await http.get(f"/v1/frames/{id}/image?wait=50")

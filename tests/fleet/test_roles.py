@@ -8,6 +8,7 @@ import json
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
 import httpx
@@ -34,9 +35,9 @@ from tests.support.frames import MakeFrame, new_frame
 pytest.importorskip("obstore", reason="obstore is not installed (extra fleet)")
 
 
-def settings(folder: Path, url: str, **more: object) -> Settings:
-    given = {"port": 0, "grpc_port": 0, "data_dir": folder, "database_url": url, "poll_seconds": 0.05}
-    return Settings(**given | {"cache_url": f"file://{folder}/pictures"} | more)  # type: ignore[arg-type]
+def settings(folder: Path, url: str, **more: Any) -> Settings:
+    given: dict[str, Any] = {"port": 0, "grpc_port": 0, "data_dir": folder, "database_url": url, "poll_seconds": 0.05}
+    return Settings(**given | {"cache_url": f"file://{folder}/pictures"} | more)
 
 
 async def test_a_front_end_and_a_worker_do_what_one_machine_does(
@@ -107,7 +108,7 @@ async def test_one_of_many_workers_claims_little_and_by_the_clock_of_the_store(
     store = Store(store_url)
     start = store.clock() + 10**6  # no clock of this machine
     now = [start]
-    store.clock = lambda: now[0]  # type: ignore[method-assign]
+    store.clock = lambda: now[0]  # type: ignore[method-assign]  # another clock for the test
     new = [new_frame(make_frame(n, *size)) for n, size in enumerate([(128, 96), (64, 64)] * 5)]
     store.frames.add(new, start)
     fingerprint = new[0].fingerprint

@@ -57,9 +57,9 @@ def test_the_least_number_is_the_least() -> None:
 def test_more_cameras_ask_for_more_of_everything() -> None:
     costs = Costs(database_cpu_seconds=0.0002, log_bytes=5000, stored_bytes=3000)
     plans = [plan(n, 10.0, 2.0, Pool(1, 0.02, 8, 0.02), costs, 2.0) for n in (1000, 1_000_000)]
-    assert plans[0]["partitions"] == 1 and plans[1]["partitions"] > 1  # type: ignore[operator]
-    assert plans[1]["gpus"] > 100 * plans[0]["gpus"]  # type: ignore[operator]
-    assert plans[1]["cost_per_million_frames"] <= plans[0]["cost_per_million_frames"]  # type: ignore[operator]
+    assert plans[0]["partitions"] == 1 and plans[1]["partitions"] > 1
+    assert plans[1]["gpus"] > 100 * plans[0]["gpus"]
+    assert plans[1]["cost_per_million_frames"] <= plans[0]["cost_per_million_frames"]
 
 
 def test_the_command_ends_with_one_json_line() -> None:

@@ -8,6 +8,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -113,11 +114,11 @@ class Callback:
         raise AssertionError("code of the file's classes must not run")
 
 
-class Settings(dict):  # type: ignore[type-arg]
+class Settings(dict[Any, Any]):
     """As Lightning's AttributeDict."""
 
 
-class Items(list):  # type: ignore[type-arg]
+class Items(list[Any]):
     """A list of another package."""
 
 

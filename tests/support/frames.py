@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Callable
+from typing import Any
 from uuid import UUID, uuid4
 
 import numpy as np
@@ -45,9 +46,9 @@ def new_frame(data: bytes, id: UUID | None = None, **changed: object) -> NewFram
     return stored_frame(data, id, **(values | changed))
 
 
-def stored_frame(content: bytes = b"frame", id: UUID | None = None, **changed: object) -> NewFrame:
+def stored_frame(content: bytes = b"frame", id: UUID | None = None, **changed: Any) -> NewFrame:
     """A record of the store for any bytes; they need not be a frame."""
-    values: dict[str, object] = {
+    values: dict[str, Any] = {
         "tenant": "",
         "id": id or uuid4(),
         "source": "box-1",
@@ -60,7 +61,7 @@ def stored_frame(content: bytes = b"frame", id: UUID | None = None, **changed: o
         "digest": hashlib.sha256(content).hexdigest(),
         "bitstream": content,
     }
-    return NewFrame(**(values | changed))  # type: ignore[arg-type]
+    return NewFrame(**(values | changed))
 
 
 def claim(store: Store, limit: int = 10, now: float = NOW, owner: str = "w") -> list[LeasedFrame]:

@@ -31,7 +31,7 @@ def frame(tiny_bundle: Path, tmp_path: Path) -> Path:
 
 def decoded_with(image: Image.Image, bundle: Path) -> None:
     """Name the bundle that decodes ``image``; only images of this plugin have the attribute."""
-    image.bundle = bundle  # type: ignore[attr-defined]
+    image.bundle = bundle  # type: ignore[attr-defined]  # see the docstring
 
 
 @pytest.mark.skipif(not (BUNDLE / "bundle.json").exists(), reason="no model is shipped")

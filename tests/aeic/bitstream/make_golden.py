@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 from numpy.typing import NDArray
@@ -184,11 +185,8 @@ def _coded_as_zero(codec: LatentCodec, data: bytes) -> bytes:
         runs.append((values, ids, rows))
         return values
 
-    rans.Decoder.read = noting  # type: ignore[method-assign]
-    try:
+    with mock.patch.object(rans.Decoder, "read", noting):
         codec.decode(data)
-    finally:
-        rans.Decoder.read = read  # type: ignore[method-assign]
     return data[:HEADER_BYTES] + rans._encode_plain(runs, 0).astype("<u4").tobytes().rstrip(b"\0")
 
 

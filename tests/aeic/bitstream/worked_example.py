@@ -26,7 +26,7 @@ def coded_elements(shape: tuple[int, ...], index: int, ids: Any) -> list[tuple[t
     places = np.moveaxis(np.indices(shape), 0, -1).reshape(*shape, 3)
     listed = np.stack([gather(np.ascontiguousarray(places[..., axis]), index).ravel() for axis in range(3)], -1)
     found = [(tuple(place), int(table)) for place, table in zip(listed.tolist(), ids.ravel().tolist()) if table >= 0]
-    return sorted(found, key=lambda one: one[1])  # type: ignore[return-value]
+    return sorted(found, key=lambda one: one[1])
 
 
 def steps() -> list[str]:

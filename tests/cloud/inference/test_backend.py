@@ -39,7 +39,7 @@ async def test_the_size_that_would_fit_reaches_the_caller(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     async with running_cloud(decoder, tmp_path) as cloud, httpx.AsyncClient(base_url=cloud.http) as http:
-        generator._inner = Planned(monkeypatch)  # type: ignore[assignment]
+        monkeypatch.setattr(generator, "_inner", Planned(monkeypatch))
         answer = await http.post("/v1/decode", content=make_frame(1))
         assert answer.status_code == 503 and int(answer.headers["retry-after"]) >= 1
         assert "1 of 8192x8192 pixels would take 103" in answer.json()["detail"]

@@ -7,6 +7,7 @@ import json
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -101,8 +102,8 @@ async def test_the_service_decodes_each_frame_with_its_bundle_and_all_rates_with
     loads: list[str] = []
     from_bundle = Decoder.from_bundle
 
-    def counted(path: Path, *arguments: object, **options: object) -> Decoder:
-        decoder = from_bundle(path, *arguments, **options)  # type: ignore[arg-type]
+    def counted(path: Path, *arguments: Any, **options: Any) -> Decoder:
+        decoder = from_bundle(path, *arguments, **options)
         loads.append(decoder.bundle.fingerprint)
         return decoder
 

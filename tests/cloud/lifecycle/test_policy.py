@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
 import httpx
@@ -74,7 +75,7 @@ async def test_requests_that_ended_long_ago_are_removed(decoder: Decoder, tmp_pa
         asked = []
         for age in (31, 29, 0):
             ended_ms = now_ms - int(age * DAY * 1000)
-            given = {
+            given: dict[str, Any] = {
                 "tenant": "",
                 "parent": uuid4(),
                 "source": "s",
@@ -82,8 +83,8 @@ async def test_requests_that_ended_long_ago_are_removed(decoder: Decoder, tmp_pa
                 "kind": RequestKind.BETTER,
                 "region": None,
             }
-            times = {"created_ms": ended_ms, "deadline_ms": ended_ms if age else now_ms + 60_000}
-            new = NewRequest(id=new_request_id(), max_bytes=500, **given, **times)  # type: ignore[arg-type]
+            times: dict[str, Any] = {"created_ms": ended_ms, "deadline_ms": ended_ms if age else now_ms + 60_000}
+            new = NewRequest(id=new_request_id(), max_bytes=500, **given, **times)
             assert cloud.store.requests.add(new, 90_000)
             cloud.store.requests.expire(ended_ms)
             asked.append(new.id)

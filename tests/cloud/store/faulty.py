@@ -46,7 +46,7 @@ class Machine:
         self.place = place
         store = self._open_store(place)
         database = store.database
-        database.clock = lambda: self.truth + self.error  # type: ignore[method-assign]
+        database.clock = lambda: self.truth + self.error  # type: ignore[method-assign]  # another clock for the test
         database.engine._compiled_cache = _STATEMENTS  # else each life would compile the same statements
         store.trusted_clock = self._clock(store)
         sa.event.listen(database.engine, "before_cursor_execute", self._fault)
@@ -64,7 +64,7 @@ class Machine:
                 if durable:
                     self._durable = self._log_bytes()
 
-            database.write = watched  # type: ignore[method-assign]
+            database.write = watched  # type: ignore[method-assign]  # keeps what is durable
         return store
 
     def _clock(self, store: Store) -> TrustedClock:

@@ -24,7 +24,7 @@ class World:
         self.true, self.offset = NOW, 0.0
         self.processes: list[TrustedClock] = []
         self.arrived: list[tuple[NewFrame, float]] = []
-        store.database.clock = lambda: self.true + self.offset  # type: ignore[method-assign]
+        store.database.clock = lambda: self.true + self.offset  # type: ignore[method-assign]  # another clock for the test
         self.start()
 
     def start(self) -> None:

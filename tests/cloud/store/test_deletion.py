@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
@@ -54,9 +55,9 @@ def ids(store: Store, frame: NewFrame, now_ms: int = NOW_MS) -> set[UUID]:
 
 
 def asked(store: Store, parent: NewFrame, kind: RequestKind = RequestKind.BETTER) -> UUID:
-    given = {"source": parent.source, "box": parent.source, "region": None, "max_bytes": 500}
-    times = {"created_ms": NOW_MS, "deadline_ms": NOW_MS + 60_000}
-    new = NewRequest(parent.tenant, new_request_id(), parent.id, kind=kind, **given, **times)  # type: ignore[arg-type]
+    given: dict[str, Any] = {"source": parent.source, "box": parent.source, "region": None, "max_bytes": 500}
+    times: dict[str, Any] = {"created_ms": NOW_MS, "deadline_ms": NOW_MS + 60_000}
+    new = NewRequest(parent.tenant, new_request_id(), parent.id, kind=kind, **given, **times)
     assert store.requests.add(new, 10_000) is not None
     return new.id
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 from uuid import UUID
 
 import pytest
@@ -70,9 +71,15 @@ def test_a_request_is_an_event_when_it_has_ended(store: Store) -> None:
     store.frames.add([parent], NOW)
     asked = [new_request_id() for _ in range(3)]
     for id in asked:
-        given = {"source": "box-1", "box": "box-1", "kind": RequestKind.BETTER, "region": None, "max_bytes": 100}
-        times = {"created_ms": NOW_MS, "deadline_ms": NOW_MS + 1000}
-        store.requests.add(NewRequest(tenant="", id=id, parent=parent.id, **given, **times), 1000)  # type: ignore[arg-type]
+        given: dict[str, Any] = {
+            "source": "box-1",
+            "box": "box-1",
+            "kind": RequestKind.BETTER,
+            "region": None,
+            "max_bytes": 100,
+        }
+        times: dict[str, Any] = {"created_ms": NOW_MS, "deadline_ms": NOW_MS + 1000}
+        store.requests.add(NewRequest(tenant="", id=id, parent=parent.id, **given, **times), 1000)
     assert [kinds(store, id) for id in asked] == [[], [], []]
     store.frames.add([stored_frame(b"answer", asked[0])], NOW)
     store.requests.refuse("", "box-1", asked[1], RefusalReason.FORBIDDEN, "no", NOW_MS)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import pytest
 import sqlalchemy as sa
@@ -180,8 +180,8 @@ def test_a_frame_that_is_queued_again_meanwhile_stays(store: Store, monkeypatch:
     store.queue.fail([one.lease for one in claim(store)], "no")
     chosen = store.retention._doomed
 
-    def late(*arguments: object) -> list[int]:
-        doomed = chosen(*arguments)  # type: ignore[arg-type]
+    def late(*arguments: Any) -> list[int]:
+        doomed = chosen(*arguments)
         store.queue.requeue(NOW)
         return doomed
 
@@ -364,7 +364,7 @@ def age_of(store: Store, clock: Clock, new: NewFrame) -> float:
 
 
 def accept_at(store: Store, clock: Clock) -> None:
-    store.database.clock = lambda: clock.wall_seconds  # type: ignore[method-assign]
+    store.database.clock = lambda: clock.wall_seconds  # type: ignore[method-assign]  # another clock for the test
     accept(store.database)
 
 

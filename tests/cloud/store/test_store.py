@@ -7,6 +7,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
 import pytest
@@ -307,9 +308,10 @@ def test_a_store_that_cannot_write_says_so(tmp_path: Path) -> None:
 
 
 def test_a_claim_of_alike_frames_fills_one_batch(store: Store) -> None:
-    wide, tall = {"width": 128, "height": 64}, {"width": 64, "height": 128}
-    store.frames.add([stored_frame(**(wide if i % 2 else tall)) for i in range(8)], NOW)  # type: ignore[arg-type]
-    store.frames.add([stored_frame(**wide, priority=9)], NOW)  # type: ignore[arg-type]
+    wide: dict[str, Any] = {"width": 128, "height": 64}
+    tall: dict[str, Any] = {"width": 64, "height": 128}
+    store.frames.add([stored_frame(**(wide if i % 2 else tall)) for i in range(8)], NOW)
+    store.frames.add([stored_frame(**wide, priority=9)], NOW)
     first = store.queue.claim("w", "abcdef", 10, NOW, 60, 3, alike=True)
     assert len(first) == 5 and {c.row.width for c in first} == {128} and first[0].row.priority == 9
     assert {c.row.width for c in store.queue.claim("w", "abcdef", 3, NOW, 60, 3, alike=True)} == {64}

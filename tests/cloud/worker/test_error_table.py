@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from typing import Any
 
 import pytest
 
@@ -22,12 +23,12 @@ def test_the_docs_have_every_row_in_order() -> None:
 
 @pytest.mark.parametrize("kind", TABLE, ids=lambda kind: kind.__name__)
 def test_each_row(kind: type[Exception]) -> None:
-    error = Damaged("x") if kind is BitstreamError else kind("x")
+    error: Any = Damaged("x") if kind is BitstreamError else kind("x")
     outcome = outcome_of(error)
     fault, state, http, grpc = ROWS[kind.__name__]
     answer = outcome.answer("x") if outcome.answer else error
     assert (outcome.fault, outcome.state) == (fault, state)
-    assert str(answer.http_status) in http and grpc_status(answer).name == grpc  # type: ignore[attr-defined,arg-type]
+    assert str(answer.http_status) in http and grpc_status(answer).name == grpc
 
 
 def test_an_error_of_the_decoder_process_has_the_row_of_its_class() -> None:

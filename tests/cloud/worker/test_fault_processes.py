@@ -33,7 +33,7 @@ def isolated(bundle: Bundle) -> Decoder:
 
 
 def child_of(decoder: Decoder) -> int:
-    pid = decoder._generator.pid  # type: ignore[attr-defined]
+    pid = decoder._generator.pid  # type: ignore[attr-defined]  # it is a SubprocessGenerator
     assert pid is not None
     return int(pid)
 
@@ -59,7 +59,7 @@ async def test_a_decoder_process_killed_in_the_middle_of_a_batch(
         assert child_of(isolated) != victim and metric(cloud.metrics, "decoder_deaths_total") == 1
         assert cloud.store.frames.counts()["failed"] == 0
         assert (isolated.decode([new[0].bitstream])[0] == expected[0]).all()
-    assert isolated._generator.pid is None  # type: ignore[attr-defined]
+    assert isolated._generator.pid is None  # type: ignore[attr-defined]  # it is a SubprocessGenerator
 
 
 def test_a_decoder_process_that_hangs_is_killed_and_replaced(bundle: Bundle, make_frame: MakeFrame) -> None:
@@ -81,7 +81,7 @@ def test_a_sticky_cuda_error_ends_the_decoder_process(
     victim, generator = child_of(isolated), isolated._generator
     failed = {"failed": "AcceleratorError", "what": "CUDA error: an illegal memory access was encountered"}
     with monkeypatch.context() as patch, pytest.raises(DecoderDied):
-        patch.setattr(generator._child.control, "receive", lambda seconds: failed)  # type: ignore[attr-defined]
+        patch.setattr(generator._child.control, "receive", lambda seconds: failed)  # type: ignore[attr-defined]  # it is a SubprocessGenerator
         isolated.decode([make_frame(1)])
     isolated.decode([make_frame(1)])
     assert child_of(isolated) != victim
@@ -119,10 +119,10 @@ def test_no_unloaded_child_stays_where_memory_runs_out_while_it_starts(
 
     monkeypatch.setattr(SubprocessGenerator, "_ask", no_memory)
     os.kill(child_of(isolated), signal.SIGKILL)
-    wait_for(lambda: isolated._generator.pid is None)  # type: ignore[attr-defined]
+    wait_for(lambda: isolated._generator.pid is None)  # type: ignore[attr-defined]  # it is a SubprocessGenerator
     with pytest.raises(DeviceUnavailable, match="memory"):
         isolated.decode([make_frame(1)])
-    assert isolated.problem and isolated._generator.pid is None  # type: ignore[attr-defined]
+    assert isolated.problem and isolated._generator.pid is None  # type: ignore[attr-defined]  # it is a SubprocessGenerator
     short = False
     wait_for(lambda: not isolated.problem)
     isolated.decode([make_frame(1)])

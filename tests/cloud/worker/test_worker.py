@@ -102,7 +102,7 @@ async def test_an_answer_is_timed_from_its_arrival_unless_it_is_a_new_picture(
 
 def test_one_frame_is_not_a_list_of_them(decoder: Decoder, make_frame: MakeFrame) -> None:
     with pytest.raises(TypeError, match=r"decode\(\[frame\]\)"):
-        decoder.decode(make_frame(3, 64, 64))  # type: ignore[arg-type]
+        decoder.decode(make_frame(3, 64, 64))  # type: ignore[arg-type]  # wrong on purpose
 
 
 async def test_the_worker_makes_the_same_picture_as_the_bare_decoder(

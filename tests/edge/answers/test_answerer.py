@@ -328,11 +328,11 @@ async def test_an_original_that_was_cut_off_continues_with_its_own_charge(tiny_b
 async def test_each_attempt_costs_something_and_then_nothing_is_sent(
     tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def forbidden(*_: Any, **__: Any) -> None:
+    def forbidden(*_: Any, **__: Any) -> Any:
         raise AssertionError("a picture is decoded for an answer that can never fit")
 
     async with box(tmp_path, tiny_bundle, request_bytes_per_hour=10 * REQUEST_BYTES) as (service, frame):
-        service.cameras["yard"] = forbidden  # type: ignore[assignment]
+        service.cameras["yard"] = forbidden
         monkeypatch.setattr("edge_encoder.encoding.picture_reader.PictureReader.load", forbidden)
         monkeypatch.setattr("edge_encoder.answers.answerer.jpeg_within", forbidden)
         never: list[dict[str, Any]] = [
@@ -440,7 +440,7 @@ async def test_a_new_picture_is_taken_at_once_and_can_be_looked_at_closer(tiny_b
 
 async def test_a_camera_that_is_down_is_waited_for_until_the_deadline(tiny_bundle: Path, tmp_path: Path) -> None:
     async with box(tmp_path, tiny_bundle) as (service, frame):
-        service.cameras["yard"] = asyncio.get_running_loop().create_future  # type: ignore[assignment]
+        service.cameras["yard"] = asyncio.get_running_loop().create_future
         now = {"kind": RequestKind.NOW, "source_id": "yard", "seconds": 4.0}
         asked = [asyncio.ensure_future(answer(service, ask(frame, number, **now))) for number in range(3)]
         await asyncio.sleep(0.1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from typing import Any
 
 import numpy as np
 import pytest
@@ -35,9 +36,9 @@ def test_a_jpeg_fits_and_uses_its_bytes() -> None:
 def test_a_size_that_cannot_fit_is_not_tried(monkeypatch: pytest.MonkeyPatch) -> None:
     tried = list[int]()
 
-    def save(rgb: np.ndarray, *given: object) -> bytes:
+    def save(rgb: np.ndarray, *given: Any) -> bytes:
         tried.append(rgb.shape[0] * rgb.shape[1])
-        return save_picture(rgb, *given)  # type: ignore[arg-type]
+        return save_picture(rgb, *given)
 
     monkeypatch.setattr("edge_encoder.answers.jpeg.save_picture", save)
     flat = np.full((600, 800, 3), 128, np.uint8)

@@ -100,7 +100,8 @@ def test_large_runs_take_turns_and_small_ones_do_not_wait(monkeypatch: pytest.Mo
         return features
 
     monkeypatch.setattr(analysis, "run_bound", slow)
-    graph = analysis.Graph(object(), 200, threading.Semaphore(1), kept=False)  # type: ignore[arg-type]
+    session: Any = object()
+    graph = analysis.Graph(session, 200, threading.Semaphore(1), kept=False)
     large, small = np.zeros((1, 1, 1024, 1024), np.float32), np.zeros((1, 1, 64, 64), np.float32)
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(graph, [large, small] * 4))

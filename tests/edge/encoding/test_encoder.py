@@ -102,7 +102,7 @@ def test_auto_adds_statistics_above_the_size_of_the_authors(
     assert Frame.parse(encoder.encode(noise(32, 32), colour_fix="never").data).version == 1
     for wrong in ("Auto", "", True):
         with pytest.raises(ValueError, match="choose one of never, auto, always"):
-            encoder.encode(noise(32, 32), colour_fix=wrong)  # type: ignore[arg-type]
+            encoder.encode(noise(32, 32), colour_fix=wrong)  # type: ignore[arg-type]  # wrong on purpose
 
 
 def test_statistics_count_against_the_limit(encoder: Encoder) -> None:

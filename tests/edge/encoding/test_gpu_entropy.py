@@ -244,8 +244,8 @@ def captured(bundle: Bundle, wrong: float = 0) -> tuple[Any, Capturing]:
     graph = bundle.auxiliary(GRAPH)
     assert graph is not None
     session = Capturing(graph, wrong)
-    entropy = resident_of(bundle, session, capture=True)
-    return GpuEntropy(bundle, Session(bundle.path / "hyper_analysis.onnx"), entropy, threads=1), session  # type: ignore[arg-type]
+    entropy: Any = resident_of(bundle, session, capture=True)
+    return GpuEntropy(bundle, Session(bundle.path / "hyper_analysis.onnx"), entropy, threads=1), session
 
 
 def test_frames_from_cuda_graphs_are_those_of_the_cpu(bundle: Bundle) -> None:
@@ -275,7 +275,9 @@ def test_a_size_that_is_captured_again_is_checked_again(bundle: Bundle, monkeypa
     assert session.captured == [3] and "known answers" in gpu.reason
 
 
-def test_where_no_graph_can_be_captured_the_gpu_goes_on_without(bundle: Bundle) -> None:
+def test_where_no_graph_can_be_captured_the_gpu_goes_on_without(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
     gpu, session = captured(bundle)
     plain = session.run_with_iobinding
 
@@ -284,7 +286,7 @@ def test_where_no_graph_can_be_captured_the_gpu_goes_on_without(bundle: Bundle) 
             raise RuntimeError("CUDA failure 906: operation would make the legacy stream depend on a capturing stream")
         plain(binding, options)
 
-    session.run_with_iobinding = run  # type: ignore[method-assign]
+    monkeypatch.setattr(session, "run_with_iobinding", run)
     wanted = encoded(LatentCodec(bundle, 1), bundle)
     assert encoded(LatentCodec(bundle, 1, encoding=gpu), bundle) == wanted
     assert gpu.reason == "" and not gpu._entropy.captures and session.captured == []

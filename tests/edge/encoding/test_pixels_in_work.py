@@ -6,6 +6,7 @@ import asyncio
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -88,16 +89,16 @@ async def test_pictures_read_apart_leave_a_worker_and_places_in_the_queue_to_oth
     await queue.close()
 
 
-async def test_slow_png_do_not_hold_a_jpeg(tiny_bundle: Path, tmp_path: Path) -> None:
+async def test_slow_png_do_not_hold_a_jpeg(tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async with edge(tmp_path, tiny_bundle, encode_workers=1, picture_process="auto") as (client, service):
         gate, load = threading.Event(), service.reader.load
 
-        def slow(data: bytes, **options: object) -> object:
+        def slow(data: bytes, **options: Any) -> Any:
             if data.startswith(PNG):
                 gate.wait(30)
-            return load(data, **options)  # type: ignore[arg-type]
+            return load(data, **options)
 
-        service.reader.load = slow  # type: ignore[assignment, method-assign]
+        monkeypatch.setattr(service.reader, "load", slow)
         slow_ones = [
             asyncio.create_task(client.post("/v1/frames", content=picture(64 + n, 48, form="PNG"))) for n in range(3)
         ]
@@ -147,9 +148,9 @@ async def test_a_picture_that_takes_too_long_does_not_hold_the_end(
     async with edge(tmp_path, tiny_bundle) as (client, service):
         encode = service.encoder.encode
 
-        def slow(*arguments: object, **options: object) -> object:
+        def slow(*arguments: Any, **options: Any) -> Any:
             gate.wait(20)
-            return encode(*arguments, **options)  # type: ignore[arg-type]
+            return encode(*arguments, **options)
 
         monkeypatch.setattr(service.encoder, "encode", slow)
         deferred = await client.post("/v1/frames?wait=received", content=picture(64, 48))

@@ -159,7 +159,7 @@ def test_all_graphs_go_before_the_arena_shrinks() -> None:
 
 def test_a_release_of_onnx_runtime_that_drops_no_graphs_uses_no_number_again() -> None:
     class Older(Session):
-        release_captured_graph = None  # type: ignore[assignment]
+        release_captured_graph = None  # type: ignore[assignment]  # as if the method did not exist
 
         def run(self, names: None, given: Any, options: Any) -> Any:
             self.graphs, self.dropped = {}, self.dropped | set(self.graphs)

@@ -196,7 +196,9 @@ async def test_full_spool_is_507(tmp_path: Path, tiny_bundle: Path) -> None:
         assert response.headers["retry-after"]
 
 
-async def test_too_many_at_once_get_429_while_the_encoder_is_at_work(tmp_path: Path, tiny_bundle: Path) -> None:
+async def test_too_many_at_once_get_429_while_the_encoder_is_at_work(
+    tmp_path: Path, tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     async with edge(tmp_path, tiny_bundle, encode_queue_frames=2, encode_workers=1) as (client, service):
         encode, go = service.encoder.encode, threading.Event()
 
@@ -204,7 +206,7 @@ async def test_too_many_at_once_get_429_while_the_encoder_is_at_work(tmp_path: P
             assert go.wait(20)
             return encode(*args, **kw)
 
-        service.encoder.encode = held  # type: ignore[method-assign]
+        monkeypatch.setattr(service.encoder, "encode", held)
         posts = [asyncio.create_task(client.post("/v1/frames", content=picture())) for _ in range(30)]
         await until(lambda: sum(post.done() for post in posts) == 27)
         refused = [post.result() for post in posts if post.done()]
@@ -218,7 +220,9 @@ async def test_too_many_at_once_get_429_while_the_encoder_is_at_work(tmp_path: P
 
 
 @pytest.mark.perf
-async def test_too_many_at_once_get_429_at_once(tmp_path: Path, tiny_bundle: Path) -> None:
+async def test_too_many_at_once_get_429_at_once(
+    tmp_path: Path, tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     async with edge(tmp_path, tiny_bundle, encode_queue_frames=2, encode_workers=1) as (client, service):
         encode = service.encoder.encode
 
@@ -226,7 +230,7 @@ async def test_too_many_at_once_get_429_at_once(tmp_path: Path, tiny_bundle: Pat
             time.sleep(0.1)
             return encode(*args, **kw)
 
-        service.encoder.encode = slow  # type: ignore[method-assign]
+        monkeypatch.setattr(service.encoder, "encode", slow)
 
         async def timed() -> tuple[int, float]:
             begin = time.monotonic()
@@ -238,13 +242,15 @@ async def test_too_many_at_once_get_429_at_once(tmp_path: Path, tiny_bundle: Pat
         assert max(seconds for status, seconds in answers if status == 429) < 0.25
 
 
-async def test_an_internal_error_is_500_without_details(tmp_path: Path, tiny_bundle: Path) -> None:
+async def test_an_internal_error_is_500_without_details(
+    tmp_path: Path, tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     async with edge(tmp_path, tiny_bundle) as (client, service):
 
         def broken(*args: Any, **kw: Any) -> Any:
             raise RuntimeError("secret path /srv/x")
 
-        service.encoder.encode = broken  # type: ignore[method-assign]
+        monkeypatch.setattr(service.encoder, "encode", broken)
         response = await client.post("/v1/frames", content=picture())
         is_problem(response, 500)
         assert "secret" not in response.text

@@ -249,8 +249,8 @@ def test_settings_of_a_topic(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setenv("AEIC_EDGE_CONFIG", str(file))
     found = EdgeSettings()
     assert found.mqtt[0].topic == "yard/jpeg" and "s3cret" not in repr(found) + str(found.model_dump())
-    good = {"name": "yard", "url": "mqtt://h", "topic": "t"}
+    good: dict[str, Any] = {"name": "yard", "url": "mqtt://h", "topic": "t"}
     for bad in ({"url": "http://box:s3cret@h"}, {"url": "mqtt://box:s3cret@"}, {"topic": "a/+/b"}, {"topic": "#"}):
         with pytest.raises(ValidationError) as caught:
-            MqttSettings(**{**good, **bad})  # type: ignore[arg-type]
+            MqttSettings(**{**good, **bad})
         assert "s3cret" not in readable(caught.value)

@@ -29,9 +29,9 @@ from tests.support.pictures import picture
 from tests.support.waiting import until
 
 
-def watched(service: EdgeService, path: Path, **changes: object) -> WatchedFolder:
-    values: dict[str, object] = {"name": "folder", "path": path, "seconds": 0.01, "settle_seconds": 0.0, **changes}
-    return WatchedFolder(service, FolderSettings(**values))  # type: ignore[arg-type]
+def watched(service: EdgeService, path: Path, **changes: Any) -> WatchedFolder:
+    values: dict[str, Any] = {"name": "folder", "path": path, "seconds": 0.01, "settle_seconds": 0.0, **changes}
+    return WatchedFolder(service, FolderSettings(**values))
 
 
 def outcomes(service: EdgeService, outcome: str) -> float:
@@ -194,10 +194,10 @@ async def test_a_file_that_breaks_the_encoder_stops_no_other(
     async with service(tmp_path, tiny_bundle) as edge:
         encode, poison = edge.encoder.encode, (inbox / "a.png").read_bytes()
 
-        def breaks(data: bytes, **wanted: object) -> object:
+        def breaks(data: bytes, **wanted: Any) -> Any:
             if data == poison:
                 raise RuntimeError("the poison")
-            return encode(data, **wanted)  # type: ignore[arg-type]
+            return encode(data, **wanted)
 
         monkeypatch.setattr(edge.encoder, "encode", breaks)
         folder = watched(edge, inbox)
@@ -219,10 +219,10 @@ async def test_a_file_for_which_the_machine_lacks_something_is_taken_later(
     async with service(tmp_path, tiny_bundle) as edge:
         encode, faults = edge.encoder.encode, [fault, fault]
 
-        def lacks(data: bytes, **wanted: object) -> object:
+        def lacks(data: bytes, **wanted: Any) -> Any:
             if faults and data == (inbox / "a.png").read_bytes():
                 raise faults.pop()
-            return encode(data, **wanted)  # type: ignore[arg-type]
+            return encode(data, **wanted)
 
         monkeypatch.setattr(edge.encoder, "encode", lacks)
         folder = watched(edge, inbox)

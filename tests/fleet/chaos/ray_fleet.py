@@ -41,7 +41,7 @@ class RayFleet(Fleet):
         environment = {"env_vars": {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"}}
         connect(self._wanted, num_cpus=4, runtime_env=environment, _temp_dir=str(self.folder / "ray"))
         own: dict[str, Any] = {"threads": 1, "entropy_workers": 1, "poll_seconds": 0.1, "data_dir": self.folder}
-        self.up = FleetController(Settings(**self.settings | own), self._wanted)  # type: ignore[arg-type]
+        self.up = FleetController(Settings(**self.settings | own), self._wanted)
         await self.up.start(*self._ports)
         while sum(one["ready"] for one in await self.up.members()) < self._count:
             await asyncio.sleep(0.2)

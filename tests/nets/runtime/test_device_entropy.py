@@ -168,7 +168,7 @@ def test_a_lie_that_no_check_value_shows_is_found_by_the_check_in_service(
     def alters(frames: list[bytes]) -> list[Any]:
         outcomes = decode(frames)
         for outcome in outcomes:
-            outcome.symbols.ravel()[0] += 1  # type: ignore[union-attr]
+            outcome.symbols.ravel()[0] += 1
         return outcomes
 
     monkeypatch.setattr(entropy._device, "decode_many", alters)

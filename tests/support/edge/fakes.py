@@ -170,9 +170,9 @@ class Proxy:
         writer.close()
 
 
-def settings(folder: Path, **changes: object) -> EdgeSettings:
+def settings(folder: Path, **changes: Any) -> EdgeSettings:
     """Settings for a test: short times, nothing from the environment but what is given."""
-    values: dict[str, object] = {
+    values: dict[str, Any] = {
         "host": "127.0.0.1",
         "port": 0,
         "data_dir": folder,
@@ -184,4 +184,4 @@ def settings(folder: Path, **changes: object) -> EdgeSettings:
         "drain_timeout_seconds": 2.0,
         "threads": 1,
     }
-    return EdgeSettings(**{**values, **changes})  # type: ignore[arg-type]
+    return EdgeSettings(**{**values, **changes})

@@ -45,7 +45,7 @@ class SimulatedLoop(asyncio.SelectorEventLoop):
     def __init__(self) -> None:
         super().__init__()
         self._now = 0.0
-        selector: Any = self._selector  # type: ignore[attr-defined]
+        selector: Any = self._selector  # type: ignore[attr-defined]  # private to asyncio, without a type
         select = selector.select
 
         def jump(timeout: float | None = None) -> Any:

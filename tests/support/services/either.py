@@ -88,7 +88,7 @@ async def _edge(bundle: Path, folder: Path, **changed: Any) -> AsyncIterator[Run
         service.stopping.set()
 
     def break_down() -> None:
-        service.encoder.encode = _broken  # type: ignore[method-assign]
+        service.encoder.encode = _broken  # type: ignore[method-assign]  # the service ends with the test
 
     async def store() -> str:
         return str((await http.post("/v1/frames", content=picture())).headers["location"])
@@ -131,7 +131,7 @@ async def _cloud(bundle: Path, folder: Path, **changed: Any) -> AsyncIterator[Ru
             await cloud.backend.stop()
 
         def break_down() -> None:
-            cloud.backend.decode = _broken  # type: ignore[method-assign]
+            cloud.backend.decode = _broken  # type: ignore[method-assign]  # the service ends with the test
 
         async def store() -> str:
             frame = new_frame(frame_maker(loaded)(1))

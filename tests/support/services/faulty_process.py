@@ -112,7 +112,7 @@ def _replace_disk(control: Control) -> None:
             self._do("grow")
             plain.write(self, file, offset, data)
 
-    system.System = FailingDisk  # type: ignore[misc]
+    system.System = FailingDisk  # type: ignore[misc]  # the class is replaced for the whole process
 
 
 def main() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -62,10 +63,10 @@ def test_a_whole_set_is_taken_and_its_digests_are_those_of_sha256sum(kodak: Path
         (lambda folder: _again(folder, "kodim03.png"), "more than one picture of the name kodim03.png"),
     ],
 )
-def test_another_folder_is_refused(kodak: Path, tmp_path: Path, change: object, message: str) -> None:
+def test_another_folder_is_refused(kodak: Path, tmp_path: Path, change: Callable[[Path], object], message: str) -> None:
     for path in kodak.iterdir():
         (tmp_path / path.name).write_bytes(path.read_bytes())
-    change(tmp_path)  # type: ignore[operator]
+    change(tmp_path)
     with pytest.raises(InputError, match=message):
         picture_sets.check("kodak", tmp_path)
 

@@ -60,9 +60,9 @@ class Pool(nn.Module):
 @pytest.fixture
 def libraries(monkeypatch: pytest.MonkeyPatch) -> None:
     pyiqa = types.ModuleType("pyiqa")
-    pyiqa.create_metric = lambda name, device: Metric()  # type: ignore[attr-defined]
+    pyiqa.create_metric = lambda name, device: Metric()
     fid, kid = types.ModuleType("torchmetrics.image.fid"), types.ModuleType("torchmetrics.image.kid")
-    fid.FrechetInceptionDistance, kid.KernelInceptionDistance = Fid, Kid  # type: ignore[attr-defined]
+    fid.FrechetInceptionDistance, kid.KernelInceptionDistance = Fid, Kid
     for name in ("torchmetrics", "torchmetrics.image"):
         monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
     for name, module in (("pyiqa", pyiqa), (fid.__name__, fid), (kid.__name__, kid)):

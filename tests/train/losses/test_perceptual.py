@@ -39,8 +39,8 @@ def libraries(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
             return types.SimpleNamespace(image_embeds=self.layer(x.mean((2, 3))))
 
     pyiqa, transformers = types.ModuleType("pyiqa"), types.ModuleType("transformers")
-    pyiqa.create_metric = create  # type: ignore[attr-defined]
-    transformers.CLIPVisionModelWithProjection = Encoder  # type: ignore[attr-defined]
+    pyiqa.create_metric = create
+    transformers.CLIPVisionModelWithProjection = Encoder
     monkeypatch.setitem(sys.modules, "pyiqa", pyiqa)
     monkeypatch.setitem(sys.modules, "transformers", transformers)
     return asked
