@@ -8,6 +8,7 @@ from typing import Annotated
 from fastapi import Depends, Query, Request, Security
 from fastapi.security import HTTPBearer
 
+from aeic_service.http.parameters import JSON_NUMBER
 from cloud_decoder.auth import Tokens
 from cloud_decoder.images.formats import known_format
 from cloud_decoder.images.negotiation import acceptable_format
@@ -49,4 +50,4 @@ Format = Annotated[ChosenFormat, Depends(_format)]
 after the tenant."""
 NO_RANGES = {"Accept-Ranges": "none"}
 """Of pictures and bitstreams. They are small, and pictures are made on demand, so a part would cost as much as all."""
-Width = Annotated[int | None, Query(ge=16, le=8192, description="pixels; a picture is never made wider")]
+Width = Annotated[int | None, Query(ge=16, le=8192, description="pixels; a picture is never made wider"), JSON_NUMBER]

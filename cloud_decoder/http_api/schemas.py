@@ -9,6 +9,7 @@ from uuid import UUID
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from aeic_service.http import problems
+from aeic_service.http.parameters import json_number
 from cloud_decoder.images import formats
 from cloud_decoder.store.store import FrameState, RefusalReason, RequestKind, RequestState
 
@@ -35,9 +36,9 @@ FRAME_BYTES = 1 << 20
 
 def _a_number(value: object) -> object:
     """A number as JSON has it. Pydantic would also take the string "1500", and true for 1; 1500.0 is an integer."""
-    if isinstance(value, str | bool):
-        raise ValueError("give a number, and not a string or a boolean")
-    return value
+    if isinstance(value, str):
+        raise ValueError("give a number, and not a string")
+    return json_number(value)
 
 
 Whole = Annotated[int, BeforeValidator(_a_number)]

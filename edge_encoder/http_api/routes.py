@@ -18,7 +18,7 @@ from aeic_service.errors import Draining, InvalidParameter, ServiceError, Unknow
 from aeic_service.http import problems, static_page
 from aeic_service.http.app import new_app, prometheus_text
 from aeic_service.http.disconnects import while_connected
-from aeic_service.http.parameters import FrameId, Seconds, frame_id
+from aeic_service.http.parameters import JSON_NUMBER, FrameId, Seconds, frame_id
 from aeic_service.http.request_body import BodyLimits, discard, read_body, stated_size
 from aeic_service.http.request_timing import Observe, RequestTiming
 from aeic_service.http.serializers import bits_per_pixel, rfc3339
@@ -47,6 +47,8 @@ _PROBLEM_EXAMPLES = {
 _WAIT = "Answer when the picture is on disk (received), when its frame is (spooled), when the cloud has it (delivered)."
 _MOST = "Largest frame, in bytes; the picture is scaled down to fit."
 _TARGET = "Target size of the frame, in bytes; if no frame fits, the smallest one is sent."
+_SIDE = "Longest side, in pixels."
+_PRIORITY = "Frames with a higher priority are sent first."
 _WAITED = "aeic.wait"  # in a request's scope, for _observer; not there when the request was malformed
 _PICTURES = ("image/jpeg", "image/png", "image/webp", "image/avif", "image/heic", "application/octet-stream")
 _REQUEST_BODY = {
@@ -109,11 +111,11 @@ def create_app(service: EdgeService) -> FastAPI:
     async def post_frame(
         request: Request,
         rate: Annotated[str | None, Query(max_length=32, description="Rate point, by number or name.")] = None,
-        max_bytes: Annotated[int | None, Query(ge=1, le=1 << 30, description=_MOST)] = None,
-        target_bytes: Annotated[int | None, Query(ge=1, le=1 << 30, description=_TARGET)] = None,
-        max_side: Annotated[int | None, Query(ge=16, le=8192, description="Longest side, in pixels.")] = None,
+        max_bytes: Annotated[int | None, Query(ge=1, le=1 << 30, description=_MOST), JSON_NUMBER] = None,
+        target_bytes: Annotated[int | None, Query(ge=1, le=1 << 30, description=_TARGET), JSON_NUMBER] = None,
+        max_side: Annotated[int | None, Query(ge=16, le=8192, description=_SIDE), JSON_NUMBER] = None,
         preset: Annotated[Preset | None, Query(description="Approximate frame size, for any picture size.")] = None,
-        priority: Annotated[int, Query(ge=0, le=255, description="Frames with a higher priority are sent first.")] = 0,
+        priority: Annotated[int, Query(ge=0, le=255, description=_PRIORITY), JSON_NUMBER] = 0,
         wait: Annotated[Wait, Query(description=_WAIT)] = service.settings.default_wait,
         timeout: Seconds = 30.0,
         x_source_id: Annotated[str | None, Header(max_length=512)] = None,

@@ -138,6 +138,10 @@ async def test_deadlines_budgets_and_malformed_requests(
         ]  # fmt: skip
         for body in bad:
             assert (await http.post(url, json=body)).status_code == 400, body
+        for name in ("max_bytes", "deadline_seconds"):
+            for number in ("NaN", "Infinity", "1e400", "true", "9" * 4000, "0100", "1_00", "+100"):
+                refused = await http.post(url, content=f'{{"kind": "better", "{name}": {number}}}')
+                assert refused.status_code == 400 and refused.json()["type"] == "urn:aeic:invalid-parameter", number
         assert (await http.post(url, content=b"{" * 5000)).status_code == 413
         for deep in (b"[" * 4000, b'{"region":' * 400, b'{"kind":' + b"[" * 1900 + b"]" * 1900 + b"}"):
             refused = await http.post(url, content=deep)

@@ -8,12 +8,13 @@ from fastapi import APIRouter, Query, Request
 
 from aeic_service.budgets import Budget
 from aeic_service.errors import ServiceError
+from aeic_service.http.parameters import JSON_NUMBER
 from aeic_service.http.request_body import BodyLimits, read_body
 from cloud_decoder.http_api import schemas
 from cloud_decoder.http_api.dependencies import Tenant
 from cloud_decoder.http_api.edge_proxy import EdgeProxy
 
-TargetBytes = Annotated[int | None, Query(ge=64, le=1 << 20, description="approximate bytes of the frame")]
+TargetBytes = Annotated[int | None, Query(ge=64, le=1 << 20, description="approximate bytes of the frame"), JSON_NUMBER]
 Rate = Annotated[str | None, Query(max_length=32, description="rate point, number or name")]
 
 

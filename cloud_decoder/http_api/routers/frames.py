@@ -13,7 +13,7 @@ from fastapi.responses import JSONResponse, Response
 
 from aeic.bundle import Bundle
 from aeic_service.http.disconnects import while_connected
-from aeic_service.http.parameters import FrameId, Seconds, frame_id
+from aeic_service.http.parameters import JSON_NUMBER, FrameId, Seconds, frame_id
 from cloud_decoder.errors import Gone, OtherForm
 from cloud_decoder.http_api import schemas
 from cloud_decoder.http_api.dependencies import NO_RANGES, Format, Tenant, Width
@@ -44,11 +44,11 @@ def router(
     async def list_frames(
         request: Request,
         tenant: Tenant,
-        limit: Annotated[int, Query(ge=1, le=200)] = 50,
+        limit: Annotated[int, Query(ge=1, le=200), JSON_NUMBER] = 50,
         cursor: Annotated[str | None, Query(pattern=r"^[0-9]{1,18}$")] = None,
         source: Annotated[str | None, Query(max_length=128)] = None,
         state: FrameState | None = None,
-        rate: Annotated[int | None, Query(ge=0, le=31)] = None,
+        rate: Annotated[int | None, Query(ge=0, le=31), JSON_NUMBER] = None,
         since: datetime | None = None,
         until: datetime | None = None,
         parent: Annotated[str | None, Query(max_length=36, description="Answers to requests about that frame.")] = None,

@@ -6,6 +6,7 @@ import asyncio
 import functools
 import json
 import re
+import uuid
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
@@ -61,6 +62,45 @@ async def test_a_malformed_parameter_is_400(start: Start) -> None:
         is_problem(await service.http.get("/v1/frames/no-uuid"), 400, "invalid-parameter", "UUID")
         twice = await service.http.request(method, f"{service.listing}?{service.parameter}=1&{service.parameter}=2")
         is_problem(twice, 400, "invalid-parameter", service.parameter, "2 times")
+
+
+async def test_a_number_is_written_as_in_json(start: Start) -> None:
+    """Of the forms that Pydantic takes. ``1.0`` and ``1e1`` are integers, as in a body of JSON."""
+    long = "1" + "0" * 5000
+    wrong = (
+        "NaN",
+        "Infinity",
+        "-inf",
+        "true",
+        "1_0",
+        "+1",
+        " 1 ",
+        "01",
+        "1.",
+        ".5",
+        "0x10",
+        "\uff11",
+        long,
+        f"0.{long}",
+        "",
+    )
+    async with start() as service:
+        method = "POST" if service.name == "edge" else "GET"
+
+        async def answer(path: str, parameter: str, value: str) -> httpx.Response:
+            return await service.http.request(method, path, params={parameter: value})
+
+        for value in (*wrong, "1.5", "1e30", "1e400"):
+            is_problem(
+                await answer(service.listing, service.parameter, value), 400, "invalid-parameter", service.parameter
+            )
+        for value in ("1", "1.0", "1e1", "10E-1"):
+            assert (await answer(service.listing, service.parameter, value)).status_code in (200, 422), value
+        path, seconds = (service.post, "timeout") if service.name == "edge" else (f"/v1/frames/{uuid.uuid4()}", "wait")
+        for value in (*wrong, "1e400"):
+            is_problem(await answer(path, seconds, value), 400, "invalid-parameter", seconds)
+        for value in ("0", "0.0", "1e-3"):
+            assert (await answer(path, seconds, value)).status_code in (404, 422), value
 
 
 async def test_an_unknown_query_parameter_is_refused_with_the_nearest(start: Start) -> None:
