@@ -78,7 +78,7 @@ class EdgeService:
         fitting = max(_LEAST_PIXELS, room // _BYTES_A_PIXEL)
         self.reader = PictureReader(
             settings.picture_process,
-            workers + 2,  # one more for a head and one for an original that is kept, beside those that are encoded
+            workers + 1,  # one more for an original that is kept, beside those that are encoded
             max(room, read_bytes(0, _LEAST_PIXELS)),
             lambda reason: self.metrics.pictures_lost.labels(reason).inc(),
         )

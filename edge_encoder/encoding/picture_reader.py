@@ -75,7 +75,8 @@ class PictureReader:
     """Reads picture files. Thread safe.
 
     `choice`: the files that are read in a child. `auto`: all but JPEG of one scan; `always`: all; `never`: none, which
-    needs no `close()`. At most `at_once` children read at the same time; further callers wait. A picture may take
+    needs no `close()`. At most `at_once` children read pixels at the same time; further callers wait. One more reads
+    sizes and one EXIF, so that what takes a moment does not wait for what may take minutes. A picture may take
     `most_bytes` of memory. `lost` is called with one of REASONS for each picture that cost a child. `command` starts a
     child.
     """
@@ -92,7 +93,9 @@ class PictureReader:
         self._choice = choice
         self._most_bytes = most_bytes
         self._lost = lost
-        self._slots = threading.BoundedSemaphore(at_once)
+        self._places = {
+            do: threading.BoundedSemaphore(most) for do, most in (("pixels", at_once), ("size", 1), ("exif", 1))
+        }
         self._lock = threading.Lock()
         self._idle: list[_Child] = []  # the one that was used last is the last one
         self._busy: set[_Child] = set()
@@ -200,7 +203,7 @@ class PictureReader:
     def _ask(self, request: dict[str, Any], data: bytes) -> tuple[dict[str, Any], mmap.mmap | None]:
         """The last answer, and what is in the file then."""
         request = {**request, "most_bytes": self._most_bytes}
-        with self._slots:
+        with self._places[request["do"]]:
             for attempt in range(2):
                 child = self._take()
                 code: int | None = None

@@ -365,6 +365,19 @@ def test_a_slow_picture_does_not_hold_up_others(make_reader: MakeReader, tmp_pat
     assert len(reader.pids) == 2
 
 
+def test_a_head_does_not_wait_for_pixels(make_reader: MakeReader, tmp_path: Path) -> None:
+    reader = make_reader()
+    with ThreadPoolExecutor(1) as pool:
+        slow = pool.submit(reader.load, PNG + b"." + crashing_reader.WAIT, max_pixels=MOST)
+        wait_until(lambda: len(reader.pids) == 1)
+        try:
+            assert reader.size(WEBP, max_pixels=MOST) == (96, 64) and not reader.exif(WEBP)
+            assert not slow.done()
+        finally:
+            (tmp_path / "go").touch()
+        assert np.array_equal(slow.result(), load_picture(PNG))
+
+
 def test_idle_processes_end(make_reader: MakeReader, monkeypatch: pytest.MonkeyPatch) -> None:
     reader = make_reader()
     reader.load(PNG, max_pixels=MOST)

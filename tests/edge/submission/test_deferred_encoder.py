@@ -44,7 +44,7 @@ def held(service: EdgeService) -> Iterator[list[bytes]]:
         go.wait(20)
         return encode(*args, **kw)
 
-    service.encoder.encode = slow  # type: ignore[method-assign]  # put back below
+    service.encoder.encode = slow  # type: ignore[method-assign]  # the service ends with the test
     try:
         yield order
     finally:
@@ -302,6 +302,25 @@ async def test_an_original_that_crashes_its_reader_fails_and_does_not_come_again
     async with edge(tmp_path, tiny_bundle) as (client, service):
         assert (await client.get(f"/v1/frames/{ident}")).json()["state"] == "failed"
         assert service.spool.received_pictures == 0
+
+
+async def test_pictures_are_received_while_others_are_read_for_long(tmp_path: Path, tiny_bundle: Path) -> None:
+    slow = picture(form="PNG") + b"." + crashing_reader.WAIT
+    async with edge(tmp_path, tiny_bundle, encode_workers=1) as (client, service):
+        service.reader.command = crashing_reader.command(tmp_path)
+        idents = [(await client.post(POST, content=slow)).json()["id"] for _ in range(3)]
+        # An original that is kept, or that an answer is made of, is read beside those that are encoded.
+        originals = [asyncio.create_task(asyncio.to_thread(service.reader.load, slow, max_pixels=8192)) for _ in "12"]
+        await until(lambda: len(service.reader.pids) == 2)
+        try:
+            for form in ("JPEG", "PNG", "WEBP", "AVIF"):
+                answer = await client.post(POST, content=picture(form=form, seed=1))
+                assert answer.status_code == 202 and not originals[0].done() and not originals[1].done(), form
+            assert {(await client.get(f"/v1/frames/{one}")).json()["state"] for one in idents} == {"received"}
+        finally:
+            (tmp_path / "go").touch()
+        await asyncio.gather(*originals)
+        assert [(await encoded(client, one))["state"] for one in idents] == ["spooled"] * 3
 
 
 async def test_an_original_waits_while_no_process_can_be_started_to_read_it(
