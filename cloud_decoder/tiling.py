@@ -92,8 +92,8 @@ def synthesis_cost(frame: Frame) -> int:
 class TileAssembler:
     """Assembles one picture from its tiles.
 
-    Call :meth:`tiles` for a row, :meth:`cut` and :meth:`put` each of them, then the next row; after the last one
-    ``picture`` (H, W, 3) uint8 is complete. If the frame has colour statistics, its colours are then corrected by them.
+    Call :meth:`tiles` for a row, :meth:`cut` and :meth:`put` each of them, then the next row; after the last one call
+    :meth:`finish`.
     """
 
     def __init__(self, y_hat: Floats, frame: Frame, *, whole: bool = False) -> None:
@@ -108,7 +108,7 @@ class TileAssembler:
         self._lock = Lock()
         self._row = 0
         self._missing = len(self._lefts)
-        self.picture: Picture = np.empty((frame.height, frame.width, 3), np.uint8)
+        self._picture: Picture = np.empty((frame.height, frame.width, 3), np.uint8)
         band = (3, self.shape[0] * LATENT_STRIDE, width * LATENT_STRIDE)
         self._band: Floats | None = None if self.whole else np.zeros(band, np.float32)
 
@@ -124,8 +124,19 @@ class TileAssembler:
 
     @property
     def done(self) -> bool:
-        """Whether ``picture`` is complete."""
+        """Whether all tiles are there."""
         return self._row == self.rows
+
+    def finish(self) -> Picture:
+        """The picture (H, W, 3) uint8, its colours corrected if the frame has statistics. Call it once, when done.
+
+        The correction of a large picture takes as long as a batch, so it is no part of :meth:`put`, which the device's
+        thread calls.
+        """
+        assert self.done, "tiles are missing"
+        if self.frame.colour is not None:
+            self.frame.colour.correct(self._picture)
+        return self._picture
 
     def tiles(self) -> list[Tile]:
         """The tiles of the next row; empty when done."""
@@ -144,12 +155,10 @@ class TileAssembler:
         """
         with self._lock:
             self._put(tile, image)
-            if self.done and self.frame.colour is not None:
-                self.frame.colour.correct(self.picture)
 
     def _put(self, tile: Tile, image: NDArray[Any]) -> None:
         if image.dtype == np.uint8:
-            self.picture[...] = image[: self.frame.height, : self.frame.width]
+            self._picture[...] = image[: self.frame.height, : self.frame.width]
             self._row = self.rows
             return
         if not np.isfinite(image).all():
@@ -182,7 +191,7 @@ class TileAssembler:
 
     def _emit(self, image: Floats, top: int) -> None:
         """Rows from ``top`` on are final: crop the padding, round to uint8."""
-        rows = self.picture[top : top + image.shape[1]]
+        rows = self._picture[top : top + image.shape[1]]
         visible = image[:, : rows.shape[0], : rows.shape[1]]
         for strip in _strips(len(rows)):
             rows[strip] = from_tensor(visible[:, strip])

@@ -192,7 +192,7 @@ class Decoder:
                         _put(begun.popleft())
             while begun:
                 _put(begun.popleft())
-        return [assembler.picture for assembler in assemblers]
+        return [assembler.finish() for assembler in assemblers]
 
     def run(self, latents: Sequence[Floats], *, whole: bool = False, lane: int = 0) -> NDArray[Any]:
         """One batch of latents (M, h, w), all of one shape, to (N, 3, 32 h, 32 w) float32.

@@ -1,4 +1,5 @@
-"""The end of a job: write its picture to the cache, record its frames as done or failed, and answer its callers.
+"""The end of a job: finish its picture and write it to the cache, record its frames as done or failed, and answer its
+callers.
 
 pipeline.py calls it with a finished picture, or with an error and what faults.py says of it. A picture is written to
 the cache before its frames are recorded as done.
@@ -20,6 +21,7 @@ from cloud_decoder.inference.subprocess_backend import GeneratorFailure
 from cloud_decoder.metrics import Metrics
 from cloud_decoder.store.store import DecodeResult
 from cloud_decoder.threads import run_on
+from cloud_decoder.tiling import Picture, TileAssembler
 from cloud_decoder.worker import tracing
 from cloud_decoder.worker.claimer import Claimer
 from cloud_decoder.worker.faults import HOST_SECONDS
@@ -68,14 +70,14 @@ class Completion:
 
     async def _complete(self, finished: list[DecodeJob]) -> None:
         try:
-            await asyncio.gather(*(self._cache_picture(job) for job in finished if job.keep))
+            pictures = await asyncio.gather(*map(self._finish_picture, finished))
             now = time.time()
             done = [
                 DecodeResult(lease, job.latents_digest, job.timings) for job in finished for lease in leases_of([job])
             ]
             lost = await self._claimer.finish(done, now)
-            for job in finished:
-                self._answer(job, now, lost)
+            for job, picture in zip(finished, pictures, strict=True):
+                self._answer(job, picture, now, lost)
         except Exception as error:
             log.exception("finished jobs could not be completed; their frames return to the queue")
             for job in finished:
@@ -86,7 +88,7 @@ class Completion:
             self.held = [job for job in self.held if job not in finished]
             self._room.release()
 
-    def _answer(self, job: DecodeJob, now: float, lost: set[int]) -> None:
+    def _answer(self, job: DecodeJob, picture: Picture, now: float, lost: set[int]) -> None:
         self._metrics.decodes.labels("done").inc()
         self._metrics.pixels.inc(job.frame.width * job.frame.height)
         tracing.decoded(job)
@@ -102,16 +104,24 @@ class Completion:
                 self._metrics.end_to_end_seconds.labels(since).observe(max(0.0, now - begun / 1000))
             self._event_bus.publish(row.tenant, {"event": "done", "id": str(row.id)})
         if not job.done.done():
-            assert job.assembler is not None, "a finished job has its picture"
-            job.done.set_result(Decoded(job.assembler.picture, job.latents_digest, job.timings))
+            job.done.set_result(Decoded(picture, job.latents_digest, job.timings))
 
-    async def _cache_picture(self, job: DecodeJob) -> None:
-        await run_on(self._image_threads, self._write_picture, job)
-
-    def _write_picture(self, job: DecodeJob) -> None:
+    async def _finish_picture(self, job: DecodeJob) -> Picture:
         assert job.assembler is not None, "a finished job has its picture"
+        if job.frame.colour is None and not job.keep:
+            return job.assembler.finish()  # which does nothing then
+        return await run_on(self._image_threads, self._correct_and_write, job, job.assembler)
+
+    def _correct_and_write(self, job: DecodeJob, assembler: TileAssembler) -> Picture:
+        """Correct the colours, and write the picture to the cache if it is to be kept: beside the device's threads."""
+        picture = assembler.finish()
+        if job.keep:
+            self._write_picture(job, picture)
+        return picture
+
+    def _write_picture(self, job: DecodeJob, picture: Picture) -> None:
         started = time.monotonic()
-        data = formats.encode(job.assembler.picture, formats.MASTER)
+        data = formats.encode(picture, formats.MASTER)
         job.timings["image"] = time.monotonic() - started
         self._metrics.image_seconds.observe(job.timings["image"])
         try:

@@ -12,6 +12,7 @@ import numpy as np
 
 from aeic.bitstream import Frame
 from aeic.bundle import Bundle
+from aeic.colour_statistics import ColourStatistics
 from aeic.latent_codec import LatentCodec
 from cloud_decoder.store.store import LeasedFrame, NewFrame, Store
 
@@ -22,13 +23,15 @@ NOW = 1_700_000_000.0
 
 
 def frame_maker(bundle: Bundle) -> MakeFrame:
-    """A function ``(seed=0, width=128, height=96, rate=0)`` that encodes random latents of ``bundle`` to a frame."""
+    """A function ``(seed=0, width=128, height=96, rate=0, colour=None)`` that encodes random latents to a frame."""
     codec = LatentCodec(bundle, 1)
 
-    def make(seed: int = 0, width: int = 128, height: int = 96, rate: int = 0) -> bytes:
+    def make(
+        seed: int = 0, width: int = 128, height: int = 96, rate: int = 0, colour: ColourStatistics | None = None
+    ) -> bytes:
         size = Frame(width, height, rate, bundle.fingerprint, b"").latent_size
         y = np.random.default_rng(seed).normal(0, 20, (bundle.channels, *size)).astype(np.float32)
-        return codec.encode(y, rate, width, height)
+        return codec.encode(y, rate, width, height, colour)
 
     return make
 

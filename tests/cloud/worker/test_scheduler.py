@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import threading
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
 from aeic.bitstream import Frame
+from aeic.colour_statistics import ColourStatistics
+from aeic.pixels import load_picture
 from aeic_service.errors import Overloaded
 from cloud_decoder.errors import Expired
+from cloud_decoder.images import formats
+from cloud_decoder.images.disk_cache import DiskCache
 from cloud_decoder.inference.decoder import Decoder
 from cloud_decoder.store.store import Store
 from cloud_decoder.tiling import tile_shape
@@ -127,6 +133,49 @@ async def test_a_small_frame_does_not_wait_for_the_entropy_decoding_of_a_large_o
         finally:
             leave.set()
         assert (await waiting).picture.shape == (512, 512, 3)
+
+
+@pytest.mark.parametrize("stored", [False, True])
+async def test_the_device_is_free_while_colours_are_corrected(
+    running: Running,
+    decoder: Decoder,
+    store: Store,
+    make_frame: MakeFrame,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    stored: bool,
+) -> None:
+    coloured, plain = make_frame(1, colour=ColourStatistics((20000, 30000, 45000), (9000, 5000, 12000))), make_frame(2)
+    (expected,) = decoder.decode([coloured])
+    entered, leave = threading.Event(), threading.Event()
+    correct = ColourStatistics.correct
+
+    def held_up(statistics: ColourStatistics, picture: np.ndarray) -> None:
+        entered.set()
+        leave.wait(20)
+        correct(statistics, picture)
+
+    monkeypatch.setattr(ColourStatistics, "correct", held_up)
+    async with running() as worker:
+        if stored:
+            store.frames.add([new_frame(coloured)], time.time())
+            worker.wake()
+        else:
+            waiting = asyncio.create_task(worker.decode(coloured, timeout=30))
+        await until(entered.is_set)
+        try:
+            await worker.decode(plain, timeout=10)
+            assert store.frames.counts()["done"] == 0 if stored else not waiting.done()
+        finally:
+            leave.set()
+        if stored:
+            await until(lambda: store.frames.counts()["done"] == 1)
+            file = DiskCache(tmp_path / "cache", 10**8).get(hashlib.sha256(coloured).hexdigest(), formats.MASTER)
+            assert file is not None
+            picture = load_picture(file)
+        else:
+            picture = (await waiting).picture
+    assert (picture == expected).all()
 
 
 async def test_a_small_picture_goes_before_the_remaining_rows_of_a_large_one(
