@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True)
@@ -20,10 +20,17 @@ class Report:
 
 @dataclass(frozen=True)
 class Box:
-    """A box that is connected: its program with version, and its last report, if it makes any."""
+    """A box that is connected: its program with version, and its last report, if it makes any.
+
+    ``warning``: what this cloud has noticed about it, with the remedy; empty if nothing.
+    """
 
     software: str
     report: Report | None = None
+    warning: str = ""
+
+
+TWO_BOXES = "two boxes send under this name: give each its own AEIC_EDGE_SOURCE_ID"
 
 
 class Presence:
@@ -33,6 +40,7 @@ class Presence:
         self._streams: Counter[tuple[str, str]] = Counter()
         self._connected: dict[tuple[str, str], Box] = {}  # the latest to connect last
         self._boxes: defaultdict[tuple[str, str], list[bytes]] = defaultdict(list)  # the latest last
+        self._conflicts: set[tuple[str, str]] = set()
 
     @property
     def connected(self) -> set[tuple[str, str]]:
@@ -50,14 +58,15 @@ class Presence:
     def set_report(self, tenant: str, source: str, report: Report) -> None:
         """Record the report of a box; without effect once it is gone."""
         if (box := self._connected.get((tenant, source))) is not None:
-            self._connected[tenant, source] = Box(box.software, report)
+            self._connected[tenant, source] = replace(box, report=report)
 
     def box(self, tenant: str, source: str) -> Box | None:
         """The box of that name; None if none is connected."""
-        return self._connected.get((tenant, source))
+        box = self._connected.get((tenant, source))
+        return replace(box, warning=TWO_BOXES) if box and (tenant, source) in self._conflicts else box
 
     def boxes(self) -> Iterator[tuple[str, str, Box]]:
-        """Tenant and source of every box that is connected, with the box, the latest first."""
+        """Tenant and source of every box that is connected, with the box, the latest first; without warnings."""
         return ((tenant, source, box) for (tenant, source), box in reversed(list(self._connected.items())))
 
     def box_connects(self, tenant: str, source: str, box: bytes, software: str) -> None:
@@ -74,6 +83,8 @@ class Presence:
         if not boxes:
             del self._boxes[tenant, source]
             del self._connected[tenant, source]
+        if len({one for one in boxes if one}) < 2:
+            self._conflicts.discard((tenant, source))
 
     def is_superseded(self, tenant: str, source: str, box: bytes) -> bool:
         """Whether another process has connected as the same source since this one did, and is connected now.
@@ -83,6 +94,10 @@ class Presence:
         """
         named = [one for one in self._boxes.get((tenant, source), []) if one]
         return bool(box) and bool(named) and named[-1] != box
+
+    def set_conflict(self, tenant: str, source: str) -> None:
+        """Record that two boxes send as this source; until one of them is gone, :meth:`box` has a warning."""
+        self._conflicts.add((tenant, source))
 
     def disconnect(self, tenant: str, source: str) -> None:
         """Remove a stream that :meth:`connect` counted."""

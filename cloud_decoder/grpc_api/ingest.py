@@ -272,6 +272,7 @@ class Ingest(pb_grpc.IngestServiceServicer):
                 await room.acquire()
                 if not warned and self._presence.is_superseded(tenant, source, box):
                     warned = True
+                    self._presence.set_conflict(tenant, source)
                     self._metrics.source_conflicts.inc()
                     log.warning("two boxes send as source %r: give each its own AEIC_EDGE_SOURCE_ID", source)
                 if request.WhichOneof("message") != "frame":

@@ -186,10 +186,14 @@ class ReportBody(_Body):
 
 
 class BoxBody(_Body):
-    """A box that is connected: its program, and its last report; null for an older one, which makes none."""
+    """A box that is connected: its program, and its last report; null for an older one, which makes none.
+
+    ``warning``: what the cloud has noticed about it, with the remedy; empty if nothing.
+    """
 
     software: str
     report: ReportBody | None
+    warning: str
 
 
 class SourceBody(_Body):

@@ -148,19 +148,22 @@ def test_the_wall_shows_what_boxes_report(page: Any, guarded: CloudThread) -> No
     known = {"bytes": 0, "waiting": 0, "connected": True, "box": None, "newest": None, **seen}
     report = {"waiting_frames": 7, "oldest_seconds": 60, "problem": "quay cannot be read"}
     found = [
-        {"source": "box", "frames": 0, **known, "box": {"software": "aeic-edge 1", "report": report}},
+        {"source": "box", "frames": 0, **known, "box": {"software": "aeic-edge 1", "report": report, "warning": ""}},
         {"source": "box/gate", "frames": 3, **known, "last_seen_at": now.isoformat()},
         {"source": "new-box", "frames": 0, **known},
     ]
+    twins = {"software": "aeic-edge 1", "report": None, "warning": "two boxes send under this name"}
+    found.append({"source": "twins", "frames": 1, **known, "last_seen_at": now.isoformat(), "box": twins})
     page.route("**/v1/sources*", lambda route: route.fulfill(body=json.dumps({"sources": found})))
     page.goto(guarded.cloud.http)
     log_in(page, TOKEN)
-    page.wait_for_selector("#wall li:nth-child(3)")
+    page.wait_for_selector("#wall li:nth-child(4)")
     assert page.locator("#wall .badge:visible").count() == 1
+    assert "two boxes send under this name" in page.inner_text("#wall li:nth-child(4)")
     box = page.inner_text("#wall li:nth-child(1)")
     assert "7 at the box" in box and "quay cannot be read" in box and "silent" not in box
     assert "a box with cameras" in box and "no picture yet" in page.inner_text("#wall li:nth-child(3)")
-    for kind, names in {"problem": ["box"], "waiting": ["box"], "silent": ["new-box"]}.items():
+    for kind, names in {"problem": ["box", "twins"], "waiting": ["box"], "silent": ["new-box"]}.items():
         page.click(f"#wall-chips [data-key={kind}]")
         assert page.locator("#wall b").all_inner_texts() == names
     page.goto(f"{guarded.cloud.http}/#source=box")

@@ -15,7 +15,7 @@ const hasCameras = (one) =>
   [...tiles.values()].some((tile) => tile.one.frames && tile.one.source.startsWith(`${one.source}/`));
 const onlyCameras = (one) => !one.frames && hasCameras(one);
 const isSilent = (one) => quietFor(one) > SILENT_SECONDS && !onlyCameras(one);
-const problemOf = (one) => one.box?.report?.problem;
+const problemOf = (one) => [one.box?.warning, one.box?.report?.problem].filter(Boolean).join("; ");
 const waitsAt = (one) => one.box?.report?.waiting_frames ?? 0;
 
 const KINDS = [

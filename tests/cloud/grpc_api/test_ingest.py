@@ -8,6 +8,7 @@ from pathlib import Path
 from uuid import uuid4
 
 import grpc
+import httpx
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
@@ -18,10 +19,12 @@ from aeic.v1 import ingest_pb2_grpc as pb_grpc
 from cloud_decoder.errors import StoreUnavailable
 from cloud_decoder.http_api.serializers import frame_json
 from cloud_decoder.inference.decoder import Decoder
+from cloud_decoder.presence import TWO_BOXES, Box
 from cloud_decoder.store.frames import Frames
 from cloud_decoder.store.store import FrameState, Store
 from tests.support.cloud.cloud import FakeGenerator, IngestClient, running_cloud
 from tests.support.frames import MakeFrame
+from tests.support.waiting import until
 
 
 async def test_frames_are_stored_acknowledged_in_order_and_decoded(
@@ -299,3 +302,13 @@ async def test_two_boxes_with_one_source_id_are_noticed(
             await new.send(make_frame(4 + number), uuid4())
             await new.ack()
         assert conflicts() == 1 and caplog.text.count("two boxes send as source 'box-1'") == 1
+        async with httpx.AsyncClient(base_url=cloud.http) as http:
+
+            async def warning() -> object:
+                (source,) = (await http.get("/v1/sources")).json()["sources"]
+                return source["box"]["warning"]
+
+            assert await warning() == TWO_BOXES
+            await other.finish()
+            await until(lambda: cloud.presence.box("", "box-1") == Box("test"))
+            assert await warning() == ""

@@ -45,7 +45,7 @@ async def test_a_report_is_exported_until_the_box_is_gone(
             healthy = 'aeic_cloud_source_healthy{source="box-1",tenant=""}'
             assert await exported() == {info: "1.0", at_cloud: "0.0"}, "an earlier edge makes no reports"
             (source,) = (await http.get("/v1/sources")).json()["sources"]
-            assert source["box"] == {"software": "test", "report": None}
+            assert source["box"] == {"software": "test", "report": None, "warning": ""}
 
             await edge.raw(pb.DeliverRequest(report=pb.Report(waiting_frames=412, oldest_seconds=90)))
             await until(lambda: report(cloud))
