@@ -88,10 +88,10 @@ test-unauthenticated: install ## attack both services without a token, each way 
 	$(BIN)/python -m tests.cloud.load_without_token
 
 FRAMES ?= 2000
-LIVES ?= 1000
-simulate: install ## run LIVES lives of the edge's spool with faults at any I/O step, and of the cloud's store with stalls, kills, clock jumps
-	$(BIN)/python -m tests.edge.spool.simulation --lives $(LIVES)
-	$(BIN)/python -m tests.cloud.store.simulation --lives $(LIVES)
+SCENARIOS ?= 1000
+simulate: install ## run SCENARIOS scenarios of the edge's spool with faults at any I/O step, and of the cloud's store with stalls, kills, clock jumps
+	$(BIN)/python -m tests.edge.spool.simulation --scenarios $(SCENARIOS)
+	$(BIN)/python -m tests.cloud.store.simulation --scenarios $(SCENARIOS)
 
 soak: install ## send FRAMES through edge and cloud with kills, cut links, stalls and a full disk; each must be stored once
 	$(BIN)/python -m tests.edge.soak --frames $(FRAMES)

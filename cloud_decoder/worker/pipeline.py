@@ -8,7 +8,7 @@ back to the remaining ones. What a failure of a lone frame means for it, quarant
 faults.py.
 
 Both stages can end this process: the entropy decoder runs in it, and the machine may kill it for its memory. An attempt
-is therefore counted before a frame's entropy decoding begins. A frame that has an attempt from an earlier life of a
+is therefore counted before a frame's entropy decoding begins. A frame that has an attempt from an earlier run of a
 service is a suspect: it is decoded alone, in both stages.
 
 worker.py runs the loops of :meth:`Pipeline.loops`; scheduler.py holds the jobs, and completion.py ends them.

@@ -1,6 +1,6 @@
 """Pictures that were received and are not encoded yet, and how often the encoding of each was attempted.
 
-All changes run in the writer's thread (writer.py), inside a transaction. Independent of frames: the ledger (ledger.py)
+All changes run in the writer's thread (writer.py), inside a transaction. Independent of frames: frame_table.py
 replaces a received picture by its frame, or gives it up, in one transaction. Once it is encoded, a picture may be kept
 outside the spool, for requests of the cloud: originals/ring.py.
 """

@@ -29,8 +29,8 @@ from edge_encoder.errors import SpoolError, SpoolFull
 from edge_encoder.spool import database, schema
 from edge_encoder.spool.clock import SpoolClock
 from edge_encoder.spool.disk_reserve import DiskReserve
+from edge_encoder.spool.frame_table import KNOWN, Changes, FrameTable, SpoolLimits
 from edge_encoder.spool.leases import Leases
-from edge_encoder.spool.ledger import KNOWN, Changes, Ledger, SpoolLimits
 from edge_encoder.spool.lock import FolderLock
 from edge_encoder.spool.reader import Reader
 from edge_encoder.spool.record import (
@@ -81,7 +81,7 @@ class Spool:
         self._given_up: set[bytes] = set()  # ids that are counted in `unreadable`
         self._places: dict[Path, tuple[int, int]] = {}  # device and inode of the open file, and of its log
         self._clock: SpoolClock | None = None
-        self._ledger: Ledger
+        self._frame_table: FrameTable
         self._reader: Reader
         self._writer: Writer
         self._leases = Leases(system.steady_seconds)
@@ -122,9 +122,9 @@ class Spool:
         """
 
         def put(connection: sqlite3.Connection, changes: Changes) -> Entry:
-            if self._ledger.received.arrived_ms(connection, record.id) is None:  # replacing one needs no room
+            if self._frame_table.received.arrived_ms(connection, record.id) is None:  # replacing one needs no room
                 self._check_room()
-            return self._ledger.put(connection, record, changes, drops=drops)
+            return self._frame_table.put(connection, record, changes, drops=drops)
 
         return self._change(put)
 
@@ -134,17 +134,17 @@ class Spool:
         return self._finish(Change(ident, state, reason))
 
     def _finish(self, change: Change) -> Future[bool]:
-        return self._change(lambda connection, changes: self._ledger.finish(connection, change, changes))
+        return self._change(lambda connection, changes: self._frame_table.finish(connection, change, changes))
 
     def expire(self, max_age_seconds: float) -> Future[int]:
         """Drops frames and received pictures that have been here for longer, by the machine's uptime and not by its
         wall clock (clock.py). Returns how many."""
-        return self._change(lambda connection, changes: self._ledger.expire(connection, max_age_seconds, changes))
+        return self._change(lambda connection, changes: self._frame_table.expire(connection, max_age_seconds, changes))
 
     def get(self, ident: uuid.UUID) -> Entry | None:
         """The frame's entry, or None when it was never here or its history is gone."""
         row = self._reader.one(KNOWN, (ident.bytes,))
-        return None if row is None else self._ledger.entry(row)
+        return None if row is None else self._frame_table.entry(row)
 
     def lease(self, limit: int) -> list[Record]:
         """Up to `limit` frames to send now, most urgent first, then oldest first. Each must be finished or released."""
@@ -201,7 +201,7 @@ class Spool:
 
         def receive(connection: sqlite3.Connection, changes: Changes) -> Entry:
             self._check_room()
-            return self._ledger.receive(connection, received, changes)
+            return self._frame_table.receive(connection, received, changes)
 
         return self._change(receive)
 
@@ -252,7 +252,7 @@ class Spool:
             self._encoding.forget(ident)
 
     def _begin(self, ident: uuid.UUID, connection: sqlite3.Connection, changes: Changes) -> int:
-        return self._ledger.received.begin(connection, ident)
+        return self._frame_table.received.begin(connection, ident)
 
     def release_received(self, ident: uuid.UUID, delay_seconds: float = 0.0) -> None:
         """The received picture was not encoded; it is offered again after the delay, doubled per attempt."""
@@ -260,7 +260,7 @@ class Spool:
 
     def reset_attempts(self, ident: uuid.UUID) -> Future[None]:
         """The attempts to encode that received picture so far do not count."""
-        return self._change(lambda connection, changes: self._ledger.received.reset_attempts(connection, ident))
+        return self._change(lambda connection, changes: self._frame_table.received.reset_attempts(connection, ident))
 
     def oldest(self) -> Record | None:
         """The oldest readable frame that waits, leased or not; nothing is changed."""
@@ -299,27 +299,27 @@ class Spool:
     @property
     def limits(self) -> SpoolLimits:
         """How much the spool holds."""
-        return self._ledger.limits
+        return self._frame_table.limits
 
     @property
     def pending_frames(self) -> int:
         """Frames not yet acknowledged."""
-        return self._ledger.frames
+        return self._frame_table.frames
 
     @property
     def pending_bytes(self) -> int:
         """Their bytes, as counted against the cap."""
-        return self._ledger.bytes
+        return self._frame_table.bytes
 
     @property
     def received_pictures(self) -> int:
         """Received pictures not yet encoded."""
-        return self._ledger.received.count
+        return self._frame_table.received.count
 
     @property
     def received_bytes(self) -> int:
         """Their bytes."""
-        return self._ledger.received.bytes
+        return self._frame_table.received.bytes
 
     @property
     def alive(self) -> bool:
@@ -422,11 +422,11 @@ class Spool:
 
     def recount(self, connection: sqlite3.Connection) -> None:
         """For the writer: restores the counts."""
-        self._ledger.recount(connection)
+        self._frame_table.recount(connection)
 
     def prune(self, connection: sqlite3.Connection) -> None:
         """For the writer: deletes history beyond the limit, and saves a step of the wall clock."""
-        self._ledger.prune(connection)
+        self._frame_table.prune(connection)
         if self._clock is not None:
             self._clock.save_step(connection)
 
@@ -487,7 +487,7 @@ class Spool:
             places = {path: _place(path) for path in (self.path, database.log_of(self.path)) if path.exists()}
             if self._clock is None:
                 self._clock = SpoolClock(self._system, connection)
-                self._ledger = Ledger(self._leases, self._limits, self._clock, self._system)
+                self._frame_table = FrameTable(self._leases, self._limits, self._clock, self._system)
             connection.execute("BEGIN IMMEDIATE")
             try:
                 schema.set_unknown_arrivals(connection, self._clock.now_ms())
@@ -498,7 +498,7 @@ class Spool:
                     connection.execute("ROLLBACK")
                 if not database.is_full(error):  # ages can wait until the disk has space
                     raise
-            self._ledger.recount(connection)
+            self._frame_table.recount(connection)
         except BaseException:
             connection.close()
             raise

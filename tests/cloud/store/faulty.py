@@ -47,7 +47,7 @@ class Machine:
         store = self._open_store(place)
         database = store.database
         database.clock = lambda: self.truth + self.error  # type: ignore[method-assign]  # another clock for the test
-        database.engine._compiled_cache = _STATEMENTS  # else each life would compile the same statements
+        database.engine._compiled_cache = _STATEMENTS  # else each scenario would compile the same statements
         store.trusted_clock = self._clock(store)
         sa.event.listen(database.engine, "before_cursor_execute", self._fault)
         sa.event.listen(database.engine, "commit", self._fault)
@@ -121,7 +121,7 @@ def _keep_log(connection: Any, _record: Any) -> None:
 
 
 class Stores:
-    """Empty stores for lives: copies of one SQLite file, or one PostgreSQL database that is emptied."""
+    """Empty stores for scenarios: copies of one SQLite file, or one PostgreSQL database that is emptied."""
 
     def __init__(self, folder: Path, url: str | None = None) -> None:
         self._template, self._postgresql = folder / "template.db", None

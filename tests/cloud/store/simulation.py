@@ -1,7 +1,7 @@
-"""Lives of the cloud's store, made from a seed: workers stall, die and wake late, clocks jump, commits fail.
+"""Scenarios of the cloud's store, made from a seed: workers stall, die and wake late, clocks jump, commits fail.
 
-A life is a script of frames that arrive, workers that claim, decode, finish and fail them, callers that ask again, and
-rounds of retention. Meanwhile the store refuses a statement or a commit, an answer is lost after its commit, the
+A scenario is a script of frames that arrive, workers that claim, decode, finish and fail them, callers that ask again,
+and rounds of retention. Meanwhile the store refuses a statement or a commit, an answer is lost after its commit, the
 machine stops (a power cut loses the commits that were not durable), and the wall clock is wrong by seconds or years.
 Some frames are poison: they end the worker that decodes them. Others are damaged. At the end everything works again,
 the queue is emptied, and this must hold:
@@ -13,9 +13,9 @@ the queue is emptied, and this must hold:
 - retention marks no frame that is young in truth, and removes none before the period of grace is over
 - the counters are those of a full scan
 
-Time is simulated, and everything runs in one thread, so a seed always makes the same life.
+Time is simulated, and everything runs in one thread, so a seed always makes the same scenario.
 
-    python -m tests.cloud.store.simulation --lives 1000 --seed 1 [--postgresql]      (make simulate LIVES=1000)
+    python -m tests.cloud.store.simulation --scenarios 1000 --seed 1 [--postgresql]      (make simulate SCENARIOS=1000)
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ GRACE_SECONDS = DAY
 JUMPS = (400 * DAY, -400 * DAY, 90 * DAY, 12 * DAY, 7200.0, -7200.0, 2.5)
 ERROR_SECONDS = DAY / 2
 """By how much an age may be wrong: jumps of some hours are accepted in the end."""
-REPORTED_LIVES = 500  # between two lines of progress
+REPORTED_SCENARIOS = 500  # between two lines of progress
 WORKERS = ("north", "south", "south-2")
 _ALLOWED = {  # what a reader may see next, besides the same
     "received": {"done", "failed"},
@@ -89,8 +89,8 @@ class Worker:
     wakes: float = 0.0
 
 
-class Life(Machine):
-    """One life; ``run()`` raises :class:`Broken`. ``trace`` is what happened, for people."""
+class Scenario(Machine):
+    """One scenario; ``run()`` raises :class:`Broken`. ``trace`` is what happened, for people."""
 
     def __init__(self, seed: int, open_store: Callable[[Path], Store], folder: Path) -> None:
         super().__init__(random.Random(seed), open_store, folder)
@@ -135,7 +135,7 @@ class Life(Machine):
     # -- the script -------------------------------------------------------------------------------------------------
 
     def run(self) -> None:
-        """The whole life."""
+        """The whole scenario."""
         self.look()
         actions: list[tuple[Callable[[], None], int]] = [
             (self.ingest, 20),
@@ -462,29 +462,29 @@ class Life(Machine):
         return self.rng.choice(awake) if awake else None
 
 
-def live(seed: int, stores: Callable[[Path], Store], folder: Path) -> Life:
-    """Run one life in an empty folder; :class:`Broken`, with the seed and what happened, when it breaks a promise."""
-    life = Life(seed, stores, folder)
+def run_scenario(seed: int, stores: Callable[[Path], Store], folder: Path) -> Scenario:
+    """Run one scenario in an empty folder; :class:`Broken`, with the seed and the trace, when it breaks a promise."""
+    scenario = Scenario(seed, stores, folder)
     try:
-        life.run()
+        scenario.run()
     except Exception as error:
-        raise Broken(f"seed {seed}: {error!r}\n" + "\n".join(life.trace)) from error
+        raise Broken(f"seed {seed}: {error!r}\n" + "\n".join(scenario.trace)) from error
     finally:
-        life.store.close()
-    return life
+        scenario.store.close()
+    return scenario
 
 
 def main() -> int:
-    """Run lives, print what they met, and end with 1 at the first broken promise."""
-    parser = argparse.ArgumentParser(description="Lives of the cloud's store with faults of every kind.")
-    parser.add_argument("--lives", type=int, default=1000)
-    parser.add_argument("--seed", type=int, default=None, help="of the first life; by default from the clock")
+    """Run scenarios, print what they met, and end with 1 at the first broken promise."""
+    parser = argparse.ArgumentParser(description="Scenarios of the cloud's store with faults of every kind.")
+    parser.add_argument("--scenarios", type=int, default=1000)
+    parser.add_argument("--seed", type=int, default=None, help="of the first scenario; by default from the clock")
     parser.add_argument("--postgresql", action="store_true", help="on PostgreSQL (Debian: postgresql), not SQLite")
     given = parser.parse_args()
     first = time.time_ns() % 1_000_000_000 if given.seed is None else given.seed
     logging.disable(logging.CRITICAL)
     met: Counter[str] = Counter()
-    print(f"seeds {first} to {first + given.lives - 1}", flush=True)
+    print(f"seeds {first} to {first + given.scenarios - 1}", flush=True)
     server = None
     if given.postgresql:
         from tests.support.cloud.postgres import Postgres
@@ -493,22 +493,22 @@ def main() -> int:
     try:
         with tempfile.TemporaryDirectory(dir="/dev/shm" if os.path.isdir("/dev/shm") else None) as name:
             stores = Stores(Path(name), server.fresh() if server else None)
-            for seed in range(first, first + given.lives):
-                folder = Path(name) / f"life-{seed}"
+            for seed in range(first, first + given.scenarios):
+                folder = Path(name) / f"scenario-{seed}"
                 folder.mkdir()
                 try:
-                    life = live(seed, stores, folder)
+                    scenario = run_scenario(seed, stores, folder)
                 except Broken as broken:
                     print(broken)
                     return 1
                 shutil.rmtree(folder)
-                met["acknowledged"] += len(life.promised)
-                met["deaths"] += life.deaths
-                met["power cuts"] += life.cuts
-                met["late results"] += life.late
-                met["marked by retention"] += len(life.marked)
-                if (done := seed - first + 1) % REPORTED_LIVES == 0:
-                    print(f"{done} of {given.lives} lives", flush=True)
+                met["acknowledged"] += len(scenario.promised)
+                met["deaths"] += scenario.deaths
+                met["power cuts"] += scenario.cuts
+                met["late results"] += scenario.late
+                met["marked by retention"] += len(scenario.marked)
+                if (done := seed - first + 1) % REPORTED_SCENARIOS == 0:
+                    print(f"{done} of {given.scenarios} scenarios", flush=True)
     finally:
         if server:
             server.stop()

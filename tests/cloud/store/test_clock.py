@@ -1,4 +1,4 @@
-"""Lives of several processes that share a store while their clock is wrong by years: no frame looks too old."""
+"""Scenarios of several processes that share a store while their clock is wrong by years: no frame looks too old."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Lives of the cloud's store (simulation.py): some here, more by `make simulate LIVES=n`.
+"""Scenarios of the cloud's store (simulation.py): some here, more by `make simulate SCENARIOS=n`.
 
 Six bugs are planted and must be caught; the first three were in an earlier release:
 
@@ -30,39 +30,39 @@ from cloud_decoder.store.records import Added, Lease, LeasedFrame, NewFrame
 from cloud_decoder.store.retention import Retention
 from cloud_decoder.store.schema import jobs
 from tests.cloud.store.faulty import Stores
-from tests.cloud.store.simulation import Broken, Life, live
+from tests.cloud.store.simulation import Broken, Scenario, run_scenario
 from tests.support.cloud.postgres import Postgres
 
-LIVES = 100
-"""A life takes a fifth of a second of a calm core, most of it in SQLAlchemy."""
+SCENARIOS = 100
+"""A scenario takes a fifth of a second of a calm core, most of it in SQLAlchemy."""
 PLANTED = 300
-"""Lives in which a planted bug must show itself."""
-Run = Callable[[int], Life]
+"""Scenarios in which a planted bug must show itself."""
+Run = Callable[[int], Scenario]
 
 
 @pytest.fixture
 def run(tmp_path: Path) -> Run:
     stores, numbers = Stores(tmp_path), itertools.count()
 
-    def one(seed: int) -> Life:
-        folder = tmp_path / f"life-{next(numbers)}"
+    def one(seed: int) -> Scenario:
+        folder = tmp_path / f"scenario-{next(numbers)}"
         folder.mkdir()
-        return live(seed, stores, folder)
+        return run_scenario(seed, stores, folder)
 
     return one
 
 
-def test_lives_keep_every_promise(run: Run) -> None:
-    lives = [run(seed) for seed in range(LIVES)]
-    assert sum(one.deaths for one in lives) > LIVES  # the faults happen
-    assert sum(one.cuts for one in lives) > LIVES / 4 and sum(one.late for one in lives) > LIVES / 4
-    assert sum(len(one.marked) for one in lives) > LIVES / 4
+def test_scenarios_keep_every_promise(run: Run) -> None:
+    scenarios = [run(seed) for seed in range(SCENARIOS)]
+    assert sum(one.deaths for one in scenarios) > SCENARIOS  # the faults happen
+    assert sum(one.cuts for one in scenarios) > SCENARIOS / 4 and sum(one.late for one in scenarios) > SCENARIOS / 4
+    assert sum(len(one.marked) for one in scenarios) > SCENARIOS / 4
 
 
-def test_lives_on_postgresql(postgres: Postgres, tmp_path: Path) -> None:
+def test_scenarios_on_postgresql(postgres: Postgres, tmp_path: Path) -> None:
     stores = Stores(tmp_path, postgres.fresh())
     for seed in range(10):
-        live(seed, stores, tmp_path)
+        run_scenario(seed, stores, tmp_path)
 
 
 def without_fencing(patch: pytest.MonkeyPatch) -> None:
@@ -111,7 +111,7 @@ def never_durable(patch: pytest.MonkeyPatch) -> None:
             yield connection
 
     patch.setattr(Database, "write", careless)
-    patch.setattr(Life, "_log_bytes", lambda self: 0)  # nothing was synced since the start
+    patch.setattr(Scenario, "_log_bytes", lambda self: 0)  # nothing was synced since the start
 
 
 def without_grace(patch: pytest.MonkeyPatch) -> None:

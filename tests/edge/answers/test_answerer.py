@@ -176,7 +176,7 @@ async def test_an_answer_never_takes_the_place_of_a_frame(tiny_bundle: Path, tmp
         waiting = [record.id for record in service.spool.lease(99)]
         service.spool.release(waiting)
         room = service.spool.pending_bytes
-        object.__setattr__(service.spool._ledger, "limits", _limits(room, policy))
+        object.__setattr__(service.spool._frame_table, "limits", _limits(room, policy))
         assert await answer(service, ask(frame, seconds=1.0)) == "expired"
         for ident in waiting:
             entry = service.spool.get(ident)
@@ -216,7 +216,7 @@ def _request(**changes: Any) -> Any:
 
 
 def _limits(max_bytes: int, policy: Any) -> Any:
-    from edge_encoder.spool.ledger import SpoolLimits
+    from edge_encoder.spool.frame_table import SpoolLimits
 
     return SpoolLimits(max_bytes, policy)
 

@@ -21,7 +21,7 @@ from edge_encoder.service import EdgeService
 from edge_encoder.source_settings import FolderSettings
 from edge_encoder.sources import watched_folder
 from edge_encoder.sources.watched_folder import WatchedFolder
-from edge_encoder.spool.ledger import SpoolLimits
+from edge_encoder.spool.frame_table import SpoolLimits
 from edge_encoder.spool.record import CapturedFrom
 from tests.support.edge import crashing_reader
 from tests.support.edge.fakes import settings
@@ -86,12 +86,12 @@ async def test_files_wait_while_the_spool_is_full(tmp_path: Path, tiny_bundle: P
     config = settings(tmp_path / "spool", bundle=tiny_bundle, drain_timeout_seconds=0)
     service = EdgeService(config)
     await service.start()
-    service.spool._ledger.limits = SpoolLimits(max_bytes=10)
+    service.spool._frame_table.limits = SpoolLimits(max_bytes=10)
     folder = watched(service, inbox, keep=False)
     (inbox / "a.jpg").write_bytes(picture())
     await folder.look()
     assert await folder.look() == 0 and (inbox / "a.jpg").exists()
-    service.spool._ledger.limits = SpoolLimits()
+    service.spool._frame_table.limits = SpoolLimits()
     assert await folder.look() == 1 and not (inbox / "a.jpg").exists()
     await service.stop()
 

@@ -1,15 +1,16 @@
-"""Lives of a spool, made from a seed: what is promised holds, whichever I/O step fails.
+"""Scenarios of a spool, made from a seed: what is promised holds, whichever I/O step fails.
 
-A life is a script of posts, encodings, deliveries, acknowledgements and restarts on a machine (faulty.py) that stops,
-or whose disk fails or is full, at one step; the restart after a stop, and the recovery in it, is hit again at another.
-Some disks are damaged while the machine is off. Then the faults end, everything is delivered, and this must hold:
+A scenario is a script of posts, encodings, deliveries, acknowledgements and restarts on a machine (faulty.py) that
+stops, or whose disk fails or is full, at one step; the restart after a stop, and the recovery in it, is hit again at
+another. Some disks are damaged while the machine is off. Then the faults end, everything is delivered, and this must
+hold:
 
 - every frame and received picture that was promised is delivered, or counted as lost with its reason
 - nothing is lost without damage, and a flipped bit loses no more than the page around it
 - nothing is delivered that was not posted, and nothing differs from what was posted
 - the spool says that it cannot be written when it cannot, and that it can in the end
 
-    python -m tests.edge.spool.simulation --lives 10000 --seed 1      (make simulate LIVES=10000)
+    python -m tests.edge.spool.simulation --scenarios 10000 --seed 1      (make simulate SCENARIOS=10000)
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ from tests.edge.spool.faulty import Machine
 
 FAULTS = ("kill", "power", "eio", "full", "once", "none")
 DAMAGES = ("none", "none", "flip wal", "flip", "zero page", "truncate", "first page", "empty")
-REPORTED_LIVES = 500  # between two lines of progress
+REPORTED_SCENARIOS = 500  # between two lines of progress
 # What a flipped bit may cost: the records of one page, and the received pictures of one.
 FLIP_LOSES = 16
 
@@ -43,8 +44,8 @@ class Broken(AssertionError):
 
 
 @dataclasses.dataclass
-class Life:
-    """One life; `run()` raises Broken. `trace` is what happened, for people."""
+class Scenario:
+    """One scenario; `run()` raises Broken. `trace` is what happened, for people."""
 
     seed: int
     folder: Path
@@ -135,7 +136,7 @@ class Life:
     # -- the script --------------------------------------------------------------------------------------------
 
     def run(self) -> None:
-        """The whole life."""
+        """The whole scenario."""
         self.damage_planned = self.rng.choice(DAMAGES)
         self.open()
         fault = self.rng.choice(FAULTS)
@@ -313,42 +314,42 @@ class Life:
         return Record(received.id, received.picture[:900], 96, 64, 0, 1, 1, 7, received.picture_crc, "mast-7")
 
 
-def live(seed: int, folder: Path) -> Life:
-    """Runs one life in an empty folder; Broken, with the seed and what happened, when it breaks a promise."""
-    life = Life(seed, folder)
+def run_scenario(seed: int, folder: Path) -> Scenario:
+    """Runs one scenario in an empty folder; Broken, with the seed and what happened, when it breaks a promise."""
+    scenario = Scenario(seed, folder)
     try:
-        life.run()
+        scenario.run()
     except Exception as error:
-        life.machine.mode = "dead"
-        if life.spool is not None:
-            life.spool.close()
-        raise Broken(f"seed {seed}: {error!r}\n" + "\n".join(life.trace)) from error
-    return life
+        scenario.machine.mode = "dead"
+        if scenario.spool is not None:
+            scenario.spool.close()
+        raise Broken(f"seed {seed}: {error!r}\n" + "\n".join(scenario.trace)) from error
+    return scenario
 
 
 def main() -> int:
-    """Runs lives, prints what they met, and ends with 1 at the first broken promise."""
-    parser = argparse.ArgumentParser(description="Lives of a spool with faults at every I/O step.")
-    parser.add_argument("--lives", type=int, default=1000)
-    parser.add_argument("--seed", type=int, default=None, help="of the first life; by default from the clock")
+    """Runs scenarios, prints what they met, and ends with 1 at the first broken promise."""
+    parser = argparse.ArgumentParser(description="Scenarios of a spool with faults at every I/O step.")
+    parser.add_argument("--scenarios", type=int, default=1000)
+    parser.add_argument("--seed", type=int, default=None, help="of the first scenario; by default from the clock")
     given = parser.parse_args()
     first = time.time_ns() % 1_000_000_000 if given.seed is None else given.seed
     logging.disable(logging.CRITICAL)
     met: Counter[str] = Counter()
-    print(f"seeds {first} to {first + given.lives - 1}", flush=True)
-    for seed in range(first, first + given.lives):
+    print(f"seeds {first} to {first + given.scenarios - 1}", flush=True)
+    for seed in range(first, first + given.scenarios):
         with tempfile.TemporaryDirectory(dir="/dev/shm" if Path("/dev/shm").is_dir() else None) as folder:
             try:
-                life = live(seed, Path(folder))
+                scenario = run_scenario(seed, Path(folder))
             except Broken as broken:
                 print(broken)
                 return 1
-        met[f"damage {life.damage}"] += 1
-        met["stops"] += life.stops
-        met["promised"] += len(life.promised)
-        met["lost to damage"] += len(life.promised - set(life.delivered))
-        if (done := seed - first + 1) % REPORTED_LIVES == 0:
-            print(f"{done} of {given.lives} lives", flush=True)
+        met[f"damage {scenario.damage}"] += 1
+        met["stops"] += scenario.stops
+        met["promised"] += len(scenario.promised)
+        met["lost to damage"] += len(scenario.promised - set(scenario.delivered))
+        if (done := seed - first + 1) % REPORTED_SCENARIOS == 0:
+            print(f"{done} of {given.scenarios} scenarios", flush=True)
     print(", ".join(f"{name}: {count}" for name, count in sorted(met.items())))
     return 0
 

@@ -1,4 +1,4 @@
-"""Lives of a spool with faults at any I/O step (simulation.py): a few hundred here, more by `make simulate LIVES=n`.
+"""Scenarios of a spool with faults at any I/O step (simulation.py): some here, more by `make simulate SCENARIOS=n`.
 
 Four bugs are planted and must be caught; the first two were in an earlier release:
 
@@ -21,9 +21,9 @@ import pytest
 from edge_encoder.errors import SpoolError
 from edge_encoder.spool import database, recovery, writer
 from edge_encoder.spool.system import System
-from tests.edge.spool.simulation import Broken, live
+from tests.edge.spool.simulation import Broken, run_scenario
 
-LIVES = 250
+SCENARIOS = 250
 
 
 @pytest.fixture
@@ -38,20 +38,20 @@ def folders(tmp_path: Path) -> Callable[[], Path]:
     return fresh
 
 
-def test_lives_keep_every_promise(folders: Callable[[], Path]) -> None:
+def test_scenarios_keep_every_promise(folders: Callable[[], Path]) -> None:
     stops = damages = 0
-    for seed in range(LIVES):
-        one = live(seed, folders())
+    for seed in range(SCENARIOS):
+        one = run_scenario(seed, folders())
         stops += one.stops
         damages += one.damage != "none"
-    assert stops > LIVES / 2 and damages > LIVES / 2  # the faults happen
+    assert stops > SCENARIOS / 2 and damages > SCENARIOS / 2  # the faults happen
 
 
 @pytest.mark.parametrize("seed", [91560612, 91562222, 91562287, 111101230, 991440899, 867910539, 264669288])
-def test_lives_that_once_broke_a_promise(folders: Callable[[], Path], seed: int) -> None:
+def test_scenarios_that_once_broke_a_promise(folders: Callable[[], Path], seed: int) -> None:
     """A torn commit, a schema that is not UTF-8 (twice), a torn transaction behind damage, rolled-back ones
     (twice), an index that SQLite's quick check does not read."""
-    live(seed, folders())
+    run_scenario(seed, folders())
 
 
 def set_aside_first(patch: pytest.MonkeyPatch) -> None:
@@ -107,5 +107,5 @@ def test_a_planted_bug_is_caught(
 ) -> None:
     plant(monkeypatch)
     with pytest.raises(Broken, match="seed"):
-        for seed in range(LIVES):
-            live(seed, folders())
+        for seed in range(SCENARIOS):
+            run_scenario(seed, folders())

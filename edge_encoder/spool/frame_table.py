@@ -1,4 +1,4 @@
-"""The ledger: what a transaction does to the spool's frames, and the counts of them that are kept in memory.
+"""What a transaction does to the spool's frames, and the counts of them that are kept in memory.
 
 An id is in one table at a time: among the received pictures (received.py) or among the frames. All changes run in the
 writer's thread (writer.py), inside a transaction; when one fails, the writer rolls it back and calls recount(). It is
@@ -56,7 +56,7 @@ class SpoolLimits:
     history_frames: int = 20_000
 
 
-class Ledger:
+class FrameTable:
     """`frames` of `bytes` wait to be sent, `history` are finished and remembered; `received` wait to be encoded."""
 
     def __init__(self, leases: Leases, limits: SpoolLimits, clock: SpoolClock, system: System) -> None:
