@@ -10,6 +10,7 @@ import pytest
 from cloud_decoder.errors import DeviceUnavailable, StoreUnavailable
 from cloud_decoder.inference.decoder import Decoder
 from cloud_decoder.store.store import Store
+from cloud_decoder.tiling import Picture
 from cloud_decoder.worker import worker as worker_module
 from cloud_decoder.worker.completion import Completion
 from cloud_decoder.worker.job import DecodeJob
@@ -46,10 +47,10 @@ async def test_frames_whose_completion_fails_return_to_the_queue_at_once(
     failures = [ZeroDivisionError("a bug")]
     real = Completion._write_picture
 
-    def write(self: Completion, job: DecodeJob) -> None:
+    def write(self: Completion, job: DecodeJob, picture: Picture) -> None:
         if failures:
             raise failures.pop()
-        real(self, job)
+        real(self, job, picture)
 
     monkeypatch.setattr(Completion, "_write_picture", write)
     new = new_frame(make_frame(1))
