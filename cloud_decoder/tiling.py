@@ -36,7 +36,7 @@ Floats = NDArray[np.float32]
 Picture = NDArray[np.uint8]
 Synthesis = Callable[[Floats], Floats]
 
-WHOLE_PIXELS = 1536 * 1536
+WHOLE_PIXELS = 1728 * 1728
 """Larger pictures (padded) are synthesised in tiles, at most this large: it bounds the memory of a call."""
 OVERLAP = 3
 """In latents: 96 pixels, over which two tiles are blended. More brings no picture closer to the untiled one."""

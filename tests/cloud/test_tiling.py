@@ -48,7 +48,7 @@ def test_tiles_cover_the_axis_and_weights_sum_to_one(size: int, tile: int) -> No
 
 
 @settings(max_examples=4, deadline=None)
-@given(st.sampled_from([(1537, 1600), (3000, 900), (900, 3000), (4096, 600), (1100, 2500)]))
+@given(st.sampled_from([(1729, 1792), (3500, 960), (960, 3500), (4800, 640), (1200, 2800)]))
 def test_a_tiled_picture_equals_the_whole_one(size: tuple[int, int]) -> None:
     width, height = size
     one = assembler(width, height)

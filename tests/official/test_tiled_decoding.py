@@ -69,7 +69,7 @@ def test_the_decoder_gives_it_whole_pictures(folder: Path, monkeypatch: pytest.M
             seen.append(y_hat.shape)
             return lambda: np.zeros((len(y_hat), 32 * y_hat.shape[2], 32 * y_hat.shape[3], 3), np.uint8)
 
-    frame = Frame(2560, 1600, 0, "000000", b"x")  # four tiles of our own
+    frame = Frame(2560, 1600, 0, "000000", b"x")  # several tiles of our own
     one = Latents(latents(*frame.latent_size)[0], np.zeros(1, np.int16), frame, "")
     generator = Generator(folder, dtype=torch.float32, official_tiling=True)
     decoder = Decoder.__new__(Decoder)

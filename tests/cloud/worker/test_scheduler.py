@@ -96,14 +96,14 @@ async def test_tiles_of_two_large_pictures_of_one_size_share_batches(
     running: Running, decoder: Decoder, generator: FakeGenerator, make_frame: MakeFrame
 ) -> None:
     """Their rows have one tile each, so a batch of two holds a tile of either."""
-    sizes = [(1600, 1664), (1600, 1664)]
+    sizes = [(1600, 2048), (1600, 2048)]
 
     async with running() as worker:
         data = [make_frame(i, *size) for i, size in enumerate(sizes)]
         done = await asyncio.gather(*(worker.decode(one, timeout=20) for one in data))
         for one, expected in zip(done, decoder.decode(data), strict=True):
             assert (one.picture == expected).all()
-    tile = tile_shape(Frame(1600, 1664, 0, "000000", b""))
+    tile = tile_shape(Frame(1600, 2048, 0, "000000", b""))
     assert tile[1] == 50, "a row of tiles is one tile"
     assert {shape[2:] for shape in generator.batches[1:]} == {tile}
     assert max(shape[0] for shape in generator.batches[1:]) == 2
@@ -181,7 +181,7 @@ async def test_the_device_is_free_while_colours_are_corrected(
 async def test_a_small_picture_goes_before_the_remaining_rows_of_a_large_one(
     running: Running, generator: FakeGenerator, make_frame: MakeFrame
 ) -> None:
-    large, small = make_frame(1, 1600, 3200), make_frame(2, 128, 128)
+    large, small = make_frame(1, 1600, 4800), make_frame(2, 128, 128)
     async with running() as worker:
         generator.batches.clear()
         generator.entered = 0
@@ -194,7 +194,7 @@ async def test_a_small_picture_goes_before_the_remaining_rows_of_a_large_one(
         await later
         await waiting
     first, *others = [shape[2:] for shape in generator.batches]
-    assert first == tile_shape(Frame(1600, 3200, 0, "000000", b"")) and len(others) >= 3
+    assert first == tile_shape(Frame(1600, 4800, 0, "000000", b"")) and len(others) >= 3
     assert (4, 4) in others[:2], "it waits for the row on the device, and for one that it may have met in the queue"
 
 
