@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -16,6 +17,7 @@ from aeic.bundle import Bundle
 from aeic.errors import BundleError
 from aeic.latent_codec import LatentCodec
 from aeic.runtime import cuda
+from aeic.runtime.capture_gate import CaptureGate
 from aeic.runtime.device_check import CHECKS_AT_ONCE, FRAMES_PER_CHECK, Tally
 from aeic_train.export.gpu_graphs import add_gpu_graphs
 from edge_encoder.encoding import execution_provider, gpu_entropy
@@ -198,6 +200,34 @@ def test_the_encoder_uses_it_on_a_gpu_only(bundle: Bundle, monkeypatch: pytest.M
     opened.clear()
     plain = Encoder.from_bundle(bundle.path, 1, provider="cpu", entropy="device", cuda_graphs=False)
     assert opened == ["hyper_analysis.onnx", GRAPH] and [plain.encode(picture).data for _ in range(3)] == [wanted] * 3
+
+
+@pytest.mark.parametrize("capture", [False, True])
+def test_no_session_is_opened_on_a_gpu_during_a_capture(
+    bundle: Bundle, capture: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It allocates there, which would break the capture. One on the CPU does not wait."""
+    gate, order = CaptureGate(), []
+
+    class Opened:
+        def __init__(self, path: str, options: Any, providers: list[Any]) -> None:
+            order.append("CPU" if providers == [cuda.CPU] else "GPU")
+
+        def disable_fallback(self) -> None: ...
+
+        def get_providers(self) -> list[str]:
+            return [cuda.CUDA]
+
+    monkeypatch.setattr(execution_provider, "GATE", gate)
+    monkeypatch.setattr(onnxruntime, "InferenceSession", Opened)
+    with gate.capture():
+        opening = threading.Thread(target=execution_provider.open_exact, args=(Path("graph.onnx"), 1, capture))
+        opening.start()
+        opening.join(0.1)
+        execution_provider.open_part(Path("graph.onnx"), cuda.CPU, 1)
+        order.append("captured")
+    opening.join(30)
+    assert order == ["CPU", "captured", "GPU"]
 
 
 def test_a_bundle_without_the_graph_stays_on_the_cpu(tiny_bundle: Path) -> None:
