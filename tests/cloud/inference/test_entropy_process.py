@@ -241,6 +241,29 @@ def test_a_child_reports_a_device_that_works_no_more() -> None:
     assert child.answer({"shape": list(y_hat.shape), "pictures": False})["failed"] == "device"
 
 
+def test_an_answer_that_nobody_waited_for_is_not_the_next_batchs(bundle: Bundle) -> None:
+    """Someone interrupts a cell of a notebook, and runs the next one."""
+    generator = SubprocessGenerator(bundle.path, "onnx", 1)
+    try:
+        rng = np.random.default_rng(0)
+        first, second = (rng.standard_normal((1, bundle.channels, side, side)).astype(np.float32) for side in (4, 2))
+        wanted = generator.pictures(second).copy()
+        child = generator._child
+        assert child is not None
+
+        def interrupted(seconds: float | None = None) -> None:
+            raise KeyboardInterrupt
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(child.control, "receive", interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                generator.pictures(first)
+        assert np.array_equal(generator.pictures(second), wanted)
+        assert np.array_equal(generator.pictures(second), wanted)
+    finally:
+        generator.close()
+
+
 def test_the_child_ends_and_another_one_starts(bundle: Bundle, make_frame: MakeFrame, tmp_path: Path) -> None:
     """A generator that fails once, in the process that the service starts: by a module on its path."""
     (tmp_path / "sitecustomize.py").write_text(
