@@ -385,10 +385,9 @@ class SubprocessGenerator(GeneratorBackend):
     def close(self) -> None:
         """End the child process. A call in progress gets ``DecoderDied``."""
         self._closing.set()
-        if not self._lock.acquire(timeout=CLOSE_SECONDS):
+        while not self._lock.acquire(timeout=CLOSE_SECONDS):  # more than once: a child may just be being started
             if (child := self._child) is not None:
                 child.process.kill()
-            self._lock.acquire()
         try:
             if self._state is not ChildState.CLOSED:
                 if self._child is not None:
