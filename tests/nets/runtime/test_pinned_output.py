@@ -6,6 +6,7 @@ import json
 import logging
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -73,7 +74,7 @@ def test_what_could_not_be_set_aside_keeps_its_buffer() -> None:
     first, second = output.start(batch(1)), output.start(batch(2))
 
     class Full(np.ndarray):
-        def copy(self, order: str = "C") -> np.ndarray:
+        def copy(self, *arguments: Any) -> Any:
             raise MemoryError
 
     first._array = first._array.view(Full)
