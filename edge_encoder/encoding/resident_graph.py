@@ -228,7 +228,10 @@ class ResidentGraph:
             failure = error.with_traceback(None)  # which would keep the session
         over = self._is_over(place, inputs)
         if over and lacks_memory(failure):
-            raise failure
+            try:
+                raise failure
+            finally:
+                del failure  # it refers to this frame from now on
         log.warning(
             "capturing a CUDA graph failed (%s): the entropy model goes on without. Set"
             " AEIC_EDGE_CUDA_GRAPHS=false, or update the driver and ONNX Runtime",
