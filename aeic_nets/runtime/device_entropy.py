@@ -106,11 +106,14 @@ class DeviceEntropy:
     def _decode_batch(self, frames: list[bytes], size: Size | None) -> list[Outcome]:
         if size is None or not self._trusts(size, len(frames)):
             return self._decode_on_cpu(frames)
+        outcomes: list[Outcome] | None = None
         try:
             with self._stream():
                 outcomes = self._device.decode_many(frames)
         except (MemoryError, torch.OutOfMemoryError) as error:
-            log.warning("entropy decoding of %d frames does not fit into the device's memory: %s", len(frames), error)
+            what = str(error)  # a log's record would keep the tensors, too
+            log.warning("entropy decoding of %d frames does not fit into the device's memory: %s", len(frames), what)
+        if outcomes is None:  # outside the handler, whose exception keeps tensors on the device alive
             return self._decode_on_cpu(frames)
         self._tally.device += len(frames)
         for number, outcome in enumerate(outcomes):

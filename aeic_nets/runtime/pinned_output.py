@@ -93,11 +93,13 @@ class PinnedOutput:
     def start(self, source: Tensor) -> Fetch:
         """Begin to fetch a contiguous tensor. Where no memory can be page-locked, this waits for a plain copy."""
         turn = self._turn = (self._turn + 1) % BUFFERS
-        if (held := self._held[turn]) is not None:
-            self._held[turn] = None  # first, so that an error of this wait does not come again
-            held.give_way()
-        size = source.numel() * source.element_size()
         buffer = self._buffers[turn]
+        if (held := self._held[turn]) is not None:
+            # First, so that an error of this wait does not come again, and no other batch into what was not read.
+            self._held[turn] = self._buffers[turn] = None
+            held.give_way()
+            self._buffers[turn] = buffer
+        size = source.numel() * source.element_size()
         if buffer is None or len(buffer) < size:
             buffer = self._buffers[turn] = None  # the old one goes before there is a new one
             try:

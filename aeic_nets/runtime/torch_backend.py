@@ -22,6 +22,7 @@ from torch import nn
 from aeic import profiles
 from aeic.errors import BundleError
 from aeic.profiles import LATENT_STRIDE
+from aeic.runtime.device_check import lacks_memory
 from aeic.runtime.processor import usable_cores
 from aeic_nets.folding import shrink
 from aeic_nets.runtime import memory_plan
@@ -188,8 +189,8 @@ class TorchGenerator:
         """``work()``; if it lacks memory, once more without the CUDA graphs, which give theirs back."""
         try:
             return work()
-        except torch.OutOfMemoryError:
-            if not self._graphed or not self._graphed.shapes:
+        except RuntimeError as error:  # cuBLAS and cuDNN have no class of their own for it
+            if not lacks_memory(error) or not self._graphed or not self._graphed.shapes:
                 raise
         # Outside the handler, whose exception keeps tensors alive.
         log.warning("out of memory on %s: CUDA graphs are dropped", self.device)

@@ -372,6 +372,9 @@ class SubprocessGenerator(GeneratorBackend):
                 return None
             except OSError:
                 return None
+            except BaseException:  # the answer would be taken for that of the next frames
+                child.process.kill()
+                raise
             if answer is None or "failed" in answer:
                 log.warning("entropy decoding of %d frames moves to the CPU: %s", len(frames), answer)
                 return None
@@ -382,10 +385,9 @@ class SubprocessGenerator(GeneratorBackend):
     def close(self) -> None:
         """End the child process. A call in progress gets ``DecoderDied``."""
         self._closing.set()
-        if not self._lock.acquire(timeout=CLOSE_SECONDS):
+        while not self._lock.acquire(timeout=CLOSE_SECONDS):  # more than once: a child may just be being started
             if (child := self._child) is not None:
                 child.process.kill()
-            self._lock.acquire()
         try:
             if self._state is not ChildState.CLOSED:
                 if self._child is not None:
@@ -458,6 +460,10 @@ class SubprocessGenerator(GeneratorBackend):
             log.error("the decoder's process has not answered for %g s and is killed", seconds)
         except OSError:
             answer = None
+        except BaseException:  # such as Ctrl-C in a notebook: the answer would be taken for that of the next message
+            child.process.kill()
+            self._discard()
+            raise
         if answer is None:
             raise DecoderDied(f"the decoder's process was lost ({self._discard()})", retry_after=1.0)
         failed = answer.get("failed")

@@ -10,6 +10,7 @@ reported in the answer. If the device works no more, that answer is the last, an
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import socket
 import sys
@@ -34,6 +35,8 @@ from cloud_decoder.inference.subprocess_backend import DEVICE_FAILED, Control, S
 
 if TYPE_CHECKING:
     from aeic_nets.runtime.device_entropy import DeviceEntropy
+
+log = logging.getLogger(__name__)
 
 DEVICE_EXIT = 70
 """Exit status after an error that the device does not survive."""
@@ -91,9 +94,12 @@ class Child:
         return {"shape": list(pictures.shape), **figures}
 
     def release(self) -> None:
-        """Return memory to the system, since no message has come for a while."""
-        if self._generator is not None:
-            self._generator.release()
+        """Return memory to the system, since no message has come for a while. Where that fails, it is kept."""
+        try:
+            if self._generator is not None:
+                self._generator.release()
+        except Exception as error:  # the next batch shows whether the device still works
+            log.warning("an idle decoder could not return its memory: %s", error)
 
     def decode_entropy(self, message: dict[str, Any], inbox: SharedBuffer, outbox: SharedBuffer) -> dict[str, Any]:
         """The answer to frames of these lengths, which lie one behind the other in ``inbox``."""

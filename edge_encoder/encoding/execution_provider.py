@@ -170,7 +170,8 @@ def _session(path: Path, providers: list[Any], threads: int) -> onnxruntime.Infe
     options = memory.session_options(threads)
     options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
     try:
-        session = onnxruntime.InferenceSession(str(path), options, providers=providers)
+        with nullcontext() if providers == [CPU] else GATE.run():  # on a GPU it allocates its weights
+            session = onnxruntime.InferenceSession(str(path), options, providers=providers)
     except Exception as error:  # ONNX Runtime's own errors share no narrower base
         raise BundleError(f"{path.name} cannot be loaded ({error}): fetch the bundle again") from error
     session.disable_fallback()

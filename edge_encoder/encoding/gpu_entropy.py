@@ -11,6 +11,8 @@ here is everything below it: a broken driver, a faulty GPU, a library that uses 
 The graph is replayed as a CUDA graph for sizes that come often (resident_graph.py). The known answers of such a size
 are given by its CUDA graph, and asked for again when it is captured again.
 
+Where memory does not suffice for a size, the CPU encodes the frame, and no other size loses anything.
+
 A sender of ever-new sizes gains nothing: checks are made for a fraction of the frames (CheckAllowance).
 
 After the first difference, or an error that is not about memory, the CPU encodes everything, and ``reason`` says why.
@@ -36,7 +38,14 @@ from aeic.errors import BundleError
 from aeic.quantise import Floats, hyper_size, pad_latent
 from aeic.runtime import cuda
 from aeic.runtime.capture_gate import GATE
-from aeic.runtime.device_check import CHECK_EVERY, MOST_SIZES, CheckAllowance, Tally, lacks_memory
+from aeic.runtime.device_check import (
+    CHECK_EVERY,
+    FRAMES_PER_CHECK,
+    MOST_SIZES,
+    CheckAllowance,
+    Tally,
+    lacks_memory,
+)
 from edge_encoder.encoding import EntropyChoice
 from edge_encoder.encoding.execution_provider import open_exact
 from edge_encoder.encoding.resident_graph import UNCAPTURED, GraphGone, ResidentGraph
@@ -174,7 +183,10 @@ class GpuEntropy:
                 return None
         else:
             return symbols, indexes, y_hat + np.float32(0)
-        self._shrink(lambda: self._entropy.empty(_smallest(inputs)))  # outside the handler, which may keep memory
+        with self._lock:  # else its checks would take the allowance of the other sizes
+            self._seen[y.shape[1], y.shape[2]] = 1 - FRAMES_PER_CHECK
+        # Outside the handler, which may keep memory.
+        self._shrink(lambda: self._entropy.make_room(inputs, _smallest(inputs)))
         return None
 
     def _hyper_on_gpu(self, y: NDArray[np.float32]) -> list[NDArray[Any]] | None:
@@ -199,7 +211,8 @@ class GpuEntropy:
         if not lacks_memory(error):
             self._give_up(f"the GPU failed ({error})", mismatch=False)
             return False
-        log.warning("the entropy model does not fit into the GPU's memory, the CPU encodes this frame: %s", error)
+        what = str(error)  # a log's record would keep what the exception's traceback refers to
+        log.warning("the entropy model does not fit into the GPU's memory, the CPU encodes this frame: %s", what)
         return True
 
     def _shrink(self, empty: Callable[[], object]) -> None:

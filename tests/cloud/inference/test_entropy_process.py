@@ -18,6 +18,7 @@ import pytest
 from aeic.bundle import Bundle
 from aeic.errors import BitstreamError, Damaged
 from cloud_decoder.errors import DecoderDied, DeviceUnavailable
+from cloud_decoder.inference import subprocess_backend
 from cloud_decoder.inference.backend import EntropyDecoded
 from cloud_decoder.inference.decoder import Decoder, DecoderSettings
 from cloud_decoder.inference.devices import choose_device, choose_devices
@@ -245,6 +246,81 @@ def test_a_child_reports_a_device_that_works_no_more() -> None:
     child = Child(inbox, SharedBuffer())
     child._generator = FailedDevice()  # type: ignore[assignment]  # only what `answer` calls
     assert child.answer({"shape": list(y_hat.shape), "pictures": False})["failed"] == "device"
+
+
+def test_close_ends_a_child_that_is_being_started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its predecessor died, and its process appears late: after close has looked for one to kill."""
+    monkeypatch.setattr(subprocess_backend, "CLOSE_SECONDS", 0.05)
+
+    class Loading:
+        """A process with these answers; then it loads until it is killed."""
+
+        entropy = None
+
+        def __init__(self, *answers: dict[str, object]) -> None:
+            self.answers, self.killed = list(answers), threading.Event()
+            self.process = self.control = self
+
+        def send(self, message: dict[str, object]) -> None: ...
+
+        def receive(self, seconds: float) -> dict[str, object] | None:
+            if self.answers:
+                return self.answers.pop()
+            self.killed.wait(seconds)
+            return None
+
+        def wait(self) -> None:
+            self.killed.wait(60)
+
+        def kill(self) -> None:
+            self.killed.set()
+
+        def end(self, seconds: float) -> str:
+            self.kill()
+            return "signal 9"
+
+    first, second, starting, looked = Loading({"loaded": True}), Loading(), threading.Event(), threading.Event()
+    children = [first, second]
+
+    def spawn(self: SubprocessGenerator) -> Loading:
+        if len(children) == 1:
+            starting.set()
+            assert looked.wait(30)
+        return children.pop(0)
+
+    monkeypatch.setattr(SubprocessGenerator, "_spawn", spawn)
+    generator = SubprocessGenerator(tmp_path, "onnx", 1)
+    first.kill()
+    assert starting.wait(30)
+    closing = threading.Thread(target=generator.close, daemon=True)
+    closing.start()
+    closing.join(0.3)
+    looked.set()
+    closing.join(20)
+    assert not closing.is_alive() and second.killed.is_set() and generator.state is ChildState.CLOSED
+
+
+def test_an_answer_that_nobody_waited_for_is_not_the_next_batchs(bundle: Bundle) -> None:
+    """Someone interrupts a cell of a notebook, and runs the next one."""
+    generator = SubprocessGenerator(bundle.path, "onnx", 1)
+    try:
+        rng = np.random.default_rng(0)
+        first, second = (rng.standard_normal((1, bundle.channels, side, side)).astype(np.float32) for side in (4, 2))
+        wanted = generator.pictures(second).copy()
+        child = generator._child
+        assert child is not None
+
+        def interrupted(seconds: float | None = None) -> None:
+            raise KeyboardInterrupt
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(child.control, "receive", interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                generator.pictures(first)
+        assert np.array_equal(generator.pictures(second), wanted)
+        assert np.array_equal(generator.pictures(second), wanted)
+    finally:
+        generator.close()
 
 
 def test_the_child_ends_and_another_one_starts(bundle: Bundle, make_frame: MakeFrame, tmp_path: Path) -> None:

@@ -12,8 +12,9 @@ import pytest
 
 from aeic.bundle import default_bundle_path
 from cloud_decoder.inference import subprocess_child
+from cloud_decoder.inference.backend import GeneratorBackend
 from cloud_decoder.inference.onnx_backend import OnnxGenerator
-from cloud_decoder.inference.subprocess_backend import Control
+from cloud_decoder.inference.subprocess_backend import Control, SharedBuffer
 
 Y_HAT = np.zeros((1, 128, 20, 24), np.float32)
 """A picture of 768x640: some of its tensors are so large that malloc would return them to the system."""
@@ -45,6 +46,17 @@ def test_release_returns_memory_that_lies_below_blocks_in_use() -> None:
     generator.release()
     assert held - psutil.Process().memory_info().rss > 50 << 20
     assert later
+
+
+def test_an_idle_child_outlives_an_error_of_the_release(caplog: pytest.LogCaptureFixture) -> None:
+    class Full(GeneratorBackend):
+        def release(self) -> None:
+            raise RuntimeError("Failed to allocate memory for requested buffer of size 4096")
+
+    child = subprocess_child.Child(SharedBuffer(), SharedBuffer())
+    child._generator = Full()  # type: ignore[abstract]  # nothing else is called
+    child.release()
+    assert "could not return its memory" in caplog.text
 
 
 def test_an_idle_child_releases_memory_once(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -16,6 +17,7 @@ from aeic.bundle import Bundle
 from aeic.errors import BundleError
 from aeic.latent_codec import LatentCodec
 from aeic.runtime import cuda
+from aeic.runtime.capture_gate import CaptureGate
 from aeic.runtime.device_check import CHECKS_AT_ONCE, FRAMES_PER_CHECK, Tally
 from aeic_train.export.gpu_graphs import add_gpu_graphs
 from edge_encoder.encoding import execution_provider, gpu_entropy
@@ -58,9 +60,11 @@ class Session:
         self.change([value.numpy() for value in binding.get_outputs()])  # the buffers themselves
 
 
-def resident_of(bundle: Bundle, session: Any, *, capture: bool = False) -> ResidentGraph:
-    """The graph with buffers in the CPU's memory."""
-    return ResidentGraph(lambda capturing: session, OUTPUTS, device="cpu", capture=capture)
+def resident_of(bundle: Bundle, session: Any, capturing: Any = None) -> ResidentGraph:
+    """The graph with buffers in the CPU's memory; ``capturing``: the session for CUDA graphs, if there is one."""
+    return ResidentGraph(
+        lambda capture: capturing if capture else session, OUTPUTS, device="cpu", capture=capturing is not None
+    )
 
 
 def gpu_of(bundle: Bundle, change: Callable[[list[Any]], None] = lambda outputs: None, **options: Any) -> Any:
@@ -133,7 +137,7 @@ def test_without_memory_the_cpu_takes_the_frame_and_the_gpu_the_next(bundle: Bun
     gpu.take_tally()
     full[0] = True
     assert encoded(codec, bundle) == wanted and gpu.take_tally() == Tally(cpu=6) and gpu.reason == ""
-    assert gpu._entropy._session.emptied == 6  # ONNX Runtime's arena frees nothing by itself
+    assert gpu._entropy._plain.emptied == 6  # ONNX Runtime's arena frees nothing by itself
     full[0] = False
     assert encoded(codec, bundle) == wanted and gpu.take_tally() == Tally(device=6)
 
@@ -190,7 +194,7 @@ def test_the_encoder_uses_it_on_a_gpu_only(bundle: Bundle, monkeypatch: pytest.M
     monkeypatch.setattr(gpu_entropy, "ResidentGraph", partial(ResidentGraph, device="cpu"))
     checked: dict[str, Any] = {"entropy": "device", "entropy_check_frames": 1, "cuda_graphs": True}
     encoder = Encoder.from_bundle(bundle.path, 1, provider="cpu", **checked)
-    assert opened == ["hyper_analysis.onnx", f"{GRAPH} captures"] and encoder.gpu_entropy is not None
+    assert opened == ["hyper_analysis.onnx", GRAPH, f"{GRAPH} captures"] and encoder.gpu_entropy is not None
     picture = np.random.default_rng(3).integers(0, 256, (90, 130, 3)).astype(np.uint8)
     wanted = Encoder.from_bundle(bundle.path, 1, provider="cpu").encode(picture).data
     assert [encoder.encode(picture).data for _ in range(3)] == [wanted] * 3
@@ -198,6 +202,34 @@ def test_the_encoder_uses_it_on_a_gpu_only(bundle: Bundle, monkeypatch: pytest.M
     opened.clear()
     plain = Encoder.from_bundle(bundle.path, 1, provider="cpu", entropy="device", cuda_graphs=False)
     assert opened == ["hyper_analysis.onnx", GRAPH] and [plain.encode(picture).data for _ in range(3)] == [wanted] * 3
+
+
+@pytest.mark.parametrize("capture", [False, True])
+def test_no_session_is_opened_on_a_gpu_during_a_capture(
+    bundle: Bundle, capture: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It allocates there, which would break the capture. One on the CPU does not wait."""
+    gate, order = CaptureGate(), []
+
+    class Opened:
+        def __init__(self, path: str, options: Any, providers: list[Any]) -> None:
+            order.append("CPU" if providers == [cuda.CPU] else "GPU")
+
+        def disable_fallback(self) -> None: ...
+
+        def get_providers(self) -> list[str]:
+            return [cuda.CUDA]
+
+    monkeypatch.setattr(execution_provider, "GATE", gate)
+    monkeypatch.setattr(onnxruntime, "InferenceSession", Opened)
+    with gate.capture():
+        opening = threading.Thread(target=execution_provider.open_exact, args=(Path("graph.onnx"), 1, capture))
+        opening.start()
+        opening.join(0.1)
+        execution_provider.open_part(Path("graph.onnx"), cuda.CPU, 1)
+        order.append("captured")
+    opening.join(30)
+    assert order == ["CPU", "captured", "GPU"]
 
 
 def test_a_bundle_without_the_graph_stays_on_the_cpu(tiny_bundle: Path) -> None:
@@ -244,7 +276,7 @@ def captured(bundle: Bundle, wrong: float = 0) -> tuple[Any, Capturing]:
     graph = bundle.auxiliary(GRAPH)
     assert graph is not None
     session = Capturing(graph, wrong)
-    entropy: Any = resident_of(bundle, session, capture=True)
+    entropy: Any = resident_of(bundle, Session(graph), session)
     return GpuEntropy(bundle, Session(bundle.path / "hyper_analysis.onnx"), entropy, threads=1), session
 
 
@@ -268,11 +300,65 @@ def test_a_size_that_is_captured_again_is_checked_again(bundle: Bundle, monkeypa
     gpu, session = captured(bundle)
     codec, wanted = LatentCodec(bundle, 1, encoding=gpu), encoded(LatentCodec(bundle, 1), bundle)
     encoded(codec, bundle)
-    z_symbols = np.zeros((bundle.hyper_channels, 1, 1), np.int32)
-    gpu._entropy.empty(gpu_entropy._smallest(gpu_entropy._inputs(latent(bundle, 0, *SIZES[0]), z_symbols)))
+    y, z_symbols = latent(bundle, 0, *SIZES[0]), np.zeros((bundle.hyper_channels, 1, 1), np.int32)
+    inputs = gpu_entropy._inputs(y, z_symbols)
+    gpu._entropy.make_room(inputs, gpu_entropy._smallest(inputs))
+    gpu._entropy._lacked.clear()  # it may be captured again
     session.wrong = 1 / 256  # from now on
-    assert session.captured == [] and encoded(codec, bundle) == wanted
-    assert session.captured == [3] and "known answers" in gpu.reason
+    assert session.captured == [2] and encoded(codec, bundle) == wanted
+    assert session.captured == [2, 3] and "known answers" in gpu.reason
+
+
+@pytest.mark.parametrize("where", ["known answers", "in service"])
+def test_a_size_that_lacks_memory_costs_no_other_its_graph_and_its_known_answers(bundle: Bundle, where: str) -> None:
+    """Every frame of the large size fails. The small one goes on by its graph, and new ones get their checks."""
+    gpu, session = captured(bundle)
+    small, large = SIZES[1], SIZES[0]
+    full, run = [where == "known answers"], session.run_with_iobinding
+
+    def run_with_iobinding(binding: Any, options: onnxruntime.RunOptions) -> None:
+        if full[0] and binding.get_outputs()[2].shape()[2:] == list(latent(bundle, 0, *large).shape[1:]):
+            raise RuntimeError("Available memory of 4096 is smaller than requested bytes of 8192")
+        run(binding, options)
+
+    session.run_with_iobinding = run_with_iobinding  # type: ignore[method-assign]  # the fault
+    plain, codec, exact = gpu._entropy._plain, LatentCodec(bundle, 1, encoding=gpu), LatentCodec(bundle, 1)
+    checks: list[tuple[tuple[int, int], int]] = []
+    check = gpu.check
+
+    def counted(size: tuple[int, int], graph: int) -> bool:
+        checks.append((size, graph))
+        return bool(check(size, graph))
+
+    gpu.check = counted
+
+    def lacks(outputs: list[Any]) -> None:
+        if full[0] and outputs[2].shape[2:] == latent(bundle, 0, *large).shape[1:]:
+            raise RuntimeError("CUDA failure 2: out of memory")
+
+    plain.change = lacks
+
+    def frames(size: tuple[int, int], count: int) -> None:
+        for seed in range(count):
+            y = latent(bundle, seed, *size)
+            assert codec.encode(y, 0, *size) == exact.encode(y, 0, *size)
+
+    frames(small, 3)
+    if where == "in service":
+        frames(large, 3)
+        full[0] = True
+    gpu.take_tally()
+    checks.clear()
+    replays = session.replays
+    for _ in range(2 * CHECKS_AT_ONCE):
+        frames(large, 1)
+        frames(small, 1)
+    assert session.replays == replays + 2 * CHECKS_AT_ONCE and session.captured == [1] and gpu.reason == ""
+    assert gpu.take_tally() == Tally(device=2 * CHECKS_AT_ONCE, cpu=2 * CHECKS_AT_ONCE)
+    assert len(checks) <= 3, "its checks take the allowance of the other sizes"
+    full[0] = False
+    frames(large, FRAMES_PER_CHECK + 1)
+    assert gpu.take_tally().device >= 1, "it is not tried again"
 
 
 def test_where_no_graph_can_be_captured_the_gpu_goes_on_without(

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import threading
 import time
+import weakref
 from typing import Any
 
 import numpy as np
+import onnxruntime
 import pytest
 from numpy.typing import NDArray
 
@@ -17,8 +20,11 @@ from edge_encoder.encoding.resident_graph import UNCAPTURED, GraphGone, Resident
 from tests.support.capturing_session import OUTPUTS, Session, inputs, right
 
 
-def resident(session: Session, **options: Any) -> ResidentGraph:
-    return ResidentGraph(lambda capture: session, OUTPUTS, device="cpu", **options)
+def resident(session: Session, plain: Session | None = None, **options: Any) -> ResidentGraph:
+    """With ``session`` for captures, and ``plain`` for all other runs, or the same one."""
+    return ResidentGraph(
+        lambda capture: session if capture or plain is None else plain, OUTPUTS, device="cpu", **options
+    )
 
 
 def compute(graph: ResidentGraph, given: dict[str, NDArray[Any]]) -> list[NDArray[Any]]:
@@ -100,29 +106,179 @@ def test_large_latents_are_not_captured(monkeypatch: pytest.MonkeyPatch) -> None
     assert [graph.place(inputs(4)) for _ in range(3)] == [UNCAPTURED] * 3
 
 
-@pytest.mark.parametrize("error", ["CUDA failure 900: operation not permitted", "out of memory"])
-def test_a_capture_that_fails_ends_captures_but_not_the_use(error: str, caplog: pytest.LogCaptureFixture) -> None:
-    opened: list[Session] = []
+class Buffers:
+    """Remembers all buffers that are made, weakly."""
 
-    def fails(event: str, number: int) -> None:
-        if event == "capture":
-            raise RuntimeError(error)
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self._made: list[weakref.ref[Any]] = []
+        make = onnxruntime.OrtValue.ortvalue_from_shape_and_type
 
-    def open_session(capture: bool) -> Session:
-        opened.append(Session(capture, fails))
-        return opened[-1]
+        def made(*arguments: Any) -> Any:
+            value = make(*arguments)
+            self._made.append(weakref.ref(value))
+            return value
 
-    graph = ResidentGraph(open_session, OUTPUTS, device="cpu")
-    compute(graph, inputs(3))
-    with caplog.at_level(logging.WARNING), pytest.raises(GraphGone):
+        monkeypatch.setattr(onnxruntime.OrtValue, "ortvalue_from_shape_and_type", made)
+
+    @property
+    def alive(self) -> int:
+        return sum(value() is not None for value in self._made)
+
+
+class Failing:
+    """Sessions of which those that capture fail to, with ``error``. ``opened``: weakly, in order.
+
+    ``stays_open``: the failed capture goes on, so that every later run fails too, and releasing it is a breach.
+    """
+
+    def __init__(self, error: str, *, stays_open: bool = False) -> None:
+        self.error, self.stays_open = error, stays_open
+        self.opened: list[weakref.ref[Any]] = []
+        self.gate = CaptureGate()
+        self.breaches: list[str] = []
+
+    def __call__(self, capture: bool) -> Session:
+        failing = self
+
+        class One(Session):
+            capturing = False
+
+            def __del__(self) -> None:
+                if self.capturing:
+                    failing.breaches.append("released while its capture is open")
+                if not failing.gate._runs:
+                    failing.breaches.append("released while another session may capture")
+
+        def fails(event: str, number: int) -> None:
+            session = found()
+            assert session is not None
+            if session.capturing:
+                raise RuntimeError("CUDA failure 906: operation would depend on a capturing stream")
+            if event == "capture" and self.error:
+                session.capturing = self.stays_open
+                raise RuntimeError(self.error)
+
+        one = One(capture, fails)
+        found = weakref.ref(one)
+        self.opened.append(found)
+        return one
+
+
+def test_a_capture_that_fails_ends_captures_but_not_the_use(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the session that captures held is given back at once."""
+    buffers, sessions = Buffers(monkeypatch), Failing("")
+    gc.disable()  # nothing may have to wait for it
+    try:
+        graph = ResidentGraph(sessions, OUTPUTS, device="cpu", gate=sessions.gate)
+        for _ in range(3):
+            compute(graph, inputs(4))
+        assert buffers.alive == 4
+        sessions.error = "CUDA failure 900: operation not permitted"
         compute(graph, inputs(3))
-    assert "AEIC_EDGE_CUDA_GRAPHS=false" in caplog.text and error in caplog.text
+        with caplog.at_level(logging.WARNING), pytest.raises(GraphGone):
+            compute(graph, inputs(3))
+        assert "AEIC_EDGE_CUDA_GRAPHS=false" in caplog.text and sessions.error in caplog.text
+        assert [one() is None for one in sessions.opened] == [False, True] and buffers.alive == 0
+    finally:
+        gc.enable()
     for value in range(4):
         assert graph.place(inputs(3)) == UNCAPTURED
         assert right(compute(graph, inputs(3, value)), inputs(3, value))
-    assert len(opened) == 2 and not graph.captures
-    assert {event for event, _ in opened[1].events} == {"run"}
-    assert opened[0] in graph._abandoned, "releasing it may end the process"
+    plain = sessions.opened[0]()
+    assert len(sessions.opened) == 2 and not graph.captures and sessions.breaches == []
+    assert plain is not None and {event for event, _ in plain.events} == {"run"}
+
+
+def test_a_session_whose_failed_capture_stays_open_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Releasing it, or its buffers, would end the process."""
+    buffers, sessions = Buffers(monkeypatch), Failing("CUDA failure 900", stays_open=True)
+    graph = ResidentGraph(sessions, OUTPUTS, device="cpu", gate=sessions.gate)
+    compute(graph, inputs(3))
+    with pytest.raises(GraphGone):
+        compute(graph, inputs(3))
+    gc.collect()
+    assert sessions.breaches == [] and buffers.alive == 4 and not graph.captures
+    assert all(right(compute(graph, inputs(3, value)), inputs(3, value)) for value in range(3))
+    kept = sessions.opened[1]()
+    assert kept is not None
+    kept.capturing = False  # the test ends
+
+
+def test_callers_that_come_while_a_capture_fails_go_on_without() -> None:
+    """They have asked for their place before, and may be too late for it, or find no session for it."""
+    inside, leave = threading.Event(), threading.Event()
+
+    def fails(event: str, number: int) -> None:
+        if event == "capture":
+            inside.set()
+            assert leave.wait(30)
+            raise RuntimeError("CUDA failure 900")
+
+    plain, gone = Session(capture=False), []
+    graph = resident(Session(True, fails), plain)
+    compute(graph, inputs(3))
+
+    def capture() -> None:
+        try:
+            compute(graph, inputs(3))
+        except GraphGone:
+            gone.append("capture")
+
+    first = threading.Thread(target=capture)
+    first.start()
+    assert inside.wait(30)
+    number = graph.place(inputs(3))
+    assert number == 1
+
+    def late() -> None:
+        try:
+            graph.run(inputs(3), number)
+        except GraphGone:
+            gone.append("late")
+
+    second = threading.Thread(target=late)
+    second.start()
+    leave.set()
+    first.join(30)
+    second.join(30)
+    assert sorted(gone) == ["capture", "late"]
+    assert [graph.place(inputs(4)) for _ in range(3)] == [UNCAPTURED] * 3
+
+
+@pytest.mark.parametrize("where", ["run", "capture"])
+def test_a_shape_that_lacks_memory_loses_its_graph_and_the_others_keep_theirs(
+    where: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(resident_graph, "MEMORY", 20)
+    buffers, full = Buffers(monkeypatch), [False]
+
+    def fails(event: str, number: int) -> None:
+        if full[0] and event == where:
+            full[0] = where == "capture"  # that the capture is over is seen by a run
+            raise RuntimeError("CUDA failure 2: out of memory")
+
+    session, plain = Session(True, fails), Session(capture=False)
+    graph = resident(session, plain)
+    for width in (3, 4, 3, 4):
+        compute(graph, inputs(width))
+    full[0] = True
+    compute(graph, inputs(5))
+    with pytest.raises(RuntimeError, match="out of memory"):
+        compute(graph, inputs(5))
+    graph.make_room(inputs(5), inputs(1))
+    full[0] = False
+    assert buffers.alive == 2 * 4 and sorted(session.graphs) == [1, 2] and graph.captures
+    assert [graph.place(inputs(width)) for width in (3, 4, 5)] == [1, 2, UNCAPTURED]
+    assert plain.events[-1] == ("shrink", UNCAPTURED) and ("shrink", UNCAPTURED) not in session.events
+    before = len(session.events)
+    for width in (3, 4, 5):
+        assert right(compute(graph, inputs(width, 7)), inputs(width, 7))
+    assert session.events[before:] == [("replay", 1), ("replay", 2)]
+    for value in range(9):  # later it is tried again, with buffers and a number of its own
+        assert right(compute(graph, inputs(5, value)), inputs(5, value))
+    assert sorted(session.graphs) == [1, 2, 4] and buffers.alive == 3 * 4
 
 
 def test_a_session_that_cannot_capture_is_opened_without(caplog: pytest.LogCaptureFixture) -> None:
@@ -145,19 +301,25 @@ def test_an_error_of_a_session_that_opens_neither_way_is_raised() -> None:
         ResidentGraph(open_session, OUTPUTS, device="cpu")
 
 
-def test_all_graphs_go_before_the_arena_shrinks() -> None:
-    session = Session()
-    graph = resident(session)
+def test_the_arena_shrinks_when_the_last_graph_has_gone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The next runs make new buffers: those of before are nobody's any more."""
+    monkeypatch.setattr(resident_graph, "MEMORY", 10)
+    session, buffers = Session(), Buffers(monkeypatch)
+    graph = resident(session, Session(capture=False))
     for width in (3, 4, 3, 4):
         compute(graph, inputs(width))
-    graph.empty(inputs(1))
-    assert session.events[-1] == ("shrink", UNCAPTURED) and session.dropped == {1, 2}
-    for value in range(3):
+    graph.make_room(inputs(4), inputs(1))
+    assert session.dropped == {2} and buffers.alive == 4
+    graph.make_room(inputs(3), inputs(1))
+    assert session.events[-1] == ("shrink", UNCAPTURED) and session.dropped == {1, 2} and buffers.alive == 0
+    for value in range(8):
         assert right(compute(graph, inputs(3, value)), inputs(3, value))
-    assert sorted(session.graphs) == [3]
+    assert sorted(session.graphs) == [3] and buffers.alive == 4
 
 
-def test_a_release_of_onnx_runtime_that_drops_no_graphs_uses_no_number_again() -> None:
+def test_a_release_of_onnx_runtime_that_drops_no_graphs_uses_no_number_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(resident_graph, "MEMORY", 4)
+
     class Older(Session):
         release_captured_graph = None  # type: ignore[assignment]  # as if the method did not exist
 
@@ -166,11 +328,11 @@ def test_a_release_of_onnx_runtime_that_drops_no_graphs_uses_no_number_again() -
             return super().run(names, given, options)
 
     session = Older()
-    graph = resident(session)
+    graph = resident(session, Session(capture=False))
     for _ in range(2):
-        for value in range(3):
+        for value in range(4):
             assert right(compute(graph, inputs(3, value)), inputs(3, value))
-        graph.empty(inputs(1))
+        graph.make_room(inputs(3), inputs(1))
     assert [number for event, number in session.events if event == "capture"] == [1, 2]
 
 

@@ -116,7 +116,16 @@ def test_a_card_that_runs_out_of_memory_starts_with_smaller_batches(
     assert generator.warm_up(8, 8 * TILE_PIXELS) == max(1, most * TILE_PIXELS)
 
 
-def test_out_of_memory_drops_the_graphs_and_tries_again(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+    ],
+)
+def test_out_of_memory_drops_the_graphs_and_tries_again(
+    error: Exception, bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     gpu = FakeCudaDevice()
     generator = TorchGenerator(bundle, gpu=gpu, dtype=torch.float32)
     for _ in range(3):
@@ -125,7 +134,7 @@ def test_out_of_memory_drops_the_graphs_and_tries_again(bundle: Path, monkeypatc
 
     def fails_once(values: Tensor, clock: Any = None) -> Tensor:
         if full.pop() if full else False:
-            raise torch.OutOfMemoryError("CUDA out of memory")
+            raise error
         return synthesise(values, clock)
 
     assert generator._graphed is not None

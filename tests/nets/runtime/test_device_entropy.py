@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -194,6 +195,32 @@ def test_without_memory_the_cpu_decodes_and_the_device_is_tried_again(bundle: Bu
         digests(entropy.decode_many([frame]))
         assert entropy.take_tally() == Tally(**{where: 1}), (full, where)
     assert entropy.reason == ""
+
+
+def test_the_devices_memory_is_free_while_the_cpu_decodes(
+    bundle: Bundle, make_frame: MakeFrame, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The synthesis may need it at that moment."""
+    full, held = [False], []
+
+    def lie(means: Any) -> None:
+        if full[0]:
+            tensor = torch.zeros(4)
+            held.append(weakref.ref(tensor))
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    entropy, frame = DeviceEntropy(bundle, Lying(bundle, lie), threads=1), make_frame(5)
+    for _ in range(2):
+        entropy.decode_many([frame])
+    on_cpu, full[0] = entropy._decode_on_cpu, True
+
+    def decode(frames: list[bytes]) -> list[Any]:
+        assert [tensor() for tensor in held] == [None]
+        return on_cpu(frames)
+
+    monkeypatch.setattr(entropy, "_decode_on_cpu", decode)
+    digests(entropy.decode_many([frame]))
+    assert held
 
 
 def test_other_errors_of_the_device_are_raised(bundle: Bundle, make_frame: MakeFrame) -> None:

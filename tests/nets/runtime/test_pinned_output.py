@@ -6,6 +6,7 @@ import json
 import logging
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -64,6 +65,24 @@ def test_a_buffer_is_not_written_before_what_is_in_it_was_read(monkeypatch: pyte
     fetches = [output.start(batch(value)) for value in range(4)]
     copier.finish()
     assert [int(fetch()[0, 0]) for fetch in fetches] != list(range(4))
+
+
+def test_what_could_not_be_set_aside_keeps_its_buffer() -> None:
+    """For want of memory: the error is that of the batch which came too soon, and both others stay right."""
+    copier = FakeCopier()
+    output = PinnedOutput(copier)
+    first, second = output.start(batch(1)), output.start(batch(2))
+
+    class Full(np.ndarray):
+        def copy(self, *arguments: Any) -> Any:
+            raise MemoryError
+
+    first._array = first._array.view(Full)
+    with pytest.raises(MemoryError):
+        output.start(batch(3))
+    later = [output.start(batch(value)) for value in (4, 5, 6)]
+    copier.finish()
+    assert [int(fetch()[0, 0]) for fetch in (first, second, *later)] == [1, 2, 4, 5, 6]
 
 
 def test_a_result_that_does_not_wait_is_not_the_batch(monkeypatch: pytest.MonkeyPatch) -> None:
