@@ -163,6 +163,8 @@ class TritonOps(TorchOps):
         super().__init__(model, device, factors)
         if device.type != "cuda" and not triton.knobs.runtime.interpret:
             raise ValueError("Triton's kernels need a CUDA device: use the operations of torch")
+        if wide := [name for name, site in model.sites.items() if site.bits > 22]:
+            raise ValueError(f"Triton's kernels round sites of at most 22 bits, not {wide[0]}: use those of torch")
 
     def launch(self, kernel: Any, grid: Sequence[int], *arguments: Any, block: int = BLOCK, **constants: Any) -> None:
         """Run ``kernel`` in ``grid`` programs."""

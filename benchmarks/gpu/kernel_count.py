@@ -4,8 +4,8 @@
 
 It counts torch's operations that compute something, and launches of Triton kernels, by torch's dispatcher and in
 Triton's interpreter. An operation of torch is one kernel on a GPU, at times two (padding fills, then copies). Weights
-are random: they do not change the number. The last line is JSON. Without Triton, or without TRITON_INTERPRET, only
-torch's operations are counted.
+are random: they do not change the number. The results of both are compared too. The last line is JSON, and the exit
+status is 1 if they differ. Without Triton, or without TRITON_INTERPRET, only torch's operations are counted.
 """
 
 from __future__ import annotations
@@ -65,27 +65,27 @@ def random_model(name: str) -> IntegerModel:
 
 
 @torch.no_grad()  # not inference_mode, in which torch's dispatcher does not split what is made of several operations
-def count(model: IntegerModel, ops: type[TorchOps]) -> dict[str, Counter[str]]:
-    """Kernels of hyper synthesis and of each pass, by name. Constants have been made before."""
+def count(model: IntegerModel, ops: type[TorchOps]) -> tuple[dict[str, Counter[str]], list[Any]]:
+    """Kernels of hyper synthesis and of each pass, by name, and their results. Constants have been made before."""
     counted = TorchEntropyModel(model, ops=ops)
-    base = torch.zeros(1, 4, 4, model.sizes.latent_channels)
-    parts: dict[str, Callable[[], object]] = {
-        "h_s": partial(counted._hyper, torch.zeros(1, model.sizes.hyper_channels, 1, 1))
-    }
+    noise = torch.Generator().manual_seed(1)
+    base = torch.randn((1, 2, 2, model.sizes.latent_channels), generator=noise).mul(4 * 256).round() / 256
+    z = torch.randn((1, model.sizes.hyper_channels, 1, 1), generator=noise).mul(9).round()
+    parts: dict[str, Callable[[], Any]] = {"h_s": partial(counted._hyper, z)}
     parts |= {f"pass {index}": partial(counted._context, index, base) for index in range(PASS_COUNT)}
-    found = {}
+    found, results = {}, []
     for part, run in parts.items():
-        run()
+        results.append(run())
         with Counted() as counter, counted_launches(ops, counter.counts):
             run()
         found[part] = counter.counts
-    return found
+    return found, results
 
 
 @contextmanager
 def counted_launches(ops: Any, counts: Counter[str]) -> Iterator[None]:
     """Count launches of Triton kernels; what the interpreter itself asks of torch is not counted."""
-    launch = getattr(ops, "launch", None)
+    launch: Any = getattr(ops, "launch", None)
 
     def counted(self: Any, kernel: Any, *arguments: Any, **constants: Any) -> None:
         counts[kernel.__name__] += 1
@@ -102,6 +102,11 @@ def counted_launches(ops: Any, counts: Counter[str]) -> Iterator[None]:
         ops.launch = launch
 
 
+def tensors(results: list[Any]) -> list[torch.Tensor]:
+    """The tensors of ``results``, in which passes have two."""
+    return [one for result in results for one in (result if isinstance(result, tuple) else (result,))]
+
+
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--profile", default="se", help="nano, se or me")
@@ -111,13 +116,15 @@ def main(argv: list[str] | None = None) -> int:
         from aeic_nets.integer.triton_ops import TritonOps
 
         ways["triton"] = TritonOps
-    model, result = random_model(options.profile), {}
+    model, result, first = random_model(options.profile), {}, None
     for way, ops in ways.items():
-        found = count(model, ops)
+        found, values = count(model, ops)
+        first = first or values
+        equal = all(map(torch.equal, tensors(first), tensors(values)))
         result[way] = {part: sum(counts.values()) for part, counts in found.items()}
         print(f"{way}: pass 0 is {dict(found['pass 0'].most_common())}")
-    print(json.dumps({"profile": options.profile, "kernels": result}))
-    return 0
+    print(json.dumps({"profile": options.profile, "kernels": result, "compared": len(ways) > 1, "equal": equal}))
+    return 0 if equal else 1
 
 
 if __name__ == "__main__":

@@ -42,7 +42,7 @@ def found() -> Found:
 
 @pytest.mark.slow
 def test_every_number_is_that_of_the_reference(found: Found) -> None:
-    cases = {"rounding", "norms", "convolutions", "8 bits", "14 bits", "shipped"}
+    cases = {"rounding", "norms", "too wide", "convolutions", "8 bits", "14 bits", "shipped"}
     assert found["cases"] == dict.fromkeys(cases, 0)
 
 
@@ -57,6 +57,13 @@ def test_the_cloud_starts_with_them_only_if_they_give_the_known_answers(found: F
     operations, reason, *lines = found["starts"]["wrong"]
     assert operations == "TorchOps" and reason == ""
     assert "uses torch's kernels instead of Triton's: known answers" in lines[-1]
+
+
+@pytest.mark.slow
+def test_a_pass_has_a_ninth_of_the_kernels(found: Found) -> None:
+    before, after = found["kernels"]["TorchOps"], found["kernels"]["TritonOps"]
+    assert sum(before.values()) > 9 * sum(after.values())
+    assert after["sums_kernel"] == after["mm"]  # every product is finished by one kernel
 
 
 def test_without_a_gpu_the_cloud_uses_torch(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -10,6 +10,7 @@ import json
 import logging
 import sys
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -29,6 +30,7 @@ from aeic_nets.integer.reference import Reference
 from aeic_nets.integer.torch_ops import Codes, TorchEntropyModel, TorchOps
 from aeic_nets.integer.triton_ops import TritonOps
 from aeic_nets.runtime import device_entropy
+from benchmarks.gpu import kernel_count
 from tests.support.models.exact_models import MODELS, bases, small_model, write_exact_bundle
 from tests.support.roots import ROOT
 
@@ -99,6 +101,16 @@ def rounding() -> int:
     different += same(fused.gate(a, b, "8").values, plain.gate(a, b, "8").values)
     scales = torch.cat([torch.arange(-8, 8400) / 512, torch.arange(-9, 2100) / 8.0, torch.tensor([1e30, 1e-30])])
     return different + same(fused.cells(scales), plain.cells(scales))
+
+
+def too_wide() -> int:
+    """A site that is too wide to round by an addition is refused."""
+    model = IntegerModel(Sizes(8, 8, 1), {"means": Site(-8, bits=24)}, {}, np.zeros(4, np.float32))
+    try:
+        TritonOps(model, CPU)
+    except ValueError as error:
+        return int("at most 22 bits, not means" not in str(error))
+    return 1
 
 
 def norms() -> int:
@@ -183,9 +195,15 @@ def starts() -> dict[str, list[str]]:
     return found
 
 
+def kernels() -> dict[str, Counter[str]]:
+    """Kernels of pass 0 of a small model, by name, with torch's operations and with Triton's."""
+    return {ops.__name__: kernel_count.count(small_model(), ops)[0]["pass 0"] for ops in (TorchOps, TritonOps)}
+
+
 CASES: dict[str, Callable[[], Any]] = {
     "rounding": rounding,
     "norms": norms,
+    "too wide": too_wide,
     "convolutions": convolutions,
     "8 bits": lambda: small("8 bit", "two frames", 0),
     "14 bits": lambda: small("14-bit weights at the ends", "alternating", 1),
@@ -201,7 +219,7 @@ def main() -> int:
     torch.set_num_threads(1)
     kinds = {"cases": CASES, "faults": FAULTS}
     found: dict[str, Any] = {kind: {name: run() for name, run in runs.items()} for kind, runs in kinds.items()}
-    print(json.dumps(found | {"starts": starts()}))
+    print(json.dumps(found | {"starts": starts(), "kernels": kernels()}))
     return 0
 
 
