@@ -60,9 +60,9 @@ def test_the_cloud_starts_with_them_only_if_they_give_the_known_answers(found: F
 
 
 @pytest.mark.slow
-def test_a_pass_has_a_ninth_of_the_kernels(found: Found) -> None:
+def test_a_pass_has_an_eighth_of_the_kernels(found: Found) -> None:
     before, after = found["kernels"]["TorchOps"], found["kernels"]["TritonOps"]
-    assert sum(before.values()) > 9 * sum(after.values())
+    assert sum(before.values()) > 8 * sum(after.values())
     assert after["sums_kernel"] == after["mm"]  # every product is finished by one kernel
 
 
