@@ -65,14 +65,16 @@ def random_model(name: str) -> IntegerModel:
 
 
 @torch.no_grad()  # not inference_mode, in which torch's dispatcher does not split what is made of several operations
-def count(model: IntegerModel, ops: type[TorchOps]) -> tuple[dict[str, Counter[str]], list[Any]]:
-    """Kernels of hyper synthesis and of each pass, by name, and their results. Constants have been made before."""
+def count(
+    model: IntegerModel, ops: type[TorchOps], passes: int = PASS_COUNT
+) -> tuple[dict[str, Counter[str]], list[Any]]:
+    """Kernels of hyper synthesis and of the first ``passes``, by name, and their results. Constants are made before."""
     counted = TorchEntropyModel(model, ops=ops)
     noise = torch.Generator().manual_seed(1)
     base = torch.randn((1, 2, 2, model.sizes.latent_channels), generator=noise).mul(4 * 256).round() / 256
     z = torch.randn((1, model.sizes.hyper_channels, 1, 1), generator=noise).mul(9).round()
     parts: dict[str, Callable[[], Any]] = {"h_s": partial(counted._hyper, z)}
-    parts |= {f"pass {index}": partial(counted._context, index, base) for index in range(PASS_COUNT)}
+    parts |= {f"pass {index}": partial(counted._context, index, base) for index in range(passes)}
     found, results = {}, []
     for part, run in parts.items():
         results.append(run())
