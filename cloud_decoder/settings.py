@@ -80,8 +80,10 @@ class Settings(ServiceSettings):
         description="`auto`, `onnx`, `openvino`, `cpu` or `cuda` (torch), or `fastest` (the fastest"
         " installed on this CPU, by measurement); `cuda:N` for one GPU, several with commas.",
     )
-    entropy: Literal["auto", "cpu", "device"] = Field(
-        "auto", description="Where frames are entropy-decoded: `cpu`, `device`, or `auto`: on a GPU if there is one."
+    entropy: Literal["auto", "cpu", "device", "triton"] = Field(
+        "auto",
+        description="Where frames are entropy-decoded: `cpu`, `device`, or `auto`: on a GPU if there is one;"
+        " `triton`: on a GPU, with kernels that have not run on one yet.",
     )
     entropy_check_frames: int = Field(
         256, ge=0, description="Check every Nth frame decoded on a device on the CPU too; 0 disables the check."

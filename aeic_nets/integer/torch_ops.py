@@ -93,11 +93,8 @@ class TorchOps:
         return total
 
     def gelu(self, x: Codes, site: str) -> Codes:
-        where, exponent = self._sites[site], int(x.exponents[0])
-        table = self.constant(
-            (site, exponent), lambda: gelu_table(exponent, where.exponent, where.shift).astype(np.float32)
-        )
-        return Codes(table[(x.values + 128).int()], np.full_like(x.exponents, where.exponent))
+        codes = self._gelu_table(x, site)[(x.values + 128).int()]
+        return Codes(codes, np.full_like(x.exponents, self._sites[site].exponent))
 
     def gate(self, a: Codes, b: Codes, site: str) -> Codes:
         return self.quantise(self.stream(a) * self.stream(b), site)
@@ -117,7 +114,9 @@ class TorchOps:
         return Codes(torch.cat([p.values for p in parts], -1), np.concatenate([p.exponents for p in parts]))
 
     def shuffle(self, x: Tensor) -> Tensor:
-        return F.pixel_shuffle(x.permute(0, 3, 1, 2), 2).permute(0, 2, 3, 1)
+        count, height, width, channels = x.shape
+        parts = x.reshape(count, height, width, channels // 4, 2, 2).permute(0, 1, 4, 2, 5, 3)
+        return parts.reshape(count, 2 * height, 2 * width, channels // 4)
 
     def coded(self, x: Codes, index: int) -> Codes:
         return x
@@ -126,27 +125,37 @@ class TorchOps:
         first, second = x.chunk(2, -1)
         return first, second
 
+    def cells(self, scales: Tensor) -> Tensor:
+        """The cell of every wide scale (see :mod:`.scale_index`), int64."""
+        clipped = scales.clamp(0, SCALE_MAX)
+        return ((clipped.clamp(max=SWITCH) * FINE).floor() + (clipped * COARSE).floor()).long()
+
+    def _gelu_table(self, x: Codes, site: str) -> Tensor:
+        """(256,) float32: the code of GELU for each code of ``x``, from -128 on."""
+        where, exponent = self._sites[site], int(x.exponents[0])
+        return self.constant(
+            (site, exponent), lambda: gelu_table(exponent, where.exponent, where.shift).astype(np.float32)
+        )
+
     def _product(self, values: Tensor, name: str, layer: Layer, limb: int) -> Tensor:
         """The integer convolution with one limb of the weights: (N, H, W, C) to (N, H, W, O), zero padding."""
-        rows, columns = layer.kernel
-        height, width = values.shape[1:3]
-        padded = F.pad(values, (0, 0, columns // 2, columns // 2, rows // 2, rows // 2))
-        taps = [padded[:, a : a + height, b : b + width] for a in range(rows) for b in range(columns)]
         weight = layer.limbs[limb]
-        if layer.groups > 1:  # depthwise
-            kernel = self.constant((name, limb), lambda: weight[:, 0].reshape(len(weight), -1).T.astype(np.float32))
-            total = taps[0] * kernel[0]
-            for tap, row in zip(taps[1:], kernel[1:]):
-                total = total + tap * row
-            return total
-        matrix = self.constant(
-            (name, limb), lambda: weight.transpose(2, 3, 1, 0).reshape(-1, len(weight)).astype(self._factors)
-        )
-        patches = taps[0] if len(taps) == 1 else torch.cat(taps, -1)
+        if layer.groups == 1:
+            matrix = self.constant((name, limb), lambda: matrix_of(weight).astype(self._factors))
+            return self._multiply(patches(values, layer), matrix)
+        kernel = self.constant((name, limb), lambda: weight[:, 0].reshape(len(weight), -1).T.astype(np.float32))
+        first, *others = taps(values, layer)
+        total = first * kernel[0]
+        for tap, row in zip(others, kernel[1:]):
+            total = total + tap * row
+        return total
+
+    def _multiply(self, rows: Tensor, matrix: Tensor) -> Tensor:
+        """(..., K) times (K, O), float32."""
         if self._factors == "float32":
-            return patches @ matrix
-        flat = torch.mm(patches.reshape(-1, patches.shape[-1]).half(), matrix, out_dtype=torch.float32)
-        return flat.view(*patches.shape[:-1], -1)
+            return rows @ matrix
+        flat = torch.mm(rows.reshape(-1, rows.shape[-1]).half(), matrix, out_dtype=torch.float32)
+        return flat.view(*rows.shape[:-1], -1)
 
 
 class TorchEntropyModel:
@@ -162,10 +171,14 @@ class TorchEntropyModel:
         device: str | torch.device = "cpu",
         factors: Factors = "float32",
         wrap: Callable[[Function], Function] = lambda function: function,
+        ops: type[TorchOps] = TorchOps,
     ) -> None:
-        """``wrap``: put around each function of one tensor that decoding calls, to record and replay CUDA graphs."""
+        """``wrap``: put around each function of one tensor that decoding calls, to record and replay CUDA graphs.
+
+        ``ops``: the operations, see also :class:`.triton_ops.TritonOps`.
+        """
         self.device = torch.device(device)
-        self._model, self._ops = model, TorchOps(model, self.device, factors)
+        self._model, self._ops = model, ops(model, self.device, factors)
         functions: list[Function] = [partial(self._context, index) for index in range(PASS_COUNT)]
         functions.append(self._hyper)
         *self._contexts, self._whole_base = map(wrap, functions)
@@ -210,16 +223,35 @@ class TorchEntropyModel:
         return network.hyper_synthesis(self._ops, z, self._model.sizes)
 
     def _context(self, index: int, base: Tensor) -> tuple[Tensor, Tensor]:
-        """Means, and the cell of every scale (see :mod:`.scale_index`), (N, h, w, M)."""
+        """Means, and the cell of every scale, (N, h, w, M)."""
         means, scales = network.context(self._ops, index, base, self._model.sizes)
-        clipped = scales.clamp(0, SCALE_MAX)
-        cells = (clipped.clamp(max=SWITCH) * FINE).floor() + (clipped * COARSE).floor()
-        return means, cells.long()
+        return means, self._ops.cells(scales)
 
     def _host(self, x: Tensor) -> NDArray[Any]:
         """(N, H, W, C) on the device to (N, C, H, W) on the host."""
         array: NDArray[Any] = x.permute(0, 3, 1, 2).contiguous().cpu().numpy()
         return array
+
+
+def taps(values: Tensor, layer: Layer) -> list[Tensor]:
+    """The input (..., H, W, C) under each tap of the layer's kernel, rows first, zero outside."""
+    rows, columns = layer.kernel
+    if (rows, columns) == (1, 1):
+        return [values]
+    height, width = values.shape[-3:-1]
+    padded = F.pad(values, (0, 0, columns // 2, columns // 2, rows // 2, rows // 2))
+    return [padded[..., a : a + height, b : b + width, :] for a in range(rows) for b in range(columns)]
+
+
+def patches(values: Tensor, layer: Layer) -> Tensor:
+    """What :func:`matrix_of` is multiplied with: (..., H, W, taps * C), taps outermost."""
+    under = taps(values, layer)
+    return under[0] if len(under) == 1 else torch.cat(under, -1)
+
+
+def matrix_of(weight: NDArray[np.int8]) -> NDArray[np.int8]:
+    """(O, I, kh, kw) to (kh * kw * I, O)."""
+    return weight.transpose(2, 3, 1, 0).reshape(-1, len(weight))
 
 
 def _round(x: Tensor, site: Site) -> Tensor:

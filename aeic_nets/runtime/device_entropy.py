@@ -9,6 +9,9 @@ everything below it: a broken driver, a faulty GPU, a library that uses lower pr
 - One in ``check_every`` frames is decoded on the CPU as well.
 - A frame that fails on the device is decoded on the CPU before it is reported as damaged.
 
+Triton's kernels (aeic_nets.integer.triton_ops) are used on request only, as they have not run on a GPU yet. They have
+to give the known answers of a small latent at the start; otherwise torch's own kernels are used.
+
 After the first difference the CPU decodes everything, and ``reason`` says why. Frames are never wrong: what differs is
 noticed by the check value of the frame, or decoded again.
 """
@@ -19,7 +22,8 @@ import logging
 from collections import Counter, OrderedDict, defaultdict
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from functools import partial
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -34,7 +38,7 @@ from aeic.passes import PASS_COUNT
 from aeic.quantise import Floats, hyper_size
 from aeic.runtime.device_check import CHECK_EVERY, MOST_SIZES, CheckAllowance, Tally
 from aeic_nets.integer.model import IntegerModel
-from aeic_nets.integer.torch_ops import TorchEntropyModel
+from aeic_nets.integer.torch_ops import Function, TorchEntropyModel, TorchOps
 from aeic_nets.runtime.cuda_device import CudaDevice
 from aeic_nets.runtime.cuda_graphs import Graphed
 
@@ -46,6 +50,10 @@ PATTERNS = 3
 _REACH = 4000.0
 """The extreme latents' size: beyond all clipping points of the first rounding."""
 
+START_SIZE = (4, 6)
+"""The latents (h, w) on which Triton's kernels are tried."""
+
+Kernels = Literal["torch", "triton"]
 Outcome = Latents | BitstreamError
 Size = tuple[int, int]
 
@@ -198,21 +206,51 @@ class DeviceEntropy:
         return z, np.stack(base).astype(np.float32)
 
 
-def build(bundle: Bundle, device: str, threads: int = 0, check_every: int = CHECK_EVERY) -> DeviceEntropy | None:
-    """The bundle's entropy model on a torch device; None for a bundle without integer.npz."""
+def build(
+    bundle: Bundle, device: str, threads: int = 0, check_every: int = CHECK_EVERY, kernels: Kernels = "torch"
+) -> DeviceEntropy | None:
+    """The bundle's entropy model on a torch device; None for a bundle without integer.npz.
+
+    ``triton`` becomes ``torch``, and the log says why, where Triton's kernels do not run or give other numbers.
+    """
     path = bundle.auxiliary("integer.npz")
     if path is None:
         log.warning("bundle %s has no integer.npz: entropy decoding stays on the CPU", bundle.name)
         return None
     integers, where = IntegerModel.load(path), torch.device(device)
-    if where.type != "cuda":
-        return DeviceEntropy(bundle, TorchEntropyModel(integers, where), threads=threads, check_every=check_every)
-    torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction = False  # the proof is about float32 sums
-    torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
-    gpu = CudaDevice(where)
-    recorder = gpu.recorder()
-    model = TorchEntropyModel(integers, gpu.device, wrap=lambda function: Graphed(function, recorder))
-    return DeviceEntropy(bundle, model, threads=threads, check_every=check_every, stream=gpu.side_stream())
+    stream: Callable[[], AbstractContextManager[Any]] = nullcontext
+    wrap: Callable[[Function], Function] = _as_it_is
+    if where.type == "cuda":
+        torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction = False  # the proof is about float32 sums
+        torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
+        gpu = CudaDevice(where)
+        stream, where, wrap = gpu.side_stream(), gpu.device, partial(Graphed, recorder=gpu.recorder())
+
+    def made(ops: type[TorchOps]) -> DeviceEntropy:
+        model = TorchEntropyModel(integers, where, wrap=wrap, ops=ops)
+        return DeviceEntropy(bundle, model, threads=threads, check_every=check_every, stream=stream)
+
+    return (_made_with_triton(made) if kernels == "triton" else None) or made(TorchOps)
+
+
+def _as_it_is(function: Function) -> Function:
+    return function
+
+
+def _made_with_triton(made: Callable[[type[TorchOps]], DeviceEntropy]) -> DeviceEntropy | None:
+    """What ``made`` returns for Triton's operations if it gives the known answers."""
+    try:
+        from aeic_nets.integer.triton_ops import TritonOps
+
+        entropy = made(TritonOps)
+        if entropy.check(START_SIZE):
+            log.info("entropy decoding uses Triton's kernels")
+            return entropy
+        problem = entropy.reason or "they do not fit into the device's memory"
+    except Exception as error:  # among others: no Triton, no C compiler, which it needs, no folder to write to
+        problem = f"{type(error).__name__}: {error}"
+    log.warning("entropy decoding uses torch's kernels instead of Triton's: %s", problem)
+    return None
 
 
 class _Padded:

@@ -8,7 +8,8 @@ It needs this checkout, the packages of ``aeic[cloud]`` and no network. Step 3 u
 that an interrupted session loses one step at most. A step that fails is recorded with its error, and the others go on.
 
 1. machine: versions, cards, and the ceilings of products and of memory.
-2. entropy: the exact entropy model on the device against the CPU's graphs, by size, batch, TF32 and float16 factors.
+2. entropy: the exact entropy model on the device against the CPU's graphs, by size, batch, TF32 and float16 factors;
+   with torch's and with Triton's kernels, as CUDA graphs and without.
 3. edge: the encoder's entropy model in ONNX Runtime, with arrays, with buffers on the device, and as a CUDA graph.
 4. decoder: times, peak memory beside the plan, and the distance from float32; eager, as CUDA graphs, and compiled; the
    pictures fetched to ordinary memory, to page-locked memory, and beside the next batch.
@@ -35,7 +36,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -55,8 +56,11 @@ from aeic.profiles import LATENT_STRIDE
 from aeic.quantise import hyper_size
 from aeic.runtime import cuda
 from aeic_nets.integer.model import IntegerModel
-from aeic_nets.integer.torch_ops import Factors, TorchEntropyModel
+from aeic_nets.integer.torch_ops import Factors, TorchEntropyModel, TorchOps
 from aeic_nets.runtime import memory_plan
+from aeic_nets.runtime.cuda_device import CudaDevice
+from aeic_nets.runtime.cuda_graphs import Graphed
+from aeic_nets.runtime.device_entropy import Kernels
 from aeic_nets.runtime.pinned_output import plain
 from aeic_nets.runtime.torch_backend import TorchGenerator
 from aeic_nets.synthesis import PictureGenerator
@@ -183,11 +187,12 @@ def entropy(session: Session) -> dict[str, Any]:
     path = bundle.auxiliary("integer.npz")
     if path is None:
         return {"ok": False, "error": f"bundle {bundle.name} has no integer.npz"}
-    integers, exact, rows = IntegerModel.load(path), EntropyModel(bundle), []
-    ways: list[tuple[Factors, bool]] = [("float32", False)]
-    if session.on_card:
-        ways += [("float32", True), ("float16", False)]
-    models = {factors: TorchEntropyModel(integers, session.device, factors) for factors in {way[0] for way in ways}}
+    integers, exact = IntegerModel.load(path), EntropyModel(bundle)
+    rows: list[dict[str, Any]] = []
+    ways, skipped = entropy_ways(session, integers)
+    found: dict[str, Any] = {"ok": True, "bundle": bundle.name, "triton": skipped or "measured", "rows": rows}
+    session.report["steps"]["entropy"] = found  # an error in one way does not lose the rows of the others
+    models = {way: way.model(integers, session.device) for way in ways}
     rng = np.random.default_rng(0)
     for width, height in session.sizes:
         size = height // LATENT_STRIDE, width // LATENT_STRIDE
@@ -196,16 +201,54 @@ def entropy(session: Session) -> dict[str, Any]:
         reach = rng.choice([0.5, 8, 4000], (batch, 1, 1, 1))
         base = (np.rint(rng.normal(size=(batch, bundle.channels, *size)) * reach * 256) / 256).astype(np.float32)
         wanted = [exact.hyper_synthesis(z, *size), *(x for i in range(PASS_COUNT) for x in exact.context(i, base))]
-        for factors, tf32 in ways:
+        for way, model in models.items():
             for count in session.batches:
-                run = partial(all_calls, models[factors], z[:count], base[:count])
-                with tensor_floats(tf32):
-                    found = run()
+                run = partial(all_calls, model, z[:count], base[:count])
+                with tensor_floats(way.tf32):
                     milliseconds = session.milliseconds(run)
-                different = sum(int((one != other[:count]).sum()) for one, other in zip(found, wanted, strict=True))
-                row = {"size": f"{width}x{height}", "batch": count, "factors": factors, "tf32": tf32}
+                    given = run()
+                different = sum(int((one != other[:count]).sum()) for one, other in zip(given, wanted, strict=True))
+                row = {"size": f"{width}x{height}", "batch": count, **asdict(way)}
                 rows.append(row | {"different": different, "ms": milliseconds})
-    return {"ok": not any(row["different"] for row in rows), "bundle": bundle.name, "rows": rows}
+    return found | {"ok": not any(row["different"] for row in rows)}
+
+
+@dataclass(frozen=True)
+class EntropyWay:
+    """How the entropy model is computed on the device."""
+
+    kernels: Kernels = "torch"
+    factors: Factors = "float32"
+    tf32: bool = False
+    graphs: bool = False
+    """Recorded as CUDA graphs when a shape comes again, as in the service."""
+
+    def model(self, integers: IntegerModel, device: torch.device) -> TorchEntropyModel:
+        """The model computed in this way. ``ImportError`` without Triton, if it is asked for."""
+        ops = TorchOps
+        if self.kernels == "triton":
+            from aeic_nets.integer.triton_ops import TritonOps
+
+            ops = TritonOps
+        if not self.graphs:
+            return TorchEntropyModel(integers, device, self.factors, ops=ops)
+        graphed = partial(Graphed, recorder=CudaDevice(device).recorder())
+        return TorchEntropyModel(integers, device, self.factors, wrap=graphed, ops=ops)
+
+
+def entropy_ways(session: Session, integers: IntegerModel) -> tuple[list[EntropyWay], str]:
+    """The ways that work on the device, and why Triton's kernels are not among them."""
+    if not session.on_card:
+        return [EntropyWay()], "skipped: Triton's kernels need a GPU"
+    ways = [EntropyWay(), EntropyWay(tf32=True), EntropyWay(factors="float16"), EntropyWay(graphs=True)]
+    try:
+        from aeic_nets.integer.triton_ops import TritonOps
+
+        cells = TritonOps(integers, session.device).cells(torch.zeros(1, device=session.device))
+        assert cells.tolist() == [0]
+    except Exception as error:  # no Triton, or no C compiler, which it needs
+        return ways, f"skipped: {type(error).__name__}: {error}"
+    return [*ways, EntropyWay("triton"), EntropyWay("triton", "float16"), EntropyWay("triton", graphs=True)], ""
 
 
 def all_calls(model: TorchEntropyModel, z: Any, base: Any) -> list[Any]:

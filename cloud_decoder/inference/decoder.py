@@ -61,8 +61,9 @@ class DecoderSettings:
     """Run the generator in a separate process."""
     batch_seconds: float = 120.0
     """An isolated generator that takes longer for a batch is killed."""
-    entropy: Literal["auto", "cpu", "device"] = "auto"
-    """Where an isolated generator's frames are entropy-decoded: ``auto`` is a GPU if there is one."""
+    entropy: Literal["auto", "cpu", "device", "triton"] = "auto"
+    """Where an isolated generator's frames are entropy-decoded: ``auto`` is a GPU if there is one. ``triton`` is
+    ``device`` with Triton's kernels."""
     official_tiling: bool = False
     """Large pictures are decoded whole, in the tiles of the research code. Not with ``isolate``: for one's own use."""
     entropy_check_frames: int = 256
@@ -293,14 +294,16 @@ def _open(bundle: Bundle, devices: Sequence[str], settings: DecoderSettings) -> 
     try:
         for one in devices:
             if settings.isolate:
-                on_device = settings.entropy == "device" or (settings.entropy == "auto" and one.startswith("cuda"))
+                on_gpu = settings.entropy == "auto" and one.startswith("cuda")
+                on_device = on_gpu or settings.entropy in ("device", "triton")
+                kernels: Literal["torch", "triton"] = "triton" if settings.entropy == "triton" else "torch"
                 generators.append(
                     SubprocessGenerator(
                         bundle.path,
                         one,
                         settings.threads,
                         batch_seconds=settings.batch_seconds,
-                        entropy=on_device,
+                        entropy=kernels if on_device else None,
                         check_every=settings.entropy_check_frames,
                     )
                 )

@@ -23,7 +23,7 @@ from cloud_decoder.inference.onnx_backend import OnnxGenerator
 from cloud_decoder.inference.openvino_backend import OpenVinoGenerator
 
 if TYPE_CHECKING:
-    from aeic_nets.runtime.device_entropy import DeviceEntropy
+    from aeic_nets.runtime.device_entropy import DeviceEntropy, Kernels
 
 log = logging.getLogger(__name__)
 
@@ -62,14 +62,17 @@ def choose_devices(wanted: str, has_graph: bool = True) -> list[str]:
     return [choose_device(part.strip(), has_graph) for part in wanted.split(",")]
 
 
-def build_entropy(bundle: Bundle, device: str, threads: int, check_every: int) -> DeviceEntropy | None:
+def build_entropy(
+    bundle: Bundle, device: str, threads: int, check_every: int, kernels: Kernels = "torch"
+) -> DeviceEntropy | None:
     """Entropy decoding by torch on a GPU, else on the CPU; None if the bundle or torch is missing."""
     try:
         from aeic_nets.runtime import device_entropy
     except ImportError as error:
         log.warning("entropy decoding stays on the CPU's graphs: torch is missing (%s)", error)
         return None
-    return device_entropy.build(bundle, device if device.startswith("cuda") else "cpu", threads, check_every)
+    where = device if device.startswith("cuda") else "cpu"
+    return device_entropy.build(bundle, where, threads, check_every, kernels)
 
 
 def build_generator(bundle: Path, device: str, threads: int, *, official_tiling: bool = False) -> GeneratorBackend:

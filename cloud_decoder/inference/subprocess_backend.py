@@ -33,7 +33,7 @@ from collections import Counter
 from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -236,9 +236,9 @@ class SubprocessGenerator(GeneratorBackend):
     ``DeviceUnavailable`` where no child starts, ``DecoderDied`` where the child is lost during a call,
     ``DeviceOutOfMemory`` and :class:`GeneratorFailure` for what the generator raised.
 
-    With ``entropy`` the child decodes entropy too, and compares one in ``check_every`` frames with the CPU. It has a
-    separate channel for that, so that it runs beside the synthesis of the batch before. If entropy decoding fails
-    there, the frame is not at fault: the CPU decodes it instead.
+    With ``entropy``, the kernels of a GPU, the child decodes entropy too, and compares one in ``check_every`` frames
+    with the CPU. It has a separate channel for that, so that it runs beside the synthesis of the batch before. If
+    entropy decoding fails there, the frame is not at fault: the CPU decodes it instead.
     """
 
     def __init__(
@@ -248,13 +248,13 @@ class SubprocessGenerator(GeneratorBackend):
         threads: int,
         *,
         batch_seconds: float = 120.0,
-        entropy: bool = False,
+        entropy: Literal["torch", "triton"] | None = None,
         check_every: int = 0,
     ) -> None:
         self.device = device
         self._arguments: dict[str, Any] = {"bundle": str(bundle.resolve()), "device": device, "threads": threads}
         if entropy:
-            self._arguments["check_every"] = check_every
+            self._arguments |= {"check_every": check_every, "kernels": entropy}
         self._entropy_off = "" if entropy else "not asked for"
         self._counts: Counter[str] = Counter()
         self._counts_lock = threading.Lock()

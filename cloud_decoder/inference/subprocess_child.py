@@ -79,7 +79,9 @@ class Child:
         self._generator = build_generator(Path(message["bundle"]), self._device, message["threads"])
         if "check_every" in message:
             bundle = Bundle.load(message["bundle"], verify=False)  # the service has verified it
-            self._entropy = build_entropy(bundle, self._device, message["threads"], message["check_every"])
+            self._entropy = build_entropy(
+                bundle, self._device, message["threads"], message["check_every"], message["kernels"]
+            )
         return {"loaded": True, "entropy": self._entropy is not None}
 
     def _warm_up(self, message: dict[str, Any]) -> dict[str, Any]:

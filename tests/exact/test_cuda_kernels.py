@@ -10,8 +10,8 @@ from onnx import TensorProto, helper
 
 from aeic.passes import PASS_COUNT
 from aeic_nets.integer import export
-from aeic_nets.integer.cuda_kernels import left_to_the_cpu
 from aeic_nets.integer.model import IntegerModel
+from tests.exact.cuda_kernels import left_to_the_cpu
 from tests.support.roots import ROOT
 
 BUNDLE = ROOT / "models" / "aeic-se-nano"

@@ -23,6 +23,7 @@ ALLOWED = re.compile(
     r"|full size: minutes, \d+ GB of memory"
     "|the machine is busy with something else"
     "|constriction has no wheel here"
+    "|torch is a build without Triton"
 )
 
 

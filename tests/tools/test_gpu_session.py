@@ -10,6 +10,8 @@ import pytest
 import torch
 
 from aeic import profiles
+from aeic.bundle import Bundle
+from aeic_nets.integer.model import IntegerModel
 from aeic_nets.runtime.torch_backend import TorchGenerator
 from benchmarks.gpu import session
 from edge_encoder.encoding.resident_graph import ResidentGraph
@@ -23,9 +25,20 @@ def test_the_whole_session_on_a_cpu(tmp_path: Path) -> None:
     report = json.loads(out.read_text())
     assert report["ok"] and list(report["steps"]) == list(session.STEPS)
     assert all(row["different"] == 0 for row in report["steps"]["entropy"]["rows"])
+    assert report["steps"]["entropy"]["triton"] == "skipped: Triton's kernels need a GPU"
     assert report["steps"]["service"]["mismatches"] == 0
     assert [row["way"] for row in report["steps"]["edge"]["rows"]] == ["arrays", "captured False"]
     assert all(row["different"] == 0 for row in report["steps"]["edge"]["rows"])
+
+
+def test_on_a_gpu_tritons_kernels_are_measured_too_unless_they_fail(tmp_path: Path) -> None:
+    """Here they do, as the device is none, and the other ways remain."""
+    running = session.Session(torch.device("cuda"), True, tmp_path / "out.json", Bundle.load(), 0.0)
+    path = running.bundle.auxiliary("integer.npz")
+    assert path is not None
+    ways, skipped = session.entropy_ways(running, IntegerModel.load(path))
+    assert {way.kernels for way in ways} == {"torch"} and {way.graphs for way in ways} == {True, False}
+    assert skipped.startswith("skipped: ")
 
 
 def test_a_machine_without_onnx_skips_the_edge(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

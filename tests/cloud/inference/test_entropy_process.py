@@ -92,7 +92,7 @@ def test_a_lost_child_harms_no_frame(exact: Bundle, exact_frame: MakeFrame) -> N
 
 
 def test_a_child_that_hangs_on_entropy_is_killed(exact: Bundle, exact_frame: MakeFrame) -> None:
-    generator = SubprocessGenerator(exact.path, "onnx", 1, batch_seconds=0.4, entropy=True)
+    generator = SubprocessGenerator(exact.path, "onnx", 1, batch_seconds=0.4, entropy="torch")
     hung = generator.pid or 0
     os.kill(hung, signal.SIGSTOP)
     assert generator.entropy_decode([exact_frame(1)]) is None
@@ -103,7 +103,7 @@ def test_a_child_that_hangs_on_entropy_is_killed(exact: Bundle, exact_frame: Mak
 
 
 def test_a_mismatch_moves_entropy_to_the_cpu_for_good(exact: Bundle, exact_frame: MakeFrame) -> None:
-    generator = SubprocessGenerator(exact.path, "onnx", 1, entropy=True)
+    generator = SubprocessGenerator(exact.path, "onnx", 1, entropy="torch")
     decoder = Decoder(exact, generator, settings=SETTINGS)
     assert generator._child is not None and generator._child.entropy is not None
     channel = generator._child.entropy
