@@ -176,7 +176,7 @@ class TritonOps(TorchOps):
         codes = self._round(x, where, limbs=2 if where.bits > 8 else 1)
         return Codes(codes, np.full(codes.shape[-1], where.exponent), where.bits)
 
-    def stream(self, x: Codes | Sums) -> Tensor | Sums:  # type: ignore[override]
+    def stream(self, x: Codes | Sums) -> Tensor | Sums:  # type: ignore[override]  # a wider type than that of torch_ops
         return x if isinstance(x, Sums) else super().stream(x)
 
     def settle(self, x: Tensor | Sums, site: str) -> Tensor:
@@ -187,7 +187,7 @@ class TritonOps(TorchOps):
         a = self._tensor(a)
         return b.finish(residual=a.contiguous()) if isinstance(b, Sums) else a + b
 
-    def conv(self, x: Codes | Sums, layer: str) -> Codes | Sums:  # type: ignore[override]
+    def conv(self, x: Codes | Sums, layer: str) -> Codes | Sums:  # type: ignore[override]  # the same
         where = self._sites[layer]
         if where.bits > 8:
             return super().conv(x, layer)

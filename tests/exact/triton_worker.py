@@ -149,12 +149,12 @@ def convolutions() -> int:
 
 
 @triton.jit
-def half_up(scaled, low, high):  # type: ignore[no-untyped-def]
+def half_up(scaled, low, high):  # type: ignore[no-untyped-def]  # Triton has no types
     return tl.floor(tl.minimum(tl.maximum(scaled, low), high) + 0.5)
 
 
 @triton.jit
-def no_clip(scaled, low, high):  # type: ignore[no-untyped-def]
+def no_clip(scaled, low, high):  # type: ignore[no-untyped-def]  # the same
     return (scaled + triton_ops.TO_EVEN) - triton_ops.TO_EVEN
 
 
@@ -180,7 +180,7 @@ def starts() -> dict[str, list[str]]:
     device_entropy.START_SIZE, device_entropy.PATTERNS = (2, 2), 1  # the interpreter is slow
     lines: list[str] = []
     handler = logging.Handler()
-    handler.emit = lambda record: lines.append(record.getMessage())  # type: ignore[method-assign]
+    handler.emit = lambda record: lines.append(record.getMessage())  # type: ignore[method-assign]  # of this one
     logging.getLogger(device_entropy.__name__).addHandler(handler)
     found = {}
     with tempfile.TemporaryDirectory() as folder:
