@@ -180,7 +180,7 @@ def starts() -> dict[str, list[str]]:
     device_entropy.START_SIZE, device_entropy.PATTERNS = (2, 2), 1  # the interpreter is slow
     lines: list[str] = []
     handler = logging.Handler()
-    handler.emit = lambda record: lines.append(record.getMessage())  # type: ignore[method-assign]  # of this one
+    handler.emit = lambda record: lines.append(record.getMessage())
     logging.getLogger(device_entropy.__name__).addHandler(handler)
     found = {}
     with tempfile.TemporaryDirectory() as folder:
