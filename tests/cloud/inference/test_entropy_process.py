@@ -102,6 +102,29 @@ def test_a_child_that_hangs_on_entropy_is_killed(exact: Bundle, exact_frame: Mak
     generator.close()
 
 
+def test_a_late_answer_is_not_taken_for_that_of_other_frames(
+    exact: Bundle, exact_frame: MakeFrame, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The child answers between the end of the wait and its own: the next caller must not meet that answer."""
+    generator = SubprocessGenerator(exact.path, "onnx", 1, entropy="torch")
+    try:
+        child = generator._child
+        assert child is not None and child.entropy is not None
+
+        def late(seconds: float | None = None) -> None:
+            raise TimeoutError
+
+        killed: list[int] = []
+        monkeypatch.setattr(child.process, "kill", lambda: killed.append(1))  # it takes a moment
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(child.entropy.control, "receive", late)
+            assert generator.entropy_decode([exact_frame(1)]) is None and killed
+        assert generator.entropy_decode([exact_frame(2)]) is None
+    finally:
+        monkeypatch.undo()
+        generator.close()
+
+
 def test_a_mismatch_moves_entropy_to_the_cpu_for_good(exact: Bundle, exact_frame: MakeFrame) -> None:
     generator = SubprocessGenerator(exact.path, "onnx", 1, entropy="torch")
     decoder = Decoder(exact, generator, settings=SETTINGS)
