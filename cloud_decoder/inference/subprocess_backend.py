@@ -166,6 +166,7 @@ class Channel:
             opened.callback(self.outbox.close)
             self._opened = opened.pop_all()
         self.lock = threading.Lock()
+        self.asked = False  # from a question to its answer
         self.closed = False
 
     @property
@@ -360,9 +361,10 @@ class SubprocessGenerator(GeneratorBackend):
             return None
         channel = child.entropy
         with channel.lock:
-            if channel.closed:
+            if channel.closed or channel.asked:  # the answer to what was asked may still come: it is for other frames
                 return None
             channel.inbox.write(np.frombuffer(b"".join(frames), np.uint8))
+            channel.asked = True
             try:
                 channel.control.send({"frames": [len(frame) for frame in frames]})
                 answer = channel.control.receive(self._batch_seconds)
@@ -371,10 +373,12 @@ class SubprocessGenerator(GeneratorBackend):
                 child.process.kill()
                 return None
             except OSError:
+                child.process.kill()  # if it is not gone yet: this channel is of no use any more
                 return None
-            except BaseException:  # the answer would be taken for that of the next frames
+            except BaseException:  # such as Ctrl-C in a notebook
                 child.process.kill()
                 raise
+            channel.asked = False
             if answer is None or "failed" in answer:
                 log.warning("entropy decoding of %d frames moves to the CPU: %s", len(frames), answer)
                 return None

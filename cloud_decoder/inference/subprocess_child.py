@@ -104,18 +104,20 @@ class Child:
             log.warning("an idle decoder could not return its memory: %s", error)
 
     def decode_entropy(self, message: dict[str, Any], inbox: SharedBuffer, outbox: SharedBuffer) -> dict[str, Any]:
-        """The answer to frames of these lengths, which lie one behind the other in ``inbox``."""
-        ends = np.cumsum(message["frames"])
-        data = inbox.view((int(ends[-1]),), np.uint8).tobytes()
-        frames = [data[end - length : end] for end, length in zip(ends, message["frames"], strict=True)]
+        """The answer to frames of these lengths, which lie one behind the other in ``inbox``; or as :meth:`answer`."""
         try:
-            assert self._entropy is not None, "the first message asked for it"
-            outcomes = self._entropy.decode_many(frames)
-        except Exception as error:
+            return self._decode_frames(message["frames"], inbox, outbox)
+        except Exception as error:  # whatever is not answered would be waited for, and end this process
             failed = type(error).__name__
             if self._generator is not None and not self._generator.usable:
                 failed = DEVICE_FAILED
             return {"failed": failed, "what": str(error)}
+
+    def _decode_frames(self, lengths: list[int], inbox: SharedBuffer, outbox: SharedBuffer) -> dict[str, Any]:
+        assert self._entropy is not None, "the first message asked for it"
+        ends = np.cumsum(lengths)
+        data = inbox.view((int(ends[-1]),), np.uint8).tobytes()
+        outcomes = self._entropy.decode_many([data[end - n : end] for end, n in zip(ends, lengths, strict=True)])
         described: list[dict[str, Any]] = []
         latents: list[NDArray[np.float32]] = []
         for outcome in outcomes:

@@ -21,7 +21,7 @@ from cloud_decoder.errors import DecoderDied, DeviceUnavailable
 from cloud_decoder.inference import subprocess_backend
 from cloud_decoder.inference.backend import EntropyDecoded
 from cloud_decoder.inference.decoder import Decoder, DecoderSettings
-from cloud_decoder.inference.devices import choose_device, choose_devices
+from cloud_decoder.inference.devices import build_entropy, choose_device, choose_devices
 from cloud_decoder.inference.subprocess_backend import ChildState, SharedBuffer, SubprocessGenerator
 from cloud_decoder.inference.subprocess_child import DEVICE_EXIT, Child
 from cloud_decoder.worker import pipeline
@@ -100,6 +100,29 @@ def test_a_child_that_hangs_on_entropy_is_killed(exact: Bundle, exact_frame: Mak
     await_another(generator, hung)
     assert generator(np.zeros((1, exact.channels, 2, 2), np.float32)).shape == (1, 3, 64, 64)
     generator.close()
+
+
+def test_a_late_answer_is_not_taken_for_that_of_other_frames(
+    exact: Bundle, exact_frame: MakeFrame, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The child answers between the end of the wait and its own: the next caller must not meet that answer."""
+    generator = SubprocessGenerator(exact.path, "onnx", 1, entropy="torch")
+    try:
+        child = generator._child
+        assert child is not None and child.entropy is not None
+
+        def late(seconds: float | None = None) -> None:
+            raise TimeoutError
+
+        killed: list[int] = []
+        monkeypatch.setattr(child.process, "kill", lambda: killed.append(1))  # it takes a moment
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(child.entropy.control, "receive", late)
+            assert generator.entropy_decode([exact_frame(1)]) is None and killed
+        assert generator.entropy_decode([exact_frame(2)]) is None
+    finally:
+        monkeypatch.undo()
+        generator.close()
 
 
 def test_a_mismatch_moves_entropy_to_the_cpu_for_good(exact: Bundle, exact_frame: MakeFrame) -> None:
@@ -246,6 +269,21 @@ def test_a_child_reports_a_device_that_works_no_more() -> None:
     child = Child(inbox, SharedBuffer())
     child._generator = FailedDevice()  # type: ignore[assignment]  # only what `answer` calls
     assert child.answer({"shape": list(y_hat.shape), "pictures": False})["failed"] == "device"
+
+
+def test_a_child_that_cannot_hand_its_latents_over_says_so(exact: Bundle, exact_frame: MakeFrame) -> None:
+    """Without an answer the service would wait for the whole time limit of a batch, and kill it."""
+
+    class Full(SharedBuffer):
+        def write(self, array: np.ndarray) -> None:
+            raise OSError("Cannot allocate memory")
+
+    inbox, frame = SharedBuffer(), exact_frame(1)
+    inbox.write(np.frombuffer(frame, np.uint8))
+    child = Child(SharedBuffer(), SharedBuffer())
+    child._entropy = build_entropy(exact, "cpu", 1, 0)
+    answer = child.decode_entropy({"frames": [len(frame)]}, inbox, Full())
+    assert answer == {"failed": "OSError", "what": "Cannot allocate memory"}
 
 
 def test_close_ends_a_child_that_is_being_started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import resource
 import socket
 import threading
@@ -11,10 +12,11 @@ import psutil
 import pytest
 
 from aeic.bundle import default_bundle_path
-from cloud_decoder.inference import subprocess_child
+from cloud_decoder.inference import onnx_backend, subprocess_child
 from cloud_decoder.inference.backend import GeneratorBackend
 from cloud_decoder.inference.onnx_backend import OnnxGenerator
 from cloud_decoder.inference.subprocess_backend import Control, SharedBuffer
+from tests.support.roots import ROOT
 
 Y_HAT = np.zeros((1, 128, 20, 24), np.float32)
 """A picture of 768x640: some of its tensors are so large that malloc would return them to the system."""
@@ -79,3 +81,8 @@ def test_an_idle_child_releases_memory_once(monkeypatch: pytest.MonkeyPatch) -> 
     thread.join(10)
     assert not thread.is_alive()
     far.close()
+
+
+def test_the_guide_states_the_memory_of_the_largest_tile() -> None:
+    tile = onnx_backend.WHOLE_PIXELS * onnx_backend._PIXEL_BYTES
+    assert f"its largest tile, up to {math.ceil(tile / 1e9)} GB" in (ROOT / "docs" / "how-to" / "cloud.md").read_text()
