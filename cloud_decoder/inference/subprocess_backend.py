@@ -475,6 +475,9 @@ class SubprocessGenerator(GeneratorBackend):
             raise DeviceOutOfMemory(answer["what"])
         if failed == DEVICE_FAILED or (failed and is_sticky(answer["what"])):
             log.error("the device has failed (%s); its process is started again", answer["what"].splitlines()[0])
+            if self._arguments.get("kernels") == "triton":  # they may be the cause, and would fail in every process
+                self._arguments["kernels"] = "torch"
+                log.error("torch decodes entropy from now on: set AEIC_CLOUD_ENTROPY=device until Triton's kernels work")
             self._discard()
             raise DecoderDied("the device failed and its process was ended", retry_after=1.0)
         if failed:

@@ -271,6 +271,31 @@ def test_a_child_reports_a_device_that_works_no_more() -> None:
     assert child.answer({"shape": list(y_hat.shape), "pictures": False})["failed"] == "device"
 
 
+def test_a_device_that_fails_with_tritons_kernels_starts_with_those_of_torch(
+    exact: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A faulty kernel would end every process at its start."""
+    asked: list[str] = []
+    receive = subprocess_backend.Control.receive
+
+    def answered(self: subprocess_backend.Control, seconds: float) -> dict[str, Any] | None:
+        answer = receive(self, seconds)
+        if "entropy" in (answer or {}) and asked[-1] == "triton":
+            return {"failed": "RuntimeError", "what": "CUDA error: an illegal memory access was encountered"}
+        return answer
+
+    def send(self: subprocess_backend.Control, message: dict[str, Any]) -> None:
+        asked.extend([message["kernels"]] if "kernels" in message else [])
+        sent(self, message)
+
+    sent = subprocess_backend.Control.send
+    monkeypatch.setattr(subprocess_backend.Control, "receive", answered)
+    monkeypatch.setattr(subprocess_backend.Control, "send", send)
+    generator = SubprocessGenerator(exact.path, "onnx", 1, entropy="triton", check_every=4)
+    assert asked == ["triton", "torch"] and generator.state is ChildState.READY
+    generator.close()
+
+
 def test_a_child_that_cannot_hand_its_latents_over_says_so(exact: Bundle, exact_frame: MakeFrame) -> None:
     """Without an answer the service would wait for the whole time limit of a batch, and kill it."""
 
