@@ -26,7 +26,7 @@ from typing import Any, Literal
 
 import aeic
 from aeic import errors
-from aeic.runtime.driver import nvidia_driver
+from aeic.runtime.driver import edge_runtime_remedy, nvidia_driver
 from aeic_tools.files import is_there
 
 Role = Literal["edge", "cloud"]
@@ -228,10 +228,10 @@ def _onnxruntime(bundle: Path | None) -> Iterator[Finding]:
             yield Finding(short, Status.WARNING, "no NVIDIA driver: the edge runs on the CPU", remedy)
         else:
             missing = f"; not loaded: {', '.join(found['libraries'])}" if found["libraries"] else ""
-            remedy = f"{errors.remedy('edge-gpu')} for CUDA and cuDNN, or set AEIC_EDGE_PROVIDER=cpu"
+            remedy = f"{edge_runtime_remedy()}, or set AEIC_EDGE_PROVIDER=cpu"
             yield Finding(short, Status.FAILED, f"{problem}{missing}", remedy)
     if nvidia_driver() and not any("CUDA" in name for name in found["providers"]):
-        remedy = f"if an edge is to use the GPU, pip uninstall onnxruntime, then {errors.remedy('edge-gpu')}"
+        remedy = f"if an edge is to use the GPU, pip uninstall onnxruntime, then {edge_runtime_remedy()}"
         yield Finding("CUDA", Status.WARNING, "there is a GPU, but this ONNX Runtime cannot use it", remedy)
 
 

@@ -25,6 +25,7 @@ from aeic.errors import BundleError
 from aeic.pixels import to_tensor
 from aeic.runtime import cuda, memory, openvino
 from aeic.runtime.capture_gate import GATE
+from aeic.runtime.driver import edge_runtime_remedy
 from aeic.runtime.fastest import Run, choose
 from aeic.runtime.openvino import OpenVinoSession
 from aeic.runtime.processor import multiplies_bfloat16
@@ -78,9 +79,9 @@ def open_session(path: Path, choice: ProviderChoice, threads: int, half: Path | 
         if choice == "auto":
             log.warning("analysis runs on the CPU: %s", error)
             return _on_the_cpu(path, threads, cpu)
+        remedy = "install TensorRT's libraries" if choice == "tensorrt" else edge_runtime_remedy()
         raise BundleError(
-            f"provider {choice} does not work here ({error}); install the edge-gpu extra with its CUDA libraries,"
-            " or set AEIC_EDGE_PROVIDER=cpu"
+            f"provider {choice} does not work here ({error}); {remedy}, or set AEIC_EDGE_PROVIDER=cpu"
         ) from error
 
 

@@ -108,6 +108,17 @@ def test_a_runtime_for_gpus_on_a_machine_without_a_driver_is_told_from_a_broken_
     assert "nvidia-smi" in found["CUDA"].remedy
 
 
+def test_a_jetson_is_not_told_to_install_an_extra_that_brings_nothing_there(
+    findings: Callable[..., dict[str, Finding]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(doctor, "nvidia_driver", lambda: "/dev/nvgpu")
+    monkeypatch.setattr("platform.machine", lambda: "aarch64")
+    monkeypatch.setattr("platform.release", lambda: "5.15.148-tegra")
+    for providers in ({}, {"CUDAExecutionProvider": "listed, but ONNX Runtime gave CPUExecutionProvider"}):
+        remedy = findings({"onnxruntime": ONNX | {"providers": providers}})["CUDA"].remedy
+        assert "docs/how-to/jetson.md" in remedy and "edge-gpu" not in remedy
+
+
 def test_a_runtime_that_crashes_or_hangs_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     real = subprocess.run
 
