@@ -221,6 +221,10 @@ def _onnxruntime(bundle: Path | None) -> Iterator[Finding]:
         short = name.removesuffix("ExecutionProvider")
         if not problem:
             yield Finding(short, Status.OK, "a session opens, and its answer agrees with the CPU's")
+        elif short == "Tensorrt" and os.environ.get("AEIC_EDGE_PROVIDER") != "tensorrt":
+            # The wheel of onnxruntime-gpu lists it, and no extra brings its libraries.
+            what = f"optional, used only with AEIC_EDGE_PROVIDER=tensorrt; it does not work here ({problem})"
+            yield Finding(short, Status.ABSENT, what)
         elif not nvidia_driver():
             remedy = (
                 "install the driver of the GPU (`nvidia-smi` must work); without a GPU, the extra edge-cpu is smaller"
@@ -229,6 +233,8 @@ def _onnxruntime(bundle: Path | None) -> Iterator[Finding]:
         else:
             missing = f"; not loaded: {', '.join(found['libraries'])}" if found["libraries"] else ""
             remedy = f"{edge_runtime_remedy()}, or set AEIC_EDGE_PROVIDER=cpu"
+            if short == "Tensorrt":
+                remedy = "install TensorRT's libraries, which no extra brings, or set AEIC_EDGE_PROVIDER=cuda"
             yield Finding(short, Status.FAILED, f"{problem}{missing}", remedy)
     if nvidia_driver() and not any("CUDA" in name for name in found["providers"]):
         remedy = f"if an edge is to use the GPU, pip uninstall onnxruntime, then {edge_runtime_remedy()}"
