@@ -216,3 +216,15 @@ def test_a_provider_that_is_missing_names_a_remedy_for_this_machine(
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CPUExecutionProvider"])
     with pytest.raises(BundleError, match=f"provider {choice} does not work here .*{said}"):
         execution_provider.open_session(tiny_bundle / "analysis.onnx", choice, 1)
+
+
+@pytest.mark.parametrize("choice", ["auto", "cpu"])
+def test_a_driver_without_cuda_in_onnx_runtime_is_named_unless_the_cpu_was_chosen(
+    choice: ProviderChoice, tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CPUExecutionProvider"])
+    monkeypatch.setattr(execution_provider, "multiplies_bfloat16", lambda: False)
+    monkeypatch.setattr(execution_provider, "nvidia_driver", lambda: "/dev/nvidiactl")
+    execution_provider.open_session(tiny_bundle / "analysis.onnx", choice, 1)
+    warnings = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert len(warnings) == (choice == "auto") and all("aeic doctor" in warning for warning in warnings)
