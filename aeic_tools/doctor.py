@@ -26,7 +26,7 @@ from typing import Any, Literal
 
 import aeic
 from aeic import errors
-from aeic.runtime.driver import edge_runtime_remedy, nvidia_driver
+from aeic.runtime.driver import driver_version, edge_runtime_remedy, nvidia_driver
 from aeic_tools.files import is_there
 
 Role = Literal["edge", "cloud"]
@@ -151,11 +151,7 @@ def _driver() -> Iterator[Finding]:
     if not sign:
         yield Finding("driver", Status.ABSENT, "no NVIDIA driver: everything runs on the CPU")
         return
-    try:
-        text = Path("/proc/driver/nvidia/version").read_text().splitlines()[0]
-    except OSError:
-        text = f"found by {sign}"
-    yield Finding("driver", Status.OK, text.removeprefix("NVRM version: ").strip())
+    yield Finding("driver", Status.OK, driver_version() or f"found by {sign}")
 
 
 # -- packages and the runtimes ----------------------------------------------------------------------------------------

@@ -23,6 +23,16 @@ def nvidia_driver(root: Path = Path("/")) -> str:
     return next((sign for sign in SIGNS if (root / sign.lstrip("/")).exists()), "")
 
 
+def driver_version(root: Path = Path("/")) -> str:
+    """What the driver says about its version on Linux, such as ``NVIDIA UNIX Open Kernel Module ... 580.65.06 ...``;
+    empty elsewhere."""
+    try:
+        text = (root / "proc/driver/nvidia/version").read_text().splitlines()[0]
+    except (OSError, IndexError):
+        return ""
+    return text.removeprefix("NVRM version:").strip()
+
+
 def edge_runtime_remedy() -> str:
     """How to install an ONNX Runtime that uses this machine's GPU, for errors that name a missing one.
 
