@@ -21,6 +21,8 @@ from typing import Any, TextIO
 
 _ABSEIL = re.compile(r"([IWEF])\d{4} [\d:.]+ +\d+ +(\S+)\] (.*)")  # of gRPC's C library
 _LEVELS = {"I": logging.INFO, "W": logging.WARNING, "E": logging.ERROR, "F": logging.CRITICAL}
+_NAMES = {logging.getLevelName(level).lower(): level for level in (*_LEVELS.values(), logging.DEBUG)}
+_FIRST = '{"time": "'
 _SPARSE = ("socket.accept() out of system resource", "Invalid HTTP request received.", "Unsupported upgrade request.")
 _SPARSE_SECONDS = 60.0
 _LONGEST_LINE = 65536
@@ -29,12 +31,23 @@ _LINES = 10_000
 _FLUSH_SECONDS = 2.0
 
 
-def set_up(level: str, form: str) -> None:
+_chosen: dict[str, str] | None = None
+
+
+def chosen() -> dict[str, str] | None:
+    """The arguments of the last :func:`set_up`, for a child process; None before."""
+    return _chosen
+
+
+def set_up(level: str, form: str, *, child: bool = False) -> None:
     """Sends every logger of the process to stderr, in that form (``json`` or ``text``), from that level on.
 
-    As JSON also what libraries in C write to stderr by themselves, such as gRPC's and ONNX Runtime's.
+    As JSON also what libraries in C write to stderr by themselves, such as gRPC's and ONNX Runtime's. ``child``: stderr
+    is that of a process with the same settings, which logs what this one and its libraries write.
     """
-    stream = _native_lines_to_log() if form == "json" else sys.stderr
+    global _chosen
+    _chosen = {"level": level, "form": form}
+    stream = _native_lines_to_log() if form == "json" and not child else sys.stderr
     handler = Unblocked(stream)
     handler.setFormatter(_Json() if form == "json" else _Text())
     handler.addFilter(Sparse(_SPARSE, _SPARSE_SECONDS))
@@ -170,7 +183,19 @@ def _forward(descriptor: int) -> None:
     with os.fdopen(descriptor, "rb") as lines:
         while line := lines.readline(_LONGEST_LINE):
             if text := line.decode(errors="backslashreplace").rstrip():
-                if found := _ABSEIL.match(text):
+                if record := _of_a_child(text):
+                    logging.getLogger(record.name).handle(record)
+                elif found := _ABSEIL.match(text):
                     logging.getLogger("grpc").log(_LEVELS[found[1]], "%s: %s", found[2], found[3])
                 else:
                     logging.getLogger("stderr").warning("%s", text)
+
+
+def _of_a_child(text: str) -> logging.LogRecord | None:
+    """The record of a line that a child process has written by ``_Json``; None for another line."""
+    try:
+        line = json.loads(text) if text.startswith(_FIRST) else {}
+        event = "\n".join(line[key] for key in ("event", "error") if key in line)
+        return logging.LogRecord(line["logger"], _NAMES[line["level"]], "", 0, "%s", (event,), None)
+    except (ValueError, KeyError, TypeError):
+        return None

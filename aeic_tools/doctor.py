@@ -26,7 +26,7 @@ from typing import Any, Literal
 
 import aeic
 from aeic import errors
-from aeic.runtime.driver import nvidia_driver
+from aeic.runtime.driver import driver_version, edge_runtime_remedy, nvidia_driver
 from aeic_tools.files import is_there
 
 Role = Literal["edge", "cloud"]
@@ -151,11 +151,7 @@ def _driver() -> Iterator[Finding]:
     if not sign:
         yield Finding("driver", Status.ABSENT, "no NVIDIA driver: everything runs on the CPU")
         return
-    try:
-        text = Path("/proc/driver/nvidia/version").read_text().splitlines()[0]
-    except OSError:
-        text = f"found by {sign}"
-    yield Finding("driver", Status.OK, text.removeprefix("NVRM version: ").strip())
+    yield Finding("driver", Status.OK, driver_version() or f"found by {sign}")
 
 
 # -- packages and the runtimes ----------------------------------------------------------------------------------------
@@ -221,6 +217,10 @@ def _onnxruntime(bundle: Path | None) -> Iterator[Finding]:
         short = name.removesuffix("ExecutionProvider")
         if not problem:
             yield Finding(short, Status.OK, "a session opens, and its answer agrees with the CPU's")
+        elif short == "Tensorrt" and os.environ.get("AEIC_EDGE_PROVIDER") != "tensorrt":
+            # The wheel of onnxruntime-gpu lists it, and no extra brings its libraries.
+            what = f"optional, used only with AEIC_EDGE_PROVIDER=tensorrt; it does not work here ({problem})"
+            yield Finding(short, Status.ABSENT, what)
         elif not nvidia_driver():
             remedy = (
                 "install the driver of the GPU (`nvidia-smi` must work); without a GPU, the extra edge-cpu is smaller"
@@ -228,10 +228,12 @@ def _onnxruntime(bundle: Path | None) -> Iterator[Finding]:
             yield Finding(short, Status.WARNING, "no NVIDIA driver: the edge runs on the CPU", remedy)
         else:
             missing = f"; not loaded: {', '.join(found['libraries'])}" if found["libraries"] else ""
-            remedy = f"{errors.remedy('edge-gpu')} for CUDA and cuDNN, or set AEIC_EDGE_PROVIDER=cpu"
+            remedy = f"{edge_runtime_remedy()}, or set AEIC_EDGE_PROVIDER=cpu"
+            if short == "Tensorrt":
+                remedy = "install TensorRT's libraries, which no extra brings, or set AEIC_EDGE_PROVIDER=cuda"
             yield Finding(short, Status.FAILED, f"{problem}{missing}", remedy)
     if nvidia_driver() and not any("CUDA" in name for name in found["providers"]):
-        remedy = f"if an edge is to use the GPU, pip uninstall onnxruntime, then {errors.remedy('edge-gpu')}"
+        remedy = f"if an edge is to use the GPU, pip uninstall onnxruntime, then {edge_runtime_remedy()}"
         yield Finding("CUDA", Status.WARNING, "there is a GPU, but this ONNX Runtime cannot use it", remedy)
 
 

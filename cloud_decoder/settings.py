@@ -83,7 +83,8 @@ class Settings(ServiceSettings):
     entropy: Literal["auto", "cpu", "device", "triton"] = Field(
         "auto",
         description="Where frames are entropy-decoded: `cpu`, `device`, or `auto`: on a GPU if there is one;"
-        " `triton`: on a GPU, with kernels that have not run on one yet.",
+        " `triton`: on a GPU, with kernels that have not run on one yet."
+        " Without a GPU, `device` and `triton` run torch on the CPU.",
     )
     entropy_check_frames: int = Field(
         256, ge=0, description="Check every Nth frame decoded on a device on the CPU too; 0 disables the check."

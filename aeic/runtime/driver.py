@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import platform
 from pathlib import Path
+
+from aeic.errors import remedy
 
 SIGNS = (
     "/proc/driver/nvidia/version",  # Linux
@@ -18,3 +21,23 @@ SIGNS = (
 def nvidia_driver(root: Path = Path("/")) -> str:
     """The first sign of an installed driver; empty if there is none."""
     return next((sign for sign in SIGNS if (root / sign.lstrip("/")).exists()), "")
+
+
+def driver_version(root: Path = Path("/")) -> str:
+    """What the driver says about its version on Linux, such as ``NVIDIA UNIX Open Kernel Module ... 580.65.06 ...``;
+    empty elsewhere."""
+    try:
+        text = (root / "proc/driver/nvidia/version").read_text().splitlines()[0]
+    except (OSError, IndexError):
+        return ""
+    return text.removeprefix("NVRM version:").strip()
+
+
+def edge_runtime_remedy() -> str:
+    """How to install an ONNX Runtime that uses this machine's GPU, for errors that name a missing one.
+
+    On a Jetson, whose kernel is named ``...-tegra``, the extra ``edge-gpu`` brings no runtime (pyproject.toml).
+    """
+    if platform.machine() == "aarch64" and "tegra" in platform.release():
+        return "install an ONNX Runtime for this JetPack, then the extra edge-base: see docs/how-to/jetson.md"
+    return remedy("edge-gpu")

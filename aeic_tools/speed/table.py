@@ -5,8 +5,8 @@
 Each bundle and size is measured in a separate process: picture to frame and frame to picture, pixels in memory, both
 with the entropy coding; medians after one warm-up, and the peak memory. The results are added to OUT/speed.json by the
 name of the device, so runs on several machines come together, and OUT/speed.md is written from it. What was not run is
-an empty cell. The published times are those of the paper (arXiv 2512.12229), on a GTX 1080 Ti and an RTX 4090D. The
-last line is JSON.
+an empty cell. speed.json has the versions of AEIC and, on a GPU, of torch and the driver. The published times are those
+of the paper (arXiv 2512.12229), on a GTX 1080 Ti and an RTX 4090D. The last line is JSON.
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import aeic
+from aeic.runtime.driver import driver_version
 from aeic_tools.extras import needs
 from aeic_tools.machine import processor
 from aeic_tools.speed.single import median_ms
@@ -72,7 +74,17 @@ def measure(bundle: Path, size: str, device: str, threads: int, reps: int, pictu
         "encode_ms": round(encode_ms, 1),
         "decode_ms": round(decode_ms, 1),
         "peak_bytes": _peak_bytes(),
+        "versions": _versions(decoder.device),
     }
+
+
+def _versions(device: str) -> dict[str, str]:
+    """Of this program and, on a GPU, of torch and the driver."""
+    if not device.startswith("cuda"):
+        return {"aeic": aeic.__version__}
+    import torch
+
+    return {"aeic": aeic.__version__, "torch": torch.__version__, "driver": driver_version()}
 
 
 def _peak_bytes() -> int | None:

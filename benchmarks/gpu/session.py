@@ -55,6 +55,7 @@ from aeic.passes import PASS_COUNT
 from aeic.profiles import LATENT_STRIDE
 from aeic.quantise import hyper_size
 from aeic.runtime import cuda
+from aeic.runtime.driver import driver_version
 from aeic_nets.integer.model import IntegerModel
 from aeic_nets.integer.torch_ops import Factors, TorchEntropyModel, TorchOps
 from aeic_nets.runtime import memory_plan
@@ -156,7 +157,7 @@ def machine(session: Session) -> dict[str, Any]:
         free, total = torch.cuda.mem_get_info(session.device)
         capability = torch.cuda.get_device_capability(session.device)
         found["card"] = {"name": torch.cuda.get_device_name(session.device), "capability": capability}
-        found["card"] |= {"free": free, "total": total, "cuda": torch.version.cuda}
+        found["card"] |= {"free": free, "total": total, "cuda": torch.version.cuda, "driver": driver_version()}
     kinds = {"float32": (torch.float32, False), "bfloat16": (torch.bfloat16, False)}
     if session.on_card:
         kinds |= {"tf32": (torch.float32, True), "float16": (torch.float16, False)}

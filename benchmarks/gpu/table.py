@@ -2,10 +2,11 @@
 
     python -m benchmarks.gpu.table [--profile se] [--bundle DIR] [--device cuda]
 
-Encoding: pixels to the bytes of a frame, the analysis on the card, the exact entropy model on the CPU. Decoding: the
-bytes of a frame to pixels, the decoder on the card in bfloat16. Frames one after the other and, for frames a second,
-in batches. Without --bundle the weights are made from their names: the same work. The last line is JSON. With --device
-cpu it runs anywhere, to try the script; docs/how-to/gpu.md says what has been run on a GPU so far.
+Encoding: pixels to the bytes of a frame, the analysis on the card, the exact entropy model there too if the bundle has
+entropy_gpu.onnx, and otherwise on the CPU. Decoding: the bytes of a frame to pixels, the decoder on the card in
+bfloat16. Frames one after the other and, for frames a second, in batches. Without --bundle the weights are made from
+their names: the same work, with entropy_gpu.onnx. The last line is JSON. With --device cpu it runs anywhere, to try the
+script; docs/how-to/gpu.md says what has been run on a GPU so far.
 """
 
 from __future__ import annotations

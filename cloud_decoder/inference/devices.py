@@ -6,6 +6,7 @@ decoder.py calls :func:`choose_device` with ``AEIC_CLOUD_DEVICE``. It builds the
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import logging
 import re
@@ -49,12 +50,21 @@ def choose_device(wanted: str, has_graph: bool = True, *, gpu: bool = True) -> s
     return "fastest" if multiplies_bfloat16() and installed() else "onnx"
 
 
+@functools.cache  # every bundle asks; one warning is enough
 def _has_card() -> bool:
-    if not nvidia_driver() or importlib.util.find_spec("torch") is None:
+    sign = nvidia_driver()
+    if not sign or importlib.util.find_spec("torch") is None:
         return False
     import torch
 
-    return torch.cuda.is_available()
+    found = torch.cuda.is_available()
+    if not found:
+        log.warning(
+            "pictures are decoded on the CPU: there is an NVIDIA driver (%s), but torch finds no GPU;"
+            " `aeic doctor` names the remedy",
+            sign,
+        )
+    return found
 
 
 def choose_devices(wanted: str, has_graph: bool = True) -> list[str]:

@@ -40,6 +40,7 @@ from numpy.typing import NDArray
 
 from aeic import errors
 from aeic.errors import BitstreamError, BundleError
+from aeic_service import logs
 from cloud_decoder.errors import DecoderDied, DeviceOutOfMemory, DeviceUnavailable
 from cloud_decoder.inference.backend import EntropyDecoded, GeneratorBackend
 
@@ -254,6 +255,7 @@ class SubprocessGenerator(GeneratorBackend):
     ) -> None:
         self.device = device
         self._arguments: dict[str, Any] = {"bundle": str(bundle.resolve()), "device": device, "threads": threads}
+        self._arguments["log"] = logs.chosen()
         if entropy:
             self._arguments |= {"check_every": check_every, "kernels": entropy}
         self._entropy_off = "" if entropy else "not asked for"

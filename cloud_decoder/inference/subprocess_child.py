@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 
 from aeic.bundle import Bundle
 from aeic.errors import BitstreamError
+from aeic_service import logs
 from cloud_decoder.inference.backend import (
     GeneratorBackend,
     is_out_of_memory,
@@ -75,6 +76,8 @@ class Child:
         return {"failed": failed, "what": what}
 
     def _load(self, message: dict[str, Any]) -> dict[str, Any]:
+        if message.get("log"):
+            logs.set_up(**message["log"], child=True)
         self._device = message["device"]
         self._generator = build_generator(Path(message["bundle"]), self._device, message["threads"])
         if "check_every" in message:

@@ -25,6 +25,7 @@ from aeic.errors import BundleError
 from aeic.pixels import to_tensor
 from aeic.runtime import cuda, memory, openvino
 from aeic.runtime.capture_gate import GATE
+from aeic.runtime.driver import edge_runtime_remedy, nvidia_driver
 from aeic.runtime.fastest import Run, choose
 from aeic.runtime.openvino import OpenVinoSession
 from aeic.runtime.processor import multiplies_bfloat16
@@ -56,6 +57,12 @@ def open_session(path: Path, choice: ProviderChoice, threads: int, half: Path | 
     if choice == "cpu":
         return cpu, CPU
     if choice == "auto" and _CUDA not in onnxruntime.get_available_providers():
+        if sign := nvidia_driver():
+            log.warning(
+                "analysis runs on the CPU: there is an NVIDIA driver (%s), but this ONNX Runtime has no CUDA;"
+                " `aeic doctor` names the remedy, AEIC_EDGE_PROVIDER=cpu silences this",
+                sign,
+            )
         return _on_the_cpu(path, threads, cpu)
     if choice == "openvino":
         quick = OpenVinoSession(path, threads)
@@ -78,9 +85,9 @@ def open_session(path: Path, choice: ProviderChoice, threads: int, half: Path | 
         if choice == "auto":
             log.warning("analysis runs on the CPU: %s", error)
             return _on_the_cpu(path, threads, cpu)
+        remedy = "install TensorRT's libraries" if choice == "tensorrt" else edge_runtime_remedy()
         raise BundleError(
-            f"provider {choice} does not work here ({error}); install the edge-gpu extra with its CUDA libraries,"
-            " or set AEIC_EDGE_PROVIDER=cpu"
+            f"provider {choice} does not work here ({error}); {remedy}, or set AEIC_EDGE_PROVIDER=cpu"
         ) from error
 
 

@@ -1,4 +1,4 @@
-"""The encoder's entropy model on a GPU, checked against the CPU: its numbers are used only while they are the same.
+"""The encoder's entropy model on a GPU, checked against the CPU: it is used until a check finds a difference.
 
 The graph ``entropy_gpu.onnx`` of a bundle computes what ``entropy.onnx`` does, with float products of whole numbers
 that stay below 2**24 (docs/determinism.md). It is exact on every device that multiplies in float32. What is checked
@@ -16,7 +16,8 @@ Where memory does not suffice for a size, the CPU encodes the frame, and no othe
 A sender of ever-new sizes gains nothing: checks are made for a fraction of the frames (CheckAllowance).
 
 After the first difference, or an error that is not about memory, the CPU encodes everything, and ``reason`` says why.
-A frame is never wrong: a result that differs is replaced by the CPU's before it is coded.
+A checked frame is coded from the CPU's result. The frames between two checks are coded from the GPU's: if it is faulty,
+they may not decode. Their check value shows that in the cloud, which puts them into quarantine.
 """
 
 from __future__ import annotations

@@ -48,6 +48,23 @@ def test_lines_of_libraries_in_c_are_in_the_json_log() -> None:
     assert end["event"] == "end"
 
 
+def test_lines_of_a_child_keep_their_logger_and_level() -> None:
+    child = (
+        "import logging\nfrom aeic_service import logs\nlogs.set_up(**{chosen}, child=True)\n"
+        "logging.getLogger('x').info({said!r})\n"
+        "try:\n    1 / 0\nexcept ZeroDivisionError:\n    logging.getLogger('y').exception('it failed')"
+    ).replace("{said!r}", repr(INJECTED))
+    code = (
+        f"import subprocess\nprogram = {child!r}.replace('{{chosen}}', repr(logs.chosen()))\n"
+        "subprocess.run([sys.executable, '-c', program], check=True)\n"
+        """os.write(2, b'{"time": "not one of a child"}\\n')\ntime.sleep(0.5)"""
+    )
+    said, failed, other = [json.loads(line) for line in run("json", code)]
+    assert (said["logger"], said["level"], said["event"]) == ("x", "info", INJECTED)
+    assert (failed["logger"], failed["level"]) == ("y", "error") and "ZeroDivisionError" in failed["event"]
+    assert (other["logger"], other["level"]) == ("stderr", "warning")
+
+
 def test_a_library_that_holds_the_interpreter_is_never_blocked() -> None:
     """The reader of the pipe cannot run while PyDLL calls: a pipe that blocks would hang here."""
     code = "import ctypes\nlogging.info('%d', ctypes.PyDLL(None).write(2, b'x' * (4 << 20), 4 << 20))"

@@ -102,6 +102,16 @@ def test_files_copied_into_images_exist(path: Path) -> None:
             assert (ROOT / name).exists(), f"{path.name} copies {name}"
 
 
+def test_compose_lets_the_gpus_kernels_be_chosen_and_cached() -> None:
+    """By default they are not used; the file system is read-only but for the volume, where Triton may write."""
+    cloud = COMPOSE["services"]["cloud-gpu"]
+    default = CloudSettings.model_fields["entropy"].default
+    assert cloud["environment"]["AEIC_CLOUD_ENTROPY"] == "${AEIC_CLOUD_ENTROPY:-" + default + "}"
+    folder = re.fullmatch(r"\$\{TRITON_CACHE_DIR:-(/.+)\}", cloud["environment"]["TRITON_CACHE_DIR"])
+    (volume,) = cloud["volumes"]
+    assert folder and folder[1].startswith(volume.split(":")[1] + "/") and cloud["read_only"]
+
+
 def test_extras_named_in_images_exist() -> None:
     pyproject = (ROOT / "pyproject.toml").read_text()
     for path in IMAGES:

@@ -28,7 +28,13 @@ TORCH = {"version": "2", "cards": []}
 def findings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., dict[str, Finding]]:
     """The findings by name; ``probes`` are the answers of the child processes."""
     monkeypatch.chdir(tmp_path)
-    for name in ("AEIC_EDGE_DATA_DIR", "AEIC_CLOUD_DATA_DIR", "AEIC_EDGE_CLOUD_ADDRESS", "AEIC_BUNDLE"):
+    for name in (
+        "AEIC_EDGE_DATA_DIR",
+        "AEIC_CLOUD_DATA_DIR",
+        "AEIC_EDGE_CLOUD_ADDRESS",
+        "AEIC_BUNDLE",
+        "AEIC_EDGE_PROVIDER",
+    ):
         monkeypatch.delenv(name, raising=False)
 
     def examined(probes: dict[str, Any] | None = None, **options: Any) -> dict[str, Finding]:
@@ -106,6 +112,39 @@ def test_a_runtime_for_gpus_on_a_machine_without_a_driver_is_told_from_a_broken_
     found = findings({"onnxruntime": ONNX | {"providers": listed}})
     assert found["CUDA"].status is Status.WARNING and "no NVIDIA driver" in found["CUDA"].what
     assert "nvidia-smi" in found["CUDA"].remedy
+
+
+@pytest.mark.parametrize("driver", ["", "/dev/nvidiactl"])
+def test_tensorrt_without_its_libraries_has_failed_only_where_it_was_asked_for(
+    driver: str, findings: Callable[..., dict[str, Finding]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The wheel of onnxruntime-gpu lists it, and no extra brings its libraries."""
+    monkeypatch.setattr(doctor, "nvidia_driver", lambda: driver)
+    listed = {
+        "TensorrtExecutionProvider": "listed, but ONNX Runtime gave CPUExecutionProvider",
+        "CUDAExecutionProvider": "",
+    }
+    works = {"name": "RTX", "dtype": "bfloat16", "free": 8e9, "error": ""}
+    probes = {"onnxruntime": ONNX | {"providers": listed}, "torch": TORCH | {"cards": [works]}}
+    found = findings(probes)
+    assert failed(found) == [] and found["Tensorrt"].status is Status.ABSENT and "optional" in found["Tensorrt"].what
+    monkeypatch.setenv("AEIC_EDGE_PROVIDER", "tensorrt")
+    found = findings(probes)
+    if driver:
+        assert failed(found) == ["Tensorrt"] and "AEIC_EDGE_PROVIDER=cuda" in found["Tensorrt"].remedy
+    else:
+        assert found["Tensorrt"].status is Status.WARNING
+
+
+def test_a_jetson_is_not_told_to_install_an_extra_that_brings_nothing_there(
+    findings: Callable[..., dict[str, Finding]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(doctor, "nvidia_driver", lambda: "/dev/nvgpu")
+    monkeypatch.setattr("platform.machine", lambda: "aarch64")
+    monkeypatch.setattr("platform.release", lambda: "5.15.148-tegra")
+    for providers in ({}, {"CUDAExecutionProvider": "listed, but ONNX Runtime gave CPUExecutionProvider"}):
+        remedy = findings({"onnxruntime": ONNX | {"providers": providers}})["CUDA"].remedy
+        assert "docs/how-to/jetson.md" in remedy and "edge-gpu" not in remedy
 
 
 def test_a_runtime_that_crashes_or_hangs_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

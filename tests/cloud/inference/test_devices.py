@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -103,3 +104,17 @@ def test_a_gpu_that_does_not_work_is_an_error_only_where_it_was_asked_for(
             Decoder.from_bundle(NANO, wanted)
     else:
         assert Decoder.from_bundle(NANO, wanted).device == "onnx"
+
+
+def test_a_driver_without_a_gpu_for_torch_is_named_once(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    torch = pytest.importorskip("torch")
+    monkeypatch.setattr(devices, "nvidia_driver", lambda: "/dev/nvidiactl")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(devices, "_has_card", functools.cache(devices._has_card.__wrapped__))
+    assert devices.choose_device("cpu") == "cpu" and not caplog.records
+    for _ in range(2):
+        assert devices.choose_device("auto", has_graph=False) == "cpu"
+    (record,) = caplog.records
+    assert record.levelname == "WARNING" and "aeic doctor" in record.getMessage()

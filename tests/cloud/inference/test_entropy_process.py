@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
+import re
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -28,6 +32,7 @@ from cloud_decoder.worker import pipeline
 from tests.support.cloud.cloud import FakeGenerator, metric, running_cloud
 from tests.support.frames import MakeFrame, frame_maker, new_frame
 from tests.support.models.exact_models import write_exact_bundle
+from tests.support.roots import ROOT
 from tests.support.waiting import until
 
 
@@ -413,6 +418,43 @@ def test_the_child_ends_and_another_one_starts(bundle: Bundle, make_frame: MakeF
         assert decoder.decode([frame])[0].shape == (192, 192, 3)
         assert generator.pid != child.pid
         decoder.close()
+
+
+@pytest.mark.parametrize("form", ["json", "text"])
+def test_the_child_logs_in_the_form_and_from_the_level_of_the_service(
+    form: str, bundle: Bundle, tmp_path: Path
+) -> None:
+    """What a generator logs in the child, and what a library in C writes there."""
+    (tmp_path / "sitecustomize.py").write_text(
+        "import logging, os\n"
+        "from cloud_decoder.inference import onnx_backend\n"
+        "def warm_up(self, *rest):\n"
+        "    logging.getLogger('a.kernel').debug('too much')\n"
+        "    logging.getLogger('a.kernel').info('it is\\nused')\n"
+        "    logging.getLogger().handlers[0].flush()\n"
+        "    os.write(2, b'native\\n')\n"
+        "onnx_backend.OnnxGenerator.warm_up = warm_up\n"
+    )
+    program = (
+        "import sys, time\nfrom pathlib import Path\nfrom aeic_service import logs\n"
+        "from cloud_decoder.inference.subprocess_backend import SubprocessGenerator\n"
+        f"logs.set_up('info', {form!r})\n"
+        "generator = SubprocessGenerator(Path(sys.argv[1]), 'onnx', 1)\n"
+        "generator.warm_up(1)\ngenerator.close()\ntime.sleep(0.5)\n"
+    )
+    paths = os.pathsep.join([str(tmp_path), str(ROOT), os.environ.get("PYTHONPATH", "")])
+    command = [sys.executable, "-c", program, str(bundle.path)]
+    done = subprocess.run(
+        command, env=os.environ | {"PYTHONPATH": paths}, capture_output=True, text=True, timeout=120, check=True
+    )
+    lines = done.stderr.splitlines()
+    assert "too much" not in done.stderr
+    if form == "text":
+        assert re.fullmatch(r"\d{4}-\S+ \S+ INFO    it is\\nused", lines[0]) and lines[1:] == ["native"]
+        return
+    used, native = map(json.loads, lines)
+    assert (used["logger"], used["level"], used["event"]) == ("a.kernel", "info", "it is\nused")
+    assert (native["logger"], native["level"], native["event"]) == ("stderr", "warning", "native")
 
 
 async def test_a_picture_that_is_not_finite_is_refused(

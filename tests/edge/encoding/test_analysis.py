@@ -15,6 +15,7 @@ import onnxruntime
 import pytest
 
 from aeic.bundle import Bundle
+from aeic.errors import BundleError
 from aeic.runtime import cuda
 from edge_encoder.encoding import ProviderChoice, analysis, execution_provider
 from edge_encoder.encoding.analysis import PARTS, Analysis, Part, _cuts
@@ -197,3 +198,33 @@ def test_auto_measures_the_cpus_runtimes_where_cuda_is_offered_and_fails(
     monkeypatch.setattr(execution_provider, "_on_the_cpu", on_the_cpu)
     path = tiny_bundle / "analysis.onnx"
     assert execution_provider.open_session(path, "auto", 1)[1] == "the faster one" and measured == [path]
+
+
+@pytest.mark.parametrize(
+    ("choice", "release", "said"),
+    [
+        ("cuda", "6.8.0-generic", r"\[edge-gpu\]"),
+        ("cuda", "5.15.148-tegra", "docs/how-to/jetson.md"),
+        ("tensorrt", "6.8.0-generic", "install TensorRT's libraries"),
+    ],
+)
+def test_a_provider_that_is_missing_names_a_remedy_for_this_machine(
+    choice: ProviderChoice, release: str, said: str, tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("platform.machine", lambda: "aarch64")
+    monkeypatch.setattr("platform.release", lambda: release)
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CPUExecutionProvider"])
+    with pytest.raises(BundleError, match=f"provider {choice} does not work here .*{said}"):
+        execution_provider.open_session(tiny_bundle / "analysis.onnx", choice, 1)
+
+
+@pytest.mark.parametrize("choice", ["auto", "cpu"])
+def test_a_driver_without_cuda_in_onnx_runtime_is_named_unless_the_cpu_was_chosen(
+    choice: ProviderChoice, tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CPUExecutionProvider"])
+    monkeypatch.setattr(execution_provider, "multiplies_bfloat16", lambda: False)
+    monkeypatch.setattr(execution_provider, "nvidia_driver", lambda: "/dev/nvidiactl")
+    execution_provider.open_session(tiny_bundle / "analysis.onnx", choice, 1)
+    warnings = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert len(warnings) == (choice == "auto") and all("aeic doctor" in warning for warning in warnings)

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+import aeic
 from aeic_tools.speed import table as speed_table
 from tests.support.models.tiny_bundle import write_tiny_bundle
 from tests.support.roots import ROOT
@@ -37,6 +38,7 @@ def test_a_bundle_is_measured_and_other_devices_stay(tmp_path: Path, capsys: Any
     (device,) = set(measured) - {"Another CPU"}
     ((name, rows),) = measured[device].items()
     assert rows["96x64"]["encode_ms"] > 0 and rows["96x64"]["peak_bytes"] > 1e6
+    assert rows["96x64"]["versions"] == {"aeic": aeic.__version__}
     text = (out / "speed.md").read_text()
     assert "| Another CPU | tiny 00 |  |  |  |  | 2.0 [500.0] | 4.0 [250.0] |  |  |  |" in text
     assert f"| {device} | {name} |  |  |  |  |  |  | " in text
@@ -48,3 +50,10 @@ def test_a_size_that_is_none_is_refused(capsys: Any) -> None:
     with pytest.raises(SystemExit):
         speed_table.main(["--sizes", "768"])
     assert "give WIDTHxHEIGHT" in capsys.readouterr().err
+
+
+def test_a_row_of_a_gpu_has_the_versions_that_its_speed_depends_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch = pytest.importorskip("torch")
+    monkeypatch.setattr(speed_table, "driver_version", lambda: "580.65.06")
+    versions = {"aeic": aeic.__version__, "torch": torch.__version__, "driver": "580.65.06"}
+    assert speed_table._versions("cuda:1") == versions
