@@ -35,7 +35,7 @@ BODIES = (
     "Content-Type: MULTIPART/x\r\nContent-Length: 3\r\n\r\nabc",
 )  # fmt: skip
 MALFORMED = ("GET /v1/status HTTP/2.0\r\nHost: x\r\n\r\n", "GET /v1/status HTTP/1.0\r\n\r\n", "\0\r\n\r\n")
-VALUES = ("", "x", "1.5", "1e2", "0x1", "nan", "9" * 5000, "%00", "%D9%A1%D9%A1x", "1&{}=2")
+VALUES = ("", "x", "1.5", "1e", "1_0", "+7", "0x1", "nan", "9" * 5000, "%00", "%D9%A1%D9%A1x", "1&{}=2")
 SECONDS = ("nan", "inf", "-1", "1e400", "x", "", "86401")
 
 DELETION = ("DELETE", f"/v1/frames/{ID}")
