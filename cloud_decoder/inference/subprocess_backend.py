@@ -479,7 +479,7 @@ class SubprocessGenerator(GeneratorBackend):
             log.error("the device has failed (%s); its process is started again", answer["what"].splitlines()[0])
             if self._arguments.get("kernels") == "triton":  # they may be the cause, and would fail in every process
                 self._arguments["kernels"] = "torch"
-                log.error("torch decodes entropy from now on: set AEIC_CLOUD_ENTROPY=device until Triton's kernels work")
+                log.error("torch's kernels decode entropy from now on: set AEIC_CLOUD_ENTROPY=device if Triton's fail")
             self._discard()
             raise DecoderDied("the device failed and its process was ended", retry_after=1.0)
         if failed:

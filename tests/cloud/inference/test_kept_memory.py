@@ -16,6 +16,7 @@ from cloud_decoder.inference import onnx_backend, subprocess_child
 from cloud_decoder.inference.backend import GeneratorBackend
 from cloud_decoder.inference.onnx_backend import OnnxGenerator
 from cloud_decoder.inference.subprocess_backend import Control, SharedBuffer
+from cloud_decoder.tiling import WHOLE_PIXELS
 from tests.support.roots import ROOT
 
 Y_HAT = np.zeros((1, 128, 20, 24), np.float32)
@@ -84,5 +85,5 @@ def test_an_idle_child_releases_memory_once(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_the_guide_states_the_memory_of_the_largest_tile() -> None:
-    tile = onnx_backend.WHOLE_PIXELS * onnx_backend._PIXEL_BYTES
+    tile = WHOLE_PIXELS * onnx_backend._PIXEL_BYTES
     assert f"its largest tile, up to {math.ceil(tile / 1e9)} GB" in (ROOT / "docs" / "how-to" / "cloud.md").read_text()
