@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,15 +14,16 @@ from torch import Tensor
 
 from aeic.passes import PASS_COUNT
 from aeic.profiles import SCALE_MAX
-from aeic_nets.codec import Codec
 from aeic_nets.integer import network
-from aeic_nets.integer.calibrate import calibrate, quantise
 from aeic_nets.integer.lower_cpu import CpuLowering
 from aeic_nets.integer.lower_gpu import FloatLowering, classes, coded_groups
 from aeic_nets.integer.model import IntegerModel, Site
 from aeic_nets.integer.onnx_builder import FLOAT, INT8, INT16, INT32, Graph
 from aeic_nets.integer.proof import prove
 from aeic_nets.integer.scale_index import COARSE, FINE, SWITCH, index_table, symbol_limits
+
+if TYPE_CHECKING:
+    from aeic_nets.codec import Codec
 
 Target = Literal["cpu", "gpu"]
 OPSETS: dict[Target, int] = {"cpu": 20, "gpu": 18}
@@ -48,6 +49,9 @@ def export_entropy(
     ``readable``: names in the graphs begin with their layer. ``ExactnessError`` if the proof fails; nothing is written
     then.
     """
+    # Here, because it needs CompressAI, and write_gpu_entropy is for machines that lack it.
+    from aeic_nets.integer.calibrate import calibrate, quantise
+
     sites = calibration if isinstance(calibration, dict) else calibrate(codec, calibration)
     model = quantise(codec, sites, medians)
     write_graphs(model, folder, target, readable)

@@ -92,6 +92,12 @@ def test_it_needs_neither_onnx_nor_compressai() -> None:
     assert subprocess.run([sys.executable, "-c", code], timeout=120).returncode == 0
 
 
+def test_the_graph_for_gpus_is_written_without_compressai() -> None:
+    """The session on a GPU writes it with the packages of a cloud and onnx."""
+    code = "import sys; import aeic_nets.integer.export; sys.exit('compressai' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], timeout=120).returncode == 0
+
+
 def _model_of(bundle: Bundle) -> IntegerModel:
     """The integer model that :func:`write_exact_bundle` makes, with the bundle's medians."""
     from aeic_nets.integer.calibrate import calibrate, quantise
