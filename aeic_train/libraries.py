@@ -19,7 +19,7 @@ def no_downloads() -> Iterator[None]:
     def refuse(*_: object, **__: object) -> Any:
         raise Blocked
 
-    patched: Any = socket  # mypy lets nobody replace a function of a module
+    patched: Any = socket  # mypy rejects an assignment to a function of a module
     kept = socket.socket.connect, socket.getaddrinfo
     patched.socket.connect, patched.getaddrinfo = refuse, refuse
     try:

@@ -302,7 +302,7 @@ def test_an_error_of_a_session_that_opens_neither_way_is_raised() -> None:
 
 
 def test_the_arena_shrinks_when_the_last_graph_has_gone(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The next runs make new buffers: those of before are nobody's any more."""
+    """The next runs make new buffers, and nothing refers to the old ones."""
     monkeypatch.setattr(resident_graph, "MEMORY", 10)
     session, buffers = Session(), Buffers(monkeypatch)
     graph = resident(session, Session(capture=False))
